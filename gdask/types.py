@@ -1,0 +1,34 @@
+"""Aliases with meaning, shared by every module. Importing this costs nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from astropy.io.fits import Header
+
+    Frame: TypeAlias = xr.Dataset
+    Frames: TypeAlias = tuple[xr.Dataset, ...]
+
+Pixels: TypeAlias = float
+Arcsec: TypeAlias = float
+Degrees: TypeAlias = float
+Seconds: TypeAlias = float
+Electrons: TypeAlias = float
+Fraction: TypeAlias = float
+
+Image: TypeAlias = npt.NDArray[np.float32]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+Flags: TypeAlias = npt.NDArray[np.uint16]
+
+
+class Headers(NamedTuple):
+    """The headers of one multi-extension file: the primary one and one for each image extension, in file order."""
+
+    phu: Header
+    ext: tuple[Header, ...]
+    path: str = ""
