@@ -1,0 +1,227 @@
+"""Multi-extension FITS files as lazy Frames: headers now, pixels by window in the task that needs them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from astropy.io import fits
+
+from gdask.io.headers import read_headers
+from gdask.model import DIMS, DTYPES, EXTNAMES, GdaskError
+from gdask.types import Frame, Frames, Headers
+
+_FITS_TYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
+_COMPRESSED = (".gz", ".bz2", ".fz", ".Z", ".zip")
+
+
+class Plane(NamedTuple):
+    """Where the pixels of one array lie in a file.
+
+    `offset` is in bytes, -1 where the file is compressed and the extension has to be decoded by its number.
+    """
+
+    path: str
+    identity: tuple[int, int]  # size in bytes, modification time in ns
+    extension: int
+    offset: int
+    fits_type: str
+    zero: float
+    scale: float
+    shape: tuple[int, int]
+
+
+def open_frame(path: str | os.PathLike[str], *, rows: int | None = None, tag: str = "") -> Frame:
+    """The lazy Frame of a raw or processed multi-extension file. Only headers are read.
+
+    Parameters
+    ----------
+    path
+        A FITS file, as it is or compressed (.gz, .bz2, .fz).
+    rows
+        Rows per chunk; None makes each array one chunk.
+    tag
+        Part of the graph's names. Two consumers that use different tags read the pixels each for itself, so that
+        neither has to keep them for the other.
+
+    Returns
+    -------
+    xarray.Dataset
+        `data` (float32) and, where the file has them, `variance` (float32), `dq` (uint16) and `objects` (bool), all
+        with dims (detector, y, x); attributes: `path`, `name`, `phu`, `headers` (one per array), `tables`.
+
+    Raises
+    ------
+    GdaskError
+        The file is missing, not FITS, truncated, has no image, or its arrays differ in shape.
+    """
+    path = os.path.abspath(path)
+    layout = read_layout(path)
+    return _assemble(path, layout, read_headers(path), rows, tag)
+
+
+def open_many(paths: list[str], *, rows: int | None = None) -> Frames:
+    """`open_frame` for each of several files: a tuple of lazy Frames."""
+    return tuple(open_frame(path, rows=rows) for path in paths)
+
+
+def reopen(frame: Frame, *, rows: int, tag: str) -> Frame:
+    """A file-backed Frame chunked for another consumer: the same pixels, read again in bands of `rows` rows.
+
+    A Frame whose pixels are still to be computed is chunked in place (within the frame, never across frames).
+    """
+    layout = frame.attrs.get("layout")
+    if layout is None:
+        return frame.chunk({"y": rows, "x": -1})
+    variables = lazy_variables(layout, rows, tag)
+    return frame.assign({name: (DIMS, variables[name]) for name in frame.data_vars if name in variables})
+
+
+def read_layout(path: str) -> dict[str, tuple[Plane, ...]]:
+    """For each Frame variable in a file, the place of each array's pixels. Checks that the file is whole."""
+    groups: dict[str, list[Plane]] = {}
+    stat = os.stat(path)
+    identity = (stat.st_size, stat.st_mtime_ns)
+    compressed = _is_compressed(path)
+    with fits.open(path, memmap=False, lazy_load_hdus=True, disable_image_compression=False) as hdus:
+        for number, hdu in enumerate(hdus):
+            plane = _plane(path, identity, number, hdu, compressed)
+            if plane is not None:
+                groups.setdefault(_variable_of(hdu), []).append(plane)
+    if "data" not in groups:
+        raise GdaskError(f"{path}: no image extension; expected a multi-extension file with SCI arrays")
+    return {name: tuple(planes) for name, planes in groups.items() if len(planes) == len(groups["data"])}
+
+
+def read_window(plane: Plane, y1: int, y2: int, x1: int, x2: int, dtype: np.dtype) -> np.ndarray:
+    """The pixels [y1:y2, x1:x2] of one array, in native byte order as `dtype`.
+
+    Raises GdaskError where the file is not the one whose headers were read.
+    """
+    _check_unchanged(plane)
+    if plane.offset < 0:
+        return _decode(plane, y1, y2, x1, x2, dtype)
+    width, item = plane.shape[1], np.dtype(plane.fits_type).itemsize
+    raw = np.fromfile(plane.path, plane.fits_type, (y2 - y1) * width, offset=plane.offset + y1 * width * item)
+    if raw.size != (y2 - y1) * width:
+        raise GdaskError(f"{plane.path}: extension {plane.extension} ends before row {y2}; the file is truncated")
+    return _to_type(raw.reshape(y2 - y1, width)[:, x1:x2], plane, dtype)
+
+
+def _to_type(raw: np.ndarray, plane: Plane, dtype: np.dtype) -> np.ndarray:
+    if plane.zero == 32768 and plane.scale == 1 and raw.dtype.itemsize == 2:
+        return (raw.astype(np.int16).view(np.uint16) ^ np.uint16(0x8000)).astype(dtype, copy=False)
+    if plane.zero == 0 and plane.scale == 1:
+        return raw.astype(dtype)
+    return (raw * plane.scale + plane.zero).astype(dtype)
+
+
+def _check_unchanged(plane: Plane) -> None:
+    try:
+        stat = os.stat(plane.path)
+    except OSError as error:
+        raise GdaskError(f"{plane.path}: vanished during the run ({error.strerror}); put it back and run again") from None
+    if (stat.st_size, stat.st_mtime_ns) != plane.identity:
+        raise GdaskError(f"{plane.path}: changed during the run; run again with the file at rest")
+
+
+def _decode(plane: Plane, y1: int, y2: int, x1: int, x2: int, dtype: np.dtype) -> np.ndarray:
+    with fits.open(plane.path, memmap=False) as hdus:
+        pixels = hdus[plane.extension].data
+    return np.ascontiguousarray(pixels.reshape(plane.shape)[y1:y2, x1:x2].astype(dtype))
+
+
+def _is_compressed(path: str) -> bool:
+    if path.lower().endswith(_COMPRESSED):
+        return True
+    with open(path, "rb") as file:
+        return file.read(3)[:2] in (b"\x1f\x8b", b"BZ")
+
+
+def _variable_of(hdu: fits.hdu.base.ExtensionHDU) -> str:
+    names = {on_disk: name for name, on_disk in EXTNAMES.items()}
+    return names.get(str(hdu.header.get("EXTNAME", "SCI")).strip().upper() or "SCI", hdu.name.lower())
+
+
+def _plane(path: str, identity: tuple[int, int], number: int, hdu: object, compressed: bool) -> Plane | None:
+    if not getattr(hdu, "is_image", False) or hdu.header.get("NAXIS", 0) < 2:
+        return None
+    decoded = compressed or isinstance(hdu, fits.CompImageHDU)
+    header, info = hdu.header, hdu.fileinfo() or {}
+    shape = (header["NAXIS2"], header["NAXIS1"])
+    fits_type = _FITS_TYPES[header["BITPIX"]]
+    if any(header.get(f"NAXIS{axis}", 1) != 1 for axis in range(3, header["NAXIS"] + 1)):
+        raise GdaskError(f"{path}: extension {number} has more than one plane; expected a 2-D image")
+    offset = -1 if decoded else info["datLoc"]
+    end = offset + shape[0] * shape[1] * np.dtype(fits_type).itemsize
+    if not decoded and end > identity[0]:
+        raise GdaskError(
+            f"{path}: truncated: extension {number} needs {end} bytes, the file has {identity[0]}; fetch it again"
+        )
+    zero, scale = header.get("BZERO", 0), header.get("BSCALE", 1)
+    return Plane(path, identity, number, offset, fits_type, zero, scale, shape)
+
+
+def _assemble(path: str, layout: dict[str, tuple[Plane, ...]], headers: Headers, rows: int | None, tag: str) -> Frame:
+    import xarray as xr
+
+    shapes = {plane.shape for plane in layout["data"]}
+    if len(shapes) > 1:
+        raise GdaskError(f"{path}: arrays of different shapes {sorted(shapes)}; expected one shape for all arrays")
+    variables = lazy_variables(layout, rows, tag)
+    science = tuple(header for header in headers.ext if _is_science(header))
+    attrs = {
+        "path": path,
+        "name": _bare_name(path),
+        "phu": headers.phu,
+        "headers": science or headers.ext,
+        "layout": layout,
+        "tables": {},
+        "pending": {},
+    }
+    return xr.Dataset({name: (DIMS, array) for name, array in variables.items()}, attrs=attrs)
+
+
+def _is_science(header: fits.Header) -> bool:
+    return str(header.get("EXTNAME", "SCI")).strip().upper() in ("", "SCI")
+
+
+def _bare_name(path: str) -> str:
+    name = Path(path).name
+    for ending in _COMPRESSED:
+        name = name.removesuffix(ending)
+    return name
+
+
+def lazy_variables(
+    layout: dict[str, tuple[Plane, ...]], rows: int | None = None, tag: str = ""
+) -> dict[str, object]:
+    return {name: _lazy(name, planes, rows, tag) for name, planes in layout.items() if name in DTYPES}
+
+
+def _lazy(name: str, planes: tuple[Plane, ...], rows: int | None, tag: str) -> object:
+    import dask.array as da
+    from dask.base import tokenize
+
+    ny, nx = planes[0].shape
+    # A compressed file is decoded whole, so its chunks are whole arrays.
+    height = ny if rows is None or planes[0].offset < 0 else min(rows, ny)
+    bands = tuple(min(height, ny - y) for y in range(0, ny, height))
+    dtype = DTYPES[name]
+    token = tokenize(planes, height, tag, str(dtype))
+    return da.map_blocks(
+        _read_block, planes=planes, height=height, pixel_type=dtype, name=f"read-{name}-{token}", dtype=dtype,
+        chunks=((1,) * len(planes), bands, (nx,)), meta=np.empty((0, 0, 0), dtype),
+    )  # fmt: skip
+
+
+def _read_block(
+    planes: tuple[Plane, ...], height: int, pixel_type: np.dtype, block_id: tuple[int, int, int]
+) -> np.ndarray:
+    detector, band, _ = block_id
+    plane = planes[detector]
+    y1 = band * height
+    y2 = min(y1 + height, plane.shape[0])
+    return read_window(plane, y1, y2, 0, plane.shape[1], pixel_type)[None]

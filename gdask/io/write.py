@@ -1,0 +1,309 @@
+"""Frames as multi-extension FITS files that appear whole or not at all.
+
+The client writes the headers into a temporary file of the final size beside the target; tasks write pixels into it,
+each its own window; `finish` appends the tables, adds CHECKSUM and DATASUM, flushes to disk and renames.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from astropy.io import fits
+from astropy.table import Table
+
+from gdask.model import EXTNAMES, GdaskError
+from gdask.types import Frame
+
+BLOCK = 2880
+_BITPIX = {"data": -32, "variance": -32, "dq": 16, "objects": 8}
+_STRUCTURE = (
+    "SIMPLE", "XTENSION", "BITPIX", "NAXIS", "NAXIS1", "NAXIS2", "NAXIS3", "PCOUNT", "GCOUNT", "EXTEND", "GROUPS",
+    "BSCALE", "BZERO", "EXTNAME", "EXTVER", "CHECKSUM", "DATASUM", "END",
+)  # fmt: skip
+
+
+class Place(NamedTuple):
+    """Where the pixels of one variable of one array go: byte offset in the file and shape (ny, nx)."""
+
+    offset: int
+    shape: tuple[int, int]
+
+
+class Output(NamedTuple):
+    """A product under way: `arrays` are lazy; computing them writes the pixels into `temporary`."""
+
+    temporary: str
+    final: str
+    arrays: tuple[object, ...]
+
+
+def start(frame: Frame, path: str | os.PathLike[str], variables: Sequence[str] | None = None) -> Output:
+    """Lay out the file of a Frame under a temporary name, and give the lazy arrays that write its pixels.
+
+    Raises GdaskError where the folder cannot be written or has no room for the whole file.
+    """
+    final = os.path.abspath(path)
+    names = [name for name in EXTNAMES if name in frame and (variables is None or name in variables)]
+    chunks, places = _layout(frame, names)
+    temporary = temporary_name(final)
+    _create(temporary, final, chunks)
+    arrays = tuple(_writer(frame[name].data, temporary, places[name], _BITPIX[name]) for name in names)
+    return Output(temporary, final, arrays)
+
+
+def finish(output: Output, tables: Mapping[str, Table | Sequence[Table]] | None = None, *, checksum: bool = True) -> str:
+    """Append `tables`, add checksums, flush to disk and give the product its final name. Returns that name."""
+    try:
+        with open(output.temporary, "r+b") as file:
+            file.seek(0, os.SEEK_END)
+            for name, table in _each_table(tables or {}):
+                file.write(_table_bytes(name, *table))
+            if checksum:
+                add_checksums(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(output.temporary, output.final)
+    except OSError as error:
+        discard(output)
+        raise GdaskError(f"{output.final}: could not be written: {error.strerror}; free space and run again") from error
+    return output.final
+
+
+def discard(output: Output) -> None:
+    """Remove what is left of a product that will not be finished."""
+    Path(output.temporary).unlink(missing_ok=True)
+
+
+def temporary_name(final: str) -> str:
+    """The hidden name beside `final` that a product has until it is whole."""
+    folder, name = os.path.split(final)
+    return os.path.join(folder, f".{name}.{os.getpid()}.part")
+
+
+def write(frame: Frame, path: str | os.PathLike[str]) -> str:
+    """Compute a Frame and write it as SCI/VAR/DQ multi-extension FITS, atomically. Returns the path."""
+    import dask
+
+    output = start(frame, path)
+    try:
+        dask.compute(*output.arrays)
+    except BaseException:
+        discard(output)
+        raise
+    return finish(output, frame.attrs.get("tables"))
+
+
+def _layout(frame: Frame, names: Sequence[str]) -> tuple[list[tuple[bytes, int]], dict[str, list[Place]]]:
+    """The (header, data size) of each HDU in file order, and the place of every variable's arrays."""
+    phu = fits.Header([("SIMPLE", True), ("BITPIX", 8), ("NAXIS", 0), ("EXTEND", True)])
+    phu.extend(_content(frame.attrs["phu"]), unique=False)
+    chunks = [(_header_bytes(phu), 0)]
+    places: dict[str, list[Place]] = {name: [] for name in names}
+    position = len(chunks[0][0])
+    for detector, base in enumerate(frame.attrs["headers"]):
+        for name in names:
+            shape = frame[name].shape[1:]
+            header = _header_bytes(_image_header(base, name, detector + 1, shape))
+            size = _padded(shape[0] * shape[1] * abs(_BITPIX[name]) // 8)
+            places[name].append(Place(position + len(header), shape))
+            chunks.append((header, size))
+            position += len(header) + size
+    return chunks, places
+
+
+def _image_header(base: fits.Header, name: str, version: int, shape: tuple[int, int]) -> fits.Header:
+    header = fits.Header()
+    header["XTENSION"] = ("IMAGE", "Image extension")
+    header["BITPIX"] = (_BITPIX[name], "array data type")
+    header["NAXIS"] = 2
+    header["NAXIS1"], header["NAXIS2"] = shape[1], shape[0]
+    header["PCOUNT"], header["GCOUNT"] = 0, 1
+    if name == "dq":
+        header["BSCALE"], header["BZERO"] = 1, 32768
+    header["EXTNAME"], header["EXTVER"] = EXTNAMES[name], version
+    header.extend(_content(base), unique=True)
+    if name == "variance" and "BUNIT" in header:
+        header["BUNIT"] = f"{header['BUNIT']}**2" if header["BUNIT"] else ""
+    if name in ("dq", "objects"):
+        header.remove("BUNIT", ignore_missing=True)
+    return header
+
+
+def _content(header: fits.Header) -> fits.Header:
+    """A header without the keywords that describe a file's structure, and without the blank cards of the archive."""
+    cards = [card for card in header.cards if card.keyword not in _STRUCTURE and card.keyword != ""]
+    return fits.Header(cards)
+
+
+def _header_bytes(header: fits.Header) -> bytes:
+    """The header with room for CHECKSUM and DATASUM, so that adding them later moves nothing."""
+    header["CHECKSUM"] = ("0" * 16, "HDU checksum")
+    header["DATASUM"] = ("0", "data unit checksum")
+    return header.tostring(padding=True).encode("ascii")
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+def _create(temporary: str, final: str, chunks: Sequence[tuple[bytes, int]]) -> None:
+    total = sum(len(header) + size for header, size in chunks)
+    try:
+        os.makedirs(os.path.dirname(final), exist_ok=True)
+        with open(temporary, "wb") as file:
+            _reserve(file, total)
+            position = 0
+            for header, size in chunks:
+                file.seek(position)
+                file.write(header)
+                position += len(header) + size
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        remedy = "free space" if error.errno == errno.ENOSPC else "make the folder writable or change to another one"
+        raise GdaskError(
+            f"{final}: cannot be written ({error.strerror}; {total / 1e6:.0f} MB needed); {remedy}"
+        ) from error
+
+
+def _reserve(file: io.BufferedWriter, total: int) -> None:
+    """Take the space now, so that a full disk is found before any pixel is computed (where the system can)."""
+    try:
+        os.posix_fallocate(file.fileno(), 0, total)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        file.truncate(total)
+
+
+def _writer(array: object, path: str, places: Sequence[Place], bitpix: int) -> object:
+    import dask.array as da
+    from dask.base import tokenize
+
+    name = f"write-{tokenize(array.name, path, places)}"  # type: ignore[attr-defined]
+    ones = tuple((1,) * len(axis) for axis in array.chunks)  # type: ignore[attr-defined]
+    return da.map_blocks(
+        _write_block, array, path=path, places=tuple(places), bitpix=bitpix, name=name, chunks=ones,
+        dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8),
+    )  # fmt: skip
+
+
+def _write_block(
+    block: np.ndarray, path: str, places: tuple[Place, ...], bitpix: int, block_info: list[dict] | None = None
+) -> np.ndarray:
+    (detector, _), (y1, y2), (x1, x2) = block_info[0]["array-location"]  # type: ignore[index]
+    offset, (_, width) = places[detector]
+    raw = _to_disk(block[0], bitpix)
+    handle = os.open(path, os.O_WRONLY)
+    try:
+        if x2 - x1 == width:
+            _write_all(handle, memoryview(raw).cast("B"), offset + y1 * width * raw.itemsize)
+        else:
+            for row in range(y2 - y1):
+                place = offset + ((y1 + row) * width + x1) * raw.itemsize
+                _write_all(handle, memoryview(raw[row]).cast("B"), place)
+    finally:
+        os.close(handle)
+    return np.zeros((1, 1, 1), np.uint8)
+
+
+def _write_all(handle: int, content: memoryview, offset: int) -> None:
+    while content:
+        done = os.pwrite(handle, content, offset)
+        content, offset = content[done:], offset + done
+
+
+def _to_disk(plane: np.ndarray, bitpix: int) -> np.ndarray:
+    if bitpix == 16:
+        return np.ascontiguousarray(plane ^ np.uint16(0x8000)).byteswap()
+    if bitpix == 8:
+        return np.ascontiguousarray(plane, dtype=np.uint8)
+    return np.ascontiguousarray(plane, dtype=np.float32).byteswap()
+
+
+def _each_table(tables: Mapping[str, Table | Sequence[Table]]) -> list[tuple[str, tuple[Table, int]]]:
+    """(name, (table, EXTVER)) of each table: one for the file, or one for each array."""
+    flat = []
+    for name, value in tables.items():
+        several = list(value) if isinstance(value, (list, tuple)) else [value]
+        flat += [(name, (Table(table), number)) for number, table in enumerate(several, 1)]
+    return flat
+
+
+def _table_bytes(name: str, table: Table, version: int) -> bytes:
+    hdu = fits.table_to_hdu(table)
+    hdu.name, hdu.ver = name, version
+    hdu.add_checksum()
+    memory = io.BytesIO()
+    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(memory)
+    return memory.getvalue()[BLOCK:]
+
+
+def add_checksums(file: io.BufferedRandom) -> None:
+    """Set CHECKSUM and DATASUM of every HDU of an open FITS file in place (FITS 4.0 standard, section 4.4.2.7)."""
+    file.flush()
+    file.seek(0)
+    with fits.open(file, memmap=False, lazy_load_hdus=False) as hdus:
+        spans = [(info["hdrLoc"], info["datLoc"], info["datLoc"] + info["datSpan"], hdu.header)
+                 for hdu, info in ((hdu, hdu.fileinfo()) for hdu in hdus) if "0" * 16 == hdu.header.get("CHECKSUM")]  # fmt: skip
+        for start_at, data_at, end, header in spans:
+            _checksum_hdu(file.fileno(), start_at, data_at, end)
+
+
+def _checksum_hdu(handle: int, start_at: int, data_at: int, end: int) -> None:
+    header = bytearray(os.pread(handle, data_at - start_at, start_at))
+    datasum = _sum_file(handle, data_at, end)
+    _set_card(header, b"DATASUM ", str(datasum))
+    _set_card(header, b"CHECKSUM", "0" * 16)
+    total = _fold(_sum_words(bytes(header)) + datasum)
+    _set_card(header, b"CHECKSUM", _encode(0xFFFFFFFF - total))
+    os.pwrite(handle, bytes(header), start_at)
+
+
+def _set_card(header: bytearray, keyword: bytes, value: str) -> None:
+    for at in range(0, len(header), 80):
+        if header[at : at + 8] == keyword:
+            comment = bytes(header[at + 10 : at + 80]).partition(b"/")[2]
+            card = keyword + b"= " + f"'{value:<8}'".encode().ljust(20) + b" /" + comment
+            header[at : at + 80] = card.ljust(80)[:80]
+            return
+
+
+def _sum_file(handle: int, begin: int, end: int) -> int:
+    total, step = 0, 1 << 24
+    for at in range(begin, end, step):
+        total = _fold(total + _sum_words(os.pread(handle, min(step, end - at), at)))
+    return total
+
+
+def _sum_words(content: bytes) -> int:
+    return int(np.frombuffer(content, ">u4").sum(dtype=np.uint64))
+
+
+def _fold(total: int) -> int:
+    while total >> 32:
+        total = (total & 0xFFFFFFFF) + (total >> 32)
+    return total
+
+
+def _encode(value: int) -> str:
+    """16 characters that add `value` to the sum of their HDU (FITS standard, appendix J)."""
+    excluded = {*range(0x3A, 0x41), *range(0x5B, 0x61)}
+    characters = np.zeros((4, 4), int)
+    for position in range(4):
+        byte = (value >> (24 - 8 * position)) & 0xFF
+        quotient, remainder = divmod(byte, 4)
+        group = [quotient + remainder + 0x30, quotient + 0x30, quotient + 0x30, quotient + 0x30]
+        while any(code in excluded for code in group):
+            for first in (0, 2):
+                if group[first] in excluded or group[first + 1] in excluded:
+                    group[first] += 1
+                    group[first + 1] -= 1
+        characters[:, position] = group
+    text = "".join(chr(code) for code in characters.ravel())
+    return text[-1] + text[:-1]

@@ -1,0 +1,158 @@
+"""What steps share: mapping kernels over arrays, header changes, facts of a Frame. Builds graphs, computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from astropy.io import fits
+from dask.base import tokenize
+
+from gdask.instruments import descriptor
+from gdask.model import DIMS, DTYPES
+from gdask.types import Frame
+
+#: One pixel of a kernel that gives several variables at once.
+PIXEL = np.dtype([("data", "f4"), ("variance", "f4"), ("dq", "u2")])
+
+
+def map_planes(
+    kernel: Callable[..., object],
+    *arrays: da.Array | None,
+    dtype: np.dtype | str,
+    each: Mapping[str, Sequence[object]] | None = None,
+    whole: bool = False,
+    windowed: bool = False,
+    **shared: object,
+) -> da.Array:
+    """Apply a kernel to every (ny, nx) block of every array of one Frame.
+
+    Parameters
+    ----------
+    kernel
+        A module-level function of 2-D planes (one for each of `arrays`, None passed on).
+    dtype
+        Of what the kernel gives; `object` for a value that is not a plane.
+    each
+        Keyword arguments with one value per detector.
+    whole
+        True where the kernel gives one value per block and not a plane (the result has one element per block).
+    windowed
+        True where the kernel takes `window=(y1, y2, x1, x2)`, the block's place in the array.
+    shared
+        Keyword arguments that are the same for all blocks.
+    """
+    present = [array for array in arrays if array is not None]
+    where = tuple(array is not None for array in arrays)
+    values = {name: tuple(items) for name, items in (each or {}).items()}
+    label = f"{kernel.__module__}.{kernel.__qualname__}"
+    token = tokenize(label, [array.name for array in present], where, values, shared, str(dtype), whole)
+    options: dict[str, Any] = {}
+    if whole:
+        options["chunks"] = tuple((1,) * len(axis) for axis in present[0].chunks)
+    return da.map_blocks(
+        _call, *present, kernel=kernel, where=where, values=values, shared=shared, whole=whole, windowed=windowed,
+        name=f"{kernel.__name__}-{token}", dtype=np.dtype(dtype), meta=np.empty((0, 0, 0), dtype), **options,
+    )  # fmt: skip
+
+
+def _call(
+    *blocks: np.ndarray,
+    kernel: Callable[..., object],
+    where: tuple[bool, ...],
+    values: Mapping[str, tuple],
+    shared: Mapping[str, object],
+    whole: bool,
+    windowed: bool,
+    block_id: tuple[int, int, int] | None = None,
+    block_info: Any = None,
+) -> np.ndarray:
+    planes = iter(block[0] for block in blocks)
+    given = [next(planes) if present else None for present in where]
+    options = {name: items[block_id[0]] for name, items in values.items()} | dict(shared)  # type: ignore[index]
+    if windowed:
+        _, (y1, y2), (x1, x2) = block_info[0]["array-location"]
+        options["window"] = (y1, y2, x1, x2)
+    result = kernel(*given, **options)
+    if not whole:
+        return np.asarray(result)[None]
+    boxed = np.empty((1, 1, 1), dtype=object)
+    boxed[0, 0, 0] = result
+    return boxed
+
+
+def pack(data: np.ndarray, variance: np.ndarray, dq: np.ndarray) -> np.ndarray:
+    """Three planes as one plane of PIXEL."""
+    packed = np.empty(data.shape, PIXEL)
+    packed["data"], packed["variance"], packed["dq"] = data, variance, dq
+    return packed
+
+
+def field(packed: np.ndarray, name: str) -> np.ndarray:
+    """One variable of a plane of PIXEL, contiguous."""
+    return np.ascontiguousarray(packed[name])
+
+
+def unpack(packed: da.Array) -> dict[str, tuple[tuple[str, str, str], da.Array]]:
+    """The variables of a lazy array of PIXEL, as xarray's assign takes them."""
+    return {name: (DIMS, map_planes(field, packed, dtype=DTYPES[name], name=name)) for name in PIXEL.names or ()}
+
+
+def item(box: object, name: object) -> object:
+    """One part of a kernel's several results."""
+    return box[name]  # type: ignore[index]
+
+
+def array(frame: Frame, name: str) -> da.Array | None:
+    """A variable's dask array, or None where the Frame has no such variable."""
+    return frame[name].data if name in frame else None
+
+
+def with_arrays(frame: Frame, **arrays: da.Array | None) -> Frame:
+    """The Frame with these variables set."""
+    return frame.assign({name: (DIMS, values) for name, values in arrays.items() if values is not None})
+
+
+def with_headers(
+    frame: Frame, primary: Mapping[str, object] | None = None, each: Mapping[str, Sequence[object]] | None = None
+) -> Frame:
+    """The Frame with keywords set in copies of its primary header and of each array's header."""
+    phu = frame.attrs["phu"].copy()
+    for keyword, value in (primary or {}).items():
+        phu[keyword] = value
+    headers = tuple(header.copy() for header in frame.attrs["headers"])
+    for keyword, values in (each or {}).items():
+        for header, value in zip(headers, values, strict=True):
+            _set(header, keyword, value)
+    return frame.assign_attrs(phu=phu, headers=headers)
+
+
+def _set(header: fits.Header, keyword: str, value: object) -> None:
+    if value is None:
+        header.remove(keyword, ignore_missing=True)
+    else:
+        header[keyword] = value
+
+
+def per_array(frame: Frame, name: str) -> tuple:
+    """A descriptor's value for each array."""
+    values = descriptor(frame, name)
+    count = len(frame.attrs["headers"])
+    return tuple(values) if isinstance(values, (list, tuple)) and len(values) == count else (values,) * count
+
+
+def pending(frame: Frame, **arrays: da.Array) -> Frame:
+    """The Frame with small results to be fetched at the end of the phase."""
+    return frame.assign_attrs(pending=frame.attrs["pending"] | arrays)
+
+
+def note(frame: Frame, text: str) -> Frame:
+    """The Frame with a remark for the log line of its step."""
+    return frame.assign_attrs(note=text)
+
+
+def aside(frame: Frame, reason: str) -> Frame:
+    """The Frame marked as left out, with the reason."""
+    return frame.assign_attrs(set_aside=reason)
