@@ -1,0 +1,88 @@
+"""The calibration service from Python: `caldb = cal_service.set_local_database(); caldb.init(); caldb.add_cal(path)`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from gdask.caldb.config import Database, config_text, database_at, only_database, open_databases
+from gdask.model import GdaskError
+
+FITS_ENDINGS = (".fits", ".fits.gz", ".fits.bz2", ".fits.fz")
+
+
+class Entry(NamedTuple):
+    """One registered calibration file, as `list_files` gives it."""
+
+    name: str
+    path: str  # the folder is that of the file when it was added
+    caltype: str
+    instrument: str
+
+
+class LocalDB:
+    """A calibration database that the user manages: the methods that the field's scripts use, and nothing else."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def __repr__(self) -> str:
+        return f"LocalDB({self.database.name!r})"
+
+    @property
+    def name(self) -> str:
+        """Where the database is, without a password."""
+        return self.database.name
+
+    @property
+    def config(self) -> str:
+        """The configuration in words, as `caldb config` prints it."""
+        return config_text()
+
+    def init(self, wipe: bool = False) -> None:
+        """Make the database if it does not exist; `wipe=True` forgets every entry (files stay on disk)."""
+        from gdask.caldb.database import init
+
+        init(self.database, wipe)
+
+    def add_cal(self, path: str | os.PathLike[str]) -> None:
+        """Register a processed calibration or a BPM; GdaskError if the file is neither."""
+        from gdask.caldb.database import add
+
+        add(self.database, path)
+
+    def add_directory(self, path: str | os.PathLike[str], walk: bool = False) -> list[str]:
+        """Register the calibrations in a folder (`walk`: in those below, too). Returns their paths; others are skipped."""
+        added = []
+        for file in fits_files(path, walk):
+            try:
+                self.add_cal(file)
+            except GdaskError:
+                continue
+            added.append(str(file))
+        return added
+
+    def remove_cal(self, name: str | os.PathLike[str]) -> None:
+        """Forget a calibration by file name (its folder is ignored); GdaskError if there is none of that name."""
+        from gdask.caldb.database import remove
+
+        if not remove(self.database, os.fspath(name)):
+            raise GdaskError(f"{os.path.basename(name)}: not in {self.name}; 'caldb list' shows what is")
+
+    def list_files(self) -> list[Entry]:
+        """What is registered, by name."""
+        from gdask.caldb.database import rows
+
+        return [Entry(row["name"], row["path"], row["caltype"], row["instrument"]) for row in rows(self.database)]
+
+
+def set_local_database(path: str | os.PathLike[str] | None = None) -> LocalDB:
+    """The calibration database at a path or postgresql:// URL, by default the configured one (./cal_manager.db if none)."""
+    return LocalDB(database_at(path) if path is not None else only_database(open_databases()))
+
+
+def fits_files(folder: str | os.PathLike[str], walk: bool = False) -> list[Path]:
+    """The FITS files in a folder, by name."""
+    pattern = "**/*" if walk else "*"
+    return sorted(path for path in Path(folder).glob(pattern) if path.name.endswith(FITS_ENDINGS) and path.is_file())

@@ -1,0 +1,227 @@
+"""The tables of the calibration store, in SQLite or PostgreSQL, through SQLAlchemy with bound parameters only."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.schema import CreateColumn, CreateTable
+
+from gdask.caldb.config import Database, sqlite_path
+from gdask.caldb.describe import Row, describe_file
+from gdask.model import GdaskError
+
+SCHEMA_VERSION = 1
+BUSY_SECONDS = 30  # how long a writer waits for another one
+_SQLITE_MAGIC = b"SQLite format 3\x00"
+_SCHEMA_LOCK = 0x6764_6173  # any constant: one process at a time makes the tables of a PostgreSQL database
+
+_META = sa.MetaData()
+# The names leave room for the tables of DRAGONS, whose own cal_manager.db may be the same file.
+SCHEMA = sa.Table("gdask_schema", _META, sa.Column("version", sa.Integer, nullable=False))
+CALIBRATIONS = sa.Table(
+    "gdask_calibrations",
+    _META,
+    sa.Column("path", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False, index=True),
+    sa.Column("size", sa.BigInteger),
+    sa.Column("mtime_ns", sa.BigInteger),
+    sa.Column("md5", sa.String(32)),
+    sa.Column("added", sa.DateTime),
+    sa.Column("caltype", sa.Text, nullable=False),
+    sa.Column("instrument", sa.Text, nullable=False),
+    sa.Column("ut_datetime", sa.DateTime),
+    sa.Column("data_label", sa.Text),
+    sa.Column("filter_name", sa.Text),
+    sa.Column("disperser", sa.Text),
+    sa.Column("lyot_stop", sa.Text),
+    sa.Column("focal_plane_mask", sa.Text),
+    sa.Column("camera", sa.Text),
+    sa.Column("read_mode", sa.Text),
+    sa.Column("read_speed_setting", sa.Text),
+    sa.Column("gain_setting", sa.Text),
+    sa.Column("well_depth_setting", sa.Text),
+    sa.Column("exposure_time", sa.Float),
+    sa.Column("coadds", sa.Integer),
+    sa.Column("detector_x_bin", sa.Integer),
+    sa.Column("detector_y_bin", sa.Integer),
+    sa.Column("array_name", sa.JSON),
+    sa.Column("detector_section", sa.JSON),
+    sa.Column("shape", sa.JSON),
+)
+_SEARCH = sa.Index("gdask_calibrations_search", CALIBRATIONS.c.instrument, CALIBRATIONS.c.caltype)
+
+
+def add(database: Database, path: str | os.PathLike[str]) -> Row:
+    """Register a calibration file (again: its entry is renewed). Returns its row; GdaskError if it is not one."""
+    row = describe_file(path)
+    if row["caltype"] is None:
+        raise GdaskError(f"{path}: neither a processed calibration (flat, dark ...) nor a BPM; reduce it first, "
+                         f"then add the product")
+    row["added"] = dt.datetime.now(dt.UTC).replace(tzinfo=None)
+    with _connection(database, write=True) as connection:
+        insert = sqlite_insert if connection.dialect.name == "sqlite" else postgresql_insert
+        renewed = {name: value for name, value in row.items() if name != "path"}
+        statement = insert(CALIBRATIONS).values(row).on_conflict_do_update(index_elements=["path"], set_=renewed)
+        connection.execute(statement)
+    return row
+
+
+def remove(database: Database, name: str) -> int:
+    """Forget every entry with this file name (folders are ignored; files stay on disk). Returns how many there were."""
+    if not exists(database):
+        return 0
+    with _connection(database, write=True) as connection:
+        found = connection.execute(sa.delete(CALIBRATIONS).where(CALIBRATIONS.c.name == os.path.basename(name)))
+        return found.rowcount
+
+
+def rows(database: Database, caltype: str | None = None, instrument: str | None = None) -> list[Row]:
+    """All entries, or those of a type and an instrument, ordered by name and path; none if there is no database yet."""
+    if not exists(database):
+        return []
+    query = sa.select(CALIBRATIONS).order_by(CALIBRATIONS.c.name, CALIBRATIONS.c.path)
+    if caltype is not None:
+        query = query.where(CALIBRATIONS.c.caltype == caltype)
+    if instrument is not None:
+        query = query.where(CALIBRATIONS.c.instrument == instrument)
+    with _connection(database) as connection:
+        version = _version(connection)
+        if version == SCHEMA_VERSION:
+            return [dict(row) for row in connection.execute(query).mappings()]
+    if version is None:
+        return []
+    with _connection(database, write=True) as connection:  # an older one: opening it to write brings it up to date
+        return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def init(database: Database, wipe: bool = False) -> None:
+    """Make the tables where they are missing; with `wipe`, forget every entry first. Calibration files stay on disk."""
+    path = sqlite_path(database)
+    if wipe and path is not None and path.exists():
+        _check_is_sqlite(path)
+        try:
+            _drop(database)
+        except GdaskError:
+            if _readable(database):
+                raise
+            path.unlink()  # damaged beyond use, and the user asked for a new one
+    elif wipe:
+        _drop(database)
+    with _connection(database, write=True):
+        pass
+
+
+def exists(database: Database) -> bool:
+    """Whether there is something to ask: a SQLite file that exists, or a server."""
+    path = sqlite_path(database)
+    return bool(database.url) and (path is None or path.exists())
+
+
+@lru_cache(maxsize=16)
+def _engine(url: str) -> sa.Engine:
+    # No pool: a connection lives for one operation, so nothing stays locked or open between them or across a fork.
+    if url.startswith("sqlite"):
+        # isolation_level None: we say BEGIN ourselves. The journal stays SQLite's default one: the write-ahead log
+        # needs shared memory, which network file systems do not have.
+        return sa.create_engine(url, poolclass=sa.NullPool,
+                                connect_args={"timeout": BUSY_SECONDS, "isolation_level": None})
+    return sa.create_engine(url, poolclass=sa.NullPool, connect_args={"connect_timeout": BUSY_SECONDS})
+
+
+@contextmanager
+def _connection(database: Database, write: bool = False) -> Iterator[sa.Connection]:
+    """A connection in one transaction; to write, the tables are made or brought up to date first."""
+    if not database.url:
+        raise GdaskError(f"{database.name}: a remote service, which gdask does not use; name a file or a postgresql:// URL")
+    try:
+        path = sqlite_path(database)
+        if path is not None and write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with _engine(database.url).connect() as connection:
+            if write:
+                _begin(connection)
+                _make_tables(connection, database)
+            yield connection
+            connection.commit()
+    except ImportError as error:
+        raise GdaskError(f"{database.name}: PostgreSQL needs its driver: pip install 'gdask[postgresql]'") from error
+    except (sa.exc.SQLAlchemyError, OSError) as error:
+        raise GdaskError(_what_failed(database, error)) from error
+
+
+def _begin(connection: sa.Connection) -> None:
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # the write lock now, so that the wait is one and never a deadlock
+
+
+def _version(connection: sa.Connection) -> int | None:
+    if not sa.inspect(connection).has_table(SCHEMA.name):
+        return None
+    return connection.execute(sa.select(sa.func.max(SCHEMA.c.version))).scalar()
+
+
+def _make_tables(connection: sa.Connection, database: Database) -> None:
+    version = _version(connection)
+    if version == SCHEMA_VERSION:
+        return
+    if version is not None and version > SCHEMA_VERSION:
+        raise GdaskError(f"{database.name}: made by a newer gdask (layout {version}, this one knows {SCHEMA_VERSION}); "
+                         f"update gdask or name another database")
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
+    for table in (SCHEMA, CALIBRATIONS):
+        connection.execute(CreateTable(table, if_not_exists=True))
+    _add_missing_columns(connection)
+    for index in CALIBRATIONS.indexes:
+        index.create(connection, checkfirst=True)
+    connection.execute(sa.delete(SCHEMA))
+    connection.execute(sa.insert(SCHEMA).values(version=SCHEMA_VERSION))
+
+
+def _add_missing_columns(connection: sa.Connection) -> None:
+    """Bring an older table up to date: columns that it lacks are added empty (unknown)."""
+    present = {column["name"] for column in sa.inspect(connection).get_columns(CALIBRATIONS.name)}
+    table = connection.dialect.identifier_preparer.format_table(CALIBRATIONS)
+    for column in CALIBRATIONS.columns:
+        if column.name not in present:
+            definition = CreateColumn(column).compile(dialect=connection.dialect)
+            connection.execute(sa.DDL(f"ALTER TABLE {table} ADD COLUMN {definition}"))
+
+
+def _drop(database: Database) -> None:
+    with _connection(database) as connection:
+        _begin(connection)
+        for table in (CALIBRATIONS, SCHEMA):
+            table.drop(connection, checkfirst=True)
+
+
+def _check_is_sqlite(path: os.PathLike[str]) -> None:
+    with open(path, "rb") as file:
+        start = file.read(len(_SQLITE_MAGIC))
+    if start not in {b"", _SQLITE_MAGIC}:
+        raise GdaskError(f"{path}: not a calibration database, so it is not wiped; move it away or name another one")
+
+
+def _readable(database: Database) -> bool:
+    try:
+        with _connection(database) as connection:
+            return connection.exec_driver_sql("PRAGMA quick_check").scalar() == "ok"
+    except GdaskError:
+        return False
+
+
+def _what_failed(database: Database, error: Exception) -> str:
+    reason = str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error).strip().splitlines()[0]
+    if "locked" in reason:
+        return f"{database.name}: kept locked by another process for {BUSY_SECONDS} s; try again when it has ended"
+    if "not a database" in reason or "malformed" in reason:
+        return (f"{database.name}: damaged or not a calibration database ({reason}); move it away, or start anew with "
+                f"'caldb init -w', and add the calibrations again")
+    return f"{database.name}: the calibration database cannot be used ({reason}); check the path and its permissions"
