@@ -54,7 +54,7 @@ def map_planes(
         options["chunks"] = tuple((1,) * len(axis) for axis in present[0].chunks)
     return da.map_blocks(
         _call, *present, kernel=kernel, where=where, values=values, shared=shared, whole=whole, windowed=windowed,
-        name=f"{kernel.__name__}-{token}", dtype=np.dtype(dtype), meta=np.empty((0, 0, 0), dtype), **options,
+        out_type=np.dtype(dtype), dtype=np.dtype(dtype), name=f"{kernel.__name__.strip('_')}-{token}", meta=np.empty((0, 0, 0), dtype), **options,
     )  # fmt: skip
 
 
@@ -66,6 +66,7 @@ def _call(
     shared: Mapping[str, object],
     whole: bool,
     windowed: bool,
+    out_type: np.dtype,
     block_id: tuple[int, int, int] | None = None,
     block_info: Any = None,
 ) -> np.ndarray:
@@ -78,7 +79,7 @@ def _call(
     result = kernel(*given, **options)
     if not whole:
         return np.asarray(result)[None]
-    boxed = np.empty((1, 1, 1), dtype=object)
+    boxed = np.empty((1, 1, 1), out_type)
     boxed[0, 0, 0] = result
     return boxed
 
