@@ -1,0 +1,158 @@
+"""Processed flats and bad-pixel masks from lamp frames and darks."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+
+from gdask.instruments import descriptor, instrument_of, tags
+from gdask.kernels import flat as flat_kernels
+from gdask.kernels import stats
+from gdask.model import UNUSABLE, GdaskError
+from gdask.params import Range
+from gdask.steps.frames import PIXEL, array, map_planes, note, pack, pending, unpack, with_arrays, with_headers
+from gdask.steps.stack import Operation, Reject, check_alike, stack_frames
+from gdask.types import Flags, Frame, Frames, Image
+
+#: Rows of each lamp frame that one task reads: 30 frames x 128 x 2048 pixels x 10 bytes = 79 MB.
+ROWS = 128
+
+
+def make_lamp_flat(
+    frames: Frames,
+    darks: Frames = (),
+    *,
+    operation: Operation = "mean",
+    reject_method: Reject = "sigclip",
+    lsigma: Annotated[float, Range(0, None)] = 3.0,
+    hsigma: Annotated[float, Range(0, None)] = 3.0,
+) -> Frame:
+    """One flat from lamp-on and lamp-off frames: lamp-on minus lamp-off, or lamp-on alone in the blue. [makeLampFlat]
+
+    Frames bluer than 1.4 micron have no thermal light worth a lamp-off frame: they are combined as they are (GSAOI).
+
+    Parameters
+    ----------
+    operation
+        How the frames of one kind are combined.
+    reject_method
+        How deviant pixels are rejected.
+    lsigma, hsigma
+        Limits of the clipping, in standard deviations.
+    """
+    how = {"operation": operation, "reject_method": reject_method, "lsigma": lsigma, "hsigma": hsigma}
+    on = tuple(frame for frame in frames if "LAMPOFF" not in tags(frame))
+    off = tuple(frame for frame in frames if "LAMPOFF" in tags(frame))
+    blue_limit = float(instrument_of(frames[0]).facts.get("lamp_off_from", 0.0))
+    wavelength = descriptor(frames[0], "effective_wavelength")
+    check_alike(frames)
+    if wavelength is not None and wavelength * 1e6 < blue_limit:
+        return note(stack_frames(frames, **how), f"{len(frames)} frames as they are (bluer than {blue_limit} micron)")
+    if not on or not off:
+        missing, have = ("lamp-off", "lamp-on") if on else ("lamp-on", "lamp-off")
+        raise GdaskError(
+            f"{frames[0].attrs['name']} ...: {len(frames)} {have} flats but no {missing} ones; "
+            f"a {descriptor(frames[0], 'filter_name')} flat needs both: add the {missing} frames to the list"
+        )
+    bright, faint = stack_frames(on, **how), stack_frames(off, **how)
+    times = {float(descriptor(frame, "exposure_time")) for frame in frames}
+    text = f"{len(on)} lamp-on minus {len(off)} lamp-off" + (f"; exposure times differ: {sorted(times)} s" if len(times) > 1 else "")
+    return note(_difference(bright, faint), text)
+
+
+def normalize_flat(flat: Frame) -> Frame:
+    """Divide all arrays by one number, the median of the good pixels of all arrays together. [normalizeFlat]"""
+    data, variance, dq = (array(flat, name) for name in ("data", "variance", "dq"))
+    counts = map_planes(_histogram, data, dq, dtype=object, whole=True)
+    level = counts.rechunk((-1, -1, -1)).map_blocks(_median, chunks=((1,), (1,), (1,)), dtype="f8", meta=np.empty((0, 0, 0)))
+    scaled = with_arrays(
+        flat,
+        data=map_planes(_over, data, level, dtype="f4"),
+        variance=map_planes(_over_square, variance, level, dtype="f4"),
+    )
+    return pending(scaled, level=level)
+
+
+def threshold_flatfield(
+    flat: Frame, *, lower: float | None = 0.01, upper: float | None = 10.0
+) -> Frame:
+    """Flag pixels outside the limits as unilluminated; they and all below the lower limit become 1. [thresholdFlatfield]
+
+    Parameters
+    ----------
+    lower, upper
+        Limits of the normalised flat.
+    """
+    packed = map_planes(_threshold, *(array(flat, n) for n in ("data", "variance", "dq")), dtype=PIXEL, lower=lower, upper=upper)
+    return flat.assign(unpack(packed))
+
+
+def make_bpm(
+    flat: Frame,
+    dark: Frame | None = None,
+    *,
+    flat_lo_thresh: float | None = 0.5,
+    flat_hi_thresh: float | None = None,
+    dark_lo_thresh: float | None = None,
+    dark_hi_thresh: float | None = None,
+) -> Frame:
+    """A bad-pixel mask: flat or short dark outside limits. [makeBPM]
+
+    Parameters
+    ----------
+    flat_lo_thresh, flat_hi_thresh
+        Limits of the normalised flat.
+    dark_lo_thresh, dark_hi_thresh
+        Limits of the dark in electrons; None takes them from the dark itself (median plus 10 standard deviations).
+    """
+    mask = map_planes(_bad_in_flat, array(flat, "data"), array(flat, "dq"), dtype="u2", lower=flat_lo_thresh, upper=flat_hi_thresh)
+    if dark is not None:
+        dark = dark.chunk({"y": -1})
+        from_dark = map_planes(_bad_in_dark, array(dark, "data"), array(dark, "dq"), dtype="u2", lower=dark_lo_thresh, upper=dark_hi_thresh)
+        mask = map_planes(np.bitwise_or, mask.rechunk((1, -1, -1)), from_dark, dtype="u2")
+    frame = flat.drop_vars(list(flat.data_vars)).assign(dq=(("detector", "y", "x"), mask))
+    keywords = {"OBJECT": "BPM", "OBSTYPE": "BPM", "OBSCLASS": "dayCal", "BPMASK": flat.attrs["name"]}
+    return with_headers(frame, primary=keywords, each={"BUNIT": [None] * len(flat.attrs["headers"])})
+
+
+def _difference(bright: Frame, faint: Frame) -> Frame:
+    difference = with_arrays(
+        bright,
+        data=array(bright, "data") - array(faint, "data"),
+        variance=array(bright, "variance") + array(faint, "variance"),
+        dq=array(bright, "dq") | array(faint, "dq"),
+    )
+    return difference.assign_attrs(provenance=(*bright.attrs["provenance"], *faint.attrs["provenance"]))
+
+
+def _histogram(data: Image, dq: Flags) -> object:
+    return stats.histogram(data, (dq & np.uint16(UNUSABLE)) != 0)
+
+
+def _median(counts: np.ndarray) -> np.ndarray:
+    return np.full((1, 1, 1), stats.median_from_histograms(list(counts.ravel())))
+
+
+def _over(data: Image, level: np.ndarray) -> Image:
+    return data / np.float32(level.item())
+
+
+def _over_square(variance: Image, level: np.ndarray) -> Image:
+    return variance / np.float32(level.item() ** 2)
+
+
+def _threshold(data: Image, variance: Image, dq: Flags, lower: float | None, upper: float | None) -> np.ndarray:
+    values, flags = flat_kernels.threshold(data, dq, lower, upper)
+    return pack(values, variance, flags)
+
+
+def _bad_in_flat(data: Image, dq: Flags, lower: float | None, upper: float | None) -> Flags:
+    return flat_kernels.bpm_from_flat(data, dq, lower, upper)
+
+
+def _bad_in_dark(data: Image, dq: Flags, lower: float | None, upper: float | None) -> Flags:
+    if upper is None:
+        level, sigma, _ = stats.background(data, None)
+        upper = level + 10.0 * sigma
+    return flat_kernels.bpm_from_dark(data, dq, lower, upper)

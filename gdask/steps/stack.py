@@ -1,0 +1,105 @@
+"""Combining frames: darks, flats, images."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+
+from gdask.instruments import descriptor
+from gdask.kernels.combine import combine
+from gdask.model import GdaskError
+from gdask.params import Range
+from gdask.steps.frames import PIXEL, array, map_planes, note, pack, unpack, with_headers
+from gdask.types import Frame, Frames
+
+Operation = Literal["mean", "wtmean", "median", "lmedian"]
+Reject = Literal["none", "minmax", "sigclip", "varclip"]
+
+
+def stack_frames(
+    frames: Frames,
+    *,
+    operation: Operation = "mean",
+    reject_method: Reject = "sigclip",
+    lsigma: Annotated[float, Range(0, None)] = 3.0,
+    hsigma: Annotated[float, Range(0, None)] = 3.0,
+    mclip: bool = True,
+    max_iters: Annotated[int, Range(1, None)] | None = None,
+    nlow: Annotated[int, Range(0, None)] = 0,
+    nhigh: Annotated[int, Range(0, None)] = 0,
+    zero: bool = False,
+) -> Frame:
+    """Combine frames pixel by pixel into one, aware of DQ, variance propagated. [stackFrames]
+
+    Parameters
+    ----------
+    operation
+        mean, wtmean (weights 1/variance), median or lmedian (the lower of the two middle values).
+    reject_method
+        none, minmax, sigclip (scatter of the values) or varclip (their variance).
+    lsigma, hsigma
+        Limits of the clipping, in standard deviations.
+    mclip
+        Clip about the median; False clips about the mean.
+    max_iters
+        Most rounds of clipping; None goes on until nothing is rejected.
+    nlow, nhigh
+        Values that minmax rejects at each end, for a full set of inputs.
+    zero
+        Not offered for stacks: levels are matched by match_sky_levels. Must be False.
+    """
+    if zero:
+        raise GdaskError("stack_frames: zero=True is not offered; match_sky_levels makes the levels consistent")
+    check_alike(frames)
+    how = {
+        "method": operation, "reject": reject_method, "lsigma": lsigma, "hsigma": hsigma, "mclip": mclip,
+        "max_iters": max_iters, "nlow": nlow, "nhigh": nhigh,
+    }  # fmt: skip
+    planes = [array(frame, name) for name in ("data", "variance", "dq") for frame in frames]
+    packed = map_planes(_combine, *planes, dtype=PIXEL, count=len(frames), how=how)
+    first = frames[0]
+    stack = first.drop_vars(list(first.data_vars)).assign(unpack(packed))
+    stack = stack.assign_attrs(layout=None, pending={}, provenance=_inputs_of(frames))
+    text = f"{len(frames)} frames, {operation}, {reject_method}"
+    return note(with_headers(stack, primary=combined_keywords(frames)), text)
+
+
+def combined_keywords(frames: Frames) -> dict[str, object]:
+    """Header keywords of a stack: inputs, number, mean air mass, and the exposure time that is truly in it."""
+    keywords: dict[str, object] = {"NCOMBINE": (len(frames), "Number of input images")}
+    for number, frame in enumerate(frames, 1):
+        keywords[f"IMCMB{number:03d}"] = frame.attrs["name"]
+    times = [float(descriptor(frame, "exposure_time") or 0) for frame in frames]
+    keywords["EXPTIME"] = (times[0], "Exposure time of one input, which the pixel values are for (s)")
+    keywords["TOTEXP"] = (sum(times), "Total exposure time of all inputs (s)")
+    air = [value for value in (descriptor(frame, "airmass") for frame in frames) if value is not None]
+    if air:
+        keywords["AIRMASS"] = (float(np.mean(air)), "Mean airmass of the inputs")
+    return keywords
+
+
+def check_alike(frames: Frames) -> None:
+    """Raise GdaskError where frames to be combined differ in shape, filter or unit."""
+    if not frames:
+        raise GdaskError("nothing to combine: every frame was set aside (see the list of reasons)")
+    for frame in frames[1:]:
+        for what, one, other in (
+            ("shape", dict(frames[0].sizes), dict(frame.sizes)),
+            ("filter", descriptor(frames[0], "filter_name"), descriptor(frame, "filter_name")),
+        ):
+            if one != other:
+                raise GdaskError(
+                    f"{frame.attrs['name']}: {what} {other}, but {frames[0].attrs['name']} has {one}; reduce them apart"
+                )
+
+
+def _inputs_of(frames: Frames) -> tuple[dict[str, str], ...]:
+    rows = [row for frame in frames for row in frame.attrs.get("provenance", ())]
+    return tuple({tuple(sorted(row.items())): row for row in rows}.values())
+
+
+def _combine(*planes: np.ndarray, count: int, how: dict[str, object]) -> np.ndarray:
+    data, variance, dq = (np.stack(planes[at : at + count]) for at in (0, count, 2 * count))
+    data, variance, dq, _ = combine(data, variance, dq, **how)  # type: ignore[arg-type]
+    return pack(data, variance, dq)
