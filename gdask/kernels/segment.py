@@ -1,0 +1,277 @@
+"""Which pixels belong to which source: smoothing, thresholds and the splitting of blends."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from gdask.types import Image, Mask
+
+#: sqrt(sum of squares) of the 3x3 kernel 1 2 1 / 2 4 2 / 1 2 1 over 16: what white noise becomes.
+SMOOTH_NOISE = 0.375
+#: A peak is a source of its own when it rises above its highest saddle by this many sigma of the smoothed noise
+#: (the highest of some 100 independent noise bumps on a broad core reaches 3.5) ...
+PEAK_SIGMA = 5.0
+#: ... and by this fraction of the saddle, so that flat-field ripple and speckle in a bright halo is not split off.
+PEAK_FRACTION = 0.05
+#: Wings are followed in the mean of (2 WING_HALF + 1)^2 pixels, down to WING_SIGMA sigma of that mean.
+WING_HALF = 4
+WING_SIGMA = 2.0
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def smooth(data: np.ndarray, bad: np.ndarray) -> np.ndarray:
+    """data under the 3x3 kernel 1 2 1 / 2 4 2 / 1 2 1, bad pixels left out and the rest renormalised.
+
+    data float32 (ny, nx), bad bool; the result, float32, is 0 where less than 3/8 of the kernel's weight is good.
+    """
+    ny, nx = data.shape
+    out = np.zeros((ny, nx), np.float32)
+    value = np.zeros((3, nx + 2), np.float32)
+    weight = np.zeros((3, nx + 2), np.float32)
+    for y in range(-1, ny):
+        k = (y + 1) % 3
+        for x in range(nx):
+            good = y + 1 < ny and not bad[y + 1, x]
+            weight[k, x + 1] = 1.0 if good else 0.0
+            value[k, x + 1] = data[y + 1, x] if good else 0.0
+        if y < 0:
+            continue
+        below, here, above = (y - 1) % 3, y % 3, (y + 1) % 3
+        if y == 0:
+            value[below] = 0.0
+            weight[below] = 0.0
+        for x in range(nx):
+            top = np.float32(0.0)
+            norm = np.float32(0.0)
+            for i in range(3):
+                w = np.float32(1 + (i == 1))
+                top += w * (value[below, x + i] + np.float32(2.0) * value[here, x + i] + value[above, x + i])
+                norm += w * (weight[below, x + i] + np.float32(2.0) * weight[here, x + i] + weight[above, x + i])
+            out[y, x] = top / norm if norm >= 6.0 else 0.0
+    return out
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def bright_pixels(smoothed: np.ndarray, sigma: np.ndarray, threshold: float) -> np.ndarray:
+    """Flat indices, rising, of the pixels whose smoothed value exceeds threshold times sigma."""
+    flat = smoothed.ravel()
+    noise = sigma.ravel()
+    n = 0
+    for p in range(flat.size):
+        n += flat[p] > threshold * noise[p]
+    out = np.empty(n, np.int64)
+    n = 0
+    for p in range(flat.size):
+        if flat[p] > threshold * noise[p]:
+            out[n] = p
+            n += 1
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _root(parent: np.ndarray, i: int) -> int:
+    while parent[i] != i:
+        parent[i] = parent[parent[i]]
+        i = parent[i]
+    return i
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _grow(
+    order: np.ndarray, smoothed: np.ndarray, variance: np.ndarray, sigma: np.ndarray, min_area: int, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Flood from the top: each pixel joins the highest basin beside it; where basins meet, the lower one is swallowed
+    unless it stands out. A later contact lies lower, so the first one decides. Returns (parent, peak, blended)."""
+    ny, nx = smoothed.shape
+    parent = np.zeros(order.size + 1, np.int64)
+    peak = np.zeros(order.size + 1, np.int64)
+    area = np.zeros(order.size + 1, np.int64)
+    blended = np.zeros(order.size + 1, np.bool_)
+    n = 0
+    for p in order:
+        y, x = p // nx, p % nx
+        value = smoothed[y, x]
+        best, best_value = 0, np.float32(-np.inf)
+        for yy in range(max(y - 1, 0), min(y + 2, ny)):
+            for xx in range(max(x - 1, 0), min(x + 2, nx)):
+                if labels[yy, xx] > 0 and smoothed[yy, xx] > best_value:
+                    best, best_value = labels[yy, xx], smoothed[yy, xx]
+        if best == 0:
+            n += 1
+            parent[n], peak[n], area[n] = n, p, 1
+            labels[y, x] = n
+            continue
+        best = _root(parent, best)
+        for yy in range(max(y - 1, 0), min(y + 2, ny)):
+            for xx in range(max(x - 1, 0), min(x + 2, nx)):
+                if labels[yy, xx] == 0:
+                    continue
+                other = _root(parent, labels[yy, xx])
+                if other == best:
+                    continue
+                high, low = min(best, other), max(best, other)  # numbered from the highest peak down
+                ty, tx = peak[low] // nx, peak[low] % nx
+                rise = smoothed[ty, tx] - value
+                noise = np.sqrt(np.fmax(variance[ty, tx], sigma[ty, tx] ** 2)) * SMOOTH_NOISE
+                limit = max(PEAK_SIGMA * noise, PEAK_FRACTION * value)
+                if rise >= limit and area[low] >= min_area:
+                    blended[low] = True
+                    blended[high] = True
+                else:
+                    parent[low] = high
+                    area[high] += area[low]
+                    blended[high] |= blended[low]
+                    if best == low:
+                        best = high
+        labels[y, x] = best
+        area[best] += 1
+    return parent[: n + 1], peak[: n + 1], blended[: n + 1]
+
+
+@numba.njit(cache=True, nogil=True)
+def _number(labels: np.ndarray, bad: np.ndarray, parent: np.ndarray, blended: np.ndarray, min_pixels: int) -> np.ndarray:
+    """Resolve merged basins, drop those without enough good pixels, number the rest 1..n from the highest peak down.
+    Edits labels; returns the old number of each new one."""
+    good = np.zeros(parent.size, np.int64)
+    ny, nx = labels.shape
+    for i in range(1, parent.size):
+        parent[i] = _root(parent, i)
+    for y in range(ny):
+        for x in range(nx):
+            if labels[y, x] > 0:
+                labels[y, x] = parent[labels[y, x]]
+                if not bad[y, x]:
+                    good[labels[y, x]] += 1
+    new = np.zeros(parent.size, np.int32)
+    n = 0
+    for i in range(1, parent.size):
+        if parent[i] == i and good[i] >= (max(min_pixels // 4, 3) if blended[i] else min_pixels):
+            n += 1
+            new[i] = n
+    for y in range(ny):
+        for x in range(nx):
+            labels[y, x] = new[labels[y, x]]
+    kept = np.zeros(n, np.int64)
+    for i in range(1, parent.size):
+        if new[i] > 0:
+            kept[new[i] - 1] = i
+    return kept
+
+
+def segment(
+    smoothed: Image, variance: Image, sigma: Image, bad: Mask, *, threshold: float, min_pixels: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Split a smoothed, sky-free plane into sources.
+
+    smoothed and sigma (sky noise before smoothing) are float32 (ny, nx) in one unit, variance is that of a pixel with
+    the sources' own photons, in the unit squared; pixels above threshold * sigma count, connected by sides or corners, at least
+    min_pixels of them not bad (a quarter of it for a peak that stands out of a brighter neighbour).
+    Returns labels (ny, nx) int32, 0 for sky and 1..n from the highest peak down; peak, the flat index of each peak;
+    blended, True where a source touches another.
+    """
+    pixels = bright_pixels(smoothed, sigma, threshold)
+    order = pixels[np.argsort(-smoothed.ravel()[pixels], kind="stable")]
+    labels = np.zeros(smoothed.shape, np.int32)
+    parent, peak, blended = _grow(order, smoothed, variance, sigma, max(min_pixels // 4, 3), labels)
+    kept = _number(labels, bad, parent, blended, min_pixels)
+    return labels, peak[kept], blended[kept]
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def connected(smoothed: np.ndarray, sigma: np.ndarray, bad: np.ndarray, threshold: float, min_pixels: int) -> np.ndarray:
+    """The pixels of `segment` without splitting blends: bool (ny, nx), True in connected regions above threshold *
+    sigma with at least min_pixels good pixels. Arguments as there."""
+    ny, nx = smoothed.shape
+    seen = np.zeros((ny, nx), np.bool_)
+    out = np.zeros((ny, nx), np.bool_)
+    queue = np.empty(ny * nx, np.int64)
+    for y in range(ny):
+        for x in range(nx):
+            if seen[y, x] or not smoothed[y, x] > threshold * sigma[y, x]:
+                continue
+            seen[y, x] = True
+            queue[0] = y * nx + x
+            first, last, good = 0, 1, 0
+            while first < last:
+                v, u = queue[first] // nx, queue[first] % nx
+                good += not bad[v, u]
+                first += 1
+                for j in range(max(v - 1, 0), min(v + 2, ny)):
+                    for i in range(max(u - 1, 0), min(u + 2, nx)):
+                        if not seen[j, i] and smoothed[j, i] > threshold * sigma[j, i]:
+                            seen[j, i] = True
+                            queue[last] = j * nx + i
+                            last += 1
+            if good >= min_pixels:
+                for q in queue[:last]:
+                    out[q // nx, q % nx] = True
+    return out
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _box_mean(data: np.ndarray, bad: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of the good pixels within `half` of each pixel, and how many they are."""
+    ny, nx = data.shape
+    mean = np.zeros((ny, nx), np.float32)
+    count = np.zeros((ny, nx), np.float32)
+    total = np.zeros(nx)
+    number = np.zeros(nx)
+    for y in range(-half, ny):
+        if y + half < ny:
+            for x in range(nx):
+                if not bad[y + half, x]:
+                    total[x] += data[y + half, x]
+                    number[x] += 1.0
+        if y - half - 1 >= 0:
+            for x in range(nx):
+                if not bad[y - half - 1, x]:
+                    total[x] -= data[y - half - 1, x]
+                    number[x] -= 1.0
+        if y < 0:
+            continue
+        t, n = 0.0, 0.0
+        for x in range(-half, nx):
+            if x + half < nx:
+                t += total[x + half]
+                n += number[x + half]
+            if x - half - 1 >= 0:
+                t -= total[x - half - 1]
+                n -= number[x - half - 1]
+            if x >= 0 and n > 0.5:
+                mean[y, x] = t / n
+                count[y, x] = n
+    return mean, count
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _flood(core: np.ndarray, mean: np.ndarray, count: np.ndarray, sigma: np.ndarray, limit: float) -> np.ndarray:
+    """Object pixels, and what is connected to them with a local mean above `limit` sigma of that mean."""
+    ny, nx = core.shape
+    out = core.copy()
+    stack = np.empty(ny * nx, np.int64)
+    n = 0
+    for p in range(ny * nx):
+        if out[p // nx, p % nx]:
+            stack[n] = p
+            n += 1
+    while n > 0:
+        n -= 1
+        y, x = stack[n] // nx, stack[n] % nx
+        for yy in range(max(y - 1, 0), min(y + 2, ny)):
+            for xx in range(max(x - 1, 0), min(x + 2, nx)):
+                if not out[yy, xx] and mean[yy, xx] * np.sqrt(count[yy, xx]) > limit * sigma[yy, xx]:
+                    out[yy, xx] = True
+                    stack[n] = yy * nx + xx
+                    n += 1
+    return out
+
+
+def wings(data: Image, bad: Mask, core: Mask, sigma: Image) -> Mask:
+    """The object mask that a sky estimate needs: the pixels of sources (`core`) and their faint wings.
+
+    data: sky-free plane, float32 (ny, nx); sigma: sky noise per pixel. Wings are pixels connected to a source where
+    the mean of 9x9 good pixels is above 2 of its own sigma: a star is followed down to a quarter of the sky noise.
+    """
+    mean, count = _box_mean(data, bad, WING_HALF)
+    return _flood(core, mean, count, sigma, WING_SIGMA)
