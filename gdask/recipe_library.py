@@ -1,0 +1,126 @@
+"""Finding a recipe: by the tags of the first file, by name, or in a file of the user's."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import os
+import pkgutil
+from collections.abc import Callable, Set
+from types import ModuleType
+
+from gdask import steps
+from gdask.model import GdaskError
+from gdask.params import closest, snake_case
+
+Recipe = Callable[..., object]
+
+#: The field's names that differ from ours by more than their spelling.
+ALIASES = {"check_wcs": "check_wcs_only", "default": "default", "_default": "default"}
+
+
+def find_recipe(name: str | None, tags: Set[str]) -> Recipe:
+    """The recipe `name` for files with these tags; None is the default one; 'file.py:function' is the user's own.
+
+    Raises GdaskError with the names there are, and the closest one.
+    """
+    if name and (".py" in name or os.sep in name):
+        return _from_file(name)
+    module = library_for(tags)
+    known = recipes_of(module)
+    wanted = snake_case(name or "default")
+    wanted = ALIASES.get(wanted, wanted)
+    if wanted not in known:
+        raise GdaskError(f"-r {name}: no such recipe for {', '.join(sorted(module.TAGS))}; there are {', '.join(sorted(known))}{closest(wanted, known)}")
+    return known[wanted]
+
+
+def library_for(tags: Set[str]) -> ModuleType:
+    """The recipe module whose tags are all among these, the most specific one."""
+    fitting = [module for module in libraries() if module.TAGS <= tags]
+    if not fitting:
+        kinds = "; ".join(sorted(" ".join(sorted(module.TAGS)) for module in libraries()))
+        raise GdaskError(f"no recipes for files tagged {' '.join(sorted(tags))}; there are some for: {kinds}")
+    return max(fitting, key=lambda module: (len(module.TAGS), module.__name__))
+
+
+def libraries() -> list[ModuleType]:
+    """All shipped recipe modules that name the tags they are for."""
+    package = importlib.import_module("gdask.recipes")
+    names = sorted(found.name for found in pkgutil.iter_modules(package.__path__))
+    modules = [importlib.import_module(f"gdask.recipes.{name}") for name in names]
+    return [module for module in modules if hasattr(module, "TAGS")]
+
+
+def recipes_of(module: ModuleType) -> dict[str, Recipe]:
+    """The recipes of a module by name, and `default`: its functions of exactly (run, frames)."""
+    found = {
+        name: function
+        for name, function in vars(module).items()
+        if inspect.isfunction(function) and list(inspect.signature(function).parameters) == ["run", "frames"]
+        and function.__module__ == module.__name__ and not name.startswith("_")
+    }  # fmt: skip
+    return found | {"default": module.default}
+
+
+def steps_in(recipe: Recipe) -> dict[str, Callable[..., object]]:
+    """The steps that a recipe can call, by name, in the order of its text: those of its own and of functions it calls."""
+    found: dict[str, Callable[..., object]] = {}
+    _collect(recipe, found, set())
+    return found
+
+
+def _collect(function: Recipe, found: dict[str, Callable[..., object]], seen: set[Recipe]) -> None:
+    seen.add(function)
+    scope = vars(inspect.getmodule(function)) if inspect.getmodule(function) else function.__globals__
+    for node in _names_in_order(function):
+        target = scope.get(node)
+        if not inspect.isfunction(target) or target in seen:
+            continue
+        if target.__module__.startswith("gdask.steps"):
+            if target.__name__ in steps.__all__:
+                found.setdefault(target.__name__, target)
+        elif list(inspect.signature(target).parameters)[:1] == ["run"]:
+            _collect(target, found, seen)
+        elif target.__module__ == function.__module__:
+            found.setdefault(target.__name__, target)
+
+
+def _names_in_order(function: Recipe) -> list[str]:
+    tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(function)))
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    return [node.id for node in sorted(names, key=lambda node: (node.lineno, node.col_offset))]
+
+
+def _from_file(name: str) -> Recipe:
+    path, _, function = name.rpartition(":") if ":" in name else (name, "", "")
+    if not os.path.isfile(path):
+        raise GdaskError(f"-r {name}: no file {path}; expected FILE.py:FUNCTION")
+    module = load_file(path)
+    known = {key: value for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__}
+    wanted = function or "default"
+    if wanted == "default" and callable(getattr(module, "default", None)):
+        return module.default  # type: ignore[no-any-return]
+    if wanted not in known:
+        raise GdaskError(f"-r {name}: {path} has no function {wanted}; it has {', '.join(known) or 'none'}{closest(wanted, known)}")
+    return known[wanted]
+
+
+def load_file(path: str) -> ModuleType:
+    """A user's recipe file as a module that worker processes can use too (pickled by value)."""
+    import sys
+
+    import cloudpickle
+
+    stem = "gdask_user_" + "".join(c if c.isalnum() else "_" for c in os.path.splitext(os.path.basename(path))[0])
+    spec = importlib.util.spec_from_file_location(stem, path)
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    sys.modules[stem] = module
+    try:
+        spec.loader.exec_module(module)  # type: ignore[union-attr]
+    except Exception as error:
+        raise GdaskError(f"-r {path}: the file does not run: {type(error).__name__}: {error}") from error
+    cloudpickle.register_pickle_by_value(module)
+    return module

@@ -1,0 +1,51 @@
+"""Recipes for GSAOI dome and GCAL flats. The default is `make_processed_flat`."""
+
+from gdask.steps import (
+    add_dq,
+    add_var,
+    adu_to_electrons,
+    make_bpm,
+    make_lamp_flat,
+    nonlinearity_correct,
+    normalize_flat,
+    prepare,
+    stack_frames,
+    threshold_flatfield,
+)
+
+TAGS = {"GSAOI", "IMAGE", "CAL", "FLAT"}
+
+
+def make_processed_flat(run, frames):
+    """One normalised flat from lamp-on and lamp-off frames."""
+    flat = run(threshold_flatfield, lamp_flat(run, frames))
+    return run.store(flat, "_flat", "processed_flat")
+
+
+def make_processed_bpm(run, frames):
+    """A bad-pixel mask from flats and short darks (which are not those that match the flats' exposure time)."""
+    darks, flats = run.split(frames, "DARK")
+    flat = lamp_flat(run, flats)
+    dark = run(stack_frames, calibrate_lamps(run, darks)) if darks else None
+    return run.store(run(make_bpm, flat, dark), "_bpm", "processed_bpm")
+
+
+def lamp_flat(run, frames):
+    """Lamp-on minus lamp-off, normalised over all arrays together."""
+    return run(normalize_flat, run(make_lamp_flat, calibrate_lamps(run, frames)))
+
+
+def calibrate_lamps(run, frames):
+    """Raw frames to electrons with variance, row band by row band: every step works pixel by pixel.
+
+    Uniform light has no star cores, so there is no hidden saturation to look for and no latent image.
+    """
+    frames = run(prepare, run.by_rows(frames))
+    bpms = run.calibration("processed_bpm", frames, required=False)
+    frames = run(add_dq, frames, bpms, hidden_saturation=False, latency=False)
+    frames = run.each(nonlinearity_correct, frames)
+    frames = run.each(adu_to_electrons, frames)
+    return run.each(add_var, frames)
+
+
+default = make_processed_flat

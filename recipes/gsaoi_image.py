@@ -1,0 +1,60 @@
+"""Recipes for GSAOI images. The default is `reduce`."""
+
+from gdask.recipes.common import calibrate, subtract_sky
+from gdask.steps import (
+    add_reference_catalog,
+    adjust_wcs_to_reference,
+    check_wcs,
+    detect_sources,
+    determine_astrometric_solution,
+    match_sky_levels,
+    resample_to_common_frame,
+    scale_counts_to_reference,
+    stack_frames,
+)
+
+TAGS = {"GSAOI", "IMAGE"}
+
+
+def reduce(run, frames):
+    """From raw frames to one calibrated, sky-subtracted, aligned image of the target."""
+    targets = subtract_sky(run, calibrate(run, frames))
+    return stack(run, targets)
+
+
+def reduce_nostack(run, frames):
+    """As reduce, but stop before alignment: one sky-subtracted file for each frame on target."""
+    return run.write_each(subtract_sky(run, calibrate(run, frames)), "_skyCorrected")
+
+
+def align_and_stack(run, frames):
+    """Align and stack frames that reduce_nostack made."""
+    return stack(run, run.save(run.each(detect_sources, frames)))
+
+
+def ultradeep(run, frames):
+    """As reduce, with a second sky subtraction that masks the objects found on the full stack."""
+    frames = calibrate(run, frames)
+    image = stack(run, subtract_sky(run, frames), suffix="_firstPass")
+    frames = run.save(run(objects_from_stack, frames, image), variables=["objects"])
+    targets = subtract_sky_once(run, frames)
+    return stack(run, targets)
+
+
+def check_wcs_only(run, frames):
+    """List frames whose header WCS disagrees with their target and offsets; change nothing."""
+    return run(check_wcs, frames)
+
+
+def stack(run, frames, suffix="_image"):
+    """Align sky-subtracted frames on the sky and combine them."""
+    frames = run(add_reference_catalog, frames)
+    frames = run(adjust_wcs_to_reference, frames)
+    frames = run(determine_astrometric_solution, frames)
+    frames = run(match_sky_levels, run.fetch(run(sky_cells, frames)))
+    frames = run(scale_counts_to_reference, frames)
+    frames = run(resample_to_common_frame, frames)
+    return run.write(run(stack_frames, frames), suffix)
+
+
+default = reduce
