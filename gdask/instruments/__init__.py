@@ -1,0 +1,98 @@
+"""Tags and descriptors of a file, from its headers alone, and the facts of its instrument."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from gdask.instruments import f2, gemini, gsaoi
+from gdask.instruments.rules import Instrument, View, clean, unknown
+from gdask.io.headers import read_headers
+from gdask.model import GdaskError
+from gdask.types import Headers
+
+__all__ = ["DESCRIPTORS", "Instrument", "View", "descriptor", "instrument_of", "register", "step_defaults", "tags", "view"]
+
+#: Names of the descriptors, sorted.
+DESCRIPTORS: list[str] = sorted(gemini.DESCRIPTORS)
+
+_BY_INSTRUME: dict[str, Instrument] = {}
+
+
+def register(toml_path: str | os.PathLike[str], module: ModuleType) -> Instrument:
+    """Make an instrument known: its facts (a TOML with at least `name`) and its module of rules (see rules.py).
+
+    Files are recognised by INSTRUME, in any case, equal to `name` or to one of the optional list `instrume`.
+    """
+    path = Path(toml_path)
+    try:
+        facts = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise GdaskError(f"{path}: facts of an instrument cannot be read: {error}") from error
+    if "name" not in facts:
+        raise GdaskError(f"{path}: facts of an instrument need a `name`")
+    instrument = Instrument(facts["name"], facts, module)
+    for value in (facts["name"], *facts.get("instrume", ())):
+        _BY_INSTRUME[value.upper()] = instrument
+    DESCRIPTORS[:] = sorted({*DESCRIPTORS, *getattr(module, "DESCRIPTORS", {})})
+    return instrument
+
+
+def instrument_of(source: Any) -> Instrument:
+    """The instrument of a file, its Headers or its Frame. GdaskError if gdask does not know it."""
+    headers = _headers(source)
+    name = clean(headers.phu, "INSTRUME")
+    instrument = _BY_INSTRUME.get(str(name).upper())
+    if instrument is None:
+        what = "has no INSTRUME keyword" if name is None else f"is of instrument '{name}'"
+        known = ", ".join(sorted({one.name for one in _BY_INSTRUME.values()}))
+        raise GdaskError(f"{headers.path or 'header'}: {what}; gdask knows {known}")
+    return instrument
+
+
+def view(source: Any) -> View:
+    """All tags and descriptors of one file, headers read once: `v = view(path)`, then `v.tags` and `v("gain")`."""
+    headers = _headers(source)
+    _, facts, module = instrument_of(headers)
+    return View(headers, facts, {**gemini.TAGS, **getattr(module, "TAGS", {})},
+                {**gemini.DESCRIPTORS, **getattr(module, "DESCRIPTORS", {})})
+
+
+def tags(source: Any) -> set[str]:
+    """Tags of a file (path), its Headers or its Frame."""
+    return set(view(source).tags)
+
+
+def descriptor(source: Any, name: str, **options: Any) -> Any:
+    """Value of a descriptor: one value, or one for each array in a list; None where unknown.
+
+    Sections are 0-based half-open [x1, x2, y1, y2], wavelengths metres, angles degrees, times datetime objects (UT).
+    Options where they make sense: `pretty`, `stripID`; `asMicrometers`, `asNanometers`, `asAngstroms`.
+    """
+    if name not in DESCRIPTORS:
+        raise GdaskError(unknown(name, DESCRIPTORS))
+    return view(source)(name, **options)
+
+
+def step_defaults(instrument: Instrument, step_name: str) -> dict[str, Any]:
+    """Defaults of a step that the instrument changes: the table [steps.NAME] of its facts."""
+    return dict(instrument.facts.get("steps", {}).get(step_name, {}))
+
+
+def _headers(source: Any) -> Headers:
+    """Headers of a path, of themselves, or of a Frame (anything with attrs that hold phu, headers and path)."""
+    if isinstance(source, Headers):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        return read_headers(source)
+    attrs = getattr(source, "attrs", {})
+    if "phu" in attrs:
+        return Headers(attrs["phu"], tuple(attrs.get("headers", ())), str(attrs.get("path", "")))
+    raise GdaskError(f"tags and descriptors need a path, Headers or a Frame, not {type(source).__name__}")
+
+
+for _module in (gsaoi, f2):
+    register(Path(__file__).with_name(f"{_module.__name__.rpartition('.')[2]}.toml"), _module)

@@ -1,0 +1,270 @@
+"""FLAMINGOS-2: one array; images, long-slit and multi-object spectra. Facts in f2.toml."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from gdask.instruments import gemini, pointing
+from gdask.instruments.rules import (
+    Descriptor,
+    Rule,
+    TagSet,
+    View,
+    format_section,
+    from_header_if_prepared,
+    parse_section,
+    tagset,
+    without_id,
+)
+
+# Tags. Before March 2010 the keywords ended in POS: GRISMPOS, DCKERPOS, FILT1POS, LYOTPOS.
+
+
+def dark(view: View) -> TagSet | None:
+    closed = any(view.text(name).startswith("DK") for name in ("FILTER1", "FILTER2"))
+    return tagset("DARK CAL", blocks="IMAGE SPECT") if closed or view.get("OBSTYPE") == "DARK" else None
+
+
+def image(view: View) -> TagSet | None:
+    return tagset("IMAGE") if "Open" in (view.get("GRISM"), view.get("GRISMPOS")) else None
+
+
+def is_spectrum(view: View) -> bool:
+    return any(view.text(name).startswith(("JH", "HK", "R3K")) for name in ("GRISM", "GRISMPOS"))
+
+
+def slit(view: View) -> TagSet | None:
+    deckers, mask = (view.get("DECKER"), view.get("DCKERPOS")), view.text("MOSPOS")
+    return _behind("LS", view) if "Long_slit" in deckers or re.match(r".?pix-slit", mask) else None
+
+
+def mask(view: View) -> TagSet | None:
+    deckers = view.get("DECKER"), view.get("DCKERPOS")
+    return _behind("MOS", view) if "mos" in deckers or view.text("MOSPOS").startswith("mos") else None
+
+
+def _behind(what: str, view: View) -> TagSet:
+    """A spectrum through a slit or mask, or an image through it (an acquisition)."""
+    return tagset(f"{what} SPECT") if is_spectrum(view) else tagset(f"{what} THRUSLIT", if_present="IMAGE")
+
+
+def calibration(view: View) -> tuple[TagSet, ...]:
+    found = [tagset(f"{one} CAL") for one in ("ARC", "FLAT") if view.get("OBSTYPE") == one]
+    if view.text("OBJECT").upper() == "TWILIGHT":
+        found.append(tagset("TWILIGHT CAL", blocks="" if view.get("GRISM") == "Open" else "FLAT"))
+    if view.get("PROCSTND"):
+        found.append(tagset("STANDARD CAL"))
+    return tuple(found)
+
+
+TAGS: dict[str, Rule] = {"dark": dark, "image": image, "slit": slit, "mask": mask, "calibration": calibration}
+
+
+# Descriptors
+
+
+def lyot_stop(view: View) -> str | None:
+    """What the Lyot wheel holds: a stop, since 2022 also a filter."""
+    value = view.get("LYOT") or view.get("LYOTPOS")
+    return None if value == "Undefined" else value
+
+
+def camera(view: View, pretty: bool = False, stripID: bool = False) -> str:
+    """Focal ratio: of the Lyot stop, else of the keyword FOCUS, else told by the pixel scale."""
+    name = lyot_stop(view)
+    if name is None or not name.startswith("f/"):
+        focus = view.text("FOCUS")
+        if not re.match(r"f/\d+$", focus):
+            scale = view.number("PIXSCALE") if view.prepared else view("pixel_scale")
+            fine = scale is not None and scale <= view.facts["camera_scale"]
+            focus = "f/32" if fine else view.facts["camera"]
+        name = focus + (view.facts["camera_id"] if focus == view.facts["camera"] else "_G9999")
+    return without_id(name) if pretty or stripID else name
+
+
+def filter_name(view: View, pretty: bool = False, stripID: bool = False, keepID: bool = False) -> str | None:
+    """Filters in the beam, joined by '&'. pretty: only those that matter, without component numbers; keepID: with."""
+    names = [view.get("FILTER1"), view.get("FILTER2")]
+    if None in names:
+        names = [view.get("FILT1POS"), view.get("FILT2POS")]
+    if None in names:
+        return None
+    third = lyot_stop(view)
+    if third is not None and not third.startswith(("f", "GEMS", "Hart")):
+        names.append(third)
+    wheels = [str(name) for name in names]
+    if keepID:
+        parts = [re.sub(r"_G(?!\d{4}).*|(_G\d{4}).*", r"\1", name) for name in wheels]
+    else:
+        parts = [without_id(name) for name in wheels] if pretty or stripID else wheels
+    return _relevant(parts) if pretty or keepID else "&".join(parts)
+
+
+def _relevant(parts: list[str]) -> str:
+    """Without the open positions; 'dark', 'blank' or 'open' where no light or all of it passes."""
+    wheels = parts[:2]
+    if any("DK" in part for part in wheels):
+        return "dark"
+    if any("Block" in part or "Dark" in part for part in wheels):
+        return "blank"
+    shown = [part for part in wheels if "open" not in part.lower()] + parts[2:]
+    return "&".join(shown) or "open"
+
+
+def disperser(view: View, pretty: bool = False, stripID: bool = False) -> str | None:
+    value = view.get("GRISM") or view.get("GRISMPOS")
+    return without_id(value) if value and (pretty or stripID) else value
+
+
+def central_wavelength(view: View, asMicrometers: bool = False, asNanometers: bool = False,
+                       asAngstroms: bool = False) -> float | None:
+    """Metres unless asked otherwise; some filters' WAVELENG is wrong: see setting_nm in the facts."""
+    angstrom = view.number("WAVELENG")
+    nm = None if angstrom is None else angstrom * 0.1
+    nm = view.facts["setting_nm"].get(filter_name(view, keepID=True), nm)
+    if nm is not None and nm < 0:
+        first = (filter_name(view, pretty=True) or " ")[0]
+        nm = view.facts["r3k_nm"].get(first) if disperser(view, pretty=True) == "R3K" else None
+    return None if nm is None else gemini.to_unit(nm * 1e-9, asMicrometers, asNanometers, asAngstroms)
+
+
+def whole_array(name: str) -> Descriptor:
+    """Descriptor: a section. Raw headers have none: the whole array, always; prepared ones carry the keyword."""
+    def of(view: View, pretty: bool = False) -> list[object]:
+        ny, nx = view.facts["array_shape"]
+        values = [parse_section(value) for value in view.each(name)] if view.prepared else [[0, nx, 0, ny]] * len(view.ext)
+        return [format_section(value) for value in values] if pretty else [value and list(value) for value in values]
+    return of
+
+
+def focal_plane_mask(view: View, pretty: bool = False, stripID: bool = False) -> str | None:
+    """Name of the mask. In images MASKNAME may hold anything: MOSPOS 'Open' wins."""
+    position = view.get("MOSPOS")
+    return position if position == "Open" else view.get("MASKNAME")
+
+
+def slit_width(view: View) -> float | None:
+    """Arcsec, of a slit named by its width in pixels."""
+    match, scale = re.match(r"(\d+)pix-slit$", focal_plane_mask(view) or ""), view("pixel_scale")
+    return int(match[1]) * scale if match and scale else None
+
+
+def read_mode(view: View) -> str | None:
+    reads = view.number("LNRS")
+    return None if reads is None else str(int(reads))
+
+
+def array_fact(view: View, fact: str) -> float | None:
+    """A fact of the array; None for a read mode that the facts do not know."""
+    mode = read_mode(view)
+    if mode not in view.facts["read_modes"]:
+        return None
+    value = view.facts["arrays"][0][fact]
+    return value[mode] if isinstance(value, dict) else value
+
+
+def gain(view: View) -> list[float | None]:
+    """e-/ADU: reads are summed."""
+    value = array_fact(view, "gain")
+    return [value / view.number("LNRS") if value else None] * len(view.ext)
+
+
+def read_noise(view: View) -> list[float | None]:
+    return [array_fact(view, "read_noise")] * len(view.ext)
+
+
+def saturation_level(view: View) -> list[int | None]:
+    """In the units of the data: the well over the present gain (1 if in electrons)."""
+    well = array_fact(view, "well")
+    return [int(well / value) if well and value else None for value in view("gain")]
+
+
+def non_linear_level(view: View) -> list[int | None]:
+    fraction = array_fact(view, "linear_fraction")
+    return [int(fraction * level) if fraction and level else None for level in view("saturation_level")]
+
+
+def nominal_photometric_zeropoint(view: View) -> list[float | None]:
+    """Magnitude of 1 e-/s, or of 1 ADU/s where the data are in ADU."""
+    in_camera = camera(view, pretty=True) == view.facts["camera"]
+    table = view.facts["zero_points"].get(filter_name(view, pretty=True)) if in_camera else None
+    in_adu = view("is_in_adu")
+    return [table[0] - (2.5 * math.log10(value) if in_adu else 0.0) if table and value else None
+            for value in view("gain")]
+
+
+def pixel_scale(view: View) -> float | None:
+    return pointing.pixel_scale(view) or view.number("PIXSCALE")
+
+
+def position_angle(view: View) -> float | None:
+    """Degrees, East of North, of +y."""
+    value = view.number("PA")
+    return None if value is None else (value + view.facts["ipa_offset"]) % 360
+
+
+def swapped(name: str) -> Descriptor:
+    """Descriptor: a telescope offset; the detector's axes are swapped and reversed against the telescope's."""
+    def of(view: View) -> float | None:
+        value = view.number(name)
+        return None if value is None else -value
+    return of
+
+
+def detector_y_offset(view: View) -> float | None:
+    value = gemini.per_pixel("POFFSET", -1)(view)
+    return -value if value is not None and view.get("INPORT") == 1 else value
+
+
+def wcs_icrs(view: View) -> tuple[float | None, float | None]:
+    """Reference position of the WCS, degrees; that of a non-sidereal frame is apparent place, made ICRS."""
+    ra, dec = pointing.wcs_position(view)
+    if ra is None or dec is None:
+        return ra, dec
+    when = view("ut_datetime")
+    if when is None or "NON_SIDEREAL" not in view.tags:
+        return math.degrees(math.radians(ra)), math.degrees(math.radians(dec))  # to the last digit of the listings
+    return pointing.apparent_to_icrs(ra, dec, when)
+
+
+def group_id(view: View) -> str:
+    tags, additional = view.tags, ""
+    names = ["observation_id", "filter_name", "camera", "exposure_time"]
+    if "DARK" in tags:
+        names = ["exposure_time", "coadds"]
+    elif {"IMAGE", "FLAT"} <= tags:
+        names, additional = ["filter_name", "camera", "exposure_time", "observation_id"], "F2_IMAGE_FLAT"
+    elif {"IMAGE", "TWILIGHT"} <= tags:
+        names, additional = ["filter_name", "camera"], "F2_IMAGE_TWILIGHT"
+    names += ["read_mode", "detector_section"] + (["disperser", "focal_plane_mask"] if "SPECT" in tags else [])
+    return gemini.group_id(view, *names, additional=additional)
+
+
+DESCRIPTORS: dict[str, Descriptor] = {
+    "array_section": whole_array("ARRAYSEC"),
+    "camera": camera,
+    "central_wavelength": central_wavelength,
+    "data_section": whole_array("DATASEC"),
+    "detector_section": whole_array("DETSEC"),
+    "detector_x_offset": gemini.per_pixel("QOFFSET", -1),
+    "detector_y_offset": detector_y_offset,
+    "disperser": disperser,
+    "filter_name": filter_name,
+    "focal_plane_mask": focal_plane_mask,
+    "gain": from_header_if_prepared("GAIN", gain),
+    "group_id": group_id,
+    "lyot_stop": lyot_stop,
+    "nominal_photometric_zeropoint": nominal_photometric_zeropoint,
+    "non_linear_level": from_header_if_prepared("NONLINEA", non_linear_level),
+    "pixel_scale": pixel_scale,
+    "position_angle": position_angle,
+    "read_mode": read_mode,
+    "read_noise": from_header_if_prepared("RDNOISE", read_noise),
+    "saturation_level": from_header_if_prepared("SATLEVEL", saturation_level),
+    "slit_width": slit_width,
+    "telescope_x_offset": swapped("YOFFSET"),
+    "telescope_y_offset": swapped("XOFFSET"),
+    "wcs_dec": lambda view: wcs_icrs(view)[1],
+    "wcs_ra": lambda view: wcs_icrs(view)[0],
+}

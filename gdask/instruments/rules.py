@@ -1,0 +1,218 @@
+"""The machinery of tags and descriptors. An instrument is a TOML of facts and a module of two tables of pure functions:
+
+TAGS = {"name": rule}              rule(view) -> TagSet, a tuple of them, or None
+DESCRIPTORS = {"name": function}   function(view, **options) -> value, None where unknown
+
+Both add to, or replace by name, those of every Gemini instrument (gemini.py). A function sees the file only through
+its `View`: cleaned header values, the facts, the tags and the other descriptors.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from astropy.io.fits import VerifyError
+
+from gdask.model import GdaskError
+from gdask.types import Headers
+
+if TYPE_CHECKING:
+    from astropy.io.fits import Header
+
+#: Names of the extensions that accompany an array of pixels and are not one themselves.
+COMPANIONS = frozenset({"VAR", "DQ", "OBJMASK"})
+
+
+class Instrument(NamedTuple):
+    """An instrument: its name, the facts (the content of its TOML) and its module of rules."""
+
+    name: str
+    facts: dict[str, Any]
+    module: ModuleType
+
+
+class TagSet(NamedTuple):
+    """Tags that come together: dropped as a whole if one of them is blocked, or if a tag of `blocked_by` is set."""
+
+    add: frozenset[str]
+    blocks: frozenset[str] = frozenset()
+    blocked_by: frozenset[str] = frozenset()
+    if_present: frozenset[str] = frozenset()
+
+
+def tagset(add: str, blocks: str = "", blocked_by: str = "", if_present: str = "") -> TagSet:
+    """A TagSet from blank-separated names."""
+    return TagSet(*(frozenset(names.split()) for names in (add, blocks, blocked_by, if_present)))
+
+
+Rule = Callable[["View"], "TagSet | tuple[TagSet, ...] | None"]
+Descriptor = Callable[..., Any]
+
+
+def resolve(sets: Iterable[TagSet]) -> frozenset[str]:
+    """The tags of a file. Sets that block others speak first, those that can be blocked or need others speak last."""
+    tags: set[str] = set()
+    blocked: set[str] = set()
+    for one in sorted(sets, key=lambda s: (len(s.if_present), len(s.blocked_by), -len(s.blocks))):
+        if one.if_present <= tags and not tags & one.blocked_by and not one.add & blocked:
+            tags |= one.add
+            blocked |= one.blocks
+    return frozenset(tags)
+
+
+class View:
+    """What the rules see of one file. Calling it gives a descriptor: `view("gain")`."""
+
+    def __init__(self, headers: Headers, facts: Mapping[str, Any], rules: Mapping[str, Rule],
+                 descriptors: Mapping[str, Descriptor]) -> None:
+        self.phu, self.path = headers.phu, headers.path
+        self.ext = science(headers.ext)
+        self.facts = facts
+        self._rules, self._descriptors = rules, descriptors
+
+    def __call__(self, name: str, **options: Any) -> Any:
+        function = self._descriptors.get(name)
+        if function is None:
+            raise GdaskError(unknown(name, self._descriptors))
+        allowed = option_names(function) if options else ()
+        if not set(options) <= set(allowed):
+            raise GdaskError(f"descriptor {name} takes the options {', '.join(allowed) or 'none'}; got {', '.join(options)}")
+        return function(self, **options)
+
+    def accepts(self, name: str, option: str) -> bool:
+        """Whether a descriptor has an option (False if there is no such descriptor)."""
+        return name in self._descriptors and option in option_names(self._descriptors[name])
+
+    @cached_property
+    def tags(self) -> frozenset[str]:
+        found = (rule(self) for rule in self._rules.values())
+        return resolve(one for sets in found if sets for one in ((sets,) if isinstance(sets, TagSet) else sets))
+
+    @property
+    def prepared(self) -> bool:
+        return "PREPARED" in self.tags
+
+    def get(self, keyword: str) -> Any:
+        """Value in the primary header; None if it is missing or blank."""
+        return clean(self.phu, keyword)
+
+    def text(self, keyword: str) -> str:
+        """Value in the primary header as text, '' if it is missing."""
+        value = self.get(keyword)
+        return "" if value is None else str(value)
+
+    def number(self, keyword: str) -> Any:
+        """Number in the primary header (int or float, also if written as a string); None if there is none."""
+        return as_number(self.get(keyword))
+
+    def each(self, keyword: str) -> list[Any]:
+        """Value in the header of each array."""
+        return [clean(header, keyword) for header in self.ext]
+
+
+def science(headers: tuple[Header, ...]) -> tuple[Header, ...]:
+    """The headers of the arrays: SCI or nameless extensions; without any, whatever does not accompany an array;
+    without that, all (a bad-pixel mask may hold nothing but DQ)."""
+    names = [str(clean(header, "EXTNAME") or "SCI").upper() for header in headers]
+    for wanted in (lambda n: n == "SCI", lambda n: n not in COMPANIONS):
+        chosen = tuple(header for header, name in zip(headers, names) if wanted(name))
+        if chosen:
+            return chosen
+    return headers
+
+
+def clean(header: Header, keyword: str) -> Any:
+    """Header value, strings stripped; None if missing, blank, undefined or unreadable."""
+    try:
+        value = header.get(keyword)
+    except (VerifyError, ValueError, AttributeError):  # a card that cannot be parsed is no value
+        return None
+    if isinstance(value, str):
+        return value.strip() or None
+    return value if isinstance(value, (bool, int, float)) else None
+
+
+def as_number(value: Any) -> Any:
+    """int or float, also from text; None for anything else, NaN and infinity included."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return value
+
+
+def keyword(name: str) -> Descriptor:
+    """Descriptor: a value of the primary header as it stands."""
+    return lambda view: view.get(name)
+
+
+def number(name: str) -> Descriptor:
+    """Descriptor: a number of the primary header."""
+    return lambda view: view.number(name)
+
+
+def component(name: str) -> Descriptor:
+    """Descriptor: name of a component in the beam, with or without its Gemini component number (_Gnnnn)."""
+    def of(view: View, pretty: bool = False, stripID: bool = False) -> str | None:
+        value = view.get(name)
+        return without_id(str(value)) if value is not None and (pretty or stripID) else value
+    return of
+
+
+def section(name: str) -> Descriptor:
+    """Descriptor: a section of each array, 0-based half-open [x1, x2, y1, y2]; IRAF strings if pretty."""
+    def of(view: View, pretty: bool = False) -> list[Any]:
+        found = [parse_section(value) for value in view.each(name)]
+        return [format_section(one) for one in found] if pretty else found
+    return of
+
+
+def from_header_if_prepared(name: str, function: Descriptor) -> Descriptor:
+    """Descriptor: the keyword of the extensions if the file is prepared and all of them have it, else the function."""
+    def of(view: View) -> list[Any]:
+        values = [as_number(value) for value in view.each(name)] if view.prepared else []
+        return values if values and None not in values else function(view)
+    return of
+
+
+def without_id(text: str) -> str:
+    """Component name without its number: 'Kshort_G1105' -> 'Kshort', 'HK_G0806_good' -> 'HK'."""
+    return text.split("_G", 1)[0]
+
+
+_SECTION = re.compile(r"\[\s*(\d+)\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*\]$")
+
+
+def parse_section(text: Any) -> list[int] | None:
+    """'[1:2048,513:1536]' (1-based, inclusive, either direction) -> [0, 2048, 512, 1536]; None if it is none."""
+    match = _SECTION.match(text) if isinstance(text, str) else None
+    if match is None:
+        return None
+    x1, x2, y1, y2 = map(int, match.groups())
+    return [min(x1, x2) - 1, max(x1, x2), min(y1, y2) - 1, max(y1, y2)]
+
+
+def format_section(one: list[int] | None) -> str | None:
+    """[0, 2048, 512, 1536] -> '[1:2048,513:1536]'."""
+    return None if one is None else f"[{one[0] + 1}:{one[1]},{one[2] + 1}:{one[3]}]"
+
+
+def option_names(function: Descriptor) -> tuple[str, ...]:
+    """Names of a descriptor's options."""
+    return tuple(inspect.signature(function).parameters)[1:]
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """Message for a descriptor that does not exist."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
+    return f"no descriptor '{name}'; the closest is '{close[0]}'" if close else f"no descriptor '{name}'"

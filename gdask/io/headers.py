@@ -1,0 +1,171 @@
+"""Headers of a FITS file, without its pixels: plain, gzip, bzip2 (also where the name does not say so), tile-compressed."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import math
+import os
+import re
+from typing import BinaryIO, cast
+
+from astropy.io import fits
+
+from gdask.model import GdaskError
+from gdask.types import Headers
+
+BLOCK = 2880  # bytes in a FITS record (FITS standard 4.0, section 3.1)
+CARD = 80
+_COMMENTARY = ("COMMENT ", "HISTORY ", "CONTINUE", "HIERARCH", "        ", "END     ")
+_KEYWORD = re.compile(r"[A-Z0-9_-]+ *$")
+#: What may follow "= " on a card: a string, logical, number, complex number or nothing, then a comment.
+_VALUE = re.compile(
+    r"\s*('(?:[^']|'')*'|[TF]|[+-]?(?:\d+\.?\d*|\.\d+)(?:[EeDd][+-]?\d+)?|\([^)]*\)|)\s*(/.*)?$"
+)
+
+
+def read_headers(path: str | os.PathLike[str]) -> Headers:
+    """Primary header and one header for each image extension of the file, in file order.
+
+    Pixels of an uncompressed file are skipped by a seek. Tile-compressed images come with the headers that they had
+    before compression; an image in the primary unit counts as the only extension if there is no other. Invalid cards
+    are repaired (see `repair_card`). GdaskError if the file is missing, empty, not FITS, or cut short.
+    """
+    name = os.fspath(path)
+    try:
+        with _open(name) as stream:
+            units = _units(stream, name)
+    except (OSError, EOFError) as error:
+        raise GdaskError(f"{name}: {_reason(error)}") from error
+    if any(_is_compressed(header) for header in units):
+        units = _uncompressed(name)
+    phu, rest = units[0], units[1:]
+    images = tuple(header for header in rest if header.get("XTENSION", "").strip() == "IMAGE")
+    if not images and phu.get("NAXIS", 0) > 0:
+        images = (phu,)
+    return Headers(phu, images, name)
+
+
+def repair_card(card: str) -> str:
+    """The 80-character card, made readable: text that is no FITS value becomes a string, a bad keyword a comment."""
+    if card.isspace() or card.startswith(_COMMENTARY):
+        return card
+    if card[8] != "=":
+        return card if _KEYWORD.match(card[:8].upper()) else f"COMMENT {card}"[:CARD]
+    keyword = card[:8].upper()
+    if not _KEYWORD.match(keyword):
+        return f"COMMENT {card}"[:CARD]
+    value = card[10:] if card[9] == " " else card[9:]  # "KEY     ='x'": the blank after = is missing
+    if not _VALUE.match(value):
+        value = _quoted(value.strip())
+    return f"{keyword}= {value}"[:CARD].ljust(CARD)
+
+
+def _quoted(text: str) -> str:
+    """A string value from what is none: an unclosed quote, INDEF, NaN, 12:34:56 without quotes ..."""
+    text = text[1:] if text.startswith("'") else text.partition(" /")[0]
+    room = CARD - 12
+    text = text.strip().replace("'", "''")[:room]
+    if (len(text) - len(text.rstrip("'"))) % 2:  # the cut went through a doubled quote
+        text = text[:-1]
+    return f"'{text:<8}'"
+
+
+def _open(name: str) -> BinaryIO:
+    if os.path.isdir(name):
+        raise IsADirectoryError(name)
+    with open(name, "rb") as raw:
+        magic = raw.read(9)
+    if not magic:
+        raise GdaskError(f"{name}: the file is empty, a FITS file was expected; copy it again")
+    if magic.startswith(b"\x1f\x8b"):
+        return cast(BinaryIO, gzip.open(name, "rb"))
+    if magic.startswith(b"BZh"):
+        return cast(BinaryIO, bz2.open(name, "rb"))
+    return open(name, "rb")
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file; check the name and the folder"
+    if isinstance(error, IsADirectoryError):
+        return "is a folder, a FITS file was expected"
+    if isinstance(error, EOFError):
+        return "the compressed file is cut short; copy it again"
+    return f"cannot be read ({getattr(error, 'strerror', None) or error})"
+
+
+def _units(stream: BinaryIO, name: str) -> list[fits.Header]:
+    """Header of every unit of the file."""
+    units: list[fits.Header] = []
+    while (text := _header_text(stream, name, len(units))) is not None:
+        header = fits.Header.fromstring(text)
+        units.append(header)
+        _skip(stream, _data_bytes(header, name), name, len(units) - 1)
+    return units
+
+
+def _header_text(stream: BinaryIO, name: str, number: int) -> str | None:
+    """Cards of the next header, repaired; None where the file ends."""
+    start = b"XTENSION" if number else b"SIMPLE  ="
+    cards: list[str] = []
+    while True:
+        block = stream.read(BLOCK)
+        if not cards and not block.startswith(start):
+            if number:
+                return None  # the end, or the special records that may follow the last extension
+            raise GdaskError(f"{name}: not a FITS file (it does not begin with SIMPLE =)")
+        for at in range(0, len(block) - CARD + 1, CARD):
+            raw = block[at : at + CARD]
+            if raw.rstrip(b" \0") == b"END":
+                return "".join(_without_padding(cards))
+            cards.append(repair_card(_ascii(raw)))
+        if len(block) < BLOCK:
+            raise GdaskError(f"{name}: header of extension {number} is cut short (no END card); copy the file again")
+
+
+def _ascii(raw: bytes) -> str:
+    text = raw.decode("latin-1")
+    return text if text.isascii() and text.isprintable() else "".join(
+        c if " " <= c <= "~" else "?" if c > "\x7f" else " " for c in text
+    )
+
+
+def _without_padding(cards: list[str]) -> list[str]:
+    """Without the blank cards that only reserve space before END (a GSAOI file has hundreds)."""
+    last = len(cards)
+    while last and cards[last - 1].isspace():
+        last -= 1
+    return cards[:last]
+
+
+def _data_bytes(header: fits.Header, name: str) -> int:
+    """Bytes of the data that follow a header, without fill (FITS standard 4.0, sections 4.4.1 and 6)."""
+    try:
+        axes = [int(header[f"NAXIS{i}"]) for i in range(1, int(header["NAXIS"]) + 1)]
+        if axes and axes[0] == 0 and header.get("GROUPS", False):
+            axes = axes[1:]
+        elements = math.prod(axes) if axes else 0
+        return abs(int(header["BITPIX"])) // 8 * int(header.get("GCOUNT", 1)) * (int(header.get("PCOUNT", 0)) + elements)
+    except (KeyError, TypeError, ValueError) as error:
+        raise GdaskError(f"{name}: no valid BITPIX and NAXIS in a header ({error}); the file is damaged") from error
+
+
+def _skip(stream: BinaryIO, size: int, name: str, number: int) -> None:
+    """Step over `size` bytes of data and their fill; the last byte is read to know that it is there."""
+    if size == 0:
+        return
+    stream.seek(size - 1, os.SEEK_CUR)
+    if not stream.read(1):
+        raise GdaskError(f"{name}: pixels of extension {number} are cut short; copy the file again")
+    stream.seek(-size % BLOCK, os.SEEK_CUR)
+
+
+def _is_compressed(header: fits.Header) -> bool:
+    return header.get("ZIMAGE") is True
+
+
+def _uncompressed(name: str) -> list[fits.Header]:
+    """Headers as astropy gives them for tile-compressed images: as before compression."""
+    with fits.open(name, memmap=True) as units:
+        return [unit.header.copy() for unit in units]
