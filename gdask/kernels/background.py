@@ -6,6 +6,7 @@ import numba
 import numpy as np
 from scipy.ndimage import distance_transform_edt, median_filter
 
+from gdask.kernels.arrays import plain
 from gdask.types import Image, Mask, Pixels
 
 #: A mesh cell is estimated from at most about this many pixels, taken at a regular stride: the error of the median
@@ -93,7 +94,7 @@ def background_mesh(data: Image, bad: Mask, mesh: int) -> tuple[np.ndarray, np.n
     equally dividing the array. sigma contains what stars survive the clipping.
     """
     my, mx = (max(1, round(n / mesh)) for n in data.shape)
-    values, count = _sample(data, bad, my, mx, SAMPLES)
+    values, count = _sample(plain(data, np.float32), plain(bad, np.bool_), my, mx, SAMPLES)
     values.sort(axis=1)
     level, sigma = _clip(values, count)
     return _fill(level.reshape(my, mx)), _fill(sigma.reshape(my, mx))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from gdask.kernels import measure as m
+from gdask.kernels.arrays import plain
 from gdask.kernels.background import background_mesh, spread_mesh
 from gdask.kernels.segment import connected, segment, smooth, wings
 from gdask.model import DQ, UNUSABLE, GdaskError
@@ -60,7 +61,7 @@ def _clean_inputs(data: Image, variance: Image, dq: Flags) -> tuple[Image, Image
         )
     bad = (dq & np.uint16(UNUSABLE)) != 0
     bad |= ~np.isfinite(data) | ~np.isfinite(variance)
-    return np.ascontiguousarray(data, np.float32), np.ascontiguousarray(variance, np.float32), dq, bad
+    return plain(data, np.float32), plain(variance, np.float32), plain(dq, np.uint16), bad
 
 
 def _fill_saturated(smoothed: Image, residual: Image, dq: Flags) -> None:

@@ -126,10 +126,11 @@ def _pixel(
     if not bad[y, x] and (labels[y, x] == 0 or labels[y, x] == k + 1):
         return data[y, x], variance[y, x], 0
     x2, y2 = int(np.rint(2 * xc - x)), int(np.rint(2 * yc - y))
-    if 0 <= x2 < data.shape[1] and 0 <= y2 < data.shape[0]:
-        if not bad[y2, x2] and (labels[y2, x2] == 0 or labels[y2, x2] == k + 1):
-            return data[y2, x2], variance[y2, x2], 1
-    return 0.0, 0.0, 1
+    if x2 < 0 or y2 < 0 or x2 >= data.shape[1] or y2 >= data.shape[0] or bad[y2, x2]:
+        return 0.0, 0.0, 1
+    if labels[y2, x2] != 0 and labels[y2, x2] != k + 1:
+        return 0.0, 0.0, 1
+    return data[y2, x2], variance[y2, x2], 1
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")

@@ -52,23 +52,6 @@ def smooth(data: np.ndarray, bad: np.ndarray) -> np.ndarray:
     return out
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def bright_pixels(smoothed: np.ndarray, sigma: np.ndarray, threshold: float) -> np.ndarray:
-    """Flat indices, rising, of the pixels whose smoothed value exceeds threshold times sigma."""
-    flat = smoothed.ravel()
-    noise = sigma.ravel()
-    n = 0
-    for p in range(flat.size):
-        n += flat[p] > threshold * noise[p]
-    out = np.empty(n, np.int64)
-    n = 0
-    for p in range(flat.size):
-        if flat[p] > threshold * noise[p]:
-            out[n] = p
-            n += 1
-    return out
-
-
 @numba.njit(cache=True, nogil=True)
 def _root(parent: np.ndarray, i: int) -> int:
     while parent[i] != i:
@@ -170,7 +153,7 @@ def segment(
     Returns labels (ny, nx) int32, 0 for sky and 1..n from the highest peak down; peak, the flat index of each peak;
     blended, True where a source touches another.
     """
-    pixels = bright_pixels(smoothed, sigma, threshold)
+    pixels = np.flatnonzero(smoothed > np.float32(threshold) * sigma)
     order = pixels[np.argsort(-smoothed.ravel()[pixels], kind="stable")]
     labels = np.zeros(smoothed.shape, np.int32)
     parent, peak, blended = _grow(order, smoothed, variance, sigma, max(min_pixels // 4, 3), labels)
