@@ -10,12 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from astropy.io.fits import Header
+
 from gdask import params
 from gdask.io import checkpoint, write
-from gdask.io.read import open_frame
+from gdask.io.read import open_frame, reopen
 from gdask.model import EXTNAMES, GdaskError
 from gdask.progress import compute
-from gdask.types import Frame, Frames
+from gdask.types import Frame, Frames, Headers
 
 log = logging.getLogger("gdask")
 
@@ -159,21 +161,35 @@ class Run:
         """Write a processed calibration, keep a copy under calibrations/, and register it in the databases."""
         from gdask import caldb
 
-        stored = self.write(frame, suffix)
-        cached = caldb.cache(self.outputs[-1], caltype, self.folder)
-        if self.databases:
-            caldb.store(cached, self.databases)
+        stored = self.write(frame.assign_attrs(phu=_processed(frame, suffix, caltype)), suffix)
+        caldb.store(self.outputs[-1], self.databases)
         return stored
+
+    def write_each(self, frames: Frames, suffix: str) -> Frames:
+        """Write every Frame as a product."""
+        return tuple(self.write(frame, suffix) for frame in frames)
+
+    def by_rows(self, frames: Frames, rows: int = 128) -> Frames:
+        """The raw Frames read in row bands: for recipes whose steps all work pixel by pixel."""
+        return tuple(reopen(frame, rows=rows, tag="rows") for frame in frames)
+
+    def split(self, frames: Frames, tag: str) -> tuple[Frames, Frames]:
+        """The Frames with a tag, and those without it."""
+        from gdask.instruments import tags
+
+        return tuple(f for f in frames if tag in tags(f)), tuple(f for f in frames if tag not in tags(f))
 
     def _associate(self, caltype: str, frame: Frame, required: bool) -> str | None:
         from gdask import caldb
 
-        association = caldb.associate(frame, caltype, self.databases)
-        if association.path is None and required:
+        association = caldb.associate(headers_of(frame), caltype, self.databases)
+        for tie in association.ties:
+            log.warning("%s: %s would fit as well as %s", frame.attrs["name"], tie, association.chosen)
+        if association.chosen is None and required:
             raise GdaskError(f"{frame.attrs['name']}: no {caltype}\n{caldb.explain(association)}")
-        if association.path is None:
+        if association.chosen is None:
             log.info("%s: none for %s (goes on without)", caltype, frame.attrs["name"])
-        return association.path
+        return association.chosen
 
     def _settings(
         self, step: Callable[..., object], frames: object, pinned: Mapping[str, object]
@@ -244,6 +260,22 @@ class Run:
             path = write.finish(output, tables, checksum=checksum)  # type: ignore[arg-type]
             if checksum:
                 self.outputs.append(path)
+
+
+def headers_of(frame: Frame) -> Headers:
+    """The headers of a Frame as the instrument rules and the calibration rules take them."""
+    return Headers(frame.attrs["phu"], frame.attrs["headers"], frame.attrs["path"])
+
+
+def _processed(frame: Frame, suffix: str, caltype: str) -> Header:
+    """The primary header of a processed calibration: the keyword that says which, and the data label's ending."""
+    phu = frame.attrs["phu"].copy()
+    now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}"
+    phu[{"processed_flat": "PROCFLAT", "processed_dark": "PROCDARK", "processed_bpm": "PROCBPM"}[caltype]] = now
+    ending = suffix.replace("_", "-").upper()
+    label = str(phu.get("DATALAB", ""))
+    phu["DATALAB"] = label if label.endswith(ending) else label + ending
+    return phu
 
 
 def product_name(name: str, suffix: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +59,8 @@ def open_frame(path: str | os.PathLike[str], *, rows: int | None = None, tag: st
         The file is missing, not FITS, truncated, has no image, or its arrays differ in shape.
     """
     path = os.path.abspath(path)
+    if not os.path.isfile(path):
+        raise GdaskError(f"{path}: no such file")
     layout = read_layout(path)
     return _assemble(path, layout, read_headers(path), rows, tag)
 
@@ -72,11 +75,31 @@ def reopen(frame: Frame, *, rows: int, tag: str) -> Frame:
 
     A Frame whose pixels are still to be computed is chunked in place (within the frame, never across frames).
     """
-    layout = frame.attrs.get("layout")
-    if layout is None:
-        return frame.chunk({"y": rows, "x": -1})
-    variables = lazy_variables(layout, rows, tag)
-    return frame.assign({name: (DIMS, variables[name]) for name in frame.data_vars if name in variables})
+    layout = {name: planes for name, planes in frame.attrs["layout"].items() if name in frame}
+    frame = frame.chunk({"y": rows, "x": -1}) if len(layout) < len(frame.data_vars) else frame
+    return frame.assign({name: (DIMS, pixels) for name, pixels in lazy_variables(layout, rows, tag).items()})
+
+
+def affine(frame: Frame, name: str, scales: Sequence[float], offsets: Sequence[float]) -> Frame:
+    """The Frame with a variable of each array multiplied and then shifted: still read from its file, by window.
+
+    Raises GdaskError where the variable is not on disk (end the phase first).
+    """
+    planes = on_disk(frame, name)
+    changed = tuple(
+        plane._replace(scale=plane.scale * scale, zero=plane.zero * scale + offset)
+        for plane, scale, offset in zip(planes, scales, offsets, strict=True)
+    )
+    pixels = lazy_variables({name: changed})[name]
+    return frame.assign({name: (DIMS, pixels)}).assign_attrs(layout=frame.attrs["layout"] | {name: changed})
+
+
+def on_disk(frame: Frame, name: str) -> tuple[Plane, ...]:
+    """The places of a variable's arrays in a file; GdaskError where the pixels are still to be computed."""
+    planes = frame.attrs["layout"].get(name)
+    if planes is None:
+        raise GdaskError(f"{frame.attrs['name']}: {name} is not on disk yet; end the phase with run.save, or write it")
+    return planes
 
 
 def read_layout(path: str) -> dict[str, tuple[Plane, ...]]:

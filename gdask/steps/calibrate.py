@@ -14,7 +14,7 @@ from gdask.kernels.linearity import linearize, linearize_variance, linearized_le
 from gdask.kernels.variance import add_variance
 from gdask.model import DQ, GdaskError
 from gdask.params import Range
-from gdask.steps.frames import array, map_planes, note, per_array, with_arrays, with_headers
+from gdask.steps.frames import array, map_planes, note, per_array, replaced, with_arrays, with_headers
 from gdask.types import Flags, Frame, Frames, Image
 
 
@@ -178,7 +178,7 @@ def _cut(frame: Frame, windows: list[tuple[int, int, int, int]], rows: tuple[int
         pixels = frame[name].data
         planes = [pixels[d : d + 1, y1:y2, x1:x2] for d, (x1, x2, y1, y2) in enumerate(windows)]
         cut[name] = da.concatenate(planes).rechunk((1, rows, -1))
-    return frame.drop_vars(list(frame.data_vars)).assign({name: (("detector", "y", "x"), a) for name, a in cut.items()})
+    return replaced(frame, **cut)
 
 
 def _facts(frame: Frame, name: str) -> tuple[object, ...]:

@@ -11,7 +11,7 @@ from gdask.kernels import flat as flat_kernels
 from gdask.kernels import stats
 from gdask.model import UNUSABLE, GdaskError
 from gdask.params import Range
-from gdask.steps.frames import PIXEL, array, map_planes, note, pack, pending, unpack, with_arrays, with_headers
+from gdask.steps.frames import PIXEL, array, map_planes, note, pack, pending, replaced, unpack, with_arrays, with_headers
 from gdask.steps.stack import Operation, Reject, check_alike, stack_frames
 from gdask.types import Flags, Frame, Frames, Image
 
@@ -85,7 +85,7 @@ def threshold_flatfield(
         Limits of the normalised flat.
     """
     packed = map_planes(_threshold, *(array(flat, n) for n in ("data", "variance", "dq")), dtype=PIXEL, lower=lower, upper=upper)
-    return flat.assign(unpack(packed))
+    return with_arrays(flat, **unpack(packed))
 
 
 def make_bpm(
@@ -111,7 +111,7 @@ def make_bpm(
         dark = dark.chunk({"y": -1})
         from_dark = map_planes(_bad_in_dark, array(dark, "data"), array(dark, "dq"), dtype="u2", lower=dark_lo_thresh, upper=dark_hi_thresh)
         mask = map_planes(np.bitwise_or, mask.rechunk((1, -1, -1)), from_dark, dtype="u2")
-    frame = flat.drop_vars(list(flat.data_vars)).assign(dq=(("detector", "y", "x"), mask))
+    frame = replaced(flat, dq=mask)
     keywords = {"OBJECT": "BPM", "OBSTYPE": "BPM", "OBSCLASS": "dayCal", "BPMASK": flat.attrs["name"]}
     return with_headers(frame, primary=keywords, each={"BUNIT": [None] * len(flat.attrs["headers"])})
 

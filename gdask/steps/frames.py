@@ -96,9 +96,9 @@ def field(packed: np.ndarray, name: str) -> np.ndarray:
     return np.ascontiguousarray(packed[name])
 
 
-def unpack(packed: da.Array) -> dict[str, tuple[tuple[str, str, str], da.Array]]:
-    """The variables of a lazy array of PIXEL, as xarray's assign takes them."""
-    return {name: (DIMS, map_planes(field, packed, dtype=DTYPES[name], name=name)) for name in PIXEL.names or ()}
+def unpack(packed: da.Array) -> dict[str, da.Array]:
+    """The variables of a lazy array of PIXEL, by name."""
+    return {name: map_planes(field, packed, dtype=DTYPES[name], name=name) for name in PIXEL.names or ()}
 
 
 def item(box: object, name: object) -> object:
@@ -112,8 +112,15 @@ def array(frame: Frame, name: str) -> da.Array | None:
 
 
 def with_arrays(frame: Frame, **arrays: da.Array | None) -> Frame:
-    """The Frame with these variables set."""
-    return frame.assign({name: (DIMS, values) for name, values in arrays.items() if values is not None})
+    """The Frame with these variables set (None: left as it is). They are no longer what its file holds."""
+    changed = {name: (DIMS, values) for name, values in arrays.items() if values is not None}
+    layout = {name: planes for name, planes in (frame.attrs["layout"] or {}).items() if name not in changed}
+    return frame.assign(changed).assign_attrs(layout=layout)
+
+
+def replaced(frame: Frame, **arrays: da.Array) -> Frame:
+    """A Frame with these variables and no others, and the attributes of `frame`."""
+    return with_arrays(frame.drop_vars(list(frame.data_vars)), **arrays).assign_attrs(layout={})
 
 
 def with_headers(

@@ -13,7 +13,7 @@ from gdask.kernels.combine import combine
 from gdask.kernels.stats import background
 from gdask.model import DQ, UNUSABLE, GdaskError
 from gdask.params import Range
-from gdask.steps.frames import PIXEL, array, aside, map_planes, note, pack, unpack, with_arrays, with_headers
+from gdask.steps.frames import PIXEL, array, aside, map_planes, note, pack, replaced, unpack, with_arrays, with_headers
 from gdask.types import Flags, Frame, Frames, Image
 
 #: Rows of each sky frame that one task reads: 16 frames x 256 x 2048 pixels x 10 bytes = 84 MB.
@@ -149,13 +149,17 @@ def transfer_objects(frames: Frames, masked: Frames) -> Frames:
     """The frames with the object masks that were found on the sky-subtracted versions of them."""
     by_name = {frame.attrs["name"]: frame for frame in masked}
     return tuple(
-        with_arrays(frame, objects=array(by_name[frame.attrs["name"]], "objects")).assign_attrs(
-            layout=frame.attrs["layout"] | {"objects": by_name[frame.attrs["name"]].attrs["layout"]["objects"]}
-        )
+        _with_objects(frame, by_name[frame.attrs["name"]])
         if frame.attrs["name"] in by_name
         else frame
         for frame in frames
     )
+
+
+def _with_objects(frame: Frame, masked: Frame) -> Frame:
+    stored = {name: planes for name, planes in masked.attrs["layout"].items() if name == "objects"}
+    layout = frame.attrs["layout"] | stored
+    return with_arrays(frame, objects=array(masked, "objects")).assign_attrs(layout=layout)
 
 
 def _level(data: Image, dq: Flags, objects: np.ndarray | None) -> float:
@@ -173,7 +177,7 @@ def _master(skies: Frames, mask_objects: bool, how: dict[str, object]) -> Frame:
     planes = [array(sky, name) for name in names for sky in banded]
     packed = map_planes(_combine_skies, *planes, *(levels(sky, mask_objects) for sky in skies), dtype=PIXEL, count=len(skies), **how)
     ny = skies[0].sizes["y"]
-    return skies[0].drop_vars(list(skies[0].data_vars)).assign(unpack(packed)).chunk({"y": ny})
+    return replaced(skies[0], **unpack(packed)).chunk({"y": ny})
 
 
 def _combine_skies(
@@ -208,7 +212,7 @@ def _subtract(
     )  # fmt: skip
     mode = "scaled to each frame" if scale else "shifted to each frame" if offset else "at its own level"
     names = ", ".join(sky.attrs["name"] for sky in skies)
-    frame = with_headers(frame.assign(unpack(packed)), primary={"SKYFRMS": (len(skies), f"sky frames, {mode}")})
+    frame = with_headers(with_arrays(frame, **unpack(packed)), primary={"SKYFRMS": (len(skies), f"sky frames, {mode}")})
     return note(frame.assign_attrs(sky_frames=names), f"sky {mode}, from {len(skies)} frames")
 
 

@@ -10,7 +10,7 @@ from gdask.instruments import descriptor
 from gdask.kernels.combine import combine
 from gdask.model import GdaskError
 from gdask.params import Range
-from gdask.steps.frames import PIXEL, array, map_planes, note, pack, unpack, with_headers
+from gdask.steps.frames import PIXEL, array, map_planes, note, pack, replaced, unpack, with_headers
 from gdask.types import Frame, Frames
 
 Operation = Literal["mean", "wtmean", "median", "lmedian"]
@@ -58,9 +58,7 @@ def stack_frames(
     }  # fmt: skip
     planes = [array(frame, name) for name in ("data", "variance", "dq") for frame in frames]
     packed = map_planes(_combine, *planes, dtype=PIXEL, count=len(frames), how=how)
-    first = frames[0]
-    stack = first.drop_vars(list(first.data_vars)).assign(unpack(packed))
-    stack = stack.assign_attrs(layout=None, pending={}, provenance=_inputs_of(frames))
+    stack = replaced(frames[0], **unpack(packed)).assign_attrs(pending={}, provenance=_inputs_of(frames))
     text = f"{len(frames)} frames, {operation}, {reject_method}"
     return note(with_headers(stack, primary=combined_keywords(frames)), text)
 

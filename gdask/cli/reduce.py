@@ -1,0 +1,82 @@
+"""reduce: raw files in, products out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from gdask.cli.common import expand_files, run_main
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(
+        prog="reduce",
+        description="Reduce a list of files with the recipe that fits the first one.",
+        epilog="Examples:  reduce @flats.list      reduce @science.list -p skyCorrect:offset_sky=False prepare:bad_wcs=fix",
+    )
+    parser.add_argument("files", nargs="*", help="FITS files, or @FILE for a list of them")
+    parser.add_argument("-r", "--recipe", metavar="NAME", default="default", help="recipe name, or FILE.py:FUNCTION")
+    parser.add_argument("-p", "--param", metavar="PAR=VALUE", nargs="+", action="extend", default=[],
+                        help="parameters: par=value for every step that has it, step:par=value for one step")  # fmt: skip
+    parser.add_argument("--user_cal", metavar="KIND:FILE", nargs="+", action="extend", default=[],
+                        help="calibrations to use instead of the database's, e.g. processed_flat:FILE")  # fmt: skip
+    parser.add_argument("--suffix", help="suffix of the last product, e.g. _mine")
+    parser.add_argument("-c", "--config", metavar="FILE", help="TOML file of parameters, overridden by -p")
+    parser.add_argument("--cluster", metavar="SPEC", default="threads",
+                        help="where to compute: threads[:N], processes[:N], tcp://host:port, a scheduler file")  # fmt: skip
+    parser.add_argument("--logfile", default="reduce.log", help="log file (default: reduce.log)")
+    parser.add_argument("-q", "--quiet", action="store_true", help="only warnings and errors on the screen")
+    parser.add_argument("--debug", action="store_true", help="more on the screen")
+    parser.add_argument("--qa", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--ql", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; 0 done, 1 failed or frames left out, 2 usage."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.qa or args.ql:
+        parser.error("--qa and --ql are not offered: gdask has one mode, science quality (sq); leave the option out")
+    if not args.files:
+        parser.error("no files; give file names or @LIST")
+    return run_main(lambda: _reduce(args), debug=args.debug)
+
+
+def _reduce(args: argparse.Namespace) -> int:
+    from gdask import logutils, params
+    from gdask.reduction import Reduce
+
+    logutils.config(args.logfile, "quiet" if args.quiet else "debug" if args.debug else "standard")
+    reduction = Reduce()
+    reduction.files.extend(expand_files(args.files))
+    reduction.recipename, reduction.suffix, reduction.cluster = args.recipe, args.suffix, args.cluster
+    reduction.uparms = params.parse_pairs(args.param)
+    reduction.ucals = dict(_calibration(text) for text in args.user_cal)
+    reduction.config = params.read_config(args.config) if args.config else {}
+    try:
+        reduction.runr()
+    finally:
+        _account_of(reduction)
+    return 1 if reduction.set_aside else 0
+
+
+def _calibration(text: str) -> tuple[str, str]:
+    from gdask.model import GdaskError
+
+    kind, colon, path = text.partition(":")
+    if not colon:
+        raise GdaskError(f"--user_cal {text}: expected KIND:FILE, such as processed_flat:S20170505S0030_flat.fits")
+    return kind, path
+
+
+def _account_of(reduction: object) -> None:
+    """What was made, and what was left out and why."""
+    for name in reduction.output_filenames:  # type: ignore[attr-defined]
+        print(name)
+    left_out = reduction.set_aside  # type: ignore[attr-defined]
+    if left_out:
+        print(f"\n{len(left_out)} left out:", file=sys.stderr)
+        for name, step, reason in left_out:
+            print(f"    {name}  {step}: {reason}", file=sys.stderr)

@@ -1,0 +1,40 @@
+"""showrecipes: the recipes for a file, or the text of one."""
+
+from __future__ import annotations
+
+import argparse
+
+from gdask.cli.common import run_main
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; 0 done, 1 failed, 2 usage."""
+    parser = argparse.ArgumentParser(
+        prog="showrecipes", description="Show the recipes for a file, or the text of one of them.",
+        epilog="Example:  showrecipes raw/S20170505S0095.fits -r reduce",
+    )  # fmt: skip
+    parser.add_argument("file", help="a FITS file")
+    parser.add_argument("-r", "--recipe", help="recipe whose text is shown")
+    parser.add_argument("--all", action="store_true", help="list every recipe of every instrument")
+    args = parser.parse_args(argv)
+    return run_main(lambda: _show(args.file, args.recipe, args.all))
+
+
+def _show(path: str, name: str | None, everything: bool) -> int:
+    import inspect
+
+    from gdask import recipe_library
+    from gdask.instruments import tags
+
+    if name:
+        recipe = recipe_library.find_recipe(name, tags(path))
+        print(inspect.getsource(recipe), end="")
+        print(f"\nsteps: {', '.join(recipe_library.steps_in(recipe))}")
+        return 0
+    modules = recipe_library.libraries() if everything else [recipe_library.library_for(tags(path))]
+    for module in modules:
+        print(f"{module.__name__} for {' '.join(sorted(module.TAGS))}")
+        for recipe, function in recipe_library.recipes_of(module).items():
+            same = f" ({function.__name__})" if recipe == "default" else ""
+            print(f"    {recipe}{same:24} {(inspect.getdoc(function) or '').splitlines()[0]}")
+    return 0
