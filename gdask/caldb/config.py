@@ -109,8 +109,8 @@ def open_databases(config: str | os.PathLike[str] | None = None) -> tuple[Databa
     Without a configuration (or without databases in it): cal_manager.db in the working folder, get and store.
     """
     path = config_file(config)
-    lines = database_lines(path) if path is not None else ()
-    return tuple(_parse_line(line, path) for line in lines) or (database_at(DEFAULT_NAME),)
+    found = tuple(_parse_line(line, path) for line in database_lines(path)) if path is not None else ()
+    return found or (database_at(DEFAULT_NAME),)
 
 
 def only_database(databases: tuple[Database, ...]) -> Database:

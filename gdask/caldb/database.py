@@ -130,7 +130,8 @@ def _engine(url: str) -> sa.Engine:
     if url.startswith("sqlite"):
         # isolation_level None: we say BEGIN ourselves. The journal stays SQLite's default one: the write-ahead log
         # needs shared memory, which network file systems do not have.
-        return sa.create_engine(url, poolclass=sa.NullPool,
+        file = sa.URL.create("sqlite", database=url.removeprefix("sqlite:///"))  # any character may be in its name
+        return sa.create_engine(file, poolclass=sa.NullPool,
                                 connect_args={"timeout": BUSY_SECONDS, "isolation_level": None})
     return sa.create_engine(url, poolclass=sa.NullPool, connect_args={"connect_timeout": BUSY_SECONDS})
 

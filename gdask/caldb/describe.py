@@ -5,31 +5,26 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from gdask.model import GdaskError
 from gdask.types import Headers
 
-#: Columns of the store that hold descriptors, and the descriptor that each holds.
-DESCRIPTORS: dict[str, str] = {
-    "ut_datetime": "ut_datetime",
-    "data_label": "data_label",
-    "filter_name": "filter_name_pretty",
-    "disperser": "disperser",
-    "lyot_stop": "lyot_stop",
-    "focal_plane_mask": "focal_plane_mask",
-    "camera": "camera",
-    "read_mode": "read_mode",
-    "read_speed_setting": "read_speed_setting",
-    "gain_setting": "gain_setting",
-    "well_depth_setting": "well_depth_setting",
-    "exposure_time": "exposure_time",
-    "coadds": "coadds",
-    "detector_x_bin": "detector_x_bin",
-    "detector_y_bin": "detector_y_bin",
-    "array_name": "array_name",
-    "detector_section": "detector_section",
+if TYPE_CHECKING:
+    from gdask.types import Frame
+
+#: Descriptors that the store keeps, one column each, and how a value is made fit for its column.
+DESCRIPTORS: dict[str, Callable[[Any], Any]] = {
+    "instrument": str,
+    "ut_datetime": lambda value: value,
+    **dict.fromkeys(("data_label", "filter_name", "disperser", "lyot_stop", "focal_plane_mask", "camera", "read_mode",
+                     "read_speed_setting", "gain_setting", "well_depth_setting"), str),
+    **dict.fromkeys(("exposure_time",), float),
+    **dict.fromkeys(("coadds", "detector_x_bin", "detector_y_bin"), int),
+    **dict.fromkeys(("array_name", "detector_section"), list),
 }
+PRETTY = frozenset({"filter_name"})  # without component numbers: the same filter may have had several
 
 #: Types of calibration, and the tags that make a file one (first match wins).
 CALTYPES: dict[str, frozenset[str]] = {
@@ -49,29 +44,31 @@ def caltype_name(text: str) -> str:
     for candidate in (name, f"processed_{name}"):
         if candidate in CALTYPES:
             return candidate
-    near = difflib.get_close_matches(name, CALTYPES, n=1, cutoff=0.4)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
+    short = {caltype.removeprefix("processed_"): caltype for caltype in CALTYPES}
+    near = difflib.get_close_matches(name.removeprefix("processed_"), short, n=1, cutoff=0.4)
+    hint = f"; did you mean '{short[near[0]]}'?" if near else ""
     raise GdaskError(f"'{text}': unknown type of calibration; expected one of {', '.join(CALTYPES)}{hint}")
 
 
-def caltype_of(tags: set[str]) -> str | None:
+def caltype_of(tags: Iterable[str]) -> str | None:
     """The type of calibration that a file with these tags is, None if it is not one."""
-    return next((caltype for caltype, needed in CALTYPES.items() if needed <= tags), None)
+    return next((caltype for caltype, needed in CALTYPES.items() if needed.issubset(tags)), None)
 
 
-def describe(source: str | os.PathLike[str] | Headers) -> Row:
+def describe(source: str | os.PathLike[str] | Headers | Frame) -> Row:
     """The descriptors of a file as a row of the store: {column: value}, None where unknown; headers are read, no pixels.
 
     'caltype' is None for a file that is not a calibration; 'shape' lists [nx, ny] of each array.
     """
-    from gdask.instruments import descriptor, tags
-    from gdask.io.headers import read_headers
+    from gdask.instruments import view
 
-    headers = source if isinstance(source, Headers) else read_headers(os.fspath(source))
-    row: Row = {name: _known(descriptor(headers, wanted)) for name, wanted in DESCRIPTORS.items()}
-    row["instrument"] = descriptor(headers, "instrument")
-    row["caltype"] = caltype_of(set(tags(headers)))
-    row["shape"] = _shapes(headers)
+    seen = view(source)
+    row: Row = {}
+    for name, fit in DESCRIPTORS.items():
+        value = seen(name, **({"pretty": True} if name in PRETTY else {}))
+        row[name] = None if value is None else fit(value)
+    row["caltype"] = caltype_of(seen.tags)
+    row["shape"] = [[header.get("NAXIS1"), header.get("NAXIS2")] for header in seen.ext]
     return row
 
 
@@ -111,8 +108,3 @@ def _known(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_known(item) for item in value]
     return value.item() if hasattr(value, "item") else value
-
-
-def _shapes(headers: Headers) -> list[list[int | None]]:
-    science = [header for header in headers.ext if header.get("EXTNAME", "SCI") in {"SCI", ""}] or headers.ext
-    return [[header.get("NAXIS1"), header.get("NAXIS2")] for header in science]

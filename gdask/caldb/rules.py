@@ -5,14 +5,18 @@ from __future__ import annotations
 import datetime as dt
 import os
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gdask.caldb.config import Database
-from gdask.caldb.describe import CALTYPES, Row, caltype_name, describe, what_is_wrong
+from gdask.caldb.describe import Row, caltype_name, describe, what_is_wrong
+from gdask.model import GdaskError
 from gdask.types import Headers
+
+if TYPE_CHECKING:
+    from gdask.types import Frame
 
 TOLERANCE = 0.01  # numbers closer than this are the same: headers round exposure times (60.001 s, 60.002 s)
 
@@ -69,23 +73,26 @@ class Association(NamedTuple):
     spec: Spec | None  # None: no rules for this instrument and type
 
 
-def associate(source: Headers | str | os.PathLike[str], caltype: str, databases: Sequence[Database],
+def associate(source: Headers | Frame | str | os.PathLike[str], caltype: str, databases: Sequence[Database],
               spec: Spec | None = None) -> Association:
-    """Find the calibration of a type ('processed_flat', 'flat' ...) for a frame, given by its headers or its path.
+    """Find the calibration of a type ('processed_flat', 'flat' ...) for a frame, given by path, Headers or Frame.
 
     Databases are asked in order; the first with a fitting calibration wins. Within one: most preferences met, nearest
     in time, the later one, name. A calibration that is gone or changed on disk is not chosen. Only headers are read.
     """
+    from gdask.instruments import view
+    from gdask.io.headers import read_headers
+
+    source = read_headers(source) if isinstance(source, str | os.PathLike) else source
     caltype, frame = caltype_name(caltype), describe(source)
-    spec = spec if spec is not None else spec_for(frame["instrument"], caltype)
+    spec = spec if spec is not None else specs_for(source).get(caltype)
     asked = [database for database in databases if database.get and database.url]
     found = [(order, database.name, row) for order, database in enumerate(asked)
              for row in _rows(database, caltype, frame["instrument"])]
     ranking = check_files(rank(frame, found, spec)) if spec is not None else ()
-    name = source.path if isinstance(source, Headers) else os.fspath(source)
     chosen = ranking[0] if ranking and not ranking[0].failed else None
     ties = tuple(other.path for other in ranking[1:] if chosen and _merit(other)[:4] == _merit(chosen)[:4])
-    return Association(name, frame["instrument"], caltype, chosen.path if chosen else None, ranking, ties,
+    return Association(view(source).path, frame["instrument"], caltype, chosen.path if chosen else None, ranking, ties,
                        tuple(database.name for database in asked), spec)
 
 
@@ -123,30 +130,34 @@ def check_files(ranking: Sequence[Candidate]) -> tuple[Candidate, ...]:
     return tuple(sorted(checked, key=_merit))
 
 
-def needed_types(tags: Iterable[str], instrument: str) -> tuple[str, ...]:
-    """The types of calibration that a frame with these tags can need."""
+def needed_types(tags: Iterable[str], specs: Mapping[str, Spec]) -> tuple[str, ...]:
+    """The types of calibration that a frame with these tags can need, by the rules of its instrument."""
     have = set(tags)
-    specs = {caltype: spec_for(instrument, caltype) for caltype in CALTYPES}
-    return tuple(caltype for caltype, spec in specs.items() if spec is not None and not spec.on_request
+    return tuple(caltype for caltype, spec in specs.items() if not spec.on_request
                  and have.issuperset(spec.needed_by) and not have.intersection(spec.not_for))
 
 
-def spec_for(instrument: str, caltype: str) -> Spec | None:
-    """The rules for a type of calibration of an instrument; None if there are none."""
-    table = _own_rules(instrument) | _shipped_rules().get(instrument, {})
-    entry = table.get(caltype)
-    if entry is None:
-        return None
-    return Spec(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
+def specs_for(source: Headers | Frame | str | os.PathLike[str]) -> dict[str, Spec]:
+    """The rules by type of calibration for a frame's instrument: the shipped ones, then those in its own facts."""
+    from gdask.instruments import instrument_of
+
+    instrument = instrument_of(source)
+    table = _shipped_rules().get(instrument.name, {}) | instrument.facts.get("calibrations", {})
+    return {caltype: spec_of(entry, f"{instrument.name}, {caltype}") for caltype, entry in table.items()}
+
+
+def spec_of(entry: Mapping[str, Any], where: str = "rules") -> Spec:
+    """A Spec from a table of TOML; GdaskError for a word that is none of its fields."""
+    unknown = sorted(set(entry) - set(Spec._fields))
+    if unknown:
+        raise GdaskError(f"association rules of {where}: unknown '{unknown[0]}'; expected {', '.join(Spec._fields)}")
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    return Spec(**values)
 
 
 @lru_cache(maxsize=1)
 def _shipped_rules() -> dict[str, dict[str, dict[str, Any]]]:
     return tomllib.loads((Path(__file__).parent / "rules.toml").read_text(encoding="utf-8"))
-
-
-def _own_rules(instrument: str) -> dict[str, dict[str, Any]]:
-    return {}
 
 
 def _rows(database: Database, caltype: str, instrument: str) -> list[Row]:
@@ -206,7 +217,8 @@ def _valid_from(frame: Row, row: Row) -> Verdict:
 
 def _arrays(frame: Row, row: Row) -> Verdict:
     """Each array of the frame must lie within the calibration's array of the same name (same place if unnamed)."""
-    ours, theirs = _pieces(frame), _pieces(row)
+    named = all(one["array_name"] and all(one["array_name"]) for one in (frame, row))
+    ours, theirs = _pieces(frame, named), _pieces(row, named)
     for key, (section, shape) in ours.items():
         if key not in theirs:
             return Verdict("arrays", False, f"arrays: {key} wanted, {', '.join(map(str, theirs)) or 'none'} found")
@@ -222,12 +234,9 @@ def _arrays(frame: Row, row: Row) -> Verdict:
     return Verdict("arrays", bool(ours), "arrays: all covered" if ours else "arrays: the frame has none")
 
 
-def _pieces(row: Row) -> dict[str, tuple[list[int] | None, list[int] | None]]:
+def _pieces(row: Row, named: bool) -> dict[str, tuple[list[int] | None, list[int] | None]]:
     """{array name, or its number: (section, shape)} of a row."""
-    sections = row["detector_section"] or []
-    names, shapes = row["array_name"] or [], row["shape"] or []
-    pieces = {}
-    for number, section in enumerate(sections):
-        name = names[number] if number < len(names) and names[number] else f"array {number + 1}"
-        pieces[name] = (section, shapes[number] if number < len(shapes) else None)
-    return pieces
+    sections, shapes = row["detector_section"] or [], row["shape"] or []
+    names = row["array_name"] if named else [f"array {number + 1}" for number in range(len(sections))]
+    padded = [*shapes, *[None] * len(sections)]
+    return {name: (section, shape) for name, section, shape in zip(names, sections, padded)}

@@ -158,18 +158,20 @@ def _config(options: argparse.Namespace) -> int:
 
 
 def _why(options: argparse.Namespace) -> int:
-    from gdask.caldb import associate, explain, needed_types
-    from gdask.instruments import descriptor, tags
+    from gdask.caldb import associate, explain, needed_types, specs_for
+    from gdask.instruments import tags
     from gdask.io.headers import read_headers
 
     headers = read_headers(options.file)
-    instrument = descriptor(headers, "instrument")
-    types = (options.type,) if options.type else needed_types(tags(headers), instrument)
+    found = tags(headers)
+    types = (options.type,) if options.type else needed_types(found, specs_for(headers))
     if not types:
-        print(f"{options.file}: needs no calibration (tags {' '.join(sorted(tags(headers)))})")
+        print(f"{options.file}: needs no calibration (tags {' '.join(sorted(found))})")
     answers = [associate(headers, caltype, _databases(options)) for caltype in types]
-    print("\n\n".join(explain(answer, limit=None) for answer in answers))
-    return int(any(answer.chosen is None for answer in answers))
+    for number, answer in enumerate(answers):
+        print("\n" * bool(number) + explain(answer, limit=None))
+    missing = [answer for answer in answers if answer.chosen is None]
+    return int(any(not (answer.spec and answer.spec.note) for answer in missing))  # a note: its absence is usual
 
 
 def _complain(error: GdaskError) -> int:
