@@ -178,17 +178,17 @@ def _fit_one(
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _fit_all(
     data: np.ndarray, variance: np.ndarray, bad: np.ndarray, order: np.ndarray, p: np.ndarray, e: np.ndarray,
-    table: np.ndarray, step: float, fwhm: float, sweeps: int,
+    table: np.ndarray, step: float, fwhm: float, reach: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """From bright to faint, fit each star on what is left when all others are subtracted; again `sweeps` times.
+    """From bright to faint, fit each star on what is left when all others are subtracted; again, once.
     Returns the light of the others at each star's centre over its own peak, and which fits failed."""
     left = data.copy()
     others, failed = np.zeros(order.size), np.zeros(order.size, np.bool_)
     x, y, one, error = p[:, 0].copy(), p[:, 1].copy(), np.zeros(6), np.zeros(6)
-    for sweep in range(sweeps):
+    for sweep in range(2):
         for k in order:
             if sweep > 0:
-                _subtract(left, p[k, 0], p[k, 1], -p[k, 2], table, step, REACH * fwhm)
+                _subtract(left, p[k, 0], p[k, 1], -p[k, 2], table, step, reach[k])
             for a in range(6):
                 one[a] = p[k, a]
             ok = _fit_one(left, variance, bad, one, error, table, step, FIT * fwhm)
@@ -197,7 +197,7 @@ def _fit_all(
                 for a in range(6):
                     p[k, a] = one[a]
                     e[k, a] = error[a]
-            _subtract(left, p[k, 0], p[k, 1], p[k, 2], table, step, REACH * fwhm)
+            _subtract(left, p[k, 0], p[k, 1], p[k, 2], table, step, reach[k])
     for k in order:
         j = min(max(int(np.rint(p[k, 1])), 0), left.shape[0] - 1)
         i = min(max(int(np.rint(p[k, 0])), 0), left.shape[1] - 1)
@@ -207,13 +207,26 @@ def _fit_all(
     return others, failed
 
 
-def _near(marked: np.ndarray, x: np.ndarray, y: np.ndarray, radius: Pixels) -> np.ndarray:
-    """True where a marked pixel lies in the square of half-width `radius` about the position."""
-    total = np.zeros((marked.shape[0] + 1, marked.shape[1] + 1), np.int32)
-    np.cumsum(np.cumsum(marked, axis=0, dtype=np.int32), axis=1, out=total[1:, 1:])
-    y0, y1 = (np.clip(np.rint(y + d).astype(int), 0, marked.shape[0]) for d in (-radius, radius + 1))
-    x0, x1 = (np.clip(np.rint(x + d).astype(int), 0, marked.shape[1]) for d in (-radius, radius + 1))
-    return total[y1, x1] - total[y0, x1] - total[y1, x0] + total[y0, x0] > 0
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _bits_near(dq: np.ndarray, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+    """The DQ bits of the square of half-width `radius` about each position, OR-ed."""
+    out = np.zeros(x.size, np.int64)
+    for k in range(x.size):
+        for j in range(max(int(y[k] - radius), 0), min(int(y[k] + radius) + 2, dq.shape[0])):
+            for i in range(max(int(x[k] - radius), 0), min(int(x[k] + radius) + 2, dq.shape[1])):
+                out[k] |= dq[j, i]
+    return out
+
+
+def _reach(flux: np.ndarray, table: np.ndarray, step: float, fwhm: Pixels, noise: float) -> np.ndarray:
+    """Radius (pixels) within which each star is subtracted: to a twentieth of the sky noise, at most REACH FWHM."""
+    n = np.searchsorted(-table[0], -0.05 * noise / np.maximum(flux, 1e-30))
+    return np.clip(np.sqrt(n * step), FIT * fwhm, REACH * fwhm)
+
+
+def _typical_noise(variance: Image, bad: np.ndarray) -> float:
+    some = variance[::8, ::8][~bad[::8, ::8]]
+    return float(np.sqrt(np.median(some))) if some.size else 0.0
 
 
 def refine(
@@ -236,8 +249,8 @@ def refine(
     data, variance, bad = plain(data, np.float32), plain(variance, np.float32), plain(bad, np.bool_)
     x, y = np.array(x, np.float64), np.array(y, np.float64)
     xw, yw, flux, sky = _first(data, bad, x, y, fwhm)
-    saturated = _near((dq & np.uint16(DQ.SATURATED)) != 0, x, y, fwhm)
-    flags = SATURATED * saturated + BAD_NEAR * _near(bad, x, y, fwhm)
+    near = _bits_near(plain(dq, np.uint16), x, y, fwhm)
+    flags = SATURATED * ((near & int(DQ.SATURATED)) != 0) + BAD_NEAR * ((near & int(UNUSABLE)) != 0)
     margin = np.minimum(np.minimum(x, data.shape[1] - 1 - x), np.minimum(y, data.shape[0] - 1 - y))
     flags = flags + EDGE * (margin < FIT * fwhm)
     stars = isolated_stars(xw, yw, flux, flags == 0, REACH * fwhm)
@@ -247,7 +260,9 @@ def refine(
     table, step = tabulate(weights, fwhm)
     zero = np.zeros(len(x))
     p, e = np.column_stack([xw, yw, flux.clip(min=0), sky, zero, zero]), np.full((len(x), 6), np.nan)
-    others, failed = _fit_all(data, variance, bad, np.argsort(-flux, kind="stable"), p, e, table, step, fwhm, 2)
+    order = np.argsort(-flux, kind="stable")
+    reach = _reach(flux, table, step, fwhm, _typical_noise(variance, bad))
+    others, failed = _fit_all(data, variance, bad, order, p, e, table, step, fwhm, reach)
     out["x"], out["y"], out["flux"] = p[:, 0], p[:, 1], p[:, 2]
     out["ex"], out["ey"], out["eflux"] = e[:, 0], e[:, 1], e[:, 2]
     out["fwhm"] = half_maximum(weights, fwhm)
