@@ -1,0 +1,87 @@
+"""showd: show descriptors of files in a table."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from gdask.cli import common
+from gdask.instruments import DESCRIPTORS, View, view
+from gdask.instruments.rules import unknown
+from gdask.model import GdaskError
+
+DESCRIPTION = """\
+Show values of descriptors (exposure_time, filter_name ...) of files, one file per line."""
+
+EXAMPLES = """\
+  showd raw/*.fits -d filter_name,exposure_time,object
+  showd @science.list -d ut_datetime --csv
+  dataselect raw/*.fits --tags FLAT | showd -d object
+
+descriptors:
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `showd`; returns the exit code: 0 ok, 1 failed (also if a file could not be read), 2 wrong usage."""
+    return common.run(build_parser(), argv, show)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `showd`."""
+    names = textwrap.fill(", ".join(DESCRIPTORS), 100, initial_indent="  ", subsequent_indent="  ")
+    parser = common.parser_for("showd", DESCRIPTION, EXAMPLES + names)
+    parser.add_argument("inputs", nargs="*", metavar="FILE", help="FITS files, @LISTs of them; none: names from a pipe")
+    parser.add_argument("-d", "--descriptors", required=True, action="append", metavar="NAME[,NAME...]",
+                        help="what to show")
+    parser.add_argument("--long", action="store_true", help="full values: filter names with component numbers ...")
+    parser.add_argument("--csv", action="store_true", help="comma-separated values instead of a table")
+    parser.add_argument("--debug", action="store_true", help="show how the command line was understood")
+    return parser
+
+
+def show(options: argparse.Namespace) -> int:
+    """Read the headers, print the table."""
+    names = common.split_commas(options.descriptors)
+    if options.debug:
+        print(options, file=sys.stderr)
+    for name in names:
+        if name not in DESCRIPTORS:
+            raise GdaskError(unknown(name, DESCRIPTORS))
+    if not options.inputs and sys.stdin is not None and sys.stdin.isatty():
+        print("showd: no files given (showd --help)", file=sys.stderr)
+        return 2
+    rows, failed = [["filename", *names]], 0
+    for path in common.expand_files(options.inputs, stdin=True):
+        try:
+            file = view(path)
+            rows.append([path, *(str(_value(file, name, not options.long)) for name in names)])
+        except GdaskError as error:
+            failed += 1
+            print(f"showd: skipped: {error}", file=sys.stderr)
+    if options.csv:
+        csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+    else:
+        print(table(rows))
+    return 1 if failed else 0
+
+
+def table(rows: list[list[str]]) -> str:
+    """Columns three blanks apart, the first to the left, the others to the right, the heading between lines."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    rule = "-" * (sum(widths) + 3 * (len(widths) - 1))
+    lines = ["   ".join([row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:]))])
+             for row in rows]
+    return "\n".join([rule, lines[0], rule, *lines[1:]])
+
+
+def _value(file: View, name: str, pretty: bool) -> Any:
+    return file(name, pretty=pretty) if file.accepts(name, "pretty") else file(name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
