@@ -1,3 +1,42 @@
-"""gdask: lazy, out-of-core, distributed reduction of Gemini near-infrared imaging."""
+"""gdask: lazy, out-of-core, distributed reduction of Gemini near-infrared imaging.
+
+`open` and `open_many` give lazy Frames (xarray Datasets), `tags` and `descriptor` say what a file is, `wcs` gives the
+sky coordinates of each array, `write` computes and saves; the steps are in `gdask.steps`, the recipes in
+`gdask.recipes`. `Reduce`, `cal_service`, `dataselect` and `logutils` are the field's scripting interface.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+#: Public name -> (module, name there); imported when first used, so that header-only commands start fast.
+_LAZY = {
+    "open": ("gdask.io.read", "open_frame"),
+    "open_many": ("gdask.io.read", "open_many"),
+    "write": ("gdask.io.write", "write"),
+    "tags": ("gdask.instruments", "tags"),
+    "descriptor": ("gdask.describe", "descriptor"),
+    "wcs": ("gdask.describe", "wcs"),
+    "Reduce": ("gdask.reduction", "Reduce"),
+    "GdaskError": ("gdask.model", "GdaskError"),
+    "cal_service": ("gdask.cal_service", None),
+    "dataselect": ("gdask.dataselect", None),
+    "logutils": ("gdask.logutils", None),
+}
+
+__all__ = ["__version__", *_LAZY]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'gdask' has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    found = importlib.import_module(module)
+    return found if attribute is None else getattr(found, attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -10,13 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+import numpy as np
 from astropy.io.fits import Header
+from dask.base import tokenize
 
 from gdask import params
 from gdask.io import checkpoint, write
 from gdask.io.read import open_frame, reopen
 from gdask.model import EXTNAMES, GdaskError
 from gdask.progress import compute
+from gdask.steps import SUFFIXES
 from gdask.types import Frame, Frames, Headers
 
 log = logging.getLogger("gdask")
@@ -128,11 +132,14 @@ class Run:
         output = write.start(frame, os.path.join(self.folder, name))
         due, self._due = self._due, []
         pending = list(frame.attrs["pending"].items())
-        arrays = [*output.arrays, *(array for other in due for array in other.arrays), *(array for _, array in pending)]
+        paths = list(dict.fromkeys(row["path"] for row in frame.attrs.get("provenance", ())))
+        arrays = [*(array for _, array in pending), *([_checksums(paths)] if paths else [])]
+        writes = [array for each in (output, *due) for array in each.arrays]
         try:
-            results = compute(arrays, f"phase {self._phase}: {name}")
-            fetched = dict(zip((key for key, _ in pending), results[len(results) - len(pending) :], strict=True))
-            tables = frame.attrs["tables"] | _tables_of(frame, fetched) | provenance_tables(frame)
+            results = compute([*arrays, *writes], f"phase {self._phase}: {name}")
+            fetched = dict(zip((key for key, _ in pending), results, strict=False))
+            checksums = dict(zip(paths, results[len(pending)], strict=True)) if paths else {}
+            tables = frame.attrs["tables"] | _tables_of(frame, fetched) | provenance_tables(frame, checksums)
             self._finish([*due], {})
             self.outputs.append(write.finish(output, tables))
         except BaseException:
@@ -215,7 +222,7 @@ class Run:
         for note in notes or [_changed(settings)]:
             log.info("%s: %d frame%s%s", step.__name__, len(frames), "" if len(frames) == 1 else "s", note and f", {note}")
         if settings["write_outputs"].value:
-            suffix = settings["suffix"].value or f"_{_camel(step.__name__)}"
+            suffix = settings["suffix"].value or f"_{SUFFIXES.get(step.__name__, step.__name__)}"
             self._due += [self._start_output(frame, str(suffix)) for frame in frames]
         return _map_frames(lambda frame: frame.assign_attrs(note=""), kept)
 
@@ -284,20 +291,34 @@ def product_name(name: str, suffix: str) -> str:
     return f"{stem}{suffix}.fits"
 
 
-def provenance_tables(frame: Frame) -> dict[str, object]:
+def provenance_tables(frame: Frame, checksums: Mapping[str, str]) -> dict[str, object]:
     """PROVENANCE and HISTORY tables of a product, in the field's columns."""
     from astropy.table import Table
 
-    history = frame.attrs.get("history", ())
-    tables: dict[str, object] = {}
-    if history:
-        names = ("primitive", "args", "timestamp_start", "timestamp_stop")
-        tables["HISTORY"] = Table([[str(row[name]) for row in history] for name in names], names=names)
-    inputs = frame.attrs.get("provenance", ())
-    if inputs:
-        names = ("timestamp", "filename", "md5", "provenance_added_by")
-        tables["PROVENANCE"] = Table([[str(row[name]) for row in inputs] for name in names], names=names)
-    return tables
+    now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}"
+    inputs = [{"timestamp": now, "md5": checksums[row["path"]], **row} for row in frame.attrs.get("provenance", ())]
+    rows = {
+        "HISTORY": (("primitive", "args", "timestamp_start", "timestamp_stop"), frame.attrs.get("history", ())),
+        "PROVENANCE": (("timestamp", "filename", "md5", "provenance_added_by"), inputs),
+    }
+    return {
+        name: Table([[str(row[column]) for row in content] for column in columns], names=columns)
+        for name, (columns, content) in rows.items() if content
+    }  # fmt: skip
+
+
+def _checksums(paths: Sequence[str]) -> object:
+    """Lazy md5 of files: an object array with one text for each."""
+    import dask.array as da
+
+    return da.map_blocks(
+        _md5, paths=tuple(paths), chunks=((1,) * len(paths),), dtype=object, meta=np.empty(0, object), name=f"md5-{tokenize(paths)}"
+    )
+
+
+def _md5(paths: tuple[str, ...], block_id: tuple[int]) -> np.ndarray:
+    with open(paths[block_id[0]], "rb") as file:
+        return np.array([hashlib.file_digest(file, "md5").hexdigest()], dtype=object)
 
 
 def _tables_of(frame: Frame, fetched: Mapping[str, object]) -> dict[str, object]:
@@ -327,13 +348,6 @@ def _record(frame: Frame, step: str, settings: Mapping[str, params.Setting], sta
         phu[STAMPS[step]] = (f"{stopped:%Y-%m-%dT%H:%M:%S.%f}", f"UT time stamp for {step}")
     phu["GEM-TLM"] = (f"{stopped:%Y-%m-%dT%H:%M:%S.%f}", "UT last modification with GEMINI")
     return frame.assign_attrs(phu=phu, history=(*frame.attrs.get("history", ()), row))
-
-
-def _camel(name: str) -> str:
-    """sky_correct -> skyCorrected is the field's suffix; others are the step's DRAGONS name."""
-    from gdask.steps import SUFFIXES
-
-    return SUFFIXES.get(name, name)
 
 
 def _deal(other: object, number: int, count: int) -> object:

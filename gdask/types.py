@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     Frame: TypeAlias = xr.Dataset
     Frames: TypeAlias = tuple[xr.Dataset, ...]
+else:  # xarray is heavy, and header-only commands do without it
+    Frame = Any
+    Frames = tuple[Any, ...]
 
 Pixels: TypeAlias = float
 Arcsec: TypeAlias = float

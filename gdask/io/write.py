@@ -247,12 +247,10 @@ def _table_bytes(name: str, table: Table, version: int) -> bytes:
 def add_checksums(file: io.BufferedRandom) -> None:
     """Set CHECKSUM and DATASUM of every HDU of an open FITS file in place (FITS 4.0 standard, section 4.4.2.7)."""
     file.flush()
-    file.seek(0)
-    with fits.open(file, memmap=False, lazy_load_hdus=False) as hdus:
-        spans = [(info["hdrLoc"], info["datLoc"], info["datLoc"] + info["datSpan"], hdu.header)
-                 for hdu, info in ((hdu, hdu.fileinfo()) for hdu in hdus) if "0" * 16 == hdu.header.get("CHECKSUM")]  # fmt: skip
-        for start_at, data_at, end, header in spans:
-            _checksum_hdu(file.fileno(), start_at, data_at, end)
+    with fits.open(file.name, memmap=False, lazy_load_hdus=False) as hdus:
+        blank = [hdu.fileinfo() for hdu in hdus if hdu.header.get("CHECKSUM") == "0" * 16]
+    for info in blank:
+        _checksum_hdu(file.fileno(), info["hdrLoc"], info["datLoc"], info["datLoc"] + info["datSpan"])
 
 
 def _checksum_hdu(handle: int, start_at: int, data_at: int, end: int) -> None:

@@ -1,0 +1,49 @@
+"""The steps: functions on Frames that only build graphs. Their keyword-only arguments are their parameters.
+
+Imported by name when first used, so that listing them costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_WHERE = {
+    "prepare": "prepare", "check_wcs": "prepare",
+    "add_dq": "calibrate", "nonlinearity_correct": "calibrate", "adu_to_electrons": "calibrate", "add_var": "calibrate",
+    "dark_correct": "calibrate", "flat_correct": "calibrate",
+    "make_lamp_flat": "flats", "normalize_flat": "flats", "threshold_flatfield": "flats", "make_bpm": "flats",
+    "separate_sky": "sky", "associate_sky": "sky", "sky_correct": "sky",
+    "detect_sources": "detect",
+    "add_reference_catalog": "align", "adjust_wcs_to_reference": "align", "determine_astrometric_solution": "align",
+    "scale_counts_to_reference": "align",
+    "measure_sky_levels": "levels", "match_sky_levels": "levels",
+    "resample_to_common_frame": "resample", "stack_frames": "stack",
+}  # fmt: skip
+
+#: Parts of recipes that are not steps: no parameters, no log line.
+_HELPERS = {"transfer_objects": "sky", "objects_from_stack": "detect"}
+
+#: The suffix of a step's output file where it is not the step's name (the field's own suffixes).
+SUFFIXES = {
+    "prepare": "prepared", "add_dq": "dqAdded", "nonlinearity_correct": "nonlinearityCorrected",
+    "adu_to_electrons": "ADUToElectrons", "add_var": "varAdded", "dark_correct": "darkCorrected",
+    "flat_correct": "flatCorrected", "sky_correct": "skyCorrected", "detect_sources": "sourcesDetected",
+    "separate_sky": "skySeparated", "associate_sky": "skyAssociated", "adjust_wcs_to_reference": "wcsCorrected",
+    "resample_to_common_frame": "align", "scale_counts_to_reference": "countsScaled", "stack_frames": "stack",
+    "make_lamp_flat": "lampFlat", "normalize_flat": "normalized", "threshold_flatfield": "thresholdFlatfielded",
+    "determine_astrometric_solution": "astrometryDetermined", "match_sky_levels": "levelsMatched",
+}  # fmt: skip
+
+__all__ = list(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    where = _WHERE.get(name) or _HELPERS.get(name)
+    if where is None:
+        raise AttributeError(f"module 'gdask.steps' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"gdask.steps.{where}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_HELPERS])

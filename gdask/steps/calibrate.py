@@ -6,7 +6,7 @@ from typing import Annotated
 
 import numpy as np
 
-from gdask.instruments import descriptor, instrument_of
+from gdask.instruments import descriptor, instrument_of, view
 from gdask.io.read import read_window, reopen
 from gdask.kernels import dq as dq_kernels
 from gdask.kernels import flat as flat_kernels
@@ -14,7 +14,8 @@ from gdask.kernels.linearity import linearize, linearize_variance, linearized_le
 from gdask.kernels.variance import add_variance
 from gdask.model import DQ, GdaskError
 from gdask.params import Range
-from gdask.steps.frames import array, map_planes, note, per_array, replaced, with_arrays, with_headers
+from gdask.steps.frames import array, map_planes, note, per_array, replaced, with_arrays, with_headers, with_provenance
+from gdask.steps.resample import reference_area
 from gdask.types import Flags, Frame, Frames, Image
 
 
@@ -127,6 +128,7 @@ def flat_correct(frame: Frame, flat: Frame | None) -> Frame:
     """Divide by a processed flat, cut to the frame's region of interest. [flatCorrect]"""
     if flat is None:
         return frame
+    area = reference_area(instrument_of(flat).module.geometries(view(flat), _shape(flat)), _shape(flat))
     flat = match_window(flat, frame)
     data, variance, dq = (array(frame, name) for name in ("data", "variance", "dq"))
     by, by_variance, by_dq = (array(flat, name) for name in ("data", "variance", "dq"))
@@ -136,6 +138,7 @@ def flat_correct(frame: Frame, flat: Frame | None) -> Frame:
         variance=map_planes(flat_kernels.flat_variance, data, variance, by, by_variance, dtype="f4"),
         dq=map_planes(flat_kernels.flat_flags, dq, by, by_dq, dtype="u2"),
     )
+    corrected = with_provenance(corrected.assign_attrs(reference_area=area), flat, "flat_correct")
     return with_headers(corrected, primary={"FLATIM": (flat.attrs["name"], "Flat image used")})
 
 
@@ -161,8 +164,7 @@ def match_window(calibration: Frame, frame: Frame) -> Frame:
 
 def true_sections(frame: Frame) -> tuple[tuple[int, int, int, int], ...]:
     """Where each array's pixels truly lie on the array: 0-based half-open (x1, x2, y1, y2)."""
-    module = instrument_of(frame).module
-    return module.true_sections(frame.attrs["phu"], frame.attrs["headers"], (frame.sizes["y"], frame.sizes["x"]))
+    return instrument_of(frame).module.true_sections(view(frame), (frame.sizes["y"], frame.sizes["x"]))
 
 
 def _window(section: tuple[int, ...], outer: tuple[int, ...]) -> tuple[int, int, int, int]:
@@ -187,6 +189,10 @@ def _facts(frame: Frame, name: str) -> tuple[object, ...]:
     by_name = {entry["name"]: entry for entry in arrays}
     names = per_array(frame, "array_name")
     return tuple(by_name.get(n, entry)[name] for n, entry in zip(names, arrays, strict=False))
+
+
+def _shape(frame: Frame) -> tuple[int, int]:
+    return frame.sizes["y"], frame.sizes["x"]
 
 
 def _times(plane: Image, factor: float) -> Image:
@@ -217,6 +223,8 @@ def _add_levels(frame: Frame, bpms: tuple[Frame | None, ...], non_linear: bool, 
         full = tuple(instrument_of(frame).facts["array_shape"])
         corners = [(section[0], section[2]) for section in true_sections(frame)]
         dq = map_planes(_flag_border, dq, dtype="u2", each={"corner": corners}, windowed=True, full=full, width=border)
+    for mask in masks:
+        frame = with_provenance(frame, mask, "add_dq")
     used = [mask.attrs["name"] for mask in masks]
     frame = with_headers(
         with_arrays(frame, dq=dq),

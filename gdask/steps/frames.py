@@ -101,9 +101,9 @@ def unpack(packed: da.Array) -> dict[str, da.Array]:
     return {name: map_planes(field, packed, dtype=DTYPES[name], name=name) for name in PIXEL.names or ()}
 
 
-def item(box: object, name: object) -> object:
-    """One part of a kernel's several results."""
-    return box[name]  # type: ignore[index]
+def item(box: np.ndarray, name: object) -> object:
+    """One part of a kernel's several results, which came boxed (1, 1)."""
+    return box[0, 0][name]
 
 
 def array(frame: Frame, name: str) -> da.Array | None:
@@ -154,6 +154,12 @@ def per_array(frame: Frame, name: str) -> tuple:
 def pending(frame: Frame, **arrays: da.Array) -> Frame:
     """The Frame with small results to be fetched at the end of the phase."""
     return frame.assign_attrs(pending=frame.attrs["pending"] | arrays)
+
+
+def with_provenance(frame: Frame, source: Frame, step: str) -> Frame:
+    """The Frame with a file that went into it on record; its checksum is computed with the product."""
+    row = {"filename": source.attrs["name"], "path": source.attrs["path"], "provenance_added_by": step}
+    return frame.assign_attrs(provenance=(*frame.attrs.get("provenance", ()), row))
 
 
 def note(frame: Frame, text: str) -> Frame:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
 import numpy as np
 
-from gdask.instruments import descriptor, instrument_of, tags
-from gdask.kernels.geometry import Geometry, tangent_plane, tangent_sky
+from gdask import __version__
+from gdask.instruments import descriptor, instrument_of, tags, view
+from gdask.kernels.geometry import tangent_plane, tangent_sky
 from gdask.model import GdaskError
 from gdask.params import Range
-from gdask.steps.frames import note, with_headers
+from gdask.steps.frames import note, with_headers, with_provenance
 from gdask.types import Frame, Frames
 
 _NO_POINTING = {"ARC", "BIAS", "DARK", "FLAT", "PINHOLE", "BPM"}
@@ -110,26 +110,17 @@ def expected_pointing(frame: Frame) -> tuple[float, float]:
 
 def _standard(frame: Frame) -> Frame:
     """Geometry of each array, original name, and the raw file in the provenance."""
-    name, path = frame.attrs["name"], frame.attrs["path"]
-    geometry = _geometry(frame)
-    row = {
-        "timestamp": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}", "filename": name,
-        "md5": _identity(path), "provenance_added_by": "prepare",
-    }  # fmt: skip
-    attrs = {"geometry": geometry, "provenance": (*frame.attrs.get("provenance", ()), row)}
-    primary = {"ORIGNAME": (frame.attrs["phu"].get("ORIGNAME", name), "Original filename prior to processing"),
-               "PROCSOFT": ("gdask", "Data processing software used"), "PROCMODE": ("sq", "Processing mode")}  # fmt: skip
-    return with_headers(frame.assign_attrs(**attrs), primary=primary)
-
-
-def _geometry(frame: Frame) -> tuple[Geometry, ...]:
     shape = (frame.sizes["y"], frame.sizes["x"])
-    return instrument_of(frame).module.geometries(frame, shape)
-
-
-def _identity(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+    geometry = instrument_of(frame).module.geometries(view(frame), shape)
+    name = frame.attrs["name"]
+    primary = {
+        "ORIGNAME": (frame.attrs["phu"].get("ORIGNAME", name), "Original filename prior to processing"),
+        "PROCSOFT": ("gdask", "Data processing software used"),
+        "PROCSVER": (__version__, "Data processing software version"),
+        "PROCMODE": ("sq", "Processing mode"),
+        "PREPARE": (f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}", "UT time stamp for prepare"),
+    }
+    return with_headers(with_provenance(frame.assign_attrs(geometry=geometry), frame, "prepare"), primary=primary)
 
 
 def _has_pointing(frame: Frame) -> bool:
