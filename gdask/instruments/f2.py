@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 from gdask.instruments import gemini, pointing
 from gdask.instruments.rules import (
@@ -11,6 +12,8 @@ from gdask.instruments.rules import (
     Rule,
     TagSet,
     View,
+    as_number,
+    clean,
     format_section,
     from_header_if_prepared,
     parse_section,
@@ -66,8 +69,8 @@ TAGS: dict[str, Rule] = {"dark": dark, "image": image, "slit": slit, "mask": mas
 
 def lyot_stop(view: View) -> str | None:
     """What the Lyot wheel holds: a stop, since 2022 also a filter."""
-    value = view.get("LYOT") or view.get("LYOTPOS")
-    return None if value == "Undefined" else value
+    value = view.text("LYOT") or view.text("LYOTPOS")
+    return None if value in ("", "Undefined") else value
 
 
 def camera(view: View, pretty: bool = False, stripID: bool = False) -> str:
@@ -113,8 +116,8 @@ def _relevant(parts: list[str]) -> str:
 
 
 def disperser(view: View, pretty: bool = False, stripID: bool = False) -> str | None:
-    value = view.get("GRISM") or view.get("GRISMPOS")
-    return without_id(value) if value and (pretty or stripID) else value
+    value = view.text("GRISM") or view.text("GRISMPOS")
+    return (without_id(value) if pretty or stripID else value) or None
 
 
 def central_wavelength(view: View, asMicrometers: bool = False, asNanometers: bool = False,
@@ -129,19 +132,38 @@ def central_wavelength(view: View, asMicrometers: bool = False, asNanometers: bo
     return None if nm is None else gemini.to_unit(nm * 1e-9, asMicrometers, asNanometers, asAngstroms)
 
 
-def whole_array(name: str) -> Descriptor:
-    """Descriptor: a section. Raw headers have none: the whole array, always; prepared ones carry the keyword."""
-    def of(view: View, pretty: bool = False) -> list[object]:
-        ny, nx = view.facts["array_shape"]
-        values = [parse_section(value) for value in view.each(name)] if view.prepared else [[0, nx, 0, ny]] * len(view.ext)
-        return [format_section(value) for value in values] if pretty else [value and list(value) for value in values]
+def array_part(name: str) -> Descriptor:
+    """Descriptor: a section, from the keyword if the file is prepared. Raw headers have none: the whole array."""
+    def of(view: View, pretty: bool = False) -> list[Any]:
+        whole = _whole(view.facts["array_shape"])
+        found = [parse_section(value) for value in view.each(name)] if view.prepared else [None] * len(view.ext)
+        found = [value or (whole if _size(header) == whole or not view.prepared else None)
+                 for value, header in zip(found, view.ext)]
+        return [format_section(value) for value in found] if pretty else found
     return of
+
+
+def data_section(view: View, pretty: bool = False) -> list[Any]:
+    """All pixels that are there, unless a prepared file says otherwise."""
+    found = [parse_section(value) for value in view.each("DATASEC")] if view.prepared else [None] * len(view.ext)
+    found = [value or _size(header) for value, header in zip(found, view.ext)]
+    return [format_section(value) for value in found] if pretty else found
+
+
+def _size(header: Any) -> list[int] | None:
+    shape = [as_number(clean(header, name)) for name in ("NAXIS2", "NAXIS1")]
+    return None if None in shape else _whole(shape)
+
+
+def _whole(shape: list[int]) -> list[int]:
+    ny, nx = shape
+    return [0, nx, 0, ny]
 
 
 def focal_plane_mask(view: View, pretty: bool = False, stripID: bool = False) -> str | None:
     """Name of the mask. In images MASKNAME may hold anything: MOSPOS 'Open' wins."""
-    position = view.get("MOSPOS")
-    return position if position == "Open" else view.get("MASKNAME")
+    position = view.text("MOSPOS")
+    return (position if position == "Open" else view.text("MASKNAME")) or None
 
 
 def slit_width(view: View) -> float | None:
@@ -242,11 +264,11 @@ def group_id(view: View) -> str:
 
 
 DESCRIPTORS: dict[str, Descriptor] = {
-    "array_section": whole_array("ARRAYSEC"),
+    "array_section": array_part("ARRAYSEC"),
     "camera": camera,
     "central_wavelength": central_wavelength,
-    "data_section": whole_array("DATASEC"),
-    "detector_section": whole_array("DETSEC"),
+    "data_section": data_section,
+    "detector_section": array_part("DETSEC"),
     "detector_x_offset": gemini.per_pixel("QOFFSET", -1),
     "detector_y_offset": detector_y_offset,
     "disperser": disperser,

@@ -94,10 +94,10 @@ def per_pixel(name: str, factor: int, flipped: bool = False) -> Descriptor:
 
 
 def gcal_lamp(view: View) -> str | None:
-    lamps, shutter = view.get("GCALLAMP"), view.get("GCALSHUT")
-    if "GCALLAMP" not in view.phu or shutter is None:
+    """Lamp in use; 'Off' if none is, or behind a closed shutter; None if the header does not speak of GCAL."""
+    lamps, shutter = view.text("GCALLAMP"), view.text("GCALSHUT")
+    if "GCALLAMP" not in view.phu or not shutter:
         return None
-    lamps = lamps or ""
     closed = shutter.upper() == "CLOSED" and lamps.upper() in ("IRHIGH", "IRLOW")
     return "Off" if closed or lamps.upper() in ("", "NO VALUE") else lamps
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from gdask.instruments import gemini
+from gdask.instruments.gsaoi_arrays import geometries, true_sections
 from gdask.instruments.rules import (
     Descriptor,
     Rule,
@@ -39,6 +40,8 @@ def lamp(view: View) -> TagSet | None:
     state = {"DOMEFLAT": "LAMPON", "DOMEFLAT OFF": "LAMPOFF"}.get(view.text("OBJECT").upper())
     return tagset(state, blocked_by="PROCESSED") if state else None
 
+
+__all__ = ["DESCRIPTORS", "TAGS", "geometries", "true_sections"]
 
 TAGS: dict[str, Rule] = {"kind": kind, "dark": dark, "lamp": lamp}
 

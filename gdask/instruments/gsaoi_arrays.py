@@ -8,13 +8,15 @@ matrix holds that array's own rotation of 0.8 degrees and must not be taken for 
 from __future__ import annotations
 
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gdask.instruments.rules import View, parse_section
-from gdask.kernels.geometry import Geometry, tangent_sky
 from gdask.model import GdaskError
+
+if TYPE_CHECKING:
+    from gdask.kernels.geometry import Geometry
 
 Section = tuple[int, int, int, int]
 
@@ -31,6 +33,8 @@ def true_sections(view: View, shape: tuple[int, int]) -> tuple[Section, ...]:
 
 def geometries(view: View, shape: tuple[int, int]) -> tuple[Geometry, ...]:
     """The geometry of each array as the headers have it: static distortion, pointing, no fitted correction."""
+    from gdask.kernels.geometry import Geometry  # compiled code: header-only commands do without it
+
     ra, dec = pointing(view)
     pa = view("position_angle") or 0.0
     found = []
@@ -42,6 +46,8 @@ def geometries(view: View, shape: tuple[int, int]) -> tuple[Geometry, ...]:
 
 def pointing(view: View) -> tuple[float, float]:
     """RA, Dec (degrees) of the distortion model's origin, from the header WCS of the array that it falls on."""
+    from gdask.kernels.geometry import tangent_sky
+
     names = [array["name"] for array in view.facts["arrays"]]
     number = names.index(view.facts["origin_array"])
     header = view.ext[number] if len(view.ext) > number else view.ext[-1]
