@@ -39,24 +39,23 @@ class _Out(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """One row of METHODS or REJECTIONS: its number in the compiled code, whether it needs sorted values, what it does."""
+    """One row of METHODS or REJECTIONS: its number in the compiled code and what it does."""
 
     code: int
-    sorts: bool
     text: str
 
 
 METHODS: dict[str, Choice] = {
-    "mean": Choice(0, False, "mean; variance sum(var) / n^2"),
-    "wtmean": Choice(1, False, "weighted mean, weights 1/var unless given; variance sum(w^2 var) / sum(w)^2"),
-    "median": Choice(2, True, "median; variance mean(var) / n times the median's for Gaussian values"),
-    "lmedian": Choice(3, True, "lower of the middle two where their number is even; variance likewise"),
+    "mean": Choice(0, "mean; variance sum(var) / n^2"),
+    "wtmean": Choice(1, "weighted mean, weights 1/var unless given; variance sum(w^2 var) / sum(w)^2"),
+    "median": Choice(2, "median; variance mean(var) / n times the median's for Gaussian values"),
+    "lmedian": Choice(3, "lower of the middle two where their number is even; variance likewise"),
 }
 REJECTIONS: dict[str, Choice] = {
-    "none": Choice(0, False, "use all"),
-    "minmax": Choice(1, True, "drop int(n nlow / nplanes + 0.001) lowest, likewise highest, of the n usable (IRAF)"),
-    "sigclip": Choice(2, True, "clip beyond lsigma, hsigma times the values' own standard deviation"),
-    "varclip": Choice(3, True, "clip beyond lsigma, hsigma times each value's sqrt(variance)"),
+    "none": Choice(0, "use all"),
+    "minmax": Choice(1, "drop int(n nlow / nplanes + 0.001) lowest, likewise highest, of the n usable (IRAF)"),
+    "sigclip": Choice(2, "clip beyond lsigma, hsigma times the values' own standard deviation"),
+    "varclip": Choice(3, "clip beyond lsigma, hsigma times each value's sqrt(variance)"),
 }
 
 # n times the variance of the median, and of the lower median, of n standard normal values (index n), by numerical
@@ -150,7 +149,7 @@ def _combine(
     for start in range(0, data.shape[1], _BLOCK):
         size = min(_BLOCK, data.shape[1] - start)
         gather(data, variance, dq, scale, zero, start, size, work)
-        if pairs.size:
+        if method >= 2 or reject >= 1:
             sort(pairs, size, work)
         if reject == 1:
             reject_minmax(low, high, size, work)
@@ -196,18 +195,23 @@ def combine(
 ) -> tuple[Image, Image, Flags, Counts]:  # fmt: skip
     """Combine planes (n, ny, nx) into data, variance, DQ and the number of planes used, each (ny, nx).
 
-    First data * scale + zero and variance * scale^2 (`scale`, `zero`: one number per plane). Then each pixel uses the
-    planes whose DQ is least bad by `HIERARCHY`; overlooked never: NO_DATA (16) and values that are not finite. Of those
+    First data * scale + zero and variance * scale^2 (`scale`, `zero`: one number per plane). Each pixel then uses the
+    planes whose DQ is least bad by `rejection.HIERARCHY`, never NO_DATA (16) or values that are not finite. Of those
     `reject` (REJECTIONS) drops some, and `method` (METHODS) combines the rest; `weights`, (n,) or (n, ny, nx), are for
-    "wtmean". Output DQ is the OR of the used planes' bits; with nothing to use data and variance are 0 and DQ is 16.
+    "wtmean". Output DQ is the OR of the used planes' bits; with nothing to use, data and variance are 0 and DQ is 16.
 
-    Clipping: the centre is the median (after the first round the mean, if not `mclip`), the rounds go on until nothing
-    changes or `max_iters`, and never reject all. "sigclip" measures sigma as the population standard deviation of the
-    values themselves, outliers included. Therefore nothing of fewer than 3 values is clipped; with the limits of 3 a
-    single outlier among n can only be rejected for n >= 8 (its deviation is at most n / sqrt(n - 1) sigma), from about
-    22 sigma of the others for n = 8 and 8.5 for n = 9. Fewer planes: use "varclip", which knows the noise. A median after symmetric
-    min-max rejection is the median of all, and its variance is given as such; the variance of a trimmed mean is that of
-    the mean of what is left (too large by up to a third).
+    Clipping: the centre is the median (after the first round the mean, if not `mclip`); rounds go on until nothing
+    changes or `max_iters`, and never reject all. "sigclip" takes sigma as the population standard deviation of the
+    values themselves, outliers included, so that at limits of 3 a lone outlier among n < 8 always stays (it deviates by
+    n / sqrt(n - 1) sigma at most). By simulation half of the outliers go at 33 sigma of the others for n = 8, 9 for
+    n = 9, 5 for n = 12; of good Gaussian values it loses none for n < 8, 0.02 % for n = 9, 0.2 % for n = 32. "varclip",
+    which knows the noise, finds 7 sigma from n = 3 on and loses 0.3 to 0.5 %. Fewer than 3 values are not clipped by
+    scatter; of two that disagree, "varclip" keeps both.
+
+    The median after symmetric min-max rejection is the median of all, and its variance is given as such; a trimmed
+    mean has the variance of the mean of what is left, up to a third too large.
+
+    Raises GdaskError for names, shapes and counts that do not fit.
     """
     chosen, rejection = _choice(METHODS, "method", method), _choice(REJECTIONS, "rejection", reject)
     if data.ndim != 3 or not data.shape == variance.shape == dq.shape:
@@ -217,11 +221,10 @@ def combine(
         raise GdaskError(f"min-max rejection of {nlow} low and {nhigh} high values leaves nothing of {n} planes")
     out = _Out(*(np.empty(ny * nx, dtype) for dtype in (np.float32, np.float32, np.uint16, np.uint16)))
     low, high = (nlow, nhigh) if reject == "minmax" else (lsigma, hsigma)
-    pairs = network(n if chosen.sorts or rejection.sorts else 0)
     rounds = 100 if max_iters is None else int(max_iters)
     planes = (plain(cube, dtype).reshape(n, -1) for cube, dtype in ((data, np.float32), (variance, np.float32), (dq, np.uint16)))
     _combine(
         *planes, _weights(weights, method, data.shape), _factors(scale, 1.0, n, "scale"), _factors(zero, 0.0, n, "zero"),
-        pairs, _efficiency(method, n), chosen.code, rejection.code, float(low), float(high), rounds, bool(mclip), out,
+        network(n), _efficiency(method, n), chosen.code, rejection.code, float(low), float(high), rounds, bool(mclip), out,
     )  # fmt: skip
     return out.data.reshape(ny, nx), out.variance.reshape(ny, nx), out.dq.reshape(ny, nx), out.count.reshape(ny, nx)
