@@ -1,0 +1,175 @@
+"""An infrared array: its fixed pattern, and how it turns expected electrons into raw counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from gdask.simulate.noise import generator
+from gdask.types import Image
+
+Array = npt.NDArray[np.float64]
+
+#: Bits of the truth's bad-pixel maps.
+DEAD, HOT, CLUSTER, REFERENCE, UNLISTED = 1, 2, 4, 8, 16
+
+POISSON_BELOW = 25.0    # electrons: exact Poisson numbers below, a skewed normal above
+PLATEAU = 1.006         # a saturated pixel reads this much above the nominal saturation level
+PEDESTAL_FREE = 0.5     # of the well: what may arrive within the first group of reads before it eats the signal
+
+
+class Pattern(NamedTuple):
+    """Fixed pattern of one full array: response to a photon, dark current (e-/s), bits of what is bad."""
+
+    response: Image
+    dark: Image
+    bad: npt.NDArray[np.uint8]
+
+
+class Readout(NamedTuple):
+    """One array as it is read: gain e-/ADU, read noise e-, saturation ADU, linearity, reads and coadds.
+
+    linearity: true = c0 N + c1 N^2 + c2 N^3 with N the measured electrons per coadd. pedestal: length of the first
+    group of non-destructive reads over the exposure time.
+    """
+
+    gain: float
+    read_noise: float
+    saturation: float
+    linearity: tuple[float, float, float]
+    coadds: int
+    pedestal: float
+
+
+def fixed_pattern(seed: int, array: str, shape: tuple[int, int], border: int, efficiency: float) -> Pattern:
+    """Response, dark current and bad pixels of a full array (ny, nx); the outer `border` pixels see no light."""
+    rng = generator(seed, "array", array)
+    response = efficiency * _smooth(rng, shape) * (1.0 + 0.004 * _channels(rng, shape))
+    response = (response * (1.0 + 0.015 * rng.standard_normal(shape, dtype=np.float32))).astype(np.float32)
+    dark = np.exp(rng.normal(np.log(0.009), 0.3, shape)).astype(np.float32)
+    bad = np.zeros(shape, np.uint8)
+    _spots(rng, response, 14, (4.0, 14.0), (0.86, 0.97))
+    _sprinkle(rng, response, bad, DEAD, 5e-4, lambda n: rng.uniform(0.0, 0.25, n))
+    _sprinkle(rng, dark, bad, HOT, 1.5e-3, lambda n: 10.0 ** rng.uniform(3.0, 5.5, n))
+    bad[_spots(rng, response, 60, (1.5, 6.0), (0.02, 0.35))] |= CLUSTER
+    edge = np.ones(shape, bool)
+    edge[border:-border, border:-border] = False
+    response[edge] = 0.0
+    bad[edge] |= REFERENCE
+    return Pattern(response, dark, bad)
+
+
+def _smooth(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
+    """1 with gentle slopes and waves, a few per cent."""
+    y, x = (np.linspace(-1.0, 1.0, n) for n in shape)
+    total = np.ones(shape)
+    for i in range(4):
+        for j in range(4):
+            if i + j:
+                size = rng.normal(0.0, 0.03 / (i + j))
+                total += size * np.outer(np.cos(np.pi * i * y / 2 + rng.uniform(0, 6.28)),
+                                         np.cos(np.pi * j * x / 2 + rng.uniform(0, 6.28)))
+    return total
+
+
+def _channels(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
+    """One number per readout channel: strips of 64 columns."""
+    return np.repeat(rng.standard_normal(-(-shape[1] // 64)), 64)[None, : shape[1]]
+
+
+def _spots(rng: np.random.Generator, image: Image, count: int, radius: tuple[float, float],
+           depth: tuple[float, float]) -> npt.NDArray[np.bool_]:
+    """Multiply round spots of `image` by a factor drawn from `depth`; where they are."""
+    ny, nx = image.shape
+    where = np.zeros(image.shape, bool)
+    for _ in range(count):
+        x, y, r, factor = rng.uniform(0, nx), rng.uniform(0, ny), rng.uniform(*radius), rng.uniform(*depth)
+        box = np.s_[max(0, int(y - r)):min(ny, int(y + r) + 2), max(0, int(x - r)):min(nx, int(x + r) + 2)]
+        yy, xx = np.mgrid[box]
+        inside = (xx - x) ** 2 + (yy - y) ** 2 <= r * r
+        image[box][inside] *= factor
+        where[box] |= inside
+    return where
+
+
+def _sprinkle(rng: np.random.Generator, image: Image, bad: npt.NDArray[np.uint8], bit: int, fraction: float,
+              factor: Callable[[int], Array]) -> None:
+    """Multiply single pixels by factor(n) and mark them; one in fifty is unknown to the bad-pixel mask."""
+    n = rng.poisson(fraction * image.size)
+    where = rng.integers(0, image.size, n)
+    image.reshape(-1)[where] *= factor(n).astype(np.float32)
+    marks = np.where(rng.uniform(size=n) < 0.02, bit | UNLISTED, bit).astype(np.uint8)
+    bad.reshape(-1)[where] |= marks
+
+
+@njit(cache=True, nogil=True)
+def _scatter(expected: Image, deviate: Image, coadds: int) -> None:
+    """Photon noise, in place of the unit normal `deviate`: electrons per coadd, averaged over the coadds.
+
+    Normal with the Poisson mean, variance and skewness (first Cornish-Fisher term).
+    """
+    for j in range(expected.shape[0]):
+        for i in range(expected.shape[1]):
+            mean = max(0.0, float(expected[j, i])) * coadds
+            z = float(deviate[j, i])
+            deviate[j, i] = (mean + np.sqrt(mean) * z + (z * z - 1.0) / 6.0) / coadds
+
+
+@njit(cache=True, nogil=True)
+def measured(true: float, c0: float, c1: float, c2: float) -> float:
+    """The N for which c0 N + c1 N^2 + c2 N^3 = true: Newton's method from the linear answer."""
+    n = true / c0
+    for _ in range(8):
+        step = (n * (c0 + n * (c1 + n * c2)) - true) / (c0 + n * (2.0 * c1 + n * 3.0 * c2))
+        n -= step
+        if abs(step) < 1e-4:
+            break
+    return n
+
+
+@njit(cache=True, nogil=True)
+def _read(electrons: Image, deviate: Image, gain: float, noise: float, full: float, full_true: float, c0: float,
+          c1: float, c2: float, pedestal: float) -> None:
+    """Electrons per coadd to ADU, into `deviate` (unit normals, for the read noise).
+
+    A pixel that fills reads `full`; when it fills within the first group of reads, that group is subtracted too
+    (Fowler sampling), and the core of a very bright star reads low.
+    """
+    for j in range(electrons.shape[0]):
+        for i in range(electrons.shape[1]):
+            e = float(electrons[j, i])
+            if e >= full_true:
+                n = full - min(max(e * pedestal - PEDESTAL_FREE * full_true, 0.0), full)
+            else:
+                n = measured(e, c0, c1, c2)
+            deviate[j, i] = (n + noise * deviate[j, i]) / gain
+
+
+def well(readout: Readout) -> float:
+    """True electrons per coadd at which a pixel saturates (no longer fills)."""
+    n = PLATEAU * readout.saturation * readout.gain
+    c0, c1, c2 = readout.linearity
+    return n * (c0 + n * (c1 + n * c2))
+
+
+def read_out(rng: np.random.Generator, expected: Image, readout: Readout,
+             hits: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Array] | None = None) -> Image:
+    """Raw counts (ADU) of an array on which `expected` electrons per coadd fall.
+
+    Photon noise, cosmic rays (`hits`: y, x, electrons), non-linearity, saturation, read noise, gain; coadds averaged.
+    """
+    electrons = rng.standard_normal(expected.shape, dtype=np.float32)
+    _scatter(expected, electrons, readout.coadds)
+    few = expected < POISSON_BELOW / readout.coadds
+    electrons[few] = rng.poisson(np.maximum(expected[few], 0.0) * readout.coadds) / readout.coadds
+    if hits is not None:
+        electrons[hits[0], hits[1]] += (hits[2] / readout.coadds).astype(np.float32)
+    raw = rng.standard_normal(expected.shape, dtype=np.float32)
+    noise = readout.read_noise / np.sqrt(readout.coadds)
+    full = PLATEAU * readout.saturation * readout.gain
+    _read(electrons, raw, readout.gain, noise, full, well(readout), *readout.linearity, readout.pedestal)
+    return raw
