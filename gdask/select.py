@@ -72,8 +72,10 @@ def select(paths: Iterable[str | os.PathLike[str]], tags: Iterable[str] = (), xt
     """
     wanted, unwanted = ({tag.upper() for tag in some} for some in (tags, xtags))
     test = parse_expression(expression) if isinstance(expression, str) else expression
-    chosen, skipped, seen = [], {}, set()
-    for path in map(os.fspath, paths):
+    chosen: list[str] = []
+    skipped: dict[str, str] = {}
+    seen: set[str] = set()
+    for path in (os.fspath(one) for one in paths):
         try:
             file = view(path)
         except GdaskError as error:
