@@ -14,12 +14,12 @@ from __future__ import annotations
 import ast
 import datetime as dt
 import logging
-import operator
 import os
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn, Protocol
 
+from gdask.compare import holds
 from gdask.instruments import DESCRIPTORS, View, view
 from gdask.instruments.pointing import parse_date, parse_time
 from gdask.instruments.rules import unknown
@@ -32,7 +32,6 @@ TOLERANCE = {"exposure_time": 1e-2, "central_wavelength": 1e-5, "effective_wavel
 #: Descriptors that are compared by their short names, unless strict.
 SHORT_NAMES = frozenset({"filter_name", "disperser", "detector_name"})
 
-_ORDER = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge}
 _LOG = logging.getLogger(__name__)
 
 
@@ -186,7 +185,7 @@ def _comparison(node: ast.Compare, scope: _Scope, depth: int) -> Value:
         found = [value(lookup) for value in values]
         for op, left, right, at in zip(node.ops, found, found[1:], operands[1:]):
             try:
-                if not _holds(op, left, right, tolerance):
+                if not holds(op, left, right, tolerance):
                     return False
             except TypeError:
                 scope.refuse(f"{left!r} cannot be compared with {right!r}"
@@ -252,60 +251,3 @@ def _as_time(text: str) -> dt.time | None:
 _TIMES: dict[str, Callable[[str], Any]] = {
     "ut_datetime": _as_datetime, "ut_date": _as_date, "ut_time": _as_time, "local_time": _as_time,
 }
-
-
-def _holds(op: ast.cmpop, left: Any, right: Any, tolerance: float) -> bool:
-    """One comparison of two values. TypeError if they are of kinds that do not compare."""
-    if isinstance(op, (ast.In, ast.NotIn)):
-        return _within(left, right, tolerance) is isinstance(op, ast.In)
-    if isinstance(op, (ast.Eq, ast.NotEq)):
-        return _equal(left, right, tolerance) is isinstance(op, ast.Eq)
-    return _ordered(_ORDER[type(op)], left, right)
-
-
-def _equal(left: Any, right: Any, tolerance: float) -> bool:
-    if isinstance(left, list) and _nested(left) > _nested(right):
-        return bool(left) and all(_equal(one, right, tolerance) for one in left)
-    if isinstance(right, list) and _nested(right) > _nested(left):
-        return _equal(right, left, tolerance)
-    if isinstance(left, list):
-        return len(left) == len(right) and all(_equal(a, b, tolerance) for a, b in zip(left, right))
-    if left is None or right is None:
-        return left is right
-    if _kind(left) != _kind(right):
-        raise TypeError
-    if isinstance(left, (int, float)):
-        return abs(left - right) <= tolerance * max(abs(left), abs(right))
-    return left == right
-
-
-def _ordered(compare: Callable[[Any, Any], bool], left: Any, right: Any) -> bool:
-    for values, flipped in ((left, False), (right, True)):
-        if isinstance(values, list):
-            return bool(values) and all(
-                _ordered(compare, left, one) if flipped else _ordered(compare, one, right) for one in values)
-    if left is None or right is None:
-        return False
-    if _kind(left) != _kind(right):
-        raise TypeError
-    return compare(left, right)
-
-
-def _within(left: Any, right: Any, tolerance: float) -> bool:
-    if right is None:
-        return False
-    if isinstance(right, str) and isinstance(left, str):
-        return left in right
-    if not isinstance(right, (list, frozenset)):
-        raise TypeError
-    if isinstance(left, list) and _nested(left) >= _nested(right := list(right)):
-        return bool(left) and all(_within(one, right, tolerance) for one in left)
-    return any(_equal(left, one, tolerance) for one in right)
-
-
-def _nested(value: Any) -> int:
-    return 1 + max((_nested(one) for one in value), default=0) if isinstance(value, list) else 0
-
-
-def _kind(value: Any) -> type:
-    return float if isinstance(value, (bool, int, float)) else type(value)
