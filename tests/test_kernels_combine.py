@@ -157,7 +157,10 @@ def test_scale_zero_and_weights() -> None:
     data, variance, dq = cube(5, seed=4)
     scale, zero, weights = np.linspace(0.5, 2, 5), np.linspace(-20, 30, 5), np.array([1, 2, 0, 3, 4.0])
     column = (slice(None), None, None)
-    by_hand = (data * scale[column] + zero[column]).astype(np.float32), (variance * scale[column] ** 2).astype(np.float32)
+    by_hand = (
+        (data * scale[column] + zero[column]).astype(np.float32),
+        (variance * scale[column] ** 2).astype(np.float32),
+    )
     for options in ({"reject": "sigclip"}, {"reject": "varclip"}, {"method": "wtmean", "reject": "none"}):
         got = combine(data, variance, dq, scale=scale, zero=zero, **options)
         for a, b in zip(got, combine(*by_hand, dq, **options), strict=True):
@@ -207,7 +210,9 @@ def test_sorting_network(n: int) -> None:
 
 def test_many_planes() -> None:
     data, variance, dq = cube(67, seed=6, shape=(5, 5))
-    np.testing.assert_allclose(combine(data, variance, dq * 0, method="median", reject="none")[0], np.median(data, axis=0))
+    np.testing.assert_allclose(
+        combine(data, variance, dq * 0, method="median", reject="none")[0], np.median(data, axis=0)
+    )
 
 
 @pytest.mark.parametrize(

@@ -131,15 +131,17 @@ def _take_median(lower: bool, efficiency: Factors, start: int, size: int, work: 
         if last > first:
             number = last - first
             even = lower and number % 2 == 0
-            out.data[start + x] = work.ordered[first + number // 2 - 1, x] if even else middle(work.ordered, first, last, x)
+            out.data[start + x] = (
+                work.ordered[first + number // 2 - 1, x] if even else middle(work.ordered, first, last, x)
+            )
             untrimmed = number + work.trimmed[x]
             out.variance[start + x] *= efficiency[untrimmed] * number / untrimmed
 
 
 @njit(cache=True, nogil=True)
 def _combine(
-    data: Image, variance: Image, dq: Flags, weights: Image, scale: Factors, zero: Factors, pairs: npt.NDArray[np.int64],
-    efficiency: Factors, method: int, reject: int, low: float, high: float, rounds: int, about_median: bool, out: _Out,
+    data: Image, variance: Image, dq: Flags, weights: Image, scale: Factors, zero: Factors,
+    pairs: npt.NDArray[np.int64], efficiency: Factors, method: int, reject: int, low: float, high: float, rounds: int, about_median: bool, out: _Out,
 ) -> None:  # fmt: skip
     block = (data.shape[0], _BLOCK)
     work = Work(
@@ -191,7 +193,8 @@ def _factors(values: npt.ArrayLike | None, default: float, count: int, name: str
 def combine(
     data: Image, variance: Image, dq: Flags, *, method: str = "mean", reject: str = "sigclip",
     weights: npt.ArrayLike | None = None, nlow: int = 0, nhigh: int = 0, lsigma: float = 3.0, hsigma: float = 3.0,
-    max_iters: int | None = None, mclip: bool = True, scale: npt.ArrayLike | None = None, zero: npt.ArrayLike | None = None,
+    max_iters: int | None = None, mclip: bool = True,
+    scale: npt.ArrayLike | None = None, zero: npt.ArrayLike | None = None,
 ) -> tuple[Image, Image, Flags, Counts]:  # fmt: skip
     """Combine planes (n, ny, nx) into data, variance, DQ and the number of planes used, each (ny, nx).
 
@@ -215,16 +218,22 @@ def combine(
     """
     chosen, rejection = _choice(METHODS, "method", method), _choice(REJECTIONS, "rejection", reject)
     if data.ndim != 3 or not data.shape == variance.shape == dq.shape:
-        raise GdaskError(f"planes of shapes {data.shape}, {variance.shape}, {dq.shape}: data, variance and DQ must agree")
+        raise GdaskError(
+            f"planes of shapes {data.shape}, {variance.shape}, {dq.shape}: data, variance and DQ must agree"
+        )
     n, ny, nx = data.shape
     if reject == "minmax" and not 0 <= nlow + nhigh < n:
         raise GdaskError(f"min-max rejection of {nlow} low and {nhigh} high values leaves nothing of {n} planes")
     out = _Out(*(np.empty(ny * nx, dtype) for dtype in (np.float32, np.float32, np.uint16, np.uint16)))
     low, high = (nlow, nhigh) if reject == "minmax" else (lsigma, hsigma)
     rounds = 100 if max_iters is None else int(max_iters)
-    planes = (plain(cube, dtype).reshape(n, -1) for cube, dtype in ((data, np.float32), (variance, np.float32), (dq, np.uint16)))
+    planes = (
+        plain(cube, dtype).reshape(n, -1)
+        for cube, dtype in ((data, np.float32), (variance, np.float32), (dq, np.uint16))
+    )
     _combine(
-        *planes, _weights(weights, method, data.shape), _factors(scale, 1.0, n, "scale"), _factors(zero, 0.0, n, "zero"),
-        network(n), _efficiency(method, n), chosen.code, rejection.code, float(low), float(high), rounds, bool(mclip), out,
+        *planes, _weights(weights, method, data.shape), _factors(scale, 1.0, n, "scale"),
+        _factors(zero, 0.0, n, "zero"), network(n), _efficiency(method, n), chosen.code, rejection.code,
+        float(low), float(high), rounds, bool(mclip), out,
     )  # fmt: skip
     return out.data.reshape(ny, nx), out.variance.reshape(ny, nx), out.dq.reshape(ny, nx), out.count.reshape(ny, nx)

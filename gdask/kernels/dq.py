@@ -49,8 +49,8 @@ def flag_levels(data: npt.ArrayLike, bpm: Flags | None, non_linear: float, satur
 def hidden_saturation(data: npt.ArrayLike, dq: Flags, non_linear: float, max_size: int = 10000) -> Flags:
     """4 in the holes of saturated blobs, 0 elsewhere: grossly saturated cores read low in Fowler sampling.
 
-    `dq` (ny, nx) holds the plane's level and bad-pixel flags, `non_linear` is the level that made its bit 2. A hole is a
-    4-connected region below that level, of at most `max_size` pixels, enclosed by an 8-connected blob of bright pixels
+    `dq` (ny, nx) holds the plane's level and bad-pixel flags, `non_linear` is the level that made its bit 2. A hole is
+    a 4-connected region below that level, of at most `max_size` pixels, enclosed by an 8-connected blob of bright pixels
     of which at least one is saturated. Bad pixels in the blob's wall do not open it, but make at most a quarter of it;
     a region that touches the array's edge, or is mostly bad pixels itself, is no hole. So neither the sky nor what
     defects or the border cut off is flagged.
@@ -104,8 +104,9 @@ def _wall(regions: npt.NDArray[np.int32], wall: Mask) -> npt.NDArray[np.intp]:
     return sides
 
 
-def saturation_mask(data: npt.ArrayLike, bpm: Flags | None, non_linear: float, saturated: float,
-                    include_non_linear: bool = False) -> Mask:
+def saturation_mask(
+    data: npt.ArrayLike, bpm: Flags | None, non_linear: float, saturated: float, include_non_linear: bool = False
+) -> Mask:
     """Pixels of a raw plane (ny, nx) that may leave persistence in later frames: saturated, hidden saturation included.
 
     Levels as in `flag_levels`; with `include_non_linear` the non-linear pixels too. Bad pixels are left out: they are

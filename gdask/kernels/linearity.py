@@ -54,8 +54,8 @@ def linearize_variance(
 ) -> Image:
     """Variance that already holds Poisson noise, after the data were linearised (the FLAMINGOS-2 order of steps).
 
-    The photons are those of the corrected counts, so the Poisson part grows by (corrected - raw) / (gain * coadds), with
-    negative counts taken as none, as `variance.add_variance` takes them. `gain` is 1 for data in electrons;
+    The photons are those of the corrected counts, so the Poisson part grows by (corrected - raw) / (gain * coadds),
+    with negative counts taken as none, as `variance.add_variance` takes them. `gain` is 1 for data in electrons;
     `coadds_averaged` is 1 where coadds are summed. Units: those of the data, squared.
     """
     planes = rows(variance, data_raw, data_corrected)

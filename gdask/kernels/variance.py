@@ -30,7 +30,9 @@ def poisson_variance(data_e: Image, coadds_averaged: int = 1) -> Image:
     return add_variance(data_e, 0.0, coadds_averaged, read=False)
 
 
-def add_variance(data_e: Image, read_noise: Electrons, coadds: int = 1, poisson: bool = True, read: bool = True) -> Image:
+def add_variance(
+    data_e: Image, read_noise: Electrons, coadds: int = 1, poisson: bool = True, read: bool = True
+) -> Image:
     """Variance (e-^2) of data in electrons: read_noise^2 + max(data, 0) / coadds, either term optional.
 
     `read_noise` is that of the whole frame (already divided by sqrt(coadds) where coadds are averaged); `coadds` counts
