@@ -141,7 +141,8 @@ def _take_median(lower: bool, efficiency: Factors, start: int, size: int, work: 
 @njit(cache=True, nogil=True)
 def _combine(
     data: Image, variance: Image, dq: Flags, weights: Image, scale: Factors, zero: Factors,
-    pairs: npt.NDArray[np.int64], efficiency: Factors, method: int, reject: int, low: float, high: float, rounds: int, about_median: bool, out: _Out,
+    pairs: npt.NDArray[np.int64], efficiency: Factors, method: int, reject: int,
+    low: float, high: float, rounds: int, about_median: bool, out: _Out,
 ) -> None:  # fmt: skip
     block = (data.shape[0], _BLOCK)
     work = Work(

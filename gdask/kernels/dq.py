@@ -50,8 +50,8 @@ def hidden_saturation(data: npt.ArrayLike, dq: Flags, non_linear: float, max_siz
     """4 in the holes of saturated blobs, 0 elsewhere: grossly saturated cores read low in Fowler sampling.
 
     `dq` (ny, nx) holds the plane's level and bad-pixel flags, `non_linear` is the level that made its bit 2. A hole is
-    a 4-connected region below that level, of at most `max_size` pixels, enclosed by an 8-connected blob of bright pixels
-    of which at least one is saturated. Bad pixels in the blob's wall do not open it, but make at most a quarter of it;
+    a 4-connected region below that level, of at most `max_size` pixels, enclosed by an 8-connected blob of bright
+    pixels of which at least one is saturated. Bad pixels in its wall do not open it, but make at most a quarter of it;
     a region that touches the array's edge, or is mostly bad pixels itself, is no hole. So neither the sky nor what
     defects or the border cut off is flagged.
     """
