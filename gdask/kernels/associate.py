@@ -1,0 +1,150 @@
+"""From the source lists of many frames to one list of stars: common tangent plane, first shifts, star numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gdask.kernels.geometry import tangent_plane, tangent_sky
+from gdask.kernels.joint import TERMS, Problem, fit_terms
+from gdask.kernels.match import Shift, apply_shift, find_shift, match_pairs
+from gdask.types import Arcsec, Degrees
+
+#: Where the search within the wanted radius finds nothing, a blind one follows: this far, turned by these angles.
+WIDE: Arcsec = 30.0
+WIDE_ROTATIONS = tuple(np.round(np.arange(-2.0, 2.01, 0.1), 1).tolist())
+
+
+class Measurements(NamedTuple):
+    """The usable sources of one frame. x, y: instrument plane (arcsec) after the static distortion, uncorrected;
+    ex, ey: errors (arcsec); flux: any unit; array: index of the detector array; ra, dec, pa: the header's pointing
+    and position angle (degrees), which take the plane to the sky as in `geometry.Geometry`."""
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray
+    ex: np.ndarray
+    ey: np.ndarray
+    flux: np.ndarray
+    array: np.ndarray
+    ra: Degrees
+    dec: Degrees
+    pa: Degrees
+
+
+class Found(NamedTuple):
+    """First shift of each frame: terms (frames, 20), contrast of the histogram's peak, and what failed ('' if not)."""
+
+    terms: np.ndarray
+    contrast: tuple[float, ...]
+    reason: tuple[str, ...]
+
+
+def centre_of(frames: Sequence[Measurements]) -> tuple[Degrees, Degrees]:
+    """Median pointing (ra, dec, degrees)."""
+    first = frames[0]
+    xi, eta = tangent_plane(np.array([f.ra for f in frames]), np.array([f.dec for f in frames]), first.ra, first.dec)
+    ra, dec = tangent_sky(np.median(xi), np.median(eta), first.ra, first.dec)
+    return float(ra), float(dec)
+
+
+def to_common(
+    frame: Measurements, x: np.ndarray, y: np.ndarray, centre: tuple[Degrees, Degrees]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Instrument plane of a frame -> tangent plane about the centre (arcsec), exactly, as its header says."""
+    c, s = np.cos(np.radians(frame.pa)), np.sin(np.radians(frame.pa))
+    ra, dec = tangent_sky(c * x + s * y, -s * x + c * y, frame.ra, frame.dec)
+    return tangent_plane(ra, dec, *centre)
+
+
+def set_up(frames: Sequence[Measurements], centre: tuple[Degrees, Degrees]) -> Problem:
+    """All measurements in a row; star numbers and weights are still 0."""
+    sizes = [len(f.x) for f in frames]
+    common = [to_common(f, np.asarray(f.x, float), np.asarray(f.y, float), centre) for f in frames]
+    # The two tangent planes differ by a shift and a turn, to 1e-7 of any correction: take it at the pointing.
+    probe = np.array([30.0, -30.0, 0.0, 0.0])
+    turned = [to_common(f, probe, probe[[2, 3, 0, 1]], centre) for f in frames]
+    cosine = np.array([(p[0] - p[1] + q[2] - q[3]) / 120 for p, q in turned])
+    sine = np.array([(q[0] - q[1] - p[2] + p[3]) / 120 for p, q in turned])
+    frame = np.repeat(np.arange(len(frames)), sizes)
+    return Problem(
+        frame, np.zeros_like(frame), np.concatenate([f.x for f in frames]).astype(float),
+        np.concatenate([f.y for f in frames]).astype(float), np.concatenate([p for p, _ in common]),
+        np.concatenate([q for _, q in common]), np.zeros(len(frame)), cosine, sine, 1,
+    )
+
+
+def pull_back(problem: Problem, f: int, dxi: np.ndarray, deta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors in the common plane as vectors in the instrument plane of frame f."""
+    c, s = problem.cosine[f], problem.sine[f]
+    return c * dxi + s * deta, c * deta - s * dxi
+
+
+def _search(master: tuple[np.ndarray, ...], mine: tuple[np.ndarray, ...], radius: Arcsec) -> Shift:
+    shift = find_shift(*master, *mine, radius)
+    if shift.ok or radius >= WIDE:
+        return shift
+    wide = find_shift(*master, *mine, WIDE, rotations=WIDE_ROTATIONS)
+    return wide if wide.ok else shift
+
+
+def first_shifts(problem: Problem, frames: Sequence[Measurements], radius: Arcsec, tolerance: Arcsec) -> Found:
+    """Shift every frame onto a growing list that starts with the frame with most sources; the nearest come first.
+
+    Where most frames do not fit the start, the next richest frame is tried as start (three at most).
+    """
+    richest = np.argsort([-len(f.x) for f in frames], kind="stable")[:3]
+    best: Found | None = None
+    for start in richest:
+        found = _from_start(problem, frames, int(start), radius, tolerance)
+        if best is None or found.reason.count("") > best.reason.count(""):
+            best = found
+        if best.reason.count("") > len(frames) / 2:
+            break
+    assert best is not None
+    return best
+
+
+def _from_start(problem: Problem, frames: Sequence[Measurements], start: int, radius: Arcsec, tolerance: Arcsec) -> Found:
+    own = [np.flatnonzero(problem.frame == f) for f in range(len(frames))]
+    place = np.array([(problem.p[i].mean(), problem.q[i].mean()) if len(i) else (1e9, 1e9) for i in own])
+    order = [int(f) for f in np.argsort(np.hypot(*(place - place[start]).T), kind="stable") if f != start]
+    terms, contrast, reason = np.zeros((len(frames), TERMS)), [0.0] * len(frames), [""] * len(frames)
+    master = (problem.p[own[start]], problem.q[own[start]], np.asarray(frames[start].flux, float))
+    for f in order + order:
+        if contrast[f] and not reason[f]:
+            continue
+        i, flux = own[f], np.asarray(frames[f].flux, float)
+        shift = _search(master, (problem.p[i], problem.q[i], flux), radius)
+        contrast[f], reason[f] = shift.contrast, shift.reason
+        if not shift.ok:
+            continue
+        x, y = apply_shift(shift, problem.p[i], problem.q[i])
+        dx, dy = pull_back(problem, f, x - problem.p[i], y - problem.q[i])
+        terms[f] = fit_terms(problem.x[i], problem.y[i], dx, dy, np.ones(len(i)), 4, np.full(TERMS, 1e-9))
+        ia, ib = match_pairs(master[0], master[1], x, y, tolerance)
+        ratio = float(np.median(master[2][ia] / flux[ib])) if len(ia) else 1.0
+        new = np.setdiff1d(np.arange(len(i)), ib)
+        master = tuple(np.concatenate([m, v[new]]) for m, v in zip(master, (x, y, flux * ratio), strict=True))
+    return Found(terms, tuple(contrast), tuple(reason))
+
+
+def number_stars(
+    problem: Problem, xi: np.ndarray, eta: np.ndarray, use: np.ndarray, known: tuple[np.ndarray, np.ndarray],
+    radius: Arcsec,
+) -> Problem:
+    """Give each measurement of the frames in use (bool per frame) the number of the nearest star of the list `known`
+    (positions in the common plane) or a new one; one-to-one within a frame, within `radius` arcsec."""
+    good = np.isfinite(known[0])
+    sx, sy = known[0][good], known[1][good]
+    star = np.zeros(len(xi), np.int64)
+    for f in np.flatnonzero(use):
+        i = np.flatnonzero(problem.frame == f)
+        ia, ib = match_pairs(sx, sy, xi[i], eta[i], radius)
+        star[i[ib]] = ia
+        new = np.setdiff1d(np.arange(len(i)), ib)
+        star[i[new]] = len(sx) + np.arange(len(new))
+        sx, sy = np.concatenate([sx, xi[i[new]]]), np.concatenate([sy, eta[i[new]]])
+    return problem._replace(star=star, stars=max(len(sx), 1))
