@@ -121,6 +121,22 @@ def parse_pairs(pairs: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def read_config(path: str) -> dict[str, object]:
+    """Parameters from a TOML file: `par = value` for every step that has it, tables [step] for one step."""
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            content = tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise GdaskError(f"-c {path}: cannot be read: {error}") from error
+    found: dict[str, object] = {}
+    for key, value in content.items():
+        entries = {f"{key}:{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
+        found |= {_key(name): inner for name, inner in entries.items()}
+    return found
+
+
 def normalise(settings: Mapping[str, object] | Iterable[tuple[str, object]]) -> dict[str, object]:
     """The user's parameters, from a dictionary or a list of pairs, with step names in snake case."""
     items = settings.items() if isinstance(settings, Mapping) else settings

@@ -8,6 +8,7 @@ from gdask.steps import (
     detect_sources,
     determine_astrometric_solution,
     match_sky_levels,
+    measure_sky_levels,
     resample_to_common_frame,
     scale_counts_to_reference,
     stack_frames,
@@ -32,15 +33,6 @@ def align_and_stack(run, frames):
     return stack(run, run.save(run.each(detect_sources, frames)))
 
 
-def ultradeep(run, frames):
-    """As reduce, with a second sky subtraction that masks the objects found on the full stack."""
-    frames = calibrate(run, frames)
-    image = stack(run, subtract_sky(run, frames), suffix="_firstPass")
-    frames = run.save(run(objects_from_stack, frames, image), variables=["objects"])
-    targets = subtract_sky_once(run, frames)
-    return stack(run, targets)
-
-
 def check_wcs_only(run, frames):
     """List frames whose header WCS disagrees with their target and offsets; change nothing."""
     return run(check_wcs, frames)
@@ -49,9 +41,9 @@ def check_wcs_only(run, frames):
 def stack(run, frames, suffix="_image"):
     """Align sky-subtracted frames on the sky and combine them."""
     frames = run(add_reference_catalog, frames)
-    frames = run(adjust_wcs_to_reference, frames)
     frames = run(determine_astrometric_solution, frames)
-    frames = run(match_sky_levels, run.fetch(run(sky_cells, frames)))
+    frames = run(adjust_wcs_to_reference, frames)
+    frames = run(match_sky_levels, run.fetch(run(measure_sky_levels, frames)))
     frames = run(scale_counts_to_reference, frames)
     frames = run(resample_to_common_frame, frames)
     return run.write(run(stack_frames, frames), suffix)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 
-from gdask.cli.common import expand_files, run_main
+from gdask.cli import common
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
-        prog="reduce",
-        description="Reduce a list of files with the recipe that fits the first one.",
-        epilog="Examples:  reduce @flats.list      reduce @science.list -p skyCorrect:offset_sky=False prepare:bad_wcs=fix",
+    parser = common.parser_for(
+        "reduce",
+        "Reduce a list of files with the recipe that fits the first one.",
+        "  reduce @flats.list\n  reduce @science.list -r checkWCS\n"
+        "  reduce @science.list -p skyCorrect:offset_sky=False prepare:bad_wcs=fix",
     )
     parser.add_argument("files", nargs="*", help="FITS files, or @FILE for a list of them")
     parser.add_argument("-r", "--recipe", metavar="NAME", default="default", help="recipe name, or FILE.py:FUNCTION")
@@ -36,21 +37,20 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 done, 1 failed or frames left out, 2 usage."""
     parser = build_parser()
-    args = parser.parse_args(argv)
+    return common.run(parser, argv, lambda args: _reduce(parser, args))
+
+
+def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.qa or args.ql:
         parser.error("--qa and --ql are not offered: gdask has one mode, science quality (sq); leave the option out")
     if not args.files:
         parser.error("no files; give file names or @LIST")
-    return run_main(lambda: _reduce(args), debug=args.debug)
-
-
-def _reduce(args: argparse.Namespace) -> int:
     from gdask import logutils, params
     from gdask.reduction import Reduce
 
     logutils.config(args.logfile, "quiet" if args.quiet else "debug" if args.debug else "standard")
     reduction = Reduce()
-    reduction.files.extend(expand_files(args.files))
+    reduction.files.extend(common.expand_files(args.files))
     reduction.recipename, reduction.suffix, reduction.cluster = args.recipe, args.suffix, args.cluster
     reduction.uparms = params.parse_pairs(args.param)
     reduction.ucals = dict(_calibration(text) for text in args.user_cal)

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-
-from gdask.cli.common import run_main
+from gdask.cli import common
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 done, 1 failed, 2 usage."""
-    parser = argparse.ArgumentParser(
-        prog="showpars", description="Show the parameters of a step, with the defaults for the file's instrument.",
-        epilog="Example:  showpars raw/S20170505S0095.fits skyCorrect",
-    )  # fmt: skip
+    parser = common.parser_for("showpars", "Show the parameters of a step, with the defaults for the file's instrument.", "  showpars raw/S20170505S0095.fits skyCorrect")
     parser.add_argument("file", help="a FITS file")
     parser.add_argument("step", nargs="?", help="step name, as in skyCorrect or sky_correct; without it, all steps are listed")
-    args = parser.parse_args(argv)
-    return run_main(lambda: _show(args.file, args.step))
+    return common.run(parser, argv, lambda args: _show(args.file, args.step))
 
 
 def _show(path: str, name: str | None) -> int:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 Section = tuple[int, int, int, int]
 
-#: From this date rows of a region of interest are one off: +1 on arrays 1 and 2, -1 on arrays 3 and 4 (header study).
+#: From this date the rows of the central 1K x 1K region of interest are one off: +1 on arrays 1 and 2, -1 on 3 and 4
+#: (found by the field on standards; the only region of interest that the instrument offers).
+CENTRAL_ROI = [512, 1536, 512, 1536]
 ROW_SHIFT_FROM = date(2013, 5, 13)
 ROW_SHIFT = (1, 1, -1, -1)
 
@@ -80,6 +82,6 @@ def _true(view: View, section: list[int] | None, number: int, shape: tuple[int, 
         return 0, full[1], 0, full[0]
     x1, x2, y1, y2 = section
     taken = view("ut_date")
-    real_roi = y2 - y1 < full[0] and "BPM" not in view.tags and taken is not None and taken >= ROW_SHIFT_FROM
-    shift = ROW_SHIFT[number] if real_roi and number < 4 else 0
+    off = section == CENTRAL_ROI and "BPM" not in view.tags and taken is not None and taken >= ROW_SHIFT_FROM
+    shift = ROW_SHIFT[number] if off and number < 4 else 0
     return x1, x2, y1 + shift, y2 + shift

@@ -9,7 +9,7 @@ import importlib
 from typing import Any
 
 _WHERE = {
-    "prepare": "prepare", "check_wcs": "prepare",
+    "prepare": "pointing", "check_wcs": "pointing",
     "add_dq": "calibrate", "nonlinearity_correct": "calibrate", "adu_to_electrons": "calibrate", "add_var": "calibrate",
     "dark_correct": "calibrate", "flat_correct": "calibrate",
     "make_lamp_flat": "flats", "normalize_flat": "flats", "threshold_flatfield": "flats", "make_bpm": "flats",

@@ -131,7 +131,7 @@ def _histogram(data: Image, dq: Flags) -> object:
 
 
 def _median(counts: np.ndarray) -> np.ndarray:
-    return np.full((1, 1, 1), stats.median_from_histograms(list(counts.ravel())))
+    return np.full((1, 1, 1), stats.median_from_histograms(*counts.ravel()))
 
 
 def _over(data: Image, level: np.ndarray) -> Image:

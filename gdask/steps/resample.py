@@ -13,8 +13,8 @@ from gdask.io.read import Plane, on_disk, read_window
 from gdask.kernels.geometry import Geometry, pixel_area
 from gdask.kernels.grid import Grid, common_grid, footprint, input_window
 from gdask.kernels.pixelmap import map_error, pixel_map
-from gdask.kernels.resample import reach, resample
-from gdask.kernels.wcs import grid_from_header, grid_header
+from gdask.kernels.interpolation import reach
+from gdask.kernels.resample import resample
 from gdask.model import DQ
 from gdask.params import Range
 from gdask.steps.frames import PIXEL, note, pack, replaced, unpack
@@ -30,7 +30,7 @@ def resample_to_common_frame(
     pixel_scale: Annotated[float, Range(0.001, 10)] | None = None,
     pa: Annotated[float, Range(-360, 360)] = 0.0,
     reference: str | None = None,
-    interpolation: Literal["bilinear", "cubic", "lanczos3"] = "lanczos3",
+    interpolation: Literal["bilinear", "cubic", "quintic", "lanczos3"] = "quintic",
 ) -> Frames:
     """Resample every frame onto one tangent plane at the target, North up and East left. [resampleToCommonFrame]
 
@@ -46,6 +46,8 @@ def resample_to_common_frame(
         Interpolation kernel.
     """
     scale = pixel_scale or float(instrument_of(frames[0]).facts["output_pixel_scale"])
+    from gdask.kernels.wcs import grid_header
+
     grid = _grid_of_file(reference) if reference else _grid_of_frames(frames, scale, pa)
     radesys = str(frames[0].attrs["phu"].get("FRAME", "FK5")).strip().upper()
     header = grid_header(grid, radesys if radesys in ("FK5", "ICRS", "FK4") else "FK5")
@@ -69,6 +71,7 @@ def _grid_of_frames(frames: Frames, scale: float, pa: float) -> Grid:
 
 def _grid_of_file(path: str) -> Grid:
     from gdask.io.read import open_frame
+    from gdask.kernels.wcs import grid_from_header
 
     reference = open_frame(path)
     header = reference.attrs["headers"][0].copy()

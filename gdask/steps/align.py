@@ -1,0 +1,203 @@
+"""Alignment on the sky: all frames of a target solved together, and tied to a reference catalogue where there is one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+
+from gdask.instruments import descriptor
+from gdask.io.catalog import read_catalog
+from gdask.io.read import affine
+from gdask.kernels.associate import Measurements
+from gdask.kernels.centroid import BAD_NEAR, EDGE, FAILED, SATURATED
+from gdask.kernels.fit import FrameFit, Solution, solve
+from gdask.kernels.geometry import pixel_area, to_plane
+from gdask.kernels.tie import Reference
+from gdask.model import GdaskError
+from gdask.params import Range
+from gdask.steps.frames import aside, note
+from gdask.types import Frame, Frames
+
+_USELESS = SATURATED | EDGE | BAD_NEAR | FAILED
+
+
+def add_reference_catalog(frames: Frames, *, source: str | None = None) -> Frames:
+    """Attach a reference catalogue from a file (FITS, ECSV, VOTable, CSV). [addReferenceCatalog]
+
+    Parameters
+    ----------
+    source
+        The file; columns for RA and Dec are found by name or UCD. None: no catalogue.
+    """
+    if source is None:
+        return tuple(note(frame, "none given: positions stay on the telescope's pointing") for frame in frames)
+    catalog = read_catalog(source)
+    return tuple(note(frame.assign_attrs(refcat=catalog), f"{len(catalog)} stars of {source}") for frame in frames)
+
+
+def determine_astrometric_solution(
+    frames: Frames,
+    *,
+    order: Annotated[int, Range(0, 3)] = 3,
+    search: Annotated[float, Range(0.01, None)] = 3.0,
+    match_radius: Annotated[float, Range(0.001, None)] = 0.2,
+    reference_error: Annotated[float, Range(0.0001, None)] = 0.02,
+) -> Frames:
+    """Solve all frames together and tie the group to the reference catalogue. [determineAstrometricSolution]
+
+    Without a catalogue nothing is done: adjust_wcs_to_reference aligns the frames with each other.
+
+    Parameters
+    ----------
+    order
+        Highest order of a frame's own distortion; fewer terms where the stars do not support them.
+    search
+        Arcsec that pointings may be off before a wide search begins.
+    match_radius
+        Arcsec within which sources are the same star.
+    reference_error
+        Arcsec per axis of the catalogue's positions.
+    """
+    catalog = frames[0].attrs.get("refcat")
+    if catalog is None:
+        return tuple(note(frame, "no reference catalogue") for frame in frames)
+    flux = _catalog_flux(catalog)
+    error = np.full(len(catalog), reference_error)
+    reference = Reference(np.asarray(catalog["RAJ2000"]), np.asarray(catalog["DEJ2000"]), error, flux)
+    return _solved(frames, solve(_measure(frames), order=order, search=search, match_radius=match_radius, reference=reference))
+
+
+def adjust_wcs_to_reference(
+    frames: Frames,
+    *,
+    order: Annotated[int, Range(0, 3)] = 3,
+    search: Annotated[float, Range(0.01, None)] = 3.0,
+    match_radius: Annotated[float, Range(0.001, None)] = 0.2,
+    max_rms: Annotated[float, Range(0.0001, None)] = 0.05,
+) -> Frames:
+    """Align the frames with each other: star positions and the corrections of all frames in one solution.
+    [adjustWCSToReference]
+
+    No frame is the reference: its own distortion would stay in the stack. A frame that cannot be matched, or whose
+    residuals are too large, is set aside with the reason.
+
+    Parameters
+    ----------
+    order
+        Highest order of a frame's own distortion; fewer terms where the stars do not support them.
+    search
+        Arcsec that pointings may be off before a wide search begins.
+    match_radius
+        Arcsec within which sources are the same star.
+    max_rms
+        Arcsec of residuals per axis above which a frame is set aside.
+    """
+    if all(frame.attrs.get("solution") is not None for frame in frames):
+        return tuple(note(frame, "already solved with the catalogue") for frame in frames)
+    if len(frames) == 1:
+        return tuple(note(frame, "one frame: nothing to align") for frame in frames)
+    return _solved(frames, solve(_measure(frames), order=order, search=search, match_radius=match_radius, max_rms=max_rms))
+
+
+def scale_counts_to_reference(frames: Frames, *, tolerance: Annotated[float, Range(0, 1)] = 0.0) -> Frames:
+    """Scale the frames to the first one's exposure time, or to its stars. [scaleCountsToReference]
+
+    Parameters
+    ----------
+    tolerance
+        Take the ratio that the stars give where it differs from that of the exposure times by less than this
+        fraction; 0 takes the exposure times only.
+    """
+    first = float(descriptor(frames[0], "exposure_time"))
+    return tuple(_scale(frame, frames[0], first / float(descriptor(frame, "exposure_time")), tolerance) for frame in frames)
+
+
+def _measure(frames: Frames) -> list[Measurements]:
+    """The usable centroids of every frame in the instrument's plane, with errors in arcsec."""
+    return [_measure_one(frame) for frame in frames]
+
+
+def _measure_one(frame: Frame) -> Measurements:
+    if "stars" not in frame.attrs.get("results", {}):
+        raise GdaskError(f"{frame.attrs['name']}: no centroids; run detect_sources and end the phase first")
+    columns: list[list[np.ndarray]] = [[] for _ in range(6)]
+    for number, (stars, geometry) in enumerate(zip(frame.attrs["results"]["stars"], frame.attrs["geometry"], strict=True)):
+        good = stars[((stars["flags"] & _USELESS) == 0) & np.isfinite(stars["ex"]) & (stars["flux"] > 0)]
+        x, y = to_plane(geometry._replace(correction_x=(), correction_y=()), good["x"], good["y"])
+        scale = np.sqrt(pixel_area(geometry, good["x"], good["y"]))
+        parts = (x, y, good["ex"] * scale, good["ey"] * scale, good["flux"], np.full(len(good), number))
+        for column, part in zip(columns, parts, strict=True):
+            column.append(np.atleast_1d(part))
+    pointing = frame.attrs["geometry"][0]
+    return Measurements(frame.attrs["name"], *(np.concatenate(c) for c in columns), pointing.ra, pointing.dec, pointing.pa)
+
+
+def _solved(frames: Frames, solution: Solution) -> Frames:
+    fits = solution.frames
+    good = [fit for fit in fits if fit.ok]
+    text = f"{len(good)} of {len(fits)} frames, {len(solution.stars)} stars"
+    if good:
+        rms, shift = [fit.rms for fit in good], [np.hypot(*fit.shift) for fit in good]
+        matches = [fit.n for fit in good]
+        text += (
+            f", {min(matches)}-{max(matches)} matches a frame, rms {np.median(rms):.1f} mas (worst {max(rms):.1f}),"
+            f" order {max(fit.order for fit in good)}, pointing off by up to {max(shift):.2f} arcsec"
+        )
+    if solution.tie is not None:
+        tie = solution.tie
+        text += f"; tied to the catalogue by {tie.n} stars, rms {tie.rms:.1f} mas" if tie.ok else f"; not tied to the catalogue: {tie.reason}"
+    return tuple(note(_correct(frame, fit), text) for frame, fit in zip(frames, fits, strict=True))
+
+
+def _correct(frame: Frame, fit: FrameFit) -> Frame:
+    if not fit.ok:
+        return aside(frame, fit.reason)
+    corrected = tuple(
+        geometry._replace(correction_x=fit.correction_x, correction_y=fit.correction_y) for geometry in frame.attrs["geometry"]
+    )
+    summary = {"matches": fit.n, "rms_mas": fit.rms, "order": fit.order, "terms": fit.terms, "shift_arcsec": fit.shift}
+    return frame.assign_attrs(geometry=corrected, solution=summary)
+
+
+def _catalog_flux(catalog: object) -> np.ndarray:
+    """A brightness to choose stars by: from the first magnitude column, or equal for all."""
+    names = [name for name in catalog.colnames if "mag" in name.lower() and "err" not in name.lower()]  # type: ignore[attr-defined]
+    if not names:
+        return np.ones(len(catalog))  # type: ignore[arg-type]
+    return 10 ** (-0.4 * np.nan_to_num(np.asarray(catalog[names[0]], float), nan=99.0))  # type: ignore[index]
+
+
+def _scale(frame: Frame, first: Frame, by_time: float, tolerance: float) -> Frame:
+    factor, text = by_time, "by exposure time"
+    if tolerance > 0:
+        by_stars = _star_ratio(frame, first)
+        if by_stars is not None and abs(by_stars / by_time - 1) < tolerance:
+            factor, text = by_stars, f"by stars within {tolerance:g} of the exposure times"
+    if factor == 1.0:
+        return note(frame, text)
+    count = frame.sizes["detector"]
+    scaled = affine(frame, "data", [factor] * count, [0.0] * count)
+    return note(affine(scaled, "variance", [factor**2] * count, [0.0] * count), text)
+
+
+def _star_ratio(frame: Frame, first: Frame) -> float | None:
+    """Median flux ratio (first / frame) of stars that both frames hold; None with fewer than five."""
+    from gdask.kernels.match import match_pairs
+
+    one, other = (_sky_stars(each) for each in (first, frame))
+    i, j = match_pairs(one[0], one[1], other[0], other[1], 0.2)
+    good = (one[2][i] > 0) & (other[2][j] > 0)
+    return float(np.median(one[2][i][good] / other[2][j][good])) if good.sum() >= 5 else None
+
+
+def _sky_stars(frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """East, North (arcsec about the target) and flux of a frame's clean stars."""
+    from gdask.kernels.geometry import tangent_plane, to_sky
+
+    centre = float(descriptor(frame, "target_ra")), float(descriptor(frame, "target_dec"))
+    parts = []
+    for stars, geometry in zip(frame.attrs["results"]["stars"], frame.attrs["geometry"], strict=True):
+        good = stars[(stars["flags"] == 0) & (stars["flux"] > 20 * stars["eflux"])]
+        parts.append((*tangent_plane(*to_sky(geometry, good["x"], good["y"]), *centre), good["flux"]))
+    return tuple(np.concatenate([np.atleast_1d(part[k]) for part in parts]) for k in range(3))  # type: ignore[return-value]
