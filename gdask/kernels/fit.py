@@ -36,7 +36,7 @@ MOST = {0: 2, 1: 6, 2: 12, 3: 20}
 HUBER, REJECT = 3.0, 7.0
 #: Median of chi-square with two degrees of freedom.
 MEDIAN_CHI2 = 1.386
-PASSES, ROUNDS, FOLDS = 4, 3, 5
+PASSES, ROUNDS, FOLDS = 4, 2, 5
 MAS = 1000.0
 
 STARS = np.dtype([(n, "f8") for n in ("ra", "dec", "x", "y", "error", "flux")] + [("n", "i4")])

@@ -19,7 +19,7 @@ TERMS = 20
 LEVELS = (2, 3, 6, 12, 20)
 ORDER = {2: 0, 3: 1, 6: 1, 12: 2, 20: 3}
 UNIT = 60.0
-TOLERANCE, MAX_STEPS = 1e-9, 500
+TOLERANCE, MAX_STEPS = 1e-8, 500
 #: How far a free term moves at most or so in one solution (arcsec) where nothing measures it.
 FREE_STEP: Arcsec = 0.02
 
