@@ -16,7 +16,7 @@ import numpy.typing as npt
 from numba import njit
 
 from gdask.model import GdaskError
-from gdask.types import Arcsec, Degrees, Pixels
+from gdask.types import Degrees, Pixels
 
 Floats = npt.NDArray[np.float64]
 

@@ -31,6 +31,8 @@ from gdask.types import Flags, Fraction, Image, Mask
 #: values are used as they are, flagged.
 LEAST_GOOD = 0.5
 _BAD, _NO_DATA = int(UNUSABLE), int(DQ.NO_DATA)
+#: Marks, beside the DQ bits, a neighbourhood with pixels that have no value (outside, or not mended).
+_HOLE = 0x8000
 
 
 def resample(
@@ -54,16 +56,25 @@ def resample(
     Raises GdaskError where shapes differ.
     """
     table = weights(interpolation)
-    if not (data.shape == variance.shape == dq.shape and ymap.shape == xmap.shape):
-        shapes = [a.shape for a in (data, variance, dq, ymap, xmap)]
-        raise GdaskError(f"data, variance, dq, ymap, xmap came with shapes {shapes}; expected one for planes, one for maps")
-    data, variance, dq = plain(data, np.float32), plain(variance, np.float32), plain(dq, np.uint16)
-    mended, mended_var = (data, variance) if _spotless(data, variance, dq) else _mend(data, variance, dq)
+    data, variance, dq = _planes(data, variance, dq, ymap, xmap)
+    mended, mended_var = mend(data, variance, dq)
     near = _flags_near(dq, mended, table.shape[1])
     maps = plain(ymap, np.float64), plain(xmap, np.float64)
     scales = float(threshold), float(area_ratio), float(origin[0]), float(origin[1])
-    planes = data, variance, dq, plain(mended, np.float32), plain(mended_var, np.float32), near
-    return _resample(*planes, *maps, table, (0,) * table.shape[1], *scales)
+    return _resample(data, variance, dq, mended, mended_var, near, *maps, table, (0,) * table.shape[1], *scales)
+
+
+def mend(data: Image, variance: Image, dq: Flags) -> tuple[Image, Image]:
+    """Data and variance with each bad or not finite pixel estimated from good ones beside it, NaN where they are too few.
+
+    Along row and column a cubic through the four nearest where all are good, else the mean of at least three of the
+    eight around. A kernel's outer taps need no more; the pixel stays flagged. The inputs are not changed.
+    """
+    usable = (dq & _BAD == 0) & np.isfinite(data) & np.isfinite(variance)
+    if usable.all():
+        return plain(data, np.float32), plain(variance, np.float32)
+    mended = _mend(plain(data, np.float32), plain(variance, np.float32), plain(usable, np.bool_))
+    return plain(mended[0], np.float32), plain(mended[1], np.float32)
 
 
 def resample_mask(mask: Mask, ymap: Floats, xmap: Floats, origin: tuple[int, int] = (0, 0)) -> Mask:
@@ -72,55 +83,44 @@ def resample_mask(mask: Mask, ymap: Floats, xmap: Floats, origin: tuple[int, int
     return _nearest(plain(mask, np.bool_), *maps, float(origin[0]), float(origin[1]))
 
 
-@njit(cache=True, nogil=True)
-def _usable(data: Image, variance: Image, dq: Flags, y: int, x: int) -> bool:
-    """Inside, not bad, and finite."""
-    if y < 0 or y >= data.shape[0] or x < 0 or x >= data.shape[1] or dq[y, x] & _BAD:
-        return False
-    return math.isfinite(data[y, x]) and math.isfinite(variance[y, x])
+def _planes(data: Image, variance: Image, dq: Flags, ymap: Floats, xmap: Floats) -> tuple[Image, Image, Flags]:
+    """The planes in the memory layout of compiled code; GdaskError where shapes differ (it would read beyond)."""
+    if not (data.shape == variance.shape == dq.shape and ymap.shape == xmap.shape):
+        shapes = ", ".join(str(a.shape) for a in (data, variance, dq, ymap, xmap))
+        raise GdaskError(f"data, variance, dq, ymap, xmap came as {shapes}; expected one shape for planes and one for maps")
+    return plain(data, np.float32), plain(variance, np.float32), plain(dq, np.uint16)
 
 
 @njit(cache=True, nogil=True)
-def _spotless(data: Image, variance: Image, dq: Flags) -> bool:
-    """No pixel needs mending."""
-    for y in range(data.shape[0]):
-        for x in range(data.shape[1]):
-            if not _usable(data, variance, dq, y, x):
-                return False
-    return True
-
-
-@njit(cache=True, nogil=True)
-def _mend(data: Image, variance: Image, dq: Flags) -> tuple[Image, Image]:
-    """Copies with each bad pixel estimated from good ones beside it, NaN where there are not enough."""
+def _mend(data: Image, variance: Image, usable: Mask) -> tuple[Image, Image]:
+    """Copies with each unusable pixel replaced."""
     out, out_var = data.copy(), variance.copy()
-    for y in range(data.shape[0]):
-        for x in range(data.shape[1]):
-            if not _usable(data, variance, dq, y, x):
-                out[y, x], out_var[y, x] = _estimate(data, variance, dq, y, x)
+    ny, nx = data.shape
+    for y in range(ny):
+        for x in range(nx):
+            if not usable[y, x]:
+                out[y, x], out_var[y, x] = _estimate(data, variance, usable, y, x)
     return out, out_var
 
 
 @njit(cache=True, nogil=True)
-def _estimate(data: Image, variance: Image, dq: Flags, y: int, x: int) -> tuple[float, float]:
-    """A pixel's value from its neighbours: cubics (-1, 4, 4, -1) / 6 along row and column where all four are good, else
-    the mean of at least three of the eight around; the variance is the mean of theirs."""
-    value = count = noise = total = 0.0
-    good = 0
-    for k in range(9):
-        b, a = y + k // 3 - 1, x + k % 3 - 1
-        if _usable(data, variance, dq, b, a):
-            total += data[b, a]
-            noise += variance[b, a]
-            good += 1
-    for b, a in ((0, 1), (1, 0)):
-        near = _usable(data, variance, dq, y - b, x - a) and _usable(data, variance, dq, y + b, x + a)
-        far = _usable(data, variance, dq, y - 2 * b, x - 2 * a) and _usable(data, variance, dq, y + 2 * b, x + 2 * a)
-        if near and far:
-            inner = float(data[y - b, x - a]) + float(data[y + b, x + a])
-            outer = float(data[y - 2 * b, x - 2 * a]) + float(data[y + 2 * b, x + 2 * a])
-            value += (4.0 * inner - outer) / 6.0
-            count += 1.0
+def _estimate(data: Image, variance: Image, usable: Mask, y: int, x: int) -> tuple[float, float]:
+    """A pixel's value from its neighbours, (-1, 4, 4, -1) / 6 being the cubic; the variance is the mean of theirs."""
+    ny, nx = data.shape
+    total = noise = value = 0.0
+    good = count = 0
+    for b in range(max(0, y - 1), min(ny, y + 2)):
+        for a in range(max(0, x - 1), min(nx, x + 2)):
+            if usable[b, a]:
+                total += data[b, a]
+                noise += variance[b, a]
+                good += 1
+    if 2 <= x < nx - 2 and usable[y, x - 2] and usable[y, x - 1] and usable[y, x + 1] and usable[y, x + 2]:
+        value += (4.0 * (data[y, x - 1] + data[y, x + 1]) - data[y, x - 2] - data[y, x + 2]) / 6.0
+        count += 1
+    if 2 <= y < ny - 2 and usable[y - 2, x] and usable[y - 1, x] and usable[y + 1, x] and usable[y + 2, x]:
+        value += (4.0 * (data[y - 1, x] + data[y + 1, x]) - data[y - 2, x] - data[y + 2, x]) / 6.0
+        count += 1
     if count > 0:
         return value / count, noise / good
     if good >= 3:
@@ -132,7 +132,7 @@ def _estimate(data: Image, variance: Image, dq: Flags, y: int, x: int) -> tuple[
 def _flags_near(dq: Flags, mended: Image, taps: int) -> Flags:
     """OR of the flags under a kernel whose left middle tap is pixel (y - 1, x - 1), shape (ny + 1, nx + 1).
 
-    Pixels outside, or with no value, count as NO_DATA: zero means that the short way will do.
+    _HOLE is set where pixels under it are outside or have no value. Zero means that the short way will do.
     """
     ny, nx = dq.shape
     half = taps // 2
@@ -140,15 +140,15 @@ def _flags_near(dq: Flags, mended: Image, taps: int) -> Flags:
     line = np.empty(nx, np.uint16)
     for y in range(ny):
         for x in range(nx):
-            line[x] = dq[y, x] if math.isfinite(mended[y, x]) else dq[y, x] | _NO_DATA
+            line[x] = dq[y, x] if math.isfinite(mended[y, x]) else dq[y, x] | _HOLE
         for x in range(nx + 1):
-            flags = _NO_DATA if x < half or x + half > nx else 0
+            flags = _HOLE if x < half or x + half > nx else 0
             for k in range(max(0, x - half), min(nx, x + half)):
                 flags |= line[k]
             rows[y, x] = flags
     near = np.empty((ny + 1, nx + 1), np.uint16)
     for y in range(ny + 1):
-        near[y] = _NO_DATA if y < half or y + half > ny else 0
+        near[y] = _HOLE if y < half or y + half > ny else 0
         for k in range(max(0, y - half), min(ny, y + half)):
             for x in range(nx + 1):
                 near[y, x] |= rows[k, x]
@@ -178,22 +178,22 @@ def _resample(
             iy, ix = math.floor(y), math.floor(x)
             squares = _phase(table, taps, y - iy, wy) * _phase(table, taps, x - ix, wx)
             top, left = iy + 1 - half, ix + 1 - half
-            if near[iy + 1, ix + 1] == 0:
-                value, noise = _sum(data, variance, taps, wy, wx, top, left)
-                out_dq[j, i] = 0
+            around = near[iy + 1, ix + 1]
+            out_dq[j, i] = _flags(dq, mended, wy, wx, top, left, threshold, share) if around else 0
+            if not around & _HOLE:
+                value, noise = _sum(mended, mended_var, taps, wy, wx, top, left)
             else:
                 good, value, noise = _sum_inside(mended, mended_var, wy, wx, top, left)
                 if good < LEAST_GOOD:
                     good, value, noise = _sum_inside(data, variance, wy, wx, top, left)
                 scale = 1.0 / good if good >= LEAST_GOOD else 0.0
                 value, noise = value * scale, noise * scale * scale
-                out_dq[j, i] = _flags(dq, mended, wy, wx, top, left, threshold, share)
             out[j, i] = value * area_ratio
             out_var[j, i] = noise / squares * area_ratio
     return out, out_var, out_dq
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def _phase(table: Image, taps: tuple[int, ...], phase: float, w: Image) -> float:
     """Fill w with the kernel at a phase in [0, 1); returns the sum of its squares."""
     position = phase * PHASES
@@ -206,7 +206,7 @@ def _phase(table: Image, taps: tuple[int, ...], phase: float, w: Image) -> float
     return squares
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def _sum(
     data: Image, variance: Image, taps: tuple[int, ...], wy: Image, wx: Image, top: int, left: int
 ) -> tuple[float, float]:
