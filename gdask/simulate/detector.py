@@ -50,7 +50,7 @@ def fixed_pattern(seed: int, array: str, shape: tuple[int, int], border: int, ef
     rng = generator(seed, "array", array)
     response = efficiency * _smooth(rng, shape) * (1.0 + 0.004 * _channels(rng, shape))
     response = (response * (1.0 + 0.015 * rng.standard_normal(shape, dtype=np.float32))).astype(np.float32)
-    dark = np.exp(rng.normal(np.log(0.009), 0.3, shape)).astype(np.float32)
+    dark = np.float32(0.009) * np.exp(np.float32(0.3) * rng.standard_normal(shape, dtype=np.float32))
     bad = np.zeros(shape, np.uint8)
     _spots(rng, response, 14, (4.0, 14.0), (0.86, 0.97))
     _sprinkle(rng, response, bad, DEAD, 5e-4, lambda n: rng.uniform(0.0, 0.25, n))
@@ -65,14 +65,12 @@ def fixed_pattern(seed: int, array: str, shape: tuple[int, int], border: int, ef
 
 def _smooth(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
     """1 with gentle slopes and waves, a few per cent."""
-    y, x = (np.linspace(-1.0, 1.0, n) for n in shape)
+    waves = [[np.cos(np.pi * i * np.linspace(-0.5, 0.5, n) + rng.uniform(0, 2 * np.pi)) for i in range(4)]
+             for n in shape]
     total = np.ones(shape)
     for i in range(4):
-        for j in range(4):
-            if i + j:
-                size = rng.normal(0.0, 0.03 / (i + j))
-                total += size * np.outer(np.cos(np.pi * i * y / 2 + rng.uniform(0, 6.28)),
-                                         np.cos(np.pi * j * x / 2 + rng.uniform(0, 6.28)))
+        sizes = [rng.normal(0.0, 0.03 / (i + j)) if i + j else 0.0 for j in range(4)]
+        total += waves[0][i][:, None] * sum(size * wave for size, wave in zip(sizes, waves[1]))
     return total
 
 

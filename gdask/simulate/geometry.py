@@ -57,9 +57,28 @@ def jacobian(chip: Chip, x: Array, y: Array) -> tuple[Array, Array, Array, Array
 
 
 def pixel_area(chip: Chip, x: Array, y: Array) -> Array:
-    """Solid angle of a pixel, arcsec^2."""
-    ux, uy, vx, vy = jacobian(chip, x, y)
-    return np.abs(ux * vy - uy * vx)
+    """Solid angle of a pixel, arcsec^2, on the grid of 1-based columns x (nx) and rows y (ny): (ny, nx)."""
+    area = np.zeros((np.size(y), np.size(x)))
+    for power in _area_polynomial(chip)[::-1]:      # Horner in y; each coefficient is a polynomial in x
+        area *= np.reshape(y, (-1, 1))
+        area += np.polyval(power[::-1], np.ravel(x))
+    return np.abs(area)
+
+
+def _area_polynomial(chip: Chip) -> Array:
+    """Coefficients [power of y, power of x] of du/dx dv/dy - du/dy dv/dx."""
+    powers = ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2), (3, 0), (2, 1), (1, 2), (0, 3))
+    by_x, by_y = np.zeros((2, 3, 3)), np.zeros((2, 3, 3))
+    for axis, coefficients in enumerate(chip):
+        for c, (i, j) in zip(coefficients, powers):
+            if i:
+                by_x[axis, j, i - 1] += i * c
+            if j:
+                by_y[axis, j - 1, i] += j * c
+    area = np.zeros((5, 5))
+    for j, i in np.ndindex(3, 3):
+        area[j:j + 3, i:i + 3] += by_x[0, j, i] * by_y[1] - by_y[0, j, i] * by_x[1]
+    return area
 
 
 def pixel(chip: Chip, u: Array, v: Array) -> tuple[Array, Array]:

@@ -6,8 +6,6 @@ all pixels); a star's light passes RESPONSE alone, spread over the pixels by the
 
 from __future__ import annotations
 
-import json
-import sys
 import threading
 import tomllib
 from collections.abc import Callable
@@ -23,9 +21,8 @@ from scipy.interpolate import RectBivariateSpline
 from gdask.simulate import gsaoi_headers, truth
 from gdask.simulate.cosmics import Hits, cosmic_rays
 from gdask.simulate.detector import REFERENCE, UNLISTED, Pattern, Readout, fixed_pattern, read_out, well
-from gdask.simulate.geometry import Chip, jacobian, pixel_area, pixel_to_sky, sky_to_pixel
-from gdask.simulate.gsaoi_plan import STANDARD, STANDARD_MAG, TARGET, Exposure, plan, pointing, read_time
-from gdask.simulate.gsaoi_plan import SKY_OFFSET
+from gdask.simulate.geometry import Chip, jacobian, pixel_area, pixel_to_sky, plane, sky_to_pixel
+from gdask.simulate.gsaoi_plan import SKY_OFFSET, STANDARD, STANDARD_MAG, TARGET, Exposure, plan, pointing, read_time
 from gdask.simulate.mef import write_mef
 from gdask.simulate.noise import generator
 from gdask.simulate.options import GsaoiOptions, gsaoi_options
@@ -105,8 +102,7 @@ def prepare_night(options: GsaoiOptions) -> Night:
     facts, arrays = load_facts()
     chips = [Chip(np.array(a["distortion_x"]), np.array(a["distortion_y"])) for a in arrays]
     middle = np.arange(8.5, FULL, 16.0)
-    grid = np.meshgrid(middle, middle)
-    mean_area = float(np.mean([pixel_area(chip, *grid).mean() for chip in chips]))
+    mean_area = float(np.mean([pixel_area(chip, middle, middle).mean() for chip in chips]))
     filter_facts = facts["filters"][options.filter]
     patterns, flats, bad = _detectors(options, facts, arrays, chips, mean_area)
     stars = _stars(options, filter_facts["zp"], chips)
@@ -122,12 +118,11 @@ def _detectors(options: GsaoiOptions, facts: dict[str, Any], arrays: list[dict[s
     zero_points = facts["zero_points"].get(options.filter, facts["zero_points"]["Kshort"])
     corner = (FULL - options.size) // 2
     cut = np.s_[corner:corner + options.size, corner:corner + options.size]
-    patterns, areas, bad, sums = [], [], [], np.zeros(2)
+    patterns, areas, bad, sums, pixels = [], [], [], np.zeros(2), np.arange(1.0, FULL + 1)
     for array, chip, zero_point in zip(arrays, chips, zero_points):
         full = fixed_pattern(options.seed, array["name"], (FULL, FULL), facts["border"],
                              10.0 ** (0.4 * (zero_point - np.mean(zero_points))))
-        y, x = np.ogrid[1.0:FULL + 1, 1.0:FULL + 1]
-        area = (pixel_area(chip, x, y) / mean_area).astype(np.float32)
+        area = (pixel_area(chip, pixels, pixels) / mean_area).astype(np.float32)
         good = full.bad == 0
         sums += (float((full.response * area)[good].sum(dtype=np.float64)), good.sum())
         patterns.append(Pattern(full.response[cut].copy(), full.dark[cut].copy(), full.bad[cut].copy()))
@@ -142,7 +137,7 @@ def _stars(options: GsaoiOptions, zero_point: float, chips: list[Chip]) -> dict[
     """Catalogues of the target, sky and standard fields; two very bright stars near the middle of arrays 2 and 4."""
     bright = []
     for chip, shift, mag in ((chips[1], (2.4, 2.0), 11.2), (chips[3], (-2.2, 1.5), 12.6)):
-        xi, eta = pixel_to_sky_plane(chip, shift, options.pa)
+        xi, eta = _near_middle(chip, shift, options.pa)
         bright.append((xi, eta, mag))
     centres = {"target": TARGET, "sky": pointing(options, TARGET, *SKY_OFFSET), "std": STANDARD}
     kinds = {"target": options.field, "sky": "sky", "std": "std"}
@@ -151,10 +146,8 @@ def _stars(options: GsaoiOptions, zero_point: float, chips: list[Chip]) -> dict[
             for name, centre in centres.items()}
 
 
-def pixel_to_sky_plane(chip: Chip, shift: tuple[float, float], pa: float) -> tuple[float, float]:
+def _near_middle(chip: Chip, shift: tuple[float, float], pa: float) -> tuple[float, float]:
     """Tangent-plane position (arcsec) of a point `shift` arcsec from the middle of an array."""
-    from gdask.simulate.geometry import plane
-
     u, v = plane(chip, 1024.5, 1024.5)
     xi, eta = rotate(np.asarray(u + shift[0]), np.asarray(v + shift[1]), pa)
     return float(xi), float(eta)
@@ -282,6 +275,7 @@ def write_exposure(night: Night, exposure: Exposure, folder: Path,
 
 def _write_bpm(night: Night, folder: Path) -> Path:
     """The bad-pixel mask in the archive's form: full arrays, 1 where bad, the dark border too."""
+
     def images() -> Any:
         for array, bad in enumerate(night.bad):
             listed = (bad != 0) & ((bad & UNLISTED == 0) | (bad & REFERENCE != 0))

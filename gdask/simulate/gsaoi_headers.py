@@ -136,7 +136,7 @@ def _telescope(options: GsaoiOptions, exposure: Exposure) -> dict[str, object]:
     airmass = [round(1.0 / float(np.sin(np.radians(e))), 3) for e in (elevation, end)]
     return {
         "RA": exposure.ra, "DEC": exposure.dec, "PA": options.pa, "HA": _clock(hour_angle / 15.0, 2, sign=True),
-        "AZIMUTH": azimuth, "ELEVATIO": elevation, "CRPA": (parallactic - options.pa + 180.0) % 360.0 - 180.0,
+        "AZIMUTH": azimuth, "ELEVATIO": elevation, "CRPA": -((parallactic + 0.959 + options.pa) % 360.0 - 180.0),
         "AMSTART": airmass[0], "AMEND": airmass[1], "AIRMASS": airmass[0],
         "POFFSET": p, "QOFFSET": q, "RAOFFSET": float(east), "DECOFFSE": float(north),
         "XOFFSET": float(-(p * np.cos(iaa) + q * np.sin(iaa))), "YOFFSET": float(p * np.sin(iaa) - q * np.cos(iaa)),
@@ -212,7 +212,7 @@ def _wcs(facts: Facts, w: Window, array: int, options: GsaoiOptions, exposure: E
     dx, dy = DETSEC_ORIGIN[array] if roi else (0, 0)
     crpix = (wcs["crpix"][array][0] - w.x - dx, wcs["crpix"][array][1] - w.y - dy)
     on_sky = exposure is not None and bool(exposure.field)
-    pa = options.pa if on_sky else -70.3
+    pa = options.pa if on_sky else 109.7
     (c11, c21), (c12, c22) = (rotate(*np.array(wcs["cd"][array]).reshape(2, 2)[:, i], pa) for i in (0, 1))
     crval = wcs["parked_crval"]
     if exposure is not None and on_sky:

@@ -15,9 +15,9 @@ from astropy.io import fits
 from astropy.table import Table, vstack
 
 from gdask.simulate.cosmics import Hits
-from gdask.simulate.geometry import WARP_SCALE, WARP_TERMS
+from gdask.simulate.geometry import WARP_SCALE, WARP_TERMS, pixel_area
 from gdask.simulate.gsaoi_headers import window
-from gdask.simulate.gsaoi_plan import TARGET, pointing, SKY_OFFSET
+from gdask.simulate.gsaoi_plan import SKY_OFFSET, TARGET, pointing
 
 if TYPE_CHECKING:
     from gdask.simulate.gsaoi import Night
@@ -108,10 +108,8 @@ def _flat(night: Night, array: int) -> fits.HDUList:
 
 
 def _area(night: Night, array: int) -> np.ndarray:
-    from gdask.simulate.geometry import pixel_area
-
     w = window(night.options.size, 0, array)
-    y, x = np.ogrid[w.y + 1.0:w.y + w.size + 1, w.x + 1.0:w.x + w.size + 1]
+    x, y = (np.arange(w.size) + corner + 1.0 for corner in (w.x, w.y))
     return pixel_area(night.chips[array], x, y) / night.mean_area
 
 
