@@ -1,0 +1,80 @@
+# gdask: what to type. Needs Python >= 3.11 and make; everything else goes into a virtual environment, .venv.
+#
+#   make demo        simulate a small raw GSAOI night in demo/, reduce it as the tutorial does, say where the image is
+#   make test        run the tests (minutes)
+#   make test-slow   run the tests at full size, too, and those that need a real server
+#   make lint        check style
+#   make clean       remove what these made
+#
+# Another interpreter or place:   make test PYTHON=/path/to/python3.12 VENV=/tmp/gdask-venv
+
+SHELL := /bin/sh
+VENV ?= .venv
+PYTHON ?=
+JOBS ?= 2
+DEMO ?= demo
+DEMO_NIGHT ?= --size 512 --n-flats 5
+
+BIN := $(abspath $(VENV))/bin
+IN_DEMO = cd $(DEMO) && PATH="$(BIN):$$PATH" DRAGONSRC=dragonsrc; export PATH DRAGONSRC;
+
+.PHONY: help demo test test-slow lint clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '2,9s/^# \{0,1\}//p' Makefile
+
+# The newest interpreter that works is not always the first: a version manager's shim may be there without its version.
+$(VENV)/made:
+	@set -e; for python in $(PYTHON) $(if $(PYTHON),,python3 python3.13 python3.12 python3.11 python3.14 python \
+	    /usr/bin/python3 /usr/local/bin/python3); do \
+	  if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	    echo "$$("$$python" --version): virtual environment in $(VENV)"; \
+	    "$$python" -m venv --clear "$(VENV)"; touch $@; exit 0; \
+	  fi; \
+	done; \
+	echo "make: no Python >= 3.11 with its venv module was found (Debian: apt install python3-venv);" >&2; \
+	echo "      name one with make PYTHON=/path/to/python3" >&2; exit 1
+
+# Editable: changes of the code need no new installation, changes of pyproject.toml do.
+$(VENV)/installed: $(VENV)/made pyproject.toml
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/made pyproject.toml
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@ $(VENV)/installed
+
+$(VENV)/installed-lint: $(VENV)/made pyproject.toml
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check ruff
+	@touch $@
+
+demo: $(VENV)/installed
+	rm -rf $(DEMO)
+	"$(BIN)/gdask" simulate gsaoi $(DEMO) $(DEMO_NIGHT)
+	@printf '[calibs]\ndatabases = cal_manager.db get store\n' > $(DEMO)/dragonsrc  # not the one of ~/.dragons
+	$(IN_DEMO) typewalk -d raw
+	$(IN_DEMO) dataselect --tags FLAT --expr "filter_name=='Kshort'" raw/*.fits -o flats_Kshort.list
+	$(IN_DEMO) dataselect --expr 'observation_class=="partnerCal"' raw/*.fits | showd -d object
+	$(IN_DEMO) dataselect --expr 'object=="9132"' raw/*.fits -o std_9132.list
+	$(IN_DEMO) dataselect --expr '(observation_class=="science" and exposure_time==60.)' raw/*.fits -o science.list
+	$(IN_DEMO) caldb init && caldb config && caldb add raw/bpm*.fits && caldb list
+	$(IN_DEMO) reduce @flats_Kshort.list
+	$(IN_DEMO) reduce @std_9132.list
+	$(IN_DEMO) reduce @science.list -r checkWCS
+	$(IN_DEMO) reduce @science.list -p skyCorrect:offset_sky=False prepare:bad_wcs=fix
+	@echo; echo "The images (North up, East left, electrons; SCI, VAR, DQ):"; ls -d $(abspath $(DEMO))/*_image.fits
+	@echo "The truth about them is in $(DEMO)/truth; the commands above work as they are after  . $(VENV)/bin/activate"
+
+test: $(VENV)/installed-test
+	"$(BIN)/python" -P -m pytest -n $(JOBS) -m "not slow" $(PYTEST)
+
+test-slow: $(VENV)/installed-test
+	"$(BIN)/python" -P -m pytest -n $(JOBS) $(PYTEST)
+
+lint: $(VENV)/installed-lint
+	"$(BIN)/ruff" check .
+
+clean:
+	rm -rf "$(VENV)" $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .mypy_cache
+	find gdask recipes cluster tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
