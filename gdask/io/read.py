@@ -62,6 +62,8 @@ def open_frame(path: str | os.PathLike[str], *, rows: int | None = None, tag: st
     if not os.path.isfile(path):
         raise GdaskError(f"{path}: no such file")
     layout = read_layout(path)
+    if "data" not in layout and "dq" not in layout:
+        raise GdaskError(f"{path}: no image extension; expected a multi-extension file with SCI arrays")
     return _assemble(path, layout, read_headers(path), rows, tag)
 
 
@@ -113,9 +115,8 @@ def read_layout(path: str) -> dict[str, tuple[Plane, ...]]:
             plane = _plane(path, identity, number, hdu, compressed)
             if plane is not None:
                 groups.setdefault(_variable_of(hdu), []).append(plane)
-    if "data" not in groups:
-        raise GdaskError(f"{path}: no image extension; expected a multi-extension file with SCI arrays")
-    return {name: tuple(planes) for name, planes in groups.items() if len(planes) == len(groups["data"])}
+    count = len(groups.get("data") or max(groups.values(), key=len, default=[]))
+    return {name: tuple(planes) for name, planes in groups.items() if len(planes) == count}
 
 
 def read_window(plane: Plane, y1: int, y2: int, x1: int, x2: int, dtype: np.dtype) -> np.ndarray:
@@ -190,7 +191,7 @@ def _plane(path: str, identity: tuple[int, int], number: int, hdu: object, compr
 def _assemble(path: str, layout: dict[str, tuple[Plane, ...]], headers: Headers, rows: int | None, tag: str) -> Frame:
     import xarray as xr
 
-    shapes = {plane.shape for plane in layout["data"]}
+    shapes = {plane.shape for planes in layout.values() for plane in planes}
     if len(shapes) > 1:
         raise GdaskError(f"{path}: arrays of different shapes {sorted(shapes)}; expected one shape for all arrays")
     variables = lazy_variables(layout, rows, tag)

@@ -289,7 +289,7 @@ def _saturation_masks(frame: Frame) -> object:
     from dask.base import tokenize
 
     planes = layout["data"]
-    levels = per_array(frame, "saturation_level")
+    levels = tuple(zip(per_array(frame, "non_linear_level"), per_array(frame, "saturation_level"), strict=True))
     return da.map_blocks(
         _packed_saturation, planes=planes, levels=levels, name=f"saturated-{tokenize(planes, levels)}",
         chunks=((1,) * len(planes), (1,), (1,)), dtype=object, meta=np.empty((0, 0, 0), object),
@@ -300,7 +300,7 @@ def _packed_saturation(planes: tuple, levels: tuple, block_id: tuple[int, int, i
     plane = planes[block_id[0]]
     data = read_window(plane, 0, plane.shape[0], 0, plane.shape[1], np.dtype("f4"))
     boxed = np.empty((1, 1, 1), object)
-    boxed[0, 0, 0] = dq_kernels.pack_mask(dq_kernels.saturation_mask(data, levels[block_id[0]]))
+    boxed[0, 0, 0] = dq_kernels.pack_mask(dq_kernels.saturation_mask(data, None, *levels[block_id[0]]))
     return boxed
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import numpy as np
 
-from gdask.kernels.centroid import refine
+from gdask.kernels.centroid import POSITIONS, refine
 from gdask.kernels.detect import detect, measure_fwhm
 from gdask.params import Range
 from gdask.steps.frames import array, item, map_planes, pending, with_arrays
@@ -60,5 +60,5 @@ def _stars(data: Image, variance: Image, dq: Flags, found: np.ndarray) -> np.nda
     catalog = found[0, 0][0]
     fwhm = measure_fwhm(catalog)
     if not np.isfinite(fwhm):
-        return refine(data, variance, dq, np.empty(0), np.empty(0))
+        return np.zeros(0, POSITIONS)
     return refine(data, variance, dq, catalog["X_IMAGE"] - 1, catalog["Y_IMAGE"] - 1, fwhm=fwhm)
