@@ -15,6 +15,7 @@ from gdask.kernels.grid import Grid, common_grid, footprint, input_window
 from gdask.kernels.pixelmap import map_error, pixel_map
 from gdask.kernels.interpolation import reach
 from gdask.kernels.resample import resample
+from gdask.kernels.wcs import grid_from_header, grid_header
 from gdask.model import DQ
 from gdask.params import Range
 from gdask.steps.frames import PIXEL, note, pack, replaced, unpack
@@ -46,8 +47,6 @@ def resample_to_common_frame(
         Interpolation kernel.
     """
     scale = pixel_scale or float(instrument_of(frames[0]).facts["output_pixel_scale"])
-    from gdask.kernels.wcs import grid_header
-
     grid = _grid_of_file(reference) if reference else _grid_of_frames(frames, scale, pa)
     radesys = str(frames[0].attrs["phu"].get("FRAME", "FK5")).strip().upper()
     header = grid_header(grid, radesys if radesys in ("FK5", "ICRS", "FK4") else "FK5")
@@ -71,8 +70,6 @@ def _grid_of_frames(frames: Frames, scale: float, pa: float) -> Grid:
 
 def _grid_of_file(path: str) -> Grid:
     from gdask.io.read import open_frame
-    from gdask.kernels.wcs import grid_from_header
-
     reference = open_frame(path)
     header = reference.attrs["headers"][0].copy()
     header["NAXIS1"], header["NAXIS2"] = reference.sizes["x"], reference.sizes["y"]
