@@ -22,6 +22,8 @@ POSITIONS = np.dtype([(n, "f8") for n in ("x", "y", "ex", "ey", "flux", "eflux",
 
 #: In units of the FWHM: radius of the fit, and the annulus of the first local background.
 FIT, INNER, OUTER = 2.5, 3.0, 4.5
+#: Most sweeps over the stars, and the move (pixels) below which a star is left alone after the second.
+SWEEPS, SETTLED = 15, 0.003
 #: A star is flagged NEIGHBOUR where its neighbours' light exceeds this share of its own peak.
 CONTAMINATION = 0.02
 
@@ -180,20 +182,26 @@ def _fit_all(
     data: np.ndarray, variance: np.ndarray, bad: np.ndarray, order: np.ndarray, p: np.ndarray, e: np.ndarray,
     table: np.ndarray, step: float, fwhm: float, reach: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """From bright to faint, fit each star on what is left when all others are subtracted; again, once.
+    """From bright to faint, fit each star on what is left when all others are subtracted; again for all,
+    then for those that still move (close pairs, which take turns to converge).
     Returns the light of the others at each star's centre over its own peak, and which fits failed."""
     left = data.copy()
     others, failed = np.zeros(order.size), np.zeros(order.size, np.bool_)
     x, y, one, error = p[:, 0].copy(), p[:, 1].copy(), np.zeros(6), np.zeros(6)
-    for sweep in range(2):
+    moved = np.ones(order.size)
+    for sweep in range(SWEEPS):
         for k in order:
+            if sweep > 1 and not moved[k] > SETTLED:
+                continue
             if sweep > 0:
                 _subtract(left, p[k, 0], p[k, 1], -p[k, 2], table, step, reach[k])
             for a in range(6):
                 one[a] = p[k, a]
             ok = _fit_one(left, variance, bad, one, error, table, step, FIT * fwhm)
             failed[k] = not (ok and one[2] > 0 and (one[0] - x[k]) ** 2 + (one[1] - y[k]) ** 2 < fwhm * fwhm)
+            moved[k] = 0.0
             if not failed[k]:
+                moved[k] = np.hypot(one[0] - p[k, 0], one[1] - p[k, 1])
                 for a in range(6):
                     p[k, a] = one[a]
                     e[k, a] = error[a]

@@ -94,7 +94,8 @@ def solve(
     order: of the correction polynomial, at most (0..3); prior: expected size (arcsec, at 60 arcsec from the pointing)
     of a frame's own distortion terms; search: how far (arcsec) header pointings may be off before a blind search
     (30 arcsec, 2 degrees) starts; match_radius: how far matched sources may lie apart after the first shift; a frame
-    whose weighted rms exceeds max_rms (arcsec), or that shares fewer than 4 stars, is set aside.
+    whose weighted rms exceeds max_rms (arcsec), or that shares fewer than 4 stars, is set aside. A single frame keeps
+    its header's pointing, or is tied to the reference.
     """
     if not frames or not 0 <= order <= 3:
         raise GdaskError(f"astrometric solution: {len(frames)} frames, order {order}; expected frames and order 0..3")
@@ -110,7 +111,7 @@ def solve(
         use = np.array([not r for r in reasons])
         state = _pass(state, errors, use, order, weights, match_radius, passed)
         passed += 1
-        if passed >= 2 and _gate(state, reasons, max_rms):
+        if passed >= 2 and len(frames) > 1 and _gate(state, reasons, max_rms):
             passed = min(passed, PASSES - 2)
     terms = centre_on_headers(frames, state.problem, state.terms, state.active, centre)
     tie = None
