@@ -15,7 +15,7 @@ from astropy.wcs.wcsapi import BaseLowLevelWCS
 from reproject import reproject_interp
 
 from gdask.kernels.geometry import Floats
-from gdask.kernels.resample import mend
+from gdask.kernels.resample import mend, planes
 from gdask.model import DQ
 from gdask.types import Flags, Fraction, Image
 
@@ -85,12 +85,12 @@ def resample_reprojected(
     Data, variance and each DQ bit that occurs are planes of one call; a bit is set where its plane exceeds `threshold`
     in absolute value.
     """
+    data, variance, dq = planes(data, variance, dq, ymap, xmap)
     mended = np.stack(mend(data, variance, dq))
-    flags = np.where(np.isnan(mended[0]) & (dq == 0), np.uint16(DQ.NO_DATA), dq)
     mended = np.where(np.isnan(mended), np.nan_to_num(np.stack([data, variance])), mended)
-    bits = [bit for bit in range(16) if np.any(flags >> bit & 1)]
-    planes = np.concatenate([mended, np.array([flags >> bit & 1 for bit in bits], np.float32).reshape(-1, *dq.shape)])
-    out = resample_planes(planes, ymap - origin[0], xmap - origin[1], interpolation)
+    bits = [bit for bit in range(16) if np.any(dq >> bit & 1)]
+    shares = np.array([dq >> bit & 1 for bit in bits], np.float32).reshape(-1, *dq.shape)
+    out = resample_planes(np.concatenate([mended, shares]), ymap - origin[0], xmap - origin[1], interpolation)
     out_dq = np.where(np.isnan(out[0]), np.uint16(DQ.NO_DATA), np.uint16(0))
     for bit, plane in zip(bits, np.nan_to_num(out[2:]), strict=True):
         out_dq |= (np.abs(plane) > threshold).astype(np.uint16) << np.uint16(bit)

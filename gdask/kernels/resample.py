@@ -56,7 +56,7 @@ def resample(
     Raises GdaskError where shapes differ.
     """
     table = weights(interpolation)
-    data, variance, dq = _planes(data, variance, dq, ymap, xmap)
+    data, variance, dq = planes(data, variance, dq, ymap, xmap)
     mended, mended_var = mend(data, variance, dq)
     near = _flags_near(dq, mended, table.shape[1])
     maps = plain(ymap, np.float64), plain(xmap, np.float64)
@@ -70,7 +70,7 @@ def mend(data: Image, variance: Image, dq: Flags) -> tuple[Image, Image]:
     Along row and column a cubic through the four nearest where all are good, else the mean of at least three of the
     eight around. A kernel's outer taps need no more; the pixel stays flagged. The inputs are not changed.
     """
-    usable = (dq & _BAD == 0) & np.isfinite(data) & np.isfinite(variance)
+    usable = (np.asarray(dq) & _BAD == 0) & np.isfinite(data) & np.isfinite(variance)
     if usable.all():
         return plain(data, np.float32), plain(variance, np.float32)
     mended = _mend(plain(data, np.float32), plain(variance, np.float32), plain(usable, np.bool_))
@@ -83,11 +83,16 @@ def resample_mask(mask: Mask, ymap: Floats, xmap: Floats, origin: tuple[int, int
     return _nearest(plain(mask, np.bool_), *maps, float(origin[0]), float(origin[1]))
 
 
-def _planes(data: Image, variance: Image, dq: Flags, ymap: Floats, xmap: Floats) -> tuple[Image, Image, Flags]:
-    """The planes in the memory layout of compiled code; GdaskError where shapes differ (it would read beyond)."""
+def planes(data: Image, variance: Image, dq: Flags, ymap: Floats, xmap: Floats) -> tuple[Image, Image, Flags]:
+    """The planes in the memory layout of compiled code, pixels that are not finite flagged NO_DATA.
+
+    Raises GdaskError where shapes differ (compiled code would read beyond the smaller one).
+    """
     if not (data.shape == variance.shape == dq.shape and ymap.shape == xmap.shape):
         shapes = ", ".join(str(a.shape) for a in (data, variance, dq, ymap, xmap))
         raise GdaskError(f"data, variance, dq, ymap, xmap came as {shapes}; expected one shape for planes and one for maps")
+    known = np.isfinite(data) & np.isfinite(variance)
+    dq = dq if known.all() else np.where(known, dq, dq | np.uint16(_NO_DATA))
     return plain(data, np.float32), plain(variance, np.float32), plain(dq, np.uint16)
 
 
@@ -179,7 +184,7 @@ def _resample(
             squares = _phase(table, taps, y - iy, wy) * _phase(table, taps, x - ix, wx)
             top, left = iy + 1 - half, ix + 1 - half
             around = near[iy + 1, ix + 1]
-            out_dq[j, i] = _flags(dq, mended, wy, wx, top, left, threshold, share) if around else 0
+            out_dq[j, i] = _flags(dq, wy, wx, top, left, threshold, share) if around else 0
             if not around & _HOLE:
                 value, noise = _sum(mended, mended_var, taps, wy, wx, top, left)
             else:
@@ -224,7 +229,7 @@ def _sum(
 
 @njit(cache=True, nogil=True)
 def _sum_inside(
-    data: Image, variance: Image, wy: Floats, wx: Floats, top: int, left: int
+    data: Image, variance: Image, wy: Image, wx: Image, top: int, left: int
 ) -> tuple[float, float, float]:
     """Sum of weights, of weight * data and of weight^2 * variance over pixels that are inside and finite."""
     good = value = noise = 0.0
@@ -240,9 +245,7 @@ def _sum_inside(
 
 
 @njit(cache=True, nogil=True)
-def _flags(
-    dq: Flags, mended: Image, wy: Floats, wx: Floats, top: int, left: int, threshold: float, share: Floats
-) -> int:
+def _flags(dq: Flags, wy: Image, wx: Image, top: int, left: int, threshold: float, share: Floats) -> int:
     """DQ bits whose pixels hold more than `threshold` of the absolute weight. share: work space, one weight per bit."""
     share[:] = 0.0
     total = 0.0
@@ -252,8 +255,6 @@ def _flags(
             flags = _NO_DATA
             if 0 <= y < dq.shape[0] and 0 <= x < dq.shape[1]:
                 flags = int(dq[y, x])
-                if flags == 0 and not math.isfinite(mended[y, x]):
-                    flags = _NO_DATA
             w = abs(wy[a] * wx[b])
             total += w
             bit = 0
