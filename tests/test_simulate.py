@@ -93,8 +93,9 @@ def test_a_rendered_star_has_its_flux_and_place(psf: tuple[Moffat, ...]) -> None
     np.testing.assert_allclose(image[near], truth, rtol=3e-4)
     weight = image[near].astype(float)
     rows, columns = np.mgrid[near]
-    for got, want in (((weight * columns).sum(), (truth * columns).sum()), ((weight * rows).sum(), (truth * rows).sum())):
-        assert got / weight.sum() == pytest.approx(want / truth.sum(), abs=1e-4)
+    for axis in (columns, rows):
+        got, want = (weight * axis).sum() / weight.sum(), (truth * axis).sum() / truth.sum()
+        assert got == pytest.approx(want, abs=1e-4)
 
 
 def test_measured_signal_is_the_inverse_of_the_linearity_polynomial() -> None:
@@ -176,7 +177,8 @@ def test_header_wcs_agrees_with_the_true_pointing_except_where_it_is_stale(night
                     origin = [int(part.split(":")[0]) for part in head["DETSEC"].strip("[]").split(",")]
                     head["CRPIX1"], head["CRPIX2"] = (head[f"CRPIX{i + 1}"] + origin[i] - corner[i] for i in (0, 1))
                 ra, dec = WCS(head).wcs_pix2world(100.0, 60.0, 1)
-                true = geometry.pixel_to_sky(CHIPS[array], pose, np.array([99.0 + corner[0]]), np.array([59.0 + corner[1]]))
+                place = np.array([[99.0 + corner[0]], [59.0 + corner[1]]])
+                true = geometry.pixel_to_sky(CHIPS[array], pose, *place)
                 apart = 3600 * np.hypot((ra - true[0][0]) * np.cos(np.radians(dec)), dec - true[1][0])
                 assert (apart > 200.0) if row["bad_wcs"] else (apart < 2.5), (row["file"], array)
 
@@ -271,8 +273,8 @@ def test_saturated_pixels_leave_a_latent_that_fades() -> None:
 
 
 def test_a_frame_depends_on_the_seed_and_its_name_alone(night: Path, tmp_path: Path) -> None:
-    simulate_gsaoi(tmp_path / "again", size=SIZE, n_flats=0, n_std=0, pa=37.0, afterglow=0.01, no_bpm=True)
-    simulate_gsaoi(tmp_path / "other", size=SIZE, n_flats=0, n_std=0, n_sky=0, n_science=1, pa=37.0, seed=2, no_bpm=True)
+    simulate_gsaoi(tmp_path / "again", size=SIZE, n_science=3, n_sky=1, bad_wcs=0, n_flats=0, n_std=0, pa=37.0)
+    simulate_gsaoi(tmp_path / "other", size=SIZE, n_flats=0, n_std=0, n_sky=0, n_science=1, pa=37.0, seed=2)
     for file in ("S20170505S0095.fits", FIRST_SKY):
         assert (tmp_path / "again" / "raw" / file).read_bytes() == (night / "raw" / file).read_bytes()
     other = fits.getdata(tmp_path / "other" / "raw" / "S20170505S0095.fits", 2)

@@ -23,7 +23,7 @@ PEDESTAL_FREE = 0.5     # of the well: what may arrive within the first group of
 
 
 class Pattern(NamedTuple):
-    """Fixed pattern of one full array: response to a photon, dark current (e-/s), bits of what is bad."""
+    """Fixed pattern of a window of an array: response to a photon, dark current (e-/s), bits of what is bad."""
 
     response: Image
     dark: Image
@@ -45,38 +45,57 @@ class Readout(NamedTuple):
     pedestal: float
 
 
-def fixed_pattern(seed: int, array: str, shape: tuple[int, int], border: int, efficiency: float) -> Pattern:
-    """Response, dark current and bad pixels of a full array (ny, nx); the outer `border` pixels see no light."""
-    rng = generator(seed, "array", array)
-    response = efficiency * _smooth(rng, shape) * (1.0 + 0.004 * _channels(rng, shape))
-    response = (response * (1.0 + 0.015 * rng.standard_normal(shape, dtype=np.float32))).astype(np.float32)
-    dark = np.float32(0.009) * np.exp(np.float32(0.3) * rng.standard_normal(shape, dtype=np.float32))
-    bad = np.zeros(shape, np.uint8)
-    _spots(rng, response, 14, (4.0, 14.0), (0.86, 0.97))
-    _sprinkle(rng, response, bad, DEAD, 5e-4, lambda n: rng.uniform(0.0, 0.25, n))
-    _sprinkle(rng, dark, bad, HOT, 1.5e-3, lambda n: 10.0 ** rng.uniform(3.0, 5.5, n))
-    bad[_spots(rng, response, 60, (1.5, 6.0), (0.02, 0.35))] |= CLUSTER
-    edge = np.ones(shape, bool)
-    edge[border:-border, border:-border] = False
-    response[edge] = 0.0
-    bad[edge] |= REFERENCE
-    return Pattern(response, dark, bad)
+ROWS = 64               # rows that share a generator, so that a window costs its own rows only
 
 
-def _smooth(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
-    """1 with gentle slopes and waves, a few per cent."""
-    waves = [[np.cos(np.pi * i * np.linspace(-0.5, 0.5, n) + rng.uniform(0, 2 * np.pi)) for i in range(4)]
-             for n in shape]
-    total = np.ones(shape)
+def smooth_response(seed: int, array: str, full: int, rows: Array, columns: Array) -> Array:
+    """What varies slowly in the response of a `full` x `full` array, about 1, at 0-based rows and columns.
+
+    Waves of a few per cent, and a step for each readout channel (strips of 64 columns).
+    """
+    rng = generator(seed, "array", array, "smooth")
+    phases, sizes = rng.uniform(0.0, 2 * np.pi, (2, 4)), rng.normal(0.0, 0.03, (4, 4))
+    channels = 1.0 + 0.004 * rng.standard_normal(-(-full // 64))
+    down, across = (np.cos(np.pi * np.arange(4)[:, None] * at / full + phase[:, None])
+                    for at, phase in zip((rows, columns), phases))
+    total = np.ones((np.size(rows), np.size(columns)))
     for i in range(4):
-        sizes = [rng.normal(0.0, 0.03 / (i + j)) if i + j else 0.0 for j in range(4)]
-        total += waves[0][i][:, None] * sum(size * wave for size, wave in zip(sizes, waves[1]))
-    return total
+        total += down[i][:, None] * sum(sizes[i, j] / (i + j) * across[j] for j in range(4) if i + j)
+    return total * channels[np.asarray(columns, int) // 64]
 
 
-def _channels(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
-    """One number per readout channel: strips of 64 columns."""
-    return np.repeat(rng.standard_normal(-(-shape[1] // 64)), 64)[None, : shape[1]]
+def fixed_pattern(seed: int, array: str, full: int, border: int, corner: int,
+                  size: int) -> tuple[Pattern, npt.NDArray[np.uint8]]:
+    """Pattern of the square window of `size` at (corner, corner), and the bad pixels of the whole `full` array.
+
+    The outer `border` pixels see no light. The same seed gives the same array whatever the window.
+    """
+    rng = generator(seed, "array", array, "faults")
+    factor, heat = np.ones((full, full), np.float32), np.ones((full, full), np.float32)
+    bad = np.zeros((full, full), np.uint8)
+    _spots(rng, factor, 14, (4.0, 14.0), (0.86, 0.97))
+    _sprinkle(rng, factor, bad, DEAD, 5e-4, lambda n: rng.uniform(0.0, 0.25, n))
+    _sprinkle(rng, heat, bad, HOT, 1.5e-3, lambda n: 10.0 ** rng.uniform(3.0, 5.5, n))
+    bad[_spots(rng, factor, 60, (1.5, 6.0), (0.02, 0.35))] |= CLUSTER
+    edge = np.ones((full, full), bool)
+    edge[border:-border, border:-border] = False
+    factor[edge] = 0.0
+    bad[edge] |= REFERENCE
+    cut = np.s_[corner:corner + size, corner:corner + size]
+    at = np.arange(corner, corner + size)
+    grain, leak = _grain(seed, array, full, corner, size)
+    response = smooth_response(seed, array, full, at, at).astype(np.float32) * (1.0 + np.float32(0.015) * grain)
+    dark = np.float32(0.009) * np.exp(np.float32(0.3) * leak)
+    return Pattern(response * factor[cut], dark * heat[cut], bad[cut].copy()), bad
+
+
+def _grain(seed: int, array: str, full: int, corner: int, size: int) -> tuple[Image, Image]:
+    """Unit normals for the response and the dark current of each pixel of a window."""
+    blocks = [generator(seed, "array", array, "rows", block).standard_normal((2, ROWS, full), dtype=np.float32)
+              for block in range(corner // ROWS, (corner + size - 1) // ROWS + 1)]
+    first = corner % ROWS
+    rows = np.concatenate(blocks, axis=1)[:, first:first + size, corner:corner + size]
+    return rows[0], rows[1]
 
 
 def _spots(rng: np.random.Generator, image: Image, count: int, radius: tuple[float, float],

@@ -125,6 +125,13 @@ def sky_to_pixel(chip: Chip, pose: Pose, ra: Array, dec: Array) -> tuple[Array, 
     return pixel(chip, u, v)
 
 
+def within(chip: Chip, pose: Pose, ra: Array, dec: Array, x: float, y: float, radius: Array) -> Array:
+    """Which sky positions lie within `radius` arcsec (to a per cent) of the 1-based full-array pixel (x, y)."""
+    u, v = rotate(*project(ra, dec, pose.ra0, pose.dec0), -pose.pa)
+    u0, v0 = plane(chip, x, y)
+    return np.hypot(u - u0, v - v0) < radius + 1.0
+
+
 def pixel_to_sky(chip: Chip, pose: Pose, x: Array, y: Array) -> tuple[Array, Array]:
     """Sky position (degrees) of each 1-based full-array pixel."""
     xi, eta = rotate(*distort(pose, *plane(chip, x, y)), pose.pa)

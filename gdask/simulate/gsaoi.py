@@ -20,8 +20,17 @@ from scipy.interpolate import RectBivariateSpline
 
 from gdask.simulate import gsaoi_headers, truth
 from gdask.simulate.cosmics import Hits, cosmic_rays
-from gdask.simulate.detector import REFERENCE, UNLISTED, Pattern, Readout, fixed_pattern, read_out, well
-from gdask.simulate.geometry import Chip, jacobian, pixel_area, pixel_to_sky, plane, sky_to_pixel
+from gdask.simulate.detector import (
+    REFERENCE,
+    UNLISTED,
+    Pattern,
+    Readout,
+    fixed_pattern,
+    read_out,
+    smooth_response,
+    well,
+)
+from gdask.simulate.geometry import Chip, jacobian, pixel_area, pixel_to_sky, plane, sky_to_pixel, within
 from gdask.simulate.gsaoi_plan import SKY_OFFSET, STANDARD, STANDARD_MAG, TARGET, Exposure, plan, pointing, read_time
 from gdask.simulate.mef import write_mef
 from gdask.simulate.noise import generator
@@ -114,29 +123,31 @@ def prepare_night(options: GsaoiOptions) -> Night:
 
 def _detectors(options: GsaoiOptions, facts: dict[str, Any], arrays: list[dict[str, Any]], chips: list[Chip],
                mean_area: float) -> tuple[list[Pattern], list[Image], list[npt.NDArray[np.uint8]]]:
-    """Patterns and flats of the central window, bad pixels of the full arrays; the flats' mean over good pixels is 1."""
+    """Patterns and flats of the central window, bad pixels of the full arrays.
+
+    The mean of FLAT over the good pixels of all full arrays is 1 (to 1e-4: single pixels are left out of it).
+    """
     zero_points = facts["zero_points"].get(options.filter, facts["zero_points"]["Kshort"])
     corner = (FULL - options.size) // 2
-    cut = np.s_[corner:corner + options.size, corner:corner + options.size]
-    patterns, areas, bad, sums, pixels = [], [], [], np.zeros(2), np.arange(1.0, FULL + 1)
+    at, coarse = np.arange(corner, corner + options.size) + 1.0, np.arange(8.5, FULL, NODE)
+    patterns, flats, bad, levels = [], [], [], []
     for array, chip, zero_point in zip(arrays, chips, zero_points):
-        full = fixed_pattern(options.seed, array["name"], (FULL, FULL), facts["border"],
-                             10.0 ** (0.4 * (zero_point - np.mean(zero_points))))
-        area = (pixel_area(chip, pixels, pixels) / mean_area).astype(np.float32)
-        good = full.bad == 0
-        sums += (float((full.response * area)[good].sum(dtype=np.float64)), good.sum())
-        patterns.append(Pattern(full.response[cut].copy(), full.dark[cut].copy(), full.bad[cut].copy()))
-        areas.append(area[cut].copy())
-        bad.append(full.bad)
-    scale = np.float32(sums[1] / sums[0])
+        efficiency = 10.0 ** (0.4 * (zero_point - np.mean(zero_points)))
+        pattern, full_bad = fixed_pattern(options.seed, array["name"], FULL, facts["border"], corner, options.size)
+        patterns.append(pattern._replace(response=pattern.response * np.float32(efficiency)))
+        flats.append((pixel_area(chip, at, at) / mean_area).astype(np.float32) * patterns[-1].response)
+        bad.append(full_bad)
+        smooth = smooth_response(options.seed, array["name"], FULL, coarse - 1.0, coarse - 1.0)
+        levels.append(efficiency * float((smooth * pixel_area(chip, coarse, coarse)).mean()) / mean_area)
+    scale = np.float32(1.0 / np.mean(levels))
     patterns = [pattern._replace(response=pattern.response * scale) for pattern in patterns]
-    return patterns, [pattern.response * area for pattern, area in zip(patterns, areas)], bad
+    return patterns, [flat * scale for flat in flats], bad
 
 
 def _stars(options: GsaoiOptions, zero_point: float, chips: list[Chip]) -> dict[str, Stars]:
     """Catalogues of the target, sky and standard fields; two very bright stars near the middle of arrays 2 and 4."""
     bright = []
-    for chip, shift, mag in ((chips[1], (2.4, 2.0), 11.2), (chips[3], (-2.2, 1.5), 12.6)):
+    for chip, shift, mag in ((chips[1], (2.4, 2.0), 10.4), (chips[3], (-2.2, 1.5), 12.6)):
         xi, eta = _near_middle(chip, shift, options.pa)
         bright.append((xi, eta, mag))
     centres = {"target": TARGET, "sky": pointing(options, TARGET, *SKY_OFFSET), "std": STANDARD}
@@ -164,18 +175,16 @@ def readout(night: Night, exposure: Exposure, array: int) -> Readout:
 def _add_stars(night: Night, exposure: Exposure, array: int, image: Image, corner: tuple[int, int],
                brighter_than: float = 0.0) -> None:
     """Add the field's stars, in electrons per coadd before RESPONSE; corner: full-array (x, y) of the first pixel."""
-    stars, chip = night.stars[exposure.field], night.chips[array]
+    stars, chip, psf = night.stars[exposure.field], night.chips[array], exposure.psf
     electrons = stars.flux * exposure.scale * exposure.exptime
-    chosen = electrons >= brighter_than
-    electrons = electrons[chosen]
-    x, y = sky_to_pixel(chip, exposure.pose, stars.ra[chosen], stars.dec[chosen])
-    reach = radii(exposure.psf, electrons)
-    margin = reach / 0.019
-    ny, nx = image.shape
+    reach = radii(psf, electrons)
+    half = image.shape[0] / 2
+    near = within(chip, exposure.pose, stars.ra, stars.dec, corner[0] + half, corner[1] + half, 0.03 * half + reach)
+    near &= electrons >= brighter_than
+    x, y = sky_to_pixel(chip, exposure.pose, stars.ra[near], stars.dec[near])
     px, py = x - 1.0 - corner[0], y - 1.0 - corner[1]
-    near = (px > -margin) & (px < nx + margin) & (py > -margin) & (py < ny + margin)
-    jacobians = np.stack(jacobian(chip, x[near], y[near]), axis=1) * exposure.pose.plate_scale
-    render(image, px[near], py[near], electrons[near], jacobians, reach[near], parameters(exposure.psf), CORE)
+    jacobians = np.stack(jacobian(chip, x, y), axis=1) * exposure.pose.plate_scale
+    render(image, px, py, electrons[near], jacobians, reach[near], parameters(psf), CORE)
 
 
 def _smooth_light(night: Night, exposure: Exposure, array: int, shape: tuple[int, int],

@@ -161,8 +161,8 @@ def _guide_stars(facts: Facts, cards: list[CardLike], stars: Stars) -> list[Card
     return cards[:first] + added + cards[first:second] + counts + cards[second:]
 
 
-def extension_header(facts: Facts, arrays: list[Facts], array: int, options: GsaoiOptions, exposure: Exposure | None,
-                     lnrs: int = 2) -> Header:
+def extension_header(facts: Facts, arrays: list[Facts], array: int, options: GsaoiOptions,
+                     exposure: Exposure | None) -> Header:
     """The header of one array's image; without an exposure, that of the full-frame bad-pixel mask."""
     size, roi = (options.size, exposure.roi) if exposure else (FULL, 0)
     w = window(size, roi, array)
@@ -170,13 +170,12 @@ def extension_header(facts: Facts, arrays: list[Facts], array: int, options: Gsa
     cards += [("EXTNAME", "SCI", "ad1406: added by AstroData"), ("EXTVER", array + 1, "ad1410: added by AstroData"),
               ("INHERIT", False, "inherit the primary header"), ("CCDNAME", f"G{array + 1}", "Array name"),
               ("CCDSIZE", f"[1:{FULL},1:{FULL}]", "Array dimensions"), ("CCDSUM", "1 1", "Array binning")]
-    cards += _sections(w, array) + _wcs(facts, w, array, options, exposure, roi) + _end(arrays[array], array, facts,
-                                                                                      exposure.lnrs if exposure else lnrs)
-    return header(cards)
+    cards += _sections(w, array) + _wcs(facts, w, array, options, exposure, roi)
+    return header(cards + _end(arrays[array], array, facts, exposure.lnrs if exposure else 2))
 
 
 def _sections(w: Window, array: int) -> list[CardLike]:
-    """CCDSEC, amplifiers, DETSEC, DATASEC; the amplifiers of the upper arrays run backwards, the lower ones by turns."""
+    """CCDSEC, amplifiers, DETSEC, DATASEC. Every second amplifier runs backwards, and the rows of the upper arrays."""
     dx, dy = DETSEC_ORIGIN[array]
     x1, x2, y1, y2 = w.x + 1, w.x + w.size, w.y + 1, w.y + w.size
     amps = _amplifiers(x1, x2, y1, y2, upper=array > 1)

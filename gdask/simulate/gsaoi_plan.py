@@ -167,7 +167,7 @@ def bad_frames(order: list[str], count: int) -> set[int]:
 
 
 def _dither(i: int, size: int, stretch: float) -> tuple[float, float]:
-    """Offset (p, q) of the i-th frame of a field, arcsec: the tutorial's nine, then a sunflower; less for small frames."""
+    """Offset (p, q) of the i-th frame of a field, arcsec: the tutorial's nine, then a sunflower; small frames move less."""
     shrink = min(1.0, size / 384.0) * stretch
     if i < len(DITHERS):
         return DITHERS[i][0] * shrink, DITHERS[i][1] * shrink
@@ -194,7 +194,9 @@ def _exposure(options: GsaoiOptions, file: str, kind: str, field: str, night: in
     # 0.965: rms over the square -1..1 of a sum of the seven terms with unit normal coefficients
     warp = np.round(rng.normal(0.0, 1.0, (2, 7)) * options.warp / 0.965, 6)
     pose = Pose(*truth, options.pa + float(twist), 1.0 + float(rng.normal(0.0, 0.003 * options.warp)), warp)
-    exptime, coadds, lnrs, roi = (30.0, 1, 2, options.roi) if std else (options.exptime, options.coadds, options.lnrs, 0)
+    exptime, coadds, lnrs, roi = options.exptime, options.coadds, options.lnrs, 0
+    if std:
+        exptime, coadds, lnrs, roi = 30.0, 1, 2, options.roi
     sky = sky_level(options, facts["sky"], mjd, field)
     return Exposure(file, kind, field, night, number, mjd, exptime, coadds, lnrs, roi, *target, p, q, *header, header,
                     False, pose, float(rng.normal(1.0, 0.01)), _psf(rng, kind), sky)

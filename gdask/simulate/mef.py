@@ -42,7 +42,7 @@ def header(cards: Iterable[CardLike]) -> Header:
 def write_mef(path: Path, primary: Header, extensions: Iterable[tuple[Header, npt.NDArray[np.generic]]]) -> Path:
     """Write a MEF file; `extensions` may be a generator, so that one array is in memory at a time.
 
-    Data: float32 as it is, uint16 with BZERO 32768, uint8 as it is. The file appears whole under its name or not at all.
+    Data: float32 as it is, uint16 with BZERO 32768, uint8 as it is. The file appears whole or not at all.
     """
     part = path.with_name(path.name + ".part")
     try:

@@ -129,5 +129,5 @@ def _scene(night: Night) -> dict[str, object]:
         "target": TARGET, "sky_field": pointing(options, TARGET, *SKY_OFFSET), "options": options._asdict(),
         "exptime": options.exptime, "science_field": "target", "science_kind": "science",
         "warp_terms": WARP_TERMS, "warp_scale": WARP_SCALE, "positions": POSITIONS,
-        "moffat": "fraction * (beta - 1) / (pi a^2) * (1 + r^2 / a^2)^-beta, a = fwhm / (2 sqrt(2^(1 / beta) - 1)), arcsec",
+        "moffat": "fraction (beta - 1) / (pi a^2) (1 + r^2 / a^2)^-beta, a = fwhm / (2 sqrt(2^(1 / beta) - 1)), arcsec",
     }
