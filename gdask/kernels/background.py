@@ -7,7 +7,7 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt, median_filter
 
 from gdask.kernels.arrays import plain
-from gdask.types import Image, Mask, Pixels
+from gdask.types import Image, Mask
 
 #: A mesh cell is estimated from at most about this many pixels, taken at a regular stride: the error of the median
 #: is then below 1.25 sigma / sqrt(8192) = 0.014 sigma.
@@ -126,11 +126,3 @@ def _spread(plane: np.ndarray, ny: int, nx: int) -> np.ndarray:
 def spread_mesh(plane: np.ndarray, shape: tuple[int, int]) -> Image:
     """A mesh of `background_mesh` at every pixel of an array of `shape`: bilinear between cell centres, float32."""
     return _spread(np.ascontiguousarray(plane, np.float64), shape[0], shape[1])
-
-
-def background_at(plane: np.ndarray, shape: tuple[int, int], x: Pixels | np.ndarray, y: Pixels | np.ndarray) -> np.ndarray:
-    """A mesh of `background_mesh` at 0-based pixel positions x, y of an array of `shape` (nearest pixel)."""
-    full = spread_mesh(plane, shape)
-    iy = np.clip(np.rint(y).astype(int), 0, shape[0] - 1)
-    ix = np.clip(np.rint(x).astype(int), 0, shape[1] - 1)
-    return full[iy, ix]

@@ -210,7 +210,7 @@ def _floor(problem: Problem, terms: np.ndarray, errors: np.ndarray) -> Arcsec:
 
 def _validated(problem: Problem, terms: np.ndarray, active: np.ndarray, prior: np.ndarray) -> np.ndarray:
     """Per frame, the number of terms that best predicts the stars it was not fitted to: positions from the other
-    frames alone, in five folds of stars."""
+    frames alone, in five folds of stars; each term costs one unit of chi-square, so that chance does not choose it."""
     xi, eta = positions(problem, terms)
     sx, sy, total = star_means(problem, xi, eta)
     w, whole = problem.weight, total[problem.star]
@@ -224,7 +224,7 @@ def _validated(problem: Problem, terms: np.ndarray, active: np.ndarray, prior: n
         weight = 1 / (1 / w[i] + 1 / rest)
         if len(i) >= 2 * FOLDS:
             chi2 = cross_validate(problem.x[i], problem.y[i], dx, dy, weight, s % FOLDS, counts, prior)
-            out[f] = counts[int(np.argmin(chi2))]
+            out[f] = counts[int(np.argmin(chi2 + np.array(counts)))]
     return out
 
 

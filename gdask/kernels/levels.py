@@ -79,7 +79,7 @@ def _select(v: np.ndarray, low: int, high: int, k: int) -> float:
             low = i
         else:
             break
-    return float(v[k])
+    return np.float64(v[k])  # float() would keep single precision here
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")

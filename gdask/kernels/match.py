@@ -148,7 +148,7 @@ def match_pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """One-to-one pairs of two lists: each is the other's nearest, within radius (the unit of the coordinates).
 
-    Returns indices (ia, ib) into the lists, rising in ia. Of equally near sources the lower index wins.
+    Returns indices (ia, ib) into the lists, rising in ia.
     """
     if not len(xa) or not len(xb):
         return np.zeros(0, int), np.zeros(0, int)

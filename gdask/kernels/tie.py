@@ -121,7 +121,7 @@ def tie_to(
         if step == ROUNDS - 2 and n >= 2 * FOLDS:
             counts = tuple(c for c in LEVELS if c <= count)
             chi2 = cross_validate(x[ib], y[ib], dx, dy, weight, np.arange(len(ib)) % FOLDS, counts, prior)
-            count = counts[int(np.argmin(chi2))]
+            count = counts[int(np.argmin(chi2 + np.array(counts)))]
         move = fit_terms(x[ib], y[ib], dx, dy, weight, count, prior)
         rms = 1000 * float(np.sqrt((weight * r**2).sum() / weight.sum()))
         if step == ROUNDS - 2:

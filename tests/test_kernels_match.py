@@ -1,0 +1,225 @@
+"""Matching and the joint solution against made-up frames whose pointing errors and distortions are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gdask.kernels.associate import Measurements
+from gdask.kernels.fit import solve
+from gdask.kernels.geometry import Geometry, tangent_plane, tangent_sky, to_sky
+from gdask.kernels.match import apply_shift, find_shift, match_pairs
+from gdask.kernels.tie import Reference
+from gdask.model import GdaskError
+
+CENTRE = (201.2925, -43.1015)
+POWERS = ((2, 0), (1, 1), (0, 2), (3, 0), (2, 1), (1, 2), (0, 3))
+HALF = 42.0  # half the field, arcsec
+
+
+def sky(n, seed=0):
+    """ra, dec, flux of n stars around the centre."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.uniform(-60, 60, (2, n))
+    return *tangent_sky(x, y, *CENTRE), 10 ** rng.uniform(0, 3, n)
+
+
+def observe(stars, f, *, pa=0.0, warp=0.006, pointing=0.05, turn=0.002, half=HALF, spread=6.0, seed=0):
+    """One frame's measurements and its true distortion: a truth pointing near the centre, a header that is off by
+    `pointing` arcsec, a position angle off by `turn` degrees, quadratic and cubic terms of `warp` arcsec at 60 arcsec,
+    bright stars good to 0.2 mas."""
+    rng = np.random.default_rng([seed, f])
+    ra, dec, flux = stars
+    ra0, dec0 = (float(v) for v in tangent_sky(*rng.uniform(-spread, spread, 2), *CENTRE))
+    xi, eta = tangent_plane(ra, dec, ra0, dec0)
+    angle = np.radians(pa + rng.normal() * turn)
+    u, v = np.cos(angle) * xi - np.sin(angle) * eta, np.sin(angle) * xi + np.cos(angle) * eta
+    terms = rng.normal(size=(2, 7)) * warp
+    basis = np.stack([(u / 60) ** i * (v / 60) ** j for i, j in POWERS])
+    u, v = u - terms[0] @ basis, v - terms[1] @ basis
+    seen = np.flatnonzero((abs(u) < half) & (abs(v) < half) & (rng.uniform(size=len(u)) < 0.9))
+    error = np.maximum(2e-4, 0.02 / flux[seen] ** 0.8)
+    u, v = (w[seen] + rng.normal(size=len(seen)) * error for w in (u, v))
+    ra1, dec1 = (float(w) for w in tangent_sky(*(rng.normal(size=2) * pointing), ra0, dec0))
+    bright = flux[seen] * rng.lognormal(0, 0.05, len(seen))
+    array = (2 * (v > 0) + (u > 0)).astype(int)
+    return Measurements(f"N{f}.fits", u, v, error, error, bright, array, ra1, dec1, pa), terms
+
+
+def leftover(solution, stars, faintest=100.0):
+    """Bright stars' offsets from the truth (mas, East and North) after one global linear transform; their places."""
+    ra, dec, flux = stars
+    x, y = tangent_plane(ra, dec, solution.ra, solution.dec)
+    found = solution.stars[solution.stars["n"] >= 3]
+    ia, ib = match_pairs(x[flux > faintest], y[flux > faintest], found["x"], found["y"], 0.2)
+    px, py = found["x"][ib], found["y"][ib]
+    off = np.stack([x[flux > faintest][ia] - px, y[flux > faintest][ia] - py]) * 1000
+    return _without_linear(off, px, py), (px, py), off
+
+
+def _without_linear(values, x, y):
+    design = np.column_stack([np.ones_like(x), x, y])
+    return values - (design @ np.linalg.lstsq(design, values.T, rcond=None)[0]).T
+
+
+def floor_of(warps, x, y):
+    """What no solution without a catalogue can see: the mean of the frames' distortions, without its linear part."""
+    basis = np.stack([(x / 60) ** i * (y / 60) ** j for i, j in POWERS])
+    return _without_linear(np.mean(warps, axis=0) @ basis * 1000, x, y)
+
+
+def rms(values):
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def spread(values):
+    return float(1.4826 * np.median(np.abs(values)))
+
+
+@pytest.mark.parametrize(("move", "turn", "radius"), [((0.05, -0.03), 0.0, 3.0), ((2.4, 1.5), 0.002, 3.0),
+                                                     ((25.0, -18.0), 0.0, 30.0), ((6.0, 4.0), 1.3, 30.0)])
+def test_finds_a_shift_in_a_crowded_field(move, turn, radius):
+    stars = sky(6000)
+    a, _ = observe(stars, 0, warp=0.0, spread=0.0)
+    b, _ = observe(stars, 1, warp=0.0, spread=0.0)
+    c, s = np.cos(np.radians(turn)), np.sin(np.radians(turn))
+    xb, yb = c * (b.x - move[0]) - s * (b.y - move[1]), s * (b.x - move[0]) + c * (b.y - move[1])
+    rotations = tuple(np.arange(-20, 21) / 10) if turn > 1 else (0.0,)
+    shift = find_shift(a.x, a.y, a.flux, xb, yb, b.flux, radius, rotations=rotations)
+    assert shift.ok and shift.contrast > 20
+    x, y = apply_shift(shift, xb, yb)
+    ia, ib = match_pairs(a.x, a.y, x, y, 0.15)
+    assert len(ia) > 0.75 * len(b.x) and np.median(np.hypot(a.x[ia] - x[ib], a.y[ia] - y[ib])) < 0.1
+
+
+def test_says_so_when_nothing_matches():
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        n, m = rng.integers(1, 250, 2)
+        a, b = rng.uniform(-40, 40, (2, n)), rng.uniform(-40, 40, (2, m))
+        shift = find_shift(*a, rng.pareto(1, n), *b, rng.pareto(1, m), (3.0, 10.0, 30.0)[seed % 3])
+        assert not shift.ok and any(word in shift.reason for word in ("pair", "peak", "few"))
+
+
+def test_pairs_are_mutual_and_one_to_one():
+    xa, ya = np.array([0.0, 1.0, 5.0, 9.0]), np.zeros(4)
+    xb, yb = np.array([5.1, 0.9, 0.2, 5.3, 20.0]), np.zeros(5)
+    ia, ib = match_pairs(xa, ya, xb, yb, 0.5)
+    assert list(ia) == [0, 1, 2] and list(ib) == [2, 1, 0]
+    assert len(match_pairs(xa, ya, xb[:0], yb[:0], 1.0)[0]) == 0
+
+
+@pytest.mark.parametrize("pa", [0.0, 37.0])
+def test_nine_distorted_frames_reach_the_floor(pa):
+    stars = sky(2500)
+    frames, warps = zip(*[observe(stars, f, pa=pa) for f in range(9)], strict=True)
+    solution = solve(frames)
+    assert all(f.ok and f.order == 3 and f.n > 900 and f.rms < 0.6 for f in solution.frames)
+    off, places, total = leftover(solution, stars)
+    assert rms(off) < 2.0 and spread(off) < 1.0
+    if pa == 0:
+        # Photon errors of 0.2 mas over 9 frames, and the mean distortion that stars alone do not show.
+        rest = off - floor_of(warps, *places)
+        assert rms(off) < 1.2 * rms(floor_of(warps, *places)) + 0.2 and spread(rest) < 0.35 * spread(off) + 0.1
+    # The group's origin is the headers' mean: 9 frames with errors of 50 mas and 0.002 degrees.
+    assert np.abs(total.mean(axis=1)).max() < 4 * 50 / 3
+    turned = np.polyfit(places[0], total[1], 1)[0] / 1000
+    assert abs(np.degrees(turned)) < 4 * 0.002 / 3
+
+
+def test_no_frame_is_the_perfect_one():
+    """The mean correction over the frames is zero in every quadratic and cubic term."""
+    stars = sky(2500)
+    frames = [observe(stars, f, seed=3, spread=0.5)[0] for f in range(9)]
+    corrections = np.array([(f.correction_x[3:], f.correction_y[3:]) for f in solve(frames).frames])
+    assert np.abs(corrections.mean(axis=0)).max() < 0.1 * corrections.std()
+
+
+def test_corrections_mean_what_geometry_says():
+    stars = sky(1500)
+    frames = [observe(stars, f, pa=120.0)[0] for f in range(5)]
+    solution = solve(frames)
+    for frame, fit in zip(frames, solution.frames, strict=True):
+        geometry = Geometry(0, 0, (0, 1.0, 0), (0, 0, 1.0), frame.ra, frame.dec, frame.pa, fit.correction_x, fit.correction_y)
+        ra, dec = to_sky(geometry, frame.x, frame.y)
+        star = solution.stars[fit.star]
+        north, east = (dec - star["dec"]) * 3.6e6, (ra - star["ra"]) * 3.6e6 * np.cos(np.radians(dec))
+        bright = frame.flux > 100
+        assert spread(np.stack([east, north])[:, bright]) < 0.4
+        assert np.allclose(east, fit.residual_x * 1000, atol=0.02) and np.allclose(north, fit.residual_y * 1000, atol=0.02)
+
+
+def test_faint_noise_does_not_shrink_the_sky():
+    stars = sky(1500)
+    frames = []
+    for f in range(6):
+        frame, _ = observe(stars, f, warp=0.0)
+        noise = np.random.default_rng(f).normal(0, 0.03, (2, len(frame.x)))
+        frames.append(frame._replace(x=frame.x + noise[0], y=frame.y + noise[1], ex=frame.ex + 0.03, ey=frame.ey + 0.03))
+    _, (x, _), total = leftover(solve(frames), stars, 1.0)
+    assert abs(np.polyfit(x, total[0], 1)[0]) < 0.05  # mas per arcsec: 2e-5 for 6 frames of 0.1 mas per arcsec
+
+
+@pytest.mark.parametrize(("n", "most"), [(110, 3), (400, 12)])
+def test_few_stars_get_few_terms(n, most):
+    stars = sky(n, seed=2)
+    frames = [observe(stars, f, half=20.0, spread=3.0)[0] for f in range(4)]
+    solution = solve(frames)
+    assert all(f.ok and 4 <= f.n and f.terms <= most for f in solution.frames)
+    worst = max(np.abs(np.array(f.correction_x + f.correction_y)).max() for f in solution.frames)
+    assert worst < 0.25  # pointing errors of 50 mas, no wild polynomial
+    off, _, _ = leftover(solution, stars)
+    assert rms(off) < 3
+
+
+def test_straight_frames_get_no_polynomial():
+    stars = sky(1500)
+    frames = [observe(stars, f, warp=0.0)[0] for f in range(6)]
+    assert all(f.terms <= 6 for f in solve(frames).frames)
+
+
+def test_wrong_pointings_are_found_and_strangers_set_aside():
+    stars = sky(2000)
+    frames = [observe(stars, f)[0] for f in range(6)]
+    far = tangent_sky(18.0, -12.0, frames[2].ra, frames[2].dec)
+    frames[2] = frames[2]._replace(ra=float(far[0]), dec=float(far[1]), pa=1.2)
+    rng = np.random.default_rng(0)
+    stranger = frames[5]._replace(x=rng.uniform(-42, 42, 700), y=rng.uniform(-42, 42, 700), flux=rng.pareto(1, 700),
+                                  ex=np.full(700, 1e-3), ey=np.full(700, 1e-3), array=np.zeros(700, int))
+    nothing = frames[5]._replace(**{k: np.zeros(0) for k in ("x", "y", "ex", "ey", "flux", "array")})
+    solution = solve([*frames, stranger, nothing])
+    assert [f.ok for f in solution.frames] == [True] * 6 + [False] * 2
+    assert "pair" in solution.frames[6].reason or "peak" in solution.frames[6].reason
+    assert "too few" in solution.frames[7].reason
+    assert np.hypot(solution.frames[2].shift[0] + 18, solution.frames[2].shift[1] - 12) < 0.5
+    off, _, total = leftover(solution, stars)
+    assert rms(off) < 2.0 and np.abs(total.mean(axis=1)).max() < 100
+
+
+def test_a_catalogue_ties_the_group_as_one():
+    stars = sky(2500)
+    frames = [observe(stars, f, pa=37.0, pointing=0.5, turn=0.1)[0] for f in range(4)]
+    known = np.flatnonzero(stars[2] > 30)
+    rng = np.random.default_rng(4)
+    x, y = tangent_plane(stars[0][known], stars[1][known], *CENTRE)
+    ra, dec = tangent_sky(*(v + rng.normal(0, 0.005, len(known)) for v in (x, y)), *CENTRE)
+    reference = Reference(ra, dec, np.full(len(known), 0.005), stars[2][known] / 7)
+    solution = solve(frames, reference=reference)
+    assert solution.tie.ok and solution.tie.n > 400 and 4 < solution.tie.rms < 6
+    _, _, total = leftover(solution, stars)
+    assert rms(total.mean(axis=1)) < 4 * 5 / np.sqrt(solution.tie.n) + 0.2 and spread(total) < 2.0
+    alone = solve(frames[:1], reference=reference)
+    assert alone.frames[0].ok and alone.tie.ok
+
+
+def test_same_input_same_bits():
+    stars = sky(800)
+    frames = [observe(stars, f)[0] for f in range(4)]
+    one, two = solve(frames), solve(frames)
+    assert one.stars.tobytes() == two.stars.tobytes()
+    assert [f[1:3] for f in one.frames] == [f[1:3] for f in two.frames]
+
+
+def test_bad_calls_are_refused():
+    with pytest.raises(GdaskError, match="0 frames"):
+        solve([])
