@@ -96,7 +96,9 @@ def test_tangent_plane_is_astropys_across_zero_hours_and_at_the_pole() -> None:
 def test_pixel_area_is_the_area_between_corners_and_varies_by_three_per_cent() -> None:
     geometry = gsaoi(corrected=True)[1]
     x, y = np.meshgrid(np.linspace(0, 2047, 9), np.linspace(0, 2047, 9))
-    corners = [np.array(to_plane(geometry, x + dx, y + dy)) for dx, dy in ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5))]
+    corners = [
+        np.array(to_plane(geometry, x + dx, y + dy)) for dx, dy in ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5))
+    ]
     diagonals = corners[2] - corners[0], corners[3] - corners[1]
     expected = np.abs(diagonals[0][0] * diagonals[1][1] - diagonals[0][1] * diagonals[1][0]) / 2
     area = pixel_area(geometry, x, y)
@@ -203,7 +205,9 @@ def test_pixel_map_is_exact_to_a_thousandth_of_its_budget() -> None:
 def test_exact_map_is_the_public_chain() -> None:
     geometry, grid = gsaoi(corrected=True)[0], Grid(359.99, -43.1, 5.0, 0.02, 1000.0, 900.0, (2000, 2000))
     x, y = points(100, 0, 2000)
-    assert np.allclose(exact_map(geometry, grid, x, y)[::-1], from_sky(geometry, *grid_to_sky(grid, x, y)), rtol=0, atol=1e-12)
+    assert np.allclose(
+        exact_map(geometry, grid, x, y)[::-1], from_sky(geometry, *grid_to_sky(grid, x, y)), rtol=0, atol=1e-12
+    )
 
 
 def test_pixel_map_has_the_same_bits_in_every_tile() -> None:

@@ -1,4 +1,4 @@
-"""Interpolation kernels, resampling of science, variance and DQ, against polynomials, known stars, noise and reproject."""
+"""Interpolation and resampling of science, variance and DQ, against polynomials, known stars, noise and reproject."""
 
 from __future__ import annotations
 
@@ -99,7 +99,9 @@ def test_ramp_comes_out_at_the_mapped_places(name: str) -> None:
     y, x = np.mgrid[:90, :110]
     ymap, xmap = turned_map((60, 65))
     data = (3 + 0.5 * x - 0.25 * y).astype("f4")
-    out, variance, dq = resample(data, data + 50, np.zeros(data.shape, "u2"), ymap, xmap, interpolation=name, area_ratio=1.5)
+    out, variance, dq = resample(
+        data, data + 50, np.zeros(data.shape, "u2"), ymap, xmap, interpolation=name, area_ratio=1.5
+    )
     tolerance = 0.05 if name == "lanczos3" else 2e-5
     assert np.abs(out - 1.5 * (3 + 0.5 * xmap - 0.25 * ymap)).max() < tolerance
     assert np.abs(variance - 1.5 * (53 + 0.5 * xmap - 0.25 * ymap)).max() < 0.5
@@ -212,7 +214,9 @@ def test_variance_is_that_of_sums_and_pixels_scatter_by_the_noise_correlation(na
     rng = np.random.default_rng(7)
     data, variance = rng.normal(0, 5, (900, 900)).astype("f4"), np.full((900, 900), 25, "f4")
     maps, ratio = turned_map((840, 840)), SCALE**2
-    out, out_var, _dq = resample(data, variance, np.zeros(data.shape, "u2"), *maps, interpolation=name, area_ratio=ratio)
+    out, out_var, _dq = resample(
+        data, variance, np.zeros(data.shape, "u2"), *maps, interpolation=name, area_ratio=ratio
+    )
     assert np.allclose(out_var, 25 * ratio, rtol=1e-5)
     scatter = out.std() / np.sqrt(out_var.mean())
     assert scatter == pytest.approx(noise_correlation(name) * math.sqrt(ratio), rel=0.01)
@@ -227,13 +231,14 @@ def test_default_kernel_moves_no_centroid_and_keeps_fluxes(fwhm: float) -> None:
     image = star_image((420, 420), x, y, np.full(x.size, 1e5), fwhm).astype("f4")
     ymap, xmap = turned_map((390, 380))
     out = resample(image, image + 1, np.zeros(image.shape, "u2"), ymap, xmap, area_ratio=SCALE**2)[0].astype(float)
-    matrix = np.array([[xmap[0, 1] - xmap[0, 0], xmap[1, 0] - xmap[0, 0]], [ymap[0, 1] - ymap[0, 0], ymap[1, 0] - ymap[0, 0]]])
+    matrix = np.array([[m[0, 1] - m[0, 0], m[1, 0] - m[0, 0]] for m in (xmap, ymap)])
     places = np.linalg.solve(matrix, np.array([x - SHIFT[1], y - SHIFT[0]]))
     seen = np.all((places > 20) & (places < 360), axis=0)
     found = np.array([centroid(out, *p, fwhm) for p in places[:, seen].T])
     assert len(found) > 40
     assert np.hypot(*(found - places[:, seen].T).T).max() < 0.005
-    fluxes = np.array([out[round(v) - 15 : round(v) + 16, round(u) - 15 : round(u) + 16].sum() for u, v in places[:, seen].T])
+    boxes = (np.s_[round(v) - 15 : round(v) + 16, round(u) - 15 : round(u) + 16] for u, v in places[:, seen].T)
+    fluxes = np.array([out[box].sum() for box in boxes])
     assert np.abs(fluxes / 1e5 - 1).max() < 2e-4
 
 

@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float64]
 
 #: arcsec in a radian.
 RADIAN = 180 * 3600 / math.pi
-#: The fitted correction is a polynomial of plane coordinates in this unit (arcsec): terms of all orders stay of order 1.
+#: The fitted correction is a polynomial of plane coordinates in this unit (arcsec): all its terms are of order 1.
 CORRECTION_UNIT = 60.0
 #: Newton steps of the inverse: quadratic convergence needs 5 over a whole GSAOI array, from the worst start.
 NEWTON_STEPS = 9
@@ -34,8 +34,8 @@ class Geometry(NamedTuple):
     """Where the pixels of one array of one frame look: values only, hashable, JSON through to_dict and from_dict.
 
     x0, y0: 1-based full-array pixel of the frame's 0-based pixel (0, 0) (a region of interest starts elsewhere).
-    distortion_x, distortion_y: polynomials of the full-array pixel, arcsec in the instrument's plane (x East, y North at
-    position angle 0); terms 1, x, y, x2, xy, y2, x3, x2y ... to any order.
+    distortion_x, distortion_y: polynomials of the full-array pixel, arcsec in the instrument's plane (x East, y North
+    at position angle 0); terms 1, x, y, x2, xy, y2, x3, x2y ... to any order.
     ra, dec: pointing (degrees), where the plane is (0, 0). pa: position angle (degrees),
     xi = cos(pa) x + sin(pa) y, eta = -sin(pa) x + cos(pa) y.
     correction_x, correction_y: polynomials of the static plane's (x / 60, y / 60), arcsec, added in that plane.
@@ -59,7 +59,8 @@ def to_dict(geometry: Geometry) -> dict[str, Any]:
 
 def from_dict(values: dict[str, Any]) -> Geometry:
     """The geometry that `to_dict` wrote."""
-    return Geometry(**{k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()})
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()}
+    return Geometry(**plain)
 
 
 def to_plane(geometry: Geometry, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Floats, Floats]:
@@ -78,7 +79,7 @@ def to_sky(geometry: Geometry, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Floa
 
 
 def from_sky(geometry: Geometry, ra: npt.ArrayLike, dec: npt.ArrayLike) -> tuple[Floats, Floats]:
-    """RA, Dec (degrees) -> frame pixels (0-based); NaN on the other hemisphere and where the inverse does not converge."""
+    """RA, Dec (degrees) -> frame pixels (0-based); NaN on the other hemisphere and where Newton does not converge."""
     return _each(_array_points, pack(geometry), ra, dec)
 
 
@@ -99,10 +100,11 @@ def tangent_sky(xi: npt.ArrayLike, eta: npt.ArrayLike, ra0: Degrees, dec0: Degre
 
 @lru_cache(maxsize=4096)
 def pack(geometry: Geometry) -> tuple[Floats, Floats, Floats]:
-    """The geometry as read-only arrays for compiled code: static and fitted coefficients [axis, power of y, power of x],
-    and (RA, sin Dec, cos Dec, cos PA, sin PA, x0, y0)."""
-    start = [geometry.x0, geometry.y0]
-    point = np.concatenate([_pointing(geometry.ra, geometry.dec, geometry.pa), np.asarray(start, np.float64)])
+    """The geometry as read-only arrays for compiled code.
+
+    Static and fitted coefficients [axis, power of y, power of x], and (RA, sin Dec, cos Dec, cos PA, sin PA, x0, y0).
+    """
+    point = np.concatenate([_pointing(geometry.ra, geometry.dec, geometry.pa), [geometry.x0, geometry.y0]])
     arrays = (
         _coefficients(geometry.distortion_x, geometry.distortion_y),
         _coefficients(geometry.correction_x, geometry.correction_y),
@@ -122,7 +124,7 @@ def polynomial_order(count: int) -> int:
     """Order of a complete polynomial in x and y with `count` terms (-1: none); GdaskError if no order has so many."""
     order = (math.isqrt(8 * count + 1) - 3) // 2
     if (order + 1) * (order + 2) // 2 != count:
-        raise GdaskError(f"a polynomial in x and y came with {count} terms; expected 1, 3, 6, 10, 15 ...: give all terms")
+        raise GdaskError(f"a polynomial in x and y came with {count} terms; expected 1, 3, 6, 10 ...: give all terms")
     return order
 
 
@@ -175,10 +177,8 @@ def plane_point(c: Floats, k: Floats, xf: float, yf: float) -> tuple[float, floa
         return xs, ys, a, b, d, e
     u, ux, uy = _polynomial(k[0], xs / CORRECTION_UNIT, ys / CORRECTION_UNIT)
     v, vx, vy = _polynomial(k[1], xs / CORRECTION_UNIT, ys / CORRECTION_UNIT)
-    ux = 1 + ux / CORRECTION_UNIT
-    vy = 1 + vy / CORRECTION_UNIT
-    uy = uy / CORRECTION_UNIT
-    vx = vx / CORRECTION_UNIT
+    ux, uy = 1 + ux / CORRECTION_UNIT, uy / CORRECTION_UNIT
+    vx, vy = vx / CORRECTION_UNIT, 1 + vy / CORRECTION_UNIT
     return xs + u, ys + v, ux * a + uy * d, ux * b + uy * e, vx * a + vy * d, vx * b + vy * e
 
 

@@ -80,7 +80,7 @@ def footprint(geometry: Geometry, shape: tuple[int, int], grid: Grid) -> Window:
 def input_window(
     geometry: Geometry, shape: tuple[int, int], grid: Grid, out_window: Window, margin: int
 ) -> Window | None:
-    """The window of an array of `shape` that a window of the grid shows, and `margin` pixels around; None if no overlap.
+    """The window of an array of `shape` that a window of the grid shows, and `margin` pixels around; None if none.
 
     With a margin of a kernel's reach, resampling from this window equals resampling from the whole array.
     """

@@ -20,9 +20,10 @@ PHASES = 1024
 
 @lru_cache
 def weights(interpolation: str) -> Image:
-    """Weights (PHASES + 1, taps), float32, of the pixels around a point, by its phase 0..1 past the left one of the middle two.
+    """Weights (PHASES + 1, taps), float32, of the pixels around a point.
 
-    Each row sums to 1. Raises GdaskError for an unknown name.
+    Rows are its phase, 0..1, past the left one of the middle two pixels; each sums to 1.
+    Raises GdaskError for an unknown name.
     """
     if interpolation not in TAPS:
         raise GdaskError(f"interpolation came as {interpolation!r}; expected one of {', '.join(TAPS)}")

@@ -18,7 +18,7 @@ SPACING = 32
 
 
 def pixel_map(geometry: Geometry, grid: Grid, window: Window, spacing: int = SPACING) -> tuple[Floats, Floats]:
-    """Array coordinates (ymap, xmap) that the pixels of a window of the grid show: 0-based pixels of the frame, float64.
+    """Array coordinates (ymap, xmap) that the pixels of a window of the grid show: 0-based frame pixels, float64.
 
     window: (y1, y2, x1, x2). NaN where the inverse distortion does not converge, far outside the array.
     """
@@ -27,7 +27,8 @@ def pixel_map(geometry: Geometry, grid: Grid, window: Window, spacing: int = SPA
     count = ((y2 - 1) // spacing + 3 - first_y, (x2 - 1) // spacing + 3 - first_x)
     ynodes, xnodes = _nodes(*pack(geometry), pack_grid(grid), first_y, first_x, count[0], count[1], spacing)
     weights = _lagrange(np.arange(spacing) / spacing)
-    return tuple(_interpolate(n, weights, first_y, first_x, y1, y2, x1, x2) for n in (ynodes, xnodes))
+    place = weights, first_y, first_x, y1, y2, x1, x2
+    return _interpolate(ynodes, *place), _interpolate(xnodes, *place)
 
 
 def exact_map(geometry: Geometry, grid: Grid, x: Floats, y: Floats) -> tuple[Floats, Floats]:

@@ -65,7 +65,7 @@ def resample(
 
 
 def mend(data: Image, variance: Image, dq: Flags) -> tuple[Image, Image]:
-    """Data and variance with each bad or not finite pixel estimated from good ones beside it, NaN where they are too few.
+    """Data and variance with each bad pixel estimated from good ones beside it, NaN where they are too few.
 
     Along row and column a cubic through the four nearest where all are good, else the mean of at least three of the
     eight around. A kernel's outer taps need no more; the pixel stays flagged. The inputs are not changed.
@@ -90,7 +90,7 @@ def planes(data: Image, variance: Image, dq: Flags, ymap: Floats, xmap: Floats) 
     """
     if not (data.shape == variance.shape == dq.shape and ymap.shape == xmap.shape):
         shapes = ", ".join(str(a.shape) for a in (data, variance, dq, ymap, xmap))
-        raise GdaskError(f"data, variance, dq, ymap, xmap came as {shapes}; expected one shape for planes and one for maps")
+        raise GdaskError(f"data, variance, dq, ymap, xmap are {shapes}; expected one shape for planes, one for maps")
     known = np.isfinite(data) & np.isfinite(variance)
     dq = dq if known.all() else np.where(known, dq, dq | np.uint16(_NO_DATA))
     return plain(data, np.float32), plain(variance, np.float32), plain(dq, np.uint16)
@@ -162,8 +162,20 @@ def _flags_near(dq: Flags, mended: Image, taps: int) -> Flags:
 
 @njit(cache=True, nogil=True)
 def _resample(
-    data: Image, variance: Image, dq: Flags, mended: Image, mended_var: Image, near: Flags, ymap: Floats, xmap: Floats,
-    table: Image, taps: tuple[int, ...], threshold: float, area_ratio: float, y0: float, x0: float,
+    data: Image,
+    variance: Image,
+    dq: Flags,
+    mended: Image,
+    mended_var: Image,
+    near: Flags,
+    ymap: Floats,
+    xmap: Floats,
+    table: Image,
+    taps: tuple[int, ...],
+    threshold: float,
+    area_ratio: float,
+    y0: float,
+    x0: float,
 ) -> tuple[Image, Image, Flags]:
     """Loop over output pixels; most see good pixels only and take the short way.
 
@@ -208,7 +220,7 @@ def _phase(table: Image, taps: tuple[int, ...], phase: float, w: Image) -> float
     for n in range(len(taps)):
         w[n] = table[k, n] + f * (table[k + 1, n] - table[k, n])
         squares += w[n] * w[n]
-    return squares
+    return float(squares)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -224,13 +236,11 @@ def _sum(
             row_noise += wx[b] * wx[b] * variance[top + a, left + b]
         value += wy[a] * row
         noise += wy[a] * wy[a] * row_noise
-    return value, noise
+    return float(value), float(noise)
 
 
 @njit(cache=True, nogil=True)
-def _sum_inside(
-    data: Image, variance: Image, wy: Image, wx: Image, top: int, left: int
-) -> tuple[float, float, float]:
+def _sum_inside(data: Image, variance: Image, wy: Image, wx: Image, top: int, left: int) -> tuple[float, float, float]:
     """Sum of weights, of weight * data and of weight^2 * variance over pixels that are inside and finite."""
     good = value = noise = 0.0
     for a in range(max(0, -top), min(wy.size, data.shape[0] - top)):

@@ -56,7 +56,9 @@ def array_wcs(geometry: Geometry, shape: tuple[int, int], radesys: str = "FK5") 
     return header, float(error.max())
 
 
-def wcs_objects(geometries: Sequence[Geometry], shapes: Sequence[tuple[int, int]], radesys: str = "FK5") -> tuple[WCS, ...]:
+def wcs_objects(
+    geometries: Sequence[Geometry], shapes: Sequence[tuple[int, int]], radesys: str = "FK5"
+) -> tuple[WCS, ...]:
     """An astropy WCS of each array (0-based pixels in astropy's usual calls). Not thread-safe: one copy per task."""
     return tuple(WCS(array_wcs(g, shape, radesys)[0]) for g, shape in zip(geometries, shapes, strict=True))
 
@@ -77,9 +79,9 @@ def grid_from_header(header: Header, name: str = "reference") -> Grid:
 
     Raises GdaskError unless it is a plain TAN image with square pixels, East to the left of North.
     """
-    if not str(header.get("CTYPE1", "")).startswith("RA---TAN") or not str(header.get("CTYPE2", "")).endswith("DEC--TAN"):
-        came = f"{header.get('CTYPE1')}, {header.get('CTYPE2')}"
-        raise GdaskError(f"{name}: axes are {came}; expected RA---TAN, DEC--TAN: give an image with a plain TAN WCS")
+    axes = tuple(str(header.get(f"CTYPE{axis}")) for axis in (1, 2))
+    if axes != ("RA---TAN", "DEC--TAN"):
+        raise GdaskError(f"{name}: axes are {axes}; expected RA---TAN, DEC--TAN: give an image with a plain TAN WCS")
     if "NAXIS1" not in header or "NAXIS2" not in header:
         raise GdaskError(f"{name}: NAXIS1 or NAXIS2 is missing; expected the size of an image: name an image extension")
     wcs = WCS(header, naxis=2)
@@ -88,7 +90,7 @@ def grid_from_header(header: Header, name: str = "reference") -> Grid:
     pa = math.atan2(cd[0, 1] + cd[1, 0], cd[1, 1] - cd[0, 0])
     square = np.array([[-math.cos(pa), math.sin(pa)], [math.sin(pa), math.cos(pa)]]) * scale
     if not scale > 0 or np.abs(cd - square).max() > SQUARE * scale:
-        raise GdaskError(f"{name}: CD matrix is {cd.tolist()}; expected square pixels with East left of North: resample it first")
+        raise GdaskError(f"{name}: CD is {cd.tolist()}; expected square pixels, East left of North: resample it first")
     (ra, dec), (x, y) = wcs.wcs.crval, wcs.wcs.crpix - 1
     shape = (int(header["NAXIS2"]), int(header["NAXIS1"]))
     return Grid(float(ra), float(dec), math.degrees(pa), scale * 3600, float(x), float(y), shape)
@@ -114,10 +116,13 @@ def _fit(u: Floats, v: Floats, values: Floats, order: int) -> list[dict[tuple[in
 
 def _combine(matrix: Floats, polynomials: list[dict[tuple[int, int], float]]) -> list[dict[tuple[int, int], float]]:
     """The polynomials of matrix @ (p0, p1)."""
-    return [{key: row[0] * polynomials[0][key] + row[1] * polynomials[1][key] for key in polynomials[0]} for row in matrix]
+    first, second = polynomials
+    return [{key: a * first[key] + b * second[key] for key in first} for a, b in matrix]
 
 
-def _tan_cards(pixel: tuple[Pixels, Pixels], sky: tuple[Degrees, Degrees], cd: Floats, radesys: str, sip: str) -> Header:
+def _tan_cards(
+    pixel: tuple[Pixels, Pixels], sky: tuple[Degrees, Degrees], cd: Floats, radesys: str, sip: str
+) -> Header:
     """Cards of a gnomonic projection; pixel is 0-based, cd in degrees."""
     header = Header()
     header["WCSAXES"] = 2
