@@ -1,0 +1,147 @@
+"""What is shipped works by itself: an sdist, the wheel made from it, installed where the checkout is out of sight."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = {"gdask": "gdask", "recipes": "gdask/recipes", "cluster": "gdask/cluster"}
+LITTER = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist", "demo")
+
+pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="not in a checkout")
+
+
+def run(*command: str | os.PathLike[str], cwd: Path, expect: int = 0) -> str:
+    """Standard output of a command that sees neither the checkout nor the user's configuration."""
+    hidden = {"PYTHONPATH", "DRAGONSRC", "NUMBA_CACHE_DIR"}
+    environment = {k: v for k, v in os.environ.items() if k not in hidden} | {"HOME": str(cwd), "COLUMNS": "200"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+                          check=False)
+    assert done.returncode == expect, f"{command} gave {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist and the wheel that was built from it (`build` does it in this order)."""
+    source, out = tmp_path_factory.mktemp("source") / "gdask", tmp_path_factory.mktemp("dist")
+    shutil.copytree(ROOT, source, ignore=LITTER)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-m", "build", "--outdir", out, source], env=environment,
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of a fresh environment: the wheel, and what it needs borrowed from the one that runs this test."""
+    home = tmp_path_factory.mktemp("venv")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
+    python = home / "bin" / "python"
+    (wheel,) = built.glob("*.whl")
+    subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel],
+                   check=True)
+    packages = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=home).strip()
+    borrowed = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
+    Path(packages, "borrowed.pth").write_text("\n".join(borrowed))  # plain paths: an editable gdask there stays inactive
+    return python.parent
+
+
+@pytest.fixture(scope="module")
+def night(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with raw/ of a tiny night, simulated by the installed package."""
+    folder = tmp_path_factory.mktemp("night")
+    run(installed / "gdask", "simulate", "gsaoi", ".", "--size", "256", "--n-flats", "2", "--n-science", "3",
+        "--n-sky", "3", "--n-std", "1", cwd=folder)
+    return folder
+
+
+def sources() -> set[str]:
+    """Every file of the three source folders, by the name that it has in the installed package."""
+    return {
+        str(Path(package, path.relative_to(ROOT / folder)))
+        for folder, package in PACKAGES.items() for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
+    }  # fmt: skip
+
+
+def test_wheel_holds_all_code_and_data(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name for name in names if ".dist-info/" not in name} == sources()
+    assert {Path(name).suffix for name in names} >= {".toml", ".yaml", ".typed", ".py"}
+
+
+def test_sdist_holds_all_code_and_data(built: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {str(path.relative_to(ROOT)) for folder in PACKAGES for path in (ROOT / folder).rglob("*")
+              if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")}
+    assert wanted | {"pyproject.toml", "README.md", "LICENSE"} <= names
+
+
+def test_packages_listed_are_those_that_exist() -> None:
+    """The list in pyproject.toml is explicit: a new folder must be added there."""
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    assert listed == {str(Path(name).parent).replace("/", ".") for name in sources() if name.endswith(".py")}
+
+
+def test_everything_comes_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    code = ("import json, gdask, gdask.recipes.gsaoi_image as recipe, gdask.cluster as cluster, gdask.instruments as facts;"
+            "print(json.dumps([gdask.__file__, recipe.__file__, cluster.__file__, facts.__file__, sorted(cluster.load_profiles())]))")
+    *files, profiles = json.loads(run(installed / "python", "-c", code, cwd=tmp_path))
+    assert all(Path(file).is_relative_to(installed.parent) for file in files), files
+    assert profiles[:2] == ["processes", "threads"]
+
+
+def test_console_scripts(installed: Path, tmp_path: Path) -> None:
+    from gdask import __version__
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == __version__
+    assert run(installed / "gdask", "--version", cwd=tmp_path) == f"gdask {__version__}\n"
+    for script in project["scripts"]:
+        assert "usage: " in run(installed / script, "--help", cwd=tmp_path), script
+
+
+def test_commands_on_raw_files(installed: Path, night: Path) -> None:
+    flat = "raw/S20170505S0030.fits"
+    walked = run(installed / "typewalk", "-d", "raw", "-n", cwd=night)
+    assert "S20170505S0030.fits" in walked and "(LAMPON)" in walked
+    recipes = run(installed / "showrecipes", flat, cwd=night)
+    assert "gdask.recipes.gsaoi_flat" in recipes and "make_processed_flat" in recipes
+    assert "def make_processed_flat(run, frames):" in run(installed / "showrecipes", flat, "-r", "makeProcessedFlat", cwd=night)
+    parameters = run(installed / "showpars", "raw/S20170505S0095.fits", "detectSources", cwd=night)
+    assert "min_pixels         20" in parameters and "(GSAOI)" in parameters  # a default from the instrument's TOML
+
+
+def test_recipe_makes_a_flat(installed: Path, night: Path) -> None:
+    raw = sorted(str(path.relative_to(night)) for path in (night / "raw").glob("S*.fits"))
+    run(installed / "caldb", "add", "raw/bpm_20121104_gsaoi_gsaoi_11_full_4amp.fits", cwd=night)
+    run(installed / "dataselect", "--tags", "FLAT", *raw, "-o", "flats.list", cwd=night)
+    assert run(installed / "reduce", "@flats.list", cwd=night).splitlines()[-1] == "S20170505S0030_flat.fits"
+    assert "processed_flat" in run(installed / "caldb", "list", cwd=night)
+    with fits.open(night / "S20170505S0030_flat.fits", checksum=True) as flat:
+        assert "PROCFLAT" in flat[0].header
+        assert [hdu.name for hdu in flat[1:13]] == ["SCI", "VAR", "DQ"] * 4
+        ratios = [flat["SCI", n].data / fits.getdata(night / "truth" / f"flat_{n}.fits", "FLAT") for n in (1, 2, 3, 4)]
+        good = [flat["DQ", n].data == 0 for n in (1, 2, 3, 4)]
+    levels = [np.median(ratio[mask]) for ratio, mask in zip(ratios, good, strict=True)]
+    assert min(mask.mean() for mask in good) > 0.9
+    assert np.ptp(levels) < 2e-3 * np.mean(levels)  # one normalisation for all arrays
+    assert max(np.std(ratio[mask]) for ratio, mask in zip(ratios, good, strict=True)) < 0.01
