@@ -156,7 +156,8 @@ def cramer_rao(flux, star, sky=1537.0, read=10.0):
 
 
 @pytest.mark.parametrize(
-    ("star", "fwhm", "n", "spacing", "flux"), [(AO, 4.3, 12, 40, 3e4), (AO, 4.3, 12, 40, 1e6), (SEEING, 25.0, 4, 140, 1e6)]
+    ("star", "fwhm", "n", "spacing", "flux"),
+    [(AO, 4.3, 12, 40, 3e4), (AO, 4.3, 12, 40, 1e6), (SEEING, 25.0, 4, 140, 1e6)],
 )
 def test_centroids_are_near_the_cramer_rao_bound(star, fwhm, n, spacing, flux):
     x, y = grid(n, spacing)

@@ -45,7 +45,8 @@ def observations(seed, frames=9, spoiled=0.0):
         for a in range(4):
             cy, cx = np.mgrid[0:31, 0:31]
             cy, cx = (cy + oy + a // 2 * 34).ravel(), (cx + ox + a % 2 * 34).ravel()
-            level = 2000 + scene[cy, cx] * rng.normal(1, 0.003, cy.size) + truth[4 * f + a] + rng.normal(0, 0.9, cy.size)
+            level = 2000 + scene[cy, cx] * rng.normal(1, 0.003, cy.size) + truth[4 * f + a]
+            level += rng.normal(0, 0.9, cy.size)
             bad = rng.uniform(size=cy.size) < spoiled
             level[bad] += rng.exponential(80, bad.sum())
             rows.append((np.full(cy.size, 4 * f + a), 90 * cy + cx, level, np.full(cy.size, 0.9)))

@@ -82,7 +82,10 @@ def pull_back(problem: Problem, f: int, dxi: np.ndarray, deta: np.ndarray) -> tu
     return c * dxi + s * deta, c * deta - s * dxi
 
 
-def _search(master: tuple[np.ndarray, ...], mine: tuple[np.ndarray, ...], radius: Arcsec) -> Shift:
+Places = tuple[np.ndarray, np.ndarray, np.ndarray]  # x, y, flux
+
+
+def _search(master: Places, mine: Places, radius: Arcsec) -> Shift:
     shift = find_shift(*master, *mine, radius)
     if shift.ok or radius >= WIDE:
         return shift
@@ -107,12 +110,14 @@ def first_shifts(problem: Problem, frames: Sequence[Measurements], radius: Arcse
     return best
 
 
-def _from_start(problem: Problem, frames: Sequence[Measurements], start: int, radius: Arcsec, tolerance: Arcsec) -> Found:
+def _from_start(
+    problem: Problem, frames: Sequence[Measurements], start: int, radius: Arcsec, tolerance: Arcsec
+) -> Found:
     own = [np.flatnonzero(problem.frame == f) for f in range(len(frames))]
     place = np.array([(problem.p[i].mean(), problem.q[i].mean()) if len(i) else (1e9, 1e9) for i in own])
     order = [int(f) for f in np.argsort(np.hypot(*(place - place[start]).T), kind="stable") if f != start]
     terms, contrast, reason = np.zeros((len(frames), TERMS)), [0.0] * len(frames), [""] * len(frames)
-    master = (problem.p[own[start]], problem.q[own[start]], np.asarray(frames[start].flux, float))
+    master: Places = (problem.p[own[start]], problem.q[own[start]], np.asarray(frames[start].flux, float))
     for f in order + order:
         if contrast[f] and not reason[f]:
             continue
@@ -127,7 +132,8 @@ def _from_start(problem: Problem, frames: Sequence[Measurements], start: int, ra
         ia, ib = match_pairs(master[0], master[1], x, y, tolerance)
         ratio = float(np.median(master[2][ia] / flux[ib])) if len(ia) else 1.0
         new = np.setdiff1d(np.arange(len(i)), ib)
-        master = tuple(np.concatenate([m, v[new]]) for m, v in zip(master, (x, y, flux * ratio), strict=True))
+        mx, my, mf = master
+        master = np.append(mx, x[new]), np.append(my, y[new]), np.append(mf, flux[new] * ratio)
     return Found(terms, tuple(contrast), tuple(reason))
 
 

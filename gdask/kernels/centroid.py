@@ -32,7 +32,7 @@ CONTAMINATION = 0.02
 def _first(
     data: np.ndarray, bad: np.ndarray, x: np.ndarray, y: np.ndarray, fwhm: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Positions by a Gaussian window as wide as the star, iterated; flux within one FWHM; mean of an annulus, clipped."""
+    """Positions by a Gaussian window as wide as the star; flux within one FWHM; clipped mean of an annulus."""
     ny, nx = data.shape
     xo, yo, flux, sky = x.copy(), y.copy(), np.zeros(x.size), np.zeros(x.size)
     q = 1.0 / (2.0 * (fwhm / 2.3548) ** 2)

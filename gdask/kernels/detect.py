@@ -131,7 +131,8 @@ def _catalog(
     out["ELLIPTICITY"] = 1 - b / a
     out["IMAFLAGS_ISO"], out["NIMAFLAGS_ISO"] = t[:, m.DQ_OR], t[:, m.DQ_COUNT]
     out["FWHM_IMAGE"] = m.core_fwhm(labels, residual, bad, t)
-    edge = (t[:, m.X0] == 0) | (t[:, m.Y0] == 0) | (t[:, m.X1] == labels.shape[1] - 1) | (t[:, m.Y1] == labels.shape[0] - 1)
+    ny, nx = labels.shape
+    edge = (t[:, m.X0] == 0) | (t[:, m.Y0] == 0) | (t[:, m.X1] == nx - 1) | (t[:, m.Y1] == ny - 1)
     saturated = (out["IMAFLAGS_ISO"] & int(DQ.SATURATED)) != 0
     out["FLAGS"] = (
         CROWDED * (aperture[:, m.SUSPECT] > 0) + BLENDED * blended + SATURATED * saturated

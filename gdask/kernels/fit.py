@@ -215,7 +215,7 @@ def _validated(problem: Problem, terms: np.ndarray, active: np.ndarray, prior: n
     sx, sy, total = star_means(problem, xi, eta)
     w, whole = problem.weight, total[problem.star]
     out = active.copy()
-    for f in np.flatnonzero(active > LEVELS[0]):
+    for f in map(int, np.flatnonzero(active > LEVELS[0])):
         i = np.flatnonzero((problem.frame == f) & (w > 0) & (whole > 1.000001 * w))
         s, rest = problem.star[i], whole[i] - w[i]
         ox, oy = (whole[i] * sx[s] - w[i] * xi[i]) / rest, (whole[i] * sy[s] - w[i] * eta[i]) / rest

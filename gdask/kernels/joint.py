@@ -15,7 +15,7 @@ import numpy as np
 from gdask.types import Arcsec
 
 TERMS = 20
-#: Numbers of leading terms that may be in use: shift, + rotation, full linear, quadratic, cubic; polynomial order of each.
+#: Numbers of leading terms that may be in use (shift, + rotation, linear, quadratic, cubic), and their orders.
 LEVELS = (2, 3, 6, 12, 20)
 ORDER = {2: 0, 3: 1, 6: 1, 12: 2, 20: 3}
 UNIT = 60.0

@@ -115,7 +115,8 @@ def cell_medians(
     if not inside.size:
         return np.zeros(0, np.int64), np.zeros(0), np.zeros(0), np.zeros(0, np.int64)
     first, number = int(inside.min()), int(inside.max() - inside.min()) + 1
-    values, start = _gather(plain(data, np.float32), plain(good, np.bool_), plain(cells, np.int32), block, first, number)
+    planes = plain(data, np.float32), plain(good, np.bool_), plain(cells, np.int32)
+    values, start = _gather(*planes, block, first, number)
     found = np.flatnonzero(np.diff(start) >= min_pixels)
     quartiles, n = _quartiles(values, start, found), np.diff(start)[found]
     # Half-way quartile distance of a Gaussian: 0.6745 sigma. Efficiency of the median: sqrt(pi / 2) = 1.2533.
@@ -220,5 +221,6 @@ def solve_levels(unit: np.ndarray, cell: np.ndarray, level: np.ndarray, error: n
         weight = np.where(t > REJECT, 0.0, base * np.minimum(1.0, HUBER / np.maximum(t, 1e-9)))
     group = _groups(u, c, units, len(numbers))
     norm = np.bincount(u, base, minlength=units)
-    mean = np.bincount(group, offset * norm, minlength=units) / np.maximum(np.bincount(group, norm, minlength=units), 1e-300)
+    whole = np.maximum(np.bincount(group, norm, minlength=units), 1e-300)
+    mean = np.bincount(group, offset * norm, minlength=units) / whole
     return Levels(offset - mean[group], group, np.bincount(u, weight > 0, minlength=units).astype(np.int64), rms)

@@ -41,7 +41,9 @@ def apply_shift(shift: Shift, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray,
     return shift.centre[0] + c * u - s * v + shift.dx, shift.centre[1] + s * u + c * v + shift.dy
 
 
-def _brightest(x: np.ndarray, y: np.ndarray, flux: np.ndarray, keep: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+def _brightest(
+    x: np.ndarray, y: np.ndarray, flux: np.ndarray, keep: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray]:
     index = np.flatnonzero(keep & np.isfinite(flux) & np.isfinite(x) & np.isfinite(y))
     index = index[np.argsort(-flux[index], kind="stable")[:n]]
     return x[index], y[index]

@@ -43,7 +43,7 @@ def _profile(
 
 
 def isolated_stars(x: np.ndarray, y: np.ndarray, flux: np.ndarray, usable: np.ndarray, reach: Pixels) -> np.ndarray:
-    """Indices of the bright usable stars without a neighbour of 5 % of their flux within reach; the brightest if none."""
+    """Indices of the bright usable stars without a neighbour of 5 % of their flux within reach; else the brightest."""
     order = np.argsort(-flux, kind="stable")
     order = order[usable[order] & (flux[order] > 0)]
     alone = [k for k in order[: 10 * SHAPE_STARS]

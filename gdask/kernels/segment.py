@@ -113,7 +113,9 @@ def _grow(
 
 
 @numba.njit(cache=True, nogil=True)
-def _number(labels: np.ndarray, bad: np.ndarray, parent: np.ndarray, blended: np.ndarray, min_pixels: int) -> np.ndarray:
+def _number(
+    labels: np.ndarray, bad: np.ndarray, parent: np.ndarray, blended: np.ndarray, min_pixels: int
+) -> np.ndarray:
     """Resolve merged basins, drop those without enough good pixels, number the rest 1..n from the highest peak down.
     Edits labels; returns the old number of each new one."""
     good = np.zeros(parent.size, np.int64)
@@ -148,8 +150,8 @@ def segment(
     """Split a smoothed, sky-free plane into sources.
 
     smoothed and sigma (sky noise before smoothing) are float32 (ny, nx) in one unit, variance is that of a pixel with
-    the sources' own photons, in the unit squared; pixels above threshold * sigma count, connected by sides or corners, at least
-    min_pixels of them not bad (a quarter of it for a peak that stands out of a brighter neighbour).
+    the sources' own photons, in the unit squared. Pixels above threshold * sigma count, connected by sides or corners,
+    at least min_pixels of them not bad (a quarter of it for a peak that stands out of a brighter neighbour).
     Returns labels (ny, nx) int32, 0 for sky and 1..n from the highest peak down; peak, the flat index of each peak;
     blended, True where a source touches another.
     """
@@ -162,7 +164,9 @@ def segment(
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def connected(smoothed: np.ndarray, sigma: np.ndarray, bad: np.ndarray, threshold: float, min_pixels: int) -> np.ndarray:
+def connected(
+    smoothed: np.ndarray, sigma: np.ndarray, bad: np.ndarray, threshold: float, min_pixels: int
+) -> np.ndarray:
     """The pixels of `segment` without splitting blends: bool (ny, nx), True in connected regions above threshold *
     sigma with at least min_pixels good pixels. Arguments as there."""
     ny, nx = smoothed.shape

@@ -45,7 +45,8 @@ def allowed(number: int, most: int) -> int:
 
 
 def compose(
-    frames: Sequence[Measurements], problem: Problem, terms: np.ndarray, centre: tuple[Degrees, Degrees], move: np.ndarray
+    frames: Sequence[Measurements], problem: Problem, terms: np.ndarray, centre: tuple[Degrees, Degrees],
+    move: np.ndarray,
 ) -> np.ndarray:
     """The frames' terms after a further displacement of the common plane by the 20 terms `move` about its centre.
 
