@@ -167,7 +167,7 @@ def bad_frames(order: list[str], count: int) -> set[int]:
 
 
 def _dither(i: int, size: int, stretch: float) -> tuple[float, float]:
-    """Offset (p, q) of the i-th frame of a field, arcsec: the tutorial's nine, then a sunflower, less in small frames."""
+    """Offset (p, q) of the i-th frame of a field, arcsec: the tutorial's nine, then a spiral; less in small frames."""
     shrink = min(1.0, size / 384.0) * stretch
     if i < len(DITHERS):
         return DITHERS[i][0] * shrink, DITHERS[i][1] * shrink
