@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 from pathlib import Path
 
@@ -30,16 +31,19 @@ def measure(image: str, truth: str, field: str = "target") -> dict[str, float]:
     stars = Table.read(Path(truth) / "catalog.ecsv")
     frames = Table.read(Path(truth) / "frames.ecsv")
     stars = stars[(stars["field"] == field) & (stars["kind"] == "star")]
-    scale = float(np.mean(frames["scale"][frames["kind"] == {"target": "science"}.get(field, field)]))
+    used = frames[(frames["field"] == field)]
+    scale = float(np.mean(used["scale"]))
+    psfs = [ast.literal_eval(text) for text in used["psf"]]
     catalog, _ = detect(data, variance, dq, threshold=1.5, min_pixels=8, mesh=128)
     fwhm = measure_fwhm(catalog)
     found = refine(data, variance, dq, catalog["X_IMAGE"] - 1, catalog["Y_IMAGE"] - 1, fwhm=fwhm)
-    return {"fwhm_px": float(fwhm)} | _compare(found, stars, WCS(header), data, variance, dq, exptime * scale, fwhm)
+    return {"fwhm_px": float(fwhm)} | _compare(found, stars, WCS(header), data, variance, dq, exptime * scale, fwhm, psfs)
 
 
 def _compare(
-    found: np.ndarray, stars: Table, wcs: WCS, data: np.ndarray, variance: np.ndarray, dq: np.ndarray, time: float, fwhm: float
+    found: np.ndarray, stars: Table, wcs: WCS, data: np.ndarray, variance: np.ndarray, dq: np.ndarray, time: float, fwhm: float, psfs: list
 ) -> dict[str, float]:
+    pixel = 3600 * float(np.sqrt(abs(np.linalg.det(wcs.pixel_scale_matrix))))
     x, y = wcs.world_to_pixel_values(stars["ra"], stars["dec"])
     x, y, flux = np.asarray(x), np.asarray(y), np.asarray(stars["flux"]) * time
     inside = _inside(x, y, dq)
@@ -50,20 +54,22 @@ def _compare(
     distance, index = tree.query(np.column_stack([x, y]), distance_upper_bound=10.0)
     good = wanted & np.isfinite(distance)
     dx, dy = _linear_residuals(x[good], y[good], found["x"][index[good]], found["y"][index[good]])
-    mas = 3600e3 * float(np.sqrt(abs(np.linalg.det(wcs.wcs.cd if wcs.wcs.has_cd() else wcs.pixel_scale_matrix))))
+    mas = 1000 * pixel
     match = np.hypot(dx, dy) * mas < 30
     bright = (signal[good] > 100) & match & (found["flags"][index[good]] & ~1 == 0)
-    apertures = _aperture(data, dq, x[good][bright], y[good][bright])
-    clean = np.isfinite(apertures)
-    lone = clean & _isolated_of(x, y, flux, np.flatnonzero(good)[bright], APERTURE, 0.002)
-    ratio = apertures[lone] / flux[good][bright][lone]
+    lone = _isolated_of(x, y, flux, np.flatnonzero(good)[bright], APERTURE, 0.05)
+    where = x[good][bright][lone], y[good][bright][lone]
+    model = render(x, y, flux, psfs, pixel, data.shape)
+    apertures, expected = _aperture(data, dq, *where), _aperture(model, dq, *where)
+    ratio = (apertures / expected)[np.isfinite(apertures / expected)]
     offset = np.array([np.median(found["x"][index[good]] - x[good]), np.median(found["y"][index[good]] - y[good])]) * mas
     return {
         "stars": int(wanted.sum()), "recovered": float(match.sum() / max(wanted.sum(), 1)), "bright": int(bright.sum()),
         "rms_x_mas": float(dx[bright].std() * mas), "rms_y_mas": float(dy[bright].std() * mas),
         "mad_x_mas": _mad(dx[bright]) * mas, "mad_y_mas": _mad(dy[bright]) * mas,
         "offset_x_mas": float(offset[0]), "offset_y_mas": float(offset[1]), "rotation_deg": _rotation(x[good], y[good], found[index[good]]),
-        "phot_stars": int(lone.sum()), "flux_ratio": float(np.median(ratio)) if lone.any() else float("nan"),
+        "phot_stars": len(ratio), "flux_ratio": float(np.median(ratio)) if len(ratio) else float("nan"),
+        "flux_ratio_error": 1.86 * _mad(ratio) / max(len(ratio), 1) ** 0.5,
         "flux_scatter": _mad(ratio) * 1.4826,
     }  # fmt: skip
 
@@ -115,6 +121,26 @@ def _rotation(x: np.ndarray, y: np.ndarray, found: np.ndarray) -> float:
 
 def _mad(values: np.ndarray) -> float:
     return float(np.median(np.abs(values - np.median(values)))) if len(values) else float("nan")
+
+
+def render(x: np.ndarray, y: np.ndarray, flux: np.ndarray, psfs: list, pixel: float, shape: tuple[int, int]) -> np.ndarray:
+    """The image that the true stars would make: mean of the frames' Moffat sums, within 100 pixels of each star."""
+    image, half = np.zeros(shape, np.float32), 100
+    radius = np.arange(0, 2 * half, 0.05)
+    profile = np.mean([sum(part * _moffat(radius, width / pixel, beta) for part, width, beta in psf) for psf in psfs], axis=0)
+    for a, b, f in zip(x, y, flux, strict=True):
+        i, j = int(round(a)), int(round(b))
+        reach = half if f > 3e3 else 30
+        y1, y2, x1, x2 = max(j - reach, 0), min(j + reach + 1, shape[0]), max(i - reach, 0), min(i + reach + 1, shape[1])
+        if y1 < y2 and x1 < x2:
+            r = np.hypot(np.arange(x1, x2)[None, :] - a, np.arange(y1, y2)[:, None] - b)
+            image[y1:y2, x1:x2] += f * np.interp(r, radius, profile)
+    return image
+
+
+def _moffat(r: np.ndarray, fwhm: float, beta: float) -> np.ndarray:
+    alpha = fwhm / (2 * np.sqrt(2 ** (1 / beta) - 1))
+    return (beta - 1) / (np.pi * alpha**2) * (1 + (r / alpha) ** 2) ** -beta
 
 
 def _aperture(data: np.ndarray, dq: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:

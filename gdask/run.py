@@ -176,7 +176,7 @@ class Run:
         """Write every Frame as a product."""
         return tuple(self.write(frame, suffix) for frame in frames)
 
-    def by_rows(self, frames: Frames, rows: int = 128) -> Frames:
+    def by_rows(self, frames: Frames, rows: int = 256) -> Frames:
         """The raw Frames read in row bands: for recipes whose steps all work pixel by pixel."""
         return tuple(reopen(frame, rows=rows, tag="rows") for frame in frames)
 

@@ -37,7 +37,18 @@ def folder_of(frames: Frames, variables: Sequence[str], scratch: str) -> str:
 
 
 def is_complete(folder: str) -> bool:
-    return os.path.exists(os.path.join(folder, "complete"))
+    """Whether a checkpoint was finished, by this boot of the machine: its files are not flushed to disk one by one."""
+    try:
+        return Path(folder, "complete").read_text() == _boot()
+    except OSError:
+        return False
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "unknown"
 
 
 def path_in(folder: str, number: int, frame: Frame) -> str:
@@ -54,7 +65,7 @@ def complete(folder: str, fetched: Fetched) -> None:
     }
     np.savez(os.path.join(folder, "fetched.npz"), **named)
     temporary = Path(folder, "complete.part")
-    temporary.write_text(__version__)
+    temporary.write_text(_boot())
     temporary.replace(Path(folder, "complete"))
 
 

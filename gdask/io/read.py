@@ -138,6 +138,8 @@ def _to_type(raw: np.ndarray, plane: Plane, dtype: np.dtype) -> np.ndarray:
     if plane.zero == 32768 and plane.scale == 1 and raw.dtype.itemsize == 2:
         return (raw.astype(np.int16).view(np.uint16) ^ np.uint16(0x8000)).astype(dtype, copy=False)
     if plane.zero == 0 and plane.scale == 1:
+        if raw.dtype.newbyteorder("=") == dtype and raw.flags.c_contiguous:
+            return raw.byteswap(inplace=True).view(dtype) if raw.dtype != dtype else raw
         return raw.astype(dtype)
     return (raw * plane.scale + plane.zero).astype(dtype)
 

@@ -58,7 +58,10 @@ def start(frame: Frame, path: str | os.PathLike[str], variables: Sequence[str] |
 
 
 def finish(output: Output, tables: Mapping[str, Table | Sequence[Table]] | None = None, *, checksum: bool = True) -> str:
-    """Append `tables`, add checksums, flush to disk and give the product its final name. Returns that name."""
+    """Append `tables`, add checksums, flush to disk and give the product its final name. Returns that name.
+
+    Without `checksum` the file is a checkpoint, which is not flushed either (it is only trusted until the next boot).
+    """
     try:
         with open(output.temporary, "r+b") as file:
             file.seek(0, os.SEEK_END)
@@ -66,8 +69,8 @@ def finish(output: Output, tables: Mapping[str, Table | Sequence[Table]] | None 
                 file.write(_table_bytes(name, *table))
             if checksum:
                 add_checksums(file)
-            file.flush()
-            os.fsync(file.fileno())
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(output.temporary, output.final)
     except OSError as error:
         discard(output)

@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 
 from gdask.kernels.centroid import POSITIONS, refine
-from gdask.kernels.detect import detect, measure_fwhm
+from gdask.kernels.detect import detect, measure_fwhm, object_mask
 from gdask.params import Range
 from gdask.steps.frames import array, item, map_planes, pending, with_arrays
 from gdask.types import Flags, Frame, Image, Mask
@@ -36,12 +36,13 @@ def detect_sources(
     """
     whole = frame.chunk({"y": -1, "x": -1})
     planes = [array(whole, name) for name in ("data", "variance", "dq")]
-    found = map_planes(_detect, *planes, dtype=object, whole=True, threshold=threshold, min_pixels=min_pixels, mesh=mesh)
-    shape = (frame.sizes["y"], frame.sizes["x"])
-    mask = map_planes(_mask, planes[0], found, dtype="bool", shape=shape)
-    masked = with_arrays(frame, objects=mask.rechunk(frame["data"].data.chunks))
+    how = {"threshold": threshold, "min_pixels": min_pixels, "mesh": mesh}
+    chunks = frame["data"].data.chunks
     if not centroids:
-        return masked
+        return with_arrays(frame, objects=map_planes(object_mask, planes[0], planes[2], dtype="bool", **how).rechunk(chunks))
+    found = map_planes(_detect, *planes, dtype=object, whole=True, **how)
+    shape = (frame.sizes["y"], frame.sizes["x"])
+    masked = with_arrays(frame, objects=map_planes(_mask, planes[0], found, dtype="bool", shape=shape).rechunk(chunks))
     stars = map_planes(_stars, *planes, found, dtype=object, whole=True)
     return pending(masked, objcat=map_planes(item, found, dtype=object, whole=True, name=0), stars=stars)
 

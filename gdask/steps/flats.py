@@ -15,8 +15,6 @@ from gdask.steps.frames import PIXEL, array, map_planes, note, pack, pending, re
 from gdask.steps.stack import Operation, Reject, check_alike, stack_frames
 from gdask.types import Flags, Frame, Frames, Image
 
-#: Rows of each lamp frame that one task reads: 30 frames x 128 x 2048 pixels x 10 bytes = 79 MB.
-ROWS = 128
 
 
 def make_lamp_flat(

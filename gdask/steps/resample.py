@@ -21,8 +21,10 @@ from gdask.params import Range
 from gdask.steps.frames import PIXEL, note, pack, replaced, unpack
 from gdask.types import Flags, Frame, Frames, Image
 
-#: Pixels on a side of an output tile: 16 frames x 512 x 512 x 10 bytes = 42 MB for one task of the stack.
-TILE = 512
+#: Bytes of all frames' pixels (data, variance, dq) that one task of the stack may gather.
+STACK_BYTES = 128e6
+#: Rows of an output tile: at least, at most. A tile has the full width: rows of the input are read once and whole.
+FEWEST_ROWS, MOST_ROWS = 32, 256
 
 
 def resample_to_common_frame(
@@ -52,7 +54,8 @@ def resample_to_common_frame(
     header = grid_header(grid, radesys if radesys in ("FK5", "ICRS", "FK4") else "FK5")
     worst = max(_map_error(frame, grid) for frame in frames)
     text = f"{grid.shape[1]} x {grid.shape[0]} pixels of {grid.scale:g} arcsec, {interpolation}, map good to {worst:.1e} px"
-    return tuple(note(_resample_frame(frame, grid, header, interpolation), text) for frame in frames)
+    rows = int(np.clip(STACK_BYTES / (len(frames) * grid.shape[1] * PIXEL.itemsize), FEWEST_ROWS, MOST_ROWS))
+    return tuple(note(_resample_frame(frame, grid, header, interpolation, rows), text) for frame in frames)
 
 
 def reference_area(geometries: tuple[Geometry, ...], shape: tuple[int, int]) -> float:
@@ -87,16 +90,17 @@ def _map_error(frame: Frame, grid: Grid) -> float:
     return worst
 
 
-def _resample_frame(frame: Frame, grid: Grid, header: object, interpolation: str) -> Frame:
+def _resample_frame(frame: Frame, grid: Grid, header: object, interpolation: str, rows: int) -> Frame:
     planes = tuple(zip(*(on_disk(frame, name) for name in ("data", "variance", "dq")), strict=True))
     geometries = frame.attrs["geometry"]
     area = frame.attrs.get("reference_area") or reference_area(geometries, (frame.sizes["y"], frame.sizes["x"]))
     ratio = grid.scale**2 / area
-    chunks = ((1,), *(_tiles(size) for size in grid.shape))
-    token = tokenize(planes, geometries, grid, interpolation, ratio)
+    ny, nx = grid.shape
+    chunks = ((1,), tuple(min(rows, ny - y) for y in range(0, ny, rows)), (nx,))
+    token = tokenize(planes, geometries, grid, interpolation, ratio, rows)
     packed = da.map_blocks(
         _resample_tile, planes=planes, geometries=geometries, grid=grid, interpolation=interpolation, ratio=ratio,
-        name=f"resample-{token}", chunks=chunks, dtype=PIXEL, meta=np.empty((0, 0, 0), PIXEL),
+        rows=rows, name=f"resample-{token}", chunks=chunks, dtype=PIXEL, meta=np.empty((0, 0, 0), PIXEL),
     )  # fmt: skip
     onto = replaced(frame, **unpack(packed))
     base = frame.attrs["headers"][0].copy()
@@ -114,28 +118,27 @@ _ARRAY_KEYWORDS = (
 )  # fmt: skip
 
 
-def _tiles(size: int) -> tuple[int, ...]:
-    return tuple(min(TILE, size - start) for start in range(0, size, TILE))
-
-
 def _resample_tile(
     planes: tuple[tuple[Plane, Plane, Plane], ...], geometries: tuple[Geometry, ...], grid: Grid, interpolation: str,
-    ratio: float, block_id: tuple[int, int, int],
+    ratio: float, rows: int, block_id: tuple[int, int, int],
 ) -> np.ndarray:
     """One tile from the windows of the arrays that touch it; where two arrays overlap, the better pixel is taken."""
-    y1, x1 = block_id[1] * TILE, block_id[2] * TILE
-    window = (y1, min(y1 + TILE, grid.shape[0]), x1, min(x1 + TILE, grid.shape[1]))
-    shape = (window[1] - window[0], window[3] - window[2])
+    y1 = block_id[1] * rows
+    y2 = min(y1 + rows, grid.shape[0])
+    shape = (y2 - y1, grid.shape[1])
     result = (np.zeros(shape, "f4"), np.zeros(shape, "f4"), np.full(shape, DQ.NO_DATA, "u2"))
     for three, geometry in zip(planes, geometries, strict=True):
-        inside = input_window(geometry, three[0].shape, grid, window, reach(interpolation))
+        _, _, x1, x2 = footprint(geometry, three[0].shape, grid)
+        window = (y1, y2, x1, x2)
+        inside = input_window(geometry, three[0].shape, grid, window, reach(interpolation)) if x2 > x1 else None
         if inside is None:
             continue
         data, variance, dq = (
             read_window(plane, *inside, np.dtype(kind)) for plane, kind in zip(three, ("f4", "f4", "u2"), strict=True)
         )
         ymap, xmap = pixel_map(geometry, grid, window)
-        _merge(result, resample(
+        part = tuple(plane[:, x1:x2] for plane in result)
+        _merge(part, resample(
             data, variance, dq, ymap, xmap, interpolation=interpolation, area_ratio=ratio, origin=(inside[0], inside[2]),
         ))  # fmt: skip
     return pack(*result)[None]

@@ -69,7 +69,7 @@ def combined_keywords(frames: Frames) -> dict[str, object]:
     for number, frame in enumerate(frames, 1):
         keywords[f"IMCMB{number:03d}"] = frame.attrs["name"]
     times = [float(descriptor(frame, "exposure_time") or 0) for frame in frames]
-    keywords["EXPTIME"] = (times[0], "Exposure time of one input, which the pixel values are for (s)")
+    keywords["EXPTIME"] = (times[0], "Exposure time of the pixel values (s)")
     keywords["TOTEXP"] = (sum(times), "Total exposure time of all inputs (s)")
     air = [value for value in (descriptor(frame, "airmass") for frame in frames) if value is not None]
     if air:
