@@ -13,7 +13,7 @@ VENV ?= .venv
 PYTHON ?=
 JOBS ?= 2
 DEMO ?= demo
-DEMO_NIGHT ?= --size 512 --n-flats 5
+DEMO_NIGHT ?= --size 768 --roi 766 --n-flats 5
 
 BIN := $(abspath $(VENV))/bin
 IN_DEMO = cd $(DEMO) && PATH="$(BIN):$$PATH" DRAGONSRC=dragonsrc; export PATH DRAGONSRC;
