@@ -8,7 +8,7 @@ matrix holds that array's own rotation of 0.8 degrees and must not be taken for 
 from __future__ import annotations
 
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -37,41 +37,73 @@ def geometries(view: View, shape: tuple[int, int]) -> tuple[Geometry, ...]:
     """The geometry of each array as the headers have it: static distortion, pointing, no fitted correction."""
     from gdask.kernels.geometry import Geometry  # compiled code: header-only commands do without it
 
-    ra, dec = pointing(view)
-    pa = view("position_angle") or 0.0
-    found = []
-    for section, array in zip(true_sections(view, shape), view.facts["arrays"], strict=False):
-        x0, y0 = section[0] + 1.0, section[2] + 1.0
-        found.append(Geometry(x0, y0, tuple(array["distortion_x"]), tuple(array["distortion_y"]), ra, dec, pa))
-    return tuple(found)
+    plain = [
+        Geometry(section[0] + 1.0, section[2] + 1.0, tuple(array["distortion_x"]), tuple(array["distortion_y"]), 0.0, 0.0, 0.0)
+        for section, array in zip(true_sections(view, shape), view.facts["arrays"], strict=False)
+    ]
+    # A region of interest has the origin of DETSEC taken from CRPIX, anything else that of CCDSEC: what fits is right.
+    fits = [(_rigid_fit(view, plain, keyword), keyword) for keyword in ("CCDSEC", "DETSEC")]
+    (angle, rest), keyword = min(fits, key=lambda fit: fit[0][1])
+    ra, dec = _pointing(view, keyword)
+    pa = _position_angle(view, angle, rest)
+    return tuple(geometry._replace(ra=ra, dec=dec, pa=pa) for geometry in plain)
 
 
-def pointing(view: View) -> tuple[float, float]:
-    """RA, Dec (degrees) of the distortion model's origin, from the header WCS of the array that it falls on."""
+def header_sky(view: View, number: int, x: float, y: float, keyword: str) -> tuple[float, float] | None:
+    """RA, Dec (degrees) that one array's header WCS gives for a 1-based full-array pixel; None where it has none.
+
+    keyword: the section whose origin was taken from CRPIX.
+    """
     from gdask.kernels.geometry import tangent_sky
 
-    names = [array["name"] for array in view.facts["arrays"]]
-    number = names.index(view.facts["origin_array"])
-    header = view.ext[number] if len(view.ext) > number else view.ext[-1]
-    values = {key: header.get(key, view.phu.get(key)) for key in ("CRPIX1", "CRPIX2", "CRVAL1", "CRVAL2", "CD1_1", "CD1_2", "CD2_1", "CD2_2")}
-    if any(not isinstance(value, (int, float)) for value in values.values()):
-        return float(view("target_ra") or 0.0), float(view("target_dec") or 0.0)
-    x, y = (at - reference for at, reference in zip(view.facts["origin_pixel"], full_crpix(view, number, values), strict=True))
-    xi, eta = (3600 * (values[f"CD{i}_1"] * x + values[f"CD{i}_2"] * y) for i in (1, 2))
+    header = view.ext[number]
+    names = ("CRPIX1", "CRPIX2", "CRVAL1", "CRVAL2", "CD1_1", "CD1_2", "CD2_1", "CD2_2")
+    values = {key: header.get(key, view.phu.get(key)) for key in names}
+    if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in values.values()):
+        return None
+    section = parse_section(view.each(keyword)[number]) or [0, 0, 0, 0]
+    dx, dy = x - values["CRPIX1"] - section[0], y - values["CRPIX2"] - section[2]
+    xi, eta = (3600 * (values[f"CD{i}_1"] * dx + values[f"CD{i}_2"] * dy) for i in (1, 2))
     ra, dec = tangent_sky(xi, eta, values["CRVAL1"], values["CRVAL2"])
     return float(ra), float(dec)
 
 
-def full_crpix(view: View, number: int, values: dict[str, Any]) -> tuple[float, float]:
-    """CRPIX on the full array. A region of interest has the origin of DETSEC subtracted, or (sub-arrays) of CCDSEC."""
-    ccd, det = (parse_section(view.each(keyword)[number]) for keyword in ("CCDSEC", "DETSEC"))
-    candidates = []
-    for section in (ccd, det):
-        if section is not None:
-            candidates.append((values["CRPIX1"] + section[0], values["CRPIX2"] + section[2]))
-    # The full-frame reference pixels lie around the middle of the mosaic, off the array by less than half of it.
-    centre = np.array([-300.0, -500.0])
-    return min(candidates, key=lambda point: float(np.hypot(*(np.array(point) - centre))), default=(values["CRPIX1"], values["CRPIX2"]))
+def _pointing(view: View, keyword: str) -> tuple[float, float]:
+    """RA, Dec (degrees) of the distortion model's origin, from the header WCS of the array that it falls on."""
+    names = [array["name"] for array in view.facts["arrays"]]
+    number = min(names.index(view.facts["origin_array"]), len(view.ext) - 1)
+    sky = header_sky(view, number, *view.facts["origin_pixel"], keyword)
+    return sky or (float(view("target_ra") or 0.0), float(view("target_dec") or 0.0))
+
+
+def _position_angle(view: View, angle: float, rest: float) -> float:
+    """Degrees. The keyword PA, refined by the rotation between header WCS and distortion model over the array centres.
+
+    The refinement counts only where the header's arrays agree with the model (0.2 arcsec rms: 2018 headers; those of
+    2013 and 2014 are off by 2 arcsec) and it is small (0.1 degrees). On an independent simulation with a true angle
+    0.034 degrees from PA it came within 0.008 degrees.
+    """
+    keyword = float(view("position_angle") or 0.0)
+    off = (angle - keyword + 180) % 360 - 180
+    return keyword + off if rest < 0.2 and abs(off) < 0.1 else keyword
+
+
+def _rigid_fit(view: View, plain: list[Geometry], keyword: str) -> tuple[float, float]:
+    """Rotation (degrees) from the distortion model's plane to the sky by the array centres, and the rms left (arcsec)."""
+    from gdask.kernels.geometry import tangent_plane, to_plane
+
+    middle = (np.array(view.facts["array_shape"][::-1]) + 1) / 2
+    centres = [header_sky(view, number, *middle, keyword) for number in range(len(plain))]
+    if len(plain) < 3 or None in centres:
+        return 0.0, np.inf
+    sky = np.array([tangent_plane(*centre, *_pointing(view, keyword)) for centre in centres])
+    plane = np.array([to_plane(g, middle[0] - g.x0, middle[1] - g.y0) for g in plain])
+    sky, plane = sky - sky.mean(axis=0), plane - plane.mean(axis=0)
+    # xi = cos pa x + sin pa y, eta = -sin pa x + cos pa y
+    angle = np.arctan2((plane[:, 1] * sky[:, 0] - plane[:, 0] * sky[:, 1]).sum(), (plane * sky).sum())
+    c, s = np.cos(angle), np.sin(angle)
+    rest = sky - np.column_stack([c * plane[:, 0] + s * plane[:, 1], c * plane[:, 1] - s * plane[:, 0]])
+    return float(np.degrees(angle)), float(np.sqrt((rest**2).sum(axis=1).mean()))
 
 
 def _true(view: View, section: list[int] | None, number: int, shape: tuple[int, int]) -> Section:
