@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -145,3 +146,32 @@ def test_recipe_makes_a_flat(installed: Path, night: Path) -> None:
     assert min(mask.mean() for mask in good) > 0.9
     assert np.ptp(levels) < 2e-3 * np.mean(levels)  # one normalisation for all arrays
     assert max(np.std(ratio[mask]) for ratio, mask in zip(ratios, good, strict=True)) < 0.01
+
+
+@pytest.mark.slow
+def test_tutorial_as_it_is_written(installed: Path, tmp_path: Path) -> None:
+    """The tutorial's commands (docs/gsaoi.md), then the README's Python code, character by character."""
+    run(installed / "gdask", "simulate", "gsaoi", ".", "--size", "768", "--roi", "766", "--n-flats", "5", cwd=tmp_path)
+    text = (ROOT / "docs" / "gsaoi.md").read_text().split("## Where gdask differs")[0]
+    lines = [line[4:] for line in text.splitlines() if re.match(r"    (typewalk|showd|dataselect|caldb|reduce) [^:]", line)]
+    lines = [line for line in lines if not line.startswith("dataselect: ")]
+    assert sum(line.startswith("reduce ") for line in lines) == 4
+    for line in lines:
+        print(line)
+        run("sh", "-e", "-c", f'PATH="{installed}:$PATH"; {line}', cwd=tmp_path)
+    products = ["S20170505S0030_flat.fits", "S20170504S0114_image.fits", "S20170505S0095_image.fits"]
+    first = {name: pixels(tmp_path / name) for name in products}
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(code) == 2
+    for name in (*products, "cal_manager.db"):
+        (tmp_path / name).unlink()
+    for block in code:
+        run(installed / "python", "-c", block, cwd=tmp_path)
+    assert {name: pixels(tmp_path / name) for name in products} == first  # the same bytes from Python
+    assert (tmp_path / "S20170505S0095_electrons.fits").is_file() and (tmp_path / "gsaoi_data_reduction.log").is_file()
+
+
+def pixels(path: Path) -> list[bytes]:
+    """The pixels of every image of a file, as bytes."""
+    with fits.open(path) as hdus:
+        return [hdu.data.tobytes() for hdu in hdus if hdu.is_image and hdu.data is not None]
