@@ -34,7 +34,7 @@ ONLY = {
     "cluster": {"types", "model"},
     "params": {"types", "model"},
     "recipes": {"steps"},  # what an astronomer copies needs nothing else
-    "io": {"types", "model"},
+    "io": {"types", "model", "kernels"},
 }
 BODY, LINES = 60, 300
 
