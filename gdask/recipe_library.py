@@ -17,9 +17,6 @@ from gdask.params import closest, snake_case
 
 Recipe = Callable[..., object]
 
-#: The field's names that differ from ours by more than their spelling.
-ALIASES = {"check_wcs": "check_wcs_only", "default": "default", "_default": "default"}
-
 
 def find_recipe(name: str | None, tags: Set[str]) -> Recipe:
     """The recipe `name` for files with these tags; None is the default one; 'file.py:function' is the user's own.
@@ -31,7 +28,6 @@ def find_recipe(name: str | None, tags: Set[str]) -> Recipe:
     module = library_for(tags)
     known = recipes_of(module)
     wanted = snake_case(name or "default")
-    wanted = ALIASES.get(wanted, wanted)
     if wanted not in known:
         raise GdaskError(f"-r {name}: no such recipe for {', '.join(sorted(module.TAGS))}; there are {', '.join(sorted(known))}{closest(wanted, known)}")
     return known[wanted]

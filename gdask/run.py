@@ -18,6 +18,7 @@ from dask.base import tokenize
 from gdask import params
 from gdask.io import checkpoint, write
 from gdask.io.read import open_frame, reopen
+from gdask.io.tables import source_tables
 from gdask.model import EXTNAMES, GdaskError
 from gdask.progress import compute
 from gdask.steps import SUFFIXES
@@ -35,6 +36,13 @@ STAMPS = {
     "adjust_wcs_to_reference": "CORRWCS", "match_sky_levels": "LEVELSKY", "resample_to_common_frame": "ALIGN",
     "scale_counts_to_reference": "SCALEOBJ", "stack_frames": "STACKFRM",
 }  # fmt: skip
+
+
+class Product(NamedTuple):
+    """A product under way and the Frame that it is of."""
+
+    output: write.Output
+    frame: Frame
 
 
 class SetAside(NamedTuple):
@@ -78,7 +86,7 @@ class Run:
         self.outputs: list[str] = []
         self.set_aside: list[SetAside] = []
         self.calibrations: dict[str, str] = {}
-        self._due: list[write.Output] = []
+        self._due: list[Product] = []
         self._phase = 0
 
     def __call__(self, step: Callable[..., object], frames: object, *others: object, **pinned: object) -> object:
@@ -127,27 +135,18 @@ class Run:
 
     def write(self, frame: Frame, suffix: str) -> Frame:
         """Compute one Frame, the end of a recipe, and write it as a product: input name + suffix, whole or not at all."""
+        return self.write_each((frame,), suffix)[0]
+
+    def write_each(self, frames: Frames, suffix: str) -> Frames:
+        """Compute and write several Frames as products, in one phase."""
         self._phase += 1
-        name = product_name(frame.attrs["name"], self.suffix or suffix)
-        output = write.start(frame, os.path.join(self.folder, name))
         due, self._due = self._due, []
-        pending = list(frame.attrs["pending"].items())
-        paths = list(dict.fromkeys(row["path"] for row in frame.attrs.get("provenance", ())))
-        arrays = [*(array for _, array in pending), *([_checksums(paths)] if paths else [])]
-        writes = [array for each in (output, *due) for array in each.arrays]
-        try:
-            results = compute([*arrays, *writes], f"phase {self._phase}: {name}")
-            fetched = dict(zip((key for key, _ in pending), results, strict=False))
-            checksums = dict(zip(paths, results[len(pending)], strict=True)) if paths else {}
-            tables = frame.attrs["tables"] | _tables_of(frame, fetched) | provenance_tables(frame, checksums)
-            self._finish([*due], {})
-            self.outputs.append(write.finish(output, tables))
-        except BaseException:
-            for other in (output, *due):
-                write.discard(other)
-            raise
-        log.info("%s written", name)
-        return open_frame(self.outputs[-1])
+        products = [self._product(frame, self.suffix or suffix) for frame in frames]
+        label = f"phase {self._phase}: {os.path.basename(products[0].output.final)}" if products else "nothing"
+        self._compute([*products, *due], [], label)
+        for product in products:
+            log.info("%s written", os.path.basename(product.output.final))
+        return tuple(open_frame(product.output.final) for product in products)
 
     def calibration(self, caltype: str, frames: Frames, *, required: bool = True) -> tuple[Frame | None, ...]:
         """The processed calibration of each frame: the user's, or the one that the database associates.
@@ -171,10 +170,6 @@ class Run:
         stored = self.write(frame.assign_attrs(phu=_processed(frame, suffix, caltype)), suffix)
         caldb.store(self.outputs[-1], self.databases)
         return stored
-
-    def write_each(self, frames: Frames, suffix: str) -> Frames:
-        """Write every Frame as a product."""
-        return tuple(self.write(frame, suffix) for frame in frames)
 
     def by_rows(self, frames: Frames, rows: int = 256) -> Frames:
         """The raw Frames read in row bands: for recipes whose steps all work pixel by pixel."""
@@ -223,11 +218,11 @@ class Run:
             log.info("%s: %d frame%s%s", step.__name__, len(frames), "" if len(frames) == 1 else "s", note and f", {note}")
         if settings["write_outputs"].value:
             suffix = settings["suffix"].value or f"_{SUFFIXES.get(step.__name__, step.__name__)}"
-            self._due += [self._start_output(frame, str(suffix)) for frame in frames]
+            self._due += [self._product(frame, str(suffix)) for frame in frames]
         return _map_frames(lambda frame: frame.assign_attrs(note=""), kept)
 
-    def _start_output(self, frame: Frame, suffix: str) -> write.Output:
-        return write.start(frame, os.path.join(self.folder, product_name(frame.attrs["name"], suffix)))
+    def _product(self, frame: Frame, suffix: str) -> Product:
+        return Product(write.start(frame, os.path.join(self.folder, product_name(frame.attrs["name"], suffix))), frame)
 
     def _drop(self, step: str, result: object) -> object:
         for frame in _frames_in(result):
@@ -236,37 +231,43 @@ class Run:
                 log.warning("%s: %s set aside: %s", step, frame.attrs["name"], frame.attrs["set_aside"])
         return _without_set_aside(result)
 
-    def _compute_phase(
-        self, frames: Frames, variables: Sequence[str], folder: str, due: Sequence[write.Output]
-    ) -> None:
+    def _compute_phase(self, frames: Frames, variables: Sequence[str], folder: str, due: Sequence[Product]) -> None:
         started = time.monotonic()
-        outputs = [] if not variables else [
+        outputs = [
             write.start(frame, checkpoint.path_in(folder, number, frame), variables)
             for number, frame in enumerate(frames) if any(name in frame for name in variables)
         ]  # fmt: skip
-        pending = [
-            ((number, name), array)
-            for number, frame in enumerate(frames)
-            for name, array in frame.attrs["pending"].items()
-        ]
-        try:
-            arrays = [array for output in (*outputs, *due) for array in output.arrays]
-            results = compute([*arrays, *(array for _, array in pending)], f"phase {self._phase}: {len(frames)} frames")
-            fetched = dict(zip((key for key, _ in pending), results[len(arrays) :], strict=True))
-            self._finish(outputs, {}, checksum=False)
-            self._finish(due, {})
-        except BaseException:
-            for output in (*outputs, *due):
-                write.discard(output)
-            raise
-        checkpoint.complete(folder, {key: tuple(value.ravel()) for key, value in fetched.items()})
+        pending = {
+            (number, name): array for number, frame in enumerate(frames) for name, array in frame.attrs["pending"].items()
+        }
+        fetched = self._compute(due, [*pending.values()], f"phase {self._phase}: {len(frames)} frames", outputs)
+        for output in outputs:
+            write.finish(output, checksum=False)
+        small = dict(zip(pending, fetched, strict=True))
+        checkpoint.complete(folder, {key: tuple(np.ravel(value)) for key, value in small.items()})
         log.info("phase %d: %d frames, %.1f s", self._phase, len(frames), time.monotonic() - started)
 
-    def _finish(self, outputs: Sequence[write.Output], tables: Mapping[str, object], checksum: bool = True) -> None:
-        for output in outputs:
-            path = write.finish(output, tables, checksum=checksum)  # type: ignore[arg-type]
-            if checksum:
-                self.outputs.append(path)
+    def _compute(
+        self, products: Sequence[Product], wanted: Sequence[object], label: str, others: Sequence[write.Output] = ()
+    ) -> tuple[object, ...]:
+        """One compute: write the pixels of products and other outputs, give the values of `wanted`, finish products."""
+        tables = [(product, name, array) for product in products for name, array in product.frame.attrs["pending"].items()]
+        paths = list(dict.fromkeys(r["path"] for p in products for r in p.frame.attrs.get("provenance", ())))
+        lazy = [*wanted, *(array for _, _, array in tables), *([_checksums(paths)] if paths else [])]
+        outputs = [*(product.output for product in products), *others]
+        try:
+            values = compute([*lazy, *(array for output in outputs for array in output.arrays)], label)
+            found = values[len(wanted) : len(wanted) + len(tables)]
+            checksums = dict(zip(paths, values[len(lazy) - 1], strict=True)) if paths else {}
+            for product in products:
+                small = {name: tuple(np.ravel(v)) for (p, name, _), v in zip(tables, found, strict=True) if p is product}
+                frame = product.frame.assign_attrs(results=product.frame.attrs.get("results", {}) | small)
+                self.outputs.append(write.finish(product.output, product_tables(frame, checksums)))
+        except BaseException:
+            for output in outputs:
+                write.discard(output)
+            raise
+        return values[: len(wanted)]
 
 
 def headers_of(frame: Frame) -> Headers:
@@ -291,17 +292,18 @@ def product_name(name: str, suffix: str) -> str:
     return f"{stem}{suffix}.fits"
 
 
-def provenance_tables(frame: Frame, checksums: Mapping[str, str]) -> dict[str, object]:
-    """PROVENANCE and HISTORY tables of a product, in the field's columns."""
+def product_tables(frame: Frame, checksums: Mapping[str, str]) -> dict[str, object]:
+    """The tables of a product: OBJCAT, REFCAT, ASTROM (geometry of each array), HISTORY, PROVENANCE."""
     from astropy.table import Table
 
+    tables = dict(frame.attrs["tables"]) | source_tables(frame)
     now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}"
     inputs = [{"timestamp": now, "md5": checksums[row["path"]], **row} for row in frame.attrs.get("provenance", ())]
     rows = {
         "HISTORY": (("primitive", "args", "timestamp_start", "timestamp_stop"), frame.attrs.get("history", ())),
         "PROVENANCE": (("timestamp", "filename", "md5", "provenance_added_by"), inputs),
     }
-    return {
+    return tables | {
         name: Table([[str(row[column]) for row in content] for column in columns], names=columns)
         for name, (columns, content) in rows.items() if content
     }  # fmt: skip
@@ -319,11 +321,6 @@ def _checksums(paths: Sequence[str]) -> object:
 def _md5(paths: tuple[str, ...], block_id: tuple[int]) -> np.ndarray:
     with open(paths[block_id[0]], "rb") as file:
         return np.array([hashlib.file_digest(file, "md5").hexdigest()], dtype=object)
-
-
-def _tables_of(frame: Frame, fetched: Mapping[str, object]) -> dict[str, object]:
-    finishers = frame.attrs.get("finishers", {})
-    return {name: finishers[name](frame, value) for name, value in fetched.items() if name in finishers}
 
 
 def _values(step: Callable[..., object], settings: Mapping[str, params.Setting]) -> dict[str, object]:

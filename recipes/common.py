@@ -31,7 +31,7 @@ def subtract_sky(run, frames):
     targets, skies = run(separate_sky, frames)
     skies = run(associate_sky, skies, skies, keep_lonely=True)
     first = run(sky_correct, skies, skies, mask_objects=False, write_outputs=False)
-    first = run.save(run.each(detect_sources, first, centroids=False, write_outputs=False), variables=["objects"])
+    first = run.save(run.each(detect_sources, first, products="mask", write_outputs=False), variables=["objects"])
     targets, skies = transfer_objects(targets, first), transfer_objects(skies, first)
     targets = run(associate_sky, targets, skies)
     targets = run(sky_correct, targets, skies)

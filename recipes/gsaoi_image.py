@@ -4,7 +4,6 @@ from gdask.recipes.common import calibrate, subtract_sky
 from gdask.steps import (
     add_reference_catalog,
     adjust_wcs_to_reference,
-    check_wcs,
     detect_sources,
     determine_astrometric_solution,
     match_sky_levels,
@@ -13,6 +12,7 @@ from gdask.steps import (
     scale_counts_to_reference,
     stack_frames,
 )
+from gdask.steps import check_wcs as list_bad_wcs
 
 TAGS = {"GSAOI", "IMAGE"}
 
@@ -33,9 +33,9 @@ def align_and_stack(run, frames):
     return stack(run, run.save(run.each(detect_sources, frames)))
 
 
-def check_wcs_only(run, frames):
+def check_wcs(run, frames):
     """List frames whose header WCS disagrees with their target and offsets; change nothing."""
-    return run(check_wcs, frames)
+    return run(list_bad_wcs, frames)
 
 
 def stack(run, frames, suffix="_image"):
@@ -46,7 +46,8 @@ def stack(run, frames, suffix="_image"):
     frames = run(match_sky_levels, run.fetch(run(measure_sky_levels, frames)))
     frames = run(scale_counts_to_reference, frames)
     frames = run(resample_to_common_frame, frames)
-    return run.write(run(stack_frames, frames), suffix)
+    image = run(detect_sources, run(stack_frames, frames), products="catalog", threshold=2.0, mesh=128)
+    return run.write(image, suffix)
 
 
 default = reduce

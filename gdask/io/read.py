@@ -206,8 +206,22 @@ def _assemble(path: str, layout: dict[str, tuple[Plane, ...]], headers: Headers,
         "layout": layout,
         "tables": {},
         "pending": {},
-    }
+    } | _stored_geometry(path, headers)
     return xr.Dataset({name: (DIMS, array) for name, array in variables.items()}, attrs=attrs)
+
+
+def _stored_geometry(path: str, headers: Headers) -> dict[str, object]:
+    """The geometry that gdask stored with a processed file, as an attribute."""
+    if "PREPARE" not in headers.phu:
+        return {}
+    from astropy.table import Table
+
+    from gdask.io.tables import geometries_of
+
+    with fits.open(path, memmap=False, lazy_load_hdus=True) as hdus:
+        if "ASTROM" not in hdus:
+            return {}
+        return {"geometry": geometries_of(Table(hdus["ASTROM"].data))}
 
 
 def _is_science(header: fits.Header) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,9 @@ _STRUCTURE = (
     "SIMPLE", "XTENSION", "BITPIX", "NAXIS", "NAXIS1", "NAXIS2", "NAXIS3", "PCOUNT", "GCOUNT", "EXTEND", "GROUPS",
     "BSCALE", "BZERO", "EXTNAME", "EXTVER", "CHECKSUM", "DATASUM", "END",
 )  # fmt: skip
+_WCS_KEYWORD = re.compile(
+    r"(CRPIX|CRVAL|CTYPE|CUNIT|CDELT|CROTA)[12]|(CD|PC)[12]_[12]|(A|B|AP|BP)_(ORDER|\d_\d)|RADECSYS|RADESYS|EQUINOX|WCSAXES"
+)
 
 
 class Place(NamedTuple):
@@ -110,6 +114,7 @@ def _layout(frame: Frame, names: Sequence[str]) -> tuple[list[tuple[bytes, int]]
     places: dict[str, list[Place]] = {name: [] for name in names}
     position = len(chunks[0][0])
     for detector, base in enumerate(frame.attrs["headers"]):
+        base = _with_wcs(frame, detector, base)
         for name in names:
             shape = frame[name].shape[1:]
             header = _header_bytes(_image_header(base, name, detector + 1, shape))
@@ -118,6 +123,22 @@ def _layout(frame: Frame, names: Sequence[str]) -> tuple[list[tuple[bytes, int]]
             chunks.append((header, size))
             position += len(header) + size
     return chunks, places
+
+
+def _with_wcs(frame: Frame, detector: int, base: fits.Header) -> fits.Header:
+    """The header of an array with the WCS of its geometry as TAN-SIP, where the Frame has one."""
+    geometry = frame.attrs.get("geometry")
+    if not geometry:
+        return base
+    from gdask.kernels.wcs import array_wcs
+
+    shape = (frame.sizes["y"], frame.sizes["x"])
+    cards, _ = array_wcs(geometry[detector], shape, str(base.get("RADESYS", base.get("RADECSYS", "FK5"))).strip())
+    header = base.copy()
+    for keyword in [key for key in header if _WCS_KEYWORD.fullmatch(key)]:
+        del header[keyword]
+    header.update(cards)
+    return header
 
 
 def _image_header(base: fits.Header, name: str, version: int, shape: tuple[int, int]) -> fits.Header:

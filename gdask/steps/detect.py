@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -19,7 +19,7 @@ def detect_sources(
     threshold: Annotated[float, Range(0.1, None)] = 2.0,
     min_pixels: Annotated[int, Range(1, None)] = 8,
     mesh: Annotated[int, Range(8, None)] = 32,
-    centroids: bool = True,
+    products: Literal["mask", "catalog", "centroids"] = "centroids",
 ) -> Frame:
     """Find sources on each array: OBJMASK, and (fetched at the end of the phase) OBJCAT and centroids. [detectSources]
 
@@ -31,20 +31,22 @@ def detect_sources(
         Connected pixels above the limit.
     mesh
         Pixels of a cell of the background mesh.
-    centroids
-        Also fit precise positions, for alignment; False only makes the mask.
+    products
+        What is made: mask (OBJMASK), catalog (OBJCAT too), centroids (precise positions for the alignment too).
     """
     whole = frame.chunk({"y": -1, "x": -1})
     planes = [array(whole, name) for name in ("data", "variance", "dq")]
     how = {"threshold": threshold, "min_pixels": min_pixels, "mesh": mesh}
     chunks = frame["data"].data.chunks
-    if not centroids:
+    if products == "mask":
         return with_arrays(frame, objects=map_planes(object_mask, planes[0], planes[2], dtype="bool", **how).rechunk(chunks))
     found = map_planes(_detect, *planes, dtype=object, whole=True, **how)
     shape = (frame.sizes["y"], frame.sizes["x"])
     masked = with_arrays(frame, objects=map_planes(_mask, planes[0], found, dtype="bool", shape=shape).rechunk(chunks))
-    stars = map_planes(_stars, *planes, found, dtype=object, whole=True)
-    return pending(masked, objcat=map_planes(item, found, dtype=object, whole=True, name=0), stars=stars)
+    masked = pending(masked, objcat=map_planes(item, found, dtype=object, whole=True, name=0))
+    if products == "catalog":
+        return masked
+    return pending(masked, stars=map_planes(_stars, *planes, found, dtype=object, whole=True))
 
 
 def _detect(data: Image, variance: Image, dq: Flags, threshold: float, min_pixels: int, mesh: int) -> object:

@@ -111,7 +111,7 @@ def expected_pointing(frame: Frame) -> tuple[float, float]:
 def _standard(frame: Frame) -> Frame:
     """Geometry of each array, original name, and the raw file in the provenance."""
     shape = (frame.sizes["y"], frame.sizes["x"])
-    geometry = instrument_of(frame).module.geometries(view(frame), shape)
+    geometry = frame.attrs.get("geometry") or instrument_of(frame).module.geometries(view(frame), shape)
     name = frame.attrs["name"]
     primary = {
         "ORIGNAME": (frame.attrs["phu"].get("ORIGNAME", name), "Original filename prior to processing"),

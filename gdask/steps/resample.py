@@ -107,7 +107,7 @@ def _resample_frame(frame: Frame, grid: Grid, header: object, interpolation: str
     for keyword in _ARRAY_KEYWORDS:
         base.remove(keyword, ignore_missing=True)
     base.update(header)
-    return onto.assign_attrs(headers=(base,), geometry=(), grid=grid, pending={})
+    return onto.assign_attrs(headers=(base,), geometry=(), grid=grid, pending={}, results={})
 
 
 #: What describes one array and its pixels, and not an image of all arrays.

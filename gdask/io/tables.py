@@ -1,0 +1,61 @@
+"""The tables that go with a Frame on disk: sources, reference catalogue, geometry; and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from astropy.table import Table
+
+from gdask.kernels.geometry import Geometry, to_sky
+from gdask.kernels.grid import Grid, grid_to_sky
+from gdask.types import Frame
+
+
+def source_tables(frame: Frame) -> dict[str, Any]:
+    """OBJCAT of each array (with sky positions), REFCAT, and ASTROM, as far as the Frame has them."""
+    tables: dict[str, Any] = {}
+    catalogs = frame.attrs.get("results", {}).get("objcat")
+    if catalogs is not None and len(catalogs) == frame.sizes["detector"]:
+        tables["OBJCAT"] = [Table(_with_sky(frame, number, catalog)) for number, catalog in enumerate(catalogs)]
+    if frame.attrs.get("refcat") is not None:
+        tables["REFCAT"] = frame.attrs["refcat"]
+    if frame.attrs.get("geometry"):
+        tables["ASTROM"] = geometry_table(frame.attrs["geometry"])
+    return tables
+
+
+def geometry_table(geometries: Sequence[Geometry]) -> Table:
+    """One row per array: the fields of Geometry, polynomials as vectors (padded with zeros to one length)."""
+    columns: dict[str, Any] = {}
+    for name in Geometry._fields:
+        values = [getattr(geometry, name) for geometry in geometries]
+        if isinstance(values[0], tuple):
+            length = max(len(value) for value in values)
+            if length == 0:
+                continue
+            values = [tuple(value) + (0.0,) * (length - len(value)) for value in values]
+        columns[name.upper()] = np.array(values, np.float64)
+    return Table(columns)
+
+
+def geometries_of(table: Table) -> tuple[Geometry, ...]:
+    """The geometries that `geometry_table` wrote."""
+    fields = {}
+    for name in Geometry._fields:
+        if name.upper() in table.colnames:
+            column = np.asarray(table[name.upper()], np.float64)
+            fields[name] = [tuple(row.tolist()) if column.ndim > 1 else float(row) for row in column]
+    return tuple(Geometry(**{name: values[row] for name, values in fields.items()}) for row in range(len(table)))
+
+
+def _with_sky(frame: Frame, number: int, catalog: np.ndarray) -> np.ndarray:
+    filled = catalog.copy()
+    x, y = filled["X_IMAGE"] - 1.0, filled["Y_IMAGE"] - 1.0
+    grid, geometry = frame.attrs.get("grid"), frame.attrs.get("geometry")
+    if isinstance(grid, Grid):
+        filled["X_WORLD"], filled["Y_WORLD"] = grid_to_sky(grid, x, y)
+    elif geometry:
+        filled["X_WORLD"], filled["Y_WORLD"] = to_sky(geometry[number], x, y)
+    return filled
