@@ -67,10 +67,10 @@ demo: $(VENV)/installed
 	@echo "The truth about them is in $(DEMO)/truth; the commands above work as they are after  . $(VENV)/bin/activate"
 
 test: $(VENV)/installed-test
-	"$(BIN)/python" -P -m pytest -n $(JOBS) -m "not slow" $(PYTEST)
+	"$(BIN)/python" -P -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(PYTEST)
 
 test-slow: $(VENV)/installed-test
-	"$(BIN)/python" -P -m pytest -n $(JOBS) $(PYTEST)
+	"$(BIN)/python" -P -m pytest -n $(JOBS) --dist loadfile $(PYTEST)
 
 lint: $(VENV)/installed-lint
 	"$(BIN)/ruff" check .
