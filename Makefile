@@ -45,6 +45,10 @@ $(VENV)/installed-test: $(VENV)/made pyproject.toml
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@ $(VENV)/installed
 
+$(VENV)/installed-slow: $(VENV)/installed-test
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable '.[test,postgresql]'
+	@touch $@
+
 $(VENV)/installed-lint: $(VENV)/made pyproject.toml
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check ruff
 	@touch $@
@@ -69,7 +73,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-test
 	"$(BIN)/python" -P -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(PYTEST)
 
-test-slow: $(VENV)/installed-test
+test-slow: $(VENV)/installed-slow
 	"$(BIN)/python" -P -m pytest -n $(JOBS) --dist loadfile $(PYTEST)
 
 lint: $(VENV)/installed-lint
