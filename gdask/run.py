@@ -229,7 +229,10 @@ class Run:
             if frame.attrs.get("set_aside"):
                 self.set_aside.append(SetAside(frame.attrs["name"], step, frame.attrs["set_aside"]))
                 log.warning("%s: %s set aside: %s", step, frame.attrs["name"], frame.attrs["set_aside"])
-        return _without_set_aside(result)
+        kept = _without_set_aside(result)
+        if _frames_in(result) and not _frames_in(kept):
+            raise GdaskError(f"{step}: every frame was set aside, for the reasons given; nothing is left to go on with")
+        return kept
 
     def _compute_phase(self, frames: Frames, variables: Sequence[str], folder: str, due: Sequence[Product]) -> None:
         started = time.monotonic()
@@ -342,7 +345,7 @@ def _record(frame: Frame, step: str, settings: Mapping[str, params.Setting], sta
     }  # fmt: skip
     phu = frame.attrs["phu"].copy()
     if step in STAMPS:
-        phu[STAMPS[step]] = (f"{stopped:%Y-%m-%dT%H:%M:%S.%f}", f"UT time stamp for {step}")
+        phu[STAMPS[step]] = (f"{stopped:%Y-%m-%dT%H:%M:%S.%f}", f"UT of {step}")
     phu["GEM-TLM"] = (f"{stopped:%Y-%m-%dT%H:%M:%S.%f}", "UT last modification with GEMINI")
     return frame.assign_attrs(phu=phu, history=(*frame.attrs.get("history", ()), row))
 

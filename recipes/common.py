@@ -2,15 +2,23 @@
 
 from gdask.steps import (
     add_dq,
+    add_reference_catalog,
     add_var,
+    adjust_wcs_to_reference,
     adu_to_electrons,
     associate_sky,
     detect_sources,
+    determine_astrometric_solution,
     flat_correct,
+    match_sky_levels,
+    measure_sky_levels,
     nonlinearity_correct,
     prepare,
+    resample_to_common_frame,
+    scale_counts_to_reference,
     separate_sky,
     sky_correct,
+    stack_frames,
     transfer_objects,
 )
 
@@ -26,13 +34,32 @@ def calibrate(run, frames):
     return run.save(frames)
 
 
-def subtract_sky(run, frames):
-    """Sky-subtract the frames on target, in two passes: objects found in the first are masked in the second."""
+def mask_sky_sources(run, frames):
+    """Sort frames into targets and skies, and find the sources to mask: a first sky subtraction of the sky frames."""
     targets, skies = run(separate_sky, frames)
     skies = run(associate_sky, skies, skies, keep_lonely=True)
     first = run(sky_correct, skies, skies, mask_objects=False, write_outputs=False)
     first = run.save(run.each(detect_sources, first, products="mask", write_outputs=False), variables=["objects"])
-    targets, skies = transfer_objects(targets, first), transfer_objects(skies, first)
+    return transfer_objects(targets, first), transfer_objects(skies, first)
+
+
+def subtract_sky(run, targets, skies):
+    """Subtract from each target the combination of its sky frames, sources masked, and find its sources."""
     targets = run(associate_sky, targets, skies)
     targets = run(sky_correct, targets, skies)
     return run.save(run.each(detect_sources, targets))
+
+
+def align(run, frames):
+    """Solve the sky positions of all frames together, and make their sky levels consistent where they overlap."""
+    frames = run(add_reference_catalog, frames)
+    frames = run(determine_astrometric_solution, frames)
+    frames = run(adjust_wcs_to_reference, frames)
+    return run(match_sky_levels, run.fetch(run(measure_sky_levels, frames)))
+
+
+def stack(run, frames):
+    """Put aligned frames onto one grid and combine them, with a catalogue of the sources."""
+    frames = run(scale_counts_to_reference, frames)
+    frames = run(resample_to_common_frame, frames)
+    return run(detect_sources, run(stack_frames, frames), products="catalog", threshold=2.0, mesh=128)

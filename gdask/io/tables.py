@@ -23,7 +23,20 @@ def source_tables(frame: Frame) -> dict[str, Any]:
         tables["REFCAT"] = frame.attrs["refcat"]
     if frame.attrs.get("geometry"):
         tables["ASTROM"] = geometry_table(frame.attrs["geometry"])
+    elif any(source["geometry"] for source in frame.attrs.get("inputs", ())):
+        tables["ASTROM"] = _inputs_table(frame.attrs["inputs"])
     return tables
+
+
+def _inputs_table(inputs: Sequence[dict[str, Any]]) -> Table:
+    """The geometry of every array of every frame in a stack, with the frame's name, matches and residuals."""
+    rows = [(source, number) for source in inputs for number in range(len(source["geometry"]))]
+    table = geometry_table([source["geometry"][number] for source, number in rows])
+    table.add_column([source["name"] for source, _ in rows], name="NAME", index=0)
+    table.add_column([number + 1 for _, number in rows], name="ARRAY", index=1)
+    for name, column in (("matches", "MATCHES"), ("rms_mas", "RMS_MAS"), ("terms", "TERMS")):
+        table[column] = [source.get(name, 0) for source, _ in rows]
+    return table
 
 
 def geometry_table(geometries: Sequence[Geometry]) -> Table:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from astropy.io.fits import Header
 
-from gdask.simulate.gsaoi_plan import SETUP, Exposure, read_time, utc
+from gdask.simulate.exposure import Exposure, utc
+from gdask.simulate.gemini_headers import LONGITUDE, Facts, clock, hours_of, semester, telescope, template
+from gdask.simulate.gsaoi_plan import SETUP, read_time
 from gdask.simulate.mef import PRIMARY, CardLike, filled, header, image_cards, section
 from gdask.simulate.options import GsaoiOptions
 from gdask.simulate.scene import Stars
-from gdask.simulate.sky import horizontal, offset, rotate, sidereal_time
-
-Facts = dict[str, Any]
+from gdask.simulate.sky import offset, rotate, sidereal_time
 
 FULL = 2048
 DETSEC_ORIGIN = ((2048, 0), (0, 0), (0, 2048), (2048, 2048))     # of each array in the mosaic, (x, y)
-LATITUDE, LONGITUDE = -30.24075, -70.73669      # Gemini South, degrees
+ALIGNMENT = 0.959                               # instrument alignment angle (IAA), degrees
 CONTROLLER_ROI = 1024                           # the controller's own region of interest, whose rows are one off
 ROW_ERROR = (1, 1, -1, -1)                      # true rows are CCDSEC's plus this, by array
 HEADER_KINDS = {"science": "target", "flat_on": "flat", "flat_off": "flat", "dark": "flat"}
@@ -48,34 +48,17 @@ def primary_header(facts: Facts, options: GsaoiOptions, exposure: Exposure, star
     kind = facts["kinds"][HEADER_KINDS.get(exposure.kind, exposure.kind)]
     values = _identity(options, exposure) | _time(exposure) | _optics(facts, options, exposure)
     if exposure.field:
-        values |= _telescope(options, exposure)
-    cards = _template(facts, kind, values)
+        star = {"P1ARA": round(exposure.ra - 0.05, 8), "P1ADEC": round(exposure.dec + 0.04, 8)}
+        values |= telescope(exposure, options.pa, ALIGNMENT) | star
+    cards = template(facts, kind, values)
     if exposure.kind == "science":
         cards = _guide_stars(facts, cards, stars["target"])
     return header([*PRIMARY, *cards])
 
 
-def _template(facts: Facts, kind: Facts, values: dict[str, object]) -> list[CardLike]:
-    """The template's cards with a kind's differences applied. Values of the kind win over those of the frame."""
-    values = values | facts["kinds"].get(kind.get("like", ""), {}).get("set", {}) | kind.get("set", {})
-    rows: list[list[object]] = []
-    for row in facts["primary"]:
-        if row[0] not in kind.get("drop", ()):
-            rows.append(row)
-        if row[0] == kind.get("after"):
-            rows += kind["add"]
-    return filled(rows, values)
-
-
-def _semester(exposure: Exposure) -> str:
-    start = utc(exposure.mjd)
-    year = start.year - (start.month == 1)
-    return f"GS-{year}{'A' if 2 <= start.month <= 7 else 'B'}"
-
-
 def _identity(options: GsaoiOptions, exposure: Exposure) -> dict[str, object]:
     night = exposure.file[1:9]
-    program = f"GS-CAL{night}" if exposure.kind not in ("science", "sky") else f"{_semester(exposure)}-Q-29"
+    program = f"GS-CAL{night}" if exposure.kind not in ("science", "sky") else f"{semester(exposure)}-Q-29"
     number = {"flat_on": 3, "flat_off": 4, "std": 5, "dark": 6}.get(exposure.kind, 21)
     released = utc(exposure.mjd) + timedelta(days=365 if exposure.field else 0)
     return {
@@ -87,29 +70,17 @@ def _identity(options: GsaoiOptions, exposure: Exposure) -> dict[str, object]:
     }
 
 
-def _clock(hours: float, digits: int, sign: bool = False) -> str:
-    """hh:mm:ss.s of a number of hours."""
-    total = round(abs(hours) * 3600.0, digits)
-    width = 3 + digits
-    text = f"{int(total // 3600):02d}:{int(total % 3600 // 60):02d}:{total % 60:0{width}.{digits}f}"
-    return ("-" if hours < 0 else "+") + text if sign else text
-
-
-def _hours(mjd: float) -> float:
-    return (mjd % 1.0) * 24.0
-
-
 def _time(exposure: Exposure) -> dict[str, object]:
     """Clocks: UT is the start of the frame, UTSTART and UTEND bracket the exposure; MJD-OBS is half a minute stale."""
     mjd, reads = exposure.mjd, read_time(exposure) * exposure.lnrs / 2
     start = mjd + (SETUP - 0.5 * bool(exposure.roi)) / 86400.0
     duration = exposure.coadds * exposure.exptime + reads + 0.6
-    ut, date = _clock(_hours(mjd), 1), f"{utc(mjd):%Y-%m-%d}"
+    ut, date = clock(hours_of(mjd), 1), f"{utc(mjd):%Y-%m-%d}"
     return {
         "UT": ut, "TIME-OBS": ut, "DATE": date, "DATE-OBS": date, "MJD-OBS": round(mjd - 0.0004, 6),
-        "TRKEPOCH": round(mjd - 0.003, 6), "LT": _clock((_hours(mjd) - 3.0) % 24.0, 1),
-        "ST": _clock(sidereal_time(mjd, LONGITUDE) / 15.0, 1),
-        "UTSTART": _clock(_hours(start), 1), "UTEND": _clock(_hours(start + duration / 86400.0), 1),
+        "TRKEPOCH": round(mjd - 0.003, 6), "LT": clock((hours_of(mjd) - 3.0) % 24.0, 1),
+        "ST": clock(sidereal_time(mjd, LONGITUDE) / 15.0, 1),
+        "UTSTART": clock(hours_of(start), 1), "UTEND": clock(hours_of(start + duration / 86400.0), 1),
         "EXPTIME": exposure.exptime, "COADDS": exposure.coadds, "LNRS": exposure.lnrs, "RDTIME": read_time(exposure),
         "ELAPSED": float(round(exposure.coadds * exposure.exptime + reads + 1.0)),
         "READDLAY": round(exposure.exptime - reads, 1),
@@ -123,24 +94,6 @@ def _optics(facts: Facts, options: GsaoiOptions, exposure: Exposure) -> dict[str
     return zero | {
         "FILTER1": "Blocked1_G1114" if blocked else filter_facts["wheel"],
         "FILT1POS": 66033 if blocked else filter_facts["position"], "WAVELENG": filter_facts["wavelength"],
-    }
-
-
-def _telescope(options: GsaoiOptions, exposure: Exposure) -> dict[str, object]:
-    """Where the telescope is and what offsets it has made."""
-    hour_angle = (sidereal_time(exposure.mjd, LONGITUDE) - exposure.ra + 180.0) % 360.0 - 180.0
-    azimuth, elevation, parallactic = horizontal(hour_angle, exposure.dec, LATITUDE)
-    end = horizontal(hour_angle + exposure.exptime * exposure.coadds / 240.0, exposure.dec, LATITUDE)[1]
-    p, q, iaa = exposure.p, exposure.q, np.radians(0.959)
-    east, north = rotate(np.array(p), np.array(q), options.pa)
-    airmass = [round(1.0 / float(np.sin(np.radians(e))), 3) for e in (elevation, end)]
-    return {
-        "RA": exposure.ra, "DEC": exposure.dec, "PA": options.pa, "HA": _clock(hour_angle / 15.0, 2, sign=True),
-        "AZIMUTH": azimuth, "ELEVATIO": elevation, "CRPA": -((parallactic + 0.959 + options.pa) % 360.0 - 180.0),
-        "AMSTART": airmass[0], "AMEND": airmass[1], "AIRMASS": airmass[0],
-        "POFFSET": p, "QOFFSET": q, "RAOFFSET": float(east), "DECOFFSE": float(north),
-        "XOFFSET": float(-(p * np.cos(iaa) + q * np.sin(iaa))), "YOFFSET": float(p * np.sin(iaa) - q * np.cos(iaa)),
-        "P1ARA": round(exposure.ra - 0.05, 8), "P1ADEC": round(exposure.dec + 0.04, 8),
     }
 
 
@@ -246,7 +199,7 @@ def bpm_header(facts: Facts, date: str) -> Header:
     program, stamp = f"GS-CAL{date}", f"{day}T00:00:00"
     zero = dict.fromkeys(("XOFFSET", "YOFFSET", "POFFSET", "QOFFSET", "RAOFFSET", "DECOFFSE", "PA"), 0.0)
     clock = dict.fromkeys(("UT", "TIME-OBS", "UTSTART", "UTEND"), "00:00:00.0")
-    return header([*PRIMARY, *_template(facts, facts["kinds"]["bpm"], zero | clock | {
+    return header([*PRIMARY, *template(facts, facts["kinds"]["bpm"], zero | clock | {
         "OBJECT": "BPM", "OBSTYPE": "BPM", "OBSCLASS": "dayCal", "GEMPRGID": program, "OBSID": f"{program}-900",
         "DATALAB": f"{program}-900-001", "LT": "12:34:59.0", "ST": "18:08:25.2", "TRKEPOCH": 56666.643709,
         "WAVELENG": 10150.0, "FILTER1": "Z_G1101", "FILT1POS": 4267, "DATE": day, "DATE-OBS": day, "RELEASE": day,

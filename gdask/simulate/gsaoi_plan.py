@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from typing import NamedTuple
 
 import numpy as np
 
+from gdask.simulate.exposure import NOWHERE, Exposure, file_name, pointing, sky_level, start_of
 from gdask.simulate.geometry import Chip, Pose, plane
 from gdask.simulate.noise import generator
 from gdask.simulate.options import GsaoiOptions
 from gdask.simulate.psf import PSF, Moffat
-from gdask.simulate.sky import offset, rotate
+from gdask.simulate.sky import offset
 
 TARGET = (201.2925, -43.1015)           # NGC 5128, as in the field's tutorial night
 STANDARD = (185.41388, -0.12028)        # star 9132
@@ -26,44 +26,11 @@ STALE_OFFSET = 80.0                     # s that a big offset takes
 SETUP = 7.5                             # s from the start of a frame (UT) to that of the exposure (UTSTART)
 DITHERS = ((0.0, 0.0), (1.6875, 1.125), (-1.125, 1.6875), (1.125, -1.6875), (-1.6875, -1.125),
            (2.25, 0.0), (0.0, 2.25), (-2.25, 0.0), (0.0, -2.25))
-MJD_0 = datetime(1858, 11, 17)
-
-
-class Exposure(NamedTuple):
-    """One raw frame. Angles are degrees; p, q arcsec; mjd is the start (UT)."""
-
-    file: str
-    kind: str               # science, sky, std, flat_on, flat_off, dark
-    field: str              # target, sky, std, or nothing
-    night: int
-    number: int             # in its sequence, from 1
-    mjd: float
-    exptime: float
-    coadds: int
-    lnrs: int
-    roi: int                # pixels of a region of interest; 0: none
-    ra: float               # target of the header
-    dec: float
-    p: float
-    q: float
-    header_ra0: float       # where the offsets of the header point
-    header_dec0: float
-    claimed: tuple[float, float]        # where CRVAL says that the frame points: stale when bad_wcs
-    bad_wcs: bool
-    pose: Pose
-    scale: float            # throughput
-    psf: PSF
-    light: float            # e-/s in a mean pixel: sky, lamp or thermal
 
 
 def read_time(exposure: Exposure) -> float:
     """RDTIME: seconds per read."""
     return READ / 2 if exposure.roi else READ
-
-
-def utc(mjd: float) -> datetime:
-    """Calendar time of a Modified Julian Date, to 0.1 ms."""
-    return MJD_0 + timedelta(seconds=round(mjd * 86400.0, 4))
 
 
 def plan(options: GsaoiOptions, chips: list[Chip], filter_facts: dict[str, float]) -> list[Exposure]:
@@ -88,18 +55,6 @@ def _date(options: GsaoiOptions, night: int) -> datetime:
     return datetime.strptime(options.date, "%Y%m%d") + timedelta(days=night)
 
 
-def _name(date: datetime, number: int) -> str:
-    return f"S{date:%Y%m%d}S{number:04d}.fits"
-
-
-def _mjd(date: datetime, hours: float, seconds: float) -> float:
-    """MJD of `hours` UT of the date plus `seconds`, on a tenth of a second as the headers give it."""
-    return (date - MJD_0).days + (hours * 3600.0 + round(seconds, 1)) / 86400.0
-
-
-NOWHERE = Pose(np.nan, np.nan, np.nan, 1.0, np.zeros((2, 7)))
-
-
 def _calibrations(options: GsaoiOptions, night: int, facts: dict[str, float]) -> Iterator[Exposure]:
     """Dome flats in the afternoon before (UT of the day before), darks in the morning."""
     date, first, n = _date(options, night), numbers(options), options.n_flats
@@ -110,9 +65,9 @@ def _calibrations(options: GsaoiOptions, night: int, facts: dict[str, float]) ->
     rows += [("dark", i, 10.5, step * i, options.exptime, options.coadds, options.lnrs, 0.0)
              for i in range(options.n_darks)]
     for kind, i, hours, seconds, exptime, coadds, lnrs, light in rows:
-        name = _name(date, first[kind] + i)
+        name = file_name(date, first[kind] + i)
         light *= 1.0 + 0.002 * generator(options.seed, "frame", name).standard_normal()
-        yield Exposure(name, kind, "", night, i + 1, _mjd(date, hours, seconds), exptime, coadds, lnrs, 0, 0.0, 0.0,
+        yield Exposure(name, kind, "", night, i + 1, start_of(date, hours, seconds), exptime, coadds, lnrs, 0, 0.0, 0.0,
                        0.0, 0.0, np.nan, np.nan, (np.nan, np.nan), False, NOWHERE, np.nan, (), light)
 
 
@@ -122,8 +77,8 @@ def _standards(options: GsaoiOptions, night: int, chips: list[Chip], facts: dict
     for i in range(options.n_std):
         u, v = plane(chips[i % 4], 1024.5, 1024.5)
         p, q = (-round(float(value) * 4) / 4 for value in (u, v))
-        mjd = _mjd(date, 0.9, 52.0 * i)
-        yield _exposure(options, _name(date, first + i), "std", "std", night, i + 1, mjd, p, q, facts)
+        mjd = start_of(date, 0.9, 52.0 * i)
+        yield _exposure(options, file_name(date, first + i), "std", "std", night, i + 1, mjd, p, q, facts)
 
 
 def _science(options: GsaoiOptions, night: int, facts: dict[str, float]) -> Iterator[Exposure]:
@@ -139,10 +94,10 @@ def _science(options: GsaoiOptions, night: int, facts: dict[str, float]) -> Iter
         counts[kind] += 1
         if kind == "sky":
             p, q = p + SKY_OFFSET[0], q + SKY_OFFSET[1]
-        exposure = _exposure(options, _name(date, first + i), kind, "target" if kind == "science" else "sky", night,
-                             night * len(order) + i + 1, _mjd(date, 2.4, seconds), p, q, facts)
+        exposure = _exposure(options, file_name(date, first + i), kind, "target" if kind == "science" else "sky", night,
+                             night * len(order) + i + 1, start_of(date, 2.4, seconds), p, q, facts)
         if i in bad:
-            stale = claimed if options.n_sky else pointing(options, TARGET, *SKY_OFFSET)
+            stale = claimed if options.n_sky else pointing(TARGET, *SKY_OFFSET, options.pa)
             exposure = exposure._replace(bad_wcs=True, claimed=stale)
         claimed = exposure.claimed
         yield exposure
@@ -175,18 +130,12 @@ def _dither(i: int, size: int, stretch: float) -> tuple[float, float]:
     return round(radius * np.cos(angle) * shrink, 4), round(radius * np.sin(angle) * shrink, 4)
 
 
-def pointing(options: GsaoiOptions, target: tuple[float, float], p: float, q: float) -> tuple[float, float]:
-    """Sky position of the offset (p, q) from the target at the header's position angle."""
-    xi, eta = rotate(np.array(p), np.array(q), options.pa)
-    return offset(*target, float(xi), float(eta))
-
-
 def _exposure(options: GsaoiOptions, file: str, kind: str, field: str, night: int, number: int, mjd: float, p: float,
               q: float, facts: dict[str, float]) -> Exposure:
     """An exposure of the sky, with what is true of it drawn from the seed and its name."""
     std = kind == "std"
     target = STANDARD if std else TARGET
-    header = pointing(options, target, p, q)
+    header = pointing(target, p, q, options.pa)
     rng = generator(options.seed, "frame", file)
     error = rng.normal(0.0, options.pointing * (5.0 if kind == "sky" else 1.0), 2)
     truth = offset(*header, float(error[0]), float(error[1]))
@@ -197,7 +146,8 @@ def _exposure(options: GsaoiOptions, file: str, kind: str, field: str, night: in
     exptime, coadds, lnrs, roi = options.exptime, options.coadds, options.lnrs, 0
     if std:
         exptime, coadds, lnrs, roi = 30.0, 1, 2, options.roi
-    sky = sky_level(options, facts["sky"], mjd, field)
+    usual = facts["sky"] if options.sky < 0 else options.sky
+    sky = sky_level(options.seed, usual, mjd, 0.012) * {"sky": 1.008, "std": 0.98}.get(field, 1.0)
     return Exposure(file, kind, field, night, number, mjd, exptime, coadds, lnrs, roi, *target, p, q, *header, header,
                     False, pose, float(rng.normal(1.0, 0.01)), _psf(rng, kind), sky)
 
@@ -208,12 +158,3 @@ def _psf(rng: np.random.Generator, kind: str) -> PSF:
     if kind == "science":
         return (Moffat(float(strehl), float(core), 4), Moffat(float(1.0 - strehl), float(halo), 3))
     return (Moffat(1.0, float(seeing), 3),)
-
-
-def sky_level(options: GsaoiOptions, usual: float, mjd: float, field: str) -> float:
-    """Sky at a time, e-/s in a mean pixel: waves of 7 to 150 minutes, 3 per cent in all, and a step between fields."""
-    rng = generator(options.seed, "sky")
-    phases, amplitudes = rng.uniform(0, 2 * np.pi, 5), rng.normal(0.0, 0.012, 5)
-    periods = np.array([7.0, 19.0, 37.0, 71.0, 150.0]) / 1440.0
-    drift = float((amplitudes * np.sin(2 * np.pi * (mjd % 1.0) / periods + phases)).sum())
-    return (usual if options.sky < 0 else options.sky) * (1.0 + drift) * {"sky": 1.008, "std": 0.98}.get(field, 1.0)

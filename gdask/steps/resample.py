@@ -18,7 +18,7 @@ from gdask.kernels.resample import resample
 from gdask.kernels.wcs import grid_from_header, grid_header
 from gdask.model import DQ
 from gdask.params import Range
-from gdask.steps.frames import PIXEL, note, pack, replaced, unpack
+from gdask.steps.frames import PIXEL, note, pack, replaced, unpack, with_headers
 from gdask.types import Flags, Frame, Frames, Image
 
 #: Bytes of all frames' pixels (data, variance, dq) that one task of the stack may gather.
@@ -107,13 +107,15 @@ def _resample_frame(frame: Frame, grid: Grid, header: object, interpolation: str
     for keyword in _ARRAY_KEYWORDS:
         base.remove(keyword, ignore_missing=True)
     base.update(header)
-    return onto.assign_attrs(headers=(base,), geometry=(), grid=grid, pending={}, results={})
+    onto = with_headers(onto, primary={"PIXSCALE": (grid.scale, "Pixel scale (arcsec)")})
+    return onto.assign_attrs(headers=(base,), geometry=(), source_geometry=geometries, grid=grid, pending={}, results={})
 
 
 #: What describes one array and its pixels, and not an image of all arrays.
 _ARRAY_KEYWORDS = (
     "ARRAYID", "CCDSEC", "DETSEC", "ARRAYSEC", "DATASEC", "CCDNAME", "AMPNAME", "LTM1_1", "LTM2_2", "LTV1", "LTV2",
     "CD1_1", "CD1_2", "CD2_1", "CD2_2", "CRPIX1", "CRPIX2", "CRVAL1", "CRVAL2", "CTYPE1", "CTYPE2", "SATLEVEL", "NONLINEA",
+    "RADECSYS", "XSCALE", "YSCALE", "CCDSIZE", "FRMNAME", "FRAMEID",
     *(f"AMP{kind}{number}" for kind in ("NAME", "SEC") for number in range(1, 5)),
 )  # fmt: skip
 

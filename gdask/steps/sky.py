@@ -135,7 +135,10 @@ def sky_correct(
         if names not in masters:
             masters[names] = _master(used, mask_objects, how) if used else None
         corrected.append(_subtract(frame, used, masters[names], offset_sky, scale_sky, mask_objects))
-    return tuple(corrected)
+    mode = "scaled to each frame" if scale_sky else "shifted to each frame" if offset_sky else "at its own level"
+    counts = sorted(len(frame.attrs["skies"]) for frame in frames)
+    text = f"sky {mode}, from {counts[0]}-{counts[-1]} frames, {len(masters)} combinations" if counts else ""
+    return tuple(note(frame, text) for frame in corrected)
 
 
 def levels(frame: Frame, mask_objects: bool = True) -> object:
@@ -171,6 +174,8 @@ def _level(data: Image, dq: Flags, objects: np.ndarray | None) -> float:
 
 def _master(skies: Frames, mask_objects: bool, how: dict[str, object]) -> Frame:
     """The combination of sky frames at level zero (scale: one). Each task reads its own rows of every frame."""
+    if how["reject"] == "minmax" and how["nlow"] + how["nhigh"] >= len(skies):  # type: ignore[operator]
+        how = how | {"reject": "none"}  # nothing would be left
     tag = "sky-" + "-".join(sky.attrs["name"] for sky in skies)
     banded = [reopen(sky, rows=ROWS, tag=tag) for sky in skies]
     names = ["data", "variance", "dq"] + (["objects"] if mask_objects and all("objects" in sky for sky in skies) else [])
@@ -202,7 +207,7 @@ def _subtract(
     own = levels(frame, mask_objects)
     if master is None:
         data = map_planes(_minus_level, array(frame, "data"), own, dtype="f4")
-        return note(with_arrays(frame, data=data), "no sky frames: only the level was subtracted")
+        return with_headers(with_arrays(frame, data=data), primary={"SKYFRMS": (0, "only the level was subtracted")})
     if not (offset or scale):
         times = tuple(_middle(sky) for sky in skies)
         own = map_planes(_interpolate, *(levels(sky, mask_objects) for sky in skies), dtype="f8", times=times, when=_middle(frame))
@@ -210,10 +215,9 @@ def _subtract(
         _minus_sky, *(array(frame, name) for name in ("data", "variance", "dq")),
         *(array(master, name) for name in ("data", "variance", "dq")), own, dtype=PIXEL, scale=scale,
     )  # fmt: skip
-    mode = "scaled to each frame" if scale else "shifted to each frame" if offset else "at its own level"
-    names = ", ".join(sky.attrs["name"] for sky in skies)
-    frame = with_headers(with_arrays(frame, **unpack(packed)), primary={"SKYFRMS": (len(skies), f"sky frames, {mode}")})
-    return note(frame.assign_attrs(sky_frames=names), f"sky {mode}, from {len(skies)} frames")
+    primary: dict[str, object] = {"SKYFRMS": (len(skies), "sky frames combined")}
+    primary |= {f"SKYFR{number:03d}": sky.attrs["name"] for number, sky in enumerate(skies, 1)}
+    return with_headers(with_arrays(frame, **unpack(packed)), primary=primary)
 
 
 def _minus_level(data: Image, level: np.ndarray) -> Image:

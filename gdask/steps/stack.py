@@ -58,7 +58,7 @@ def stack_frames(
     }  # fmt: skip
     planes = [array(frame, name) for name in ("data", "variance", "dq") for frame in frames]
     packed = map_planes(_combine, *planes, dtype=PIXEL, count=len(frames), how=how)
-    stack = replaced(frames[0], **unpack(packed)).assign_attrs(pending={}, provenance=_inputs_of(frames))
+    stack = replaced(frames[0], **unpack(packed)).assign_attrs(pending={}, provenance=_inputs_of(frames), inputs=_sources(frames))
     text = f"{len(frames)} frames, {operation}, {reject_method}"
     return note(with_headers(stack, primary=combined_keywords(frames)), text)
 
@@ -90,6 +90,14 @@ def check_alike(frames: Frames) -> None:
                 raise GdaskError(
                     f"{frame.attrs['name']}: {what} {other}, but {frames[0].attrs['name']} has {one}; reduce them apart"
                 )
+
+
+def _sources(frames: Frames) -> tuple[dict[str, object], ...]:
+    """Of each input: name, geometry of its arrays, and how well it was aligned."""
+    return tuple(
+        {"name": frame.attrs["name"], "geometry": frame.attrs.get("source_geometry", ()), **(frame.attrs.get("solution") or {})}
+        for frame in frames
+    )
 
 
 def _inputs_of(frames: Frames) -> tuple[dict[str, str], ...]:
