@@ -78,7 +78,7 @@ def fixed_pattern(seed: int, array: str, full: int, border: int, corner: int,
     _sprinkle(rng, heat, bad, HOT, 1.5e-3, lambda n: 10.0 ** rng.uniform(3.0, 5.5, n))
     bad[_spots(rng, factor, 60, (1.5, 6.0), (0.02, 0.35))] |= CLUSTER
     edge = np.ones((full, full), bool)
-    edge[border:-border, border:-border] = False
+    edge[border:full - border, border:full - border] = False
     factor[edge] = 0.0
     bad[edge] |= REFERENCE
     cut = np.s_[corner:corner + size, corner:corner + size]

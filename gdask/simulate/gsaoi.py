@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.interpolate import RectBivariateSpline
 
-from gdask.simulate import gsaoi_headers, truth
+from gdask.simulate import gsaoi_headers, gsaoi_truth
 from gdask.simulate.cosmics import Hits, cosmic_rays
 from gdask.simulate.detector import (
     REFERENCE,
@@ -30,14 +30,16 @@ from gdask.simulate.detector import (
     smooth_response,
     well,
 )
+from gdask.simulate.exposure import Exposure, pointing
 from gdask.simulate.geometry import Chip, jacobian, pixel_area, pixel_to_sky, plane, sky_to_pixel, within
-from gdask.simulate.gsaoi_plan import SKY_OFFSET, STANDARD, STANDARD_MAG, TARGET, Exposure, plan, pointing, read_time
+from gdask.simulate.gsaoi_plan import SKY_OFFSET, STANDARD, STANDARD_MAG, TARGET, plan, read_time
 from gdask.simulate.mef import write_mef
 from gdask.simulate.noise import generator
 from gdask.simulate.options import GsaoiOptions, gsaoi_options
 from gdask.simulate.psf import CORE, parameters, peak_fraction, radii, render
 from gdask.simulate.scene import HALOS, Halo, Stars, halo_light, star_field
 from gdask.simulate.sky import offset, rotate
+from gdask.simulate.truth import Counts
 from gdask.types import Image
 
 FULL = gsaoi_headers.FULL
@@ -95,7 +97,7 @@ def simulate_gsaoi(out: str | Path, *, progress: Callable[[str], None] | None = 
     paths = [raw / exposure.file for exposure in night.exposures]
     if not night.options.no_bpm:
         paths.append(_write_bpm(night, raw))
-    truth.write(night, counts, tables)
+    gsaoi_truth.write(night, counts, tables)
     return sorted(paths)
 
 
@@ -150,7 +152,7 @@ def _stars(options: GsaoiOptions, zero_point: float, chips: list[Chip]) -> dict[
     for chip, shift, mag in ((chips[1], (2.4, 2.0), 10.4), (chips[3], (-2.2, 1.5), 12.6)):
         xi, eta = _near_middle(chip, shift, options.pa)
         bright.append((xi, eta, mag))
-    centres = {"target": TARGET, "sky": pointing(options, TARGET, *SKY_OFFSET), "std": STANDARD}
+    centres = {"target": TARGET, "sky": pointing(TARGET, *SKY_OFFSET, options.pa), "std": STANDARD}
     kinds = {"target": options.field, "sky": "sky", "std": "std"}
     placed = {"target": tuple(bright), "std": ((0.0, 0.0, STANDARD_MAG),)}
     return {name: star_field(options.seed, name, kinds[name], *centre, zero_point, placed.get(name, ()))
@@ -261,7 +263,7 @@ def _add_latents(night: Night, exposure: Exposure, array: int, image: Image, cor
 
 
 def write_exposure(night: Night, exposure: Exposure, folder: Path,
-                   latents: Callable[[int, int], Latent | None]) -> truth.Counts:
+                   latents: Callable[[int, int], Latent | None]) -> Counts:
     """Simulate and write one frame; its saturated pixels and cosmic rays by array."""
     hits: list[Hits] = []
     full: list[int] = []
@@ -279,7 +281,7 @@ def write_exposure(night: Night, exposure: Exposure, folder: Path,
 
     primary = gsaoi_headers.primary_header(night.facts, night.options, exposure, night.stars)
     write_mef(folder / exposure.file, primary, images())
-    return truth.Counts(tuple(full), tuple(hits))
+    return Counts(tuple(full), tuple(hits))
 
 
 def _write_bpm(night: Night, folder: Path) -> Path:

@@ -24,11 +24,12 @@ PRIMARY: tuple[CardLike, ...] = (
 )
 
 
-def image_cards(shape: tuple[int, int], bitpix: int, unsigned: bool = False) -> list[CardLike]:
-    """The cards with which every image extension of `shape` (ny, nx) begins."""
+def image_cards(shape: tuple[int, ...], bitpix: int, unsigned: bool = False) -> list[CardLike]:
+    """The cards with which every image extension of `shape` (..., ny, nx) begins."""
     cards: list[CardLike] = [
         ("XTENSION", "IMAGE", "Image extension"), ("BITPIX", bitpix, "array data type"),
-        ("NAXIS", 2, "number of array dimensions"), ("NAXIS1", shape[1], ""), ("NAXIS2", shape[0], ""),
+        ("NAXIS", len(shape), "number of array dimensions"),
+        *((f"NAXIS{n}", length, "") for n, length in enumerate(reversed(shape), 1)),
         ("PCOUNT", 0, "number of parameters"), ("GCOUNT", 1, "number of groups"),
     ]
     return cards + ([("BSCALE", 1, ""), ("BZERO", 32768, "")] if unsigned else [])
@@ -42,7 +43,7 @@ def header(cards: Iterable[CardLike]) -> Header:
 def write_mef(path: Path, primary: Header, extensions: Iterable[tuple[Header, npt.NDArray[np.generic]]]) -> Path:
     """Write a MEF file; `extensions` may be a generator, so that one array is in memory at a time.
 
-    Data: float32 as it is, uint16 with BZERO 32768, uint8 as it is. The file appears whole or not at all.
+    Data: float32, int32 and uint8 as they are, uint16 with BZERO 32768. The file appears whole or not at all.
     """
     part = path.with_name(path.name + ".part")
     try:

@@ -44,7 +44,7 @@ class Density(NamedTuple):
     extra: int
 
 
-HALF_SIZE = 68.0        # arcsec: half the side of the square that holds stars; covers the field at any position angle
+HALF_SIZE = 68.0        # arcsec: half the side of the square that holds stars; covers GSAOI at any position angle
 
 DENSITIES = {
     "crowded": Density(24000, 13.8, 22.5, 0.31, 60),
@@ -52,6 +52,11 @@ DENSITIES = {
     "extended": Density(4000, 13.8, 22.0, 0.28, 20),
     "sky": Density(1000, 14.5, 21.0, 0.22, 0),
     "std": Density(900, 12.8, 18.5, 0.20, 0),
+    # a field of FLAMINGOS-2, fourteen times as large
+    "f2-sparse": Density(1300, 14.4, 23.8, 0.24, 8),
+    "f2-crowded": Density(30000, 13.8, 22.8, 0.30, 60),
+    "f2-extended": Density(1300, 14.4, 23.8, 0.24, 8),
+    "f2-sky": Density(1300, 14.4, 23.8, 0.24, 0),
 }
 
 #: e-/s per mean pixel, arcsec North of the pointing, scale, power: light of an unresolved background, and a galaxy.
@@ -59,15 +64,15 @@ HALOS = {"crowded": (2.0, 35.0, 70.0, 1.5), "extended": (60.0, -5.0, 8.0, 1.0)}
 
 
 def star_field(seed: int, field: str, kind: str, ra0: float, dec0: float, zero_point: float,
-               placed: tuple[tuple[float, float, float], ...] = ()) -> Stars:
-    """Stars of the `field`, drawn for `kind` (a key of DENSITIES) within HALF_SIZE arcsec of (ra0, dec0).
+               placed: tuple[tuple[float, float, float], ...] = (), half_size: float = HALF_SIZE) -> Stars:
+    """Stars of the `field`, drawn for `kind` (a key of DENSITIES) within `half_size` arcsec of (ra0, dec0).
 
     placed: (xi, eta, magnitude) of stars that must be there. The same seed gives the same sky whatever is observed.
     """
     density = DENSITIES[kind]
     rng = generator(seed, "scene", field, kind)
     n = density.stars + density.extra
-    xi, eta = rng.uniform(-HALF_SIZE, HALF_SIZE, (2, n))
+    xi, eta = rng.uniform(-half_size, half_size, (2, n))
     low, high = 10.0 ** (density.slope * np.array([density.bright, density.faint]))
     mag = np.log10(low + rng.uniform(size=n) * (high - low)) / density.slope
     mag[: density.extra] = density.bright + rng.uniform(size=density.extra)
