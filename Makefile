@@ -16,7 +16,7 @@ DEMO ?= demo
 DEMO_NIGHT ?= --size 768 --roi 766 --n-flats 5
 
 BIN := $(abspath $(VENV))/bin
-IN_DEMO = cd $(DEMO) && PATH="$(BIN):$$PATH" DRAGONSRC=dragonsrc; export PATH DRAGONSRC;
+DEMO_PATH := $(abspath $(DEMO))
 
 .PHONY: help demo test test-slow lint clean
 .DELETE_ON_ERROR:
@@ -53,22 +53,32 @@ $(VENV)/installed-lint: $(VENV)/made pyproject.toml
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check ruff
 	@touch $@
 
+# The field's tutorial, as it is typed (docs/gsaoi.md explains each line).
+define TUTORIAL
+typewalk -d raw
+dataselect --tags FLAT --expr "filter_name=='Kshort'" raw/*.fits -o flats_Kshort.list
+dataselect --expr 'observation_class=="partnerCal"' raw/*.fits | showd -d object
+dataselect --expr 'object=="9132"' raw/*.fits -o std_9132.list
+dataselect --expr '(observation_class=="science" and exposure_time==60.)' raw/*.fits -o science.list
+caldb init ; caldb config ; caldb add raw/bpm*.fits ; caldb list
+reduce @flats_Kshort.list
+reduce @std_9132.list
+reduce @science.list -r checkWCS
+reduce @science.list -p skyCorrect:offset_sky=False prepare:bad_wcs=fix
+endef
+export TUTORIAL
+
+# The calibration database is the demo's own, not that of ~/.dragons.
 demo: $(VENV)/installed
-	rm -rf $(DEMO)
-	"$(BIN)/gdask" simulate gsaoi $(DEMO) $(DEMO_NIGHT)
-	@printf '[calibs]\ndatabases = cal_manager.db get store\n' > $(DEMO)/dragonsrc  # not the one of ~/.dragons
-	$(IN_DEMO) typewalk -d raw
-	$(IN_DEMO) dataselect --tags FLAT --expr "filter_name=='Kshort'" raw/*.fits -o flats_Kshort.list
-	$(IN_DEMO) dataselect --expr 'observation_class=="partnerCal"' raw/*.fits | showd -d object
-	$(IN_DEMO) dataselect --expr 'object=="9132"' raw/*.fits -o std_9132.list
-	$(IN_DEMO) dataselect --expr '(observation_class=="science" and exposure_time==60.)' raw/*.fits -o science.list
-	$(IN_DEMO) caldb init && caldb config && caldb add raw/bpm*.fits && caldb list
-	$(IN_DEMO) reduce @flats_Kshort.list
-	$(IN_DEMO) reduce @std_9132.list
-	$(IN_DEMO) reduce @science.list -r checkWCS
-	$(IN_DEMO) reduce @science.list -p skyCorrect:offset_sky=False prepare:bad_wcs=fix
-	@echo; echo "The images (North up, East left, electrons; SCI, VAR, DQ):"; ls -d $(abspath $(DEMO))/*_image.fits
-	@echo "The truth about them is in $(DEMO)/truth; the commands above work as they are after  . $(VENV)/bin/activate"
+	rm -rf "$(DEMO)"
+	"$(BIN)/gdask" simulate gsaoi "$(DEMO)" $(DEMO_NIGHT)
+	@cd "$(DEMO)" && printf '[calibs]\ndatabases = cal_manager.db get store\n' > dragonsrc; \
+	PATH="$(BIN):$$PATH" DRAGONSRC=dragonsrc; export PATH DRAGONSRC; \
+	printf '%s\n' "$$TUTORIAL" | while IFS= read -r line; do \
+	  printf '\n> %s\n' "$$line"; eval "$$line" </dev/null || exit 1; \
+	done
+	@echo; echo "The images (North up, East left, electrons; SCI, VAR, DQ):"; ls "$(DEMO_PATH)"/*_image.fits
+	@echo "The truth about them: $(DEMO)/truth. To go on by hand: . $(VENV)/bin/activate; cd $(DEMO)"
 
 test: $(VENV)/installed-test
 	"$(BIN)/python" -P -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(PYTEST)
