@@ -61,10 +61,11 @@ def open_frame(path: str | os.PathLike[str], *, rows: int | None = None, tag: st
     path = os.path.abspath(path)
     if not os.path.isfile(path):
         raise GdaskError(f"{path}: no such file")
+    headers = read_headers(path)  # first: it says what is wrong with a file that is not whole
     layout = read_layout(path)
     if "data" not in layout and "dq" not in layout:
         raise GdaskError(f"{path}: no image extension; expected a multi-extension file with SCI arrays")
-    return _assemble(path, layout, read_headers(path), rows, tag)
+    return _assemble(path, layout, headers, rows, tag)
 
 
 def open_many(paths: list[str], *, rows: int | None = None) -> Frames:
