@@ -209,6 +209,7 @@ def _writer(array: object, path: str, places: Sequence[Place], bitpix: int) -> o
     import dask.array as da
     from dask.base import tokenize
 
+    array = array.rechunk({0: 1})  # type: ignore[attr-defined]  # a no-op but for a user's own chunks
     name = f"write-{tokenize(array.name, path, places)}"  # type: ignore[attr-defined]
     ones = tuple((1,) * len(axis) for axis in array.chunks)  # type: ignore[attr-defined]
     return da.map_blocks(

@@ -107,8 +107,8 @@ def item(box: np.ndarray, name: object) -> object:
 
 
 def array(frame: Frame, name: str) -> da.Array | None:
-    """A variable's dask array, or None where the Frame has no such variable."""
-    return frame[name].data if name in frame else None
+    """A variable's dask array, one detector to a chunk, or None where the Frame has no such variable."""
+    return frame[name].data.rechunk({0: 1}) if name in frame else None
 
 
 def with_arrays(frame: Frame, **arrays: da.Array | None) -> Frame:
