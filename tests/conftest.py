@@ -1,0 +1,134 @@
+"""A small simulated night that the tests of the pipeline share, and folders to reduce it in."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent))  # for helpers.py
+
+FILTERED = ("science", "sky", "flat_on", "flat_off", "dark", "std")
+
+
+class Night(NamedTuple):
+    """Raw files of a night by kind (in order of time), all science frames (target and sky), and where they are."""
+
+    folder: Path
+    science: list[str]
+    sky: list[str]
+    flat_on: list[str]
+    flat_off: list[str]
+    dark: list[str]
+    std: list[str]
+    bpm: str
+
+    @property
+    def sequence(self) -> list[str]:
+        return sorted([*self.science, *self.sky])
+
+    @property
+    def truth(self) -> Path:
+        return self.folder / "truth"
+
+
+@pytest.fixture(scope="session")
+def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
+    """Crowded field, 6 frames on target and 5 on sky of which 3 have a bad WCS, 3+3 flats, 3 darks, 3 standards."""
+    from astropy.table import Table
+
+    from gdask.simulate import simulate_gsaoi
+
+    folder = tmp_path_factory.mktemp("night")
+    simulate_gsaoi(folder, size=320, n_flats=3, n_darks=3, n_science=6, n_sky=5, n_std=3)
+    rows = Table.read(folder / "truth" / "frames.ecsv")
+    files = {kind: sorted(str(folder / "raw" / row["file"]) for row in rows if row["kind"] == kind) for kind in FILTERED}
+    (bpm,) = (folder / "raw").glob("bpm*.fits")
+    return Night(folder, bpm=str(bpm), **files)
+
+
+@contextmanager
+def _working_folder(folder: Path, night: Night, *other_databases: Path) -> Iterator[Path]:
+    """Inside: `folder` is the working folder, with raw/ and a configuration of calibration databases of its own."""
+    (folder / "raw").symlink_to(night.folder / "raw")
+    lines = ["cal_manager.db get store", *(f"{path} get" for path in other_databases)]
+    (folder / "dragonsrc").write_text("[calibs]\ndatabases = " + "\n    ".join(lines) + "\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DRAGONSRC", str(folder / "dragonsrc"))
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def reduced(night: Night, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the night was reduced: BPM registered, flat made, science frames stacked."""
+    from gdask import Reduce, cal_service
+
+    folder = tmp_path_factory.mktemp("reduced")
+    with _working_folder(folder, night):
+        database = cal_service.set_local_database()
+        database.init()
+        database.add_cal(night.bpm)
+        flats = Reduce()
+        flats.files.extend([*night.flat_on, *night.flat_off])
+        flats.runr()
+        science = Reduce()
+        science.files.extend(night.sequence)
+        science.uparms["prepare:bad_wcs"] = "fix"
+        science.uparms["skyCorrect:offset_sky"] = False
+        science.runr()
+    return folder
+
+
+@pytest.fixture
+def workspace(night: Night, tmp_path: Path) -> Iterator[Path]:
+    """The working folder of one test: raw/, an empty calibration database, nothing else."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    with _working_folder(folder, night):
+        yield folder
+
+
+@pytest.fixture
+def calibrated(night: Night, reduced: Path, tmp_path: Path) -> Iterator[Path]:
+    """The working folder of one test: raw/, and the BPM and the flat of `reduced` in a database that is only read."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    with _working_folder(folder, night, reduced / "cal_manager.db"):
+        yield folder
+
+
+@pytest.fixture
+def no_compute() -> Iterator[None]:
+    """Inside a test: dask computes nothing; what tries to fails."""
+    import dask
+
+    def refuse(*args: object, **kwargs: object) -> object:
+        raise AssertionError("a compute while a graph is built")
+
+    with dask.config.set(scheduler=refuse):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _quiet_log() -> Iterator[None]:
+    """The log as a test found it: no handlers of a command that another test has run."""
+    yield
+    logger = logging.getLogger("gdask")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread_each() -> None:
+    """Two test processes on two cores: no library starts more threads."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,0 +1,77 @@
+"""What the tests of the pipeline share: frames with known pixels, frames as plain arrays."""
+
+from __future__ import annotations
+
+import dask
+import dask.array as da
+import numpy as np
+
+import gdask
+from gdask.steps.frames import with_arrays
+from gdask.steps.pointing import prepare
+from gdask.types import Frame, Frames
+
+#: Heights of the row bands that every pixel-wise step is tried with: whole arrays, several even ones, uneven ones.
+BANDS = (None, 64, 97)
+
+
+def ramp(shape: tuple[int, ...], seed: int, low: float = 100.0, high: float = 20000.0) -> np.ndarray:
+    """float32: a ramp over all pixels from `low` to `high`, with noise of 1 % of the range."""
+    values = np.linspace(low, high, int(np.prod(shape))).reshape(shape)
+    return (values + np.random.default_rng(seed).normal(0.0, 0.01 * (high - low), shape)).astype(np.float32)
+
+
+def flags(shape: tuple[int, ...], seed: int, share: float = 0.05) -> np.ndarray:
+    """uint16: one of the DQ bits in a random `share` of the pixels."""
+    random = np.random.default_rng(seed)
+    bits = random.choice([1, 2, 4, 8, 16, 64], shape).astype(np.uint16)
+    return np.where(random.random(shape) < share, bits, 0).astype(np.uint16)
+
+
+def with_pixels(frame: Frame, rows: int | None = None, **planes: np.ndarray) -> Frame:
+    """The Frame with these pixels, chunked in bands of `rows` rows."""
+    lazy = {
+        name: da.from_array(values, chunks=(1, rows or values.shape[1], -1), asarray=True) for name, values in planes.items()
+    }
+    return with_arrays(frame, **lazy)
+
+
+def shape_of(frame: Frame) -> tuple[int, int, int]:
+    return frame.sizes["detector"], frame.sizes["y"], frame.sizes["x"]
+
+
+def raw(path: str, seed: int = 1, rows: int | None = None, **limits: float) -> Frame:
+    """A raw file's headers, prepared, with a ramp as its pixels."""
+    (frame,) = prepare((gdask.open(path),), bad_wcs="ignore")
+    return with_pixels(frame, rows, data=ramp(shape_of(frame), seed, **limits))
+
+
+def electrons(path: str, seed: int = 1, rows: int | None = None, **limits: float) -> Frame:
+    """A raw file's headers, prepared, with a ramp as data, another as variance, and flags in 5 % of the pixels."""
+    frame = raw(path, seed, rows, **limits)
+    shape = shape_of(frame)
+    return with_pixels(frame, rows, variance=ramp(shape, seed + 1000, 10.0, 500.0), dq=flags(shape, seed + 2000))
+
+
+def computed(frame: Frame) -> dict[str, np.ndarray]:
+    """All variables of a Frame as plain arrays, in one compute."""
+    names = list(frame.data_vars)
+    return dict(zip(names, dask.compute(*(frame[name].data for name in names)), strict=True))
+
+
+def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    """The same variables with the same bits (NaN included)."""
+    assert one.keys() == other.keys()
+    for name, values in one.items():
+        assert values.dtype == other[name].dtype and values.shape == other[name].shape, name
+        assert values.tobytes() == other[name].tobytes(), f"{name}: {np.sum(values != other[name])} pixels differ"
+
+
+def on_disk(frames: Frames, folder: object) -> Frames:
+    """The Frames written to `folder` and opened again; attributes that files do not hold are kept."""
+    result = []
+    for frame in frames:
+        again = gdask.open(gdask.write(frame, f"{folder}/{frame.attrs['name']}"))
+        kept = {key: frame.attrs[key] for key in ("geometry", "results", "provenance") if key in frame.attrs}
+        result.append(again.assign_attrs(kept))
+    return tuple(result)
