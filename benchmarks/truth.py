@@ -16,62 +16,134 @@ from astropy.table import Table
 from astropy.wcs import WCS
 from scipy.spatial import cKDTree
 
+from gdask.io.tables import geometries_of
 from gdask.kernels.centroid import refine
 from gdask.kernels.detect import detect, measure_fwhm
+from gdask.kernels.geometry import Geometry, tangent_plane, to_sky
 
-APERTURE = 40.0  # pixels (0.8 arcsec): holds the halo of an AO image
+APERTURE = 12.0  # pixels (0.24 arcsec)
 RING = (44.0, 60.0)
 
 
 def measure(image: str, truth: str, field: str = "target") -> dict[str, float]:
-    """Figures of merit of one stack (see the keys); positions in mas after one linear transform of truth to image."""
+    """Figures of merit of one stack. Positions in mas after one linear transform of truth to image.
+
+    `floor`: what the mean of the frames' true distortions leaves after that transform; no frame-to-frame alignment can
+    remove it without a reference catalogue. `flux_ratio`: measured over true electrons, where the flat-field's unit (its
+    median pixel) is taken from the true flats; light of the model of all stars is subtracted around each star.
+    """
     with fits.open(image) as hdus:
         data, variance, dq = (hdus[name].data.astype(kind) for name, kind in (("SCI", "f4"), ("VAR", "f4"), ("DQ", "u2")))
         header, exptime = hdus["SCI"].header, hdus[0].header["EXPTIME"]
-    stars = Table.read(Path(truth) / "catalog.ecsv")
-    frames = Table.read(Path(truth) / "frames.ecsv")
-    stars = stars[(stars["field"] == field) & (stars["kind"] == "star")]
-    used = frames[(frames["field"] == field)]
-    scale = float(np.mean(used["scale"]))
-    psfs = [ast.literal_eval(text) for text in used["psf"]]
-    catalog, _ = detect(data, variance, dq, threshold=1.5, min_pixels=8, mesh=128)
-    fwhm = measure_fwhm(catalog)
-    found = refine(data, variance, dq, catalog["X_IMAGE"] - 1, catalog["Y_IMAGE"] - 1, fwhm=fwhm)
-    return {"fwhm_px": float(fwhm)} | _compare(found, stars, WCS(header), data, variance, dq, exptime * scale, fwhm, psfs)
-
-
-def _compare(
-    found: np.ndarray, stars: Table, wcs: WCS, data: np.ndarray, variance: np.ndarray, dq: np.ndarray, time: float, fwhm: float, psfs: list
-) -> dict[str, float]:
+        astrom = Table(hdus["ASTROM"].data) if "ASTROM" in hdus else None
+    folder = Path(truth)
+    catalog, frames = Table.read(folder / "catalog.ecsv"), Table.read(folder / "frames.ecsv")
+    stars = catalog[(catalog["field"] == field) & (catalog["kind"] == "star")]
+    used = frames[np.array([str(name) == field for name in frames["field"]])]
+    wcs = WCS(header)
+    x, y = (np.asarray(v, float) for v in wcs.world_to_pixel_values(stars["ra"], stars["dec"]))
+    flux = np.asarray(stars["flux"]) * exptime * float(np.mean(used["scale"])) * flat_unit(folder)
+    found_all, _ = detect(data, variance, dq, threshold=1.5, min_pixels=8, mesh=128)
+    fwhm = measure_fwhm(found_all)
+    found = refine(data, variance, dq, found_all["X_IMAGE"] - 1, found_all["Y_IMAGE"] - 1, fwhm=fwhm)
     pixel = 3600 * float(np.sqrt(abs(np.linalg.det(wcs.pixel_scale_matrix))))
-    x, y = wcs.world_to_pixel_values(stars["ra"], stars["dec"])
-    x, y, flux = np.asarray(x), np.asarray(y), np.asarray(stars["flux"]) * time
-    inside = _inside(x, y, dq)
-    isolated = _isolated(x, y, flux, 2.5 * fwhm)
-    signal = _expected_snr(x, y, flux, variance, fwhm)
-    wanted = inside & isolated & (signal > 20)
-    tree = cKDTree(np.column_stack([found["x"], found["y"]]))
-    distance, index = tree.query(np.column_stack([x, y]), distance_upper_bound=10.0)
-    good = wanted & np.isfinite(distance)
-    dx, dy = _linear_residuals(x[good], y[good], found["x"][index[good]], found["y"][index[good]])
+    figures, offset = _positions(found, x, y, flux, variance, dq, fwhm, pixel, _mean_warp(used, stars, folder))
+    model = render(x + offset[0], y + offset[1], flux, [ast.literal_eval(str(text)) for text in used["psf"]], pixel, data.shape)
+    figures |= _fluxes(data - model, model, dq, x + offset[0], y + offset[1], flux)
+    if astrom is not None:
+        figures |= edge_steps(data - model, dq, wcs, astrom)
+    return {"fwhm_px": float(fwhm)} | figures
+
+
+def flat_unit(folder: Path) -> float:
+    """The median of the true flats over all arrays: what a normalised flat calls 1."""
+    flats = [fits.getdata(path, "FLAT") for path in sorted(folder.glob("flat_?.fits*"))]
+    return float(np.median(np.concatenate([flat[4:-4, 4:-4].ravel()[::7] for flat in flats])))
+
+
+def edge_steps(residual: np.ndarray, dq: np.ndarray, wcs: WCS, astrom: Table) -> dict[str, float]:
+    """Steps of the sky across each edge of each array of each frame, where other frames cover both sides (e-)."""
+    steps = []
+    for geometry in geometries_of(astrom):
+        for side in range(4):
+            values = [_strip(residual, dq, wcs, geometry, side, depth) for depth in (-STRIP, STRIP)]
+            if min(len(v) for v in values) > 4000:
+                steps.append(float(np.median(values[1]) - np.median(values[0])))
+    return {"edges": len(steps), "edge_step_rms_e": float(np.sqrt(np.mean(np.square(steps)))) if steps else float("nan"),
+            "edge_step_median_abs_e": float(np.median(np.abs(steps))) if steps else float("nan"),
+            "edge_step_worst_e": float(np.max(np.abs(steps))) if steps else float("nan")}  # fmt: skip
+
+
+STRIP = 24
+
+
+def _strip(residual: np.ndarray, dq: np.ndarray, wcs: WCS, geometry: Geometry, side: int, depth: int) -> np.ndarray:
+    """Good residuals in a strip of |depth| pixels inside (> 0) or outside (< 0) one edge of an array."""
+    size = 2049 - 2 * (geometry.x0 - 1) if geometry.x0 > 1 else 2048
+    along = np.arange(60, size - 60, 1.0)
+    across = np.sign(depth) * np.arange(5, abs(depth), 1.0) + (4 if side % 2 == 0 else size - 5) * 1.0
+    across = across if side % 2 == 0 else (size - 5) - np.sign(depth) * np.arange(5, abs(depth), 1.0)
+    a, b = np.meshgrid(along, across)
+    px, py = (b, a) if side < 2 else (a, b)
+    gx, gy = wcs.world_to_pixel_values(*to_sky(geometry, px.ravel(), py.ravel()))
+    i, j = np.round(gx).astype(int), np.round(gy).astype(int)
+    ok = (i >= 0) & (j >= 0) & (i < dq.shape[1]) & (j < dq.shape[0])
+    i, j = i[ok], j[ok]
+    values = residual[j, i]
+    return values[(dq[j, i] == 0) & (np.abs(values - np.median(values)) < 150)] if len(values) else values
+
+
+def _mean_warp(used: Table, stars: Table, folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """The mean of the frames' true distortions at the stars (East, North, arcsec), where the truth says how."""
+    scene = json.loads((folder / "scene.json").read_text())
+    scale = scene.get("warp_scale", 45.0)
+    total = np.zeros((2, len(stars)))
+    for frame in used:
+        warp, pa = np.array(ast.literal_eval(str(frame["warp"]))), np.radians(frame["pa"])
+        xi, eta = tangent_plane(stars["ra"], stars["dec"], frame["ra0"], frame["dec0"])
+        u, v = (np.cos(pa) * xi - np.sin(pa) * eta) / scale, (np.sin(pa) * xi + np.cos(pa) * eta) / scale
+        w = warp @ np.array([u * u, u * v, v * v, u**3, u * u * v, u * v * v, v**3])
+        total += np.array([np.cos(pa) * w[0] + np.sin(pa) * w[1], np.cos(pa) * w[1] - np.sin(pa) * w[0]])
+    return total[0] / len(used), total[1] / len(used)
+
+
+def _positions(
+    found: np.ndarray, x: np.ndarray, y: np.ndarray, flux: np.ndarray, variance: np.ndarray, dq: np.ndarray, fwhm: float,
+    pixel: float, warp: tuple[np.ndarray, np.ndarray],
+) -> tuple[dict[str, float], tuple[float, float]]:
     mas = 1000 * pixel
+    signal = _expected_snr(flux, variance, fwhm)
+    wanted = _inside(x, y, dq) & _isolated(x, y, flux, 2.5 * fwhm, 0.02) & (signal > 20)
+    distance, index = cKDTree(np.column_stack([found["x"], found["y"]])).query(np.column_stack([x, y]), distance_upper_bound=10.0)
+    good = wanted & np.isfinite(distance)
+    star = found[index[good]]
+    dx, dy = _linear_residuals(x[good], y[good], star["x"], star["y"])
     match = np.hypot(dx, dy) * mas < 30
-    bright = (signal[good] > 100) & match & (found["flags"][index[good]] & ~1 == 0)
-    lone = _isolated_of(x, y, flux, np.flatnonzero(good)[bright], APERTURE, 0.05)
-    where = x[good][bright][lone], y[good][bright][lone]
-    model = render(x, y, flux, psfs, pixel, data.shape)
-    apertures, expected = _aperture(data, dq, *where), _aperture(model, dq, *where)
-    ratio = (apertures / expected)[np.isfinite(apertures / expected)]
-    offset = np.array([np.median(found["x"][index[good]] - x[good]), np.median(found["y"][index[good]] - y[good])]) * mas
+    bright = (signal[good] > 100) & match & (star["flags"] & ~1 == 0)
+    fx, fy = _linear_residuals(x[good], y[good], x[good] + warp[0][good] / pixel, y[good] + warp[1][good] / pixel)
+    offset = float(np.median(star["x"] - x[good])), float(np.median(star["y"] - y[good]))
     return {
         "stars": int(wanted.sum()), "recovered": float(match.sum() / max(wanted.sum(), 1)), "bright": int(bright.sum()),
         "rms_x_mas": float(dx[bright].std() * mas), "rms_y_mas": float(dy[bright].std() * mas),
         "mad_x_mas": _mad(dx[bright]) * mas, "mad_y_mas": _mad(dy[bright]) * mas,
-        "offset_x_mas": float(offset[0]), "offset_y_mas": float(offset[1]), "rotation_deg": _rotation(x[good], y[good], found[index[good]]),
-        "phot_stars": len(ratio), "flux_ratio": float(np.median(ratio)) if len(ratio) else float("nan"),
-        "flux_ratio_error": 1.86 * _mad(ratio) / max(len(ratio), 1) ** 0.5,
-        "flux_scatter": _mad(ratio) * 1.4826,
-    }  # fmt: skip
+        "floor_rms_x_mas": float(fx[bright].std() * mas), "floor_rms_y_mas": float(fy[bright].std() * mas),
+        "floor_mad_x_mas": _mad(fx[bright]) * mas, "floor_mad_y_mas": _mad(fy[bright]) * mas,
+        "beyond_floor_mad_x_mas": min(_mad((dx + s * fx)[bright]) for s in (1, -1)) * mas,
+        "beyond_floor_mad_y_mas": min(_mad((dy + s * fy)[bright]) for s in (1, -1)) * mas,
+        "offset_x_mas": offset[0] * mas, "offset_y_mas": offset[1] * mas, "rotation_deg": _rotation(x[good], y[good], star),
+    }, offset  # fmt: skip
+
+
+def _fluxes(residual: np.ndarray, model: np.ndarray, dq: np.ndarray, x: np.ndarray, y: np.ndarray, flux: np.ndarray) -> dict[str, float]:
+    """Ratio of measured to true flux of stars above 1e5 e- in an aperture, neighbours' light taken out by the model."""
+    ok = np.flatnonzero(_inside(x, y, dq) & (flux > 1e5))
+    own = _aperture(residual, dq, x[ok], y[ok])
+    true = _aperture(model, dq, x[ok], y[ok])
+    ratio = 1 + own / true
+    ratio = ratio[np.isfinite(ratio) & (true > 0.3 * flux[ok]) & (true < 1.1 * flux[ok])]
+    error = 1.2533 * 1.4826 * _mad(ratio) / max(len(ratio), 1) ** 0.5
+    return {"phot_stars": len(ratio), "flux_ratio": float(np.median(ratio)) if len(ratio) else float("nan"),
+            "flux_ratio_error": error, "flux_scatter": 1.4826 * _mad(ratio)}  # fmt: skip
 
 
 def _inside(x: np.ndarray, y: np.ndarray, dq: np.ndarray) -> np.ndarray:
@@ -81,17 +153,14 @@ def _inside(x: np.ndarray, y: np.ndarray, dq: np.ndarray) -> np.ndarray:
     return ok
 
 
-def _isolated(x: np.ndarray, y: np.ndarray, flux: np.ndarray, radius: float) -> np.ndarray:
-    return _isolated_of(x, y, flux, np.arange(len(x)), radius, 0.02)
+def _isolated(x: np.ndarray, y: np.ndarray, flux: np.ndarray, radius: float, share: float) -> np.ndarray:
+    """True where neighbours within `radius` have less than `share` of the star's flux together."""
+    xy = np.column_stack([x, y])
+    near = cKDTree(xy).query_ball_point(xy, radius)
+    return np.array([sum(flux[j] for j in group if j != i) < share * flux[i] for i, group in enumerate(near)], bool)
 
 
-def _isolated_of(x: np.ndarray, y: np.ndarray, flux: np.ndarray, of: np.ndarray, radius: float, share: float) -> np.ndarray:
-    tree = cKDTree(np.column_stack([x, y]))
-    near = tree.query_ball_point(np.column_stack([x[of], y[of]]), radius)
-    return np.array([sum(flux[j] for j in group if j != i) < share * flux[i] for i, group in zip(of, near, strict=True)], bool)
-
-
-def _expected_snr(x: np.ndarray, y: np.ndarray, flux: np.ndarray, variance: np.ndarray, fwhm: float) -> np.ndarray:
+def _expected_snr(flux: np.ndarray, variance: np.ndarray, fwhm: float) -> np.ndarray:
     """A core of 40 % of the flux within one FWHM's circle, against the median variance of a pixel."""
     noise = np.sqrt(np.median(variance[variance > 0]) * np.pi * fwhm**2)
     core = 0.4 * flux
