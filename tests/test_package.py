@@ -16,7 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.coordinates import SkyCoord
 from astropy.io import fits
+from astropy.table import Table
+from astropy.wcs import WCS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"gdask": "gdask", "recipes": "gdask/recipes", "cluster": "gdask/cluster"}
@@ -66,7 +69,7 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def night(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with raw/ of a tiny night, simulated by the installed package."""
     folder = tmp_path_factory.mktemp("night")
-    run(installed / "gdask", "simulate", "gsaoi", ".", "--size", "256", "--n-flats", "2", "--n-science", "3",
+    run(installed / "gdask", "simulate", "gsaoi", ".", "--size", "384", "--n-flats", "2", "--n-science", "3",
         "--n-sky", "3", "--n-std", "1", cwd=folder)
     return folder
 
@@ -131,7 +134,7 @@ def test_commands_on_raw_files(installed: Path, night: Path) -> None:
     assert "min_pixels         20" in parameters and "(GSAOI)" in parameters  # a default from the instrument's TOML
 
 
-def test_recipe_makes_a_flat(installed: Path, night: Path) -> None:
+def test_recipes_make_a_flat_and_an_image(installed: Path, night: Path) -> None:
     raw = sorted(str(path.relative_to(night)) for path in (night / "raw").glob("S*.fits"))
     run(installed / "caldb", "add", "raw/bpm_20121104_gsaoi_gsaoi_11_full_4amp.fits", cwd=night)
     run(installed / "dataselect", "--tags", "FLAT", *raw, "-o", "flats.list", cwd=night)
@@ -146,6 +149,21 @@ def test_recipe_makes_a_flat(installed: Path, night: Path) -> None:
     assert min(mask.mean() for mask in good) > 0.9
     assert np.ptp(levels) < 2e-3 * np.mean(levels)  # one normalisation for all arrays
     assert max(np.std(ratio[mask]) for ratio, mask in zip(ratios, good, strict=True)) < 0.01
+    raw = sorted(str(path.relative_to(night)) for path in (night / "raw").glob("S*.fits"))
+    run(installed / "dataselect", "--expr", "observation_class=='science'", *raw, "-o", "science.list", cwd=night)
+    parameters = ["skyCorrect:offset_sky=False", "prepare:bad_wcs=fix"]
+    assert "S20170505S0095_image.fits" in run(installed / "reduce", "@science.list", "-p", *parameters, cwd=night)
+    with fits.open(night / "S20170505S0095_image.fits", checksum=True) as image:
+        assert [hdu.name for hdu in image[1:4]] == ["SCI", "VAR", "DQ"]
+        assert (image[0].header["NCOMBINE"], image["SCI"].header["BUNIT"]) == (3, "electron")
+        data, dq, wcs = image["SCI"].data, image["DQ"].data, WCS(image["SCI"].header)
+    (east, _), (_, north) = wcs.pixel_scale_matrix * 3600  # North up, East left, 0.02 arcsec
+    assert np.allclose([east, north], [-0.02, 0.02])
+    peak = np.unravel_index(np.argmax(np.where(dq == 0, data, 0)), data.shape)
+    stars = Table.read(night / "truth" / "catalog.ecsv")
+    stars = stars[stars["field"] == "target"]
+    away = wcs.pixel_to_world(*peak[::-1]).separation(SkyCoord(stars["ra"], stars["dec"], unit="deg")).arcsec
+    assert stars["flux"][away < 0.15].max() > 0.1 * stars["flux"].max()  # the brightest pixel is a bright star
 
 
 @pytest.mark.slow
