@@ -1,4 +1,4 @@
-"""`gdask simulate gsaoi OUT`: raw frames as the archive holds them, and the truth about them."""
+"""`gdask simulate INSTRUMENT OUT`: raw frames as the archive holds them, and the truth about them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import time
 from collections.abc import Sequence
 
 from gdask.model import GdaskError
-from gdask.simulate.options import CHOICES, HELP, GsaoiOptions
+from gdask.simulate.options import F2, GSAOI, Instrument
+
+ABOUT = {
+    "gsaoi": "a GSAOI imaging night: dome flats, a standard, target and offset sky",
+    "f2": "a FLAMINGOS-2 imaging night: darks, GCAL flats, dithers on the target or offset to sky",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; 0 when all was written, 2 when an option cannot be."""
-    arguments = vars(_parser().parse_args(argv))
-    arguments.pop("instrument")
     try:
-        return _gsaoi(**arguments)
+        return _simulate(**vars(_parser().parse_args(argv)))
     except GdaskError as error:
         print(f"simulate: {error}", file=sys.stderr)
         return 2
@@ -28,33 +31,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gdask simulate", description="Raw nights with known truth.")
     verbs = parser.add_subparsers(dest="instrument", required=True)
-    gsaoi = verbs.add_parser("gsaoi", help="a GSAOI imaging night: dome flats, a standard, target and offset sky",
-                             formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    gsaoi.add_argument("out", help="folder: raw frames go to OUT/raw, truth to OUT/truth")
-    gsaoi.add_argument("-q", "--quiet", action="store_true", help="no progress on standard error")
-    for name, default in GsaoiOptions()._asdict().items():
-        flag = "--" + name.replace("_", "-")
-        if isinstance(default, bool):
-            gsaoi.add_argument(flag, action="store_true", help=HELP[name])
-        else:
-            gsaoi.add_argument(flag, type=type(default), default=default, choices=CHOICES.get(name), help=HELP[name],
-                               metavar=None if name in CHOICES else type(default).__name__.upper())
+    for instrument in (GSAOI, F2):
+        _add_verb(verbs.add_parser(instrument.name, help=ABOUT[instrument.name],
+                                   formatter_class=argparse.ArgumentDefaultsHelpFormatter), instrument)
     return parser
 
 
-def _gsaoi(out: str, quiet: bool, **options: object) -> int:
-    from gdask.simulate.gsaoi import simulate_gsaoi
+def _add_verb(verb: argparse.ArgumentParser, instrument: Instrument) -> None:
+    verb.add_argument("out", help="folder: raw frames go to OUT/raw, truth to OUT/truth")
+    verb.add_argument("-q", "--quiet", action="store_true", help="no progress on standard error")
+    for name, default in instrument.defaults._asdict().items():
+        flag, about = "--" + name.replace("_", "-"), instrument.help[name]
+        if isinstance(default, bool):
+            verb.add_argument(flag, action="store_true", help=about)
+        else:
+            verb.add_argument(flag, type=type(default), default=default, choices=instrument.choices.get(name),
+                              help=about, metavar=None if name in instrument.choices else type(default).__name__.upper())
+
+
+def _simulate(instrument: str, out: str, quiet: bool, **options: object) -> int:
+    import gdask.simulate
 
     start, done = time.monotonic(), 0
 
     def progress(file: str) -> None:
         nonlocal done
         done += 1
-        print(f"\rsimulate gsaoi: {done} {file}", end="", file=sys.stderr, flush=True)
+        print(f"\rsimulate {instrument}: {done} {file}", end="", file=sys.stderr, flush=True)
 
     live = not quiet and sys.stderr.isatty()
-    paths = simulate_gsaoi(out, progress=progress if live else None, **options)
+    simulator = getattr(gdask.simulate, f"simulate_{instrument}")
+    paths = simulator(out, progress=progress if live else None, **options)
     if not quiet:
-        print(("\r" if live else "") + f"simulate gsaoi: {len(paths)} raw files in {out}/raw, truth in {out}/truth "
+        print(("\r" if live else "") + f"simulate {instrument}: {len(paths)} raw files in {out}/raw, truth in {out}/truth "
               f"({time.monotonic() - start:.1f} s)", file=sys.stderr)
     return 0

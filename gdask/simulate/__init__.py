@@ -1,13 +1,15 @@
-"""Raw nights with known truth. `simulate_gsaoi(out, seed=1, size=2048, ...)` writes one; nothing is loaded before."""
+"""Raw nights with known truth. `simulate_gsaoi(out, seed=1, size=2048, ...)` and `simulate_f2` write one; nothing is
+loaded before."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gdask.simulate.f2 import simulate_f2
     from gdask.simulate.gsaoi import simulate_gsaoi
 
-__all__ = ["simulate_gsaoi"]
+__all__ = ["simulate_f2", "simulate_gsaoi"]
 
 
 def __getattr__(name: str) -> Any:
@@ -15,4 +17,8 @@ def __getattr__(name: str) -> Any:
         from gdask.simulate.gsaoi import simulate_gsaoi
 
         return simulate_gsaoi
+    if name == "simulate_f2":
+        from gdask.simulate.f2 import simulate_f2
+
+        return simulate_f2
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

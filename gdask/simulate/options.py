@@ -37,6 +37,33 @@ class GsaoiOptions(NamedTuple):
     no_bpm: bool = False
 
 
+class F2Options(NamedTuple):
+    """A simulated FLAMINGOS-2 night; `F2_HELP` says what each means."""
+
+    seed: int = 1
+    size: int = 2048
+    n_science: int = 9
+    n_sky: int = -1
+    n_darks: int = 10
+    n_short_darks: int = 7
+    n_lamps: int = 4
+    date: str = "20131121"
+    filter: str = "Y"
+    exptime: float = -1.0
+    lnrs: int = 1
+    coadds: int = 1
+    dither: str = "on-target"
+    pa: float = 0.0
+    field: str = "sparse"
+    sky: float = -1.0
+    seeing: float = 0.6
+    pointing: float = 0.25
+    distortion: float = 0.0
+    probe: str = "edge"
+    bad_wcs: int = 0
+    cr_rate: float = 0.4
+
+
 HELP = {
     "seed": "the same seed gives the same bytes",
     "size": "central SIZE x SIZE pixels of each array (even, 64 to 2048)",
@@ -63,10 +90,38 @@ HELP = {
     "no_bpm": "do not write the bad-pixel mask",
 }
 
+F2_HELP = HELP | {
+    "size": "central SIZE x SIZE pixels of the array (even, 64 to 2048); real frames are always whole",
+    "n_science": "science frames on the target",
+    "n_sky": "science frames on the offset sky field, with --dither offset; negative: as many as on the target",
+    "n_darks": "dark frames with the exposure time of science frames",
+    "n_short_darks": "dark frames of 2 s",
+    "n_lamps": "GCAL flats with the lamp on, and half as many again with its shutter closed; in K bands these alone, "
+               "and as many darks of their exposure time",
+    "date": "date in the names of science frames, YYYYMMDD; the calibrations' dates lie about it",
+    "exptime": "exposure time of a coadd of science frames, s; negative: usual for the filter",
+    "lnrs": "non-destructive read pairs of science frames and their darks",
+    "coadds": "coadds of science frames and their darks (FLAMINGOS-2 sums them)",
+    "dither": "where the sky is measured: on the target's own frames, or on a field seven arcmin away",
+    "seeing": "full width at half maximum of a star, arcsec",
+    "pointing": "pointing error of guided frames, arcsec rms",
+    "distortion": "radial distortion: by how much the scale 3 arcmin from the centre differs, as a fraction",
+    "probe": "shadow of the guide probe: none, one that enters at the edge in some dithers, or one deep in the field",
+    "bad_wcs": "science frames whose CRVAL was not updated after an offset",
+}
+
 CHOICES: dict[str, tuple[object, ...]] = {
     "filter": ("Z", "J", "H", "Kprime", "Kshort", "K"),
     "lnrs": (2, 8, 16),
     "field": ("crowded", "sparse", "extended"),
+}
+
+F2_CHOICES: dict[str, tuple[object, ...]] = {
+    "filter": ("Y", "J", "H", "Ks"),
+    "lnrs": (1, 4, 6, 8),
+    "dither": ("on-target", "offset"),
+    "field": ("sparse", "crowded", "extended"),
+    "probe": ("edge", "none", "deep"),
 }
 
 LIMITS: dict[str, tuple[float, float]] = {
@@ -76,38 +131,73 @@ LIMITS: dict[str, tuple[float, float]] = {
     "bad_wcs": (0, 5000), "cr_rate": (0.0, 1e4), "afterglow": (0.0, 1.0),
 }
 
+F2_LIMITS = LIMITS | {
+    "n_sky": (-1, 5000), "n_short_darks": (0, 1000), "n_lamps": (0, 1000), "exptime": (-1.0, 3600.0),
+    "seeing": (0.3, 3.0), "distortion": (-0.05, 0.05),
+}
+
+
+class Instrument(NamedTuple):
+    """What a simulated instrument can be asked for: options with their defaults, meaning, choices, limits."""
+
+    name: str
+    defaults: GsaoiOptions | F2Options
+    help: dict[str, str]
+    choices: dict[str, tuple[object, ...]]
+    limits: dict[str, tuple[float, float]]
+
+
+GSAOI = Instrument("gsaoi", GsaoiOptions(), HELP, CHOICES, LIMITS)
+F2 = Instrument("f2", F2Options(), F2_HELP, F2_CHOICES, F2_LIMITS)
+
 
 def gsaoi_options(**given: object) -> GsaoiOptions:
     """Options with defaults filled in, checked. Raises GdaskError that names the option, the value and the limits."""
-    for name in given:
-        if name not in GsaoiOptions._fields:
-            near = difflib.get_close_matches(name, GsaoiOptions._fields, 1)
-            raise GdaskError(f"simulate gsaoi: no option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    options = GsaoiOptions(**given)  # type: ignore[arg-type]
-    for name, value in options._asdict().items():
-        _check(name, value)
-    return _checked_together(options)
-
-
-def _check(name: str, value: object) -> None:
-    kind = type(getattr(GsaoiOptions(), name))
-    fits = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
-    if not fits:
-        raise GdaskError(f"simulate gsaoi: {name} is {value!r}, expected {kind.__name__}")
-    if name in CHOICES and value not in CHOICES[name]:
-        raise GdaskError(f"simulate gsaoi: {name} is {value!r}, expected one of {', '.join(map(str, CHOICES[name]))}")
-    low, high = LIMITS.get(name, (None, None))
-    if low is not None and not low <= value <= high:    # type: ignore[operator]
-        raise GdaskError(f"simulate gsaoi: {name} is {value!r}, expected {low:g} to {high:g}")
-
-
-def _checked_together(options: GsaoiOptions) -> GsaoiOptions:
-    try:
-        datetime.strptime(options.date, "%Y%m%d")
-    except ValueError:
-        raise GdaskError(f"simulate gsaoi: date is {options.date!r}, expected YYYYMMDD") from None
-    if options.size % 2 or (options.roi > 0 and options.roi % 2):
-        raise GdaskError(f"simulate gsaoi: size {options.size} and roi {options.roi} must be even")
+    options = _filled(GSAOI, given)
+    assert isinstance(options, GsaoiOptions)
+    if options.roi > 0 and options.roi % 2:
+        raise GdaskError(f"simulate gsaoi: roi is {options.roi}, which must be even")
     if options.roi >= options.size:
         raise GdaskError(f"simulate gsaoi: roi is {options.roi}, expected less than the size, {options.size}")
     return options._replace(roi=min(1024, options.size // 4 * 2) if options.roi < 0 else options.roi)
+
+
+def f2_options(**given: object) -> F2Options:
+    """Options with defaults filled in, checked. Raises GdaskError that names the option, the value and the limits."""
+    options = _filled(F2, given)
+    assert isinstance(options, F2Options)
+    if options.dither == "on-target" and options.n_sky > 0:
+        raise GdaskError(f"simulate f2: n_sky is {options.n_sky} with dither on-target, expected dither offset")
+    n_sky = options.n_science if options.n_sky < 0 else options.n_sky
+    return options._replace(n_sky=n_sky if options.dither == "offset" else 0)
+
+
+def _filled(instrument: Instrument, given: dict[str, object]) -> GsaoiOptions | F2Options:
+    known = instrument.defaults._fields
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise GdaskError(f"simulate {instrument.name}: no option {name!r}"
+                             + (f"; did you mean {near[0]!r}?" if near else ""))
+    options = instrument.defaults._replace(**given)
+    for name, value in options._asdict().items():
+        _check(instrument, name, value)
+    try:
+        datetime.strptime(options.date, "%Y%m%d")
+    except ValueError:
+        raise GdaskError(f"simulate {instrument.name}: date is {options.date!r}, expected YYYYMMDD") from None
+    if options.size % 2:
+        raise GdaskError(f"simulate {instrument.name}: size is {options.size}, which must be even")
+    return options
+
+
+def _check(instrument: Instrument, name: str, value: object) -> None:
+    kind, says = type(getattr(instrument.defaults, name)), f"simulate {instrument.name}: {name} is {value!r}, expected"
+    fits = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
+    if not fits:
+        raise GdaskError(f"{says} {kind.__name__}")
+    if name in instrument.choices and value not in instrument.choices[name]:
+        raise GdaskError(f"{says} one of {', '.join(map(str, instrument.choices[name]))}")
+    low, high = instrument.limits.get(name, (None, None))
+    if low is not None and not low <= value <= high:    # type: ignore[operator]
+        raise GdaskError(f"{says} {low:g} to {high:g}")
