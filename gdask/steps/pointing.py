@@ -13,7 +13,7 @@ from gdask.instruments import descriptor, instrument_of, tags, view
 from gdask.kernels.geometry import tangent_plane, tangent_sky
 from gdask.model import GdaskError
 from gdask.params import Range
-from gdask.steps.frames import note, with_headers, with_provenance
+from gdask.steps.frames import note, per_array, with_headers, with_provenance
 from gdask.types import Frame, Frames
 
 _NO_POINTING = {"ARC", "BIAS", "DARK", "FLAT", "PINHOLE", "BPM"}
@@ -120,7 +120,11 @@ def _standard(frame: Frame) -> Frame:
         "PROCMODE": ("sq", "Processing mode"),
         "PREPARE": (f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}", "UT time stamp for prepare"),
     }
-    return with_headers(with_provenance(frame.assign_attrs(geometry=geometry), frame, "prepare"), primary=primary)
+    # From here on these come from the headers, and those of raw files are not right (array 4, several coadds).
+    levels = (("GAIN", "gain"), ("RDNOISE", "read_noise"), ("SATLEVEL", "saturation_level"), ("NONLINEA", "non_linear_level"))
+    each = {keyword: per_array(frame, value) for keyword, value in levels}
+    prepared = with_provenance(frame.assign_attrs(geometry=geometry), frame, "prepare")
+    return with_headers(prepared, primary=primary, each=each)
 
 
 def _has_pointing(frame: Frame) -> bool:
