@@ -63,7 +63,9 @@ def nonlinearity_correct(frame: Frame) -> Frame:
     data = map_planes(linearize, array(frame, "data"), dtype="f4", each=each)
     variance = array(frame, "variance")
     if variance is not None:
-        variance = map_planes(linearize_variance, variance, array(frame, "data"), data, dtype="f4", each={"gain": gain, "coadds": coadds})
+        averaged = tuple(n // many for n, many in zip(coadds, summed, strict=True))
+        each = {"gain": gain, "coadds_averaged": averaged}
+        variance = map_planes(linearize_variance, variance, array(frame, "data"), data, dtype="f4", each=each)
     levels = {
         keyword: [linearized_level(level, c, g, n) for level, c, g, n in zip(per_array(frame, name), coefficients, gain, summed, strict=True)]
         for keyword, name in (("SATLEVEL", "saturation_level"), ("NONLINEA", "non_linear_level"))
@@ -213,11 +215,10 @@ def _add_levels(frame: Frame, bpms: tuple[Frame | None, ...], non_linear: bool, 
     static = planes[0] if planes else None
     for other in planes[1:]:
         static = map_planes(_either, static, other, dtype="u2")
-    data = array(frame, "data")
-    each = {"non_linear": linear, "saturated": saturated}
-    dq = map_planes(_flag, data, static, dtype="u2", each=each)
-    if hidden:
-        dq = map_planes(dq_kernels.hidden_saturation, data, dq, dtype="u2", each={"non_linear": linear})
+    # The flags read the raw pixels for themselves: they wait for earlier frames' latent images, and pixels that were
+    # shared with the calibration of the data would wait with them, for all frames at once.
+    data = array(reopen(frame, rows=max(frame["data"].data.chunks[1]), tag="dq"), "data")
+    dq = map_planes(_flag, data, static, dtype="u2", each={"non_linear": linear, "saturated": saturated}, hidden=hidden)
     border = instrument_of(frame).facts.get("border", 0)
     if border:
         full = tuple(instrument_of(frame).facts["array_shape"])
@@ -233,9 +234,10 @@ def _add_levels(frame: Frame, bpms: tuple[Frame | None, ...], non_linear: bool, 
     return note(frame, "static BPM " + (", ".join(used) if used else "none: no known bad pixels are flagged"))
 
 
-def _flag(data: Image, bpm: np.ndarray | None, non_linear: float, saturated: float) -> Flags:
+def _flag(data: Image, bpm: np.ndarray | None, non_linear: float, saturated: float, hidden: bool) -> Flags:
     static = None if bpm is None else bpm.astype(np.uint16)
-    return dq_kernels.flag_levels(data, static, non_linear, saturated)
+    dq = dq_kernels.flag_levels(data, static, non_linear, saturated)
+    return dq | dq_kernels.hidden_saturation(data, dq, non_linear) if hidden else dq
 
 
 def _either(one: np.ndarray, other: np.ndarray) -> Flags:
