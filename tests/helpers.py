@@ -7,7 +7,7 @@ import dask.array as da
 import numpy as np
 
 import gdask
-from gdask.steps.frames import with_arrays
+from gdask.steps.frames import with_arrays, with_headers
 from gdask.steps.pointing import prepare
 from gdask.types import Frame, Frames
 
@@ -16,8 +16,8 @@ BANDS = (None, 64, 97)
 
 
 def ramp(shape: tuple[int, ...], seed: int, low: float = 100.0, high: float = 20000.0) -> np.ndarray:
-    """float32: a ramp over all pixels from `low` to `high`, with noise of 1 % of the range."""
-    values = np.linspace(low, high, int(np.prod(shape))).reshape(shape)
+    """float32: in each plane a ramp from `low` to `high`, with noise of 1 % of the range."""
+    values = np.linspace(low, high, int(np.prod(shape[-2:]))).reshape(shape[-2:])
     return (values + np.random.default_rng(seed).normal(0.0, 0.01 * (high - low), shape)).astype(np.float32)
 
 
@@ -40,9 +40,9 @@ def shape_of(frame: Frame) -> tuple[int, int, int]:
     return frame.sizes["detector"], frame.sizes["y"], frame.sizes["x"]
 
 
-def raw(path: str, seed: int = 1, rows: int | None = None, **limits: float) -> Frame:
-    """A raw file's headers, prepared, with a ramp as its pixels."""
-    (frame,) = prepare((gdask.open(path),), bad_wcs="ignore")
+def raw(path: str, seed: int = 1, rows: int | None = None, primary: dict[str, object] | None = None, **limits: float) -> Frame:
+    """A raw file's headers (`primary`: with changes), prepared, with a ramp as its pixels."""
+    (frame,) = prepare((with_headers(gdask.open(path), primary=primary),), bad_wcs="ignore")
     return with_pixels(frame, rows, data=ramp(shape_of(frame), seed, **limits))
 
 
