@@ -45,8 +45,9 @@ def _add_verb(verb: argparse.ArgumentParser, instrument: Instrument) -> None:
         if isinstance(default, bool):
             verb.add_argument(flag, action="store_true", help=about)
         else:
-            verb.add_argument(flag, type=type(default), default=default, choices=instrument.choices.get(name),
-                              help=about, metavar=None if name in instrument.choices else type(default).__name__.upper())
+            choices, kind = instrument.choices.get(name), type(default)
+            verb.add_argument(flag, type=kind, default=default, choices=choices, help=about,
+                              metavar=None if choices else kind.__name__.upper())
 
 
 def _simulate(instrument: str, out: str, quiet: bool, **options: object) -> int:
@@ -63,6 +64,6 @@ def _simulate(instrument: str, out: str, quiet: bool, **options: object) -> int:
     simulator = getattr(gdask.simulate, f"simulate_{instrument}")
     paths = simulator(out, progress=progress if live else None, **options)
     if not quiet:
-        print(("\r" if live else "") + f"simulate {instrument}: {len(paths)} raw files in {out}/raw, truth in {out}/truth "
-              f"({time.monotonic() - start:.1f} s)", file=sys.stderr)
+        print(("\r" if live else "") + f"simulate {instrument}: {len(paths)} raw files in {out}/raw, "
+              f"truth in {out}/truth ({time.monotonic() - start:.1f} s)", file=sys.stderr)
     return 0

@@ -1,4 +1,4 @@
-"""What stands between the sky and the array of FLAMINGOS-2: its scale, the circle it lights, the guide probe's shadow."""
+"""What stands between the sky and FLAMINGOS-2's array: the scale, the lit circle, the guide probe's shadow."""
 
 from __future__ import annotations
 
@@ -41,8 +41,10 @@ class Probe(NamedTuple):
     soft: float = 12.0
 
 
-SHADOW = ("1 - depth * (erf((c + w) / (soft sqrt 2)) - erf((c - w) / (soft sqrt 2))) / 2 / (1 + exp(-a / soft)), with a "
-          "along the arm's direction and c across it, pixels from (probe_x, probe_y), 0-based on the full array; w: half_width")
+SHADOW = (
+    "1 - depth * (erf((c + w) / (soft sqrt 2)) - erf((c - w) / (soft sqrt 2))) / 2 / (1 + exp(-a / soft)), with a along "
+    "the arm's direction and c across it, pixels from (probe_x, probe_y), 0-based on the full array; w: half_width"
+)
 INTRUSION = {"edge": 40.0, "deep": 350.0}       # pixels from the edge of the circle to the tip, without a dither
 DIRECTION = 225.0                               # degrees
 

@@ -99,7 +99,7 @@ F2_HELP = HELP | {
     "n_lamps": "GCAL flats with the lamp on, and half as many again with its shutter closed; in K bands these alone, "
                "and as many darks of their exposure time",
     "date": "date in the names of science frames, YYYYMMDD; the calibrations' dates lie about it",
-    "exptime": "exposure time of a coadd of science frames, s; negative: usual for the filter",
+    "exptime": "exposure time of a coadd of science frames, s; 0 or negative: usual for the filter",
     "lnrs": "non-destructive read pairs of science frames and their darks",
     "coadds": "coadds of science frames and their darks (FLAMINGOS-2 sums them)",
     "dither": "where the sky is measured: on the target's own frames, or on a field seven arcmin away",

@@ -39,7 +39,7 @@ class Planes(NamedTuple):
     name: str
     flat: Image
     response: Image
-    area: Image
+    area: npt.NDArray[np.float64]
     dark: Image
     bad: npt.NDArray[np.uint8]
 
