@@ -10,7 +10,7 @@ from gdask.instruments import descriptor
 from gdask.io.catalog import read_catalog
 from gdask.io.read import affine
 from gdask.kernels.associate import Measurements
-from gdask.kernels.centroid import BAD_NEAR, EDGE, FAILED, SATURATED
+from gdask.kernels.centroid import EDGE, FAILED, SATURATED
 from gdask.kernels.fit import FrameFit, Solution, solve
 from gdask.kernels.geometry import pixel_area, to_plane
 from gdask.kernels.tie import Reference
@@ -19,7 +19,8 @@ from gdask.params import Range
 from gdask.steps.frames import aside, note
 from gdask.types import Frame, Frames
 
-_USELESS = SATURATED | EDGE | BAD_NEAR | FAILED
+#: Positions that are not used. Bad pixels near a star are left out of its fit, which its error tells: it is used.
+_USELESS = SATURATED | EDGE | FAILED
 
 
 def add_reference_catalog(frames: Frames, *, source: str | None = None) -> Frames:
