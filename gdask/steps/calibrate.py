@@ -44,9 +44,9 @@ def add_dq(
     hidden_saturation
         Flag the holes of saturated cores, which read low after Fowler sampling.
     latency
-        Flag as latent images (bit 8) what was saturated in frames begun up to `time` seconds earlier.
+        Flag as latent images (bit 8) what was saturated or non-linear in frames begun up to `time` seconds earlier.
     time
-        Seconds for which a saturated pixel leaves a latent image.
+        Seconds for which a bright pixel leaves a latent image.
     """
     extra = _open_bpm(user_bpm) if user_bpm else None
     masks = tuple(_add_levels(f, (bpm, extra), non_linear, hidden_saturation) for f, bpm in zip(frames, bpms, strict=True))
@@ -302,7 +302,7 @@ def _packed_saturation(planes: tuple, levels: tuple, block_id: tuple[int, int, i
     plane = planes[block_id[0]]
     data = read_window(plane, 0, plane.shape[0], 0, plane.shape[1], np.dtype("f4"))
     boxed = np.empty((1, 1, 1), object)
-    boxed[0, 0, 0] = dq_kernels.pack_mask(dq_kernels.saturation_mask(data, None, *levels[block_id[0]]))
+    boxed[0, 0, 0] = dq_kernels.pack_mask(dq_kernels.saturation_mask(data, None, *levels[block_id[0]], include_non_linear=True))
     return boxed
 
 
