@@ -69,7 +69,9 @@ def true_wcs(row: Table.Row, scene: dict) -> WCS:
 
 def electrons(out: Path, row: Table.Row) -> np.ndarray:
     """Linearised electrons per coadd."""
-    raw = fits.getdata(out / "raw" / row["file"])[0] * (GAIN / row["lnrs"] / row["coadds"])
+    pedestal = json.loads((out / "truth" / "scene.json").read_text())["pedestal"]
+    offset = np.repeat(pedestal, 64)[CORNER:CORNER + SIZE] * row["lnrs"] * row["coadds"]
+    raw = (fits.getdata(out / "raw" / row["file"])[0] - offset) * (GAIN / row["lnrs"] / row["coadds"])
     c0, c1, c2 = LINEARITY
     return raw * (c0 + raw * (c1 + raw * c2))
 

@@ -55,6 +55,7 @@ class Night(NamedTuple):
     mean_area: float            # arcsec^2
     circle: Circle
     pattern: Pattern            # of the written window
+    pedestal: npt.NDArray[np.float64]       # ADU by amplifier, in every read pair and coadd
     flat: Image
     stars: dict[str, Stars]
     galaxies: dict[str, Galaxies]
@@ -110,8 +111,10 @@ def prepare_night(options: F2Options) -> Night:
     zero_point = facts["zero_points"][options.filter][0]
     stars, galaxies, halo = _scene(options, zero_point, facts["filters"][options.filter]["sky"])
     probe = guide_probe(options.probe, circle, chip, TARGET, options.pa)
+    offsets = generator(options.seed, "array", array["name"], "pedestal")
+    pedestal = np.round(offsets.normal(0.0, detector["pedestal"], detector["channels"]), 2)
     return Night(options, facts, facts["filters"][options.filter], zero_point, array, chip, mean_area, circle, pattern,
-                 flat, stars, galaxies, halo, probe, exposures)
+                 pedestal, flat, stars, galaxies, halo, probe, exposures)
 
 
 def _detector(options: F2Options, facts: dict[str, Any], array: dict[str, Any], chip: Chip, circle: Circle,
@@ -220,7 +223,9 @@ def write_exposure(night: Night, exposure: Exposure, folder: Path) -> Counts:
     hits = cosmic_rays(generator(options.seed, "cosmics", exposure.file), light.shape, rate)
     raw = read_out(generator(options.seed, "pixels", exposure.file), light, how, hits)
     full = int((raw >= how.saturation).sum())
-    summed = np.rint(raw * np.float32(exposure.coadds)).astype(np.int32)
+    corner = (FULL - options.size) // 2
+    offset = np.repeat(night.pedestal, FULL // night.pedestal.size)[corner:corner + options.size] * exposure.lnrs
+    summed = np.rint((raw + offset.astype(np.float32)) * np.float32(exposure.coadds)).astype(np.int32)
     primary = f2_headers.primary_header(facts, options, exposure, (night.probe.ra, night.probe.dec))
     write_mef(folder / exposure.file, primary, [(f2_headers.extension_header(facts, options, exposure), summed)])
     return Counts((full,), (hits,))

@@ -26,6 +26,7 @@ GALAXY = (
     "disc (1 - bulge of the flux, half-light radius `radius` arcsec along the major axis) and bulge (0.45 radius), "
     "Spergel profiles of index 1/2 and -0.6, axis ratio `ratio`, major axis `angle` degrees East of North"
 )
+PEDESTAL = "ADU of each strip of 64 columns of the full array, times reads and coadds; added after all else"
 
 
 def write(night: Night, counts: list[truth.Counts], folder: Path) -> None:
@@ -69,5 +70,5 @@ def _scene(night: Night) -> dict[str, object]:
         "options": options._asdict(), "exptime": exposure_time(options, night.filter), "science_field": "target",
         "science_kind": "science", "chip": {"u": night.chip.u.tolist(), "v": night.chip.v.tolist()},
         "positions": POSITIONS, "moffat": truth.MOFFAT, "galaxy": GALAXY,
-        "circle": night.circle._asdict(), "probe": night.probe._asdict(), "shadow": SHADOW,
+        "pedestal": night.pedestal.tolist(), "pedestal_law": PEDESTAL, "circle": night.circle._asdict(), "probe": night.probe._asdict(), "shadow": SHADOW,
     }
