@@ -55,6 +55,8 @@ def separate_sky(
     text = f"{sum('object' in k for k in kinds)} on target, {sum('sky' in k for k in kinds)} on sky ({why})"
     marked = [_mark(frame, kind, group, text) for frame, kind, group in zip(frames, kinds, groups, strict=True)]
     targets = tuple(frame for frame, kind in zip(marked, kinds, strict=True) if "object" in kind)
+    if not targets:
+        raise GdaskError(f"separate_sky: all {len(frames)} frames are on sky ({why}); name those on target with separateSky:ref_obj=...")
     return targets, tuple(frame for frame, kind in zip(marked, kinds, strict=True) if "sky" in kind)
 
 
@@ -213,7 +215,7 @@ def _subtract(
         own = map_planes(_interpolate, *(levels(sky, mask_objects) for sky in skies), dtype="f8", times=times, when=_middle(frame))
     packed = map_planes(
         _minus_sky, *(array(frame, name) for name in ("data", "variance", "dq")),
-        *(array(master, name) for name in ("data", "variance", "dq")), own, dtype=PIXEL, scale=scale,
+        *(array(master, name).rechunk(frame["data"].data.chunks) for name in ("data", "variance", "dq")), own, dtype=PIXEL, scale=scale,
     )  # fmt: skip
     primary: dict[str, object] = {"SKYFRMS": (len(skies), "sky frames combined")}
     primary |= {f"SKYFR{number:03d}": sky.attrs["name"] for number, sky in enumerate(skies, 1)}
@@ -347,6 +349,6 @@ def _associate(
 
 
 def _same_set_up(one: Frame, other: Frame) -> bool:
-    same = all(descriptor(one, name) == descriptor(other, name) for name in ("filter_name", "read_mode", "coadds"))
+    same = all(descriptor(one, name) == descriptor(other, name) for name in ("filter_name", "read_mode", "read_speed_setting", "coadds"))
     shape = dict(one.sizes) == dict(other.sizes)
     return same and shape and abs(float(descriptor(one, "exposure_time")) - float(descriptor(other, "exposure_time"))) < 0.01
