@@ -42,8 +42,9 @@ class Probe(NamedTuple):
 
 
 SHADOW = (
-    "1 - depth * (erf((c + w) / (soft sqrt 2)) - erf((c - w) / (soft sqrt 2))) / 2 / (1 + exp(-a / soft)), with a "
-    "along the arm's direction and c across it, pixels from (probe_x, probe_y), 0-based on the full array; w: half_width"
+    "1 - depth * (erf((c + w) / (soft sqrt 2)) - erf((c - w) / (soft sqrt 2))) / 2 / (1 + exp(-a / soft)), "
+    "with a along the arm's direction and c across it, pixels from (probe_x, probe_y), 0-based on the full array; "
+    "w: half_width"
 )
 INTRUSION = {"edge": 40.0, "deep": 350.0}       # pixels from the edge of the circle to the tip, without a dither
 DIRECTION = 225.0                               # degrees

@@ -70,5 +70,6 @@ def _scene(night: Night) -> dict[str, object]:
         "options": options._asdict(), "exptime": exposure_time(options, night.filter), "science_field": "target",
         "science_kind": "science", "chip": {"u": night.chip.u.tolist(), "v": night.chip.v.tolist()},
         "positions": POSITIONS, "moffat": truth.MOFFAT, "galaxy": GALAXY,
-        "pedestal": night.pedestal.tolist(), "pedestal_law": PEDESTAL, "circle": night.circle._asdict(), "probe": night.probe._asdict(), "shadow": SHADOW,
+        "pedestal": night.pedestal.tolist(), "pedestal_law": PEDESTAL,
+        "circle": night.circle._asdict(), "probe": night.probe._asdict(), "shadow": SHADOW,
     }
