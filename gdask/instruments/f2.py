@@ -6,7 +6,8 @@ import math
 import re
 from typing import Any
 
-from gdask.instruments import gemini, pointing
+from gdask.instruments import f2_array, gemini, pointing
+from gdask.instruments.f2_array import geometries, true_sections
 from gdask.instruments.rules import (
     Descriptor,
     Rule,
@@ -20,6 +21,8 @@ from gdask.instruments.rules import (
     tagset,
     without_id,
 )
+
+__all__ = ["DESCRIPTORS", "TAGS", "geometries", "true_sections"]
 
 # Tags. Before March 2010 the keywords ended in POS: GRISMPOS, DCKERPOS, FILT1POS, LYOTPOS.
 
@@ -133,14 +136,18 @@ def central_wavelength(view: View, asMicrometers: bool = False, asNanometers: bo
 
 
 def array_part(name: str) -> Descriptor:
-    """Descriptor: a section, from the keyword if the file is prepared. Raw headers have none: the whole array."""
+    """Descriptor: a section, from the keyword if the file is prepared. Raw headers have none: see f2_array."""
     def of(view: View, pretty: bool = False) -> list[Any]:
-        whole = _whole(view.facts["array_shape"])
         found = [parse_section(value) for value in view.each(name)] if view.prepared else [None] * len(view.ext)
-        found = [value or (whole if _size(header) == whole or not view.prepared else None)
-                 for value, header in zip(found, view.ext)]
+        found = [value or _section(view, number) for number, value in enumerate(found)]
         return [format_section(value) for value in found] if pretty else found
     return of
+
+
+def _section(view: View, number: int) -> list[int] | None:
+    size = _size(view.ext[number])
+    section = f2_array.section_of(view, number, (size[3], size[1])) if size else None
+    return list(section) if section else None
 
 
 def data_section(view: View, pretty: bool = False) -> list[Any]:
