@@ -1,0 +1,103 @@
+"""Where the array of FLAMINGOS-2 looks: its section, pointing, and geometry.
+
+No static distortion is known beyond the linear one. At position angle 0, +y is East and +x is North. Pointing: the
+header WCS, whose reference pixel is constant (the offsets go to CRVAL).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from gdask.instruments import pointing
+from gdask.instruments.rules import View, as_number, clean, parse_section
+from gdask.model import GdaskError
+
+if TYPE_CHECKING:
+    from gdask.kernels.geometry import Geometry
+
+Section = tuple[int, int, int, int]
+
+#: Degrees: the CD matrix tells the position angle where its two axes agree to SKEW (headers before 2017 are skewed by
+#: 0.09 degrees: the keyword PA is better) and it is within LARGEST of the keyword.
+SKEW, LARGEST = 0.03, 0.5
+
+
+def true_sections(view: View, shape: tuple[int, int]) -> tuple[Section, ...]:
+    """0-based half-open (x1, x2, y1, y2) of the pixels on the full array; GdaskError if nothing tells it."""
+    found = tuple(section_of(view, number, shape) for number in range(len(view.ext)))
+    if None in found:
+        raise GdaskError(f"{view.path}: {shape[1]} x {shape[0]} pixels, and no CRPIX1, CRPIX2 that tell which part of the array")
+    return found  # type: ignore[return-value]
+
+
+def section_of(view: View, number: int, shape: tuple[int, int]) -> Section | None:
+    """The section of an array: all of it, DETSEC if its size is right, else by how far its reference pixel is shifted."""
+    ny, nx = view.facts["array_shape"]
+    if tuple(shape) == (ny, nx):
+        return 0, nx, 0, ny
+    section = parse_section(view.each("DETSEC")[number])
+    if section and (section[3] - section[2], section[1] - section[0]) == tuple(shape):
+        return tuple(section)  # type: ignore[return-value]
+    pixel = _reference_pixel(view, number)
+    if pixel is None:
+        return None
+    x1, y1 = (round(full - value) for full, value in zip(_full_reference_pixel(view), pixel, strict=True))
+    inside = 0 <= x1 <= nx - shape[1] and 0 <= y1 <= ny - shape[0]
+    return (x1, x1 + shape[1], y1, y1 + shape[0]) if inside else None
+
+
+def geometries(view: View, shape: tuple[int, int]) -> tuple[Geometry, ...]:
+    """The geometry of the array as the headers have it: scale and axes, pointing, no fitted correction."""
+    from gdask.kernels.geometry import Geometry  # compiled code: header-only commands do without it
+
+    scale = pointing.pixel_scale(view) or view.facts["pixel_scale"]
+    pa, found = position_angle(view), []
+    for number, (x1, _, y1, _) in enumerate(true_sections(view, shape)):
+        pixel = _reference_pixel(view, number)
+        x, y = (pixel[0] + x1, pixel[1] + y1) if pixel else _full_reference_pixel(view)
+        east, north = (-scale * y, 0.0, scale), (-scale * x, scale, 0.0)
+        found.append(Geometry(x1 + 1.0, y1 + 1.0, east, north, *_pointing(view, number), pa))
+    return tuple(found)
+
+
+def position_angle(view: View) -> float:
+    """Degrees East of North of the telescope's position angle (the keyword PA, which calibrations may have as -9999)."""
+    keyword = as_number(view.get("PA"))
+    keyword = keyword if keyword is not None and abs(keyword) <= 360 else None
+    matrix = pointing.cd_matrix(next(iter(pointing.celestial(view)), None))
+    if matrix is None:
+        return keyword or 0.0
+    # s [[sin pa, cos pa], [cos pa, -sin pa]]
+    from_x, from_y = (math.degrees(math.atan2(*pair)) for pair in ((matrix[0, 0], matrix[1, 0]), (-matrix[1, 1], matrix[0, 1])))
+    skew = _difference(from_y, from_x)
+    mean = (from_x + skew / 2) % 360
+    trusted = abs(skew) < SKEW and (keyword is None or abs(_difference(mean, keyword)) < LARGEST)
+    return mean if trusted or keyword is None else keyword
+
+
+def _difference(one: float, other: float) -> float:
+    return (one - other + 180) % 360 - 180
+
+
+def _pointing(view: View, number: int) -> tuple[float, float]:
+    """RA, Dec (degrees) at the reference pixel: of the WCS, else of the target."""
+    header = pointing.celestial(view)[number]
+    values = [None if header is None else as_number(clean(header, name)) for name in ("CRVAL1", "CRVAL2")]
+    if None in values:
+        values = [view("target_ra") or 0.0, view("target_dec") or 0.0]
+    return float(values[0]), float(values[1])  # type: ignore[arg-type]
+
+
+def _reference_pixel(view: View, number: int) -> tuple[float, float] | None:
+    """CRPIX as the header has it."""
+    header = pointing.celestial(view)[number] or view.ext[number]
+    values = [as_number(clean(header, name)) for name in ("CRPIX1", "CRPIX2")]
+    return None if None in values else (float(values[0]), float(values[1]))  # type: ignore[arg-type]
+
+
+def _full_reference_pixel(view: View) -> tuple[float, float]:
+    """CRPIX of full frames at the time of the frame."""
+    taken, epochs = view("ut_date"), view.facts["reference_pixel"]
+    fitting = [epoch for epoch in epochs if taken is None or epoch["from"] <= taken]
+    return tuple((fitting or epochs)[-1 if fitting else 0]["pixel"])  # type: ignore[return-value]
