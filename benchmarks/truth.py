@@ -20,6 +20,7 @@ from gdask.io.tables import geometries_of
 from gdask.kernels.centroid import refine
 from gdask.kernels.detect import detect, measure_fwhm
 from gdask.kernels.geometry import Geometry, tangent_plane, to_sky
+from gdask.steps.resample import reference_area
 
 APERTURE = 12.0  # pixels (0.24 arcsec)
 RING = (44.0, 60.0)
@@ -43,6 +44,8 @@ def measure(image: str, truth: str, field: str = "target") -> dict[str, float]:
     wcs = WCS(header)
     x, y = (np.asarray(v, float) for v in wcs.world_to_pixel_values(stars["ra"], stars["dec"]))
     flux = np.asarray(stars["flux"]) * exptime * float(np.mean(used["scale"])) * flat_unit(folder)
+    if astrom is not None:
+        flux *= area_unit(folder, geometries_of(astrom), astrom["ARRAY"])
     found_all, _ = detect(data, variance, dq, threshold=1.5, min_pixels=8, mesh=128)
     fwhm = measure_fwhm(found_all)
     found = refine(data, variance, dq, found_all["X_IMAGE"] - 1, found_all["Y_IMAGE"] - 1, fwhm=fwhm)
@@ -59,6 +62,16 @@ def flat_unit(folder: Path) -> float:
     """The median of the true flats over all arrays: what a normalised flat calls 1."""
     flats = [fits.getdata(path, "FLAT") for path in sorted(folder.glob("flat_?.fits*"))]
     return float(np.median(np.concatenate([flat[4:-4, 4:-4].ravel()[::7] for flat in flats])))
+
+
+def area_unit(folder: Path, geometries: tuple[Geometry, ...], arrays: np.ndarray) -> float:
+    """Mean pixel area of the true flats' unit over that of the pipeline (1.000 for whole arrays; sub-arrays differ)."""
+    mean = json.loads((folder / "scene.json").read_text()).get("mean_pixel_area")
+    size = fits.getheader(next(iter(sorted(folder.glob("flat_1.fits*")))), 1)["NAXIS1"]
+    first = {number: geometry for number, geometry in zip(arrays[::-1], geometries[::-1], strict=True)}
+    corner = 1025 - size / 2
+    whole = [geometry._replace(x0=corner, y0=corner) for geometry in first.values()]
+    return mean / reference_area(tuple(whole), (size, size)) if mean else 1.0
 
 
 def edge_steps(residual: np.ndarray, dq: np.ndarray, wcs: WCS, astrom: Table) -> dict[str, float]:
