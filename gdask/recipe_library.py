@@ -36,6 +36,10 @@ def find_recipe(name: str | None, tags: Set[str]) -> Recipe:
 def library_for(tags: Set[str]) -> ModuleType:
     """The recipe module whose tags are all among these, the most specific one."""
     fitting = [module for module in libraries() if module.TAGS <= tags]
+    refused = sorted(set().union(*(getattr(module, "NOT_FOR", set()) for module in fitting)) & tags)
+    if refused or (not fitting and "SPECT" in tags):
+        what = " and ".join(refused) or "SPECT"
+        raise GdaskError(f"files tagged {what} are not reduced: gdask reduces images and their calibrations (all tags: {' '.join(sorted(tags))})")
     if not fitting:
         kinds = "; ".join(sorted(" ".join(sorted(module.TAGS)) for module in libraries()))
         raise GdaskError(f"no recipes for files tagged {' '.join(sorted(tags))}; there are some for: {kinds}")

@@ -88,6 +88,7 @@ class Run:
         self.calibrations: dict[str, str] = {}
         self._due: list[Product] = []
         self._phase = 0
+        self._remarks: dict[str, dict[str, None]] = {}
 
     def __call__(self, step: Callable[..., object], frames: object, *others: object, **pinned: object) -> object:
         """Call `step` once on all frames, with the user's parameters; give what it gives, without frames set aside."""
@@ -161,6 +162,11 @@ class Run:
         for path in opened:
             self.calibrations[caltype] = path
             log.info("%s: %s", caltype, os.path.relpath(path, self.folder))
+        without = sum(one is None for one in found)
+        if without:
+            log.info("%s: none for %d of %d frames, goes on without", caltype, without, len(found))
+        for remark in self._remarks.pop(caltype, {}):
+            log.info("%s: %s", caltype, remark)
         return tuple(found)
 
     def store(self, frame: Frame, suffix: str, caltype: str) -> Frame:
@@ -189,8 +195,11 @@ class Run:
             log.warning("%s: %s would fit as well as %s", frame.attrs["name"], tie, association.chosen)
         if association.chosen is None and required:
             raise GdaskError(f"{frame.attrs['name']}: no {caltype}\n{caldb.explain(association)}")
-        if association.chosen is None:
-            log.info("%s: none for %s (goes on without)", caltype, frame.attrs["name"])
+        remarks = self._remarks.setdefault(caltype, {})
+        if association.chosen:
+            remarks |= {v.text: None for v in association.candidates[0].verdicts if "taken as equal" in v.text}
+        elif association.spec is not None and association.spec.note:
+            remarks[association.spec.note] = None
         return association.chosen
 
     def _settings(

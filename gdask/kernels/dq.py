@@ -161,6 +161,16 @@ def border_mask(shape: tuple[int, int], x1: int, y1: int, full_shape: tuple[int,
     return outer_y[:, None] | outer_x[None, :]
 
 
+def circle_mask(shape: tuple[int, int], x1: int, y1: int, centre: tuple[float, float], radius: float) -> Mask:
+    """True outside a circle of `centre` (x, y) and `radius` (0-based pixels of the full array), for a sub-array of `shape`.
+
+    The sub-array's first pixel is at 0-based (x1, y1) of the full array.
+    """
+    dx = np.arange(x1, x1 + shape[1]) - centre[0]
+    dy = np.arange(y1, y1 + shape[0]) - centre[1]
+    return dy[:, None] ** 2 + dx[None, :] ** 2 > radius**2
+
+
 @njit(cache=True, nogil=True)
 def _runs(mask: Mask) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
     """Runs of True: `first[y] : first[y + 1]` are those of row y in `ends`, whose rows are (start, last + 1)."""

@@ -11,10 +11,20 @@ from gdask.kernels import flat as flat_kernels
 from gdask.kernels import stats
 from gdask.model import UNUSABLE, GdaskError
 from gdask.params import Range
-from gdask.steps.frames import PIXEL, array, map_planes, note, pack, pending, replaced, unpack, with_arrays, with_headers
-from gdask.steps.stack import Operation, Reject, check_alike, stack_frames
+from gdask.steps.frames import (
+    PIXEL,
+    array,
+    map_planes,
+    note,
+    pack,
+    pending,
+    replaced,
+    unpack,
+    with_arrays,
+    with_headers,
+)
+from gdask.steps.stack import Operation, Reject, check_alike, same_exposure, stack_frames
 from gdask.types import Flags, Frame, Frames, Image
-
 
 
 def make_lamp_flat(
@@ -29,6 +39,8 @@ def make_lamp_flat(
     """One flat from lamp-on and lamp-off frames: lamp-on minus lamp-off, or lamp-on alone in the blue. [makeLampFlat]
 
     Frames bluer than 1.4 micron have no thermal light worth a lamp-off frame: they are combined as they are (GSAOI).
+    In K the closed shutter's thermal light is the lamp: lamp-off frames minus darks of their exposure time (F2). Without
+    darks the frames are taken to have theirs subtracted already.
 
     Parameters
     ----------
@@ -45,6 +57,8 @@ def make_lamp_flat(
     blue_limit = float(instrument_of(frames[0]).facts.get("lamp_off_from", 0.0))
     wavelength = descriptor(frames[0], "effective_wavelength")
     check_alike(frames)
+    if needs_dark(frames):
+        return _thermal_flat(off, on, darks, how)
     if wavelength is not None and wavelength * 1e6 < blue_limit:
         return note(stack_frames(frames, **how), f"{len(frames)} frames as they are (bluer than {blue_limit} micron)")
     if not on or not off:
@@ -57,6 +71,32 @@ def make_lamp_flat(
     times = {float(descriptor(frame, "exposure_time")) for frame in frames}
     text = f"{len(on)} lamp-on minus {len(off)} lamp-off" + (f"; exposure times differ: {sorted(times)} s" if len(times) > 1 else "")
     return note(_difference(bright, faint), text)
+
+
+def needs_dark(frames: Frames) -> bool:
+    """True for flats whose lamp is the thermal light of the closed shutter: they are lamp-off frames minus darks."""
+    limit = instrument_of(frames[0]).facts.get("lamp_is_thermal_from")
+    wavelength = descriptor(frames[0], "effective_wavelength")
+    return limit is not None and wavelength is not None and wavelength * 1e6 >= limit
+
+
+def _thermal_flat(off: Frames, on: Frames, darks: Frames, how: dict[str, object]) -> Frame:
+    if not off:
+        raise GdaskError(
+            f"{on[0].attrs['name']} ...: {len(on)} lamp-on flats but no lamp-off ones; "
+            f"a {descriptor(on[0], 'filter_name')} flat is made of lamp-off frames minus darks: give the lamp-off frames"
+        )
+    ignored = f"; {len(on)} lamp-on frames left out" if on else ""
+    time = float(descriptor(off[0], "exposure_time"))
+    alike = tuple(dark for dark in darks if same_exposure(dark, off[0]))
+    if not alike and darks:
+        times = ", ".join(sorted({f"{float(descriptor(dark, 'exposure_time')):g}" for dark in darks}))
+        raise GdaskError(f"{off[0].attrs['name']}: no dark of {time:g} s in the list, which has {times} s; add some, or none at all")
+    bright = stack_frames(off, **how)  # type: ignore[arg-type]
+    if not alike:
+        return note(bright, f"{len(off)} lamp-off frames, dark subtracted{ignored}")
+    dark = stack_frames(alike, reject_method="varclip")
+    return note(_difference(bright, dark), f"{len(off)} lamp-off frames minus {len(alike)} darks of {time:g} s{ignored}")
 
 
 def normalize_flat(flat: Frame) -> Frame:

@@ -16,6 +16,7 @@ from gdask.params import Range
 from gdask.steps.frames import note, per_array, with_headers, with_provenance
 from gdask.types import Frame, Frames
 
+_THIRD_AXIS = ("CD3_3", "CD1_3", "CD2_3", "CD3_1", "CD3_2", "CRPIX3", "CRVAL3", "CTYPE3", "CUNIT3", "AXISLAB3")
 _NO_POINTING = {"ARC", "BIAS", "DARK", "FLAT", "PINHOLE", "BPM"}
 
 
@@ -100,7 +101,7 @@ def expected_pointing(frame: Frame) -> tuple[float, float]:
     Q cos PA): RAOFFSET and DECOFFSE hold unrotated values in some real headers.
     """
     phu = frame.attrs["phu"]
-    pa = np.radians(float(descriptor(frame, "position_angle") or 0.0))
+    pa = np.radians(float(phu.get("PA", 0.0) or 0.0))
     p, q = (float(phu.get(keyword, 0.0) or 0.0) for keyword in ("POFFSET", "QOFFSET"))
     east = p * np.cos(pa) + q * np.sin(pa) + float(phu.get("RATRGOFF", 0.0) or 0.0)
     north = -p * np.sin(pa) + q * np.cos(pa) + float(phu.get("DECTRGOF", 0.0) or 0.0)
@@ -122,9 +123,31 @@ def _standard(frame: Frame) -> Frame:
     }
     # From here on these come from the headers, and those of raw files are not right (array 4, several coadds).
     levels = (("GAIN", "gain"), ("RDNOISE", "read_noise"), ("SATLEVEL", "saturation_level"), ("NONLINEA", "non_linear_level"))
-    each = {keyword: per_array(frame, value) for keyword, value in levels}
+    each = {keyword: per_array(frame, value) for keyword, value in levels} | _sections(frame) | _third_axis(frame)
+    if descriptor(frame, "is_coadds_summed"):
+        primary["EXPTIME"] = (descriptor(frame, "exposure_time"), "Exposure time of all coadds (s)")
+        each |= _levels_of_sums(frame, each)
     prepared = with_provenance(frame.assign_attrs(geometry=geometry), frame, "prepare")
     return with_headers(prepared, primary=primary, each=each)
+
+
+def _sections(frame: Frame) -> dict[str, Sequence[object]]:
+    """Section keywords that the raw file does not have."""
+    names = {"DETSEC": "detector_section", "ARRAYSEC": "array_section", "DATASEC": "data_section"}
+    missing = {key: name for key, name in names.items() if all(key not in header for header in frame.attrs["headers"])}
+    return {key: descriptor(frame, name, pretty=True) for key, name in missing.items()}
+
+
+def _third_axis(frame: Frame) -> dict[str, Sequence[object]]:
+    """Keywords to remove: those of an axis of length 1 that the raw file has and the frame does not."""
+    headers = frame.attrs["headers"]
+    return {key: [None] * len(headers) for key in _THIRD_AXIS if any(key in header for header in headers)}
+
+
+def _levels_of_sums(frame: Frame, each: dict[str, Sequence[object]]) -> dict[str, Sequence[object]]:
+    """Saturation and non-linear levels are those of one coadd: of the sum they are as many times higher."""
+    coadds = 1 if tags(frame) & {"PREPARED"} else int(descriptor(frame, "coadds") or 1)
+    return {key: [level and level * coadds for level in each[key]] for key in ("SATLEVEL", "NONLINEA")}
 
 
 def _has_pointing(frame: Frame) -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from gdask.instruments import descriptor
+from gdask.instruments import descriptor, tags
 from gdask.kernels.combine import combine
 from gdask.model import GdaskError
 from gdask.params import Range
@@ -15,6 +15,9 @@ from gdask.types import Frame, Frames
 
 Operation = Literal["mean", "wtmean", "median", "lmedian"]
 Reject = Literal["none", "minmax", "sigclip", "varclip"]
+
+#: Seconds to which exposure times are the same.
+SAME_TIME = 0.01
 
 
 def stack_frames(
@@ -59,7 +62,7 @@ def stack_frames(
     planes = [array(frame, name) for name in ("data", "variance", "dq") for frame in frames]
     packed = map_planes(_combine, *planes, dtype=PIXEL, count=len(frames), how=how)
     stack = replaced(frames[0], **unpack(packed)).assign_attrs(pending={}, provenance=_inputs_of(frames), inputs=_sources(frames))
-    text = f"{len(frames)} frames, {operation}, {reject_method}"
+    text = f"{len(frames)} frames, {operation}, {reject_method}{_check_darks(frames)}"
     return note(with_headers(stack, primary=combined_keywords(frames)), text)
 
 
@@ -90,6 +93,25 @@ def check_alike(frames: Frames) -> None:
                 raise GdaskError(
                     f"{frame.attrs['name']}: {what} {other}, but {frames[0].attrs['name']} has {one}; reduce them apart"
                 )
+
+
+def same_exposure(one: Frame, other: Frame) -> bool:
+    """The same exposure time (to 0.01 s: headers say 60.001 and 60.002 s), coadds and read mode."""
+    times = [float(descriptor(frame, "exposure_time")) for frame in (one, other)]
+    alike = all(descriptor(one, name) == descriptor(other, name) for name in ("coadds", "read_mode"))
+    return alike and abs(times[0] - times[1]) <= SAME_TIME
+
+
+def _check_darks(frames: Frames) -> str:
+    """Darks of one stack have one exposure time; a remark where the headers' values differ by a little."""
+    if "DARK" not in tags(frames[0]):
+        return ""
+    for frame in frames[1:]:
+        if not same_exposure(frames[0], frame):
+            was, is_ = (f"{float(descriptor(f, 'exposure_time')):g} s x {descriptor(f, 'coadds')}, read mode {descriptor(f, 'read_mode')}" for f in (frames[0], frame))
+            raise GdaskError(f"{frame.attrs['name']}: a dark of {is_}, but {frames[0].attrs['name']} has {was}; reduce them apart")
+    times = sorted({float(descriptor(frame, "exposure_time")) for frame in frames})
+    return f"; {times[0]:g} to {times[-1]:g} s taken as one exposure time" if len(times) > 1 else ""
 
 
 def _sources(frames: Frames) -> tuple[dict[str, object], ...]:

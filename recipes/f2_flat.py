@@ -1,0 +1,60 @@
+"""Recipes for FLAMINGOS-2 GCAL flats. The default is `make_processed_flat`."""
+
+from gdask.steps import (
+    add_dq,
+    add_var,
+    adu_to_electrons,
+    dark_correct,
+    make_bpm,
+    make_lamp_flat,
+    needs_dark,
+    nonlinearity_correct,
+    normalize_flat,
+    prepare,
+    stack_frames,
+    threshold_flatfield,
+)
+
+TAGS = {"F2", "IMAGE", "CAL", "FLAT"}
+
+
+def make_processed_flat(run, frames):
+    """One normalised flat: lamp-on minus lamp-off (Y, J, H), or lamp-off minus dark (K).
+
+    K darks are those in the list with the exposure time of the flats, or the processed dark that fits.
+    """
+    darks, flats = run.split(frames, "DARK")
+    darks = calibrate_lamps(run, darks) if darks and needs_dark(flats) else ()
+    flat = lamp_flat(run, calibrate_lamps(run, flats), darks)
+    return run.store(run(threshold_flatfield, flat), "_flat", "processed_flat")
+
+
+def make_processed_bpm(run, frames):
+    """A bad-pixel mask from flats and short darks. No other mask goes into it."""
+    darks, flats = run.split(frames, "DARK")
+    flat = lamp_flat(run, calibrate_lamps(run, flats, static_bpm=False))
+    dark = run(stack_frames, calibrate_lamps(run, darks, static_bpm=False), reject_method="varclip") if darks else None
+    return run.store(run(make_bpm, flat, dark), "_bpm", "processed_bpm")
+
+
+def lamp_flat(run, flats, darks=()):
+    """The light of the lamp alone, normalised."""
+    if needs_dark(flats) and not darks:
+        flats = run.each(dark_correct, flats, run.calibration("processed_dark", flats))
+    return run(normalize_flat, run(make_lamp_flat, flats, darks))
+
+
+def calibrate_lamps(run, frames, static_bpm=True):
+    """Raw frames to electrons with variance, row band by row band: every step works pixel by pixel.
+
+    Uniform light has no star cores, so there is no hidden saturation to look for and no latent image.
+    """
+    frames = run(prepare, run.by_rows(frames))
+    bpms = run.calibration("processed_bpm", frames, required=False) if static_bpm else (None,) * len(frames)
+    frames = run(add_dq, frames, bpms, hidden_saturation=False, latency=False)
+    frames = run.each(adu_to_electrons, frames)
+    frames = run.each(add_var, frames)
+    return run.each(nonlinearity_correct, frames)
+
+
+default = make_processed_flat

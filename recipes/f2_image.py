@@ -1,0 +1,57 @@
+"""Recipes for FLAMINGOS-2 images. The default is `reduce`."""
+
+from gdask.recipes.common import align, mask_sky_sources, stack, subtract_sky
+from gdask.steps import (
+    add_dq,
+    add_var,
+    adu_to_electrons,
+    dark_correct,
+    detect_sources,
+    flat_correct,
+    nonlinearity_correct,
+    objects_from_stack,
+    prepare,
+)
+from gdask.steps import check_wcs as list_bad_wcs
+
+TAGS = {"F2", "IMAGE"}
+NOT_FOR = {"SPECT", "LS", "MOS", "THRUSLIT", "ACQUISITION"}
+
+
+def reduce(run, frames):
+    """From raw frames to one calibrated, sky-subtracted, aligned image of the target."""
+    targets, skies = mask_sky_sources(run, calibrate(run, frames))
+    frames = align(run, subtract_sky(run, targets, skies))
+    return run.write(stack(run, frames), "_image")
+
+
+def reduce_nostack(run, frames):
+    """As reduce, but stop before alignment: one sky-subtracted file for each frame on target."""
+    targets, skies = mask_sky_sources(run, calibrate(run, frames))
+    return run.write_each(subtract_sky(run, targets, skies), "_skyCorrected")
+
+
+def align_and_stack(run, frames):
+    """Align and stack frames that reduce_nostack made."""
+    frames = run.save(run.each(detect_sources, frames))
+    return run.write(stack(run, align(run, frames)), "_image")
+
+
+def calibrate(run, frames):
+    """Raw frames to dark-subtracted, flat-fielded electrons with variance and data quality, saved on disk."""
+    frames = run(prepare, frames)
+    frames = run(add_dq, frames, run.calibration("processed_bpm", frames, required=False))
+    frames = run.each(adu_to_electrons, frames)
+    frames = run.each(add_var, frames)
+    frames = run.each(nonlinearity_correct, frames)
+    frames = run.each(dark_correct, frames, run.calibration("processed_dark", frames))
+    frames = run.each(flat_correct, frames, run.calibration("processed_flat", frames))
+    return run.save(frames)
+
+
+def check_wcs(run, frames):
+    """List frames whose header WCS disagrees with their target and offsets; change nothing."""
+    return run(list_bad_wcs, frames)
+
+
+default = reduce
