@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent))  # for helpers.py
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # for helpers.py, for benchmarks/
 
 FILTERED = ("science", "sky", "flat_on", "flat_off", "dark", "std")
 
