@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import time
@@ -12,30 +10,18 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 import numpy as np
-from astropy.io.fits import Header
-from dask.base import tokenize
 
 from gdask import params
 from gdask.io import checkpoint, write
 from gdask.io.read import open_frame, reopen
-from gdask.io.tables import source_tables
 from gdask.model import EXTNAMES, GdaskError
 from gdask.progress import compute
+from gdask.provenance import file_checksums, processed_header, product_name, product_tables, record
 from gdask.steps import SUFFIXES
+from gdask.steps.frames import frames_in, map_frames, without_set_aside
 from gdask.types import Frame, Frames, Headers
 
 log = logging.getLogger("gdask")
-
-#: Time-stamp keyword that each step leaves in the primary header (DRAGONS' keywords, FITS files in the archive).
-STAMPS = {
-    "prepare": "PREPARE", "add_dq": "ADDDQ", "nonlinearity_correct": "LINCORR", "adu_to_electrons": "ADUTOELE",
-    "add_var": "ADDVAR", "dark_correct": "DARKCORR", "flat_correct": "FLATCORR", "make_lamp_flat": "LAMPFLAT",
-    "normalize_flat": "NORMFLAT", "threshold_flatfield": "THRSFLAT", "make_bpm": "MAKEBPM",
-    "separate_sky": "SEPSKY", "associate_sky": "ASSOCSKY", "sky_correct": "SUBSKY", "detect_sources": "DETECSRC",
-    "add_reference_catalog": "ADDRECAT", "determine_astrometric_solution": "ASTRMTRY",
-    "adjust_wcs_to_reference": "CORRWCS", "match_sky_levels": "LEVELSKY", "resample_to_common_frame": "ALIGN",
-    "scale_counts_to_reference": "SCALEOBJ", "stack_frames": "STACKFRM",
-}  # fmt: skip
 
 
 class Product(NamedTuple):
@@ -173,7 +159,7 @@ class Run:
         """Write a processed calibration, keep a copy under calibrations/, and register it in the databases."""
         from gdask import caldb
 
-        stored = self.write(frame.assign_attrs(phu=_processed(frame, suffix, caltype)), suffix)
+        stored = self.write(frame.assign_attrs(phu=processed_header(frame, suffix, caltype)), suffix)
         caldb.store(self.outputs[-1], self.databases)
         return stored
 
@@ -207,7 +193,7 @@ class Run:
     ) -> dict[str, params.Setting]:
         from gdask.instruments import instrument_of, step_defaults
 
-        first = _frames_in(frames)
+        first = frames_in(frames)
         facts = step_defaults(instrument_of(first[0]), step.__name__) if first else {}
         settings = params.resolve(step, [("instrument", facts), *self.layers], pinned)
         for name, setting in settings.items():
@@ -220,26 +206,26 @@ class Run:
         self, step: Callable[..., object], settings: Mapping[str, params.Setting], started: datetime, result: object
     ) -> object:
         kept = self._drop(step.__name__, result)
-        kept = _map_frames(lambda frame: _record(frame, step.__name__, settings, started), kept)
-        frames = _frames_in(kept)
+        kept = map_frames(lambda frame: record(frame, step.__name__, settings, started), kept)
+        frames = frames_in(kept)
         notes = list(dict.fromkeys(frame.attrs["note"] for frame in frames if frame.attrs.get("note")))
         for note in notes or [_changed(settings)]:
             log.info("%s: %d frame%s%s", step.__name__, len(frames), "" if len(frames) == 1 else "s", note and f", {note}")
         if settings["write_outputs"].value:
             suffix = settings["suffix"].value or f"_{SUFFIXES.get(step.__name__, step.__name__)}"
             self._due += [self._product(frame, str(suffix)) for frame in frames]
-        return _map_frames(lambda frame: frame.assign_attrs(note=""), kept)
+        return map_frames(lambda frame: frame.assign_attrs(note=""), kept)
 
     def _product(self, frame: Frame, suffix: str) -> Product:
         return Product(write.start(frame, os.path.join(self.folder, product_name(frame.attrs["name"], suffix))), frame)
 
     def _drop(self, step: str, result: object) -> object:
-        for frame in _frames_in(result):
+        for frame in frames_in(result):
             if frame.attrs.get("set_aside"):
                 self.set_aside.append(SetAside(frame.attrs["name"], step, frame.attrs["set_aside"]))
                 log.warning("%s: %s set aside: %s", step, frame.attrs["name"], frame.attrs["set_aside"])
-        kept = _without_set_aside(result)
-        if _frames_in(result) and not _frames_in(kept):
+        kept = without_set_aside(result)
+        if frames_in(result) and not frames_in(kept):
             raise GdaskError(f"{step}: every frame was set aside, for the reasons given; nothing is left to go on with")
         return kept
 
@@ -265,7 +251,7 @@ class Run:
         """One compute: write the pixels of products and other outputs, give the values of `wanted`, finish products."""
         tables = [(product, name, array) for product in products for name, array in product.frame.attrs["pending"].items()]
         paths = list(dict.fromkeys(r["path"] for p in products for r in p.frame.attrs.get("provenance", ())))
-        lazy = [*wanted, *(array for _, _, array in tables), *([_checksums(paths)] if paths else [])]
+        lazy = [*wanted, *(array for _, _, array in tables), *([file_checksums(paths)] if paths else [])]
         outputs = [*(product.output for product in products), *others]
         try:
             values = compute([*lazy, *(array for output in outputs for array in output.arrays)], label)
@@ -287,54 +273,6 @@ def headers_of(frame: Frame) -> Headers:
     return Headers(frame.attrs["phu"], frame.attrs["headers"], frame.attrs["path"])
 
 
-def _processed(frame: Frame, suffix: str, caltype: str) -> Header:
-    """The primary header of a processed calibration: the keyword that says which, and the data label's ending."""
-    phu = frame.attrs["phu"].copy()
-    now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}"
-    phu[{"processed_flat": "PROCFLAT", "processed_dark": "PROCDARK", "processed_bpm": "PROCBPM"}[caltype]] = now
-    ending = suffix.replace("_", "-").upper()
-    label = str(phu.get("DATALAB", ""))
-    phu["DATALAB"] = label if label.endswith(ending) else label + ending
-    return phu
-
-
-def product_name(name: str, suffix: str) -> str:
-    """The input's name with its suffix replaced: S1.fits + _flat -> S1_flat.fits."""
-    stem = name.removesuffix(".fits").partition("_")[0] if not name.startswith("bpm") else name.removesuffix(".fits")
-    return f"{stem}{suffix}.fits"
-
-
-def product_tables(frame: Frame, checksums: Mapping[str, str]) -> dict[str, object]:
-    """The tables of a product: OBJCAT, REFCAT, ASTROM (geometry of each array), HISTORY, PROVENANCE."""
-    from astropy.table import Table
-
-    tables = dict(frame.attrs["tables"]) | source_tables(frame)
-    now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}"
-    inputs = [{"timestamp": now, "md5": checksums[row["path"]], **row} for row in frame.attrs.get("provenance", ())]
-    rows = {
-        "HISTORY": (("primitive", "args", "timestamp_start", "timestamp_stop"), frame.attrs.get("history", ())),
-        "PROVENANCE": (("timestamp", "filename", "md5", "provenance_added_by"), inputs),
-    }
-    return tables | {
-        name: Table([[str(row[column]) for row in content] for column in columns], names=columns)
-        for name, (columns, content) in rows.items() if content
-    }  # fmt: skip
-
-
-def _checksums(paths: Sequence[str]) -> object:
-    """Lazy md5 of files: an object array with one text for each."""
-    import dask.array as da
-
-    return da.map_blocks(
-        _md5, paths=tuple(paths), chunks=((1,) * len(paths),), dtype=object, meta=np.empty(0, object), name=f"md5-{tokenize(paths)}"
-    )
-
-
-def _md5(paths: tuple[str, ...], block_id: tuple[int]) -> np.ndarray:
-    with open(paths[block_id[0]], "rb") as file:
-        return np.array([hashlib.file_digest(file, "md5").hexdigest()], dtype=object)
-
-
 def _values(step: Callable[..., object], settings: Mapping[str, params.Setting]) -> dict[str, object]:
     own = {name for name, parameter in params.parameters(step).items() if parameter not in params.COMMON}
     return {name: setting.value for name, setting in settings.items() if name in own}
@@ -344,42 +282,5 @@ def _changed(settings: Mapping[str, params.Setting]) -> str:
     return ", ".join(f"{name}={s.value} ({s.layer})" for name, s in settings.items() if s.layer not in ("default", "recipe"))
 
 
-def _record(frame: Frame, step: str, settings: Mapping[str, params.Setting], started: datetime) -> Frame:
-    stopped = datetime.now(UTC)
-    args = {name: setting.value for name, setting in settings.items()}
-    layers = {name: setting.layer for name, setting in settings.items() if setting.layer != "default"}
-    row = {
-        "primitive": step, "args": json.dumps({**args, "from": layers} if layers else args, default=str),
-        "timestamp_start": f"{started:%Y-%m-%dT%H:%M:%S.%f}", "timestamp_stop": f"{stopped:%Y-%m-%dT%H:%M:%S.%f}",
-    }  # fmt: skip
-    phu = frame.attrs["phu"].copy()
-    if step in STAMPS:
-        phu[STAMPS[step]] = (f"{stopped:%Y-%m-%dT%H:%M:%S.%f}", f"UT of {step}")
-    phu["GEM-TLM"] = (f"{stopped:%Y-%m-%dT%H:%M:%S.%f}", "UT last modification with GEMINI")
-    return frame.assign_attrs(phu=phu, history=(*frame.attrs.get("history", ()), row))
-
-
 def _deal(other: object, number: int, count: int) -> object:
     return other[number] if isinstance(other, tuple) and len(other) == count else other
-
-
-def _is_frame(value: object) -> bool:
-    return hasattr(value, "data_vars")
-
-
-def _frames_in(value: object) -> list[Frame]:
-    if _is_frame(value):
-        return [value]  # type: ignore[list-item]
-    return [frame for item in value for frame in _frames_in(item)] if isinstance(value, (tuple, list)) else []
-
-
-def _map_frames(function: Callable[[Frame], Frame], value: object) -> object:
-    if _is_frame(value):
-        return function(value)  # type: ignore[arg-type]
-    return tuple(_map_frames(function, item) for item in value) if isinstance(value, tuple) else value
-
-
-def _without_set_aside(value: object) -> object:
-    if isinstance(value, tuple):
-        return tuple(_without_set_aside(item) for item in value if not (_is_frame(item) and item.attrs.get("set_aside")))
-    return value

@@ -1,6 +1,7 @@
 """Recipes for FLAMINGOS-2 darks. The default is `make_processed_dark`."""
 
 from gdask.recipes.f2_flat import calibrate_lamps
+
 from gdask.steps import stack_frames
 
 TAGS = {"F2", "CAL", "DARK"}

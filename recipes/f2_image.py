@@ -1,6 +1,7 @@
 """Recipes for FLAMINGOS-2 images. The default is `reduce`."""
 
 from gdask.recipes.common import align, mask_sky_sources, stack, subtract_sky
+
 from gdask.steps import (
     add_dq,
     add_var,

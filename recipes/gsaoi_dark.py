@@ -1,6 +1,7 @@
 """Recipes for GSAOI darks. The default is `make_processed_dark`."""
 
 from gdask.recipes.gsaoi_flat import calibrate_lamps
+
 from gdask.steps import stack_frames
 
 TAGS = {"GSAOI", "CAL", "DARK"}

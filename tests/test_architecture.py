@@ -21,7 +21,7 @@ ROWS = (
     ("model",),
     ("kernels",),
     ("instruments", "io", "params", "caldb", "cal_service", "describe", "compare", "select", "dataselect",
-     "progress", "logutils", "memory", "cluster"),
+     "progress", "provenance", "logutils", "memory", "cluster"),
     ("steps",),
     ("recipes",),
     ("run", "recipe_library", "reduction", "report", "campaign"),

@@ -17,7 +17,8 @@ import gdask
 from gdask.model import GdaskError
 from gdask.params import Range
 from gdask.progress import COMPUTES
-from gdask.run import Run, product_name
+from gdask.provenance import product_name
+from gdask.run import Run
 from gdask.steps import add_var, adu_to_electrons, detect_sources
 from gdask.steps.frames import aside, map_planes, note, pending, with_arrays
 from gdask.types import Frame, Frames

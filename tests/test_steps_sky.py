@@ -15,7 +15,8 @@ from gdask.instruments import descriptor
 from gdask.kernels.geometry import tangent_sky
 from gdask.model import DQ, GdaskError
 from gdask.steps.frames import with_headers
-from gdask.steps.sky import levels, separation, transfer_objects
+from gdask.steps.sky import levels, transfer_objects
+from gdask.steps.skyframes import separation
 from gdask.types import Frame, Frames
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 _WHERE = {
     "prepare": "pointing", "check_wcs": "pointing",
-    "add_dq": "calibrate", "nonlinearity_correct": "calibrate", "adu_to_electrons": "calibrate", "add_var": "calibrate",
+    "add_dq": "quality", "nonlinearity_correct": "calibrate", "adu_to_electrons": "calibrate", "add_var": "calibrate",
     "dark_correct": "calibrate", "flat_correct": "calibrate",
     "make_lamp_flat": "flats", "normalize_flat": "flats", "threshold_flatfield": "flats", "make_bpm": "flats",
-    "separate_sky": "sky", "associate_sky": "sky", "sky_correct": "sky",
+    "separate_sky": "skyframes", "associate_sky": "skyframes", "sky_correct": "sky",
     "detect_sources": "detect",
     "add_reference_catalog": "align", "adjust_wcs_to_reference": "align", "determine_astrometric_solution": "align",
     "scale_counts_to_reference": "align",
@@ -22,7 +22,7 @@ _WHERE = {
 }  # fmt: skip
 
 #: Parts of recipes that are not steps: no parameters, no log line.
-_HELPERS = {"transfer_objects": "sky", "objects_from_stack": "detect"}
+_HELPERS = {"transfer_objects": "sky", "objects_from_stack": "detect", "needs_dark": "flats"}
 
 #: The suffix of a step's output file where it is not the step's name (the field's own suffixes).
 SUFFIXES = {

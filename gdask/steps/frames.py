@@ -170,3 +170,28 @@ def note(frame: Frame, text: str) -> Frame:
 def aside(frame: Frame, reason: str) -> Frame:
     """The Frame marked as left out, with the reason."""
     return frame.assign_attrs(set_aside=reason)
+
+
+def _is_frame(value: object) -> bool:
+    return hasattr(value, "data_vars")
+
+
+def frames_in(value: object) -> list[Frame]:
+    """All Frames in a step's argument or result, however its tuples are nested."""
+    if _is_frame(value):
+        return [value]  # type: ignore[list-item]
+    return [frame for item in value for frame in frames_in(item)] if isinstance(value, (tuple, list)) else []
+
+
+def map_frames(function: Callable[[Frame], Frame], value: object) -> object:
+    """The same nesting with every Frame replaced by what `function` gives."""
+    if _is_frame(value):
+        return function(value)  # type: ignore[arg-type]
+    return tuple(map_frames(function, item) for item in value) if isinstance(value, tuple) else value
+
+
+def without_set_aside(value: object) -> object:
+    """The same nesting without the Frames that were set aside."""
+    if isinstance(value, tuple):
+        return tuple(without_set_aside(item) for item in value if not (_is_frame(item) and item.attrs.get("set_aside")))
+    return value

@@ -12,8 +12,8 @@ from gdask.instruments import descriptor, instrument_of
 from gdask.io.read import Plane, on_disk, read_window
 from gdask.kernels.geometry import Geometry, pixel_area
 from gdask.kernels.grid import Grid, common_grid, footprint, input_window
-from gdask.kernels.pixelmap import map_error, pixel_map
 from gdask.kernels.interpolation import reach
+from gdask.kernels.pixelmap import map_error, pixel_map
 from gdask.kernels.resample import resample
 from gdask.kernels.wcs import grid_from_header, grid_header
 from gdask.model import DQ

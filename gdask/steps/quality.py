@@ -1,0 +1,185 @@
+"""Data quality: bad pixels, borders, non-linear and saturated pixels, latent images."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+
+from gdask.instruments import descriptor, instrument_of, tags
+from gdask.io.read import read_window, reopen
+from gdask.kernels import dq as dq_kernels
+from gdask.model import DQ
+from gdask.params import Range
+from gdask.steps.frames import array, map_planes, note, per_array, with_arrays, with_headers, with_provenance
+from gdask.steps.windows import match_window, true_sections
+from gdask.types import Flags, Frame, Frames, Image
+
+
+def add_dq(
+    frames: Frames,
+    bpms: tuple[Frame | None, ...],
+    *,
+    user_bpm: str | None = None,
+    non_linear: bool = True,
+    hidden_saturation: bool = True,
+    latency: bool = True,
+    time: Annotated[float, Range(0, None)] = 900.0,
+) -> Frames:
+    """Data-quality planes: bad pixels, border, non-linear and saturated pixels, latent images. [addDQ]
+
+    Parameters
+    ----------
+    frames
+        Frames in ADU, dims (detector, y, x).
+    bpms
+        The static bad-pixel mask of each frame, or None.
+    user_bpm
+        File with another bad-pixel mask, OR-ed to the static one.
+    non_linear
+        Flag pixels between the non-linear and the saturation level.
+    hidden_saturation
+        Flag the holes of saturated cores, which read low after Fowler sampling.
+    latency
+        Flag as latent images (bit 8) what was saturated or non-linear in frames begun up to `time` seconds earlier.
+    time
+        Seconds for which a bright pixel leaves a latent image.
+    """
+    extra = _open_bpm(user_bpm) if user_bpm else None
+    masks = tuple(_add_levels(f, (bpm, extra), non_linear, hidden_saturation) for f, bpm in zip(frames, bpms, strict=True))
+    return _add_latents(masks, time) if latency else masks
+
+
+def _open_bpm(path: str) -> Frame:
+    from gdask.io.read import open_frame
+
+    return open_frame(path)
+
+
+def _add_levels(frame: Frame, bpms: tuple[Frame | None, ...], non_linear: bool, hidden: bool) -> Frame:
+    saturated = per_array(frame, "saturation_level")
+    linear = per_array(frame, "non_linear_level") if non_linear else saturated
+    masks = [match_window(bpm, frame) for bpm in bpms if bpm is not None]
+    planes = [array(mask, "dq") if "dq" in mask else array(mask, "data") for mask in masks]
+    static = planes[0] if planes else None
+    for other in planes[1:]:
+        static = map_planes(_either, static, other, dtype="u2")
+    # The flags read the raw pixels for themselves: they wait for earlier frames' latent images, and pixels that were
+    # shared with the calibration of the data would wait with them, for all frames at once.
+    data = array(reopen(frame, rows=max(frame["data"].data.chunks[1]), tag="dq"), "data")
+    dq = map_planes(_flag, data, static, dtype="u2", each={"non_linear": linear, "saturated": saturated}, hidden=hidden)
+    dq = _flag_unilluminated(frame, dq)
+    for mask in masks:
+        frame = with_provenance(frame, mask, "add_dq")
+    used = [mask.attrs["name"] for mask in masks]
+    frame = with_headers(
+        with_arrays(frame, dq=dq),
+        each={"SATLEVEL": saturated, "NONLINEA": per_array(frame, "non_linear_level"), "RDNOISE": per_array(frame, "read_noise"), "GAIN": per_array(frame, "gain")},
+    )
+    return note(frame, "static BPM " + (", ".join(used) if used else "none: no known bad pixels are flagged"))
+
+
+def _flag(data: Image, bpm: np.ndarray | None, non_linear: float, saturated: float, hidden: bool) -> Flags:
+    static = None if bpm is None else bpm.astype(np.uint16)
+    dq = dq_kernels.flag_levels(data, static, non_linear, saturated)
+    return dq | dq_kernels.hidden_saturation(data, dq, non_linear) if hidden else dq
+
+
+def _either(one: np.ndarray, other: np.ndarray) -> Flags:
+    return one.astype(np.uint16) | other.astype(np.uint16)
+
+
+def _flag_border(
+    dq: Flags, corner: tuple[int, int], window: tuple[int, int, int, int], full: tuple[int, int], width: int
+) -> Flags:
+    y1, _, x1, _ = window
+    edge = dq_kernels.border_mask(dq.shape, corner[0] + x1, corner[1] + y1, full, width)
+    return dq | np.where(edge, np.uint16(DQ.UNILLUMINATED), np.uint16(0))
+
+
+def _add_latents(frames: Frames, time: float) -> Frames:
+    """Bit 8 where an earlier frame was saturated.
+
+    The earlier frame's mask comes from a task that reads its raw pixels again and gives packed bits: frames then wait
+    for small masks, never for each other's pixels.
+    """
+    starts = [descriptor(frame, "ut_datetime") for frame in frames]
+    masks = [_saturation_masks(frame) for frame in frames]
+    sections = [true_sections(frame) for frame in frames]
+    result = []
+    for number, frame in enumerate(frames):
+        earlier = [
+            other for other, start in enumerate(starts)
+            if start is not None and starts[number] is not None and masks[other] is not None
+            and 0 < (starts[number] - start).total_seconds() < time
+        ]  # fmt: skip
+        dq = array(frame, "dq")
+        if earlier:
+            offsets = [[_offset(sections[other][d], sections[number][d]) for other in earlier] for d in range(dq.shape[0])]
+            shapes = tuple((frames[other].sizes["y"], frames[other].sizes["x"]) for other in earlier)
+            dq = map_planes(_flag_latents, dq, *(masks[other] for other in earlier), dtype="u2", each={"offsets": offsets}, shapes=shapes)
+        result.append(note(with_arrays(frame, dq=dq), frame.attrs["note"]))
+    return tuple(result)
+
+
+def _offset(inner: tuple[int, ...], outer: tuple[int, ...]) -> tuple[int, int]:
+    """What to add to a pixel (x, y) of the outer window to get that of the inner one."""
+    return outer[0] - inner[0], outer[2] - inner[2]
+
+
+def _saturation_masks(frame: Frame) -> object:
+    """Packed saturation bits of each array, read from the file by tasks of their own. None where there is no file."""
+    layout = frame.attrs.get("layout")
+    if not layout:
+        return None
+    import dask.array as da
+    from dask.base import tokenize
+
+    planes = layout["data"]
+    levels = tuple(zip(per_array(frame, "non_linear_level"), per_array(frame, "saturation_level"), strict=True))
+    return da.map_blocks(
+        _packed_saturation, planes=planes, levels=levels, name=f"saturated-{tokenize(planes, levels)}",
+        chunks=((1,) * len(planes), (1,), (1,)), dtype=object, meta=np.empty((0, 0, 0), object),
+    )  # fmt: skip
+
+
+def _packed_saturation(planes: tuple, levels: tuple, block_id: tuple[int, int, int]) -> np.ndarray:
+    plane = planes[block_id[0]]
+    data = read_window(plane, 0, plane.shape[0], 0, plane.shape[1], np.dtype("f4"))
+    boxed = np.empty((1, 1, 1), object)
+    boxed[0, 0, 0] = dq_kernels.pack_mask(dq_kernels.saturation_mask(data, None, *levels[block_id[0]], include_non_linear=True))
+    return boxed
+
+
+def _flag_latents(dq: Flags, *packed: np.ndarray, offsets: list[tuple[int, int]], shapes: tuple) -> Flags:
+    result = dq.copy()
+    for box, (dx, dy), shape in zip(packed, offsets, shapes, strict=True):
+        mask = dq_kernels.unpack_mask(box[0, 0], shape)
+        y1, y2 = max(0, -dy), min(dq.shape[0], shape[0] - dy)
+        x1, x2 = max(0, -dx), min(dq.shape[1], shape[1] - dx)
+        if y2 > y1 and x2 > x1:
+            part = result[y1:y2, x1:x2]
+            part[mask[y1 + dy : y2 + dy, x1 + dx : x2 + dx]] |= np.uint16(DQ.COSMIC_RAY)
+    return result
+
+
+def _flag_unilluminated(frame: Frame, dq: object) -> object:
+    """Bit 64 on the border and outside the circle that the instrument lights, where its facts have such; not on darks."""
+    facts = instrument_of(frame).facts
+    corners = [(section[0], section[2]) for section in true_sections(frame)]
+    if facts.get("border"):
+        full = tuple(facts["array_shape"])
+        dq = map_planes(_flag_border, dq, dtype="u2", each={"corner": corners}, windowed=True, full=full, width=facts["border"])
+    circle = facts.get("illumination")
+    if circle and "DARK" not in tags(frame):
+        how = {"centre": tuple(circle["centre"]), "radius": circle["radius"]}
+        dq = map_planes(_flag_outside, dq, dtype="u2", each={"corner": corners}, windowed=True, **how)
+    return dq
+
+
+def _flag_outside(
+    dq: Flags, corner: tuple[int, int], window: tuple[int, int, int, int], centre: tuple[float, float], radius: float
+) -> Flags:
+    y1, _, x1, _ = window
+    outside = dq_kernels.circle_mask(dq.shape, corner[0] + x1, corner[1] + y1, centre, radius)
+    return dq | np.where(outside, np.uint16(DQ.UNILLUMINATED), np.uint16(0))
