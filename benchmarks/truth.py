@@ -211,7 +211,7 @@ def render(x: np.ndarray, y: np.ndarray, flux: np.ndarray, psfs: list, pixel: fl
     radius = np.arange(0, 2 * half, 0.05)
     profile = np.mean([sum(part * _moffat(radius, width / pixel, beta) for part, width, beta in psf) for psf in psfs], axis=0)
     for a, b, f in zip(x, y, flux, strict=True):
-        i, j = int(round(a)), int(round(b))
+        i, j = round(float(a)), round(float(b))
         reach = half if f > 3e3 else 30
         y1, y2, x1, x2 = max(j - reach, 0), min(j + reach + 1, shape[0]), max(i - reach, 0), min(i + reach + 1, shape[1])
         if y1 < y2 and x1 < x2:
@@ -231,7 +231,7 @@ def _aperture(data: np.ndarray, dq: np.ndarray, x: np.ndarray, y: np.ndarray) ->
     half = int(RING[1]) + 2
     grid_y, grid_x = np.mgrid[-half : half + 1, -half : half + 1]
     for k, (a, b) in enumerate(zip(x, y, strict=True)):
-        i, j = int(round(a)), int(round(b))
+        i, j = round(float(a)), round(float(b))
         if min(i, j) < half or i >= data.shape[1] - half or j >= data.shape[0] - half:
             continue
         cut, flags = (p[j - half : j + half + 1, i - half : i + half + 1] for p in (data, dq))

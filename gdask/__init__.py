@@ -27,7 +27,9 @@ _LAZY = {
     "logutils": ("gdask.logutils", None),
 }
 
-__all__ = ["__version__", *_LAZY]
+__all__ = [  # noqa: PLE0604 (the names are strings: keys of the table)
+    "__version__", *_LAZY,
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

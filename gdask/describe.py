@@ -23,7 +23,8 @@ def wcs(frame: Any) -> list[Any]:
 
     from gdask.instruments import instrument_of, view
 
-    if frame.attrs.get("grid") is not None or not hasattr(instrument_of(frame).module, "geometries"):
+    stacked = frame.attrs.get("grid") is not None or "NCOMBINE" in frame.attrs["phu"]
+    if stacked or not hasattr(instrument_of(frame).module, "geometries"):
         return [WCS(header) for header in frame.attrs["headers"]]
     from gdask.kernels.wcs import array_wcs
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import re
 import types
 import typing
@@ -214,7 +215,7 @@ def _convert(where: str, parameter: Parameter, value: object) -> object:
     elif not isinstance(value, bool):
         try:
             number = float(value)  # type: ignore[arg-type]
-            if kind is float and number == number:
+            if kind is float and not math.isnan(number):
                 return number
             if kind is int and number == int(number):
                 return int(number)

@@ -65,10 +65,10 @@ def _md5(paths: tuple[str, ...], block_id: tuple[int]) -> np.ndarray:
 
 
 def processed_header(frame: Frame, suffix: str, caltype: str) -> Header:
-    """The primary header of a processed calibration: the keyword that says which, and the data label's ending."""
+    """The primary header of a processed product: the keyword that says which, and the data label's ending."""
     phu = frame.attrs["phu"].copy()
     now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}"
-    phu[{"processed_flat": "PROCFLAT", "processed_dark": "PROCDARK", "processed_bpm": "PROCBPM"}[caltype]] = now
+    phu[{"processed_flat": "PROCFLAT", "processed_dark": "PROCDARK", "processed_bpm": "PROCBPM", "processed_science": "PROCSCI"}[caltype]] = now
     ending = suffix.replace("_", "-").upper()
     label = str(phu.get("DATALAB", ""))
     phu["DATALAB"] = label if label.endswith(ending) else label + ending

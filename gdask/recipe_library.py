@@ -8,7 +8,8 @@ import importlib.util
 import inspect
 import os
 import pkgutil
-from collections.abc import Callable, Set
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from types import ModuleType
 
 from gdask import steps
@@ -18,7 +19,7 @@ from gdask.params import closest, snake_case
 Recipe = Callable[..., object]
 
 
-def find_recipe(name: str | None, tags: Set[str]) -> Recipe:
+def find_recipe(name: str | None, tags: AbstractSet[str]) -> Recipe:
     """The recipe `name` for files with these tags; None is the default one; 'file.py:function' is the user's own.
 
     Raises GdaskError with the names there are, and the closest one.
@@ -33,7 +34,7 @@ def find_recipe(name: str | None, tags: Set[str]) -> Recipe:
     return known[wanted]
 
 
-def library_for(tags: Set[str]) -> ModuleType:
+def library_for(tags: AbstractSet[str]) -> ModuleType:
     """The recipe module whose tags are all among these, the most specific one."""
     fitting = [module for module in libraries() if module.TAGS <= tags]
     refused = sorted(set().union(*(getattr(module, "NOT_FOR", set()) for module in fitting)) & tags)

@@ -120,9 +120,9 @@ class Run:
         """End of a phase that leaves no pixels: compute only the small results."""
         return self.save(frames, variables=())
 
-    def write(self, frame: Frame, suffix: str) -> Frame:
+    def write(self, frame: Frame, suffix: str, kind: str = "processed_science") -> Frame:
         """Compute one Frame, the end of a recipe, and write it as a product: input name + suffix, whole or not at all."""
-        return self.write_each((frame,), suffix)[0]
+        return self.write_each((frame.assign_attrs(phu=processed_header(frame, suffix, kind)),), suffix)[0]
 
     def write_each(self, frames: Frames, suffix: str) -> Frames:
         """Compute and write several Frames as products, in one phase."""
@@ -159,7 +159,7 @@ class Run:
         """Write a processed calibration, keep a copy under calibrations/, and register it in the databases."""
         from gdask import caldb
 
-        stored = self.write(frame.assign_attrs(phu=processed_header(frame, suffix, caltype)), suffix)
+        stored = self.write(frame, suffix, caltype)
         caldb.store(self.outputs[-1], self.databases)
         return stored
 

@@ -30,5 +30,5 @@ def _show(path: str, name: str | None, everything: bool) -> int:
         print(f"{module.__name__} for {' '.join(sorted(module.TAGS))}")
         for recipe, function in recipe_library.recipes_of(module).items():
             same = f" ({function.__name__})" if recipe == "default" else ""
-            print(f"    {recipe}{same:24} {(inspect.getdoc(function) or '').splitlines()[0]}")
+            print(f"    {recipe + same:32} {(inspect.getdoc(function) or '').splitlines()[0]}")
     return 0

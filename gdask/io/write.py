@@ -70,8 +70,7 @@ def finish(output: Output, tables: Mapping[str, Table | Sequence[Table]] | None 
     try:
         with open(output.temporary, "r+b") as file:
             file.seek(0, os.SEEK_END)
-            for name, table in _each_table(tables or {}):
-                file.write(_table_bytes(name, *table))
+            file.writelines(_table_bytes(name, *table) for name, table in _each_table(tables or {}))
             if checksum:
                 add_checksums(file)
                 file.flush()

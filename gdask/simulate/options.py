@@ -157,6 +157,8 @@ def gsaoi_options(**given: object) -> GsaoiOptions:
     assert isinstance(options, GsaoiOptions)
     if options.roi > 0 and options.roi % 2:
         raise GdaskError(f"simulate gsaoi: roi is {options.roi}, which must be even")
+    if options.size == 1024:
+        raise GdaskError("simulate gsaoi: size 1024 looks like the instrument's region of interest; take 1020 or 1028")
     if options.roi >= options.size:
         raise GdaskError(f"simulate gsaoi: roi is {options.roi}, expected less than the size, {options.size}")
     return options._replace(roi=min(1024, options.size // 4 * 2) if options.roi < 0 else options.roi)
