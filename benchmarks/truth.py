@@ -59,9 +59,10 @@ def measure(image: str, truth: str, field: str = "target") -> dict[str, float]:
 
 
 def flat_unit(folder: Path) -> float:
-    """The median of the true flats over all arrays: what a normalised flat calls 1."""
+    """The median of the lit pixels of the true flats over all arrays: what a normalised flat calls 1."""
     flats = [fits.getdata(path, "FLAT") for path in sorted(folder.glob("flat_?.fits*"))]
-    return float(np.median(np.concatenate([flat[4:-4, 4:-4].ravel()[::7] for flat in flats])))
+    values = np.concatenate([flat[4:-4, 4:-4].ravel()[::7] for flat in flats])
+    return float(np.median(values[values > 0.3]))
 
 
 def area_unit(folder: Path, geometries: tuple[Geometry, ...], arrays: np.ndarray) -> float:

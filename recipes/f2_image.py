@@ -8,6 +8,7 @@ from gdask.steps import (
     adu_to_electrons,
     dark_correct,
     detect_sources,
+    flag_shadows,
     flat_correct,
     nonlinearity_correct,
     objects_from_stack,
@@ -47,7 +48,7 @@ def calibrate(run, frames):
     frames = run.each(nonlinearity_correct, frames)
     frames = run.each(dark_correct, frames, run.calibration("processed_dark", frames))
     frames = run.each(flat_correct, frames, run.calibration("processed_flat", frames))
-    return run.save(frames)
+    return run.save(run.each(flag_shadows, frames))
 
 
 def check_wcs(run, frames):

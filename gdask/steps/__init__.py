@@ -10,7 +10,7 @@ from typing import Any
 
 _WHERE = {
     "prepare": "pointing", "check_wcs": "pointing",
-    "add_dq": "quality", "nonlinearity_correct": "calibrate", "adu_to_electrons": "calibrate", "add_var": "calibrate",
+    "add_dq": "quality", "flag_shadows": "quality", "nonlinearity_correct": "calibrate", "adu_to_electrons": "calibrate", "add_var": "calibrate",
     "dark_correct": "calibrate", "flat_correct": "calibrate",
     "make_lamp_flat": "flats", "normalize_flat": "flats", "threshold_flatfield": "flats", "make_bpm": "flats",
     "separate_sky": "skyframes", "associate_sky": "skyframes", "sky_correct": "sky",

@@ -9,6 +9,7 @@ import numpy as np
 from gdask.instruments import descriptor, instrument_of, tags
 from gdask.io.read import read_window, reopen
 from gdask.kernels import dq as dq_kernels
+from gdask.kernels.vignetting import shadow_mask
 from gdask.model import DQ
 from gdask.params import Range
 from gdask.steps.frames import array, map_planes, note, per_array, with_arrays, with_headers, with_provenance
@@ -48,6 +49,25 @@ def add_dq(
     extra = _open_bpm(user_bpm) if user_bpm else None
     masks = tuple(_add_levels(f, (bpm, extra), non_linear, hidden_saturation) for f, bpm in zip(frames, bpms, strict=True))
     return _add_latents(masks, time) if latency else masks
+
+
+def flag_shadows(frame: Frame, *, depth: Annotated[float, Range(0.05, 1)] = 0.15) -> Frame:
+    """Flag as unilluminated (bit 64) the shadow of a guide probe that reaches into the field; flat-fielded frames.
+
+    Nothing gives the light back, and the shadow moves with the dithers: left in, it would spoil the sky of other frames.
+
+    Parameters
+    ----------
+    depth
+        Fraction of the sky's light that must be missing in the darkest part.
+    """
+    whole = frame.chunk({"y": -1, "x": -1})
+    dq = map_planes(_flag_shadow, array(whole, "data"), array(whole, "dq"), dtype="u2", depth=depth)
+    return with_arrays(frame, dq=dq.rechunk(frame["dq"].data.chunks))
+
+
+def _flag_shadow(data: Image, dq: Flags, depth: float) -> Flags:
+    return dq | np.where(shadow_mask(data, dq, depth), np.uint16(DQ.UNILLUMINATED), np.uint16(0))
 
 
 def _open_bpm(path: str) -> Frame:
