@@ -79,8 +79,7 @@ class Run:
     def __call__(self, step: Callable[..., object], frames: object, *others: object, **pinned: object) -> object:
         """Call `step` once on all frames, with the user's parameters; give what it gives, without frames set aside."""
         settings = self._settings(step, frames, pinned)
-        if settings["skip_primitive"].value:
-            log.info("%s: skipped, as asked", step.__name__)
+        if _is_skipped(step, settings, "Frame" if hasattr(frames, "data_vars") else "Frames"):
             return frames
         started = datetime.now(UTC)
         result = step(frames, *others, **_values(step, settings))
@@ -89,8 +88,7 @@ class Run:
     def each(self, step: Callable[..., Frame], frames: Frames, *others: object, **pinned: object) -> Frames:
         """Call a one-frame step for every frame; an argument that is a tuple of the same length is dealt out."""
         settings = self._settings(step, frames, pinned)
-        if settings["skip_primitive"].value:
-            log.info("%s: skipped, as asked", step.__name__)
+        if _is_skipped(step, settings, "Frame"):
             return frames
         started = datetime.now(UTC)
         values = _values(step, settings)
@@ -280,6 +278,17 @@ def _values(step: Callable[..., object], settings: Mapping[str, params.Setting])
 
 def _changed(settings: Mapping[str, params.Setting]) -> str:
     return ", ".join(f"{name}={s.value} ({s.layer})" for name, s in settings.items() if s.layer not in ("default", "recipe"))
+
+
+def _is_skipped(step: Callable[..., object], settings: Mapping[str, params.Setting], given: str) -> bool:
+    """Whether the user leaves a step out; GdaskError where it makes something else of the `given` Frame or Frames."""
+    if not settings["skip_primitive"].value:
+        return False
+    gives = step.__annotations__.get("return")
+    if gives != given and gives in ("Frame", "Frames", "tuple[Frames, Frames]"):
+        raise GdaskError(f"{step.__name__} cannot be left out: the recipe goes on with what it makes; take another recipe")
+    log.info("%s: skipped, as asked", step.__name__)
+    return True
 
 
 def _deal(other: object, number: int, count: int) -> object:

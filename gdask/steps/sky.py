@@ -55,6 +55,9 @@ def sky_correct(
     """
     if offset_sky and scale_sky:
         raise GdaskError("sky_correct: offset_sky and scale_sky are both True; set one of them to False")
+    for frame in frames:
+        if "skies" not in frame.attrs:
+            raise GdaskError(f"sky_correct: {frame.attrs['name']} has no list of sky frames; associate_sky makes it")
     by_name = {sky.attrs["name"]: sky for sky in skies}
     how = {"operation": operation, "reject": reject_method, "nlow": nlow, "nhigh": nhigh, "scale": scale_sky}
     masters: dict[tuple[str, ...], Frame | None] = {}
