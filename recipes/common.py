@@ -13,6 +13,7 @@ from gdask.steps import (
     match_sky_levels,
     measure_sky_levels,
     nonlinearity_correct,
+    objects_from_stack,
     prepare,
     resample_to_common_frame,
     scale_counts_to_reference,
@@ -48,6 +49,15 @@ def subtract_sky(run, targets, skies):
     targets = run(associate_sky, targets, skies)
     targets = run(sky_correct, targets, skies)
     return run.save(run.each(detect_sources, targets))
+
+
+def mask_stack_sources(run, targets, skies):
+    """A first stack; both groups with what is found on it masked on every frame."""
+    first = align(run, subtract_sky(run, targets, skies))
+    deep = run.write(stack(run, first), "_firstPass")
+    targets, skies = (run(objects_from_stack, group, deep, first) for group in (targets, skies))
+    saved = run.save(targets + skies, variables=["objects"])
+    return saved[: len(targets)], saved[len(targets) :]
 
 
 def align(run, frames):

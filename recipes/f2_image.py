@@ -1,6 +1,6 @@
 """Recipes for FLAMINGOS-2 images. The default is `reduce`."""
 
-from gdask.recipes.common import align, mask_sky_sources, stack, subtract_sky
+from gdask.recipes.common import align, mask_sky_sources, mask_stack_sources, stack, subtract_sky
 
 from gdask.steps import (
     add_dq,
@@ -10,9 +10,10 @@ from gdask.steps import (
     detect_sources,
     flag_shadows,
     flat_correct,
+    merge_groups,
     nonlinearity_correct,
-    objects_from_stack,
     prepare,
+    separate_sky,
 )
 from gdask.steps import check_wcs as list_bad_wcs
 
@@ -37,6 +38,31 @@ def align_and_stack(run, frames):
     """Align and stack frames that reduce_nostack made."""
     frames = run.save(run.each(detect_sources, frames))
     return run.write(stack(run, align(run, frames)), "_image")
+
+
+def ultradeep(run, frames):
+    """As reduce, with a second sky subtraction that masks on every frame what is found on the stack of all."""
+    targets, skies = mask_stack_sources(run, *mask_sky_sources(run, calibrate(run, frames)))
+    frames = align(run, subtract_sky(run, targets, skies))
+    return run.write(stack(run, frames), "_image")
+
+
+def ultradeep_part1(run, frames):
+    """The first part of ultradeep, for each night or group by itself: raw frames to flat-fielded ones."""
+    return run.write_each(calibrate(run, frames), "_flatCorrected")
+
+
+def ultradeep_part2(run, frames):
+    """The second part, for all frames of part 1 together: a first stack, and its sources as masks on every frame."""
+    targets, skies = mask_stack_sources(run, *mask_sky_sources(run, frames))
+    return run.write_each(run(merge_groups, targets, skies), "_objmaskTransferred")
+
+
+def ultradeep_part3(run, frames):
+    """The last part, for the frames of part 2: sky subtraction with these masks, and the stack."""
+    targets, skies = run(separate_sky, frames)
+    frames = align(run, subtract_sky(run, targets, skies))
+    return run.write(stack(run, frames), "_image")
 
 
 def calibrate(run, frames):

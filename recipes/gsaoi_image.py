@@ -1,9 +1,9 @@
 """Recipes for GSAOI images. The default is `reduce`."""
 
-from gdask.recipes.common import align, calibrate, mask_sky_sources, stack, subtract_sky
+from gdask.recipes.common import align, calibrate, mask_sky_sources, mask_stack_sources, stack, subtract_sky
 
 from gdask.steps import check_wcs as list_bad_wcs
-from gdask.steps import detect_sources, objects_from_stack
+from gdask.steps import detect_sources
 
 TAGS = {"GSAOI", "IMAGE"}
 
@@ -29,12 +29,7 @@ def align_and_stack(run, frames):
 
 def ultradeep(run, frames):
     """As reduce, with a second sky subtraction that masks on every frame what is found on the stack of all."""
-    targets, skies = mask_sky_sources(run, calibrate(run, frames))
-    first = align(run, subtract_sky(run, targets, skies))
-    deep = run.write(stack(run, first), "_firstPass")
-    targets, skies = (run(objects_from_stack, group, deep, first) for group in (targets, skies))
-    saved = run.save(targets + skies, variables=["objects"])
-    targets, skies = saved[: len(targets)], saved[len(targets) :]
+    targets, skies = mask_stack_sources(run, *mask_sky_sources(run, calibrate(run, frames)))
     frames = align(run, subtract_sky(run, targets, skies))
     return run.write(stack(run, frames), "_image")
 

@@ -12,7 +12,7 @@ from gdask.types import Flags, Fraction, Image, Mask
 #: Pixels of a cell's side. Every other pixel of a row and column is looked at: 64 of 256.
 CELL = 16
 #: A shadow reaches from its darkest part out to where this fraction of the light is missing, and GROW cells further.
-FLOOR, GROW = 0.02, 2
+FLOOR, GROW = 0.01, 3
 #: What covers more than this part of the cells is no shadow: the rest of the field is brighter than the sky.
 LARGEST = 0.2
 

@@ -22,7 +22,7 @@ _WHERE = {
 }  # fmt: skip
 
 #: Parts of recipes that are not steps: no parameters, no log line.
-_HELPERS = {"transfer_objects": "sky", "objects_from_stack": "detect", "needs_dark": "flats"}
+_HELPERS = {"transfer_objects": "sky", "objects_from_stack": "detect", "needs_dark": "flats", "merge_groups": "skyframes"}
 
 #: The suffix of a step's output file where it is not the step's name (the field's own suffixes).
 SUFFIXES = {

@@ -124,6 +124,11 @@ def _standard(frame: Frame) -> Frame:
     # From here on these come from the headers, and those of raw files are not right (array 4, several coadds).
     levels = (("GAIN", "gain"), ("RDNOISE", "read_noise"), ("SATLEVEL", "saturation_level"), ("NONLINEA", "non_linear_level"))
     each = {keyword: per_array(frame, value) for keyword, value in levels} | _sections(frame) | _third_axis(frame)
+    start = descriptor(frame, "ut_datetime")
+    if start is not None and not instrument_of(frame).facts.get("mjd_valid", True):
+        mjd = (start - datetime(1858, 11, 17)) / timedelta(days=1)  # the raw one is stale, and software trusts it
+        primary["MJD-OBS"] = (mjd, "MJD at start of observation")
+        each["MJD-OBS"] = [mjd] * len(frame.attrs["headers"])
     if descriptor(frame, "is_coadds_summed"):
         primary["EXPTIME"] = (descriptor(frame, "exposure_time"), "Exposure time of all coadds (s)")
         each |= _levels_of_sums(frame, each)

@@ -54,6 +54,11 @@ def separate_sky(
     return targets, tuple(frame for frame, kind in zip(marked, kinds, strict=True) if "sky" in kind)
 
 
+def merge_groups(targets: Frames, skies: Frames) -> Frames:
+    """Targets and skies as one group again, each frame once, in order of name."""
+    return tuple(sorted({frame.attrs["name"]: frame for frame in (*skies, *targets)}.values(), key=lambda frame: frame.attrs["name"]))
+
+
 def associate_sky(
     frames: Frames,
     skies: Frames,
