@@ -129,26 +129,25 @@ def _known_kinds(
     known: dict[int, set[str]] = {group: set() for group in groups}
     reasons = []
     for frame, group in zip(frames, groups, strict=True):
-        kind, reason = _kind(frame, objects, skies)
-        if kind:
-            known[group].add(kind)
-            reasons.append(reason)
+        kind, reason = _kinds(frame, objects, skies)
+        known[group] |= kind
+        reasons += [reason] if kind else []
     return [set(known[group]) for group in groups], ", ".join(sorted(set(reasons)))
 
 
-def _kind(frame: Frame, objects: set[str], skies: set[str]) -> tuple[str, str]:
+def _kinds(frame: Frame, objects: set[str], skies: set[str]) -> tuple[set[str], str]:
+    """What is known of a frame by itself (object, sky, both or nothing), and from what."""
     stem = frame.attrs["name"].removesuffix(".fits").partition("_")[0]
     phu = frame.attrs["phu"]
-    if stem in objects:
-        return "object", "ref_obj"
-    if stem in skies:
-        return "sky", "ref_sky"
-    for keyword, kind in (("OBJFRAME", "object"), ("SKYFRAME", "sky")):
-        if str(phu.get(keyword, "")).strip().upper() in ("TRUE", "T"):
-            return kind, keyword
+    if stem in objects | skies:
+        return {kind for kind, names in (("object", objects), ("sky", skies)) if stem in names}, "ref_obj, ref_sky"
+    keywords = {"OBJFRAME": "object", "SKYFRAME": "sky"}
+    marked = {kind for keyword, kind in keywords.items() if str(phu.get(keyword, "")).strip().upper() in ("TRUE", "T")}
+    if marked:
+        return marked, "OBJFRAME, SKYFRAME"
     if descriptor(frame, "wavefront_sensor") is None and any(keyword.endswith("WFS_ST") or keyword.startswith("PWFS") for keyword in phu):
-        return "sky", "not guided"
-    return "", ""
+        return {"sky"}, "not guided"
+    return set(), ""
 
 
 def _by_distance(frames: Frames, groups: Sequence[int]) -> tuple[list[set[str]], str]:
