@@ -69,7 +69,7 @@ def processed_header(frame: Frame, suffix: str, caltype: str) -> Header:
     phu = frame.attrs["phu"].copy()
     now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}"
     phu[{"processed_flat": "PROCFLAT", "processed_dark": "PROCDARK", "processed_bpm": "PROCBPM", "processed_science": "PROCSCI"}[caltype]] = now
-    ending = suffix.replace("_", "-").upper()
+    ending = "-STACK" if caltype == "processed_science" else suffix.replace("_", "-").upper()
     label = str(phu.get("DATALAB", ""))
     phu["DATALAB"] = label if label.endswith(ending) else label + ending
     return phu
