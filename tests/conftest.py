@@ -40,13 +40,13 @@ class Night(NamedTuple):
 
 @pytest.fixture(scope="session")
 def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
-    """Crowded field, 6 frames on target and 5 on sky of which 3 have a bad WCS, 3+3 flats, 3 darks, 3 standards."""
+    """Crowded field, 5 frames on target and 4 on sky of which 3 have a bad WCS, 3+3 flats, 3 darks, 3 standards."""
     from astropy.table import Table
 
     from gdask.simulate import simulate_gsaoi
 
     folder = tmp_path_factory.mktemp("night")
-    simulate_gsaoi(folder, size=320, n_flats=3, n_darks=3, n_science=6, n_sky=5, n_std=3)
+    simulate_gsaoi(folder, size=320, n_flats=3, n_darks=3, n_science=5, n_sky=4, n_std=3)
     rows = Table.read(folder / "truth" / "frames.ecsv")
     files = {kind: sorted(str(folder / "raw" / row["file"]) for row in rows if row["kind"] == kind) for kind in FILTERED}
     (bpm,) = (folder / "raw").glob("bpm*.fits")
@@ -129,6 +129,9 @@ def _quiet_log() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread_each() -> None:
-    """Two test processes on two cores: no library starts more threads."""
+def _fast() -> Iterator[None]:
+    """Two test processes on two cores: no library starts more threads. And nothing waits for the disk."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
