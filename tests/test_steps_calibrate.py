@@ -19,8 +19,8 @@ from gdask.kernels import flat as flat_kernels
 from gdask.kernels.linearity import linearize, linearized_level
 from gdask.kernels.variance import add_variance
 from gdask.model import DQ, GdaskError
-from gdask.steps.windows import match_window, true_sections
 from gdask.steps.frames import with_headers
+from gdask.steps.windows import match_window, true_sections
 from gdask.types import Frame
 
 

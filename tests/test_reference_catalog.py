@@ -1,0 +1,93 @@
+"""Reference catalogues from files, whatever their columns are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+import pytest
+from astropy.table import MaskedColumn, Table
+
+import gdask
+from gdask import steps
+from gdask.io.catalog import read_catalog
+from gdask.model import GdaskError
+
+RA, DEC = np.linspace(201.28, 201.31, 40), np.linspace(-43.12, -43.08, 40)
+MAG = np.random.default_rng(1).uniform(10, 20, 40)
+
+
+@pytest.mark.parametrize(("name", "form"), [("g.fits", "fits"), ("g.ecsv", "ascii.ecsv"), ("g.xml", "votable"), ("g.vot", "votable"), ("g.csv", "ascii.csv")])
+@pytest.mark.parametrize(("ra", "dec"), [("ra", "dec"), ("RAJ2000", "DEJ2000"), ("RA_ICRS", "DE_ICRS"), ("X_WORLD", "Y_WORLD")])
+def test_every_form_and_the_usual_names(tmp_path: Path, name: str, form: str, ra: str, dec: str) -> None:
+    Table({"source": np.arange(40), ra: RA, dec: DEC, "Ksmag": MAG, "e_Ksmag": 0.1 * MAG}).write(tmp_path / name, format=form)
+    catalog = read_catalog(str(tmp_path / name))
+    assert catalog.colnames[:3] == ["Id", "RAJ2000", "DEJ2000"] and {"Ksmag", "e_Ksmag"} <= set(catalog.colnames)
+    np.testing.assert_allclose(catalog["RAJ2000"], RA, rtol=1e-12)
+    np.testing.assert_allclose(catalog["DEJ2000"], DEC, rtol=1e-12)
+    np.testing.assert_allclose(catalog["Ksmag"], MAG, rtol=1e-6)
+    assert list(catalog["Id"]) == list(range(1, 41))
+
+
+@pytest.mark.parametrize(("name", "form"), [("g.xml", "votable"), ("g.ecsv", "ascii.ecsv")])
+def test_columns_are_found_by_ucd(tmp_path: Path, name: str, form: str) -> None:
+    table = Table({"alpha": RA, "delta": DEC})
+    for column, ucd in (("alpha", "pos.eq.ra;meta.main"), ("delta", "pos.eq.dec;meta.main")):
+        table[column].info.meta = {"ucd": ucd}
+    table.write(tmp_path / name, format=form)
+    np.testing.assert_allclose(read_catalog(str(tmp_path / name))["DEJ2000"], DEC, rtol=1e-12)
+
+
+def test_units_are_turned_into_degrees(tmp_path: Path) -> None:
+    Table({"ra": RA / 15 * u.hourangle, "dec": np.radians(DEC) * u.rad}).write(tmp_path / "g.ecsv")
+    catalog = read_catalog(str(tmp_path / "g.ecsv"))
+    np.testing.assert_allclose(catalog["RAJ2000"], RA, rtol=1e-12)
+    np.testing.assert_allclose(catalog["DEJ2000"], DEC, rtol=1e-12)
+
+
+def test_rows_without_a_position_are_left_out(tmp_path: Path) -> None:
+    dec = DEC.copy()
+    dec[3] = np.nan
+    Table({"ra": MaskedColumn(RA, mask=np.arange(40) == 7), "dec": dec}).write(tmp_path / "g.ecsv")
+    catalog = read_catalog(str(tmp_path / "g.ecsv"))
+    assert len(catalog) == 38 and not {4, 8} & set(catalog["Id"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("none.fits", None, "no such catalogue file"), ("g.txt", "1 2", "expected one of .fits"),
+        ("g.csv", "a,b\n1,2\n", "no column for RAJ2000; it has a, b"), ("g.csv", "ra,b\n1,2\n", "no column for DEJ2000"),
+        ("g.csv", "ra,dec\n13:25:10,-43:06:00\n", "column ra is text; expected degrees"), ("g.fits", "not FITS", "cannot be read as fits"),
+        ("g.xml", "<not a votable", "cannot be read as votable"),
+    ],
+)  # fmt: skip
+def test_messages(tmp_path: Path, name: str, content: str | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(GdaskError, match=name) as error:
+        read_catalog(str(tmp_path / name))
+    assert words in str(error.value)
+
+
+def test_a_votable_cannot_read_other_files(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("201.3")
+    (tmp_path / "g.xml").write_text(
+        f'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY s SYSTEM "file://{tmp_path}/secret">]>\n'
+        '<VOTABLE version="1.3"><RESOURCE><TABLE><FIELD name="ra" datatype="double"/><FIELD name="dec" datatype="double"/>'
+        "<DATA><TABLEDATA><TR><TD>&s;</TD><TD>-43.1</TD></TR></TABLEDATA></DATA></TABLE></RESOURCE></VOTABLE>"
+    )
+    try:
+        catalog = read_catalog(str(tmp_path / "g.xml"))
+    except GdaskError:
+        return
+    assert 201.3 not in list(catalog["RAJ2000"])
+
+
+def test_steps_attach_it_to_every_frame(night: object, tmp_path: Path) -> None:
+    Table({"ra": RA, "dec": DEC}).write(tmp_path / "g.csv")
+    frames = steps.add_reference_catalog(gdask.open_many(night.science[:2]), source=str(tmp_path / "g.csv"))
+    assert all(len(frame.attrs["refcat"]) == 40 for frame in frames)
+    (without, _) = steps.add_reference_catalog(gdask.open_many(night.science[:2]))
+    assert "refcat" not in without.attrs and "none given" in without.attrs["note"]
