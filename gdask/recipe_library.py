@@ -100,7 +100,10 @@ def _from_file(name: str) -> Recipe:
     if not os.path.isfile(path):
         raise GdaskError(f"-r {name}: no file {path}; expected FILE.py:FUNCTION")
     module = load_file(path)
-    known = {key: value for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__}
+    known = {
+        key: value for key, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__.startswith((module.__name__, "gdask.recipes"))
+    }  # fmt: skip
     wanted = function or "default"
     if wanted == "default" and callable(getattr(module, "default", None)):
         return module.default  # type: ignore[no-any-return]

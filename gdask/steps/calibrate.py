@@ -107,7 +107,7 @@ def flat_correct(frame: Frame, flat: Frame | None) -> Frame:
 def _facts(frame: Frame, name: str) -> tuple[object, ...]:
     """One fact of each array of the frame, from the instrument's table by array name (or in order)."""
     arrays = instrument_of(frame).facts["arrays"]
-    by_name = {entry["name"]: entry for entry in arrays}
+    by_name = {entry["name"]: entry for entry in arrays if "name" in entry}
     names = per_array(frame, "array_name")
     return tuple(by_name.get(n, entry)[name] for n, entry in zip(names, arrays, strict=False))
 
