@@ -130,7 +130,7 @@ def read_config(path: str) -> dict[str, object]:
         with open(path, "rb") as file:
             content = tomllib.load(file)
     except (OSError, tomllib.TOMLDecodeError) as error:
-        raise GdaskError(f"-c {path}: cannot be read: {error}") from error
+        raise GdaskError(f"-c {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     found: dict[str, object] = {}
     for key, value in content.items():
         entries = {f"{key}:{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}

@@ -76,12 +76,14 @@ class Reduce:
         recipe = find_recipe(None if self.recipename == "default" else self.recipename, tags(paths[0]))
         given = params.normalise(self.uparms)
         params.check_user(given, steps_in(recipe))
-        ucals = {_caltype(kind): path for kind, path in dict(self.ucals).items()}
+        ucals = {_caltype(kind, path): path for kind, path in dict(self.ucals).items()}
+        if os.sep in (self.suffix or ""):
+            raise GdaskError(f"--suffix {self.suffix}: a part of a file name was expected, such as _mine, not a path")
         folder = os.getcwd()
-        run = Run([("config", dict(self.config)), ("user", given)], open_databases(), ucals, folder, suffix=self.suffix)
+        run = Run([("config", dict(self.config)), ("user", given)], open_databases(), ucals, folder, suffix=self.suffix, inputs=paths)
         for name in checkpoint.remove_stale_parts(folder):
             log.info("removed %s, left by a run that did not end", name)
-        log.info("recipe %s: %d files", recipe.__name__, len(paths))
+        log.info("recipe %s: %d file%s", recipe.__name__, len(paths), "" if len(paths) == 1 else "s")
         frames = tuple(open_frame(path) for path in paths)
         try:
             with connect(self.cluster):
@@ -100,10 +102,15 @@ def _unique(files: Iterable[str]) -> list[str]:
     return paths
 
 
-def _caltype(kind: str) -> str:
+def _caltype(kind: str, path: str) -> str:
+    from gdask.caldb.describe import CALTYPES
+    from gdask.instruments import tags
     from gdask.params import closest
 
     known = ("processed_flat", "processed_dark", "processed_bpm", "processed_standard")
     if kind not in known:
         raise GdaskError(f"--user_cal {kind}: not a kind of calibration; expected {', '.join(known)}{closest(kind, known)}")
+    if kind != "processed_standard" and not CALTYPES[kind] <= tags(path):
+        wanted, has = (" ".join(sorted(names)) for names in (CALTYPES[kind], tags(path)))
+        raise GdaskError(f"--user_cal {kind}:{path}: not a {kind}: its tags are {has}, {wanted} was expected; give a product of gdask")
     return kind

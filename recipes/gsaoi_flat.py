@@ -30,17 +30,17 @@ def make_processed_bpm(run, frames):
     return run.store(run(make_bpm, flat, dark), "_bpm", "processed_bpm")
 
 
-def lamp_flat(run, frames):
+def lamp_flat(run, flats):
     """Lamp-on minus lamp-off, normalised over all arrays together."""
-    return run(normalize_flat, run(make_lamp_flat, calibrate_lamps(run, frames)))
+    return run(normalize_flat, run(make_lamp_flat, calibrate_lamps(run, flats)))
 
 
-def calibrate_lamps(run, frames):
+def calibrate_lamps(run, lamps):
     """Raw frames to electrons with variance, row band by row band: every step works pixel by pixel.
 
     Uniform light has no star cores, so there is no hidden saturation to look for and no latent image.
     """
-    frames = run(prepare, run.by_rows(frames))
+    frames = run(prepare, run.by_rows(lamps))
     bpms = run.calibration("processed_bpm", frames, required=False)
     frames = run(add_dq, frames, bpms, hidden_saturation=False, latency=False)
     frames = run.each(nonlinearity_correct, frames)

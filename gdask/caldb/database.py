@@ -223,6 +223,6 @@ def _what_failed(database: Database, error: Exception) -> str:
     if "locked" in reason:
         return f"{database.name}: kept locked by another process for {BUSY_SECONDS} s; try again when it has ended"
     if "not a database" in reason or "malformed" in reason:
-        return (f"{database.name}: damaged or not a calibration database ({reason}); move it away, or start anew with "
-                f"'caldb init -w', and add the calibrations again")
+        return (f"{database.name}: damaged or not a calibration database ({reason}); move it away "
+                f"and add the calibrations again")
     return f"{database.name}: the calibration database cannot be used ({reason}); check the path and its permissions"

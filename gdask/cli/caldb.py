@@ -141,9 +141,10 @@ def _list(options: argparse.Namespace) -> int:
             print("  a remote service: never asked")
             continue
         found = rows(database)
+        width = max((len(row["name"]) for row in found), default=0)
         for row in found:
             gone = "" if os.path.exists(row["path"]) else "  (gone from disk)"
-            print(f"{row['name']:<36} {row['caltype']:<19} {row['instrument']:<6} {row['filter_name'] or '-':<10} "
+            print(f"{row['name']:<{width}}  {row['caltype']:<19} {row['instrument']:<6} {row['filter_name'] or '-':<10} "
                   f"{row['ut_datetime'] or '-'!s:.10}  {os.path.dirname(row['path'])}{gone}")
         if not found:
             print("There are no files in the database" if exists(database) else "It does not exist yet")

@@ -86,8 +86,12 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None,
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped", file=sys.stderr)
         return 130
-    except (GdaskError, OSError) as error:
+    except GdaskError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        print(f"{parser.prog}: {what}", file=sys.stderr)
         return 1
 
 

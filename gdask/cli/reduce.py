@@ -44,7 +44,8 @@ def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.qa or args.ql:
         parser.error("--qa and --ql are not offered: gdask has one mode, science quality (sq); leave the option out")
     if not args.files:
-        parser.error("no files; give file names or @LIST")
+        taken = next((text for text in (*args.param, *args.user_cal) if "=" not in text and ":" not in text), None)
+        parser.error("no files; give file names or @LIST" + (f", before -p and --user_cal: {taken} was taken for one of these" if taken else ""))
     from gdask import logutils, params
     from gdask.reduction import Reduce
 

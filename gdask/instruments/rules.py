@@ -214,5 +214,5 @@ def option_names(function: Descriptor) -> tuple[str, ...]:
 
 def unknown(name: str, known: Iterable[str]) -> str:
     """Message for a descriptor that does not exist."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
-    return f"no descriptor '{name}'; the closest is '{close[0]}'" if close else f"no descriptor '{name}'"
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"no descriptor '{name}'; the closest is '{close[0]}'" if close else f"no descriptor '{name}' ('showd --help' lists them; text needs quotes)"

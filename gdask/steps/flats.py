@@ -52,6 +52,7 @@ def make_lamp_flat(
         Limits of the clipping, in standard deviations.
     """
     how = {"operation": operation, "reject_method": reject_method, "lsigma": lsigma, "hsigma": hsigma}
+    _check_are_flats(frames)
     on = tuple(frame for frame in frames if "LAMPOFF" not in tags(frame))
     off = tuple(frame for frame in frames if "LAMPOFF" in tags(frame))
     blue_limit = float(instrument_of(frames[0]).facts.get("lamp_off_from", 0.0))
@@ -71,6 +72,16 @@ def make_lamp_flat(
     times = {float(descriptor(frame, "exposure_time")) for frame in frames}
     text = f"{len(on)} lamp-on minus {len(off)} lamp-off" + (f"; exposure times differ: {sorted(times)} s" if len(times) > 1 else "")
     return note(_difference(bright, faint), text)
+
+
+def _check_are_flats(frames: Frames) -> None:
+    """A science frame in the list would pass as a lamp-on flat."""
+    for frame in frames:
+        if "FLAT" not in tags(frame):
+            raise GdaskError(
+                f"{frame.attrs['name']}: not a flat (object {descriptor(frame, 'object')!r}, tags {' '.join(sorted(tags(frame)))}); "
+                "take it out of the list of flats"
+            )
 
 
 def needs_dark(frames: Frames) -> bool:

@@ -15,6 +15,11 @@ def match_window(calibration: Frame, frame: Frame) -> Frame:
     Raises GdaskError where the calibration does not contain the frame's arrays.
     """
     wanted, have = true_sections(frame), true_sections(calibration)
+    if len(wanted) != len(have):
+        raise GdaskError(
+            f"{frame.attrs['name']} has {len(wanted)} arrays, {calibration.attrs['name']} has {len(have)}; "
+            "take the incomplete file out of the list, or copy it again"
+        )
     windows = set()
     for section, outer in zip(wanted, have, strict=True):
         x1, x2, y1, y2 = section[0] - outer[0], section[1] - outer[0], section[2] - outer[2], section[3] - outer[2]
