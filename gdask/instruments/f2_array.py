@@ -7,7 +7,7 @@ header WCS, whose reference pixel is constant (the offsets go to CRVAL).
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gdask.instruments import pointing
 from gdask.instruments.rules import View, as_number, clean, parse_section
@@ -38,7 +38,7 @@ def section_of(view: View, number: int, shape: tuple[int, int]) -> Section | Non
     pixel = _reference_pixel(view, number)
     if pixel is None:
         return None
-    x1, y1 = (round(full - value) for full, value in zip(_full_reference_pixel(view), pixel, strict=True))
+    x1, y1 = (round(full - value) for full, value in zip(_optics(view)["reference_pixel"], pixel, strict=True))
     inside = 0 <= x1 <= nx - shape[1] and 0 <= y1 <= ny - shape[0]
     return (x1, x1 + shape[1], y1, y1 + shape[0]) if inside else None
 
@@ -47,11 +47,11 @@ def geometries(view: View, shape: tuple[int, int]) -> tuple[Geometry, ...]:
     """The geometry of the array as the headers have it: scale and axes, pointing, no fitted correction."""
     from gdask.kernels.geometry import Geometry  # compiled code: header-only commands do without it
 
-    scale = pointing.pixel_scale(view) or view.facts["pixel_scale"]
+    scale = _optics(view)["pixel_scale"]
     pa, found = position_angle(view), []
     for number, (x1, _, y1, _) in enumerate(true_sections(view, shape)):
         pixel = _reference_pixel(view, number)
-        x, y = (pixel[0] + x1, pixel[1] + y1) if pixel else _full_reference_pixel(view)
+        x, y = (pixel[0] + x1, pixel[1] + y1) if pixel else _optics(view)["reference_pixel"]
         east, north = (-scale * y, 0.0, scale), (-scale * x, scale, 0.0)
         found.append(Geometry(x1 + 1.0, y1 + 1.0, east, north, *_pointing(view, number), pa))
     return tuple(found)
@@ -87,8 +87,8 @@ def _reference_pixel(view: View, number: int) -> tuple[float, float] | None:
     return None if None in values else (float(values[0]), float(values[1]))  # type: ignore[arg-type]
 
 
-def _full_reference_pixel(view: View) -> tuple[float, float]:
-    """CRPIX of full frames at the time of the frame."""
-    taken, epochs = view("ut_date"), view.facts["reference_pixel"]
+def _optics(view: View) -> dict[str, Any]:
+    """Reference pixel of full frames and pixel scale at the time of the frame."""
+    taken, epochs = view("ut_date"), view.facts["optics"]
     fitting = [epoch for epoch in epochs if taken is None or epoch["from"] <= taken]
-    return tuple((fitting or epochs)[-1 if fitting else 0]["pixel"])  # type: ignore[return-value]
+    return fitting[-1] if fitting else epochs[0]

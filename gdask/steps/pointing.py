@@ -17,6 +17,8 @@ from gdask.steps.frames import note, per_array, with_headers, with_provenance
 from gdask.types import Frame, Frames
 
 _THIRD_AXIS = ("CD3_3", "CD1_3", "CD2_3", "CD3_1", "CD3_2", "CRPIX3", "CRVAL3", "CTYPE3", "CUNIT3", "AXISLAB3")
+#: Arcsec that a pointing may be off for each arcsec of offset: those of far sky frames are, without being wrong.
+SLACK = 0.04
 _NO_POINTING = {"ARC", "BIAS", "DARK", "FLAT", "PINHOLE", "BPM"}
 
 
@@ -83,13 +85,14 @@ def find_bad_wcs(frames: Frames, limit: float, dither_limit: float, max_deadtime
     suspects: dict[str, str] = {}
     for group in _groups(frames, max_deadtime):
         base: np.ndarray | None = None
+        first = (0.0, 0.0)
         for frame in group:
             miss = _miss(frame)
             if np.hypot(*miss) > limit:
                 suspects[frame.attrs["name"]] = f"points {np.hypot(*miss):.1f} arcsec from its target and offsets"
             elif base is None:
-                base = miss
-            elif np.hypot(*(miss - base)) > dither_limit:
+                base, first = miss, expected_pointing(frame)
+            elif np.hypot(*(miss - base)) > dither_limit + SLACK * np.hypot(*tangent_plane(*expected_pointing(frame), *first)):
                 suspects[frame.attrs["name"]] = f"is {np.hypot(*(miss - base)):.1f} arcsec from where its offsets put it"
     return suspects
 
