@@ -182,6 +182,17 @@ def resolve(
     return settings
 
 
+def own_values(step: Callable[..., object], settings: Mapping[str, Setting]) -> dict[str, object]:
+    """The resolved values that a step itself takes, without those common to all steps."""
+    own = {name for name, parameter in parameters(step).items() if parameter not in COMMON}
+    return {name: setting.value for name, setting in settings.items() if name in own}
+
+
+def changed(settings: Mapping[str, Setting]) -> str:
+    """What differs from the defaults, in words: 'mesh=256 (instrument), ...'."""
+    return ", ".join(f"{name}={s.value} ({s.layer})" for name, s in settings.items() if s.layer not in ("default", "recipe"))
+
+
 def _key(key: str) -> str:
     step, colon, name = key.rpartition(":")
     return f"{snake_case(step)}{colon}{name}"

@@ -110,7 +110,7 @@ def _caltype(kind: str, path: str) -> str:
     known = ("processed_flat", "processed_dark", "processed_bpm", "processed_standard")
     if kind not in known:
         raise GdaskError(f"--user_cal {kind}: not a kind of calibration; expected {', '.join(known)}{closest(kind, known)}")
-    if kind != "processed_standard" and not CALTYPES[kind] <= tags(path):
+    if kind != "processed_standard" and not (CALTYPES[kind] <= tags(path) or "PROCESSED" in tags(path)):
         wanted, has = (" ".join(sorted(names)) for names in (CALTYPES[kind], tags(path)))
-        raise GdaskError(f"--user_cal {kind}:{path}: not a {kind}: its tags are {has}, {wanted} was expected; give a product of gdask")
+        raise GdaskError(f"--user_cal {kind}:{path}: not a {kind}: its tags are {has}, {wanted} was expected; reduce it first")
     return kind

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gdask import params
+from gdask.instruments import instrument_of, step_defaults, tags
 from gdask.io import checkpoint, write
 from gdask.io.read import open_frame, reopen
 from gdask.model import EXTNAMES, GdaskError
@@ -19,7 +20,7 @@ from gdask.progress import compute
 from gdask.provenance import file_checksums, processed_header, product_name, product_tables, record
 from gdask.steps import SUFFIXES
 from gdask.steps.frames import frames_in, map_frames, without_set_aside
-from gdask.types import Frame, Frames, Headers
+from gdask.types import Frame, Frames
 
 log = logging.getLogger("gdask")
 
@@ -52,6 +53,8 @@ class Run:
         Calibrations given by the user: type -> path.
     folder, scratch
         Where products and checkpoints go.
+    suffix, inputs
+        Of the last product, instead of the recipe's; files that no product may replace.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Run:
         folder: str = ".",
         scratch: str | None = None,
         suffix: str | None = None,
+        inputs: Sequence[str] = (),
     ) -> None:
         self.layers = tuple(layers)
         self.databases = tuple(databases)
@@ -69,6 +73,7 @@ class Run:
         self.folder = os.path.abspath(folder)
         self.scratch = scratch or os.path.join(self.folder, ".gdask")
         self.suffix = suffix
+        self.inputs = {os.path.abspath(path) for path in inputs}
         self.outputs: list[str] = []
         self.set_aside: list[SetAside] = []
         self.calibrations: dict[str, str] = {}
@@ -82,7 +87,7 @@ class Run:
         if _is_skipped(step, settings, "Frame" if hasattr(frames, "data_vars") else "Frames"):
             return frames
         started = datetime.now(UTC)
-        result = step(frames, *others, **_values(step, settings))
+        result = step(frames, *others, **params.own_values(step, settings))
         return self._account(step, settings, started, result)
 
     def each(self, step: Callable[..., Frame], frames: Frames, *others: object, **pinned: object) -> Frames:
@@ -91,7 +96,7 @@ class Run:
         if _is_skipped(step, settings, "Frame"):
             return frames
         started = datetime.now(UTC)
-        values = _values(step, settings)
+        values = params.own_values(step, settings)
         result = tuple(
             step(frame, *(_deal(other, number, len(frames)) for other in others), **values)
             for number, frame in enumerate(frames)
@@ -125,7 +130,7 @@ class Run:
     def write_each(self, frames: Frames, suffix: str) -> Frames:
         """Compute and write several Frames as products, in one phase."""
         self._phase += 1
-        due, self._due = self._due, []
+        due = self._take_due({self._path(frame, self.suffix or suffix) for frame in frames})
         products = [self._product(frame, self.suffix or suffix) for frame in frames]
         label = f"phase {self._phase}: {os.path.basename(products[0].output.final)}" if products else "nothing"
         self._compute([*products, *due], [], label)
@@ -167,14 +172,12 @@ class Run:
 
     def split(self, frames: Frames, tag: str) -> tuple[Frames, Frames]:
         """The Frames with a tag, and those without it."""
-        from gdask.instruments import tags
-
         return tuple(f for f in frames if tag in tags(f)), tuple(f for f in frames if tag not in tags(f))
 
     def _associate(self, caltype: str, frame: Frame, required: bool) -> str | None:
         from gdask import caldb
 
-        association = caldb.associate(headers_of(frame), caltype, self.databases)
+        association = caldb.associate(frame, caltype, self.databases)
         for tie in association.ties:
             log.warning("%s: %s would fit as well as %s", frame.attrs["name"], tie, association.chosen)
         if association.chosen is None and required:
@@ -189,14 +192,12 @@ class Run:
     def _settings(
         self, step: Callable[..., object], frames: object, pinned: Mapping[str, object]
     ) -> dict[str, params.Setting]:
-        from gdask.instruments import instrument_of, step_defaults
-
         first = frames_in(frames)
         facts = step_defaults(instrument_of(first[0]), step.__name__) if first else {}
         settings = params.resolve(step, [("instrument", facts), *self.layers], pinned)
         for name, setting in settings.items():
             wanted = next((values[key] for _, values in self.layers for key in (f"{step.__name__}:{name}",) if key in values), None)
-            if setting.layer == "recipe" and wanted is not None:
+            if setting.layer == "recipe" and wanted is not None and name != "write_outputs":
                 log.warning("%s:%s=%s is pinned by the recipe to %s", step.__name__, name, wanted, setting.value)
         return settings
 
@@ -207,15 +208,32 @@ class Run:
         kept = map_frames(lambda frame: record(frame, step.__name__, settings, started), kept)
         frames = frames_in(kept)
         notes = list(dict.fromkeys(frame.attrs["note"] for frame in frames if frame.attrs.get("note")))
-        for note in notes or [_changed(settings)]:
+        for note in notes or [params.changed(settings)]:
             log.info("%s: %d frame%s%s", step.__name__, len(frames), "" if len(frames) == 1 else "s", note and f", {note}")
         if settings["write_outputs"].value:
             suffix = settings["suffix"].value or f"_{SUFFIXES.get(step.__name__, step.__name__)}"
             self._due += [self._product(frame, str(suffix)) for frame in frames]
         return map_frames(lambda frame: frame.assign_attrs(note=""), kept)
 
+    def _take_due(self, finals: set[str]) -> list[Product]:
+        """The step outputs that wait for a compute, without those that a product of the same name replaces."""
+        due, self._due = self._due, []
+        for product in due:
+            if product.output.final in finals:
+                write.discard(product.output)
+        return [product for product in due if product.output.final not in finals]
+
+    def _keep(self, path: str) -> None:
+        self.outputs = [other for other in self.outputs if other != path] + [path]
+
+    def _path(self, frame: Frame, suffix: str) -> str:
+        return os.path.join(self.folder, product_name(frame.attrs["name"], suffix))
+
     def _product(self, frame: Frame, suffix: str) -> Product:
-        return Product(write.start(frame, os.path.join(self.folder, product_name(frame.attrs["name"], suffix))), frame)
+        path = self._path(frame, suffix)
+        if path in self.inputs:
+            raise GdaskError(f"{path}: the product would replace an input; work in another folder or give another --suffix")
+        return Product(write.start(frame, path), frame)
 
     def _drop(self, step: str, result: object) -> object:
         for frame in frames_in(result):
@@ -258,26 +276,12 @@ class Run:
             for product in products:
                 small = {name: tuple(np.ravel(v)) for (p, name, _), v in zip(tables, found, strict=True) if p is product}
                 frame = product.frame.assign_attrs(results=product.frame.attrs.get("results", {}) | small)
-                self.outputs.append(write.finish(product.output, product_tables(frame, checksums)))
+                self._keep(write.finish(product.output, product_tables(frame, checksums)))
         except BaseException:
             for output in outputs:
                 write.discard(output)
             raise
         return values[: len(wanted)]
-
-
-def headers_of(frame: Frame) -> Headers:
-    """The headers of a Frame as the instrument rules and the calibration rules take them."""
-    return Headers(frame.attrs["phu"], frame.attrs["headers"], frame.attrs["path"])
-
-
-def _values(step: Callable[..., object], settings: Mapping[str, params.Setting]) -> dict[str, object]:
-    own = {name for name, parameter in params.parameters(step).items() if parameter not in params.COMMON}
-    return {name: setting.value for name, setting in settings.items() if name in own}
-
-
-def _changed(settings: Mapping[str, params.Setting]) -> str:
-    return ", ".join(f"{name}={s.value} ({s.layer})" for name, s in settings.items() if s.layer not in ("default", "recipe"))
 
 
 def _is_skipped(step: Callable[..., object], settings: Mapping[str, params.Setting], given: str) -> bool:

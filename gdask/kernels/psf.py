@@ -70,6 +70,8 @@ def star_image(
     columns = np.column_stack([basis, np.full(len(value), 1 / fwhm**2), np.full(len(value), -1 / fwhm**2)])
     weights, _ = nnls(columns / error[:, None], value / error)
     weights = weights[: len(sigma2)]
+    if not weights.sum() > 0:  # nothing like a star: one Gaussian of this FWHM
+        weights = (np.arange(len(sigma2)) == np.argmin(np.abs(WIDTHS - 1 / 2.3548))).astype(float)
     return weights / weights.sum() / (2 * np.pi * sigma2)
 
 
