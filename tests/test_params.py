@@ -199,7 +199,7 @@ def unreadable(*args: object, **kwargs: object) -> object:
         (["-r", "nothing.py:mine"], "no file nothing.py"), (["-p", "offset_sky"], "expected parameter=value"),
         (["--user_cal", "procesed_flat:x.fits"], "did you mean processed_flat?"), (["--user_cal", "x.fits"], "KIND:FILE"),
         (["-c", "none.toml"], "none.toml"), (["--cluster", "threds"], "threds"), (["gone.fits"], "gone.fits: no such file"),
-        (["--user_cal", "processed_flat:gone.fits"], "gone.fits: no such file"),
+        (["--user_cal", "processed_flat:gone.fits"], "gone.fits: no such file"), (["--suffix", "a/b"], "not a path"),
     ],
 )  # fmt: skip
 def test_mistakes_end_before_pixels_are_read(
@@ -209,6 +209,12 @@ def test_mistakes_end_before_pixels_are_read(
     assert reduce.main([*night.science[:2], *arguments]) == 1
     assert words in capsys.readouterr().err
     assert not list(workspace.glob("*.fits"))
+
+
+def test_a_raw_frame_is_no_user_calibration(workspace: Path, night: object, capsys: pytest.CaptureFixture) -> None:
+    raw = night.flat_on[0]
+    assert reduce.main([night.science[0], "--user_cal", f"processed_flat:{raw}"]) == 1
+    assert f"{raw}: not a processed_flat" in capsys.readouterr().err
 
 
 def test_showpars_prints_what_a_step_takes(night: object, capsys: pytest.CaptureFixture) -> None:

@@ -120,6 +120,12 @@ def test_a_red_flat_needs_both_lamp_states(night: object, kind: str, missing: st
         steps.make_lamp_flat(several(getattr(night, kind)))
 
 
+def test_a_science_frame_among_flats_is_refused(night: object) -> None:
+    stray = several(night.science[:1])
+    with pytest.raises(GdaskError, match=f"{stray[0].attrs['name']}: not a flat"):
+        steps.make_lamp_flat((*lamps(night), *stray))
+
+
 def test_all_arrays_are_normalised_by_one_number(night: object) -> None:
     """Steps of gain and sensitivity between arrays stay in the flat, so that the flat removes them."""
     frame = electrons(night.flat_on[0], 3)

@@ -41,7 +41,7 @@ def measure_fwhm(catalog: np.ndarray) -> Pixels:
     for _ in range(5):
         middle = np.median(width)
         near = width[np.abs(width / middle - 1) < 0.4]
-        if len(near) == len(width):
+        if len(near) in (0, len(width)):  # none: two sources, say, of very different widths
             break
         width = near
     return float(np.median(width))

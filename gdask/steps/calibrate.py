@@ -8,6 +8,7 @@ from gdask.instruments import descriptor, instrument_of, view
 from gdask.kernels import flat as flat_kernels
 from gdask.kernels.linearity import linearize, linearize_variance, linearized_level
 from gdask.kernels.variance import add_variance
+from gdask.model import GdaskError
 from gdask.steps.frames import array, map_planes, per_array, with_arrays, with_headers, with_provenance
 from gdask.steps.resample import reference_area
 from gdask.steps.windows import match_window
@@ -75,6 +76,7 @@ def dark_correct(frame: Frame, dark: Frame | None) -> Frame:
     """Subtract a processed dark. [darkCorrect]"""
     if dark is None:
         return frame
+    _check_has_dq(dark, "dark")
     dark = match_window(dark, frame)
     corrected = with_arrays(
         frame,
@@ -90,6 +92,7 @@ def flat_correct(frame: Frame, flat: Frame | None) -> Frame:
     """Divide by a processed flat, cut to the frame's region of interest. [flatCorrect]"""
     if flat is None:
         return frame
+    _check_has_dq(flat, "flat")
     area = reference_area(instrument_of(flat).module.geometries(view(flat), _shape(flat)), _shape(flat))
     flat = match_window(flat, frame)
     data, variance, dq = (array(frame, name) for name in ("data", "variance", "dq"))
@@ -102,6 +105,11 @@ def flat_correct(frame: Frame, flat: Frame | None) -> Frame:
     )
     corrected = with_provenance(corrected.assign_attrs(reference_area=area), flat, "flat_correct")
     return with_headers(corrected, primary={"FLATIM": (flat.attrs["name"], "Flat image used")})
+
+
+def _check_has_dq(calibration: Frame, kind: str) -> None:
+    if "dq" not in calibration:
+        raise GdaskError(f"{calibration.attrs['name']}: has no DQ, so it is not a processed {kind}; name another one")
 
 
 def _facts(frame: Frame, name: str) -> tuple[object, ...]:
