@@ -39,7 +39,8 @@ def product_tables(frame: Frame, checksums: Mapping[str, str]) -> dict[str, obje
 
     tables = dict(frame.attrs["tables"]) | source_tables(frame)
     now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}"
-    inputs = [{"timestamp": now, "md5": checksums[row["path"]], **row} for row in frame.attrs.get("provenance", ())]
+    once = {(row["filename"], row["provenance_added_by"]): row for row in frame.attrs.get("provenance", ())}.values()
+    inputs = [{"timestamp": now, "md5": checksums[row["path"]], **row} for row in once]
     rows = {
         "HISTORY": (("primitive", "args", "timestamp_start", "timestamp_stop"), frame.attrs.get("history", ())),
         "PROVENANCE": (("timestamp", "filename", "md5", "provenance_added_by"), inputs),

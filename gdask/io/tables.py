@@ -12,13 +12,20 @@ from gdask.kernels.geometry import Geometry, to_sky
 from gdask.kernels.grid import Grid, grid_to_sky
 from gdask.types import Frame
 
+#: Unit of OBJCAT columns by their ending or beginning, the first that fits. (Fluxes are in electrons as the image is, a
+#: unit that FITS tables do not have.)
+_UNITS = (
+    ("ERRX2_IMAGE", "pix2"), ("ERRY2_IMAGE", "pix2"), ("ERRXY_IMAGE", "pix2"), ("ISOAREA", "pix2"), ("THETA", "deg"),
+    ("_WORLD", "deg"), ("FLUX_RADIUS", "pix"), ("_IMAGE", "pix"), ("MAG", "mag"),
+)  # fmt: skip
+
 
 def source_tables(frame: Frame) -> dict[str, Any]:
     """OBJCAT of each array (with sky positions), REFCAT, and ASTROM, as far as the Frame has them."""
     tables: dict[str, Any] = {}
     catalogs = frame.attrs.get("results", {}).get("objcat")
     if catalogs is not None and len(catalogs) == frame.sizes["detector"]:
-        tables["OBJCAT"] = [Table(_with_sky(frame, number, catalog)) for number, catalog in enumerate(catalogs)]
+        tables["OBJCAT"] = [_with_units(Table(_with_sky(frame, number, c))) for number, c in enumerate(catalogs)]
     if frame.attrs.get("refcat") is not None:
         tables["REFCAT"] = frame.attrs["refcat"]
     if frame.attrs.get("geometry"):
@@ -61,6 +68,15 @@ def geometries_of(table: Table) -> tuple[Geometry, ...]:
             column = np.asarray(table[name.upper()], np.float64)
             fields[name] = [tuple(row.tolist()) if column.ndim > 1 else float(row) for row in column]
     return tuple(Geometry(**{name: values[row] for name, values in fields.items()}) for row in range(len(table)))
+
+
+def _with_units(table: Table) -> Table:
+    """OBJCAT with the unit of each column."""
+    for name in table.colnames:
+        known = [unit for ending, unit in _UNITS if name.endswith(ending) or name.startswith(ending)]
+        if known:
+            table[name].unit = known[0]
+    return table
 
 
 def _with_sky(frame: Frame, number: int, catalog: np.ndarray) -> np.ndarray:

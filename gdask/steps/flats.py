@@ -120,6 +120,7 @@ def normalize_flat(flat: Frame) -> Frame:
         data=map_planes(_over, data, level, dtype="f4"),
         variance=map_planes(_over_square, variance, level, dtype="f4"),
     )
+    scaled = with_headers(scaled, primary={"BUNIT": None}, each={"BUNIT": [None] * len(flat.attrs["headers"])})
     return pending(scaled, level=level)
 
 

@@ -126,10 +126,10 @@ def replaced(frame: Frame, **arrays: da.Array) -> Frame:
 def with_headers(
     frame: Frame, primary: Mapping[str, object] | None = None, each: Mapping[str, Sequence[object]] | None = None
 ) -> Frame:
-    """The Frame with keywords set in copies of its primary header and of each array's header."""
+    """The Frame with keywords set (None: removed) in copies of its primary header and of each array's header."""
     phu = frame.attrs["phu"].copy()
     for keyword, value in (primary or {}).items():
-        phu[keyword] = value
+        _set(phu, keyword, value)
     headers = tuple(header.copy() for header in frame.attrs["headers"])
     for keyword, values in (each or {}).items():
         for header, value in zip(headers, values, strict=True):

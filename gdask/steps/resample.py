@@ -115,7 +115,7 @@ def _resample_frame(frame: Frame, grid: Grid, header: object, interpolation: str
 _ARRAY_KEYWORDS = (
     "ARRAYID", "CCDSEC", "DETSEC", "ARRAYSEC", "DATASEC", "CCDNAME", "AMPNAME", "LTM1_1", "LTM2_2", "LTV1", "LTV2",
     "CD1_1", "CD1_2", "CD2_1", "CD2_2", "CRPIX1", "CRPIX2", "CRVAL1", "CRVAL2", "CTYPE1", "CTYPE2", "SATLEVEL", "NONLINEA",
-    "RADECSYS", "XSCALE", "YSCALE", "CCDSIZE", "FRMNAME", "FRAMEID",
+    "RADECSYS", "RDNOISE", "XSCALE", "YSCALE", "CCDSIZE", "FRMNAME", "FRAMEID",
     *(f"AMP{kind}{number}" for kind in ("NAME", "SEC") for number in range(1, 5)),
 )  # fmt: skip
 

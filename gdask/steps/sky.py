@@ -150,7 +150,9 @@ def _subtract(
     )  # fmt: skip
     primary: dict[str, object] = {"SKYFRMS": (len(skies), "sky frames combined")}
     primary |= {f"SKYFR{number:03d}": sky.attrs["name"] for number, sky in enumerate(skies, 1)}
-    return with_headers(with_arrays(frame, **unpack(packed)), primary=primary)
+    rows = [row | {"provenance_added_by": "sky_correct"} for sky in skies for row in sky.attrs.get("provenance", ())[:1]]
+    subtracted = with_arrays(frame, **unpack(packed)).assign_attrs(provenance=(*frame.attrs.get("provenance", ()), *rows))
+    return with_headers(subtracted, primary=primary)
 
 
 def _minus_level(data: Image, level: np.ndarray) -> Image:

@@ -37,6 +37,8 @@ def separate_sky(
         Comma-separated names of frames on sky.
     """
     limit = frac_FOV * float(instrument_of(frames[0]).facts["field_of_view"])
+    if not (ref_obj or ref_sky):
+        _check_one_target(frames, limit)
     groups = _groups([_pointing(frame) for frame in frames], limit)
     kinds, why = _known_kinds(frames, groups, _names(ref_obj), _names(ref_sky))
     if not any(kinds):
@@ -88,6 +90,20 @@ def associate_sky(
         Keep a frame without sky frames (only its level is subtracted then).
     """
     return tuple(_associate(frame, skies, distance, time, min_skies, max_skies, use_all, keep_lonely) for frame in frames)
+
+
+def _check_one_target(frames: Frames, limit: float) -> None:
+    """Raise GdaskError where guided frames have targets (RA, DEC of the header) more than `limit` arcsec apart."""
+    guided = [frame for frame in frames if descriptor(frame, "wavefront_sensor") is not None]
+    targets = [(float(descriptor(f, "target_ra")), float(descriptor(f, "target_dec"))) for f in guided]
+    for frame, target in zip(guided, targets, strict=True):
+        apart = separation(target, targets[0])
+        if apart > limit:
+            raise GdaskError(
+                f"{frame.attrs['name']}: its target ({descriptor(frame, 'object')}) is {apart / 60:.1f} arcmin from that of "
+                f"{guided[0].attrs['name']} ({descriptor(guided[0], 'object')}); reduce one target at a time, or say which"
+                " frames are what with separateSky:ref_obj=... or separateSky:ref_sky=..."
+            )
 
 
 def middle(frame: Frame) -> float:

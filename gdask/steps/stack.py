@@ -63,7 +63,8 @@ def stack_frames(
     packed = map_planes(_combine, *planes, dtype=PIXEL, count=len(frames), how=how)
     stack = replaced(frames[0], **unpack(packed)).assign_attrs(pending={}, provenance=_inputs_of(frames), inputs=_sources(frames))
     text = f"{len(frames)} frames, {operation}, {reject_method}{_check_darks(frames)}"
-    return note(with_headers(stack, primary=combined_keywords(frames)), text)
+    of_one = {key: None for key in stack.attrs["phu"] if key.startswith("SKYFR")}
+    return note(with_headers(stack, primary=of_one | combined_keywords(frames)), text)
 
 
 def combined_keywords(frames: Frames) -> dict[str, object]:
