@@ -51,7 +51,7 @@ def add_dq(
     return _add_latents(masks, time) if latency else masks
 
 
-def flag_shadows(frame: Frame, *, depth: Annotated[float, Range(0.05, 1)] = 0.15) -> Frame:
+def flag_shadows(frame: Frame, *, depth: Annotated[float, Range(0.02, 1)] = 0.15) -> Frame:
     """Flag as unilluminated (bit 64) the shadow of a guide probe that reaches into the field; flat-fielded frames.
 
     Nothing gives the light back, and the shadow moves with the dithers: left in, it would spoil the sky of other frames.
