@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -271,3 +274,18 @@ def test_shadows_from_the_edge_are_flagged(width: int, flagged: bool) -> None:
     mask = shadow_mask(data, np.zeros((512, 512), np.uint16), 0.15)
     assert mask[bar].all() == flagged and not mask[spot].any()
     assert mask.mean() < (0.2 if flagged else 1e-9)
+
+
+@pytest.mark.slow
+def test_the_tutorial_as_it_is_written(tmp_path: Path) -> None:
+    """The first block of commands in docs/f2.md's tutorial, character by character."""
+    simulate_f2(tmp_path, size=SIZE, field="crowded")
+    text = (Path(__file__).parents[1] / "docs" / "f2.md").read_text().split("## The tutorial")[1].split("**Dark.**")[0]
+    lines = [line[4:] for line in text.splitlines() if line.startswith("    ")]
+    assert len(lines) == 11 and sum(line.startswith("reduce ") for line in lines) == 5
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "DRAGONSRC": str(tmp_path / "dragonsrc")}
+    (tmp_path / "dragonsrc").write_text("[calibs]\ndatabases = cal_manager.db get store\n")
+    for line in lines:
+        subprocess.run(["sh", "-e", "-c", line], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    for name in ("S20131120S0115_dark", "S20131129S0320_bpm", "S20131129S0320_flat", "S20131121S0075_image"):
+        assert (tmp_path / f"{name}.fits").is_file()
