@@ -113,12 +113,17 @@ def _from_file(name: str) -> Recipe:
 
 
 def load_file(path: str) -> ModuleType:
-    """A user's recipe file as a module that worker processes can use too (pickled by value)."""
+    """A user's recipe file as a module that worker processes can use too.
+
+    It is not left among the imported modules: its functions then travel to workers by value, where they could not be
+    imported. Its name holds a digest of its text, so that checkpoints of another version of the file do not count.
+    """
+    import hashlib
     import sys
+    from pathlib import Path
 
-    import cloudpickle
-
-    stem = "gdask_user_" + "".join(c if c.isalnum() else "_" for c in os.path.splitext(os.path.basename(path))[0])
+    name = "".join(c if c.isalnum() else "_" for c in Path(path).stem)
+    stem = f"gdask_user_{name}_{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(stem, path)
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
     sys.modules[stem] = module
@@ -126,5 +131,6 @@ def load_file(path: str) -> ModuleType:
         spec.loader.exec_module(module)  # type: ignore[union-attr]
     except Exception as error:
         raise GdaskError(f"-r {path}: the file does not run: {type(error).__name__}: {error}") from error
-    cloudpickle.register_pickle_by_value(module)
+    finally:
+        del sys.modules[stem]
     return module

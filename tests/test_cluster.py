@@ -77,3 +77,28 @@ def test_an_existing_scheduler_is_used_and_left_running(tmp_path: Path) -> None:
             assert da.arange(10, chunks=5).sum().compute() == 45 and client.scheduler.address == spec
         with Client(cluster.scheduler_address) as again:
             assert again.submit(sum, [1, 2]).result() == 3
+
+
+def test_functions_of_a_users_file_reach_worker_processes(tmp_path: Path) -> None:
+    import dask.array as da
+    from gdask.cluster import connect
+
+    from gdask.recipe_library import load_file
+
+    path = tmp_path / "mine.py"
+    path.write_text("def plus(block, amount):\n    return shifted(block) + amount\n\n\ndef shifted(block):\n    return block + 1\n")
+    module = load_file(str(path))
+    path.unlink()  # the workers have nothing to import it from
+    with connect("processes:1"):
+        result = da.arange(6, chunks=3).map_blocks(module.plus, amount=10, dtype=int).compute()
+    assert result.tolist() == [11, 12, 13, 14, 15, 16]
+
+
+def test_another_text_of_a_users_file_is_another_module(tmp_path: Path) -> None:
+    from gdask.recipe_library import load_file
+
+    path = tmp_path / "mine.py"
+    path.write_text("def plus(block):\n    return block + 1\n")
+    one = load_file(str(path)).plus.__module__
+    path.write_text("def plus(block):\n    return block + 2\n")
+    assert load_file(str(path)).plus.__module__ != one
