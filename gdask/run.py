@@ -147,12 +147,13 @@ class Run:
         found: list[Frame | None] = []
         for frame in frames:
             path = self.user_cals.get(caltype) or self._associate(caltype, frame, required)
-            found.append(opened.setdefault(path, open_frame(path)) if path else None)
+            if path and path not in opened:
+                opened[path] = open_frame(path)
+            found.append(opened[path] if path else None)
         for path in opened:
             self.calibrations[caltype] = path
             log.info("%s: %s", caltype, os.path.relpath(path, self.folder))
-        without = sum(one is None for one in found)
-        if without:
+        if without := sum(one is None for one in found):
             log.info("%s: none for %d of %d frames, goes on without", caltype, without, len(found))
         for remark in self._remarks.pop(caltype, {}):
             log.info("%s: %s", caltype, remark)
