@@ -11,6 +11,7 @@ from gdask.steps import (
     nonlinearity_correct,
     normalize_flat,
     prepare,
+    split_darks,
     stack_frames,
     threshold_flatfield,
 )
@@ -30,10 +31,15 @@ def make_processed_flat(run, frames):
 
 
 def make_processed_bpm(run, frames):
-    """A bad-pixel mask from flats and short darks. No other mask goes into it."""
+    """A bad-pixel mask from flats and short darks. No other mask goes into it.
+
+    K flats also take the darks of their own exposure time from the list, or the processed dark that fits.
+    """
     darks, flats = run.split(frames, "DARK")
-    flat = lamp_flat(run, calibrate_lamps(run, flats, static_bpm=False))
-    dark = run(stack_frames, calibrate_lamps(run, darks, static_bpm=False), reject_method="varclip") if darks else None
+    own, short = split_darks(darks, flats)
+    own = calibrate_lamps(run, own, static_bpm=False) if own else ()
+    flat = lamp_flat(run, calibrate_lamps(run, flats, static_bpm=False), own)
+    dark = run(stack_frames, calibrate_lamps(run, short, static_bpm=False), reject_method="varclip") if short else None
     return run.store(run(make_bpm, flat, dark), "_bpm", "processed_bpm")
 
 

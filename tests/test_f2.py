@@ -23,7 +23,7 @@ from gdask.io.headers import read_headers
 from gdask.kernels.centroid import refine
 from gdask.kernels.dq import circle_mask
 from gdask.kernels.geometry import to_sky
-from gdask.kernels.vignetting import shadow_mask
+from gdask.kernels.vignetting import cell_medians, pixels_of, shadow_cells
 from gdask.model import DQ, GdaskError
 from gdask.recipe_library import find_recipe
 from gdask.simulate import simulate_f2
@@ -65,7 +65,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def k_night(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("f2k")
-    simulate_f2(folder, size=SIZE, n_science=4, n_sky=3, n_darks=3, n_short_darks=0, n_lamps=3, field="crowded", filter="Ks",
+    simulate_f2(folder, size=SIZE, n_science=4, n_sky=3, n_darks=3, n_short_darks=2, n_lamps=3, field="crowded", filter="Ks",
                 dither="offset", coadds=2, lnrs=4, pa=37.0, date="20180312")  # fmt: skip
     return folder
 
@@ -197,6 +197,17 @@ def test_k_flats_are_lamp_off_frames_minus_darks(k_night: Path, tmp_path: Path) 
         assert fits.getheader(image)["NCOMBINE"] == 4
 
 
+def test_k_masks_take_the_darks_of_the_flats_from_the_list(k_night: Path, tmp_path: Path) -> None:
+    files = kinds(k_night)
+    with _inside(tmp_path):
+        (name,) = reduce([*files["flat_off"], *files["lamp_dark"], *files["short"]], "makeProcessedBPM")
+        found = (fits.getdata(name, "DQ") & 1) != 0
+    true = fits.getdata(k_night / "truth" / "bad_pixels.fits", 1)
+    dead = (true & 1) != 0
+    assert not found[true == 0].any()
+    assert dead.sum() > 20 and found[dead].mean() > 0.95
+
+
 def test_axes_scale_and_pointing(night: Path, k_night: Path) -> None:
     """+y is East and +x is North at position angle 0; raw frames point where the truth says, to the pointing error."""
     for folder, scale in ((night, 0.1797), (k_night, 0.1791)):
@@ -271,7 +282,8 @@ def test_shadows_from_the_edge_are_flagged(width: int, flagged: bool) -> None:
     data = (random.normal(17000, 130, (512, 512)) * np.where(bar, 0.6, 1.0)).astype(np.float32)
     spot = np.hypot(x - 100, y - 400) < 25  # dark, but not from the edge
     data[spot] *= 0.7
-    mask = shadow_mask(data, np.zeros((512, 512), np.uint16), 0.15)
+    (cells,) = shadow_cells([cell_medians(data, np.zeros((512, 512), np.uint16))], [(0, 0)], 0.15)
+    mask = pixels_of(cells, 0, 512, 0, 512)
     assert mask[bar].all() == flagged and not mask[spot].any()
     assert mask.mean() < (0.2 if flagged else 1e-9)
 

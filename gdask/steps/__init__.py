@@ -10,7 +10,8 @@ from typing import Any
 
 _WHERE = {
     "prepare": "pointing", "check_wcs": "pointing",
-    "add_dq": "quality", "flag_shadows": "quality", "nonlinearity_correct": "calibrate", "adu_to_electrons": "calibrate", "add_var": "calibrate",
+    "add_dq": "quality", "measure_shadows": "quality", "flag_shadows": "quality",
+    "nonlinearity_correct": "calibrate", "adu_to_electrons": "calibrate", "add_var": "calibrate",
     "dark_correct": "calibrate", "flat_correct": "calibrate",
     "make_lamp_flat": "flats", "normalize_flat": "flats", "threshold_flatfield": "flats", "make_bpm": "flats",
     "separate_sky": "skyframes", "associate_sky": "skyframes", "sky_correct": "sky",
@@ -22,7 +23,10 @@ _WHERE = {
 }  # fmt: skip
 
 #: Parts of recipes that are not steps: no parameters, no log line.
-_HELPERS = {"transfer_objects": "sky", "objects_from_stack": "detect", "needs_dark": "flats", "merge_groups": "skyframes"}
+_HELPERS = {
+    "transfer_objects": "sky", "objects_from_stack": "detect", "needs_dark": "flats", "split_darks": "flats",
+    "merge_groups": "skyframes",
+}  # fmt: skip
 
 #: The suffix of a step's output file where it is not the step's name (the field's own suffixes).
 SUFFIXES = {

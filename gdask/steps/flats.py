@@ -91,6 +91,13 @@ def needs_dark(frames: Frames) -> bool:
     return limit is not None and wavelength is not None and wavelength * 1e6 >= limit
 
 
+def split_darks(darks: Frames, flats: Frames) -> tuple[Frames, Frames]:
+    """The darks that thermal flats need (exposure time, coadds and read mode of the flats), and the others."""
+    if not needs_dark(flats):
+        return (), darks
+    return tuple(d for d in darks if same_exposure(d, flats[0])), tuple(d for d in darks if not same_exposure(d, flats[0]))
+
+
 def _thermal_flat(off: Frames, on: Frames, darks: Frames, how: dict[str, object]) -> Frame:
     if not off:
         raise GdaskError(
