@@ -10,6 +10,7 @@ from gdask.steps import (
     detect_sources,
     flag_shadows,
     flat_correct,
+    measure_shadows,
     merge_groups,
     nonlinearity_correct,
     prepare,
@@ -19,6 +20,8 @@ from gdask.steps import check_wcs as list_bad_wcs
 
 TAGS = {"F2", "IMAGE"}
 NOT_FOR = {"SPECT", "LS", "MOS", "THRUSLIT", "ACQUISITION"}
+ALSO = {"check_wcs": {"PREPARED"}}
+ONLY = {"align_and_stack": {"PREPARED"}, "ultradeep_part2": {"PREPARED"}, "ultradeep_part3": {"PREPARED"}}
 
 
 def reduce(run, frames):
@@ -74,7 +77,8 @@ def calibrate(run, frames):
     frames = run.each(nonlinearity_correct, frames)
     frames = run.each(dark_correct, frames, run.calibration("processed_dark", frames))
     frames = run.each(flat_correct, frames, run.calibration("processed_flat", frames))
-    return run.save(run.each(flag_shadows, frames))
+    frames = run.save(run.each(measure_shadows, frames))
+    return run.save(run(flag_shadows, frames), variables=["dq"])
 
 
 def check_wcs(run, frames):

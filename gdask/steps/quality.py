@@ -9,12 +9,13 @@ import numpy as np
 from gdask.instruments import descriptor, instrument_of, tags
 from gdask.io.read import read_window, reopen
 from gdask.kernels import dq as dq_kernels
-from gdask.kernels.vignetting import shadow_mask
+from gdask.kernels.geometry import from_sky, to_sky
+from gdask.kernels.vignetting import cell_counts, cell_medians, pixels_of, shadow_cells
 from gdask.model import DQ
 from gdask.params import Range
-from gdask.steps.frames import array, map_planes, note, per_array, with_arrays, with_headers, with_provenance
+from gdask.steps.frames import array, map_planes, note, pending, per_array, with_arrays, with_headers, with_provenance
 from gdask.steps.windows import match_window, true_sections
-from gdask.types import Flags, Frame, Frames, Image
+from gdask.types import Flags, Frame, Frames, Image, Mask
 
 
 def add_dq(
@@ -51,23 +52,63 @@ def add_dq(
     return _add_latents(masks, time) if latency else masks
 
 
-def flag_shadows(frame: Frame, *, depth: Annotated[float, Range(0.02, 1)] = 0.15) -> Frame:
-    """Flag as unilluminated (bit 64) the shadow of a guide probe that reaches into the field; flat-fielded frames.
+def measure_shadows(frame: Frame) -> Frame:
+    """Median level of each array in small cells, fetched at the end of the phase for flag_shadows; flat-fielded frames."""
+    whole = frame.chunk({"y": -1, "x": -1})
+    return pending(frame, shadows=map_planes(_cells, array(whole, "data"), array(whole, "dq"), dtype=object, whole=True))
+
+
+def flag_shadows(frames: Frames, *, depth: Annotated[float, Range(0.02, 1)] = 0.15) -> Frames:
+    """Flag as unilluminated (bit 64) the shadow of a guide probe that reaches into the field, by what measure_shadows saw.
 
     Nothing gives the light back, and the shadow moves with the dithers: left in, it would spoil the sky of other frames.
+    A shadow found on one frame is flagged on the others of the same guide star too, moved with the star: there may be
+    its tip, too faint to be found.
 
     Parameters
     ----------
     depth
-        Fraction of the sky's light that must be missing in the darkest part.
+        Fraction of the sky's light that must be missing in the darkest part, on one frame.
     """
-    whole = frame.chunk({"y": -1, "x": -1})
-    dq = map_planes(_flag_shadow, array(whole, "data"), array(whole, "dq"), dtype="u2", depth=depth)
-    return with_arrays(frame, dq=dq.rechunk(frame["dq"].data.chunks))
+    if any("shadows" not in frame.attrs.get("results", {}) for frame in frames):
+        return tuple(note(frame, "nothing done: measure_shadows was left out") for frame in frames)
+    units = [(n, d, cells) for n, frame in enumerate(frames) for d, cells in enumerate(frame.attrs["results"]["shadows"])]
+    shadows: dict[tuple[int, int], Mask] = {}
+    for array_number, shape in sorted({(d, cells.shape) for _, d, cells in units}):
+        alike = [(n, cells[0]) for n, d, cells in units if (d, cells.shape) == (array_number, shape)]
+        places = _places([frames[n] for n, _ in alike], array_number)
+        found = shadow_cells([levels for _, levels in alike], places, depth)
+        shadows |= {(n, array_number): mask for (n, _), mask in zip(alike, found, strict=True)}
+    pixels = [0] * len(frames)
+    for n, d, cells in units:
+        pixels[n] += int(cells[1][shadows[n, d]].sum())
+    dark = [count for count in pixels if count]
+    text = f"{len(dark)} of them with the shadow of a guide probe, {min(dark)} to {max(dark)} pixels each" if dark else "no shadow of a guide probe"
+    return tuple(
+        note(_with_shadow(frame, [shadows[n, d] for d in range(frame.sizes["detector"])]) if pixels[n] else frame, text)
+        for n, frame in enumerate(frames)
+    )
 
 
-def _flag_shadow(data: Image, dq: Flags, depth: float) -> Flags:
-    return dq | np.where(shadow_mask(data, dq, depth), np.uint16(DQ.UNILLUMINATED), np.uint16(0))
+def _cells(data: Image, dq: Flags) -> np.ndarray:
+    """Median level, and number of usable pixels, of each cell: (2, my, mx)."""
+    return np.stack([cell_medians(data, dq), cell_counts(dq)])
+
+
+def _places(frames: list[Frame], number: int) -> np.ndarray:
+    """The pixel (x, y) of one point of the sky on an array of each frame; NaN on unguided frames. Shape (frames, 2)."""
+    geometries = [frame.attrs["geometry"][number] for frame in frames]
+    guided = [descriptor(frame, "wavefront_sensor") is not None for frame in frames]
+    centre = to_sky(geometries[0], frames[0].sizes["x"] / 2, frames[0].sizes["y"] / 2)
+    return np.array([np.ravel(from_sky(g, *centre)) if ok else (np.nan, np.nan) for g, ok in zip(geometries, guided, strict=True)])
+
+
+def _with_shadow(frame: Frame, masks: list[Mask]) -> Frame:
+    return with_arrays(frame, dq=map_planes(_flag_shadow, array(frame, "dq"), dtype="u2", each={"cells": masks}, windowed=True))
+
+
+def _flag_shadow(dq: Flags, cells: Mask, window: tuple[int, int, int, int]) -> Flags:
+    return dq | np.where(pixels_of(cells, *window), np.uint16(DQ.UNILLUMINATED), np.uint16(0))
 
 
 def _open_bpm(path: str) -> Frame:
