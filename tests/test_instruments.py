@@ -107,6 +107,49 @@ def test_tags_of_raw_files(made: Headers, expected: set[str]) -> None:
     assert tags(made) == expected
 
 
+@pytest.mark.parametrize(("made", "more", "less"), [
+    (gsaoi(OBJECT="Twilight flat"), "TWILIGHT FLAT CAL", ""),
+    (gsaoi(OBSTYPE="DARK", OBJECT="Domeflat"), "DARK CAL LAMPON", "IMAGE"),  # a set with IMAGE in it falls as a whole
+    (gsaoi(OBSTYPE="MASK"), "MASK", "IMAGE"),
+    (gsaoi(GCALLAMP="QHalogen"), "GCALFLAT FLAT CAL", ""),
+    (gsaoi(GCALLAMP="IRhigh & Ar"), "", ""),  # not the lamp alone
+    (gsaoi(GCALLAMP="IRlow", GCALSHUT="OPEN"), "", ""),  # GSAOI's state is in OBJECT
+    (gsaoi(OBSMODE="LS"), "LS SPECT", ""),
+    (gsaoi(OBSMODE="image"), "", ""),
+    (gsaoi(DATATYPE="marked-nodandchop"), "NODCHOP", ""),
+    (gsaoi(GIFRINGE="t"), "FRINGE CAL PROCESSED", ""),
+    (gsaoi(PROCTELL="t"), "TELLURIC CAL", ""),
+    (gsaoi(PROCTELL=" "), "", ""),
+    (gsaoi(EXTRACT="t"), "EXTRACTED", ""),
+    (gsaoi(EXTRACTS="t"), "", ""),
+    (gsaoi(PREPARSE="t"), "PREPARED", "UNPREPARED"),
+    (gsaoi(PROCSCI="t", OBSTYPE="FLAT"), "FLAT CAL", ""),  # only objects become processed science
+    (gsaoi(PROCILLM="t", **{"GEM-TLM": "t"}), "PROCESSED", "RAW"),
+    (gsaoi(RATRACK="0.0"), "", ""),
+    (gsaoi(RATRACK="?"), "NON_SIDEREAL", "SIDEREAL"),
+    (gsaoi(OBSERVAT=" ", TELESCOP="Gemini-South"), "", "SOUTH"),
+    (gsaoi(OBSERVAT="Gemini-North"), "NORTH", "SOUTH"),
+    (f2(GCALLAMP="IRlow", GCALSHUT="OPEN"), "GCAL_IR_ON LAMPON", ""),
+    (f2(GCALLAMP="QHalogen", GCALSHUT="OPEN", PROCFLAT="t"), "GCALFLAT FLAT CAL PROCESSED", ""),
+    (f2(GCALLAMP="No Value", GCALSHUT="CLOSED"), "GCAL_IR_OFF LAMPOFF", ""),
+    (f2(GCALLAMP="Ar", GCALSHUT="OPEN", OBSTYPE="ARC"), "ARC CAL", ""),
+    (f2(OBJECT="twilight"), "TWILIGHT CAL", ""),
+    (f2(OBJECT="Twilight", OBSTYPE="FLAT"), "TWILIGHT FLAT CAL", ""),
+    (f2(OBJECT="Twilight", OBSTYPE="FLAT", GRISM="JH_G5801"), "TWILIGHT CAL", "IMAGE"),  # blocks the flat of a spectrum
+    (f2(PROCSTND="t"), "STANDARD CAL PROCESSED", ""),
+    (f2(DISPERSR="DISP_WOLLASTON"), "POL", ""),
+    (f2(DISPERSR="DISP_PRISM_G1"), "SPECT IFU", ""),
+    (f2(DCKERPOS="Long_slit"), "LS THRUSLIT", ""),
+    (f2(DECKER="mos"), "MOS THRUSLIT", ""),
+    (f2(DECKER="mos", GRISM="closed"), "", "IMAGE"),  # neither spectrum nor image
+    (f2(GRISM="HK_G5802", MOSPOS="pix-slit"), "LS SPECT", "IMAGE"),
+    (f2(BPMASK="t", FRAME="AZEL_TOPO"), "BPM CAL PROCESSED", "IMAGE"),
+])
+def test_tags_by_one_keyword(made: Headers, more: str, less: str) -> None:
+    usual = BASE | {"IMAGE", "GSAOI" if made.phu["INSTRUME"] == "GSAOI" else "F2"}
+    assert tags(made) == usual - set(less.split()) | set(more.split())
+
+
 DONE = {"PREPARE": "2026-01-01T00:00:00", "GEM-TLM": "2026-01-01T00:00:00"}
 WORKED = {"GEMINI", "SOUTH", "SIDEREAL", "PREPARED"}
 
@@ -250,6 +293,50 @@ def test_coordinates() -> None:
         78.5 + 0.01 / math.cos(math.radians(-40)))
 
 
+def test_positions_of_gsaoi_are_known_axis_by_axis() -> None:
+    half = gsaoi({"CTYPE2": "LINEAR"})
+    assert (descriptor(half, "wcs_ra"), descriptor(half, "wcs_dec"), descriptor(half, "dec")) == (78.53, None, -40.0)
+    assert descriptor(f2({"CTYPE2": "LINEAR"}), "wcs_ra") is None
+
+
+@pytest.mark.parametrize(("text", "degrees"), [
+    ("05:14:08.5", 78.5354166667), ("05 14 08.5", 78.5354166667), ("78.5", 78.5), ("none", None), ("5:x:7", None), ("1:2:3:4", None)])
+def test_right_ascension_as_text(text: str, degrees: float | None) -> None:
+    assert descriptor(gsaoi(RA=text), "target_ra") == (None if degrees is None else pytest.approx(degrees))
+
+
+@pytest.mark.parametrize(("date", "found"), [
+    ("26/01/13", dt.date(1913, 1, 26)), ("2013-02-30", None), ("yesterday", None), ("2013-01-26T01:02:03", dt.date(2013, 1, 26))])
+def test_dates_of_all_forms(date: str, found: dt.date | None) -> None:
+    assert descriptor(gsaoi(**{"DATE-OBS": date}), "ut_date") == found
+
+
+def test_start_of_observation_is_the_last_source_of_time() -> None:
+    made = Headers(header({**without(GSAOI, "DATE-OBS", "UT"), "OBSSTART": "2014-05-06T01:02:03.5Z"}), gsaoi().ext)
+    assert descriptor(made, "ut_datetime") == dt.datetime(2014, 5, 6, 1, 2, 3, 500000)
+    first = made._replace(phu=header({**made.phu, "MJD-OBS": 56700.25}))
+    assert descriptor(first, "ut_datetime") == dt.datetime(2014, 2, 12, 6)
+
+
+def test_rare_descriptors() -> None:
+    made = gsaoi(AOSEEING=0.6, DATALAB="GS-1-2-003_stack", SLIT="none", DETECTOR="GSAOI_G1")
+    assert [descriptor(made, name) for name in ("ao_seeing", "calibration_key", "slit")] == [0.6, "GS-1-2-003", "none"]
+    assert descriptor(gsaoi(RZEROVAL=10.0), "ao_seeing") == pytest.approx(1.01, abs=0.01)
+    assert (descriptor(made, "camera"), descriptor(made, "camera", pretty=True)) == ("GSAOI_G1", "GSAOI")
+    assert descriptor(gsaoi(FILTER1="H2(1-0)_G1121_old"), "filter_name", keepID=True) == "H2(1-0)_G1121"
+    assert descriptor(gsaoi(GCALLAMP="IRhigh", GCALSHUT="CLOSED"), "gcal_lamp") == "Off"
+    assert descriptor(gsaoi(GCALLAMP="No Value", GCALSHUT=""), "gcal_lamp") == "Off"
+    assert descriptor(gsaoi(GCALLAMP="Ar", GCALSHUT="OPEN"), "gcal_lamp") == "Ar"
+    assert descriptor(gsaoi(GCALLAMP="Ar"), "gcal_lamp") is None
+
+
+@pytest.mark.parametrize(("met", "quality", "state"), [
+    ("YES", "USABLE", "Pass"), ("No", "usable", "Usable"), ("YES", "BAD", "Fail"), ("CHECK", "USABLE", "CHECK"),
+    ("YES", "UNKNOWN", "Undefined"), ("no", "PASS", "no:PASS")])
+def test_quality(met: str, quality: str, state: str) -> None:
+    assert descriptor(gsaoi(RAWPIREQ=met, RAWGEMQA=quality), "qa_state") == state
+
+
 def test_apparent_place() -> None:
     """Against astropy's full transformation, at 1 mas (it wants polar motion, which is below that)."""
     from astropy.coordinates import CIRS, SkyCoord
@@ -295,7 +382,7 @@ def test_missing_and_blank_keywords_give_none() -> None:
 def test_wrong_names_are_refused_with_the_closest() -> None:
     with pytest.raises(GdaskError, match="'target_x_offset'; the closest is 'detector_x_offset'"):
         descriptor(gsaoi(), "target_x_offset")
-    with pytest.raises(GdaskError, match="takes the options pretty, stripID; got asMicrometers"):
+    with pytest.raises(GdaskError, match="takes the options pretty, stripID, keepID; got asMicrometers"):
         descriptor(gsaoi(), "filter_name", asMicrometers=True)
     with pytest.raises(GdaskError, match="instrument 'GMOS-S'; gdask knows F2, GSAOI"):
         tags(gsaoi(INSTRUME="GMOS-S"))
@@ -449,10 +536,12 @@ def test_real_headers() -> None:
                 assert key not in instruments.DESCRIPTORS
                 continue
             got = found[key] if key in found else as_json(seen(key))
-            # apparent place to ICRS: to 1e-12 of a degree; all else to the last digit
-            same = got == pytest.approx(value, abs=1e-12) if key in ("ra", "dec", "wcs_ra", "wcs_dec") else got == value
+            # apparent place to ICRS: to 1e-12 of a degree; all else to the last digit, types and signs of zero included
+            place = key in ("ra", "dec", "wcs_ra", "wcs_dec")
+            same = got == pytest.approx(value, abs=1e-12) if place else json.dumps(got) == json.dumps(value)
             wrong += [] if same else [(name, key, got, value)]
     assert not wrong
+    assert len(expected) == len(list((SHARED / "headers" / "raw").glob("*.header")))
 
 
 @pytest.mark.skipif(not (SHARED / "headers").is_dir(), reason="no real headers at hand")

@@ -19,6 +19,7 @@ from gdask.instruments.rules import (
     from_header_if_prepared,
     parse_section,
     tagset,
+    with_id_only,
     without_id,
 )
 
@@ -46,8 +47,8 @@ def slit(view: View) -> TagSet | None:
 
 
 def mask(view: View) -> TagSet | None:
-    deckers = view.get("DECKER"), view.get("DCKERPOS")
-    return _behind("MOS", view) if "mos" in deckers or view.text("MOSPOS").startswith("mos") else None
+    named = "mos" in (view.get("DECKER"), view.get("DCKERPOS")) or view.text("MOSPOS").startswith("mos")
+    return _behind("MOS", view) if named else None
 
 
 def _behind(what: str, view: View) -> TagSet:
@@ -61,6 +62,10 @@ def calibration(view: View) -> tuple[TagSet, ...]:
         found.append(tagset("TWILIGHT CAL", blocks="" if view.get("GRISM") == "Open" else "FLAT"))
     if view.get("PROCSTND"):
         found.append(tagset("STANDARD CAL"))
+    if view.text("DISPERSR").startswith("DISP_WOLLASTON"):
+        found.append(tagset("POL"))
+    elif view.text("DISPERSR").startswith("DISP_PRISM"):
+        found.append(tagset("SPECT IFU"))
     return tuple(found)
 
 
@@ -101,7 +106,7 @@ def filter_name(view: View, pretty: bool = False, stripID: bool = False, keepID:
         names.append(third)
     wheels = [str(name) for name in names]
     if keepID:
-        parts = [re.sub(r"_G(?!\d{4}).*|(_G\d{4}).*", r"\1", name) for name in wheels]
+        parts = [with_id_only(name) for name in wheels]
     else:
         parts = [without_id(name) for name in wheels] if pretty or stripID else wheels
     return _relevant(parts) if pretty or keepID else "&".join(parts)
@@ -158,13 +163,8 @@ def data_section(view: View, pretty: bool = False) -> list[Any]:
 
 
 def _size(header: Any) -> list[int] | None:
-    shape = [as_number(clean(header, name)) for name in ("NAXIS2", "NAXIS1")]
-    return None if None in shape else _whole(shape)
-
-
-def _whole(shape: list[int]) -> list[int]:
-    ny, nx = shape
-    return [0, nx, 0, ny]
+    ny, nx = (as_number(clean(header, name)) for name in ("NAXIS2", "NAXIS1"))
+    return None if None in (ny, nx) else [0, nx, 0, ny]
 
 
 def focal_plane_mask(view: View, pretty: bool = False, stripID: bool = False) -> str | None:

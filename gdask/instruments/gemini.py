@@ -8,7 +8,7 @@ import numpy as np
 
 from gdask.instruments import pointing
 from gdask.instruments.gemini_tags import TAGS
-from gdask.instruments.rules import Descriptor, View, component, keyword, number, section, without_id
+from gdask.instruments.rules import Descriptor, View, component, keyword, number, section, with_id_only, without_id
 
 __all__ = ["DESCRIPTORS", "TAGS"]
 
@@ -26,13 +26,15 @@ def to_unit(metres: float, asMicrometers: bool, asNanometers: bool, asAngstroms:
     return float(str(np.float32(metres * factors[0] if len(factors) == 1 else metres)))
 
 
-def filter_name(view: View, pretty: bool = False, stripID: bool = False) -> str | None:
-    """Filters in the beam, joined by '&'; pretty: without component numbers, open positions and neutral densities."""
+def filter_name(view: View, pretty: bool = False, stripID: bool = False, keepID: bool = False) -> str | None:
+    """Filters in the beam, joined by '&'; pretty: without component numbers, open positions and neutral densities;
+    keepID: the same with component numbers."""
     names = view.get("FILTER1"), view.get("FILTER2")
     if None in names:
         return None
-    parts = [without_id(str(name)) if pretty or stripID else str(name) for name in names]
-    if not pretty:
+    change = with_id_only if keepID else without_id if pretty or stripID else str
+    parts = [change(str(name)) for name in names]
+    if not (pretty or keepID):
         return "&".join(parts)
     shown = [one for one in parts if not (one.lower().startswith("nd") or "open" in one.lower() or "Clear" in one)]
     shown = shown or ["open"]
@@ -96,7 +98,7 @@ def per_pixel(name: str, factor: int, flipped: bool = False) -> Descriptor:
 def gcal_lamp(view: View) -> str | None:
     """Lamp in use; 'Off' if none is, or behind a closed shutter; None if the header does not speak of GCAL."""
     lamps, shutter = view.text("GCALLAMP"), view.text("GCALSHUT")
-    if "GCALLAMP" not in view.phu or not shutter:
+    if not {"GCALLAMP", "GCALSHUT"} <= set(view.phu):
         return None
     closed = shutter.upper() == "CLOSED" and lamps.upper() in ("IRHIGH", "IRLOW")
     return "Off" if closed or lamps.upper() in ("", "NO VALUE") else lamps
@@ -185,8 +187,21 @@ def mdf_row_id(view: View) -> list[object] | None:
     return view.each("MDFROW") if view.prepared and "IMAGE" not in view.tags else None
 
 
+def ao_seeing(view: View) -> float | None:
+    """Natural seeing (arcsec at 0.5 micron) as the adaptive optics measure it, or from Fried's parameter (cm)."""
+    value, fried = view.number("AOSEEING"), view.number("RZEROVAL")
+    return value if value is not None or not fried else (206265.0 * 0.98 * 0.5e-6) / (fried * 0.01)
+
+
+def calibration_key(view: View) -> str | None:
+    """The data label, a stack's as that of its first frame."""
+    return view.text("DATALAB").replace("_stack", "") or None
+
+
 DESCRIPTORS: dict[str, Descriptor] = {
     "airmass": airmass,
+    "ao_seeing": ao_seeing,
+    "calibration_key": calibration_key,
     "amp_read_area": section("AMPROA"),
     "array_name": array_name,
     "array_section": section("ARRAYSEC"),
@@ -202,6 +217,7 @@ DESCRIPTORS: dict[str, Descriptor] = {
     "decker": component("DECKER"),
     "detector_name": keyword("DETNAME"),
     "detector_roi_setting": constant("Fixed"),
+    "detector_rois_requested": constant(None),
     "detector_section": section("DETSEC"),
     "detector_x_bin": detector_bin("XBIN"),
     "detector_x_offset": per_pixel("POFFSET", 1, flipped=True),
@@ -245,6 +261,7 @@ DESCRIPTORS: dict[str, Descriptor] = {
     "read_speed_setting": keyword("RDSPDSET"),
     **{f"requested_{band}": percentile(f"REQ{band.upper()}") for band in ("bg", "cc", "iq", "wv")},
     "saturation_level": lambda view: view.each("SATLEVEL"),
+    "slit": keyword("SLIT"),
     "slit_width": constant(None),
     "target_dec": pointing.target_dec,
     "target_ra": pointing.target_ra,

@@ -10,7 +10,7 @@ PROCESSED = {"PROCARC", "PROCBIAS", "PROCDARK", "PROCFLAT", "PROCFRNG", "PROCPNH
 
 
 def observatory(view: View) -> TagSet:
-    site = (view.text("OBSERVAT") or view.text("TELESCOP")).upper()
+    site = view.text("OBSERVAT").upper()
     known = {"GEMINI-NORTH": " NORTH", "GEMINI-SOUTH": " SOUTH"}
     return tagset(f"{view.facts['name']} GEMINI{known.get(site, '')}")
 
@@ -34,15 +34,17 @@ def sidereal(view: View) -> TagSet | None:
 
 
 def gcal_flat(view: View) -> TagSet | None:
-    return tagset("GCALFLAT FLAT CAL") if view.text("GCALLAMP").startswith(("IRhigh", "QH")) else None
+    name = view.text("GCALLAMP")
+    return tagset("GCALFLAT FLAT CAL") if name == "IRhigh" or name.startswith("QH") else None
 
 
 def lamp(view: View) -> TagSet | None:
     """State of the GCAL lamp: its name stays in the header when it is off, the shutter tells."""
     name, shutter = view.text("GCALLAMP"), view.get("GCALSHUT")
-    if shutter == "OPEN" and name.startswith(("IRhigh", "IRlow", "QH")):
+    continuum = name in ("IRhigh", "IRlow") or name.startswith("QH")
+    if shutter == "OPEN" and continuum:
         return tagset("GCAL_IR_ON LAMPON", blocked_by="PROCESSED")
-    if shutter == "CLOSED" and (name.startswith(("IRhigh", "IRlow", "QH")) or name == "No Value"):
+    if shutter == "CLOSED" and (continuum or name == "No Value"):
         return tagset("GCAL_IR_OFF LAMPOFF", blocked_by="PROCESSED PINHOLE")
     return None
 
@@ -58,6 +60,16 @@ def slit_mask(view: View) -> TagSet | None:
     return tagset("MASK", blocks="IMAGE SPECT") if view.text("OBSTYPE").upper() == "MASK" else None
 
 
+def mode(view: View) -> TagSet | None:
+    """OBSMODE, where an instrument writes it: IMAGE, or a kind of spectrum."""
+    name = view.text("OBSMODE").upper()
+    return tagset(name if name == "IMAGE" else f"{name} SPECT") if name else None
+
+
+def chopping(view: View) -> TagSet | None:
+    return tagset("NODCHOP") if view.get("DATATYPE") == "marked-nodandchop" else None
+
+
 def status(view: View) -> tuple[TagSet, ...]:
     """How far the reduction went: time stamps of the steps in the primary header."""
     keywords = set(view.phu)
@@ -66,10 +78,15 @@ def status(view: View) -> tuple[TagSet, ...]:
         found.append(tagset("RAW"))
     if keywords & PROCESSED:
         found.append(tagset("PROCESSED"))
+    if keywords & {"GIFRINGE", "PROCFRNG"}:
+        found.append(tagset("FRINGE CAL"))
+    if "EXTRACT" in keywords:
+        found.append(tagset("EXTRACTED"))
+    if view.get("PROCTELL"):
+        found.append(tagset("TELLURIC CAL"))
     if keywords & {"PROCSCI", "GMOSAIC"} and view.get("OBSTYPE") == "OBJECT":
         found.append(tagset("PROCESSED_SCIENCE PROCESSED", blocks="RAW"))
-    for part, tag in (("TRIMOVER", "OVERSCAN_TRIMMED"), ("SUBOVER", "OVERSCAN_SUBTRACTED"),
-                      ("PROCFRNG", "FRINGE CAL"), ("EXTRACT", "EXTRACTED"), ("PROCTELL", "TELLURIC CAL")):
+    for part, tag in (("TRIMOVER", "OVERSCAN_TRIMMED"), ("SUBOVER", "OVERSCAN_SUBTRACTED")):
         if any(part in one for one in keywords):
             found.append(tagset(tag))
     return tuple(found)
@@ -77,5 +94,6 @@ def status(view: View) -> tuple[TagSet, ...]:
 
 TAGS: dict[str, Rule] = {
     "observatory": observatory, "acquisition": acquisition, "pointing": pointing, "sidereal": sidereal,
-    "gcal_flat": gcal_flat, "lamp": lamp, "bad_pixel_mask": bad_pixel_mask, "slit_mask": slit_mask, "status": status,
+    "gcal_flat": gcal_flat, "lamp": lamp, "bad_pixel_mask": bad_pixel_mask, "slit_mask": slit_mask, "mode": mode,
+    "chopping": chopping, "status": status,
 }

@@ -11,6 +11,9 @@ from gdask.instruments.rules import (
     Rule,
     TagSet,
     View,
+    as_number,
+    clean,
+    component,
     from_header_if_prepared,
     keyword,
     number,
@@ -98,6 +101,16 @@ def nominal_photometric_zeropoint(view: View) -> list[float | None]:
     return [of(name, gain) for name, gain in zip(array_name(view), view("gain"))]
 
 
+def wcs_value(axis: int, ctype: str) -> Descriptor:
+    """Descriptor: CRVAL (degrees) of an axis of the first array, or of the primary header, if its CTYPE is this one."""
+    def of(view: View) -> float | None:
+        first = next(iter(view.ext), view.phu)
+        whole = clean(first, f"CRVAL{axis}") is not None and clean(first, f"CTYPE{axis}") is not None
+        source = first if whole else view.phu
+        return as_number(clean(source, f"CRVAL{axis}")) if clean(source, f"CTYPE{axis}") == ctype else None
+    return of
+
+
 def group_id(view: View) -> str:
     """Domeflats with the lamp on and off have different observation ids and a night may have two UT dates: a flat's
     group is that of its programme."""
@@ -109,7 +122,7 @@ def group_id(view: View) -> str:
 DESCRIPTORS: dict[str, Descriptor] = {
     "array_name": array_name,
     "array_section": section("CCDSEC"),
-    "camera": keyword("DETECTOR"),
+    "camera": component("DETECTOR"),
     "detector_name": keyword("DETECTOR"),
     "detector_y_offset": gemini.per_pixel("QOFFSET", -1),
     "gain": from_header_if_prepared("GAIN", lambda view: of_array(view, "gain")),
@@ -120,4 +133,6 @@ DESCRIPTORS: dict[str, Descriptor] = {
     "read_noise": from_header_if_prepared("RDNOISE", read_noise),
     "read_speed_setting": read_speed_setting,
     "saturation_level": from_header_if_prepared("SATLEVEL", saturation_level),
+    "wcs_dec": wcs_value(2, "DEC--TAN"),
+    "wcs_ra": wcs_value(1, "RA---TAN"),
 }

@@ -12,12 +12,15 @@ import numpy as np
 from gdask.instruments.rules import View, as_number, clean
 
 _DATE = re.compile(r"(\d{4})-(\d\d)-(\d\d)")
+_EARLY_DATE = re.compile(r"(\d\d)/(\d\d)/(\d\d)$")  # FITS before 2000: DD/MM/YY
 _TIME = re.compile(r"(\d{1,2}):(\d{1,2}):(\d{1,2})(?:\.(\d*))?$")
 
 
 def parse_date(text: str) -> dt.date | None:
-    match = _DATE.match(text)
+    match, early = _DATE.match(text), _EARLY_DATE.match(text)
     try:
+        if early:
+            return dt.date(1900 + int(early[3]), int(early[2]), int(early[1]))
         return dt.date(*map(int, match.groups())) if match else None
     except ValueError:
         return None
@@ -39,7 +42,7 @@ def ut_date(view: View) -> dt.date | None:
     for name in ("DATE-OBS", "UT_DATE", "DATE", "UTDATE"):
         if (found := parse_date(view.text(name))) is not None:
             return found
-    start = _from_mjd(view)
+    start = _from_start(view)
     return start.date() if start else None
 
 
@@ -51,7 +54,7 @@ def ut_time(view: View) -> dt.time | None:
     for text in candidates:
         if (found := parse_time(text)) is not None:
             return found
-    start = _from_mjd(view)
+    start = _from_start(view)
     return start.time() if start else None
 
 
@@ -61,15 +64,18 @@ def ut_datetime(view: View) -> dt.datetime | None:
     return None if date is None else dt.datetime.combine(date, ut_time(view) or dt.time())
 
 
-def _from_mjd(view: View) -> dt.datetime | None:
+def _from_start(view: View) -> dt.datetime | None:
     mjd = view.number("MJD-OBS")
+    if mjd is None and (start := view.text("OBSSTART"))[10:11] == "T":
+        date, time = parse_date(start), parse_time(start[11:].rstrip("Z"))
+        return dt.datetime.combine(date, time) if date and time else None
     if not view.facts.get("mjd_valid", True) or mjd is None or not 1 < mjd < 2e5:
         return None
     return dt.datetime(1858, 11, 17) + dt.timedelta(mjd)
 
 
 def header_ra(view: View) -> float | None:
-    """RA keyword in degrees; text hh:mm:ss is understood."""
+    """RA keyword in degrees; text hh:mm:ss (or with blanks) is understood."""
     return _angle(view.get("RA"), 15.0)
 
 
@@ -78,8 +84,8 @@ def header_dec(view: View) -> float | None:
 
 
 def _angle(value: Any, factor: float) -> float | None:
-    if isinstance(value, str) and ":" in value:
-        parts = [as_number(part) for part in value.lstrip("+-").split(":")]
+    if isinstance(value, str) and as_number(value) is None:
+        parts = [as_number(part) for part in re.split(r"[:\s]+", value.lstrip("+-"))]
         if None in parts or len(parts) > 3:
             return None
         size = sum(part / 60.0**i for i, part in enumerate(parts))
@@ -176,10 +182,15 @@ def cd_matrix(header: Any) -> np.ndarray | None:
 
 def apparent_to_icrs(ra: float, dec: float, when: dt.datetime) -> tuple[float, float]:
     """Apparent place (equinox of date, geocentric, degrees) at a UTC time -> ICRS, by the SOFA routines (pyerfa)."""
+    import warnings
+
     import erfa
 
-    utc = erfa.dtf2d("UTC", when.year, when.month, when.day, when.hour, when.minute, when.second + when.microsecond / 1e6)
-    tt = erfa.taitt(*erfa.utctai(*utc))
+    with warnings.catch_warnings():  # a date that no leap second is known for: good to seconds, enough here
+        warnings.simplefilter("ignore", erfa.ErfaWarning)
+        utc = erfa.dtf2d("UTC", when.year, when.month, when.day, when.hour, when.minute,
+                         when.second + when.microsecond / 1e6)
+        tt = erfa.taitt(*erfa.utctai(*utc))
     tdb = erfa.tttdb(*tt, erfa.dtdb(*tt, 0.0, 0.0, 0.0, 0.0))
     # The equation of the origins changes by 0.1 mas in a minute: UTC in the place of TDB does no harm, and gives the
     # digits that the field's listings show.

@@ -190,6 +190,11 @@ def without_id(text: str) -> str:
     return text.split("_G", 1)[0]
 
 
+def with_id_only(text: str) -> str:
+    """Component name with its number and nothing after it: 'HK_G0806_good' -> 'HK_G0806', 'HK_G08' -> 'HK'."""
+    return re.sub(r"_G(?!\d{4}).*|(_G\d{4}).*", r"\1", text)
+
+
 _SECTION = re.compile(r"\[\s*(\d+)\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*\]$")
 
 
