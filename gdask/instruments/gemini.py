@@ -15,6 +15,9 @@ __all__ = ["DESCRIPTORS", "TAGS"]
 #: Nominal centres of the wavelength bands, micron (Gemini's convention, as the archive lists wavelength_band).
 BANDS = {"u": 0.35, "g": 0.475, "r": 0.63, "i": 0.78, "Z": 0.9, "Y": 1.02, "X": 1.1, "J": 1.2, "H": 1.65, "K": 2.2,
          "L": 3.4, "M": 4.8, "N": 11.7, "Q": 18.3}
+#: Central wavelengths of common filters, micron, where an instrument's facts have none of that name.
+FILTERS = {"u": 0.35, "g": 0.475, "r": 0.63, "i": 0.78, "z": 0.925, "Y": 1.02, "J": 1.25, "H": 1.635, "K": 2.2,
+           "FeII": 1.644}
 #: Factor from metres to the unit that an option asks for.
 UNITS = {"asMicrometers": 1e6, "asNanometers": 1e9, "asAngstroms": 1e10}
 
@@ -48,7 +51,8 @@ def effective_wavelength(view: View, asMicrometers: bool = False, asNanometers: 
     """Wavelength of the filter (image) or of the grating's setting (spectrum); metres unless asked otherwise."""
     micron = None
     if "IMAGE" in view.tags:
-        micron = view.facts.get("filters", {}).get(view("filter_name", pretty=True))
+        name = view("filter_name", pretty=True)
+        micron = view.facts.get("filters", {}).get(name, FILTERS.get(name))
     elif "SPECT" in view.tags:
         micron = view("central_wavelength", asMicrometers=True)
     if micron is None:
@@ -81,7 +85,7 @@ def exposure_time(view: View) -> float | None:
     value = view.number("EXPTIME")
     if value is None or value < 0:
         return None
-    return float(value * view("coadds") if view("is_coadds_summed") and not view.prepared else value)
+    return value * view("coadds") if view("is_coadds_summed") and not view.prepared else value
 
 
 def per_pixel(name: str, factor: int, flipped: bool = False) -> Descriptor:
