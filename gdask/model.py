@@ -40,3 +40,29 @@ UNUSABLE = DQ.BAD_PIXEL | DQ.SATURATED | DQ.COSMIC_RAY | DQ.NO_DATA | DQ.UNILLUM
 
 class GdaskError(Exception):
     """An error that the user can act on: its text names the file, what came, what was expected and what to do."""
+
+
+class UsageError(GdaskError):
+    """What was asked for does not exist or is malformed (option, parameter, recipe, file name): exit code 2, nothing done."""
+
+
+class BadPixels(GdaskError):
+    """Pixels of input files that turned out to be of no use: `reasons`, by path. The files can be set aside."""
+
+    def __init__(self, reasons: dict[str, str]) -> None:
+        super().__init__(reasons)
+        self.reasons = reasons
+
+    def __str__(self) -> str:
+        return "; ".join(f"{path}: {reason}" for path, reason in self.reasons.items())
+
+
+class BadFile(BadPixels):
+    """A file whose pixels cannot be had: cut short, changed or gone since its headers were read."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__({path: reason})
+
+    def __reduce__(self) -> tuple[type[BadFile], tuple[str, str]]:
+        (item,) = self.reasons.items()
+        return BadFile, item

@@ -7,7 +7,10 @@ import gzip
 import math
 import os
 import re
-from typing import BinaryIO, cast
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, NamedTuple, cast
 
 from astropy.io import fits
 
@@ -16,12 +19,24 @@ from gdask.types import Headers
 
 BLOCK = 2880  # bytes in a FITS record (FITS standard 4.0, section 3.1)
 CARD = 80
+BITPIX = (8, 16, 32, 64, -32, -64)
+MAX_CARDS = 100_000  # far above any header: what has more has lost its END
+MAX_BYTES = 1 << 50  # far above any file
 _COMMENTARY = ("COMMENT ", "HISTORY ", "CONTINUE", "HIERARCH", "        ", "END     ")
 _KEYWORD = re.compile(r"[A-Z0-9_-]+ *$")
 #: What may follow "= " on a card: a string, logical, number, complex number or nothing, then a comment.
-_VALUE = re.compile(
-    r"\s*('(?:[^']|'')*'|[TF]|[+-]?(?:\d+\.?\d*|\.\d+)(?:[EeDd][+-]?\d+)?|\([^)]*\)|)\s*(/.*)?$"
-)
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[EeDd][+-]?\d+)?"
+_VALUE = re.compile(rf"\s*('(?:[^']|'')*'|[TF]|{_NUMBER}|\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)|)\s*(/.*)?$")
+
+
+class Unit(NamedTuple):
+    """One unit of a file: its number, its header as bytes and read, where its data begin and their size without fill."""
+
+    number: int
+    raw: bytes
+    header: fits.Header
+    begin: int
+    size: int
 
 
 def read_headers(path: str | os.PathLike[str]) -> Headers:
@@ -32,16 +47,13 @@ def read_headers(path: str | os.PathLike[str]) -> Headers:
     are repaired (see `repair_card`). GdaskError if the file is missing, empty, not FITS, or cut short.
     """
     name = os.fspath(path)
-    try:
-        with _open(name) as stream:
-            units = _units(stream, name)
-    except (OSError, EOFError) as error:
-        raise GdaskError(f"{name}: {_reason(error)}") from error
-    if any(_is_compressed(header) for header in units):
-        units = _uncompressed(name)
+    with open_stream(name) as stream:
+        units = [unit.header for unit in each_unit(stream, name)]
+    if any(is_tiled(header) for header in units):
+        units = untiled(name)
     phu, rest = units[0], units[1:]
-    images = tuple(header for header in rest if header.get("XTENSION", "").strip() == "IMAGE")
-    if not images and phu.get("NAXIS", 0) > 0:
+    images = tuple(header for header in rest if str(header.get("XTENSION", "")).strip() == "IMAGE")
+    if not images and phu.get("NAXIS", 0):
         images = (phu,)
     return Headers(phu, images, name)
 
@@ -71,6 +83,16 @@ def _quoted(text: str) -> str:
     return f"'{text:<8}'"
 
 
+@contextmanager
+def open_stream(name: str) -> Iterator[BinaryIO]:
+    """The bytes of a file, unpacked where it is packed. What goes wrong inside is a GdaskError that names the file."""
+    try:
+        with _open(name) as stream:
+            yield stream
+    except (OSError, EOFError, zlib.error) as error:
+        raise GdaskError(f"{name}: {_reason(error)}") from error
+
+
 def _open(name: str) -> BinaryIO:
     if os.path.isdir(name):
         raise IsADirectoryError(name)
@@ -95,22 +117,26 @@ def _reason(error: BaseException) -> str:
     return f"cannot be read ({getattr(error, 'strerror', None) or error})"
 
 
-def _units(stream: BinaryIO, name: str) -> list[fits.Header]:
-    """Header of every unit of the file."""
-    units: list[fits.Header] = []
-    while (text := _header_text(stream, name, len(units))) is not None:
-        header = fits.Header.fromstring(text)
-        units.append(header)
-        _skip(stream, _data_bytes(header, name), name, len(units) - 1)
-    return units
+def each_unit(stream: BinaryIO, name: str) -> Iterator[Unit]:
+    """The units of a FITS file one after another. A unit's data may be read from the stream before the next is asked for."""
+    number = 0
+    while (cards := _header_cards(stream, name, number)) is not None:
+        raw, kept = cards
+        header = fits.Header.fromstring("".join(kept))
+        begin, size = stream.tell(), _data_bytes(header, name)
+        yield Unit(number, raw, header, begin, size)
+        _skip(stream, begin + size, name, number)
+        number += 1
 
 
-def _header_text(stream: BinaryIO, name: str, number: int) -> str | None:
-    """Cards of the next header, repaired; None where the file ends."""
+def _header_cards(stream: BinaryIO, name: str, number: int) -> tuple[bytes, list[str]] | None:
+    """The next header as it is in the file, and its cards, repaired; None where the file ends."""
     start = b"XTENSION" if number else b"SIMPLE  ="
     cards: list[str] = []
+    whole = b""
     while True:
         block = stream.read(BLOCK)
+        whole += block
         if not cards and not block.startswith(start):
             if number:
                 return None  # the end, or the special records that may follow the last extension
@@ -118,8 +144,10 @@ def _header_text(stream: BinaryIO, name: str, number: int) -> str | None:
         for at in range(0, len(block) - CARD + 1, CARD):
             raw = block[at : at + CARD]
             if raw.rstrip(b" \0") == b"END":
-                return "".join(_without_padding(cards))
+                return whole, _without_padding(cards)
             cards.append(repair_card(_ascii(raw)))
+        if len(cards) > MAX_CARDS:
+            raise GdaskError(f"{name}: header of extension {number} has no end; copy the file again")
         if len(block) < BLOCK:
             raise GdaskError(f"{name}: header of extension {number} is cut short (no END card); copy the file again")
 
@@ -142,30 +170,41 @@ def _without_padding(cards: list[str]) -> list[str]:
 def _data_bytes(header: fits.Header, name: str) -> int:
     """Bytes of the data that follow a header, without fill (FITS standard 4.0, sections 4.4.1 and 6)."""
     try:
+        if header["BITPIX"] not in BITPIX:
+            raise ValueError(f"BITPIX = {header['BITPIX']}")
         axes = [int(header[f"NAXIS{i}"]) for i in range(1, int(header["NAXIS"]) + 1)]
         if axes and axes[0] == 0 and header.get("GROUPS", False):
             axes = axes[1:]
         elements = math.prod(axes) if axes else 0
-        return abs(int(header["BITPIX"])) // 8 * int(header.get("GCOUNT", 1)) * (int(header.get("PCOUNT", 0)) + elements)
-    except (KeyError, TypeError, ValueError) as error:
+        groups, heap = int(header.get("GCOUNT", 1)), int(header.get("PCOUNT", 0))
+        if len(axes) > 999 or min([groups, heap, *axes]) < 0:
+            raise ValueError("a negative size")
+        size = abs(int(header["BITPIX"])) // 8 * groups * (heap + elements)
+        if size > MAX_BYTES:
+            raise ValueError(f"{size} bytes of data")
+        return size
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise GdaskError(f"{name}: no valid BITPIX and NAXIS in a header ({error}); the file is damaged") from error
 
 
-def _skip(stream: BinaryIO, size: int, name: str, number: int) -> None:
-    """Step over `size` bytes of data and their fill; the last byte is read to know that it is there."""
-    if size == 0:
-        return
-    stream.seek(size - 1, os.SEEK_CUR)
-    if not stream.read(1):
-        raise GdaskError(f"{name}: pixels of extension {number} are cut short; copy the file again")
-    stream.seek(-size % BLOCK, os.SEEK_CUR)
+def _skip(stream: BinaryIO, end: int, name: str, number: int) -> None:
+    """Step to the record after `end`, the end of a unit's data; its last byte is read to know that it is there."""
+    if end > stream.tell() or end % BLOCK:
+        stream.seek(end - 1)
+        if not stream.read(1):
+            raise GdaskError(f"{name}: pixels of extension {number} are cut short; copy the file again")
+    stream.seek(end + -end % BLOCK)
 
 
-def _is_compressed(header: fits.Header) -> bool:
+def is_tiled(header: fits.Header) -> bool:
+    """Whether a unit is an image compressed in tiles, which is on disk as a table."""
     return header.get("ZIMAGE") is True
 
 
-def _uncompressed(name: str) -> list[fits.Header]:
-    """Headers as astropy gives them for tile-compressed images: as before compression."""
-    with fits.open(name, memmap=True) as units:
-        return [unit.header.copy() for unit in units]
+def untiled(name: str) -> list[fits.Header]:
+    """Headers as astropy gives them for images that are compressed in tiles: as before compression."""
+    try:
+        with fits.open(name, memmap=True) as units:
+            return [unit.header.copy() for unit in units]
+    except Exception as error:  # astropy raises errors of many kinds
+        raise GdaskError(f"{name}: its compressed images cannot be read ({error}); copy the file again") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from astropy.io import fits
 
-from gdask.io.headers import read_headers
-from gdask.model import DIMS, DTYPES, EXTNAMES, GdaskError
+from gdask.io.headers import each_unit, is_tiled, open_stream, read_headers, untiled
+from gdask.model import DIMS, DTYPES, EXTNAMES, BadFile, GdaskError
 from gdask.types import Frame, Frames, Headers
 
 _FITS_TYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
@@ -110,12 +112,15 @@ def read_layout(path: str) -> dict[str, tuple[Plane, ...]]:
     groups: dict[str, list[Plane]] = {}
     stat = os.stat(path)
     identity = (stat.st_size, stat.st_mtime_ns)
-    compressed = _is_compressed(path)
-    with fits.open(path, memmap=False, lazy_load_hdus=True, disable_image_compression=False) as hdus:
-        for number, hdu in enumerate(hdus):
-            plane = _plane(path, identity, number, hdu, compressed)
-            if plane is not None:
-                groups.setdefault(_variable_of(hdu), []).append(plane)
+    with open_stream(path) as stream:
+        units = [(unit.header, unit.begin) for unit in each_unit(stream, path)]
+        packed = type(stream) is not io.BufferedReader
+    if any(is_tiled(header) for header, _ in units):
+        units = [(header, -1) for header in untiled(path)]
+    for number, (header, begin) in enumerate(units):
+        plane = _plane(path, identity, number, header, -1 if packed else begin)
+        if plane is not None:
+            groups.setdefault(_variable_of(header), []).append(plane)
     count = len(groups.get("data") or max(groups.values(), key=len, default=[]))
     return {name: tuple(planes) for name, planes in groups.items() if len(planes) == count}
 
@@ -129,9 +134,12 @@ def read_window(plane: Plane, y1: int, y2: int, x1: int, x2: int, dtype: np.dtyp
     if plane.offset < 0:
         return _decode(plane, y1, y2, x1, x2, dtype)
     width, item = plane.shape[1], np.dtype(plane.fits_type).itemsize
-    raw = np.fromfile(plane.path, plane.fits_type, (y2 - y1) * width, offset=plane.offset + y1 * width * item)
+    try:
+        raw = np.fromfile(plane.path, plane.fits_type, (y2 - y1) * width, offset=plane.offset + y1 * width * item)
+    except OSError as error:
+        raise BadFile(plane.path, f"cannot be read during the run ({error.strerror}); make it readable and run again") from None
     if raw.size != (y2 - y1) * width:
-        raise GdaskError(f"{plane.path}: extension {plane.extension} ends before row {y2}; the file is truncated")
+        raise BadFile(plane.path, f"extension {plane.extension} ends before row {y2}: it was cut short; copy it again")
     return _to_type(raw.reshape(y2 - y1, width)[:, x1:x2], plane, dtype)
 
 
@@ -149,46 +157,52 @@ def _check_unchanged(plane: Plane) -> None:
     try:
         stat = os.stat(plane.path)
     except OSError as error:
-        raise GdaskError(f"{plane.path}: vanished during the run ({error.strerror}); put it back and run again") from None
+        raise BadFile(plane.path, f"vanished during the run ({error.strerror}); put it back and run again") from None
     if (stat.st_size, stat.st_mtime_ns) != plane.identity:
-        raise GdaskError(f"{plane.path}: changed during the run; run again with the file at rest")
+        raise BadFile(plane.path, "changed during the run; run again with the file at rest")
 
 
 def _decode(plane: Plane, y1: int, y2: int, x1: int, x2: int, dtype: np.dtype) -> np.ndarray:
-    with fits.open(plane.path, memmap=False) as hdus:
-        pixels = hdus[plane.extension].data
+    """From a file whose pixels are packed: this array is unpacked whole."""
+    try:
+        pixels = _unpacked(plane, dtype)
+    except Exception as error:  # decompressors raise errors of many kinds
+        raise BadFile(plane.path, f"extension {plane.extension} cannot be decompressed ({error}); copy it again") from None
     return np.ascontiguousarray(pixels.reshape(plane.shape)[y1:y2, x1:x2].astype(dtype))
 
 
-def _is_compressed(path: str) -> bool:
-    if path.lower().endswith(_COMPRESSED):
-        return True
-    with open(path, "rb") as file:
-        return file.read(3)[:2] in (b"\x1f\x8b", b"BZ")
+def _unpacked(plane: Plane, dtype: np.dtype) -> np.ndarray:
+    with open_stream(plane.path) as stream:
+        for unit in each_unit(stream, plane.path):
+            if is_tiled(unit.header):
+                break
+            if unit.number == plane.extension:
+                return _to_type(np.frombuffer(bytearray(stream.read(unit.size)), plane.fits_type), plane, dtype)
+    with fits.open(plane.path, memmap=False) as hdus:
+        return hdus[plane.extension].data
 
 
-def _variable_of(hdu: fits.hdu.base.ExtensionHDU) -> str:
+def _variable_of(header: fits.Header) -> str:
     names = {on_disk: name for name, on_disk in EXTNAMES.items()}
-    return names.get(str(hdu.header.get("EXTNAME", "SCI")).strip().upper() or "SCI", hdu.name.lower())
+    name = str(header.get("EXTNAME") or "").strip().upper() or "SCI"
+    return names.get(name, name.lower())
 
 
-def _plane(path: str, identity: tuple[int, int], number: int, hdu: object, compressed: bool) -> Plane | None:
-    if not getattr(hdu, "is_image", False) or hdu.header.get("NAXIS", 0) < 2:
+def _plane(path: str, identity: tuple[int, int], number: int, header: fits.Header, begin: int) -> Plane | None:
+    if number and str(header.get("XTENSION", "")).strip() != "IMAGE" or header["NAXIS"] < 2:
         return None
-    decoded = compressed or isinstance(hdu, fits.CompImageHDU)
-    header, info = hdu.header, hdu.fileinfo() or {}
-    shape = (header["NAXIS2"], header["NAXIS1"])
-    fits_type = _FITS_TYPES[header["BITPIX"]]
-    if any(header.get(f"NAXIS{axis}", 1) != 1 for axis in range(3, header["NAXIS"] + 1)):
+    if any(header[f"NAXIS{axis}"] != 1 for axis in range(3, header["NAXIS"] + 1)):
         raise GdaskError(f"{path}: extension {number} has more than one plane; expected a 2-D image")
-    offset = -1 if decoded else info["datLoc"]
-    end = offset + shape[0] * shape[1] * np.dtype(fits_type).itemsize
-    if not decoded and end > identity[0]:
-        raise GdaskError(
-            f"{path}: truncated: extension {number} needs {end} bytes, the file has {identity[0]}; fetch it again"
-        )
-    zero, scale = header.get("BZERO", 0), header.get("BSCALE", 1)
-    return Plane(path, identity, number, offset, fits_type, zero, scale, shape)
+    shape = (header["NAXIS2"], header["NAXIS1"])
+    if 0 in shape:
+        return None
+    return Plane(path, identity, number, begin, _FITS_TYPES[header["BITPIX"]],
+                 _number(header, "BZERO", 0), _number(header, "BSCALE", 1), shape)
+
+
+def _number(header: fits.Header, keyword: str, default: float) -> float:
+    value = header.get(keyword)
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else default
 
 
 def _assemble(path: str, layout: dict[str, tuple[Plane, ...]], headers: Headers, rows: int | None, tag: str) -> Frame:
@@ -226,7 +240,7 @@ def _stored_geometry(path: str, headers: Headers) -> dict[str, object]:
 
 
 def _is_science(header: fits.Header) -> bool:
-    return str(header.get("EXTNAME", "SCI")).strip().upper() in ("", "SCI")
+    return _variable_of(header) == "data"
 
 
 def _bare_name(path: str) -> str:
