@@ -1,0 +1,97 @@
+"""The scoreboard as JSON, as a Markdown table with targets, and as plots (where matplotlib is installed)."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.accuracy.cases import TARGETS, limits
+
+#: Columns without a target that the table shows too.
+MORE = ("bright_stars", "photon_limit_mas", "rms_mas", "floor_mas", "astrometry_mad_mas", "tie_expected_mas", "offset_east_mas",
+        "offset_north_mas", "flux_scatter_percent", "flux_surface_noise_percent", "flux_bias_error_percent", "flux_pull_plain",
+        "sky_pull_plain", "sky_tail_permille", "aperture_pull_plain", "corrpix", "cosmic_removed_error_percent",
+        "star_loss_worst_percent", "background_level_e", "background_rms_e", "seconds", "memory_mb")  # fmt: skip
+
+
+def verdict(case: str, column: str, value: float | None) -> str:
+    """'' where the case has no such number, 'ok', or 'SHORT'."""
+    if value is None or not math.isfinite(value):
+        return ""
+    low, high = limits(case, column)
+    return "ok" if low <= value <= high else "SHORT"
+
+
+def short(results: dict[str, dict[str, float]]) -> list[str]:
+    """What falls short of its target, one line each."""
+    lines = []
+    for case, figures in results.items():
+        for column, target in TARGETS.items():
+            value = figures.get(column)
+            if verdict(case, column, value) == "SHORT":
+                low, high = limits(case, column)
+                lines.append(f"{case}: {column} = {value:.4g}, target {low:g} to {high:g} {target.unit}".rstrip())
+    return lines
+
+
+def markdown(results: dict[str, dict[str, float]], size: str) -> str:
+    """Cases down, columns across: the figures with targets (what misses is marked SHORT), then the others."""
+    lines = [f"# Accuracy, {size} size", "", "Targets: " + "; ".join(
+        f"`{name}` {target.low:g} to {target.high:g} {target.unit} ({target.about})" for name, target in TARGETS.items()) + ".", ""]
+    for columns in (tuple(TARGETS), MORE):
+        lines += ["| case | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
+        for case, figures in results.items():
+            lines.append(f"| {case} | " + " | ".join(_cell(case, name, figures.get(name)) for name in columns) + " |")
+        lines.append("")
+    missing = short(results)
+    lines += [f"{len(missing)} fall short:" if missing else "Nothing falls short.", "", *(f"- {line}" for line in missing)]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(case: str, name: str, value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return ""
+    mark = " SHORT" if name in TARGETS and verdict(case, name, value) == "SHORT" else ""
+    return f"{value:.4g}{mark}"
+
+
+def write(results: dict[str, dict[str, float]], size: str, out: Path) -> Path:
+    """accuracy.json and accuracy.md in `out`; the path of the table."""
+    (out / "accuracy.json").write_text(json.dumps({"size": size, "cases": results, "short": short(results)}, indent=1))
+    table = out / "accuracy.md"
+    table.write_text(markdown(results, size))
+    return table
+
+
+def plot(case: str, plots: dict[str, np.ndarray], out: Path) -> None:
+    """Position residuals, flux ratios, pulls and background of one case as a PNG; nothing without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(13, 9), layout="constrained")
+    axes = figure.subplots(2, 2)
+    if "shift" in plots:
+        x, y, shift = plots["star_x"], plots["star_y"], plots["shift"]
+        arrows = axes[0, 0].quiver(x, y, shift[0], shift[1], np.hypot(*shift), angles="xy", cmap="viridis")
+        axes[0, 0].quiverkey(arrows, 0.9, 1.03, 1.0, "1 mas")
+        axes[0, 0].set(title="positions - truth (mas)", xlabel="x (pixel)", ylabel="y (pixel)", aspect="equal")
+    if "ratio" in plots:
+        axes[0, 1].errorbar(plots["phot_flux"], plots["ratio"] - 1, plots["ratio_error"], fmt=".", alpha=0.5)
+        axes[0, 1].axhline(0, color="k", lw=0.5)
+        axes[0, 1].set(title="flux / truth - 1", xscale="log", xlabel="electrons", ylim=(-0.03, 0.03))
+    if "sky_pull" in plots:
+        bins = np.linspace(-6, 6, 121)
+        axes[1, 0].hist(plots["sky_pull"], bins, density=True, histtype="step")
+        axes[1, 0].plot(bins, np.exp(-(bins**2) / 2) / np.sqrt(2 * np.pi), "k", lw=0.7)
+        axes[1, 0].set(title="blank pixels / sqrt(VAR) / CORRPIX", yscale="log", ylim=(1e-6, 1))
+    if "background" in plots and np.isfinite(plots["background"]).any():
+        spread = np.nanpercentile(np.abs(plots["background"]), 95)
+        image = axes[1, 1].imshow(plots["background"], origin="lower", vmin=-spread, vmax=spread, cmap="RdBu")
+        figure.colorbar(image, ax=axes[1, 1])
+        axes[1, 1].set(title="background residual (e-)")
+    figure.suptitle(case)
+    figure.savefig(out / f"{case}.png", dpi=90)
