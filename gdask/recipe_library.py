@@ -39,6 +39,8 @@ def library_for(tags: AbstractSet[str]) -> ModuleType:
     fitting = [module for module in libraries() if module.TAGS <= tags]
     refused = sorted(set().union(*(getattr(module, "NOT_FOR", set()) for module in fitting)) & tags)
     if refused or (not fitting and "SPECT" in tags):
+        if "TWILIGHT" in refused:
+            raise GdaskError(f"twilight flats are not handled by makeProcessedFlat: take lamp flats (all tags: {' '.join(sorted(tags))})")
         what = " and ".join(refused) or "SPECT"
         raise GdaskError(f"files tagged {what} are not reduced: gdask reduces images and their calibrations (all tags: {' '.join(sorted(tags))})")
     if not fitting:

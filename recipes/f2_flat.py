@@ -17,6 +17,7 @@ from gdask.steps import (
 )
 
 TAGS = {"F2", "IMAGE", "CAL", "FLAT"}
+NOT_FOR = {"TWILIGHT"}
 
 
 def make_processed_flat(run, frames):

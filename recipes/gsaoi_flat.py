@@ -14,6 +14,7 @@ from gdask.steps import (
 )
 
 TAGS = {"GSAOI", "IMAGE", "CAL", "FLAT"}
+NOT_FOR = {"TWILIGHT"}
 
 
 def make_processed_flat(run, frames):

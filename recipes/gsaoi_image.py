@@ -6,6 +6,7 @@ from gdask.steps import check_wcs as list_bad_wcs
 from gdask.steps import detect_sources
 
 TAGS = {"GSAOI", "IMAGE"}
+NOT_FOR = {"SPECT", "ACQUISITION", "TWILIGHT"}
 
 
 def reduce(run, frames):

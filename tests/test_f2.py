@@ -273,6 +273,12 @@ def test_spectra_and_acquisitions_are_refused(tags: set[str]) -> None:
         find_recipe(None, {"F2", *tags})
 
 
+@pytest.mark.parametrize("tags", ["F2 IMAGE TWILIGHT CAL", "F2 IMAGE TWILIGHT FLAT CAL", "GSAOI IMAGE TWILIGHT FLAT CAL"])
+def test_twilight_flats_are_refused(tags: str) -> None:
+    with pytest.raises(GdaskError, match="twilight flats are not handled by makeProcessedFlat: take lamp flats"):
+        find_recipe(None, set(tags.split()))
+
+
 @pytest.mark.parametrize(("width", "flagged"), [(30, True), (400, False)])
 def test_shadows_from_the_edge_are_flagged(width: int, flagged: bool) -> None:
     """A bar that takes 40 % of the light is a shadow; where half of the field is darker the rest is a nebula."""
