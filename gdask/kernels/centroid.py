@@ -1,31 +1,68 @@
-"""Precise positions for astrometry: a fit of the array's own mean star image to each detected star.
+"""Precise positions and fluxes: a fit of the array's own mean star image to each detected star, neighbours and all.
 
-The image of a star is taken as round and as a sum of Gaussians whose weights come from the array's bright stars, so
-that an AO core with its halo and a seeing disc are both described. Whatever the true shape, a point-symmetric image
-is centred without bias; the shape only decides how near the error comes to the Cramer-Rao bound.
+The star image is a sum of round Gaussians whose weights come from the array's bright stars, so that an AO core with its
+halo and a seeing disc are both described; its form (width, elongation) changes over the array as those stars show.
+Whatever the true shape, a point-symmetric image is centred without bias; the shape decides how near the error comes to
+the Cramer-Rao bound, and how right the fluxes are.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numba
 import numpy as np
 
 from gdask.kernels.arrays import plain
-from gdask.kernels.psf import REACH, half_maximum, isolated_stars, star_image, tabulate
+from gdask.kernels.photometry import floors, local_sky, star_fluxes
+from gdask.kernels.psf import (
+    FIRST_REACH,
+    MOST_FORMS,
+    REACH,
+    SHAPE_STARS,
+    half_maximum,
+    isolated_stars,
+    round_forms,
+    smooth_forms,
+    star_image,
+    tabulate,
+)
+from gdask.kernels.starfit import FIT, fit_all, fit_shapes, light, take_out
 from gdask.model import DQ, UNUSABLE
 from gdask.types import Flags, Image, Pixels
 
 #: Flags of a position.
-NEIGHBOUR, SATURATED, EDGE, BAD_NEAR, FAILED = 1, 2, 4, 8, 16
+NEIGHBOUR, SATURATED, EDGE, BAD_NEAR, FAILED, MISFIT = 1, 2, 4, 8, 16, 32
 
-POSITIONS = np.dtype([(n, "f8") for n in ("x", "y", "ex", "ey", "flux", "eflux", "fwhm")] + [("flags", "i2")])
+POSITIONS = np.dtype(
+    [(n, "f8") for n in ("x", "y", "ex", "ey", "flux", "eflux", "fwhm")] + [("sky", "f4"), ("chi2", "f4"), ("flags", "i2")]
+)
 
-#: In units of the FWHM: radius of the fit, and the annulus of the first local background.
-FIT, INNER, OUTER = 2.5, 3.0, 4.5
-#: Most sweeps over the stars, and the move (pixels) below which a star is left alone after the second.
-SWEEPS, SETTLED = 15, 0.003
+#: In units of the FWHM: the annulus of the first local background.
+INNER, OUTER = 3.0, 4.5
+#: Most sweeps over the stars: with the first star image, with the final one.
+FIRST_SWEEPS, SWEEPS = 2, 15
 #: A star is flagged NEIGHBOUR where its neighbours' light exceeds this share of its own peak.
 CONTAMINATION = 0.02
+#: Chi-square per pixel, over what the array's good stars of this flux have, beyond which a star is flagged MISFIT.
+WORST_CHI2 = 2.0
+#: Errors that the star image's own error makes, positions (FWHM) and fluxes (fraction), where too few stars tell it.
+PLACE_FLOOR, FLUX_FLOOR = 0.002, 0.002
+
+
+class Fitted(NamedTuple):
+    """An array's stars as fitted. left: the pixels without them; p, e: (n, 6) x, y, flux, sky, two slopes, and their
+    errors; weights, table, step: the mean star image; forms (n, 3); stars: those that made it; failed: of each fit."""
+
+    left: Image
+    p: np.ndarray
+    e: np.ndarray
+    weights: np.ndarray
+    table: np.ndarray
+    step: float
+    forms: np.ndarray
+    stars: np.ndarray
+    failed: np.ndarray
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -36,28 +73,10 @@ def _first(
     ny, nx = data.shape
     xo, yo, flux, sky = x.copy(), y.copy(), np.zeros(x.size), np.zeros(x.size)
     q = 1.0 / (2.0 * (fwhm / 2.3548) ** 2)
-    half = int(OUTER * fwhm) + 1
     for k in range(x.size):
-        y0, y1 = max(int(y[k]) - half, 0), min(int(y[k]) + half + 1, ny)
-        x0, x1 = max(int(x[k]) - half, 0), min(int(x[k]) + half + 1, nx)
-        low, high = -np.inf, np.inf
-        for _ in range(4):
-            n, s1, s2 = 0, 0.0, 0.0
-            for j in range(y0, y1):
-                for i in range(x0, x1):
-                    r2 = (i - x[k]) ** 2 + (j - y[k]) ** 2
-                    if bad[j, i] or r2 < (INNER * fwhm) ** 2 or r2 > (OUTER * fwhm) ** 2:
-                        continue
-                    v = data[j, i]
-                    if low <= v <= high:
-                        n += 1
-                        s1 += v
-                        s2 += v * v
-            if n < 4:
-                break
-            sky[k] = s1 / n
-            sigma = np.sqrt(max(s2 / n - sky[k] ** 2, 0.0))
-            low, high = sky[k] - 2.0 * sigma, sky[k] + 2.0 * sigma
+        sky[k] = local_sky(data, data, bad, x[k], y[k], INNER * fwhm, OUTER * fwhm)[0]
+        if not np.isfinite(sky[k]):
+            sky[k] = 0.0
         for _ in range(12):
             s0, sx, sy, f = 0.0, 0.0, 0.0, 0.0
             for j in range(max(int(yo[k] - 2 * fwhm), 0), min(int(yo[k] + 2 * fwhm) + 2, ny)):
@@ -87,135 +106,6 @@ def _first(
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _subtract(
-    left: np.ndarray, x: float, y: float, flux: float, table: np.ndarray, step: float, reach: float
-) -> None:
-    ny, nx = left.shape
-    for j in range(max(int(y - reach), 0), min(int(y + reach) + 2, ny)):
-        for i in range(max(int(x - reach), 0), min(int(x + reach) + 2, nx)):
-            u = ((i - x) ** 2 + (j - y) ** 2) / step
-            n = int(u)
-            if n + 1 < table.shape[1]:
-                left[j, i] -= flux * (table[0, n] + (u - n) * (table[0, n + 1] - table[0, n]))
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _solve(a: np.ndarray, b: np.ndarray) -> tuple[bool, np.ndarray]:
-    """Cholesky in place of a symmetric positive matrix; returns the solution and leaves the inverse's diagonal in b."""
-    n = b.size
-    for i in range(n):
-        for j in range(i + 1):
-            s = a[i, j]
-            for k in range(j):
-                s -= a[i, k] * a[j, k]
-            if i == j:
-                if not s > 1e-12 * abs(a[i, i]):
-                    return False, b
-                a[i, i] = np.sqrt(s)
-            else:
-                a[i, j] = s / a[j, j]
-    inverse = np.zeros((n, n))
-    for c in range(n):
-        for i in range(c, n):
-            s = 1.0 if i == c else 0.0
-            for k in range(c, i):
-                s -= a[i, k] * inverse[k, c]
-            inverse[i, c] = s / a[i, i]
-    half, out = np.zeros(n), np.zeros(n)
-    for i in range(n):
-        for k in range(i + 1):
-            half[i] += inverse[i, k] * b[k]
-    for i in range(n):
-        b[i] = 0.0
-        for k in range(i, n):
-            out[i] += inverse[k, i] * half[k]
-            b[i] += inverse[k, i] ** 2
-    return True, out
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _fit_one(
-    left: np.ndarray, variance: np.ndarray, bad: np.ndarray, p: np.ndarray, e: np.ndarray, table: np.ndarray,
-    step: float, radius: float,
-) -> bool:
-    """Gauss-Newton for (x, y, flux, sky, slope in x, slope in y) in p, errors to e. The slopes take up a halo."""
-    ny, nx = left.shape
-    normal, right, g = np.zeros((6, 6)), np.zeros(6), np.zeros(6)
-    ok = False
-    for _ in range(8):
-        for a in range(6):
-            right[a] = 0.0
-            for b in range(6):
-                normal[a, b] = 0.0
-        for j in range(max(int(p[1] - radius), 0), min(int(p[1] + radius) + 2, ny)):
-            for i in range(max(int(p[0] - radius), 0), min(int(p[0] + radius) + 2, nx)):
-                dx, dy = i - p[0], j - p[1]
-                u = (dx * dx + dy * dy) / step
-                if bad[j, i] or not variance[j, i] > 0 or dx * dx + dy * dy > radius * radius:
-                    continue
-                n = int(u)
-                light = table[0, n] + (u - n) * (table[0, n + 1] - table[0, n])
-                slope = p[2] * (table[1, n] + (u - n) * (table[1, n + 1] - table[1, n]))
-                g[0], g[1], g[2] = slope * dx, slope * dy, light
-                g[3], g[4], g[5] = 1.0, dx / radius, dy / radius
-                w = 1.0 / variance[j, i]
-                r = left[j, i] - p[2] * light - p[3] - p[4] * g[4] - p[5] * g[5]
-                for a in range(6):
-                    right[a] += w * g[a] * r
-                    for b in range(a + 1):
-                        normal[a, b] += w * g[a] * g[b]
-        ok, change = _solve(normal, right)
-        if not ok:
-            return False
-        longest = max(abs(change[0]), abs(change[1]))
-        scale = min(1.0, 0.25 * radius / FIT / longest) if longest > 0 else 1.0
-        for a in range(6):
-            p[a] += scale * change[a] if a < 2 else change[a]
-            e[a] = np.sqrt(right[a])
-        if longest < 1e-4:
-            break
-    return ok
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _fit_all(
-    data: np.ndarray, variance: np.ndarray, bad: np.ndarray, order: np.ndarray, p: np.ndarray, e: np.ndarray,
-    table: np.ndarray, step: float, fwhm: float, reach: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """From bright to faint, fit each star on what is left when all others are subtracted; again for all,
-    then for those that still move (close pairs, which take turns to converge).
-    Returns the light of the others at each star's centre over its own peak, and which fits failed."""
-    left = data.copy()
-    others, failed = np.zeros(order.size), np.zeros(order.size, np.bool_)
-    x, y, one, error = p[:, 0].copy(), p[:, 1].copy(), np.zeros(6), np.zeros(6)
-    moved = np.ones(order.size)
-    for sweep in range(SWEEPS):
-        for k in order:
-            if sweep > 1 and not moved[k] > SETTLED:
-                continue
-            if sweep > 0:
-                _subtract(left, p[k, 0], p[k, 1], -p[k, 2], table, step, reach[k])
-            for a in range(6):
-                one[a] = p[k, a]
-            ok = _fit_one(left, variance, bad, one, error, table, step, FIT * fwhm)
-            failed[k] = not (ok and one[2] > 0 and (one[0] - x[k]) ** 2 + (one[1] - y[k]) ** 2 < fwhm * fwhm)
-            moved[k] = 0.0
-            if not failed[k]:
-                moved[k] = np.hypot(one[0] - p[k, 0], one[1] - p[k, 1])
-                for a in range(6):
-                    p[k, a] = one[a]
-                    e[k, a] = error[a]
-            _subtract(left, p[k, 0], p[k, 1], p[k, 2], table, step, reach[k])
-    for k in order:
-        j = min(max(int(np.rint(p[k, 1])), 0), left.shape[0] - 1)
-        i = min(max(int(np.rint(p[k, 0])), 0), left.shape[1] - 1)
-        u = ((i - p[k, 0]) ** 2 + (j - p[k, 1]) ** 2) / step
-        own = p[k, 2] * table[0, min(int(u), table.shape[1] - 1)]
-        others[k] = (data[j, i] - left[j, i] - own) / (abs(p[k, 2]) * table[0, 0])
-    return others, failed
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _bits_near(dq: np.ndarray, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
     """The DQ bits of the square of half-width `radius` about each position, OR-ed."""
     out = np.zeros(x.size, np.int64)
@@ -237,42 +127,107 @@ def _typical_noise(variance: Image, bad: np.ndarray) -> float:
     return float(np.sqrt(np.median(some))) if some.size else 0.0
 
 
-def refine(
-    data: Image, variance: Image, dq: Flags, x: np.ndarray, y: np.ndarray, *, fwhm: Pixels
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _others(
+    data: np.ndarray, left: np.ndarray, p: np.ndarray, forms: np.ndarray, table: np.ndarray, step: float
 ) -> np.ndarray:
-    """Positions of stars good to the photon limit.
+    """The light of the others at each star's centre over its own peak."""
+    out = np.zeros(p.shape[0])
+    for k in range(p.shape[0]):
+        j = min(max(int(np.rint(p[k, 1])), 0), left.shape[0] - 1)
+        i = min(max(int(np.rint(p[k, 0])), 0), left.shape[1] - 1)
+        own, _ = light(i - p[k, 0], j - p[k, 1], forms[k], table, step)
+        peak, _ = light(0.0, 0.0, forms[k], table, step)
+        out[k] = (data[j, i] - left[j, i] - p[k, 2] * own) / (abs(p[k, 2]) * peak)
+    return out
 
-    data, variance float32 (ny, nx), dq uint16; x, y: 0-based positions of all the detections of this array, good to
-    half a FWHM (neighbours are fitted too, so leave none out); fwhm in pixels, `detect.measure_fwhm` gives it.
-    Returns dtype POSITIONS, one row per input: x, y (0-based pixels), their errors from the variance, flux and its
-    error (unit of data, within 8 FWHM), fwhm of the array's mean star image, and flags: NEIGHBOUR (others' light above
-    2 % of the star's peak), SATURATED and BAD_NEAR (within one FWHM), EDGE (within 2.5 FWHM of the array's edge),
-    FAILED (nothing fitted: the window's position, errors NaN).
+
+def fit_stars(
+    data: Image, variance: Image, bad: np.ndarray, x: np.ndarray, y: np.ndarray, clean: np.ndarray, fwhm: Pixels
+) -> Fitted:
+    """Fit all stars of an array with a first, round star image; improve that without their neighbours; fit again.
+
+    data, variance float32 (ny, nx); bad, bool, pixels to leave out; x, y: detections; clean: which of them may tell the
+    star image.
     """
-    out = np.zeros(len(x), POSITIONS)
-    if not len(x):
-        return out
+    xw, yw, flux, sky = _first(data, bad, x, y, fwhm)
+    p, e = np.column_stack([xw, yw, flux.clip(min=0), sky, np.zeros((len(x), 2))]), np.full((len(x), 6), np.nan)
+    stars = isolated_stars(xw, yw, flux, clean, FIRST_REACH * fwhm)
+    if not len(stars):
+        stars = np.argsort(-flux, kind="stable")[:1]
+    weights, noise = star_image(data, bad, np.column_stack([xw, yw, flux, sky])[stars], fwhm), _typical_noise(variance, bad)
+    order, forms = np.argsort(-flux, kind="stable"), round_forms(len(x))
+    table, step = tabulate(weights, fwhm)
+    reach, left = _reach(flux, table, step, fwhm, noise), data.copy()
+    failed = fit_all(left, variance, bad, order, x, y, p, e, forms, table, step, fwhm, reach, FIRST_SWEEPS, False)
+    usable = clean & ~failed & (p[:, 2] > 30 * e[:, 2]) & (_others(data, left, p, forms, table, step) < 0.05)
+    order = np.argsort(-p[:, 2], kind="stable")
+    stars = order[usable[order]][:MOST_FORMS]
+    found, errors = fit_shapes(left, variance, bad, p[stars], forms[stars], table, step, FIT * fwhm)
+    forms = smooth_forms(p[stars, 0], p[stars, 1], found, errors, p[:, 0], p[:, 1], (data.shape[0], data.shape[1]))
+    if len(stars) >= 5:
+        best = stars[:SHAPE_STARS]
+        weights = star_image(left, bad, p[best, :4], fwhm, own=p[best, 2], forms=forms[best], known=(table, step))
+    table, step = tabulate(weights, fwhm)
+    reach, left = _reach(p[:, 2], table, step, fwhm, noise), data.copy()
+    take_out(left, p, forms, table, step, reach)
+    failed = fit_all(left, variance, bad, order, x, y, p, e, forms, table, step, fwhm, reach, SWEEPS, True)
+    return Fitted(left, p, e, weights, table, step, forms, stars, failed)
+
+
+def _misfit(chi2: np.ndarray, snr: np.ndarray, stars: np.ndarray) -> np.ndarray:
+    """Chi-square over what good stars of the same S/N have: 1, and what an imperfect star image adds with S/N^2."""
+    good = stars[np.isfinite(chi2[stars]) & np.isfinite(snr[stars])]
+    if len(good) < 8:
+        return chi2
+    grows = max(float(np.median((chi2[good] - 1.0) / snr[good] ** 2)), 0.0)
+    return chi2 / (1.0 + grows * snr**2)
+
+
+def positions(data: Image, variance: Image, dq: Flags, x: np.ndarray, y: np.ndarray, *, fwhm: Pixels) -> tuple[np.ndarray, Fitted]:
+    """As `refine`, and the fit from which it comes. At least one star."""
     bad = (dq & np.uint16(UNUSABLE)) != 0
     bad |= ~(np.isfinite(data) & np.isfinite(variance))
     data, variance, bad = plain(data, np.float32), plain(variance, np.float32), plain(bad, np.bool_)
     x, y = np.array(x, np.float64), np.array(y, np.float64)
-    xw, yw, flux, sky = _first(data, bad, x, y, fwhm)
     near = _bits_near(plain(dq, np.uint16), x, y, fwhm)
     flags = SATURATED * ((near & int(DQ.SATURATED)) != 0) + BAD_NEAR * ((near & int(UNUSABLE)) != 0)
     margin = np.minimum(np.minimum(x, data.shape[1] - 1 - x), np.minimum(y, data.shape[0] - 1 - y))
     flags = flags + EDGE * (margin < FIT * fwhm)
-    stars = isolated_stars(xw, yw, flux, flags == 0, REACH * fwhm)
-    if not len(stars):
-        stars = np.argsort(-flux, kind="stable")[:1]
-    weights = star_image(data, bad, xw[stars], yw[stars], flux[stars], sky[stars], fwhm)
-    table, step = tabulate(weights, fwhm)
-    zero = np.zeros(len(x))
-    p, e = np.column_stack([xw, yw, flux.clip(min=0), sky, zero, zero]), np.full((len(x), 6), np.nan)
-    order = np.argsort(-flux, kind="stable")
-    reach = _reach(flux, table, step, fwhm, _typical_noise(variance, bad))
-    others, failed = _fit_all(data, variance, bad, order, p, e, table, step, fwhm, reach)
-    out["x"], out["y"], out["flux"] = p[:, 0], p[:, 1], p[:, 2]
-    out["ex"], out["ey"], out["eflux"] = e[:, 0], e[:, 1], e[:, 2]
-    out["fwhm"] = half_maximum(weights, fwhm)
-    out["flags"] = flags + NEIGHBOUR * (others > CONTAMINATION) + FAILED * (failed | ~np.isfinite(e[:, 0]))
-    return out
+    fit = fit_stars(data, variance, bad, x, y, flags == 0, fwhm)
+    phot = star_fluxes(fit.left, variance, bad, fit.p, fit.forms, fit.table, fit.step, fwhm)
+    place, share = floors(phot, fit.p[:, 2], fit.stars)
+    place = place if np.isfinite(place) else PLACE_FLOOR * fwhm
+    share = share if np.isfinite(share) else FLUX_FLOOR
+    known = np.isfinite(phot[:, 0])
+    flux, eflux = np.where(known, phot[:, 0], fit.p[:, 2]), np.where(known, phot[:, 1], fit.e[:, 2])
+    misfit = _misfit(phot[:, 3], flux / eflux, fit.stars)
+    wide = np.sqrt(np.fmax(misfit, 1.0))
+    out = np.zeros(len(x), POSITIONS)
+    out["x"], out["y"], out["flux"], out["sky"] = fit.p[:, 0], fit.p[:, 1], flux, np.where(known, phot[:, 2], fit.p[:, 3])
+    out["ex"], out["ey"] = np.hypot(fit.e[:, 0] * wide, place), np.hypot(fit.e[:, 1] * wide, place)
+    out["eflux"], out["chi2"] = np.hypot(eflux * wide, share * flux), misfit
+    out["fwhm"] = half_maximum(fit.weights, fwhm)
+    others = _others(data, fit.left, fit.p, fit.forms, fit.table, fit.step)
+    failed = fit.failed | ~np.isfinite(fit.e[:, 0])
+    out["flags"] = flags + NEIGHBOUR * (others > CONTAMINATION) + FAILED * failed + MISFIT * (misfit > WORST_CHI2)
+    return out, fit
+
+
+def refine(
+    data: Image, variance: Image, dq: Flags, x: np.ndarray, y: np.ndarray, *, fwhm: Pixels
+) -> np.ndarray:
+    """Positions and fluxes of stars good to the photon limit.
+
+    data, variance float32 (ny, nx), dq uint16; x, y: 0-based positions of all the detections of this array, good to
+    half a FWHM (neighbours are fitted too, so leave none out); fwhm in pixels, `detect.measure_fwhm` gives it.
+    Returns dtype POSITIONS, one row per input: x, y (0-based pixels) and their errors; flux of the fitted star image and
+    its error (unit of data); fwhm of the array's mean star image; local sky; chi2 per pixel, 1 where a star fits as the
+    array's good stars of its flux do; flags: NEIGHBOUR (others' light above 2 % of the star's peak), SATURATED and
+    BAD_NEAR (within one FWHM), EDGE (within 2.5 FWHM of the array's edge), FAILED (nothing fitted: the window's position,
+    errors NaN), MISFIT (chi2 above 2: blended with an unseen star, or no star). Errors are from the variance, times
+    sqrt(chi2) where that is above 1, with a floor from the star image's own error.
+    """
+    if not len(x):
+        return np.zeros(0, POSITIONS)
+    return positions(data, variance, dq, x, y, fwhm=fwhm)[0]
