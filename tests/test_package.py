@@ -87,7 +87,7 @@ def test_wheel_holds_all_code_and_data(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in names if ".dist-info/" not in name} == sources()
-    assert {Path(name).suffix for name in names} >= {".toml", ".yaml", ".typed", ".py"}
+    assert {Path(name).suffix for name in names} >= {".toml", ".yaml", ".sh", ".typed", ".py"}
 
 
 def test_sdist_holds_all_code_and_data(built: Path) -> None:
@@ -110,7 +110,7 @@ def test_everything_comes_from_the_wheel(installed: Path, tmp_path: Path) -> Non
             "print(json.dumps([gdask.__file__, recipe.__file__, cluster.__file__, facts.__file__, sorted(cluster.load_profiles())]))")
     *files, profiles = json.loads(run(installed / "python", "-c", code, cwd=tmp_path))
     assert all(Path(file).is_relative_to(installed.parent) for file in files), files
-    assert profiles[:2] == ["processes", "threads"]
+    assert profiles == ["pbs", "processes", "slurm", "ssh", "threads"]
 
 
 def test_console_scripts(installed: Path, tmp_path: Path) -> None:

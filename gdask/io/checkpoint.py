@@ -19,6 +19,8 @@ from gdask import __version__
 from gdask.model import DIMS
 from gdask.types import Frame, Frames
 
+#: In `complete`, where every file of a checkpoint was flushed: any machine may trust it at any time.
+FLUSHED = "flushed"
 #: Small results of one phase: (frame number, name) -> one array per detector.
 Fetched = dict[tuple[int, str], tuple[np.ndarray, ...]]
 
@@ -37,11 +39,18 @@ def folder_of(frames: Frames, variables: Sequence[str], scratch: str) -> str:
 
 
 def is_complete(folder: str) -> bool:
-    """Whether a checkpoint was finished, by this boot of the machine: its files are not flushed to disk one by one."""
+    """Whether a checkpoint was finished: flushed to disk by hosts of a cluster, or since this machine's last start."""
     try:
-        return Path(folder, "complete").read_text() == _boot()
+        return Path(folder, "complete").read_text() in (_boot(), FLUSHED)
     except OSError:
         return False
+
+
+def _is_flushed() -> bool:
+    """Whether tasks flush what they write (on a cluster of hosts): such a checkpoint outlives a machine's end."""
+    import dask
+
+    return bool(dask.config.get("gdask.flush", False))
 
 
 def _boot() -> str:
@@ -63,9 +72,14 @@ def complete(folder: str, fetched: Fetched) -> None:
         for (number, name), arrays in fetched.items()
         for detector, array in enumerate(arrays)
     }
-    np.savez(os.path.join(folder, "fetched.npz"), **named)
+    flush = _is_flushed()
+    with open(os.path.join(folder, "fetched.npz"), "wb") as file:
+        np.savez(file, **named)
+        if flush:
+            file.flush()
+            os.fsync(file.fileno())
     temporary = Path(folder, "complete.part")
-    temporary.write_text(_boot())
+    temporary.write_text(FLUSHED if flush else _boot())
     temporary.replace(Path(folder, "complete"))
 
 

@@ -130,12 +130,17 @@ def read_window(plane: Plane, y1: int, y2: int, x1: int, x2: int, dtype: np.dtyp
 
     Raises GdaskError where the file is not the one whose headers were read.
     """
-    _check_unchanged(plane)
     if plane.offset < 0:
+        _check_unchanged(plane, plane.path)
         return _decode(plane, y1, y2, x1, x2, dtype)
     width, item = plane.shape[1], np.dtype(plane.fits_type).itemsize
     try:
-        raw = np.fromfile(plane.path, plane.fits_type, (y2 - y1) * width, offset=plane.offset + y1 * width * item)
+        # Looked at once it is open: a network file system asks its server then, and not for every look at a name.
+        with open(plane.path, "rb", buffering=0) as file:
+            _check_unchanged(plane, file.fileno())
+            raw = np.fromfile(file, plane.fits_type, (y2 - y1) * width, offset=plane.offset + y1 * width * item)
+    except FileNotFoundError as error:
+        raise BadFile(plane.path, f"vanished during the run ({error.strerror}); put it back and run again") from None
     except OSError as error:
         raise BadFile(plane.path, f"cannot be read during the run ({error.strerror}); make it readable and run again") from None
     if raw.size != (y2 - y1) * width:
@@ -153,9 +158,9 @@ def _to_type(raw: np.ndarray, plane: Plane, dtype: np.dtype) -> np.ndarray:
     return (raw * plane.scale + plane.zero).astype(dtype)
 
 
-def _check_unchanged(plane: Plane) -> None:
+def _check_unchanged(plane: Plane, file: str | int) -> None:
     try:
-        stat = os.stat(plane.path)
+        stat = os.stat(file)
     except OSError as error:
         raise BadFile(plane.path, f"vanished during the run ({error.strerror}); put it back and run again") from None
     if (stat.st_size, stat.st_mtime_ns) != plane.identity:

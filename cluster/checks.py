@@ -1,0 +1,140 @@
+"""What workers are asked before they get work: the same software, the same files, room for scratch, one thread pool each.
+
+Everything here that runs on a worker travels to it by value, so that a worker without gdask can say so.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import cloudpickle
+from distributed import Client, WorkerPlugin
+
+from gdask.cluster import ONE_THREAD
+from gdask.model import GdaskError
+
+log = logging.getLogger("gdask")
+
+#: What makes the bits of a product, or carries the graphs: these must be the same everywhere.
+PACKAGES = ("gdask", "dask", "distributed", "numpy", "scipy", "numba", "astropy", "xarray", "cloudpickle", "msgpack")
+#: Bytes that a worker's own scratch folder should have free.
+SCRATCH = 1e9
+
+
+class SameFiles(WorkerPlugin):
+    """Ends a worker that does not see this run's working folder; one that comes later than the others is asked too."""
+
+    name = "gdask-same-files"
+
+    def __init__(self, path: str, text: str) -> None:
+        self.path, self.text = path, text
+
+    def setup(self, worker: object) -> None:
+        """Called by every worker as it starts, and by those that are there already."""
+        problem = same_file(self.path, self.text)
+        if problem:
+            raise RuntimeError(problem)
+
+
+def same_file(path: str, text: str) -> str:
+    """What is wrong with a file of this run as a worker sees it; nothing where it is the same."""
+    try:
+        with open(path) as file:
+            found = file.read()
+    except OSError as error:
+        return f"does not see the working folder {os.path.dirname(path)} ({error.strerror})"
+    return "" if found == text else f"sees another folder under the name {os.path.dirname(path)}"
+
+
+def surroundings(dask_worker: object) -> dict[str, object]:
+    """Of a worker: host, scratch folder, bytes free there (-1: not writable), the settings of thread pools, its threads."""
+    import shutil
+    import socket
+
+    folder = dask_worker.local_directory  # type: ignore[attr-defined]
+    free = shutil.disk_usage(folder).free if os.access(folder, os.W_OK) else -1
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return {"host": socket.gethostname(), "scratch": folder, "free": free, "pools": {n: os.environ.get(n) for n in names}}
+
+
+@contextmanager
+def checked_workers(client: Client, where: str, wait: float, started: bool) -> Iterator[None]:
+    """Inside, the workers of `client` have been checked, and those that join are.
+
+    Raises GdaskError where no worker comes within `wait` seconds, or one is unfit: the first one, with what to do.
+    """
+    _wait_for_one(client, where, wait, started)
+    _check_versions(client, where)
+    # A name that a later run clears away, should this one be killed.
+    token = Path.cwd() / f".cluster-{secrets.token_hex(4)}.{os.getpid()}.part"
+    text = secrets.token_hex(16)
+    token.write_text(text)
+    module = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        _check_files(client, where, str(token), text)
+        _check_surroundings(client.run(surroundings, on_error="ignore"))
+        client.register_plugin(SameFiles(str(token), text))
+        try:
+            yield
+        finally:
+            _forget(client)
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+        token.unlink(missing_ok=True)
+
+
+def _forget(client: Client) -> None:
+    """Take the plugin off a scheduler that lives on: later workers of others have nothing to do with this run's files."""
+    try:
+        client.unregister_worker_plugin(SameFiles.name)
+    except Exception as error:  # the scheduler is gone: so is the plugin
+        log.debug("the plugin was not taken off: %s", error)
+
+
+def _wait_for_one(client: Client, where: str, wait: float, started: bool) -> None:
+    try:
+        client.wait_for_workers(1, timeout=wait)
+    except TimeoutError:
+        why = "is the queue full, are the hosts up?" if started else "it has no workers; start some (dask worker ADDRESS)"
+        raise GdaskError(f"{where}: no worker within {wait:.0f} s: {why}") from None
+
+
+def _check_versions(client: Client, where: str) -> None:
+    found = client.get_versions(packages=list(PACKAGES))
+    here = _relevant(found["client"])
+    for who, there in [("the scheduler", found["scheduler"]), *((f"worker {name}", v) for name, v in found["workers"].items())]:
+        for name, version in (_relevant(there) if isinstance(there, Mapping) else {}).items():
+            if version != here[name]:
+                raise GdaskError(f"{where}: {who} has {name} {version or 'not at all'}, here it is {here[name]}; "
+                                 "start it from the same Python environment")  # fmt: skip
+
+
+def _relevant(versions: Mapping[str, Mapping[str, str]]) -> dict[str, str | None]:
+    python = ".".join(str(versions["packages"].get("python", "?")).split(".")[:2])
+    return {"python": python} | {name: versions["packages"].get(name) for name in PACKAGES}
+
+
+def _check_files(client: Client, where: str, path: str, text: str) -> None:
+    for worker, problem in client.run(same_file, path, text, on_error="return").items():
+        if problem:
+            raise GdaskError(f"{where}: worker {worker} {problem}; work in a folder that all hosts share")
+
+
+def _check_surroundings(workers: Mapping[str, Mapping[str, object]]) -> None:
+    """Warnings for what costs speed or may fail later."""
+    for worker, found in workers.items():
+        many = [f"{name}={value or 'unset'}" for name, value in found["pools"].items() if value != "1"]  # type: ignore[attr-defined]
+        if many:
+            log.warning("worker %s on %s: %s; start it with %s=1, or libraries' threads compete for its cores",
+                        worker, found["host"], ", ".join(many), "=1 ".join(ONE_THREAD))  # fmt: skip
+        if found["free"] < SCRATCH:  # type: ignore[operator]
+            room = "cannot be written" if found["free"] == -1 else f"has {found['free'] / 1e6:.0f} MB free"  # type: ignore[operator]
+            log.warning("worker %s on %s: its scratch folder %s %s; set gdask.scratch to a local disk with room",
+                        worker, found["host"], found["scratch"], room)  # fmt: skip

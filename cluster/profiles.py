@@ -1,0 +1,149 @@
+"""What a `--cluster SPEC` means: a profile, which is data, from the shipped `profiles.yaml` or a file of the user's."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from typing import Any
+
+from gdask.model import GdaskError, UsageError
+
+Profile = dict[str, Any]
+
+#: The options that each kind of profile takes beside `kind`, with what their values must be.
+OPTIONS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "threads": {"workers": int},
+    "processes": {"workers": int, "threads": int, "memory": (str, int), "dashboard": str, "scratch": str},
+    "scheduler": {"address": str, "scheduler_file": str, "timeout": (int, float), "tls": dict, "wait": (int, float)},
+    "ssh": {
+        "hosts": list, "workers": int, "threads": int, "memory": (str, int), "python": str, "command": str, "scratch": str,
+        "wait": (int, float), "host": str, "dashboard": str, "tls": dict,
+    },
+    "jobqueue": {"system": str, "jobs": int, "adaptive": bool, "wait": (int, float), "scratch": str, "options": dict},
+}  # fmt: skip
+ADDRESSES = ("tcp://", "tls://", "ucx://")
+
+
+def profile_of(spec: str, profiles: str | None = None) -> Profile:
+    """The profile that a spec means, as a dictionary with `kind` and the options of that kind.
+
+    UsageError where the spec is not known, GdaskError where a file of profiles is not what it should be.
+    """
+    if spec.startswith(ADDRESSES):
+        return {"kind": "scheduler", "address": spec}
+    file, _, chosen = spec.partition(":")
+    if file.endswith((".yaml", ".yml")):
+        return _checked(_of_file(file, chosen), f"--cluster {spec}")
+    if os.path.isfile(spec):
+        return {"kind": "scheduler", "scheduler_file": os.path.abspath(spec)}
+    known = load_profiles(profiles)
+    name, *counts = spec.split(":")
+    if name not in known:
+        raise UsageError(
+            f"--cluster {spec}: not known{closest(name, known)}; expected tcp://host:port, a scheduler file that exists, "
+            f"FILE.yaml, or one of {', '.join(sorted(known))}"
+        )
+    profile = dict(known[name])
+    if profile.get("kind") == "ssh" and counts:
+        profile["hosts"] = [host for host in counts.pop(0).split(",") if host]
+    if counts:
+        _set_count(profile, ":".join(counts), spec, name)
+    return _checked(profile, f"--cluster {spec}")
+
+
+def load_profiles(path: str | None = None) -> dict[str, Profile]:
+    """The shipped profiles, and those of the user's file over them."""
+    known = _parse(resources.files(__package__).joinpath("profiles.yaml").read_text(), "profiles.yaml")
+    if path:
+        known |= {name: _like(profile, known, path) for name, profile in _read(path).items()}
+    return known
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """' (did you mean X?)', or nothing."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _set_count(profile: Profile, count: str, spec: str, name: str) -> None:
+    if not count.isdigit() or int(count) < 1:
+        raise UsageError(f"--cluster {spec}: expected a number of workers from 1 after the colon, as in {name}:4")
+    profile["jobs" if profile["kind"] == "jobqueue" else "workers"] = int(count)
+
+
+def _of_file(path: str, name: str) -> Profile:
+    """The one profile of a file, or the one with this name."""
+    content, known = _read(path), load_profiles()
+    if "kind" in content or "like" in content:
+        return _like(content, known, path)
+    if not name and len(content) == 1:
+        (name,) = content
+    if name not in content:
+        what = f"{name!r} is not in it{closest(name, content)}" if name else "several profiles"
+        raise UsageError(f"{path}: {what}; expected --cluster {path}:NAME with one of {', '.join(map(str, content))}")
+    return _like(content[name], known, path)
+
+
+def _like(profile: object, known: Mapping[str, Profile], path: str) -> Profile:
+    """A profile of the user's with what it takes over from a shipped one."""
+    if not isinstance(profile, dict):
+        raise GdaskError(f"{path}: {profile!r} where a profile was expected: kind: and its options, or like: and a name")
+    name = profile.get("like")
+    if name is None:
+        return profile
+    if name not in known:
+        raise GdaskError(f"{path}: like: {name}{closest(str(name), known)}; expected one of {', '.join(sorted(known))}")
+    base, own = known[name], {key: value for key, value in profile.items() if key != "like"}
+    options = {**base.get("options", {}), **(own.get("options") or {})}
+    return base | own | ({"options": options} if options else {})
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except OSError as error:
+        raise UsageError(f"--cluster {path}: cannot be read ({error.strerror})") from None
+    return _parse(text, path)
+
+
+def _parse(text: str, path: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f"line {where.line + 1}: " if where else ""
+        raise GdaskError(f"{path}: {line}not YAML ({getattr(error, 'problem', error)}); expected kind: and its options") from None
+    if not isinstance(content, dict) or not content:
+        raise GdaskError(f"{path}: no profile in it; expected kind: and its options, or profiles by name")
+    return content
+
+
+def _checked(profile: Profile, where: str) -> Profile:
+    """The profile, with its options known and of the right type."""
+    kind = profile.get("kind")
+    if kind not in OPTIONS:
+        raise GdaskError(f"{where}: kind {kind!r} is not known; expected {', '.join(OPTIONS)}")
+    for name, value in profile.items():
+        if name == "kind":
+            continue
+        if name not in OPTIONS[kind]:
+            raise GdaskError(f"{where}: {name} is no option of kind {kind}{closest(str(name), OPTIONS[kind])}; it takes {', '.join(OPTIONS[kind])}")
+        wanted = OPTIONS[kind][name]
+        if not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool):
+            raise GdaskError(f"{where}: {name}: {value!r} is not {_type_name(wanted)}")
+    if kind == "scheduler" and not ("address" in profile or "scheduler_file" in profile):
+        raise GdaskError(f"{where}: a scheduler needs address: tcp://host:port, or scheduler_file: FILE")
+    if kind == "ssh" and not profile.get("hosts"):
+        raise UsageError(f"{where}: no hosts; expected ssh:host1,host2 or ssh:host1,host2:N")
+    return profile
+
+
+def _type_name(wanted: type | tuple[type, ...]) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list", dict: "a block of options"}
+    kinds = wanted if isinstance(wanted, tuple) else (wanted,)
+    return " or ".join(dict.fromkeys(names[kind] for kind in kinds))

@@ -1,0 +1,216 @@
+"""A distributed Client for each kind of profile: connects or starts what is needed, and ends what it has started."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import dask
+from distributed import Client, LocalCluster
+from distributed.security import Security
+from distributed.utils import get_ip
+
+from gdask.cluster import ONE_THREAD, available_cores
+from gdask.cluster.checks import checked_workers
+from gdask.cluster.profiles import Profile
+from gdask.model import GdaskError
+
+#: Batch systems that dask-jobqueue serves, by the name in a profile.
+SYSTEMS = {"slurm": "SLURMCluster", "pbs": "PBSCluster"}
+#: A worker leaves before its job's wall time: by this share of it and at most by so many seconds.
+MARGIN_SHARE, MARGIN_MOST = 0.1, 300
+
+
+@contextmanager
+def client_of(profile: Profile, where: str, memory: int | None = None) -> Iterator[Client]:
+    """The client of a profile, its workers checked; `where` begins the text of errors."""
+    kind = profile["kind"]
+    begin = {"scheduler": _existing, "processes": _local, "ssh": _over_ssh, "jobqueue": _batch_system}[kind]
+    # Checkpoints that other hosts wrote must be safe before they are called complete.
+    with dask.config.set({"gdask.flush": kind != "processes"}), begin(profile, where, memory) as client:
+        with checked_workers(client, where, float(profile.get("wait", 120)), started=kind != "scheduler"):
+            yield client
+
+
+@contextmanager
+def _existing(profile: Profile, where: str, memory: int | None) -> Iterator[Client]:
+    given = {key: profile[key] for key in ("address", "scheduler_file") if key in profile}
+    try:
+        client = Client(**given, timeout=profile.get("timeout", 30), security=_security(profile, where))
+    except (OSError, ValueError) as error:
+        raise GdaskError(f"{where}: the scheduler does not answer ({_first_line(error)}); is it running?") from None
+    except TypeError as error:  # what distributed raises for tls:// without certificates
+        raise GdaskError(f"{where}: {_first_line(error)}; give certificates, see tls: in docs/cluster.md") from None
+    with client:
+        yield client
+
+
+@contextmanager
+def _local(profile: Profile, where: str, memory: int | None) -> Iterator[Client]:
+    with _environment(ONE_THREAD):
+        cluster = LocalCluster(
+            n_workers=profile.get("workers") or available_cores(), threads_per_worker=profile.get("threads", 1),
+            processes=True, host="127.0.0.1", dashboard_address=profile.get("dashboard", "127.0.0.1:0"),
+            memory_limit=memory or profile.get("memory", "auto"), local_directory=scratch_of(profile), silence_logs=40,
+        )  # fmt: skip
+    with cluster, Client(cluster) as client:
+        yield client
+
+
+@contextmanager
+def _over_ssh(profile: Profile, where: str, memory: int | None) -> Iterator[Client]:
+    """A scheduler in this process and workers on other hosts, started by the `ssh` command with the user's settings."""
+    command = shlex.split(profile.get("command", "ssh -o BatchMode=yes"))
+    if shutil.which(command[0]) is None:
+        raise GdaskError(f"{where}: no command {command[0]}; install an ssh client, or name another with command: in a YAML")
+    security = _security(profile, where)
+    cluster = LocalCluster(
+        n_workers=0, host=profile.get("host") or get_ip(), protocol="tls://" if security else "tcp://",
+        dashboard_address=profile.get("dashboard", "127.0.0.1:0"), security=security, silence_logs=40,
+    )  # fmt: skip
+    with cluster, Client(cluster) as client:
+        started = {host: _start_over_ssh(command, host, profile, cluster.scheduler_address, memory) for host in profile["hosts"]}
+        try:
+            with _failures_named(started, where, client):
+                yield client
+        finally:
+            client.shutdown()  # the workers leave when their scheduler does
+            for process in started.values():
+                _end(process)
+
+
+def _start_over_ssh(command: list[str], host: str, profile: Profile, address: str, memory: int | None) -> subprocess.Popen:
+    worker = [profile.get("python", sys.executable), "-m", "distributed.cli.dask_worker", address, "--name", host, *worker_options(profile)]
+    limit = memory or profile.get("memory")
+    worker += ["--memory-limit", str(limit)] if limit else []
+    words = ["cd", os.getcwd(), "&&", "exec", "env", *(f"{key}={value}" for key, value in ONE_THREAD.items()), *worker]
+    text = " ".join(word if word == "&&" else shlex.quote(word) for word in words)
+    return subprocess.Popen([*command, host, text], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+
+
+def worker_options(profile: Profile) -> list[str]:
+    """Options of the `dask worker` command that follow from a profile."""
+    options = ["--nworkers", str(profile.get("workers") or "auto"), "--death-timeout", "60", "--no-dashboard"]
+    options += ["--nthreads", str(profile.get("threads", 1))] if profile.get("workers") else []
+    scratch = scratch_of(profile)
+    return options + (["--local-directory", scratch] if scratch else [])
+
+
+@contextmanager
+def _failures_named(started: Mapping[str, subprocess.Popen], where: str, client: Client) -> Iterator[None]:
+    """An error for want of workers says what ssh has said."""
+    try:
+        yield
+    except GdaskError as error:
+        said = {host: (process.stderr.read() if process.stderr else "").strip() for host, process in started.items()
+                if process.poll() is not None}  # fmt: skip
+        if not said:
+            raise
+        text = "; ".join(f"{host}: {(text.splitlines() or ['ended'])[-1]}" for host, text in said.items())
+        raise GdaskError(f"{error} ({text})") from None
+
+
+def _end(process: subprocess.Popen) -> None:
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.wait(10)
+    finally:
+        if process.stderr:
+            process.stderr.close()
+
+
+@contextmanager
+def _batch_system(profile: Profile, where: str, memory: int | None) -> Iterator[Client]:
+    """Worker jobs of a batch system, through dask-jobqueue; the scheduler is in this process."""
+    try:
+        jobqueue = importlib.import_module("dask_jobqueue")
+    except ImportError:
+        raise GdaskError(f"{where}: needs dask-jobqueue: pip install 'gdask[jobqueue]'; a batch script does without "
+                         "(python -m gdask.cluster script slurm)") from None  # fmt: skip
+    system, options = profile.get("system"), job_options(profile, memory)
+    if system not in SYSTEMS:
+        raise GdaskError(f"{where}: system: {system}; expected {' or '.join(SYSTEMS)}")
+    submit = getattr(jobqueue, SYSTEMS[system]).job_cls.submit_command.split()[0]
+    if shutil.which(submit) is None:
+        raise GdaskError(f"{where}: no command {submit} on this machine; run gdask where jobs are submitted from")
+    try:
+        cluster = getattr(jobqueue, SYSTEMS[system])(**options, silence_logs=40)
+    except (TypeError, ValueError) as error:
+        raise GdaskError(f"{where}: options: {_first_line(error)}; see dask-jobqueue's {SYSTEMS[system]}") from None
+    jobs = profile.get("jobs", 1)
+    with cluster, Client(cluster) as client:
+        # Jobs end at their wall time: whoever keeps the number must be able to submit the next one.
+        cluster.adapt(minimum_jobs=1 if profile.get("adaptive", True) else jobs, maximum_jobs=jobs)
+        yield client
+
+
+def job_options(profile: Profile, memory: int | None = None) -> dict[str, Any]:
+    """The options of a dask-jobqueue cluster: the profile's, one thread pool for each core, a lifetime within the wall time."""
+    options = dict(profile.get("options", {}))
+    extra = list(options.pop("worker_extra_args", []))
+    if "walltime" in options and "--lifetime" not in extra:
+        extra += lifetime(str(options["walltime"]))
+    if memory:
+        options["memory"] = f"{memory * int(options.get('processes', 1))}B"
+    scratch = scratch_of(profile)
+    if scratch:
+        options.setdefault("local_directory", scratch)
+    options.setdefault("dashboard_address", "127.0.0.1:0") if "scheduler_options" not in options else None
+    prologue = [f"export {key}={value}" for key, value in ONE_THREAD.items()]
+    return options | {"worker_extra_args": extra, "job_script_prologue": prologue + list(options.get("job_script_prologue", []))}
+
+
+def lifetime(walltime: str) -> list[str]:
+    """Worker options so that workers leave before the wall time (D-HH:MM:SS, HH:MM:SS, MM:SS or minutes), not all at once."""
+    days, _, clock = walltime.rpartition("-")
+    parts = [int(part) for part in clock.split(":")] if ":" in clock or days else [0, int(clock), 0]
+    parts = parts + [0] * (3 - len(parts)) if days else [0] * (3 - len(parts)) + parts
+    seconds = int(days or 0) * 86400 + parts[0] * 3600 + parts[1] * 60 + parts[2]
+    margin = min(MARGIN_SHARE * seconds, MARGIN_MOST)
+    return ["--lifetime", f"{seconds - margin:.0f}s", "--lifetime-stagger", f"{margin / 2:.0f}s"]
+
+
+def scratch_of(profile: Profile) -> str | None:
+    """Where workers keep what is for themselves alone: the profile's, `gdask.scratch` of dask's configuration, the job's."""
+    return profile.get("scratch") or dask.config.get("gdask.scratch", None) or os.environ.get("SLURM_TMPDIR")
+
+
+def _security(profile: Profile, where: str) -> Security | None:
+    """Certificates: the profile's `tls: {ca, cert, key}`; None takes those of dask's configuration."""
+    names = {"ca": "tls_ca_file", "cert": "cert", "key": "key"}
+    given = profile.get("tls")
+    if given is None:
+        return None
+    if set(given) != set(names):
+        raise GdaskError(f"{where}: tls: expected ca, cert and key, three file names; came {', '.join(map(str, given)) or 'nothing'}")
+    missing = [path for path in given.values() if not os.path.isfile(str(path))]
+    if missing:
+        raise GdaskError(f"{where}: tls: {missing[0]}: no such file")
+    client = {f"tls_client_{key}": given[key] for key in ("cert", "key")}
+    return Security(tls_ca_file=given["ca"], require_encryption=True, **client, **{
+        f"tls_{who}_{key}": given[key] for who in ("scheduler", "worker") for key in ("cert", "key")})  # fmt: skip
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
