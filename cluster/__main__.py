@@ -7,6 +7,7 @@ import sys
 from importlib import resources
 
 from gdask.cluster import connect, load_profiles
+
 from gdask.model import GdaskError
 
 SCRIPTS = {"slurm": "slurm_batch.sh", "pbs": "pbs_batch.sh"}

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import cloudpickle
 from distributed import Client, WorkerPlugin
-
 from gdask.cluster import ONE_THREAD
+
 from gdask.model import GdaskError
 
 log = logging.getLogger("gdask")
@@ -38,7 +38,8 @@ class SameFiles(WorkerPlugin):
     def setup(self, worker: object) -> None:
         """Called by every worker as it starts, and by those that are there already."""
         problem = same_file(self.path, self.text)
-        if problem:
+        if problem:  # an exception alone would be logged, and the worker be given work
+            worker.loop.add_callback(worker.close, reason=problem)  # type: ignore[attr-defined]
             raise RuntimeError(problem)
 
 

@@ -16,10 +16,10 @@ import dask
 from distributed import Client, LocalCluster
 from distributed.security import Security
 from distributed.utils import get_ip
-
 from gdask.cluster import ONE_THREAD, available_cores
 from gdask.cluster.checks import checked_workers
 from gdask.cluster.profiles import Profile
+
 from gdask.model import GdaskError
 
 #: Batch systems that dask-jobqueue serves, by the name in a profile.
@@ -165,7 +165,7 @@ def job_options(profile: Profile, memory: int | None = None) -> dict[str, Any]:
     scratch = scratch_of(profile)
     if scratch:
         options.setdefault("local_directory", scratch)
-    options.setdefault("dashboard_address", "127.0.0.1:0") if "scheduler_options" not in options else None
+    options["scheduler_options"] = {"dashboard_address": "127.0.0.1:0"} | options.get("scheduler_options", {})
     prologue = [f"export {key}={value}" for key, value in ONE_THREAD.items()]
     return options | {"worker_extra_args": extra, "job_script_prologue": prologue + list(options.get("job_script_prologue", []))}
 
