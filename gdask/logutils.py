@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+from io import TextIOWrapper
+
+from gdask.model import UsageError
 
 
 def config(file_name: str | None = "reduce.log", mode: str = "standard") -> None:
@@ -15,6 +18,8 @@ def config(file_name: str | None = "reduce.log", mode: str = "standard") -> None
         Log file, appended to; None for none.
     mode
         'standard', 'quiet' (screen: warnings only), or 'debug'.
+
+    Raises UsageError, with the first line, where the file cannot be written.
     """
     logger = logging.getLogger("gdask")
     for handler in list(logger.handlers):
@@ -27,7 +32,7 @@ def config(file_name: str | None = "reduce.log", mode: str = "standard") -> None
     screen.setFormatter(_Plain())
     logger.addHandler(screen)
     if file_name:
-        file = logging.FileHandler(file_name, delay=True)
+        file = _File(file_name, delay=True)
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-8s %(message)s"))
         file.setLevel(logging.DEBUG)
         logger.addHandler(file)
@@ -39,3 +44,17 @@ class _Plain(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
         return text if record.levelno < logging.WARNING else f"{record.levelname}: {text}"
+
+
+class _File(logging.FileHandler):
+    """A log file that cannot be written stops a run before it begins, and is no reason to stop it later."""
+
+    def _open(self) -> TextIOWrapper:
+        try:
+            return super()._open()
+        except OSError as error:
+            raise UsageError(f"--logfile {self.baseFilename}: cannot be written ({error.strerror}); name another one") from error
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        logging.getLogger("gdask").removeHandler(self)
+        logging.getLogger("gdask").warning("%s: could not be written (%s); no log is kept from here on", self.baseFilename, sys.exc_info()[1])

@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Union
 
-from gdask.model import GdaskError
+from gdask.model import UsageError
 
 
 class Range(NamedTuple):
@@ -73,21 +73,21 @@ def parameters(step: Callable[..., object]) -> dict[str, Parameter]:
 def check(step: str, parameter: Parameter, value: object) -> object:
     """`value` (text from a command line, or a Python value) as the parameter's type, within its limits.
 
-    Raises GdaskError with the step, the parameter, what came and what was expected.
+    Raises UsageError with the step, the parameter, what came and what was expected.
     """
     where = f"{step}:{parameter.name}"
     if value is None or (isinstance(value, str) and value.strip().lower() in ("none", "") and parameter.kind is not str):
         if parameter.optional:
             return None
-        raise GdaskError(f"{where}: None came; expected {describe(parameter)}")
+        raise UsageError(f"{where}: None came; expected {describe(parameter)}")
     if isinstance(value, str) and value == "None" and parameter.optional:
         return None
     converted = _convert(where, parameter, value)
     if parameter.choices and converted not in parameter.choices:
-        raise GdaskError(f"{where}: {value!r} came; expected {describe(parameter)}{closest(str(value), parameter.choices)}")
+        raise UsageError(f"{where}: {value!r} came; expected {describe(parameter)}{closest(str(value), parameter.choices)}")
     low, high = parameter.limits
     if (low is not None and converted < low) or (high is not None and converted > high):  # type: ignore[operator]
-        raise GdaskError(f"{where}: {value!r} came; expected {describe(parameter)}")
+        raise UsageError(f"{where}: {value!r} came; expected {describe(parameter)}")
     return converted
 
 
@@ -117,7 +117,7 @@ def parse_pairs(pairs: Iterable[str]) -> dict[str, str]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
-            raise GdaskError(f"-p {pair}: expected parameter=value or step:parameter=value")
+            raise UsageError(f"-p {pair}: expected parameter=value or step:parameter=value")
         found[_key(key.strip())] = value.strip().strip("'\"")
     return found
 
@@ -130,7 +130,7 @@ def read_config(path: str) -> dict[str, object]:
         with open(path, "rb") as file:
             content = tomllib.load(file)
     except (OSError, tomllib.TOMLDecodeError) as error:
-        raise GdaskError(f"-c {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise UsageError(f"-c {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     found: dict[str, object] = {}
     for key, value in content.items():
         entries = {f"{key}:{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
@@ -144,17 +144,17 @@ def normalise(settings: Mapping[str, object] | Iterable[tuple[str, object]]) -> 
     return {_key(key): value for key, value in items}
 
 
-def check_user(settings: Mapping[str, object], steps: Mapping[str, Callable[..., object]]) -> None:
+def check_user(settings: Mapping[str, object], steps: Mapping[str, Callable[..., object]], origin: str = "-p") -> None:
     """Refuse unknown steps and parameters and values of a wrong type, before any pixel is read."""
     tables = {name: parameters(step) for name, step in steps.items()}
     everywhere = {name for table in tables.values() for name in table}
     for key, value in settings.items():
         step, _, name = key.rpartition(":")
         if step and step not in tables:
-            raise GdaskError(f"-p {key}: no step {step!r} in this recipe{closest(step, tables)}")
+            raise UsageError(f"{origin} {key}: no step {step!r} in this recipe{closest(step, tables)}")
         known = tables[step] if step else everywhere
         if name not in known:
-            raise GdaskError(f"-p {key}: no parameter {name!r}" + (f" in {step}" if step else "") + closest(name, known))
+            raise UsageError(f"{origin} {key}: no parameter {name!r}" + (f" in {step}" if step else "") + closest(name, known))
         for owner in [step] if step else [owner for owner in tables if name in tables[owner]]:
             check(owner, tables[owner][name], value)
 
@@ -232,7 +232,7 @@ def _convert(where: str, parameter: Parameter, value: object) -> object:
                 return int(number)
         except (TypeError, ValueError, OverflowError):
             pass
-    raise GdaskError(f"{where}: {value!r} came; expected {describe(parameter)}")
+    raise UsageError(f"{where}: {value!r} came; expected {describe(parameter)}")
 
 
 def _help_texts(doc: str) -> dict[str, str]:

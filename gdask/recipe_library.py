@@ -8,12 +8,14 @@ import importlib.util
 import inspect
 import os
 import pkgutil
-from collections.abc import Callable
+import textwrap
+import traceback
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from types import ModuleType
 
 from gdask import steps
-from gdask.model import GdaskError
+from gdask.model import GdaskError, UsageError
 from gdask.params import closest, snake_case
 
 Recipe = Callable[..., object]
@@ -24,14 +26,19 @@ def find_recipe(name: str | None, tags: AbstractSet[str]) -> Recipe:
 
     Raises GdaskError with the names there are, and the closest one.
     """
+    return locate(name, tags)[0]
+
+
+def locate(name: str | None, tags: AbstractSet[str]) -> tuple[Recipe, ModuleType]:
+    """`find_recipe`, and the module that it was found in, which says what files its recipes are for."""
     if name and (".py" in name or os.sep in name):
         return _from_file(name)
     module = library_for(tags)
     known = recipes_of(module)
     wanted = snake_case(name or "default")
     if wanted not in known:
-        raise GdaskError(f"-r {name}: no such recipe for {', '.join(sorted(module.TAGS))}; there are {', '.join(sorted(known))}{closest(wanted, known)}")
-    return known[wanted]
+        raise UsageError(f"-r {name}: no such recipe for {', '.join(sorted(module.TAGS))}; there are {', '.join(sorted(known))}{closest(wanted, known)}")
+    return known[wanted], module
 
 
 def library_for(tags: AbstractSet[str]) -> ModuleType:
@@ -69,10 +76,15 @@ def recipes_of(module: ModuleType) -> dict[str, Recipe]:
 
 
 def steps_in(recipe: Recipe) -> dict[str, Callable[..., object]]:
-    """The steps that a recipe can call, by name, in the order of its text: those of its own and of functions it calls."""
+    """The steps that a recipe can call, by name, in the order of a run: its own and those of functions that it calls."""
     found: dict[str, Callable[..., object]] = {}
     _collect(recipe, found, set())
     return found
+
+
+def known_steps() -> dict[str, Callable[..., object]]:
+    """All steps by name: a config file may serve several recipes."""
+    return {name: getattr(steps, name) for name in steps.__all__}
 
 
 def _collect(function: Recipe, found: dict[str, Callable[..., object]], seen: set[Recipe]) -> None:
@@ -92,26 +104,43 @@ def _collect(function: Recipe, found: dict[str, Callable[..., object]], seen: se
 
 
 def _names_in_order(function: Recipe) -> list[str]:
-    tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(function)))
-    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
-    return [node.id for node in sorted(names, key=lambda node: (node.lineno, node.col_offset))]
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    return [name for statement in tree.body for name in _names(statement)]
 
 
-def _from_file(name: str) -> Recipe:
+def _names(node: ast.AST) -> Iterator[str]:
+    """Names in the order in which Python comes to them: what a call is given before the call, the step last of all."""
+    if isinstance(node, ast.Name):
+        yield node.id
+        return
+    parts: list[ast.AST] = list(ast.iter_child_nodes(node))
+    if isinstance(node, ast.Call):
+        first, *others = node.args or [node.func]
+        parts = [*others, *node.keywords, first, *([node.func] if node.args else [])]
+    elif isinstance(node, ast.FunctionDef):
+        parts = list(node.body)
+    elif isinstance(node, ast.IfExp):
+        parts = [node.test, node.body, node.orelse]
+    for part in parts:
+        yield from _names(part)
+
+
+def _from_file(name: str) -> tuple[Recipe, ModuleType]:
     path, _, function = name.rpartition(":") if ":" in name else (name, "", "")
     if not os.path.isfile(path):
-        raise GdaskError(f"-r {name}: no file {path}; expected FILE.py:FUNCTION")
+        raise UsageError(f"-r {name}: no file {path}; expected FILE.py:FUNCTION")
     module = load_file(path)
     known = {
         key: value for key, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__.startswith((module.__name__, "gdask.recipes"))
+        and list(inspect.signature(value).parameters)[:2] == ["run", "frames"]
     }  # fmt: skip
-    wanted = function or "default"
-    if wanted == "default" and callable(getattr(module, "default", None)):
-        return module.default  # type: ignore[no-any-return]
+    if callable(getattr(module, "default", None)):
+        known["default"] = module.default
+    wanted = function or ("default" if "default" in known or len(known) != 1 else next(iter(known)))
     if wanted not in known:
-        raise GdaskError(f"-r {name}: {path} has no function {wanted}; it has {', '.join(known) or 'none'}{closest(wanted, known)}")
-    return known[wanted]
+        raise UsageError(f"-r {name}: {path} has no recipe {wanted}; it has {', '.join(known) or 'none'}{closest(wanted, known)}")
+    return known[wanted], module
 
 
 def load_file(path: str) -> ModuleType:
@@ -131,8 +160,16 @@ def load_file(path: str) -> ModuleType:
     sys.modules[stem] = module
     try:
         spec.loader.exec_module(module)  # type: ignore[union-attr]
-    except Exception as error:
-        raise GdaskError(f"-r {path}: the file does not run: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"-r {path}: the file does not run: {_where(error, path)}{type(error).__name__}: {error}") from error
     finally:
         del sys.modules[stem]
     return module
+
+
+def _where(error: BaseException, path: str) -> str:
+    """'line 3: ' of the user's file, where the error happened."""
+    if isinstance(error, SyntaxError):
+        return ""  # says it itself
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if os.path.abspath(frame.filename) == os.path.abspath(path)]
+    return f"line {lines[-1]}: " if lines else ""

@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gdask.model import GdaskError
+from gdask.model import BadPixels, GdaskError, UsageError
+
+if TYPE_CHECKING:
+    from gdask.screening import Screened
+    from gdask.types import Frames
 
 log = logging.getLogger("gdask")
 
@@ -39,6 +43,10 @@ class Reduce:
         Suffix of the last product, instead of the recipe's.
     cluster
         Where to compute: 'threads', 'processes:4', 'tcp://...'.
+    strict
+        Stop at the first frame that would be set aside.
+    mode
+        'sq', science quality: the only one.
     output_filenames
         After `runr()`: the products.
     set_aside
@@ -49,57 +57,112 @@ class Reduce:
         self.files: list[str] = []
         self.recipename = "default"
         self.uparms: Any = Uparms()
-        self.ucals: dict[str, str] = {}
+        self.ucals: Any = {}
         self.suffix: str | None = None
         self.cluster = "threads"
         self.config: Mapping[str, object] = {}
+        self.strict = False
+        self.mode = "sq"
         self.output_filenames: list[str] = []
         self.set_aside: list[tuple[str, str, str]] = []
 
     def runr(self) -> None:
         """Run the recipe. Raises GdaskError with what to do where it cannot."""
-        from gdask import params
-        from gdask.caldb import open_databases
+        from gdask import params, screening
         from gdask.cluster import connect
         from gdask.instruments import tags
         from gdask.io import checkpoint
-        from gdask.io.read import open_frame
-        from gdask.recipe_library import find_recipe, steps_in
-        from gdask.run import Run
+        from gdask.recipe_library import known_steps, locate, steps_in
 
-        if not self.files:
-            raise GdaskError("no files to reduce; give file names or @list")
-        paths = _unique(self.files)
-        for path in paths:
-            if not os.path.isfile(path):
-                raise GdaskError(f"{path}: no such file")
-        recipe = find_recipe(None if self.recipename == "default" else self.recipename, tags(paths[0]))
-        given = params.normalise(self.uparms)
-        params.check_user(given, steps_in(recipe))
-        ucals = {_caltype(kind, path): path for kind, path in dict(self.ucals).items()}
+        self.output_filenames, self.set_aside = [], []
+        given, ucals, paths = params.normalise(self.uparms), self._calibrations(), self._paths()
+        _check_cluster(self.cluster)
+        if self.mode != "sq":
+            raise UsageError(f"mode {self.mode}: not offered: gdask has one mode, science quality (sq)")
         if os.sep in (self.suffix or ""):
-            raise GdaskError(f"--suffix {self.suffix}: a part of a file name was expected, such as _mine, not a path")
-        folder = os.getcwd()
-        run = Run([("config", dict(self.config)), ("user", given)], open_databases(), ucals, folder, suffix=self.suffix, inputs=paths)
-        for name in checkpoint.remove_stale_parts(folder):
+            raise UsageError(f"--suffix {self.suffix}: a part of a file name was expected, such as _mine, not a path")
+        frames = self._keep(screening.open_all(paths))
+        recipe, module = locate(None if self.recipename == "default" else self.recipename, tags(frames[0]))
+        params.check_user(given, steps_in(recipe))
+        params.check_user(self.config, known_steps() | steps_in(recipe), "-c")
+        layers = [("config", dict(self.config)), ("user", given)]
+        screening.check_files_given({**self.config, **given}, steps_in(recipe))
+        for name in checkpoint.remove_stale_parts(os.getcwd()):
             log.info("removed %s, left by a run that did not end", name)
         log.info("recipe %s: %d file%s", recipe.__name__, len(paths), "" if len(paths) == 1 else "s")
-        frames = tuple(open_frame(path) for path in paths)
-        try:
-            with connect(self.cluster):
-                recipe(run, frames)
-        finally:
-            self.output_filenames = [os.path.basename(path) for path in run.outputs]
-            self.set_aside = [tuple(entry) for entry in run.set_aside]
+        frames = self._keep(screening.screen(frames, recipe, module))
+        if limit := screening.field_of_one_target(frames[0], recipe, layers):
+            frames = self._keep(screening.one_target(frames, limit))
+        with connect(self.cluster):
+            self._run(recipe, frames, layers, ucals, paths)
+
+    def _run(self, recipe: Any, frames: Frames, layers: list, ucals: dict[str, str], paths: list[str]) -> None:
+        """The recipe, from the beginning again without the frames whose pixels turn out to be bad."""
+        from gdask.caldb import open_databases
+        from gdask.io import checkpoint
+        from gdask.provenance import with_reduction
+        from gdask.run import Run
+        from gdask.screening import identity_of, without_bad
+
+        folder, before = os.getcwd(), list(self.set_aside)
+        while True:
+            inputs = dict.fromkeys(paths) | {frame.attrs["path"]: identity_of(frame) for frame in frames}
+            run = Run(layers, open_databases(), ucals, folder, suffix=self.suffix, inputs=inputs, strict=self.strict)
+            try:
+                about = {"layers": layers, "user_cals": ucals, "suffix": self.suffix, "left_out": before}
+                recipe(run, with_reduction(frames, recipe, self.recipename, **about))
+                break
+            except BadPixels as error:
+                screened = without_bad(frames, error)
+                if self.strict or not screened.set_aside:
+                    raise
+                before += screened.set_aside
+                frames = self._keep(screened)
+                log.info("once more without %s: the result is as if it had not been in the list", ", ".join(s.name for s in screened.set_aside))
+            finally:
+                run.close()
+                self.output_filenames = [os.path.basename(path) for path in run.outputs]
+                self.set_aside = [*before, *((name, step, reason) for name, step, reason in run.set_aside)]
         checkpoint.clean(run.scratch)
 
+    def _keep(self, screened: Screened) -> Frames:
+        """The frames that can be used. The others are on record; GdaskError where none is left, or at the first if strict."""
+        for name, step, reason in screened.set_aside:
+            log.warning("%s: %s set aside: %s", step, name, reason)
+            if self.strict:
+                raise GdaskError(f"{name}: {reason} ({step}; --strict stops here)")
+        self.set_aside += [(name, step, reason) for name, step, reason in screened.set_aside]
+        if not screened.frames:
+            raise GdaskError("every frame was set aside, for the reasons given; nothing is left to go on with" if len(self.set_aside) > 1 else f"{screened.set_aside[0].name}: {screened.set_aside[0].reason}")
+        return screened.frames
 
-def _unique(files: Iterable[str]) -> list[str]:
-    paths = list(dict.fromkeys(os.fspath(path) for path in files))
-    for path in paths:
-        if list(files).count(path) > 1:
-            log.warning("%s is listed more than once: used once", path)
-    return paths
+    def _paths(self) -> list[str]:
+        if not self.files:
+            raise UsageError("no files to reduce; give file names or @list")
+        paths = [os.fspath(path) for path in self.files]
+        missing = [path for path in paths if not os.path.exists(path)]
+        if missing:
+            others = f"; {len(missing) - 1} more are missing too" if len(missing) > 1 else ""
+            raise UsageError(f"{missing[0]}: no such file{others}; check names and folder")
+        once: dict[str, str] = {}
+        for path in paths:
+            if once.setdefault(os.path.realpath(path), path) is not path:
+                log.warning("%s is listed more than once: used once", path)
+        return list(once.values())
+
+    def _calibrations(self) -> dict[str, str]:
+        """The user's calibrations: a dictionary, or a list of 'KIND:FILE'."""
+        pairs = self.ucals.items() if isinstance(self.ucals, Mapping) else [text.partition(":")[::2] for text in self.ucals]
+        return {_caltype(kind, path): path for kind, path in pairs}
+
+
+def _check_cluster(spec: str) -> None:
+    from gdask.cluster import profile_of
+
+    try:
+        profile_of(spec)
+    except GdaskError as error:
+        raise UsageError(str(error)) from None
 
 
 def _caltype(kind: str, path: str) -> str:
@@ -109,8 +172,10 @@ def _caltype(kind: str, path: str) -> str:
 
     known = ("processed_flat", "processed_dark", "processed_bpm", "processed_standard")
     if kind not in known:
-        raise GdaskError(f"--user_cal {kind}: not a kind of calibration; expected {', '.join(known)}{closest(kind, known)}")
+        raise UsageError(f"--user_cal {kind}: not a kind of calibration; expected {', '.join(known)}{closest(kind, known)}")
+    if not os.path.exists(path):
+        raise UsageError(f"--user_cal {kind}:{path}: no such file")
     if kind != "processed_standard" and not (CALTYPES[kind] <= tags(path) or "PROCESSED" in tags(path)):
         wanted, has = (" ".join(sorted(names)) for names in (CALTYPES[kind], tags(path)))
-        raise GdaskError(f"--user_cal {kind}:{path}: not a {kind}: its tags are {has}, {wanted} was expected; reduce it first")
+        raise UsageError(f"--user_cal {kind}:{path}: not a {kind}: its tags are {has}, {wanted} was expected; reduce it first")
     return kind

@@ -7,37 +7,23 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any
 
-import numpy as np
-
-from gdask import params
+from gdask import params, steps
+from gdask.association import USED_BY, Known, all_missing, look_up, missing, remarks
+from gdask.caldb import Association
 from gdask.instruments import instrument_of, step_defaults, tags
 from gdask.io import checkpoint, write
 from gdask.io.read import open_frame, reopen
 from gdask.model import EXTNAMES, GdaskError
-from gdask.progress import compute
-from gdask.provenance import file_checksums, processed_header, product_name, product_tables, record
+from gdask.phases import Product, how_many, run_phase, save_phase, usable_pixels
+from gdask.provenance import processed_header, product_name, record
+from gdask.screening import SetAside
 from gdask.steps import SUFFIXES
-from gdask.steps.frames import frames_in, map_frames, without_set_aside
+from gdask.steps.frames import aside, frames_in, map_frames, without_set_aside
 from gdask.types import Frame, Frames
 
 log = logging.getLogger("gdask")
-
-
-class Product(NamedTuple):
-    """A product under way and the Frame that it is of."""
-
-    output: write.Output
-    frame: Frame
-
-
-class SetAside(NamedTuple):
-    """A frame that was left out, at which step, and why."""
-
-    name: str
-    step: str
-    reason: str
 
 
 class Run:
@@ -54,18 +40,21 @@ class Run:
     folder, scratch
         Where products and checkpoints go.
     suffix, inputs
-        Of the last product, instead of the recipe's; files that no product may replace.
+        Of the last product, instead of the recipe's; files that no product may replace, with size and time (ns) when opened.
+    strict
+        The first frame that would be set aside stops the run.
     """
 
     def __init__(
         self,
         layers: Sequence[tuple[str, Mapping[str, object]]] = (),
-        databases: Sequence[object] = (),
+        databases: Sequence[Any] = (),
         user_cals: Mapping[str, str] | None = None,
         folder: str = ".",
         scratch: str | None = None,
         suffix: str | None = None,
-        inputs: Sequence[str] = (),
+        inputs: Mapping[str, tuple[int, int] | None] | None = None,
+        strict: bool = False,
     ) -> None:
         self.layers = tuple(layers)
         self.databases = tuple(databases)
@@ -73,11 +62,16 @@ class Run:
         self.folder = os.path.abspath(folder)
         self.scratch = scratch or os.path.join(self.folder, ".gdask")
         self.suffix = suffix
-        self.inputs = {os.path.abspath(path) for path in inputs}
+        self.inputs = {os.path.abspath(path): identity for path, identity in (inputs or {}).items()}
+        self.strict = strict
         self.outputs: list[str] = []
         self.set_aside: list[SetAside] = []
         self.calibrations: dict[str, str] = {}
         self._due: list[Product] = []
+        self._begun: list[write.Output] = []
+        self._known: Known = {}
+        self._watched: dict[str, object] = {}
+        self._seen: set[str] = set()
         self._phase = 0
         self._remarks: dict[str, dict[str, None]] = {}
 
@@ -113,10 +107,14 @@ class Run:
         self._phase += 1
         folder = checkpoint.folder_of(frames, variables, self.scratch)
         due, self._due = self._due, []
+        what = f"phase {self._phase}: {how_many(frames)}"
         if checkpoint.is_complete(folder) and not due:
-            log.info("phase %d: %d frames already on disk, continuing from there", self._phase, len(frames))
+            log.info("%s already on disk, continuing from there", what)
+            self._watched.clear()
         else:
-            self._compute_phase(frames, variables, folder, due)
+            started = time.monotonic()
+            self._keep(save_phase(frames, variables, folder, due, what, watched=self._take_watched(), identities=self.inputs))
+            log.info("%s, %.1f s", what, time.monotonic() - started)
         return checkpoint.resume(frames, variables, folder, checkpoint.fetched_of(folder))
 
     def fetch(self, frames: Frames) -> Frames:
@@ -133,10 +131,29 @@ class Run:
         due = self._take_due({self._path(frame, self.suffix or suffix) for frame in frames})
         products = [self._product(frame, self.suffix or suffix) for frame in frames]
         label = f"phase {self._phase}: {os.path.basename(products[0].output.final)}" if products else "nothing"
-        self._compute([*products, *due], [], label)
+        self._keep(run_phase([*products, *due], [], label, watched=self._take_watched(), identities=self.inputs)[1])
         for product in products:
             log.info("%s written", os.path.basename(product.output.final))
         return tuple(open_frame(product.output.final) for product in products)
+
+    def need(self, frames: Frames, *caltypes: str) -> Frames:
+        """The frames that have these calibrations, looked up before any work; the others are set aside.
+
+        Raises GdaskError with all that is missing, and why, where no frame has them.
+        """
+        lacking: dict[str, list[Association]] = {}
+        for caltype in caltypes:
+            if caltype in self.user_cals or self._is_left_out(caltype, frames):
+                continue
+            for frame in frames:
+                association = look_up(self._known, caltype, frame, self.databases)
+                if association.chosen is None:
+                    lacking.setdefault(frame.attrs["name"], []).append(association)
+        if frames and len(lacking) == len(frames):
+            raise all_missing(frames, lacking)
+        text = {name: f"no {' and no '.join(a.caltype for a in each)} (caldb why says why)" for name, each in lacking.items()}
+        marked = tuple(aside(f, text[f.attrs["name"]]) if f.attrs["name"] in text else f for f in frames)
+        return self._drop("calibrations", marked)  # type: ignore[return-value]
 
     def calibration(self, caltype: str, frames: Frames, *, required: bool = True) -> tuple[Frame | None, ...]:
         """The processed calibration of each frame: the user's, or the one that the database associates.
@@ -145,6 +162,8 @@ class Run:
         """
         opened: dict[str, Frame] = {}
         found: list[Frame | None] = []
+        if self._is_left_out(caltype, frames):
+            return (None,) * len(frames)
         for frame in frames:
             path = self.user_cals.get(caltype) or self._associate(caltype, frame, required)
             if path and path not in opened:
@@ -176,19 +195,15 @@ class Run:
         return tuple(f for f in frames if tag in tags(f)), tuple(f for f in frames if tag not in tags(f))
 
     def _associate(self, caltype: str, frame: Frame, required: bool) -> str | None:
-        from gdask import caldb
-
-        association = caldb.associate(frame, caltype, self.databases)
-        for tie in association.ties:
-            log.warning("%s: %s would fit as well as %s", frame.attrs["name"], tie, association.chosen)
+        association = look_up(self._known, caltype, frame, self.databases)
         if association.chosen is None and required:
-            raise GdaskError(f"{frame.attrs['name']}: no {caltype}\n{caldb.explain(association)}")
-        remarks = self._remarks.setdefault(caltype, {})
-        if association.chosen:
-            remarks |= {v.text: None for v in association.candidates[0].verdicts if "taken as equal" in v.text}
-        elif association.spec is not None and association.spec.note:
-            remarks[association.spec.note] = None
+            raise missing(frame.attrs["name"], association)
+        self._remarks.setdefault(caltype, {}).update(dict.fromkeys(remarks(association)))
         return association.chosen
+
+    def _is_left_out(self, caltype: str, frames: Frames) -> bool:
+        step = getattr(steps, USED_BY[caltype]) if caltype in USED_BY else None
+        return step is not None and bool(self._settings(step, frames, {})["skip_primitive"].value)
 
     def _settings(
         self, step: Callable[..., object], frames: object, pinned: Mapping[str, object]
@@ -208,13 +223,16 @@ class Run:
         kept = self._drop(step.__name__, result)
         kept = map_frames(lambda frame: record(frame, step.__name__, settings, started), kept)
         frames = frames_in(kept)
+        self._watch(frames)
         notes = list(dict.fromkeys(frame.attrs["note"] for frame in frames if frame.attrs.get("note")))
         for note in notes or [params.changed(settings)]:
-            log.info("%s: %d frame%s%s", step.__name__, len(frames), "" if len(frames) == 1 else "s", note and f", {note}")
+            log.info("%s: %s%s", step.__name__, how_many(frames), note and f", {note}")
+        for text in dict.fromkeys(frame.attrs["warning"] for frame in frames if frame.attrs.get("warning")):
+            log.warning("%s: %s", step.__name__, text)
         if settings["write_outputs"].value:
             suffix = settings["suffix"].value or f"_{SUFFIXES.get(step.__name__, step.__name__)}"
-            self._due += [self._product(frame, str(suffix)) for frame in frames]
-        return map_frames(lambda frame: frame.assign_attrs(note=""), kept)
+            self._due += [self._product(frame, str(suffix)) for frame in {f.attrs["name"]: f for f in frames}.values()]
+        return map_frames(lambda frame: frame.assign_attrs(note="", warning=""), kept)
 
     def _take_due(self, finals: set[str]) -> list[Product]:
         """The step outputs that wait for a compute, without those that a product of the same name replaces."""
@@ -224,8 +242,20 @@ class Run:
                 write.discard(product.output)
         return [product for product in due if product.output.final not in finals]
 
-    def _keep(self, path: str) -> None:
-        self.outputs = [other for other in self.outputs if other != path] + [path]
+    def _keep(self, written: Sequence[str]) -> None:
+        self.outputs = [path for path in self.outputs if path not in written] + list(written)
+
+    def _watch(self, frames: Sequence[Frame]) -> None:
+        """Count the usable pixels of each input in the compute that first makes its data quality."""
+        for frame in frames:
+            path = frame.attrs["path"]
+            if path in self.inputs and path not in self._seen and {"data", "dq"} <= set(frame):
+                self._seen.add(path)
+                self._watched[path] = usable_pixels(frame)
+
+    def _take_watched(self) -> dict[str, object]:
+        watched, self._watched = self._watched, {}
+        return watched
 
     def _path(self, frame: Frame, suffix: str) -> str:
         return os.path.join(self.folder, product_name(frame.attrs["name"], suffix))
@@ -234,55 +264,25 @@ class Run:
         path = self._path(frame, suffix)
         if path in self.inputs:
             raise GdaskError(f"{path}: the product would replace an input; work in another folder or give another --suffix")
-        return Product(write.start(frame, path), frame)
+        self._begun.append(write.start(frame, path))
+        return Product(self._begun[-1], frame)
 
     def _drop(self, step: str, result: object) -> object:
         for frame in frames_in(result):
             if frame.attrs.get("set_aside"):
                 self.set_aside.append(SetAside(frame.attrs["name"], step, frame.attrs["set_aside"]))
                 log.warning("%s: %s set aside: %s", step, frame.attrs["name"], frame.attrs["set_aside"])
+                if self.strict:
+                    raise GdaskError(f"{frame.attrs['name']}: {frame.attrs['set_aside']} ({step}; --strict stops here)")
         kept = without_set_aside(result)
         if frames_in(result) and not frames_in(kept):
             raise GdaskError(f"{step}: every frame was set aside, for the reasons given; nothing is left to go on with")
         return kept
 
-    def _compute_phase(self, frames: Frames, variables: Sequence[str], folder: str, due: Sequence[Product]) -> None:
-        started = time.monotonic()
-        outputs = [
-            write.start(frame, checkpoint.path_in(folder, number, frame), variables)
-            for number, frame in enumerate(frames) if any(name in frame for name in variables)
-        ]  # fmt: skip
-        pending = {
-            (number, name): array for number, frame in enumerate(frames) for name, array in frame.attrs["pending"].items()
-        }
-        fetched = self._compute(due, [*pending.values()], f"phase {self._phase}: {len(frames)} frames", outputs)
-        for output in outputs:
-            write.finish(output, checksum=False)
-        small = dict(zip(pending, fetched, strict=True))
-        checkpoint.complete(folder, {key: tuple(np.ravel(value)) for key, value in small.items()})
-        log.info("phase %d: %d frames, %.1f s", self._phase, len(frames), time.monotonic() - started)
-
-    def _compute(
-        self, products: Sequence[Product], wanted: Sequence[object], label: str, others: Sequence[write.Output] = ()
-    ) -> tuple[object, ...]:
-        """One compute: write the pixels of products and other outputs, give the values of `wanted`, finish products."""
-        tables = [(product, name, array) for product in products for name, array in product.frame.attrs["pending"].items()]
-        paths = list(dict.fromkeys(r["path"] for p in products for r in p.frame.attrs.get("provenance", ())))
-        lazy = [*wanted, *(array for _, _, array in tables), *([file_checksums(paths)] if paths else [])]
-        outputs = [*(product.output for product in products), *others]
-        try:
-            values = compute([*lazy, *(array for output in outputs for array in output.arrays)], label)
-            found = values[len(wanted) : len(wanted) + len(tables)]
-            checksums = dict(zip(paths, values[len(lazy) - 1], strict=True)) if paths else {}
-            for product in products:
-                small = {name: tuple(np.ravel(v)) for (p, name, _), v in zip(tables, found, strict=True) if p is product}
-                frame = product.frame.assign_attrs(results=product.frame.attrs.get("results", {}) | small)
-                self._keep(write.finish(product.output, product_tables(frame, checksums)))
-        except BaseException:
-            for output in outputs:
-                write.discard(output)
-            raise
-        return values[: len(wanted)]
+    def close(self) -> None:
+        """Remove what was begun and not finished."""
+        for output in self._begun:
+            write.discard(output)
 
 
 def _is_skipped(step: Callable[..., object], settings: Mapping[str, params.Setting], given: str) -> bool:

@@ -23,7 +23,7 @@ from gdask.compare import holds
 from gdask.instruments import DESCRIPTORS, View, view
 from gdask.instruments.pointing import parse_date, parse_time
 from gdask.instruments.rules import unknown
-from gdask.model import GdaskError
+from gdask.model import GdaskError, UsageError
 
 MAX_LENGTH = 2000
 MAX_DEPTH = 40
@@ -104,7 +104,7 @@ def parse_expression(text: str, strict: bool = False) -> Expression:
     """The expression as a function of a file's values. GdaskError that points at what is not understood."""
     line = " ".join(text.splitlines()).replace("\t", " ").strip()
     if len(line) > MAX_LENGTH:
-        raise GdaskError(f"the expression has {len(line)} characters; at most {MAX_LENGTH} are understood")
+        raise UsageError(f"the expression has {len(line)} characters; at most {MAX_LENGTH} are understood")
     scope = _Scope(line, strict)
     try:
         with warnings.catch_warnings():
@@ -113,7 +113,7 @@ def parse_expression(text: str, strict: bool = False) -> Expression:
     except SyntaxError as error:
         scope.refuse(_hint(line, error), (error.offset or 1) - 1)
     except (RecursionError, MemoryError, ValueError) as error:
-        raise GdaskError(f"the expression is too deeply nested, or no text: {error}") from None
+        raise UsageError(f"the expression is too deeply nested, or no text: {error}") from None
     return Expression(line, strict, _truth(tree.body, scope, 0))
 
 
@@ -137,7 +137,7 @@ class _Scope(NamedTuple):
     def refuse(self, why: str, where: ast.AST | int) -> NoReturn:
         if isinstance(where, ast.AST):  # ast counts bytes
             where = len(self.line.encode()[: getattr(where, "col_offset", 0)].decode(errors="ignore"))
-        raise GdaskError(f"expression not understood: {why}\n  {self.line}\n  {' ' * where}^")
+        raise UsageError(f"expression not understood: {why}\n  {self.line}\n  {' ' * where}^")
 
 
 def _truth(node: ast.expr, scope: _Scope, depth: int) -> Value:

@@ -26,7 +26,7 @@ from gdask.steps import (
 
 def calibrate(run, frames):
     """Raw frames to flat-fielded electrons with variance and data quality, saved on disk."""
-    frames = run(prepare, frames)
+    frames = run(prepare, run.need(frames, "processed_flat"))
     frames = run(add_dq, frames, run.calibration("processed_bpm", frames, required=False))
     frames = run.each(nonlinearity_correct, frames)
     frames = run.each(adu_to_electrons, frames)

@@ -18,6 +18,7 @@ from gdask.steps import (
 
 TAGS = {"F2", "IMAGE", "CAL", "FLAT"}
 NOT_FOR = {"TWILIGHT"}
+ALSO = {"make_processed_flat": {"DARK"}, "make_processed_bpm": {"DARK"}}
 
 
 def make_processed_flat(run, frames):

@@ -70,7 +70,7 @@ def ultradeep_part3(run, frames):
 
 def calibrate(run, frames):
     """Raw frames to dark-subtracted, flat-fielded electrons with variance and data quality, saved on disk."""
-    frames = run(prepare, frames)
+    frames = run(prepare, run.need(frames, "processed_dark", "processed_flat"))
     frames = run(add_dq, frames, run.calibration("processed_bpm", frames, required=False))
     frames = run.each(adu_to_electrons, frames)
     frames = run.each(add_var, frames)

@@ -15,6 +15,7 @@ from gdask.steps import (
 
 TAGS = {"GSAOI", "IMAGE", "CAL", "FLAT"}
 NOT_FOR = {"TWILIGHT"}
+ALSO = {"make_processed_bpm": {"DARK"}}
 
 
 def make_processed_flat(run, frames):

@@ -7,6 +7,8 @@ from gdask.steps import detect_sources
 
 TAGS = {"GSAOI", "IMAGE"}
 NOT_FOR = {"SPECT", "ACQUISITION", "TWILIGHT"}
+ALSO = {"check_wcs": {"PREPARED"}}
+ONLY = {"align_and_stack": {"PREPARED"}}
 
 
 def reduce(run, frames):

@@ -21,10 +21,10 @@ ROWS = (
     ("model",),
     ("kernels",),
     ("instruments", "io", "params", "caldb", "cal_service", "describe", "compare", "select", "dataselect",
-     "progress", "provenance", "logutils", "memory", "cluster"),
+     "progress", "provenance", "verify", "logutils", "memory", "cluster"),
     ("steps",),
     ("recipes",),
-    ("run", "recipe_library", "reduction", "report", "campaign"),
+    ("run", "phases", "association", "recipe_library", "screening", "reduction", "replay", "report", "campaign"),
     ("cli",),
 )  # fmt: skip
 LEVELS = {room: level for level, row in enumerate(ROWS) for room in row}
@@ -260,6 +260,7 @@ LIGHT = (
     "gdask.instruments", "gdask.io.headers", "gdask.logutils", "gdask.cal_service", "gdask.cluster", "gdask.cli",
     "gdask.cli.typewalk", "gdask.cli.showd", "gdask.cli.dataselect", "gdask.cli.caldb", "gdask.cli.reduce",
     "gdask.cli.showpars", "gdask.cli.showrecipes", "gdask.cli.simulate", "gdask.simulate",
+    "gdask.cli.verify", "gdask.cli.replay",
 )  # fmt: skip
 
 

@@ -86,7 +86,7 @@ def test_typewalk_names_what_it_cannot_read(night: Path, capsys: pytest.CaptureF
     assert "raw/bad.fits: not a FITS file" in found.err
     assert "raw/other.fits: is of instrument 'NIRI'; gdask knows F2, GSAOI" in found.err
     assert "notes" not in found.out + found.err
-    assert typewalk.main(["-d", "nowhere"]) == 1
+    assert typewalk.main(["-d", "nowhere"]) == 2
     assert capsys.readouterr().err == "typewalk: nowhere: no such folder\n"
     assert typewalk.main(["-f", "("]) == 2
 
@@ -129,7 +129,7 @@ def test_showd_csv_and_long(night: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_mistakes_get_a_message_and_a_code(night: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert showd.main(["raw/*.fits", "-d", "filtername"]) == 1
+    assert showd.main(["raw/*.fits", "-d", "filtername"]) == 2
     assert capsys.readouterr().err == "showd: no descriptor 'filtername'; the closest is 'filter_name'\n"
     assert showd.main(["raw/*.fits"]) == 2
     assert showd.main(["-d", "object"]) == 2  # a terminal, no files
@@ -139,10 +139,10 @@ def test_mistakes_get_a_message_and_a_code(night: Path, capsys: pytest.CaptureFi
     found = capsys.readouterr()
     assert found.err == "showd: skipped: gone.fits: no such file; check the name and the folder\n"
     assert "9132" in found.out
-    assert dataselect.main(["raw/*.fits", "--expr", "object=9132"]) == 1
+    assert dataselect.main(["raw/*.fits", "--expr", "object=9132"]) == 2
     assert capsys.readouterr().err == (
         "dataselect: expression not understood: use == to compare\n  object=9132\n        ^\n")
-    assert dataselect.main(["none*.fits"]) == 1
+    assert dataselect.main(["none*.fits"]) == 2
     assert dataselect.main(["raw/*.fits", "-o", "no/such/folder.list"]) == 1
 
 

@@ -286,7 +286,7 @@ def test_options_of_the_command(calibrated: Path, night: object, reduced: Path, 
     made = [Path(path).name.replace(".fits", "_x.fits") for path in night.std if Path(path).name != lonely]
     said = capsys.readouterr()
     assert [line for line in said.out.splitlines() if line.endswith("_x.fits")] == made
-    assert "1 left out:" in said.err and f"{lonely}  associate_sky: no sky frame" in said.err
+    assert "1 left out:" in said.err and f"{lonely}  associate_sky  no sky frame" in said.err
     with fits.open(made[0]) as hdus:
         args = [json.loads(row["args"]) for row in hdus["HISTORY"].data if row["primitive"] == "sky_correct"][-1]
     assert (args["operation"], args["reject_method"]) == ("mean", "minmax")

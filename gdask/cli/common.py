@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import glob
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from gdask.model import GdaskError
+from gdask.model import GdaskError, UsageError
+
+EXIT_CODES = "exit code: 0 done; 1 failed, or something was left out; 2 wrong usage: nothing was done"
 
 
 def expand_files(args: Iterable[str], *, stdin: bool = False) -> list[str]:
@@ -17,7 +22,7 @@ def expand_files(args: Iterable[str], *, stdin: bool = False) -> list[str]:
 
     A list has one name per line; blank lines and what follows a # are ignored; it may hold patterns and other @LISTs
     (looked for in the working folder, then beside the list). With `stdin`, no arguments or '-' stand for the names
-    that come through a pipe. GdaskError if a list is missing, contains itself, or a pattern matches nothing.
+    that come through a pipe. UsageError if a list is missing, contains itself, or a pattern matches nothing.
     """
     names = list(args)
     if stdin and (not names or "-" in names):
@@ -32,7 +37,7 @@ def _expand(name: str, lists: tuple[str, ...]) -> list[str]:
     if glob.has_magic(name) and not os.path.exists(name):
         found = sorted(glob.glob(name))
         if not found:
-            raise GdaskError(f"no file matches {name}; check the pattern and the folder")
+            raise UsageError(f"no file matches {name}; check the pattern and the folder")
         return found
     return [name]
 
@@ -41,13 +46,13 @@ def _listed(name: str, lists: tuple[str, ...]) -> list[str]:
     beside = os.path.join(os.path.dirname(lists[-1]), name) if lists else name
     path = name if os.path.exists(name) else beside
     if os.path.realpath(path) in map(os.path.realpath, lists):
-        raise GdaskError(f"@{name}: the list contains itself ({' -> '.join((*lists, path))})")
+        raise UsageError(f"@{name}: the list contains itself ({' -> '.join((*lists, path))})")
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         origin = f" (named in {lists[-1]})" if lists else ""
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise GdaskError(f"@{name}: the list cannot be read{origin}: {reason}") from error
+        raise UsageError(f"@{name}: the list cannot be read{origin}: {reason}") from error
     return [found for line in _names(lines) for found in _expand(line, (*lists, path))]
 
 
@@ -61,6 +66,13 @@ def _piped() -> list[str]:
     return [] if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty() else _names(sys.stdin)
 
 
+def existing(path: str) -> str:
+    """The path of a file named on the command line; UsageError where there is no such file."""
+    if not os.path.exists(path):
+        raise UsageError(f"{path}: no such file; check the name and the folder")
+    return path
+
+
 def split_commas(values: Iterable[str] | None) -> list[str]:
     """Parts of comma-separated arguments."""
     return [part.strip() for value in values or () for part in value.split(",") if part.strip()]
@@ -70,32 +82,50 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None,
         command: Callable[[argparse.Namespace], int]) -> int:
     """Parse the command line, run the command, return its exit code: 0 ok, 1 failed, 2 wrong usage.
 
-    A GdaskError or OSError becomes a message; a closed pipe (`| head`) ends quietly; Ctrl-C gives 130.
+    A GdaskError or OSError becomes a message; a closed pipe (`| head`) ends quietly; Ctrl-C gives 130, SIGTERM 143.
     """
     try:
         options = parser.parse_args(argv)
+        with _terminated_in_order():
+            code = command(options)
+            sys.stdout.flush()
+        return code
     except SystemExit as leave:  # argparse has printed the help or the error
         return int(leave.code or 0)
-    try:
-        code = command(options)
-        sys.stdout.flush()
-        return code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more to flush at exit
         return 0
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        by = f" by {stop.args[0]}" if stop.args else ""
+        print(f"{parser.prog}: stopped{by}; unfinished products are discarded, the same command again goes on from the last phase" if parser.prog == "reduce" else f"{parser.prog}: stopped{by}", file=sys.stderr)
+        return 128 + (signal.SIGTERM if stop.args else signal.SIGINT)
     except GdaskError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
         print(f"{parser.prog}: {what}", file=sys.stderr)
         return 1
 
 
+@contextmanager
+def _terminated_in_order() -> Iterator[None]:
+    """Inside, SIGTERM (a batch system's, a shutdown's) is what Ctrl-C is: what was begun is discarded on the way out."""
+    def stop(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        raise KeyboardInterrupt("SIGTERM")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def parser_for(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
     """An argument parser whose help shows the description and the examples as they are written."""
-    return argparse.ArgumentParser(prog=prog, description=description, epilog=f"examples:\n{examples}",
+    return argparse.ArgumentParser(prog=prog, description=description, epilog=f"examples:\n{examples}\n\n{EXIT_CODES}",
                                    formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=True)

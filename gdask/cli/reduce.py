@@ -26,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-c", "--config", metavar="FILE", help="TOML file of parameters, overridden by -p")
     parser.add_argument("--cluster", metavar="SPEC", default="threads",
                         help="where to compute: threads[:N], processes[:N], tcp://host:port, a scheduler file")  # fmt: skip
+    parser.add_argument("--strict", action="store_true", help="stop at the first frame that would be left out")
     parser.add_argument("--logfile", default="reduce.log", help="log file (default: reduce.log)")
     parser.add_argument("-q", "--quiet", action="store_true", help="only warnings and errors on the screen")
     parser.add_argument("--debug", action="store_true", help="more on the screen")
@@ -47,12 +48,15 @@ def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         taken = next((text for text in (*args.param, *args.user_cal) if "=" not in text and ":" not in text), None)
         parser.error("no files; give file names or @LIST" + (f", before -p and --user_cal: {taken} was taken for one of these" if taken else ""))
     from gdask import logutils, params
+    from gdask.model import UsageError
     from gdask.reduction import Reduce
 
     logutils.config(args.logfile, "quiet" if args.quiet else "debug" if args.debug else "standard")
     reduction = Reduce()
     reduction.files.extend(common.expand_files(args.files))
-    reduction.recipename, reduction.suffix, reduction.cluster = args.recipe, args.suffix, args.cluster
+    if not reduction.files:
+        raise UsageError(f"{' '.join(args.files)}: names no file; the list is empty")
+    reduction.recipename, reduction.suffix, reduction.cluster, reduction.strict = args.recipe, args.suffix, args.cluster, args.strict
     reduction.uparms = params.parse_pairs(args.param)
     reduction.ucals = dict(_calibration(text) for text in args.user_cal)
     reduction.config = params.read_config(args.config) if args.config else {}
@@ -64,20 +68,24 @@ def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 def _calibration(text: str) -> tuple[str, str]:
-    from gdask.model import GdaskError
+    from gdask.model import UsageError
 
     kind, colon, path = text.partition(":")
     if not colon:
-        raise GdaskError(f"--user_cal {text}: expected KIND:FILE, such as processed_flat:S20170505S0030_flat.fits")
+        raise UsageError(f"--user_cal {text}: expected KIND:FILE, such as processed_flat:S20170505S0030_flat.fits")
     return kind, path
 
 
 def _account_of(reduction: object) -> None:
-    """What was made, and what was left out and why."""
+    """What was made, and a table of what was left out, where, and why."""
     for name in reduction.output_filenames:  # type: ignore[attr-defined]
         print(name)
-    left_out = reduction.set_aside  # type: ignore[attr-defined]
-    if left_out:
-        print(f"\n{len(left_out)} left out:", file=sys.stderr)
-        for name, step, reason in left_out:
-            print(f"    {name}  {step}: {reason}", file=sys.stderr)
+    rows = [("file", "left out at", "because"), *reduction.set_aside]  # type: ignore[attr-defined]
+    if len(rows) > 1:
+        first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
+        lines = [f"{name:{first}}  {step:{second}}  {reason}" for name, step, reason in rows]
+        print(f"\n{len(rows) - 1} left out:", *lines, sep="\n    ", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,7 +12,7 @@ from typing import Any
 from gdask.cli import common
 from gdask.instruments import DESCRIPTORS, View, view
 from gdask.instruments.rules import unknown
-from gdask.model import GdaskError
+from gdask.model import GdaskError, UsageError
 
 DESCRIPTION = """\
 Show values of descriptors (exposure_time, filter_name ...) of files, one file per line."""
@@ -51,7 +51,7 @@ def show(options: argparse.Namespace) -> int:
         print(options, file=sys.stderr)
     for name in names:
         if name not in DESCRIPTORS:
-            raise GdaskError(unknown(name, DESCRIPTORS))
+            raise UsageError(unknown(name, DESCRIPTORS))
     if not options.inputs and sys.stdin is not None and sys.stdin.isatty():
         print("showd: no files given (showd --help)", file=sys.stderr)
         return 2

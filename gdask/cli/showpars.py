@@ -10,7 +10,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = common.parser_for("showpars", "Show the parameters of a step, with the defaults for the file's instrument.", "  showpars raw/S20170505S0095.fits skyCorrect")
     parser.add_argument("file", help="a FITS file")
     parser.add_argument("step", nargs="?", help="step name, as in skyCorrect or sky_correct; without it, all steps are listed")
-    return common.run(parser, argv, lambda args: _show(args.file, args.step))
+    return common.run(parser, argv, lambda args: _show(common.existing(args.file), args.step))
 
 
 def _show(path: str, name: str | None) -> int:
@@ -18,7 +18,7 @@ def _show(path: str, name: str | None) -> int:
 
     from gdask import params, steps
     from gdask.instruments import instrument_of, step_defaults
-    from gdask.model import GdaskError
+    from gdask.model import UsageError
 
     instrument = instrument_of(path)
     known = {step: getattr(steps, step) for step in steps.__all__}
@@ -28,7 +28,7 @@ def _show(path: str, name: str | None) -> int:
         return 0
     wanted = params.snake_case(name)
     if wanted not in known:
-        raise GdaskError(f"{name}: no such step{params.closest(wanted, known)}")
+        raise UsageError(f"{name}: no such step{params.closest(wanted, known)}")
     facts = step_defaults(instrument, wanted)
     print(f"{wanted}: {(inspect.getdoc(known[wanted]) or '').splitlines()[0]}")
     for key, parameter in params.parameters(known[wanted]).items():

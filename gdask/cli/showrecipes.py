@@ -11,7 +11,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("file", help="a FITS file")
     parser.add_argument("-r", "--recipe", help="recipe whose text is shown")
     parser.add_argument("--all", action="store_true", help="list every recipe of every instrument")
-    return common.run(parser, argv, lambda args: _show(args.file, args.recipe, args.all))
+    return common.run(parser, argv, lambda args: _show(common.existing(args.file), args.recipe, args.all))
 
 
 def _show(path: str, name: str | None, everything: bool) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from gdask import __version__
 from gdask.cli import common
 from gdask.instruments import tags
-from gdask.model import GdaskError
+from gdask.model import GdaskError, UsageError
 
 DESCRIPTION = """\
 List the FITS files of a folder, and of the folders below it, with their tags (what kind of data they are).
@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
 def walk(options: argparse.Namespace) -> int:
     """List the folder."""
     if not os.path.isdir(options.dir):
-        raise GdaskError(f"{options.dir}: no such folder")
+        raise UsageError(f"{options.dir}: no such folder")
     wanted, unwanted = (set(_upper(names)) for names in (options.tags, options.xtags))
     shown: list[str] = []
     for folder, names in folders(options.dir, options.norecurse):

@@ -78,7 +78,7 @@ def finish(output: Output, tables: Mapping[str, Table | Sequence[Table]] | None 
         os.replace(output.temporary, output.final)
     except OSError as error:
         discard(output)
-        raise GdaskError(f"{output.final}: could not be written: {error.strerror}; free space and run again") from error
+        raise GdaskError(f"{output.final}: could not be written: {error.strerror}; {_remedy(error)}") from error
     return output.final
 
 
@@ -91,6 +91,15 @@ def temporary_name(final: str) -> str:
     """The hidden name beside `final` that a product has until it is whole."""
     folder, name = os.path.split(final)
     return os.path.join(folder, f".{name}.{os.getpid()}.part")
+
+
+def _remedy(error: OSError) -> str:
+    return "free space and run again" if no_room(error) else "make the folder writable or change to another one"
+
+
+def no_room(error: OSError) -> bool:
+    """Whether there is no space: the disk is full, a quota or the limit of a file's size is reached."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write(frame: Frame, path: str | os.PathLike[str]) -> str:
@@ -189,10 +198,7 @@ def _create(temporary: str, final: str, chunks: Sequence[tuple[bytes, int]]) -> 
                 position += len(header) + size
     except OSError as error:
         Path(temporary).unlink(missing_ok=True)
-        remedy = "free space" if error.errno == errno.ENOSPC else "make the folder writable or change to another one"
-        raise GdaskError(
-            f"{final}: cannot be written ({error.strerror}; {total / 1e6:.0f} MB needed); {remedy}"
-        ) from error
+        raise GdaskError(f"{final}: cannot be written ({error.strerror}; {total / 1e6:.1f} MB needed); {_remedy(error)}") from error
 
 
 def _reserve(file: io.BufferedWriter, total: int) -> None:
@@ -200,26 +206,28 @@ def _reserve(file: io.BufferedWriter, total: int) -> None:
     try:
         os.posix_fallocate(file.fileno(), 0, total)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if no_room(error):
             raise
         file.truncate(total)
 
 
 def _writer(array: object, path: str, places: Sequence[Place], bitpix: int) -> object:
+    import dask
     import dask.array as da
     from dask.base import tokenize
 
     array = array.rechunk({0: 1})  # type: ignore[attr-defined]  # a no-op but for a user's own chunks
+    flush = bool(dask.config.get("gdask.flush", False))  # workers on other hosts: what they wrote is in their memory
     name = f"write-{tokenize(array.name, path, places)}"  # type: ignore[attr-defined]
     ones = tuple((1,) * len(axis) for axis in array.chunks)  # type: ignore[attr-defined]
     return da.map_blocks(
-        _write_block, array, path=path, places=tuple(places), bitpix=bitpix, name=name, chunks=ones,
+        _write_block, array, path=path, places=tuple(places), bitpix=bitpix, flush=flush, name=name, chunks=ones,
         dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8),
     )  # fmt: skip
 
 
 def _write_block(
-    block: np.ndarray, path: str, places: tuple[Place, ...], bitpix: int, block_info: list[dict] | None = None
+    block: np.ndarray, path: str, places: tuple[Place, ...], bitpix: int, flush: bool, block_info: list[dict] | None = None
 ) -> np.ndarray:
     (detector, _), (y1, y2), (x1, x2) = block_info[0]["array-location"]  # type: ignore[index]
     offset, (_, width) = places[detector]
@@ -232,6 +240,8 @@ def _write_block(
             for row in range(y2 - y1):
                 place = offset + ((y1 + row) * width + x1) * raw.itemsize
                 _write_all(handle, memoryview(raw[row]).cast("B"), place)
+        if flush:
+            os.fsync(handle)
     finally:
         os.close(handle)
     return np.zeros((1, 1, 1), np.uint8)

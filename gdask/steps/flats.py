@@ -66,7 +66,7 @@ def make_lamp_flat(
         missing, have = ("lamp-off", "lamp-on") if on else ("lamp-on", "lamp-off")
         raise GdaskError(
             f"{frames[0].attrs['name']} ...: {len(frames)} {have} flats but no {missing} ones; "
-            f"a {descriptor(frames[0], 'filter_name')} flat needs both: add the {missing} frames to the list"
+            f"a {descriptor(frames[0], 'filter_name', pretty=True)} flat needs both: add the {missing} frames to the list"
         )
     bright, faint = stack_frames(on, **how), stack_frames(off, **how)
     times = {float(descriptor(frame, "exposure_time")) for frame in frames}
@@ -102,7 +102,7 @@ def _thermal_flat(off: Frames, on: Frames, darks: Frames, how: dict[str, object]
     if not off:
         raise GdaskError(
             f"{on[0].attrs['name']} ...: {len(on)} lamp-on flats but no lamp-off ones; "
-            f"a {descriptor(on[0], 'filter_name')} flat is made of lamp-off frames minus darks: give the lamp-off frames"
+            f"a {descriptor(on[0], 'filter_name', pretty=True)} flat is made of lamp-off frames minus darks: give the lamp-off frames"
         )
     ignored = f"; {len(on)} lamp-on frames left out" if on else ""
     time = float(descriptor(off[0], "exposure_time"))

@@ -70,7 +70,8 @@ def sky_correct(
         corrected.append(_subtract(frame, used, masters[names], offset_sky, scale_sky, mask_objects))
     mode = "scaled to each frame" if scale_sky else "shifted to each frame" if offset_sky else "at its own level"
     counts = sorted(len(frame.attrs["skies"]) for frame in frames)
-    text = f"sky {mode}, from {counts[0]}-{counts[-1]} frames, {len(masters)} combinations" if counts else ""
+    some = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
+    text = f"sky {mode}, from {some} frames each, {len(masters)} combinations" if counts[-1] else "no sky frames: levels alone"
     return tuple(note(frame, text) for frame in corrected)
 
 

@@ -38,7 +38,7 @@ def separate_sky(
     """
     limit = frac_FOV * float(instrument_of(frames[0]).facts["field_of_view"])
     if not (ref_obj or ref_sky):
-        _check_one_target(frames, limit)
+        check_one_target(frames, limit)
     groups = _groups([_pointing(frame) for frame in frames], limit)
     kinds, why = _known_kinds(frames, groups, _names(ref_obj), _names(ref_sky))
     if not any(kinds):
@@ -92,7 +92,7 @@ def associate_sky(
     return tuple(_associate(frame, skies, distance, time, min_skies, max_skies, use_all, keep_lonely) for frame in frames)
 
 
-def _check_one_target(frames: Frames, limit: float) -> None:
+def check_one_target(frames: Frames, limit: float) -> None:
     """Raise GdaskError where guided frames have targets (RA, DEC of the header) more than `limit` arcsec apart."""
     guided = [frame for frame in frames if descriptor(frame, "wavefront_sensor") is not None]
     targets = [(float(descriptor(f, "target_ra")), float(descriptor(f, "target_dec"))) for f in guided]

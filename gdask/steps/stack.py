@@ -88,7 +88,7 @@ def check_alike(frames: Frames) -> None:
     for frame in frames[1:]:
         for what, one, other in (
             ("shape", dict(frames[0].sizes), dict(frame.sizes)),
-            ("filter", descriptor(frames[0], "filter_name"), descriptor(frame, "filter_name")),
+            ("filter", descriptor(frames[0], "filter_name", pretty=True), descriptor(frame, "filter_name", pretty=True)),
         ):
             if one != other:
                 raise GdaskError(
