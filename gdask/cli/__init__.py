@@ -17,6 +17,8 @@ VERBS = {
     "reduce": "reduce files with a recipe",
     "showpars": "show the parameters of a step for a file",
     "showrecipes": "show the recipes for a file",
+    "verify": "check files: checksums, structure, units, WCS, provenance",
+    "replay": "make a product again from what it says of itself, and compare",
     "simulate": "write a raw night with known truth",
 }
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+from typing import BinaryIO
 
 import numpy as np
 from astropy.io import fits
+
+from gdask.io.headers import BLOCK, each_unit, open_stream
 
 
 def add_checksums(file: io.BufferedRandom) -> None:
@@ -16,6 +19,34 @@ def add_checksums(file: io.BufferedRandom) -> None:
         blank = [hdu.fileinfo() for hdu in hdus if hdu.header.get("CHECKSUM") == "0" * 16]
     for info in blank:
         _checksum_hdu(file.fileno(), info["hdrLoc"], info["datLoc"], info["datLoc"] + info["datSpan"])
+
+
+def wrong_sums(path: str) -> list[tuple[int, str]]:
+    """(number of the extension, what is wrong) of each unit whose CHECKSUM or DATASUM, where it has them, does not hold."""
+    wrong = []
+    with open_stream(path) as stream:
+        for unit in each_unit(stream, path):
+            wanted = [unit.header.get(name) for name in ("DATASUM", "CHECKSUM")]
+            if wanted == [None, None]:
+                continue
+            total = _sum_stream(stream, unit.size + -unit.size % BLOCK)
+            if wanted[0] is not None and str(wanted[0]).strip() != str(total):
+                wrong.append((unit.number, f"DATASUM is {wanted[0]}, of the data that are there {total}; copy the file again"))
+            whole = _fold(_sum_words(unit.raw) + total)
+            if wanted[1] is not None and whole not in (0, 0xFFFFFFFF) and not (wrong and wrong[-1][0] == unit.number):
+                wrong.append((unit.number, "CHECKSUM does not hold: its header was changed after it was written"))
+    return wrong
+
+
+def _sum_stream(stream: BinaryIO, size: int) -> int:
+    total, step = 0, 1 << 22
+    while size > 0:
+        piece = stream.read(min(step, size))
+        if not piece:
+            break
+        total = _fold(total + _sum_words(piece.ljust(-(-len(piece) // 4) * 4, b"\0")))
+        size -= len(piece)
+    return total
 
 
 def _checksum_hdu(handle: int, start_at: int, data_at: int, end: int) -> None:

@@ -172,7 +172,7 @@ def _decode(plane: Plane, y1: int, y2: int, x1: int, x2: int, dtype: np.dtype) -
     try:
         pixels = _unpacked(plane, dtype)
     except Exception as error:  # decompressors raise errors of many kinds
-        raise BadFile(plane.path, f"extension {plane.extension} cannot be decompressed ({error}); copy it again") from None
+        raise BadFile(plane.path, f"extension {plane.extension} cannot be decompressed ({error}); copy it again") from error
     return np.ascontiguousarray(pixels.reshape(plane.shape)[y1:y2, x1:x2].astype(dtype))
 
 

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from astropy.io import fits
 from astropy.table import Table
 
 from gdask.kernels.geometry import Geometry, to_sky
 from gdask.kernels.grid import Grid, grid_to_sky
+from gdask.model import GdaskError
 from gdask.types import Frame
 
 #: Unit of OBJCAT columns by their ending or beginning, the first that fits. (Fluxes are in electrons as the image is, a
@@ -36,13 +38,17 @@ def source_tables(frame: Frame) -> dict[str, Any]:
 
 
 def _inputs_table(inputs: Sequence[dict[str, Any]]) -> Table:
-    """The geometry of every array of every frame in a stack, with the frame's name, matches and residuals."""
+    """The geometry of every array of every frame in a stack, with the frame's name, matches and residuals
+    (mas), how it was placed among the others, and the error of that (mas)."""
     rows = [(source, number) for source in inputs for number in range(len(source["geometry"]))]
     table = geometry_table([source["geometry"][number] for source, number in rows])
     table.add_column([source["name"] for source, _ in rows], name="NAME", index=0)
     table.add_column([number + 1 for _, number in rows], name="ARRAY", index=1)
     for name, column in (("matches", "MATCHES"), ("rms_mas", "RMS_MAS"), ("terms", "TERMS")):
         table[column] = [source.get(name, 0) for source, _ in rows]
+    if any("placed" in source for source, _ in rows):
+        table["PLACED"] = [str(source.get("placed", "")) for source, _ in rows]
+        table["PLACE_ERR"] = [float(source.get("error_mas", np.nan)) for source, _ in rows]
     return table
 
 
@@ -68,6 +74,16 @@ def geometries_of(table: Table) -> tuple[Geometry, ...]:
             column = np.asarray(table[name.upper()], np.float64)
             fields[name] = [tuple(row.tolist()) if column.ndim > 1 else float(row) for row in column]
     return tuple(Geometry(**{name: values[row] for name, values in fields.items()}) for row in range(len(table)))
+
+
+def read_rows(path: str, name: str) -> list[dict[str, str]]:
+    """Rows of a table of texts in a file; none if it is not there. GdaskError if it cannot be read."""
+    try:
+        with fits.open(path, memmap=False, lazy_load_hdus=True) as hdus:
+            table = Table(hdus[name].data) if name in hdus else Table()
+            return [{column: str(row[column]).strip() for column in table.colnames} for row in table]
+    except Exception as error:  # astropy's errors are of many kinds
+        raise GdaskError(f"{path}: table {name} cannot be read ({error}); copy the file again") from error
 
 
 def _with_units(table: Table) -> Table:
