@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dask
+import dask.array as da
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -18,7 +19,7 @@ from gdask.kernels.geometry import from_sky, tangent_plane, tangent_sky, to_sky
 from gdask.kernels.grid import grid_to_sky
 from gdask.model import DQ, GdaskError
 from gdask.run import Run
-from gdask.steps.frames import with_headers
+from gdask.steps.frames import replaced, with_headers
 from gdask.steps.pointing import find_bad_wcs
 from gdask.types import Frame, Frames
 
@@ -80,10 +81,12 @@ def test_calibrations_have_no_pointing_to_check(night: object) -> None:
 # ---- alignment
 
 
-def seen(frames: Frames, errors: list[tuple[float, float]], stars: int = 200, size: int = 2048) -> Frames:
+def seen(
+    frames: Frames, errors: list[tuple[float, float]], stars: int = 200, size: int = 2048, half: float = 45.0
+) -> Frames:
     """Each frame with the centroids of one field of stars, as it would see them if it pointed so many arcsec off."""
     random = np.random.default_rng(4)
-    east, north = random.uniform(-45, 45, (2, stars))
+    east, north = random.uniform(-half, half, (2, stars))
     flux = 10 ** random.uniform(3.5, 6, stars)
     sky = tangent_sky(east, north, *centre(frames[0]))
     result = []
@@ -108,6 +111,7 @@ def full(night: object, number: int = 4) -> Frames:
     frames = []
     for n, (east, north) in enumerate(DITHER[:number]):
         frame = pointed(night.science[0], f"S{n}.fits", east * 10, north * 10)
+        frame = replaced(frame, data=da.zeros((4, 2048, 2048), "f4", chunks=(1, 2048, 2048)))
         frames.append(frame.assign_attrs(geometry=tuple(g._replace(x0=1.0, y0=1.0) for g in frame.attrs["geometry"])))
     return tuple(frames)
 
@@ -144,6 +148,32 @@ def test_a_frame_that_sees_other_stars_is_set_aside(night: object) -> None:
     aligned = steps.adjust_wcs_to_reference(tuple(frames))
     assert [frame.attrs["name"] for frame in aligned if frame.attrs.get("set_aside")] == ["S2.fits"]
     assert aligned[2].attrs["set_aside"]
+
+
+@pytest.mark.parametrize(("stars", "ways"), [(0, {"header"}), (1, {"shift by 1 star"}), (2, {"shift by 1 star", "shift by 2 stars"})])
+def test_frames_of_a_sparse_field_say_how_they_were_placed(night: object, stars: int, ways: set[str]) -> None:
+    """Of two stars one is in the gap between arrays in some frames."""
+    errors = [(0.1, -0.05), (-0.2, 0.1), (0.15, 0.2), (-0.1, -0.15)]
+    frames = seen(full(night), errors, stars=stars, half=15.0)
+    aligned = steps.adjust_wcs_to_reference(frames)
+    assert {frame.attrs["solution"]["placed"] for frame in aligned} == ways
+    for frame in aligned:
+        how, error = frame.attrs["solution"]["placed"], frame.attrs["solution"]["error_mas"]
+        assert frame.attrs["name"] in frame.attrs["warning"] and how in frame.attrs["warning"] and how in frame.attrs["note"]
+        assert error == 250 if not stars else 0 < error < 5
+    if stars:
+        first = positions(aligned[0])
+        nearest = [np.hypot(*(p[:, None] - first).transpose(2, 0, 1)).min(axis=0) for p in map(positions, aligned)]
+        assert np.max(nearest, where=np.array(nearest) < 0.5, initial=0.0) < 0.002  # a tenth of a pixel
+
+
+def test_a_pointing_that_check_wcs_refuses_places_no_frame(night: object) -> None:
+    frames = list(seen(full(night), [(0, 0)] * 4, stars=0))
+    wrong = tuple(g._replace(dec=g.dec + 50 / 3600) for g in frames[1].attrs["geometry"])
+    frames[1] = frames[1].assign_attrs(geometry=wrong)
+    aligned = steps.adjust_wcs_to_reference(tuple(frames))
+    assert [frame.attrs["name"] for frame in aligned if frame.attrs.get("set_aside")] == ["S1.fits"]
+    assert "cannot be trusted" in aligned[1].attrs["set_aside"] and "arcsec from" in aligned[1].attrs["set_aside"]
 
 
 def test_one_frame_and_frames_without_centroids(night: object) -> None:

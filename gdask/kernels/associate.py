@@ -13,14 +13,17 @@ from gdask.kernels.match import Shift, apply_shift, find_shift, match_pairs
 from gdask.types import Arcsec, Degrees
 
 #: Where the search within the wanted radius finds nothing, a blind one follows: this far, turned by these angles.
+#: With fewer sources any agreement among so many trials would be chance.
 WIDE: Arcsec = 30.0
+WIDE_SOURCES = 8
 WIDE_ROTATIONS = tuple(np.round(np.arange(-2.0, 2.01, 0.1), 1).tolist())
 
 
 class Measurements(NamedTuple):
     """The usable sources of one frame. x, y: instrument plane (arcsec) after the static distortion, uncorrected;
-    ex, ey: errors (arcsec); flux: any unit; array: index of the detector array; ra, dec, pa: the header's pointing
-    and position angle (degrees), which take the plane to the sky as in `geometry.Geometry`."""
+    ex, ey: errors (arcsec); flux: any unit, the same for all frames; array: index of the detector array; ra, dec, pa:
+    the header's pointing and position angle (degrees), which take the plane to the sky as in `geometry.Geometry`;
+    outline: corners (4, 2) of each array in the plane (none: the rectangle around all frames' sources)."""
 
     name: str
     x: np.ndarray
@@ -32,6 +35,7 @@ class Measurements(NamedTuple):
     ra: Degrees
     dec: Degrees
     pa: Degrees
+    outline: tuple[np.ndarray, ...] = ()
 
 
 class Found(NamedTuple):
@@ -59,6 +63,29 @@ def to_common(
     return tangent_plane(ra, dec, *centre)
 
 
+def from_common(
+    frame: Measurements, p: np.ndarray, q: np.ndarray, centre: tuple[Degrees, Degrees]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The inverse of `to_common`."""
+    c, s = np.cos(np.radians(frame.pa)), np.sin(np.radians(frame.pa))
+    xi, eta = tangent_plane(*tangent_sky(p, q, *centre), frame.ra, frame.dec)
+    return c * xi - s * eta, s * xi + c * eta
+
+
+def rows_of(problem: Problem, f: int) -> np.ndarray:
+    """The measurements of frame f."""
+    return np.arange(*np.searchsorted(problem.frame, [f, f + 1]))
+
+
+def with_outlines(frames: Sequence[Measurements]) -> list[Measurements]:
+    """The frames, those without an outline with the rectangle (at least 1 arcsec) around the sources of all."""
+    x, y = (np.concatenate([getattr(f, name) for f in frames]) for name in "xy")
+    x1, x2, y1, y2 = (x.min(), x.max(), y.min(), y.max()) if len(x) else (0.0, 0.0, 0.0, 0.0)
+    x2, y2 = max(x2, x1 + 1), max(y2, y1 + 1)
+    rectangle = np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], float)
+    return [frame if frame.outline else frame._replace(outline=(rectangle,)) for frame in frames]
+
+
 def set_up(frames: Sequence[Measurements], centre: tuple[Degrees, Degrees]) -> Problem:
     """All measurements in a row; star numbers and weights are still 0."""
     sizes = [len(f.x) for f in frames]
@@ -72,7 +99,7 @@ def set_up(frames: Sequence[Measurements], centre: tuple[Degrees, Degrees]) -> P
     return Problem(
         frame, np.zeros_like(frame), np.concatenate([f.x for f in frames]).astype(float),
         np.concatenate([f.y for f in frames]).astype(float), np.concatenate([p for p, _ in common]),
-        np.concatenate([q for _, q in common]), np.zeros(len(frame)), cosine, sine, 1,
+        np.concatenate([q for _, q in common]), np.zeros(len(frame)), cosine, sine, 1, centre,
     )
 
 
@@ -87,7 +114,7 @@ Places = tuple[np.ndarray, np.ndarray, np.ndarray]  # x, y, flux
 
 def _search(master: Places, mine: Places, radius: Arcsec) -> Shift:
     shift = find_shift(*master, *mine, radius)
-    if shift.ok or radius >= WIDE:
+    if shift.ok or radius >= WIDE or min(len(master[0]), len(mine[0])) < WIDE_SOURCES:
         return shift
     wide = find_shift(*master, *mine, WIDE, rotations=WIDE_ROTATIONS)
     return wide if wide.ok else shift
@@ -118,9 +145,11 @@ def _from_start(
     order = [int(f) for f in np.argsort(np.hypot(*(place - place[start]).T), kind="stable") if f != start]
     terms, contrast, reason = np.zeros((len(frames), TERMS)), [0.0] * len(frames), [""] * len(frames)
     master: Places = (problem.p[own[start]], problem.q[own[start]], np.asarray(frames[start].flux, float))
+    tried: dict[int, int] = {}  # how long the list was when a frame was last tried
     for f in order + order:
-        if contrast[f] and not reason[f]:
+        if (contrast[f] and not reason[f]) or tried.get(f) == len(master[0]):
             continue
+        tried[f] = len(master[0])
         i, flux = own[f], np.asarray(frames[f].flux, float)
         shift = _search(master, (problem.p[i], problem.q[i], flux), radius)
         contrast[f], reason[f] = shift.contrast, shift.reason

@@ -13,144 +13,191 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gdask.kernels.associate import Measurements, centre_of, first_shifts, number_stars, pull_back, set_up
-from gdask.kernels.geometry import tangent_sky
+from gdask.kernels.associate import (
+    Measurements,
+    centre_of,
+    first_shifts,
+    number_stars,
+    pull_back,
+    set_up,
+    with_outlines,
+)
+from gdask.kernels.defects import moving_sources
 from gdask.kernels.joint import (
     LEVELS,
-    ORDER,
     Problem,
     cross_validate,
     positions,
     prior_weights,
     solve_frames,
     star_means,
-    to_polynomials,
 )
-from gdask.kernels.tie import Reference, Tie, allowed, centre_on_headers, compose, tie_to
+from gdask.kernels.residuals import (
+    MAS,
+    State,
+    narrowed_radius,
+    noise_floor,
+    quality,
+    residuals,
+    robust_weights,
+    star_flux,
+)
+from gdask.kernels.solution import Solution, for_all_sources, report
+from gdask.kernels.sparse import Stars, place_sparse
+from gdask.kernels.tie import Reference, allowed, centre_on_headers, compose, tie_to
 from gdask.model import GdaskError
-from gdask.types import Arcsec, Degrees
+from gdask.types import Arcsec
 
 #: Terms that each order allows at most.
 MOST = {0: 2, 1: 6, 2: 12, 3: 20}
-#: Huber's limit and the rejection limit, in sigma of a two-dimensional residual.
-HUBER, REJECT = 3.0, 7.0
-#: Median of chi-square with two degrees of freedom.
-MEDIAN_CHI2 = 1.386
 PASSES, ROUNDS, FOLDS = 4, 2, 5
-MAS = 1000.0
-
-STARS = np.dtype([(n, "f8") for n in ("ra", "dec", "x", "y", "error", "flux")] + [("n", "i4")])
-
-
-class FrameFit(NamedTuple):
-    """One frame's correction and how it was reached. correction_x, correction_y: ten coefficients each (arcsec), as
-    `geometry.Geometry` takes them; terms and order in use; n: sources that other frames share; rms: weighted residual
-    per axis (mas); shift: what the header's pointing was off by, East and North (arcsec); star: row of each source in
-    the star list (-1 where the frame was left out); residual_x, residual_y: measured minus star, East and North
-    (arcsec). ok False: set aside, for the reason given."""
-
-    name: str
-    correction_x: tuple[float, ...]
-    correction_y: tuple[float, ...]
-    order: int
-    terms: int
-    n: int
-    rms: float
-    shift: tuple[Arcsec, Arcsec]
-    contrast: float
-    ok: bool
-    reason: str
-    star: np.ndarray
-    residual_x: np.ndarray
-    residual_y: np.ndarray
-
-
-class Solution(NamedTuple):
-    """Stars (dtype STARS: ra, dec in degrees; x, y about the centre, error per axis, in arcsec; mean flux; number of
-    frames), one FrameFit per input, the error beyond photon noise that the residuals show (mas), the tie or None."""
-
-    ra: Degrees
-    dec: Degrees
-    stars: np.ndarray
-    frames: tuple[FrameFit, ...]
-    floor: float
-    tie: Tie | None
-
-
-class _State(NamedTuple):
-    problem: Problem
-    terms: np.ndarray
-    active: np.ndarray
-    shared: np.ndarray
-    floor: Arcsec
+#: How a reason begins that more stars or another place would not mend.
+RESIDUALS = "residuals"
 
 
 def solve(
     frames: Sequence[Measurements], *, order: int = 3, prior: Arcsec = 0.01, search: Arcsec = 3.0,
     match_radius: Arcsec = 0.2, max_rms: Arcsec = 0.05, reference: Reference | None = None,
+    untrusted: Sequence[str] = (),
 ) -> Solution:
     """Solve star positions and the corrections of all frames together.
 
     order: of the correction polynomial, at most (0..3); prior: expected size (arcsec, at 60 arcsec from the pointing)
     of a frame's own distortion terms; search: how far (arcsec) header pointings may be off before a blind search
     (30 arcsec, 2 degrees) starts; match_radius: how far matched sources may lie apart after the first shift; a frame
-    whose weighted rms exceeds max_rms (arcsec), or that shares fewer than 4 stars, is set aside. A single frame keeps
-    its header's pointing, or is tied to the reference.
+    whose weighted rms exceeds max_rms (arcsec) is set aside. Frames with too few stars for a pattern are shifted by
+    those they have, or keep their header's pointing (`sparse.place_sparse`); untrusted: per frame, why that must not
+    be ('' or nothing: it may). A single frame keeps its header's pointing, or is tied to the reference.
     """
     if not frames or not 0 <= order <= 3:
         raise GdaskError(f"astrometric solution: {len(frames)} frames, order {order}; expected frames and order 0..3")
+    frames = with_outlines(frames)
     centre = centre_of(frames)
-    problem = set_up(frames, centre)
-    found = first_shifts(problem, frames, search, match_radius)
-    errors = np.concatenate([(np.square(f.ex) + np.square(f.ey)) / 2 for f in frames]).astype(float)
-    reasons = list(found.reason)
-    state = _State(problem, found.terms, np.zeros(len(frames), np.int64), np.zeros(len(errors), bool), 0.003)
-    weights = prior_weights(prior)
-    passed = 0
-    while passed < PASSES:
-        use = np.array([not r for r in reasons])
-        state = _pass(state, errors, use, order, weights, match_radius, passed)
-        passed += 1
-        if passed >= 2 and len(frames) > 1 and _gate(state, reasons, max_rms):
-            passed = min(passed, PASSES - 2)
-    terms = centre_on_headers(frames, state.problem, state.terms, state.active, centre)
+    moving = moving_sources(frames, set_up(frames, centre), match_radius)
+    used = [_some(frame, good) for frame, good in zip(frames, _split(frames, moving), strict=True)]
+    solver = _Solver(set_up(used, centre), used, order, prior_weights(prior), search, match_radius, max_rms)
+    state, reasons, contrast = _by_patterns(solver)
+    few, by_header = np.zeros((2, len(frames)), bool)
+    if len(frames) > 1 and any(reasons):
+        state, few, by_header = _by_few_stars(solver, state, reasons, untrusted or [""] * len(frames))
+    terms = centre_on_headers(used, state.problem, state.terms, state.active, centre)
+    terms[by_header] = 0.0
     tie = None
     if reference is not None:
         x, y, total = star_means(state.problem, *positions(state.problem, terms))
         good = total > 0
-        flux = _star_flux(frames, state)
+        flux = star_flux(used, state)
         move, tie = tie_to(
-            reference, x[good], y[good], 1 / np.sqrt(total[good]), flux[good], centre, search, match_radius, weights
+            reference, x[good], y[good], 1 / np.sqrt(total[good]), flux[good], centre, search, match_radius, solver.prior
         )
-        terms = compose(frames, state.problem, terms, centre, move)
-    return _report(frames, state._replace(terms=terms), centre, found.contrast, reasons, tie)
+        terms = compose(used, state.problem, terms, centre, move)
+    solution = report(used, state._replace(terms=terms), centre, contrast, reasons, tie, (few, by_header))
+    fits = zip(solution.frames, _split(frames, moving), strict=True)
+    return solution._replace(frames=tuple(for_all_sources(fit, good) for fit, good in fits))
+
+
+class _Solver(NamedTuple):
+    problem: Problem
+    frames: list[Measurements]
+    order: int
+    prior: np.ndarray
+    search: Arcsec
+    match_radius: Arcsec
+    max_rms: Arcsec
+
+
+def _split(frames: Sequence[Measurements], values: np.ndarray) -> list[np.ndarray]:
+    return np.split(values, np.cumsum([len(f.x) for f in frames])[:-1])
+
+
+def _some(frame: Measurements, good: np.ndarray) -> Measurements:
+    """A frame's measurements without those that are not good."""
+    names = ("x", "y", "ex", "ey", "flux", "array")
+    return frame if good.all() else frame._replace(**{name: np.asarray(getattr(frame, name))[good] for name in names})
+
+
+def _errors(frames: Sequence[Measurements]) -> np.ndarray:
+    """Variance per axis of each measurement (arcsec^2)."""
+    return np.concatenate([(np.square(f.ex) + np.square(f.ey)) / 2 for f in frames]).astype(float)
+
+
+def _by_patterns(solver: _Solver) -> tuple[State, list[str], tuple[float, ...]]:
+    """Frames with stars enough to be recognised by their pattern; why others are not (''), contrast of the match."""
+    count = len(solver.frames)
+    found = first_shifts(solver.problem, solver.frames, solver.search, solver.match_radius)
+    reasons = list(found.reason)
+    state = State(solver.problem, found.terms, np.zeros(count, np.int64), np.zeros(len(solver.problem.x), bool), 0.003)
+    return _passes(solver, state, reasons, np.zeros(count, bool), 0), reasons, found.contrast
+
+
+def _by_few_stars(
+    solver: _Solver, state: State, reasons: list[str], untrusted: Sequence[str]
+) -> tuple[State, np.ndarray, np.ndarray]:
+    """Place the other frames by few stars or by their headers; edits reasons. Which are placed in which of these ways."""
+    frames = solver.frames
+    state = state._replace(terms=centre_on_headers(frames, state.problem, state.terms, state.active, solver.problem.centre))
+    patterned = np.array([not reason for reason in reasons])
+    settled = patterned | [reason.startswith(RESIDUALS) for reason in reasons]
+    x, y, total = star_means(state.problem, *positions(state.problem, state.terms))
+    good = total > 0 if patterned.any() else np.zeros(len(total), bool)
+    seen = np.bincount(state.problem.star[state.problem.weight > 0], minlength=len(total))
+    known = Stars(x[good], y[good], star_flux(frames, state)[good], seen[good])
+    where = place_sparse(frames, solver.problem, known, settled, reasons, untrusted, solver.search, solver.match_radius)
+    few, by_header = np.zeros((2, len(frames)), bool)
+    terms = state.terms.copy()
+    for f in np.flatnonzero(~settled):
+        reasons[f] = where[f].reason
+        if not where[f].reason:
+            few[f], by_header[f] = where[f].n > 0, where[f].n == 0
+            terms[f] = 0.0
+            terms[f, :2] = pull_back(state.problem, f, *np.array([where[f].dx, where[f].dy]))
+    state = state._replace(terms=terms)
+    if few.any():
+        out = [reason or ("by its header" if kept else "") for reason, kept in zip(reasons, by_header, strict=True)]
+        state = _passes(solver, state, out, few, PASSES - 2)
+        reasons[:] = ["" if kept else reason for reason, kept in zip(out, by_header, strict=True)]
+    return state, few, by_header
+
+
+def _passes(solver: _Solver, state: State, reasons: list[str], few: np.ndarray, first: int) -> State:
+    """Passes from number `first`; frames that fail leave, with their reasons (edited). few: frames to be shifted only."""
+    errors, passed, fresh = _errors(solver.frames), first, True
+    while passed < PASSES:
+        use = np.array([not r for r in reasons])
+        state = _pass(solver, state, errors, use, few, passed, fresh)
+        passed, fresh = passed + 1, False
+        if passed >= 2 and len(use) > 1 and _gate(state, reasons, solver.max_rms):
+            passed = min(passed, PASSES - 2)
+    return state
 
 
 def _pass(
-    state: _State, errors: np.ndarray, use: np.ndarray, order: int, prior: np.ndarray, match_radius: Arcsec, passed: int
-) -> _State:
+    solver: _Solver, state: State, errors: np.ndarray, use: np.ndarray, few: np.ndarray, passed: int, fresh: bool
+) -> State:
     """Number the stars anew, choose terms, then alternate robust weights and the solution."""
     xi, eta = positions(state.problem, state.terms)
     known = star_means(state.problem, xi, eta)[:2] if passed else (np.zeros(0), np.zeros(0))
-    radius = match_radius if passed == 0 else _match_radius(state, xi, eta, match_radius)
+    radius = solver.match_radius if fresh else narrowed_radius(state, xi, eta, solver.match_radius)
     problem = number_stars(state.problem, xi, eta, use, known, radius)
     seen = use[problem.frame]
     count = np.bincount(problem.star[seen], minlength=problem.stars)
     shared = seen & (count[problem.star] >= 2)
     number = np.bincount(problem.frame[shared], minlength=len(use))
-    most = MOST[order] if passed else min(MOST[order], 6)
+    most = MOST[solver.order] if passed else min(MOST[solver.order], 6)
     active = np.array([allowed(n, most) if u else 0 for n, u in zip(number, use, strict=True)], np.int64)
+    active[few] = np.where(use[few] & (number[few] > 0), LEVELS[0], 0)
     floor, terms = state.floor, state.terms
     if passed >= 2:
-        weight = _robust(problem, terms, errors, shared, floor)
-        active = _validated(problem._replace(weight=weight), terms, active, prior)
+        weight = robust_weights(problem, terms, errors, shared, floor)
+        active = _validated(problem._replace(weight=weight), terms, active, solver.prior)
     for _ in range(ROUNDS):
-        weight = _robust(problem, terms, errors, shared, floor)
+        weight = robust_weights(problem, terms, errors, shared, floor)
         problem = problem._replace(weight=weight)
-        terms, _steps = solve_frames(_at_stars(problem, terms), terms, active, prior)
-        floor = _floor(problem, terms, errors)
-    final = np.where(shared, _robust(problem, terms, errors, shared, floor), np.where(seen, 1 / (errors + floor**2), 0))
-    return _State(problem._replace(weight=final), terms, active, shared, floor)
+        terms, _steps = solve_frames(_at_stars(problem, terms), terms, active, solver.prior)
+        floor = noise_floor(problem, terms, errors)
+    weight = robust_weights(problem, terms, errors, shared, floor)
+    final = np.where(shared, weight, np.where(seen, 1 / (errors + floor**2), 0))
+    return State(problem._replace(weight=final), terms, active, shared, floor)
 
 
 def _at_stars(problem: Problem, terms: np.ndarray) -> Problem:
@@ -159,53 +206,11 @@ def _at_stars(problem: Problem, terms: np.ndarray) -> Problem:
     With the measured places a common shrinking would lower chi-square, as it shrinks the noise too, and the solution
     would collapse; with the stars' places no change that is common to all frames alters chi-square to first order.
     """
-    dx, dy, _ = _residuals(problem, terms)
+    dx, dy, _ = residuals(problem, terms)
     c, s = problem.cosine[problem.frame], problem.sine[problem.frame]
     known = (problem.weight > 0) & np.isfinite(dx)
     dx, dy = np.where(known, dx, 0.0), np.where(known, dy, 0.0)
     return problem._replace(x=problem.x - (c * dx + s * dy), y=problem.y - (c * dy - s * dx))
-
-
-def _residuals(problem: Problem, terms: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Measured minus star (common plane, arcsec), and the share of the variance that the star's mean leaves."""
-    xi, eta = positions(problem, terms)
-    sx, sy, total = star_means(problem, xi, eta)
-    whole = total[problem.star]
-    left = 1 - np.divide(problem.weight, whole, out=np.zeros_like(whole), where=whole > 0)
-    return xi - sx[problem.star], eta - sy[problem.star], np.maximum(left, 0.02)
-
-
-def _match_radius(state: _State, xi: np.ndarray, eta: np.ndarray, widest: Arcsec) -> Arcsec:
-    """Six times the median scatter of shared sources, at least 0.03 arcsec, at most the first radius."""
-    dx, dy, _ = _residuals(state.problem, state.terms)
-    r = np.hypot(dx, dy)[state.shared]
-    r = r[np.isfinite(r)]
-    return float(np.clip(6 * np.median(r), 0.03, widest)) if len(r) else widest
-
-
-def _robust(problem: Problem, terms: np.ndarray, errors: np.ndarray, shared: np.ndarray, floor: Arcsec) -> np.ndarray:
-    """Huber weights about the present solution; beyond REJECT sigma nothing."""
-    base = np.where(shared, 1 / (errors + floor**2), 0.0)
-    start = np.where(problem.weight > 0, problem.weight, base * 1e-6) if (problem.weight > 0).any() else base
-    dx, dy, left = _residuals(problem._replace(weight=np.where(shared, start, 0.0)), terms)
-    t = np.sqrt((dx**2 + dy**2) * base / 2 / left)
-    t = np.where(np.isfinite(t), t, 0.0)
-    return np.where(t > REJECT, 0.0, base * np.minimum(1.0, HUBER / np.maximum(t, 1e-9)))
-
-
-def _floor(problem: Problem, terms: np.ndarray, errors: np.ndarray) -> Arcsec:
-    """The error to add to the photon errors so that the residuals of the better measured half are what they say."""
-    dx, dy, left = _residuals(problem, terms)
-    use = problem.weight > 0
-    if use.sum() < 20:
-        return 0.003
-    use &= errors <= np.median(errors[use])
-    r2, e2 = ((dx**2 + dy**2) / left)[use], errors[use]
-    low, high = 1e-5, 0.1
-    for _ in range(40):
-        middle = np.sqrt(low * high)
-        low, high = (middle, high) if np.median(r2 / (e2 + middle**2)) > MEDIAN_CHI2 else (low, middle)
-    return float(high)
 
 
 def _validated(problem: Problem, terms: np.ndarray, active: np.ndarray, prior: np.ndarray) -> np.ndarray:
@@ -228,62 +233,16 @@ def _validated(problem: Problem, terms: np.ndarray, active: np.ndarray, prior: n
     return out
 
 
-def _gate(state: _State, reasons: list[str], max_rms: Arcsec) -> bool:
+def _gate(state: State, reasons: list[str], max_rms: Arcsec) -> bool:
     """Set aside frames that fail; True if any newly did. Edits reasons."""
     changed = False
     for f, reason in enumerate(reasons):
         if reason:
             continue
-        n, rms = _quality(state, f)
+        n, rms = quality(state, f)
         if not state.active[f]:
             reasons[f] = f"only {n} sources are shared with other frames (at least 4)"
         elif rms > MAS * max_rms:
-            reasons[f] = f"residuals of {rms:.1f} mas from {n} shared sources exceed {MAS * max_rms:g} mas"
+            reasons[f] = f"{RESIDUALS} of {rms:.1f} mas from {n} shared sources exceed {MAS * max_rms:g} mas"
         changed |= bool(reasons[f])
     return changed
-
-
-def _quality(state: _State, f: int) -> tuple[int, float]:
-    """Shared sources in use, and their weighted rms per axis (mas)."""
-    i = np.flatnonzero((state.problem.frame == f) & state.shared & (state.problem.weight > 0))
-    if not len(i):
-        return 0, float("nan")
-    dx, dy, _ = _residuals(state.problem, state.terms)
-    w = state.problem.weight[i]
-    return len(i), MAS * float(np.sqrt((w * (dx[i] ** 2 + dy[i] ** 2)).sum() / (2 * w.sum())))
-
-
-def _star_flux(frames: Sequence[Measurements], state: _State) -> np.ndarray:
-    """Mean flux of each star over the frames in use (NaN where none)."""
-    flux = np.concatenate([f.flux for f in frames]).astype(float)
-    seen = state.problem.weight > 0
-    number = np.bincount(state.problem.star[seen], minlength=state.problem.stars)
-    total = np.bincount(state.problem.star[seen], flux[seen], minlength=state.problem.stars)
-    return np.divide(total, number, out=np.full(len(total), np.nan), where=number > 0)
-
-
-def _report(
-    frames: Sequence[Measurements], state: _State, centre: tuple[Degrees, Degrees], contrast: Sequence[float],
-    reasons: list[str], tie: Tie | None,
-) -> Solution:
-    problem = state.problem
-    xi, eta = positions(problem, state.terms)
-    x, y, total = star_means(problem, xi, eta)
-    stars = np.zeros(problem.stars, STARS)
-    stars["ra"], stars["dec"] = tangent_sky(x, y, *centre)
-    stars["x"], stars["y"], stars["flux"] = x, y, _star_flux(frames, state)
-    stars["error"] = 1 / np.sqrt(np.where(total > 0, total, np.nan))
-    stars["n"] = np.bincount(problem.star[problem.weight > 0], minlength=problem.stars)
-    fits = []
-    for f, frame in enumerate(frames):
-        i = np.flatnonzero(problem.frame == f)
-        ok, terms, count = not reasons[f], state.terms[f], int(state.active[f])
-        n, rms = _quality(state, f)
-        shift = (problem.cosine[f] * terms[0] - problem.sine[f] * terms[1],
-                 problem.sine[f] * terms[0] + problem.cosine[f] * terms[1])
-        cx, cy = to_polynomials(terms)
-        fits.append(FrameFit(
-            frame.name, cx, cy, ORDER.get(count, 0), count, n, rms, (float(shift[0]), float(shift[1])), contrast[f], ok,
-            reasons[f], np.where(ok, problem.star[i], -1), xi[i] - x[problem.star[i]], eta[i] - y[problem.star[i]],
-        ))
-    return Solution(*centre, stars, tuple(fits), MAS * state.floor, tie)

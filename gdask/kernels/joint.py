@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from gdask.types import Arcsec
+from gdask.types import Arcsec, Degrees
 
 TERMS = 20
 #: Numbers of leading terms that may be in use (shift, + rotation, linear, quadratic, cubic), and their orders.
@@ -29,7 +29,8 @@ class Problem(NamedTuple):
 
     frame, star: int64 indices; x, y: instrument plane, arcsec; p, q: the same sources in the common tangent plane
     with no correction, arcsec; weight: 1 / arcsec^2, 0 to ignore; cosine, sine: per frame, what turns the instrument
-    plane into the common one: (c x - s y, s x + c y); stars: their number.
+    plane into the common one: (c x - s y, s x + c y); stars: their number; centre: RA, Dec (degrees) of the common
+    plane's origin.
     """
 
     frame: np.ndarray
@@ -42,6 +43,7 @@ class Problem(NamedTuple):
     cosine: np.ndarray
     sine: np.ndarray
     stars: int
+    centre: tuple[Degrees, Degrees]
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")

@@ -54,9 +54,9 @@ def compose(
     """
     out = terms.copy()
     for f, frame in enumerate(frames):
-        if not len(frame.x):
-            continue
-        gx, gy = np.meshgrid(*(np.linspace(min(v.min(), -30), max(v.max(), 30), 9) for v in (frame.x, frame.y)))
+        gx, gy = np.meshgrid(*(
+            np.linspace(v.min(initial=-30), v.max(initial=30), 9) for v in (np.asarray(frame.x), np.asarray(frame.y))
+        ))
         gx, gy = gx.ravel(), gy.ravel()
         p, q = to_common(frame, gx, gy, centre)
         dx, dy = displace(gx, gy, terms[f])

@@ -11,12 +11,14 @@ from gdask.io.catalog import read_catalog
 from gdask.io.read import affine
 from gdask.kernels.associate import Measurements
 from gdask.kernels.centroid import EDGE, FAILED, SATURATED
-from gdask.kernels.fit import FrameFit, Solution, solve
+from gdask.kernels.fit import solve
 from gdask.kernels.geometry import pixel_area, to_plane
+from gdask.kernels.solution import FrameFit, Solution
 from gdask.kernels.tie import Reference
 from gdask.model import GdaskError
 from gdask.params import Range
-from gdask.steps.frames import aside, note
+from gdask.steps.frames import aside, note, warn
+from gdask.steps.pointing import find_bad_wcs
 from gdask.types import Frame, Frames
 
 #: Positions that are not used. Bad pixels near a star are left out of its fit, which its error tells: it is used.
@@ -43,6 +45,7 @@ def determine_astrometric_solution(
     order: Annotated[int, Range(0, 3)] = 3,
     search: Annotated[float, Range(0.01, None)] = 3.0,
     match_radius: Annotated[float, Range(0.001, None)] = 0.2,
+    max_rms: Annotated[float, Range(0.0001, None)] = 0.05,
     reference_error: Annotated[float, Range(0.0001, None)] = 0.02,
 ) -> Frames:
     """Solve all frames together and tie the group to the reference catalogue. [determineAstrometricSolution]
@@ -57,6 +60,8 @@ def determine_astrometric_solution(
         Arcsec that pointings may be off before a wide search begins.
     match_radius
         Arcsec within which sources are the same star.
+    max_rms
+        Arcsec of residuals per axis above which a frame is set aside.
     reference_error
         Arcsec per axis of the catalogue's positions.
     """
@@ -66,7 +71,8 @@ def determine_astrometric_solution(
     flux = _catalog_flux(catalog)
     error = np.full(len(catalog), reference_error)
     reference = Reference(np.asarray(catalog["RAJ2000"]), np.asarray(catalog["DEJ2000"]), error, flux)
-    return _solved(frames, solve(_measure(frames), order=order, search=search, match_radius=match_radius, reference=reference))
+    how = {"order": order, "search": search, "match_radius": match_radius, "max_rms": max_rms}
+    return _solved(frames, solve(_measure(frames), **how, reference=reference, untrusted=_untrusted(frames)))
 
 
 def adjust_wcs_to_reference(
@@ -80,8 +86,9 @@ def adjust_wcs_to_reference(
     """Align the frames with each other: star positions and the corrections of all frames in one solution.
     [adjustWCSToReference]
 
-    No frame is the reference: its own distortion would stay in the stack. A frame that cannot be matched, or whose
-    residuals are too large, is set aside with the reason.
+    No frame is the reference: its own distortion would stay in the stack. A frame with a few stars only is shifted by
+    them; one where no star is to be expected keeps its header's pointing, with a warning. A frame that cannot be
+    matched although it should, or whose residuals are too large, is set aside with the reason.
 
     Parameters
     ----------
@@ -98,7 +105,8 @@ def adjust_wcs_to_reference(
         return tuple(note(frame, "already solved with the catalogue") for frame in frames)
     if len(frames) == 1:
         return tuple(note(frame, "one frame: nothing to align") for frame in frames)
-    return _solved(frames, solve(_measure(frames), order=order, search=search, match_radius=match_radius, max_rms=max_rms))
+    how = {"order": order, "search": search, "match_radius": match_radius, "max_rms": max_rms}
+    return _solved(frames, solve(_measure(frames), **how, untrusted=_untrusted(frames)))
 
 
 def scale_counts_to_reference(frames: Frames, *, tolerance: Annotated[float, Range(0, 1)] = 0.0) -> Frames:
@@ -119,6 +127,18 @@ def _measure(frames: Frames) -> list[Measurements]:
     return [_measure_one(frame) for frame in frames]
 
 
+def _untrusted(frames: Frames) -> list[str]:
+    """Why a frame must not be placed by its header's pointing: as check_wcs says, '' where it may be."""
+    suspects = find_bad_wcs(frames, limit=30.0, dither_limit=10.0, max_deadtime=60.0)
+    return [suspects.get(frame.attrs["name"], "") for frame in frames]
+
+
+def _outline(frame: Frame) -> tuple[np.ndarray, ...]:
+    """Corners of each array in the instrument's plane (arcsec)."""
+    x, y = np.array([0.0, 1, 1, 0]) * frame.sizes["x"] - 0.5, np.array([0.0, 0, 1, 1]) * frame.sizes["y"] - 0.5
+    return tuple(np.column_stack(to_plane(geometry, x, y)) for geometry in frame.attrs["geometry"])
+
+
 def _measure_one(frame: Frame) -> Measurements:
     if "stars" not in frame.attrs.get("results", {}):
         raise GdaskError(f"{frame.attrs['name']}: no centroids; run detect_sources and end the phase first")
@@ -127,28 +147,42 @@ def _measure_one(frame: Frame) -> Measurements:
         good = stars[((stars["flags"] & _USELESS) == 0) & np.isfinite(stars["ex"]) & (stars["flux"] > 0)]
         x, y = to_plane(geometry._replace(correction_x=(), correction_y=()), good["x"], good["y"])
         scale = np.sqrt(pixel_area(geometry, good["x"], good["y"]))
-        parts = (x, y, good["ex"] * scale, good["ey"] * scale, good["flux"], np.full(len(good), number))
+        rate = good["flux"] / (float(descriptor(frame, "exposure_time") or 0.0) or 1.0)
+        parts = (x, y, good["ex"] * scale, good["ey"] * scale, rate, np.full(len(good), number))
         for column, part in zip(columns, parts, strict=True):
             column.append(np.atleast_1d(part))
     pointing = frame.attrs["geometry"][0]
-    return Measurements(frame.attrs["name"], *(np.concatenate(c) for c in columns), pointing.ra, pointing.dec, pointing.pa)
+    values = (np.concatenate(column) for column in columns)
+    return Measurements(frame.attrs["name"], *values, pointing.ra, pointing.dec, pointing.pa, _outline(frame))
 
 
 def _solved(frames: Frames, solution: Solution) -> Frames:
     fits = solution.frames
     good = [fit for fit in fits if fit.ok]
     text = f"{len(good)} of {len(fits)} frames, {len(solution.stars)} stars"
-    if good:
-        rms, shift = [fit.rms for fit in good], [np.hypot(*fit.shift) for fit in good]
-        matches = [fit.n for fit in good]
+    fitted = [fit for fit in good if np.isfinite(fit.rms)]
+    if fitted:
+        rms, matches = [fit.rms for fit in fitted], [fit.n for fit in fitted]
         text += (
             f", {min(matches)}-{max(matches)} matches a frame, rms {np.median(rms):.1f} mas (worst {max(rms):.1f}),"
-            f" order {max(fit.order for fit in good)}, pointing off by up to {max(shift):.2f} arcsec"
+            f" order {max(fit.order for fit in fitted)}"
         )
+    if good:
+        text += f", pointing off by up to {max(np.hypot(*fit.shift) for fit in good):.2f} arcsec"
+    ways = list(dict.fromkeys(fit.how for fit in good))
+    if ways != ["joint fit"]:
+        text += "; placed by: " + ", ".join(f"{way} ({sum(fit.how == way for fit in good)})" for way in ways)
     if solution.tie is not None:
         tie = solution.tie
         text += f"; tied to the catalogue by {tie.n} stars, rms {tie.rms:.1f} mas" if tie.ok else f"; not tied to the catalogue: {tie.reason}"
-    return tuple(note(_correct(frame, fit), text) for frame, fit in zip(frames, fits, strict=True))
+    placed = [note(_correct(frame, fit), text) for frame, fit in zip(frames, fits, strict=True)]
+    return tuple(warn(frame, _doubt(fit)) if fit.ok and fit.how != "joint fit" else frame for frame, fit in zip(placed, fits, strict=True))
+
+
+def _doubt(fit: FrameFit) -> str:
+    if fit.how == "header":
+        return f"{fit.name} kept on its header's pointing: 0 stars in common with other frames; good to {fit.error / 1000:g} arcsec"
+    return f"{fit.name} placed by a {fit.how} alone; good to {fit.error:.1f} mas"
 
 
 def _correct(frame: Frame, fit: FrameFit) -> Frame:
@@ -157,7 +191,10 @@ def _correct(frame: Frame, fit: FrameFit) -> Frame:
     corrected = tuple(
         geometry._replace(correction_x=fit.correction_x, correction_y=fit.correction_y) for geometry in frame.attrs["geometry"]
     )
-    summary = {"matches": fit.n, "rms_mas": fit.rms, "order": fit.order, "terms": fit.terms, "shift_arcsec": fit.shift}
+    summary = {
+        "matches": fit.n, "rms_mas": fit.rms, "order": fit.order, "terms": fit.terms, "shift_arcsec": fit.shift,
+        "placed": fit.how, "error_mas": fit.error,
+    }  # fmt: skip
     return frame.assign_attrs(geometry=corrected, solution=summary)
 
 

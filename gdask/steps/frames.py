@@ -167,6 +167,11 @@ def note(frame: Frame, text: str) -> Frame:
     return frame.assign_attrs(note=text)
 
 
+def warn(frame: Frame, text: str) -> Frame:
+    """The Frame with a warning for the log."""
+    return frame.assign_attrs(warning=text)
+
+
 def aside(frame: Frame, reason: str) -> Frame:
     """The Frame marked as left out, with the reason."""
     return frame.assign_attrs(set_aside=reason)

@@ -1,0 +1,105 @@
+"""What the joint astrometric solution gives: stars, and for each frame its correction and how it was reached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gdask.kernels.associate import Measurements, rows_of
+from gdask.kernels.geometry import tangent_sky
+from gdask.kernels.joint import ORDER, positions, star_means, to_polynomials
+from gdask.kernels.residuals import MAS, State, quality, star_flux
+from gdask.kernels.sparse import HEADER_ERROR
+from gdask.kernels.tie import Tie
+from gdask.types import Arcsec, Degrees
+
+STARS = np.dtype([(n, "f8") for n in ("ra", "dec", "x", "y", "error", "flux")] + [("n", "i4")])
+
+
+class FrameFit(NamedTuple):
+    """One frame's correction and how it was reached. correction_x, correction_y: ten coefficients each (arcsec), as
+    `geometry.Geometry` takes them; terms and order in use; n: sources that other frames share; rms: weighted residual
+    per axis (mas); shift: what the header's pointing was off by, East and North (arcsec); star: row of each source in
+    the star list (-1 where the frame or the source was left out); residual_x, residual_y: measured minus star, East
+    and North (arcsec). ok False: set aside, for the reason given. how: "joint fit", "shift by 2 stars" or "header";
+    error: of the frame's place among the others, per axis (mas)."""
+
+    name: str
+    correction_x: tuple[float, ...]
+    correction_y: tuple[float, ...]
+    order: int
+    terms: int
+    n: int
+    rms: float
+    shift: tuple[Arcsec, Arcsec]
+    contrast: float
+    ok: bool
+    reason: str
+    how: str
+    error: float
+    star: np.ndarray
+    residual_x: np.ndarray
+    residual_y: np.ndarray
+
+
+class Solution(NamedTuple):
+    """Stars (dtype STARS: ra, dec in degrees; x, y about the centre, error per axis, in arcsec; mean flux; number of
+    frames), one FrameFit per input, the error beyond photon noise that the residuals show (mas), the tie or None."""
+
+    ra: Degrees
+    dec: Degrees
+    stars: np.ndarray
+    frames: tuple[FrameFit, ...]
+    floor: float
+    tie: Tie | None
+
+
+def for_all_sources(fit: FrameFit, good: np.ndarray) -> FrameFit:
+    """The fit with a row for each measurement of the frame, those left out (-1, NaN) included."""
+    if good.all():
+        return fit
+    star, x, y = np.full(len(good), -1), *np.full((2, len(good)), np.nan)
+    star[good], x[good], y[good] = fit.star, fit.residual_x, fit.residual_y
+    return fit._replace(star=star, residual_x=x, residual_y=y)
+
+
+def report(
+    frames: Sequence[Measurements], state: State, centre: tuple[Degrees, Degrees], contrast: Sequence[float],
+    reasons: list[str], tie: Tie | None, sparse: tuple[np.ndarray, np.ndarray],
+) -> Solution:
+    """The solution in the form in which it is given out. sparse: which frames were placed by few stars, by headers."""
+    problem = state.problem
+    xi, eta = positions(problem, state.terms)
+    x, y, total = star_means(problem, xi, eta)
+    stars = np.zeros(problem.stars, STARS)
+    stars["ra"], stars["dec"] = tangent_sky(x, y, *centre)
+    stars["x"], stars["y"], stars["flux"] = x, y, star_flux(frames, state)
+    stars["error"] = 1 / np.sqrt(np.where(total > 0, total, np.nan))
+    stars["n"] = np.bincount(problem.star[problem.weight > 0], minlength=problem.stars)
+    fits = []
+    for f, frame in enumerate(frames):
+        i = rows_of(problem, f)
+        ok, terms, count = not reasons[f], state.terms[f], int(state.active[f])
+        n, rms = quality(state, f)
+        how, error = _how(state, f, n, *(bool(kind[f]) for kind in sparse)) if ok else ("", float("nan"))
+        shift = (problem.cosine[f] * terms[0] - problem.sine[f] * terms[1],
+                 problem.sine[f] * terms[0] + problem.cosine[f] * terms[1])
+        rms = rms if n > 1 or not how.startswith("shift") else float("nan")  # one star alone fits always
+        cx, cy = to_polynomials(terms)
+        fits.append(FrameFit(
+            frame.name, cx, cy, ORDER.get(count, 0), count, n, rms, (float(shift[0]), float(shift[1])), contrast[f], ok,
+            reasons[f], how, error, np.where(ok, problem.star[i], -1), xi[i] - x[problem.star[i]], eta[i] - y[problem.star[i]],
+        ))
+    return Solution(*centre, stars, tuple(fits), MAS * state.floor, tie)
+
+
+def _how(state: State, f: int, n: int, few: bool, by_header: bool) -> tuple[str, float]:
+    """How a frame was placed, in words, and the error per axis of its place among the others (mas)."""
+    if by_header or not state.active[f]:
+        return "header", MAS * HEADER_ERROR
+    i = rows_of(state.problem, f)
+    weight = state.problem.weight[i][state.shared[i]].sum()
+    how = f"shift by {n} star{'s' if n > 1 else ''}" if few else "joint fit"
+    return how, MAS / float(np.sqrt(weight)) if weight > 0 else float("nan")
