@@ -9,6 +9,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 
+from gdask.io.star_tables import add_star_columns, solution_tables
 from gdask.kernels.geometry import Geometry, to_sky
 from gdask.kernels.grid import Grid, grid_to_sky
 from gdask.model import GdaskError
@@ -23,17 +24,22 @@ _UNITS = (
 
 
 def source_tables(frame: Frame) -> dict[str, Any]:
-    """OBJCAT of each array (with sky positions), REFCAT, and ASTROM, as far as the Frame has them."""
+    """OBJCAT of each array (with sky positions; of a stack, with fitted stars), REFCAT, ASTROM, and of a stack RESIDUALS,
+    FRAMES and EPOCHS, as far as the Frame has them."""
     tables: dict[str, Any] = {}
     catalogs = frame.attrs.get("results", {}).get("objcat")
     if catalogs is not None and len(catalogs) == frame.sizes["detector"]:
         tables["OBJCAT"] = [_with_units(Table(_with_sky(frame, number, c))) for number, c in enumerate(catalogs)]
+        stars = frame.attrs["results"].get("stars")
+        if isinstance(frame.attrs.get("grid"), Grid) and stars is not None and len(stars[0]) == len(catalogs[0]) > 0:
+            tables["OBJCAT"] = [add_star_columns(tables["OBJCAT"][0], stars[0], frame)]
     if frame.attrs.get("refcat") is not None:
         tables["REFCAT"] = frame.attrs["refcat"]
     if frame.attrs.get("geometry"):
         tables["ASTROM"] = geometry_table(frame.attrs["geometry"])
     elif any(source["geometry"] for source in frame.attrs.get("inputs", ())):
         tables["ASTROM"] = _inputs_table(frame.attrs["inputs"])
+        tables |= solution_tables(frame.attrs["inputs"])
     return tables
 
 

@@ -273,6 +273,9 @@ def _each_table(tables: Mapping[str, Table | Sequence[Table]]) -> list[tuple[str
 def _table_bytes(name: str, table: Table, version: int) -> bytes:
     hdu = fits.table_to_hdu(table)
     hdu.name, hdu.ver = name, version
+    for number, column in enumerate(table.colnames, 1):
+        if table[column].description:
+            hdu.header[f"TCOMM{number}"] = table[column].description
     hdu.add_checksum()
     memory = io.BytesIO()
     fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(memory)

@@ -14,12 +14,11 @@ import numba
 import numpy as np
 
 from gdask.kernels.arrays import plain
-from gdask.kernels.photometry import floors, local_sky, star_fluxes
+from gdask.kernels.photometry import aperture_fluxes, floors, local_sky, star_fluxes
 from gdask.kernels.psf import (
     FIRST_REACH,
     MOST_FORMS,
     REACH,
-    SHAPE_STARS,
     half_maximum,
     isolated_stars,
     round_forms,
@@ -38,6 +37,10 @@ POSITIONS = np.dtype(
     [(n, "f8") for n in ("x", "y", "ex", "ey", "flux", "eflux", "fwhm")] + [("sky", "f4"), ("chi2", "f4"), ("flags", "i2")]
 )
 
+#: Radii of apertures in units of the FWHM, and the rows that come of them.
+APERTURES = (0.75, 1.0, 1.5, 2.0, 3.0)
+PHOTOMETRY = np.dtype([*POSITIONS.descr, *((n, "f4", (len(APERTURES),)) for n in ("aper", "eaper", "lost"))])
+
 #: In units of the FWHM: the annulus of the first local background.
 INNER, OUTER = 3.0, 4.5
 #: Most sweeps over the stars: with the first star image, with the final one.
@@ -52,7 +55,8 @@ PLACE_FLOOR, FLUX_FLOOR = 0.002, 0.002
 
 class Fitted(NamedTuple):
     """An array's stars as fitted. left: the pixels without them; p, e: (n, 6) x, y, flux, sky, two slopes, and their
-    errors; weights, table, step: the mean star image; forms (n, 3); stars: those that made it; failed: of each fit."""
+    errors; weights, table, step: the mean star image; forms (n, 3); stars: those that made it; failed: of
+    each fit; bad: pixels left out; sky_error: of the local sky, NaN where unknown."""
 
     left: Image
     p: np.ndarray
@@ -63,6 +67,8 @@ class Fitted(NamedTuple):
     forms: np.ndarray
     stars: np.ndarray
     failed: np.ndarray
+    bad: np.ndarray
+    sky_error: np.ndarray
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -152,7 +158,7 @@ def fit_stars(
     """
     xw, yw, flux, sky = _first(data, bad, x, y, fwhm)
     p, e = np.column_stack([xw, yw, flux.clip(min=0), sky, np.zeros((len(x), 2))]), np.full((len(x), 6), np.nan)
-    stars = isolated_stars(xw, yw, flux, clean, FIRST_REACH * fwhm)
+    stars, _ = isolated_stars(xw, yw, flux, clean, FIRST_REACH * fwhm)
     if not len(stars):
         stars = np.argsort(-flux, kind="stable")[:1]
     weights, noise = star_image(data, bad, np.column_stack([xw, yw, flux, sky])[stars], fwhm), _typical_noise(variance, bad)
@@ -166,13 +172,13 @@ def fit_stars(
     found, errors = fit_shapes(left, variance, bad, p[stars], forms[stars], table, step, FIT * fwhm)
     forms = smooth_forms(p[stars, 0], p[stars, 1], found, errors, p[:, 0], p[:, 1], (data.shape[0], data.shape[1]))
     if len(stars) >= 5:
-        best = stars[:SHAPE_STARS]
-        weights = star_image(left, bad, p[best, :4], fwhm, own=p[best, 2], forms=forms[best], known=(table, step))
+        best, wide = isolated_stars(p[:, 0], p[:, 1], p[:, 2], usable, FIRST_REACH * fwhm)
+        weights = star_image(left, bad, p[best, :4], fwhm, own=p[best, 2], forms=forms[best], known=(table, step), wide=wide)
     table, step = tabulate(weights, fwhm)
     reach, left = _reach(p[:, 2], table, step, fwhm, noise), data.copy()
     take_out(left, p, forms, table, step, reach)
     failed = fit_all(left, variance, bad, order, x, y, p, e, forms, table, step, fwhm, reach, SWEEPS, True)
-    return Fitted(left, p, e, weights, table, step, forms, stars, failed)
+    return Fitted(left, p, e, weights, table, step, forms, stars, failed, bad, np.full(len(x), np.nan))
 
 
 def _misfit(chi2: np.ndarray, snr: np.ndarray, stars: np.ndarray) -> np.ndarray:
@@ -185,7 +191,7 @@ def _misfit(chi2: np.ndarray, snr: np.ndarray, stars: np.ndarray) -> np.ndarray:
 
 
 def positions(data: Image, variance: Image, dq: Flags, x: np.ndarray, y: np.ndarray, *, fwhm: Pixels) -> tuple[np.ndarray, Fitted]:
-    """As `refine`, and the fit from which it comes. At least one star."""
+    """As `refine`, and the fit from which it comes, its sky with errors. At least one star."""
     bad = (dq & np.uint16(UNUSABLE)) != 0
     bad |= ~(np.isfinite(data) & np.isfinite(variance))
     data, variance, bad = plain(data, np.float32), plain(variance, np.float32), plain(bad, np.bool_)
@@ -211,7 +217,27 @@ def positions(data: Image, variance: Image, dq: Flags, x: np.ndarray, y: np.ndar
     others = _others(data, fit.left, fit.p, fit.forms, fit.table, fit.step)
     failed = fit.failed | ~np.isfinite(fit.e[:, 0])
     out["flags"] = flags + NEIGHBOUR * (others > CONTAMINATION) + FAILED * failed + MISFIT * (misfit > WORST_CHI2)
-    return out, fit
+    return out, fit._replace(sky_error=phot[:, 10])
+
+
+def photometry(data: Image, variance: Image, dq: Flags, x: np.ndarray, y: np.ndarray, *, fwhm: Pixels) -> np.ndarray:
+    """As `refine`, with fluxes in circles of APERTURES * fwhm (of the mean star image), neighbours taken out: dtype
+    PHOTOMETRY, which adds aper and eaper (unit of data), and lost: the share of each circle that is bad or outside, where
+    the fitted star image stands in.
+    """
+    out = np.zeros(len(x), PHOTOMETRY)
+    if not len(x):
+        return out
+    found, fit = positions(data, variance, dq, x, y, fwhm=fwhm)
+    for name in POSITIONS.names or ():
+        out[name] = found[name]
+    sky, e_sky = np.nan_to_num(found["sky"].astype(float)), np.nan_to_num(fit.sky_error)
+    radii = np.array(APERTURES) * found["fwhm"][0]
+    flux, noise, out["lost"] = aperture_fluxes(
+        fit.left, plain(variance, np.float32), fit.bad, fit.p, sky, e_sky, fit.forms, fit.table, fit.step, radii
+    )
+    out["aper"], out["eaper"] = flux, np.sqrt(noise)
+    return out
 
 
 def refine(

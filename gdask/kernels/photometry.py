@@ -66,13 +66,14 @@ def star_fluxes(
     left: np.ndarray, variance: np.ndarray, bad: np.ndarray, p: np.ndarray, forms: np.ndarray, table: np.ndarray,
     step: float, fwhm: float,
 ) -> np.ndarray:
-    """Fluxes with position and local sky known: a float64 table (n, 10) of flux, error, sky, chi-square per pixel,
-    what the core (CORE FWHM) alone says of x, y (pixels) and flux beyond the whole, and the variances of these three.
+    """Fluxes with position and local sky known: a float64 table (n, 11) of flux, error, sky, chi-square per pixel,
+    what the core (CORE FWHM) alone says of x, y (pixels) and flux beyond the whole, the variances of these three, and the
+    error of the sky.
 
     left: residual pixels with all stars of p (x, y, flux ...) taken out. NaN where too little is measured.
     """
     ny, nx = left.shape
-    out = np.full((p.shape[0], 10), np.nan)
+    out = np.full((p.shape[0], 11), np.nan)
     radius = FIT * fwhm
     for k in range(p.shape[0]):
         x, y, flux, form = p[k, 0], p[k, 1], p[k, 2], forms[k]
@@ -121,6 +122,7 @@ def star_fluxes(
         out[k, 0] = flux + change
         out[k, 1] = np.sqrt(s[0, 1] + (ws * e_sky) ** 2) / whole
         out[k, 2], out[k, 3] = sky - change * own, (chi2 - s[0, 0] ** 2 / s[0, 1]) / max(n - 4.0, 1.0)
+        out[k, 10] = e_sky
         for c in range(3):
             a, b = (2, 3) if c == 0 else ((4, 5) if c == 1 else (0, 1))
             out[k, 4 + c] = s[1, a] / s[1, b] - s[0, a] / s[0, b]

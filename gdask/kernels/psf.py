@@ -12,8 +12,8 @@ from gdask.types import Image, Pixels
 #: Radius (in FWHM) to which the mean image is known, and a fitted star subtracted before its neighbours are fitted; and
 #: the radius of the first estimate, neighbours still there.
 REACH, FIRST_REACH = 14.0, 8.0
-#: Widths of the Gaussians that make up the mean image: sigma in units of the FWHM.
-WIDTHS = 0.25 * 1.45 ** np.arange(11)
+#: Widths of the Gaussians that make up the mean image: sigma in units of the FWHM; how many reach to FIRST_REACH.
+WIDTHS, FIRST_WIDTHS = 0.25 * 1.45 ** np.arange(11), 9
 #: Stars that make the mean image, and the steps of its table in r^2.
 SHAPE_STARS, STEPS = 60, 4096
 #: Stars that a form of so many terms (1, linear, quadratic in x and y) needs; the most that are used.
@@ -55,33 +55,35 @@ def _profile(
     return out, q_sum / count
 
 
-def isolated_stars(x: np.ndarray, y: np.ndarray, flux: np.ndarray, usable: np.ndarray, reach: Pixels) -> np.ndarray:
-    """Indices of the bright usable stars without a neighbour of 5 % of their flux within reach; else the brightest."""
+def isolated_stars(x: np.ndarray, y: np.ndarray, flux: np.ndarray, usable: np.ndarray, reach: Pixels) -> tuple[np.ndarray, bool]:
+    """Indices of the bright usable stars without a neighbour of 5 % of their flux within reach, True; the brightest,
+    False, where there are fewer than 3."""
     order = np.argsort(-flux, kind="stable")
     order = order[usable[order] & (flux[order] > 0)]
     alone = [k for k in order[: 10 * SHAPE_STARS]
              if np.count_nonzero((np.hypot(x - x[k], y - y[k]) < reach) & (flux > 0.05 * flux[k])) <= 1]
-    return np.array(alone[:SHAPE_STARS] if len(alone) >= 3 else order[:SHAPE_STARS], int)
+    return np.array(alone[:SHAPE_STARS] if len(alone) >= 3 else order[:SHAPE_STARS], int), len(alone) >= 3
 
 
 def star_image(
     data: Image, bad: np.ndarray, stars: np.ndarray, fwhm: Pixels, *, own: np.ndarray | None = None,
-    forms: np.ndarray | None = None, known: tuple[np.ndarray, Pixels] | None = None,
+    forms: np.ndarray | None = None, known: tuple[np.ndarray, float] | None = None, wide: bool = False,
 ) -> np.ndarray:
     """Weights (per pixel^2, sum of volumes 1) of round Gaussians with sigma WIDTHS * fwhm that describe these stars.
 
     stars: (n, 4) x, y, flux, sky. Where stars were taken out of data: the flux and the table `known` (from
     `tabulate`) that were used, forms round. The median over stars of their mean profiles, fitted with non-negative weights
-    together with a constant: a pedestal that the local background left.
+    together with a constant: a pedestal that the local background left. wide: to REACH and not to FIRST_REACH, for stars
+    that stand alone; in a crowd, far wings are other stars' light.
     """
     step = max(fwhm / 6.0, 0.5)
     table, table_step = known or (np.zeros((2, 2)), 1.0)
     own = np.zeros(len(stars)) if own is None else own
     forms = round_forms(len(stars)) if forms is None else forms
-    profiles, r2 = _profile(data, bad, stars, own, forms, table, table_step, step, int((FIRST_REACH if known is None else REACH) * fwhm / step))
+    profiles, r2 = _profile(data, bad, stars, own, forms, table, table_step, step, int((REACH if wide else FIRST_REACH) * fwhm / step))
     seen = np.isfinite(profiles).any(axis=0) & np.isfinite(r2)
     value = np.array([np.median(p[np.isfinite(p)]) for p in profiles[:, seen].T])
-    sigma2 = (WIDTHS * fwhm) ** 2
+    sigma2 = (WIDTHS[: len(WIDTHS) if wide else FIRST_WIDTHS] * fwhm) ** 2
     basis = np.exp(-r2[seen, None] / (2 * sigma2)) / (2 * np.pi * sigma2)
     # Errors of a ring: a relative part, and a sky part that falls with its pixels.
     error = 0.02 * value.clip(min=0) + 2e-4 * value.max() / np.sqrt(np.sqrt(r2[seen] / fwhm**2) + 0.3)
@@ -90,7 +92,7 @@ def star_image(
     weights = weights[: len(sigma2)]
     if not weights.sum() > 0:  # nothing like a star: one Gaussian of this FWHM
         weights = (np.arange(len(sigma2)) == np.argmin(np.abs(WIDTHS - 1 / 2.3548))).astype(float)
-    return weights / weights.sum() / (2 * np.pi * sigma2)
+    return np.append(weights / weights.sum() / (2 * np.pi * sigma2), np.zeros(len(WIDTHS) - len(weights)))
 
 
 def tabulate(weights: np.ndarray, fwhm: Pixels) -> tuple[np.ndarray, Pixels]:

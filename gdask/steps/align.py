@@ -10,7 +10,6 @@ from gdask.instruments import descriptor
 from gdask.io.catalog import read_catalog
 from gdask.io.read import affine
 from gdask.kernels.associate import Measurements
-from gdask.kernels.centroid import EDGE, FAILED, SATURATED
 from gdask.kernels.fit import solve
 from gdask.kernels.geometry import pixel_area, to_plane
 from gdask.kernels.solution import FrameFit, Solution
@@ -19,10 +18,8 @@ from gdask.model import GdaskError
 from gdask.params import Range
 from gdask.steps.frames import aside, note, warn
 from gdask.steps.pointing import find_bad_wcs
+from gdask.steps.residuals import usable, with_residuals
 from gdask.types import Frame, Frames
-
-#: Positions that are not used. Bad pixels near a star are left out of its fit, which its error tells: it is used.
-_USELESS = SATURATED | EDGE | FAILED
 
 
 def add_reference_catalog(frames: Frames, *, source: str | None = None) -> Frames:
@@ -144,7 +141,7 @@ def _measure_one(frame: Frame) -> Measurements:
         raise GdaskError(f"{frame.attrs['name']}: no centroids; run detect_sources and end the phase first")
     columns: list[list[np.ndarray]] = [[] for _ in range(6)]
     for number, (stars, geometry) in enumerate(zip(frame.attrs["results"]["stars"], frame.attrs["geometry"], strict=True)):
-        good = stars[((stars["flags"] & _USELESS) == 0) & np.isfinite(stars["ex"]) & (stars["flux"] > 0)]
+        good = usable(stars)
         x, y = to_plane(geometry._replace(correction_x=(), correction_y=()), good["x"], good["y"])
         scale = np.sqrt(pixel_area(geometry, good["x"], good["y"]))
         rate = good["flux"] / (float(descriptor(frame, "exposure_time") or 0.0) or 1.0)
@@ -175,7 +172,7 @@ def _solved(frames: Frames, solution: Solution) -> Frames:
     if solution.tie is not None:
         tie = solution.tie
         text += f"; tied to the catalogue by {tie.n} stars, rms {tie.rms:.1f} mas" if tie.ok else f"; not tied to the catalogue: {tie.reason}"
-    placed = [note(_correct(frame, fit), text) for frame, fit in zip(frames, fits, strict=True)]
+    placed = [note(with_residuals(_correct(frame, fit), fit, solution), text) for frame, fit in zip(frames, fits, strict=True)]
     return tuple(warn(frame, _doubt(fit)) if fit.ok and fit.how != "joint fit" else frame for frame, fit in zip(placed, fits, strict=True))
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from gdask.io.read import Plane, on_disk, read_window
-from gdask.kernels.centroid import POSITIONS, refine
+from gdask.kernels.centroid import PHOTOMETRY, POSITIONS, photometry, refine
 from gdask.kernels.detect import detect, measure_fwhm, object_mask
 from gdask.kernels.geometry import Geometry, to_sky
 from gdask.kernels.grid import Grid, sky_to_grid
@@ -39,7 +39,8 @@ def detect_sources(
     mesh
         Pixels of a cell of the background mesh.
     products
-        What is made: mask (OBJMASK), catalog (OBJCAT too), centroids (precise positions for the alignment too).
+        What is made: mask (OBJMASK), catalog (OBJCAT with fitted stars and apertures too: for a stack), centroids (OBJCAT
+        and precise positions for the alignment too: for a frame).
     """
     whole = frame.chunk({"y": -1, "x": -1})
     planes = [array(whole, name) for name in ("data", "variance", "dq")]
@@ -51,9 +52,8 @@ def detect_sources(
     shape = (frame.sizes["y"], frame.sizes["x"])
     masked = with_arrays(frame, objects=map_planes(_mask, planes[0], found, dtype="bool", shape=shape).rechunk(chunks))
     masked = pending(masked, objcat=map_planes(item, found, dtype=object, whole=True, name=0))
-    if products == "catalog":
-        return masked
-    return pending(masked, stars=map_planes(_stars, *planes, found, dtype=object, whole=True))
+    measure = _photometry if products == "catalog" else _stars
+    return pending(masked, stars=map_planes(measure, *planes, found, dtype=object, whole=True))
 
 
 def _detect(data: Image, variance: Image, dq: Flags, threshold: float, min_pixels: int, mesh: int) -> object:
@@ -72,6 +72,14 @@ def _stars(data: Image, variance: Image, dq: Flags, found: np.ndarray) -> np.nda
     if not np.isfinite(fwhm):
         return np.zeros(0, POSITIONS)
     return refine(data, variance, dq, catalog["X_IMAGE"] - 1, catalog["Y_IMAGE"] - 1, fwhm=fwhm)
+
+
+def _photometry(data: Image, variance: Image, dq: Flags, found: np.ndarray) -> np.ndarray:
+    catalog = found[0, 0][0]
+    fwhm = measure_fwhm(catalog)
+    if not np.isfinite(fwhm):
+        return np.zeros(0, PHOTOMETRY)
+    return photometry(data, variance, dq, catalog["X_IMAGE"] - 1, catalog["Y_IMAGE"] - 1, fwhm=fwhm)
 
 
 def objects_from_stack(frames: Frames, deep: Frame, aligned: Frames) -> Frames:

@@ -1,0 +1,198 @@
+"""The catalogue that goes with a stack: OBJCAT with star fluxes and errors, and what each frame and epoch says of each star.
+
+Columns carry a unit (TUNIT) and a description (TCOMM). Fluxes are in electrons, a unit that FITS tables do not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from astropy.table import Table
+
+from gdask.kernels.centroid import APERTURES
+from gdask.kernels.epochs import epoch_means, epochs_of
+from gdask.kernels.geometry import from_sky, tangent_plane, tangent_sky
+from gdask.kernels.grid import Grid, footprint, grid_to_sky
+from gdask.types import Frame
+
+MAS = 1000.0
+#: A source of the stack is the star of the joint solution that lies within this share of the FWHM.
+SAME_STAR = 0.5
+#: Descriptions of SExtractor's columns; `tables` has their units.
+SEXTRACTOR = {
+    "NUMBER": "running number, from the highest peak down", "X_IMAGE": "isophotal centre x, 1-based",
+    "Y_IMAGE": "isophotal centre y, 1-based", "X_WORLD": "right ascension of X_IMAGE, Y_IMAGE",
+    "Y_WORLD": "declination of X_IMAGE, Y_IMAGE", "A_IMAGE": "rms along the major axis", "B_IMAGE": "rms along the minor axis",
+    "THETA_IMAGE": "major axis, from x towards y", "ERRX2_IMAGE": "variance of X_IMAGE", "ERRY2_IMAGE": "variance of Y_IMAGE",
+    "ERRXY_IMAGE": "covariance of X_IMAGE, Y_IMAGE", "FLUX_AUTO": "flux in Kron's ellipse (electron)",
+    "FLUXERR_AUTO": "error of FLUX_AUTO (electron)", "MAG_AUTO": "instrumental, -2.5 log10(electron/s)",
+    "MAGERR_AUTO": "error of MAG_AUTO", "KRON_RADIUS": "Kron radius in units of A and B",
+    "FLUX_ISO": "isophotal flux (electron)", "FLUX_MAX": "peak above background (electron)",
+    "FLUX_RADIUS": "radius of half the light", "FWHM_IMAGE": "FWHM of the core", "ELLIPTICITY": "1 - B/A",
+    "CLASS_STAR": "1 as wide and round as the stars", "BACKGROUND": "sky that was subtracted (electron)",
+    "THRESHOLD": "detection limit above it (electron)", "ISOAREA_IMAGE": "pixels above the limit",
+    "FLAGS": "1 crowded 2 blended 4 saturated 8 cut by the edge", "IMAFLAGS_ISO": "DQ bits of its pixels, OR-ed",
+    "NIMAFLAGS_ISO": "pixels with any of them",
+}
+#: Unit ('' none) and description of the other columns.
+COLUMNS = {
+    "XPSF_IMAGE": ("pix", "fitted x, 1-based"), "YPSF_IMAGE": ("pix", "fitted y, 1-based"),
+    "ERRXPSF_IMAGE": ("pix", "error of XPSF_IMAGE, of the pixels alone"), "ERRYPSF_IMAGE": ("pix", "error of YPSF_IMAGE"),
+    "RA": ("deg", "right ascension of the fitted position"), "DEC": ("deg", "declination of the fitted position"),
+    "RA_ERR": ("mas", "error East, with the alignment's"), "DEC_ERR": ("mas", "error North, with the alignment's"),
+    "FLUX_PSF": ("", "flux of the fitted star image (electron)"), "FLUXERR_PSF": ("", "error of FLUX_PSF (electron)"),
+    "MAG_PSF": ("mag", "instrumental, -2.5 log10(electron/s)"), "MAGERR_PSF": ("mag", "error of MAG_PSF"),
+    "FLUX_APER": ("", "flux in circles, radii APER1 ... (electron)"), "FLUXERR_APER": ("", "errors of FLUX_APER (electron)"),
+    "MAG_APER": ("mag", "instrumental, -2.5 log10(electron/s)"), "MAGERR_APER": ("mag", "errors of MAG_APER"),
+    "LOST_APER": ("", "share of each circle that is bad or outside"),
+    "CHI2_PSF": ("", "1 where the star fits as good stars do"),
+    "FLAGS_PSF": ("", "1 neighbour 2 saturated 4 edge 8 bad 16 failed 32 misfit"),
+    "N_FRAMES": ("", "frames with an array on the position"),
+    "STAR": ("", "star in RESIDUALS and EPOCHS, 0 if none"),
+    "FRAME": ("", "row of FRAMES, 1-based"), "ARRAY": ("", "array of the frame, 1-based"),
+    "NAME": ("", "file of the frame"), "MJD": ("d", "middle of the exposure; mean over an epoch"),
+    "EPOCH": ("", "epoch, 1-based"), "N_STARS": ("", "rows in RESIDUALS"), "RMS_MAS": ("mas", "weighted rms per axis"),
+    "X": ("pix", "x on the array, 1-based"), "Y": ("pix", "y on the array, 1-based"),
+    "DX": ("arcsec", "measured minus star, East"), "DY": ("arcsec", "measured minus star, North"),
+    "DX_ERR": ("arcsec", "error of DX, of the pixels alone"), "DY_ERR": ("arcsec", "error of DY"),
+    "FLUX": ("", "flux in this frame (electron)"), "FLUX_ERR": ("", "error of FLUX (electron)"), }  # fmt: skip
+
+
+def described(table: Table) -> Table:
+    """The table with the unit and description of each known column."""
+    for name in table.colnames:
+        unit, text = COLUMNS.get(name, ("", SEXTRACTOR.get(name, "")))
+        table[name].unit = unit or table[name].unit
+        table[name].description = text or table[name].description
+    return table
+
+
+def add_star_columns(table: Table, stars: np.ndarray, frame: Frame) -> Table:
+    """OBJCAT of a stack with the columns of its fitted stars (dtype PHOTOMETRY, a row for each source).
+
+    Errors are multiplied by the header's CORRFAC (noise of resampled pixels is correlated; 1 where it is absent). Errors
+    of RA and Dec have the alignment's added: what the solution found beyond photon noise, over sqrt(frames).
+    """
+    headers = (*frame.attrs["headers"], frame.attrs["phu"])
+    factor = next((float(header["CORRFAC"]) for header in headers if header.get("CORRFAC")), 1.0)
+    seconds = float(frame.attrs["phu"].get("EXPTIME") or 0.0) or 1.0
+    grid, inputs = frame.attrs["grid"], frame.attrs.get("inputs", ())
+    ra, dec = grid_to_sky(grid, stars["x"], stars["y"])
+    frames = covering(grid, ra, dec, stars["x"], stars["y"], inputs)
+    floor = _floor(inputs) / np.sqrt(np.maximum(frames, 1))
+    table["XPSF_IMAGE"], table["YPSF_IMAGE"] = stars["x"] + 1, stars["y"] + 1
+    table["ERRXPSF_IMAGE"], table["ERRYPSF_IMAGE"] = (np.float32(factor * stars[name]) for name in ("ex", "ey"))
+    table["RA"], table["DEC"] = ra, dec
+    turn = np.radians(grid.pa)
+    for name, c, s in (("RA_ERR", np.cos(turn), np.sin(turn)), ("DEC_ERR", np.sin(turn), np.cos(turn))):
+        pixels = np.hypot(c * stars["ex"], s * stars["ey"])
+        table[name] = np.hypot(MAS * grid.scale * factor * pixels, floor).astype("f4")
+    for name, flux, error in (("PSF", "flux", "eflux"), ("APER", "aper", "eaper")):
+        value, noise = stars[flux], factor * stars[error]
+        table[f"FLUX_{name}"], table[f"FLUXERR_{name}"] = np.float32(value), np.float32(noise)
+        table[f"MAG_{name}"], table[f"MAGERR_{name}"] = magnitudes(value, noise, seconds)
+    table["LOST_APER"], table["CHI2_PSF"], table["FLAGS_PSF"] = stars["lost"], stars["chi2"], stars["flags"]
+    table["N_FRAMES"], table["STAR"] = frames.astype("i4"), star_numbers(ra, dec, stars["fwhm"] * grid.scale, inputs)
+    if "MAG_AUTO" in table.colnames:
+        table["FLUXERR_AUTO"] *= np.float32(factor)
+        table["MAG_AUTO"], table["MAGERR_AUTO"] = magnitudes(table["FLUX_AUTO"], table["FLUXERR_AUTO"], seconds)
+    table.meta["CORRFAC"] = (factor, "in the errors: correlated noise")
+    for number, radius in enumerate(APERTURES, 1):
+        arcsec = radius * float(stars["fwhm"][0]) * grid.scale
+        table.meta[f"APER{number}"] = (round(arcsec, 5), "[arcsec] radius of an aperture")
+    return described(table)
+
+
+def magnitudes(flux: np.ndarray, error: np.ndarray, seconds: float) -> tuple[np.ndarray, np.ndarray]:
+    """-2.5 log10(flux / seconds) and its error; NaN where the flux is not positive."""
+    flux = np.asarray(flux, float)
+    good = flux > 0
+    value, noise = np.full(flux.shape, np.nan, "f4"), np.full(flux.shape, np.nan, "f4")
+    value[good] = -2.5 * np.log10(flux[good] / seconds)
+    noise[good] = 2.5 / np.log(10) * np.asarray(error, float)[good] / flux[good]
+    return value, noise
+
+
+def covering(
+    grid: Grid, ra: np.ndarray, dec: np.ndarray, x: np.ndarray, y: np.ndarray, inputs: Sequence[Mapping[str, Any]]
+) -> np.ndarray:
+    """Number of input frames of which an array covers each position; all of them where their shapes are not known."""
+    if not all("shape" in source and source["geometry"] for source in inputs):
+        return np.full(len(ra), max(len(inputs), 1))
+    count = np.zeros(len(ra), int)
+    for source in inputs:
+        seen, shape = np.zeros(len(ra), bool), source["shape"]
+        for geometry in source["geometry"]:
+            y1, y2, x1, x2 = footprint(geometry, shape, grid)
+            near = np.flatnonzero((x > x1 - 1) & (x < x2) & (y > y1 - 1) & (y < y2) & ~seen)
+            px, py = from_sky(geometry, ra[near], dec[near])
+            seen[near] = (px > -0.5) & (py > -0.5) & (px < shape[1] - 0.5) & (py < shape[0] - 0.5)
+        count += seen
+    return count
+
+
+def _floor(inputs: Sequence[Mapping[str, Any]]) -> float:
+    """Error per frame and axis beyond photon noise (mas), as the joint solution found it; 0 without one."""
+    found = [float(source["floor_mas"]) for source in inputs if np.isfinite(source.get("floor_mas", np.nan))]
+    return found[0] if found else 0.0
+
+
+def _solution(inputs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    return next((source for source in inputs if "stars" in source), None)
+
+
+def star_numbers(ra: np.ndarray, dec: np.ndarray, fwhm: np.ndarray, inputs: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """The star of the joint solution at each position (1-based row of its list), 0 where there is none; fwhm in arcsec."""
+    from scipy.spatial import cKDTree
+
+    solution = _solution(inputs)
+    out = np.zeros(len(ra), "i4")
+    if solution is None or not len(ra) or not len(solution["stars"]):
+        return out
+    stars = solution["stars"]
+    mine, theirs = (np.column_stack(tangent_plane(a, d, *solution["centre"])) for a, d in ((ra, dec), (stars["ra"], stars["dec"])))
+    held = np.flatnonzero(np.isfinite(theirs).all(axis=1) & (stars["n"] > 0))
+    if len(held):
+        distance, index = cKDTree(theirs[held]).query(np.nan_to_num(mine, nan=1e9))
+        near = distance < SAME_STAR * fwhm
+        out[near] = held[index[near]] + 1
+    return out
+
+
+def solution_tables(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
+    """RESIDUALS, FRAMES and EPOCHS of a stack's joint solution; none where its frames were not solved together.
+
+    RESIDUALS names frames by their row in FRAMES, so that it has no texts: 50 bytes a row.
+    """
+    solution, used = _solution(inputs), [source for source in inputs if "residuals" in source]
+    if solution is None or not used:
+        return {}
+    mjd = np.array([source["mjd"] for source in used], float)
+    epoch, times = epochs_of(np.where(np.isfinite(mjd), mjd, 0.0))
+    rows = np.concatenate([source["residuals"] for source in used])
+    frame = np.repeat(np.arange(len(used)), [len(source["residuals"]) for source in used])
+    frames = Table({
+        "FRAME": np.arange(1, len(used) + 1, dtype="i2"), "NAME": [source["name"] for source in used], "MJD": mjd,
+        "EPOCH": (epoch + 1).astype("i2"), "N_STARS": np.array([len(s["residuals"]) for s in used], "i4"),
+        "RMS_MAS": np.array([source["rms_mas"] for source in used], "f4"),
+    })  # fmt: skip
+    residuals = Table({
+        "STAR": rows["star"] + np.int32(1), "FRAME": (frame + 1).astype("i2"), "ARRAY": rows["array"] + np.int16(1),
+        "MJD": mjd[frame], "X": rows["x"] + np.float32(1), "Y": rows["y"] + np.float32(1), "DX": rows["dx"], "DY": rows["dy"],
+        "DX_ERR": rows["edx"], "DY_ERR": rows["edy"], "FLUX": rows["flux"], "FLUX_ERR": rows["eflux"], "FLAGS_PSF": rows["flags"],
+    })  # fmt: skip
+    tables = {"RESIDUALS": residuals, "FRAMES": frames, "EPOCHS": _epochs(solution, rows, epoch[frame], times)}
+    return {name: described(table) for name, table in tables.items()}
+
+
+def _epochs(solution: Mapping[str, Any], rows: np.ndarray, epoch: np.ndarray, times: np.ndarray) -> Table:
+    means = epoch_means(rows, epoch, solution["floor_mas"] / MAS)
+    stars = solution["stars"][means["star"]]
+    ra, dec = tangent_sky(stars["x"] + means["dx"], stars["y"] + means["dy"], *solution["centre"])
+    return Table({
+        "STAR": means["star"] + np.int32(1), "EPOCH": means["epoch"] + np.int16(1), "MJD": times[means["epoch"]], "RA": ra,
+        "DEC": dec, "RA_ERR": np.float32(MAS) * means["edx"], "DEC_ERR": np.float32(MAS) * means["edy"], "N_FRAMES": means["n"],
+    })  # fmt: skip
+
