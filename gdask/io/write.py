@@ -261,18 +261,22 @@ def _to_disk(plane: np.ndarray, bitpix: int) -> np.ndarray:
     return np.ascontiguousarray(plane, dtype=np.float32).byteswap()
 
 
-def _each_table(tables: Mapping[str, Table | Sequence[Table]]) -> list[tuple[str, tuple[Table, int]]]:
-    """(name, (table, EXTVER)) of each table: one for the file, or one for each array."""
-    flat = []
+def _each_table(tables: Mapping[str, Table | Sequence[Table]]) -> list[tuple[str, tuple[Table, int | None]]]:
+    """(name, (table, EXTVER)) of each table: one for each array, or one for the file, which has none (as astrodata has it)."""
+    flat: list[tuple[str, tuple[Table, int | None]]] = []
     for name, value in tables.items():
-        several = list(value) if isinstance(value, (list, tuple)) else [value]
-        flat += [(name, (Table(table), number)) for number, table in enumerate(several, 1)]
+        if isinstance(value, (list, tuple)):
+            flat += [(name, (Table(table), number)) for number, table in enumerate(value, 1)]
+        else:
+            flat.append((name, (Table(value), None)))
     return flat
 
 
-def _table_bytes(name: str, table: Table, version: int) -> bytes:
+def _table_bytes(name: str, table: Table, version: int | None) -> bytes:
     hdu = fits.table_to_hdu(table)
-    hdu.name, hdu.ver = name, version
+    hdu.name = name
+    if version is not None:
+        hdu.ver = version
     for number, column in enumerate(table.colnames, 1):
         if table[column].description:
             hdu.header[f"TCOMM{number}"] = table[column].description
