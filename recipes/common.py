@@ -52,12 +52,18 @@ def subtract_sky(run, targets, skies):
 
 
 def mask_stack_sources(run, targets, skies):
-    """A first stack; both groups with what is found on it masked on every frame."""
-    first = align(run, subtract_sky(run, targets, skies))
-    deep = run.write(stack(run, first), "_firstPass")
-    targets, skies = (run(objects_from_stack, group, deep, first) for group in (targets, skies))
-    saved = run.save(targets + skies, variables=["objects"])
-    return saved[: len(targets)], saved[len(targets) :]
+    """A first stack; both groups with what is found on it masked on every frame. Then once more with these masks.
+
+    Detection is deep and its background mesh wide, so that the masks take in faint wings and the light between stars:
+    the second stack holds more of that light than the first.
+    """
+    for _ in range(2):
+        first = align(run, subtract_sky(run, targets, skies))
+        deep = run.write(stack(run, first, threshold=1.0, min_pixels=20, mesh=512), "_firstPass")
+        targets, skies = (run(objects_from_stack, group, deep, first) for group in (targets, skies))
+        saved = run.save(targets + skies, variables=["objects"])
+        targets, skies = saved[: len(targets)], saved[len(targets) :]
+    return targets, skies
 
 
 def align(run, frames):
@@ -68,8 +74,8 @@ def align(run, frames):
     return run(match_sky_levels, run.fetch(run(measure_sky_levels, frames)))
 
 
-def stack(run, frames):
+def stack(run, frames, threshold=2.0, min_pixels=8, mesh=128):
     """Put aligned frames onto one grid and combine them, with a catalogue of the sources."""
     frames = run(scale_counts_to_reference, frames)
     frames = run(resample_to_common_frame, frames)
-    return run(detect_sources, run(stack_frames, frames), products="catalog", threshold=2.0, mesh=128)
+    return run(detect_sources, run(stack_frames, frames), products="catalog", threshold=threshold, min_pixels=min_pixels, mesh=mesh)
