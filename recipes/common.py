@@ -74,8 +74,9 @@ def align(run, frames):
     return run(match_sky_levels, run.fetch(run(measure_sky_levels, frames)))
 
 
-def stack(run, frames, threshold=2.0, min_pixels=8, mesh=128):
+def stack(run, frames, **detection):
     """Put aligned frames onto one grid and combine them, with a catalogue of the sources."""
     frames = run(scale_counts_to_reference, frames)
     frames = run(resample_to_common_frame, frames)
-    return run(detect_sources, run(stack_frames, frames), products="catalog", threshold=threshold, min_pixels=min_pixels, mesh=mesh)
+    detection = {"threshold": 2.0, "mesh": 128} | detection
+    return run(detect_sources, run(stack_frames, frames), products="catalog", **detection)
