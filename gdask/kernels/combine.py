@@ -10,6 +10,7 @@ import numpy.typing as npt
 from numba import njit
 
 from gdask.kernels.arrays import plain
+from gdask.kernels.noiseclip import clip_noise
 from gdask.kernels.rejection import (
     Factors,
     Work,
@@ -56,6 +57,7 @@ REJECTIONS: dict[str, Choice] = {
     "minmax": Choice(1, "drop int(n nlow / nplanes + 0.001) lowest, likewise highest, of the n usable (IRAF)"),
     "sigclip": Choice(2, "clip beyond lsigma, hsigma times the values' own standard deviation"),
     "varclip": Choice(3, "clip beyond lsigma, hsigma times each value's sqrt(variance)"),
+    "noiseclip": Choice(4, "clip beyond lsigma, hsigma times the pixel's noise, and in starlight the planes' own scatter"),
 }
 
 # n times the variance of the median, and of the lower median, of n standard normal values (index n), by numerical
@@ -160,6 +162,8 @@ def _combine(
             clip_scatter(low, high, rounds, about_median, size, work)
         elif reject == 3:
             clip_variance(low, high, rounds, about_median, size, work)
+        elif reject == 4:
+            clip_noise(low, high, rounds, about_median, size, work)
         _average(size, dq, start, work, out)
         if method == 1:
             _weight(weights, start, size, work, out)
@@ -209,7 +213,9 @@ def combine(
     values themselves, outliers included, so that at limits of 3 a lone outlier among n < 8 always stays (it deviates by
     n / sqrt(n - 1) sigma at most). By simulation half of the outliers go at 33 sigma of the others for n = 8, 9 for
     n = 9, 5 for n = 12; of good Gaussian values it loses none for n < 8, 0.02 % for n = 9, 0.2 % for n = 32. "varclip",
-    which knows the noise, finds 7 sigma from n = 3 on and loses 0.3 to 0.5 %. Fewer than 3 values are not clipped by
+    which knows the noise, finds 7 sigma from n = 3 on and loses 0.3 to 0.5 %; it takes changes of the seeing for outliers,
+    too. "noiseclip", for sky-subtracted images, takes one sigma for all planes: the median of their variances plus, where
+    there is starlight, the scatter of most planes (3 to 30 % of the light), so that a star's core stays whole. Fewer than 3 values are not clipped by
     scatter; of two that disagree, "varclip" keeps both.
 
     The median after symmetric min-max rejection is the median of all, and its variance is given as such; a trimmed

@@ -45,6 +45,30 @@ def noise_correlation(interpolation: str) -> float:
     return float(np.mean(np.sum(weights(interpolation)[:-1].astype(float) ** 2, axis=1)))
 
 
+def lag_correlation(interpolation: str) -> Floats:
+    """Covariance of resampled white noise at lags of 0, 1, 2 ... output pixels along an axis, input pixels of the same
+    size, mean over all sub-pixel phases. With all lags of both signs it sums to 1; two axes multiply."""
+    table = weights(interpolation)[:-1].astype(float)
+    taps = table.shape[1]
+    return np.array([np.mean(np.sum(table[:, lag:] * table[:, : taps - lag], axis=1)) for lag in range(taps)])
+
+
+def aperture_noise(interpolation: str, radius: float) -> float:
+    """rms of the sum in a round aperture of `radius` output pixels over sqrt(sum of VAR): 1 for a large one.
+
+    Half a pixel's radius is a single pixel (`noise_correlation`). Output and input pixels are taken as equally large.
+    """
+    half = int(radius) + 1
+    y, x = np.mgrid[-half : half + 1, -half : half + 1]
+    disk = np.clip(radius + 0.5 - np.hypot(y, x), 0, 1)
+    lags = lag_correlation(interpolation)
+    kernel = np.concatenate([lags[:0:-1], lags])
+    smooth = np.apply_along_axis(np.convolve, 0, np.apply_along_axis(np.convolve, 1, disk, kernel), kernel)
+    reached = lags.size - 1
+    inside = smooth[reached : reached + disk.shape[0], reached : reached + disk.shape[1]]
+    return float(np.sqrt(np.sum(disk * inside) / np.sum(disk * disk)))
+
+
 def _kernel(interpolation: str, phase: Floats, taps: Floats) -> Floats:
     """Weights as a function of the distance from the point."""
     t = np.abs(phase[:, None] - taps)

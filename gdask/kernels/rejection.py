@@ -111,7 +111,7 @@ def middle(ordered: Image, first: int, last: int, x: int) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _drop_outside(size: int, work: Work) -> None:
+def drop_outside(size: int, work: Work) -> None:
     """Stop using what is not in ordered[first:last]; of equal values at an end, those of the earlier planes go."""
     low, high = np.zeros(size, np.float32), np.zeros(size, np.float32)
     inside = np.zeros(size, np.int64)
@@ -151,7 +151,7 @@ def reject_minmax(low: float, high: float, size: int, work: Work) -> None:
         if below + above < usable:
             work.first[x], work.last[x] = below, usable - above
             work.trimmed[x] = 2 * min(below, above)
-    _drop_outside(size, work)
+    drop_outside(size, work)
 
 
 @njit(cache=True, nogil=True)
@@ -177,7 +177,7 @@ def clip_scatter(low: float, high: float, rounds: int, about_median: bool, size:
                 _clip_pixel(low, high, rounds, about_median, x, work)
                 clipped = True
     if clipped:
-        _drop_outside(size, work)
+        drop_outside(size, work)
 
 
 @njit(cache=True, nogil=True)

@@ -10,9 +10,10 @@ from dask.base import tokenize
 
 from gdask.instruments import descriptor, instrument_of
 from gdask.io.read import Plane, on_disk, read_window
+from gdask.kernels.areas import area_factors
 from gdask.kernels.geometry import Geometry, pixel_area
 from gdask.kernels.grid import Grid, common_grid, footprint, input_window
-from gdask.kernels.interpolation import reach
+from gdask.kernels.interpolation import noise_correlation, reach
 from gdask.kernels.pixelmap import map_error, pixel_map
 from gdask.kernels.resample import resample
 from gdask.kernels.wcs import grid_from_header, grid_header
@@ -56,6 +57,19 @@ def resample_to_common_frame(
     text = f"{grid.shape[1]} x {grid.shape[0]} pixels of {grid.scale:g} arcsec, {interpolation}, map good to {worst:.1e} px"
     rows = int(np.clip(STACK_BYTES / (len(frames) * grid.shape[1] * PIXEL.itemsize), FEWEST_ROWS, MOST_ROWS))
     return tuple(note(_resample_frame(frame, grid, header, interpolation, rows), text) for frame in frames)
+
+
+def correlation(interpolation: str, ratio: float) -> dict[str, tuple[object, str]]:
+    """Header keywords that say how resampled noise is correlated. ratio: area of an output over that of an input pixel.
+
+    VAR is that of sums: the rms of a sum over many pixels is CORRFAC sqrt(sum of VAR), that of single pixels is CORRPIX
+    sqrt(VAR), the mean over all sub-pixel phases; `interpolation.aperture_noise` gives what lies between.
+    """
+    return {
+        "INTERPOL": (interpolation, "Interpolation kernel"),
+        "CORRFAC": (1.0, "rms of a sum of many pixels / sqrt(sum VAR)"),
+        "CORRPIX": (round(noise_correlation(interpolation) * ratio**0.5, 5), "rms of one pixel / sqrt(VAR)"),
+    }
 
 
 def reference_area(geometries: tuple[Geometry, ...], shape: tuple[int, int]) -> float:
@@ -107,6 +121,7 @@ def _resample_frame(frame: Frame, grid: Grid, header: object, interpolation: str
     for keyword in _ARRAY_KEYWORDS:
         base.remove(keyword, ignore_missing=True)
     base.update(header)
+    base.update(correlation(interpolation, ratio))
     onto = with_headers(onto, primary={"PIXSCALE": (grid.scale, "Pixel scale (arcsec)")})
     return onto.assign_attrs(headers=(base,), geometry=(), source_geometry=geometries, grid=grid, pending={}, results={})
 
@@ -140,9 +155,11 @@ def _resample_tile(
         )
         ymap, xmap = pixel_map(geometry, grid, window)
         part = tuple(plane[:, x1:x2] for plane in result)
-        _merge(part, resample(
+        data, variance, dq = resample(
             data, variance, dq, ymap, xmap, interpolation=interpolation, area_ratio=ratio, origin=(inside[0], inside[2]),
-        ))  # fmt: skip
+        )  # fmt: skip
+        of_data, of_variance = area_factors(geometry, grid, window, grid.scale**2 / ratio)
+        _merge(part, (data * of_data, variance * of_variance, dq))
     return pack(*result)[None]
 
 

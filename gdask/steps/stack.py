@@ -14,7 +14,7 @@ from gdask.steps.frames import PIXEL, array, map_planes, note, pack, replaced, u
 from gdask.types import Frame, Frames
 
 Operation = Literal["mean", "wtmean", "median", "lmedian"]
-Reject = Literal["none", "minmax", "sigclip", "varclip"]
+Reject = Literal["none", "minmax", "sigclip", "varclip", "noiseclip"]
 
 #: Seconds to which exposure times are the same.
 SAME_TIME = 0.01
@@ -24,7 +24,7 @@ def stack_frames(
     frames: Frames,
     *,
     operation: Operation = "mean",
-    reject_method: Reject = "sigclip",
+    reject_method: Reject = "noiseclip",
     lsigma: Annotated[float, Range(0, None)] = 3.0,
     hsigma: Annotated[float, Range(0, None)] = 3.0,
     mclip: bool = True,
@@ -40,7 +40,8 @@ def stack_frames(
     operation
         mean, wtmean (weights 1/variance), median or lmedian (the lower of the two middle values).
     reject_method
-        none, minmax, sigclip (scatter of the values) or varclip (their variance).
+        none, minmax, sigclip (scatter of the values), varclip (their variance) or noiseclip (their median variance and,
+        in starlight, the scatter of most of them: cosmic rays go, stars stay whole under changes of the seeing).
     lsigma, hsigma
         Limits of the clipping, in standard deviations.
     mclip
