@@ -23,7 +23,9 @@ class Measurements(NamedTuple):
     """The usable sources of one frame. x, y: instrument plane (arcsec) after the static distortion, uncorrected;
     ex, ey: errors (arcsec); flux: any unit, the same for all frames; array: index of the detector array; ra, dec, pa:
     the header's pointing and position angle (degrees), which take the plane to the sky as in `geometry.Geometry`;
-    outline: corners (4, 2) of each array in the plane (none: the rectangle around all frames' sources)."""
+    outline: corners (4, 2) of each array in the plane (none: the rectangle around all frames' sources); signal: flux
+    over its error, brought to one exposure time for all frames (none: the flux), by which a few stars are compared:
+    the scale of a fitted flux hangs on the star image, of which a few stars say little."""
 
     name: str
     x: np.ndarray
@@ -36,6 +38,7 @@ class Measurements(NamedTuple):
     dec: Degrees
     pa: Degrees
     outline: tuple[np.ndarray, ...] = ()
+    signal: np.ndarray | None = None
 
 
 class Found(NamedTuple):
@@ -84,6 +87,11 @@ def with_outlines(frames: Sequence[Measurements]) -> list[Measurements]:
     x2, y2 = max(x2, x1 + 1), max(y2, y1 + 1)
     rectangle = np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], float)
     return [frame if frame.outline else frame._replace(outline=(rectangle,)) for frame in frames]
+
+
+def brightness(frame: Measurements) -> np.ndarray:
+    """By what a frame's sources are compared with another's: signal to noise, or flux."""
+    return np.asarray(frame.flux if frame.signal is None else frame.signal, float)
 
 
 def set_up(frames: Sequence[Measurements], centre: tuple[Degrees, Degrees]) -> Problem:

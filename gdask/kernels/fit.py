@@ -15,6 +15,7 @@ import numpy as np
 
 from gdask.kernels.associate import (
     Measurements,
+    brightness,
     centre_of,
     first_shifts,
     number_stars,
@@ -112,8 +113,10 @@ def _split(frames: Sequence[Measurements], values: np.ndarray) -> list[np.ndarra
 
 def _some(frame: Measurements, good: np.ndarray) -> Measurements:
     """A frame's measurements without those that are not good."""
-    names = ("x", "y", "ex", "ey", "flux", "array")
-    return frame if good.all() else frame._replace(**{name: np.asarray(getattr(frame, name))[good] for name in names})
+    if good.all():
+        return frame
+    names = ("x", "y", "ex", "ey", "flux", "array", *(("signal",) if frame.signal is not None else ()))
+    return frame._replace(**{name: np.asarray(getattr(frame, name))[good] for name in names})
 
 
 def _errors(frames: Sequence[Measurements]) -> np.ndarray:
@@ -134,7 +137,7 @@ def _by_few_stars(
     solver: _Solver, state: State, reasons: list[str], untrusted: Sequence[str]
 ) -> tuple[State, np.ndarray, np.ndarray]:
     """Place the other frames by few stars or by their headers; edits reasons. Which are placed in which of these ways."""
-    frames = solver.frames
+    frames = [frame._replace(flux=brightness(frame)) for frame in solver.frames]
     state = state._replace(terms=centre_on_headers(frames, state.problem, state.terms, state.active, solver.problem.centre))
     patterned = np.array([not reason for reason in reasons])
     settled = patterned | [reason.startswith(RESIDUALS) for reason in reasons]

@@ -32,8 +32,9 @@ FLUX_RANGE, FLUX_SIGMA, LONELY = 1.1, 0.3, 2.5
 STAR_CHANCE, FRAME_CHANCE = 0.01, 0.05
 #: A star that so many of the frames show whose field it is in should be there (FULL: is counted as well supported).
 RELIABLE, FULL = 0.75, 3
-#: Of the stars that should be there, the share that must be.
-MIN_SEEN = 0.25
+#: Of the stars that should be there, the share that must be; but that all are missed by chance, not being bright (signal
+#: to noise BRIGHT or more are not missed), must be as improbable as MISSED.
+MIN_SEEN, BRIGHT, MISSED = 0.25, 20.0, 0.1
 SWEEPS, ANCHORS = 3, 20
 
 
@@ -98,19 +99,19 @@ def place_sparse(
         if _believed(fit, middle, frames[f], search, tolerance):
             found[f] = fit
     everywhere = [f for f in range(len(frames)) if placed[f] or f in found]
-    expected = _expected(frames, problem, stars, agreed, everywhere, poor, min(search, 1.0))
+    expected = _expected(frames, problem, stars, agreed, everywhere, poor, 4 * tolerance + 2 * HEADER_ERROR)
     result = [Placed(0.0, 0.0, 0, reason) for reason in reasons]
     for f in (f for f in poor if f not in rich):
         n = len(found[f].ia) if f in found else 0
-        reason = _verdict(n, expected[f], untrusted[f])
+        reason = _verdict(n, *expected[f], untrusted[f])
         fit = found[f] if n and not reason else _NOTHING
         result[f] = Placed(fit.dx, fit.dy, n, reason)
     return result
 
 
-def _verdict(n: int, expected: int, untrusted: str) -> str:
-    """Why a frame that shows n of the expected stars has no place, '' if it has one."""
-    if n < MIN_SEEN * expected:
+def _verdict(n: int, expected: int, missed: float, untrusted: str) -> str:
+    """Why a frame that shows n of the expected stars has no place, '' if it has one; missed: chance to see none."""
+    if n < MIN_SEEN * expected and missed <= MISSED:
         return f"too few stars: {n} of the {expected} that other frames show in its field (clouds, or pointed elsewhere)"
     if n < 2 and untrusted:
         return f"{n} stars in common with other frames, and its header's pointing cannot be trusted: it {untrusted}"
@@ -275,8 +276,9 @@ def _area(corners: np.ndarray) -> float:
 def _expected(
     frames: Sequence[Measurements], problem: Problem, stars: Stars, agreed: np.ndarray, placed: list[int],
     poor: list[int], margin: Arcsec,
-) -> dict[int, int]:
-    """For each poor frame, how many stars should be there: in its field, agreed upon, and seen by most that could."""
+) -> dict[int, tuple[int, float]]:
+    """For each poor frame, how many stars should be there: in its field, agreed upon, and seen by most that could; and
+    the chance that all are missed, as often as other frames miss them."""
     some = np.flatnonzero(agreed)
     some = some[np.argsort(-stars.flux[some], kind="stable")[:300]]
     bright = Stars(*(v[some] for v in stars))
@@ -284,4 +286,6 @@ def _expected(
     for f in placed:
         could += _in_field(frames[f], problem, bright, margin)
     reliable = bright.seen >= RELIABLE * np.maximum(could, 1)
-    return {f: int((_in_field(frames[f], problem, bright, margin) & reliable).sum()) for f in poor}
+    missed = np.where(bright.flux >= BRIGHT, 0.0, 1 - np.minimum(bright.seen / (could + 1), 1.0))
+    there = {f: _in_field(frames[f], problem, bright, margin) & reliable for f in poor}
+    return {f: (int(stars.sum()), float(np.prod(missed[stars]))) for f, stars in there.items()}

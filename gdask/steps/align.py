@@ -121,7 +121,8 @@ def scale_counts_to_reference(frames: Frames, *, tolerance: Annotated[float, Ran
 
 def _measure(frames: Frames) -> list[Measurements]:
     """The usable centroids of every frame in the instrument's plane, with errors in arcsec."""
-    return [_measure_one(frame) for frame in frames]
+    first = float(descriptor(frames[0], "exposure_time") or 1.0)
+    return [_measure_one(frame, first) for frame in frames]
 
 
 def _untrusted(frames: Frames) -> list[str]:
@@ -136,21 +137,23 @@ def _outline(frame: Frame) -> tuple[np.ndarray, ...]:
     return tuple(np.column_stack(to_plane(geometry, x, y)) for geometry in frame.attrs["geometry"])
 
 
-def _measure_one(frame: Frame) -> Measurements:
+def _measure_one(frame: Frame, exposure: float) -> Measurements:
+    """exposure: seconds for which signal to noise is given."""
     if "stars" not in frame.attrs.get("results", {}):
         raise GdaskError(f"{frame.attrs['name']}: no centroids; run detect_sources and end the phase first")
-    columns: list[list[np.ndarray]] = [[] for _ in range(6)]
+    columns: list[list[np.ndarray]] = [[] for _ in range(7)]
+    time = float(descriptor(frame, "exposure_time") or 0.0) or exposure
     for number, (stars, geometry) in enumerate(zip(frame.attrs["results"]["stars"], frame.attrs["geometry"], strict=True)):
         good = usable(stars)
         x, y = to_plane(geometry._replace(correction_x=(), correction_y=()), good["x"], good["y"])
         scale = np.sqrt(pixel_area(geometry, good["x"], good["y"]))
-        rate = good["flux"] / (float(descriptor(frame, "exposure_time") or 0.0) or 1.0)
-        parts = (x, y, good["ex"] * scale, good["ey"] * scale, rate, np.full(len(good), number))
+        signal = good["flux"] / good["eflux"] * np.sqrt(exposure / time)
+        parts = (x, y, good["ex"] * scale, good["ey"] * scale, good["flux"] / time, np.full(len(good), number), signal)
         for column, part in zip(columns, parts, strict=True):
             column.append(np.atleast_1d(part))
     pointing = frame.attrs["geometry"][0]
-    values = (np.concatenate(column) for column in columns)
-    return Measurements(frame.attrs["name"], *values, pointing.ra, pointing.dec, pointing.pa, _outline(frame))
+    *values, signal = (np.concatenate(column) for column in columns)
+    return Measurements(frame.attrs["name"], *values, pointing.ra, pointing.dec, pointing.pa, _outline(frame), signal)
 
 
 def _solved(frames: Frames, solution: Solution) -> Frames:
@@ -166,20 +169,23 @@ def _solved(frames: Frames, solution: Solution) -> Frames:
         )
     if good:
         text += f", pointing off by up to {max(np.hypot(*fit.shift) for fit in good):.2f} arcsec"
-    ways = list(dict.fromkeys(fit.how for fit in good))
-    if ways != ["joint fit"]:
-        text += "; placed by: " + ", ".join(f"{way} ({sum(fit.how == way for fit in good)})" for way in ways)
+    ways = {way: [fit.name for fit in good if fit.how == way] for way in dict.fromkeys(fit.how for fit in good)}
+    if list(ways) != ["joint fit"]:
+        each = (f"{way} ({len(names)}{': ' + ', '.join(names) if way != 'joint fit' else ''})" for way, names in ways.items())
+        text += f"; placed by {', '.join(each)}"
     if solution.tie is not None:
         tie = solution.tie
         text += f"; tied to the catalogue by {tie.n} stars, rms {tie.rms:.1f} mas" if tie.ok else f"; not tied to the catalogue: {tie.reason}"
-    placed = [note(with_residuals(_correct(frame, fit), fit, solution), text) for frame, fit in zip(frames, fits, strict=True)]
-    return tuple(warn(frame, _doubt(fit)) if fit.ok and fit.how != "joint fit" else frame for frame, fit in zip(placed, fits, strict=True))
+    placed = (note(with_residuals(_correct(frame, fit), fit, solution), text) for frame, fit in zip(frames, fits, strict=True))
+    return tuple(_doubtful(frame, fit) for frame, fit in zip(placed, fits, strict=True))
 
 
-def _doubt(fit: FrameFit) -> str:
-    if fit.how == "header":
-        return f"{fit.name} kept on its header's pointing: 0 stars in common with other frames; good to {fit.error / 1000:g} arcsec"
-    return f"{fit.name} placed by a {fit.how} alone; good to {fit.error:.1f} mas"
+def _doubtful(frame: Frame, fit: FrameFit) -> Frame:
+    """The frame with a warning if nothing but its header says where it is."""
+    if not fit.ok or fit.how != "header":
+        return frame
+    error = f"good to {fit.error / 1000:g} arcsec"
+    return warn(frame, f"{fit.name} kept on its header's pointing, {error}: 0 stars in common with other frames")
 
 
 def _correct(frame: Frame, fit: FrameFit) -> Frame:
