@@ -129,7 +129,7 @@ def read_config(path: str) -> dict[str, object]:
     try:
         with open(path, "rb") as file:
             content = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # not TOML, or no text
         raise UsageError(f"-c {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     found: dict[str, object] = {}
     for key, value in content.items():

@@ -69,7 +69,11 @@ def database_at(place: str | os.PathLike[str], get: bool = True, store: bool = T
 
 
 def _database_of_url(url: str, get: bool, store: bool) -> Database:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise GdaskError(f"a calibration database's URL is not understood ({error}); expected postgresql://user@host/name") from error
     scheme = parts.scheme.split("+")[0]
     if scheme in {"http", "https"}:
         return Database(url, "", get, store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,11 +95,40 @@ def rows(database: Database, caltype: str | None = None, instrument: str | None 
     with _connection(database) as connection:
         version = _version(connection)
         if version == SCHEMA_VERSION:
-            return [dict(row) for row in connection.execute(query).mappings()]
+            return _read(connection, query, database)
     if version is None:
         return []
     with _connection(database, write=True) as connection:  # an older one: opening it to write brings it up to date
-        return [dict(row) for row in connection.execute(query).mappings()]
+        return _read(connection, query, database)
+
+
+def _read(connection: sa.Connection, query: sa.Select, database: Database) -> list[Row]:
+    """Rows with values of the columns' types; GdaskError that names the entry where another program left others."""
+    try:
+        found = [dict(row) for row in connection.execute(query).mappings()]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise GdaskError(f"{database.name}: damaged: an entry cannot be read ({error}); move the file away and add the "
+                         f"calibrations again") from error
+    for row in found:
+        for name, value in row.items():
+            if not _fits(name, value):
+                raise GdaskError(f"{database.name}: damaged: {name} of {row.get('name')!r} is {str(value)[:40]!r}; "
+                                 f"'caldb remove' it and add it again")
+    return found
+
+
+def _fits(name: str, value: object) -> bool:
+    if value is None:
+        return True
+    if name in ("detector_section", "shape"):
+        size = {"detector_section": 4, "shape": 2}[name]
+        return isinstance(value, list) and all(
+            one is None or isinstance(one, list) and len(one) == size and all(type(part) is int for part in one) for one in value)
+    if name == "array_name":
+        return isinstance(value, list) and all(one is None or isinstance(one, str) for one in value)
+    kind = CALIBRATIONS.c[name].type
+    wanted = {sa.Text: str, sa.String: str, sa.Float: (int, float), sa.DateTime: dt.datetime}.get(type(kind), int)
+    return isinstance(value, wanted) and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def init(database: Database, wipe: bool = False) -> None:

@@ -7,6 +7,7 @@ import gzip
 import math
 import os
 import re
+import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,6 +97,8 @@ def open_stream(name: str) -> Iterator[BinaryIO]:
 def _open(name: str) -> BinaryIO:
     if os.path.isdir(name):
         raise IsADirectoryError(name)
+    if not stat.S_ISREG(os.stat(name).st_mode):
+        raise GdaskError(f"{name}: not a regular file; a FITS file was expected")
     with open(name, "rb") as raw:
         magic = raw.read(9)
     if not magic:
@@ -172,13 +175,15 @@ def _data_bytes(header: fits.Header, name: str) -> int:
     try:
         if header["BITPIX"] not in BITPIX:
             raise ValueError(f"BITPIX = {header['BITPIX']}")
-        axes = [int(header[f"NAXIS{i}"]) for i in range(1, int(header["NAXIS"]) + 1)]
+        if not 0 <= header["NAXIS"] <= 999:
+            raise ValueError(f"NAXIS = {header['NAXIS']}")
+        axes = [header[f"NAXIS{i}"] for i in range(1, header["NAXIS"] + 1)]
+        groups, heap = header.get("GCOUNT", 1), header.get("PCOUNT", 0)
+        if not all(type(size) is int and size >= 0 for size in (groups, heap, *axes)):
+            raise ValueError("a size that is no whole number")
         if axes and axes[0] == 0 and header.get("GROUPS", False):
             axes = axes[1:]
         elements = math.prod(axes) if axes else 0
-        groups, heap = int(header.get("GCOUNT", 1)), int(header.get("PCOUNT", 0))
-        if len(axes) > 999 or min([groups, heap, *axes]) < 0:
-            raise ValueError("a negative size")
         size = abs(int(header["BITPIX"])) // 8 * groups * (heap + elements)
         if size > MAX_BYTES:
             raise ValueError(f"{size} bytes of data")

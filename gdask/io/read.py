@@ -238,10 +238,11 @@ def _stored_geometry(path: str, headers: Headers) -> dict[str, object]:
 
     from gdask.io.tables import geometries_of
 
-    with fits.open(path, memmap=False, lazy_load_hdus=True) as hdus:
-        if "ASTROM" not in hdus:
-            return {}
-        return {"geometry": geometries_of(Table(hdus["ASTROM"].data))}
+    try:
+        with fits.open(path, memmap=False, lazy_load_hdus=True) as hdus:
+            return {"geometry": geometries_of(Table(hdus["ASTROM"].data))} if "ASTROM" in hdus else {}
+    except Exception as error:  # astropy's errors are of many kinds
+        raise GdaskError(f"{path}: table ASTROM cannot be read ({error}); copy the file again") from error
 
 
 def _is_science(header: fits.Header) -> bool:
