@@ -171,6 +171,23 @@ def test_flat_variance_is_the_scatter(rng: np.random.Generator) -> None:
     assert out.var() / predicted.mean() == pytest.approx(1, abs=0.02)
 
 
+def test_flat_noise_of_the_sky_goes_with_the_sky(rng: np.random.Generator) -> None:
+    """Frame minus sky frame, both through one noisy flat: the variances that are left out at the level are not there."""
+    shape, sky, star = (400, 500), 20000.0, 3000.0
+    true = rng.uniform(0.7, 1.3, shape)
+    flat = (true * rng.normal(1, 0.004, shape)).astype(np.float32)
+    frame, other = (rng.normal(light * true, np.sqrt(light * true)).astype(np.float32) for light in (sky + star, sky))
+    flat_var, dq = (0.004**2 * true**2).astype(np.float32), np.zeros(shape, np.uint16)
+    level = flats.sky_level(other, dq, flat, dq)
+    assert level == pytest.approx(sky, rel=1e-3)
+    left = flats.flat_data(frame, flat).astype(float) - flats.flat_data(other, flat)
+    variance = sum(flats.flat_variance(raw, raw, flat, flat_var, level).astype(float) for raw in (frame, other))
+    assert np.var(left) / np.mean(variance) == pytest.approx(1, abs=0.015)
+    naive = sum(flats.flat_variance(raw, raw, flat, flat_var).astype(float) for raw in (frame, other))
+    assert np.var(left) / np.mean(naive) < 0.8
+    assert flats.sky_level(other, dq + np.uint16(1), flat, dq) == 0
+
+
 def test_threshold() -> None:
     flat = np.array([0.5, 0.001, 20, 0.001, 20, np.nan, 1.2], np.float32)
     dq = np.array([0, 0, 0, 1, 1, 0, 64], np.uint16)

@@ -21,11 +21,11 @@ def _quotient(data: Image, flat: Image) -> Image:
 
 
 @njit(cache=True, nogil=True)
-def _quotient_variance(data: Image, variance: Image, flat: Image, flat_variance: Image) -> Image:
+def _quotient_variance(data: Image, variance: Image, flat: Image, flat_variance: Image, level: float) -> Image:
     out = np.empty(data.size, dtype=np.float32)
     for i in range(data.size):
         inverse = 1.0 / flat[i] if 0 < flat[i] < np.inf else 0.0
-        corrected = data[i] * inverse
+        corrected = data[i] * inverse - level
         quotient = (variance[i] + corrected * corrected * flat_variance[i]) * inverse * inverse
         out[i] = quotient if inverse > 0 else variance[i]
     return out
@@ -36,10 +36,23 @@ def flat_data(data: Image, flat: Image) -> Image:
     return _quotient(*rows(data, flat)).reshape(np.shape(data))
 
 
-def flat_variance(data: Image, variance: Image, flat: Image, flat_variance: Image) -> Image:
-    """Variance of data / flat, (var + (data/flat)^2 var_flat) / flat^2, for `data` and `variance` *before* division."""
+def flat_variance(
+    data: Image, variance: Image, flat: Image, flat_variance: Image, level: float = 0.0
+) -> Image:
+    """Variance of data / flat, (var + (data/flat - level)^2 var_flat) / flat^2, for `data` and `variance` *before* division.
+
+    level: light, in units of data / flat, whose flat-field error does not stay: that of the sky (`sky_level`), which is
+    subtracted by frames that went through the same flat, pixel by pixel.
+    """
     planes = rows(data, variance, flat, flat_variance)
-    return _quotient_variance(*planes).reshape(np.shape(data))
+    return _quotient_variance(*planes, float(level)).reshape(np.shape(data))
+
+
+def sky_level(data: Image, dq: Flags, flat: Image, flat_dq: Flags) -> float:
+    """Median of data / flat over every fourth usable pixel along each axis; 0 where none is usable."""
+    cut = np.s_[::4, ::4]
+    good = (dq[cut] == 0) & (flat_dq[cut] == 0) & (flat[cut] > 0) & np.isfinite(data[cut])
+    return float(np.median(data[cut][good] / flat[cut][good])) if good.any() else 0.0
 
 
 def flat_flags(dq: Flags, flat: Image, flat_dq: Flags) -> Flags:
@@ -49,11 +62,10 @@ def flat_flags(dq: Flags, flat: Image, flat_dq: Flags) -> Flags:
 
 
 def divide(
-    data: Image, variance: Image, dq: Flags, flat: Image, flat_variance: Image, flat_dq: Flags
+    data: Image, variance: Image, dq: Flags, flat: Image, flat_variance_: Image, flat_dq: Flags, level: float = 0.0
 ) -> tuple[Image, Image, Flags]:
     """Data, variance and DQ after division by the flat: `flat_data`, `flat_variance` and `flat_flags` together."""
-    planes = rows(data, variance, flat, flat_variance)
-    quotient_variance = _quotient_variance(*planes).reshape(np.shape(data))
+    quotient_variance = flat_variance(data, variance, flat, flat_variance_, level)
     return flat_data(data, flat), quotient_variance, flat_flags(dq, flat, flat_dq)
 
 

@@ -89,7 +89,11 @@ def dark_correct(frame: Frame, dark: Frame | None) -> Frame:
 
 
 def flat_correct(frame: Frame, flat: Frame | None) -> Frame:
-    """Divide by a processed flat, cut to the frame's region of interest. [flatCorrect]"""
+    """Divide by a processed flat, cut to the frame's region of interest. [flatCorrect]
+
+    The variance holds the flat's noise in what stands above the sky's level, array by array: the error that the flat
+    makes in the sky goes with the sky frames, which have it too, pixel by pixel.
+    """
     if flat is None:
         return frame
     _check_has_dq(flat, "flat")
@@ -97,14 +101,20 @@ def flat_correct(frame: Frame, flat: Frame | None) -> Frame:
     flat = match_window(flat, frame)
     data, variance, dq = (array(frame, name) for name in ("data", "variance", "dq"))
     by, by_variance, by_dq = (array(flat, name) for name in ("data", "variance", "dq"))
+    whole = (plane.rechunk((1, -1, -1)) for plane in (data, dq, by, by_dq))
+    level = map_planes(flat_kernels.sky_level, *whole, dtype="f8", whole=True)
     corrected = with_arrays(
         frame,
         data=map_planes(flat_kernels.flat_data, data, by, dtype="f4"),
-        variance=map_planes(flat_kernels.flat_variance, data, variance, by, by_variance, dtype="f4"),
+        variance=map_planes(_flat_variance, data, variance, by, by_variance, level, dtype="f4"),
         dq=map_planes(flat_kernels.flat_flags, dq, by, by_dq, dtype="u2"),
     )
     corrected = with_provenance(corrected.assign_attrs(reference_area=area), flat, "flat_correct")
     return with_headers(corrected, primary={"FLATIM": (flat.attrs["name"], "Flat image used")})
+
+
+def _flat_variance(data: Image, variance: Image, flat: Image, flat_variance: Image, level: np.ndarray) -> Image:
+    return flat_kernels.flat_variance(data, variance, flat, flat_variance, level.item())
 
 
 def _check_has_dq(calibration: Frame, kind: str) -> None:
