@@ -18,8 +18,9 @@ from astropy.io.fits import Header
 from dask.base import tokenize
 
 from gdask import __version__, params
+from gdask.instruments import tags
 from gdask.io.tables import source_tables
-from gdask.model import BadFile
+from gdask.model import BadFile, GdaskError, UsageError
 from gdask.types import Frame, Frames
 
 #: Time-stamp keyword that each step leaves in the primary header (DRAGONS' keywords, FITS files in the archive).
@@ -35,9 +36,27 @@ STAMPS = {
 
 
 def product_name(name: str, suffix: str) -> str:
-    """The input's name with its suffix replaced: S1.fits + _flat -> S1_flat.fits."""
+    """The input's name with its suffix replaced: S1.fits + _flat -> S1_flat.fits. GdaskError where the suffix is a path."""
+    if os.sep in suffix or "\0" in suffix:
+        raise UsageError(f"suffix {suffix!r}: a part of a file name was expected, such as _mine, not a path")
     stem = name.removesuffix(".fits").partition("_")[0] if not name.startswith("bpm") else name.removesuffix(".fits")
     return f"{stem}{suffix}.fits"
+
+
+def check_target(path: str, frame: Frame, inputs: Iterable[str]) -> None:
+    """Refuse, with GdaskError, a product that would replace one of its inputs, under whatever name, or any raw file."""
+    used = {os.path.realpath(one) for one in (*inputs, *sources([frame]))}
+    if os.path.realpath(path) in used or any(os.path.samefile(path, one) for one in used if os.path.exists(path) and os.path.exists(one)):
+        raise GdaskError(f"{path}: the product would replace an input; work in another folder or give another --suffix")
+    if os.path.exists(path) and _is_raw(path):
+        raise GdaskError(f"{path}: the product would replace a raw file; work in another folder or give another --suffix")
+
+
+def _is_raw(path: str) -> bool:
+    try:
+        return "RAW" in tags(path)
+    except GdaskError:  # no file of a known instrument
+        return False
 
 
 def product_tables(frame: Frame, checksums: Mapping[str, str]) -> dict[str, object]:

@@ -17,7 +17,7 @@ from gdask.io import checkpoint, write
 from gdask.io.read import open_frame, reopen
 from gdask.model import EXTNAMES, GdaskError
 from gdask.phases import Product, how_many, run_phase, save_phase, usable_pixels
-from gdask.provenance import processed_header, product_name, record
+from gdask.provenance import check_target, processed_header, product_name, record
 from gdask.screening import SetAside
 from gdask.steps import SUFFIXES
 from gdask.steps.frames import aside, frames_in, map_frames, without_set_aside
@@ -262,8 +262,7 @@ class Run:
 
     def _product(self, frame: Frame, suffix: str) -> Product:
         path = self._path(frame, suffix)
-        if path in self.inputs:
-            raise GdaskError(f"{path}: the product would replace an input; work in another folder or give another --suffix")
+        check_target(path, frame, self.inputs)
         self._begun.append(write.start(frame, path))
         return Product(self._begun[-1], frame)
 

@@ -56,6 +56,7 @@ def _same(source: Path, target: Path) -> bool:
 def _copy_whole(source: Path, target: Path) -> None:
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
+        partial.unlink(missing_ok=True)  # a file of its own: what a link of that name points at is not touched
         shutil.copy2(source, partial)
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())

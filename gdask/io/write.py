@@ -189,7 +189,8 @@ def _create(temporary: str, final: str, chunks: Sequence[tuple[bytes, int]]) -> 
     total = sum(len(header) + size for header, size in chunks)
     try:
         os.makedirs(os.path.dirname(final), exist_ok=True)
-        with open(temporary, "wb") as file:
+        Path(temporary).unlink(missing_ok=True)
+        with open(temporary, "xb") as file:  # a file of its own: what a link of that name points at is not touched
             _reserve(file, total)
             position = 0
             for header, size in chunks:
