@@ -97,7 +97,7 @@ def add_star_columns(table: Table, stars: np.ndarray, frame: Frame) -> Table:
     table["N_FRAMES"], table["STAR"] = frames.astype("i4"), star_numbers(ra, dec, stars["fwhm"] * grid.scale, inputs)
     if "MAG_AUTO" in table.colnames:
         table["FLUXERR_AUTO"] *= np.float32(factor)
-        table["MAG_AUTO"], table["MAGERR_AUTO"] = magnitudes(table["FLUX_AUTO"], table["FLUXERR_AUTO"], seconds)
+        table["MAG_AUTO"][:], table["MAGERR_AUTO"][:] = magnitudes(table["FLUX_AUTO"], table["FLUXERR_AUTO"], seconds)
     table.meta["CORRFAC"] = (factor, "in the errors: correlated noise")
     for number, radius in enumerate(APERTURES, 1):
         arcsec = radius * float(stars["fwhm"][0]) * grid.scale

@@ -13,7 +13,9 @@ from gdask.types import Image, Pixels
 #: the radius of the first estimate, neighbours still there.
 REACH, FIRST_REACH = 14.0, 8.0
 #: Widths of the Gaussians that make up the mean image: sigma in units of the FWHM; how many reach to FIRST_REACH.
-WIDTHS, FIRST_WIDTHS = 0.25 * 1.45 ** np.arange(11), 9
+WIDTHS, FIRST_WIDTHS = 0.25 * 1.45 ** np.arange(10), 9
+#: So many of the brightest stars weigh alike in the mean image, others by the square of their flux.
+LEADING = 8
 #: Stars that make the mean image, and the steps of its table in r^2.
 SHAPE_STARS, STEPS = 60, 4096
 #: Stars that a form of so many terms (1, linear, quadratic in x and y) needs; the most that are used.
@@ -72,7 +74,7 @@ def star_image(
     """Weights (per pixel^2, sum of volumes 1) of round Gaussians with sigma WIDTHS * fwhm that describe these stars.
 
     stars: (n, 4) x, y, flux, sky. Where stars were taken out of data: the flux and the table `known` (from
-    `tabulate`) that were used, forms round. The median over stars of their mean profiles, fitted with non-negative weights
+    `tabulate`) that were used, forms round. The weighted median over stars of their mean profiles, fitted with non-negative weights
     together with a constant: a pedestal that the local background left. wide: to REACH and not to FIRST_REACH, for stars
     that stand alone; in a crowd, far wings are other stars' light.
     """
@@ -82,17 +84,33 @@ def star_image(
     forms = round_forms(len(stars)) if forms is None else forms
     profiles, r2 = _profile(data, bad, stars, own, forms, table, table_step, step, int((REACH if wide else FIRST_REACH) * fwhm / step))
     seen = np.isfinite(profiles).any(axis=0) & np.isfinite(r2)
-    value = np.array([np.median(p[np.isfinite(p)]) for p in profiles[:, seen].T])
+    weight = np.minimum(stars[:, 2], np.sort(stars[:, 2])[-min(len(stars), LEADING)]) ** 2
+    value, spread = np.array([_weighted_median(p, weight) for p in profiles[:, seen].T]).T
     sigma2 = (WIDTHS[: len(WIDTHS) if wide else FIRST_WIDTHS] * fwhm) ** 2
     basis = np.exp(-r2[seen, None] / (2 * sigma2)) / (2 * np.pi * sigma2)
-    # Errors of a ring: a relative part, and a sky part that falls with its pixels.
+    # Errors of a ring: a relative part, a sky part that falls with its pixels, and what the stars' scatter tells.
     error = 0.02 * value.clip(min=0) + 2e-4 * value.max() / np.sqrt(np.sqrt(r2[seen] / fwhm**2) + 0.3)
+    error = np.hypot(error, spread)
     columns = np.column_stack([basis, np.full(len(value), 1 / fwhm**2), np.full(len(value), -1 / fwhm**2)])
     weights, _ = nnls(columns / error[:, None], value / error)
     weights = weights[: len(sigma2)]
     if not weights.sum() > 0:  # nothing like a star: one Gaussian of this FWHM
         weights = (np.arange(len(sigma2)) == np.argmin(np.abs(WIDTHS - 1 / 2.3548))).astype(float)
     return np.append(weights / weights.sum() / (2 * np.pi * sigma2), np.zeros(len(WIDTHS) - len(weights)))
+
+
+def _weighted_median(values: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+    """Of the finite values; and its error from their scatter (0 for one value)."""
+    good = np.isfinite(values)
+    values, weight = values[good], weight[good]
+    order = np.argsort(values, kind="stable")
+    sums = np.cumsum(weight[order])
+    median = float(values[order][np.searchsorted(sums, 0.5 * sums[-1])])
+    distance = np.abs(values - median)
+    order = np.argsort(distance, kind="stable")
+    sums = np.cumsum(weight[order])
+    scatter = float(distance[order][np.searchsorted(sums, 0.5 * sums[-1])]) / 0.6745
+    return median, 1.25 * scatter * float(np.sqrt((weight**2).sum()) / weight.sum())
 
 
 def tabulate(weights: np.ndarray, fwhm: Pixels) -> tuple[np.ndarray, Pixels]:
