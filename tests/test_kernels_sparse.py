@@ -8,7 +8,7 @@ import pytest
 from gdask.kernels.associate import Measurements, to_common
 from gdask.kernels.fit import solve
 from gdask.kernels.geometry import tangent_plane, tangent_sky
-from gdask.kernels.joint import displace
+from gdask.kernels.terms import displace
 
 CENTRE = (201.2925, -43.1015)
 HALF, ERROR = 42.0, 5e-4  # half the field, error of a bright star's position (arcsec)

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from gdask.kernels.geometry import tangent_plane, tangent_sky
-from gdask.kernels.joint import TERMS, Problem, fit_terms
+from gdask.kernels.joint import Problem
 from gdask.kernels.match import Shift, apply_shift, find_shift, match_pairs
+from gdask.kernels.terms import TERMS, fit_terms
 from gdask.types import Arcsec, Degrees
 
 #: Where the search within the wanted radius finds nothing, a blind one follows: this far, turned by these angles.
@@ -25,7 +26,7 @@ class Measurements(NamedTuple):
     the header's pointing and position angle (degrees), which take the plane to the sky as in `geometry.Geometry`;
     outline: corners (4, 2) of each array in the plane (none: the rectangle around all frames' sources); signal: flux
     over its error, brought to one exposure time for all frames (none: the flux), by which a few stars are compared:
-    the scale of a fitted flux hangs on the star image, of which a few stars say little."""
+    the scale of a fitted flux hangs on the star image, of which a few stars say little; epoch: number of the night."""
 
     name: str
     x: np.ndarray
@@ -39,6 +40,7 @@ class Measurements(NamedTuple):
     pa: Degrees
     outline: tuple[np.ndarray, ...] = ()
     signal: np.ndarray | None = None
+    epoch: int = 0
 
 
 class Found(NamedTuple):
@@ -166,12 +168,22 @@ def _from_start(
         x, y = apply_shift(shift, problem.p[i], problem.q[i])
         dx, dy = pull_back(problem, f, x - problem.p[i], y - problem.q[i])
         terms[f] = fit_terms(problem.x[i], problem.y[i], dx, dy, np.ones(len(i)), 4, np.full(TERMS, 1e-9))
-        ia, ib = match_pairs(master[0], master[1], x, y, tolerance)
+        near = _around(master[0], master[1], x, y, tolerance)
+        ia, ib = match_pairs(master[0][near], master[1][near], x, y, tolerance)
+        ia = near[ia]
         ratio = float(np.median(master[2][ia] / flux[ib])) if len(ia) else 1.0
         new = np.setdiff1d(np.arange(len(i)), ib)
         mx, my, mf = master
         master = np.append(mx, x[new]), np.append(my, y[new]), np.append(mf, flux[new] * ratio)
     return Found(terms, tuple(contrast), tuple(reason))
+
+
+def _around(sx: np.ndarray, sy: np.ndarray, x: np.ndarray, y: np.ndarray, margin: Arcsec) -> np.ndarray:
+    """Rows of a list that lie within the rectangle around some places, and a margin: the rest is not searched."""
+    if not len(x):
+        return np.zeros(0, int)
+    inside = (sx >= x.min() - margin) & (sx <= x.max() + margin)
+    return np.flatnonzero(inside & (sy >= y.min() - margin) & (sy <= y.max() + margin))
 
 
 def number_stars(
@@ -185,8 +197,9 @@ def number_stars(
     star = np.zeros(len(xi), np.int64)
     for f in np.flatnonzero(use):
         i = np.flatnonzero(problem.frame == f)
-        ia, ib = match_pairs(sx, sy, xi[i], eta[i], radius)
-        star[i[ib]] = ia
+        near = _around(sx, sy, xi[i], eta[i], radius)
+        ia, ib = match_pairs(sx[near], sy[near], xi[i], eta[i], radius)
+        star[i[ib]] = near[ia]
         new = np.setdiff1d(np.arange(len(i)), ib)
         star[i[new]] = len(sx) + np.arange(len(new))
         sx, sy = np.concatenate([sx, xi[i[new]]]), np.concatenate([sy, eta[i[new]]])

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gdask.kernels.array_terms import groups_of, refit
 from gdask.kernels.associate import (
     Measurements,
     brightness,
@@ -24,15 +25,7 @@ from gdask.kernels.associate import (
     with_outlines,
 )
 from gdask.kernels.defects import moving_sources
-from gdask.kernels.joint import (
-    LEVELS,
-    Problem,
-    cross_validate,
-    positions,
-    prior_weights,
-    solve_frames,
-    star_means,
-)
+from gdask.kernels.joint import Problem, positions, solve_frames, star_means
 from gdask.kernels.residuals import (
     MAS,
     State,
@@ -45,6 +38,7 @@ from gdask.kernels.residuals import (
 )
 from gdask.kernels.solution import Solution, for_all_sources, report
 from gdask.kernels.sparse import Stars, place_sparse
+from gdask.kernels.terms import LEVELS, cross_validate, prior_weights
 from gdask.kernels.tie import Reference, allowed, centre_on_headers, compose, tie_to
 from gdask.model import GdaskError
 from gdask.types import Arcsec
@@ -130,6 +124,7 @@ def _by_patterns(solver: _Solver) -> tuple[State, list[str], tuple[float, ...]]:
     found = first_shifts(solver.problem, solver.frames, solver.search, solver.match_radius)
     reasons = list(found.reason)
     state = State(solver.problem, found.terms, np.zeros(count, np.int64), np.zeros(len(solver.problem.x), bool), 0.003)
+    state = state._replace(arrays=groups_of(solver.frames))
     return _passes(solver, state, reasons, np.zeros(count, bool), 0), reasons, found.contrast
 
 
@@ -189,18 +184,20 @@ def _pass(
     most = MOST[solver.order] if passed else min(MOST[solver.order], 6)
     active = np.array([allowed(n, most) if u else 0 for n, u in zip(number, use, strict=True)], np.int64)
     active[few] = np.where(use[few] & (number[few] > 0), LEVELS[0], 0)
-    floor, terms = state.floor, state.terms
+    floor, terms, arrays = state.floor, state.terms, state.arrays
     if passed >= 2:
         weight = robust_weights(problem, terms, errors, shared, floor)
         active = _validated(problem._replace(weight=weight), terms, active, solver.prior)
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS if arrays is None or not arrays.values.any() else 4 * ROUNDS):
         weight = robust_weights(problem, terms, errors, shared, floor)
         problem = problem._replace(weight=weight)
         terms, _steps = solve_frames(_at_stars(problem, terms), terms, active, solver.prior)
+        if passed >= 2 and arrays is not None:
+            problem, arrays = refit(problem, terms, arrays)
         floor = noise_floor(problem, terms, errors)
     weight = robust_weights(problem, terms, errors, shared, floor)
     final = np.where(shared, weight, np.where(seen, 1 / (errors + floor**2), 0))
-    return State(problem._replace(weight=final), terms, active, shared, floor)
+    return State(problem._replace(weight=final), terms, active, shared, floor, arrays)
 
 
 def _at_stars(problem: Problem, terms: np.ndarray) -> Problem:
@@ -238,11 +235,11 @@ def _validated(problem: Problem, terms: np.ndarray, active: np.ndarray, prior: n
 
 def _gate(state: State, reasons: list[str], max_rms: Arcsec) -> bool:
     """Set aside frames that fail; True if any newly did. Edits reasons."""
-    changed = False
+    changed, measured = False, quality(state)
     for f, reason in enumerate(reasons):
         if reason:
             continue
-        n, rms = quality(state, f)
+        n, rms = measured[f]
         if not state.active[f]:
             reasons[f] = f"only {n} sources are shared with other frames (at least 4)"
         elif rms > MAS * max_rms:

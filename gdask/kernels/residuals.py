@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,13 +20,15 @@ MAS = 1000.0
 
 class State(NamedTuple):
     """Where the solution stands: measurements with star numbers and weights; terms (frames, 20); leading terms in use
-    per frame; which measurements other frames share; error beyond photon noise."""
+    per frame; which measurements other frames share; error beyond photon noise; displacements of arrays
+    (`array_terms.Arrays`), which the measurements have already."""
 
     problem: Problem
     terms: np.ndarray
     active: np.ndarray
     shared: np.ndarray
     floor: Arcsec
+    arrays: Any = None
 
 
 def residuals(problem: Problem, terms: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -71,15 +73,18 @@ def noise_floor(problem: Problem, terms: np.ndarray, errors: np.ndarray) -> Arcs
     return float(high)
 
 
-def quality(state: State, f: int) -> tuple[int, float]:
-    """Shared sources in use, and their weighted rms per axis (mas)."""
-    i = rows_of(state.problem, f)
-    i = i[state.shared[i] & (state.problem.weight[i] > 0)]
-    if not len(i):
-        return 0, float("nan")
+def quality(state: State) -> list[tuple[int, float]]:
+    """For each frame, its shared sources in use, and their weighted rms per axis (mas; NaN for none)."""
     dx, dy, _ = residuals(state.problem, state.terms)
-    w = state.problem.weight[i]
-    return len(i), MAS * float(np.sqrt((w * (dx[i] ** 2 + dy[i] ** 2)).sum() / (2 * w.sum())))
+    use = state.shared & (state.problem.weight > 0)
+    w = np.where(use, state.problem.weight, 0.0)
+    r2 = w * np.where(use, dx**2 + dy**2, 0.0)
+    out = []
+    for f in range(len(state.active)):
+        i = rows_of(state.problem, f)
+        n, total = int(np.count_nonzero(use[i])), w[i].sum()
+        out.append((n, MAS * float(np.sqrt(r2[i].sum() / (2 * total))) if n else float("nan")))
+    return out
 
 
 def star_flux(frames: Sequence[Measurements], state: State) -> np.ndarray:

@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gdask.kernels.array_terms import with_frame
 from gdask.kernels.associate import Measurements, rows_of
 from gdask.kernels.geometry import tangent_sky
-from gdask.kernels.joint import ORDER, positions, star_means, to_polynomials
+from gdask.kernels.joint import positions, star_means
 from gdask.kernels.residuals import MAS, State, quality, star_flux
 from gdask.kernels.sparse import HEADER_ERROR
+from gdask.kernels.terms import ORDER, to_polynomials
 from gdask.kernels.tie import Tie
 from gdask.types import Arcsec, Degrees
 
@@ -24,7 +26,8 @@ class FrameFit(NamedTuple):
     per axis (mas); shift: what the header's pointing was off by, East and North (arcsec); star: row of each source in
     the star list (-1 where the frame or the source was left out); residual_x, residual_y: measured minus star, East
     and North (arcsec). ok False: set aside, for the reason given. how: "joint fit", "shift by 2 stars" or "header";
-    error: of the frame's place among the others, per axis (mas)."""
+    error: of the frame's place among the others, per axis (mas). arrays: (correction_x, correction_y) of each array
+    where arrays of this epoch have displacements of their own; to be taken instead then."""
 
     name: str
     correction_x: tuple[float, ...]
@@ -42,6 +45,7 @@ class FrameFit(NamedTuple):
     star: np.ndarray
     residual_x: np.ndarray
     residual_y: np.ndarray
+    arrays: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...] = ()
 
 
 class Solution(NamedTuple):
@@ -78,11 +82,11 @@ def report(
     stars["x"], stars["y"], stars["flux"] = x, y, star_flux(frames, state)
     stars["error"] = 1 / np.sqrt(np.where(total > 0, total, np.nan))
     stars["n"] = np.bincount(problem.star[problem.weight > 0], minlength=problem.stars)
-    fits = []
+    fits, measured = [], quality(state)
     for f, frame in enumerate(frames):
         i = rows_of(problem, f)
         ok, terms, count = not reasons[f], state.terms[f], int(state.active[f])
-        n, rms = quality(state, f)
+        n, rms = measured[f]
         how, error = _how(state, f, n, *(bool(kind[f]) for kind in sparse)) if ok else ("", float("nan"))
         shift = (problem.cosine[f] * terms[0] - problem.sine[f] * terms[1],
                  problem.sine[f] * terms[0] + problem.cosine[f] * terms[1])
@@ -91,8 +95,17 @@ def report(
         fits.append(FrameFit(
             frame.name, cx, cy, ORDER.get(count, 0), count, n, rms, (float(shift[0]), float(shift[1])), contrast[f], ok,
             reasons[f], how, error, np.where(ok, problem.star[i], -1), xi[i] - x[problem.star[i]], eta[i] - y[problem.star[i]],
+            _of_arrays(state, f),
         ))
     return Solution(*centre, stars, tuple(fits), MAS * state.floor, tie)
+
+
+def _of_arrays(state: State, f: int) -> tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]:
+    """The corrections of a frame's arrays, where they differ."""
+    arrays = state.arrays
+    if arrays is None or not arrays.values[arrays.of_frame[f]].any():
+        return ()
+    return tuple(to_polynomials(with_frame(state.terms[f], arrays, int(g))) for g in arrays.of_frame[f])
 
 
 def _how(state: State, f: int, n: int, few: bool, by_header: bool) -> tuple[str, float]:

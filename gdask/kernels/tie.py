@@ -9,8 +9,9 @@ import numpy as np
 
 from gdask.kernels.associate import WIDE, WIDE_ROTATIONS, Measurements, pull_back, to_common
 from gdask.kernels.geometry import tangent_plane
-from gdask.kernels.joint import LEVELS, TERMS, Problem, cross_validate, displace, fit_terms
+from gdask.kernels.joint import Problem
 from gdask.kernels.match import apply_shift, find_shift, match_pairs
+from gdask.kernels.terms import LEVELS, TERMS, cross_validate, displace, fit_terms
 from gdask.types import Arcsec, Degrees
 
 #: Stars that each level of LEVELS needs (shift, rotation, linear, quadratic, cubic).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated
 
 import numpy as np
@@ -131,6 +132,12 @@ def _untrusted(frames: Frames) -> list[str]:
     return [suspects.get(frame.attrs["name"], "") for frame in frames]
 
 
+def _night(frame: Frame) -> int:
+    """A number for the night: it changes at 18 h UT, early afternoon at the telescope."""
+    start = descriptor(frame, "ut_datetime")
+    return (start - timedelta(hours=18)).toordinal() if start is not None else 0
+
+
 def _outline(frame: Frame) -> tuple[np.ndarray, ...]:
     """Corners of each array in the instrument's plane (arcsec)."""
     x, y = np.array([0.0, 1, 1, 0]) * frame.sizes["x"] - 0.5, np.array([0.0, 0, 1, 1]) * frame.sizes["y"] - 0.5
@@ -153,7 +160,7 @@ def _measure_one(frame: Frame, exposure: float) -> Measurements:
             column.append(np.atleast_1d(part))
     pointing = frame.attrs["geometry"][0]
     *values, signal = (np.concatenate(column) for column in columns)
-    return Measurements(frame.attrs["name"], *values, pointing.ra, pointing.dec, pointing.pa, _outline(frame), signal)
+    return Measurements(frame.attrs["name"], *values, pointing.ra, pointing.dec, pointing.pa, _outline(frame), signal, _night(frame))
 
 
 def _solved(frames: Frames, solution: Solution) -> Frames:
@@ -191,9 +198,9 @@ def _doubtful(frame: Frame, fit: FrameFit) -> Frame:
 def _correct(frame: Frame, fit: FrameFit) -> Frame:
     if not fit.ok:
         return aside(frame, fit.reason)
-    corrected = tuple(
-        geometry._replace(correction_x=fit.correction_x, correction_y=fit.correction_y) for geometry in frame.attrs["geometry"]
-    )
+    geometries, both = frame.attrs["geometry"], (fit.correction_x, fit.correction_y)
+    each = (*fit.arrays, *[both] * (len(geometries) - len(fit.arrays)))
+    corrected = tuple(g._replace(correction_x=x, correction_y=y) for g, (x, y) in zip(geometries, each, strict=True))
     summary = {
         "matches": fit.n, "rms_mas": fit.rms, "order": fit.order, "terms": fit.terms, "shift_arcsec": fit.shift,
         "placed": fit.how, "error_mas": fit.error,
