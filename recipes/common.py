@@ -11,6 +11,7 @@ from gdask.steps import (
     determine_astrometric_solution,
     flat_correct,
     match_sky_levels,
+    measure_background,
     measure_sky_levels,
     nonlinearity_correct,
     objects_from_stack,
@@ -32,7 +33,7 @@ def calibrate(run, frames):
     frames = run.each(adu_to_electrons, frames)
     frames = run.each(add_var, frames)
     frames = run.each(flat_correct, frames, run.calibration("processed_flat", frames))
-    return run.save(frames)
+    return run.save(run.each(measure_background, frames))
 
 
 def mask_sky_sources(run, frames):

@@ -10,6 +10,7 @@ from gdask.steps import (
     detect_sources,
     flag_shadows,
     flat_correct,
+    measure_background,
     measure_shadows,
     merge_groups,
     nonlinearity_correct,
@@ -57,13 +58,14 @@ def ultradeep_part1(run, frames):
 
 def ultradeep_part2(run, frames):
     """The second part, for all frames of part 1 together: a first stack, and its sources as masks on every frame."""
+    frames = run.fetch(run.each(measure_background, frames))
     targets, skies = mask_stack_sources(run, *mask_sky_sources(run, frames))
     return run.write_each(run(merge_groups, targets, skies), "_objmaskTransferred")
 
 
 def ultradeep_part3(run, frames):
     """The last part, for the frames of part 2: sky subtraction with these masks, and the stack."""
-    targets, skies = run(separate_sky, frames)
+    targets, skies = run(separate_sky, run.fetch(run.each(measure_background, frames)))
     frames = align(run, subtract_sky(run, targets, skies))
     return run.write(stack(run, frames), "_image")
 
@@ -77,7 +79,7 @@ def calibrate(run, frames):
     frames = run.each(nonlinearity_correct, frames)
     frames = run.each(dark_correct, frames, run.calibration("processed_dark", frames))
     frames = run.each(flat_correct, frames, run.calibration("processed_flat", frames))
-    frames = run.save(run.each(measure_shadows, frames))
+    frames = run.save(run.each(measure_background, run.each(measure_shadows, frames)))
     return run.save(run(flag_shadows, frames), variables=["dq"])
 
 

@@ -218,9 +218,9 @@ def test_a_raw_frame_is_no_user_calibration(workspace: Path, night: object, caps
 
 
 def test_showpars_prints_what_a_step_takes(night: object, capsys: pytest.CaptureFixture) -> None:
-    assert showpars.main([night.science[0], "skyCorrect"]) == 0
+    assert showpars.main([night.science[0], "associateSky"]) == 0
     lines = capsys.readouterr().out
-    assert "sky_correct: Subtract from each frame" in lines and "offset_sky         True" in lines and "(GSAOI)" in lines
+    assert "associate_sky: Name the sky frames" in lines and "distance           1.0" in lines and "(GSAOI)" in lines
     assert showpars.main([night.science[0]]) == 0
     assert "stack_frames" in capsys.readouterr().out
     assert showpars.main([night.science[0], "skyCorect"]) == 2

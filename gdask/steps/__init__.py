@@ -15,7 +15,7 @@ _WHERE = {
     "dark_correct": "calibrate", "flat_correct": "calibrate",
     "make_lamp_flat": "flats", "normalize_flat": "flats", "threshold_flatfield": "flats", "make_bpm": "flats",
     "separate_sky": "skyframes", "associate_sky": "skyframes", "sky_correct": "sky",
-    "detect_sources": "detect",
+    "measure_background": "skylevel", "detect_sources": "detect",
     "add_reference_catalog": "align", "adjust_wcs_to_reference": "align", "determine_astrometric_solution": "align",
     "scale_counts_to_reference": "align",
     "measure_sky_levels": "levels", "match_sky_levels": "levels",

@@ -13,6 +13,7 @@ from gdask.model import DQ, UNUSABLE, GdaskError
 from gdask.params import Range
 from gdask.steps.frames import PIXEL, array, map_planes, note, pack, replaced, unpack, with_arrays, with_headers
 from gdask.steps.skyframes import middle
+from gdask.steps.skylevel import SkyLevel, choose_level
 from gdask.types import Flags, Frame, Frames, Image
 
 #: Rows of each sky frame that one task reads: 16 frames x 256 x 2048 pixels x 10 bytes = 84 MB.
@@ -23,8 +24,8 @@ def sky_correct(
     frames: Frames,
     skies: Frames,
     *,
-    offset_sky: bool = False,
-    scale_sky: bool = True,
+    offset_sky: bool | None = None,
+    scale_sky: bool | None = None,
     mask_objects: bool = True,
     operation: Literal["mean", "wtmean", "median", "lmedian"] = "median",
     reject_method: Literal["none", "minmax", "sigclip", "varclip"] = "minmax",
@@ -38,12 +39,16 @@ def sky_correct(
     array; with neither the level of the sky frames interpolated to the time of the frame, which is right where the
     target fills the field. (DRAGONS levels to the first sky frame of a group, so that the sky's drift stays in.)
 
+    Where neither is given the data decide (`choose_level`): the frame's own level, shifted or scaled as is usual for the
+    instrument, but that of off-target sky frames where the target fills the field. The log and the keywords SKYLEVEL
+    and SKYWHY say what was chosen and why.
+
     Parameters
     ----------
     offset_sky
-        Shift the sky to the frame's own background level.
+        Shift the sky to the frame's own background level; None: as the data or scale_sky say.
     scale_sky
-        Scale the sky to the frame's own background level.
+        Scale the sky to the frame's own background level; None: as the data or offset_sky say.
     mask_objects
         Leave out the pixels of objects found on the sky frames.
     operation
@@ -58,8 +63,9 @@ def sky_correct(
     for frame in frames:
         if "skies" not in frame.attrs:
             raise GdaskError(f"sky_correct: {frame.attrs['name']} has no list of sky frames; associate_sky makes it")
+    level = choose_level(frames, skies, offset_sky, scale_sky)
     by_name = {sky.attrs["name"]: sky for sky in skies}
-    how = {"operation": operation, "reject": reject_method, "nlow": nlow, "nhigh": nhigh, "scale": scale_sky}
+    how = {"operation": operation, "reject": reject_method, "nlow": nlow, "nhigh": nhigh, "scale": level.mode == "scale"}
     masters: dict[tuple[str, ...], Frame | None] = {}
     corrected = []
     for frame in frames:
@@ -67,11 +73,11 @@ def sky_correct(
         used = tuple(by_name[name] for name in names)
         if names not in masters:
             masters[names] = _master(used, mask_objects, how) if used else None
-        corrected.append(_subtract(frame, used, masters[names], offset_sky, scale_sky, mask_objects))
-    mode = "scaled to each frame" if scale_sky else "shifted to each frame" if offset_sky else "at its own level"
+        corrected.append(_subtract(frame, used, masters[names], level, mask_objects))
+    mode = {"scale": "scaled to each frame", "offset": "shifted to each frame", "none": "at its own level"}[level.mode]
     counts = sorted(len(frame.attrs["skies"]) for frame in frames)
     some = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
-    text = f"sky {mode}, from {some} frames each, {len(masters)} combinations" if counts[-1] else "no sky frames: levels alone"
+    text = f"sky {mode} ({level.why}), from {some} frames each, {len(masters)} combinations" if counts[-1] else "no sky frames: levels alone"
     return tuple(note(frame, text) for frame in corrected)
 
 
@@ -136,20 +142,21 @@ def _combine_skies(
 
 
 def _subtract(
-    frame: Frame, skies: Frames, master: Frame | None, offset: bool, scale: bool, mask_objects: bool
+    frame: Frame, skies: Frames, master: Frame | None, level: SkyLevel, mask_objects: bool
 ) -> Frame:
     own = levels(frame, mask_objects)
+    chosen: dict[str, object] = {"SKYLEVEL": (level.mode, "sky shifted, scaled to the frame, or as it is"), "SKYWHY": level.why}
     if master is None:
         data = map_planes(_minus_level, array(frame, "data"), own, dtype="f4")
-        return with_headers(with_arrays(frame, data=data), primary={"SKYFRMS": (0, "only the level was subtracted")})
-    if not (offset or scale):
+        return with_headers(with_arrays(frame, data=data), primary=chosen | {"SKYFRMS": (0, "only the level was subtracted")})
+    if level.mode == "none":
         times = tuple(middle(sky) for sky in skies)
         own = map_planes(_interpolate, *(levels(sky, mask_objects) for sky in skies), dtype="f8", times=times, when=middle(frame))
     packed = map_planes(
         _minus_sky, *(array(frame, name) for name in ("data", "variance", "dq")),
-        *(array(master, name).rechunk(frame["data"].data.chunks) for name in ("data", "variance", "dq")), own, dtype=PIXEL, scale=scale,
+        *(array(master, name).rechunk(frame["data"].data.chunks) for name in ("data", "variance", "dq")), own, dtype=PIXEL, scale=level.mode == "scale",
     )  # fmt: skip
-    primary: dict[str, object] = {"SKYFRMS": (len(skies), "sky frames combined")}
+    primary = chosen | {"SKYFRMS": (len(skies), "sky frames combined")}
     primary |= {f"SKYFR{number:03d}": sky.attrs["name"] for number, sky in enumerate(skies, 1)}
     rows = [row | {"provenance_added_by": "sky_correct"} for sky in skies for row in sky.attrs.get("provenance", ())[:1]]
     subtracted = with_arrays(frame, **unpack(packed)).assign_attrs(provenance=(*frame.attrs.get("provenance", ()), *rows))
