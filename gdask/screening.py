@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from gdask import params
-from gdask.instruments import descriptor, instrument_of, tags, view
+from gdask.instruments import descriptor, instrument_of, tags
 from gdask.io.catalog import read_catalog
 from gdask.io.read import open_frame
 from gdask.model import BadPixels, GdaskError, UsageError
@@ -26,7 +26,7 @@ _NOT_RAW = {"PROCESSED": "it is a finished product", "PREPARED": "it is no raw f
 #: What has to be known of every frame, and the keywords that say it.
 _NEEDED = {"exposure_time": "EXPTIME", "ut_datetime": "DATE-OBS, UT"}
 _NEEDED_OF_IMAGES = _NEEDED | {"filter_name": "FILTER1, FILTER2"}
-_NEEDED_OF_SKY = {"target_ra": "RA", "target_dec": "DEC"}
+_NEEDED_OF_SKY = {"target_ra": "RA", "target_dec": "DEC", "wcs_ra": "CRVAL, CRPIX, CD or CTYPE", "wcs_dec": "CRVAL, CRPIX, CD or CTYPE"}
 
 
 #: Tags that say nothing of what a file is good for.
@@ -61,6 +61,8 @@ def open_all(paths: Iterable[str]) -> Screened:
     seen: dict[Hashable, str] = {}
     for path in paths:
         try:
+            if os.path.isdir(path):
+                raise GdaskError("is a folder, a FITS file was expected")
             frame = open_frame(path)
         except GdaskError as error:
             left.append(SetAside(os.path.basename(path), "open", _without_path(str(error), path)))
@@ -127,7 +129,7 @@ def _misfit(frame: Frame, first: Frame, recipe: Recipe, module: ModuleType) -> s
         return _without_path(str(error), frame.attrs["path"])
     wanted = instrument_of(first).name
     if instrument != wanted:
-        return f"it is of {instrument}, the first file is of {wanted}"
+        return f"it is of {instrument}, the first file is of {wanted}; reduce it apart"
     if not hasattr(module, "TAGS"):
         return ""  # a file of the user's that does not say
     also = getattr(module, "ALSO", {}).get(recipe.__name__, set())
@@ -155,15 +157,7 @@ def _missing(frame: Frame) -> str:
     needed = needed if "CAL" in mine else needed | _NEEDED_OF_SKY
     for name, keywords in needed.items():
         if _value(frame, name) is None:
-            return f"no {name.replace('_', ' ')} in its headers ({keywords} missing or not valid); repair them and run again"
-    if "CAL" not in mine and "geometry" not in frame.attrs:
-        shape = (frame.sizes["y"], frame.sizes["x"])
-        try:
-            instrument_of(frame).module.geometries(view(frame), shape)
-        except GdaskError as error:
-            return _without_path(str(error), frame.attrs["path"])
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            return f"no valid WCS in its headers ({error}); repair them and run again"
+            return f"no {name.replace('_', ' ')} from its headers ({keywords} missing or not valid); repair them and run again"
     return ""
 
 

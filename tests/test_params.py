@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gdask import params, steps
 from gdask.cli import reduce, showpars, showrecipes
-from gdask.model import GdaskError
+from gdask.model import GdaskError, UsageError
 from gdask.params import Range
 
 
@@ -124,6 +124,23 @@ def test_every_step_names_its_dragons_name() -> None:
         named = re.findall(r"\[([\w, ]+)\]", getattr(steps, name).__doc__)
         theirs = [params.snake_case(part.strip()) for text in named for part in text.split(",")]
         assert not theirs or name in theirs
+
+
+@pytest.mark.parametrize("name", steps.__all__)
+def test_every_parameter_refuses_another_type_and_what_is_out_of_range(name: str) -> None:
+    """As typed after -p, for every parameter of every step; what has no wrong value is text."""
+    step = getattr(steps, name)
+    for key, parameter in params.parameters(step).items():
+        wrong = {bool: ["maybe", "2"], int: ["many", "1.5", "nan"], float: ["wide", "nan"], str: []}[parameter.kind]
+        wrong += ["no such choice"] if parameter.choices else []
+        low, high = parameter.limits
+        wrong += [str(low - 1)] if low is not None else []
+        wrong += [str(high + 1)] if high is not None else []
+        assert wrong or parameter.kind is str
+        for value in wrong:
+            for spelled in (f"{name}:{key}", key):
+                with pytest.raises(UsageError, match=f"{name}:{key}: .* came; expected "):
+                    params.check_user({spelled: value}, {name: step})
 
 
 def test_unknown_names_are_refused_with_the_closest_one() -> None:

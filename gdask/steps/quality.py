@@ -17,6 +17,9 @@ from gdask.steps.frames import array, map_planes, note, pending, per_array, with
 from gdask.steps.windows import match_window, true_sections
 from gdask.types import Flags, Frame, Frames, Image, Mask
 
+#: An array with a larger share of saturated pixels saw no such light: its read-out failed, and nothing is left in the next.
+_NO_LIGHT = 0.9
+
 
 def add_dq(
     frames: Frames,
@@ -208,7 +211,10 @@ def _packed_saturation(planes: tuple, levels: tuple, block_id: tuple[int, int, i
     plane = planes[block_id[0]]
     data = read_window(plane, 0, plane.shape[0], 0, plane.shape[1], np.dtype("f4"))
     boxed = np.empty((1, 1, 1), object)
-    boxed[0, 0, 0] = dq_kernels.pack_mask(dq_kernels.saturation_mask(data, None, *levels[block_id[0]], include_non_linear=True))
+    mask = dq_kernels.saturation_mask(data, None, *levels[block_id[0]], include_non_linear=True)
+    if mask.mean() > _NO_LIGHT:
+        mask[:] = False
+    boxed[0, 0, 0] = dq_kernels.pack_mask(mask)
     return boxed
 
 
