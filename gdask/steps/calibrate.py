@@ -97,7 +97,8 @@ def flat_correct(frame: Frame, flat: Frame | None) -> Frame:
     if flat is None:
         return frame
     _check_has_dq(flat, "flat")
-    area = reference_area(instrument_of(flat).module.geometries(view(flat), _shape(flat)), _shape(flat))
+    # 12 digits: what a header's number holds, so that a file that was written is stacked as one that was not.
+    area = float(f"{reference_area(instrument_of(flat).module.geometries(view(flat), _shape(flat)), _shape(flat)):.12g}")
     flat = match_window(flat, frame)
     data, variance, dq = (array(frame, name) for name in ("data", "variance", "dq"))
     by, by_variance, by_dq = (array(flat, name) for name in ("data", "variance", "dq"))
@@ -110,7 +111,7 @@ def flat_correct(frame: Frame, flat: Frame | None) -> Frame:
         dq=map_planes(flat_kernels.flat_flags, dq, by, by_dq, dtype="u2"),
     )
     corrected = with_provenance(corrected.assign_attrs(reference_area=area), flat, "flat_correct")
-    return with_headers(corrected, primary={"FLATIM": (flat.attrs["name"], "Flat image used")})
+    return with_headers(corrected, primary={"FLATIM": (flat.attrs["name"], "Flat image used"), "FLATAREA": (area, "arcsec2 of the pixel for which the flat is 1")})
 
 
 def _flat_variance(data: Image, variance: Image, flat: Image, flat_variance: Image, level: np.ndarray) -> Image:

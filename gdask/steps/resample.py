@@ -107,7 +107,7 @@ def _map_error(frame: Frame, grid: Grid) -> float:
 def _resample_frame(frame: Frame, grid: Grid, header: object, interpolation: str, rows: int) -> Frame:
     planes = tuple(zip(*(on_disk(frame, name) for name in ("data", "variance", "dq")), strict=True))
     geometries = frame.attrs["geometry"]
-    area = frame.attrs.get("reference_area") or reference_area(geometries, (frame.sizes["y"], frame.sizes["x"]))
+    area = frame.attrs.get("reference_area") or frame.attrs["phu"].get("FLATAREA") or reference_area(geometries, (frame.sizes["y"], frame.sizes["x"]))
     ratio = grid.scale**2 / area
     ny, nx = grid.shape
     chunks = ((1,), tuple(min(rows, ny - y) for y in range(0, ny, rows)), (nx,))
