@@ -215,6 +215,109 @@ def test_a_catalogue_ties_the_group_as_one():
     assert alone.frames[0].ok and alone.tie.ok
 
 
+def isolated(stars, faintest, distance=0.5):
+    """Bright stars with no other within `distance` arcsec, which no match can confuse."""
+    from scipy.spatial import cKDTree
+
+    x, y = tangent_plane(stars[0], stars[1], *CENTRE)
+    places = np.column_stack([x, y])
+    alone = cKDTree(places).query(places, 2)[0][:, 1] > distance
+    return tuple(v[alone | (stars[2] < faintest)] for v in stars)
+
+
+def test_a_catalogue_takes_out_what_all_frames_share():
+    """Distortions of 10 mas differ from frame to frame; stars alone leave their mean. A catalogue of 2 mas takes it out
+    up to its own error and the number of terms that 1500 stars of it determine: to 0.2 mas beyond photon noise."""
+    stars = isolated(sky(5000), 0.0)
+    frames = [observe(stars, f, warp=0.01)[0] for f in range(9)]
+    known = np.flatnonzero(stars[2] > 20)
+    rng = np.random.default_rng(4)
+    x, y = (v + rng.normal(0, 0.002, len(known)) for v in tangent_plane(stars[0][known], stars[1][known], *CENTRE))
+    reference = Reference(*tangent_sky(x, y, *CENTRE), np.full(len(known), 0.002), stars[2][known])
+    photon = 0.2 / 3  # mas: 9 frames
+    beyond = {}
+    for name, catalogue in (("without", None), ("with", reference)):
+        solution = solve(frames, reference=catalogue)
+        relative, _, absolute = leftover(solution, stars)
+        beyond[name] = [np.sqrt(max(rms(off) ** 2 - photon**2, 0.0)) for off in (relative, absolute)]
+    assert solution.tie.terms == 20 and solution.tie.n > 1200 and 1.8 < solution.tie.rms < 2.2
+    assert beyond["with"][0] <= 0.2 and beyond["with"][1] <= 0.2, beyond
+    assert beyond["without"][0] > 2 * beyond["with"][0]  # the mean over nine frames of what they do not share
+
+
+def epochs(size, seed=0):
+    """Three epochs of four frames; every array of every epoch is displaced by about `size` arcsec per axis."""
+    stars = sky(2000, seed)
+    moves = np.random.default_rng(50 + seed).normal(0, size, (3, 4, 2))
+    frames = []
+    for f in range(12):
+        frame, move = observe(stars, f, seed=seed)[0], moves[f // 4]
+        frames.append(frame._replace(x=frame.x - move[frame.array, 0], y=frame.y - move[frame.array, 1], epoch=f // 4))
+    return frames
+
+
+def test_arrays_that_moved_between_epochs_are_found():
+    frames = epochs(0.004)
+    free = solve(frames)
+    rigid = solve([frame._replace(array=np.zeros(len(frame.x), int)) for frame in frames])
+    assert free.floor < 0.3 and rigid.floor > 0.7  # mas
+    assert np.median([f.rms for f in free.frames]) < 0.5 * np.median([f.rms for f in rigid.frames])
+    for frame, fit in zip(frames, free.frames, strict=True):
+        assert len(fit.arrays) == 4 and np.isfinite(fit.arrays).all()
+        straight = (0, 0, (0, 1.0, 0), (0, 0, 1.0))
+        for k, (cx, cy) in enumerate(fit.arrays):
+            mine = (frame.array == k) & (frame.flux > 100)
+            _, dec = to_sky(Geometry(*straight, frame.ra, frame.dec, frame.pa, cx, cy), frame.x[mine], frame.y[mine])
+            star = free.stars[fit.star[mine]]
+            assert spread((dec - star["dec"]) * 3.6e6) < 0.5
+            assert np.allclose((dec - star["dec"]) * 3.6e6, fit.residual_y[mine] * 1000, atol=0.1)
+
+
+def test_arrays_that_stay_get_no_terms():
+    assert all(fit.arrays == () for fit in solve(epochs(0.0)).frames)
+
+
+@pytest.mark.parametrize(("stars", "overlap"), [(60, 1.0), (60, 0.6), (25, 1.0)])
+def test_blind_search(stars, overlap):
+    """Pointing wrong by up to 30 arcsec, angle by up to 2 degrees: found, or refused, never wrong."""
+    for seed in range(4):
+        rng = np.random.default_rng([seed, stars])
+        field = sky(int(stars * (120 / 84) ** 2), seed)
+        step, turn = 84 * (1 - overlap), rng.uniform(-2, 2)
+        one = observe(field, 0, seed=seed, spread=0.0, pointing=0.0, turn=0.0, warp=0.0)[0]
+        ra0, dec0 = (float(v) for v in tangent_sky(step / 2, 0.0, *CENTRE))
+        xi, eta = tangent_plane(field[0], field[1], ra0, dec0)
+        c, s = np.cos(np.radians(turn)), np.sin(np.radians(turn))
+        u, v = c * xi - s * eta, s * xi + c * eta
+        seen = np.flatnonzero((abs(u) < HALF) & (abs(v) < HALF))
+        far, towards = 29 * np.sqrt(rng.uniform()), rng.uniform(0, 2 * np.pi)
+        ra, dec = (float(w) for w in tangent_sky(far * np.cos(towards), far * np.sin(towards), ra0, dec0))
+        e = np.full(len(seen), 1e-3)
+        other = Measurements("B.fits", u[seen], v[seen], e, e, field[2][seen], np.zeros(len(seen), int), ra, dec, 0.0)
+        two = solve([one, other])
+        assert all(f.ok for f in two.frames)
+        ends = [np.array(f.shift) for f in two.frames]
+        wrong = np.array(tangent_plane(ra0, dec0, ra, dec))
+        assert np.hypot(*(ends[1] - ends[0] - wrong)) < 0.9  # the plane turns about the middle: 2 degrees of 30 arcsec
+
+
+def test_from_three_stars_to_many_frames():
+    """Two frames of three stars; forty frames of a few hundred; in little time and memory."""
+    import time
+    import tracemalloc
+
+    few = sky(3, seed=1)
+    two = [observe(few, f, half=70.0, spread=0.5, seed=8)[0] for f in range(2)]
+    assert all(f.ok for f in solve(two).frames)
+    many = [observe(sky(400), f)[0] for f in range(40)]
+    tracemalloc.start()
+    began = time.process_time()
+    assert all(f.ok for f in solve(many).frames)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 60e6 and time.process_time() - began < 60
+
+
 def test_same_input_same_bits():
     stars = sky(800)
     frames = [observe(stars, f)[0] for f in range(4)]

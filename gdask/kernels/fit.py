@@ -191,7 +191,8 @@ def _pass(
     for _ in range(ROUNDS if arrays is None or not arrays.values.any() else 4 * ROUNDS):
         weight = robust_weights(problem, terms, errors, shared, floor)
         problem = problem._replace(weight=weight)
-        terms, _steps = solve_frames(_at_stars(problem, terms), terms, active, solver.prior)
+        how_far = {"settled": 0.01} if passed < 2 else {}
+        terms, _steps = solve_frames(_at_stars(problem, terms), terms, active, solver.prior, **how_far)
         if passed >= 2 and arrays is not None:
             problem, arrays = refit(problem, terms, arrays)
         floor = noise_floor(problem, terms, errors)

@@ -15,8 +15,8 @@ from gdask.kernels.terms import TERMS, normal_blocks, solve_block, terms_at
 from gdask.types import Arcsec, Degrees
 
 TOLERANCE, MAX_STEPS = 1e-8, 500
-#: Steps end, too, where chi-square can fall by no more than about this: terms are then known to 1e-3 of their errors.
-SETTLED = 1e-6
+#: Steps end, too, where chi-square can fall by no more than about this: terms are then known to 3e-3 of their errors.
+SETTLED = 1e-5
 #: How far a free term moves at most or so in one solution (arcsec) where nothing measures it.
 FREE_STEP: Arcsec = 0.02
 
@@ -108,13 +108,24 @@ def _dot(a: np.ndarray, b: np.ndarray) -> float:
     return total
 
 
-def solve_frames(problem: Problem, start: np.ndarray, active: np.ndarray, prior: np.ndarray) -> tuple[np.ndarray, int]:
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _solve_blocks(blocks: np.ndarray, r: np.ndarray, active: np.ndarray) -> np.ndarray:
+    """Each frame's own block solved for its leading terms."""
+    out = np.zeros(r.shape)
+    for f in range(active.size):
+        out[f] = solve_block(blocks[f], r[f], active[f])
+    return out
+
+
+def solve_frames(
+    problem: Problem, start: np.ndarray, active: np.ndarray, prior: np.ndarray, settled: float = SETTLED
+) -> tuple[np.ndarray, int]:
     """Terms (frames, 20) that minimise the weighted scatter of each star's positions plus the prior.
 
     start: terms to begin with; active: how many leading terms each frame may use, 0 for a frame that is left out;
     prior: 1 / sigma^2 of each term's size, 0 for the free ones. Only differences between frames are measured: what is
     common to all stays as in `start` for the free terms (their steps are damped by FREE_STEP, so repeat the call), and
-    goes to zero for the others. Returns (terms in arcsec, conjugate-gradient steps).
+    goes to zero for the others. settled: the fall of chi-square at which steps end. Returns (terms in arcsec, conjugate-gradient steps).
     """
     frames = len(active)
     mask = (np.arange(TERMS) < active[:, None]).astype(float)
@@ -129,19 +140,16 @@ def solve_frames(problem: Problem, start: np.ndarray, active: np.ndarray, prior:
     damping = prior + np.where(prior > 0, 0.0, 1 / FREE_STEP**2)
     blocks = normal_blocks(problem.frame, problem.x, problem.y, own, frames) + np.diag(damping)
 
-    def precondition(r: np.ndarray) -> np.ndarray:
-        return np.stack([solve_block(blocks[f], r[f], int(active[f])) for f in range(frames)])
-
     c = np.zeros((frames, TERMS))
     r = -(_gradient(*sides, xi, eta, problem.stars) + prior * begin) * mask
-    z = precondition(r)
+    z = _solve_blocks(blocks, r, active)
     d, rz = z, _dot(r, z)
     first, steps = rz, 0
-    while steps < MAX_STEPS and rz > max(TOLERANCE**2 * first, SETTLED):
+    while steps < MAX_STEPS and rz > max(TOLERANCE**2 * first, settled):
         ad = (_gradient(*sides, *_positions(*still, d), problem.stars) + damping * d) * mask
         step = rz / _dot(d, ad)
         c, r = c + step * d, r - step * ad
-        z = precondition(r)
+        z = _solve_blocks(blocks, r, active)
         rz, before = _dot(r, z), rz
         d = z + rz / before * d
         steps += 1
