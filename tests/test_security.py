@@ -172,7 +172,6 @@ def test_a_planted_checkpoint_is_not_unpickled(tmp_path: Path) -> None:
 
 def test_processes_and_dashboards_listen_on_localhost() -> None:
     import psutil
-
     from gdask.cluster import connect
 
     with connect("processes:1") as client:
@@ -189,7 +188,6 @@ def test_tls_lets_in_who_has_a_certificate_and_nobody_else(tmp_path: Path) -> No
     """Scheduler and worker with distributed's Security; gdask's profile connects, plain text does not."""
     from distributed import Client, LocalCluster
     from distributed.security import Security
-
     from gdask.cluster import connect
 
     openssl = shutil.which("openssl")

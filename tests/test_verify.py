@@ -11,9 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
-from astropy.nddata import CCDData
-from astropy.table import Table
-from astropy.wcs import WCS
 
 from gdask.cli import main
 from gdask.verify import verify
@@ -153,39 +150,3 @@ def test_the_verb(image: Path, flat: Path, raw: Path, capsys: pytest.CaptureFixt
     assert main(["verify", str(raw.parent / "none")]) == 1
     assert main(["verify"]) == 2
     assert "no FITS file in this folder" in capsys.readouterr().err
-
-
-# Interoperability: what others read in our products ------------------------------------------------------------------
-
-def test_other_readers_find_what_they_expect(image: Path, flat: Path) -> None:
-    """The conventions of astrodata, CCDData, ginga and ds9: EXTNAME and EXTVER, VAR a variance, DQ integer, WCS, BUNIT."""
-    with fits.open(image, checksum=True) as units:
-        science, variance, flags = units["SCI", 1], units["VAR", 1], units["DQ", 1]
-        assert (science.header["BUNIT"], variance.header["BUNIT"]) == ("electron", "electron**2")
-        assert (science.data.dtype.kind, flags.data.dtype.kind) == ("f", "u")
-        assert science.data.shape == variance.data.shape == flags.data.shape
-        celestial = WCS(science.header)
-        assert celestial.has_celestial and celestial.pixel_n_dim == 2
-        middle = celestial.pixel_to_world(science.data.shape[1] / 2, science.data.shape[0] / 2)
-        assert middle.separation(celestial.pixel_to_world(0, 0)).arcsec < 60
-    frame = CCDData.read(image, hdu="SCI", hdu_uncertainty="VAR", uncertainty_type="var", hdu_mask=None, hdu_flags=None)
-    assert str(frame.unit) == "electron" and frame.uncertainty.array.shape == frame.data.shape and frame.wcs.has_celestial
-    with fits.open(flat) as units:
-        names = [(unit.name, unit.ver) for unit in units[1:]]
-    assert names[:12] == [(name, version) for version in range(1, 5) for name in ("SCI", "VAR", "DQ")]
-
-
-@pytest.mark.slow
-def test_astrodata_reads_products(image: Path, flat: Path) -> None:
-    """astrodata 3: arrays with their variance, mask, WCS and tables; with gemini_instruments also tags."""
-    astrodata = pytest.importorskip("astrodata")
-    for path, count in ((image, 1), (flat, 4)):
-        opened = astrodata.from_file(path) if hasattr(astrodata, "from_file") else astrodata.open(path)
-        assert len(opened) == count
-        for number, array in enumerate(opened, 1):
-            with fits.open(path) as units:
-                assert np.array_equal(array.data, units["SCI", number].data, equal_nan=True)
-                assert np.array_equal(array.variance, units["VAR", number].data, equal_nan=True)
-                assert np.array_equal(array.mask, units["DQ", number].data)
-        assert {"HISTORY", "PROVENANCE", "REDUCTION"} <= set(opened.tables)
-        assert isinstance(opened.HISTORY, Table)

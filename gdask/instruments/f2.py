@@ -219,7 +219,7 @@ def nominal_photometric_zeropoint(view: View) -> list[float | None]:
     in_camera = camera(view, pretty=True) == view.facts["camera"]
     table = view.facts["zero_points"].get(filter_name(view, pretty=True)) if in_camera else None
     in_adu = view("is_in_adu")
-    return [table[0] - (2.5 * math.log10(value) if in_adu else 0.0) if table and value else None
+    return [table[0] - (2.5 * math.log10(value) if in_adu else 0.0) if table and value and value > 0 else None
             for value in view("gain")]
 
 

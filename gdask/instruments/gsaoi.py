@@ -94,7 +94,7 @@ def nominal_photometric_zeropoint(view: View) -> list[float | None]:
     in_adu = view("is_in_adu")
 
     def of(name: str | None, gain: float | None) -> float | None:
-        if table is None or name not in order or not gain:
+        if table is None or name not in order or not gain or gain <= 0:
             return None
         return table[order.index(name)] - (2.5 * math.log10(gain) if in_adu else 0.0)
 
