@@ -293,6 +293,14 @@ def test_tiles_do_not_show_in_the_result(sky_files: Frames, monkeypatch: pytest.
         assert_same(computed(whole), computed(tiled))
 
 
+def test_the_error_of_the_map_is_kept_and_limited(sky_files: Frames) -> None:
+    frames = steps.resample_to_common_frame(sky_files, pixel_scale=0.05)
+    assert all(0 < frame.attrs["solution"]["map_px"] < 1e-6 for frame in frames)
+    wild = tuple(g._replace(correction_x=(0.0,) * 66 + (5e3,) * 12, correction_y=(0.0,) * 78) for g in sky_files[1].attrs["geometry"])
+    with pytest.raises(GdaskError, match=r"S1\.fits: the sampled pixel map is wrong by .* px, at most 0\.0001"):
+        steps.resample_to_common_frame((sky_files[0], sky_files[1].assign_attrs(geometry=wild)), pixel_scale=0.05)
+
+
 def test_pixels_that_are_not_on_disk_cannot_be_resampled(sky_files: Frames) -> None:
     changed = with_pixels(sky_files[0], data=computed(sky_files[0])["data"])
     with pytest.raises(GdaskError, match="not on disk"):

@@ -52,6 +52,8 @@ def _inputs_table(inputs: Sequence[dict[str, Any]]) -> Table:
     table.add_column([number + 1 for _, number in rows], name="ARRAY", index=1)
     for name, column in (("matches", "MATCHES"), ("rms_mas", "RMS_MAS"), ("terms", "TERMS")):
         table[column] = [source.get(name, 0) for source, _ in rows]
+    if any("map_px" in source for source, _ in rows):
+        table["MAP_ERR"] = [float(source.get("map_px", np.nan)) for source, _ in rows]
     if any("placed" in source for source, _ in rows):
         table["PLACED"] = [str(source.get("placed", "")) for source, _ in rows]
         table["PLACE_ERR"] = [float(source.get("error_mas", np.nan)) for source, _ in rows]

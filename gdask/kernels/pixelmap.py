@@ -15,6 +15,8 @@ from gdask.types import Pixels
 
 #: Pixels between nodes: GSAOI's distortion is then followed to 1e-8 pixel.
 SPACING = 32
+#: The most by which a sampled map may be wrong (pixels).
+MOST_ERROR: Pixels = 1e-4
 
 
 def pixel_map(geometry: Geometry, grid: Grid, window: Window, spacing: int = SPACING) -> tuple[Floats, Floats]:

@@ -14,10 +14,10 @@ from gdask.kernels.areas import area_factors
 from gdask.kernels.geometry import Geometry, pixel_area
 from gdask.kernels.grid import Grid, common_grid, footprint, input_window
 from gdask.kernels.interpolation import noise_correlation, reach
-from gdask.kernels.pixelmap import map_error, pixel_map
+from gdask.kernels.pixelmap import MOST_ERROR, map_error, pixel_map
 from gdask.kernels.resample import resample
 from gdask.kernels.wcs import grid_from_header, grid_header
-from gdask.model import DQ
+from gdask.model import DQ, GdaskError
 from gdask.params import Range
 from gdask.steps.frames import PIXEL, note, pack, replaced, unpack, with_headers
 from gdask.types import Flags, Frame, Frames, Image
@@ -53,7 +53,8 @@ def resample_to_common_frame(
     grid = _grid_of_file(reference) if reference else _grid_of_frames(frames, scale, pa)
     radesys = str(frames[0].attrs["phu"].get("FRAME", "FK5")).strip().upper()
     header = grid_header(grid, radesys if radesys in ("FK5", "ICRS", "FK4") else "FK5")
-    worst = max(_map_error(frame, grid) for frame in frames)
+    frames = tuple(_checked(frame, grid) for frame in frames)
+    worst = max(frame.attrs["solution"]["map_px"] for frame in frames)
     text = f"{grid.shape[1]} x {grid.shape[0]} pixels of {grid.scale:g} arcsec, {interpolation}, map good to {worst:.1e} px"
     rows = int(np.clip(STACK_BYTES / (len(frames) * grid.shape[1] * PIXEL.itemsize), FEWEST_ROWS, MOST_ROWS))
     return tuple(note(_resample_frame(frame, grid, header, interpolation, rows), text) for frame in frames)
@@ -91,6 +92,17 @@ def _grid_of_file(path: str) -> Grid:
     header = reference.attrs["headers"][0].copy()
     header["NAXIS1"], header["NAXIS2"] = reference.sizes["x"], reference.sizes["y"]
     return grid_from_header(header)
+
+
+def _checked(frame: Frame, grid: Grid) -> Frame:
+    """The Frame with the error of its sampled map (px) in `attrs["solution"]`; GdaskError where it exceeds MOST_ERROR."""
+    error = _map_error(frame, grid)
+    if error > MOST_ERROR:
+        raise GdaskError(
+            f"{frame.attrs['name']}: the sampled pixel map is wrong by {error:.1e} px, at most {MOST_ERROR:g} was expected;"
+            " the fitted correction bends too fast: align with a lower order"
+        )
+    return frame.assign_attrs(solution=(frame.attrs.get("solution") or {}) | {"map_px": error})
 
 
 def _map_error(frame: Frame, grid: Grid) -> float:
