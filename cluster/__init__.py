@@ -31,7 +31,7 @@ def connect(spec: str = "threads", profiles: str | None = None, memory: int | No
     profiles
         A YAML file of profiles; the shipped ones are always known.
     memory
-        Bytes that each worker may use, for kinds that start workers; None is the profile's.
+        Bytes that each worker (for threads, this process) may use; None is the profile's, or what there is.
 
     Yields
     ------
@@ -48,7 +48,7 @@ def connect(spec: str = "threads", profiles: str | None = None, memory: int | No
         import dask
 
         workers = profile.get("workers") or available_cores()
-        with dask.config.set(scheduler="threads", num_workers=workers):
+        with dask.config.set({"scheduler": "threads", "num_workers": workers, "gdask.threads": workers, "gdask.memory": memory}):
             yield None
         return
     from gdask.cluster.start import client_of

@@ -26,13 +26,15 @@ scratch=${GDASK_SCRATCH:-${TMPDIR:-/tmp}}
 # One thread pool for each core: libraries must not start their own inside a worker.
 threads="OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1"
 export $threads
+export DASK_LOGGING__DISTRIBUTED="${DASK_LOGGING__DISTRIBUTED:-warning}"
 
 rm -f "$file"
 "$python" -m distributed.cli.dask_scheduler --scheduler-file "$file" --port 0 --no-dashboard ${GDASK_SCHEDULER_OPTIONS:-} &
 scheduler=$!
 # pbsdsh gives its processes neither folder nor environment.
-pbsdsh -- "$(command -v env)" -C "$PWD" $threads "$python" -m distributed.cli.dask_worker --scheduler-file "$file" --nworkers 1 \
-  --nthreads 1 --memory-limit "${GDASK_MEMORY:-auto}" --local-directory "$scratch" --death-timeout 60 --no-dashboard ${GDASK_WORKER_OPTIONS:-} &
+pbsdsh -- "$(command -v env)" -C "$PWD" $threads "DASK_LOGGING__DISTRIBUTED=$DASK_LOGGING__DISTRIBUTED" \
+  "$python" -m distributed.cli.dask_worker --scheduler-file "$file" --nworkers 1 --nthreads 1 \
+  --memory-limit "${GDASK_MEMORY:-auto}" --local-directory "$scratch" --death-timeout 60 --no-dashboard ${GDASK_WORKER_OPTIONS:-} &
 workers=$!
 
 end() {

@@ -32,6 +32,7 @@ memory=auto
 memory=${GDASK_MEMORY:-$memory}
 # One thread pool for each core: libraries must not start their own inside a worker.
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1
+export DASK_LOGGING__DISTRIBUTED="${DASK_LOGGING__DISTRIBUTED:-warning}"
 
 rm -f "$file"
 "$python" -m distributed.cli.dask_scheduler --scheduler-file "$file" --port 0 --no-dashboard ${GDASK_SCHEDULER_OPTIONS:-} &

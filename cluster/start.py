@@ -34,9 +34,22 @@ def client_of(profile: Profile, where: str, memory: int | None = None) -> Iterat
     kind = profile["kind"]
     begin = {"scheduler": _existing, "processes": _local, "ssh": _over_ssh, "jobqueue": _batch_system}[kind]
     # Checkpoints that other hosts wrote must be safe before they are called complete.
-    with dask.config.set({"gdask.flush": kind != "processes"}), begin(profile, where, memory) as client:
-        with checked_workers(client, where, float(profile.get("wait", 120)), started=kind != "scheduler"):
-            yield client
+    with (
+        dask.config.set({"gdask.flush": kind != "processes"}),
+        begin(profile, where, memory) as client,
+        checked_workers(client, where, float(profile.get("wait", 120)), started=kind != "scheduler"),
+        dask.config.set(_allowed(client, memory)),
+    ):
+        yield client
+
+
+def _allowed(client: Client, memory: int | None) -> dict[str, Any]:
+    """Settings by which a phase is planned: bytes of a worker, the share of them that may be in use, threads that share them."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    limits = [worker["memory_limit"] for worker in workers if worker["memory_limit"]] + ([memory] if memory else [])
+    share = float(dask.config.get("distributed.worker.memory.pause") or 1.0)  # above it a worker begins no task
+    threads = max((worker["nthreads"] for worker in workers), default=1)
+    return {"gdask.memory": share * min(limits) if limits else None, "gdask.share": share, "gdask.threads": threads}
 
 
 @contextmanager

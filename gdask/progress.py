@@ -2,28 +2,82 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from gdask import memory
+
+log = logging.getLogger("gdask")
 
 #: Counted by tests: how many computes have been run in this process.
 COMPUTES = {"count": 0}
 
 
 def compute(arrays: Sequence[object], text: str) -> tuple[object, ...]:
-    """Compute lazy arrays together, once, with a progress bar on a terminal. Gives their values in order."""
+    """Compute lazy arrays together, once, with a progress bar on a terminal. Gives their values in order.
+
+    Raises GdaskError before anything runs where the projected peak does not fit the budget (`gdask.memory`).
+    """
     import dask
     from dask.base import get_scheduler
 
     COMPUTES["count"] += 1
-    client = getattr(get_scheduler(), "__self__", None)
+    given = get_scheduler()
+    client = getattr(given, "__self__", None)
     with bar(text) as update:
         if client is not None and hasattr(client, "scheduler_info"):
-            return _compute_on_cluster(client, arrays, update)
-        return _compute_here(dask, arrays, update)
+            return dask.compute(*arrays, scheduler=partial(_on_cluster, client, text, update))
+        if given in (None, dask.threaded.get):
+            with _counting(update):
+                return dask.compute(*arrays, scheduler=partial(_here, text))
+        return dask.compute(*arrays)  # a scheduler of the user's own
 
 
-def _compute_here(dask: object, arrays: Sequence[object], update: Callable[[int, int], None]) -> tuple[object, ...]:
+def _here(text: str, graph: object, keys: object, **options: object) -> object:
+    """On threads of this process: as many as the machine has or were asked for, fewer where memory is short."""
+    import dask
+    import psutil
+
+    tasks = dict(graph.__dask_graph__() if hasattr(graph, "__dask_graph__") else graph)
+    threads = dask.config.get("num_workers", None) or os.cpu_count() or 1
+    base = max(memory.BASE, psutil.Process().memory_info().rss)
+    fitting, projection = memory.fit(tasks, memory.budget(), threads, text, base)
+    _report(text, projection, threads, fitting)
+    return dask.threaded.get(tasks, keys, num_workers=fitting, **options)
+
+
+def _on_cluster(client: Any, text: str, update: Callable[[int, int], None], graph: object, keys: object, **options: object) -> object:
+    """On the workers of a client; their threads are as they were started."""
+    import dask
+    from dask.core import flatten
+    from distributed import as_completed
+
+    tasks = dict(graph.__dask_graph__() if hasattr(graph, "__dask_graph__") else graph)
+    threads = dask.config.get("gdask.threads", 1)
+    _report(text, memory.fit(tasks, memory.budget(), threads, text, fixed=True)[1], threads, threads)
+    packed = client.get(tasks, keys, sync=False)
+    futures = list(flatten([packed]))
+    for number, done in enumerate(as_completed(futures), 1):
+        done.result()
+        update(number, len(futures))
+    return client.gather(packed)
+
+
+def _report(text: str, projection: memory.Projection, threads: int, fitting: int) -> None:
+    log.debug("%s: %d tasks, at most %.0f MB in one, %.0f MB with %d at a time", text, projection.tasks, projection.largest / 1e6,
+              projection.peak / 1e6, fitting)  # fmt: skip
+    if fitting < threads:
+        log.info("%s: %d tasks at a time and not %d, so that they fit the memory allowed", text, fitting, threads)
+
+
+@contextmanager
+def _counting(update: Callable[[int, int], None]) -> Iterator[None]:
+    """Inside, tasks that end on threads move the bar."""
     from dask.callbacks import Callback
 
     class Counting(Callback):  # type: ignore[misc]
@@ -34,17 +88,7 @@ def _compute_here(dask: object, arrays: Sequence[object], update: Callable[[int,
             update(len(state["finished"]), self.total)
 
     with Counting():
-        return dask.compute(*arrays)  # type: ignore[attr-defined]
-
-
-def _compute_on_cluster(client: object, arrays: Sequence[object], update: Callable[[int, int], None]) -> tuple[object, ...]:
-    from distributed import as_completed
-
-    futures = client.compute(list(arrays), optimize_graph=True)  # type: ignore[attr-defined]
-    for number, done in enumerate(as_completed(futures), 1):
-        done.result()
-        update(number, len(futures))
-    return tuple(client.gather(futures))  # type: ignore[attr-defined]
+        yield
 
 
 @contextmanager

@@ -43,6 +43,8 @@ class Reduce:
         Suffix of the last product, instead of the recipe's.
     cluster
         Where to compute: 'threads', 'processes:4', 'tcp://...'.
+    memory
+        Most memory of each worker, such as '2GiB'; None is what the machine or the workers have.
     strict
         Stop at the first frame that would be set aside.
     mode
@@ -60,6 +62,7 @@ class Reduce:
         self.ucals: Any = {}
         self.suffix: str | None = None
         self.cluster = "threads"
+        self.memory: str | int | None = None
         self.config: Mapping[str, object] = {}
         self.strict = False
         self.mode = "sq"
@@ -70,6 +73,7 @@ class Reduce:
         """Run the recipe. Raises GdaskError with what to do where it cannot."""
         from gdask import params, screening
         from gdask.cluster import connect
+        from gdask.memory import parse_bytes
         from gdask.instruments import tags
         from gdask.io import checkpoint
         from gdask.recipe_library import known_steps, locate, steps_in
@@ -77,6 +81,7 @@ class Reduce:
         self.output_filenames, self.set_aside = [], []
         given, ucals, paths = params.normalise(self.uparms), self._calibrations(), self._paths()
         _check_cluster(self.cluster)
+        allowed = parse_bytes(self.memory)
         if self.mode != "sq":
             raise UsageError(f"mode {self.mode}: not offered: gdask has one mode, science quality (sq)")
         if os.sep in (self.suffix or ""):
@@ -93,7 +98,7 @@ class Reduce:
         frames = self._keep(screening.screen(frames, recipe, module))
         if limit := screening.field_of_one_target(frames[0], recipe, layers):
             frames = self._keep(screening.one_target(frames, limit))
-        with connect(self.cluster):
+        with connect(self.cluster, memory=allowed):
             self._run(recipe, frames, layers, ucals, paths)
 
     def _run(self, recipe: Any, frames: Frames, layers: list, ucals: dict[str, str], paths: list[str]) -> None:

@@ -14,13 +14,13 @@ from gdask.association import USED_BY, Known, all_missing, look_up, missing, rem
 from gdask.caldb import Association
 from gdask.instruments import instrument_of, step_defaults, tags
 from gdask.io import checkpoint, write
-from gdask.io.read import open_frame, reopen
+from gdask.io.read import open_frame
 from gdask.model import EXTNAMES, GdaskError
 from gdask.phases import Product, how_many, run_phase, save_phase, usable_pixels
 from gdask.provenance import check_target, processed_header, product_name, record
 from gdask.screening import SetAside
 from gdask.steps import SUFFIXES
-from gdask.steps.frames import aside, frames_in, map_frames, without_set_aside
+from gdask.steps.frames import aside, frames_in, in_bands, map_frames, without_set_aside
 from gdask.types import Frame, Frames
 
 log = logging.getLogger("gdask")
@@ -188,7 +188,7 @@ class Run:
 
     def by_rows(self, frames: Frames, rows: int = 256) -> Frames:
         """The raw Frames read in row bands: for recipes whose steps all work pixel by pixel."""
-        return tuple(reopen(frame, rows=rows, tag="rows") for frame in frames)
+        return in_bands(frames, rows)
 
     def split(self, frames: Frames, tag: str) -> tuple[Frames, Frames]:
         """The Frames with a tag, and those without it."""

@@ -11,8 +11,10 @@ from astropy.io import fits
 from dask.base import tokenize
 
 from gdask.instruments import descriptor
+from gdask.io.read import reopen
+from gdask.memory import rows_within
 from gdask.model import DIMS, DTYPES
-from gdask.types import Frame
+from gdask.types import Frame, Frames
 
 #: One pixel of a kernel that gives several variables at once.
 PIXEL = np.dtype([("data", "f4"), ("variance", "f4"), ("dq", "u2")])
@@ -149,6 +151,12 @@ def per_array(frame: Frame, name: str) -> tuple:
     values = descriptor(frame, name)
     count = len(frame.attrs["headers"])
     return tuple(values) if isinstance(values, (list, tuple)) and len(values) == count else (values,) * count
+
+
+def in_bands(frames: Frames, rows: int) -> Frames:
+    """Frames on disk in bands of at most `rows` rows, fewer where a band of all of them would not fit the memory allowed."""
+    rows = rows_within(sum(frame.sizes["x"] for frame in frames) * PIXEL.itemsize, rows, 16)
+    return tuple(reopen(frame, rows=rows, tag="rows") for frame in frames)
 
 
 def pending(frame: Frame, **arrays: da.Array) -> Frame:

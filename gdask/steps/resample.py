@@ -17,6 +17,7 @@ from gdask.kernels.interpolation import noise_correlation, reach
 from gdask.kernels.pixelmap import MOST_ERROR, map_error, pixel_map
 from gdask.kernels.resample import resample
 from gdask.kernels.wcs import grid_from_header, grid_header
+from gdask.memory import rows_within
 from gdask.model import DQ, GdaskError
 from gdask.params import Range
 from gdask.steps.frames import PIXEL, note, pack, replaced, unpack, with_headers
@@ -24,7 +25,8 @@ from gdask.types import Flags, Frame, Frames, Image
 
 #: Bytes of all frames' pixels (data, variance, dq) that one task of the stack may gather.
 STACK_BYTES = 128e6
-#: Rows of an output tile: at least, at most. A tile has the full width: rows of the input are read once and whole.
+#: Rows of an output tile: at least where memory allows it, at most. A tile has the full width: rows of the input are read
+#: once and whole.
 FEWEST_ROWS, MOST_ROWS = 32, 256
 
 
@@ -56,7 +58,8 @@ def resample_to_common_frame(
     frames = tuple(_checked(frame, grid) for frame in frames)
     worst = max(frame.attrs["solution"]["map_px"] for frame in frames)
     text = f"{grid.shape[1]} x {grid.shape[0]} pixels of {grid.scale:g} arcsec, {interpolation}, map good to {worst:.1e} px"
-    rows = int(np.clip(STACK_BYTES / (len(frames) * grid.shape[1] * PIXEL.itemsize), FEWEST_ROWS, MOST_ROWS))
+    row_bytes = len(frames) * grid.shape[1] * PIXEL.itemsize
+    rows = rows_within(row_bytes, int(np.clip(STACK_BYTES / row_bytes, FEWEST_ROWS, MOST_ROWS)), 4)
     return tuple(note(_resample_frame(frame, grid, header, interpolation, rows), text) for frame in frames)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from gdask.io.read import reopen
 from gdask.kernels.combine import combine
 from gdask.kernels.stats import background
+from gdask.memory import rows_within
 from gdask.model import DQ, UNUSABLE, GdaskError
 from gdask.params import Range
 from gdask.steps.frames import PIXEL, array, map_planes, note, pack, replaced, unpack, with_arrays, with_headers
@@ -16,7 +17,7 @@ from gdask.steps.skyframes import middle
 from gdask.steps.skylevel import SkyLevel, choose_level
 from gdask.types import Flags, Frame, Frames, Image
 
-#: Rows of each sky frame that one task reads: 16 frames x 256 x 2048 pixels x 10 bytes = 84 MB.
+#: Rows of each sky frame that one task reads, at most: 16 frames x 256 x 2048 pixels x 10 bytes = 84 MB.
 ROWS = 256
 
 
@@ -117,7 +118,8 @@ def _master(skies: Frames, mask_objects: bool, how: dict[str, object]) -> Frame:
     if how["reject"] == "minmax" and how["nlow"] + how["nhigh"] >= len(skies):  # type: ignore[operator]
         how = how | {"reject": "none"}  # nothing would be left
     tag = "sky-" + "-".join(sky.attrs["name"] for sky in skies)
-    banded = [reopen(sky, rows=ROWS, tag=tag) for sky in skies]
+    rows = rows_within(len(skies) * skies[0].sizes["x"] * PIXEL.itemsize, ROWS, 16)
+    banded = [reopen(sky, rows=rows, tag=tag) for sky in skies]
     names = ["data", "variance", "dq"] + (["objects"] if mask_objects and all("objects" in sky for sky in skies) else [])
     planes = [array(sky, name) for name in names for sky in banded]
     packed = map_planes(_combine_skies, *planes, *(levels(sky, mask_objects) for sky in skies), dtype=PIXEL, count=len(skies), **how)

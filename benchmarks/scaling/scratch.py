@@ -1,0 +1,94 @@
+"""Memory that each kernel takes beyond its inputs and its result, measured: the source of gdask/memory.toml.
+
+    python -m benchmarks.scaling.scratch FOLDER
+
+runs the flat and the image recipe on a simulated night in FOLDER (raw/) with one thread, and prints for each function of
+a task the most bytes it took beyond inputs and result: for each pixel of its largest plane, and as a share of its inputs.
+Linux only (the kernel's own record of a process's peak, reset before each call).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+#: Freed memory goes back to the system at once, so that the peak of a call starts from what is truly in use.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
+
+
+def resident(peak: bool = False) -> int:
+    """Bytes of this process in memory now, or at its peak since `forget_peak`."""
+    name = "VmHWM:" if peak else "VmRSS:"
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def size_of(value: object) -> int:
+    """Bytes of an array; of boxed results the bytes of what is in the box."""
+    if isinstance(value, np.ndarray):
+        return sum(size_of(item) for item in value.ravel()) if value.dtype == object else value.nbytes
+    return sum(size_of(item) for item in value) if isinstance(value, tuple) else 64
+
+
+class Record:
+    """Of each function: the largest scratch, with pixels, bytes of inputs and of the result in that call."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, tuple[int, int, int, int]] = {}
+
+    def wrap(self, function: Callable[..., object], label: Callable[[dict], str]) -> Callable[..., object]:
+        @functools.wraps(function)
+        def measured(*args: object, **kwargs: object) -> object:
+            forget_peak()
+            before = resident()
+            result = function(*args, **kwargs)
+            taken = resident(peak=True) - before
+            arrays = [a for a in args if isinstance(a, np.ndarray)]
+            pixels = max([a.size for a in arrays if a.dtype != object] + [np.size(result)])
+            row = (taken - size_of(result), pixels, sum(size_of(a) for a in arrays), size_of(result))
+            self.rows[label(kwargs)] = max(row, self.rows.get(label(kwargs), row))
+            return result
+
+        return measured
+
+    def report(self) -> str:
+        lines = [f"{'function':<58} {'B/pixel':>8} {'x inputs':>8} {'inputs/px':>9} {'result/px':>9} {'pixels':>9}"]
+        for name, (scratch, pixels, inputs, result) in sorted(self.rows.items()):
+            lines.append(f"{name:<58} {scratch / pixels:8.2f} {scratch / max(inputs, 1):8.2f} {inputs / pixels:9.2f} {result / pixels:9.3f} {pixels:9d}")
+        return "\n".join(lines)
+
+
+def main(folder: str) -> None:
+    """Reduce the night in `folder` and print the table."""
+    if any(os.environ.get(key) != value for key, value in MALLOC.items()):
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.scaling.scratch", *sys.argv[1:]], os.environ | MALLOC)
+    import gdask.io.read
+    import gdask.io.write
+    import gdask.steps.frames
+    import gdask.steps.quality
+    import gdask.steps.resample
+    from benchmarks.scaling.nights import reduce_night
+
+    record = Record()
+    for module, name in ((gdask.io.read, "_read_block"), (gdask.io.write, "_write_block"), (gdask.steps.frames, "_call"),
+                         (gdask.steps.quality, "_packed_saturation"), (gdask.steps.resample, "_resample_tile")):  # fmt: skip
+        own = f"{module.__name__}.{name}"
+        label = (lambda kwargs, own=own: f"{kwargs['kernel'].__module__}.{kwargs['kernel'].__qualname__}" if "kernel" in kwargs else own)
+        setattr(module, name, record.wrap(getattr(module, name), label))
+    for _ in range(2):  # the first pass loads or compiles the kernels
+        record.rows.clear()
+        reduce_night(folder, "threads:1")
+    print(record.report())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
