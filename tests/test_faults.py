@@ -12,6 +12,9 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -114,6 +117,11 @@ def without_wcs(path: Path) -> None:
     edited(path, dict.fromkeys(("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2", "CD1_1", "CD1_2", "CD2_1", "CD2_2", "CTYPE1", "CTYPE2")))
 
 
+def into_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def rows(hdus: fits.HDUList, count: int, only: int | None = None) -> fits.HDUList:
     cut_down = [fits.ImageHDU(hdu.data[: count if only in (None, n) else None], hdu.header) for n, hdu in enumerate(hdus[1:], 1)]
     return fits.HDUList([hdus[0], *cut_down])
@@ -141,7 +149,7 @@ FILES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no WCS": (without_wcs, "no wcs ra from its headers (CRVAL"),
     "no target": (keywords(RA=None), "no target ra from its headers (RA missing"),
     "no time": (keywords(DATE_OBS=None, DATE=None, UT=None, TIME_OBS=None, UTSTART=None, UTEND=None, UTDATE=None, MJD_OBS=None), "no ut datetime from its headers"),
-    "a folder": (lambda path: (path.unlink(), path.mkdir()) and None, "is a folder, a FITS file was expected"),
+    "a folder": (into_a_folder, "is a folder, a FITS file was expected"),
     "a copy": (lambda path: None, "the same exposure as"),
 }  # fmt: skip
 
@@ -185,8 +193,8 @@ def test_mixes_that_flat_recipes_take(night: object, recipe: str, also: str, lef
 
 
 def test_darks_of_another_exposure_time_are_set_aside(here: Path, night: object) -> None:
-    for number, (path, time) in enumerate(zip(night.dark, (60.001, 60.002, 10.0), strict=True)):
-        edited(Path(shutil.copy(path, here / f"S20170505S080{number}.fits")), {"EXPTIME": time})
+    for number, (path, seconds) in enumerate(zip(night.dark, (60.001, 60.002, 10.0), strict=True)):
+        edited(Path(shutil.copy(path, here / f"S20170505S080{number}.fits")), {"EXPTIME": seconds})
     frames = screening.open_all(sorted(map(str, here.glob("S*S080*.fits")))).frames
     (left,) = screening.screen(frames, *locate(None, gdask.tags(frames[0]))).set_aside
     assert left.name == "S20170505S0802.fits" and "exposure 10 s x 1" in left.reason and "the others have 60 s x 1" in left.reason
@@ -359,7 +367,6 @@ def test_two_equally_good_calibrations_and_one_that_was_deleted(workspace: Path,
     (flat,) = reduced.glob("S*_flat.fits")
     cal_service.set_local_database().init()
     flat_copies(workspace, flat, "a_flat.fits", "b_flat.fits")
-    shutil.copy(ROOT / "README.md", "mine.py")
     Path("mine.py").write_text(RECIPES)
     reduce(night.std[:1])
     assert "b_flat.fits would fit as well as" in caplog.text and caplog.text.count("would fit as well") == 1
@@ -468,6 +475,56 @@ def test_temporaries_of_dead_processes_are_removed_at_the_next_start(here: Path)
     (here / f".S1_light.fits.{2**22 + 1}.part").write_text("half")  # above the highest process number
     reduce(standards()[:1])
     assert not list(here.glob(".*.part"))
+
+
+#: Imports once, then for each moment a process that is killed; prints how many were, and what was left to do.
+KILLER = """
+import os, random, signal, sys, time
+import gdask.reduction, gdask.run, gdask.recipe_library, gdask.screening, gdask.recipes.common
+from gdask import steps
+for name in steps.__all__:
+    getattr(steps, name)
+files, recipe, seconds, seed, moments = sys.argv[5:], sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+random = random.Random(seed)
+for moment in range(moments):
+    child = os.fork()
+    if not child:
+        reduction = gdask.reduction.Reduce()
+        reduction.files, reduction.recipename = files, recipe
+        reduction.runr()
+        os._exit(0)
+    time.sleep(random.uniform(0, seconds))
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    print("killed" if os.WIFSIGNALED(status) else "ended", flush=True)
+    from astropy.io import fits
+    import glob, warnings
+    warnings.simplefilter("error")
+    for path in glob.glob("*_light.fits"):
+        with fits.open(path, checksum=True) as hdus:
+            hdus.verify("exception")
+            [hdu.data for hdu in hdus]
+        if random.random() < 0.5:
+            os.unlink(path)
+"""
+
+
+@pytest.mark.parametrize("moments", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_a_run_killed_at_any_moment_leaves_nothing_wrong(here: Path, moments: int) -> None:
+    """What has a final name verifies, after each SIGKILL; the next run makes the bytes of an undisturbed one."""
+    begin = time.monotonic()
+    reduce(standards())
+    took = time.monotonic() - begin
+    expected = pixels(here)
+    for path in here.glob("*_light.fits"):
+        path.unlink()
+    Path("killer.py").write_text(KILLER)
+    line = [sys.executable, "killer.py", "mine.py:light", str(1.2 * took), "1", str(moments), *standards()]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60 + 20 * moments * took)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("killed") >= moments // 2, done.stdout
+    reduce(standards())
+    assert pixels(here) == expected and not list(here.glob("**/*.part"))
 
 
 # ---- lists and names on the command line: wrong usage, exit code 2
