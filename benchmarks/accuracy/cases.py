@@ -32,6 +32,8 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
 }
 #: Fields of few stars need more of the sky to be measured on; catalogues of one or two hundred stars.
 SPARSE = {"full": {}, "small": {"size": 768}}
+#: Four reductions of one night, which may be smaller, with cosmic rays to spare.
+TWIN = {"full": {"cr_rate": 5.0}, "small": {"size": 384, "n_flats": 5, "cr_rate": 20.0}}
 
 CASES = (
     Case("gsaoi-sparse", "gsaoi", {"field": "sparse"}),
@@ -42,7 +44,7 @@ CASES = (
     Case("gsaoi-extended", "gsaoi", {"field": "extended"}, catalog=1.0),
     Case("gsaoi-3-epochs", "gsaoi", {"field": "crowded", "nights": 3, "n_science": 6, "n_sky": 4}),
     Case("gsaoi-3-epochs-catalog", "gsaoi", {"field": "crowded", "nights": 3, "n_science": 6, "n_sky": 4}, catalog=1.0),
-    Case("gsaoi-cosmic-rays", "gsaoi", {"field": "sparse", "seed": 2}, twin=True),
+    Case("gsaoi-cosmic-rays", "gsaoi", {"field": "crowded", "seed": 2}, twin=True),
     Case("f2-sparse", "f2", {"field": "sparse"}),
     Case("f2-sparse-catalog", "f2", {"field": "sparse", "pa": 37.0}, catalog=10.0),
 )

@@ -18,6 +18,8 @@ UNFIT = 0b1011001
 BRIGHT, FAINT, SEEN = 0.015, (5.0, 40.0), 10.0
 #: Pixels of a block of the background map; radius of the blank apertures.
 BLOCK, BLANK = 64, 6.0
+#: How well the image of the true stars describes a neighbour's light: profiles are means over the frames.
+MODEL = 0.02
 #: Frames that must cover a place before rejection can be asked for anything.
 DEPTH = 5
 
@@ -123,10 +125,17 @@ def _positions(
         "rotation_mas_per_arcmin": _rotation(x, y, shift) * 60 / scene.pixel,
     }  # fmt: skip
     if catalog_mas is not None:
+        many = wanted & np.isfinite(distance) & (limit < 5 * BRIGHT)
+        weight = 1 / (limit[many] * mas) ** 2
+        place = found[index[many]]
+        each = np.array([place["x"] - scene.x[many], place["y"] - scene.y[many]]) * mas
+        near = np.all(np.abs(each - np.median(each, axis=1, keepdims=True)) < 5 * mas * limit[many] + 1.0, axis=0)
+        offset = (each * weight * near).sum(axis=1) / (weight * near).sum()
         inside = (scene.frames > 0) & (np.argsort(np.argsort(scene.stars["mag"], kind="stable"), kind="stable") < 3000) & (limit < 0.3)
         expected = catalog_mas / np.sqrt(inside.sum())
         figures |= {"tie_stars": int(inside.sum()), "tie_expected_mas": float(expected),
-                    "tie_ratio": float(np.hypot(np.mean(shift[0]), np.mean(shift[1])) / np.sqrt(2) / expected)}  # fmt: skip
+                    "catalog_limit_mas": float(expected * np.sqrt(10)),  # ten terms per axis of the tie
+                    "tie_ratio": float(np.hypot(*offset) / np.sqrt(2) / expected)}  # fmt: skip
     return figures
 
 
@@ -158,14 +167,17 @@ def _fluxes(scene: Scene, whole: np.ndarray, plots: dict) -> dict[str, float]:
     alone = isolated(scene, 2 * APERTURE, 0.1)
     chosen = np.flatnonzero(whole & alone & (expected > 3 * APERTURE * np.sqrt(np.median(scene.variance[scene.variance > 0]))))
     total, noise = apertures(scene.rest, scene.variance, scene.dq, scene.x[chosen], scene.y[chosen], APERTURE)
-    fluxes = total + scene.flux[chosen] * mean_share
-    ratio, error = fluxes / expected[chosen], noise / expected[chosen]
-    known = np.isfinite(ratio) & (error > 0)
+    own = scene.flux[chosen] * mean_share
+    others = np.abs(apertures(scene.model, scene.variance, scene.dq, scene.x[chosen], scene.y[chosen], APERTURE)[0] - own)
+    ratio, error = (total + own) / expected[chosen], noise / expected[chosen]
+    # The model of the neighbours is good to MODEL of their light: stars on which that would tell are left out.
+    known = np.isfinite(ratio) & (error > 0) & (MODEL * others < np.maximum(0.2 * noise, 2e-4 * own))
     bright, faint = known & (error < 0.01), known & (error < 1 / FAINT[0]) & (error > 1 / FAINT[1])
     out: dict[str, float] = {"phot_stars": int(bright.sum())}
     if faint.sum() > 20:
         pull = ((ratio - 1) / error)[faint]
-        out |= {"flux_pull": robust(pull), "flux_pull_plain": float(pull.std()), "flux_pull_stars": int(faint.sum()),
+        # The error of a width from the median absolute deviation of n Gaussian values is 1.17 / sqrt(n).
+        out |= {"flux_pull": robust(pull), "flux_pull_error": 1.17 / len(pull) ** 0.5, "flux_pull_plain": float(pull.std()), "flux_pull_stars": int(faint.sum()),
                 "flux_pull_mean": float(pull.mean())}  # fmt: skip
     if bright.sum() < 12:
         return out
@@ -246,7 +258,8 @@ def _noise(scene: Scene, plots: dict) -> dict[str, float]:
             sums.append((rest[cut] - level[cut])[disk].sum() / np.sqrt(scene.variance[cut][disk].sum()) / large)
     if len(sums) > 50:
         # The local level is the mean of a window: what the aperture adds to it is missing from the difference.
-        figures |= {"aperture_pull": robust(np.array(sums)), "aperture_pull_plain": float(np.std(sums)), "apertures": len(sums)}
+        figures |= {"aperture_pull": robust(np.array(sums)), "aperture_pull_error": 1.17 / len(sums) ** 0.5,
+                    "aperture_pull_plain": float(np.std(sums)), "apertures": len(sums)}
     return figures
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from astropy.table import Table
 
-from benchmarks.accuracy.cases import SIZES, SPARSE, Case
+from benchmarks.accuracy.cases import SIZES, SPARSE, TWIN, Case
 from gdask import simulate
 from gdask.simulate.geometry import Chip, Pose, sky_to_pixel
 from gdask.simulate.gsaoi import load_facts
@@ -33,7 +33,7 @@ def night(case: Case, size: str, out: Path, **changes: object) -> Path:
     """The folder of the case's raw frames and truth; simulated unless it is there already."""
     options = SIZES[size][case.instrument] | case.options
     options |= SPARSE[size] if options["field"] == "sparse" and case.instrument == "gsaoi" else {}
-    options |= changes
+    options |= (TWIN[size] if case.twin else {}) | changes
     text = json.dumps([case.instrument, options], sort_keys=True)
     folder = out / "nights" / f"{case.instrument}-{options['field']}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
     if not (folder / "complete").exists():

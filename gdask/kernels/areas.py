@@ -11,7 +11,9 @@ A_static / A x A_static / A_ref.
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
+from gdask.kernels.arrays import plain
 from gdask.kernels.geometry import Floats, Geometry, from_sky, pixel_area
 from gdask.kernels.grid import Grid, Window, grid_to_sky
 from gdask.types import Image
@@ -34,7 +36,7 @@ def area_factors(geometry: Geometry, grid: Grid, window: Window, reference: floa
     factors = []
     for nodes in (moved, moved * static / reference):
         nodes = np.where(np.isfinite(nodes) & (nodes > 0.5) & (nodes < 2.0), nodes, 1.0)
-        factors.append(_between(nodes, np.arange(y1, y2), np.arange(x1, x2), int(ynodes[0]), int(xnodes[0])))
+        factors.append(_between(plain(nodes, np.float64), y1, y2, x1, x2, int(ynodes[0]), int(xnodes[0])))
     return factors[0], factors[1]
 
 
@@ -42,9 +44,16 @@ def _around(start: int, stop: int) -> Floats:
     return np.arange(start // SPACING, (stop - 1) // SPACING + 2)
 
 
-def _between(nodes: Floats, y: np.ndarray, x: np.ndarray, first_y: int, first_x: int) -> Image:
+@njit(cache=True, nogil=True)
+def _between(nodes: Floats, y1: int, y2: int, x1: int, x2: int, first_y: int, first_x: int) -> Image:
     """Linear interpolation of lattice values, along y and then along x."""
-    j, i = y // SPACING - first_y, x // SPACING - first_x
-    fy, fx = (y % SPACING / SPACING)[:, None], x % SPACING / SPACING
-    rows = nodes[j] * (1 - fy) + nodes[j + 1] * fy
-    return (rows[:, i] * (1 - fx) + rows[:, i + 1] * fx).astype(np.float32)
+    out = np.empty((y2 - y1, x2 - x1), np.float32)
+    row = np.empty(nodes.shape[1])
+    for y in range(y1, y2):
+        j, down = y // SPACING - first_y, (y % SPACING) / SPACING
+        for i in range(row.size):
+            row[i] = nodes[j, i] * (1 - down) + nodes[j + 1, i] * down
+        for x in range(x1, x2):
+            i, along = x // SPACING - first_x, (x % SPACING) / SPACING
+            out[y - y1, x - x1] = row[i] * (1 - along) + row[i + 1] * along
+    return out
