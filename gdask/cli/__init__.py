@@ -1,4 +1,4 @@
-"""The command line: `gdask VERB ...`; every verb is also a command of its own."""
+"""The command line: `gdask VERB ...`; the field's verbs are also commands of their own."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def usage() -> str:
     """The text of `gdask --help`."""
     lines = "\n".join(f"  {verb:<12} {about}" for verb, about in VERBS.items())
     return (f"usage: gdask VERB [options] ...\n\nReduce Gemini near-infrared imaging (GSAOI, FLAMINGOS-2).\n\n"
-            f"verbs (each is also a command; VERB --help tells more):\n{lines}\n\n"
+            f"verbs (VERB --help tells more; those that DRAGONS has are also commands):\n{lines}\n\n"
             "  --version    show the version\n  --help       show this")
 
 
