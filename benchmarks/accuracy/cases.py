@@ -27,10 +27,10 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
     },
     "small": {
         "gsaoi": {"n_std": 0, "bad_wcs": 0, "size": 512, "n_flats": 9, "cr_rate": 8.0},
-        "f2": {"probe": "none", "size": 512, "cr_rate": 4.0, "n_science": 7},
+        "f2": {"probe": "none", "size": 1000, "cr_rate": 4.0, "n_science": 7},
     },
 }
-#: Fields of few stars need more of the sky to be measured on; catalogues of one or two hundred stars.
+#: Fields of few stars need more of the sky to be measured on.
 SPARSE = {"full": {}, "small": {"size": 768}}
 #: Four reductions of one night, which may be smaller, with cosmic rays to spare.
 TWIN = {"full": {"cr_rate": 5.0}, "small": {"size": 384, "n_flats": 5, "cr_rate": 20.0}}

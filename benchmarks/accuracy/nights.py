@@ -32,7 +32,7 @@ class Reduced(NamedTuple):
 def night(case: Case, size: str, out: Path, **changes: object) -> Path:
     """The folder of the case's raw frames and truth; simulated unless it is there already."""
     options = SIZES[size][case.instrument] | case.options
-    options |= SPARSE[size] if options["field"] == "sparse" and case.instrument == "gsaoi" else {}
+    options |= SPARSE[size] if options["field"] != "crowded" and case.instrument == "gsaoi" else {}
     options |= (TWIN[size] if case.twin else {}) | changes
     text = json.dumps([case.instrument, options], sort_keys=True)
     folder = out / "nights" / f"{case.instrument}-{options['field']}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
