@@ -107,7 +107,8 @@ def wcs_value(axis: int, ctype: str) -> Descriptor:
         first = next(iter(view.ext), view.phu)
         whole = clean(first, f"CRVAL{axis}") is not None and clean(first, f"CTYPE{axis}") is not None
         source = first if whole else view.phu
-        return as_number(clean(source, f"CRVAL{axis}")) if clean(source, f"CTYPE{axis}") == ctype else None
+        kind = str(clean(source, f"CTYPE{axis}")).removesuffix("-SIP")  # products carry their distortion
+        return as_number(clean(source, f"CRVAL{axis}")) if kind == ctype else None
     return of
 
 
