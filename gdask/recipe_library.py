@@ -139,7 +139,7 @@ def _from_file(name: str) -> tuple[Recipe, ModuleType]:
         known["default"] = module.default
     wanted = function or ("default" if "default" in known or len(known) != 1 else next(iter(known)))
     if wanted not in known:
-        raise UsageError(f"-r {name}: {path} has no recipe {wanted}; it has {', '.join(known) or 'none'}{closest(wanted, known)}")
+        raise UsageError(f"-r {name}: {path} has no function {wanted}; it has {', '.join(known) or 'none'}{closest(wanted, known)}")
     return known[wanted], module
 
 
