@@ -40,7 +40,7 @@ def area_factors(geometry: Geometry, grid: Grid, window: Window, reference: floa
     return factors[0], factors[1]
 
 
-def _around(start: int, stop: int) -> Floats:
+def _around(start: int, stop: int) -> np.ndarray:
     return np.arange(start // SPACING, (stop - 1) // SPACING + 2)
 
 

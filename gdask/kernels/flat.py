@@ -44,8 +44,8 @@ def flat_variance(
     level: light, in units of data / flat, whose flat-field error does not stay: that of the sky (`sky_level`), which is
     subtracted by frames that went through the same flat, pixel by pixel.
     """
-    planes = rows(data, variance, flat, flat_variance)
-    return _quotient_variance(*planes, float(level)).reshape(np.shape(data))
+    raw, noise, by, by_noise = rows(data, variance, flat, flat_variance)
+    return _quotient_variance(raw, noise, by, by_noise, float(level)).reshape(np.shape(data))
 
 
 def sky_level(data: Image, dq: Flags, flat: Image, flat_dq: Flags) -> float:

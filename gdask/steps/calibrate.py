@@ -102,7 +102,7 @@ def flat_correct(frame: Frame, flat: Frame | None) -> Frame:
     flat = match_window(flat, frame)
     data, variance, dq = (array(frame, name) for name in ("data", "variance", "dq"))
     by, by_variance, by_dq = (array(flat, name) for name in ("data", "variance", "dq"))
-    whole = (plane.rechunk((1, -1, -1)) for plane in (data, dq, by, by_dq))
+    whole = [plane.rechunk((1, -1, -1)) for plane in (data, dq, by, by_dq) if plane is not None]
     level = map_planes(flat_kernels.sky_level, *whole, dtype="f8", whole=True)
     corrected = with_arrays(
         frame,
