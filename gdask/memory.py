@@ -40,11 +40,12 @@ class Value(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Of one task: its result, bytes taken beside inputs and result while it runs, and whose memory the result is a view of."""
+    """Of one task: its result, bytes taken beside inputs and result while it runs, whose memory the result is a view of."""
 
     value: Value
     scratch: float
     base: object = None
+    literal: object = None  # where it is no task but a value that is part of the graph
 
 
 class Projection(NamedTuple):
@@ -216,12 +217,16 @@ def cost_of(node: Any, costs: Mapping[Any, Cost]) -> Cost:
         return Cost(costs[node.target].value, 0.0, node.target) if node.target in costs else NOTHING
     inputs = [costs[key].value for key in node.dependencies if key in costs]
     if not hasattr(node, "func"):
+        if not inputs:
+            return NOTHING._replace(literal=getattr(node, "value", None))
         return Cost(Value(sum(v.pixels for v in inputs), max((v.item for v in inputs), default=0.0)), 0.0)
     function, options = node.func, node.kwargs
     if function.__name__ == "_execute_subgraph":
         return _fused(node, costs)
     if function.__name__ == "_pass_extra_kwargs":
-        function = getattr(node.args[0], "value", node.args[0])
+        first = node.args[0]  # the function itself, or where it is
+        key = getattr(first, "key", None)  # of a reference; a literal of the graph has none
+        function = costs[key].literal if key is not None and key in costs else first.value
     label = f"{function.__module__}.{getattr(function, '__qualname__', function)}"
     if label.endswith(".getitem"):
         base = next(iter(node.dependencies), None)
@@ -264,7 +269,7 @@ def _fused(node: Any, costs: Mapping[Any, Cost]) -> Cost:
     known: dict[Any, Cost] = {}
     for name, value in zip(names, given, strict=True):
         key = getattr(value, "key", None) if type(value).__name__ in ("TaskRef", "Alias") else None
-        known[name] = Cost(costs[key].value, 0.0, _OUTSIDE) if key in costs else NOTHING
+        known[name] = costs[key]._replace(scratch=0.0, base=_OUTSIDE) if key in costs else NOTHING._replace(literal=getattr(value, "value", value))
     needs = {key: tuple(task.dependencies) for key, task in inner.items()}
     keys = [key for key in _after_inputs([out], needs) if key not in known]
     for key in keys:

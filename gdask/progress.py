@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from gdask import memory
@@ -29,39 +28,53 @@ def compute(arrays: Sequence[object], text: str) -> tuple[object, ...]:
     COMPUTES["count"] += 1
     given = get_scheduler()
     client = getattr(given, "__self__", None)
-    with bar(text) as update:
-        if client is not None and hasattr(client, "scheduler_info"):
-            return dask.compute(*arrays, scheduler=partial(_on_cluster, client, text, update))
-        if given in (None, dask.threaded.get):
-            with _counting(update):
-                return dask.compute(*arrays, scheduler=partial(_here, text))
+    if client is None and given not in (None, dask.threaded.get):
         return dask.compute(*arrays)  # a scheduler of the user's own
+    tasks, keys = _graph(arrays), [array.__dask_keys__() for array in arrays]  # type: ignore[attr-defined]
+    with bar(text) as update:
+        blocks = _here(tasks, keys, text, update) if client is None else _on_cluster(client, tasks, keys, text, update)
+    finish = [array.__dask_postcompute__() for array in arrays]  # type: ignore[attr-defined]
+    return tuple(put(parts, *more) for (put, more), parts in zip(finish, blocks, strict=True))
 
 
-def _here(text: str, graph: object, keys: object, **options: object) -> object:
+def _graph(arrays: Sequence[object]) -> dict[Any, Any]:
+    """The tasks of all arrays, optimised together, each block of a result an end of its own.
+
+    `dask.compute` adds tasks that gather the blocks of each array; with them dask's order puts off the writing of pixels
+    until all frames are through, and keeps them all (9 frames: 127 MB at the peak, 51 MB without).
+    """
+    import dask
+
+    layers = [layer for array in dask.optimize(*arrays) for layer in array.__dask_graph__().layers.values()]
+    tasks: dict[Any, Any] = {}
+    for part in {id(one): one for one in (getattr(layer, "mapping", layer) for layer in layers)}.values():
+        tasks.update(part)  # the same tasks under the name of every array
+    return tasks
+
+
+def _here(tasks: dict[Any, Any], keys: list, text: str, update: Callable[[int, int], None]) -> Sequence[Any]:
     """On threads of this process: as many as the machine has or were asked for, fewer where memory is short."""
     import dask
     import psutil
 
-    tasks = dict(graph.__dask_graph__() if hasattr(graph, "__dask_graph__") else graph)
     threads = dask.config.get("num_workers", None) or os.cpu_count() or 1
     base = max(memory.BASE, psutil.Process().memory_info().rss)
     fitting, projection = memory.fit(tasks, memory.budget(), threads, text, base)
     _report(text, projection, threads, fitting)
-    return dask.threaded.get(tasks, keys, num_workers=fitting, **options)
+    with _counting(update):
+        return dask.threaded.get(tasks, keys, num_workers=fitting)
 
 
-def _on_cluster(client: Any, text: str, update: Callable[[int, int], None], graph: object, keys: object, **options: object) -> object:
+def _on_cluster(client: Any, tasks: dict[Any, Any], keys: list, text: str, update: Callable[[int, int], None]) -> Sequence[Any]:
     """On the workers of a client; their threads are as they were started."""
     import dask
     from dask.core import flatten
     from distributed import as_completed
 
-    tasks = dict(graph.__dask_graph__() if hasattr(graph, "__dask_graph__") else graph)
     threads = dask.config.get("gdask.threads", 1)
     _report(text, memory.fit(tasks, memory.budget(), threads, text, fixed=True)[1], threads, threads)
     packed = client.get(tasks, keys, sync=False)
-    futures = list(flatten([packed]))
+    futures = list(flatten(packed))
     for number, done in enumerate(as_completed(futures), 1):
         done.result()
         update(number, len(futures))
