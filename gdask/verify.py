@@ -286,8 +286,8 @@ def _provenance(name: str, units: Sequence[Unit], phu: fits.Header) -> Found:
             yield table, "is missing; a product says what was done to what"
     for unit in units[1:]:
         wanted = _TABLES.get(_name(unit))
-        if wanted and unit.header.get("XTENSION", "").strip() == "BINTABLE":
-            have = {str(unit.header.get(f"TTYPE{n}")).strip() for n in range(1, 1 + int(unit.header.get("TFIELDS", 0)))}
+        if wanted and str(unit.header.get("XTENSION")).strip() == "BINTABLE":
+            have = {str(unit.header[key]).strip() for key in unit.header if key.startswith("TTYPE")}
             if lost := sorted(wanted - have):
                 yield _name(unit), f"no column {', '.join(lost)}"
     if {"PROVENANCE", "REDUCTION"} <= present:

@@ -206,7 +206,7 @@ def read_noise(view: View) -> list[float | None]:
 def saturation_level(view: View) -> list[int | None]:
     """In the units of the data: the well over the present gain (1 if in electrons)."""
     well = array_fact(view, "well")
-    return [int(well / value) if well and value else None for value in view("gain")]
+    return [int(well / value) if well and value and abs(value) > 1e-9 else None for value in view("gain")]
 
 
 def non_linear_level(view: View) -> list[int | None]:

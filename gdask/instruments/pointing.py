@@ -177,7 +177,7 @@ def cd_matrix(header: Any) -> np.ndarray | None:
             return None
         pc = [as_number(clean(header, f"PC{i}_{j}")) for i, j in pairs]
         terms = [steps[i] * (float(i == j) if p is None else p) for (i, j), p in zip(pairs, pc)]
-    return np.array([0.0 if term is None else term for term in terms]).reshape(2, 2)
+    return np.array([0.0 if term is None else term for term in terms], float).reshape(2, 2)
 
 
 def apparent_to_icrs(ra: float, dec: float, when: dt.datetime) -> tuple[float, float]:
