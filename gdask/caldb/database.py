@@ -106,7 +106,7 @@ def _read(connection: sa.Connection, query: sa.Select, database: Database) -> li
     """Rows with values of the columns' types; GdaskError that names the entry where another program left others."""
     try:
         found = [dict(row) for row in connection.execute(query).mappings()]
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError, sa.exc.StatementError) as error:
         raise GdaskError(f"{database.name}: damaged: an entry cannot be read ({error}); move the file away and add the "
                          f"calibrations again") from error
     for row in found:
@@ -185,6 +185,9 @@ def _connection(database: Database, write: bool = False) -> Iterator[sa.Connecti
         raise GdaskError(f"{database.name}: PostgreSQL needs its driver: pip install 'gdask[postgresql]'") from error
     except (sa.exc.SQLAlchemyError, OSError) as error:
         raise GdaskError(_what_failed(database, error)) from error
+    except UnicodeDecodeError as error:  # the driver's, for texts in a damaged file
+        raise GdaskError(f"{database.name}: damaged or not a calibration database ({error}); move it away "
+                         f"and add the calibrations again") from error
 
 
 def _begin(connection: sa.Connection) -> None:
