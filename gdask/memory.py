@@ -220,18 +220,25 @@ def cost_of(node: Any, costs: Mapping[Any, Cost]) -> Cost:
         if not inputs:
             return NOTHING._replace(literal=getattr(node, "value", None))
         return Cost(Value(sum(v.pixels for v in inputs), max((v.item for v in inputs), default=0.0)), 0.0)
-    function, options = node.func, node.kwargs
+    function, options = _bare(node.func), node.kwargs
     if function.__name__ == "_execute_subgraph":
         return _fused(node, costs)
     if function.__name__ == "_pass_extra_kwargs":
         first = node.args[0]  # the function itself, or where it is
         key = getattr(first, "key", None)  # of a reference; a literal of the graph has none
-        function = costs[key].literal if key is not None and key in costs else first.value
-    label = f"{function.__module__}.{getattr(function, '__qualname__', function)}"
+        function = _bare(costs[key].literal if key is not None and key in costs else first.value)
+    label = f"{function.__module__}.{function.__name__}"
     if label.endswith(".getitem"):
         base = next(iter(node.dependencies), None)
         return Cost(Value(_cut(inputs, node.args[1:]), max((v.item for v in inputs), default=0.0)), 0.0, base)
     return _of_task(label, options, inputs)
+
+
+def _bare(function: Any) -> Any:
+    """A function without what was bound to it; something with a name where it is none."""
+    while hasattr(function, "func"):
+        function = function.func
+    return function if hasattr(function, "__name__") else type(function)
 
 
 def _cut(inputs: Sequence[Value], index: Sequence[Any]) -> int:
@@ -247,8 +254,8 @@ def _of_task(label: str, options: Mapping[str, Any], inputs: Sequence[Value]) ->
     pixels, taken = max((v.pixels for v in inputs), default=0), sum(v.bytes for v in inputs)
     result = max((v.item for v in inputs), default=1.0)
     if "kernel" in options:
-        label = f"{options['kernel'].__module__}.{options['kernel'].__qualname__}"
-        result = float(options["out_type"].itemsize)
+        label = f"{options['kernel'].__module__}.{options['kernel'].__name__}"
+        result = 0.5 if options.get("whole") else float(options["out_type"].itemsize)
     elif not label.startswith("gdask."):  # dask's own: parts put together, at most all of them
         return Cost(Value(sum(v.pixels for v in inputs), result), 0.0)
     planes = options.get("planes", ())

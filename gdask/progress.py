@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from gdask import memory
+from gdask.model import GdaskError
 
 log = logging.getLogger("gdask")
 
@@ -72,13 +74,34 @@ def _on_cluster(client: Any, tasks: dict[Any, Any], keys: list, text: str, updat
     from distributed import as_completed
 
     threads = dask.config.get("gdask.threads", 1)
-    _report(text, memory.fit(tasks, memory.budget(), threads, text, fixed=True)[1], threads, threads)
-    packed = client.get(tasks, keys, sync=False)
-    futures = list(flatten(packed))
-    for number, done in enumerate(as_completed(futures), 1):
-        done.result()
-        update(number, len(futures))
-    return client.gather(packed)
+    projection = memory.fit(tasks, memory.budget(), threads, text, fixed=True)[1]
+    _report(text, projection, threads, threads)
+    with _losses_named(text, projection):
+        packed = client.get(tasks, keys, sync=False)
+        futures = list(flatten(packed))
+        for number, done in enumerate(as_completed(futures), 1):
+            done.result()
+            update(number, len(futures))
+        return client.gather(packed)
+
+
+@contextmanager
+def _losses_named(text: str, projection: memory.Projection) -> Iterator[None]:
+    """Workers that died and a scheduler that went away, in words: a GdaskError with what to do."""
+    from concurrent.futures import CancelledError
+
+    from distributed import KilledWorker
+    from distributed.comm import CommClosedError
+
+    try:
+        yield
+    except KilledWorker as error:
+        raise GdaskError(
+            f"{text}: {error.last_worker.address} and others died over one task; its worker's log says why; if it was for want of memory, "
+            f"{projection.largest / 1e6:.0f} MB were projected for the largest task: give more with --memory, or start fewer workers on a host"
+        ) from None
+    except (CancelledError, CommClosedError, asyncio.CancelledError):
+        raise GdaskError(f"{text}: the scheduler has gone; start it again: the same command goes on from the last complete phase") from None
 
 
 def _report(text: str, projection: memory.Projection, threads: int, fitting: int) -> None:

@@ -74,12 +74,12 @@ def one_node(folder: Path) -> Iterator[dict[str, str]]:
         for command in (["munged", "--foreground", "--force", *munge], ["slurmctld", "-D"], ["slurmd", "-D"]):
             with open(folder / f"{command[0]}.out", "wb") as log:
                 started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
-            _until(lambda: (folder / "munge.socket").exists(), 10, folder)
-        _until(lambda: "idle" in _output(["sinfo", "-h", "-o", "%t"], environment), 30, folder)
+            until(lambda: (folder / "munge.socket").exists(), 10, folder)
+        until(lambda: is_idle(environment), 30, folder)
         yield environment
     finally:
         subprocess.run(["scancel", "--user=root"], env=environment, check=False, timeout=20)
-        _until(lambda: not _output(["squeue", "-h"], environment), 20)
+        until(lambda: not _output(["squeue", "-h"], environment), 20)
         for process in reversed(started):
             process.send_signal(signal.SIGTERM)
             try:
@@ -95,10 +95,15 @@ def state_of(job: str, environment: dict[str, str]) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 
+def is_idle(environment: dict[str, str]) -> bool:
+    """Whether the node is up, and no job is on it or about to leave it."""
+    return _output(["sinfo", "-h", "-o", "%t"], environment).strip() == "idle"
+
+
 def ended(job: str, environment: dict[str, str], seconds: float) -> dict[str, str]:
     """The state of a job once it has ended and does not wait to run again."""
     over = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY")
-    _until(lambda: state_of(job, environment).get("JobState") in over, seconds)
+    until(lambda: state_of(job, environment).get("JobState") in over, seconds)
     return state_of(job, environment)
 
 
@@ -106,7 +111,8 @@ def _output(command: list[str], environment: dict[str, str]) -> str:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=30).stdout
 
 
-def _until(ready: object, seconds: float, folder: Path | None = None) -> None:
+def until(ready: object, seconds: float, folder: Path | None = None) -> None:
+    """Wait for `ready()`, looking five times a second; TimeoutError after so many seconds, with the logs in `folder`."""
     end = time.monotonic() + seconds
     while not ready():  # type: ignore[operator]
         if time.monotonic() > end:
