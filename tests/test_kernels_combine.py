@@ -40,7 +40,7 @@ def survivors(d: np.ndarray, v: np.ndarray, n: int, reject: str, mclip: bool = T
     limits = OPTIONS[reject]
     median = np.median(d)
     scatter, light = 1.4826 * np.median(np.abs(d - median)), max(float(median), 0.0)
-    more = min(max(scatter**2 - np.median(v), (0.03 * light) ** 2), (0.3 * light) ** 2)
+    more = min(max(scatter**2 - np.median(v), (0.1 * light) ** 2), (0.3 * light) ** 2)
     expected = np.sqrt(np.median(v) + more)
     for turn in range(100 if "clip" in reject else 0):
         some = d[keep].astype(float)
