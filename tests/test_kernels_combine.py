@@ -14,7 +14,7 @@ OPTIONS = {
     "minmax": {"nlow": 1, "nhigh": 2},
     "sigclip": {"lsigma": 1.4, "hsigma": 1.2},
     "varclip": {"lsigma": 2.0, "hsigma": 1.5},
-    "noiseclip": {"lsigma": 2.0, "hsigma": 1.5},
+    "noiseclip": {"lsigma": 0.8, "hsigma": 0.6},
 }
 
 
