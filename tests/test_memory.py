@@ -10,6 +10,7 @@ from pathlib import Path
 import dask
 import dask.array as da
 import numpy as np
+import psutil
 import pytest
 
 from gdask import GdaskError, Reduce
@@ -237,7 +238,7 @@ def test_little_memory_gives_the_same_bytes(calibrated: Path, reduced: Path, nig
     reduction = Reduce()
     reduction.files.extend(night.sequence)
     reduction.uparms = {"prepare:bad_wcs": "fix", "skyCorrect:offset_sky": False}
-    reduction.memory = int(BASE + 480e6)
+    reduction.memory = int(psutil.Process().memory_info().rss + 600e6)
     reduction.runr()
     mine, other = planes_of(IMAGE), planes_of(reduced / IMAGE)
     assert [key for key in other if mine[key] != other[key]] == []
