@@ -95,7 +95,7 @@ def _forget(client: Client) -> None:
     """Take the plugin off a scheduler that lives on: later workers of others have nothing to do with this run's files."""
     try:
         client.unregister_worker_plugin(SameFiles.name)
-    except Exception as error:  # the scheduler is gone: so is the plugin
+    except Exception as error:  # noqa: BLE001 - the scheduler is gone: so is the plugin
         log.debug("the plugin was not taken off: %s", error)
 
 

@@ -56,12 +56,19 @@ def _allowed(client: Client, memory: int | None) -> dict[str, Any]:
 def _existing(profile: Profile, where: str, memory: int | None) -> Iterator[Client]:
     given = {key: profile[key] for key in ("address", "scheduler_file") if key in profile}
     try:
-        client = Client(**given, timeout=profile.get("timeout", 30), security=_security(profile, where))
+        client = Client(**given, timeout=profile.get("timeout", 30), security=_security(profile, where), set_as_default=False)
     except (OSError, ValueError) as error:
         raise GdaskError(f"{where}: the scheduler does not answer ({_first_line(error)}); is it running?") from None
     except TypeError as error:  # what distributed raises for tls:// without certificates
         raise GdaskError(f"{where}: {_first_line(error)}; give certificates, see tls: in docs/cluster.md") from None
-    with client:
+    with _current(client):
+        yield client
+
+
+@contextmanager
+def _current(client: Client) -> Iterator[Client]:
+    """The client as the place of all computes inside. A default client that fails or is shut down would stay that place."""
+    with client, client.as_current(), dask.config.set(scheduler="dask.distributed"):
         yield client
 
 
@@ -73,7 +80,7 @@ def _local(profile: Profile, where: str, memory: int | None) -> Iterator[Client]
             processes=True, host="127.0.0.1", dashboard_address=profile.get("dashboard", "127.0.0.1:0"),
             memory_limit=memory or profile.get("memory", "auto"), local_directory=scratch_of(profile), silence_logs=40,
         )  # fmt: skip
-    with cluster, Client(cluster) as client:
+    with cluster, _current(Client(cluster, set_as_default=False)) as client:
         yield client
 
 
@@ -88,7 +95,7 @@ def _over_ssh(profile: Profile, where: str, memory: int | None) -> Iterator[Clie
         n_workers=0, host=profile.get("host") or get_ip(), protocol="tls://" if security else "tcp://",
         dashboard_address=profile.get("dashboard", "127.0.0.1:0"), security=security, silence_logs=40,
     )  # fmt: skip
-    with cluster, Client(cluster) as client:
+    with cluster, _current(Client(cluster, set_as_default=False)) as client:
         started = {host: _start_over_ssh(command, host, profile, cluster.scheduler_address, memory) for host in profile["hosts"]}
         try:
             with _failures_named(started, where, client):
@@ -161,7 +168,7 @@ def _batch_system(profile: Profile, where: str, memory: int | None) -> Iterator[
     except (TypeError, ValueError) as error:
         raise GdaskError(f"{where}: options: {_first_line(error)}; see dask-jobqueue's {SYSTEMS[system]}") from None
     jobs = profile.get("jobs", 1)
-    with cluster, Client(cluster) as client:
+    with cluster, _current(Client(cluster, set_as_default=False)) as client:
         # Jobs end at their wall time: whoever keeps the number must be able to submit the next one.
         cluster.adapt(minimum_jobs=1 if profile.get("adaptive", True) else jobs, maximum_jobs=jobs)
         yield client

@@ -124,7 +124,8 @@ def _check_usable(counts: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
     """Raise BadPixels for inputs, GdaskError for products without usable pixels; a warning for single arrays."""
     useless: dict[str, str] = {}
     for path, arrays in counts.items():
-        why = [_why_useless(each) for each in np.ravel(arrays)]
+        fewest = FEWEST if path in inputs else 0.0  # arrays' windows may be a small part of a mosaic
+        why = [_why_useless(each, fewest) for each in np.ravel(arrays)]
         if all(why):
             useless[path] = f"no usable pixels: {', '.join(dict.fromkeys(why))}"
         elif any(why) and path in inputs:
@@ -137,9 +138,9 @@ def _check_usable(counts: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
         raise GdaskError(f"{path}: not written, it would have {reason}; look at the frames that went into it")
 
 
-def _why_useless(counts: np.ndarray) -> str:
+def _why_useless(counts: np.ndarray, fewest: float) -> str:
     total, usable, *causes = (int(count) for count in counts)
-    if usable >= FEWEST * total:
+    if usable and usable >= fewest * total:
         return ""
     share, cause = max((count / total, -number) for number, count in enumerate(causes))
     return f"{100 * share:.0f} % {_CAUSES[-cause][1]}"

@@ -73,9 +73,9 @@ class Reduce:
         """Run the recipe. Raises GdaskError with what to do where it cannot."""
         from gdask import params, screening
         from gdask.cluster import connect
-        from gdask.memory import parse_bytes
         from gdask.instruments import tags
         from gdask.io import checkpoint
+        from gdask.memory import parse_bytes
         from gdask.recipe_library import known_steps, locate, steps_in
 
         self.output_filenames, self.set_aside = [], []

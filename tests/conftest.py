@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import dask
 import pytest
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # for helpers.py, for benchmarks/
@@ -36,6 +37,13 @@ class Night(NamedTuple):
     @property
     def truth(self) -> Path:
         return self.folder / "truth"
+
+
+@pytest.fixture(autouse=True)
+def no_scheduler_is_left() -> Iterator[None]:
+    """A test that leaves a cluster as the place of all computes would break those after it."""
+    yield
+    assert dask.config.get("scheduler", None) is None
 
 
 @pytest.fixture(scope="session")

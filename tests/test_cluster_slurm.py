@@ -14,7 +14,7 @@ import slurm_node
 from gdask.cluster.__main__ import main as tool
 from test_cluster import IMAGE, planes
 
-pytestmark = pytest.mark.skipif(bool(slurm_node.missing()), reason=f"SLURM: {slurm_node.missing()}")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(slurm_node.missing()), reason=f"SLURM: {slurm_node.missing()}")]
 
 BIN = Path(sys.executable).parent
 PARAMETERS = ["-p", "prepare:bad_wcs=fix", "skyCorrect:offset_sky=False"]
@@ -122,7 +122,6 @@ def test_worker_jobs(slurm: dict, science: list, reduced: Path, tmp_path: Path) 
     assert history.count("JobName=dask-worker") >= 1
 
 
-@pytest.mark.slow
 def test_a_job_that_is_ended_at_its_wall_time_is_submitted_again(slurm: dict, science: list, reduced: Path, capsys: pytest.CaptureFixture) -> None:
     """Without a warning: SLURM kills all of it; sbatch by hand goes on."""
     script(capsys)
@@ -136,7 +135,6 @@ def test_a_job_that_is_ended_at_its_wall_time_is_submitted_again(slurm: dict, sc
     assert_same_bytes(reduced)
 
 
-@pytest.mark.slow
 def test_worker_jobs_that_reach_their_wall_time_are_replaced(slurm: dict, science: list, reduced: Path, tmp_path: Path) -> None:
     """The command goes on: its scheduler gives what was lost to the workers of the next job."""
     pytest.importorskip("dask_jobqueue")

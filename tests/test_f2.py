@@ -165,6 +165,7 @@ def test_a_frame_is_never_its_own_sky(workspace: Path, night: Path) -> None:
         assert len(skies) >= 3 and header["ORIGNAME"] not in skies
 
 
+@pytest.mark.slow
 def test_ultradeep_in_parts_is_ultradeep_in_one(workspace: Path, night: Path) -> None:
     science = kinds(night)["science"]
     reduce(science, "ultradeep_part1")

@@ -39,7 +39,7 @@ def test_a_star_keeps_its_electrons_wherever_it_falls(geometry: Geometry) -> Non
     for place in ((60, 60), (60, 340), (340, 60), (340, 340), (200, 200)):
         electrons = 1e5 / (2 * np.pi * 9) * np.exp(-((x - place[0]) ** 2 + (y - place[1]) ** 2) / 18)
         data = (electrons / flat).astype(np.float32)
-        for corrected in worst:
+        for corrected in (True, False):
             total = onto(geometry, data, np.ones_like(data), corrected)[0].sum(dtype=float)
             worst[corrected] = max(worst[corrected], abs(total / electrons.sum() - 1))
     assert grid.shape[0] > SIZE / 2
