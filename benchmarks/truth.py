@@ -132,12 +132,13 @@ def _positions(
     good = wanted & np.isfinite(distance)
     star = found[index[good]]
     dx, dy = _linear_residuals(x[good], y[good], star["x"], star["y"])
-    match = np.hypot(dx, dy) * mas < 30
+    match = np.hypot(dx, dy) * mas < max(30, 0.1 * fwhm * mas)
     bright = (signal[good] > 100) & match & (star["flags"] & ~1 == 0)
     fx, fy = _linear_residuals(x[good], y[good], x[good] + warp[0][good] / pixel, y[good] + warp[1][good] / pixel)
     offset = float(np.median(star["x"] - x[good])), float(np.median(star["y"] - y[good]))
     return {
         "stars": int(wanted.sum()), "recovered": float(match.sum() / max(wanted.sum(), 1)), "bright": int(bright.sum()),
+        "rms_all_x_mas": float(dx[match].std() * mas), "rms_all_y_mas": float(dy[match].std() * mas),
         "rms_x_mas": float(dx[bright].std() * mas), "rms_y_mas": float(dy[bright].std() * mas),
         "mad_x_mas": _mad(dx[bright]) * mas, "mad_y_mas": _mad(dy[bright]) * mas,
         "floor_rms_x_mas": float(fx[bright].std() * mas), "floor_rms_y_mas": float(fy[bright].std() * mas),
