@@ -45,13 +45,12 @@ def _graph(arrays: Sequence[object]) -> dict[Any, Any]:
     `dask.compute` adds tasks that gather the blocks of each array; with them dask's order puts off the writing of pixels
     until all frames are through, and keeps them all (9 frames: 127 MB at the peak, 51 MB without).
     """
-    import dask
+    from dask import base
 
-    layers = [layer for array in dask.optimize(*arrays) for layer in array.__dask_graph__().layers.values()]
-    tasks: dict[Any, Any] = {}
-    for part in {id(one): one for one in (getattr(layer, "mapping", layer) for layer in layers)}.values():
-        tasks.update(part)  # the same tasks under the name of every array
-    return tasks
+    # Optimised as one: `dask.optimize` goes array by array and would repeat in each what they share (2.6 times the work).
+    if hasattr(base, "collections_to_expr"):
+        return dict(base.collections_to_expr(list(arrays), True).optimize().__dask_graph__())
+    return dict(base.collections_to_dsk(list(arrays), True))  # dask before 2025
 
 
 def _here(tasks: dict[Any, Any], keys: list, text: str, update: Callable[[int, int], None]) -> Sequence[Any]:
