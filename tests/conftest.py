@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -143,3 +144,17 @@ def _fast() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
         yield
+
+
+@pytest.fixture
+def flat(reduced: Path, tmp_path: Path) -> Path:
+    """A copy of the flat of `reduced`, to be changed."""
+    (found,) = reduced.glob("*_flat.fits")
+    return Path(shutil.copy(found, tmp_path))
+
+
+@pytest.fixture
+def image(reduced: Path, tmp_path: Path) -> Path:
+    """A copy of the stack of `reduced`, to be changed."""
+    (found,) = reduced.glob("*_image.fits")
+    return Path(shutil.copy(found, tmp_path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +20,6 @@ from gdask.steps.calibrate import dark_correct, flat_correct
 from gdask.steps.pointing import prepare
 from gdask.steps.quality import add_dq
 from gdask.verify import verify
-
-
-@pytest.fixture
-def flat(reduced: Path, tmp_path: Path) -> Path:
-    (found,) = reduced.glob("*_flat.fits")
-    return Path(shutil.copy(found, tmp_path))
-
-
-@pytest.fixture
-def image(reduced: Path, tmp_path: Path) -> Path:
-    (found,) = reduced.glob("*_image.fits")
-    return Path(shutil.copy(found, tmp_path))
-
 
 # What others read in our products -----------------------------------------------------------------------------------
 

@@ -17,18 +17,6 @@ from gdask.verify import verify
 
 
 @pytest.fixture
-def flat(reduced: Path, tmp_path: Path) -> Path:
-    (found,) = reduced.glob("*_flat.fits")
-    return Path(shutil.copy(found, tmp_path))
-
-
-@pytest.fixture
-def image(reduced: Path, tmp_path: Path) -> Path:
-    (found,) = reduced.glob("*_image.fits")
-    return Path(shutil.copy(found, tmp_path))
-
-
-@pytest.fixture
 def raw(night: object, tmp_path: Path) -> Path:
     return Path(shutil.copy(night.science[0], tmp_path))
 
