@@ -215,6 +215,37 @@ def test_a_catalogue_ties_the_group_as_one():
     assert alone.frames[0].ok and alone.tie.ok
 
 
+def test_a_catalogue_far_wider_than_the_field_and_without_its_brightest_stars():
+    stars = sky(1200, seed=3)
+    frames = [observe(stars, f)[0] for f in range(3)]
+    rng = np.random.default_rng(6)
+    x, y = rng.uniform(-600, 600, (2, 20000))  # of another population, too: it has next to nothing of the frames'
+    faint = (stars[2] < 60) & (stars[2] > 4)
+    fx, fy = tangent_plane(stars[0][faint], stars[1][faint], *CENTRE)
+    outside = np.maximum(abs(x), abs(y)) > 60
+    ra, dec = tangent_sky(np.append(x[outside], fx), np.append(y[outside], fy), *CENTRE)
+    flux = np.append(10 ** rng.uniform(1, 3, outside.sum()), stars[2][faint])
+    solution = solve(frames, reference=Reference(ra, dec, np.full(len(ra), 0.001), flux))
+    assert solution.tie.ok and solution.tie.n > 200, solution.tie
+    _, _, total = leftover(solution, stars)
+    assert np.abs(np.median(total, axis=1)).max() < 0.3
+
+
+@pytest.mark.parametrize(("known", "ok"), [(1, True), (3, True), (2, False)])
+def test_one_to_three_catalogue_stars_shift_the_group_where_they_agree(known, ok):
+    stars = sky(60, seed=5)
+    frames = [observe(stars, f)[0] for f in range(3)]
+    middle = np.argsort(np.hypot(*tangent_plane(stars[0], stars[1], *CENTRE)))[:known]
+    x, y = tangent_plane(stars[0][middle], stars[1][middle], *CENTRE)
+    x = x + (0 if ok else np.array([0.0, 1.0]))  # one of the two is another star
+    reference = Reference(*tangent_sky(x, y, *CENTRE), np.full(known, 0.001), np.ones(known))
+    solution = solve(frames, reference=reference)
+    assert solution.tie.ok == ok and (not ok or (solution.tie.n, solution.tie.terms) == (known, 2)), solution.tie
+    if ok:
+        _, _, total = leftover(solution, stars)
+        assert np.abs(np.median(total, axis=1)).max() < 6  # their turns and distortions stay
+
+
 def isolated(stars, faintest, distance=0.5):
     """Bright stars with no other within `distance` arcsec, which no match can confuse."""
     from scipy.spatial import cKDTree

@@ -11,7 +11,7 @@ from astropy.table import MaskedColumn, Table
 
 import gdask
 from gdask import steps
-from gdask.io.catalog import read_catalog
+from gdask.io.catalog import at_epoch, read_catalog
 from gdask.model import GdaskError
 
 RA, DEC = np.linspace(201.28, 201.31, 40), np.linspace(-43.12, -43.08, 40)
@@ -91,3 +91,28 @@ def test_steps_attach_it_to_every_frame(night: object, tmp_path: Path) -> None:
     assert all(len(frame.attrs["refcat"]) == 40 for frame in frames)
     (without, _) = steps.add_reference_catalog(gdask.open_many(night.science[:2]))
     assert "refcat" not in without.attrs and "none given" in without.attrs["note"]
+
+
+def test_gaia_stars_are_taken_to_the_epoch_of_the_frames(tmp_path: Path) -> None:
+    pm = MaskedColumn(np.full(40, -36.5), mask=np.arange(40) == 5)
+    Table({"ra": RA, "dec": DEC, "ra_error": np.full(40, 0.3), "dec_error": np.full(40, 0.1), "pmra": pm, "pmdec": np.full(40, 10.0),
+           "pmra_error": np.full(40, 0.4), "pmdec_error": np.full(40, 0.4), "ref_epoch": np.full(40, 2016.0)}).write(tmp_path / "gaia.ecsv")  # fmt: skip
+    catalog = read_catalog(str(tmp_path / "gaia.ecsv"))
+    ra, dec, error, text = at_epoch(catalog, 2013.0, None)
+    east = (ra - RA) * np.cos(np.radians(DEC)) * 3.6e6
+    np.testing.assert_allclose(east, np.where(np.arange(40) == 5, 0.0, 109.5), atol=1e-3)
+    np.testing.assert_allclose((dec - DEC) * 3.6e6, -30.0, atol=1e-3)
+    np.testing.assert_allclose(error, np.sqrt((0.3**2 + 0.1**2) / 2 + (3 * 0.4) ** 2) / 1000, rtol=1e-9)
+    assert text == "its own errors, 40 of 40 stars moved from 2016.00 to 2013.00"
+    assert set(at_epoch(catalog, 2013.0, 0.005)[2]) == {0.005}
+
+
+def test_units_of_errors_and_catalogues_without_motions(tmp_path: Path) -> None:
+    Table({"ra": RA, "dec": DEC, "e_RAJ2000": np.full(40, 0.07) * u.arcsec, "e_DEJ2000": np.full(40, 0.07) * u.arcsec}).write(tmp_path / "g.ecsv")
+    *places, error, text = at_epoch(read_catalog(str(tmp_path / "g.ecsv")), 2013.0, None)
+    np.testing.assert_array_equal(places, (RA, DEC))
+    np.testing.assert_allclose(error, 0.07)
+    assert text == "its own errors, no proper motions"
+    Table({"ra": RA, "dec": DEC}).write(tmp_path / "h.ecsv")
+    *_, error, text = at_epoch(read_catalog(str(tmp_path / "h.ecsv")), 2013.0, None)
+    assert set(error) == {0.02} and text == "errors of 20 mas, no proper motions"

@@ -1,26 +1,42 @@
-"""Reference catalogues that the user gives as a file: FITS, ECSV, VOTable or plain CSV."""
+"""Reference catalogues that the user gives as a file (FITS, ECSV, VOTable, CSV), and their positions at an epoch."""
 
 from __future__ import annotations
 
 import os
 
+import astropy.units as u
 import numpy as np
 from astropy.table import Table
 
 from gdask.model import GdaskError
 
 _FORMATS = {".fits": "fits", ".fit": "fits", ".ecsv": "ascii.ecsv", ".xml": "votable", ".vot": "votable", ".csv": "ascii.csv"}
+#: Error per axis (arcsec) of a catalogue that tells none: that of a ground-based survey tied to Gaia. (2MASS: 0.08.)
+DEFAULT_ERROR = 0.02
 _NAMES = {
     "RAJ2000": ("raj2000", "ra", "ra_icrs", "radeg", "_raj2000", "alpha_j2000", "x_world", "ramean"),
     "DEJ2000": ("dej2000", "dec", "de_icrs", "dedeg", "_dej2000", "delta_j2000", "y_world", "decmean", "de"),
 }
 _UCDS = {"RAJ2000": "pos.eq.ra", "DEJ2000": "pos.eq.dec"}
+#: What a catalogue may tell beside positions: the column here, the names of Gaia and VizieR, and the unit where the file
+#: gives none (theirs). Proper motions along RA are those on the sky (with the cosine of the declination), as in both.
+_MORE: dict[str, tuple[tuple[str, ...], str]] = {
+    "e_RA": (("ra_error", "e_ra_icrs", "e_raj2000", "e_ra"), "mas"),
+    "e_DE": (("dec_error", "e_de_icrs", "e_dej2000", "e_dec", "e_de"), "mas"),
+    "pmRA": (("pmra", "pm_ra", "pm_ra_cosdec"), "mas / yr"),
+    "pmDE": (("pmdec", "pmde", "pm_dec", "pm_de"), "mas / yr"),
+    "e_pmRA": (("pmra_error", "e_pmra"), "mas / yr"),
+    "e_pmDE": (("pmdec_error", "e_pmde", "e_pmdec"), "mas / yr"),
+    "Epoch": (("ref_epoch", "epoch", "refepoch"), "yr"),
+}
 
 
 def read_catalog(path: str) -> Table:
     """A reference catalogue with columns Id, RAJ2000, DEJ2000 (degrees, float64) and the file's magnitude columns.
 
-    Columns are found by name (ra, RAJ2000, ra_icrs ...) or by UCD (pos.eq.ra); a sexagesimal text is not taken.
+    Columns are found by name (ra, RAJ2000, ra_icrs ...) or by UCD (pos.eq.ra); a sexagesimal text is not taken. Where
+    the file has them, errors (e_RA, e_DE, mas), proper motions and their errors (pmRA, pmDE, e_pmRA, e_pmDE, mas / yr)
+    and the epoch of the positions (Epoch, Julian year) come with them.
 
     Raises
     ------
@@ -35,6 +51,10 @@ def read_catalog(path: str) -> Table:
         values[wanted] = _degrees(table, name, path)
         good &= np.isfinite(values[wanted])
     catalog = Table({"Id": np.arange(1, len(table) + 1)} | values)
+    for wanted, (names, unit) in _MORE.items():
+        found = _number(table, names, unit)
+        if found is not None:
+            catalog[wanted] = found
     for name in table.colnames:
         if "mag" in name.lower() and np.issubdtype(table[name].dtype, np.floating):
             catalog[name] = np.ma.filled(table[name], np.nan)
@@ -63,6 +83,50 @@ def _find(table: Table, wanted: str, path: str) -> str:
         if ucd.lower().startswith(_UCDS[wanted]):
             return name
     raise GdaskError(f"{path}: no column for {wanted}; it has {', '.join(table.colnames)}; name it {wanted}")
+
+
+def _number(table: Table, names: tuple[str, ...], unit: str) -> np.ndarray | None:
+    """The first of these columns that holds numbers, in `unit`; NaN where masked. None where there is none."""
+    by_name = {name.lower(): name for name in table.colnames}
+    for name in names:
+        column = table[by_name[name]] if name in by_name else None
+        if column is None or not np.issubdtype(column.dtype, np.number):
+            continue
+        try:
+            factor = (column.unit or u.Unit(unit)).to(unit)
+        except u.UnitConversionError:
+            continue
+        return np.asarray(np.ma.filled(column.astype(float), np.nan)) * factor
+    return None
+
+
+def at_epoch(catalog: Table, year: float, error: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    """RA, Dec (degrees) and error per axis (arcsec) of a catalogue's stars in a Julian year, and how, in words.
+
+    Stars without a proper motion stay where they are. error: arcsec, of all stars; None: the catalogue's own (a star
+    without one gets DEFAULT_ERROR), grown by the errors of the proper motions over the years.
+    """
+    ra, dec = (np.array(catalog[name], float) for name in ("RAJ2000", "DEJ2000"))
+    own = _mean_square(catalog, "e_RA", "e_DE")
+    known = np.isfinite(own)
+    square = np.where(known, own / 1e6, DEFAULT_ERROR**2) if error is None else np.full(len(ra), error**2)
+    text = f"errors of {1000 * (error or DEFAULT_ERROR):g} mas" if error is not None or not known.any() else "its own errors"
+    if not {"pmRA", "pmDE", "Epoch"} <= set(catalog.colnames):
+        return ra, dec, np.sqrt(square), f"{text}, no proper motions"
+    years = year - np.asarray(catalog["Epoch"], float)
+    east, north = (np.nan_to_num(np.asarray(catalog[name], float) * years) / 3.6e6 for name in ("pmRA", "pmDE"))
+    if error is None:
+        square = square + np.nan_to_num(_mean_square(catalog, "e_pmRA", "e_pmDE") * years**2) / 1e6
+    moved = int(np.count_nonzero((east != 0) | (north != 0)))
+    text += f", {moved} of {len(ra)} stars moved from {np.nanmedian(catalog['Epoch']):.2f} to {year:.2f}"
+    return ra + east / np.cos(np.radians(dec)), dec + north, np.sqrt(square), text
+
+
+def _mean_square(catalog: Table, *names: str) -> np.ndarray:
+    """Mean of the squares of columns; NaN where one is missing."""
+    if not set(names) <= set(catalog.colnames):
+        return np.full(len(catalog), np.nan)
+    return np.mean([np.square(np.asarray(catalog[name], float)) for name in names], axis=0)
 
 
 def _degrees(table: Table, name: str, path: str) -> np.ndarray:

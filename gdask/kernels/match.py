@@ -13,8 +13,9 @@ from gdask.types import Arcsec, Degrees
 #: The histogram's peak must stand this many sigma of the accidental pairs above them, with at least MIN_PAIRS pairs.
 #: With up to 10^5 bins, 5.5 sigma is reached by chance less than once in 1000 searches (Poisson, expectation > 1).
 MIN_CONTRAST, MIN_PAIRS = 5.5, 4
-#: ... and hold this share of the sources that could have matched: stars of different depth still do.
-MIN_SHARE = 0.1
+#: ... and hold this share of the sources that could have matched: stars of different depth still do. A peak of CERTAIN
+#: sigma is believed without: a catalogue may reach far beyond the field, or lack its brightest stars.
+MIN_SHARE, CERTAIN = 0.1, 12.0
 
 
 class Shift(NamedTuple):
@@ -155,7 +156,7 @@ def _judge(shift: Shift, na: int, nb: int, radius: Arcsec) -> Shift:
         reason = f"only {shift.n} sources pair up within {radius:g} arcsec"
     elif shift.contrast < MIN_CONTRAST and shift.n < 0.5 * possible:
         reason = f"no clear peak among the differences ({shift.contrast:.1f} sigma, {shift.n} of {possible} pairs)"
-    elif shift.n < MIN_SHARE * possible:
+    elif shift.n < MIN_SHARE * possible and shift.contrast < CERTAIN:
         reason = f"only {shift.n} of {possible} sources pair up"
     else:
         return shift

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gdask.kernels.associate import WIDE, WIDE_ROTATIONS, Measurements, pull_back, to_common
+from gdask.kernels.associate import WIDE, WIDE_ROTATIONS, Measurements, Places, pull_back, to_common
 from gdask.kernels.geometry import tangent_plane
 from gdask.kernels.joint import Problem
-from gdask.kernels.match import apply_shift, find_shift, match_pairs
+from gdask.kernels.match import Shift, apply_shift, find_shift, match_pairs
 from gdask.kernels.terms import LEVELS, TERMS, cross_validate, displace, fit_terms
 from gdask.types import Arcsec, Degrees
 
@@ -18,6 +18,8 @@ from gdask.types import Arcsec, Degrees
 NEEDED = (4, 8, 20, 40, 80)
 #: Residuals beyond this many sigma of themselves (or of the stated errors, if larger) are left out.
 REJECT, ROUNDS, FOLDS = 4.0, 6, 5
+#: How many of the brightest stars of catalogue and frames are compared.
+MOST_TRIED = (300, 1500)
 
 
 class Reference(NamedTuple):
@@ -93,15 +95,31 @@ def centre_on_headers(
     return compose(frames, problem, terms, centre, move)
 
 
+def _first_shift(catalog: Places, stars: Places, search: Arcsec, radius: Arcsec) -> Shift:
+    """By the brightest, then by more of them, as a catalogue may be of other colours or reach far beyond the field; then
+    over a wide field. Of too few stars for a pattern, a shift on which all that can be the same agree."""
+    for brightest in MOST_TRIED:
+        start = find_shift(*catalog, *stars, search, brightest=brightest)
+        if start.ok:
+            return start
+    wide = find_shift(*catalog, *stars, WIDE, rotations=WIDE_ROTATIONS)
+    if wide.ok or min(len(catalog[0]), len(stars[0])) >= NEEDED[0]:
+        return wide if wide.ok else start
+    dx, dy = (a[:, None] - b for a, b in zip(catalog[:2], stars[:2], strict=True))
+    near = np.hypot(dx, dy) <= search
+    dx, dy = dx[near], dy[near]
+    if not len(dx) or max(near.sum(axis=0).max(), near.sum(axis=1).max()) > 1 or max(np.ptp(dx), np.ptp(dy)) > radius:
+        return start
+    return start._replace(dx=float(dx.mean()), dy=float(dy.mean()), n=len(dx), ok=True, reason="")
+
+
 def tie_to(
     reference: Reference, x: np.ndarray, y: np.ndarray, error: np.ndarray, flux: np.ndarray,
     centre: tuple[Degrees, Degrees], search: Arcsec, radius: Arcsec, prior: np.ndarray,
 ) -> tuple[np.ndarray, Tie]:
     """The terms that move star positions (x, y about the centre, with errors, arcsec) onto the catalogue."""
     xr, yr = tangent_plane(reference.ra, reference.dec, *centre)
-    start = find_shift(xr, yr, np.asarray(reference.flux, float), x, y, flux, search)
-    if not start.ok:
-        start = find_shift(xr, yr, np.asarray(reference.flux, float), x, y, flux, WIDE, rotations=WIDE_ROTATIONS)
+    start = _first_shift((xr, yr, np.asarray(reference.flux, float)), (x, y, flux), search, radius)
     if not start.ok:
         return np.zeros(TERMS), Tie(0, float("nan"), 0, False, start.reason)
     u, v = apply_shift(start, x, y)
@@ -117,7 +135,7 @@ def tie_to(
         spread = max(1.2 * float(np.median(r)), 1e-6) if len(r) else 1.0
         weight = np.where(r <= REJECT * np.maximum(spread, np.sqrt(sigma2)), 1 / np.maximum(sigma2, 1e-8), 0.0)
         n = int(np.count_nonzero(weight))
-        count = allowed(n, 6 if step < 2 else TERMS)
+        count = allowed(n, 6 if step < 2 else TERMS) or (LEVELS[0] if n and min(len(x), len(xr)) < NEEDED[0] else 0)
         if not count:
             return np.zeros(TERMS), Tie(n, float("nan"), 0, False, f"only {n} stars match the catalogue")
         if step == ROUNDS - 2 and n >= 2 * FOLDS:

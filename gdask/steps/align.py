@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Annotated
 
 import numpy as np
 
 from gdask.instruments import descriptor
-from gdask.io.catalog import read_catalog
+from gdask.io.catalog import at_epoch, read_catalog
 from gdask.io.read import affine
 from gdask.kernels.associate import Measurements
 from gdask.kernels.fit import solve
@@ -21,6 +21,9 @@ from gdask.steps.frames import aside, note, warn
 from gdask.steps.pointing import find_bad_wcs
 from gdask.steps.residuals import usable, with_residuals
 from gdask.types import Frame, Frames
+
+#: Julian epoch 2000.0, to a minute.
+J2000 = datetime(2000, 1, 1, 12)
 
 
 def add_reference_catalog(frames: Frames, *, source: str | None = None) -> Frames:
@@ -44,7 +47,7 @@ def determine_astrometric_solution(
     search: Annotated[float, Range(0.01, None)] = 3.0,
     match_radius: Annotated[float, Range(0.001, None)] = 0.2,
     max_rms: Annotated[float, Range(0.0001, None)] = 0.05,
-    reference_error: Annotated[float, Range(0.0001, None)] = 0.02,
+    reference_error: Annotated[float, Range(0.0001, None)] | None = None,
 ) -> Frames:
     """Solve all frames together and tie the group to the reference catalogue. [determineAstrometricSolution]
 
@@ -61,16 +64,15 @@ def determine_astrometric_solution(
     max_rms
         Arcsec of residuals per axis above which a frame is set aside.
     reference_error
-        Arcsec per axis of the catalogue's positions.
+        Arcsec per axis of the catalogue's positions; None: as the catalogue says, or 0.02.
     """
     catalog = frames[0].attrs.get("refcat")
     if catalog is None:
         return tuple(note(frame, "no reference catalogue") for frame in frames)
-    flux = _catalog_flux(catalog)
-    error = np.full(len(catalog), reference_error)
-    reference = Reference(np.asarray(catalog["RAJ2000"]), np.asarray(catalog["DEJ2000"]), error, flux)
+    *places, text = at_epoch(catalog, _year(frames), reference_error)
+    reference = Reference(*places, _catalog_flux(catalog))
     how = {"order": order, "search": search, "match_radius": match_radius, "max_rms": max_rms}
-    return _solved(frames, solve(_measure(frames), **how, reference=reference, untrusted=_untrusted(frames)))
+    return _solved(frames, solve(_measure(frames), **how, reference=reference, untrusted=_untrusted(frames)), text)
 
 
 def adjust_wcs_to_reference(
@@ -138,6 +140,14 @@ def _night(frame: Frame) -> int:
     return (start - timedelta(hours=18)).toordinal() if start is not None else 0
 
 
+def _year(frames: Frames) -> float:
+    """Mean Julian year of the exposures: where stars that move are in their stack."""
+    starts = [start for start in (descriptor(frame, "ut_datetime") for frame in frames) if start is not None]
+    if not starts:
+        return 2000.0
+    return float(np.mean([2000 + (start - J2000).total_seconds() / (365.25 * 86400) for start in starts]))
+
+
 def _outline(frame: Frame) -> tuple[np.ndarray, ...]:
     """Corners of each array in the instrument's plane (arcsec)."""
     x, y = np.array([0.0, 1, 1, 0]) * frame.sizes["x"] - 0.5, np.array([0.0, 0, 1, 1]) * frame.sizes["y"] - 0.5
@@ -163,7 +173,8 @@ def _measure_one(frame: Frame, exposure: float) -> Measurements:
     return Measurements(frame.attrs["name"], *values, pointing.ra, pointing.dec, pointing.pa, _outline(frame), signal, _night(frame))
 
 
-def _solved(frames: Frames, solution: Solution) -> Frames:
+def _solved(frames: Frames, solution: Solution, catalog: str = "") -> Frames:
+    """The frames with their corrections. catalog: what was done with the reference catalogue, in words."""
     fits = solution.frames
     good = [fit for fit in fits if fit.ok]
     text = f"{len(good)} of {len(fits)} frames, {len(solution.stars)} stars"
@@ -182,7 +193,7 @@ def _solved(frames: Frames, solution: Solution) -> Frames:
         text += f"; placed by {', '.join(each)}"
     if solution.tie is not None:
         tie = solution.tie
-        text += f"; tied to the catalogue by {tie.n} stars, rms {tie.rms:.1f} mas" if tie.ok else f"; not tied to the catalogue: {tie.reason}"
+        text += f"; tied to the catalogue by {tie.n} stars, rms {tie.rms:.1f} mas ({catalog})" if tie.ok else f"; not tied to the catalogue: {tie.reason}"
     placed = (note(with_residuals(_correct(frame, fit), fit, solution), text) for frame, fit in zip(frames, fits, strict=True))
     return tuple(_doubtful(frame, fit) for frame, fit in zip(placed, fits, strict=True))
 
