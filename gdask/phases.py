@@ -91,7 +91,7 @@ def save_phase(
     with discarded_on_failure(outputs):
         for number, frame in enumerate(frames):
             if any(name in frame for name in variables):
-                outputs.append(write.start(frame, checkpoint.path_in(folder, number, frame), variables))
+                outputs.append(write.start(frame, checkpoint.path_in(folder, number, frame), variables, bare=True))
         pending = {(number, name): lazy for number, frame in enumerate(frames) for name, lazy in frame.attrs["pending"].items()}
         fetched, written = run_phase(due, [*pending.values()], label, outputs, **known)
         for output in outputs:

@@ -66,15 +66,17 @@ def sky_correct(
             raise GdaskError(f"sky_correct: {frame.attrs['name']} has no list of sky frames; associate_sky makes it")
     level = choose_level(frames, skies, offset_sky, scale_sky)
     by_name = {sky.attrs["name"]: sky for sky in skies}
+    used_names = {name for frame in frames for name in frame.attrs["skies"]}
+    own_levels = {name: levels(sky, mask_objects) for name, sky in by_name.items() if name in used_names}  # once, for all frames
     how = {"operation": operation, "reject": reject_method, "nlow": nlow, "nhigh": nhigh, "scale": level.mode == "scale"}
     masters: dict[tuple[str, ...], Frame | None] = {}
     corrected = []
     for frame in frames:
         names = tuple(frame.attrs["skies"])
-        used = tuple(by_name[name] for name in names)
+        used, at = tuple(by_name[name] for name in names), tuple(own_levels[name] for name in names)
         if names not in masters:
-            masters[names] = _master(used, mask_objects, how) if used else None
-        corrected.append(_subtract(frame, used, masters[names], level, mask_objects))
+            masters[names] = _master(used, at, mask_objects, how) if used else None
+        corrected.append(_subtract(frame, used, at, masters[names], level, mask_objects))
     mode = {"scale": "scaled to each frame", "offset": "shifted to each frame", "none": "at its own level"}[level.mode]
     counts = sorted(len(frame.attrs["skies"]) for frame in frames)
     some = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
@@ -113,8 +115,8 @@ def _level(data: Image, dq: Flags, objects: np.ndarray | None) -> float:
     return float(background(data, mask)[0])
 
 
-def _master(skies: Frames, mask_objects: bool, how: dict[str, object]) -> Frame:
-    """The combination of sky frames at level zero (scale: one). Each task reads its own rows of every frame."""
+def _master(skies: Frames, at: tuple[object, ...], mask_objects: bool, how: dict[str, object]) -> Frame:
+    """The combination of sky frames, which are at these levels, at level zero (scale: one). Each task reads its own rows of every frame."""
     if how["reject"] == "minmax" and how["nlow"] + how["nhigh"] >= len(skies):  # type: ignore[operator]
         how = how | {"reject": "none"}  # nothing would be left
     tag = "sky-" + "-".join(sky.attrs["name"] for sky in skies)
@@ -122,7 +124,7 @@ def _master(skies: Frames, mask_objects: bool, how: dict[str, object]) -> Frame:
     banded = [reopen(sky, rows=rows, tag=tag) for sky in skies]
     names = ["data", "variance", "dq"] + (["objects"] if mask_objects and all("objects" in sky for sky in skies) else [])
     planes = [array(sky, name) for name in names for sky in banded]
-    packed = map_planes(_combine_skies, *planes, *(levels(sky, mask_objects) for sky in skies), dtype=PIXEL, count=len(skies), **how)
+    packed = map_planes(_combine_skies, *planes, *at, dtype=PIXEL, count=len(skies), **how)
     ny = skies[0].sizes["y"]
     return replaced(skies[0], **unpack(packed)).chunk({"y": ny})
 
@@ -144,7 +146,7 @@ def _combine_skies(
 
 
 def _subtract(
-    frame: Frame, skies: Frames, master: Frame | None, level: SkyLevel, mask_objects: bool
+    frame: Frame, skies: Frames, at: tuple[object, ...], master: Frame | None, level: SkyLevel, mask_objects: bool
 ) -> Frame:
     own = levels(frame, mask_objects)
     chosen: dict[str, object] = {"SKYLEVEL": (level.mode, "sky shifted, scaled to the frame, or as it is"), "SKYWHY": level.why}
@@ -153,7 +155,7 @@ def _subtract(
         return with_headers(with_arrays(frame, data=data), primary=chosen | {"SKYFRMS": (0, "only the level was subtracted")})
     if level.mode == "none":
         times = tuple(middle(sky) for sky in skies)
-        own = map_planes(_interpolate, *(levels(sky, mask_objects) for sky in skies), dtype="f8", times=times, when=middle(frame))
+        own = map_planes(_interpolate, *at, dtype="f8", times=times, when=middle(frame))
     packed = map_planes(
         _minus_sky, *(array(frame, name) for name in ("data", "variance", "dq")),
         *(array(master, name).rechunk(frame["data"].data.chunks) for name in ("data", "variance", "dq")), own, dtype=PIXEL, scale=level.mode == "scale",
