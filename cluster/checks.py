@@ -17,7 +17,7 @@ import cloudpickle
 from distributed import Client, WorkerPlugin
 from gdask.cluster import ONE_THREAD
 
-from gdask.model import GdaskError
+from gdask.model import GdaskError, owner
 
 log = logging.getLogger("gdask")
 
@@ -73,7 +73,7 @@ def checked_workers(client: Client, where: str, wait: float, started: bool) -> I
     _wait_for_one(client, where, wait, started)
     _check_versions(client, where)
     # A name that a later run clears away, should this one be killed.
-    token = Path.cwd() / f".cluster-{secrets.token_hex(4)}.{os.getpid()}.part"
+    token = Path.cwd() / f".cluster-{secrets.token_hex(4)}.{owner()}.part"
     text = secrets.token_hex(16)
     token.write_text(text)
     module = sys.modules[__name__]

@@ -42,14 +42,6 @@ end() {
   kill "$scheduler" 2>/dev/null && wait "$scheduler"
   rm -f "$file"
 }
-stop() {
-  trap '' TERM
-  echo "gdask: the job is ended; the same qsub again goes on from the last complete phase"
-  kill -TERM "$reduction" 2>/dev/null && wait "$reduction"
-  end
-  exit 143
-}
-
 for _ in $(seq 300); do # until the scheduler has written where it is
   [ -s "$file" ] && break
   kill -0 "$scheduler" 2>/dev/null || break
@@ -57,11 +49,14 @@ for _ in $(seq 300); do # until the scheduler has written where it is
 done
 $GDASK_COMMAND --cluster "$file" &
 reduction=$!
-trap stop TERM
-while true; do # wait also ends for a signal
-  wait "$reduction"
-  code=$?
-  kill -0 "$reduction" 2>/dev/null || break
-done
+ended=
+trap ended=1 TERM
+wait "$reduction" # ends for the signal, too
+if [ -n "$ended" ] && kill -TERM "$reduction" 2>/dev/null; then
+  echo "gdask: the job is ended; the same qsub again goes on from the last complete phase"
+fi
+trap '' TERM
+wait "$reduction"
+code=$?
 end
 exit "$code"

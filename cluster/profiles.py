@@ -15,14 +15,19 @@ Profile = dict[str, Any]
 #: The options that each kind of profile takes beside `kind`, with what their values must be.
 OPTIONS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "threads": {"workers": int},
-    "processes": {"workers": int, "threads": int, "memory": (str, int), "dashboard": str, "scratch": str},
-    "scheduler": {"address": str, "scheduler_file": str, "timeout": (int, float), "tls": dict, "wait": (int, float)},
+    "processes": {"workers": int, "threads": int, "memory": (str, int), "dashboard": str, "adaptive": bool},
+    "scheduler": {"address": str, "scheduler_file": str, "timeout": (int, float), "tls": dict},
     "ssh": {
-        "hosts": list, "workers": int, "threads": int, "memory": (str, int), "python": str, "command": str, "scratch": str,
-        "wait": (int, float), "host": str, "dashboard": str, "tls": dict,
+        "hosts": list, "workers": int, "threads": int, "memory": (str, int), "python": str, "command": str,
+        "host": str, "dashboard": str, "tls": dict,
     },
-    "jobqueue": {"system": str, "jobs": int, "adaptive": bool, "wait": (int, float), "scratch": str, "options": dict},
+    "jobqueue": {"system": str, "jobs": int, "adaptive": bool, "options": dict},
 }  # fmt: skip
+#: Those that every kind but threads takes; workers that gdask starts, too, have scratch and a lifetime.
+WATCHED: dict[str, type | tuple[type, ...]] = {"wait": (int, float), "patience": (int, float)}
+STARTED: dict[str, type | tuple[type, ...]] = {"scratch": str, "lifetime": str, "lifetime_stagger": str}
+for _kind, _taken in OPTIONS.items():
+    _taken |= {} if _kind == "threads" else WATCHED if _kind == "scheduler" else WATCHED | STARTED
 ADDRESSES = ("tcp://", "tls://", "ucx://")
 
 

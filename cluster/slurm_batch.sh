@@ -47,20 +47,6 @@ end() { # the workers first: what they are told by a scheduler that ends is no n
   kill "$scheduler" 2>/dev/null && wait "$scheduler"
   rm -f "$file"
 }
-again() {
-  trap '' USR1
-  echo "gdask: the wall time is near, the command is stopped"
-  kill -TERM "$reduction" 2>/dev/null && wait "$reduction"
-  end
-  if [ "${SLURM_RESTART_COUNT:-0}" -lt "${GDASK_RESTARTS:-20}" ]; then
-    echo "gdask: into the queue again; the command will go on from its last complete phase"
-    scontrol requeue "$SLURM_JOB_ID"
-    exit 0
-  fi
-  echo "gdask: not submitted again after ${SLURM_RESTART_COUNT} times (GDASK_RESTARTS); sbatch goes on from here" >&2
-  exit 1
-}
-
 for _ in $(seq 300); do # until the scheduler has written where it is
   [ -s "$file" ] && break
   kill -0 "$scheduler" 2>/dev/null || break
@@ -68,11 +54,22 @@ for _ in $(seq 300); do # until the scheduler has written where it is
 done
 "$@" --cluster "$file" &
 reduction=$!
-trap again USR1
-while true; do # wait also ends for a signal
-  wait "$reduction"
-  code=$?
-  kill -0 "$reduction" 2>/dev/null || break
-done
+near=
+trap near=1 USR1
+wait "$reduction" # ends for the warning, too
+if [ -n "$near" ] && kill -TERM "$reduction" 2>/dev/null; then
+  echo "gdask: the wall time is near, the command is stopped"
+fi
+trap '' USR1
+wait "$reduction"
+code=$?
 end
+if [ -n "$near" ] && [ "$code" -eq 143 ]; then # stopped; one that ended by itself in the meantime is not begun again
+  if [ "${SLURM_RESTART_COUNT:-0}" -lt "${GDASK_RESTARTS:-20}" ]; then
+    echo "gdask: into the queue again; the command will go on from its last complete phase"
+    scontrol requeue "$SLURM_JOB_ID"
+    exit 0
+  fi
+  echo "gdask: not submitted again after ${SLURM_RESTART_COUNT} times (GDASK_RESTARTS); sbatch goes on from here" >&2
+fi
 exit "$code"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import logging
 import os
 import shlex
 import shutil
@@ -19,8 +20,11 @@ from distributed.utils import get_ip
 from gdask.cluster import ONE_THREAD, available_cores
 from gdask.cluster.checks import checked_workers
 from gdask.cluster.profiles import Profile
+from gdask.cluster.watch import PATIENCE, Counters
 
 from gdask.model import GdaskError
+
+log = logging.getLogger("gdask")
 
 #: Batch systems that dask-jobqueue serves, by the name in a profile.
 SYSTEMS = {"slurm": "SLURMCluster", "pbs": "PBSCluster"}
@@ -38,9 +42,18 @@ def client_of(profile: Profile, where: str, memory: int | None = None) -> Iterat
         dask.config.set({"gdask.flush": kind != "processes"}),
         begin(profile, where, memory) as client,
         checked_workers(client, where, float(profile.get("wait", 120)), started=kind != "scheduler"),
-        dask.config.set(_allowed(client, memory)),
+        dask.config.set(_allowed(client, memory) | _watching(client, profile)),
     ):
+        client.register_plugin(Counters())
         yield client
+
+
+def _watching(client: Client, profile: Profile) -> dict[str, Any]:
+    """Settings by which a compute is watched; the dashboard's address, which is said once, where there is a dashboard."""
+    link = client.dashboard_link if importlib.util.find_spec("bokeh") else ""
+    workers = len(client.scheduler_info(n_workers=-1)["workers"])
+    log.info("%d worker%s so far%s", workers, "s" * (workers != 1), f"; dashboard: {link}" if link else "")
+    return {"gdask.patience": float(profile.get("patience", PATIENCE)), "gdask.wait": float(profile.get("wait", 120)), "gdask.dashboard": link}
 
 
 def _allowed(client: Client, memory: int | None) -> dict[str, Any]:
@@ -76,11 +89,14 @@ def _current(client: Client) -> Iterator[Client]:
 def _local(profile: Profile, where: str, memory: int | None) -> Iterator[Client]:
     with _environment(ONE_THREAD):
         cluster = LocalCluster(
-            n_workers=profile.get("workers") or available_cores(), threads_per_worker=profile.get("threads", 1),
+            n_workers=1 if profile.get("adaptive") else profile.get("workers") or available_cores(), threads_per_worker=profile.get("threads", 1),
             processes=True, host="127.0.0.1", dashboard_address=profile.get("dashboard", "127.0.0.1:0"),
             memory_limit=memory or profile.get("memory", "auto"), local_directory=scratch_of(profile), silence_logs=40,
+            lifetime=profile.get("lifetime"), lifetime_stagger=profile.get("lifetime_stagger", "0 s"), lifetime_restart=True,
         )  # fmt: skip
     with cluster, _current(Client(cluster, set_as_default=False)) as client:
+        if profile.get("adaptive"):
+            cluster.adapt(minimum=1, maximum=profile.get("workers") or available_cores())
         yield client
 
 
@@ -121,6 +137,8 @@ def worker_options(profile: Profile) -> list[str]:
     options = ["--nworkers", str(profile.get("workers") or "auto"), "--death-timeout", "60", "--no-dashboard"]
     options += ["--nthreads", str(profile.get("threads", 1))] if profile.get("workers") else []
     scratch = scratch_of(profile)
+    if profile.get("lifetime"):
+        options += ["--lifetime", profile["lifetime"], "--lifetime-stagger", profile.get("lifetime_stagger", "0 s"), "--lifetime-restart"]
     return options + (["--local-directory", scratch] if scratch else [])
 
 
@@ -178,7 +196,9 @@ def job_options(profile: Profile, memory: int | None = None) -> dict[str, Any]:
     """The options of a dask-jobqueue cluster: the profile's, one thread pool for each core, a lifetime within the wall time."""
     options = dict(profile.get("options", {}))
     extra = list(options.pop("worker_extra_args", []))
-    if "walltime" in options and "--lifetime" not in extra:
+    if profile.get("lifetime"):
+        extra += ["--lifetime", profile["lifetime"], "--lifetime-stagger", profile.get("lifetime_stagger", "0 s")]
+    elif "walltime" in options and "--lifetime" not in extra:
         extra += lifetime(str(options["walltime"]))
     if memory:
         options["memory"] = f"{memory * int(options.get('processes', 1))}B"

@@ -1,8 +1,14 @@
-"""The vocabulary of a Frame: dimension and variable names, data types, DQ bits, and the checks on them."""
+"""The vocabulary of a Frame: dimension and variable names, data types, DQ bits, and the checks on them. Whose a file is."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import hashlib
+import os
+import re
 from enum import IntFlag
+from pathlib import Path
 
 import numpy as np
 
@@ -66,3 +72,22 @@ class BadFile(BadPixels):
     def __reduce__(self) -> tuple[type[BadFile], tuple[str, str]]:
         (item,) = self.reasons.items()
         return BadFile, item
+
+
+@functools.cache
+def host() -> str:
+    """This host as it runs now: its name, and a part of its boot's and its process table's identity."""
+    about = []
+    for name in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        with contextlib.suppress(OSError):  # systems without them
+            about.append(os.readlink(name) if os.path.islink(name) else Path(name).read_text())
+    name = re.sub(r"[^A-Za-z0-9]+", "_", os.uname().nodename)
+    return f"{name}-{hashlib.sha256(' '.join(about).encode()).hexdigest()[:8]}"
+
+
+def owner() -> str:
+    """HOST-PID-RANDOM of this process, for names of files that it may leave behind in a folder that others share."""
+    return f"{host()}-{os.getpid()}-{_RANDOM}"
+
+
+_RANDOM = os.urandom(4).hex()

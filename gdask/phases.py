@@ -93,11 +93,13 @@ def save_phase(
             if any(name in frame for name in variables):
                 outputs.append(write.start(frame, checkpoint.path_in(folder, number, frame), variables, bare=True))
         pending = {(number, name): lazy for number, frame in enumerate(frames) for name, lazy in frame.attrs["pending"].items()}
-        fetched, written = run_phase(due, [*pending.values()], label, outputs, **known)
+        places = [each for output in outputs for each in output.arrays]
+        values, written = run_phase(due, [*pending.values(), *places], label, outputs, **known)
         for output in outputs:
             write.finish(output, checksum=False)
-        small = dict(zip(pending, fetched, strict=True))
-        checkpoint.complete(folder, {key: tuple(np.ravel(value)) for key, value in small.items()})
+        small = dict(zip(pending, values, strict=False))
+        windows = checkpoint.windows_of(outputs, values[len(pending) :])
+        checkpoint.complete(folder, {key: tuple(np.ravel(value)) for key, value in small.items()}, windows)
     return written
 
 

@@ -1,16 +1,18 @@
-"""One compute with a progress bar: on the local threads, or on the cluster that is connected."""
+"""One compute with a display of how far it is: on the local threads, or on the cluster that is connected."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from gdask import memory
+from gdask.display import Meter, meter
 from gdask.model import GdaskError
 
 log = logging.getLogger("gdask")
@@ -20,7 +22,7 @@ COMPUTES = {"count": 0}
 
 
 def compute(arrays: Sequence[object], text: str) -> tuple[object, ...]:
-    """Compute lazy arrays together, once, with a progress bar on a terminal. Gives their values in order.
+    """Compute lazy arrays together, once, with a display of how far it is. Gives their values in order.
 
     Raises GdaskError before anything runs where the projected peak does not fit the budget (`gdask.memory`).
     """
@@ -33,8 +35,7 @@ def compute(arrays: Sequence[object], text: str) -> tuple[object, ...]:
     if client is None and given not in (None, dask.threaded.get):
         return dask.compute(*arrays)  # a scheduler of the user's own
     tasks, keys = _graph(arrays), [array.__dask_keys__() for array in arrays]  # type: ignore[attr-defined]
-    with bar(text) as update:
-        blocks = _here(tasks, keys, text, update) if client is None else _on_cluster(client, tasks, keys, text, update)
+    blocks = _here(tasks, keys, text) if client is None else _on_cluster(client, tasks, keys, text)
     finish = [array.__dask_postcompute__() for array in arrays]  # type: ignore[attr-defined]
     return tuple(put(parts, *more) for (put, more), parts in zip(finish, blocks, strict=True))
 
@@ -45,15 +46,15 @@ def _graph(arrays: Sequence[object]) -> dict[Any, Any]:
     `dask.compute` adds tasks that gather the blocks of each array; with them dask's order puts off the writing of pixels
     until all frames are through, and keeps them all (9 frames: 127 MB at the peak, 51 MB without).
     """
-    from dask import base
+    from dask.base import collections_to_expr
 
     # Optimised as one: `dask.optimize` goes array by array and would repeat in each what they share (2.6 times the work).
-    if hasattr(base, "collections_to_expr"):
-        return dict(base.collections_to_expr(list(arrays), True).optimize().__dask_graph__())
-    return dict(base.collections_to_dsk(list(arrays), True))  # dask before 2025
+    return dict(collections_to_expr(list(arrays), True).optimize().__dask_graph__())
 
 
-def _here(tasks: dict[Any, Any], keys: list, text: str, update: Callable[[int, int], None]) -> Sequence[Any]:
+# Threads ------------------------------------------------------------------------------------------------------------
+
+def _here(tasks: dict[Any, Any], keys: list, text: str) -> Sequence[Any]:
     """On threads of this process: as many as the machine has or were asked for, fewer where memory is short."""
     import dask
     import psutil
@@ -62,57 +63,13 @@ def _here(tasks: dict[Any, Any], keys: list, text: str, update: Callable[[int, i
     base = max(memory.BASE, psutil.Process().memory_info().rss)
     fitting, projection = memory.fit(tasks, memory.budget(), threads, text, base)
     _report(text, projection, threads, fitting)
-    with _counting(update):
+    with meter(text) as display, _counting(display), _metered(display):
         return dask.threaded.get(tasks, keys, num_workers=fitting)
 
 
-def _on_cluster(client: Any, tasks: dict[Any, Any], keys: list, text: str, update: Callable[[int, int], None]) -> Sequence[Any]:
-    """On the workers of a client; their threads are as they were started."""
-    import dask
-    from dask.core import flatten
-    from distributed import as_completed
-
-    threads = dask.config.get("gdask.threads", 1)
-    projection = memory.fit(tasks, memory.budget(), threads, text, fixed=True)[1]
-    _report(text, projection, threads, threads)
-    with _losses_named(text, projection):
-        packed = client.get(tasks, keys, sync=False)
-        futures = list(flatten(packed))
-        for number, done in enumerate(as_completed(futures), 1):
-            done.result()
-            update(number, len(futures))
-        return client.gather(packed)
-
-
 @contextmanager
-def _losses_named(text: str, projection: memory.Projection) -> Iterator[None]:
-    """Workers that died and a scheduler that went away, in words: a GdaskError with what to do."""
-    from concurrent.futures import CancelledError
-
-    from distributed import KilledWorker
-    from distributed.comm import CommClosedError
-
-    try:
-        yield
-    except KilledWorker as error:
-        raise GdaskError(
-            f"{text}: {error.last_worker.address} and others died over one task; its worker's log says why; if it was for want of memory, "
-            f"{projection.largest / 1e6:.0f} MB were projected for the largest task: give more with --memory, or start fewer workers on a host"
-        ) from None
-    except (CancelledError, CommClosedError, asyncio.CancelledError):
-        raise GdaskError(f"{text}: the scheduler has gone; start it again: the same command goes on from the last complete phase") from None
-
-
-def _report(text: str, projection: memory.Projection, threads: int, fitting: int) -> None:
-    log.debug("%s: %d tasks, at most %.0f MB in one, %.0f MB with %d at a time", text, projection.tasks, projection.largest / 1e6,
-              projection.peak / 1e6, fitting)  # fmt: skip
-    if fitting < threads:
-        log.info("%s: %d tasks at a time and not %d, so that they fit the memory allowed", text, fitting, threads)
-
-
-@contextmanager
-def _counting(update: Callable[[int, int], None]) -> Iterator[None]:
-    """Inside, tasks that end on threads move the bar."""
+def _counting(display: Meter) -> Iterator[None]:
+    """Inside, tasks that end on threads move the display."""
     from dask.callbacks import Callback
 
     class Counting(Callback):  # type: ignore[misc]
@@ -120,22 +77,128 @@ def _counting(update: Callable[[int, int], None]) -> Iterator[None]:
             self.total = sum(len(state[key]) for key in ("ready", "waiting"))
 
         def _posttask(self, key: object, result: object, dsk: object, state: dict, worker: object) -> None:
-            update(len(state["finished"]), self.total)
+            display.count(len(state["finished"]), self.total)
 
     with Counting():
         yield
 
 
 @contextmanager
-def bar(text: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error where that is a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+def _metered(display: Meter) -> Iterator[None]:
+    """Inside, bytes and memory of this process are shown twice a second; at a good end, the phase's line."""
+    import psutil
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(text, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    from gdask.cluster.usage import Usage, counters
+
+    process, (read, written), done = psutil.Process(), counters(), threading.Event()
+    peak = process.memory_info().rss
+
+    def usage() -> Usage:
+        nonlocal peak
+        now, peak = counters(), max(peak, process.memory_info().rss)
+        return Usage(now[0] - read, now[1] - written, peak, int(memory.budget()))
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            display.show(usage())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+        display.end(usage())
+    finally:
+        done.set()
+        thread.join()
+
+
+# Workers ------------------------------------------------------------------------------------------------------------
+
+def _on_cluster(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Sequence[Any]:
+    """On the workers of a client. Where workers die over a task: again with half as many tasks at a time, as often as that goes."""
+    import dask
+    from distributed import KilledWorker
+
+    from gdask.cluster.watch import fewer
+
+    threads = dask.config.get("gdask.threads", 1)
+    projection = memory.fit(tasks, memory.budget(), threads, text, fixed=True)[1]
+    _report(text, projection, threads, threads)
+    begun, slots = time.time(), None
+    while True:
+        try:
+            with _losses_named(text):
+                return _once(client, tasks, keys, text, slots)
+        except KilledWorker as error:
+            slots = fewer(client, slots)
+            if slots is None:
+                raise GdaskError(_died(client, text, error, begun, projection)) from None
+            log.warning("%s: %s; once more with %d task%s at a time", text, _deaths(client, error, begun), slots, "s" * (slots > 1))
+
+
+def _once(client: Any, tasks: dict[Any, Any], keys: list, text: str, slots: int | None) -> Sequence[Any]:
+    import dask
+    from dask.core import flatten
+    from distributed import KilledWorker, as_completed
+
+    from gdask.cluster.watch import PATIENCE, SLOT, Watch
+
+    packed = client.get(tasks, keys, sync=False, resources={SLOT: 1} if slots else None)
+    futures = list(flatten(packed))
+    with meter(text, dask.config.get("gdask.dashboard", "")) as display:
+        patience, wait = (float(dask.config.get(f"gdask.{name}", other)) for name, other in (("patience", PATIENCE), ("wait", 120.0)))
+        watch = Watch(client, display.show, lambda: client.cancel(futures), patience, wait)
+        try:
+            with watch:
+                for number, done in enumerate(as_completed(futures), 1):
+                    done.result()
+                    display.count(number, len(futures))
+                values = client.gather(packed)
+        except BaseException as error:
+            for future in futures:  # what failed must not be found failed by a second attempt
+                future.release()
+            if isinstance(error, KilledWorker) and watch.replaced:
+                watch.failure = f"{error.allowed_failures + 1} times a worker ended no task for {patience:.0f} s ({str(error.task)[:60]}); more with patience: in the profile"
+            if watch.failure:
+                raise GdaskError(f"{text}: {watch.failure}; the same command again goes on from the last complete phase") from None
+            raise
+        display.end(watch.usage)
+        return values
+
+
+@contextmanager
+def _losses_named(text: str) -> Iterator[None]:
+    """A scheduler that went away, in words: a GdaskError with what to do."""
+    from concurrent.futures import CancelledError
+
+    from distributed.comm import CommClosedError
+
+    try:
+        yield
+    except (CancelledError, CommClosedError, asyncio.CancelledError):
+        raise GdaskError(f"{text}: the scheduler has gone; start it again: the same command goes on from the last complete phase") from None
+
+
+def _died(client: Any, text: str, error: Any, since: float, projection: memory.Projection) -> str:
+    return (
+        f"{text}: {_deaths(client, error, since)}, also with one task at a time on each host; {projection.largest / 1e6:.0f} MB were projected "
+        "for the largest task: if it was for want of memory, give more with --memory, or start fewer workers on a host; else see the workers' logs"
+    )
+
+
+def _deaths(client: Any, error: Any, since: float) -> str:
+    """What is known of the workers that died over one task."""
+    from gdask.cluster.watch import memory_deaths
+
+    held, name = memory_deaths(client, since), str(error.task)[:60]
+    if not held:
+        return f"{error.allowed_failures + 1} workers died over one task ({name}), the last was {error.last_worker.address}"
+    limit = f" of {error.last_worker.memory_limit / 1e6:.0f} MB" if error.last_worker.memory_limit else ""
+    return f"{len(held)} workers ran out of memory ({max(held) / 1e6:.0f} MB{limit} held), {error.allowed_failures + 1} of them over one task ({name})"
+
+
+def _report(text: str, projection: memory.Projection, threads: int, fitting: int) -> None:
+    log.debug("%s: %d tasks, at most %.0f MB in one, %.0f MB with %d at a time", text, projection.tasks, projection.largest / 1e6,
+              projection.peak / 1e6, fitting)  # fmt: skip
+    if fitting < threads:
+        log.info("%s: %d tasks at a time and not %d, so that they fit the memory allowed", text, fitting, threads)

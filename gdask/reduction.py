@@ -75,6 +75,7 @@ class Reduce:
         from gdask.cluster import connect
         from gdask.instruments import tags
         from gdask.io import checkpoint
+        from gdask.io.owners import remove_stale_parts
         from gdask.memory import parse_bytes
         from gdask.recipe_library import known_steps, locate, steps_in
 
@@ -92,19 +93,18 @@ class Reduce:
         params.check_user(self.config, known_steps() | steps_in(recipe), "-c")
         layers = [("config", dict(self.config)), ("user", given)]
         screening.check_files_given({**self.config, **given}, steps_in(recipe))
-        for name in checkpoint.remove_stale_parts(os.getcwd()):
+        for name in remove_stale_parts(os.getcwd()):
             log.info("removed %s, left by a run that did not end", name)
         log.info("recipe %s: %d file%s", recipe.__name__, len(paths), "" if len(paths) == 1 else "s")
         frames = self._keep(screening.screen(frames, recipe, module))
         if limit := screening.field_of_one_target(frames[0], recipe, layers):
             frames = self._keep(screening.one_target(frames, limit))
-        with connect(self.cluster, memory=allowed):
-            self._run(recipe, frames, layers, ucals, paths)
+        with checkpoint.scratch_of(os.getcwd(), paths) as scratch, connect(self.cluster, memory=allowed):
+            self._run(recipe, frames, layers, ucals, paths, scratch)
 
-    def _run(self, recipe: Any, frames: Frames, layers: list, ucals: dict[str, str], paths: list[str]) -> None:
+    def _run(self, recipe: Any, frames: Frames, layers: list, ucals: dict[str, str], paths: list[str], scratch: str) -> None:
         """The recipe, from the beginning again without the frames whose pixels turn out to be bad."""
         from gdask.caldb import open_databases
-        from gdask.io import checkpoint
         from gdask.provenance import with_reduction
         from gdask.run import Run
         from gdask.screening import identity_of, without_bad
@@ -112,7 +112,7 @@ class Reduce:
         folder, before = os.getcwd(), list(self.set_aside)
         while True:
             inputs = dict.fromkeys(paths) | {frame.attrs["path"]: identity_of(frame) for frame in frames}
-            run = Run(layers, open_databases(), ucals, folder, suffix=self.suffix, inputs=inputs, strict=self.strict)
+            run = Run(layers, open_databases(), ucals, folder, scratch, self.suffix, inputs=inputs, strict=self.strict)
             try:
                 about = {"layers": layers, "user_cals": ucals, "suffix": self.suffix, "left_out": before}
                 recipe(run, with_reduction(frames, recipe, self.recipename, **about))
@@ -128,7 +128,6 @@ class Reduce:
                 run.close()
                 self.output_filenames = [os.path.basename(path) for path in run.outputs]
                 self.set_aside = [*before, *((name, step, reason) for name, step, reason in run.set_aside)]
-        checkpoint.clean(run.scratch)
 
     def _keep(self, screened: Screened) -> Frames:
         """The frames that can be used. The others are on record; GdaskError where none is left, or at the first if strict."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -108,13 +107,11 @@ class Run:
         folder = checkpoint.folder_of(frames, variables, self.scratch)
         due, self._due = self._due, []
         what = f"phase {self._phase}: {how_many(frames)}"
-        if checkpoint.is_complete(folder) and not due:
+        if not due and checkpoint.is_whole(folder):
             log.info("%s already on disk, continuing from there", what)
             self._watched.clear()
         else:
-            started = time.monotonic()
             self._keep(save_phase(frames, variables, folder, due, what, watched=self._take_watched(), identities=self.inputs))
-            log.info("%s, %.1f s", what, time.monotonic() - started)
         return checkpoint.resume(frames, variables, folder, checkpoint.fetched_of(folder))
 
     def fetch(self, frames: Frames) -> Frames:

@@ -21,7 +21,7 @@ ROWS = (
     ("model",),
     ("kernels",),
     ("instruments", "io", "params", "caldb", "cal_service", "describe", "compare", "select", "dataselect",
-     "progress", "provenance", "verify", "logutils", "memory", "cluster"),
+     "progress", "display", "provenance", "verify", "logutils", "memory", "cluster"),
     ("steps",),
     ("recipes",),
     ("run", "phases", "association", "recipe_library", "screening", "reduction", "replay", "report", "campaign"),

@@ -21,8 +21,8 @@ PARAMETERS = ["-p", "prepare:bad_wcs=fix", "skyCorrect:offset_sky=False"]
 SCHEDULER = "scheduler.json"
 
 
-def command(night: object, cluster: str) -> subprocess.Popen:
-    return subprocess.Popen([BIN / "reduce", *night.sequence, *PARAMETERS, "--cluster", cluster],
+def command(night: object, cluster: str, *options: str) -> subprocess.Popen:
+    return subprocess.Popen([BIN / "reduce", *night.sequence, *PARAMETERS, "--cluster", cluster, *options],
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def finish(process: subprocess.Popen) -> str:
 
 
 def complete_phases() -> int:
-    return len(list(Path(".gdask").glob("*/complete")))
+    return len(list(Path(".gdask").glob("*/*/complete")))
 
 
 def wait_for(phases: int, process: subprocess.Popen, more: float) -> None:
@@ -104,7 +104,7 @@ def test_a_command_that_is_killed_goes_on(calibrated: Path, reduced: Path, night
     first.kill()
     finish(first)
     assert not Path(IMAGE).exists() and complete_phases() >= 1
-    again = command(night, "threads")
+    again = command(night, "threads:1", "--memory", "1500MB")  # elsewhere, with less: the same checkpoints
     assert "already on disk, continuing from there" in finish(again) and again.returncode == 0
     assert_same_bytes(reduced)
 

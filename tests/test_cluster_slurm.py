@@ -100,6 +100,7 @@ def test_a_batch_job_that_reaches_its_wall_time_goes_on(slurm: dict, science: li
     shorten(job, slurm)
     slurm_node.until(lambda: slurm_node.state_of(job, slurm)["Restarts"] == "1" and slurm_node.is_idle(slurm), 120)
     time.sleep(3)  # what was told to end must not be started again in the same second
+    change(job, slurm, "TimeLimit=20")
     change(job, slurm, "StartTime=now")  # SLURM lets a job that was put back wait for two minutes
     state = slurm_node.ended(job, slurm, 240)
     log = Path("job.log").read_text()

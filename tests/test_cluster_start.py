@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -258,6 +260,7 @@ def test_batch_scripts_hold_scheduler_workers_and_command(system: str, commands:
 
 COMMAND = """
 import sys
+import time
 from gdask.cluster import connect
 if __name__ == "__main__":
     assert sys.argv[1] == "--cluster"
@@ -280,3 +283,22 @@ def test_the_profiles_and_a_check_are_printed(scheduler: LocalCluster, capsys: p
     assert tool(["profiles"]) == 0 and "slurm        jobqueue" in capsys.readouterr().out
     assert tool(["check", scheduler.scheduler_address]) == 0 and "1 thread" in capsys.readouterr().out
     assert tool(["check", "slrum"]) == 1 and "did you mean slurm?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("code", "said", "left"), [(0, False, 0), (3, False, 3), (None, True, 0)])
+def test_only_a_job_whose_command_was_stopped_goes_into_the_queue_again(commands: Path, code: int | None, said: bool, left: int) -> None:
+    """The warning comes while the workers are told to leave (the command has ended), or while the command works (None)."""
+    stand_in(commands, "srun", 'touch working; trap "sleep 1; exit 0" TERM; while true; do sleep 0.1; done')
+    stand_in(commands, "scontrol", 'echo "$@" >> ../requeued')
+    stand_in(commands, "python", 'trap "exit 0" TERM; while [[ $1 != --scheduler-file ]]; do shift; done; echo there > "$2"; while true; do sleep 0.1; done')
+    stand_in(commands, "work", f"until [ -e working ]; do sleep 0.1; done; touch begun; {'exec sleep 60' if code is None else f'exit {code}'}")
+    environment = dict(os.environ) | {"SLURM_JOB_ID": "1", "GDASK_PYTHON": "python"}
+    job = subprocess.Popen(["bash", str(ROOT / "cluster" / SCRIPTS["slurm"]), "work"], env=environment, stdout=subprocess.PIPE, text=True)
+    end = time.monotonic() + 20
+    while not Path("begun").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    job.send_signal(signal.SIGUSR1)
+    text = job.communicate(timeout=30)[0]
+    assert job.returncode == left and ("into the queue again" in text) == said
+    assert Path("../requeued").exists() == said

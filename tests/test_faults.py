@@ -25,7 +25,7 @@ from astropy.io import fits
 import gdask
 from gdask import GdaskError, Reduce, cal_service, cli, screening
 from gdask.io.write import start
-from gdask.model import UsageError
+from gdask.model import UsageError, host
 from gdask.recipe_library import locate
 from gdask.run import Run
 from gdask.simulate import simulate_f2
@@ -472,7 +472,7 @@ def test_a_signal_stops_in_order(here: Path, number: int, code: int, capsys: pyt
 
 
 def test_temporaries_of_dead_processes_are_removed_at_the_next_start(here: Path) -> None:
-    (here / f".S1_light.fits.{2**22 + 1}.part").write_text("half")  # above the highest process number
+    (here / f".S1_light.fits.{host()}-{2**22 + 1}-0a1b2c3d.part").write_text("half")  # above the highest process number
     reduce(standards()[:1])
     assert not list(here.glob(".*.part"))
 

@@ -8,9 +8,12 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from pathlib import Path
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -20,9 +23,9 @@ from astropy.table import Table
 from helpers import assert_same, computed, electrons, flags, ramp, shape_of, with_pixels
 
 import gdask
-from gdask.io import checkpoint, write
+from gdask.io import checkpoint, owners, write
 from gdask.io.read import affine, open_frame, reopen
-from gdask.model import GdaskError
+from gdask.model import GdaskError, host, owner
 
 IO_COUNTS = Path("/proc/self/io")
 
@@ -258,20 +261,97 @@ def test_a_product_is_not_there_before_it_is_whole(path: str, tmp_path: Path) ->
 # ---- checkpoints
 
 
+def parts_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.part"))
+
+
 def test_leftovers_of_dead_processes_are_removed_those_of_living_ones_are_not(tmp_path: Path) -> None:
+    """Of another host's nothing is known but when they were written last."""
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    stale, live = tmp_path / f".a.fits.{dead.pid}.part", tmp_path / f".b.fits.{os.getpid()}.part"
-    stale.touch(), live.touch(), (tmp_path / "c.part").touch()
-    assert checkpoint.remove_stale_parts(str(tmp_path)) == [stale.name]
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([live.name, "c.part"])
+    names = {"stale": f".a.fits.{host()}-{dead.pid}-0a1b2c3d.part", "live": f".b.fits.{owner()}.part",
+             "other": f".c.fits.elsewhere-00000000-{dead.pid}-0a1b2c3d.part", "old": f".d.fits.elsewhere-00000000-{os.getpid()}-0a1b2c3d.part"}  # fmt: skip
+    for name in (*names.values(), "e.part", ".f.123.part"):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / names["old"], (time.time() - 90000,) * 2)
+    assert sorted(owners.remove_stale_parts(str(tmp_path))) == sorted([names["stale"], names["old"]])
+    assert parts_of(tmp_path) == sorted([names["live"], names["other"], "e.part", ".f.123.part"])
+
+
+def test_names_of_temporaries_are_one_hosts_and_one_processes(tmp_path: Path) -> None:
+    """Two hosts that share a folder, with the same process number, have different names."""
+    code = "from gdask.io.write import temporary_name; print(temporary_name('/a/S1.fits'))"
+    names = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)}
+    mine = write.temporary_name("/a/S1.fits")
+    assert len(names | {mine}) == 3 and all(name.startswith(f"/a/.S1.fits.{host()}-") for name in names)
+    assert mine.endswith(f"-{os.getpid()}-{owner()[-8:]}.part")
+
+
+@pytest.mark.parametrize(("whose", "silent", "taken"), [
+    ("living", 0, True), ("dead", 0, False), ("other host", 100, False), ("other host", 1, True),
+])  # fmt: skip
+def test_a_run_knows_whether_another_one_is_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str, silent: float, taken: bool) -> None:
+    """Here by the process, elsewhere by the mark, which a living run touches."""
+    monkeypatch.setattr(owners, "BEAT", 0.3)
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    other = tmp_path / f"in-use.{'elsewhere-00000000' if whose == 'other host' else host()}-{sleeper.pid}-0a1b2c3d"
+    other.touch()
+    if whose == "dead":
+        sleeper.kill(), sleeper.wait()
+    os.utime(other, (time.time() - silent,) * 2)
+    toucher = threading.Timer(0.2, os.utime, (other,))
+    if silent == 1:
+        toucher.start()
+    try:
+        with owners.marked(str(tmp_path)) as found:
+            assert found == taken and other.exists() == taken
+            (mine,) = (path for path in tmp_path.iterdir() if path != other)
+            first = mine.stat().st_mtime_ns
+            time.sleep(0.5)
+            assert mine.stat().st_mtime_ns > first
+        assert not mine.exists()
+    finally:
+        sleeper.kill(), sleeper.wait()
+
+
+def test_a_mark_that_nobody_touches_is_that_of_a_dead_run_of_another_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owners, "BEAT", 0.1)
+    monkeypatch.setattr(owners, "SILENT", 0.5)
+    (tmp_path / "in-use.elsewhere-00000000-1-0a1b2c3d").touch()
+    begun = time.monotonic()
+    with owners.marked(str(tmp_path)) as found:
+        assert not found and 0.4 < time.monotonic() - begun < 10
+
+
+def test_checkpoints_are_kept_for_those_who_come_back(tmp_path: Path) -> None:
+    """A reduction that ends well removes its own, those of others stay for a week; a second one at once has its own."""
+    inputs = ["a.fits", "b.fits"]
+    with pytest.raises(RuntimeError), checkpoint.scratch_of(str(tmp_path), inputs) as first:
+        Path(first, "x").mkdir()
+        Path(first, "x", ".y.part").touch()
+        raise RuntimeError("killed")
+    with checkpoint.scratch_of(str(tmp_path), ["c.fits"]) as other:
+        assert other != first
+    assert not Path(other).exists() and Path(first, "x").is_dir()
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    mark = Path(first, f"in-use.{host()}-{sleeper.pid}-0a1b2c3d")
+    mark.touch()
+    with checkpoint.scratch_of(str(tmp_path), inputs) as second:
+        assert second != first and Path(first, "x", ".y.part").exists()
+        Path(second).mkdir()
+    assert not Path(second).exists() and Path(first).is_dir()
+    sleeper.kill(), sleeper.wait()
+    os.utime(first, (time.time() - 10 * 86400,) * 2)
+    with checkpoint.scratch_of(str(tmp_path), ["c.fits"]):
+        pass  # nobody came back for ten days
+    assert not (tmp_path / ".gdask").exists()
 
 
 def test_small_results_survive_in_a_checkpoint(tmp_path: Path) -> None:
     stars = np.array([(1.5, 2)], dtype=[("x", "f8"), ("n", "i4")])
     fetched = {(0, "level"): (np.array([1.5]), np.array([2.5])), (11, "stars"): (stars, stars[:0])}
     checkpoint.complete(str(tmp_path / "c"), fetched)
-    assert checkpoint.is_complete(str(tmp_path / "c"))
+    assert checkpoint.is_whole(str(tmp_path / "c"))
     again = checkpoint.fetched_of(str(tmp_path / "c"))
     assert again.keys() == fetched.keys()
     for key, arrays in fetched.items():
@@ -279,9 +359,67 @@ def test_small_results_survive_in_a_checkpoint(tmp_path: Path) -> None:
         assert [a.dtype for a in again[key]] == [a.dtype for a in arrays]
 
 
-def test_a_checkpoint_of_another_boot_is_not_used(tmp_path: Path) -> None:
-    checkpoint.complete(str(tmp_path), {})
-    (tmp_path / "complete").write_text("an earlier boot")
-    assert not checkpoint.is_complete(str(tmp_path))
-    (tmp_path / "complete").unlink()
-    assert not checkpoint.is_complete(str(tmp_path))
+@pytest.fixture
+def stored(path: str, tmp_path: Path) -> tuple[Path, Path]:
+    """A whole checkpoint of one Frame, and the file in it."""
+    output = write.start(electrons(path), tmp_path / "c" / "00000_S1.fits", ["data", "dq"])
+    windows = checkpoint.windows_of([output], dask.compute(*output.arrays))
+    write.finish(output, checksum=False)
+    checkpoint.complete(str(tmp_path / "c"), {(0, "level"): (np.array([1.5]),)}, windows)
+    return tmp_path / "c", tmp_path / "c" / "00000_S1.fits"
+
+
+def test_a_checkpoint_is_used_where_each_byte_is_as_it_was_written(stored: tuple[Path, Path]) -> None:
+    folder, file = stored
+    assert checkpoint.is_whole(str(folder))
+    with fits.open(file) as hdus:
+        places = [(hdu.fileinfo()["hdrLoc"] + 100, hdu.fileinfo()["datLoc"] + hdu.size // 2) for hdu in hdus[1:]]
+    for place in (0, *places[0], *places[-1]):
+        content = bytearray(file.read_bytes())
+        content[place] ^= 1
+        file.write_bytes(content)
+        assert not checkpoint.is_whole(str(folder)), place
+        content[place] ^= 1
+        file.write_bytes(content)
+    assert checkpoint.is_whole(str(folder))
+
+
+@pytest.mark.parametrize("damage", ["short", "zeros", "gone", "results", "sums", "not complete"])
+def test_a_damaged_checkpoint_is_not_used(stored: tuple[Path, Path], damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    folder, file = stored
+    size = file.stat().st_size
+    if damage == "short":
+        os.truncate(file, size - 2880 * 4)
+    elif damage == "zeros":  # what a machine that went down may leave
+        file.write_bytes(bytes(size))
+    elif damage == "gone":
+        file.unlink()
+    elif damage == "not complete":
+        (folder / "complete").unlink()
+    else:
+        other = folder / {"results": "fetched.npz", "sums": "windows.npz"}[damage]
+        other.write_bytes(other.read_bytes()[:-1] + b"x")
+    assert not checkpoint.is_whole(str(folder))
+    assert ("is damaged" in caplog.text) == (damage != "not complete")
+
+
+def test_blocks_narrower_than_the_array_are_checked_row_by_row(path: str, tmp_path: Path) -> None:
+    frame = electrons(path).chunk({"x": 100, "y": 150})
+    output = write.start(frame, tmp_path / "c" / "00000_S1.fits", ["data"])
+    windows = checkpoint.windows_of([output], dask.compute(*output.arrays))
+    assert len({int(window["width"]) for window in windows[output.final]}) > 2
+    write.finish(output, checksum=False)
+    checkpoint.complete(str(tmp_path / "c"), {}, windows)
+    assert checkpoint.is_whole(str(tmp_path / "c"))
+
+
+def test_another_code_has_other_checkpoints(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = electrons(path).assign_attrs(pending={})
+    first = checkpoint.folder_of((frame,), ("data",), "s")
+    assert checkpoint.folder_of((frame,), ("data",), "s") == first
+    monkeypatch.setattr(checkpoint, "__version__", "0.0")
+    checkpoint.code.cache_clear()
+    try:
+        assert checkpoint.folder_of((frame,), ("data",), "s") != first
+    finally:
+        checkpoint.code.cache_clear()

@@ -16,7 +16,7 @@ from helpers import with_pixels
 
 import gdask
 from gdask.io import write
-from gdask.model import GdaskError, UsageError
+from gdask.model import GdaskError, UsageError, owner
 from gdask.provenance import check_target, product_name
 from gdask.recipe_library import find_recipe
 from gdask.run import Run
@@ -111,7 +111,7 @@ def test_copies_of_calibrations_do_not_follow_links(raw: Path, tmp_path: Path) -
     target = cache_path(raw, "flat", tmp_path)
     target.parent.mkdir(parents=True)
     os.symlink(victim, target)
-    os.symlink(victim, target.with_name(f".{target.name}.{os.getpid()}.part"))
+    os.symlink(victim, target.with_name(f".{target.name}.{owner()}.part"))
     cache(raw, "flat", tmp_path)
     assert victim.read_bytes() == b"mine" and target.read_bytes() == raw.read_bytes()
 

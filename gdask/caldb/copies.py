@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gdask.caldb.config import Database
 from gdask.caldb.describe import caltype_name, describe
-from gdask.model import GdaskError
+from gdask.model import GdaskError, owner
 
 
 def cache_path(path: str | os.PathLike[str], caltype: str, folder: str | os.PathLike[str] = ".") -> Path:
@@ -54,7 +54,7 @@ def _same(source: Path, target: Path) -> bool:
 
 
 def _copy_whole(source: Path, target: Path) -> None:
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    partial = target.with_name(f".{target.name}.{owner()}.part")
     try:
         partial.unlink(missing_ok=True)  # a file of its own: what a link of that name points at is not touched
         shutil.copy2(source, partial)

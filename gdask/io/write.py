@@ -10,6 +10,7 @@ import errno
 import io
 import os
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,10 +20,12 @@ from astropy.io import fits
 from astropy.table import Table
 
 from gdask.io.checksum import add_checksums
-from gdask.model import EXTNAMES, GdaskError
+from gdask.model import EXTNAMES, GdaskError, owner
 from gdask.types import Frame
 
 BLOCK = 2880
+#: What a task has written: rows of `width` bytes, `stride` apart, from `offset`, and their CRC-32 (what checkpoints go by).
+WINDOW = np.dtype([("offset", "i8"), ("rows", "i8"), ("width", "i8"), ("stride", "i8"), ("sum", "u4")])
 _BITPIX = {"data": -32, "variance": -32, "dq": 16, "objects": 8}
 _STRUCTURE = (
     "SIMPLE", "XTENSION", "BITPIX", "NAXIS", "NAXIS1", "NAXIS2", "NAXIS3", "PCOUNT", "GCOUNT", "EXTEND", "GROUPS",
@@ -41,11 +44,15 @@ class Place(NamedTuple):
 
 
 class Output(NamedTuple):
-    """A product under way: `arrays` are lazy; computing them writes the pixels into `temporary`."""
+    """A product under way: `arrays` are lazy; computing them writes the pixels into `temporary` and gives WINDOW records.
+
+    `headers` are the records of what is written already.
+    """
 
     temporary: str
     final: str
     arrays: tuple[object, ...]
+    headers: np.ndarray
 
 
 def start(frame: Frame, path: str | os.PathLike[str], variables: Sequence[str] | None = None, *, bare: bool = False) -> Output:
@@ -58,15 +65,15 @@ def start(frame: Frame, path: str | os.PathLike[str], variables: Sequence[str] |
     names = [name for name in EXTNAMES if name in frame and (variables is None or name in variables)]
     chunks, places = _layout(frame, names, bare)
     temporary = temporary_name(final)
-    _create(temporary, final, chunks)
+    headers = _create(temporary, final, chunks)
     arrays = tuple(_writer(frame[name].data, temporary, places[name], _BITPIX[name]) for name in names)
-    return Output(temporary, final, arrays)
+    return Output(temporary, final, arrays, headers)
 
 
 def finish(output: Output, tables: Mapping[str, Table | Sequence[Table]] | None = None, *, checksum: bool = True) -> str:
     """Append `tables`, add checksums, flush to disk and give the product its final name. Returns that name.
 
-    Without `checksum` the file is a checkpoint, which is not flushed either (it is only trusted until the next boot).
+    Without `checksum` the file is a checkpoint, which is not flushed either (its windows' sums are checked before it is used).
     """
     try:
         with open(output.temporary, "r+b") as file:
@@ -91,7 +98,7 @@ def discard(output: Output) -> None:
 def temporary_name(final: str) -> str:
     """The hidden name beside `final` that a product has until it is whole."""
     folder, name = os.path.split(final)
-    return os.path.join(folder, f".{name}.{os.getpid()}.part")
+    return os.path.join(folder, f".{name}.{owner()}.part")
 
 
 def _remedy(error: OSError) -> str:
@@ -187,7 +194,8 @@ def _padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def _create(temporary: str, final: str, chunks: Sequence[tuple[bytes, int]]) -> None:
+def _create(temporary: str, final: str, chunks: Sequence[tuple[bytes, int]]) -> np.ndarray:
+    written: list[tuple[int, ...]] = []
     total = sum(len(header) + size for header, size in chunks)
     try:
         os.makedirs(os.path.dirname(final), exist_ok=True)
@@ -198,10 +206,12 @@ def _create(temporary: str, final: str, chunks: Sequence[tuple[bytes, int]]) -> 
             for header, size in chunks:
                 file.seek(position)
                 file.write(header)
+                written.append((position, 1, len(header), len(header), zlib.crc32(header)))
                 position += len(header) + size
     except OSError as error:
         Path(temporary).unlink(missing_ok=True)
         raise GdaskError(f"{final}: cannot be written ({error.strerror}; {total / 1e6:.1f} MB needed); {_remedy(error)}") from error
+    return np.array(written, WINDOW)
 
 
 def _reserve(file: io.BufferedWriter, total: int) -> None:
@@ -225,7 +235,7 @@ def _writer(array: object, path: str, places: Sequence[Place], bitpix: int) -> o
     ones = tuple((1,) * len(axis) for axis in array.chunks)  # type: ignore[attr-defined]
     return da.map_blocks(
         _write_block, array, path=path, places=tuple(places), bitpix=bitpix, flush=flush, name=name, chunks=ones,
-        dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8),
+        dtype=WINDOW, meta=np.empty((0, 0, 0), WINDOW),
     )  # fmt: skip
 
 
@@ -247,7 +257,8 @@ def _write_block(
             os.fsync(handle)
     finally:
         os.close(handle)
-    return np.zeros((1, 1, 1), np.uint8)
+    begin, size = offset + (y1 * width + x1) * raw.itemsize, raw.itemsize
+    return np.full((1, 1, 1), np.array((begin, y2 - y1, (x2 - x1) * size, width * size, zlib.crc32(raw)), WINDOW))
 
 
 def _write_all(handle: int, content: memoryview, offset: int) -> None:

@@ -1,0 +1,182 @@
+"""Watching workers while they compute: bytes and memory; one that stands still is replaced; fewer tasks at a time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Self
+
+from distributed import Client, WorkerPlugin
+from distributed.comm import get_address_host
+from gdask.cluster.usage import Usage, counters
+
+log = logging.getLogger("gdask")
+
+#: Seconds between two looks at the scheduler.
+INTERVAL = 2.0
+#: A worker that has tasks and neither ends one nor is given another for so long is replaced (s); `patience:` of a profile.
+PATIENCE = 900.0
+#: What a task asks of a worker where fewer than its threads may run at a time.
+SLOT = "gdask-slot"
+
+
+class Seen(NamedTuple):
+    """One worker as its scheduler knows it: a number that changes with its tasks (0: none), bytes, what looks after it."""
+
+    busy: int
+    memory: int
+    limit: int
+    read: int
+    written: int
+    nanny: str | None
+
+
+class Counters(WorkerPlugin):
+    """Adds bytes read and written to what a worker tells its scheduler with each heartbeat."""
+
+    name = "gdask-counters"
+
+    def setup(self, worker: object) -> None:
+        worker.metrics["gdask"] = lambda worker: counters()  # type: ignore[attr-defined]
+
+
+def look(dask_scheduler: object) -> dict[str, tuple]:
+    """Runs on the scheduler: `Seen` of each worker by its address."""
+    found = {}
+    for address, worker in dask_scheduler.workers.items():  # type: ignore[attr-defined]
+        tasks = tuple(sorted(str(task.key) for task in worker.processing))
+        read, written = worker.metrics.get("gdask") or (0, 0)
+        found[address] = (hash(tasks) if tasks else 0, worker.metrics.get("memory", 0), worker.memory_limit or 0, read, written, worker.nanny)
+    return found
+
+
+class Watch:
+    """A thread that looks at the scheduler during one compute. `failure` is set, and `cancel` called, where it must end.
+
+    Parameters
+    ----------
+    client, show
+        Whose workers; called with the Usage after each look.
+    cancel
+        Ends the compute: called where no worker has been there for `wait` seconds.
+    patience
+        Seconds after which a worker that stands still is replaced.
+    """
+
+    def __init__(self, client: Client, show: Callable[[Usage], None], cancel: Callable[[], None], patience: float, wait: float) -> None:
+        self.client, self.show, self.cancel, self.patience, self.wait = client, show, cancel, patience, wait
+        self.failure, self.replaced, self.usage = "", 0, Usage()
+        self._since: dict[str, tuple[int, float]] = {}
+        self._first: dict[str, tuple[int, int]] = {}
+        self._last: dict[str, tuple[int, int]] = {}
+        self._seen_at = time.monotonic()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._first = {address: (read, written) for address, (*_, read, written, _) in self._look().items()}
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join(10)
+        if error[0] is None:
+            self._last |= self.client.run(counters, on_error="ignore")
+            self.usage = self._account(0, 0, self.usage.workers)
+
+    def _look(self) -> dict[str, tuple]:
+        return self.client.run_on_scheduler(look)
+
+    def _watch(self) -> None:
+        while not self._done.wait(INTERVAL):
+            try:
+                self._once({address: Seen(*values) for address, values in self._look().items()})
+            except Exception as error:  # noqa: BLE001 - the scheduler is gone, which the compute itself finds out
+                log.debug("no look at the scheduler: %s", error)
+
+    def _once(self, seen: Mapping[str, Seen]) -> None:
+        now = time.monotonic()
+        self._last |= {address: (one.read, one.written) for address, one in seen.items() if one.read or one.written}
+        fullest = max(seen.values(), key=lambda one: one.memory / max(one.limit, 1), default=Seen(0, 0, 0, 0, 0, None))
+        self.usage = self._account(fullest.memory, fullest.limit, len(seen))
+        self.show(self.usage)
+        self._seen_at = now if seen else self._seen_at
+        if now - self._seen_at > self.wait:
+            self.failure = f"no worker has been there for {self.wait:.0f} s"
+            self.cancel()
+        for address, one in seen.items():
+            if self._stands_still(address, one.busy, now):
+                self._replace(address, one.nanny)
+
+    def _account(self, memory: int, limit: int, workers: int) -> Usage:
+        parts = [(read - self._first.get(one, (0, 0))[0], written - self._first.get(one, (0, 0))[1]) for one, (read, written) in self._last.items()]
+        return Usage(sum(r for r, _ in parts), sum(w for _, w in parts), max(memory, self.usage.memory), limit or self.usage.limit, workers)
+
+    def _stands_still(self, address: str, busy: int, now: float) -> bool:
+        if not busy or self._since.get(address, (0, 0.0))[0] != busy:
+            self._since[address] = (busy, now)
+        return now - self._since[address][1] > self.patience
+
+    def _replace(self, address: str, nanny: str | None) -> None:
+        log.warning("worker %s has ended no task for %.0f s: %s", address, self.patience,
+                    "it is started anew, its tasks are given to the others" if nanny else "its tasks are given to the others")  # fmt: skip
+        self.replaced += 1
+        self._since.pop(address)
+        if nanny:
+            self.client.restart_workers([address], timeout=60, raise_for_error=False)
+        else:
+            self.client.run_on_scheduler(_remove, address)
+
+
+async def _remove(address: str, dask_scheduler: object) -> None:
+    await dask_scheduler.remove_worker(address, stimulus_id=f"gdask-still-{address}", safe=False)  # type: ignore[attr-defined]
+
+
+# Fewer tasks at a time ----------------------------------------------------------------------------------------------
+
+class Fewer(WorkerPlugin):
+    """Gives each worker so many slots; one that comes later on a host that has some gets none, on another host one.
+
+    Workers go by their nanny, which stays when it starts them anew.
+    """
+
+    name = "gdask-fewer"
+
+    def __init__(self, slots: Mapping[str, int]) -> None:
+        self.slots, self.hosts = dict(slots), {get_address_host(one) for one in slots}
+
+    async def setup(self, worker: Any) -> None:
+        known = self.slots.get(worker.nanny or worker.address)
+        number = known if known is not None else 0 if get_address_host(worker.address) in self.hosts else 1
+        await worker.set_resources(**{SLOT: number})
+
+
+def fewer(client: Client, now: int | None) -> int | None:
+    """Halve the number of tasks that run at a time on each host; `now` is the last number, of all hosts (None: all threads).
+
+    Gives the new number, or None where there is but one on each host.
+    """
+    hosts: dict[str, dict[str, int]] = defaultdict(dict)
+    for address, worker in client.scheduler_info(n_workers=-1)["workers"].items():
+        hosts[worker["host"]][worker.get("nanny") or address] = worker["nthreads"]
+    threads = sum(sum(workers.values()) for workers in hosts.values())
+    share = (now or threads) / max(threads, 1) / 2
+    slots: dict[str, int] = {}
+    for workers in hosts.values():
+        left = max(int(sum(workers.values()) * share), 1)
+        for number, (name, most) in enumerate(sorted(workers.items())):
+            slots[name] = min(most, -(-left // (len(workers) - number)))
+            left -= slots[name]
+    if not slots or sum(slots.values()) >= (now or threads):
+        return None
+    client.register_plugin(Fewer(slots))
+    return sum(slots.values())
+
+
+def memory_deaths(client: Client, since: float) -> list[int]:
+    """Bytes that workers held when their nannies ended them for want of memory, since a moment (s of the epoch)."""
+    return [int(event["rss"]) for stamp, event in client.get_events("worker-restart-memory") if stamp >= since]
