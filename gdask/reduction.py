@@ -71,7 +71,7 @@ class Reduce:
 
     def runr(self) -> None:
         """Run the recipe. Raises GdaskError with what to do where it cannot."""
-        from gdask import params, screening
+        from gdask import params, screening, targets
         from gdask.cluster import connect
         from gdask.instruments import tags
         from gdask.io import checkpoint
@@ -97,20 +97,23 @@ class Reduce:
             log.info("removed %s, left by a run that did not end", name)
         log.info("recipe %s: %d file%s", recipe.__name__, len(paths), "" if len(paths) == 1 else "s")
         frames = self._keep(screening.screen(frames, recipe, module))
-        if limit := screening.field_of_one_target(frames[0], recipe, layers):
-            frames = self._keep(screening.one_target(frames, limit))
+        if limit := targets.field_of_one_target(frames[0], recipe, layers):
+            frames = self._keep(targets.one_target(frames, limit))
         with checkpoint.scratch_of(os.getcwd(), paths) as scratch, connect(self.cluster, memory=allowed):
-            self._run(recipe, frames, layers, ucals, paths, scratch)
+            self._run(recipe, module, frames, layers, ucals, paths, scratch)
 
-    def _run(self, recipe: Any, frames: Frames, layers: list, ucals: dict[str, str], paths: list[str], scratch: str) -> None:
+    def _run(self, recipe: Any, module: Any, frames: Frames, layers: list, ucals: dict[str, str], paths: list[str], scratch: str) -> None:
         """The recipe, from the beginning again without the frames whose pixels turn out to be bad."""
         from gdask.caldb import open_databases
         from gdask.provenance import with_reduction
         from gdask.run import Run
         from gdask.screening import identity_of, without_bad
+        from gdask.targets import with_skies
 
-        folder, before = os.getcwd(), list(self.set_aside)
+        folder = os.getcwd()
         while True:
+            frames = self._keep(with_skies(frames, recipe, module, layers))
+            before = list(self.set_aside)
             inputs = dict.fromkeys(paths) | {frame.attrs["path"]: identity_of(frame) for frame in frames}
             run = Run(layers, open_databases(), ucals, folder, scratch, self.suffix, inputs=inputs, strict=self.strict)
             try:
@@ -121,13 +124,13 @@ class Reduce:
                 screened = without_bad(frames, error)
                 if self.strict or not screened.set_aside:
                     raise
-                before += screened.set_aside
-                frames = self._keep(screened)
-                log.info("once more without %s: the result is as if it had not been in the list", ", ".join(s.name for s in screened.set_aside))
             finally:
                 run.close()
                 self.output_filenames = [os.path.basename(path) for path in run.outputs]
                 self.set_aside = [*before, *((name, step, reason) for name, step, reason in run.set_aside)]
+            self.set_aside = before
+            frames = self._keep(screened)
+            log.info("once more without %s: the result is as if it had not been in the list", ", ".join(s.name for s in screened.set_aside))
 
     def _keep(self, screened: Screened) -> Frames:
         """The frames that can be used. The others are on record; GdaskError where none is left, or at the first if strict."""

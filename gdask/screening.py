@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from types import ModuleType
 from typing import NamedTuple
 
-from gdask import params
 from gdask.instruments import descriptor, instrument_of, tags
 from gdask.io.catalog import read_catalog
 from gdask.io.read import open_frame
 from gdask.model import BadPixels, GdaskError, UsageError
-from gdask.recipe_library import Recipe, libraries, steps_in
-from gdask.steps.skyframes import check_one_target, separation
+from gdask.recipe_library import Recipe, libraries
 from gdask.types import Frame, Frames
 
 #: Recipes begin with raw frames, unless ALSO or ONLY names these.
@@ -84,38 +82,14 @@ def screen(frames: Frames, recipe: Recipe, module: ModuleType) -> Screened:
     wrong = _misfit(frames[0], frames[0], recipe, module)
     if wrong:
         raise GdaskError(f"{frames[0].attrs['path']}: {wrong}")
-    kept, left = _sift(frames, lambda frame: _misfit(frame, frames[0], recipe, module), "tags")
+    kept, left = sift(frames, lambda frame: _misfit(frame, frames[0], recipe, module), "tags")
     for check in (lambda _: _missing, _unlike):
-        kept, more = _sift(kept, check(kept), "headers")
+        kept, more = sift(kept, check(kept), "headers")
         left += more
     return Screened(kept, left)
 
 
-def one_target(frames: Frames, apart: float) -> Screened:
-    """Guided frames whose target is more than `apart` arcsec from that of most of them are set aside.
-
-    Raises GdaskError where no target has more than half of the guided frames.
-    """
-    where = {f.attrs["name"]: _target(f) for f in frames if descriptor(f, "wavefront_sensor") is not None}
-    near = {name: sum(separation(here, other) <= apart for other in where.values()) for name, here in where.items()}
-    main = max(near, key=near.__getitem__, default="")
-    if main and 2 * near[main] <= len(near):
-        check_one_target(frames, apart)
-
-    def reason(frame: Frame) -> str:
-        distance = separation(where[main], where[frame.attrs["name"]]) if frame.attrs["name"] in where else 0.0
-        return "" if distance <= apart else (
-            f"its target ({descriptor(frame, 'object')}) is {distance / 60:.1f} arcmin from that of the others; reduce it apart"
-        )
-
-    return Screened(*_sift(frames, reason, "targets"))
-
-
-def _target(frame: Frame) -> tuple[float, float]:
-    return float(descriptor(frame, "target_ra")), float(descriptor(frame, "target_dec"))
-
-
-def _sift(frames: Frames, reason_of: Callable[[Frame], str], step: str) -> tuple[Frames, tuple[SetAside, ...]]:
+def sift(frames: Frames, reason_of: Callable[[Frame], str], step: str) -> tuple[Frames, tuple[SetAside, ...]]:
     reasons = [reason_of(frame) for frame in frames]
     left = tuple(SetAside(f.attrs["name"], step, why) for f, why in zip(frames, reasons, strict=True) if why)
     return tuple(f for f, why in zip(frames, reasons, strict=True) if not why), left
@@ -234,17 +208,6 @@ def _words(names: Iterable[str]) -> str:
     return " ".join(sorted(names))
 
 
-def field_of_one_target(frame: Frame, recipe: Recipe, layers: Sequence[tuple[str, Mapping[str, object]]]) -> float | None:
-    """Arcsec within which targets are one, where the recipe sorts targets from skies and the user has not said which."""
-    steps = steps_in(recipe)
-    if "separate_sky" not in steps:
-        return None
-    settings = params.resolve(steps["separate_sky"], layers, {})
-    if settings["ref_obj"].value or settings["ref_sky"].value:
-        return None
-    return float(settings["frac_FOV"].value) * float(instrument_of(frame).facts["field_of_view"])  # type: ignore[arg-type]
-
-
 def check_files_given(settings: Mapping[str, object], recipe_steps: Iterable[str]) -> None:
     """Open what parameters name, before any work: a mask or a catalogue that cannot be read would stop a late phase.
 
@@ -264,7 +227,7 @@ def without_bad(frames: Frames, error: BadPixels) -> Screened:
     for frame in frames:
         if _differs(frame.attrs["path"], identity_of(frame)):
             reasons.setdefault(frame.attrs["path"], "changed or vanished during the run; run again with the file at rest")
-    return Screened(*_sift(frames, lambda frame: reasons.get(frame.attrs["path"], ""), "pixels"))
+    return Screened(*sift(frames, lambda frame: reasons.get(frame.attrs["path"], ""), "pixels"))
 
 
 def identity_of(frame: Frame) -> tuple[int, int]:

@@ -24,7 +24,7 @@ ROWS = (
      "progress", "display", "provenance", "verify", "logutils", "memory", "cluster"),
     ("steps",),
     ("recipes",),
-    ("run", "phases", "association", "recipe_library", "screening", "reduction", "replay", "report", "campaign"),
+    ("run", "phases", "association", "recipe_library", "screening", "targets", "reduction", "replay", "report", "campaign"),
     ("cli",),
 )  # fmt: skip
 LEVELS = {room: level for level, row in enumerate(ROWS) for room in row}

@@ -29,6 +29,7 @@ from gdask.model import UsageError, host
 from gdask.recipe_library import locate
 from gdask.run import Run
 from gdask.simulate import simulate_f2
+from gdask.targets import with_skies
 
 ROOT = Path(__file__).parents[1]
 
@@ -198,6 +199,29 @@ def test_darks_of_another_exposure_time_are_set_aside(here: Path, night: object)
     frames = screening.open_all(sorted(map(str, here.glob("S*S080*.fits")))).frames
     (left,) = screening.screen(frames, *locate(None, gdask.tags(frames[0]))).set_aside
     assert left.name == "S20170505S0802.fits" and "exposure 10 s x 1" in left.reason and "the others have 60 s x 1" in left.reason
+
+
+def test_frames_without_a_sky_are_set_aside_by_their_headers(here: Path, night: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target frame of another exposure time, a sky frame that serves none, and a target whose skies are all gone."""
+    monkeypatch.setattr("gdask.io.read.read_window", unreadable)
+    for name, path in (("S20170505S0998.fits", night.science[0]), ("S20170505S0999.fits", night.sky[0])):
+        edited(Path(shutil.copy(path, name)), {"EXPTIME": 10.0})
+
+    def left(paths: list[str], recipe: str = "default", **user: object) -> dict[str, str]:
+        frames = screening.open_all(paths).frames
+        kept = with_skies(frames, *locate(None if recipe == "default" else recipe, gdask.tags(frames[0])), [("user", {"prepare:bad_wcs": "fix", **user})])
+        assert len(kept.frames) + len(kept.set_aside) == len(frames) and {step for _, step, _ in kept.set_aside} <= {"skies"}
+        return {name: why for name, _, why in kept.set_aside}
+
+    found = left([*night.sequence, "S20170505S0998.fits", "S20170505S0999.fits"])
+    assert not found, "the two are each other's"
+    found = left([*night.sequence, "S20170505S0998.fits"])
+    assert list(found) == ["S20170505S0998.fits"] and found["S20170505S0998.fits"].endswith("the same filter and exposure time (Kshort, 10 s)")
+    found = left([*night.sequence, "S20170505S0999.fits"], "reduce_nostack")
+    assert found == {"S20170505S0999.fits": "it is on sky, and no frame on target has its filter, exposure time and read mode"}
+    assert len(left(night.science[:2], **{"associate_sky:distance": 60.0})) == 2 and not left(night.science[:2])
+    assert not left([*night.sequence, "S20170505S0998.fits"], "checkWCS") and not left([*night.sequence, "S20170505S0998.fits"], "mine.py:sort")
+    assert not left([*night.sequence, "S20170505S0998.fits"], **{"prepare:bad_wcs": "exit"}), "the run itself stops there"
 
 
 def test_a_second_target_is_set_aside_and_two_alike_are_refused(here: Path, night: object) -> None:

@@ -6,14 +6,16 @@ import argparse
 import glob
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from gdask.model import GdaskError, UsageError
 
+#: Of lists: bytes of one, names and lists in all, lists inside each other. Far above what a reduction can use.
+LONGEST, MOST_NAMES, MOST_LISTS, DEEPEST = 16 << 20, 200_000, 1000, 20
 EXIT_CODES = "exit code: 0 done; 1 failed, or something was left out; 2 wrong usage: nothing was done"
 
 
@@ -22,38 +24,66 @@ def expand_files(args: Iterable[str], *, stdin: bool = False) -> list[str]:
 
     A list has one name per line; blank lines and what follows a # are ignored; it may hold patterns and other @LISTs
     (looked for in the working folder, then beside the list). With `stdin`, no arguments or '-' stand for the names
-    that come through a pipe. UsageError if a list is missing, contains itself, or a pattern matches nothing.
+    that come through a pipe. UsageError if a list is missing, contains itself, is no list, or a pattern matches nothing.
     """
     names = list(args)
     if stdin and (not names or "-" in names):
         at = names.index("-") if names else 0
         names[at : at + 1] = _piped()
-    return [name for one in names for name in _expand(one, ())]
+    found: list[str] = []
+    opened: list[str] = []
+    for name in names:
+        _expand(name, (), found, opened)
+    return found
 
 
-def _expand(name: str, lists: tuple[str, ...]) -> list[str]:
+def _expand(name: str, lists: tuple[str, ...], found: list[str], opened: list[str]) -> None:
+    if "\0" in name:
+        raise UsageError(f"{name!r}{_origin(lists)}: not a name of a file")
     if name.startswith("@"):
-        return _listed(name[1:], lists)
-    if glob.has_magic(name) and not os.path.exists(name):
-        found = sorted(glob.glob(name))
-        if not found:
-            raise UsageError(f"no file matches {name}; check the pattern and the folder")
-        return found
-    return [name]
+        _listed(name[1:], lists, found, opened)
+    elif glob.has_magic(name) and not os.path.exists(name):
+        matching = sorted(glob.glob(name))
+        if not matching:
+            raise UsageError(f"no file matches {name}{_origin(lists)}; check the pattern and the folder")
+        found += matching
+    else:
+        found.append(name)
+    if len(found) > MOST_NAMES:
+        raise UsageError(f"more than {MOST_NAMES} names{_origin(lists)}; give fewer")
 
 
-def _listed(name: str, lists: tuple[str, ...]) -> list[str]:
+def _listed(name: str, lists: tuple[str, ...], found: list[str], opened: list[str]) -> None:
     beside = os.path.join(os.path.dirname(lists[-1]), name) if lists else name
     path = name if os.path.exists(name) else beside
     if os.path.realpath(path) in map(os.path.realpath, lists):
         raise UsageError(f"@{name}: the list contains itself ({' -> '.join((*lists, path))})")
+    opened.append(path)
+    if len(lists) >= DEEPEST or len(opened) > MOST_LISTS:
+        raise UsageError(f"@{name}: more than {DEEPEST} lists inside each other, or {MOST_LISTS} in all; write one with all names")
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        origin = f" (named in {lists[-1]})" if lists else ""
+        lines = _text(path).splitlines()
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise UsageError(f"@{name}: the list cannot be read{origin}: {reason}") from error
-    return [found for line in _names(lines) for found in _expand(line, (*lists, path))]
+        raise UsageError(f"@{name}: the list cannot be read{_origin(lists)}: {reason}") from error
+    for line in _names(lines):
+        _expand(line, (*lists, path), found, opened)
+
+
+def _origin(lists: tuple[str, ...]) -> str:
+    return f" (named in {lists[-1]})" if lists else ""
+
+
+def _text(path: str) -> str:
+    """Text of a list. ValueError where it is none: a device, binary, too long, a pipe that has a name."""
+    of_the_shell = path.startswith(("/dev/fd/", "/proc/self/fd/", "/dev/stdin"))  # @<(command)
+    if not (of_the_shell or stat.S_ISREG(os.stat(path).st_mode) or os.path.isdir(path)):
+        raise ValueError("not a regular file")
+    with open(path, "rb") as stream:
+        content = stream.read(LONGEST + 1)
+    if len(content) > LONGEST:
+        raise ValueError("too long")
+    return content.decode("utf-8-sig")
 
 
 def _names(lines: Iterable[str]) -> list[str]:

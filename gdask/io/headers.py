@@ -95,6 +95,8 @@ def open_stream(name: str) -> Iterator[BinaryIO]:
 
 
 def _open(name: str) -> BinaryIO:
+    if "\0" in name:
+        raise GdaskError(f"{name!r}: not a name of a file")
     if os.path.isdir(name):
         raise IsADirectoryError(name)
     if not stat.S_ISREG(os.stat(name).st_mode):

@@ -199,18 +199,19 @@ def _associate(
         for sky in skies
         if sky.attrs["name"] != frame.attrs["name"]
         and separation(_pointing(sky), _pointing(frame)) >= distance
-        and _same_set_up(sky, frame)
+        and same_set_up(sky, frame)
     ]
     near.sort()
     chosen = near if use_all else [entry for number, entry in enumerate(near) if entry[0] <= time or number < fewest]
     names = tuple(sorted(name for _, name in chosen[:most]))
     frame = frame.assign_attrs(skies=names)
     if not names and not lonely:
-        return aside(frame, f"no sky frame at least {distance:g} arcsec away with the same filter and exposure time")
+        set_up = f"{descriptor(frame, 'filter_name', pretty=True)}, {descriptor(frame, 'exposure_time'):g} s"
+        return aside(frame, f"no sky frame at least {distance:g} arcsec away with the same filter and exposure time ({set_up})")
     return note(frame, f"{len(skies)} sky frames on offer")
 
 
-def _same_set_up(one: Frame, other: Frame) -> bool:
+def same_set_up(one: Frame, other: Frame) -> bool:
     same = all(descriptor(one, name) == descriptor(other, name) for name in ("filter_name", "read_mode", "read_speed_setting", "coadds"))
     shape = dict(one.sizes) == dict(other.sizes)
     return same and shape and abs(float(descriptor(one, "exposure_time")) - float(descriptor(other, "exposure_time"))) < 0.01
