@@ -23,7 +23,7 @@ from gdask.kernels.rejection import (
     sort,
 )
 from gdask.model import DQ, GdaskError
-from gdask.types import Flags, Image
+from gdask.types import Flags, Image, Mask
 
 Counts = npt.NDArray[np.uint16]
 _BLOCK = 512  # pixels worked on together; their buffers stay in the processor's cache
@@ -144,7 +144,7 @@ def _take_median(lower: bool, efficiency: Factors, start: int, size: int, work: 
 def _combine(
     data: Image, variance: Image, dq: Flags, weights: Image, scale: Factors, zero: Factors,
     pairs: npt.NDArray[np.int64], efficiency: Factors, method: int, reject: int,
-    low: float, high: float, rounds: int, about_median: bool, out: _Out,
+    low: float, high: float, rounds: int, about_median: bool, out: _Out, rejected: Mask,
 ) -> None:  # fmt: skip
     block = (data.shape[0], _BLOCK)
     work = Work(
@@ -154,6 +154,8 @@ def _combine(
     for start in range(0, data.shape[1], _BLOCK):
         size = min(_BLOCK, data.shape[1] - start)
         gather(data, variance, dq, scale, zero, start, size, work)
+        if rejected.size:
+            rejected[:, start : start + size] = work.use[:, :size]
         if method >= 2 or reject >= 1:
             sort(pairs, size, work)
         if reject == 1:
@@ -164,6 +166,8 @@ def _combine(
             clip_variance(low, high, rounds, about_median, size, work)
         elif reject == 4:
             clip_noise(low, high, rounds, about_median, size, work)
+        if rejected.size:
+            rejected[:, start : start + size] &= ~work.use[:, :size]
         _average(size, dq, start, work, out)
         if method == 1:
             _weight(weights, start, size, work, out)
@@ -199,7 +203,7 @@ def combine(
     data: Image, variance: Image, dq: Flags, *, method: str = "mean", reject: str = "sigclip",
     weights: npt.ArrayLike | None = None, nlow: int = 0, nhigh: int = 0, lsigma: float = 3.0, hsigma: float = 3.0,
     max_iters: int | None = None, mclip: bool = True,
-    scale: npt.ArrayLike | None = None, zero: npt.ArrayLike | None = None,
+    scale: npt.ArrayLike | None = None, zero: npt.ArrayLike | None = None, rejected: Mask | None = None,
 ) -> tuple[Image, Image, Flags, Counts]:  # fmt: skip
     """Combine planes (n, ny, nx) into data, variance, DQ and the number of planes used, each (ny, nx).
 
@@ -220,6 +224,8 @@ def combine(
 
     The median after symmetric min-max rejection is the median of all, and its variance is given as such; a trimmed
     mean has the variance of the mean of what is left, up to a third too large.
+
+    rejected: an array (n, ny, nx) of bool, to be set where `reject` dropped a value.
 
     Raises GdaskError for names, shapes and counts that do not fit.
     """
@@ -242,5 +248,6 @@ def combine(
         *planes, _weights(weights, method, data.shape), _factors(scale, 1.0, n, "scale"),
         _factors(zero, 0.0, n, "zero"), network(n), _efficiency(method, n), chosen.code, rejection.code,
         float(low), float(high), rounds, bool(mclip), out,
+        np.empty((n, 0), np.bool_) if rejected is None else rejected.reshape(n, -1),
     )  # fmt: skip
     return out.data.reshape(ny, nx), out.variance.reshape(ny, nx), out.dq.reshape(ny, nx), out.count.reshape(ny, nx)

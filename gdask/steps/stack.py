@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
+import dask.array as da
 import numpy as np
+from dask.base import tokenize
 
 from gdask.instruments import descriptor, tags
 from gdask.kernels.combine import combine
+from gdask.kernels.grow import REACH, Planes, grown, without
 from gdask.model import GdaskError
 from gdask.params import Range
 from gdask.steps.frames import PIXEL, array, map_planes, note, pack, replaced, unpack, with_headers
@@ -18,6 +21,8 @@ Reject = Literal["none", "minmax", "sigclip", "varclip", "noiseclip"]
 
 #: Seconds to which exposure times are the same.
 SAME_TIME = 0.01
+#: Rows of a band of the stack, at least: its two rims do not touch.
+FEWEST_ROWS = 2 * REACH
 
 
 def stack_frames(
@@ -31,6 +36,7 @@ def stack_frames(
     max_iters: Annotated[int, Range(1, None)] | None = None,
     nlow: Annotated[int, Range(0, None)] = 0,
     nhigh: Annotated[int, Range(0, None)] = 0,
+    grow: bool = True,
     zero: bool = False,
 ) -> Frame:
     """Combine frames pixel by pixel into one, aware of DQ, variance propagated. [stackFrames]
@@ -50,6 +56,9 @@ def stack_frames(
         Most rounds of clipping; None goes on until nothing is rejected.
     nlow, nhigh
         Values that minmax rejects at each end, for a full set of inputs.
+    grow
+        Reject with two or more touching values of a frame all that touch them, too: the faint rims of cosmic rays.
+        Not for none and minmax.
     zero
         Not offered for stacks: levels are matched by match_sky_levels. Must be False.
     """
@@ -60,8 +69,9 @@ def stack_frames(
         "method": operation, "reject": reject_method, "lsigma": lsigma, "hsigma": hsigma, "mclip": mclip,
         "max_iters": max_iters, "nlow": nlow, "nhigh": nhigh,
     }  # fmt: skip
-    planes = [array(frame, name) for name in ("data", "variance", "dq") for frame in frames]
-    packed = map_planes(_combine, *planes, dtype=PIXEL, count=len(frames), how=how)
+    whole = _in_whole_rows(frames)
+    planes = [array(frame, name) for name in ("data", "variance", "dq") for frame in whole]
+    packed = _stacked(planes, len(frames), how, grow and reject_method.endswith("clip"))
     stack = replaced(frames[0], **unpack(packed)).assign_attrs(pending={}, provenance=_inputs_of(frames), inputs=_sources(frames))
     text = f"{len(frames)} frames, {operation}, {reject_method}{_check_darks(frames)}"
     of_one = {key: None for key in stack.attrs["phu"] if key.startswith("SKYFR")}
@@ -129,7 +139,84 @@ def _inputs_of(frames: Frames) -> tuple[dict[str, str], ...]:
     return tuple({tuple(sorted(row.items())): row for row in rows}.values())
 
 
-def _combine(*planes: np.ndarray, count: int, how: dict[str, object]) -> np.ndarray:
-    data, variance, dq = (np.stack(planes[at : at + count]) for at in (0, count, 2 * count))
-    data, variance, dq, _ = combine(data, variance, dq, **how)  # type: ignore[arg-type]
-    return pack(data, variance, dq)
+def _in_whole_rows(frames: Frames) -> Frames:
+    """The frames in bands of whole rows, each high enough that what lies beyond the next one tells nothing."""
+    bands: list[int] = []
+    for height in frames[0]["data"].data.chunks[1]:
+        if bands and (bands[-1] < FEWEST_ROWS or height < FEWEST_ROWS):
+            bands[-1] += height
+        else:
+            bands.append(height)
+    return tuple(frame.chunk({"y": tuple(bands), "x": -1}) for frame in frames)
+
+
+def _stacked(planes: list[da.Array | None], count: int, how: dict[str, object], grow: bool) -> da.Array:
+    """PIXEL of the stack of `count` frames; planes: their data, their variances, their DQ."""
+    packed = map_planes(_combine, *planes, dtype=PIXEL, count=count, how=how, grow=grow)
+    if not grow or packed.numblocks[1] == 1:
+        return packed
+    rims = map_planes(_rims, *planes, dtype=object, whole=True, count=count, how=how)
+    return _with_neighbours(packed, rims, str(how["method"]))
+
+
+def _combine(*planes: np.ndarray, count: int, how: dict[str, object], grow: bool) -> np.ndarray:
+    return pack(*_grown_stack(planes, count, how)[0]) if grow else pack(*combine(*_cubes(planes, count), **how)[:3])  # type: ignore[arg-type]
+
+
+def _cubes(planes: tuple[np.ndarray, ...], count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return tuple(np.stack(planes[at : at + count]) for at in (0, count, 2 * count))  # type: ignore[return-value]
+
+
+def _grown_stack(planes: tuple[np.ndarray, ...], count: int, how: dict[str, object]) -> tuple[Planes, Planes, np.ndarray]:
+    """The stack, the planes that went into it, and which values were rejected for themselves."""
+    cubes = _cubes(planes, count)
+    rejected = np.zeros(cubes[0].shape, bool)
+    result = combine(*cubes, **how, rejected=rejected)[:3]  # type: ignore[arg-type]
+    without(result, cubes, rejected, grown(rejected), str(how["method"]))
+    return result, cubes, rejected
+
+
+class _Rim(NamedTuple):
+    """At one end of a band: the planes of the REACH outermost rows, and the rejected values of twice as many."""
+
+    planes: Planes
+    rejected: np.ndarray
+
+
+def _rims(*planes: np.ndarray, count: int, how: dict[str, object]) -> tuple[_Rim, _Rim]:
+    """First and last rows of a band."""
+    rims = []
+    for rows, outer in ((slice(None, 2 * REACH), slice(None, REACH)), (slice(-2 * REACH, None), slice(-REACH, None))):
+        cubes = _cubes(tuple(plane[rows] for plane in planes), count)
+        rejected = np.zeros(cubes[0].shape, bool)
+        combine(*cubes, **how, rejected=rejected)  # type: ignore[arg-type]
+        rims.append(_Rim(tuple(np.ascontiguousarray(cube[:, outer]) for cube in cubes), rejected))  # type: ignore[arg-type]
+    return rims[0], rims[1]
+
+
+def _with_neighbours(packed: da.Array, rims: da.Array, method: str) -> da.Array:
+    """The stack with its bands' outermost rows grown into from the bands beside them."""
+    nothing = da.full((rims.shape[0], 1, 1), None, dtype=object, chunks=1)
+    above = da.concatenate([nothing, rims[:, :-1]], axis=1)
+    below = da.concatenate([rims[:, 1:], nothing], axis=1)
+    name = f"grow-{tokenize(packed.name, rims.name, method)}"
+    return da.map_blocks(_grow_rims, packed, rims, above, below, method=method, name=name, chunks=packed.chunks, dtype=PIXEL, meta=np.empty((0, 0, 0), PIXEL))
+
+
+def _grow_rims(packed: np.ndarray, own: np.ndarray, above: np.ndarray, below: np.ndarray, method: str) -> np.ndarray:
+    """One band; above, below: the rims of its neighbours, or None."""
+    out = packed.copy()
+    (first, last), before, after = own[0, 0, 0], above[0, 0, 0], below[0, 0, 0]
+    for mine, rows, other, at in (
+        (first, slice(None, REACH), before and before[1], slice(REACH, 2 * REACH)),
+        (last, slice(-REACH, None), after and after[0], slice(REACH, 2 * REACH)),
+    ):
+        if other is None:
+            continue
+        both = (other.rejected[:, -REACH:], mine.rejected) if rows.stop else (mine.rejected, other.rejected[:, :REACH])
+        result = tuple(np.ascontiguousarray(out[name][0, rows]) for name in PIXEL.names or ())
+        context = np.concatenate(both, axis=1)
+        without(result, mine.planes, context[:, at], grown(context)[:, at], method)  # type: ignore[arg-type]
+        for name, plane in zip(PIXEL.names or (), result, strict=True):
+            out[name][0, rows] = plane
+    return out
