@@ -13,8 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gdask.kernels.associate import Measurements
-from gdask.kernels.joint import Problem
-from gdask.kernels.residuals import residuals
+from gdask.kernels.joint import Problem, positions, star_means
 from gdask.kernels.terms import TERMS, UNIT, cross_validate, displace, fit_terms
 from gdask.types import Arcsec
 
@@ -53,51 +52,76 @@ def groups_of(frames: Sequence[Measurements]) -> Arrays | None:
     return Arrays(group, of_frame, middle[np.arange(total) % count], np.zeros((total, TERMS)))
 
 
+class _Now(NamedTuple):
+    """Where the sweep stands: corrected positions, sums and weights of the stars; all but the weights edited."""
+
+    xi: np.ndarray
+    eta: np.ndarray
+    sx: np.ndarray
+    sy: np.ndarray
+    total: np.ndarray
+
+
 def refit(problem: Problem, terms: np.ndarray, arrays: Arrays) -> tuple[Problem, Arrays]:
     """One sweep over the groups, each fitted to where the other groups see its stars; the problem displaced alike."""
     values = arrays.values.copy()
+    problem = problem._replace(**{name: getattr(problem, name).copy() for name in "xypq"})
+    xi, eta = positions(problem, terms)
+    now = _Now(xi, eta, *star_means(problem, xi, eta))
+    order = np.argsort(arrays.group, kind="stable")
+    first = np.searchsorted(arrays.group[order], np.arange(len(values) + 1))
     for g in range(len(values)):
-        i = np.flatnonzero((arrays.group == g) & (problem.weight > 0))
+        rows = order[first[g] : first[g + 1]]
+        i = rows[problem.weight[rows] > 0]
         if len(i) < FEWEST:
             continue
-        new = _fit_group(problem, terms, arrays._replace(values=values), g, i)
-        problem = moved(problem, arrays, g, new - values[g])
-        values[g] = new
+        new = _fit_group(problem, now, arrays._replace(values=values), g, i)
+        if (new != values[g]).any():
+            _move(problem, rows, arrays.centre[g], new - values[g])
+            _follow(problem, terms, now, i)
+            values[g] = new
     return problem, arrays._replace(values=values)
 
 
-def _fit_group(problem: Problem, terms: np.ndarray, arrays: Arrays, g: int, i: np.ndarray) -> np.ndarray:
+def _fit_group(problem: Problem, now: _Now, arrays: Arrays, g: int, i: np.ndarray) -> np.ndarray:
     """The terms of one group; zeros where its stars do not support any."""
     own = np.bincount(problem.star[i], problem.weight[i], problem.stars)
-    total = np.bincount(problem.star, problem.weight, problem.stars)
-    rest = 1 - own[problem.star[i]] / total[problem.star[i]]
+    rest = 1 - own[problem.star[i]] / now.total[problem.star[i]]
     i, rest = i[rest > 0.02], rest[rest > 0.02]
-    if len(np.unique(problem.star[i])) < FEWEST:
+    star = problem.star[i]
+    if len(np.unique(star)) < FEWEST:
         return np.zeros(TERMS)
-    dx, dy, _ = residuals(problem, terms)
+    dx, dy = (now.xi[i] - now.sx[star]) / rest, (now.eta[i] - now.sy[star]) / rest
     c, s = problem.cosine[problem.frame[i]], problem.sine[problem.frame[i]]
     u, v = problem.x[i] - arrays.centre[g, 0], problem.y[i] - arrays.centre[g, 1]
-    now = displace(u, v, arrays.values[g])
+    here = displace(u, v, arrays.values[g])
     # Moving the group moves its stars' means by the group's share in them.
-    tx, ty = now[0] - (c * dx[i] + s * dy[i]) / rest, now[1] - (c * dy[i] - s * dx[i]) / rest
+    tx, ty = here[0] - (c * dx + s * dy), here[1] - (c * dy - s * dx)
     weight = problem.weight[i] * rest
-    chi2 = cross_validate(u, v, tx, ty, weight, problem.star[i] % FOLDS, COUNTS, _PRIOR) + np.array(COUNTS)
+    chi2 = cross_validate(u, v, tx, ty, weight, star % FOLDS, COUNTS, _PRIOR) + np.array(COUNTS)
     if chi2.min() >= (weight * (tx**2 + ty**2)).sum():
         return np.zeros(TERMS)
     return fit_terms(u, v, tx, ty, weight, COUNTS[int(np.argmin(chi2))], _PRIOR)
 
 
-def moved(problem: Problem, arrays: Arrays, g: int, change: np.ndarray) -> Problem:
-    """The problem with the measurements of group g displaced by 20 terms about the array's middle."""
-    i = np.flatnonzero(arrays.group == g)
-    u, v = displace(problem.x[i] - arrays.centre[g, 0], problem.y[i] - arrays.centre[g, 1], change)
+def _move(problem: Problem, i: np.ndarray, centre: np.ndarray, change: np.ndarray) -> None:
+    """Displaces measurements by 20 terms about the array's middle, in place."""
+    u, v = displace(problem.x[i] - centre[0], problem.y[i] - centre[1], change)
     c, s = problem.cosine[problem.frame[i]], problem.sine[problem.frame[i]]
-    x, y, p, q = (w.copy() for w in (problem.x, problem.y, problem.p, problem.q))
-    x[i] += u
-    y[i] += v
-    p[i] += c * u - s * v
-    q[i] += s * u + c * v
-    return problem._replace(x=x, y=y, p=p, q=q)
+    problem.x[i] += u
+    problem.y[i] += v
+    problem.p[i] += c * u - s * v
+    problem.q[i] += s * u + c * v
+
+
+def _follow(problem: Problem, terms: np.ndarray, now: _Now, i: np.ndarray) -> None:
+    """Positions of measurements that have moved, and the means of their stars, in place."""
+    some = problem._replace(**{name: getattr(problem, name)[i] for name in ("frame", "x", "y", "p", "q")})
+    star, weight = problem.star[i], problem.weight[i]
+    for place, mean, new in zip((now.xi, now.eta), (now.sx, now.sy), positions(some, terms), strict=True):
+        change = np.bincount(star, weight * (new - place[i]), problem.stars)
+        mean += np.divide(change, now.total, out=np.zeros_like(mean), where=now.total > 0)
+        place[i] = new
 
 
 def with_frame(terms: np.ndarray, arrays: Arrays, g: int) -> np.ndarray:

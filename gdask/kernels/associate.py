@@ -150,7 +150,7 @@ def first_shifts(problem: Problem, frames: Sequence[Measurements], radius: Arcse
 def _from_start(
     problem: Problem, frames: Sequence[Measurements], start: int, radius: Arcsec, tolerance: Arcsec
 ) -> Found:
-    own = [np.flatnonzero(problem.frame == f) for f in range(len(frames))]
+    own = [rows_of(problem, f) for f in range(len(frames))]
     place = np.array([(problem.p[i].mean(), problem.q[i].mean()) if len(i) else (1e9, 1e9) for i in own])
     order = [int(f) for f in np.argsort(np.hypot(*(place - place[start]).T), kind="stable") if f != start]
     terms, contrast, reason = np.zeros((len(frames), TERMS)), [0.0] * len(frames), [""] * len(frames)
@@ -172,10 +172,17 @@ def _from_start(
         ia, ib = match_pairs(master[0][near], master[1][near], x, y, tolerance)
         ia = near[ia]
         ratio = float(np.median(master[2][ia] / flux[ib])) if len(ia) else 1.0
-        new = np.setdiff1d(np.arange(len(i)), ib)
+        new = _without(len(i), ib)
         mx, my, mf = master
         master = np.append(mx, x[new]), np.append(my, y[new]), np.append(mf, flux[new] * ratio)
     return Found(terms, tuple(contrast), tuple(reason))
+
+
+def _without(n: int, rows: np.ndarray) -> np.ndarray:
+    """The rows 0..n-1 that are not among these."""
+    left = np.ones(n, bool)
+    left[rows] = False
+    return np.flatnonzero(left)
 
 
 def _around(sx: np.ndarray, sy: np.ndarray, x: np.ndarray, y: np.ndarray, margin: Arcsec) -> np.ndarray:
@@ -196,11 +203,11 @@ def number_stars(
     sx, sy = known[0][good], known[1][good]
     star = np.zeros(len(xi), np.int64)
     for f in np.flatnonzero(use):
-        i = np.flatnonzero(problem.frame == f)
+        i = rows_of(problem, int(f))
         near = _around(sx, sy, xi[i], eta[i], radius)
         ia, ib = match_pairs(sx[near], sy[near], xi[i], eta[i], radius)
         star[i[ib]] = near[ia]
-        new = np.setdiff1d(np.arange(len(i)), ib)
+        new = _without(len(i), ib)
         star[i[new]] = len(sx) + np.arange(len(new))
         sx, sy = np.concatenate([sx, xi[i[new]]]), np.concatenate([sy, eta[i[new]]])
     return problem._replace(star=star, stars=max(len(sx), 1))

@@ -21,11 +21,12 @@ from gdask.kernels.associate import (
     first_shifts,
     number_stars,
     pull_back,
+    rows_of,
     set_up,
     with_outlines,
 )
 from gdask.kernels.defects import moving_sources
-from gdask.kernels.joint import Problem, positions, solve_frames, star_means
+from gdask.kernels.joint import Problem, positions, solve_frames, star_means, turned_back
 from gdask.kernels.residuals import (
     MAS,
     State,
@@ -208,10 +209,10 @@ def _at_stars(problem: Problem, terms: np.ndarray) -> Problem:
     would collapse; with the stars' places no change that is common to all frames alters chi-square to first order.
     """
     dx, dy, _ = residuals(problem, terms)
-    c, s = problem.cosine[problem.frame], problem.sine[problem.frame]
-    known = (problem.weight > 0) & np.isfinite(dx)
-    dx, dy = np.where(known, dx, 0.0), np.where(known, dy, 0.0)
-    return problem._replace(x=problem.x - (c * dx + s * dy), y=problem.y - (c * dy - s * dx))
+    off = ~((problem.weight > 0) & np.isfinite(dx))
+    dx[off] = dy[off] = 0.0
+    turned_back(problem, dx, dy)
+    return problem._replace(x=problem.x - dx, y=problem.y - dy)
 
 
 def _validated(problem: Problem, terms: np.ndarray, active: np.ndarray, prior: np.ndarray) -> np.ndarray:
@@ -222,7 +223,8 @@ def _validated(problem: Problem, terms: np.ndarray, active: np.ndarray, prior: n
     w, whole = problem.weight, total[problem.star]
     out = active.copy()
     for f in map(int, np.flatnonzero(active > LEVELS[0])):
-        i = np.flatnonzero((problem.frame == f) & (w > 0) & (whole > 1.000001 * w))
+        i = rows_of(problem, f)
+        i = i[(w[i] > 0) & (whole[i] > 1.000001 * w[i])]
         s, rest = problem.star[i], whole[i] - w[i]
         ox, oy = (whole[i] * sx[s] - w[i] * xi[i]) / rest, (whole[i] * sy[s] - w[i] * eta[i]) / rest
         dx, dy = pull_back(problem, f, ox - problem.p[i], oy - problem.q[i])

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from gdask.kernels.terms import TERMS, normal_blocks, solve_block, terms_at
+from gdask.kernels.terms import MONOMIALS, TERMS, coefficients, gathered, monomials, normal_blocks, solve_block
 from gdask.types import Arcsec, Degrees
 
 TOLERANCE, MAX_STEPS = 1e-8, 500
@@ -44,22 +44,31 @@ class Problem(NamedTuple):
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
+def _turned(cosine: np.ndarray, sine: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """(frames, 2, 10) coefficients of each frame's displacement along the axes of the common plane."""
+    out = np.zeros((c.shape[0], 2, MONOMIALS))
+    for f in range(c.shape[0]):
+        own = coefficients(c[f])
+        for k in range(MONOMIALS):
+            out[f, 0, k] = cosine[f] * own[0, k] - sine[f] * own[1, k]
+            out[f, 1, k] = sine[f] * own[0, k] + cosine[f] * own[1, k]
+    return out
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _positions(
-    frame: np.ndarray, x: np.ndarray, y: np.ndarray, p: np.ndarray, q: np.ndarray, cosine: np.ndarray,
-    sine: np.ndarray, c: np.ndarray,
+    frame: np.ndarray, x: np.ndarray, y: np.ndarray, p: np.ndarray, q: np.ndarray, along: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Corrected positions in the common plane."""
-    bx, by = np.zeros(TERMS), np.zeros(TERMS)
-    xi, eta = p.copy(), q.copy()
+    b, xi, eta = np.zeros(MONOMIALS), np.empty(x.size), np.empty(x.size)
     for m in range(x.size):
         f = frame[m]
-        terms_at(x[m], y[m], bx, by)
+        monomials(x[m], y[m], b)
         dx, dy = 0.0, 0.0
-        for k in range(TERMS):
-            dx += bx[k] * c[f, k]
-            dy += by[k] * c[f, k]
-        xi[m] += cosine[f] * dx - sine[f] * dy
-        eta[m] += sine[f] * dx + cosine[f] * dy
+        for k in range(MONOMIALS):
+            dx += b[k] * along[f, 0, k]
+            dy += b[k] * along[f, 1, k]
+        xi[m], eta[m] = p[m] + dx, q[m] + dy
     return xi, eta
 
 
@@ -79,23 +88,43 @@ def _means(
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _gradient(
+def _normal_times(
     frame: np.ndarray, star: np.ndarray, x: np.ndarray, y: np.ndarray, weight: np.ndarray, cosine: np.ndarray,
-    sine: np.ndarray, xi: np.ndarray, eta: np.ndarray, stars: int,
+    sine: np.ndarray, total: np.ndarray, p: np.ndarray, q: np.ndarray, c: np.ndarray,
 ) -> np.ndarray:
-    """Sum over a frame's measurements of terms^T w (position - mean of the star), in its instrument plane."""
-    out = np.zeros((cosine.size, TERMS))
-    bx, by = np.zeros(TERMS), np.zeros(TERMS)
-    sx, sy, _ = _means(star, weight, xi, eta, stars)
-    for m in range(x.size):
-        if not weight[m] > 0:
-            continue
-        f, s = frame[m], star[m]
-        rx, ry = weight[m] * (xi[m] - sx[s]), weight[m] * (eta[m] - sy[s])
-        gx, gy = cosine[f] * rx + sine[f] * ry, cosine[f] * ry - sine[f] * rx
-        terms_at(x[m], y[m], bx, by)
-        for k in range(TERMS):
-            out[f, k] += bx[k] * gx + by[k] * gy
+    """Sum over a frame's measurements of terms^T w (position - mean of the star), in its instrument plane, for the
+    terms c on top of the positions p, q (of no length: none). total: weight of each star."""
+    along, b, origin = _turned(cosine, sine, c), np.zeros(MONOMIALS), p.size > 0
+    mean, sums = np.zeros((total.size, 2)), np.zeros((cosine.size, 2, MONOMIALS))
+    for step in range(2):  # first the stars' means, then what each measurement is off by: nothing is kept of either
+        for m in range(x.size):
+            w = weight[m]
+            if not w > 0:
+                continue
+            f, s = frame[m], star[m]
+            monomials(x[m], y[m], b)
+            dx, dy = (p[m], q[m]) if origin else (0.0, 0.0)
+            for k in range(MONOMIALS):
+                dx += b[k] * along[f, 0, k]
+                dy += b[k] * along[f, 1, k]
+            if step == 0:
+                mean[s, 0] += w * dx
+                mean[s, 1] += w * dy
+            else:
+                dx, dy = w * (dx - mean[s, 0]), w * (dy - mean[s, 1])
+                for k in range(MONOMIALS):
+                    sums[f, 0, k] += b[k] * dx
+                    sums[f, 1, k] += b[k] * dy
+        if step == 0:
+            for s in range(total.size):
+                mean[s, 0] /= total[s]
+                mean[s, 1] /= total[s]
+    out, own = np.zeros((cosine.size, TERMS)), np.zeros((2, MONOMIALS))
+    for f in range(cosine.size):
+        for k in range(MONOMIALS):
+            own[0, k] = cosine[f] * sums[f, 0, k] + sine[f] * sums[f, 1, k]
+            own[1, k] = cosine[f] * sums[f, 1, k] - sine[f] * sums[f, 0, k]
+        out[f] = gathered(own)
     return out
 
 
@@ -131,22 +160,22 @@ def solve_frames(
     mask = (np.arange(TERMS) < active[:, None]).astype(float)
     weight = np.where(active[problem.frame] > 0, problem.weight, 0.0)
     begin = np.where(active[:, None] > 0, start * mask, start)
-    xi, eta = positions(problem, begin)
-    zero = np.zeros_like(problem.p)
-    still = (problem.frame, problem.x, problem.y, zero, zero, problem.cosine, problem.sine)
-    sides = (problem.frame, problem.star, problem.x, problem.y, weight, problem.cosine, problem.sine)
-    total = _means(problem.star, weight, zero, zero, problem.stars)[2][problem.star]
-    own = weight * (1 - np.divide(weight, total, out=np.ones_like(weight), where=total > 0))
+    total = np.bincount(problem.star, weight, problem.stars)
+    sides = (problem.frame, problem.star, problem.x, problem.y, weight, problem.cosine, problem.sine, total)
+    none = np.zeros(0)
+    share = total[problem.star]
+    own = weight * (1 - np.divide(weight, share, out=np.ones_like(weight), where=share > 0))
+    del share
     damping = prior + np.where(prior > 0, 0.0, 1 / FREE_STEP**2)
     blocks = normal_blocks(problem.frame, problem.x, problem.y, own, frames) + np.diag(damping)
 
     c = np.zeros((frames, TERMS))
-    r = -(_gradient(*sides, xi, eta, problem.stars) + prior * begin) * mask
+    r = -(_normal_times(*sides, problem.p, problem.q, begin) + prior * begin) * mask
     z = _solve_blocks(blocks, r, active)
     d, rz = z, _dot(r, z)
     first, steps = rz, 0
     while steps < MAX_STEPS and rz > max(TOLERANCE**2 * first, settled):
-        ad = (_gradient(*sides, *_positions(*still, d), problem.stars) + damping * d) * mask
+        ad = (_normal_times(*sides, none, none, d) + damping * d) * mask
         step = rz / _dot(d, ad)
         c, r = c + step * d, r - step * ad
         z = _solve_blocks(blocks, r, active)
@@ -158,9 +187,21 @@ def solve_frames(
 
 def positions(problem: Problem, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Corrected positions of all measurements in the common plane (arcsec) for the terms c."""
-    return _positions(problem.frame, problem.x, problem.y, problem.p, problem.q, problem.cosine, problem.sine, c)
+    return _positions(problem.frame, problem.x, problem.y, problem.p, problem.q, _turned(problem.cosine, problem.sine, c))
 
 
 def star_means(problem: Problem, xi: np.ndarray, eta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weighted mean position (arcsec, common plane) and total weight of each star."""
     return _means(problem.star, problem.weight, xi, eta, problem.stars)
+
+
+def turned_back(problem: Problem, dx: np.ndarray, dy: np.ndarray) -> None:
+    """Vectors of all measurements in the common plane become vectors in their instrument planes, in place."""
+    _turn(problem.frame, problem.cosine, problem.sine, dx, dy)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _turn(frame: np.ndarray, cosine: np.ndarray, sine: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> None:
+    for m in range(frame.size):
+        c, s = cosine[frame[m]], sine[frame[m]]
+        dx[m], dy[m] = c * dx[m] + s * dy[m], c * dy[m] - s * dx[m]

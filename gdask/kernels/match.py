@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.spatial import cKDTree
 
+from gdask.kernels.pairs import nearest
 from gdask.types import Arcsec, Degrees
 
 #: The histogram's peak must stand this many sigma of the accidental pairs above them, with at least MIN_PAIRS pairs.
@@ -52,6 +52,8 @@ def _brightest(
 def _peak(dx: np.ndarray, dy: np.ndarray, radius: Arcsec, cell: Arcsec) -> tuple[Arcsec, Arcsec, float, float]:
     """Centre of the fullest 3x3 bins of the differences, its count, and its contrast against all bins."""
     n = max(int(np.ceil(2 * radius / cell)), 3)
+    near = np.flatnonzero((np.abs(dx) <= radius) & (np.abs(dy) <= radius))  # few, as a rule
+    dx, dy = dx[near], dy[near]
     i = np.floor((dx + radius) / (2 * radius) * n).astype(int)
     j = np.floor((dy + radius) / (2 * radius) * n).astype(int)
     inside = (i >= 0) & (i < n) & (j >= 0) & (j < n)
@@ -172,9 +174,8 @@ def match_pairs(
     """
     if not len(xa) or not len(xb):
         return np.zeros(0, int), np.zeros(0, int)
-    a, b = np.column_stack([xa, ya]), np.column_stack([xb, yb])
-    _, to_b = cKDTree(b).query(a, distance_upper_bound=radius)
-    _, to_a = cKDTree(a).query(b, distance_upper_bound=radius)
-    ia = np.flatnonzero(to_b < len(b))
+    xa, ya, xb, yb = (np.ascontiguousarray(v, float) for v in (xa, ya, xb, yb))
+    to_b, to_a = nearest(xb, yb, xa, ya, radius), nearest(xa, ya, xb, yb, radius)
+    ia = np.flatnonzero(to_b >= 0)
     ia = ia[to_a[to_b[ia]] == ia]
     return ia, to_b[ia]

@@ -18,25 +18,43 @@ ORDER = {2: 0, 3: 1, 6: 1, 12: 2, 20: 3}
 UNIT = 60.0
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def terms_at(x: float, y: float, bx: np.ndarray, by: np.ndarray) -> None:
-    """Displacement along x and y by each of the 20 terms at (x, y) arcsec, per unit coefficient (arcsec)."""
+#: Each term is one monomial along x and one along y (those of `monomials`), with these signs; 0 for none.
+_ALONG_X = np.array([0, 0, 2, 1, 1, 2, 3, 4, 5, 0, 0, 0, 6, 7, 8, 9, 0, 0, 0, 0])
+_ALONG_Y = np.array([0, 0, 1, 2, 2, 1, 0, 0, 0, 3, 4, 5, 0, 0, 0, 0, 6, 7, 8, 9])
+_SIGN_X = np.array([1.0, 0, -1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0])
+_SIGN_Y = np.array([0, 1.0, 1, 1, -1, 1, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1])
+#: Monomials up to the third order, and their products, up to the sixth: number d (d + 1) / 2 + j has order d, j in y.
+MONOMIALS, PRODUCTS = 10, 28
+_ORDER = np.array([0, 1, 1, 2, 2, 2, 3, 3, 3, 3])
+_IN_Y = np.array([0, 0, 1, 0, 1, 2, 0, 1, 2, 3])
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def monomials(x: float, y: float, b: np.ndarray) -> None:
+    """1, u, v, u2, uv, v2, u3, u2v, uv2, v3 at (x, y) arcsec, in units of 60 arcsec."""
     u, v = x / UNIT, y / UNIT
+    b[0], b[1], b[2] = 1.0, u, v
+    b[3], b[4], b[5] = u * u, u * v, v * v
+    b[6], b[7], b[8], b[9] = b[3] * u, b[3] * v, u * b[5], v * b[5]
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def coefficients(c: np.ndarray) -> np.ndarray:
+    """20 terms -> (2, 10) coefficients of the monomials along x and y."""
+    out = np.zeros((2, MONOMIALS))
     for k in range(TERMS):
-        bx[k] = 0.0
-        by[k] = 0.0
-    bx[0] = by[1] = 1.0
-    bx[2], by[2] = -v, u
-    bx[3], by[3] = u, v
-    bx[4], by[4] = u, -v
-    bx[5], by[5] = v, u
-    bx[6] = by[9] = u * u
-    bx[7] = by[10] = u * v
-    bx[8] = by[11] = v * v
-    bx[12] = by[16] = u * u * u
-    bx[13] = by[17] = u * u * v
-    bx[14] = by[18] = u * v * v
-    bx[15] = by[19] = v * v * v
+        out[0, _ALONG_X[k]] += _SIGN_X[k] * c[k]
+        out[1, _ALONG_Y[k]] += _SIGN_Y[k] * c[k]
+    return out
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def gathered(sums: np.ndarray) -> np.ndarray:
+    """The transpose of `coefficients`: (2, 10) sums over monomials along x and y -> 20 sums over terms."""
+    out = np.zeros(TERMS)
+    for k in range(TERMS):
+        out[k] = _SIGN_X[k] * sums[0, _ALONG_X[k]] + _SIGN_Y[k] * sums[1, _ALONG_Y[k]]
+    return out
 
 
 def prior_weights(prior: Arcsec) -> np.ndarray:
@@ -47,42 +65,56 @@ def prior_weights(prior: Arcsec) -> np.ndarray:
 
 def to_polynomials(c: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """20 terms -> coefficients of 1, x, y, x2, xy, y2, x3, x2y, xy2, y3 (x, y in 60 arcsec) for the x and y axes."""
-    x = (c[0], c[3] + c[4], c[5] - c[2], *c[6:9], *c[12:16])
-    y = (c[1], c[2] + c[5], c[3] - c[4], *c[9:12], *c[16:20])
-    return tuple(float(a) for a in x), tuple(float(a) for a in y)
+    x, y = coefficients(np.asarray(c, float))
+    return tuple(x.tolist()), tuple(y.tolist())
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def displace(x: np.ndarray, y: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Displacement (arcsec, along x and y) of points by one set of 20 terms."""
-    bx, by = np.zeros(TERMS), np.zeros(TERMS)
+    along, b = coefficients(c), np.zeros(MONOMIALS)
     dx, dy = np.zeros(x.size), np.zeros(x.size)
     for m in range(x.size):
-        terms_at(x[m], y[m], bx, by)
-        for k in range(TERMS):
-            dx[m] += bx[k] * c[k]
-            dy[m] += by[k] * c[k]
+        monomials(x[m], y[m], b)
+        for k in range(MONOMIALS):
+            dx[m] += b[k] * along[0, k]
+            dy[m] += b[k] * along[1, k]
     return dx, dy
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _product(a: int, b: int) -> int:
+    """Number of the product of two monomials."""
+    order = _ORDER[a] + _ORDER[b]
+    return order * (order + 1) // 2 + _IN_Y[a] + _IN_Y[b]
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def normal_blocks(
     frame: np.ndarray, x: np.ndarray, y: np.ndarray, weight: np.ndarray, frames: int
 ) -> np.ndarray:
-    """Normal matrix of each frame: the sum of terms^T w terms."""
-    out = np.zeros((frames, TERMS, TERMS))
-    bx, by = np.zeros(TERMS), np.zeros(TERMS)
+    """Normal matrix of each frame: the sum of terms^T w terms, from the sums of the monomials' products."""
+    sums, b, powers = np.zeros((frames, PRODUCTS)), np.zeros(MONOMIALS), np.zeros(PRODUCTS)
     for m in range(x.size):
-        if not weight[m] > 0:
+        w = weight[m]
+        if not w > 0:
             continue
-        f, w = frame[m], weight[m]
-        terms_at(x[m], y[m], bx, by)
-        for i in range(TERMS):
-            for j in range(i + 1):
-                out[f, i, j] += w * (bx[i] * bx[j] + by[i] * by[j])
+        monomials(x[m], y[m], b)
+        for k in range(MONOMIALS):
+            powers[k] = b[k]
+        for k in range(4):  # order 3 times the pure powers of each axis gives the others, one order after the other
+            powers[10 + k], powers[15 + k], powers[21 + k] = b[6 + k] * b[1], b[6 + k] * b[3], b[6 + k] * b[6]
+        powers[14], powers[19], powers[20] = b[9] * b[2], b[9] * b[4], b[9] * b[5]
+        powers[25], powers[26], powers[27] = b[9] * b[7], b[9] * b[8], b[9] * b[9]
+        f = frame[m]
+        for k in range(PRODUCTS):
+            sums[f, k] += w * powers[k]
+    out = np.zeros((frames, TERMS, TERMS))
     for f in range(frames):
         for i in range(TERMS):
-            for j in range(i):
+            for j in range(i + 1):
+                out[f, i, j] = _SIGN_X[i] * _SIGN_X[j] * sums[f, _product(_ALONG_X[i], _ALONG_X[j])]
+                out[f, i, j] += _SIGN_Y[i] * _SIGN_Y[j] * sums[f, _product(_ALONG_Y[i], _ALONG_Y[j])]
                 out[f, j, i] = out[f, i, j]
     return out
 
@@ -116,13 +148,16 @@ def _project(
     group: np.ndarray, x: np.ndarray, y: np.ndarray, dx: np.ndarray, dy: np.ndarray, weight: np.ndarray, groups: int
 ) -> np.ndarray:
     """Per group, the sum of terms^T w displacement."""
-    out = np.zeros((groups, TERMS))
-    bx, by = np.zeros(TERMS), np.zeros(TERMS)
+    sums, b, out = np.zeros((groups, 2, MONOMIALS)), np.zeros(MONOMIALS), np.zeros((groups, TERMS))
     for m in range(x.size):
         if weight[m] > 0:
-            terms_at(x[m], y[m], bx, by)
-            for k in range(TERMS):
-                out[group[m], k] += weight[m] * (bx[k] * dx[m] + by[k] * dy[m])
+            monomials(x[m], y[m], b)
+            g, u, v = group[m], weight[m] * dx[m], weight[m] * dy[m]
+            for k in range(MONOMIALS):
+                sums[g, 0, k] += b[k] * u
+                sums[g, 1, k] += b[k] * v
+    for g in range(groups):
+        out[g] = gathered(sums[g])
     return out
 
 
@@ -144,14 +179,27 @@ def cross_validate(
     (int64 0..k-1 per point). Other arguments as in `fit_terms`."""
     folds = int(fold.max()) + 1
     normals, rights = normal_blocks(fold, x, y, weight, folds), _project(fold, x, y, dx, dy, weight, folds)
-    out = np.zeros(len(counts))
-    for k in range(folds):
+    squares = np.bincount(fold, weight * (dx**2 + dy**2), folds)
+    return _left_out(normals, rights, squares, np.array(counts), prior)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _left_out(
+    normals: np.ndarray, rights: np.ndarray, squares: np.ndarray, counts: np.ndarray, prior: np.ndarray
+) -> np.ndarray:
+    """Chi-square of each fold about the fit to the others, summed, from the folds' normal equations."""
+    out = np.zeros(counts.size)
+    for k in range(squares.size):
         normal, right = np.diag(prior), np.zeros(TERMS)
-        for other in range(folds):
+        for other in range(squares.size):
             if other != k:
                 normal, right = normal + normals[other], right + rights[other]
-        seen = fold == k
-        for n, count in enumerate(counts):
-            u, v = displace(x[seen], y[seen], solve_block(normal, right, count))
-            out[n] += (weight[seen] * ((dx[seen] - u) ** 2 + (dy[seen] - v) ** 2)).sum()
+        for n in range(counts.size):
+            c = solve_block(normal, right, counts[n])
+            chi2 = squares[k]
+            for i in range(TERMS):
+                chi2 -= 2.0 * c[i] * rights[k, i]
+                for j in range(TERMS):
+                    chi2 += c[i] * normals[k, i, j] * c[j]
+            out[n] += chi2
     return out
