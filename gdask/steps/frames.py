@@ -47,6 +47,7 @@ def map_planes(
         Keyword arguments that are the same for all blocks.
     """
     present = [array for array in arrays if array is not None]
+    present = [array.rechunk(present[0].chunks) if array.shape == present[0].shape else array for array in present]  # mostly a no-op
     where = tuple(array is not None for array in arrays)
     values = {name: tuple(items) for name, items in (each or {}).items()}
     label = f"{kernel.__module__}.{kernel.__qualname__}"

@@ -130,7 +130,9 @@ def _add_levels(frame: Frame, bpms: tuple[Frame | None, ...], non_linear: bool, 
         static = map_planes(_either, static, other, dtype="u2")
     # The flags read the raw pixels for themselves: they wait for earlier frames' latent images, and pixels that were
     # shared with the calibration of the data would wait with them, for all frames at once.
-    data = array(reopen(frame, rows=max(frame["data"].data.chunks[1]), tag="dq"), "data")
+    # The hole of a saturated core may reach into the next band: looking for holes needs the whole array.
+    rows = frame.sizes["y"] if hidden else max(frame["data"].data.chunks[1])
+    data = array(reopen(frame, rows=rows, tag="dq"), "data")
     dq = map_planes(_flag, data, static, dtype="u2", each={"non_linear": linear, "saturated": saturated}, hidden=hidden)
     dq = _flag_unilluminated(frame, dq)
     for mask in masks:
