@@ -372,11 +372,31 @@ def test_missing_and_blank_keywords_give_none() -> None:
     for made in (Headers(header({"INSTRUME": "GSAOI"}), (fits.Header(),)), Headers(header({"INSTRUME": "f2"}), ())):
         values = {name: descriptor(made, name) for name in instruments.DESCRIPTORS}
         assert values["filter_name"] is values["ut_datetime"] is values["pixel_scale"] is values["wavelength_band"] is None
-    assert descriptor(gsaoi(OBJECT="   ", EXPTIME=-1.0, AIRMASS="  "), "object") is None
+    assert descriptor(gsaoi(OBJECT="   ", EXPTIME=-1.0, AIRMASS="  "), "object") == ""  # a string, as it stands
+    assert descriptor(gsaoi(OBJECT=None), "object") is descriptor(gsaoi(OBSID=None), "observation_id") is None
     assert descriptor(gsaoi(EXPTIME=-1.0), "exposure_time") is None
     assert descriptor(gsaoi(AIRMASS="1.5 "), "airmass") == 1.5
     assert descriptor(gsaoi(LNRS=4), "read_noise") == [None] * 4
     assert descriptor(gsaoi({"EXTNAME": ""}), "gain") == [2.434, 2.01, 2.411, 2.644]
+
+
+def test_what_was_compared_with_the_established_reader() -> None:
+    """Differences that hundreds of changed real headers showed."""
+    assert descriptor(gsaoi(GWFS1CFG=" "), "wavefront_sensor") == "GEMS"  # the card is there
+    assert descriptor(gsaoi(GWFS1CFG=None), "wavefront_sensor") is None
+    assert descriptor(gsaoi({"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP"}), "pixel_scale") == descriptor(gsaoi(), "pixel_scale")
+    assert descriptor(gsaoi(OBSID=""), "group_id").startswith("_Kshort_5.5_")
+
+
+@pytest.mark.parametrize(("made", "metres"), [
+    (f2(), None), (f2(GRISM="JH_G5801", FILTER1="JH_G0816", FILTER2="Open"), [-6.51e-10]), (f2(GRISM="HK_G5802", FILTER1="HK_G0806_good"), [-7.57e-10]),
+    (f2(GRISM="R3K_G5803", FILTER1="Open", FILTER2="Ks_G0804"), [-3.49e-10]), (f2(GRISM="R3K_G5803", FILTER1="Y_G0811"), None), (gsaoi(), None),
+    (gsaoi({"WDELTA": 2e-10}), [2e-10] * 4), (gsaoi(WDELTA=3e-10), [3e-10] * 4),
+])
+def test_dispersion(made: Headers, metres: list[float] | None) -> None:
+    assert descriptor(made, "dispersion") == metres
+    assert descriptor(made, "dispersion", asNanometers=True) == (metres and [pytest.approx(one * 1e9, rel=1e-6) for one in metres])
+    assert descriptor(made, "dispersion_axis") == ([2] if len(made.ext) == 1 else None)
 
 
 def test_wrong_names_are_refused_with_the_closest() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from gdask.instruments import f2_array, gemini, pointing
 from gdask.instruments.f2_array import geometries, true_sections
+from gdask.instruments.f2_spectra import central_wavelength, dispersion, slit_width
 from gdask.instruments.rules import (
     Descriptor,
     Rule,
@@ -128,18 +129,6 @@ def disperser(view: View, pretty: bool = False, stripID: bool = False) -> str | 
     return (without_id(value) if pretty or stripID else value) or None
 
 
-def central_wavelength(view: View, asMicrometers: bool = False, asNanometers: bool = False,
-                       asAngstroms: bool = False) -> float | None:
-    """Metres unless asked otherwise; some filters' WAVELENG is wrong: see setting_nm in the facts."""
-    angstrom = view.number("WAVELENG")
-    nm = None if angstrom is None else angstrom * 0.1
-    nm = view.facts["setting_nm"].get(filter_name(view, keepID=True), nm)
-    if nm is not None and nm < 0:
-        first = (filter_name(view, pretty=True) or " ")[0]
-        nm = view.facts["r3k_nm"].get(first) if disperser(view, pretty=True) == "R3K" else None
-    return None if nm is None else gemini.to_unit(nm * 1e-9, asMicrometers, asNanometers, asAngstroms)
-
-
 def array_part(name: str) -> Descriptor:
     """Descriptor: a section, from the keyword if the file is prepared. Raw headers have none: see f2_array."""
     def of(view: View, pretty: bool = False) -> list[Any]:
@@ -171,12 +160,6 @@ def focal_plane_mask(view: View, pretty: bool = False, stripID: bool = False) ->
     """Name of the mask. In images MASKNAME may hold anything: MOSPOS 'Open' wins."""
     position = view.text("MOSPOS")
     return (position if position == "Open" else view.text("MASKNAME")) or None
-
-
-def slit_width(view: View) -> float | None:
-    """Arcsec, of a slit named by its width in pixels."""
-    match, scale = re.match(r"(\d+)pix-slit$", focal_plane_mask(view) or ""), view("pixel_scale")
-    return int(match[1]) * scale if match and scale else None
 
 
 def read_mode(view: View) -> str | None:
@@ -279,6 +262,8 @@ DESCRIPTORS: dict[str, Descriptor] = {
     "detector_x_offset": gemini.per_pixel("QOFFSET", -1),
     "detector_y_offset": detector_y_offset,
     "disperser": disperser,
+    "dispersion": dispersion,
+    "dispersion_axis": lambda view: [2] * len(view.ext),  # along y
     "filter_name": filter_name,
     "focal_plane_mask": focal_plane_mask,
     "gain": from_header_if_prepared("GAIN", gain),

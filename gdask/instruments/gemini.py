@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from gdask.instruments import pointing
+from gdask.instruments import pointing, rules
 from gdask.instruments.gemini_tags import TAGS
 from gdask.instruments.rules import Descriptor, View, component, keyword, number, section, with_id_only, without_id
 
@@ -144,7 +144,7 @@ def qa_state(view: View) -> str:
 def wavefront_sensor(view: View) -> str | None:
     """Sensors that guide, joined by '&'. GeMS shows by its guide stars: its probes read 'parked' while it guides."""
     found = [name for name in ("AOWFS", "OIWFS", "PWFS1", "PWFS2") if view.get(f"{name}_ST") == "guiding"]
-    found += ["GEMS"] if view.get("GWFS1CFG") is not None else []
+    found += ["GEMS"] if view.given("GWFS1CFG") is not None else []
     return "&".join(sorted(found)) or None
 
 
@@ -191,6 +191,19 @@ def mdf_row_id(view: View) -> list[object] | None:
     return view.each("MDFROW") if view.prepared and "IMAGE" not in view.tags else None
 
 
+def dispersion(view: View, asMicrometers: bool = False, asNanometers: bool = False,
+               asAngstroms: bool = False) -> list[float | None] | None:
+    """Metres per pixel unless asked otherwise: WDELTA of each array, or of the primary header; None for images."""
+    found = [rules.as_number(value) for value in view.each("WDELTA")] or [None]
+    found = found if found != [None] * len(found) else [view.number("WDELTA")] * len(view.ext)
+    return None if None in found or not found else [to_unit(one, asMicrometers, asNanometers, asAngstroms) for one in found]
+
+
+def dispersion_axis(view: View) -> list[object] | None:
+    """1 (x) or 2 (y) for each array of a prepared file."""
+    return view.each("DISPAXIS") if view.prepared else None
+
+
 def ao_seeing(view: View) -> float | None:
     """Natural seeing (arcsec at 0.5 micron) as the adaptive optics measure it, or from Fried's parameter (cm)."""
     value, fried = view.number("AOSEEING"), view.number("RZEROVAL")
@@ -228,6 +241,8 @@ DESCRIPTORS: dict[str, Descriptor] = {
     "detector_y_bin": detector_bin("YBIN"),
     "detector_y_offset": per_pixel("QOFFSET", 1),
     "disperser": component("DISPERSR"),
+    "dispersion": dispersion,
+    "dispersion_axis": dispersion_axis,
     "effective_wavelength": effective_wavelength,
     "elevation": number("ELEVATIO"),
     "exposure_time": exposure_time,

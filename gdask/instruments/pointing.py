@@ -134,8 +134,8 @@ def celestial(view: View) -> list[Any]:
     found = []
     for header in view.ext:
         source = header if clean(header, "CRVAL1") is not None else view.phu
-        types = (clean(source, "CTYPE1"), clean(source, "CTYPE2"))
-        found.append(source if types == ("RA---TAN", "DEC--TAN") else None)
+        types = [str(clean(source, name)).removesuffix("-SIP") for name in ("CTYPE1", "CTYPE2")]  # products' distortion
+        found.append(source if types == ["RA---TAN", "DEC--TAN"] else None)
     return found
 
 

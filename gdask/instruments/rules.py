@@ -103,6 +103,10 @@ class View:
         """Value in the primary header; None if it is missing or blank."""
         return clean(self.phu, keyword)
 
+    def given(self, keyword: str) -> Any:
+        """Value in the primary header; '' for an empty string, None if there is none."""
+        return clean(self.phu, keyword, empty="")
+
     def text(self, keyword: str) -> str:
         """Value in the primary header as text, '' if it is missing."""
         value = self.get(keyword)
@@ -128,14 +132,14 @@ def science(headers: tuple[Header, ...]) -> tuple[Header, ...]:
     return headers
 
 
-def clean(header: Header, keyword: str) -> Any:
-    """Header value, strings stripped; None if missing, blank, undefined or unreadable."""
+def clean(header: Header, keyword: str, empty: str | None = None) -> Any:
+    """Header value, strings stripped; None if missing, undefined or unreadable, `empty` for a string of blanks."""
     try:
         value = header.get(keyword)
     except (VerifyError, ValueError, AttributeError):  # a card that cannot be parsed is no value
         return None
     if isinstance(value, str):
-        return value.strip() or None
+        return value.strip() or empty
     return value if isinstance(value, (bool, int, float)) else None
 
 
@@ -153,7 +157,7 @@ def as_number(value: Any) -> Any:
 
 def keyword(name: str) -> Descriptor:
     """Descriptor: a value of the primary header as it stands."""
-    return lambda view: view.get(name)
+    return lambda view: view.given(name)
 
 
 def number(name: str) -> Descriptor:
