@@ -126,13 +126,14 @@ def _positions(
     }  # fmt: skip
     if catalog_mas is not None:
         many = wanted & np.isfinite(distance) & (limit < 5 * BRIGHT)
-        weight = 1 / (limit[many] * mas) ** 2
+        # The tie's own weights: at the few brightest stars alone the fitted terms are worse than in the mean.
+        weight = 1 / ((limit[many] * mas) ** 2 + catalog_mas**2)
         place = found[index[many]]
         each = np.array([place["x"] - scene.x[many], place["y"] - scene.y[many]]) * mas
         near = np.all(np.abs(each - np.median(each, axis=1, keepdims=True)) < 5 * mas * limit[many] + 1.0, axis=0)
         offset = (each * weight * near).sum(axis=1) / (weight * near).sum()
         inside = (scene.frames > 0) & (np.argsort(np.argsort(scene.stars["mag"], kind="stable"), kind="stable") < 3000) & (limit < 0.3)
-        expected = catalog_mas / np.sqrt(inside.sum())
+        expected = np.sum(1 / (catalog_mas**2 + (limit[inside] * mas) ** 2)) ** -0.5
         figures |= {"tie_stars": int(inside.sum()), "tie_expected_mas": float(expected),
                     "catalog_limit_mas": float(expected * np.sqrt(10)),  # ten terms per axis of the tie
                     "tie_ratio": float(np.hypot(*offset) / np.sqrt(2) / expected)}  # fmt: skip
