@@ -76,6 +76,10 @@ def test_positions_by_epoch_show_the_motion_with_errors_that_hold():
     ])  # fmt: skip
     assert abs(robust(pulls) - 1) < 0.1 and (np.abs(pulls) > 6).mean() < 0.01
     assert epochs["N_FRAMES"].max() == 5 and 0.2 < np.median(epochs["RA_ERR"]) < 1.0
+    for source in inputs:
+        source.update(placed="joint fit", error_mas=3.0)
+    wider = solution_tables(inputs)["EPOCHS"]
+    np.testing.assert_allclose(wider["RA_ERR"], np.hypot(epochs["RA_ERR"], 3.0 / np.sqrt(epochs["N_FRAMES"])), rtol=1e-4)
 
 
 def test_measurements_without_a_star_or_an_error_do_not_count():
@@ -136,6 +140,10 @@ def test_columns_of_a_stack_have_known_answers():
     floor = 0.5 / np.sqrt(wide["N_FRAMES"][0])
     assert plain["RA_ERR"][0] == pytest.approx(np.hypot(1000 * 0.1 * 0.03, floor), rel=1e-3)
     assert plain["DEC_ERR"][0] == pytest.approx(np.hypot(1000 * 0.1 * 0.01, floor), rel=1e-3)
+    for source in frame.attrs["inputs"]:
+        source.update(placed="joint fit", error_mas=0.4)
+    with_terms = source_tables(frame)["OBJCAT"][0]
+    assert with_terms["DEC_ERR"][0] == pytest.approx(np.hypot(1000 * 0.1 * 0.01 * 1.5, np.hypot(0.5, 0.4) / np.sqrt(wide["N_FRAMES"][0])), rel=1e-3)
     assert list(wide["STAR"]) == [1, 2, 0]
     assert wide.meta["APER2"][0] == pytest.approx(APERTURES[1] * 0.4)
 

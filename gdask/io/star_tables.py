@@ -73,7 +73,8 @@ def add_star_columns(table: Table, stars: np.ndarray, frame: Frame) -> Table:
     """OBJCAT of a stack with the columns of its fitted stars (dtype PHOTOMETRY, a row for each source).
 
     Errors are multiplied by the header's CORRFAC (noise of resampled pixels is correlated; 1 where it is absent). Errors
-    of RA and Dec have the alignment's added: what the solution found beyond photon noise, over sqrt(frames).
+    of RA and Dec have the alignment's added: what the solution found beyond photon noise, and what its terms of each frame
+    are good to, over sqrt(frames).
     """
     headers = (*frame.attrs["headers"], frame.attrs["phu"])
     factor = next((float(header["CORRFAC"]) for header in headers if header.get("CORRFAC")), 1.0)
@@ -81,7 +82,7 @@ def add_star_columns(table: Table, stars: np.ndarray, frame: Frame) -> Table:
     grid, inputs = frame.attrs["grid"], frame.attrs.get("inputs", ())
     ra, dec = grid_to_sky(grid, stars["x"], stars["y"])
     frames = covering(grid, ra, dec, stars["x"], stars["y"], inputs)
-    floor = _floor(inputs) / np.sqrt(np.maximum(frames, 1))
+    floor = np.hypot(_floor(inputs), _place_error(inputs)) / np.sqrt(np.maximum(frames, 1))
     table["XPSF_IMAGE"], table["YPSF_IMAGE"] = stars["x"] + 1, stars["y"] + 1
     table["ERRXPSF_IMAGE"], table["ERRYPSF_IMAGE"] = (np.float32(factor * stars[name]) for name in ("ex", "ey"))
     table["RA"], table["DEC"] = ra, dec
@@ -139,6 +140,13 @@ def _floor(inputs: Sequence[Mapping[str, Any]]) -> float:
     return found[0] if found else 0.0
 
 
+def _place_error(inputs: Sequence[Mapping[str, Any]]) -> float:
+    """Error per frame and axis (mas) with which the solution places a frame: rms; 0 without one, or by headers alone."""
+    found = [float(source["error_mas"]) for source in inputs if source.get("placed", "header") != "header"]
+    found = [error for error in found if np.isfinite(error)]
+    return float(np.sqrt(np.mean(np.square(found)))) if found else 0.0
+
+
 def _solution(inputs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     return next((source for source in inputs if "stars" in source), None)
 
@@ -183,16 +191,26 @@ def solution_tables(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
         "MJD": mjd[frame], "X": rows["x"] + np.float32(1), "Y": rows["y"] + np.float32(1), "DX": rows["dx"], "DY": rows["dy"],
         "DX_ERR": rows["edx"], "DY_ERR": rows["edy"], "FLUX": rows["flux"], "FLUX_ERR": rows["eflux"], "FLAGS_PSF": rows["flags"],
     })  # fmt: skip
-    tables = {"RESIDUALS": residuals, "FRAMES": frames, "EPOCHS": _epochs(solution, rows, epoch[frame], times)}
+    tables = {"RESIDUALS": residuals, "FRAMES": frames, "EPOCHS": _epochs(solution, rows, epoch[frame], times, _place_errors(used, epoch))}
     return {name: described(table) for name, table in tables.items()}
 
 
-def _epochs(solution: Mapping[str, Any], rows: np.ndarray, epoch: np.ndarray, times: np.ndarray) -> Table:
+def _place_errors(used: Sequence[Mapping[str, Any]], epoch: np.ndarray) -> np.ndarray:
+    """`_place_error` of the frames of each epoch."""
+    count = int(epoch.max(initial=-1)) + 1
+    return np.array([_place_error([source for source, k in zip(used, epoch, strict=True) if k == number]) for number in range(count)])
+
+
+def _epochs(
+    solution: Mapping[str, Any], rows: np.ndarray, epoch: np.ndarray, times: np.ndarray, place: np.ndarray
+) -> Table:
+    """place: error per frame with which the frames of each epoch are placed (mas)."""
     means = epoch_means(rows, epoch, solution["floor_mas"] / MAS)
     stars = solution["stars"][means["star"]]
     ra, dec = tangent_sky(stars["x"] + means["dx"], stars["y"] + means["dy"], *solution["centre"])
+    common = place[means["epoch"]] / np.sqrt(means["n"])
     return Table({
         "STAR": means["star"] + np.int32(1), "EPOCH": means["epoch"] + np.int16(1), "MJD": times[means["epoch"]], "RA": ra,
-        "DEC": dec, "RA_ERR": np.float32(MAS) * means["edx"], "DEC_ERR": np.float32(MAS) * means["edy"], "N_FRAMES": means["n"],
+        "DEC": dec, "RA_ERR": np.hypot(MAS * means["edx"], common).astype("f4"),
+        "DEC_ERR": np.hypot(MAS * means["edy"], common).astype("f4"), "N_FRAMES": means["n"],
     })  # fmt: skip
-

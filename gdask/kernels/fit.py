@@ -87,7 +87,7 @@ def solve(
             reference, x[good], y[good], 1 / np.sqrt(total[good]), flux[good], centre, search, match_radius, solver.prior
         )
         terms = compose(used, state.problem, terms, centre, move)
-    solution = report(used, state._replace(terms=terms), centre, contrast, reasons, tie, (few, by_header))
+    solution = report(used, state._replace(terms=terms), centre, contrast, reasons, tie, (few, by_header), solver.prior)
     fits = zip(solution.frames, _split(frames, moving), strict=True)
     return solution._replace(frames=tuple(for_all_sources(fit, good) for fit, good in fits))
 
