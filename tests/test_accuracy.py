@@ -78,6 +78,8 @@ def test_the_report_marks_what_falls_short(tmp_path: Path) -> None:
     assert "1 fall short:" in text and "1.02 SHORT" not in text
     stored = json.loads((tmp_path / "accuracy.json").read_text())
     assert stored["short"] == ["gsaoi-sparse: astrometry_mas = 0.25, target 0 to 0.2 mas"]
+    open_ = report.write({"f2-sparse": {"flux_pull": 1.2, "flux_pull_error": 0.1}}, "small", tmp_path).read_text()
+    assert "1.2 +- 0.1 (open)" in open_ and "Nothing falls short" in open_
     assert limits("gsaoi-3-epochs", "astrometry_mas")[1] == 0.3
     assert len({case.name for case in CASES}) == len(CASES) and set(TARGETS) >= {"flux_bias_percent", "star_loss_percent"}
 

@@ -134,10 +134,23 @@ def _positions(
         offset = (each * weight * near).sum(axis=1) / (weight * near).sum()
         inside = (scene.frames > 0) & (np.argsort(np.argsort(scene.stars["mag"], kind="stable"), kind="stable") < 3000) & (limit < 0.3)
         expected = np.sum(1 / (catalog_mas**2 + (limit[inside] * mas) ** 2)) ** -0.5
+        drawn = _drawn(scene, inside, 1 / (catalog_mas**2 + (limit * mas) ** 2), catalog_mas)
         figures |= {"tie_stars": int(inside.sum()), "tie_expected_mas": float(expected),
                     "catalog_limit_mas": float(expected * np.sqrt(10)),  # ten terms per axis of the tie
-                    "tie_ratio": float(np.hypot(*offset) / np.sqrt(2) / expected)}  # fmt: skip
+                    "tie_ratio": float(np.hypot(*offset) / np.sqrt(2) / expected),
+                    "tie_beyond_catalog_mas": float(np.hypot(-offset[0] - drawn[0], offset[1] - drawn[1]) / np.sqrt(2))}  # fmt: skip
     return figures
+
+
+def _drawn(scene: Scene, inside: np.ndarray, weight: np.ndarray, catalog_mas: float) -> np.ndarray:
+    """Mean error (East, North, mas) that the case's catalogue happens to have: no tie to it can be better."""
+    catalog = Table.read(scene.truth.parent / f"catalog_{catalog_mas:g}mas.fits")
+    cosine = np.cos(np.radians(np.mean(scene.stars["dec"])))
+    true = np.column_stack([np.asarray(scene.stars["ra"]) * cosine, scene.stars["dec"]])
+    listed = np.column_stack([np.asarray(catalog["RAJ2000"]) * cosine, catalog["DEJ2000"]])
+    distance, index = cKDTree(listed).query(true)
+    known = inside & (distance < 10 * catalog_mas / 3.6e6)
+    return np.average((listed[index[known]] - true[known]) * 3.6e6, axis=0, weights=weight[known])
 
 
 def linear_rest(x: np.ndarray, y: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -50,7 +50,8 @@ def catalog_file(folder: Path, error_mas: float) -> Path:
     stars = stars[(stars["field"] == "target") & (stars["kind"] == "star")]
     stars = stars[_seen(folder / "truth", stars)]
     stars = stars[np.argsort(stars["mag"], kind="stable")][:3000]
-    east, north = np.random.default_rng(7).normal(0.0, error_mas / 3.6e6, (2, len(stars)))
+    # Each night has a catalogue of its own: the same draw would give every case the same offset.
+    east, north = np.random.default_rng(int(hashlib.sha256(folder.name.encode()).hexdigest()[:8], 16)).normal(0.0, error_mas / 3.6e6, (2, len(stars)))
     ra = stars["ra"] + east / np.cos(np.radians(stars["dec"]))
     Table({"RAJ2000": ra, "DEJ2000": stars["dec"] + north, "mag": stars["mag"]}).write(path, overwrite=True)
     return path
