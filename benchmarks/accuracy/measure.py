@@ -70,9 +70,10 @@ def photon_limit(scene: Scene) -> np.ndarray:
     table = scene.psf.mean(axis=0)
     slope = np.gradient(table, RADII)
     blank = scene.variance[(scene.model < 3 * np.sqrt(np.maximum(scene.variance, 1e-9))) & (scene.variance > 0)]
+    deepest = np.median(blank) * np.max(scene.frames)
     out = np.full(len(scene.x), np.inf)
     for k in np.flatnonzero(scene.frames > 0):
-        sky = np.median(blank) * np.max(scene.frames) / scene.frames[k]
+        sky = deepest / scene.frames[k]
         information = (scene.flux[k] * slope) ** 2 / (sky + scene.flux[k] * table / scene.frames[k]) * np.pi * RADII
         out[k] = np.trapezoid(information, RADII) ** -0.5
     return out
