@@ -12,9 +12,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -499,56 +496,6 @@ def test_temporaries_of_dead_processes_are_removed_at_the_next_start(here: Path)
     (here / f".S1_light.fits.{host()}-{2**22 + 1}-0a1b2c3d.part").write_text("half")  # above the highest process number
     reduce(standards()[:1])
     assert not list(here.glob(".*.part"))
-
-
-#: Imports once, then for each moment a process that is killed; prints how many were, and what was left to do.
-KILLER = """
-import os, random, signal, sys, time
-import gdask.reduction, gdask.run, gdask.recipe_library, gdask.screening, gdask.recipes.common
-from gdask import steps
-for name in steps.__all__:
-    getattr(steps, name)
-files, recipe, seconds, seed, moments = sys.argv[5:], sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-random = random.Random(seed)
-for moment in range(moments):
-    child = os.fork()
-    if not child:
-        reduction = gdask.reduction.Reduce()
-        reduction.files, reduction.recipename = files, recipe
-        reduction.runr()
-        os._exit(0)
-    time.sleep(random.uniform(0, seconds))
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    print("killed" if os.WIFSIGNALED(status) else "ended", flush=True)
-    from astropy.io import fits
-    import glob, warnings
-    warnings.simplefilter("error")
-    for path in glob.glob("*_light.fits"):
-        with fits.open(path, checksum=True) as hdus:
-            hdus.verify("exception")
-            [hdu.data for hdu in hdus]
-        if random.random() < 0.5:
-            os.unlink(path)
-"""
-
-
-@pytest.mark.parametrize("moments", [4, pytest.param(50, marks=pytest.mark.slow)])
-def test_a_run_killed_at_any_moment_leaves_nothing_wrong(here: Path, moments: int) -> None:
-    """What has a final name verifies, after each SIGKILL; the next run makes the bytes of an undisturbed one."""
-    begin = time.monotonic()
-    reduce(standards())
-    took = time.monotonic() - begin
-    expected = pixels(here)
-    for path in here.glob("*_light.fits"):
-        path.unlink()
-    Path("killer.py").write_text(KILLER)
-    line = [sys.executable, "killer.py", "mine.py:light", str(1.2 * took), "1", str(moments), *standards()]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60 + 20 * moments * took)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("killed") >= moments // 2, done.stdout
-    reduce(standards())
-    assert pixels(here) == expected and not list(here.glob("**/*.part"))
 
 
 # ---- lists and names on the command line: wrong usage, exit code 2

@@ -1,0 +1,121 @@
+"""SIGKILL at seeded moments of a reduction: what has a final name is whole, and the next run makes the same bytes."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from astropy.io import fits
+from test_faults import RECIPES
+
+from gdask import Reduce
+from gdask.caldb import associate, open_databases
+from gdask.verify import verify
+
+#: Imports once, then forks a process for each moment and kills it: says at which phase, and checks what is on disk.
+KILLER = """
+import glob, logging, os, random, shutil, signal, sys, time, warnings
+import gdask.reduction, gdask.run, gdask.recipe_library, gdask.screening, gdask.recipes.common
+from astropy.io import fits
+from gdask import steps
+from gdask.verify import verify
+for name in steps.__all__:
+    getattr(steps, name)
+recipe, seconds, moments, products, files = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5:]
+random = random.Random(1)
+warnings.simplefilter("error")
+killed = tries = 0
+while killed < moments and tries < 4 * moments:
+    tries += 1
+    open("said.log", "w").close()
+    child = os.fork()
+    if not child:
+        log = logging.getLogger("gdask")
+        log.addHandler(logging.FileHandler("said.log"))
+        log.setLevel("INFO")
+        warnings.resetwarnings()
+        reduction = gdask.reduction.Reduce()
+        reduction.files, reduction.recipename = files, recipe
+        reduction.uparms = {"resampleToCommonFrame:pixel_scale": 0.04} if recipe == "default" and "image" in products else {}
+        reduction.runr()
+        os._exit(0)
+    time.sleep(random.uniform(0, seconds))
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    lines = [line for line in open("said.log") if line.startswith("phase ")]
+    if os.WIFSIGNALED(status):
+        killed += 1
+        print("killed in phase", 1 + len(lines), flush=True)
+    else:
+        assert os.WEXITSTATUS(status) == 0, open("said.log").read()
+    for path in glob.glob(products, recursive=True):
+        with fits.open(path, checksum=True) as hdus:
+            hdus.verify("exception")
+            [hdu.data for hdu in hdus]
+        assert not verify(path).faults, (path, verify(path).faults)
+        if random.random() < 0.5:
+            os.unlink(path)
+"""
+
+
+def pixels(folder: Path, pattern: str) -> dict[str, bytes]:
+    """All pixels of the products in a folder."""
+    found = {}
+    for path in sorted(folder.glob(pattern)):
+        with fits.open(path) as hdus:
+            found |= {f"{path.name} {hdu.name} {hdu.ver}": hdu.data.tobytes() for hdu in hdus[1:] if hdu.name in ("SCI", "VAR", "DQ")}
+    return found
+
+
+def reduce(files: list[str], recipe: str, products: str) -> None:
+    reduction = Reduce()
+    reduction.files.extend(files)
+    reduction.recipename = recipe
+    if recipe == "default" and "image" in products:
+        reduction.uparms["resampleToCommonFrame:pixel_scale"] = 0.04
+    reduction.runr()
+
+
+#: What is reduced, with which recipe, the products, and how often it is killed.
+KINDS = [
+    pytest.param("std", "mine.py:light", "*_light.fits", 4),
+    pytest.param("std", "default", "*_image.fits", 50, marks=pytest.mark.slow),
+    pytest.param("flat", "default", "**/*_flat.fits", 50, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("kind", "recipe", "products", "moments"), KINDS)
+def test_a_run_killed_at_any_moment_leaves_nothing_wrong(calibrated: Path, night: object, kind: str, recipe: str, products: str, moments: int) -> None:
+    """After each SIGKILL what has a final name verifies; the next run makes the bytes of an undisturbed one."""
+    here = calibrated
+    (here / "mine.py").write_text(RECIPES)
+    files = [Path(shutil.copy(path, here)).name for path in (night.std if kind == "std" else (*night.flat_on, *night.flat_off))]
+    reduce(files, recipe, products)
+    for path in here.glob(products):
+        path.unlink()
+    begin = time.monotonic()
+    reduce(files, recipe, products)  # now everything is compiled
+    took = time.monotonic() - begin
+    expected = pixels(here, products)
+    assert expected
+    for path in here.glob(products):
+        path.unlink()
+    (here / "killer.py").write_text(KILLER)
+    line = [sys.executable, "killer.py", recipe, str(1.2 * took), str(moments), products, *files]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60 + 40 * moments * took)
+    assert done.returncode == 0, done.stderr[-3000:]
+    phases = Counter(re.findall(r"killed in phase (\d+)", done.stdout))
+    print(f"\n{kind}: killed {sum(phases.values())} times, an undisturbed run takes {took:.1f} s; by phase: {dict(sorted(phases.items()))}")
+    assert sum(phases.values()) == moments
+    reduce(files, recipe, products)
+    assert pixels(here, products) == expected and not list(here.glob("**/*.part")) and not list(here.glob(".gdask/*"))
+    assert all(not verify(path).faults for path in here.glob(products))
+    if kind == "flat":
+        found = associate(night.science[0], "processed_flat", open_databases())
+        assert found.chosen and Path(found.chosen).parent == here / "calibrations" / "processed_flat"
