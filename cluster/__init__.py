@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gdask.cluster.profiles import load_profiles, profile_of
+from gdask.cluster.report import check, performance_report
 
 __all__ = ["ONE_THREAD", "available_cores", "connect", "load_profiles", "profile_of"]
 
@@ -19,7 +20,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THRE
 
 
 @contextmanager
-def connect(spec: str = "threads", profiles: str | None = None, memory: int | None = None) -> Iterator[object | None]:
+def connect(spec: str = "threads", profiles: str | None = None, memory: int | None = None, report: str | None = None) -> Iterator[object | None]:
     """Make `spec` the place where everything inside the `with` block is computed.
 
     Parameters
@@ -32,6 +33,8 @@ def connect(spec: str = "threads", profiles: str | None = None, memory: int | No
         A YAML file of profiles; the shipped ones are always known.
     memory
         Bytes that each worker (for threads, this process) may use; None is the profile's, or what there is.
+    report
+        File for a report of what the time was spent on (`gdask.cluster.report`); None for none.
 
     Yields
     ------
@@ -44,16 +47,18 @@ def connect(spec: str = "threads", profiles: str | None = None, memory: int | No
         of what makes the bits, or other files.
     """
     profile = profile_of(spec, profiles)
+    check(report)
     if profile["kind"] == "threads":
         import dask
 
         workers = profile.get("workers") or available_cores()
-        with dask.config.set({"scheduler": "threads", "num_workers": workers, "gdask.threads": workers, "gdask.memory": memory}):
+        settings = {"scheduler": "threads", "num_workers": workers, "gdask.threads": workers, "gdask.memory": memory}
+        with dask.config.set(settings), performance_report(report, None):
             yield None
         return
     from gdask.cluster.start import client_of
 
-    with client_of(profile, f"--cluster {spec}", memory) as client:
+    with client_of(profile, f"--cluster {spec}", memory) as client, performance_report(report, client):
         yield client
 
 

@@ -38,9 +38,11 @@ def performance_report(path: str | None, client: object | None) -> Iterator[None
         return
     from dask.diagnostics import Profiler, ResourceProfiler, visualize
 
-    with Profiler() as tasks, ResourceProfiler(dt=1.0) as resources:
-        try:
+    tasks, resources = Profiler(), ResourceProfiler(dt=0.5)
+    try:
+        with tasks, resources:
             yield
-        finally:
-            if tasks.results:
-                visualize([tasks, resources], filename=path, show=False, save=True, mode="inline")
+    finally:
+        shown = [each for each in (tasks, resources) if each.results]
+        if shown:
+            visualize(shown, filename=path, show=False, save=True, mode="inline")

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple, Self
 
 from distributed import Client, WorkerPlugin
@@ -77,32 +78,32 @@ class Watch:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Self:
-        self._first = {address: (read, written) for address, (*_, read, written, _) in self._look().items()}
+        self._first = self.client.run(counters, on_error="ignore")
+        self._account(self._look(), {})
         self._thread.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
         self._done.set()
         self._thread.join(10)
-        if error[0] is None:
-            self._last |= self.client.run(counters, on_error="ignore")
-            self.usage = self._account(0, 0, self.usage.workers)
+        if kind is not None:
+            return
+        with suppress(OSError):  # the scheduler has gone: so be it, if the results are here
+            self._account(self._look(), self.client.run(counters, on_error="ignore"))
 
-    def _look(self) -> dict[str, tuple]:
-        return self.client.run_on_scheduler(look)
+    def _look(self) -> dict[str, Seen]:
+        return {address: Seen(*values) for address, values in self.client.run_on_scheduler(look).items()}
 
     def _watch(self) -> None:
         while not self._done.wait(INTERVAL):
             try:
-                self._once({address: Seen(*values) for address, values in self._look().items()})
+                self._once(self._look())
             except Exception as error:  # noqa: BLE001 - the scheduler is gone, which the compute itself finds out
                 log.debug("no look at the scheduler: %s", error)
 
     def _once(self, seen: Mapping[str, Seen]) -> None:
         now = time.monotonic()
-        self._last |= {address: (one.read, one.written) for address, one in seen.items() if one.read or one.written}
-        fullest = max(seen.values(), key=lambda one: one.memory / max(one.limit, 1), default=Seen(0, 0, 0, 0, 0, None))
-        self.usage = self._account(fullest.memory, fullest.limit, len(seen))
+        self._account(seen, {address: (one.read, one.written) for address, one in seen.items() if one.read or one.written})
         self.show(self.usage)
         self._seen_at = now if seen else self._seen_at
         if now - self._seen_at > self.wait:
@@ -112,9 +113,12 @@ class Watch:
             if self._stands_still(address, one.busy, now):
                 self._replace(address, one.nanny)
 
-    def _account(self, memory: int, limit: int, workers: int) -> Usage:
-        parts = [(read - self._first.get(one, (0, 0))[0], written - self._first.get(one, (0, 0))[1]) for one, (read, written) in self._last.items()]
-        return Usage(sum(r for r, _ in parts), sum(w for _, w in parts), max(memory, self.usage.memory), limit or self.usage.limit, workers)
+    def _account(self, seen: Mapping[str, Seen], counted: Mapping[str, tuple[int, int]]) -> None:
+        """Bytes since the beginning, also of workers that have left; the most memory of a worker so far."""
+        self._last |= counted
+        read, written = (sum(now[k] - self._first.get(one, (0, 0))[k] for one, now in self._last.items()) for k in (0, 1))
+        fullest = max(seen.values(), key=lambda one: one.memory / max(one.limit, 1), default=Seen(0, 0, self.usage.limit, 0, 0, None))
+        self.usage = Usage(read, written, max(fullest.memory, self.usage.memory), fullest.limit, len(seen))
 
     def _stands_still(self, address: str, busy: int, now: float) -> bool:
         if not busy or self._since.get(address, (0, 0.0))[0] != busy:
@@ -155,14 +159,22 @@ class Fewer(WorkerPlugin):
         await worker.set_resources(**{SLOT: number})
 
 
-def fewer(client: Client, now: int | None) -> int | None:
+Hosts = dict[str, dict[str, int]]
+
+
+def threads_of(client: Client) -> Hosts:
+    """Threads of each worker, by host and by what looks after it (its nanny, else itself)."""
+    hosts: Hosts = defaultdict(dict)
+    for address, worker in client.scheduler_info(n_workers=-1)["workers"].items():
+        hosts[worker["host"]][worker.get("nanny") or address] = worker["nthreads"]
+    return hosts
+
+
+def fewer(client: Client, hosts: Hosts, now: int | None) -> int | None:
     """Halve the number of tasks that run at a time on each host; `now` is the last number, of all hosts (None: all threads).
 
     Gives the new number, or None where there is but one on each host.
     """
-    hosts: dict[str, dict[str, int]] = defaultdict(dict)
-    for address, worker in client.scheduler_info(n_workers=-1)["workers"].items():
-        hosts[worker["host"]][worker.get("nanny") or address] = worker["nthreads"]
     threads = sum(sum(workers.values()) for workers in hosts.values())
     share = (now or threads) / max(threads, 1) / 2
     slots: dict[str, int] = {}

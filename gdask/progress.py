@@ -119,18 +119,18 @@ def _on_cluster(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Se
     import dask
     from distributed import KilledWorker
 
-    from gdask.cluster.watch import fewer
+    from gdask.cluster.watch import fewer, threads_of
 
     threads = dask.config.get("gdask.threads", 1)
     projection = memory.fit(tasks, memory.budget(), threads, text, fixed=True)[1]
     _report(text, projection, threads, threads)
-    begun, slots = time.time(), None
+    begun, slots, hosts = time.time(), None, threads_of(client)
     while True:
         try:
             with _losses_named(text):
                 return _once(client, tasks, keys, text, slots)
         except KilledWorker as error:
-            slots = fewer(client, slots)
+            slots = fewer(client, hosts, slots)
             if slots is None:
                 raise GdaskError(_died(client, text, error, begun, projection)) from None
             log.warning("%s: %s; once more with %d task%s at a time", text, _deaths(client, error, begun), slots, "s" * (slots > 1))

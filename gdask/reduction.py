@@ -45,6 +45,8 @@ class Reduce:
         Where to compute: 'threads', 'processes:4', 'tcp://...'.
     memory
         Most memory of each worker, such as '2GiB'; None is what the machine or the workers have.
+    performance_report
+        File for a page that shows what the time was spent on; None for none.
     strict
         Stop at the first frame that would be set aside.
     mode
@@ -63,6 +65,7 @@ class Reduce:
         self.suffix: str | None = None
         self.cluster = "threads"
         self.memory: str | int | None = None
+        self.performance_report: str | None = None
         self.config: Mapping[str, object] = {}
         self.strict = False
         self.mode = "sq"
@@ -99,7 +102,7 @@ class Reduce:
         frames = self._keep(screening.screen(frames, recipe, module))
         if limit := targets.field_of_one_target(frames[0], recipe, layers):
             frames = self._keep(targets.one_target(frames, limit))
-        with checkpoint.scratch_of(os.getcwd(), paths) as scratch, connect(self.cluster, memory=allowed):
+        with checkpoint.scratch_of(os.getcwd(), paths) as scratch, connect(self.cluster, memory=allowed, report=self.performance_report):
             self._run(recipe, module, frames, layers, ucals, paths, scratch)
 
     def _run(self, recipe: Any, module: Any, frames: Frames, layers: list, ucals: dict[str, str], paths: list[str], scratch: str) -> None:

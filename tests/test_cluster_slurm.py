@@ -40,7 +40,7 @@ def hang_once(block, marker):
 def reduce(run, frames):
     targets, skies = mask_sky_sources(run, calibrate(run, frames))
     first = targets[0]
-    data = first["data"].data.map_blocks(hang_once, marker=os.path.abspath("hanging"), dtype="f4")
+    data = first["data"].data.map_blocks(hang_once, marker=os.path.abspath("hanging"), dtype="f4", meta=first["data"].data._meta)
     targets = (first.assign(data=(first["data"].dims, data)), *targets[1:])
     frames = align(run, subtract_sky(run, targets, skies))
     return run.write(stack(run, frames), "_image")

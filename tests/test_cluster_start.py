@@ -16,7 +16,7 @@ from distributed import Client, LocalCluster
 from gdask.cluster import connect, profile_of
 from gdask.cluster.__main__ import SCRIPTS
 from gdask.cluster.__main__ import main as tool
-from gdask.cluster.start import job_options, lifetime
+from gdask.cluster.start import job_options, lifetime, worker_options
 
 from gdask import GdaskError
 
@@ -302,3 +302,37 @@ def test_only_a_job_whose_command_was_stopped_goes_into_the_queue_again(commands
     text = job.communicate(timeout=30)[0]
     assert job.returncode == left and ("into the queue again" in text) == said
     assert Path("../requeued").exists() == said
+
+
+# Good citizens ------------------------------------------------------------------------------------------------------
+
+def test_workers_come_with_the_work_live_as_long_and_keep_their_files_where_the_profile_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`adaptive`, `lifetime` with its stagger, and `scratch` of a profile."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.yaml").write_text(f"kind: processes\nworkers: 2\nadaptive: true\nlifetime: 2 hours\nlifetime_stagger: 10 minutes\nscratch: {tmp_path}/own\n")
+    with connect(str(tmp_path / "p.yaml")) as client:
+        assert len(client.scheduler_info(n_workers=-1)["workers"]) == 1
+        (about,) = client.run(lambda dask_worker: (dask_worker.lifetime, dask_worker.local_directory)).values()
+        assert 6600 <= about[0] <= 7800 and about[1].startswith(f"{tmp_path}/own/")
+        slow = client.map(time.sleep, [3 + number / 100 for number in range(8)])
+        client.wait_for_workers(2, timeout=60)
+        client.cancel(slow)
+
+
+def test_lifetimes_and_scratch_of_jobs_and_hosts_are_data() -> None:
+    import dask
+
+    own = {"lifetime": "50m", "lifetime_stagger": "5m"}
+    words = ["--lifetime", "50m", "--lifetime-stagger", "5m"]
+    assert job_options(profile_of("slurm") | own)["worker_extra_args"] == words
+    assert worker_options(profile_of("ssh:one") | own)[-5:] == [*words, "--lifetime-restart"]
+    assert job_options(profile_of("slurm") | {"scratch": "/local"})["local_directory"] == "/local"
+    with dask.config.set({"gdask.scratch": "/node"}):
+        assert worker_options(profile_of("ssh:one"))[-2:] == ["--local-directory", "/node"]
+
+
+def test_every_shipped_profile_is_whole() -> None:
+    from gdask.cluster import load_profiles
+
+    for name in load_profiles():
+        assert profile_of(f"{name}:host" if name == "ssh" else name)["kind"]

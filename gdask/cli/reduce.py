@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cluster", metavar="SPEC", default="threads",
                         help="where to compute: threads[:N], processes[:N], tcp://host:port, a scheduler file, slurm, pbs, ssh:hosts, FILE.yaml")  # fmt: skip
     parser.add_argument("--memory", metavar="SIZE", help="most memory of each worker, such as 2GiB (default: from the machine)")
+    parser.add_argument("--performance-report", metavar="FILE", help="write what the time was spent on, as a page for a browser (needs bokeh)")
     parser.add_argument("--strict", action="store_true", help="stop at the first frame that would be left out")
     parser.add_argument("--logfile", default="reduce.log", help="log file (default: reduce.log)")
     parser.add_argument("-q", "--quiet", action="store_true", help="only warnings and errors on the screen")
@@ -58,7 +59,7 @@ def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if not reduction.files:
         raise UsageError(f"{' '.join(args.files)}: names no file; the list is empty")
     reduction.recipename, reduction.suffix, reduction.cluster, reduction.strict = args.recipe, args.suffix, args.cluster, args.strict
-    reduction.memory = args.memory
+    reduction.memory, reduction.performance_report = args.memory, args.performance_report
     reduction.uparms = params.parse_pairs(args.param)
     reduction.ucals = dict(_calibration(text) for text in args.user_cal)
     reduction.config = params.read_config(args.config) if args.config else {}
