@@ -267,7 +267,8 @@ def _of_task(label: str, options: Mapping[str, Any], inputs: Sequence[Value]) ->
         taken = float(np.prod(plane.shape)) * _PACKED if grid or plane.offset < 0 else 0.0
         result = float(np.dtype(options.get("pixel_type", "f4")).itemsize)
     row = declared().get(label, {"scratch": 16.0, "inputs": 2.0})
-    return Cost(Value(pixels, row.get("result", result)), row.get("scratch", 0.0) * pixels + row.get("inputs", 0.0) * taken)
+    result = max(row.get("result", result), row.get("gives", 0.0) * taken / max(pixels, 1))
+    return Cost(Value(pixels, result), row.get("scratch", 0.0) * pixels + row.get("inputs", 0.0) * taken)
 
 
 def _fused(node: Any, costs: Mapping[Any, Cost]) -> Cost:

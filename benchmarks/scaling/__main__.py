@@ -1,20 +1,23 @@
 """`python -m benchmarks.scaling FOLDER`: frames per minute, efficiency, memory and tasks as frames and workers grow; a model of more.
 
-Measured for 1 and 2 worker processes and several numbers of frames; then a discrete simulation, checked against these,
-says what 16 to 512 workers would do (benchmarks/scaling/model.py writes down what it assumes).
+Measured for 1 and 2 worker processes and several numbers of frames, the frames of smaller numbers being the first ones of
+the largest; then a discrete simulation from the measured tasks (benchmarks/scaling/model.py says what it assumes), checked
+against the measurements, of 16 to 512 workers. `--memory` measures frames, peak and seconds in this machine's threads only.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
+import pickle
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.scaling.model import Phase, efficiency, wall
-from benchmarks.scaling.nights import make_night
+from benchmarks.scaling import model
+from benchmarks.scaling.nights import first_of, make_night
+from benchmarks.scaling.one import measured_here
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -22,47 +25,80 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folder", help="where nights are simulated and reduced")
     parser.add_argument("--frames", type=int, nargs="+", default=[16, 64, 256])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--size", type=int, default=512, help="pixels of an array's side")
+    parser.add_argument("--size", type=int, default=320, help="pixels of an array's side")
     parser.add_argument("--campaign", type=int, default=1000, help="frames of the campaign that is modelled")
+    parser.add_argument("--memory", action="store_true", help="frames, peak memory and open files only, with two threads")
     args = parser.parse_args(argv)
-    runs = []
-    for frames in args.frames:
-        folder = make_night(Path(args.folder) / f"{frames}x{args.size}", frames, args.size)
+    whole = make_night(Path(args.folder) / f"night{max(args.frames)}x{args.size}", max(args.frames), args.size)
+    nights = {n: whole if n == max(args.frames) else first_of(whole, n, Path(args.folder) / f"first{n}x{args.size}") for n in sorted(args.frames)}
+    print(f"load {' '.join(f'{value:.1f}' for value in os.getloadavg())}, {os.cpu_count()} cores")
+    if args.memory:
+        for frames, night in nights.items():
+            print(_memory_row(frames, measured_here(night)), flush=True)
+        return
+    runs = {}
+    for frames, night in nights.items():
         for workers in args.workers:
-            runs.append(_measured(folder, frames, workers))
-            shutil.rmtree(folder / ".gdask", ignore_errors=True)
-            print(_row(runs[-1], runs[0]), flush=True)
+            runs[frames, workers] = _measured(night, workers)
+            print(_row(frames, workers, runs), flush=True)
     _model(runs, args)
 
 
-def _measured(folder: Path, frames: int, workers: int) -> dict:
-    """One reduction in a process of its own: seconds, peak of the process tree, and each phase's tasks."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.scaling.one", str(folder), f"processes:{workers}"],
-                          capture_output=True, text=True, check=False)
+def _memory_row(frames: int, run: dict) -> str:
+    return (f"{frames:4d} frames: peak {run['peak'] / 1e6:6.0f} MB, at most {run['files']} open files, {run['seconds']:7.1f} s, "
+            f"{run['seconds'] / frames:.2f} s and {run['cpu'] / frames:.2f} CPU s a frame, {run['tasks'] / frames:.0f} tasks a frame")  # fmt: skip
+
+
+def _measured(night: Path, workers: int) -> model.Record:
+    record = night / f"processes{workers}.pickle"
+    done = subprocess.run([sys.executable, "-m", "benchmarks.scaling.one", str(night), f"processes:{workers}", str(record)],
+                          stderr=subprocess.PIPE, text=True, check=False)
+    shutil.rmtree(night / ".gdask", ignore_errors=True)
     if done.returncode:
-        raise SystemExit(f"{folder} with {workers} workers: {done.stderr[-2000:]}")
-    return {"frames": frames, "workers": workers} | json.loads(done.stdout.splitlines()[-1])
+        raise SystemExit(f"{night} with {workers} workers: {done.stderr[-2000:]}")
+    return pickle.loads(record.read_bytes())
 
 
-def _row(run: dict, first: dict) -> str:
-    rate, base = run["frames"] / run["seconds"], first["frames"] / first["seconds"]
-    tasks = sum(phase["tasks"] for phase in run["phases"])
-    return (f"{run['frames']:4d} frames, {run['workers']} workers: {run['seconds']:7.1f} s, {60 * rate:6.1f} frames/min, efficiency "
-            f"{rate / base / run['workers'] * first['workers']:.2f}, peak {run['peak'] / 2**20:6.0f} MiB, {tasks / run['frames']:.0f} tasks/frame, "
-            f"scheduling {100 * run['scheduling'] / run['seconds']:.1f} %")  # fmt: skip
+def _row(frames: int, workers: int, runs: dict[tuple[int, int], model.Record]) -> str:
+    run, one = runs[frames, workers], runs.get((frames, 1)) or runs[frames, workers]
+    tasks = sum(len(phase.tasks) for phase in run.phases)
+    computing = sum(phase.wall for phase in run.phases)
+    return (f"{frames:4d} frames, {workers} workers: {run.seconds:7.1f} s, {60 * frames / run.seconds:6.1f} frames/min, efficiency "
+            f"{one.seconds / run.seconds / workers:.2f} (computes alone {sum(p.wall for p in one.phases) / computing / workers:.2f}), peak "
+            f"{run.peak / 2**20:6.0f} MiB, {run.files} files, {tasks / frames:.0f} tasks/frame; client {model.between_phases(run) / frames:.2f} CPU s/frame, "
+            f"scheduler {1e3 * run.scheduler:.2f} ms/task = {100 * run.scheduler * tasks / run.seconds:.1f} % of wall, workers had {100 * model.busy(run):.0f} % of a core")  # fmt: skip
 
 
-def _model(runs: list[dict], args: argparse.Namespace) -> None:
-    """The campaign: each phase's tasks and their seconds per frame as in the run with the most frames and one worker."""
-    most = max((run for run in runs if run["workers"] == min(args.workers)), key=lambda run: run["frames"])
-    phases = [Phase(p["name"], p["tasks"] / most["frames"], p["busy"] / max(p["tasks"], 1), p["client"] / most["frames"]) for p in most["phases"]]
-    per_task = most["scheduling"] / max(sum(p["tasks"] for p in most["phases"]), 1)
-    print(f"\nscheduler: {1e6 * per_task:.0f} us per task")
-    for run in runs:
-        print(f"model against measurement, {run['frames']} frames, {run['workers']} workers: {wall(phases, run['frames'], run['workers'], per_task):.1f} s, {run['seconds']:.1f} s")
-    for workers in (16, 32, 64, 128, 256, 512):
-        print(f"{args.campaign} frames, {workers:3d} workers: {wall(phases, args.campaign, workers, per_task):8.1f} s, "
-              f"efficiency {efficiency(phases, args.campaign, workers, per_task):.2f}")  # fmt: skip
+def _model(runs: dict[tuple[int, int], model.Record], args: argparse.Namespace) -> None:
+    """Check against what was measured; the campaign, from the run with the most frames and one worker, at two sizes of arrays."""
+    print("\nmodel against measurement (seconds in computes):")
+    for (frames, workers), run in runs.items():
+        one = runs.get((frames, min(args.workers)), run)
+        for name, source in (("own tasks", run), (f"tasks of {min(args.workers)} worker", one)):
+            said = sum(model.makespan(p.tasks, model.Machine(workers, run.scheduler, run.worker)) for p in source.phases)
+            found = sum(p.wall for p in run.phases)
+            print(f"{frames:4d} frames, {workers} workers, {name}: {said:.1f} modelled, {found:.1f} measured, {100 * (said / found - 1):+.0f} %")
+    frames = max(args.frames)
+    source = model.quiet(runs[frames, min(args.workers)])
+    times = -(-args.campaign // frames)
+    for pixels, what in ((1.0, f"arrays of {args.size} x {args.size}"), ((2048 / args.size) ** 2, "arrays of 2048 x 2048")):
+        phases = [model.campaign(p, times, pixels) for p in source.phases[:-1]]
+        phases.append(model.stacking(source.phases[-1], times, pixels, most=16))
+        work = sum(task.seconds for phase in phases for task in phase.tasks)
+        client = model.between_phases(source) * times
+        print(f"\n{times * frames} frames, {what}: {work:.0f} s of tasks, {client:.0f} s on the client, "
+              f"{sum(len(p.tasks) for p in phases) * source.scheduler:.0f} s of scheduling; longest task {max(t.seconds for p in phases for t in p.tasks):.1f} s")
+        alone = _walls(phases, 1, source)
+        for workers in (1, 2, 16, 32, 64, 128, 256, 512):
+            walls = _walls(phases, workers, source)
+            each = ", ".join(f"{wall:.0f}" for wall in walls)
+            print(f"{workers:4d} workers: {sum(walls) + client:9.1f} s, efficiency {(sum(alone) + client) / (sum(walls) + client) / workers:.2f}; "
+                  f"computes alone {sum(alone) / sum(walls) / workers:.2f} (phases {each} s); without the last "
+                  f"{sum(alone[:-1]) / sum(walls[:-1]) / workers:.2f}")  # fmt: skip
+
+
+def _walls(phases: list[model.Phase], workers: int, source: model.Record) -> list[float]:
+    return [model.makespan(phase.tasks, model.Machine(workers, source.scheduler, source.worker)) for phase in phases]
 
 
 if __name__ == "__main__":

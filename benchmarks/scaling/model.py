@@ -1,9 +1,16 @@
-"""What more workers would do: the tasks of each phase handed out to workers on paper.
+"""What more workers would do: the measured tasks of a run, as often as the campaign has frames, handed to workers on paper.
 
-Assumptions: tasks of a phase take the mean time that was measured and do not wait for each other within a frame (so a phase
-ends with its slowest worker's last task); a phase begins when the one before has ended (a barrier, as in the code); the
-scheduler handles one task after another, each in the measured time; work on the client (fits, tables) grows with the number
-of frames; reading and writing are as fast for many workers as for one (a parallel file system).
+Assumptions, all of them:
+
+- A campaign has the graphs of the measured run once for each so many frames, with the times and results that were measured,
+  multiplied by `pixels` (other arrays' area over that of the measured run). But for the last phase: its tiles take as many
+  times longer as there are more frames and pixels, at most as long as a tile of STACK_BYTES takes, and there are more of them.
+- A phase begins when all of the one before has ended and the client has built its graph (a barrier, as in the code). What
+  the client does between phases grows with frames, not with pixels.
+- The scheduler gives out one task after another, each in `scheduler` CPU seconds, in dask's order; a worker adds `worker` to
+  each task. Both were measured with the same graphs of empty tasks.
+- A task goes to the free worker that holds most of what it needs; what others hold comes at BANDWIDTH after LATENCY.
+- Reading and writing is as fast for many workers as for one (a parallel file system), and no worker fails.
 """
 
 from __future__ import annotations
@@ -13,30 +20,145 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+#: Bytes a second, and seconds, of a result's way from worker to worker: 10 Gbit/s Ethernet.
+BANDWIDTH, LATENCY = 1e9, 1e-3
+#: Free workers that are looked at for the one that holds most of what a task needs.
+LOOKED_AT = 8
+
+
+class Task(NamedTuple):
+    """A task as it was measured: kind, seconds of its own and of fetching, bytes of its result, places of what it needs."""
+
+    kind: str
+    seconds: float
+    fetching: float
+    nbytes: int
+    needs: tuple[int, ...]
+
 
 class Phase(NamedTuple):
-    """Of one phase: its name, tasks for each frame, seconds of one task, seconds on the client for each frame."""
+    """A compute as it was measured: its tasks in dask's order, when it began, its wall seconds, CPU seconds of all workers in it."""
 
     name: str
-    tasks: float
+    tasks: tuple[Task, ...]
+    begun: float
+    wall: float
+    cpu: float
+
+
+class Record(NamedTuple):
+    """A reduction: wall seconds, CPU seconds of the client's process, bytes and open files of the process tree at most,
+    CPU seconds of the scheduler and of a worker for a task that does nothing, its phases."""
+
     seconds: float
     client: float
+    peak: int
+    files: int
+    scheduler: float
+    worker: float
+    phases: tuple[Phase, ...]
 
 
-def wall(phases: Sequence[Phase], frames: int, workers: int, per_task: float) -> float:
-    """Seconds of a campaign: phase after phase, tasks given out by a scheduler that needs `per_task` seconds for each."""
-    return sum(_phase(math.ceil(phase.tasks * frames), phase.seconds, workers, per_task) + phase.client * frames for phase in phases)
+class Machine(NamedTuple):
+    """Workers, and seconds that the scheduler and a worker need for each task."""
+
+    workers: int
+    scheduler: float
+    worker: float
 
 
-def efficiency(phases: Sequence[Phase], frames: int, workers: int, per_task: float) -> float:
-    """Speed with so many workers, over so many times the speed of one."""
-    return wall(phases, frames, 1, per_task) / workers / wall(phases, frames, workers, per_task)
+def busy(record: Record) -> float:
+    """CPU seconds of workers over seconds of tasks: 1 on a quiet machine, less where others had the cores."""
+    return sum(p.cpu for p in record.phases) / max(sum(t.seconds + record.worker for p in record.phases for t in p.tasks), 1e-9)
 
 
-def _phase(tasks: int, seconds: float, workers: int, per_task: float) -> float:
-    """The end of the last task: each is begun by the first free worker, once the scheduler has come to it."""
-    free = [0.0] * workers
-    for number in range(tasks):
-        begin = max(free[0], number * per_task)
-        heapq.heapreplace(free, begin + seconds)
-    return max(free, default=0.0) if tasks else 0.0
+def quiet(record: Record) -> Record:
+    """The record with tasks as long as the CPU that they took: as on a machine that does nothing else."""
+    share = min(busy(record), 1.0)
+    return record._replace(phases=tuple(
+        phase._replace(tasks=tuple(task._replace(seconds=task.seconds * share) for task in phase.tasks)) for phase in record.phases
+    ))  # fmt: skip
+
+
+def between_phases(record: Record) -> float:
+    """CPU seconds of the client without what the scheduler, in the same process, took for the tasks."""
+    return max(record.client - record.scheduler * sum(len(phase.tasks) for phase in record.phases), 0.0)
+
+
+def campaign(phase: Phase, times: int, pixels: float = 1.0) -> Phase:
+    """A phase of `times` as many frames, whose arrays have `pixels` as many pixels."""
+    count, more = len(phase.tasks), []
+    for copy in range(times):
+        more += [t._replace(seconds=t.seconds * pixels, nbytes=int(t.nbytes * pixels), needs=tuple(need + copy * count for need in t.needs)) for t in phase.tasks]
+    return phase._replace(tasks=tuple(more))
+
+
+def stacking(phase: Phase, times: int, pixels: float = 1.0, most: float = math.inf) -> Phase:
+    """The last phase of more frames: tiles (tasks of the kind with most of the time and no needs) grow, up to `most` times;
+    beyond, there are more of them. What needs all tiles, and does not look at frames, grows with the pixels alone."""
+    kind = tile_kind(phase)
+    growth = times * pixels
+    tiles = math.ceil(growth / most)
+    place: dict[int, list[int]] = {}
+    tasks: list[Task] = []
+    for number, task in enumerate(phase.tasks):
+        copies = tiles if task.kind == kind else 1
+        needs = tuple(there for need in task.needs for there in place[need])
+        place[number] = list(range(len(tasks), len(tasks) + copies))
+        grown = growth / tiles if task.kind == kind else pixels
+        tasks += [task._replace(seconds=task.seconds * grown, nbytes=int(task.nbytes * pixels / copies), needs=needs)] * copies
+    return phase._replace(tasks=tuple(tasks))
+
+
+def tile_kind(phase: Phase) -> str:
+    """The kind of those tasks without needs that take most of the time."""
+    sums: dict[str, float] = {}
+    for task in phase.tasks:
+        if not task.needs:
+            sums[task.kind] = sums.get(task.kind, 0.0) + task.seconds
+    return max(sums, key=lambda kind: (sums[kind], kind))
+
+
+def makespan(tasks: Sequence[Task], machine: Machine) -> float:
+    """Seconds until the last task has ended."""
+    missing = [len(set(task.needs)) for task in tasks]
+    after: list[list[int]] = [[] for _ in tasks]
+    for number, task in enumerate(tasks):
+        for need in set(task.needs):
+            after[need].append(number)
+    ready = [number for number, count in enumerate(missing) if not count]
+    free, home = list(range(machine.workers)), [0] * len(tasks)
+    heapq.heapify(ready)
+    ends: list[tuple[float, int, int]] = []
+    now = scheduler = 0.0
+    while ready or ends:
+        while ready and free:
+            number = heapq.heappop(ready)
+            at = _best(tasks, tasks[number].needs, home, free)
+            worker = home[number] = free[at]
+            free[at] = free[-1]
+            free.pop()
+            scheduler = max(scheduler, now) + machine.scheduler
+            elsewhere = [tasks[need].nbytes for need in tasks[number].needs if home[need] != worker]
+            fetching = sum(elsewhere) / BANDWIDTH + LATENCY * bool(elsewhere)
+            heapq.heappush(ends, (scheduler + machine.worker + fetching + tasks[number].seconds, number, worker))
+        now, number, worker = heapq.heappop(ends)
+        free.append(worker)
+        for other in after[number]:
+            missing[other] -= 1
+            if not missing[other]:
+                heapq.heappush(ready, other)
+    return now
+
+
+def _best(tasks: Sequence[Task], needs: Sequence[int], home: Sequence[int], free: Sequence[int]) -> int:
+    """The place in `free` of the worker that holds most of what is needed."""
+    if not needs:
+        return len(free) - 1
+    held: dict[int, int] = {}
+    for need in needs:
+        held[home[need]] = held.get(home[need], 0) + tasks[need].nbytes
+    first = max(0, len(free) - LOOKED_AT)
+    best = max(range(first, len(free)), key=lambda at: held.get(free[at], -1))
+    holder = max(held, key=held.__getitem__)
+    return best if held.get(free[best]) or holder not in free else free.index(holder)

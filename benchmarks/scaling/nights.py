@@ -23,6 +23,20 @@ def make_night(folder: str | Path, frames: int, size: int) -> Path:
     return folder
 
 
+def first_of(night: Path, frames: int, folder: Path) -> Path:
+    """The first science frames of a night, and its flats, as a night of their own (links to the same files)."""
+    if not (folder / "truth" / "frames.ecsv").is_file():
+        rows = Table.read(night / "truth" / "frames.ecsv")
+        science = [row["file"] for row in rows if row["kind"] in ("science", "sky")][:frames]
+        kept = [row["file"] in science or row["kind"].startswith("flat") for row in rows]
+        for part in ("raw", "truth"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        for path in [*(night / "raw" / row["file"] for row in rows[kept]), *(night / "raw").glob("bpm*.fits")]:
+            os.link(path, folder / "raw" / path.name)
+        rows[kept].write(folder / "truth" / "frames.ecsv")
+    return folder
+
+
 @contextmanager
 def working_in(folder: str | Path) -> Iterator[None]:
     """Inside: `folder` is the working folder, with calibration databases of its own."""
@@ -55,6 +69,38 @@ def reduce_night(folder: str | Path, cluster: str, memory: str | None = None) ->
                 database.add_cal(str(bpm))
             _reduce(Reduce(), files(("flat_on", "flat_off")), {}, cluster, memory)
         return _reduce(Reduce(), files(("science", "sky")), PARAMETERS, cluster, memory)
+
+
+def make_f2_night(folder: str | Path, frames: int, size: int) -> Path:
+    """A raw FLAMINGOS-2 night, dithered on the target, with three frames of each calibration."""
+    from gdask.simulate import simulate_f2
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    simulate_f2(folder, size=size, n_science=frames, n_darks=3, n_short_darks=3, n_lamps=3, field="crowded")
+    return folder
+
+
+def reduce_f2_night(folder: str | Path, cluster: str, memory: str | None = None) -> list[str]:
+    """Dark, bad-pixel mask and flat (once for a folder), then the image; gives the products' names."""
+    from gdask import Reduce, cal_service
+
+    def reduced(paths: list[str], recipe: str = "default", **parameters: object) -> list[str]:
+        reduction = Reduce()
+        reduction.recipename = recipe
+        return _reduce(reduction, paths, {key.replace("__", ":"): value for key, value in parameters.items()}, cluster, memory)
+
+    with working_in(folder):
+        science, lamps, darks = files(("science",)), files(("flat_on", "flat_off")), files(("dark",))
+        rows = Table.read("truth/frames.ecsv")
+        short = [os.path.join("raw", row["file"]) for row in rows if row["kind"] == "dark" and row["exptime"] * row["coadds"] == 2]
+        if not Path("cal_manager.db").exists():
+            cal_service.set_local_database().init()
+            reduced([path for path in darks if path not in short])
+            (bpm,) = reduced([*lamps, *short], "makeProcessedBPM")
+            reduced(lamps, addDQ__user_bpm=bpm)
+        (bpm,) = sorted(str(path) for path in Path().glob("*_bpm.fits"))
+        return reduced(science, addDQ__user_bpm=bpm)
 
 
 def _reduce(reduction: object, paths: list[str], parameters: dict[str, object], cluster: str, memory: str | None) -> list[str]:

@@ -1,72 +1,155 @@
-"""One measured reduction, for `python -m benchmarks.scaling`: prints what it measured as one line of JSON."""
+"""One measured reduction, for `python -m benchmarks.scaling`: what each task, the client and the scheduler took.
+
+    python -m benchmarks.scaling.one FOLDER CLUSTER RECORD
+
+reduces the night in FOLDER on worker processes twice, the first time to load what is compiled, and pickles a `Record` of the second. Seconds of
+processes are CPU seconds, which other work on the machine does not change; seconds of tasks are as long as tasks took,
+`busy` says how much of that was CPU.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
+import pickle
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import psutil
 
+from benchmarks.scaling.model import Phase, Record, Task
 from benchmarks.scaling.nights import reduce_night
 
 
+#: Open files that a process may have in a run that measures memory.
+MOST_FILES = 256
+
+
 class Peak(threading.Thread):
-    """The largest sum of resident memory of this process and all its descendants, looked at ten times a second."""
+    """The largest sums over this process and its descendants, looked at ten times a second: resident bytes, open files."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.most, self.over = 0, threading.Event()
+        self.most, self.files, self.over = 0, 0, threading.Event()
 
     def run(self) -> None:
         own = psutil.Process()
         while not self.over.wait(0.1):
-            total = 0
+            memory = files = 0
             for process in (own, *own.children(recursive=True)):
                 try:
-                    total += process.memory_info().rss
+                    memory += process.memory_info().rss
+                    files = max(files, process.num_fds())
                 except psutil.NoSuchProcess:
                     continue
-            self.most = max(self.most, total)
+            self.most, self.files = max(self.most, memory), max(self.files, files)
 
 
-def main(folder: str, cluster: str) -> None:
-    """Reduce once to load what is compiled, then with the clock running."""
+def measured_here(folder: Path, cluster: str = "threads:2") -> dict[str, float]:
+    """Frames through threads, in a process of their own: peak bytes, open files, seconds, CPU seconds, tasks."""
+    done = subprocess.run([sys.executable, "-m", "benchmarks.scaling.one", str(folder), cluster], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{folder}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def in_threads(folder: str, cluster: str) -> None:
+    """One reduction with at most MOST_FILES open files, and what it took as a line of JSON."""
+    import resource
+
+    from gdask import memory
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MOST_FILES, MOST_FILES))
+
+    tasks: list[int] = []
+    real = memory.fit
+
+    def counting(graph: Mapping[Any, Any], *more: Any, **options: Any) -> Any:
+        tasks.append(len(graph))
+        return real(graph, *more, **options)
+
+    memory.fit = counting
+    logging.getLogger("gdask").setLevel(logging.WARNING)
+    peak, begun = Peak(), time.time()
+    peak.start()
+    reduce_night(folder, cluster)
+    print(json.dumps({"peak": peak.most, "files": peak.files, "seconds": time.time() - begun, "cpu": time.process_time(), "tasks": sum(tasks)}))
+
+
+def main(folder: str, cluster: str, record: str) -> None:
     from gdask import progress
 
+    logging.getLogger("gdask").setLevel(logging.WARNING)
     reduce_night(folder, cluster)
-    phases: list[dict] = []
-    real = progress._on_cluster
+    phases: list[Phase] = []
+    real, empty = progress._once, [0.0, 0.0]
 
-    def timed(client: object, tasks: dict, keys: list, text: str, update: object) -> object:
-        before, used = time.monotonic(), _scheduler_cpu(client)
-        result = real(client, tasks, keys, text, update)
-        phases.append({"name": text, "tasks": len(tasks), "wall": time.monotonic() - before, "ended": time.monotonic(),
-                       "begun": before, "scheduling": _scheduler_cpu(client) - used})  # fmt: skip
+    def timed(client: Any, tasks: dict[Any, Any], *more: Any) -> Any:
+        if not phases:
+            empty[:] = _costs_of_nothing(client, tasks)
+        before, begun = _cpu(client), time.time()
+        client.get_task_stream(start=begun, count=0)
+        result = real(client, tasks, *more)
+        wall, after = time.time() - begun, _cpu(client)
+        used = tuple(now - then for now, then in zip(after, before, strict=True))
+        stream = {row["key"]: row for row in client.get_task_stream(start=begun) if row["key"] in tasks}
+        phases.append(Phase(more[1], _tasks(tasks, stream), begun, wall, used[1]))
         return result
 
-    progress._on_cluster = timed
+    progress._once = timed
     peak = Peak()
     peak.start()
-    begun = time.monotonic()
+    begun, cpu = time.time(), time.process_time()
     reduce_night(folder, cluster)
-    seconds = time.monotonic() - begun
+    seconds, cpu = time.time() - begun, time.process_time() - cpu
     peak.over.set()
-    workers = int(cluster.partition(":")[2] or 1)
-    last = begun
-    for phase in phases:
-        phase["client"], phase["busy"] = phase["begun"] - last, phase["wall"] * workers
-        last = phase.pop("ended")
-        del phase["begun"]
-    print(json.dumps({"seconds": seconds, "peak": peak.most, "scheduling": sum(p["scheduling"] for p in phases), "phases": phases}))
+    whole = Record(seconds, cpu, peak.most, peak.files, empty[0], empty[1], tuple(phases))
+    Path(record).write_bytes(pickle.dumps(whole))
 
 
-def _scheduler_cpu(client: object) -> float:
-    """Seconds of CPU that the process of the scheduler (this one, for worker processes of this machine) has used."""
-    own = psutil.Process().cpu_times()
-    return own.user + own.system
+def _tasks(graph: Mapping[Any, Any], stream: Mapping[Any, Mapping]) -> tuple[Task, ...]:
+    """The tasks in dask's order, each with what it needs (by place), how long it took, and the bytes of its result."""
+    from dask.order import order
+
+    priority = order(graph)
+    keys = sorted(graph, key=priority.__getitem__)
+    place = {key: number for number, key in enumerate(keys)}
+    rows = []
+    for key in keys:
+        row = stream.get(key, {})
+        spent = {kind: sum(each["stop"] - each["start"] for each in row.get("startstops", ()) if each["action"] == kind) for kind in ("compute", "transfer")}
+        needs = tuple(place[need] for need in graph[key].dependencies if need in place)
+        name = key[0] if isinstance(key, tuple) else key
+        rows.append(Task(str(name).rpartition("-")[0], spent["compute"], spent["transfer"], int(row.get("nbytes") or 0), needs))
+    return tuple(rows)
+
+
+def nothing(*args: object) -> int:
+    return len(args)
+
+
+def _costs_of_nothing(client: Any, tasks: Mapping[Any, Any]) -> list[float]:
+    """CPU seconds of the scheduler (with the client) and of a worker for each task of this graph, were its tasks empty."""
+    from dask._task_spec import Task as Node
+    from dask._task_spec import TaskRef
+
+    name = {key: f"nothing-{number}" for number, key in enumerate(tasks)}
+    graph = {name[key]: Node(name[key], nothing, *(TaskRef(name[need]) for need in task.dependencies if need in name)) for key, task in tasks.items()}
+    before = _cpu(client)
+    client.get(graph, list(graph))
+    return [(now - then) / len(graph) for now, then in zip(_cpu(client), before, strict=True)]
+
+
+def _cpu(client: Any) -> tuple[float, float]:
+    """CPU seconds so far of the process of the scheduler (this one) and of all workers."""
+    times = [process.cpu_times() for process in psutil.Process().children(recursive=True)]
+    return time.process_time(), sum(each.user + each.system for each in times)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    (main if len(sys.argv) > 3 else in_threads)(*sys.argv[1:])

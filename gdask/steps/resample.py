@@ -24,10 +24,10 @@ from gdask.steps.frames import PIXEL, note, pack, replaced, unpack, with_headers
 from gdask.types import Flags, Frame, Frames, Image
 
 #: Bytes of all frames' pixels (data, variance, dq) that one task of the stack may gather.
-STACK_BYTES = 128e6
+STACK_BYTES = 64e6
 #: Rows of an output tile: at least where memory allows it, at most. A tile has the full width: rows of the input are read
 #: once and whole.
-FEWEST_ROWS, MOST_ROWS = 32, 256
+FEWEST_ROWS, MOST_ROWS = 16, 256
 
 
 def resample_to_common_frame(
