@@ -127,8 +127,8 @@ def _names(node: ast.AST) -> Iterator[str]:
 
 def _from_file(name: str) -> tuple[Recipe, ModuleType]:
     path, _, function = name.rpartition(":") if ":" in name else (name, "", "")
-    if not os.path.isfile(path):
-        raise UsageError(f"-r {name}: no file {path}; expected FILE.py:FUNCTION")
+    if not os.path.isfile(path) or not path.endswith(".py"):
+        raise UsageError(f"-r {name}: no file {path} of Python; expected FILE.py:FUNCTION")
     module = load_file(path)
     known = {
         key: value for key, value in vars(module).items()

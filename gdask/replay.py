@@ -132,7 +132,7 @@ def replay(product: str | os.PathLike[str], folders: Sequence[str] = (), recipe:
 def _recipe(account: Account, named: str | None) -> str:
     """The recipe's name for `reduce`; GdaskError where it is a file that the user has not named, or another text."""
     name = account.recipe.get("name", "")
-    own = ".py" in name
+    own = bool(name) and not name.isidentifier()  # a file, by whatever name: no product may name code
     if own and not named:
         raise GdaskError(f"{account.product}: made by the recipe {account.recipe.get('function')} of a file {account.recipe.get('file')}; "
                          f"name it: --recipe FILE.py:{account.recipe.get('function')} (--show-recipe prints its text)")

@@ -28,6 +28,7 @@ from gdask.cli import common, main
 from gdask.instruments import DESCRIPTORS, view
 from gdask.io.headers import read_headers, repair_card
 from gdask.io.read import open_frame
+from gdask.kernels.geometry import tangent_plane, tangent_sky
 from gdask.model import GdaskError
 from gdask.recipe_library import known_steps
 from gdask.select import Values, parse_expression
@@ -80,6 +81,8 @@ def _account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     path = tmp_path_factory.mktemp("warm") / "S1.fits"
     path.write_bytes(mef([], "GSAOI"))
     look_at(path)  # imports and compiles what is measured below
+    for kernel in (tangent_plane, tangent_sky):
+        kernel(10.0, 20.0, 10.1, 20.1)
     yield
     print(f"\nfuzz: {sum(TRIED.values())} inputs: {', '.join(f'{name} {number}' for name, number in TRIED.items())}")
 

@@ -153,6 +153,79 @@ def test_a_recipe_file_is_run_when_it_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "RAN").exists()
 
 
+@pytest.mark.parametrize("name", ["{}/mine.py:own", "{}/mine.so:own", "{}/mine:own", "os.system", "../mine.py", "mine.py"])
+def test_a_product_names_no_code(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a product says of its recipe is looked up among the shipped ones; a file is the user's to name."""
+    from gdask.replay import Account, _recipe
+
+    monkeypatch.chdir(tmp_path)
+    for file in ("mine.py", "mine.so", "mine"):
+        (tmp_path / file).write_text(EVIL + "def own(run, frames):\n    pass\n")
+    recipe = {"name": name.format(tmp_path), "function": "own", "file": "mine.py", "sha256": "0"}
+    with pytest.raises(GdaskError, match="made by the recipe own of a file mine.py; name it: --recipe"):
+        _recipe(Account("S1_image.fits", recipe, {}, None, {}, (), (EVIL,), ()), None)
+    with pytest.raises(GdaskError, match="not the file that the product was made with"):
+        _recipe(Account("S1_image.fits", recipe, {}, None, {}, (), (EVIL,), ()), f"{tmp_path}/mine.py:own")
+    assert not (tmp_path / "RAN").exists()
+
+
+def test_only_python_files_are_recipes(tmp_path: Path) -> None:
+    (tmp_path / "mine.so").write_bytes(b"\x7fELF")
+    with pytest.raises(UsageError, match=r"no file .*mine.so of Python; expected FILE.py:FUNCTION"):
+        find_recipe(f"{tmp_path / 'mine.so'}:own", {"GSAOI", "IMAGE"})
+
+
+def test_profiles_are_data(tmp_path: Path) -> None:
+    from gdask.cluster import profile_of
+
+    (tmp_path / "evil.yaml").write_text(f"kind: !!python/object/apply:os.mkdir ['{tmp_path}/RAN']\n")
+    with pytest.raises(GdaskError, match="evil.yaml"):
+        profile_of(str(tmp_path / "evil.yaml"))
+    assert not (tmp_path / "RAN").exists()
+
+
+def test_nothing_is_asked_of_the_network(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remote services of a configuration are listed and never asked; a host in a name is a file that is not there."""
+    import socket
+
+    from gdask import cli
+    from gdask.caldb import associate, open_databases
+
+    def refuse(*args: object, **kwargs: object) -> object:
+        raise AssertionError("the network was asked")
+
+    for name in ("connect", "connect_ex", "bind"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    for name in ("getaddrinfo", "gethostbyname", "create_connection"):
+        monkeypatch.setattr(socket, name, refuse)
+    (tmp_path / "rc").write_text("[calibs]\ndatabases = c.db get store\n    https://archive.gemini.edu get\n    archive.gemini.edu get\n")
+    monkeypatch.setenv("DRAGONSRC", str(tmp_path / "rc"))
+    monkeypatch.chdir(tmp_path)
+    assert len(open_databases()) == 3
+    assert associate(raw, "processed_flat", open_databases()).chosen is None
+    assert cli.main(["showd", "https://archive.gemini.edu/S1.fits", "-d", "object"]) in (1, 2)
+    assert cli.main(["caldb", "list"]) == 0
+
+
+def test_paths_in_a_database_are_read_and_compared(flat: Path, night: object, tmp_path: Path) -> None:
+    """A path that was changed to another file's is no calibration, and the file stays as it is."""
+    import sqlite3
+
+    from gdask import cal_service
+    from gdask.caldb import associate
+
+    service = cal_service.set_local_database(str(tmp_path / "c.db"))
+    service.init()
+    service.add_cal(flat)
+    victim = tmp_path / "victim.fits"
+    victim.write_bytes(Path(night.science[1]).read_bytes())
+    before = victim.read_bytes()
+    with sqlite3.connect(tmp_path / "c.db") as connection:
+        connection.execute("UPDATE gdask_calibrations SET path = ?", (str(victim),))
+    found = associate(night.science[0], "processed_flat", (service.database,))
+    assert found.chosen is None and victim.read_bytes() == before
+
+
 def test_a_planted_checkpoint_is_not_unpickled(tmp_path: Path) -> None:
     from gdask.io import checkpoint
 
