@@ -1,9 +1,9 @@
 """The graph of many frames on a real scheduler: tasks, bytes sent, memory of the scheduler, and what 1e5 frames would take.
 
-    python -m benchmarks.scaling.graph NIGHT [--frames 250 1000]
+    python -m benchmarks.scaling.graph NIGHT [--frames 250 1000] [--phases N]
 
-reduces the night in NIGHT with threads, takes the phase with the most tasks, repeats its graph under other names until it
-has so many frames, and submits it to a scheduler process that has no workers.
+reduces the night in NIGHT with threads (with --phases: no further than that phase's graph), takes the phase with the most
+tasks, repeats its graph under other names until it has so many frames, and submits it to a scheduler without workers.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scaling.nights import files, reduce_night, working_in
+from benchmarks.scaling.nights import files, make_flat, reduce_night, working_in
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling.graph", description=__doc__)
     parser.add_argument("night", type=Path)
     parser.add_argument("--frames", type=int, nargs="+", default=[250, 1000])
+    parser.add_argument("--phases", type=int, default=99)
     args = parser.parse_args(argv)
-    graphs = graphs_of(args.night)
+    graphs = graphs_of(args.night, args.phases)
     with working_in(args.night):
         frames = len(files(("science", "sky")))
     print(f"{frames} frames: " + "; ".join(f"{name}: {len(graph)} tasks" for name, graph in graphs))
@@ -41,24 +42,33 @@ def main(argv: list[str] | None = None) -> None:
     print(f"100000 frames: {len(graph) / frames * 1e5 / 1e6:.1f} million tasks, {slope * len(graph) / frames * 1e5 / 1e9:.0f} GB in the scheduler")
 
 
-def graphs_of(night: Path) -> list[tuple[str, dict]]:
-    """(phase, optimised graph) of a reduction of the night, but for its flat."""
+class _Enough(Exception):
+    """The graph that was wanted is there."""
+
+
+def graphs_of(night: Path, phases: int) -> list[tuple[str, dict]]:
+    """(phase, optimised graph) of the first so many phases of a reduction of the night, but for its flat."""
     from gdask import memory
 
+    make_flat(night, "threads:2")
     logging.getLogger("gdask").setLevel(logging.WARNING)
     found: list[tuple[str, dict]] = []
     real = memory.fit
 
     def noting(graph: Any, available: float, threads: int, what: str, *more: Any, **options: Any) -> Any:
         found.append((what, dict(graph)))
+        if len(found) == phases:
+            raise _Enough
         return real(graph, available, threads, what, *more, **options)
 
     memory.fit = noting
     try:
         reduce_night(night, "threads:2")
+    except _Enough:
+        pass
     finally:
         memory.fit = real
-    return [(what, graph) for what, graph in found if "_flat" not in what]
+    return found
 
 
 def repeated(graph: dict[Any, Any], times: int) -> dict[Any, Any]:

@@ -59,6 +59,15 @@ def files(kinds: tuple[str, ...]) -> list[str]:
 
 def reduce_night(folder: str | Path, cluster: str, memory: str | None = None) -> list[str]:
     """The flat (once for a folder), then the image; gives the products' names."""
+    from gdask import Reduce
+
+    make_flat(folder, cluster, memory)
+    with working_in(folder):
+        return _reduce(Reduce(), files(("science", "sky")), PARAMETERS, cluster, memory)
+
+
+def make_flat(folder: str | Path, cluster: str, memory: str | None = None) -> None:
+    """A night's flat and its database, where it has none."""
     from gdask import Reduce, cal_service
 
     with working_in(folder):
@@ -68,7 +77,6 @@ def reduce_night(folder: str | Path, cluster: str, memory: str | None = None) ->
             for bpm in sorted(Path("raw").glob("bpm*.fits")):
                 database.add_cal(str(bpm))
             _reduce(Reduce(), files(("flat_on", "flat_off")), {}, cluster, memory)
-        return _reduce(Reduce(), files(("science", "sky")), PARAMETERS, cluster, memory)
 
 
 def make_f2_night(folder: str | Path, frames: int, size: int) -> Path:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling.one FOLDER CLUSTER RECORD
 
-reduces the night in FOLDER on worker processes twice, the first time to load what is compiled, and pickles a `Record` of the second. Seconds of
+reduces the night in FOLDER on worker processes, and pickles a `Record` of it (its flat is made before). Seconds of
 processes are CPU seconds, which other work on the machine does not change; seconds of tasks are as long as tasks took,
 `busy` says how much of that was CPU.
 """
@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from benchmarks.scaling.model import Phase, Record, Task
-from benchmarks.scaling.nights import reduce_night
+from benchmarks.scaling.nights import make_flat, reduce_night
 
 
 #: Open files that a process may have in a run that measures memory.
@@ -85,7 +85,7 @@ def main(folder: str, cluster: str, record: str) -> None:
     from gdask import progress
 
     logging.getLogger("gdask").setLevel(logging.WARNING)
-    reduce_night(folder, cluster)
+    make_flat(folder, "threads")
     phases: list[Phase] = []
     real, empty = progress._once, [0.0, 0.0]
 
