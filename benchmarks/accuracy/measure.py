@@ -320,7 +320,7 @@ def _cosmic_rays(scene: Scene) -> dict[str, float]:
     hits = Table.read(scene.truth / "cosmic_rays.fits")
     name = np.array([str(n).split("_")[0].removesuffix(".fits") for n in scene.astrom["NAME"]])
     depth = coverage(scene)
-    blank = (scene.model < np.sqrt(np.maximum(scene.variance, 1e-9))) & (depth >= DEPTH)
+    blank = (scene.model < np.sqrt(np.maximum(scene.variance, 1e-9))) & (_used(scene, depth) >= DEPTH)
     rest, mask = scene.rest - _local(scene.rest, _blank(scene, 0.1)), np.zeros(scene.data.shape, bool)
     injected = 0.0
     for row, geometry in enumerate(scene.geometries):
@@ -339,6 +339,13 @@ def _cosmic_rays(scene: Scene) -> dict[str, float]:
         return {}
     error = np.sqrt(scene.variance[mask].sum()) / injected
     return {"cosmic_removed_percent": 100 * (1 - float(rest[mask].sum()) / injected), "cosmic_removed_error_percent": 100 * float(error)}
+
+
+def _used(scene: Scene, depth: np.ndarray) -> np.ndarray:
+    """Frames that are in each pixel of the stack, by its variance: arrays cover places that they do not see (field stop)."""
+    deepest = int(depth.max())
+    whole = scene.variance[(depth == deepest) & (scene.variance > 0)]
+    return np.minimum(depth, np.rint(deepest * np.median(whole) / np.maximum(scene.variance, 1e-9))) if len(whole) else depth
 
 
 def _completeness(scene: Scene, wanted: np.ndarray, limit: np.ndarray, fwhm: float) -> dict[str, float]:
