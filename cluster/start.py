@@ -37,9 +37,11 @@ def client_of(profile: Profile, where: str, memory: int | None = None) -> Iterat
     """The client of a profile, its workers checked; `where` begins the text of errors."""
     kind = profile["kind"]
     begin = {"scheduler": _existing, "processes": _local, "ssh": _over_ssh, "jobqueue": _batch_system}[kind]
-    # Checkpoints that other hosts wrote must be safe before they are called complete.
+    # Checkpoints that other hosts wrote must be safe before they are called complete. A nanny that takes longer than dask's
+    # 15 s to start a worker anew (a busy machine) is not closed for it: the cluster would be without its workers.
+    patient = {"distributed.deploy.lost-worker-timeout": "1 hour"} if kind == "processes" else {}
     with (
-        dask.config.set({"gdask.flush": kind != "processes"}),
+        dask.config.set({"gdask.flush": kind != "processes"} | patient),
         begin(profile, where, memory) as client,
         checked_workers(client, where, float(profile.get("wait", 120)), started=kind != "scheduler"),
         dask.config.set(_allowed(client, memory) | _watching(client, profile)),
@@ -87,12 +89,15 @@ def _current(client: Client) -> Iterator[Client]:
 
 @contextmanager
 def _local(profile: Profile, where: str, memory: int | None) -> Iterator[Client]:
-    with _environment(ONE_THREAD):
+    # Of workers only what gdask says itself is of use; theirs at the end (the scheduler left first) would be long and no news.
+    surroundings = ONE_THREAD | {"DASK_LOGGING__DISTRIBUTED": os.environ.get("DASK_LOGGING__DISTRIBUTED", "critical")}
+    with _environment(surroundings):
         cluster = LocalCluster(
             n_workers=1 if profile.get("adaptive") else profile.get("workers") or available_cores(), threads_per_worker=profile.get("threads", 1),
             processes=True, host="127.0.0.1", dashboard_address=profile.get("dashboard", "127.0.0.1:0"),
             memory_limit=memory or profile.get("memory", "auto"), local_directory=scratch_of(profile), silence_logs=40,
             lifetime=profile.get("lifetime"), lifetime_stagger=profile.get("lifetime_stagger", "0 s"), lifetime_restart=True,
+            env=surroundings,  # of those that come later, too
         )  # fmt: skip
     with cluster, _current(Client(cluster, set_as_default=False)) as client:
         if profile.get("adaptive"):

@@ -116,7 +116,7 @@ class Watch:
     def _account(self, seen: Mapping[str, Seen], counted: Mapping[str, tuple[int, int]]) -> None:
         """Bytes since the beginning, also of workers that have left; the most memory of a worker so far."""
         self._last |= counted
-        read, written = (sum(now[k] - self._first.get(one, (0, 0))[k] for one, now in self._last.items()) for k in (0, 1))
+        read, written = (sum(max(now[k] - self._first.get(one, (0, 0))[k], 0) for one, now in self._last.items()) for k in (0, 1))
         fullest = max(seen.values(), key=lambda one: one.memory / max(one.limit, 1), default=Seen(0, 0, self.usage.limit, 0, 0, None))
         self.usage = Usage(read, written, max(fullest.memory, self.usage.memory), fullest.limit, len(seen))
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,11 @@ def hang_once(block: np.ndarray, marker: str) -> np.ndarray:
     return block
 
 
+def rest(block: np.ndarray) -> np.ndarray:
+    time.sleep(2)
+    return block
+
+
 def hang(block: np.ndarray) -> np.ndarray:
     time.sleep(3600)
     return block
@@ -79,6 +85,18 @@ def test_a_task_that_hangs_everywhere_ends_the_run_in_one_line(tmp_path: Path, m
     with workers(tmp_path, "workers: 1\npatience: 4"), pytest.raises(GdaskError) as caught:
         compute([NUMBERS.map_blocks(hang, dtype=int, meta=EMPTY)], "phase 2: a test")
     assert "phase 2: a test: 2 times a worker ended no task for 4 s (" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_run_without_workers_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have left, and nobody starts others."""
+    monkeypatch.chdir(tmp_path)
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None, host="127.0.0.1") as cluster:
+        (tmp_path / "p.yaml").write_text(f"kind: scheduler\nwait: 3\naddress: {cluster.scheduler_address}\n")
+        with connect(str(tmp_path / "p.yaml")):
+            threading.Timer(1.0, cluster.scale, (0,)).start()
+            with pytest.raises(GdaskError, match="phase 5: a test: no worker has been there for 3 s; the same command again goes on") as caught:
+                compute([NUMBERS.map_blocks(rest, dtype=int, meta=EMPTY)], "phase 5: a test")
+    assert "\n" not in str(caught.value)
 
 
 # Memory -------------------------------------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ def test_a_command_that_is_killed_goes_on(calibrated: Path, reduced: Path, night
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["worker", "workers", "scheduler", "client", "nanny"])
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
 def test_whatever_is_killed(calibrated: Path, reduced: Path, night: object, kind: str, seed: int) -> None:
     """At a seeded moment of a seeded phase; where the command ends over it, a new cluster and the same command."""
     moment = random.Random(f"{kind} {seed}")

@@ -317,6 +317,7 @@ def test_workers_come_with_the_work_live_as_long_and_keep_their_files_where_the_
         slow = client.map(time.sleep, [3 + number / 100 for number in range(8)])
         client.wait_for_workers(2, timeout=60)
         client.cancel(slow)
+        assert set(client.run(lambda: (os.environ["NUMBA_NUM_THREADS"], os.environ["DASK_LOGGING__DISTRIBUTED"])).values()) == {("1", "critical")}
 
 
 def test_lifetimes_and_scratch_of_jobs_and_hosts_are_data() -> None:
@@ -336,3 +337,15 @@ def test_every_shipped_profile_is_whole() -> None:
 
     for name in load_profiles():
         assert profile_of(f"{name}:host" if name == "ssh" else name)["kind"]
+
+
+def test_the_pages_name_what_there_is() -> None:
+    """Each `--cluster SPEC` and each `python -m gdask.cluster VERB` that is to be typed."""
+    import re
+
+    text = "".join(page.read_text() for page in [*(ROOT / "cluster").glob("*.md"), ROOT / "docs" / "cluster.md"])
+    specs = set(re.findall(r"--cluster ([a-z0-9:,.]+[a-z0-9])", text)) - {"mine.yaml", "s.json"}
+    assert len(specs) >= 5 and all(profile_of(spec)["kind"] for spec in specs)
+    assert set(re.findall(r"python -m gdask\.cluster ([a-z]+)", text)) == {"profiles", "script", "check"}
+    for page in re.findall(r"\]\(([a-z_./]+\.md)\)", (ROOT / "cluster" / "README.md").read_text()):
+        assert (ROOT / "cluster" / page).exists()

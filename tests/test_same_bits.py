@@ -24,7 +24,6 @@ import gdask
 from gdask import Reduce, cal_service, params, steps
 from gdask.run import Run
 from gdask.steps.frames import frames_in, map_frames
-from gdask.types import Frame
 
 #: Modules that choose the height of bands by the memory that is allowed.
 CHOOSERS = ("gdask.steps.frames", "gdask.steps.sky", "gdask.steps.resample")
