@@ -5,12 +5,15 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from gdask.kernels.residuals import MEDIAN_CHI2
 from gdask.types import Arcsec
 
 #: Days between two frames that make a new epoch.
 EPOCH_GAP = 0.5
 #: Sigma beyond which a measurement weighs less, and beyond which nothing, about the median of its star and epoch.
 HUBER, REJECT = 3.0, 7.0
+#: Measurements that tell their error beyond photon noise.
+ENOUGH = 20
 
 #: One star in one frame. star: row of the star list; array: 0-based; x, y: 0-based pixels; dx, dy: measured minus star,
 #: East and North, with their errors (arcsec); flux in the frame's unit.
@@ -56,16 +59,41 @@ def _means(d: np.ndarray, variance: np.ndarray, starts: np.ndarray) -> tuple[np.
 
 def epoch_means(measured: np.ndarray, epoch: np.ndarray, floor: Arcsec) -> np.ndarray:
     """Rows of dtype EPOCH, by star and epoch. measured: dtype MEASURED, of all frames; epoch: of each row; floor: error
-    per measurement and axis (arcsec) beyond the photons', as the solution found it."""
+    per measurement and axis (arcsec) beyond the photons', as the solution found it. What the measurements of a star in one
+    epoch show is taken where it is less: for the solution, motions from epoch to epoch are errors."""
     known = (measured["star"] >= 0) & np.isfinite(measured["dx"]) & np.isfinite(measured["edx"]) & (measured["edx"] > 0)
     rows, epoch = measured[known], epoch[known]
     order = np.lexsort((epoch, rows["star"]))
     rows, epoch = rows[order], epoch[order]
     new = np.flatnonzero(np.diff(rows["star"], prepend=-1) | np.diff(epoch, prepend=-1))
     d = np.stack([rows["dx"], rows["dy"]], axis=1).astype(float)
-    variance = np.stack([rows["edx"], rows["edy"]], axis=1).astype(float) ** 2 + floor**2
-    mean, error, used = _means(d, variance, np.append(new, len(rows)))
+    photons = np.stack([rows["edx"], rows["edy"]], axis=1).astype(float) ** 2
+    starts = np.append(new, len(rows))
+    for _ in range(2):
+        mean, error, used = _means(d, photons + floor**2, starts)
+        floor = min(floor, _floor(d, photons, mean, photons + floor**2, starts, floor))
+    mean, error, used = _means(d, photons + floor**2, starts)
     out = np.zeros(len(new), EPOCH)
     out["star"], out["epoch"], out["n"] = rows["star"][new], epoch[new], used
     out["dx"], out["dy"], out["edx"], out["edy"] = mean[:, 0], mean[:, 1], error[:, 0], error[:, 1]
     return out[used > 0]
+
+
+def _floor(
+    d: np.ndarray, photons: np.ndarray, mean: np.ndarray, variance: np.ndarray, starts: np.ndarray, known: Arcsec
+) -> Arcsec:
+    """The error beyond photon noise that makes the scatter within groups what it says, for the better measured half;
+    `known` where fewer than ENOUGH measurements tell."""
+    group = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    total = np.add.reduceat(1 / variance, starts[:-1], axis=0) if len(group) else variance
+    left = 1 - 1 / (variance * total[group]) if len(group) else variance
+    some = np.flatnonzero((left > 0.2).all(axis=1) & (np.diff(starts)[group] > 1) & np.isfinite(mean[group]).all(axis=1))
+    some = some[np.argsort(photons[some].sum(axis=1), kind="stable")[: (len(some) + 1) // 2]]
+    if len(some) < ENOUGH:
+        return known
+    r2, e2 = (d[some] - mean[group[some]]) ** 2 / left[some], photons[some]
+    low, high = 0.0, known
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.median((r2 / (e2 + middle**2)).sum(axis=1)) > MEDIAN_CHI2 else (low, middle)
+    return high
