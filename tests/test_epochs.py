@@ -29,7 +29,7 @@ def moving_nights(out: Path, motion: float, **options: object) -> np.ndarray:
         east, north = round(exposure.mjd - first) * motions.T / 3.6e6
         moved = stars._replace(ra=stars.ra + east / np.cos(np.radians(stars.dec)), dec=stars.dec + north)
         now = night._replace(stars=night.stars | {"target": moved})
-        counts.append(gsaoi.write_exposure(now, exposure, out / "raw", lambda index, array: None))
+        counts.append(gsaoi.write_exposure(now, exposure, out / "raw", gsaoi._latent_finder(now)))
     gsaoi._write_bpm(night, out / "raw")
     gsaoi_truth.write(night, counts, out / "truth")
     return motions
