@@ -137,6 +137,21 @@ def test_blocks_come_together_as_dask_would_put_them() -> None:
     assert np.array_equal(mine[0], other[0]) and mine[1] == other[1] and isinstance(mine[0], np.ndarray)
 
 
+def test_headers_that_do_not_change_are_shared_and_others_are_copied(tmp_path: Path) -> None:
+    from astropy.io import fits
+
+    import gdask
+    from gdask.steps.frames import with_headers
+
+    arrays = [fits.ImageHDU(np.ones((4, 4), "f4"), fits.Header({"GAIN": 2.0}), name="SCI", ver=ver) for ver in (1, 2)]
+    fits.HDUList([fits.PrimaryHDU(header=fits.Header({"OBJECT": "sky"})), *arrays]).writeto(tmp_path / "a.fits")
+    frame = gdask.open(tmp_path / "a.fits")
+    named, scaled = with_headers(frame, primary={"OBJECT": "star"}), with_headers(frame, each={"GAIN": [3.0, 4.0]})
+    assert (frame.attrs["phu"]["OBJECT"], named.attrs["phu"]["OBJECT"]) == ("sky", "star")
+    assert [h["GAIN"] for h in (*frame.attrs["headers"], *scaled.attrs["headers"])] == [2.0, 2.0, 3.0, 4.0]
+    assert named.attrs["headers"] is frame.attrs["headers"] and scaled.attrs["phu"] is frame.attrs["phu"]
+
+
 # Declarations -------------------------------------------------------------------------------------------------------
 
 def test_all_functions_of_the_recipes_are_declared(calibrated: Path, night: object, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,11 +129,11 @@ def replaced(frame: Frame, **arrays: da.Array) -> Frame:
 def with_headers(
     frame: Frame, primary: Mapping[str, object] | None = None, each: Mapping[str, Sequence[object]] | None = None
 ) -> Frame:
-    """The Frame with keywords set (None: removed) in copies of its primary header and of each array's header."""
-    phu = frame.attrs["phu"].copy()
+    """The Frame with keywords set (None: removed) in copies of its primary header and of each array's header, where any are."""
+    phu = frame.attrs["phu"].copy() if primary else frame.attrs["phu"]
     for keyword, value in (primary or {}).items():
         _set(phu, keyword, value)
-    headers = tuple(header.copy() for header in frame.attrs["headers"])
+    headers = tuple(header.copy() for header in frame.attrs["headers"]) if each else frame.attrs["headers"]
     for keyword, values in (each or {}).items():
         for header, value in zip(headers, values, strict=True):
             _set(header, keyword, value)
