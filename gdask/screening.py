@@ -22,7 +22,7 @@ from gdask.types import Frame, Frames
 #: Recipes begin with raw frames, unless ALSO or ONLY names these.
 _NOT_RAW = {"PROCESSED": "it is a finished product", "PREPARED": "it is no raw frame, and would be calibrated twice"}
 #: What has to be known of every frame, and the keywords that say it.
-_NEEDED = {"exposure_time": "EXPTIME", "ut_datetime": "DATE-OBS, UT"}
+_NEEDED = {"exposure_time": "EXPTIME", "ut_datetime": "DATE-OBS, UT", "ut_time": "UT, TIME-OBS"}
 _NEEDED_OF_IMAGES = _NEEDED | {"filter_name": "FILTER1, FILTER2"}
 _NEEDED_OF_SKY = {"target_ra": "RA", "target_dec": "DEC", "wcs_ra": "CRVAL, CRPIX, CD or CTYPE", "wcs_dec": "CRVAL, CRPIX, CD or CTYPE"}
 

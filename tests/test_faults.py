@@ -147,6 +147,7 @@ FILES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no WCS": (without_wcs, "no wcs ra from its headers (CRVAL"),
     "no target": (keywords(RA=None), "no target ra from its headers (RA missing"),
     "no time": (keywords(DATE_OBS=None, DATE=None, UT=None, TIME_OBS=None, UTSTART=None, UTEND=None, UTDATE=None, MJD_OBS=None), "no ut datetime from its headers"),
+    "no time of day": (keywords(UT="??", TIME_OBS=None, UTSTART="1e5", MJD_OBS=None), "no ut time from its headers (UT, TIME-OBS missing or not valid)"),
     "a folder": (into_a_folder, "is a folder, a FITS file was expected"),
     "a copy": (lambda path: None, "the same exposure as"),
 }  # fmt: skip

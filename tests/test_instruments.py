@@ -388,6 +388,12 @@ def test_what_was_compared_with_the_established_reader() -> None:
     assert descriptor(gsaoi(OBSID=""), "group_id").startswith("_Kshort_5.5_")
 
 
+@pytest.mark.parametrize(("text", "time"), [("02:51:60.0", "02:52:00"), ("23:59:60", "23:59:59.999999"), ("2:59:60", "03:00:00"), ("02:51:61", None)])
+def test_sixty_seconds(text: str, time: str | None) -> None:
+    found = descriptor(gsaoi(UT=text), "ut_time")
+    assert found == (None if time is None else dt.time.fromisoformat(time))
+
+
 @pytest.mark.parametrize(("made", "metres"), [
     (f2(), None), (f2(GRISM="JH_G5801", FILTER1="JH_G0816", FILTER2="Open"), [-6.51e-10]), (f2(GRISM="HK_G5802", FILTER1="HK_G0806_good"), [-7.57e-10]),
     (f2(GRISM="R3K_G5803", FILTER1="Open", FILTER2="Ks_G0804"), [-3.49e-10]), (f2(GRISM="R3K_G5803", FILTER1="Y_G0811"), None), (gsaoi(), None),

@@ -15,7 +15,7 @@ from helpers import assert_same, computed, electrons
 import gdask
 from gdask import cal_service
 from gdask.caldb import associate
-from gdask.instruments import tags
+from gdask.instruments import descriptor, tags
 from gdask.steps.calibrate import dark_correct, flat_correct
 from gdask.steps.pointing import prepare
 from gdask.steps.quality import add_dq
@@ -55,6 +55,22 @@ def test_astrodata_reads_products(image: Path, flat: Path) -> None:
                 assert np.array_equal(array.mask, units["DQ", number].data)
         assert {"HISTORY", "PROVENANCE", "REDUCTION"} <= set(opened.tables)
         assert isinstance(opened.HISTORY, Table)
+        opened.write(path.parent / f"again_{path.name}")
+        again = astrodata.open(path.parent / f"again_{path.name}")
+        assert len(again) == count and np.array_equal(again[0].data, opened[0].data, equal_nan=True)
+
+
+@pytest.mark.slow
+def test_astrodata_knows_what_products_are(image: Path, flat: Path) -> None:
+    """With DRAGONS' instruments: tags (its processed dome flats keep LAMPON), and descriptors as here."""
+    astrodata = pytest.importorskip("astrodata")
+    pytest.importorskip("gemini_instruments")
+    for path in (image, flat):
+        opened = astrodata.open(path)
+        assert opened.tags - {"LAMPON"} == tags(path) and "PROCESSED" in opened.tags
+        for name in ("instrument", "filter_name", "exposure_time", "gain", "read_noise", "saturation_level", "object", "ut_datetime"):
+            assert getattr(opened, name)() == descriptor(path, name), name
+        assert opened.pixel_scale() == pytest.approx(descriptor(path, "pixel_scale"), rel=1e-6)
 
 
 # What we read of others ---------------------------------------------------------------------------------------------

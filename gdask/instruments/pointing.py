@@ -32,6 +32,8 @@ def parse_time(text: str) -> dt.time | None:
         return None
     hours, minutes, seconds = (int(part) for part in match.groups()[:3])
     try:
+        if seconds == 60:  # 59.96 s, rounded: the next minute
+            return (dt.datetime(2000, 1, 1, hours, minutes) + dt.timedelta(minutes=1)).time() if (hours, minutes) < (23, 59) else dt.time.max
         return dt.time(hours, minutes, seconds, int(f"{match[4] or '':0<6.6}"))
     except ValueError:
         return None
