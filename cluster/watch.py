@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple, Self
 
 from distributed import Client, WorkerPlugin
-from distributed.comm import get_address_host
 from gdask.cluster.usage import Usage, counters
 
 log = logging.getLogger("gdask")
@@ -20,8 +18,6 @@ log = logging.getLogger("gdask")
 INTERVAL = 2.0
 #: A worker that has tasks and neither ends one nor is given another for so long is replaced (s); `patience:` of a profile.
 PATIENCE = 900.0
-#: What a task asks of a worker where fewer than its threads may run at a time.
-SLOT = "gdask-slot"
 
 
 class Seen(NamedTuple):
@@ -143,50 +139,26 @@ async def _remove(address: str, dask_scheduler: object) -> None:
 # Fewer tasks at a time ----------------------------------------------------------------------------------------------
 
 class Fewer(WorkerPlugin):
-    """Gives each worker so many slots; one that comes later on a host that has some gets none, on another host one.
-
-    Workers go by their nanny, which stays when it starts them anew.
-    """
+    """Every worker, also one that comes later, runs at most so many tasks at a time, until the plugin is taken off."""
 
     name = "gdask-fewer"
 
-    def __init__(self, slots: Mapping[str, int]) -> None:
-        self.slots, self.hosts = dict(slots), {get_address_host(one) for one in slots}
+    def __init__(self, most: int) -> None:
+        self.most = most
 
-    async def setup(self, worker: Any) -> None:
-        known = self.slots.get(worker.nanny or worker.address)
-        number = known if known is not None else 0 if get_address_host(worker.address) in self.hosts else 1
-        await worker.set_resources(**{SLOT: number})
+    def setup(self, worker: Any) -> None:
+        self.before = worker.state.nthreads
+        worker.state.nthreads = min(self.before, self.most)
 
-
-Hosts = dict[str, dict[str, int]]
-
-
-def threads_of(client: Client) -> Hosts:
-    """Threads of each worker, by host and by what looks after it (its nanny, else itself)."""
-    hosts: Hosts = defaultdict(dict)
-    for address, worker in client.scheduler_info(n_workers=-1)["workers"].items():
-        hosts[worker["host"]][worker.get("nanny") or address] = worker["nthreads"]
-    return hosts
+    def teardown(self, worker: Any) -> None:
+        worker.state.nthreads = self.before
 
 
-def fewer(client: Client, hosts: Hosts, now: int | None) -> int | None:
-    """Halve the number of tasks that run at a time on each host; `now` is the last number, of all hosts (None: all threads).
-
-    Gives the new number, or None where there is but one on each host.
-    """
-    threads = sum(sum(workers.values()) for workers in hosts.values())
-    share = (now or threads) / max(threads, 1) / 2
-    slots: dict[str, int] = {}
-    for workers in hosts.values():
-        left = max(int(sum(workers.values()) * share), 1)
-        for number, (name, most) in enumerate(sorted(workers.items())):
-            slots[name] = min(most, -(-left // (len(workers) - number)))
-            left -= slots[name]
-    if not slots or sum(slots.values()) >= (now or threads):
-        return None
-    client.register_plugin(Fewer(slots))
-    return sum(slots.values())
+def fewer(client: Client, now: int) -> int:
+    """Halve the number of tasks that a worker runs at a time, which is `now`. Gives the new number; 0, and nothing is done, after 1."""
+    if now > 1:
+        client.register_plugin(Fewer(now // 2))
+    return now // 2
 
 
 def memory_deaths(client: Client, since: float) -> list[int]:

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from gdask import memory
@@ -115,35 +115,40 @@ def _metered(display: Meter) -> Iterator[None]:
 # Workers ------------------------------------------------------------------------------------------------------------
 
 def _on_cluster(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Sequence[Any]:
-    """On the workers of a client. Where workers die over a task: again with half as many tasks at a time, as often as that goes."""
+    """On the workers of a client. Where they die over a task: again with half as many at a time, as often as that goes."""
     import dask
     from distributed import KilledWorker
 
-    from gdask.cluster.watch import fewer, threads_of
+    from gdask.cluster.watch import Fewer, fewer
 
-    threads = dask.config.get("gdask.threads", 1)
+    threads = at_once = dask.config.get("gdask.threads", 1)
     projection = memory.fit(tasks, memory.budget(), threads, text, fixed=True)[1]
     _report(text, projection, threads, threads)
-    begun, slots, hosts = time.time(), None, threads_of(client)
-    while True:
-        try:
-            with _losses_named(text):
-                return _once(client, tasks, keys, text, slots)
-        except KilledWorker as error:
-            slots = fewer(client, hosts, slots)
-            if slots is None:
-                raise GdaskError(_died(client, text, error, begun, projection)) from None
-            log.warning("%s: %s; once more with %d task%s at a time", text, _deaths(client, error, begun), slots, "s" * (slots > 1))
+    begun = time.time()
+    try:
+        while True:
+            try:
+                with _losses_named(text):
+                    return _once(client, tasks, keys, text)
+            except KilledWorker as error:
+                at_once = fewer(client, at_once)
+                if not at_once:
+                    raise GdaskError(_died(client, text, error, begun, projection)) from None
+                log.warning("%s: %s; once more with %d task%s at a time in each", text, _deaths(client, error, begun), at_once, "s" * (at_once > 1))
+    finally:
+        if at_once < threads:
+            with suppress(Exception):  # the scheduler may be gone, and the plugin with it
+                client.unregister_worker_plugin(Fewer.name)
 
 
-def _once(client: Any, tasks: dict[Any, Any], keys: list, text: str, slots: int | None) -> Sequence[Any]:
+def _once(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Sequence[Any]:
     import dask
     from dask.core import flatten
     from distributed import KilledWorker, as_completed
 
-    from gdask.cluster.watch import PATIENCE, SLOT, Watch
+    from gdask.cluster.watch import PATIENCE, Watch
 
-    packed = client.get(tasks, keys, sync=False, resources={SLOT: 1} if slots else None)
+    packed = client.get(tasks, keys, sync=False)
     futures = list(flatten(packed))
     with meter(text, dask.config.get("gdask.dashboard", "")) as display:
         patience, wait = (float(dask.config.get(f"gdask.{name}", other)) for name, other in (("patience", PATIENCE), ("wait", 120.0)))
@@ -181,7 +186,7 @@ def _losses_named(text: str) -> Iterator[None]:
 
 def _died(client: Any, text: str, error: Any, since: float, projection: memory.Projection) -> str:
     return (
-        f"{text}: {_deaths(client, error, since)}, also with one task at a time on each host; {projection.largest / 1e6:.0f} MB were projected "
+        f"{text}: {_deaths(client, error, since)}, also with one task at a time in each; {projection.largest / 1e6:.0f} MB were projected "
         "for the largest task: if it was for want of memory, give more with --memory, or start fewer workers on a host; else see the workers' logs"
     )
 

@@ -108,7 +108,7 @@ def test_workers_that_run_out_of_memory_are_given_fewer_tasks_at_a_time(tmp_path
     with workers(tmp_path, "workers: 1\nthreads: 2\nmemory: 550MB"):
         (result,) = compute([NUMBERS.map_blocks(hold, size=210_000_000, dtype=int, meta=EMPTY)], "phase 3: a test")
     assert result.tolist() == [0, 1, 2, 3]
-    assert "ran out of memory" in caplog.text and "once more with 1 task at a time" in caplog.text
+    assert "ran out of memory" in caplog.text and "once more with 1 task at a time in each" in caplog.text
 
 
 @pytest.mark.slow
@@ -160,17 +160,18 @@ exec ip netns exec "$1" bash -c "$2"
 
 @contextmanager
 def hosts() -> Iterator[list[str]]:
-    """Two hosts with addresses of their own, 10.99.1.2 and 10.99.2.2, on links to this one; gives their names."""
-    names = [f"gdask{os.getpid() % 10000}{letter}" for letter in "ab"]
+    """Two hosts with addresses of their own, 10.99.0.2 and 10.99.0.3, on a switch that this one, 10.99.0.1, is on; gives their names."""
+    switch, names = f"gdask{os.getpid() % 10000}", [f"gdask{os.getpid() % 10000}{letter}" for letter in "ab"]
+    lines = [f"link add {switch} type bridge", f"addr add 10.99.0.1/24 dev {switch}", f"link set {switch} up"]
+    for number, name in enumerate(names, 2):
+        lines += [f"netns add {name}", f"link add {name} type veth peer name eth0 netns {name}", f"link set {name} master {switch}", f"link set {name} up",
+                  f"-n {name} addr add 10.99.0.{number}/24 dev eth0", f"-n {name} link set eth0 up", f"-n {name} link set lo up"]  # fmt: skip
     try:
-        for number, name in enumerate(names, 1):
-            for line in (f"netns add {name}", f"link add {name} type veth peer name eth0 netns {name}", f"addr add 10.99.{number}.1/24 dev {name}",
-                         f"link set {name} up", f"-n {name} addr add 10.99.{number}.2/24 dev eth0", f"-n {name} link set eth0 up",
-                         f"-n {name} link set lo up", f"-n {name} route add default via 10.99.{number}.1"):  # fmt: skip
-                subprocess.run(["ip", *line.split()], check=True, capture_output=True)
+        for line in lines:
+            subprocess.run(["ip", *line.split()], check=True, capture_output=True)
         yield names
     finally:
-        for name in names:
+        for name in (*names, switch):
             subprocess.run(["ip", "link", "del", name], check=False, capture_output=True)
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
@@ -192,7 +193,7 @@ def test_a_host_that_is_cut_off(calibrated: Path, reduced: Path, night: object, 
     (tmp_path / "ssh").write_text(SSH)
     (tmp_path / "ssh").chmod(0o755)
     with hosts() as names:
-        Path("hosts.yaml").write_text(f"like: ssh\nhosts: {names}\nhost: 10.99.1.1\ncommand: {tmp_path / 'ssh'}\npython: {sys.executable}\n".replace("'", ""))
+        Path("hosts.yaml").write_text(f"like: ssh\nhosts: {names}\nhost: 10.99.0.1\ncommand: {tmp_path / 'ssh'}\npython: {sys.executable}\n".replace("'", ""))
         running = command(night, "hosts.yaml")
         wait_for(phase, running, 1.0)
         cut = running.poll() is None

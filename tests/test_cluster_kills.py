@@ -29,7 +29,7 @@ def command(night: object, cluster: str, *options: str) -> subprocess.Popen:
 def finish(process: subprocess.Popen) -> str:
     """What the command said; it ends within the time that a hung one would not."""
     try:
-        return process.communicate(timeout=240)[0]
+        return process.communicate(timeout=600)[0]
     except subprocess.TimeoutExpired:
         process.kill()
         raise AssertionError(f"hangs: {process.communicate()[0][-2000:]}") from None
