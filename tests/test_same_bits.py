@@ -194,9 +194,9 @@ def scheduled_by(get: Any) -> Iterator[None]:
 @contextmanager
 def as_asked(rows: int | None, order: int | None) -> Iterator[None]:
     """Inside, bands are `rows` high, and tasks run in the random `order`; None leaves these as they are."""
-    with bands_of(lambda row_bytes, most, fewest: rows) if rows else nullcontext():
-        with scheduled_by(in_random_order(order)) if order is not None else nullcontext():
-            yield
+    bands = bands_of(lambda row_bytes, most, fewest: rows) if rows else nullcontext()
+    with bands, scheduled_by(in_random_order(order)) if order is not None else nullcontext():
+        yield
 
 
 def content(path: Path) -> dict[tuple[str, int], object]:

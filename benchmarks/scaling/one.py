@@ -25,7 +25,6 @@ import psutil
 from benchmarks.scaling.model import Phase, Record, Task
 from benchmarks.scaling.nights import make_flat, reduce_night
 
-
 #: Open files that a process may have in a run that measures memory.
 MOST_FILES = 256
 
