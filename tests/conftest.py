@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ import dask
 import pytest
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # for helpers.py, for benchmarks/
+
+# A shell's background jobs ignore interrupts, and so would what they start: tests that interrupt need them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FILTERED = ("science", "sky", "flat_on", "flat_off", "dark", "std")
 
