@@ -202,6 +202,10 @@ def test_a_reference_catalogue_ties_the_group(night: object, tmp_path: object) -
     distance, index = cKDTree(np.column_stack([east, north])).query(positions(solved[1]))
     offset = (positions(solved[1]) - np.column_stack([east, north])[index])[distance < 0.1]
     assert len(offset) > 50 and np.abs(np.median(offset, axis=0)).max() < 0.002
+    assert not solved[0].attrs.get("warning")
+    Table({"ra": ra + 1.0, "dec": dec, "Ksmag": mag}).write(f"{tmp_path}/elsewhere.ecsv")
+    elsewhere = steps.determine_astrometric_solution(steps.add_reference_catalog(frames, source=f"{tmp_path}/elsewhere.ecsv"))
+    assert "not tied to the catalogue, positions stay" in elsewhere[0].attrs["warning"]
     untied = steps.determine_astrometric_solution(steps.add_reference_catalog(frames))
     assert all("solution" not in frame.attrs for frame in untied)
 

@@ -195,7 +195,11 @@ def _solved(frames: Frames, solution: Solution, catalog: str = "") -> Frames:
         tie = solution.tie
         text += f"; tied to the catalogue by {tie.n} stars, rms {tie.rms:.1f} mas ({catalog})" if tie.ok else f"; not tied to the catalogue: {tie.reason}"
     placed = (note(with_residuals(_correct(frame, fit), fit, solution), text) for frame, fit in zip(frames, fits, strict=True))
-    return tuple(_doubtful(frame, fit) for frame, fit in zip(placed, fits, strict=True))
+    frames = tuple(_doubtful(frame, fit) for frame, fit in zip(placed, fits, strict=True))
+    if solution.tie is None or solution.tie.ok:
+        return frames
+    untied = f"not tied to the catalogue, positions stay on the telescope's pointing: {solution.tie.reason}"
+    return tuple(frame if frame.attrs.get("warning") else warn(frame, untied) for frame in frames)
 
 
 def _doubtful(frame: Frame, fit: FrameFit) -> Frame:
