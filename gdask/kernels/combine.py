@@ -219,7 +219,7 @@ def combine(
     n = 9, 5 for n = 12; of good Gaussian values it loses none for n < 8, 0.02 % for n = 9, 0.2 % for n = 32. "varclip",
     which knows the noise, finds 7 sigma from n = 3 on and loses 0.3 to 0.5 %; it takes changes of the seeing for outliers,
     too. "noiseclip", for sky-subtracted images, takes one sigma for all planes: the median of their variances plus, where
-    there is starlight, the scatter of most planes (3 to 30 % of the light), so that a star's core stays whole. Fewer than 3 values are not clipped by
+    there is starlight, the scatter of most planes (10 to 30 % of the light), so that a star's core stays whole. Fewer than 3 values are not clipped by
     scatter; of two that disagree, "varclip" keeps both.
 
     The median after symmetric min-max rejection is the median of all, and its variance is given as such; a trimmed

@@ -198,7 +198,10 @@ def _solved(frames: Frames, solution: Solution, catalog: str = "") -> Frames:
     frames = tuple(_doubtful(frame, fit) for frame, fit in zip(placed, fits, strict=True))
     if solution.tie is None or solution.tie.ok:
         return frames
-    untied = f"not tied to the catalogue, positions stay on the telescope's pointing: {solution.tie.reason}"
+    untied = (
+        f"not tied to the catalogue, positions stay on the telescope's pointing: {solution.tie.reason};"
+        " the catalogue must hold stars of this field that the frames show; `search` says how far the pointing may be off"
+    )
     return tuple(frame if frame.attrs.get("warning") else warn(frame, untied) for frame in frames)
 
 

@@ -160,20 +160,16 @@ def _stacked(planes: list[da.Array | None], count: int, how: dict[str, object], 
 
 
 def _combine(*planes: np.ndarray, count: int, how: dict[str, object], grow: bool) -> np.ndarray:
-    return pack(*_grown_stack(planes, count, how)[0]) if grow else pack(*combine(*_cubes(planes, count), **how)[:3])  # type: ignore[arg-type]
+    cubes = _cubes(planes, count)
+    rejected = np.zeros(cubes[0].shape, bool) if grow else None
+    result = combine(*cubes, **how, rejected=rejected)[:3]  # type: ignore[arg-type]
+    if rejected is not None:
+        without(result, cubes, rejected, grown(rejected), str(how["method"]))
+    return pack(*result)
 
 
 def _cubes(planes: tuple[np.ndarray, ...], count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return tuple(np.stack(planes[at : at + count]) for at in (0, count, 2 * count))  # type: ignore[return-value]
-
-
-def _grown_stack(planes: tuple[np.ndarray, ...], count: int, how: dict[str, object]) -> tuple[Planes, Planes, np.ndarray]:
-    """The stack, the planes that went into it, and which values were rejected for themselves."""
-    cubes = _cubes(planes, count)
-    rejected = np.zeros(cubes[0].shape, bool)
-    result = combine(*cubes, **how, rejected=rejected)[:3]  # type: ignore[arg-type]
-    without(result, cubes, rejected, grown(rejected), str(how["method"]))
-    return result, cubes, rejected
 
 
 class _Rim(NamedTuple):
