@@ -266,6 +266,9 @@ def _of_task(label: str, options: Mapping[str, Any], inputs: Sequence[Value]) ->
         pixels = int(min(options.get("height") or options.get("rows") or plane.shape[0], (grid or plane).shape[0])) * width
         taken = float(np.prod(plane.shape)) * _PACKED if grid or plane.offset < 0 else 0.0
         result = float(np.dtype(options.get("pixel_type", "f4")).itemsize)
+    if "gathers" in options:  # a tile from the files of many frames
+        y1, y2, x1, x2 = options["window"]
+        pixels, result, taken = (y2 - y1) * (x2 - x1), _PACKED, options["gathers"]
     row = declared().get(label, {"scratch": 16.0, "inputs": 2.0})
     result = max(row.get("result", result), row.get("gives", 0.0) * taken / max(pixels, 1))
     return Cost(Value(pixels, result), row.get("scratch", 0.0) * pixels + row.get("inputs", 0.0) * taken)

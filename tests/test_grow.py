@@ -71,7 +71,6 @@ def test_chunks_do_not_show(chunks: tuple[int, int]) -> None:
     combine(*cube, **HOW, rejected=rejected)
     without(expected, cube, rejected, grown(rejected), "mean")
     frames = stack._in_whole_rows(tuple(frame(k, cube, chunks) for k in range(7)))
-    arrays = [f[name].data for name in ("data", "variance", "dq") for f in frames]
-    packed = stack._stacked(arrays, 7, HOW, True).compute()[0]
+    packed = stack._stacked(frames, HOW, True).compute()[0]
     for name, plane in zip(("data", "variance", "dq"), expected, strict=True):
         np.testing.assert_array_equal(packed[name], plane)

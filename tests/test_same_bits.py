@@ -25,8 +25,8 @@ from gdask import Reduce, cal_service, params, steps
 from gdask.run import Run
 from gdask.steps.frames import frames_in, map_frames
 
-#: Modules that choose the height of bands by the memory that is allowed.
-CHOOSERS = ("gdask.steps.frames", "gdask.steps.sky", "gdask.steps.resample")
+#: What chooses the height of bands by the memory that is allowed.
+CHOOSERS = ("gdask.steps.frames.rows_within", "gdask.steps.sky.rows_within", "gdask.steps.stack.rows_within")
 #: What a Frame carries beside pixels that must not depend on how they are chunked.
 CARRIED = ("geometry", "solution", "phu", "headers", "skies", "set_aside", "grid", "source_geometry")
 #: A time of this run, in a header.
@@ -76,8 +76,8 @@ def rechunked(value: object, rng: random.Random) -> object:
 def bands_of(choose: Any) -> Iterator[None]:
     """Inside, the height of bands is what `choose(row_bytes, most, fewest)` says."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in CHOOSERS:
-            patch.setattr(f"{module}.rows_within", choose)
+        for chooser in CHOOSERS:
+            patch.setattr(chooser, choose)
         yield
 
 

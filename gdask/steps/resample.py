@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import dask.array as da
 import numpy as np
@@ -12,22 +12,32 @@ from gdask.instruments import descriptor, instrument_of
 from gdask.io.read import Plane, on_disk, read_window
 from gdask.kernels.areas import area_factors
 from gdask.kernels.geometry import Geometry, pixel_area
-from gdask.kernels.grid import Grid, common_grid, footprint, input_window
+from gdask.kernels.grid import Grid, Window, common_grid, footprint, input_window
 from gdask.kernels.interpolation import noise_correlation, reach
 from gdask.kernels.pixelmap import MOST_ERROR, map_error, pixel_map
 from gdask.kernels.resample import resample
 from gdask.kernels.wcs import grid_from_header, grid_header
-from gdask.memory import rows_within
 from gdask.model import DQ, GdaskError
 from gdask.params import Range
 from gdask.steps.frames import PIXEL, note, pack, replaced, unpack, with_headers
 from gdask.types import Flags, Frame, Frames, Image
 
-#: Bytes of all frames' pixels (data, variance, dq) that one task of the stack may gather.
-STACK_BYTES = 64e6
-#: Rows of an output tile: at least where memory allows it, at most. A tile has the full width: rows of the input are read
-#: once and whole.
-FEWEST_ROWS, MOST_ROWS = 16, 256
+#: Side (pixels) of an output tile of a few frames. Tiles are squares, so that what they need of an array that lies askew is
+#: little more than they show; dask's ordering takes time and memory with the square of their number (3192: 16 s, 2.5 GB).
+SIDE = 512
+#: From so many frames on tiles have half that side: there are more of them, for the workers that many frames are worth.
+MANY = 32
+
+
+class Source(NamedTuple):
+    """What a frame's resampled pixels come from. planes: data, variance, dq of each array, on disk; windows: what each
+    array can touch of the grid; ratio: area of an output pixel over that for which a flat is 1."""
+
+    planes: tuple[tuple[Plane, Plane, Plane], ...]
+    geometries: tuple[Geometry, ...]
+    windows: tuple[Window, ...]
+    interpolation: str
+    ratio: float
 
 
 def resample_to_common_frame(
@@ -58,9 +68,8 @@ def resample_to_common_frame(
     frames = tuple(_checked(frame, grid) for frame in frames)
     worst = max(frame.attrs["solution"]["map_px"] for frame in frames)
     text = f"{grid.shape[1]} x {grid.shape[0]} pixels of {grid.scale:g} arcsec, {interpolation}, map good to {worst:.1e} px"
-    row_bytes = len(frames) * grid.shape[1] * PIXEL.itemsize
-    rows = rows_within(row_bytes, int(np.clip(STACK_BYTES / row_bytes, FEWEST_ROWS, MOST_ROWS)), 4)
-    return tuple(note(_resample_frame(frame, grid, header, interpolation, rows), text) for frame in frames)
+    side = SIDE if len(frames) < MANY else SIDE // 2
+    return tuple(note(_resample_frame(frame, grid, header, interpolation, side), text) for frame in frames)
 
 
 def correlation(interpolation: str, ratio: float) -> dict[str, tuple[object, str]]:
@@ -97,6 +106,15 @@ def _grid_of_file(path: str) -> Grid:
     return grid_from_header(header)
 
 
+def is_as_resampled(frame: Frame) -> bool:
+    """Whether a frame's pixels are still those that resample_to_common_frame gave it, from its `source`."""
+    return frame.attrs.get("resampled") == _names(frame)
+
+
+def _names(frame: Frame) -> tuple[str, ...]:
+    return tuple(frame[name].data.name for name in PIXEL.names or () if name in frame)
+
+
 def _checked(frame: Frame, grid: Grid) -> Frame:
     """The Frame with the error of its sampled map (px) in `attrs["solution"]`; GdaskError where it exceeds MOST_ERROR."""
     error = _map_error(frame, grid)
@@ -119,17 +137,16 @@ def _map_error(frame: Frame, grid: Grid) -> float:
     return worst
 
 
-def _resample_frame(frame: Frame, grid: Grid, header: object, interpolation: str, rows: int) -> Frame:
+def _resample_frame(frame: Frame, grid: Grid, header: object, interpolation: str, side: int) -> Frame:
     planes = tuple(zip(*(on_disk(frame, name) for name in ("data", "variance", "dq")), strict=True))
-    geometries = frame.attrs["geometry"]
-    area = frame.attrs.get("reference_area") or frame.attrs["phu"].get("FLATAREA") or reference_area(geometries, (frame.sizes["y"], frame.sizes["x"]))
+    geometries, shape = frame.attrs["geometry"], (frame.sizes["y"], frame.sizes["x"])
+    area = frame.attrs.get("reference_area") or frame.attrs["phu"].get("FLATAREA") or reference_area(geometries, shape)
     ratio = grid.scale**2 / area
-    ny, nx = grid.shape
-    chunks = ((1,), tuple(min(rows, ny - y) for y in range(0, ny, rows)), (nx,))
-    token = tokenize(planes, geometries, grid, interpolation, ratio, rows)
+    source = Source(planes, geometries, tuple(footprint(each, shape, grid) for each in geometries), interpolation, ratio)
+    chunks = ((1,), *(tuple(min(side, whole - at) for at in range(0, whole, side)) for whole in grid.shape))
     packed = da.map_blocks(
-        _resample_tile, planes=planes, geometries=geometries, grid=grid, interpolation=interpolation, ratio=ratio,
-        rows=rows, name=f"resample-{token}", chunks=chunks, dtype=PIXEL, meta=np.empty((0, 0, 0), PIXEL),
+        _resample_tile, source=source, planes=planes, grid=grid, rows=side, name=f"resample-{tokenize(source, grid, side)}", chunks=chunks,
+        dtype=PIXEL, meta=np.empty((0, 0, 0), PIXEL),
     )  # fmt: skip
     onto = replaced(frame, **unpack(packed))
     base = frame.attrs["headers"][0].copy()
@@ -138,7 +155,7 @@ def _resample_frame(frame: Frame, grid: Grid, header: object, interpolation: str
     base.update(header)
     base.update(correlation(interpolation, ratio))
     onto = with_headers(onto, primary={"PIXSCALE": (grid.scale, "Pixel scale (arcsec)")})
-    return onto.assign_attrs(headers=(base,), geometry=(), source_geometry=geometries, grid=grid, pending={}, results={})
+    return onto.assign_attrs(headers=(base,), geometry=(), source_geometry=geometries, grid=grid, source=source, resampled=_names(onto), pending={}, results={})
 
 
 #: What describes one array and its pixels, and not an image of all arrays.
@@ -150,32 +167,34 @@ _ARRAY_KEYWORDS = (
 )  # fmt: skip
 
 
-def _resample_tile(
-    planes: tuple[tuple[Plane, Plane, Plane], ...], geometries: tuple[Geometry, ...], grid: Grid, interpolation: str,
-    ratio: float, rows: int, block_id: tuple[int, int, int],
-) -> np.ndarray:
-    """One tile from the windows of the arrays that touch it; where two arrays overlap, the better pixel is taken."""
-    y1 = block_id[1] * rows
-    y2 = min(y1 + rows, grid.shape[0])
-    shape = (y2 - y1, grid.shape[1])
-    result = (np.zeros(shape, "f4"), np.zeros(shape, "f4"), np.full(shape, DQ.NO_DATA, "u2"))
-    for three, geometry in zip(planes, geometries, strict=True):
-        _, _, x1, x2 = footprint(geometry, three[0].shape, grid)
-        window = (y1, y2, x1, x2)
-        inside = input_window(geometry, three[0].shape, grid, window, reach(interpolation)) if x2 > x1 else None
+def _resample_tile(source: Source, planes: object, grid: Grid, rows: int, block_id: tuple[int, int, int]) -> np.ndarray:
+    """One square of `rows` pixels' side. planes: for the projection of memory."""
+    y1, x1 = block_id[1] * rows, block_id[2] * rows
+    window = y1, min(y1 + rows, grid.shape[0]), x1, min(x1 + rows, grid.shape[1])
+    shape = window[1] - y1, window[3] - x1
+    result = (np.empty(shape, "f4"), np.empty(shape, "f4"), np.empty(shape, "u2"))
+    resample_window(source, grid, window, result)
+    return pack(*result)[None]
+
+
+def resample_window(source: Source, grid: Grid, window: Window, result: tuple[Image, Image, Flags]) -> None:
+    """Put into `result` (data, variance, DQ) a frame as a window of the grid shows it. The bits of a pixel do not depend on
+    the window; where two arrays overlap, the better pixel is taken, NO_DATA where there is none."""
+    for plane, nothing in zip(result, (0, 0, DQ.NO_DATA), strict=True):
+        plane[:] = nothing
+    for three, geometry, (top, bottom, left, right) in zip(source.planes, source.geometries, source.windows, strict=True):
+        y1, y2, x1, x2 = max(window[0], top), min(window[1], bottom), max(window[2], left), min(window[3], right)
+        touched = y1, y2, x1, x2
+        inside = input_window(geometry, three[0].shape, grid, touched, reach(source.interpolation)) if y1 < y2 and x1 < x2 else None
         if inside is None:
             continue
-        data, variance, dq = (
-            read_window(plane, *inside, np.dtype(kind)) for plane, kind in zip(three, ("f4", "f4", "u2"), strict=True)
-        )
-        ymap, xmap = pixel_map(geometry, grid, window)
-        part = tuple(plane[:, x1:x2] for plane in result)
+        planes = (read_window(plane, *inside, np.dtype(kind)) for plane, kind in zip(three, ("f4", "f4", "u2"), strict=True))
         data, variance, dq = resample(
-            data, variance, dq, ymap, xmap, interpolation=interpolation, area_ratio=ratio, origin=(inside[0], inside[2]),
+            *planes, *pixel_map(geometry, grid, touched), interpolation=source.interpolation, area_ratio=source.ratio, origin=(inside[0], inside[2]),
         )  # fmt: skip
-        of_data, of_variance = area_factors(geometry, grid, window, grid.scale**2 / ratio)
-        _merge(part, (data * of_data, variance * of_variance, dq))
-    return pack(*result)[None]
+        of_data, of_variance = area_factors(geometry, grid, touched, grid.scale**2 / source.ratio)
+        part = tuple(plane[y1 - window[0] : y2 - window[0], x1 - window[2] : x2 - window[2]] for plane in result)
+        _merge(part, (data * of_data, variance * of_variance, dq))  # type: ignore[arg-type]
 
 
 def _merge(result: tuple[Image, Image, Flags], added: tuple[Image, Image, Flags]) -> None:

@@ -6,14 +6,19 @@ from typing import Annotated, Literal, NamedTuple
 
 import dask.array as da
 import numpy as np
+from dask._task_spec import DataNode, Task, TaskRef
 from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph
 
 from gdask.instruments import descriptor, tags
 from gdask.kernels.combine import combine
+from gdask.kernels.grid import Grid, Window
 from gdask.kernels.grow import REACH, Planes, grown, without
+from gdask.memory import rows_within
 from gdask.model import GdaskError
 from gdask.params import Range
 from gdask.steps.frames import PIXEL, array, map_planes, note, pack, replaced, unpack, with_headers
+from gdask.steps.resample import Source, is_as_resampled, resample_window
 from gdask.types import Frame, Frames
 
 Operation = Literal["mean", "wtmean", "median", "lmedian"]
@@ -23,6 +28,12 @@ Reject = Literal["none", "minmax", "sigclip", "varclip", "noiseclip"]
 SAME_TIME = 0.01
 #: Rows of a band of the stack, at least: its two rims do not touch.
 FEWEST_ROWS = 2 * REACH
+#: Rows in which rejected values' neighbours are left out at a time: what that takes beside the planes is a small part.
+ROWS = 16
+#: Bytes of all frames' pixels (data, variance, dq) that a task gathers: a tile of many frames is made in strips of rows.
+STACK_BYTES = 32e6
+#: Rows of a strip, at least: of what surrounds it, 2 rows on each side, and the resampling kernel needs more beside.
+FEWEST_IN_STRIP = 16
 
 
 def stack_frames(
@@ -69,9 +80,8 @@ def stack_frames(
         "method": operation, "reject": reject_method, "lsigma": lsigma, "hsigma": hsigma, "mclip": mclip,
         "max_iters": max_iters, "nlow": nlow, "nhigh": nhigh,
     }  # fmt: skip
-    whole = _in_whole_rows(frames)
-    planes = [array(frame, name) for name in ("data", "variance", "dq") for frame in whole]
-    packed = _stacked(planes, len(frames), how, grow and reject_method.endswith("clip"))
+    grow = grow and reject_method.endswith("clip")
+    packed = _resampled_stack(frames, how, grow) if all(map(is_as_resampled, frames)) else _stacked(_in_whole_rows(frames), how, grow)
     stack = replaced(frames[0], **unpack(packed)).assign_attrs(pending={}, provenance=_inputs_of(frames), inputs=_sources(frames))
     text = f"{len(frames)} frames, {operation}, {reject_method}{_check_darks(frames)}"
     of_one = {key: None for key in stack.attrs["phu"] if key.startswith("SKYFR")}
@@ -150,22 +160,66 @@ def _in_whole_rows(frames: Frames) -> Frames:
     return tuple(frame.chunk({"y": tuple(bands), "x": -1}) for frame in frames)
 
 
-def _stacked(planes: list[da.Array | None], count: int, how: dict[str, object], grow: bool) -> da.Array:
-    """PIXEL of the stack of `count` frames; planes: their data, their variances, their DQ."""
-    packed = map_planes(_combine, *planes, dtype=PIXEL, count=count, how=how, grow=grow)
+def _stacked(frames: Frames, how: dict[str, object], grow: bool) -> da.Array:
+    """PIXEL of the stack of frames in bands of whole rows."""
+    planes = [array(frame, name) for name in ("data", "variance", "dq") for frame in frames]
+    packed = map_planes(_combine, *planes, dtype=PIXEL, count=len(frames), how=how, grow=grow)
     if not grow or packed.numblocks[1] == 1:
         return packed
-    rims = map_planes(_rims, *planes, dtype=object, whole=True, count=count, how=how)
+    rims = map_planes(_rims, *planes, dtype=object, whole=True, count=len(frames), how=how)
     return _with_neighbours(packed, rims, str(how["method"]))
 
 
 def _combine(*planes: np.ndarray, count: int, how: dict[str, object], grow: bool) -> np.ndarray:
-    cubes = _cubes(planes, count)
+    return pack(*_combined(_cubes(planes, count), how, grow))
+
+
+def _combined(cubes: Planes, how: dict[str, object], grow: bool) -> Planes:
+    """Data, variance and DQ of the stack of planes (n, ny, nx)."""
     rejected = np.zeros(cubes[0].shape, bool) if grow else None
     result = combine(*cubes, **how, rejected=rejected)[:3]  # type: ignore[arg-type]
     if rejected is not None:
-        without(result, cubes, rejected, grown(rejected), str(how["method"]))
-    return pack(*result)
+        near = grown(rejected)
+        for start in range(0, rejected.shape[1], ROWS):
+            rows = slice(start, start + ROWS)
+            part = tuple(plane[rows] for plane in result)
+            without(part, tuple(cube[:, rows] for cube in cubes), rejected[:, rows], near[:, rows], str(how["method"]))  # type: ignore[arg-type]
+    return result
+
+
+def _resampled_stack(frames: Frames, how: dict[str, object], grow: bool) -> da.Array:
+    """PIXEL of the stack of resampled frames. A task makes a tile from the files of all frames, one frame after another: in
+    a graph with a tile of each frame as a task, 5365 of them, 64 frames took 1 GB, and their number grew with the frames."""
+    sources, grid = tuple(frame.attrs["source"] for frame in frames), frames[0].attrs["grid"]
+    chunks = frames[0]["data"].data.chunks
+    name = f"stack-{tokenize(sources, grid, how, grow, chunks)}"
+    given = f"sources-{name}"
+    tasks: dict[object, object] = {given: DataNode(given, sources)}  # one node: in each task they would travel with each
+    for j, (y, height) in enumerate(zip(np.cumsum((0, *chunks[1])), chunks[1], strict=False)):
+        for i, (x, width) in enumerate(zip(np.cumsum((0, *chunks[2])), chunks[2], strict=False)):
+            window, key, row = (int(y), int(y) + height, int(x), int(x) + width), (name, 0, j, i), len(frames) * width * PIXEL.itemsize
+            rows = min(rows_within(row, max(int(STACK_BYTES / row), FEWEST_IN_STRIP), FEWEST_IN_STRIP), height)
+            tasks[key] = Task(key, _stack_tile, TaskRef(given), grid=grid, window=window, rows=rows, gathers=rows * row, how=how, grow=grow)
+    return da.Array(HighLevelGraph.from_collections(name, tasks), name, chunks, meta=np.empty((0, 0, 0), PIXEL))
+
+
+def _stack_tile(sources: tuple[Source, ...], grid: Grid, window: Window, rows: int, gathers: int, how: dict[str, object], grow: bool) -> np.ndarray:
+    """The stack in a window of the grid, so many rows at a time. gathers: bytes, for the projection of memory."""
+    y1, y2, x1, x2 = window
+    return np.concatenate([_strip(sources, grid, (y, min(y + rows, y2), x1, x2), how, grow) for y in range(y1, y2, rows)])[None]
+
+
+def _strip(sources: tuple[Source, ...], grid: Grid, window: Window, how: dict[str, object], grow: bool) -> np.ndarray:
+    """What lies around the window is looked at as far as it tells which neighbours of rejected values go."""
+    reach = REACH if grow else 0
+    (y1, y2, x1, x2), (ny, nx) = window, grid.shape
+    around = max(y1 - reach, 0), min(y2 + reach, ny), max(x1 - reach, 0), min(x2 + reach, nx)
+    shape = len(sources), around[1] - around[0], around[3] - around[2]
+    cubes = np.empty(shape, "f4"), np.empty(shape, "f4"), np.empty(shape, "u2")
+    for number, source in enumerate(sources):
+        resample_window(source, grid, around, tuple(cube[number] for cube in cubes))  # type: ignore[arg-type]
+    rows, columns = slice(y1 - around[0], y2 - around[0]), slice(x1 - around[2], x2 - around[2])
+    return pack(*(plane[rows, columns] for plane in _combined(cubes, how, grow)))
 
 
 def _cubes(planes: tuple[np.ndarray, ...], count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
