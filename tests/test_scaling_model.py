@@ -32,16 +32,16 @@ def test_the_scheduler_gives_out_one_after_another() -> None:
 
 def test_a_campaign_is_the_phase_again_and_again() -> None:
     phase = Phase("phase 1", chain(3), 0.0, 0.0, 0.0)
-    many = campaign(phase, 8, pixels=2.0)
-    assert len(many.tasks) == 24 and sum(task.seconds for task in many.tasks) == 48.0
-    assert makespan(many.tasks, Machine(1, 0.0, 0.0)) == 48.0 and makespan(many.tasks, Machine(8, 0.0, 0.0)) == 6.0
+    many = campaign(phase, 8)
+    assert len(many.tasks) == 24 and sum(task.seconds for task in many.tasks) == 24.0
+    assert makespan(many.tasks, Machine(1, 0.0, 0.0)) == 24.0 and makespan(many.tasks, Machine(8, 0.0, 0.0)) == 3.0
 
 
-def test_stacks_have_longer_tiles_and_then_more_of_them() -> None:
-    tiles = [Task("tile", 1.0, 0.0, 0, ())] * 2
-    phase = Phase("phase 5", (*tiles, Task("catalogue", 3.0, 0.0, 0, (0, 1))), 0.0, 0.0, 0.0)
-    longer = stacking(phase, 4, most=16)
-    assert [task.seconds for task in longer.tasks] == [4.0, 4.0, 3.0]
-    more = stacking(phase, 32, most=16)
-    assert len(more.tasks) == 5 and sum(task.seconds for task in more.tasks) == 67.0
-    assert makespan(more.tasks, Machine(1, 0.0, 0.0)) == 67.0
+def test_stacks_have_longer_tiles_and_more_of_them() -> None:
+    sources = Task("sources", 0.0, 0.0, 0, ())
+    tiles = [Task("tile", 1.0, 0.0, 0, (0,))] * 2
+    phase = Phase("phase 5", (sources, *tiles, Task("catalogue", 1.5, 0.0, 0, (1, 2))), 0.0, 0.0, 0.0)
+    assert [task.seconds for task in stacking(phase, 4, split=1).tasks] == [0.0, 4.0, 4.0, 1.5]
+    more = stacking(phase, 32, split=4)
+    assert len(more.tasks) == 10 and sum(task.seconds for task in more.tasks) == 65.5
+    assert makespan(more.tasks, Machine(8, 0.0, 0.0)) == pytest.approx(9.5, abs=0.01)

@@ -13,6 +13,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.scaling import model
@@ -71,7 +72,7 @@ def _row(frames: int, workers: int, runs: dict[tuple[int, int], model.Record]) -
 
 
 def _model(runs: dict[tuple[int, int], model.Record], args: argparse.Namespace) -> None:
-    """Check against what was measured; the campaign, from the run with the most frames and one worker, at two sizes of arrays."""
+    """Check against what was measured; the campaign, from the run with the most frames and one worker, as one command and as groups."""
     print("\nmodel against measurement (seconds in computes):")
     for (frames, workers), run in runs.items():
         one = runs.get((frames, min(args.workers)), run)
@@ -82,23 +83,24 @@ def _model(runs: dict[tuple[int, int], model.Record], args: argparse.Namespace) 
     frames = max(args.frames)
     source = model.quiet(runs[frames, min(args.workers)])
     times = -(-args.campaign // frames)
-    for pixels, what in ((1.0, f"arrays of {args.size} x {args.size}"), ((2048 / args.size) ** 2, "arrays of 2048 x 2048")):
-        phases = [model.campaign(p, times, pixels) for p in source.phases[:-1]]
-        phases.append(model.stacking(source.phases[-1], times, pixels, most=16))
-        work = sum(task.seconds for phase in phases for task in phase.tasks)
-        client = model.between_phases(source) * times
-        print(f"\n{times * frames} frames, {what}: {work:.0f} s of tasks, {client:.0f} s on the client, "
-              f"{sum(len(p.tasks) for p in phases) * source.scheduler:.0f} s of scheduling; longest task {max(t.seconds for p in phases for t in p.tasks):.1f} s")
-        alone = _walls(phases, 1, source)
-        for workers in (1, 2, 16, 32, 64, 128, 256, 512):
-            walls = _walls(phases, workers, source)
-            each = ", ".join(f"{wall:.0f}" for wall in walls)
-            print(f"{workers:4d} workers: {sum(walls) + client:9.1f} s, efficiency {(sum(alone) + client) / (sum(walls) + client) / workers:.2f}; "
-                  f"computes alone {sum(alone) / sum(walls) / workers:.2f} (phases {each} s); without the last "
-                  f"{sum(alone[:-1]) / sum(walls[:-1]) / workers:.2f}")  # fmt: skip
+    phases = [*(model.campaign(p, times) for p in source.phases[:-1]), model.stacking(source.phases[-1], times)]
+    work = sum(task.seconds for phase in phases for task in phase.tasks)
+    client, alone = model.between_phases(source) * times, _walls(phases, 1, source)
+    print(f"\n{times * frames} frames, arrays of {args.size} x {args.size}: {work:.0f} s of tasks, {client:.0f} s on the client, "
+          f"{sum(len(p.tasks) for p in phases) * source.scheduler:.0f} s of scheduling; longest task {max(t.seconds for p in phases for t in p.tasks):.1f} s")
+    for workers in (1, 2, 16, 32, 64, 128, 256, 512):
+        walls = _walls(phases, workers, source)
+        each = ", ".join(f"{wall:.0f}" for wall in walls)
+        print(f"{workers:4d} workers: {sum(walls) + client:9.1f} s, efficiency {(sum(alone) + client) / (sum(walls) + client) / workers:.2f}; "
+              f"computes alone {sum(alone) / sum(walls) / workers:.2f} (phases {each} s)")  # fmt: skip
+    groups = model.between_phases(source), _walls(source.phases, 1, source)
+    for workers in (1, 2, 4, 8):
+        one = sum(_walls(source.phases, workers, source)) + groups[0]
+        print(f"groups of {frames} frames with {workers} workers each, {times} side by side on {times * workers}: {one:.1f} s, "
+              f"efficiency {(sum(groups[1]) + groups[0]) / one / workers:.2f} each")  # fmt: skip
 
 
-def _walls(phases: list[model.Phase], workers: int, source: model.Record) -> list[float]:
+def _walls(phases: Sequence[model.Phase], workers: int, source: model.Record) -> list[float]:
     return [model.makespan(phase.tasks, model.Machine(workers, source.scheduler, source.worker)) for phase in phases]
 
 

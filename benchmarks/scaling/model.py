@@ -2,11 +2,11 @@
 
 Assumptions, all of them:
 
-- A campaign has the graphs of the measured run once for each so many frames, with the times and results that were measured,
-  multiplied by `pixels` (other arrays' area over that of the measured run). But for the last phase: its tiles take as many
-  times longer as there are more frames and pixels, at most as long as a tile of STACK_BYTES takes, and there are more of them.
+- A campaign has the graphs of the measured run once for each so many frames, with the times and results that were measured.
+  But for the last phase: its tiles take as many times longer as there are more frames, and there are SPLIT as many of them
+  (`gdask.steps.resample.MANY`); what follows the tiles stays as it is. The field is that of the measured run.
 - A phase begins when all of the one before has ended and the client has built its graph (a barrier, as in the code). What
-  the client does between phases grows with frames, not with pixels.
+  the client does between phases grows with frames.
 - The scheduler gives out one task after another, each in `scheduler` CPU seconds, in dask's order; a worker adds `worker` to
   each task. Both were measured with the same graphs of empty tasks.
 - A task goes to the free worker that holds most of what it needs; what others hold comes at BANDWIDTH after LATENCY.
@@ -16,7 +16,6 @@ Assumptions, all of them:
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,6 +23,8 @@ from typing import NamedTuple
 BANDWIDTH, LATENCY = 1e9, 1e-3
 #: Free workers that are looked at for the one that holds most of what a task needs.
 LOOKED_AT = 8
+#: As many times more tiles has the stack of many frames.
+SPLIT = 4
 
 
 class Task(NamedTuple):
@@ -85,37 +86,33 @@ def between_phases(record: Record) -> float:
     return max(record.client - record.scheduler * sum(len(phase.tasks) for phase in record.phases), 0.0)
 
 
-def campaign(phase: Phase, times: int, pixels: float = 1.0) -> Phase:
-    """A phase of `times` as many frames, whose arrays have `pixels` as many pixels."""
+def campaign(phase: Phase, times: int) -> Phase:
+    """A phase of `times` as many frames."""
     count, more = len(phase.tasks), []
     for copy in range(times):
-        more += [t._replace(seconds=t.seconds * pixels, nbytes=int(t.nbytes * pixels), needs=tuple(need + copy * count for need in t.needs)) for t in phase.tasks]
+        more += [task._replace(needs=tuple(need + copy * count for need in task.needs)) for task in phase.tasks]
     return phase._replace(tasks=tuple(more))
 
 
-def stacking(phase: Phase, times: int, pixels: float = 1.0, most: float = math.inf) -> Phase:
-    """The last phase of more frames: tiles (tasks of the kind with most of the time and no needs) grow, up to `most` times;
-    beyond, there are more of them. What needs all tiles, and does not look at frames, grows with the pixels alone."""
+def stacking(phase: Phase, times: int, split: int = SPLIT) -> Phase:
+    """The last phase of `times` as many frames: `split` tiles (tasks of the kind with most of the time) for each."""
     kind = tile_kind(phase)
-    growth = times * pixels
-    tiles = math.ceil(growth / most)
     place: dict[int, list[int]] = {}
     tasks: list[Task] = []
     for number, task in enumerate(phase.tasks):
-        copies = tiles if task.kind == kind else 1
+        copies = split if task.kind == kind else 1
         needs = tuple(there for need in task.needs for there in place[need])
         place[number] = list(range(len(tasks), len(tasks) + copies))
-        grown = growth / tiles if task.kind == kind else pixels
-        tasks += [task._replace(seconds=task.seconds * grown, nbytes=int(task.nbytes * pixels / copies), needs=needs)] * copies
+        seconds = task.seconds * times / copies if task.kind == kind else task.seconds
+        tasks += [task._replace(seconds=seconds, nbytes=task.nbytes // copies, needs=needs)] * copies
     return phase._replace(tasks=tuple(tasks))
 
 
 def tile_kind(phase: Phase) -> str:
-    """The kind of those tasks without needs that take most of the time."""
+    """The kind of tasks that take most of the time."""
     sums: dict[str, float] = {}
     for task in phase.tasks:
-        if not task.needs:
-            sums[task.kind] = sums.get(task.kind, 0.0) + task.seconds
+        sums[task.kind] = sums.get(task.kind, 0.0) + task.seconds
     return max(sums, key=lambda kind: (sums[kind], kind))
 
 
