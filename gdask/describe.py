@@ -25,7 +25,7 @@ def wcs(frame: Any) -> list[Any]:
 
     stacked = frame.attrs.get("grid") is not None or "NCOMBINE" in frame.attrs["phu"]
     if stacked or not hasattr(instrument_of(frame).module, "geometries"):
-        return [WCS(header) for header in frame.attrs["headers"]]
+        return [WCS(header.copy()) for header in frame.attrs["headers"]]
     from gdask.kernels.wcs import array_wcs
 
     shape = (frame.sizes["y"], frame.sizes["x"])

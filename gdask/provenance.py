@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.io.fits import Header
 from dask.base import tokenize
 
 from gdask import __version__, params
 from gdask.instruments import tags
+from gdask.io.cards import Header
 from gdask.io.tables import source_tables
 from gdask.model import BadFile, GdaskError, UsageError
 from gdask.types import Frame, Frames
@@ -189,13 +189,12 @@ def _md5(paths: tuple[str, ...], identities: tuple[tuple[int, int] | None, ...],
 
 def processed_header(frame: Frame, suffix: str, caltype: str) -> Header:
     """The primary header of a processed product: the keyword that says which, and the data label's ending."""
-    phu = frame.attrs["phu"].copy()
+    phu = Header.of(frame.attrs["phu"])
     now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}"
-    phu[{"processed_flat": "PROCFLAT", "processed_dark": "PROCDARK", "processed_bpm": "PROCBPM", "processed_science": "PROCSCI"}[caltype]] = now
+    keyword = {"processed_flat": "PROCFLAT", "processed_dark": "PROCDARK", "processed_bpm": "PROCBPM", "processed_science": "PROCSCI"}[caltype]
     ending = "-STACK" if caltype == "processed_science" else suffix.replace("_", "-").upper()
     label = str(phu.get("DATALAB", ""))
-    phu["DATALAB"] = label if label.endswith(ending) else label + ending
-    return phu
+    return phu.changed({keyword: now, "DATALAB": label if label.endswith(ending) else label + ending})
 
 
 def record(frame: Frame, step: str, settings: Mapping[str, params.Setting], started: datetime) -> Frame:
@@ -206,8 +205,6 @@ def record(frame: Frame, step: str, settings: Mapping[str, params.Setting], star
         "primitive": step, "args": json.dumps({**args, "from": layers} if layers else args, default=str),
         "timestamp_start": f"{started:%Y-%m-%dT%H:%M:%S.%f}", "timestamp_stop": f"{stopped:%Y-%m-%dT%H:%M:%S.%f}",
     }  # fmt: skip
-    phu = frame.attrs["phu"].copy()
-    if step in STAMPS:
-        phu[STAMPS[step]] = (f"{stopped:%Y-%m-%dT%H:%M:%S.%f}", f"UT of {step}")
-    phu["GEM-TLM"] = (f"{stopped:%Y-%m-%dT%H:%M:%S.%f}", "UT last modification with GEMINI")
-    return frame.assign_attrs(phu=phu, history=(*frame.attrs.get("history", ()), row))
+    stamps = {STAMPS[step]: (row["timestamp_stop"], f"UT of {step}")} if step in STAMPS else {}
+    stamps["GEM-TLM"] = (row["timestamp_stop"], "UT last modification with GEMINI")
+    return frame.assign_attrs(phu=Header.of(frame.attrs["phu"]).changed(stamps), history=(*frame.attrs.get("history", ()), row))

@@ -6,6 +6,7 @@ of other files that the recipe takes as well (darks beside flats) and tags that 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -192,10 +193,12 @@ def _most(values: Iterable[Hashable]) -> Hashable:
 
 
 def _content(frame: Frame) -> Hashable:
-    """All headers of a frame but its name's: no two exposures have the same."""
-    phu = frame.attrs["phu"]
-    cards = [str(card) for card in phu.cards if card.keyword not in ("FILENAME", "ORIGNAME", "CHECKSUM", "DATASUM")]
-    return (tuple(cards), *(header.tostring() for header in frame.attrs["headers"]))
+    """A digest of all headers of a frame but its name's: no two exposures have the same."""
+    found = hashlib.sha256()
+    for number, header in enumerate((frame.attrs["phu"], *frame.attrs["headers"])):
+        cards = [str(card) for card in header.cards if number or card.keyword not in ("FILENAME", "ORIGNAME", "CHECKSUM", "DATASUM")]
+        found.update("\n".join([*cards, "END\n"]).encode())
+    return found.digest()
 
 
 def _without_path(text: str, path: str) -> str:

@@ -10,7 +10,7 @@ from gdask.instruments import descriptor, instrument_of, step_defaults
 from gdask.model import GdaskError
 from gdask.recipe_library import Recipe, steps_in
 from gdask.screening import Screened, sift
-from gdask.steps.skyframes import check_one_target, same_set_up, separation
+from gdask.steps.skyframes import check_one_target, same_set_up, separation, set_up
 from gdask.types import Frame, Frames
 
 Layers = Sequence[tuple[str, Mapping[str, object]]]
@@ -76,8 +76,9 @@ def with_skies(frames: Frames, recipe: Recipe, module: ModuleType, layers: Layer
         return Screened(frames, ())
     lonely = {frame.attrs["name"]: frame.attrs.get("set_aside", "") for frame in associated}
     served = [frame for frame in targets if not lonely[frame.attrs["name"]]]
+    wanted = [set_up(frame) for frame in served or targets]
     idle = {
         sky.attrs["name"]: "it is on sky, and no frame on target has its filter, exposure time and read mode"
-        for sky in skies if sky.attrs["name"] not in lonely and not any(same_set_up(sky, frame) for frame in served or targets)
+        for sky in skies if sky.attrs["name"] not in lonely and not any(same_set_up(mine, one) for mine in [set_up(sky)] for one in wanted)
     }  # fmt: skip
     return Screened(*sift(frames, lambda frame: lonely.get(frame.attrs["name"], "") or idle.get(frame.attrs["name"], ""), "skies"))

@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     import xarray as xr
-    from astropy.io.fits import Header
+
+    from gdask.io.cards import Header
 
     Frame: TypeAlias = xr.Dataset
     Frames: TypeAlias = tuple[xr.Dataset, ...]

@@ -267,7 +267,7 @@ def _one_wcs(header: fits.Header, size: fits.Header, seen: View) -> Iterator[str
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            wcs = WCS(header, naxis=2, fix=False)
+            wcs = WCS(header.copy(), naxis=2, fix=False)
             corners = np.array([(0.0, 0.0), (size["NAXIS1"] - 1.0, size["NAXIS2"] - 1.0)])
             back = wcs.all_world2pix(wcs.all_pix2world(corners, 0), 0, quiet=True)
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError, OSError) as error:  # wcslib's are ValueError

@@ -22,6 +22,7 @@ from helpers import on_disk
 
 import gdask
 from gdask import Reduce, cal_service, params, steps
+from gdask.io.cards import Header
 from gdask.run import Run
 from gdask.steps.frames import frames_in, map_frames
 
@@ -41,11 +42,11 @@ def bits(value: object) -> object:
     """Something that is equal only where every bit is."""
     if isinstance(value, np.ndarray):
         return (value.dtype.str, value.shape, tuple(bits(v) for v in value.ravel()) if value.dtype == object else value.tobytes())
-    if isinstance(value, Mapping) and not isinstance(value, fits.Header):
+    if isinstance(value, Mapping) and not isinstance(value, (fits.Header, Header)):
         return {key: bits(each) for key, each in value.items()}
     if isinstance(value, (tuple, list)):
         return tuple(bits(each) for each in value)
-    if isinstance(value, fits.Header):
+    if isinstance(value, (fits.Header, Header)):
         return tuple(str(card) for card in value.cards if not NOW.search(str(card)))
     return bits(np.asarray(value)) if isinstance(value, (np.generic, Table)) else repr(value)
 

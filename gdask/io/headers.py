@@ -11,10 +11,12 @@ import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import BinaryIO, NamedTuple, cast
 
 from astropy.io import fits
 
+from gdask.io.cards import Header
 from gdask.model import GdaskError
 from gdask.types import Headers
 
@@ -35,7 +37,7 @@ class Unit(NamedTuple):
 
     number: int
     raw: bytes
-    header: fits.Header
+    header: Header
     begin: int
     size: int
 
@@ -127,7 +129,7 @@ def each_unit(stream: BinaryIO, name: str) -> Iterator[Unit]:
     number = 0
     while (cards := _header_cards(stream, name, number)) is not None:
         raw, kept = cards
-        header = fits.Header.fromstring("".join(kept))
+        header = Header.read(kept)
         begin, size = stream.tell(), _data_bytes(header, name)
         yield Unit(number, raw, header, begin, size)
         _skip(stream, begin + size, name, number)
@@ -150,11 +152,16 @@ def _header_cards(stream: BinaryIO, name: str, number: int) -> tuple[bytes, list
             raw = block[at : at + CARD]
             if raw.rstrip(b" \0") == b"END":
                 return whole, _without_padding(cards)
-            cards.append(repair_card(_ascii(raw)))
+            cards.append(_card(raw))
         if len(cards) > MAX_CARDS:
             raise GdaskError(f"{name}: header of extension {number} has no end; copy the file again")
         if len(block) < BLOCK:
             raise GdaskError(f"{name}: header of extension {number} is cut short (no END card); copy the file again")
+
+
+@lru_cache(maxsize=8192)  # what the files of a night have in common
+def _card(raw: bytes) -> str:
+    return repair_card(_ascii(raw))
 
 
 def _ascii(raw: bytes) -> str:
@@ -172,7 +179,7 @@ def _without_padding(cards: list[str]) -> list[str]:
     return cards[:last]
 
 
-def _data_bytes(header: fits.Header, name: str) -> int:
+def _data_bytes(header: Header, name: str) -> int:
     """Bytes of the data that follow a header, without fill (FITS standard 4.0, sections 4.4.1 and 6)."""
     try:
         if header["BITPIX"] not in BITPIX:
@@ -203,15 +210,15 @@ def _skip(stream: BinaryIO, end: int, name: str, number: int) -> None:
     stream.seek(end + -end % BLOCK)
 
 
-def is_tiled(header: fits.Header) -> bool:
+def is_tiled(header: Header) -> bool:
     """Whether a unit is an image compressed in tiles, which is on disk as a table."""
     return header.get("ZIMAGE") is True
 
 
-def untiled(name: str) -> list[fits.Header]:
+def untiled(name: str) -> list[Header]:
     """Headers as astropy gives them for images that are compressed in tiles: as before compression."""
     try:
         with fits.open(name, memmap=True) as units:
-            return [unit.header.copy() for unit in units]
+            return [Header.of(unit.header) for unit in units]
     except Exception as error:  # astropy raises errors of many kinds
         raise GdaskError(f"{name}: its compressed images cannot be read ({error}); copy the file again") from error

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 
+from gdask.io.headers import BLOCK
 from gdask.io.star_tables import add_star_columns, solution_tables
 from gdask.kernels.geometry import Geometry, to_sky
 from gdask.kernels.grid import Grid, grid_to_sky
@@ -112,3 +114,29 @@ def _with_sky(frame: Frame, number: int, catalog: np.ndarray) -> np.ndarray:
     elif geometry:
         filled["X_WORLD"], filled["Y_WORLD"] = to_sky(geometry[number], x, y)
     return filled
+
+
+def each_table(tables: Mapping[str, Table | Sequence[Table]]) -> list[tuple[str, tuple[Table, int | None]]]:
+    """(name, (table, EXTVER)) of each table: one for each array, or one for the file, which has none (as astrodata has it)."""
+    flat: list[tuple[str, tuple[Table, int | None]]] = []
+    for name, value in tables.items():
+        if isinstance(value, (list, tuple)):
+            flat += [(name, (Table(table), number)) for number, table in enumerate(value, 1)]
+        else:
+            flat.append((name, (Table(value), None)))
+    return flat
+
+
+def table_bytes(name: str, table: Table, version: int | None) -> bytes:
+    """A table as the records of an extension, with its checksum; a column's description as TCOMM."""
+    hdu = fits.table_to_hdu(table)
+    hdu.name = name
+    if version is not None:
+        hdu.ver = version
+    for number, column in enumerate(table.colnames, 1):
+        if table[column].description:
+            hdu.header[f"TCOMM{number}"] = table[column].description
+    hdu.add_checksum()
+    memory = io.BytesIO()
+    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(memory)
+    return memory.getvalue()[BLOCK:]

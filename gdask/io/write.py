@@ -7,11 +7,12 @@ each its own window; `finish` appends the tables, adds CHECKSUM and DATASUM, flu
 from __future__ import annotations
 
 import errno
-import io
 import os
 import re
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from io import BufferedWriter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from astropy.io import fits
 from astropy.table import Table
 
 from gdask.io.checksum import add_checksums
+from gdask.io.tables import each_table, table_bytes
 from gdask.model import EXTNAMES, GdaskError, owner
 from gdask.types import Frame
 
@@ -78,7 +80,7 @@ def finish(output: Output, tables: Mapping[str, Table | Sequence[Table]] | None 
     try:
         with open(output.temporary, "r+b") as file:
             file.seek(0, os.SEEK_END)
-            file.writelines(_table_bytes(name, *table) for name, table in _each_table(tables or {}))
+            file.writelines(table_bytes(name, *table) for name, table in each_table(tables or {}))
             if checksum:
                 add_checksums(file)
                 file.flush()
@@ -132,10 +134,10 @@ def _layout(frame: Frame, names: Sequence[str], bare: bool) -> tuple[list[tuple[
     places: dict[str, list[Place]] = {name: [] for name in names}
     position = len(chunks[0][0])
     for detector, base in enumerate(frame.attrs["headers"]):
-        base = fits.Header() if bare else _with_wcs(frame, detector, base)
+        base = None if bare else _with_wcs(frame, detector, base)
         for name in names:
             shape = frame[name].shape[1:]
-            header = _header_bytes(_image_header(base, name, detector + 1, shape))
+            header = _bare_header(name, detector + 1, shape) if bare else _header_bytes(_image_header(base, name, detector + 1, shape))
             size = _padded(shape[0] * shape[1] * abs(_BITPIX[name]) // 8)
             places[name].append(Place(position + len(header), shape))
             chunks.append((header, size))
@@ -159,6 +161,11 @@ def _with_wcs(frame: Frame, detector: int, base: fits.Header) -> fits.Header:
     return header
 
 
+@lru_cache(maxsize=256)
+def _bare_header(name: str, version: int, shape: tuple[int, int]) -> bytes:
+    return _header_bytes(_image_header(fits.Header(), name, version, shape))
+
+
 def _image_header(base: fits.Header, name: str, version: int, shape: tuple[int, int]) -> fits.Header:
     header = fits.Header()
     header["XTENSION"] = ("IMAGE", "Image extension")
@@ -180,7 +187,7 @@ def _image_header(base: fits.Header, name: str, version: int, shape: tuple[int, 
 def _content(header: fits.Header) -> fits.Header:
     """A header without the keywords that describe a file's structure, and without the blank cards of the archive."""
     cards = [card for card in header.cards if card.keyword not in _STRUCTURE and card.keyword != ""]
-    return fits.Header(cards)
+    return fits.Header(cards).copy()  # to be edited; the cards of a Frame are not
 
 
 def _header_bytes(header: fits.Header) -> bytes:
@@ -214,7 +221,7 @@ def _create(temporary: str, final: str, chunks: Sequence[tuple[bytes, int]]) -> 
     return np.array(written, WINDOW)
 
 
-def _reserve(file: io.BufferedWriter, total: int) -> None:
+def _reserve(file: BufferedWriter, total: int) -> None:
     """Take the space now, so that a full disk is found before any pixel is computed (where the system can)."""
     try:
         os.posix_fallocate(file.fileno(), 0, total)
@@ -273,28 +280,3 @@ def _to_disk(plane: np.ndarray, bitpix: int) -> np.ndarray:
     if bitpix == 8:
         return np.ascontiguousarray(plane, dtype=np.uint8)
     return np.ascontiguousarray(plane, dtype=np.float32).byteswap()
-
-
-def _each_table(tables: Mapping[str, Table | Sequence[Table]]) -> list[tuple[str, tuple[Table, int | None]]]:
-    """(name, (table, EXTVER)) of each table: one for each array, or one for the file, which has none (as astrodata has it)."""
-    flat: list[tuple[str, tuple[Table, int | None]]] = []
-    for name, value in tables.items():
-        if isinstance(value, (list, tuple)):
-            flat += [(name, (Table(table), number)) for number, table in enumerate(value, 1)]
-        else:
-            flat.append((name, (Table(value), None)))
-    return flat
-
-
-def _table_bytes(name: str, table: Table, version: int | None) -> bytes:
-    hdu = fits.table_to_hdu(table)
-    hdu.name = name
-    if version is not None:
-        hdu.ver = version
-    for number, column in enumerate(table.colnames, 1):
-        if table[column].description:
-            hdu.header[f"TCOMM{number}"] = table[column].description
-    hdu.add_checksum()
-    memory = io.BytesIO()
-    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(memory)
-    return memory.getvalue()[BLOCK:]

@@ -7,10 +7,10 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
-from astropy.io import fits
 from dask.base import tokenize
 
 from gdask.instruments import descriptor
+from gdask.io.cards import Header
 from gdask.io.read import reopen
 from gdask.memory import rows_within
 from gdask.model import DIMS, DTYPES
@@ -129,22 +129,14 @@ def replaced(frame: Frame, **arrays: da.Array) -> Frame:
 def with_headers(
     frame: Frame, primary: Mapping[str, object] | None = None, each: Mapping[str, Sequence[object]] | None = None
 ) -> Frame:
-    """The Frame with keywords set (None: removed) in copies of its primary header and of each array's header, where any are."""
-    phu = frame.attrs["phu"].copy() if primary else frame.attrs["phu"]
-    for keyword, value in (primary or {}).items():
-        _set(phu, keyword, value)
-    headers = tuple(header.copy() for header in frame.attrs["headers"]) if each else frame.attrs["headers"]
-    for keyword, values in (each or {}).items():
-        for header, value in zip(headers, values, strict=True):
-            _set(header, keyword, value)
+    """The Frame with keywords set (None: removed) in its primary header and in each array's header, where any are."""
+    phu, headers = frame.attrs["phu"], frame.attrs["headers"]
+    if primary:
+        phu = Header.of(phu).changed(primary)
+    if each:
+        rows = zip(*each.values(), strict=True)
+        headers = tuple(Header.of(header).changed(dict(zip(each, row, strict=True))) for header, row in zip(headers, rows, strict=True))
     return frame.assign_attrs(phu=phu, headers=headers)
-
-
-def _set(header: fits.Header, keyword: str, value: object) -> None:
-    if value is None:
-        header.remove(keyword, ignore_missing=True)
-    else:
-        header[keyword] = value
 
 
 def per_array(frame: Frame, name: str) -> tuple:

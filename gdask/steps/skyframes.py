@@ -61,6 +61,11 @@ def merge_groups(targets: Frames, skies: Frames) -> Frames:
     return tuple(sorted({frame.attrs["name"]: frame for frame in (*skies, *targets)}.values(), key=lambda frame: frame.attrs["name"]))
 
 
+#: What `set_up` gives; by id of a frame, the middle of its exposure (s) and its set-up.
+SetUp = tuple[tuple[object, ...], float]
+Known = dict[int, tuple[float, SetUp]]
+
+
 def associate_sky(
     frames: Frames,
     skies: Frames,
@@ -89,7 +94,8 @@ def associate_sky(
     keep_lonely
         Keep a frame without sky frames (only its level is subtracted then).
     """
-    return tuple(_associate(frame, skies, distance, time, min_skies, max_skies, use_all, keep_lonely) for frame in frames)
+    known = {id(frame): (middle(frame), set_up(frame)) for frame in (*frames, *skies)}  # once for each, not for each pair
+    return tuple(_associate(frame, skies, known, distance, time, min_skies, max_skies, use_all, keep_lonely) for frame in frames)
 
 
 def check_one_target(frames: Frames, limit: float) -> None:
@@ -192,14 +198,15 @@ def _mark(frame: Frame, kind: set[str], group: int, text: str) -> Frame:
 
 
 def _associate(
-    frame: Frame, skies: Frames, distance: float, time: float, fewest: int, most: int | None, use_all: bool, lonely: bool
+    frame: Frame, skies: Frames, known: Known, distance: float, time: float, fewest: int, most: int | None, use_all: bool, lonely: bool
 ) -> Frame:
+    when, mine = known[id(frame)]
     near = [
-        (abs(middle(sky) - middle(frame)), sky.attrs["name"])
+        (abs(known[id(sky)][0] - when), sky.attrs["name"])
         for sky in skies
         if sky.attrs["name"] != frame.attrs["name"]
+        and same_set_up(known[id(sky)][1], mine)
         and separation(_pointing(sky), _pointing(frame)) >= distance
-        and same_set_up(sky, frame)
     ]
     near.sort()
     chosen = near if use_all else [entry for number, entry in enumerate(near) if entry[0] <= time or number < fewest]
@@ -211,7 +218,11 @@ def _associate(
     return note(frame, f"{len(skies)} sky frames on offer")
 
 
-def same_set_up(one: Frame, other: Frame) -> bool:
-    same = all(descriptor(one, name) == descriptor(other, name) for name in ("filter_name", "read_mode", "read_speed_setting", "coadds"))
-    shape = dict(one.sizes) == dict(other.sizes)
-    return same and shape and abs(float(descriptor(one, "exposure_time")) - float(descriptor(other, "exposure_time"))) < 0.01
+def set_up(frame: Frame) -> SetUp:
+    """What a frame and its sky frames have in common (filter, read mode, coadds, size), and its exposure time (s)."""
+    names = ("filter_name", "read_mode", "read_speed_setting", "coadds")
+    return (*(descriptor(frame, name) for name in names), dict(frame.sizes)), float(descriptor(frame, "exposure_time"))
+
+
+def same_set_up(one: SetUp, other: SetUp) -> bool:
+    return one[0] == other[0] and abs(one[1] - other[1]) < 0.01
