@@ -251,7 +251,8 @@ def _cut(inputs: Sequence[Value], index: Sequence[Any]) -> int:
 
 def _of_task(label: str, options: Mapping[str, Any], inputs: Sequence[Value]) -> Cost:
     """Result and scratch of a function, by what is declared of it; of one that is not known, what its inputs take."""
-    pixels, taken = max((v.pixels for v in inputs), default=0), sum(v.bytes for v in inputs)
+    sizes = [v.pixels for v in inputs if v.item >= 1] or [v.pixels for v in inputs]  # a level, say, is small whatever it is of
+    pixels, taken = max(sizes, default=0), sum(v.bytes for v in inputs)
     result = max((v.item for v in inputs), default=1.0)
     if "kernel" in options:
         label = f"{options['kernel'].__module__}.{options['kernel'].__name__}"
