@@ -220,7 +220,7 @@ def cost_of(node: Any, costs: Mapping[Any, Cost]) -> Cost:
         if not inputs:
             return NOTHING._replace(literal=getattr(node, "value", None))
         return Cost(Value(sum(v.pixels for v in inputs), max((v.item for v in inputs), default=0.0)), 0.0)
-    function, options = _bare(node.func), node.kwargs
+    function, options = _bare(node.func), getattr(node.func, "keywords", {}) | node.kwargs
     if function.__name__ == "_execute_subgraph":
         return _fused(node, costs)
     if function.__name__ == "_pass_extra_kwargs":

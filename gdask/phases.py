@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gdask.io import checkpoint, write
+from gdask.io.blocks import map_blocks
 from gdask.io.write import no_room
 from gdask.model import DQ, UNUSABLE, BadPixels, GdaskError
 from gdask.progress import compute
@@ -122,7 +123,7 @@ def usable_pixels(frame: Frame) -> Any:
     """Lazy counts for each array of a Frame with DQ: all pixels, usable ones, then those with each cause. (detector, 1, 1)"""
     counts = map_planes(_count, array(frame, "dq"), dtype=object, whole=True)
     one = tuple((1,) * counts.shape[0] if axis == 0 else (1,) for axis in range(3))
-    return counts.rechunk({1: -1, 2: -1}).map_blocks(_sum, chunks=one, dtype=object, meta=np.empty((0, 0, 0), object))
+    return map_blocks(_sum, counts.rechunk({1: -1, 2: -1}), name=f"usable-{counts.name}", dtype="O", chunks=one)
 
 
 def _count(dq: Flags) -> np.ndarray:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import raw, shape_of, with_pixels
+from helpers import on_disk, raw, shape_of, with_pixels
 
 from gdask.kernels.skylevel import interpolated, interpolation_error, judge
 from gdask.model import GdaskError
@@ -93,8 +94,9 @@ def test_the_users_choice_wins(night: object) -> None:
         sky_correct(filled, filled, offset_sky=True, scale_sky=True)
 
 
-def test_the_header_says_what_was_chosen(night: object) -> None:
+def test_the_header_says_what_was_chosen(night: object, tmp_path: Path) -> None:
     frame = group(night.science[0], 0, 0.0, 1)[0]
+    (frame,) = (stored.assign_attrs(skies=()) for stored in on_disk((with_pixels(frame, dq=np.zeros(shape_of(frame), "u2")),), tmp_path))
     (result,) = sky_correct((frame,), (frame,))
     assert result.attrs["phu"]["SKYLEVEL"] == "offset" and "no frames off target" in result.attrs["phu"]["SKYWHY"]
 

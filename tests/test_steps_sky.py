@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import dask
 import numpy as np
 import pytest
+from astropy.io import fits
 from helpers import BANDS, assert_same, computed, on_disk, raw, shape_of, with_pixels
 
 import gdask
@@ -180,20 +182,25 @@ def sky_frames(night: object, tmp_path_factory: pytest.TempPathFactory) -> Frame
     return on_disk(tuple(frames), tmp_path_factory.mktemp("sky"))
 
 
+def stored(folder: Path, *frames: Frame) -> Frames:
+    """Frames whose pixels were set, as files: sky_correct reads its frames from where they are on disk."""
+    return on_disk(frames, folder)
+
+
 def corrected(frames: Frames, skies: Frames, number: int, **how: object) -> tuple[np.ndarray, Frame]:
     associated = steps.associate_sky(frames, skies, distance=1.0)
     result = steps.sky_correct(associated, skies, **how)[number]
     return computed(result)["data"], result
 
 
-def test_levels_are_those_of_each_array(sky_frames: Frames) -> None:
+def test_levels_are_those_of_each_array(sky_frames: Frames, tmp_path: Path) -> None:
     for frame, level in zip(sky_frames, LEVELS, strict=True):
         found = levels(frame).compute().ravel()
         np.testing.assert_allclose(found, level * ARRAYS.ravel(), atol=6)
     data, objects = sky_frames[0].data.data.compute(), np.zeros(shape_of(sky_frames[0]), bool)
     objects[:, :110] = True
     data[objects] += 300
-    frame = with_pixels(sky_frames[0], data=data, objects=objects)
+    (frame,) = stored(tmp_path, with_pixels(sky_frames[0], data=data, objects=objects))
     np.testing.assert_allclose(levels(frame).compute().ravel(), LEVELS[0] * ARRAYS.ravel(), atol=30)
     assert (levels(frame, mask_objects=False).compute().ravel() > LEVELS[0] * ARRAYS.ravel() + 200).all()
 
@@ -210,14 +217,14 @@ def test_the_structure_goes_and_the_level_as_asked(sky_frames: Frames, how: dict
     assert frame.attrs["phu"]["SKYFRMS"] == 4
 
 
-def test_a_scaled_sky_takes_out_multiplicative_structure(night: object) -> None:
+def test_a_scaled_sky_takes_out_multiplicative_structure(night: object, tmp_path: Path) -> None:
     frames = []
     for number, level in enumerate(LEVELS):
         frame = placed(night.std[0], f"S{number}.fits", 5.0 * number, seconds=100.0 * number)
         shape = shape_of(frame)
         data = level * ARRAYS * (1 + structure(shape) / 1000) + np.random.default_rng(number).normal(0, 2, shape)
         frames.append(with_pixels(frame, data=data.astype("f4"), variance=np.full(shape, 4, "f4"), dq=np.zeros(shape, "u2")))
-    frames = tuple(frames)
+    frames = stored(tmp_path, *frames)
     data, _ = corrected(frames, frames, 2, offset_sky=False, scale_sky=True)
     assert np.std(data) < 3.5 and np.abs(np.median(data, axis=(1, 2))).max() < 8
     wrong, _ = corrected(frames, frames, 0, offset_sky=True, scale_sky=False)
@@ -234,23 +241,23 @@ def test_sources_on_sky_frames_leave_no_holes_where_they_are_masked(sky_frames: 
     assert inside < -200  # without the mask the source is subtracted from the frame
 
 
-def test_a_frame_is_not_part_of_its_own_sky(sky_frames: Frames) -> None:
+def test_a_frame_is_not_part_of_its_own_sky(sky_frames: Frames, tmp_path: Path) -> None:
     """A star that only this frame has keeps its flux exactly: no copy of it is in the sky."""
     stars = sky_frames[1].data.data.compute()
     stars[:, 50:60, 50:60] += 4000
     changed = list(sky_frames)
-    changed[1] = with_pixels(sky_frames[1], data=stars)
+    (changed[1],) = stored(tmp_path, with_pixels(sky_frames[1], data=stars))
     (with_star, _), (without, _) = (corrected(tuple(f), tuple(f), 1, operation="mean", reject_method="none", offset_sky=False, scale_sky=False) for f in (changed, list(sky_frames)))
     np.testing.assert_allclose((with_star - without)[:, 50:60, 50:60], 4000, atol=0.01)
     assert "S1.fits" not in [value for key, value in corrected(sky_frames, sky_frames, 1)[1].attrs["phu"].items() if key.startswith("SKYFR")]
 
 
-def test_variance_and_flags_of_the_sky_arrive(sky_frames: Frames) -> None:
+def test_variance_and_flags_of_the_sky_arrive(sky_frames: Frames, tmp_path: Path) -> None:
     skies = []
     for frame in sky_frames[1:]:
         dq = np.zeros(shape_of(frame), "u2")
         dq[:, 7, 7] = DQ.NO_DATA  # in every sky frame
-        skies.append(with_pixels(frame, dq=dq))
+        skies += stored(tmp_path, with_pixels(frame, dq=dq))
     associated = steps.associate_sky(sky_frames[:1], tuple(skies))
     (result,) = steps.sky_correct(associated, tuple(skies), offset_sky=True, scale_sky=False, operation="mean", reject_method="none", mask_objects=False)
     planes = computed(result)
@@ -270,6 +277,40 @@ def test_without_any_sky_only_the_level_goes(sky_frames: Frames) -> None:
     level = (before - after).mean(axis=(1, 2))
     np.testing.assert_allclose(level, LEVELS[0] * ARRAYS.ravel(), atol=6)
     np.testing.assert_allclose(before - after, np.broadcast_to(level[:, None, None], before.shape), atol=0.01)
+
+
+def test_frames_have_to_be_on_disk(sky_frames: Frames) -> None:
+    """Else a combination of skies would keep the pixels of all of them until the last one needs none."""
+    for name in ("data", "variance", "dq"):
+        changed = with_pixels(sky_frames[1], **{name: computed(sky_frames[1])[name]})
+        for frames, skies in ((sky_frames, (changed, *sky_frames[2:])), ((changed,), sky_frames)):
+            associated = steps.associate_sky(frames[:1], skies)
+            with pytest.raises(GdaskError, match=f"S1.fits: {name} is not on disk yet; end the phase with run.save"):
+                steps.sky_correct(associated, skies)
+
+
+@pytest.mark.parametrize("ending", ["gz", "fz"])
+def test_the_same_bits_from_files_that_are_compressed(sky_frames: Frames, tmp_path: Path, ending: str) -> None:
+    packed = []
+    for frame in sky_frames:
+        name = frame.attrs["name"]
+        with fits.open(frame.attrs["path"]) as hdus:
+            if ending == "fz":
+                images = [fits.CompImageHDU(hdu.data, hdu.header, name=hdu.name, compression_type="GZIP_1", quantize_level=0) for hdu in hdus[1:]]
+                hdus = fits.HDUList([hdus[0], *images])
+            hdus.writeto(tmp_path / f"{name}.{ending}")
+        again = gdask.open(tmp_path / f"{name}.{ending}")
+        packed.append(again.assign_attrs(name=name, geometry=frame.attrs["geometry"]))
+    plain, other = (corrected(frames, frames, 1)[1] for frames in (sky_frames, tuple(packed)))
+    assert_same(computed(plain), computed(other))
+
+
+def test_one_array_for_each_group_of_skies(sky_frames: Frames) -> None:
+    """Few tasks and few layers: what the client and the scheduler have to hold for each frame."""
+    frames = steps.sky_correct(steps.associate_sky(sky_frames, sky_frames, distance=1.0), sky_frames)
+    graph = frames[0]["data"].data.dask
+    assert len(graph.layers) <= 4 + 3 + len(sky_frames)  # a level for each sky frame and its own; sky, difference, field
+    assert len(dict(graph)) <= 4 * (3 + len(sky_frames)) + 4 * 3
 
 
 def test_offset_and_scale_exclude_each_other(sky_frames: Frames) -> None:

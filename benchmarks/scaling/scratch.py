@@ -76,12 +76,14 @@ def main(folder: str) -> None:
     import gdask.steps.frames
     import gdask.steps.quality
     import gdask.steps.resample
+    import gdask.steps.sky
     import gdask.steps.stack
     from benchmarks.scaling.nights import reduce_night
 
     record = Record()
     for module, name in ((gdask.io.read, "_read_block"), (gdask.io.write, "_write_block"), (gdask.steps.frames, "_call"),
-                         (gdask.steps.quality, "_packed_saturation"), (gdask.steps.resample, "_resample_tile"), (gdask.steps.stack, "_stack_tile")):  # fmt: skip
+                         (gdask.steps.quality, "_packed_saturation"), (gdask.steps.resample, "_resample_tile"), (gdask.steps.stack, "_stack_tile"),
+                         (gdask.steps.sky, "_combine_skies"), (gdask.steps.sky, "_level"), (gdask.steps.sky, "_minus_sky")):  # fmt: skip
         own = f"{module.__name__}.{name}"
         label = (lambda kwargs, own=own: f"{kwargs['kernel'].__module__}.{kwargs['kernel'].__qualname__}" if "kernel" in kwargs else own)
         setattr(module, name, record.wrap(getattr(module, name), label))

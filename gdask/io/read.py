@@ -101,7 +101,7 @@ def affine(frame: Frame, name: str, scales: Sequence[float], offsets: Sequence[f
 
 def on_disk(frame: Frame, name: str) -> tuple[Plane, ...]:
     """The places of a variable's arrays in a file; GdaskError where the pixels are still to be computed."""
-    planes = frame.attrs["layout"].get(name)
+    planes = (frame.attrs["layout"] or {}).get(name)
     if planes is None:
         raise GdaskError(f"{frame.attrs['name']}: {name} is not on disk yet; end the phase with run.save, or write it")
     return planes
@@ -263,25 +263,23 @@ def lazy_variables(
 
 
 def _lazy(name: str, planes: tuple[Plane, ...], rows: int | None, tag: str) -> object:
-    import dask.array as da
     from dask.base import tokenize
+
+    from gdask.io.blocks import map_blocks
 
     ny, nx = planes[0].shape
     # A compressed file is decoded whole, so its chunks are whole arrays.
     height = ny if rows is None or planes[0].offset < 0 else min(rows, ny)
     bands = tuple(min(height, ny - y) for y in range(0, ny, height))
     dtype = DTYPES[name]
-    token = tokenize(planes, height, tag, str(dtype))
-    return da.map_blocks(
-        _read_block, planes=planes, height=height, pixel_type=dtype, name=f"read-{name}-{token}", dtype=dtype,
-        chunks=((1,) * len(planes), bands, (nx,)), meta=np.empty((0, 0, 0), dtype),
+    return map_blocks(
+        _read_block, name=f"read-{name}-{tokenize(planes, height, tag, str(dtype))}", dtype=dtype, chunks=((1,) * len(planes), bands, (nx,)),
+        placed=True, planes=planes, height=height, pixel_type=dtype,
     )  # fmt: skip
 
 
-def _read_block(
-    planes: tuple[Plane, ...], height: int, pixel_type: np.dtype, block_id: tuple[int, int, int]
-) -> np.ndarray:
-    detector, band, _ = block_id
+def _read_block(place: tuple[int, int, int], planes: tuple[Plane, ...], height: int, pixel_type: np.dtype) -> np.ndarray:
+    detector, band, _ = place
     plane = planes[detector]
     y1 = band * height
     y2 = min(y1 + height, plane.shape[0])

@@ -233,38 +233,37 @@ def _reserve(file: BufferedWriter, total: int) -> None:
 
 def _writer(array: object, path: str, places: Sequence[Place], bitpix: int) -> object:
     import dask
-    import dask.array as da
     from dask.base import tokenize
+
+    from gdask.io.blocks import edges, map_blocks
 
     array = array.rechunk({0: 1})  # type: ignore[attr-defined]  # a no-op but for a user's own chunks
     flush = bool(dask.config.get("gdask.flush", False))  # workers on other hosts: what they wrote is in their memory
-    name = f"write-{tokenize(array.name, path, places)}"  # type: ignore[attr-defined]
-    ones = tuple((1,) * len(axis) for axis in array.chunks)  # type: ignore[attr-defined]
-    return da.map_blocks(
-        _write_block, array, path=path, places=tuple(places), bitpix=bitpix, flush=flush, name=name, chunks=ones,
-        dtype=WINDOW, meta=np.empty((0, 0, 0), WINDOW),
+    return map_blocks(
+        _write_block, array, name=f"write-{tokenize(array.name, path, places)}", dtype=WINDOW, chunks=tuple((1,) * len(axis) for axis in array.chunks),
+        placed=True, path=path, places=tuple(places), bitpix=bitpix, flush=flush, edges=edges(array.chunks),
     )  # fmt: skip
 
 
 def _write_block(
-    block: np.ndarray, path: str, places: tuple[Place, ...], bitpix: int, flush: bool, block_info: list[dict] | None = None
+    place: tuple[int, int, int], block: np.ndarray, path: str, places: tuple[Place, ...], bitpix: int, flush: bool, edges: tuple[tuple[int, ...], ...]
 ) -> np.ndarray:
-    (detector, _), (y1, y2), (x1, x2) = block_info[0]["array-location"]  # type: ignore[index]
-    offset, (_, width) = places[detector]
+    (y1, y2), (x1, x2) = (edges[axis][place[axis] : place[axis] + 2] for axis in (1, 2))
+    start, (_, width) = places[place[0]]
     raw = _to_disk(block[0], bitpix)
     handle = os.open(path, os.O_WRONLY)
     try:
         if x2 - x1 == width:
-            _write_all(handle, memoryview(raw).cast("B"), offset + y1 * width * raw.itemsize)
+            _write_all(handle, memoryview(raw).cast("B"), start + y1 * width * raw.itemsize)
         else:
             for row in range(y2 - y1):
-                place = offset + ((y1 + row) * width + x1) * raw.itemsize
-                _write_all(handle, memoryview(raw[row]).cast("B"), place)
+                at = start + ((y1 + row) * width + x1) * raw.itemsize
+                _write_all(handle, memoryview(raw[row]).cast("B"), at)
         if flush:
             os.fsync(handle)
     finally:
         os.close(handle)
-    begin, size = offset + (y1 * width + x1) * raw.itemsize, raw.itemsize
+    begin, size = start + (y1 * width + x1) * raw.itemsize, raw.itemsize
     return np.full((1, 1, 1), np.array((begin, y2 - y1, (x2 - x1) * size, width * size, zlib.crc32(raw)), WINDOW))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from dask.base import tokenize
 
 from gdask.instruments import descriptor
+from gdask.io.blocks import edges, map_blocks
 from gdask.io.cards import Header
 from gdask.io.read import reopen
 from gdask.memory import rows_within
@@ -47,44 +48,43 @@ def map_planes(
         Keyword arguments that are the same for all blocks.
     """
     present = [array for array in arrays if array is not None]
-    present = [array.rechunk(present[0].chunks) if array.shape == present[0].shape else array for array in present]  # mostly a no-op
+    first = present[0]
+    present = [array.rechunk(first.chunks) if array.shape == first.shape and array.chunks != first.chunks else array for array in present]
     where = tuple(array is not None for array in arrays)
     values = {name: tuple(items) for name, items in (each or {}).items()}
     label = f"{kernel.__module__}.{kernel.__qualname__}"
     token = tokenize(label, [array.name for array in present], where, values, shared, str(dtype), whole)
-    options: dict[str, Any] = {}
-    if whole:
-        options["chunks"] = tuple((1,) * len(axis) for axis in present[0].chunks)
-    return da.map_blocks(
-        _call, *present, kernel=kernel, where=where, values=values, shared=shared, whole=whole, windowed=windowed,
-        out_type=np.dtype(dtype), dtype=np.dtype(dtype), name=f"{kernel.__name__.strip('_')}-{token}", meta=np.empty((0, 0, 0), dtype), **options,
+    chunks = tuple(max((array.chunks[axis] for array in present), key=len) for axis in range(3))
+    bound = {"kernel": kernel, "where": where, "shared": shared, "whole": whole, "out_type": np.dtype(dtype)}
+    placed = bool(values) or windowed
+    if placed:
+        bound |= {"values": values, "edges": edges(first.chunks) if windowed else ()}
+    return map_blocks(
+        _call_at if placed else _call, *present, name=f"{kernel.__name__.strip('_')}-{token}", dtype=dtype, placed=placed,
+        chunks=tuple((1,) * len(axis) for axis in chunks) if whole else chunks, **bound,
     )  # fmt: skip
 
 
 def _call(
-    *blocks: np.ndarray,
-    kernel: Callable[..., object],
-    where: tuple[bool, ...],
-    values: Mapping[str, tuple],
-    shared: Mapping[str, object],
-    whole: bool,
-    windowed: bool,
-    out_type: np.dtype,
-    block_id: tuple[int, int, int] | None = None,
-    block_info: Any = None,
+    *blocks: np.ndarray, kernel: Callable[..., object], where: tuple[bool, ...], shared: Mapping[str, object], whole: bool, out_type: np.dtype
 ) -> np.ndarray:
     planes = iter(block[0] for block in blocks)
-    given = [next(planes) if present else None for present in where]
-    options = {name: items[block_id[0]] for name, items in values.items()} | dict(shared)  # type: ignore[index]
-    if windowed:
-        _, (y1, y2), (x1, x2) = block_info[0]["array-location"]
-        options["window"] = (y1, y2, x1, x2)
-    result = kernel(*given, **options)
+    result = kernel(*(next(planes) if present else None for present in where), **shared)
     if not whole:
         return np.asarray(result)[None]
     boxed = np.empty((1, 1, 1), out_type)
     boxed[0, 0, 0] = result
     return boxed
+
+
+def _call_at(
+    place: tuple[int, int, int], *blocks: np.ndarray, values: Mapping[str, tuple], edges: tuple[tuple[int, ...], ...], shared: Mapping[str, object], **how: Any
+) -> np.ndarray:
+    """The same where some of the kernel's arguments go by the detector, or by the block's place."""
+    given = dict(shared) | {name: items[place[0]] for name, items in values.items()}
+    if edges:
+        given["window"] = tuple(edges[axis][place[axis] + end] for axis in (1, 2) for end in (0, 1))
+    return _call(*blocks, shared=given, **how)
 
 
 def pack(data: np.ndarray, variance: np.ndarray, dq: np.ndarray) -> np.ndarray:
@@ -111,7 +111,10 @@ def item(box: np.ndarray, name: object) -> object:
 
 def array(frame: Frame, name: str) -> da.Array | None:
     """A variable's dask array, one detector to a chunk, or None where the Frame has no such variable."""
-    return frame[name].data.rechunk({0: 1}) if name in frame else None
+    if name not in frame:
+        return None
+    pixels = frame[name].data
+    return pixels if pixels.numblocks[0] == pixels.shape[0] else pixels.rechunk({0: 1})
 
 
 def with_arrays(frame: Frame, **arrays: da.Array | None) -> Frame:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import numpy as np
+from dask.base import tokenize
 
 from gdask.instruments import descriptor, instrument_of, tags
+from gdask.io.blocks import map_blocks
 from gdask.io.read import read_window, reopen
 from gdask.kernels import dq as dq_kernels
 from gdask.kernels.geometry import from_sky, to_sky
@@ -198,22 +200,19 @@ def _saturation_masks(frame: Frame) -> object:
     layout = frame.attrs.get("layout")
     if not layout:
         return None
-    import dask.array as da
-    from dask.base import tokenize
-
     planes = layout["data"]
     levels = tuple(zip(per_array(frame, "non_linear_level"), per_array(frame, "saturation_level"), strict=True))
-    return da.map_blocks(
-        _packed_saturation, planes=planes, levels=levels, name=f"saturated-{tokenize(planes, levels)}",
-        chunks=((1,) * len(planes), (1,), (1,)), dtype=object, meta=np.empty((0, 0, 0), object),
+    return map_blocks(
+        _packed_saturation, name=f"saturated-{tokenize(planes, levels)}", dtype=object, chunks=((1,) * len(planes), (1,), (1,)),
+        placed=True, planes=planes, levels=levels,
     )  # fmt: skip
 
 
-def _packed_saturation(planes: tuple, levels: tuple, block_id: tuple[int, int, int]) -> np.ndarray:
-    plane = planes[block_id[0]]
+def _packed_saturation(place: tuple[int, int, int], planes: tuple, levels: tuple) -> np.ndarray:
+    plane = planes[place[0]]
     data = read_window(plane, 0, plane.shape[0], 0, plane.shape[1], np.dtype("f4"))
     boxed = np.empty((1, 1, 1), object)
-    mask = dq_kernels.saturation_mask(data, None, *levels[block_id[0]], include_non_linear=True)
+    mask = dq_kernels.saturation_mask(data, None, *levels[place[0]], include_non_linear=True)
     if mask.mean() > _NO_LIGHT:
         mask[:] = False
     boxed[0, 0, 0] = dq_kernels.pack_mask(mask)
