@@ -263,7 +263,7 @@ def _of_task(label: str, options: Mapping[str, Any], inputs: Sequence[Value]) ->
     if planes:
         plane = planes[0][0] if isinstance(planes[0][0], tuple) else planes[0]
         grid = options.get("grid")
-        width = grid.shape[1] if grid else plane.shape[1]
+        width = min(options["rows"], grid.shape[1]) if grid else plane.shape[1]
         pixels = int(min(options.get("height") or options.get("rows") or plane.shape[0], (grid or plane).shape[0])) * width
         taken = float(np.prod(plane.shape)) * _PACKED if grid or plane.offset < 0 else 0.0
         result = float(np.dtype(options.get("pixel_type", "f4")).itemsize)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple
 
-import dask.array as da
 import numpy as np
 from dask.base import tokenize
 
 from gdask.instruments import descriptor, instrument_of
+from gdask.io.blocks import map_blocks
 from gdask.io.read import Plane, on_disk, read_window
 from gdask.kernels.areas import area_factors
 from gdask.kernels.geometry import Geometry, pixel_area
@@ -144,10 +144,8 @@ def _resample_frame(frame: Frame, grid: Grid, header: object, interpolation: str
     ratio = grid.scale**2 / area
     source = Source(planes, geometries, tuple(footprint(each, shape, grid) for each in geometries), interpolation, ratio)
     chunks = ((1,), *(tuple(min(side, whole - at) for at in range(0, whole, side)) for whole in grid.shape))
-    packed = da.map_blocks(
-        _resample_tile, source=source, planes=planes, grid=grid, rows=side, name=f"resample-{tokenize(source, grid, side)}", chunks=chunks,
-        dtype=PIXEL, meta=np.empty((0, 0, 0), PIXEL),
-    )  # fmt: skip
+    name = f"resample-{tokenize(source, grid, side)}"
+    packed = map_blocks(_resample_tile, name=name, dtype=PIXEL, chunks=chunks, placed=True, source=source, planes=planes, grid=grid, rows=side)
     onto = replaced(frame, **unpack(packed))
     base = frame.attrs["headers"][0].copy()
     for keyword in _ARRAY_KEYWORDS:
@@ -167,9 +165,9 @@ _ARRAY_KEYWORDS = (
 )  # fmt: skip
 
 
-def _resample_tile(source: Source, planes: object, grid: Grid, rows: int, block_id: tuple[int, int, int]) -> np.ndarray:
+def _resample_tile(place: tuple[int, int, int], source: Source, planes: object, grid: Grid, rows: int) -> np.ndarray:
     """One square of `rows` pixels' side. planes: for the projection of memory."""
-    y1, x1 = block_id[1] * rows, block_id[2] * rows
+    y1, x1 = place[1] * rows, place[2] * rows
     window = y1, min(y1 + rows, grid.shape[0]), x1, min(x1 + rows, grid.shape[1])
     shape = window[1] - y1, window[3] - x1
     result = (np.empty(shape, "f4"), np.empty(shape, "f4"), np.empty(shape, "u2"))

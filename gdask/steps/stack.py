@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple
 
 import dask.array as da
 import numpy as np
 from dask._task_spec import DataNode, Task, TaskRef
 from dask.base import tokenize
-from dask.highlevelgraph import HighLevelGraph
 
 from gdask.instruments import descriptor, tags
+from gdask.io.blocks import edges, from_tasks
 from gdask.kernels.combine import combine
 from gdask.kernels.grid import Grid, Window
 from gdask.kernels.grow import REACH, Planes, grown, without
@@ -192,15 +193,16 @@ def _resampled_stack(frames: Frames, how: dict[str, object], grow: bool) -> da.A
     a graph with a tile of each frame as a task, 5365 of them, 64 frames took 1 GB, and their number grew with the frames."""
     sources, grid = tuple(frame.attrs["source"] for frame in frames), frames[0].attrs["grid"]
     chunks = frames[0]["data"].data.chunks
+    _, ys, xs = edges(chunks)
     name = f"stack-{tokenize(sources, grid, how, grow, chunks)}"
     given = f"sources-{name}"
     tasks: dict[object, object] = {given: DataNode(given, sources)}  # one node: in each task they would travel with each
-    for j, (y, height) in enumerate(zip(np.cumsum((0, *chunks[1])), chunks[1], strict=False)):
-        for i, (x, width) in enumerate(zip(np.cumsum((0, *chunks[2])), chunks[2], strict=False)):
-            window, key, row = (int(y), int(y) + height, int(x), int(x) + width), (name, 0, j, i), len(frames) * width * PIXEL.itemsize
-            rows = min(rows_within(row, max(int(STACK_BYTES / row), FEWEST_IN_STRIP), FEWEST_IN_STRIP), height)
-            tasks[key] = Task(key, _stack_tile, TaskRef(given), grid=grid, window=window, rows=rows, gathers=rows * row, how=how, grow=grow)
-    return da.Array(HighLevelGraph.from_collections(name, tasks), name, chunks, meta=np.empty((0, 0, 0), PIXEL))
+    for j, (y1, y2) in enumerate(pairwise(ys)):
+        for i, (x1, x2) in enumerate(pairwise(xs)):
+            key, row = (name, 0, j, i), len(frames) * (x2 - x1) * PIXEL.itemsize
+            rows = min(rows_within(row, max(int(STACK_BYTES / row), FEWEST_IN_STRIP), FEWEST_IN_STRIP), y2 - y1)
+            tasks[key] = Task(key, _stack_tile, TaskRef(given), grid=grid, window=(y1, y2, x1, x2), rows=rows, gathers=rows * row, how=how, grow=grow)
+    return from_tasks(name, tasks, (), dtype=PIXEL, chunks=chunks)
 
 
 def _stack_tile(sources: tuple[Source, ...], grid: Grid, window: Window, rows: int, gathers: int, how: dict[str, object], grow: bool) -> np.ndarray:
