@@ -24,7 +24,9 @@ STUCK = '''
 import os
 import time
 
-from gdask.recipes.common import align, calibrate, mask_sky_sources, stack, subtract_sky
+from gdask.recipes.common import align, calibrate, mask_sky_sources, stack
+
+from gdask.steps import associate_sky, detect_sources, sky_correct
 
 
 def hang_once(block, marker):
@@ -39,10 +41,11 @@ def hang_once(block, marker):
 
 def reduce(run, frames):
     targets, skies = mask_sky_sources(run, calibrate(run, frames))
+    targets = run(sky_correct, run(associate_sky, targets, skies), skies)
     first = targets[0]
     data = first["data"].data.map_blocks(hang_once, marker=os.path.abspath("hanging"), dtype="f4", meta=first["data"].data._meta)
     targets = (first.assign(data=(first["data"].dims, data)), *targets[1:])
-    frames = align(run, subtract_sky(run, targets, skies))
+    frames = align(run, run.save(run.each(detect_sources, targets)))
     return run.write(stack(run, frames), "_image")
 '''
 

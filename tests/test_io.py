@@ -24,7 +24,7 @@ from helpers import assert_same, computed, electrons, flags, ramp, shape_of, wit
 
 import gdask
 from gdask.io import checkpoint, owners, write
-from gdask.io.read import affine, open_frame, reopen
+from gdask.io.read import affine, on_disk, open_frame, reopen
 from gdask.model import GdaskError, host, owner
 
 IO_COUNTS = Path("/proc/self/io")
@@ -135,6 +135,17 @@ def test_reopening_keeps_what_is_not_on_disk(product: str) -> None:
     frame = gdask.open(product)
     changed = with_pixels(frame, data=ramp(shape_of(frame), 77))
     assert_same(computed(changed), computed(reopen(changed, rows=50, tag="x")))
+
+
+@pytest.mark.parametrize("how", [lambda data: data * 2, lambda data: data.compute() * 2], ids=["lazy", "in memory"])
+def test_pixels_that_were_assigned_are_not_taken_from_the_file(product: str, how: object) -> None:
+    frame = open_frame(product)
+    expected = 2 * frame.data.values
+    changed = frame.assign(data=how(frame["data"]))
+    with pytest.raises(GdaskError, match="data is not on disk yet"):
+        on_disk(changed, "data")
+    on_disk(changed, "dq"), on_disk(frame.chunk({"y": 10}), "data")
+    np.testing.assert_array_equal(reopen(changed, rows=33, tag="t").data.values, expected)
 
 
 def test_affine_reads_scaled_and_shifted_pixels(product: str) -> None:

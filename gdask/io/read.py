@@ -20,6 +20,10 @@ _FITS_TYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 _COMPRESSED = (".gz", ".bz2", ".fz", ".Z", ".zip")
 
 
+#: What layers of a graph are named that give pixels as they are in a file.
+AS_READ = ("read-", "rechunk-")
+
+
 class Plane(NamedTuple):
     """Where the pixels of one array lie in a file.
 
@@ -80,7 +84,7 @@ def reopen(frame: Frame, *, rows: int, tag: str) -> Frame:
 
     A Frame whose pixels are still to be computed is chunked in place (within the frame, never across frames).
     """
-    layout = {name: planes for name, planes in frame.attrs["layout"].items() if name in frame}
+    layout = _as_read(frame)
     frame = frame.chunk({"y": rows, "x": -1}) if len(layout) < len(frame.data_vars) else frame
     return frame.assign({name: (DIMS, pixels) for name, pixels in lazy_variables(layout, rows, tag).items()})
 
@@ -100,11 +104,17 @@ def affine(frame: Frame, name: str, scales: Sequence[float], offsets: Sequence[f
 
 
 def on_disk(frame: Frame, name: str) -> tuple[Plane, ...]:
-    """The places of a variable's arrays in a file; GdaskError where the pixels are still to be computed."""
-    planes = (frame.attrs["layout"] or {}).get(name)
-    if planes is None:
+    """The places of a variable's arrays in a file; GdaskError where the pixels are others, which are still to be computed."""
+    if name not in _as_read(frame):
         raise GdaskError(f"{frame.attrs['name']}: {name} is not on disk yet; end the phase with run.save, or write it")
-    return planes
+    return frame.attrs["layout"][name]
+
+
+def _as_read(frame: Frame) -> dict[str, tuple[Plane, ...]]:
+    """The layout of those variables that still are what their file holds, whoever has assigned to the Frame."""
+    graphs = {name: getattr(frame[name].data, "dask", None) for name in frame}
+    untouched = {name for name, graph in graphs.items() if graph and all(layer.startswith(AS_READ) for layer in graph.layers)}
+    return {name: planes for name, planes in (frame.attrs["layout"] or {}).items() if name in untouched}
 
 
 def read_layout(path: str) -> dict[str, tuple[Plane, ...]]:
