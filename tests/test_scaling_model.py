@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.scaling.model import LATENCY, Machine, Phase, Task, campaign, makespan, stacking
+from benchmarks.scaling.model import LATENCY, Machine, Phase, Record, Task, campaign, client_of, makespan, stacking
 
 
 def chain(length: int, seconds: float = 1.0, nbytes: int = 0) -> tuple[Task, ...]:
@@ -45,3 +45,9 @@ def test_stacks_have_longer_tiles_and_more_of_them() -> None:
     more = stacking(phase, 32, split=4)
     assert len(more.tasks) == 10 and sum(task.seconds for task in more.tasks) == 65.5
     assert makespan(more.tasks, Machine(8, 0.0, 0.0)) == pytest.approx(9.5, abs=0.01)
+
+
+def test_the_client_takes_a_constant_and_so_much_for_each_frame() -> None:
+    few, many = (Record(seconds, 0.0, 0, 0, 0.0, 0.0, (Phase("phase 1", (), 0.0, wall, 0.0),)) for seconds, wall in ((30.0, 22.0), (60.0, 40.0)))
+    assert client_of((16, few), (64, many)) == (4.0, 0.25)
+    assert client_of((16, few), (16, few)) == (0.0, 0.5)

@@ -67,7 +67,7 @@ def _row(frames: int, workers: int, runs: dict[tuple[int, int], model.Record]) -
     computing = sum(phase.wall for phase in run.phases)
     return (f"{frames:4d} frames, {workers} workers: {run.seconds:7.1f} s, {60 * frames / run.seconds:6.1f} frames/min, efficiency "
             f"{one.seconds / run.seconds / workers:.2f} (computes alone {sum(p.wall for p in one.phases) / computing / workers:.2f}), peak "
-            f"{run.peak / 2**20:6.0f} MiB, {run.files} files, {tasks / frames:.0f} tasks/frame; client {model.between_phases(run) / frames:.2f} CPU s/frame, "
+            f"{run.peak / 2**20:6.0f} MiB, {run.files} files, {tasks / frames:.0f} tasks/frame; outside computes {model.between_phases(run):.1f} s, "
             f"scheduler {1e3 * run.scheduler:.2f} ms/task = {100 * run.scheduler * tasks / run.seconds:.1f} % of wall, workers had {100 * model.busy(run):.0f} % of a core")  # fmt: skip
 
 
@@ -85,19 +85,21 @@ def _model(runs: dict[tuple[int, int], model.Record], args: argparse.Namespace) 
     times = -(-args.campaign // frames)
     phases = [*(model.campaign(p, times) for p in source.phases[:-1]), model.stacking(source.phases[-1], times)]
     work = sum(task.seconds for phase in phases for task in phase.tasks)
-    client, alone = model.between_phases(source) * times, _walls(phases, 1, source)
-    print(f"\n{times * frames} frames, arrays of {args.size} x {args.size}: {work:.0f} s of tasks, {client:.0f} s on the client, "
+    few = min(args.frames)
+    start, each_frame = model.client_of((few, runs[few, min(args.workers)]), (frames, runs[frames, min(args.workers)]))
+    client, alone = start + each_frame * times * frames, _walls(phases, 1, source)
+    print(f"\n{times * frames} frames, arrays of {args.size} x {args.size}: {work:.0f} s of tasks, client {start:.1f} s and {each_frame:.2f} s a frame, "
           f"{sum(len(p.tasks) for p in phases) * source.scheduler:.0f} s of scheduling; longest task {max(t.seconds for p in phases for t in p.tasks):.1f} s")
     for workers in (1, 2, 16, 32, 64, 128, 256, 512):
         walls = _walls(phases, workers, source)
         each = ", ".join(f"{wall:.0f}" for wall in walls)
         print(f"{workers:4d} workers: {sum(walls) + client:9.1f} s, efficiency {(sum(alone) + client) / (sum(walls) + client) / workers:.2f}; "
               f"computes alone {sum(alone) / sum(walls) / workers:.2f} (phases {each} s)")  # fmt: skip
-    groups = model.between_phases(source), _walls(source.phases, 1, source)
+    own, alone = start + each_frame * frames, _walls(source.phases, 1, source)
     for workers in (1, 2, 4, 8):
-        one = sum(_walls(source.phases, workers, source)) + groups[0]
+        one = sum(_walls(source.phases, workers, source)) + own
         print(f"groups of {frames} frames with {workers} workers each, {times} side by side on {times * workers}: {one:.1f} s, "
-              f"efficiency {(sum(groups[1]) + groups[0]) / one / workers:.2f} each")  # fmt: skip
+              f"efficiency {(sum(alone) + own) / one / workers:.2f} each")  # fmt: skip
 
 
 def _walls(phases: Sequence[model.Phase], workers: int, source: model.Record) -> list[float]:

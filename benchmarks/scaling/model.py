@@ -6,7 +6,8 @@ Assumptions, all of them:
   But for the last phase: its tiles take as many times longer as there are more frames, and there are SPLIT as many of them
   (`gdask.steps.resample.MANY`); what follows the tiles stays as it is. The field is that of the measured run.
 - A phase begins when all of the one before has ended and the client has built its graph (a barrier, as in the code). What
-  the client does between phases grows with frames.
+  the client does between phases is a constant (its start, that of the workers) and so much for each frame, from the runs with
+  the fewest and the most frames.
 - The scheduler gives out one task after another, each in `scheduler` CPU seconds, in dask's order; a worker adds `worker` to
   each task. Both were measured with the same graphs of empty tasks.
 - A task goes to the free worker that holds most of what it needs; what others hold comes at BANDWIDTH after LATENCY.
@@ -82,8 +83,17 @@ def quiet(record: Record) -> Record:
 
 
 def between_phases(record: Record) -> float:
-    """CPU seconds of the client without what the scheduler, in the same process, took for the tasks."""
-    return max(record.client - record.scheduler * sum(len(phase.tasks) for phase in record.phases), 0.0)
+    """Seconds outside computes: what the client does alone, with its start and that of the workers."""
+    return record.seconds - sum(phase.wall for phase in record.phases)
+
+
+def client_of(few: tuple[int, Record], many: tuple[int, Record]) -> tuple[float, float]:
+    """Seconds of the client that do not depend on frames, and for each frame; from two runs, (frames, record)."""
+    (n, one), (m, other) = few, many
+    if n == m:
+        return 0.0, between_phases(one) / n
+    slope = max(between_phases(other) - between_phases(one), 0.0) / (m - n)
+    return max(between_phases(one) - n * slope, 0.0), slope
 
 
 def campaign(phase: Phase, times: int) -> Phase:

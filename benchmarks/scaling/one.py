@@ -86,9 +86,10 @@ def main(folder: str, cluster: str, record: str) -> None:
     logging.getLogger("gdask").setLevel(logging.WARNING)
     make_flat(folder, "threads")
     phases: list[Phase] = []
-    real, empty = progress._once, [0.0, 0.0]
+    real, empty, watching = progress._once, [0.0, 0.0], [0.0]
 
     def timed(client: Any, tasks: dict[Any, Any], *more: Any) -> Any:
+        called = time.time()
         if not phases:
             empty[:] = _costs_of_nothing(client, tasks)
         before, begun = _cpu(client), time.time()
@@ -98,6 +99,7 @@ def main(folder: str, cluster: str, record: str) -> None:
         used = tuple(now - then for now, then in zip(after, before, strict=True))
         stream = {row["key"]: row for row in client.get_task_stream(start=begun) if row["key"] in tasks}
         phases.append(Phase(more[1], _tasks(tasks, stream), begun, wall, used[1]))
+        watching[0] += time.time() - called - wall
         return result
 
     progress._once = timed
@@ -105,7 +107,7 @@ def main(folder: str, cluster: str, record: str) -> None:
     peak.start()
     begun, cpu = time.time(), time.process_time()
     reduce_night(folder, cluster)
-    seconds, cpu = time.time() - begun, time.process_time() - cpu
+    seconds, cpu = time.time() - begun - watching[0], time.process_time() - cpu
     peak.over.set()
     whole = Record(seconds, cpu, peak.most, peak.files, empty[0], empty[1], tuple(phases))
     Path(record).write_bytes(pickle.dumps(whole))
