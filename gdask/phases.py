@@ -14,7 +14,7 @@ from gdask.io import checkpoint, write
 from gdask.io.blocks import map_blocks
 from gdask.io.write import no_room
 from gdask.model import DQ, UNUSABLE, BadPixels, GdaskError
-from gdask.progress import compute
+from gdask.progress import compute, give_back
 from gdask.provenance import file_checksums, product_tables, sources
 from gdask.steps.frames import array, map_planes
 from gdask.types import Flags, Frame
@@ -23,8 +23,6 @@ log = logging.getLogger("gdask")
 
 #: An array with fewer usable pixels than this is of no use.
 FEWEST = 0.01
-#: M_TRIM_THRESHOLD of malloc.h.
-TRIM_THRESHOLD = -1
 _CAUSES = ((DQ.NO_DATA, "NaN or no data"), (DQ.SATURATED, "saturated"), (DQ.COSMIC_RAY, "latent images"), (DQ.UNILLUMINATED, "unilluminated"), (DQ.BAD_PIXEL, "bad"))
 
 
@@ -53,10 +51,10 @@ def run_phase(
     watching = dict(watched or {}) | {p.output.final: usable_pixels(p.frame) for p in products if {"data", "dq"} <= set(p.frame)}
     lazy = [*wanted, *(each for _, _, each in tables), *watching.values(), *([file_checksums(paths, identities)] if paths else [])]
     outputs = [*(product.output for product in products), *others]
-    _give_back()
+    give_back()
     with discarded_on_failure(outputs):
         values: tuple[Any, ...] = compute([*lazy, *(each for output in outputs for each in output.arrays)], label)
-        _give_back()
+        give_back()
         at = len(wanted) + len(tables)
         found, counts = values[len(wanted) : at], values[at : at + len(watching)]
         checksums = dict(zip(paths, values[len(lazy) - 1], strict=True)) if paths else {}
@@ -69,17 +67,6 @@ def run_phase(
                 log.info("%s: an older one is replaced", os.path.basename(product.output.final))
             written.append(write.finish(product.output, product_tables(frame, checksums)))
     return values[: len(wanted)], written
-
-
-def _give_back() -> None:
-    """Return freed memory to the system, now and as it is freed. The C library of Linux keeps blocks of up to 32 MB for
-    later (430 of 970 MB after 64 frames); distributed sets the same threshold for its workers."""
-    import ctypes
-
-    library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
-        library.mallopt(TRIM_THRESHOLD, 65536)
-        library.malloc_trim(0)
 
 
 @contextmanager

@@ -197,14 +197,19 @@ def processed_header(frame: Frame, suffix: str, caltype: str) -> Header:
     return phu.changed({keyword: now, "DATALAB": label if label.endswith(ending) else label + ending})
 
 
-def record(frame: Frame, step: str, settings: Mapping[str, params.Setting], started: datetime) -> Frame:
-    stopped = datetime.now(UTC)
+def entry(step: str, settings: Mapping[str, params.Setting], started: datetime) -> dict[str, str]:
+    """A row of a product's history: a step that has ended now, with its parameters and where they came from."""
     args = {name: setting.value for name, setting in settings.items()}
     layers = {name: setting.layer for name, setting in settings.items() if setting.layer != "default"}
-    row = {
+    return {
         "primitive": step, "args": json.dumps({**args, "from": layers} if layers else args, default=str),
-        "timestamp_start": f"{started:%Y-%m-%dT%H:%M:%S.%f}", "timestamp_stop": f"{stopped:%Y-%m-%dT%H:%M:%S.%f}",
+        "timestamp_start": f"{started:%Y-%m-%dT%H:%M:%S.%f}", "timestamp_stop": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}",
     }  # fmt: skip
-    stamps = {STAMPS[step]: (row["timestamp_stop"], f"UT of {step}")} if step in STAMPS else {}
-    stamps["GEM-TLM"] = (row["timestamp_stop"], "UT last modification with GEMINI")
+
+
+def record(frame: Frame, row: dict[str, str]) -> Frame:
+    """The Frame with a step on record (one `entry` for all frames of the step), and stamped in its primary header."""
+    step, stopped = row["primitive"], row["timestamp_stop"]
+    stamps = {STAMPS[step]: (stopped, f"UT of {step}")} if step in STAMPS else {}
+    stamps["GEM-TLM"] = (stopped, "UT last modification with GEMINI")
     return frame.assign_attrs(phu=Header.of(frame.attrs["phu"]).changed(stamps), history=(*frame.attrs.get("history", ()), row))

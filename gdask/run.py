@@ -16,7 +16,7 @@ from gdask.io import checkpoint, write
 from gdask.io.read import open_frame
 from gdask.model import EXTNAMES, GdaskError
 from gdask.phases import Product, how_many, run_phase, save_phase, usable_pixels
-from gdask.provenance import check_target, processed_header, product_name, record
+from gdask.provenance import check_target, entry, processed_header, product_name, record
 from gdask.screening import SetAside
 from gdask.steps import SUFFIXES
 from gdask.steps.frames import aside, frames_in, in_bands, map_frames, without_set_aside
@@ -218,7 +218,8 @@ class Run:
         self, step: Callable[..., object], settings: Mapping[str, params.Setting], started: datetime, result: object
     ) -> object:
         kept = self._drop(step.__name__, result)
-        kept = map_frames(lambda frame: record(frame, step.__name__, settings, started), kept)
+        row = entry(step.__name__, settings, started)
+        kept = map_frames(lambda frame: record(frame, row), kept)
         frames = frames_in(kept)
         self._watch(frames)
         notes = list(dict.fromkeys(frame.attrs["note"] for frame in frames if frame.attrs.get("note")))

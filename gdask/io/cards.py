@@ -63,7 +63,7 @@ class Header(Mapping[str, Any]):
                 entries[at : at + 1] = [] if given is None else [_changed(entries[at].card, value, comment)]
             elif given is not None:
                 end = next((place for place in range(len(entries), 0, -1) if entries[place - 1].keyword not in COMMENTARY), 0)
-                entries.insert(end, _entry(fits.Card(keyword, value, comment)))
+                entries.insert(end, _made(keyword, value, comment))
         return type(self)(entries)
 
     def copy(self) -> fits.Header:
@@ -118,7 +118,14 @@ def _parsed(card: str) -> Entry:
     return _entry(fits.Card.fromstring(card))
 
 
+@lru_cache(maxsize=1024, typed=True)  # the stamps of a step are the same for all its frames
+def _made(keyword: str, value: Any, comment: str | None) -> Entry:
+    return _entry(fits.Card(keyword, value, comment))
+
+
 def _changed(card: fits.Card, value: Any, comment: str | None) -> Entry:
+    if isinstance(value, str) and comment is not None:
+        return _made(card.keyword, value, comment)
     card = copy(card)
     card.value = value
     if comment is not None:
