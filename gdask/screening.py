@@ -196,7 +196,7 @@ def _content(frame: Frame) -> Hashable:
     """A digest of all headers of a frame but its name's: no two exposures have the same."""
     found = hashlib.sha256()
     for number, header in enumerate((frame.attrs["phu"], *frame.attrs["headers"])):
-        cards = [str(card) for card in header.cards if number or card.keyword not in ("FILENAME", "ORIGNAME", "CHECKSUM", "DATASUM")]
+        cards = [text for keyword, text in header.texts if number or keyword not in ("FILENAME", "ORIGNAME", "CHECKSUM", "DATASUM")]
         found.update("\n".join([*cards, "END\n"]).encode())
     return found.digest()
 

@@ -18,9 +18,10 @@ COMMENTARY = ("COMMENT", "HISTORY", "")
 
 
 class Entry(NamedTuple):
-    """A card as astropy has it, its keyword, and its value: None where it is undefined or cannot be parsed."""
+    """A card as it is in the file (80 characters, a multiple where it goes on), its keyword, and its value: None where it is
+    undefined or cannot be parsed. As astropy's object it would take four times the memory."""
 
-    card: fits.Card
+    text: str
     keyword: str
     value: Any
 
@@ -60,20 +61,25 @@ class Header(Mapping[str, Any]):
             at = next((place for place, entry in enumerate(entries) if entry.keyword == keyword), None)
             value, comment = given if isinstance(given, tuple) else (given, None)
             if at is not None:
-                entries[at : at + 1] = [] if given is None else [_changed(entries[at].card, value, comment)]
+                entries[at : at + 1] = [] if given is None else [_changed(entries[at].text, value, comment)]
             elif given is not None:
                 end = next((place for place in range(len(entries), 0, -1) if entries[place - 1].keyword not in COMMENTARY), 0)
                 entries.insert(end, _made(keyword, value, comment))
         return type(self)(entries)
 
     def copy(self) -> fits.Header:
-        """An astropy Header of its own cards."""
-        return fits.Header([copy(entry.card) for entry in self._entries])
+        """An astropy Header, to be edited."""
+        return fits.Header(self.cards)
 
     @property
-    def cards(self) -> tuple[fits.Card, ...]:
-        """astropy's cards, which other headers may share: to be looked at, not edited."""
-        return tuple(entry.card for entry in self._entries)
+    def cards(self) -> list[fits.Card]:
+        """astropy's cards."""
+        return [_card(entry) for entry in self._entries]
+
+    @property
+    def texts(self) -> list[tuple[str, str]]:
+        """(keyword, card as it is in a file) of each card."""
+        return [(entry.keyword, entry.text) for entry in self._entries]
 
     def tostring(self) -> str:
         """The header as it would be in a file."""
@@ -114,8 +120,8 @@ def _places(keywords: tuple[str, ...]) -> dict[str, int]:
 
 
 @lru_cache(maxsize=8192)  # some headers' worth: what the files of a night have in common stays
-def _parsed(card: str) -> Entry:
-    return _entry(fits.Card.fromstring(card))
+def _parsed(text: str) -> Entry:
+    return _entry(fits.Card.fromstring(text), text)
 
 
 @lru_cache(maxsize=1024, typed=True)  # the stamps of a step are the same for all its frames
@@ -123,20 +129,27 @@ def _made(keyword: str, value: Any, comment: str | None) -> Entry:
     return _entry(fits.Card(keyword, value, comment))
 
 
-def _changed(card: fits.Card, value: Any, comment: str | None) -> Entry:
+def _changed(text: str, value: Any, comment: str | None) -> Entry:
+    card = fits.Card.fromstring(text)
     if isinstance(value, str) and comment is not None:
         return _made(card.keyword, value, comment)
-    card = copy(card)
     card.value = value
     if comment is not None:
         card.comment = comment
     return _entry(card)
 
 
-def _entry(card: fits.Card) -> Entry:
+def _card(entry: Entry) -> fits.Card:
+    card = fits.Card.fromstring(entry.text)
+    if isinstance(entry.value, float) and card.value != entry.value:
+        card.value = entry.value  # 20 characters do not hold all of it
+    return card
+
+
+def _entry(card: fits.Card, text: str | None = None) -> Entry:
     keyword = sys.intern(card.keyword)
     try:
         value = card.value
     except (fits.VerifyError, ValueError, AttributeError):  # a card that cannot be parsed is no value
         value = None
-    return Entry(card, keyword, None if isinstance(value, fits.card.Undefined) else value)
+    return Entry(text or str(card), keyword, None if isinstance(value, fits.card.Undefined) else value)
