@@ -47,7 +47,16 @@ def client_of(profile: Profile, where: str, memory: int | None = None) -> Iterat
         dask.config.set(_allowed(client, memory) | _watching(client, profile)),
     ):
         client.register_plugin(Counters())
+        _keep_quiet()
         yield client
+
+
+def _keep_quiet() -> None:
+    """What dask says of lost connections, some of it with tracebacks, gdask says in a line; DASK_LOGGING__DISTRIBUTED brings it back."""
+    if "DASK_LOGGING__DISTRIBUTED" not in os.environ:
+        libraries = {"distributed", "tornado", "asyncio"}
+        for name in libraries | {each for each in logging.root.manager.loggerDict if each.partition(".")[0] in libraries}:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _watching(client: Client, profile: Profile) -> dict[str, Any]:

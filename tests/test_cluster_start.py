@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import subprocess
@@ -164,6 +165,14 @@ def test_threads_and_scratch_of_workers_are_remarked(scheduler: LocalCluster, mo
     with connect(scheduler.scheduler_address):
         pass
     assert "OMP_NUM_THREADS=8" in caplog.text and "MB free; set gdask.scratch" in caplog.text
+
+
+def test_lost_connections_are_not_told_twice(scheduler: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """dask's words for them come with tracebacks: seen where a scheduler was killed in the middle of a phase."""
+    monkeypatch.delenv("DASK_LOGGING__DISTRIBUTED", raising=False)
+    with connect(scheduler.scheduler_address):
+        for name in ("distributed.batched", "distributed.client", "distributed.comm.tcp", "tornado.application", "asyncio"):
+            assert not logging.getLogger(name).isEnabledFor(logging.ERROR), name
 
 
 def test_a_scheduler_without_workers(tmp_path: Path) -> None:
