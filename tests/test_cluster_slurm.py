@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import slurm_node
 from gdask.cluster.__main__ import main as tool
@@ -89,6 +90,11 @@ def change(job: str, environment: dict[str, str], setting: str) -> None:
     subprocess.run(["scontrol", "update", f"JobId={job}", setting], env=environment, check=True)
 
 
+def nobody_is_here() -> bool:
+    """No other process has this working folder."""
+    return all(process.pid == os.getpid() or process.info["cwd"] != os.getcwd() for process in psutil.process_iter(["cwd"]))
+
+
 def assert_same_bytes(reduced: Path) -> None:
     """`reduced` was made by threads."""
     mine, other = planes(IMAGE), planes(reduced / IMAGE)
@@ -134,6 +140,7 @@ def test_a_job_that_is_ended_at_its_wall_time_is_submitted_again(slurm: dict, sc
     shorten(job, slurm, 5)
     first = slurm_node.ended(job, slurm, 400)
     assert first["JobState"] == "TIMEOUT" and not Path(IMAGE).exists(), Path("job.log").read_text()[-3000:]
+    slurm_node.until(nobody_is_here, 90)  # a run that is ending keeps its checkpoints to itself, and SLURM does not wait for it
     second = slurm_node.ended(submit(slurm, command, "--time=10"), slurm, 600)
     assert second["JobState"] == "COMPLETED" and "already on disk" in Path("job.log").read_text()
     assert_same_bytes(reduced)
