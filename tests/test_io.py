@@ -24,7 +24,7 @@ from helpers import assert_same, computed, electrons, flags, ramp, shape_of, wit
 
 import gdask
 from gdask.io import checkpoint, owners, write
-from gdask.io.read import affine, on_disk, open_frame, reopen
+from gdask.io.read import affine, on_disk, open_frame, read_layout, read_window, reopen
 from gdask.model import GdaskError, host, owner
 
 IO_COUNTS = Path("/proc/self/io")
@@ -128,6 +128,15 @@ def test_reopened_in_row_bands_the_pixels_are_the_same(product: str, rows: int) 
     assert banded.data.data.chunks[1][0] == min(rows, whole.sizes["y"])
     assert banded.data.data.name != whole.data.data.name
     assert_same(computed(whole), computed(banded))
+
+
+def test_parts_of_rows_are_those_of_whole_rows(product: str, path: str) -> None:
+    for file in (product, path):
+        for planes in read_layout(file).values():
+            ny, nx = planes[0].shape
+            whole = read_window(planes[0], 0, ny, 0, nx, np.dtype("f4"))
+            for y1, y2, x1, x2 in ((3, 40, 5, nx // 3), (0, ny, nx - 7, nx), (10, 11, 0, 1), (5, 5, 3, 9), (4, 9, 2, nx - 1)):
+                np.testing.assert_array_equal(read_window(planes[0], y1, y2, x1, x2, np.dtype("f4")), whole[y1:y2, x1:x2])
 
 
 def test_reopening_keeps_what_is_not_on_disk(product: str) -> None:

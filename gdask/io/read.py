@@ -25,10 +25,7 @@ AS_READ = ("read-", "rechunk-")
 
 
 class Plane(NamedTuple):
-    """Where the pixels of one array lie in a file.
-
-    `offset` is in bytes, -1 where the file is compressed and the extension has to be decoded by its number.
-    """
+    """Where the pixels of one array lie in a file: `offset` in bytes, -1 where it is compressed and is decoded by its number."""
 
     path: str
     identity: tuple[int, int]  # size in bytes, modification time in ns
@@ -148,7 +145,12 @@ def read_window(plane: Plane, y1: int, y2: int, x1: int, x2: int, dtype: np.dtyp
         # Looked at once it is open: a network file system asks its server then, and not for every look at a name.
         with open(plane.path, "rb", buffering=0) as file:
             _check_unchanged(plane, file.fileno())
-            raw = np.fromfile(file, plane.fits_type, (y2 - y1) * width, offset=plane.offset + y1 * width * item)
+            if 2 * (x2 - x1) < width:  # a tile of an image: whole rows would be read for each tile of them anew
+                parts = (os.pread(file.fileno(), (x2 - x1) * item, plane.offset + (y * width + x1) * item) for y in range(y1, y2))
+                raw = np.frombuffer(bytearray(b"".join(parts)), plane.fits_type)
+                width, x1, x2 = x2 - x1, 0, x2 - x1
+            else:
+                raw = np.fromfile(file, plane.fits_type, (y2 - y1) * width, offset=plane.offset + y1 * width * item)
     except FileNotFoundError as error:
         raise BadFile(plane.path, f"vanished during the run ({error.strerror}); put it back and run again") from None
     except OSError as error:
