@@ -54,7 +54,8 @@ while stopped < moments and tries < 4 * moments:
         stopped += 1
         print(number.name, "in phase", 1 + len(re.findall(r"INFO +phase .*", Path("reduce.log").read_text())), flush=True)
     if number != signal.SIGKILL:
-        assert not glob.glob("**/*.part", recursive=True) and not glob.glob(".*.part")
+        left = [path for path in (*glob.glob("**/*.part", recursive=True), *glob.glob(".*.part")) if f"-{child}-" in path]
+        assert not left, left  # of those before it, killed, only what is there when it begins to write is removed
     for path in glob.glob(products, recursive=True):
         with fits.open(path, checksum=True) as hdus:
             hdus.verify("exception")
