@@ -41,22 +41,32 @@ def client_of(profile: Profile, where: str, memory: int | None = None) -> Iterat
     # 15 s to start a worker anew (a busy machine) is not closed for it: the cluster would be without its workers.
     patient = {"distributed.deploy.lost-worker-timeout": "1 hour"} if kind == "processes" else {}
     with (
+        _libraries_quiet(),
         dask.config.set({"gdask.flush": kind != "processes"} | patient),
         begin(profile, where, memory) as client,
         checked_workers(client, where, float(profile.get("wait", 120)), started=kind != "scheduler"),
         dask.config.set(_allowed(client, memory) | _watching(client, profile)),
     ):
         client.register_plugin(Counters())
-        _keep_quiet()
         yield client
 
 
-def _keep_quiet() -> None:
-    """What dask says of lost connections, some of it with tracebacks, gdask says in a line; DASK_LOGGING__DISTRIBUTED brings it back."""
-    if "DASK_LOGGING__DISTRIBUTED" not in os.environ:
-        libraries = {"distributed", "tornado", "asyncio"}
-        for name in libraries | {each for each in logging.root.manager.loggerDict if each.partition(".")[0] in libraries}:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+@contextmanager
+def _libraries_quiet() -> Iterator[None]:
+    """Inside, what dask says of lost connections, some of it with tracebacks, is left to gdask, which says it in a line.
+
+    DASK_LOGGING__DISTRIBUTED brings it back.
+    """
+    libraries = set() if "DASK_LOGGING__DISTRIBUTED" in os.environ else {"distributed", "tornado", "asyncio"}
+    names = libraries | {each for each in logging.root.manager.loggerDict if each.partition(".")[0] in libraries}
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _watching(client: Client, profile: Profile) -> dict[str, Any]:

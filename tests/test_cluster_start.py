@@ -170,9 +170,12 @@ def test_threads_and_scratch_of_workers_are_remarked(scheduler: LocalCluster, mo
 def test_lost_connections_are_not_told_twice(scheduler: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """dask's words for them come with tracebacks: seen where a scheduler was killed in the middle of a phase."""
     monkeypatch.delenv("DASK_LOGGING__DISTRIBUTED", raising=False)
+    names = ("distributed.batched", "distributed.client", "distributed.comm.tcp", "tornado.application", "asyncio")
+    before = [logging.getLogger(name).level for name in names]
     with connect(scheduler.scheduler_address):
-        for name in ("distributed.batched", "distributed.client", "distributed.comm.tcp", "tornado.application", "asyncio"):
+        for name in names:
             assert not logging.getLogger(name).isEnabledFor(logging.ERROR), name
+    assert [logging.getLogger(name).level for name in names] == before  # they are the user's
 
 
 def test_a_scheduler_without_workers(tmp_path: Path) -> None:

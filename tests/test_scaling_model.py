@@ -48,6 +48,6 @@ def test_stacks_have_longer_tiles_and_more_of_them() -> None:
 
 
 def test_the_client_takes_a_constant_and_so_much_for_each_frame() -> None:
-    few, many = (Record(seconds, 0.0, 0, 0, 0.0, 0.0, (Phase("phase 1", (), 0.0, wall, 0.0),)) for seconds, wall in ((30.0, 22.0), (60.0, 40.0)))
+    few, many = (Record(seconds, 0, 0, 0.0, 0.0, (Phase("phase 1", (), 0.0, wall, 0.0),)) for seconds, wall in ((30.0, 22.0), (60.0, 40.0)))
     assert client_of((16, few), (64, many)) == (4.0, 0.25)
     assert client_of((16, few), (16, few)) == (0.0, 0.5)

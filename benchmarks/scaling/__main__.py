@@ -19,6 +19,7 @@ from pathlib import Path
 from benchmarks.scaling import model
 from benchmarks.scaling.nights import first_of, make_night
 from benchmarks.scaling.one import measured_here
+from gdask.steps.resample import MANY
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--size", type=int, default=320, help="pixels of an array's side")
     parser.add_argument("--campaign", type=int, default=1000, help="frames of the campaign that is modelled")
+    parser.add_argument("--client", type=float, nargs=2, help="the client's seconds, once and for each frame, as runs with more frames of smaller arrays gave them")
     parser.add_argument("--memory", action="store_true", help="frames, peak memory and open files only, with two threads")
     args = parser.parse_args(argv)
     whole = make_night(Path(args.folder) / f"night{max(args.frames)}x{args.size}", max(args.frames), args.size)
@@ -86,7 +88,7 @@ def _model(runs: dict[tuple[int, int], model.Record], args: argparse.Namespace) 
     phases = [*(model.campaign(p, times) for p in source.phases[:-1]), model.stacking(source.phases[-1], times)]
     work = sum(task.seconds for phase in phases for task in phase.tasks)
     few = min(args.frames)
-    start, each_frame = model.client_of((few, runs[few, min(args.workers)]), (frames, runs[frames, min(args.workers)]))
+    start, each_frame = args.client or model.client_of((few, runs[few, min(args.workers)]), (frames, runs[frames, min(args.workers)]))
     client, alone = start + each_frame * times * frames, _walls(phases, 1, source)
     print(f"\n{times * frames} frames, arrays of {args.size} x {args.size}: {work:.0f} s of tasks, client {start:.1f} s and {each_frame:.2f} s a frame, "
           f"{sum(len(p.tasks) for p in phases) * source.scheduler:.0f} s of scheduling; longest task {max(t.seconds for p in phases for t in p.tasks):.1f} s")
@@ -95,11 +97,14 @@ def _model(runs: dict[tuple[int, int], model.Record], args: argparse.Namespace) 
         each = ", ".join(f"{wall:.0f}" for wall in walls)
         print(f"{workers:4d} workers: {sum(walls) + client:9.1f} s, efficiency {(sum(alone) + client) / (sum(walls) + client) / workers:.2f}; "
               f"computes alone {sum(alone) / sum(walls) / workers:.2f} (phases {each} s)")  # fmt: skip
-    own, alone = start + each_frame * frames, _walls(source.phases, 1, source)
-    for workers in (1, 2, 4, 8):
-        one = sum(_walls(source.phases, workers, source)) + own
-        print(f"groups of {frames} frames with {workers} workers each, {times} side by side on {times * workers}: {one:.1f} s, "
-              f"efficiency {(sum(alone) + own) / one / workers:.2f} each")  # fmt: skip
+    for many in (1, 2, 4):
+        group = [*(model.campaign(p, many) for p in source.phases[:-1]), model.stacking(source.phases[-1], many, 1 if many * frames < 2 * MANY else model.SPLIT)]
+        own, alone = start + each_frame * many * frames, _walls(group, 1, source)
+        for workers in (1, 2, 4, 8, 16):
+            one = sum(_walls(group, workers, source)) + own
+            count = round(times / many)
+            print(f"{count} groups of {many * frames} frames side by side, {workers} workers each, {count * workers} in all: {one:.1f} s, "
+                  f"efficiency {(sum(alone) + own) / one / workers:.2f}")  # fmt: skip
 
 
 def _walls(phases: Sequence[model.Phase], workers: int, source: model.Record) -> list[float]:

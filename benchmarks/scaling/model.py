@@ -49,11 +49,9 @@ class Phase(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A reduction: wall seconds, CPU seconds of the client's process, bytes and open files of the process tree at most,
-    CPU seconds of the scheduler and of a worker for a task that does nothing, its phases."""
+    """A reduction: wall seconds, bytes and open files of the process tree at most, CPU seconds of the scheduler and of a worker for a task that does nothing, its phases."""
 
     seconds: float
-    client: float
     peak: int
     files: int
     scheduler: float

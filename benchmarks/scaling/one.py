@@ -105,11 +105,11 @@ def main(folder: str, cluster: str, record: str) -> None:
     progress._once = timed
     peak = Peak()
     peak.start()
-    begun, cpu = time.time(), time.process_time()
+    begun = time.time()
     reduce_night(folder, cluster)
-    seconds, cpu = time.time() - begun - watching[0], time.process_time() - cpu
+    seconds = time.time() - begun - watching[0]
     peak.over.set()
-    whole = Record(seconds, cpu, peak.most, peak.files, empty[0], empty[1], tuple(phases))
+    whole = Record(seconds, peak.most, peak.files, empty[0], empty[1], tuple(phases))
     Path(record).write_bytes(pickle.dumps(whole))
 
 
