@@ -23,8 +23,8 @@ import numpy as np
 from scipy.sparse import csc_matrix
 from scipy.spatial import cKDTree
 
-from gdask.kernels.centroid import FAILED, MISFIT, NEIGHBOUR, refine
-from gdask.kernels.detect import detect, measure_fwhm
+from gdask.kernels.sources.centroids import FAILED, MISFIT, NEIGHBOUR, refine
+from gdask.kernels.sources.detection import detect, measure_fwhm
 from gdask.simulate.psf import CORE, PSF, Moffat, parameters, render
 
 SNR = (20.0, 50.0, 200.0, 1000.0, 5000.0)

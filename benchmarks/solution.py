@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gdask.kernels.associate import Measurements
-from gdask.kernels.fit import solve
-from gdask.kernels.geometry import tangent_plane, tangent_sky
+from gdask.kernels.astrometry.solve import solve
+from gdask.kernels.astrometry.star_association import Measurements
+from gdask.kernels.geometry.projection import tangent_plane, tangent_sky
 
 CENTRE = (201.2925, -43.1015)
 #: Half a field, and dithers about one place (arcsec).
@@ -99,7 +99,7 @@ def run(stars: int, frames: int, field: str) -> dict[str, float]:
 
 def _offset(truth: Sky, stars: np.ndarray, centre: tuple[float, float]) -> float:
     """Robust scatter per axis of the brightest third about a cubic: what is common to all frames is not measured."""
-    from gdask.kernels.match import match_pairs
+    from gdask.kernels.astrometry.matching import match_pairs
 
     x, y = tangent_plane(*tangent_sky(truth[0], truth[1], *CENTRE), *centre)
     found = stars[stars["n"] >= 2]

@@ -17,9 +17,9 @@ from astropy.wcs import WCS
 from scipy.spatial import cKDTree
 
 from gdask.io.tables import geometries_of
-from gdask.kernels.centroid import refine
-from gdask.kernels.detect import detect, measure_fwhm
-from gdask.kernels.geometry import Geometry, tangent_plane, to_sky
+from gdask.kernels.geometry.projection import Geometry, tangent_plane, to_sky
+from gdask.kernels.sources.centroids import refine
+from gdask.kernels.sources.detection import detect, measure_fwhm
 from gdask.steps.resample import reference_area
 
 APERTURE = 12.0  # pixels (0.24 arcsec)

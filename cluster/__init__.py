@@ -52,7 +52,7 @@ def connect(spec: str = "threads", profiles: str | None = None, memory: int | No
         import dask
 
         workers = profile.get("workers") or available_cores()
-        settings = {"scheduler": "threads", "num_workers": workers, "gdask.threads": workers, "gdask.memory": memory}
+        settings = {"scheduler": "threads", "num_workers": workers, "gdask.threads": workers, "gdask.engine.memory": memory}
         with dask.config.set(settings), performance_report(report, None):
             yield None
         return

@@ -83,7 +83,7 @@ def _allowed(client: Client, memory: int | None) -> dict[str, Any]:
     limits = [worker["memory_limit"] for worker in workers if worker["memory_limit"]] + ([memory] if memory else [])
     share = float(dask.config.get("distributed.worker.memory.pause") or 1.0)  # above it a worker begins no task
     threads = max((worker["nthreads"] for worker in workers), default=1)
-    return {"gdask.memory": share * min(limits) if limits else None, "gdask.share": share, "gdask.threads": threads}
+    return {"gdask.engine.memory": share * min(limits) if limits else None, "gdask.share": share, "gdask.threads": threads}
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import xarray as xr
 
-    from gdask.io.cards import Header
+    from gdask.io.header import Header
 
     Frame: TypeAlias = xr.Dataset
     Frames: TypeAlias = tuple[xr.Dataset, ...]

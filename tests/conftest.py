@@ -15,7 +15,9 @@ from typing import NamedTuple
 import dask
 import pytest
 
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # for helpers.py, for benchmarks/
+_TESTS = Path(__file__).parent
+# For helpers.py, for benchmarks/, and for what tests of clusters and of faults share.
+sys.path += [str(path) for path in (_TESTS, _TESTS.parent, _TESTS / "cluster", _TESTS / "reduction")]
 
 # A shell's background jobs ignore interrupts, and so would what they start: tests that interrupt need them.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -17,9 +17,9 @@ from helpers import with_pixels
 import gdask
 from gdask.io import write
 from gdask.model import GdaskError, UsageError, owner
-from gdask.provenance import check_target, product_name
-from gdask.recipe_library import find_recipe
-from gdask.run import Run
+from gdask.reduction.provenance import check_target, product_name
+from gdask.reduction.recipe_library import find_recipe
+from gdask.reduction.run import Run
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_a_recipe_file_is_run_when_it_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["{}/mine.py:own", "{}/mine.so:own", "{}/mine:own", "os.system", "../mine.py", "mine.py"])
 def test_a_product_names_no_code(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a product says of its recipe is looked up among the shipped ones; a file is the user's to name."""
-    from gdask.replay import Account, _recipe
+    from gdask.reduction.replay import Account, _recipe
 
     monkeypatch.chdir(tmp_path)
     for file in ("mine.py", "mine.so", "mine"):
@@ -227,7 +227,7 @@ def test_paths_in_a_database_are_read_and_compared(flat: Path, night: object, tm
 
 
 def test_a_planted_checkpoint_is_not_unpickled(tmp_path: Path) -> None:
-    from gdask.io import checkpoint
+    from gdask.engine import checkpoint
 
     class Evil:
         def __reduce__(self) -> tuple:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gdask.kernels.interpolation import TAPS, aperture_noise, noise_correlation
-from gdask.kernels.resample import resample
+from gdask.kernels.resample.interpolation import TAPS, aperture_noise, noise_correlation
+from gdask.kernels.resample.resampling import resample
 from gdask.simulate.psf import PSF, Moffat, parameters, render
 
 #: FWHM of the core in input pixels: GSAOI Kshort and J at good Strehl ratio; FLAMINGOS-2 in good seeing has 2.5.

@@ -8,9 +8,9 @@ from scipy.ndimage import maximum_filter, uniform_filter
 from scipy.spatial import cKDTree
 
 from benchmarks.accuracy.scene import APERTURE, RADII, RING, Scene, coverage, with_model
-from gdask.kernels.centroid import refine
-from gdask.kernels.detect import detect, measure_fwhm
-from gdask.kernels.geometry import to_sky
+from gdask.kernels.geometry.projection import to_sky
+from gdask.kernels.sources.centroids import refine
+from gdask.kernels.sources.detection import detect, measure_fwhm
 
 #: DQ bits without which a pixel can be measured: bad, cosmic ray, no data, unilluminated.
 UNFIT = 0b1011001

@@ -15,7 +15,7 @@ from numba import njit
 
 from benchmarks.truth import area_unit, flat_unit
 from gdask.io.tables import geometries_of
-from gdask.kernels.geometry import Geometry, from_sky, tangent_plane
+from gdask.kernels.geometry.projection import Geometry, from_sky, tangent_plane
 
 #: Aperture radius and ring of the sky, pixels of the stack.
 APERTURE, RING = 12.0, (40.0, 56.0)

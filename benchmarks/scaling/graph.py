@@ -48,7 +48,7 @@ class _Enough(Exception):
 
 def graphs_of(night: Path, phases: int) -> list[tuple[str, dict]]:
     """(phase, optimised graph) of the first so many phases of a reduction of the night, but for its flat."""
-    from gdask import memory
+    from gdask.engine import memory
 
     make_flat(night, "threads:2")
     logging.getLogger("gdask").setLevel(logging.WARNING)

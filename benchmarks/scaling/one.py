@@ -61,7 +61,7 @@ def in_threads(folder: str, cluster: str) -> None:
     """One reduction with at most MOST_FILES open files, and what it took as a line of JSON."""
     import resource
 
-    from gdask import memory
+    from gdask.engine import memory
 
     resource.setrlimit(resource.RLIMIT_NOFILE, (MOST_FILES, MOST_FILES))
 
@@ -81,7 +81,7 @@ def in_threads(folder: str, cluster: str) -> None:
 
 
 def main(folder: str, cluster: str, record: str) -> None:
-    from gdask import progress
+    from gdask.engine import compute as progress
 
     logging.getLogger("gdask").setLevel(logging.WARNING)
     make_flat(folder, "threads")

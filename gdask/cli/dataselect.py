@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from gdask.cli import common
-from gdask.select import Selection, parse_expression, select
+from gdask.dataselect.selection import Selection, parse_expression, select
 
 DESCRIPTION = """\
 Print the files that have all the tags given, none of the excluded ones, and for which the expression is true.

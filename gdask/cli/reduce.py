@@ -51,7 +51,7 @@ def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         parser.error("no files; give file names or @LIST" + (f", before -p and --user_cal: {taken} was taken for one of these" if taken else ""))
     from gdask import logutils, params
     from gdask.model import UsageError
-    from gdask.reduction import Reduce
+    from gdask.reduction.reduce import Reduce
 
     logutils.config(args.logfile, "quiet" if args.quiet else "debug" if args.debug else "standard")
     reduction = Reduce()

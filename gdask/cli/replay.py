@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _replay(args: argparse.Namespace) -> int:
     from gdask import logutils
-    from gdask.replay import account_of, replay
+    from gdask.reduction.replay import account_of, replay
 
     if args.show_recipe:
         print("\n".join(account_of(args.product).source))

@@ -17,8 +17,8 @@ def main(argv: list[str] | None = None) -> int:
 def _show(path: str, name: str | None, everything: bool) -> int:
     import inspect
 
-    from gdask import recipe_library
     from gdask.instruments import tags
+    from gdask.reduction import recipe_library
 
     if name:
         recipe = recipe_library.find_recipe(name, tags(path))

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _verify(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     from gdask.cal_service import fits_files
-    from gdask.verify import verify
+    from gdask.reduction.verify import verify
 
     if not args.files:
         parser.error("no files; give file names, folders or @LIST")

@@ -14,7 +14,7 @@ from gdask.instruments.rules import View, as_number, clean, parse_section
 from gdask.model import GdaskError
 
 if TYPE_CHECKING:
-    from gdask.kernels.geometry import Geometry
+    from gdask.kernels.geometry.projection import Geometry
 
 Section = tuple[int, int, int, int]
 
@@ -45,7 +45,7 @@ def section_of(view: View, number: int, shape: tuple[int, int]) -> Section | Non
 
 def geometries(view: View, shape: tuple[int, int]) -> tuple[Geometry, ...]:
     """The geometry of the array as the headers have it: scale and axes, pointing, no fitted correction."""
-    from gdask.kernels.geometry import Geometry  # compiled code: header-only commands do without it
+    from gdask.kernels.geometry.projection import Geometry
 
     scale = _optics(view)["pixel_scale"]
     pa, found = position_angle(view), []

@@ -16,7 +16,7 @@ from gdask.instruments.rules import View, parse_section
 from gdask.model import GdaskError
 
 if TYPE_CHECKING:
-    from gdask.kernels.geometry import Geometry
+    from gdask.kernels.geometry.projection import Geometry
 
 Section = tuple[int, int, int, int]
 
@@ -35,7 +35,7 @@ def true_sections(view: View, shape: tuple[int, int]) -> tuple[Section, ...]:
 
 def geometries(view: View, shape: tuple[int, int]) -> tuple[Geometry, ...]:
     """The geometry of each array as the headers have it: static distortion, pointing, no fitted correction."""
-    from gdask.kernels.geometry import Geometry  # compiled code: header-only commands do without it
+    from gdask.kernels.geometry.projection import Geometry
 
     plain = [
         Geometry(section[0] + 1.0, section[2] + 1.0, tuple(array["distortion_x"]), tuple(array["distortion_y"]), 0.0, 0.0, 0.0)
@@ -54,7 +54,7 @@ def header_sky(view: View, number: int, x: float, y: float, keyword: str) -> tup
 
     keyword: the section whose origin was taken from CRPIX.
     """
-    from gdask.kernels.geometry import tangent_sky
+    from gdask.kernels.geometry.projection import tangent_sky
 
     header = view.ext[number]
     names = ("CRPIX1", "CRPIX2", "CRVAL1", "CRVAL2", "CD1_1", "CD1_2", "CD2_1", "CD2_2")
@@ -90,7 +90,7 @@ def _position_angle(view: View, angle: float, rest: float) -> float:
 
 def _rigid_fit(view: View, plain: list[Geometry], keyword: str) -> tuple[float, float]:
     """Rotation (degrees) from the distortion model's plane to the sky by the array centres, and the rms left (arcsec)."""
-    from gdask.kernels.geometry import tangent_plane, to_plane
+    from gdask.kernels.geometry.projection import tangent_plane, to_plane
 
     middle = (np.array(view.facts["array_shape"][::-1]) + 1) / 2
     centres = [header_sky(view, number, *middle, keyword) for number in range(len(plain))]

@@ -9,7 +9,7 @@ from gdask.instruments.rules import Descriptor, View, as_number, clean, from_hea
 from gdask.model import GdaskError
 
 if TYPE_CHECKING:
-    from gdask.kernels.geometry import Geometry
+    from gdask.kernels.geometry.projection import Geometry
 
 Section = tuple[int, int, int, int]
 
@@ -28,7 +28,7 @@ def true_sections(view: View, shape: tuple[int, int]) -> tuple[Section, ...]:
 
 def geometries(view: View, shape: tuple[int, int]) -> tuple[Geometry, ...]:
     """Each array as its header's CD matrix, CRPIX and CRVAL have it; the facts' pixel scale, North up, without a WCS."""
-    from gdask.kernels.geometry import Geometry  # compiled code: header-only commands do without it
+    from gdask.kernels.geometry.projection import Geometry
 
     found, scale = [], view.facts["pixel_scale"] / 3600
     for section, header in zip(true_sections(view, shape), pointing.celestial(view), strict=True):

@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple, cast
 
 from astropy.io import fits
 
-from gdask.io.cards import Header
+from gdask.io.header import Header
 from gdask.model import GdaskError
 from gdask.types import Headers
 

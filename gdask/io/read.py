@@ -277,7 +277,7 @@ def lazy_variables(
 def _lazy(name: str, planes: tuple[Plane, ...], rows: int | None, tag: str) -> object:
     from dask.base import tokenize
 
-    from gdask.io.blocks import map_blocks
+    from gdask.io.lazy_arrays import map_blocks
 
     ny, nx = planes[0].shape
     # A compressed file is decoded whole, so its chunks are whole arrays.

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from astropy.table import Table
 
-from gdask.kernels.centroid import APERTURES
-from gdask.kernels.epochs import epoch_means, epochs_of
-from gdask.kernels.geometry import from_sky, tangent_plane, tangent_sky
-from gdask.kernels.grid import Grid, footprint, grid_to_sky
+from gdask.kernels.astrometry.epochs import epoch_means, epochs_of
+from gdask.kernels.geometry.grid import Grid, footprint, grid_to_sky
+from gdask.kernels.geometry.projection import from_sky, tangent_plane, tangent_sky
+from gdask.kernels.sources.centroids import APERTURES
 from gdask.types import Frame
 
 MAS = 1000.0

@@ -12,8 +12,8 @@ from astropy.table import Table
 
 from gdask.io.headers import BLOCK
 from gdask.io.star_tables import add_star_columns, solution_tables
-from gdask.kernels.geometry import Geometry, to_sky
-from gdask.kernels.grid import Grid, grid_to_sky
+from gdask.kernels.geometry.grid import Grid, grid_to_sky
+from gdask.kernels.geometry.projection import Geometry, to_sky
 from gdask.model import GdaskError
 from gdask.types import Frame
 

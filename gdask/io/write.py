@@ -150,7 +150,7 @@ def _with_wcs(frame: Frame, detector: int, base: fits.Header) -> fits.Header:
     geometry = frame.attrs.get("geometry")
     if not geometry:
         return base
-    from gdask.kernels.wcs import array_wcs
+    from gdask.kernels.geometry.wcs import array_wcs
 
     shape = (frame.sizes["y"], frame.sizes["x"])
     cards, _ = array_wcs(geometry[detector], shape, str(base.get("RADESYS", base.get("RADECSYS", "FK5"))).strip())
@@ -235,7 +235,7 @@ def _writer(array: object, path: str, places: Sequence[Place], bitpix: int) -> o
     import dask
     from dask.base import tokenize
 
-    from gdask.io.blocks import edges, map_blocks
+    from gdask.io.lazy_arrays import edges, map_blocks
 
     array = array.rechunk({0: 1})  # type: ignore[attr-defined]  # a no-op but for a user's own chunks
     flush = bool(dask.config.get("gdask.flush", False))  # workers on other hosts: what they wrote is in their memory

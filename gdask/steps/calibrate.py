@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from gdask.instruments import descriptor, instrument_of, view
-from gdask.kernels import flat as flat_kernels
-from gdask.kernels.linearity import linearize, linearize_variance, linearized_level
-from gdask.kernels.variance import add_variance
+from gdask.kernels.detector import flat as flat_kernels
+from gdask.kernels.detector.linearity import linearize, linearize_variance, linearized_level
+from gdask.kernels.detector.variance import add_variance
 from gdask.model import GdaskError
 from gdask.steps.frames import array, map_planes, per_array, with_arrays, with_headers, with_provenance
+from gdask.steps.regions import match_window
 from gdask.steps.resample import reference_area
-from gdask.steps.windows import match_window
 from gdask.types import Frame, Image
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 import numpy as np
 
 from gdask.instruments import descriptor, instrument_of, tags
-from gdask.kernels import flat as flat_kernels
-from gdask.kernels import stats
+from gdask.kernels import statistics as stats
+from gdask.kernels.detector import flat as flat_kernels
 from gdask.model import UNUSABLE, GdaskError
 from gdask.params import Range
 from gdask.steps.frames import (

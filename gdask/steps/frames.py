@@ -9,11 +9,11 @@ import dask.array as da
 import numpy as np
 from dask.base import tokenize
 
+from gdask.engine.memory import rows_within
 from gdask.instruments import descriptor
-from gdask.io.blocks import edges, map_blocks
-from gdask.io.cards import Header
+from gdask.io.header import Header
+from gdask.io.lazy_arrays import edges, map_blocks
 from gdask.io.read import reopen
-from gdask.memory import rows_within
 from gdask.model import DIMS, DTYPES
 from gdask.types import Frame, Frames
 

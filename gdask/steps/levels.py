@@ -8,9 +8,9 @@ import numpy as np
 
 from gdask.instruments import instrument_of
 from gdask.io.read import affine
-from gdask.kernels.geometry import Geometry, to_sky
-from gdask.kernels.grid import Grid, common_grid, sky_to_grid
-from gdask.kernels.levels import cell_medians, solve_levels
+from gdask.kernels.geometry.grid import Grid, common_grid, sky_to_grid
+from gdask.kernels.geometry.projection import Geometry, to_sky
+from gdask.kernels.sky.levels import cell_medians, solve_levels
 from gdask.model import UNUSABLE
 from gdask.params import Range
 from gdask.steps.frames import array, map_planes, note, pending

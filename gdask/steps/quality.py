@@ -8,15 +8,15 @@ import numpy as np
 from dask.base import tokenize
 
 from gdask.instruments import descriptor, instrument_of, tags
-from gdask.io.blocks import map_blocks
+from gdask.io.lazy_arrays import map_blocks
 from gdask.io.read import read_window, reopen
-from gdask.kernels import dq as dq_kernels
-from gdask.kernels.geometry import from_sky, to_sky
-from gdask.kernels.vignetting import cell_counts, cell_medians, pixels_of, shadow_cells
+from gdask.kernels.detector import quality as dq_kernels
+from gdask.kernels.detector.probe_shadows import cell_counts, cell_medians, pixels_of, shadow_cells
+from gdask.kernels.geometry.projection import from_sky, to_sky
 from gdask.model import DQ
 from gdask.params import Range
 from gdask.steps.frames import array, map_planes, note, pending, per_array, with_arrays, with_headers, with_provenance
-from gdask.steps.windows import match_window, true_sections
+from gdask.steps.regions import match_window, true_sections
 from gdask.types import Flags, Frame, Frames, Image, Mask
 
 #: An array with a larger share of saturated pixels saw no such light: its read-out failed, and nothing is left in the next.

@@ -8,15 +8,15 @@ import numpy as np
 from dask.base import tokenize
 
 from gdask.instruments import descriptor, instrument_of
-from gdask.io.blocks import map_blocks
+from gdask.io.lazy_arrays import map_blocks
 from gdask.io.read import Plane, on_disk, read_window
-from gdask.kernels.areas import area_factors
-from gdask.kernels.geometry import Geometry, pixel_area
-from gdask.kernels.grid import Grid, Window, common_grid, footprint, input_window
-from gdask.kernels.interpolation import noise_correlation, reach
-from gdask.kernels.pixelmap import MOST_ERROR, map_error, pixel_map
-from gdask.kernels.resample import resample
-from gdask.kernels.wcs import grid_from_header, grid_header
+from gdask.kernels.geometry.areas import area_factors
+from gdask.kernels.geometry.grid import Grid, Window, common_grid, footprint, input_window
+from gdask.kernels.geometry.pixel_map import MOST_ERROR, map_error, pixel_map
+from gdask.kernels.geometry.projection import Geometry, pixel_area
+from gdask.kernels.geometry.wcs import grid_from_header, grid_header
+from gdask.kernels.resample.interpolation import noise_correlation, reach
+from gdask.kernels.resample.resampling import resample
 from gdask.model import DQ, GdaskError
 from gdask.params import Range
 from gdask.steps.frames import PIXEL, note, pack, replaced, unpack, with_headers

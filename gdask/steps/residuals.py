@@ -7,10 +7,10 @@ import datetime as dt
 import numpy as np
 
 from gdask.instruments import descriptor
-from gdask.kernels.centroid import EDGE, FAILED, SATURATED
-from gdask.kernels.epochs import MEASURED
-from gdask.kernels.geometry import pixel_area
-from gdask.kernels.solution import FrameFit, Solution
+from gdask.kernels.astrometry.epochs import MEASURED
+from gdask.kernels.astrometry.solution import FrameFit, Solution
+from gdask.kernels.geometry.projection import pixel_area
+from gdask.kernels.sources.centroids import EDGE, FAILED, SATURATED
 from gdask.types import Frame
 
 #: Positions that are not used. Bad pixels near a star are left out of its fit, which its error tells: it is used.

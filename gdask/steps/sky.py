@@ -11,16 +11,16 @@ import numpy as np
 from dask._task_spec import Task, TaskRef
 from dask.base import tokenize
 
-from gdask.io.blocks import from_tasks, map_blocks
+from gdask.engine.memory import rows_within
+from gdask.io.lazy_arrays import from_tasks, map_blocks
 from gdask.io.read import Plane, on_disk, read_window
-from gdask.kernels.combine import combine
-from gdask.kernels.stats import background
-from gdask.memory import rows_within
+from gdask.kernels.stack.combine import combine
+from gdask.kernels.statistics import background
 from gdask.model import DQ, UNUSABLE, GdaskError
 from gdask.params import Range
 from gdask.steps.frames import PIXEL, array, map_planes, note, pack, unpack, with_arrays, with_headers
-from gdask.steps.skyframes import middle
-from gdask.steps.skylevel import SkyLevel, choose_level
+from gdask.steps.sky_frames import middle
+from gdask.steps.sky_level import SkyLevel, choose_level
 from gdask.types import Frame, Frames, Image
 
 #: Rows of each sky frame that one task reads, at most: 16 frames x 256 x 2048 pixels x 10 bytes = 84 MB.

@@ -10,12 +10,12 @@ import numpy as np
 from dask._task_spec import DataNode, Task, TaskRef
 from dask.base import tokenize
 
+from gdask.engine.memory import rows_within
 from gdask.instruments import descriptor, tags
-from gdask.io.blocks import edges, from_tasks
-from gdask.kernels.combine import combine
-from gdask.kernels.grid import Grid, Window
-from gdask.kernels.grow import REACH, Planes, grown, without
-from gdask.memory import rows_within
+from gdask.io.lazy_arrays import edges, from_tasks
+from gdask.kernels.geometry.grid import Grid, Window
+from gdask.kernels.stack.combine import combine
+from gdask.kernels.stack.grow import REACH, Planes, grown, without
 from gdask.model import GdaskError
 from gdask.params import Range
 from gdask.steps.frames import PIXEL, array, map_planes, note, pack, replaced, unpack, with_headers

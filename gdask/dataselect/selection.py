@@ -1,0 +1,253 @@
+"""Selection of files by tags and by an expression of descriptors, such as `filter_name=='Kshort' and exposure_time>10`.
+
+The expression is parsed, its tree checked against a white list, and never evaluated as Python code.
+
+- Names are descriptors, or `tags` (`'FLAT' in tags`).
+- Unless strict, exposure_time equals within 1 % and a wavelength within 1e-5, and filter_name, disperser and
+  detector_name are the short ("pretty") names, as in DRAGONS' dataselect. `!=` is always the opposite of `==`.
+- A value per array (gain, array_name ...) compared with one value: true if it is true for every array.
+- An unknown value (None) equals only None and is neither less nor greater than anything.
+"""
+
+from __future__ import annotations
+
+import ast
+import datetime as dt
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, NoReturn, Protocol
+
+from gdask.dataselect.compare import holds
+from gdask.instruments import DESCRIPTORS, View, view
+from gdask.instruments.pointing import parse_date, parse_time
+from gdask.instruments.rules import unknown
+from gdask.model import GdaskError, UsageError
+
+MAX_LENGTH = 2000
+MAX_DEPTH = 40
+#: Relative difference up to which values count as equal, unless strict (DRAGONS' dataselect has the first two).
+TOLERANCE = {"exposure_time": 1e-2, "central_wavelength": 1e-5, "effective_wavelength": 1e-5}
+#: Descriptors that are compared by their short names, unless strict.
+SHORT_NAMES = frozenset({"filter_name", "disperser", "detector_name"})
+
+_LOG = logging.getLogger(__name__)
+
+
+class Lookup(Protocol):
+    """What an expression is applied to: anything that gives the value of a name, a dict for example."""
+
+    def __getitem__(self, name: str, /) -> Any: ...
+
+
+Value = Callable[[Lookup], Any]
+
+
+class Expression(NamedTuple):
+    """A parsed expression: call it with the values of descriptors by name."""
+
+    text: str
+    strict: bool
+    test: Value
+
+    def __call__(self, lookup: Lookup) -> bool:
+        return self.test(lookup)
+
+
+class Selection(NamedTuple):
+    """Files that match, in order; files that could not be read, with the reason; all tags that were seen."""
+
+    files: list[str]
+    skipped: dict[str, str]
+    seen: frozenset[str]
+
+
+def select(paths: Iterable[str | os.PathLike[str]], tags: Iterable[str] = (), xtags: Iterable[str] = (),
+           expression: Expression | str | None = None) -> Selection:
+    """Files that have all `tags`, none of `xtags`, and for which the expression is true. Reads headers only.
+
+    A file whose header cannot be read is skipped with a warning. GdaskError if the expression is wrong.
+    """
+    wanted, unwanted = ({tag.upper() for tag in some} for some in (tags, xtags))
+    test = parse_expression(expression) if isinstance(expression, str) else expression
+    chosen: list[str] = []
+    skipped: dict[str, str] = {}
+    seen: set[str] = set()
+    for path in (os.fspath(one) for one in paths):
+        try:
+            file = view(path)
+        except GdaskError as error:
+            skipped[path] = str(error)
+            _LOG.warning("skipped: %s", error)
+            continue
+        seen |= file.tags
+        if wanted <= file.tags and not unwanted & file.tags and (test is None or test(Values(file, test.strict))):
+            chosen.append(path)
+    return Selection(chosen, skipped, frozenset(seen))
+
+
+class Values:
+    """The values of a file that an expression may ask for."""
+
+    def __init__(self, file: View, strict: bool = False) -> None:
+        self._file, self._strict = file, strict
+
+    def __getitem__(self, name: str) -> Any:
+        if name == "tags":
+            return self._file.tags
+        short = not self._strict and name in SHORT_NAMES and self._file.accepts(name, "pretty")
+        return self._file(name, pretty=True) if short else self._file(name)
+
+
+def parse_expression(text: str, strict: bool = False) -> Expression:
+    """The expression as a function of a file's values. GdaskError that points at what is not understood."""
+    line = " ".join(text.splitlines()).replace("\t", " ").strip()
+    if len(line) > MAX_LENGTH:
+        raise UsageError(f"the expression has {len(line)} characters; at most {MAX_LENGTH} are understood")
+    scope = _Scope(line, strict)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(line, mode="eval")
+    except SyntaxError as error:
+        scope.refuse(_hint(line, error), (error.offset or 1) - 1)
+    except (RecursionError, MemoryError, ValueError) as error:
+        raise UsageError(f"the expression is too deeply nested, or no text: {error}") from None
+    return Expression(line, strict, _truth(tree.body, scope, 0))
+
+
+def _hint(line: str, error: SyntaxError) -> str:
+    if not line:
+        return "it is empty"
+    at = max((error.offset or 1) - 1, 0)
+    if "=" in line[at : at + 1] or "==" in (error.msg or ""):
+        return "use == to compare"
+    if line[at : at + 1] in "&|":
+        return "use 'and' and 'or'"
+    return (error.msg or "invalid syntax").partition(". ")[0]
+
+
+class _Scope(NamedTuple):
+    """The text, for messages that point at a place in it, and how strictly to compare."""
+
+    line: str
+    strict: bool
+
+    def refuse(self, why: str, where: ast.AST | int) -> NoReturn:
+        if isinstance(where, ast.AST):  # ast counts bytes
+            where = len(self.line.encode()[: getattr(where, "col_offset", 0)].decode(errors="ignore"))
+        raise UsageError(f"expression not understood: {why}\n  {self.line}\n  {' ' * where}^")
+
+
+def _truth(node: ast.expr, scope: _Scope, depth: int) -> Value:
+    """A part of the expression that is true or false."""
+    if depth > MAX_DEPTH:
+        scope.refuse(f"nested more than {MAX_DEPTH} deep", node)
+    if isinstance(node, ast.BoolOp):
+        parts = [_truth(part, scope, depth + 1) for part in node.values]
+        combine = all if isinstance(node.op, ast.And) else any
+        return lambda lookup: combine(part(lookup) for part in parts)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        part = _truth(node.operand, scope, depth + 1)
+        return lambda lookup: not part(lookup)
+    if isinstance(node, ast.Compare):
+        return _comparison(node, scope, depth)
+    if isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        return lambda lookup: node.value
+    if isinstance(node, (ast.Constant, ast.Tuple, ast.List)):
+        scope.refuse("a comparison is expected here, such as exposure_time==60", node)
+    value = _value(node, scope, depth)
+
+    def truth(lookup: Lookup) -> bool:
+        found = value(lookup)
+        if found is not None and not isinstance(found, bool):
+            scope.refuse(f"this is {found!r}, neither true nor false; compare it with something", node)
+        return bool(found)
+
+    return truth
+
+
+def _comparison(node: ast.Compare, scope: _Scope, depth: int) -> Value:
+    """`a < b <= c`, `a in (b, c)`: true if every neighbouring pair compares."""
+    operands = [node.left, *node.comparators]
+    names = [one.id for one in operands if isinstance(one, ast.Name)]
+    convert = next((_TIMES[name] for name in names if name in _TIMES), None)
+    tolerance = 0.0 if scope.strict else max((TOLERANCE.get(name, 0.0) for name in names), default=0.0)
+    for op, right in zip(node.ops, node.comparators):
+        if isinstance(op, (ast.Is, ast.IsNot)):
+            scope.refuse("use == and != instead of 'is'", node)
+        if isinstance(op, (ast.In, ast.NotIn)) and not isinstance(right, (ast.Tuple, ast.List, ast.Name)):
+            scope.refuse("a list is expected after 'in', such as ('H', 'Kshort')", right)
+    values = [_value(one, scope, depth + 1, convert) for one in operands]
+
+    def compare(lookup: Lookup) -> bool:
+        found = [value(lookup) for value in values]
+        for op, left, right, at in zip(node.ops, found, found[1:], operands[1:]):
+            try:
+                if not holds(op, left, right, tolerance):
+                    return False
+            except TypeError:
+                scope.refuse(f"{left!r} cannot be compared with {right!r}"
+                             f"{' (text needs quotes, numbers none)' if not convert else ''}", at)
+        return True
+
+    return compare
+
+
+def _value(node: ast.expr, scope: _Scope, depth: int, convert: Callable[[str], Any] | None = None) -> Value:
+    """A descriptor, a literal or a list of them. Literals beside a time or date are converted here."""
+    if depth > MAX_DEPTH:
+        scope.refuse(f"nested more than {MAX_DEPTH} deep", node)
+    if isinstance(node, ast.Name):
+        return _name(node, scope)
+    if isinstance(node, (ast.Tuple, ast.List)):
+        parts = [_value(part, scope, depth + 1, convert) for part in node.elts]
+        return lambda lookup: [part(lookup) for part in parts]
+    literal = _literal(node, scope)
+    if convert is not None and isinstance(literal, str):
+        literal = convert(literal)
+        if literal is None:
+            scope.refuse(f"this is not {convert.__doc__}", node)
+    return lambda lookup: literal
+
+
+def _name(node: ast.Name, scope: _Scope) -> Value:
+    name = node.id
+    if name not in DESCRIPTORS and name != "tags":
+        scope.refuse(unknown(name, [*DESCRIPTORS, "tags"]), node)
+    return lambda lookup: lookup[name]
+
+
+def _literal(node: ast.expr, scope: _Scope) -> Any:
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
+        number = node.operand.value if isinstance(node.operand, ast.Constant) else None
+        if isinstance(number, (int, float)) and not isinstance(number, bool):
+            return -number if isinstance(node.op, ast.USub) else number
+    if isinstance(node, ast.Constant) and (node.value is None or isinstance(node.value, (bool, int, float, str))):
+        return node.value
+    kind = {ast.Call: "a function call", ast.Attribute: "'.'", ast.BinOp: "arithmetic", ast.Subscript: "'[...]'"}
+    scope.refuse(f"{kind.get(type(node), type(node).__name__)} is not allowed; use descriptors, comparisons, "
+                 "and, or, not, in", node)
+
+
+def _as_datetime(text: str) -> dt.datetime | None:
+    """a date and time like '2017-05-05 02:24:00.5'"""
+    date, clock = parse_date(text), text[10:].lstrip("T ")
+    time = parse_time(clock) if clock else dt.time()
+    return None if date is None or time is None else dt.datetime.combine(date, time)
+
+
+def _as_date(text: str) -> dt.date | None:
+    """a date like '2017-05-05'"""
+    return parse_date(text) if len(text.strip()) == 10 else None
+
+
+def _as_time(text: str) -> dt.time | None:
+    """a time like '02:24:00'"""
+    return parse_time(text.strip())
+
+
+_TIMES: dict[str, Callable[[str], Any]] = {
+    "ut_datetime": _as_datetime, "ut_date": _as_date, "ut_time": _as_time, "local_time": _as_time,
+}

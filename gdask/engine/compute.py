@@ -1,0 +1,223 @@
+"""One compute with a display of how far it is: on the local threads, or on the cluster that is connected."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from gdask.engine import memory
+from gdask.engine.display import Meter, meter
+from gdask.model import GdaskError
+
+log = logging.getLogger("gdask")
+
+#: Counted by tests: how many computes have been run in this process.
+COMPUTES = {"count": 0}
+#: M_TRIM_THRESHOLD of malloc.h.
+TRIM_THRESHOLD = -1
+
+
+def compute(arrays: Sequence[object], text: str) -> tuple[object, ...]:
+    """Compute lazy arrays together, once, with a display of how far it is. Gives their values in order.
+
+    Raises GdaskError before anything runs where the projected peak does not fit the budget (`gdask.engine.memory`).
+    """
+    import dask
+    from dask.base import get_scheduler
+
+    COMPUTES["count"] += 1
+    given = get_scheduler()
+    client = getattr(given, "__self__", None)
+    if client is None and given not in (None, dask.threaded.get):
+        return dask.compute(*arrays)  # a scheduler of the user's own
+    tasks, keys = _graph(arrays), [array.__dask_keys__() for array in arrays]  # type: ignore[attr-defined]
+    blocks = _here(tasks, keys, text) if client is None else _on_cluster(client, tasks, keys, text)
+    finish = [array.__dask_postcompute__() for array in arrays]  # type: ignore[attr-defined]
+    return tuple(put(parts, *more) for (put, more), parts in zip(finish, blocks, strict=True))
+
+
+def _graph(arrays: Sequence[object]) -> dict[Any, Any]:
+    """The tasks of all arrays, optimised together, each block of a result an end of its own.
+
+    `dask.compute` adds tasks that gather the blocks of each array; with them dask's order puts off the writing of pixels
+    until all frames are through, and keeps them all (9 frames: 127 MB at the peak, 51 MB without).
+    """
+    from dask.base import collections_to_expr
+
+    # Optimised as one: `dask.optimize` goes array by array and would repeat in each what they share (2.6 times the work).
+    return dict(collections_to_expr(list(arrays), True).optimize().__dask_graph__())
+
+
+# Threads ------------------------------------------------------------------------------------------------------------
+
+def _here(tasks: dict[Any, Any], keys: list, text: str) -> Sequence[Any]:
+    """On threads of this process: as many as the machine has or were asked for, fewer where memory is short."""
+    import dask
+    import psutil
+
+    threads = dask.config.get("num_workers", None) or os.cpu_count() or 1
+    base = max(memory.BASE, psutil.Process().memory_info().rss)
+    fitting, projection = memory.fit(tasks, memory.budget(), threads, text, base)
+    _report(text, projection, threads, fitting)
+    with meter(text) as display, _counting(display), _metered(display):
+        return dask.threaded.get(tasks, keys, num_workers=fitting)
+
+
+@contextmanager
+def _counting(display: Meter) -> Iterator[None]:
+    """Inside, tasks that end on threads move the display."""
+    from dask.callbacks import Callback
+
+    class Counting(Callback):  # type: ignore[misc]
+        def _start_state(self, dsk: object, state: dict) -> None:
+            self.total = sum(len(state[key]) for key in ("ready", "waiting"))
+
+        def _posttask(self, key: object, result: object, dsk: object, state: dict, worker: object) -> None:
+            display.count(len(state["finished"]), self.total)
+
+    with Counting():
+        yield
+
+
+@contextmanager
+def _metered(display: Meter) -> Iterator[None]:
+    """Inside, bytes and memory of this process are shown twice a second; at a good end, the phase's line."""
+    import psutil
+
+    from gdask.cluster.usage import Usage, counters
+
+    process, (read, written), done = psutil.Process(), counters(), threading.Event()
+    peak = process.memory_info().rss
+
+    def usage() -> Usage:
+        nonlocal peak
+        now, peak = counters(), max(peak, process.memory_info().rss)
+        return Usage(now[0] - read, now[1] - written, peak, int(memory.budget()))
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            give_back()  # threads that have made many small arrays keep their memory: 130 to 200 MB of 256 frames
+            display.show(usage())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+        display.end(usage())
+    finally:
+        done.set()
+        thread.join()
+
+
+def give_back() -> None:
+    """Return freed memory to the system, now and as it is freed. The C library of Linux keeps blocks of up to 32 MB for
+    later (430 of 970 MB after 64 frames); distributed sets the same threshold for its workers."""
+    import ctypes
+
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.mallopt(TRIM_THRESHOLD, 65536)
+        library.malloc_trim(0)
+
+
+# Workers ------------------------------------------------------------------------------------------------------------
+
+def _on_cluster(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Sequence[Any]:
+    """On the workers of a client. Where they die over a task: again with half as many at a time, as often as that goes."""
+    import dask
+    from distributed import KilledWorker
+
+    from gdask.cluster.watch import Fewer, fewer
+
+    threads = at_once = dask.config.get("gdask.threads", 1)
+    projection = memory.fit(tasks, memory.budget(), threads, text, fixed=True)[1]
+    _report(text, projection, threads, threads)
+    begun = time.time()
+    try:
+        while True:
+            try:
+                with _losses_named(text):
+                    return _once(client, tasks, keys, text)
+            except KilledWorker as error:
+                at_once = fewer(client, at_once)
+                if not at_once:
+                    raise GdaskError(_died(client, text, error, begun, projection)) from None
+                log.warning("%s: %s; once more with %d task%s at a time in each", text, _deaths(client, error, begun), at_once, "s" * (at_once > 1))
+    finally:
+        if at_once < threads:
+            with suppress(Exception):  # the scheduler may be gone, and the plugin with it
+                client.unregister_worker_plugin(Fewer.name)
+
+
+def _once(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Sequence[Any]:
+    import dask
+    from dask.core import flatten
+    from distributed import KilledWorker, as_completed
+
+    from gdask.cluster.watch import PATIENCE, Watch
+
+    packed = client.get(tasks, keys, sync=False)
+    futures = list(flatten(packed))
+    with meter(text, dask.config.get("gdask.dashboard", "")) as display:
+        patience, wait = (float(dask.config.get(f"gdask.{name}", other)) for name, other in (("patience", PATIENCE), ("wait", 120.0)))
+        watch = Watch(client, display.show, lambda: client.cancel(futures), patience, wait)
+        try:
+            with watch:
+                for number, done in enumerate(as_completed(futures), 1):
+                    done.result()
+                    display.count(number, len(futures))
+                values = client.gather(packed)
+        except BaseException as error:
+            for future in futures:  # what failed must not be found failed by a second attempt
+                future.release()
+            if isinstance(error, KilledWorker) and watch.replaced:
+                watch.failure = f"{error.allowed_failures + 1} times a worker ended no task for {patience:.0f} s ({str(error.task)[:60]}); more with patience: in the profile"
+            if watch.failure:
+                raise GdaskError(f"{text}: {watch.failure}; the same command again goes on from the last complete phase") from None
+            raise
+        display.end(watch.usage)
+        return values
+
+
+@contextmanager
+def _losses_named(text: str) -> Iterator[None]:
+    """A scheduler that went away, in words: a GdaskError with what to do."""
+    from concurrent.futures import CancelledError
+
+    from distributed.comm import CommClosedError
+
+    try:
+        yield
+    except (CancelledError, CommClosedError, asyncio.CancelledError):
+        raise GdaskError(f"{text}: the scheduler has gone; start it again: the same command goes on from the last complete phase") from None
+
+
+def _died(client: Any, text: str, error: Any, since: float, projection: memory.Projection) -> str:
+    return (
+        f"{text}: {_deaths(client, error, since)}, also with one task at a time in each; {projection.largest / 1e6:.0f} MB were projected "
+        "for the largest task: if it was for want of memory, give more with --memory, or start fewer workers on a host; else see the workers' logs"
+    )
+
+
+def _deaths(client: Any, error: Any, since: float) -> str:
+    """What is known of the workers that died over one task."""
+    from gdask.cluster.watch import memory_deaths
+
+    held, name = memory_deaths(client, since), str(error.task)[:60]
+    if not held:
+        return f"{error.allowed_failures + 1} workers died over one task ({name}), the last was {error.last_worker.address}"
+    limit = f" of {error.last_worker.memory_limit / 1e6:.0f} MB" if error.last_worker.memory_limit else ""
+    return f"{len(held)} workers ran out of memory ({max(held) / 1e6:.0f} MB{limit} held), {error.allowed_failures + 1} of them over one task ({name})"
+
+
+def _report(text: str, projection: memory.Projection, threads: int, fitting: int) -> None:
+    log.debug("%s: %d tasks, at most %.0f MB in one, %.0f MB with %d at a time", text, projection.tasks, projection.largest / 1e6,
+              projection.peak / 1e6, fitting)  # fmt: skip
+    if fitting < threads:
+        log.info("%s: %d tasks at a time and not %d, so that they fit the memory allowed", text, fitting, threads)

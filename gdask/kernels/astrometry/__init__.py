@@ -1,0 +1,1 @@
+"""Kernels of astrometry: matching stars and solving all frames together."""

@@ -1,0 +1,1 @@
+"""Kernels of the detector: data quality, linearity, variance, flat field, shadows."""

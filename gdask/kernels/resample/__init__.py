@@ -1,0 +1,1 @@
+"""Kernels that resample arrays onto the grid of the output."""

@@ -1,0 +1,1 @@
+"""Kernels of sources: background, detection, star fits, photometry."""

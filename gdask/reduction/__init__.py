@@ -1,0 +1,1 @@
+"""Reductions: recipes found and run, frames screened, products recorded."""

@@ -1,0 +1,192 @@
+"""`Reduce`: files in, products out. What the `reduce` command and the field's Python scripts use."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from gdask.model import BadPixels, GdaskError, UsageError
+
+if TYPE_CHECKING:
+    from gdask.reduction.screening import Screened
+    from gdask.types import Frames
+
+log = logging.getLogger("gdask")
+
+
+class Uparms(dict):
+    """The user's parameters: a dictionary that also takes the older form, a list of pairs."""
+
+    def append(self, pair: tuple[str, object]) -> None:
+        self[pair[0]] = pair[1]
+
+    def extend(self, pairs: Iterable[tuple[str, object]]) -> None:
+        self.update(dict(pairs))
+
+
+class Reduce:
+    """A reduction: set the attributes, then call `runr()`.
+
+    Attributes
+    ----------
+    files
+        Input files; the tags of the first one choose the recipes.
+    recipename
+        Recipe name, or 'file.py:function'; 'default' is the default one.
+    uparms
+        User parameters: {'skyCorrect:offset_sky': False} or a list of pairs.
+    ucals
+        User calibrations: {'processed_flat': 'FILE'}.
+    suffix
+        Suffix of the last product, instead of the recipe's.
+    cluster
+        Where to compute: 'threads', 'processes:4', 'tcp://...'.
+    memory
+        Most memory of each worker, such as '2GiB'; None is what the machine or the workers have.
+    performance_report
+        File for a page that shows what the time was spent on; None for none.
+    strict
+        Stop at the first frame that would be set aside.
+    mode
+        'sq', science quality: the only one.
+    output_filenames
+        After `runr()`: the products.
+    set_aside
+        After `runr()`: (name, step, reason) of each frame that was left out.
+    """
+
+    def __init__(self) -> None:
+        self.files: list[str] = []
+        self.recipename = "default"
+        self.uparms: Any = Uparms()
+        self.ucals: Any = {}
+        self.suffix: str | None = None
+        self.cluster = "threads"
+        self.memory: str | int | None = None
+        self.performance_report: str | None = None
+        self.config: Mapping[str, object] = {}
+        self.strict = False
+        self.mode = "sq"
+        self.output_filenames: list[str] = []
+        self.set_aside: list[tuple[str, str, str]] = []
+
+    def runr(self) -> None:
+        """Run the recipe. Raises GdaskError with what to do where it cannot."""
+        from gdask import params
+        from gdask.cluster import connect
+        from gdask.engine import checkpoint
+        from gdask.engine.memory import parse_bytes
+        from gdask.engine.scratch_locks import remove_stale_parts
+        from gdask.instruments import tags
+        from gdask.reduction import screening, targets
+        from gdask.reduction.recipe_library import known_steps, locate, steps_in
+
+        self.output_filenames, self.set_aside = [], []
+        given, ucals, paths = params.normalise(self.uparms), self._calibrations(), self._paths()
+        _check_cluster(self.cluster)
+        allowed = parse_bytes(self.memory)
+        if self.mode != "sq":
+            raise UsageError(f"mode {self.mode}: not offered: gdask has one mode, science quality (sq)")
+        if os.sep in (self.suffix or ""):
+            raise UsageError(f"--suffix {self.suffix}: a part of a file name was expected, such as _mine, not a path")
+        frames = self._keep(screening.open_all(paths))
+        recipe, module = locate(None if self.recipename == "default" else self.recipename, tags(frames[0]))
+        params.check_user(given, steps_in(recipe))
+        params.check_user(self.config, known_steps() | steps_in(recipe), "-c")
+        layers = [("config", dict(self.config)), ("user", given)]
+        screening.check_files_given({**self.config, **given}, steps_in(recipe))
+        for name in remove_stale_parts(os.getcwd()):
+            log.info("removed %s, left by a run that did not end", name)
+        log.info("recipe %s: %d file%s", recipe.__name__, len(paths), "" if len(paths) == 1 else "s")
+        frames = self._keep(screening.screen(frames, recipe, module))
+        if limit := targets.field_of_one_target(frames[0], recipe, layers):
+            frames = self._keep(targets.one_target(frames, limit))
+        with checkpoint.scratch_of(os.getcwd(), paths) as scratch, connect(self.cluster, memory=allowed, report=self.performance_report):
+            self._run(recipe, module, frames, layers, ucals, paths, scratch)
+
+    def _run(self, recipe: Any, module: Any, frames: Frames, layers: list, ucals: dict[str, str], paths: list[str], scratch: str) -> None:
+        """The recipe, from the beginning again without the frames whose pixels turn out to be bad."""
+        from gdask.caldb import open_databases
+        from gdask.reduction.provenance import with_reduction
+        from gdask.reduction.run import Run
+        from gdask.reduction.screening import identity_of, without_bad
+        from gdask.reduction.targets import with_skies
+
+        folder = os.getcwd()
+        while True:
+            frames = self._keep(with_skies(frames, recipe, module, layers))
+            before = list(self.set_aside)
+            inputs = dict.fromkeys(paths) | {frame.attrs["path"]: identity_of(frame) for frame in frames}
+            run = Run(layers, open_databases(), ucals, folder, scratch, self.suffix, inputs=inputs, strict=self.strict)
+            try:
+                about = {"layers": layers, "user_cals": ucals, "suffix": self.suffix, "left_out": before}
+                recipe(run, with_reduction(frames, recipe, self.recipename, **about))
+                break
+            except BadPixels as error:
+                screened = without_bad(frames, error)
+                if self.strict or not screened.set_aside:
+                    raise
+            finally:
+                run.close()
+                self.output_filenames = [os.path.basename(path) for path in run.outputs]
+                self.set_aside = [*before, *((name, step, reason) for name, step, reason in run.set_aside)]
+            self.set_aside = before
+            frames = self._keep(screened)
+            log.info("once more without %s: the result is as if it had not been in the list", ", ".join(s.name for s in screened.set_aside))
+
+    def _keep(self, screened: Screened) -> Frames:
+        """The frames that can be used. The others are on record; GdaskError where none is left, or at the first if strict."""
+        for name, step, reason in screened.set_aside:
+            log.warning("%s: %s set aside: %s", step, name, reason)
+            if self.strict:
+                raise GdaskError(f"{name}: {reason} ({step}; --strict stops here)")
+        self.set_aside += [(name, step, reason) for name, step, reason in screened.set_aside]
+        if not screened.frames:
+            raise GdaskError("every frame was set aside, for the reasons given; nothing is left to go on with" if len(self.set_aside) > 1 else f"{screened.set_aside[0].name}: {screened.set_aside[0].reason}")
+        return screened.frames
+
+    def _paths(self) -> list[str]:
+        if not self.files:
+            raise UsageError("no files to reduce; give file names or @list")
+        paths = [os.fspath(path) for path in self.files]
+        missing = [path for path in paths if not os.path.exists(path)]
+        if missing:
+            others = f"; {len(missing) - 1} more are missing too" if len(missing) > 1 else ""
+            raise UsageError(f"{missing[0]}: no such file{others}; check names and folder")
+        once: dict[str, str] = {}
+        for path in paths:
+            if once.setdefault(os.path.realpath(path), path) is not path:
+                log.warning("%s is listed more than once: used once", path)
+        return list(once.values())
+
+    def _calibrations(self) -> dict[str, str]:
+        """The user's calibrations: a dictionary, or a list of 'KIND:FILE'."""
+        pairs = self.ucals.items() if isinstance(self.ucals, Mapping) else [text.partition(":")[::2] for text in self.ucals]
+        return {_caltype(kind, path): path for kind, path in pairs}
+
+
+def _check_cluster(spec: str) -> None:
+    from gdask.cluster import profile_of
+
+    try:
+        profile_of(spec)
+    except GdaskError as error:
+        raise UsageError(str(error)) from None
+
+
+def _caltype(kind: str, path: str) -> str:
+    from gdask.caldb.describe import CALTYPES
+    from gdask.instruments import tags
+    from gdask.params import closest
+
+    known = ("processed_flat", "processed_dark", "processed_bpm", "processed_standard")
+    if kind not in known:
+        raise UsageError(f"--user_cal {kind}: not a kind of calibration; expected {', '.join(known)}{closest(kind, known)}")
+    if not os.path.exists(path):
+        raise UsageError(f"--user_cal {kind}:{path}: no such file")
+    if kind != "processed_standard" and not (CALTYPES[kind] <= tags(path) or "PROCESSED" in tags(path)):
+        wanted, has = (" ".join(sorted(names)) for names in (CALTYPES[kind], tags(path)))
+        raise UsageError(f"--user_cal {kind}:{path}: not a {kind}: its tags are {has}, {wanted} was expected; reduce it first")
+    return kind

@@ -1,0 +1,269 @@
+"""Alignment on the sky: all frames of a target solved together, and tied to a reference catalogue where there is one."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Annotated
+
+import numpy as np
+
+from gdask.instruments import descriptor
+from gdask.io.catalog import at_epoch, read_catalog
+from gdask.io.read import affine
+from gdask.kernels.astrometry.reference_tie import Reference
+from gdask.kernels.astrometry.solution import FrameFit, Solution
+from gdask.kernels.astrometry.solve import solve
+from gdask.kernels.astrometry.star_association import Measurements
+from gdask.kernels.geometry.projection import pixel_area, to_plane
+from gdask.model import GdaskError
+from gdask.params import Range
+from gdask.steps.frames import aside, note, warn
+from gdask.steps.prepare import find_bad_wcs
+from gdask.steps.residuals import usable, with_residuals
+from gdask.types import Frame, Frames
+
+#: Julian epoch 2000.0, to a minute.
+J2000 = datetime(2000, 1, 1, 12)
+
+
+def add_reference_catalog(frames: Frames, *, source: str | None = None) -> Frames:
+    """Attach a reference catalogue from a file (FITS, ECSV, VOTable, CSV). [addReferenceCatalog]
+
+    Parameters
+    ----------
+    source
+        The file; columns for RA and Dec are found by name or UCD. None: no catalogue.
+    """
+    if source is None:
+        return tuple(note(frame, "none given: positions stay on the telescope's pointing") for frame in frames)
+    catalog = read_catalog(source)
+    return tuple(note(frame.assign_attrs(refcat=catalog), f"{len(catalog)} stars of {source}") for frame in frames)
+
+
+def determine_astrometric_solution(
+    frames: Frames,
+    *,
+    order: Annotated[int, Range(0, 3)] = 3,
+    search: Annotated[float, Range(0.01, None)] = 3.0,
+    match_radius: Annotated[float, Range(0.001, None)] = 0.2,
+    max_rms: Annotated[float, Range(0.0001, None)] = 0.05,
+    reference_error: Annotated[float, Range(0.0001, None)] | None = None,
+) -> Frames:
+    """Solve all frames together and tie the group to the reference catalogue. [determineAstrometricSolution]
+
+    Without a catalogue nothing is done: adjust_wcs_to_reference aligns the frames with each other.
+
+    Parameters
+    ----------
+    order
+        Highest order of a frame's own distortion; fewer terms where the stars do not support them.
+    search
+        Arcsec that pointings may be off before a wide search begins.
+    match_radius
+        Arcsec within which sources are the same star.
+    max_rms
+        Arcsec of residuals per axis above which a frame is set aside.
+    reference_error
+        Arcsec per axis of the catalogue's positions; None: as the catalogue says, or 0.02.
+    """
+    catalog = frames[0].attrs.get("refcat")
+    if catalog is None:
+        return tuple(note(frame, "no reference catalogue") for frame in frames)
+    *places, text = at_epoch(catalog, _year(frames), reference_error)
+    reference = Reference(*places, _catalog_flux(catalog))
+    how = {"order": order, "search": search, "match_radius": match_radius, "max_rms": max_rms}
+    return _solved(frames, solve(_measure(frames), **how, reference=reference, untrusted=_untrusted(frames)), text)
+
+
+def adjust_wcs_to_reference(
+    frames: Frames,
+    *,
+    order: Annotated[int, Range(0, 3)] = 3,
+    search: Annotated[float, Range(0.01, None)] = 3.0,
+    match_radius: Annotated[float, Range(0.001, None)] = 0.2,
+    max_rms: Annotated[float, Range(0.0001, None)] = 0.05,
+) -> Frames:
+    """Align the frames with each other: star positions and the corrections of all frames in one solution.
+    [adjustWCSToReference]
+
+    No frame is the reference: its own distortion would stay in the stack. A frame with a few stars only is shifted by
+    them; one where no star is to be expected keeps its header's pointing, with a warning. A frame that cannot be
+    matched although it should, or whose residuals are too large, is set aside with the reason.
+
+    Parameters
+    ----------
+    order
+        Highest order of a frame's own distortion; fewer terms where the stars do not support them.
+    search
+        Arcsec that pointings may be off before a wide search begins.
+    match_radius
+        Arcsec within which sources are the same star.
+    max_rms
+        Arcsec of residuals per axis above which a frame is set aside.
+    """
+    if all(frame.attrs.get("solution") is not None for frame in frames):
+        return tuple(note(frame, "already solved with the catalogue") for frame in frames)
+    if len(frames) == 1:
+        return tuple(note(frame, "one frame: nothing to align") for frame in frames)
+    how = {"order": order, "search": search, "match_radius": match_radius, "max_rms": max_rms}
+    return _solved(frames, solve(_measure(frames), **how, untrusted=_untrusted(frames)))
+
+
+def scale_counts_to_reference(frames: Frames, *, tolerance: Annotated[float, Range(0, 1)] = 0.0) -> Frames:
+    """Scale the frames to the first one's exposure time, or to its stars. [scaleCountsToReference]
+
+    Parameters
+    ----------
+    tolerance
+        Take the ratio that the stars give where it differs from that of the exposure times by less than this
+        fraction; 0 takes the exposure times only.
+    """
+    first = float(descriptor(frames[0], "exposure_time"))
+    return tuple(_scale(frame, frames[0], first / float(descriptor(frame, "exposure_time")), tolerance) for frame in frames)
+
+
+def _measure(frames: Frames) -> list[Measurements]:
+    """The usable centroids of every frame in the instrument's plane, with errors in arcsec."""
+    first = float(descriptor(frames[0], "exposure_time") or 1.0)
+    return [_measure_one(frame, first) for frame in frames]
+
+
+def _untrusted(frames: Frames) -> list[str]:
+    """Why a frame must not be placed by its header's pointing: as check_wcs says, '' where it may be."""
+    suspects = find_bad_wcs(frames, limit=30.0, dither_limit=10.0, max_deadtime=60.0)
+    return [suspects.get(frame.attrs["name"], "") for frame in frames]
+
+
+def _night(frame: Frame) -> int:
+    """A number for the night: it changes at 18 h UT, early afternoon at the telescope."""
+    start = descriptor(frame, "ut_datetime")
+    return (start - timedelta(hours=18)).toordinal() if start is not None else 0
+
+
+def _year(frames: Frames) -> float:
+    """Mean Julian year of the exposures: where stars that move are in their stack."""
+    starts = [start for start in (descriptor(frame, "ut_datetime") for frame in frames) if start is not None]
+    if not starts:
+        return 2000.0
+    return float(np.mean([2000 + (start - J2000).total_seconds() / (365.25 * 86400) for start in starts]))
+
+
+def _outline(frame: Frame) -> tuple[np.ndarray, ...]:
+    """Corners of each array in the instrument's plane (arcsec)."""
+    x, y = np.array([0.0, 1, 1, 0]) * frame.sizes["x"] - 0.5, np.array([0.0, 0, 1, 1]) * frame.sizes["y"] - 0.5
+    return tuple(np.column_stack(to_plane(geometry, x, y)) for geometry in frame.attrs["geometry"])
+
+
+def _measure_one(frame: Frame, exposure: float) -> Measurements:
+    """exposure: seconds for which signal to noise is given."""
+    if "stars" not in frame.attrs.get("results", {}):
+        raise GdaskError(f"{frame.attrs['name']}: no centroids; run detect_sources and end the phase first")
+    columns: list[list[np.ndarray]] = [[] for _ in range(7)]
+    time = float(descriptor(frame, "exposure_time") or 0.0) or exposure
+    for number, (stars, geometry) in enumerate(zip(frame.attrs["results"]["stars"], frame.attrs["geometry"], strict=True)):
+        good = usable(stars)
+        x, y = to_plane(geometry._replace(correction_x=(), correction_y=()), good["x"], good["y"])
+        scale = np.sqrt(pixel_area(geometry, good["x"], good["y"]))
+        signal = good["flux"] / good["eflux"] * np.sqrt(exposure / time)
+        parts = (x, y, good["ex"] * scale, good["ey"] * scale, good["flux"] / time, np.full(len(good), number), signal)
+        for column, part in zip(columns, parts, strict=True):
+            column.append(np.atleast_1d(part))
+    pointing = frame.attrs["geometry"][0]
+    *values, signal = (np.concatenate(column) for column in columns)
+    return Measurements(frame.attrs["name"], *values, pointing.ra, pointing.dec, pointing.pa, _outline(frame), signal, _night(frame))
+
+
+def _solved(frames: Frames, solution: Solution, catalog: str = "") -> Frames:
+    """The frames with their corrections. catalog: what was done with the reference catalogue, in words."""
+    fits = solution.frames
+    good = [fit for fit in fits if fit.ok]
+    text = f"{len(good)} of {len(fits)} frames, {len(solution.stars)} stars"
+    fitted = [fit for fit in good if np.isfinite(fit.rms)]
+    if fitted:
+        rms, matches = [fit.rms for fit in fitted], [fit.n for fit in fitted]
+        text += (
+            f", {min(matches)}-{max(matches)} matches a frame, rms {np.median(rms):.1f} mas (worst {max(rms):.1f}),"
+            f" order {max(fit.order for fit in fitted)}"
+        )
+    if good:
+        text += f", pointing off by up to {max(np.hypot(*fit.shift) for fit in good):.2f} arcsec"
+    ways = {way: [fit.name for fit in good if fit.how == way] for way in dict.fromkeys(fit.how for fit in good)}
+    if list(ways) != ["joint fit"]:
+        each = (f"{way} ({len(names)}{': ' + ', '.join(names) if way != 'joint fit' else ''})" for way, names in ways.items())
+        text += f"; placed by {', '.join(each)}"
+    if solution.tie is not None:
+        tie = solution.tie
+        text += f"; tied to the catalogue by {tie.n} stars, rms {tie.rms:.1f} mas ({catalog})" if tie.ok else f"; not tied to the catalogue: {tie.reason}"
+    placed = (note(with_residuals(_correct(frame, fit), fit, solution), text) for frame, fit in zip(frames, fits, strict=True))
+    frames = tuple(_doubtful(frame, fit) for frame, fit in zip(placed, fits, strict=True))
+    if solution.tie is None or solution.tie.ok:
+        return frames
+    untied = (
+        f"not tied to the catalogue, positions stay on the telescope's pointing: {solution.tie.reason};"
+        " the catalogue must hold stars of this field that the frames show; `search` says how far the pointing may be off"
+    )
+    return tuple(frame if frame.attrs.get("warning") else warn(frame, untied) for frame in frames)
+
+
+def _doubtful(frame: Frame, fit: FrameFit) -> Frame:
+    """The frame with a warning if nothing but its header says where it is."""
+    if not fit.ok or fit.how != "header":
+        return frame
+    error = f"good to {fit.error / 1000:g} arcsec"
+    return warn(frame, f"{fit.name} kept on its header's pointing, {error}: 0 stars in common with other frames")
+
+
+def _correct(frame: Frame, fit: FrameFit) -> Frame:
+    if not fit.ok:
+        return aside(frame, fit.reason)
+    geometries, both = frame.attrs["geometry"], (fit.correction_x, fit.correction_y)
+    each = (*fit.arrays, *[both] * (len(geometries) - len(fit.arrays)))
+    corrected = tuple(g._replace(correction_x=x, correction_y=y) for g, (x, y) in zip(geometries, each, strict=True))
+    summary = {
+        "matches": fit.n, "rms_mas": fit.rms, "order": fit.order, "terms": fit.terms, "shift_arcsec": fit.shift,
+        "placed": fit.how, "error_mas": fit.error,
+    }  # fmt: skip
+    return frame.assign_attrs(geometry=corrected, solution=summary)
+
+
+def _catalog_flux(catalog: object) -> np.ndarray:
+    """A brightness to choose stars by: from the first magnitude column, or equal for all."""
+    names = [name for name in catalog.colnames if "mag" in name.lower() and "err" not in name.lower()]  # type: ignore[attr-defined]
+    if not names:
+        return np.ones(len(catalog))  # type: ignore[arg-type]
+    return 10 ** (-0.4 * np.nan_to_num(np.asarray(catalog[names[0]], float), nan=99.0))  # type: ignore[index]
+
+
+def _scale(frame: Frame, first: Frame, by_time: float, tolerance: float) -> Frame:
+    factor, text = by_time, "by exposure time"
+    if tolerance > 0:
+        by_stars = _star_ratio(frame, first)
+        if by_stars is not None and abs(by_stars / by_time - 1) < tolerance:
+            factor, text = by_stars, f"by stars within {tolerance:g} of the exposure times"
+    if factor == 1.0:
+        return note(frame, text)
+    count = frame.sizes["detector"]
+    scaled = affine(frame, "data", [factor] * count, [0.0] * count)
+    return note(affine(scaled, "variance", [factor**2] * count, [0.0] * count), text)
+
+
+def _star_ratio(frame: Frame, first: Frame) -> float | None:
+    """Median flux ratio (first / frame) of stars that both frames hold; None with fewer than five."""
+    from gdask.kernels.astrometry.matching import match_pairs
+
+    one, other = (_sky_stars(each) for each in (first, frame))
+    i, j = match_pairs(one[0], one[1], other[0], other[1], 0.2)
+    good = (one[2][i] > 0) & (other[2][j] > 0)
+    return float(np.median(one[2][i][good] / other[2][j][good])) if good.sum() >= 5 else None
+
+
+def _sky_stars(frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """East, North (arcsec about the target) and flux of a frame's clean stars."""
+    from gdask.kernels.geometry.projection import tangent_plane, to_sky
+
+    centre = float(descriptor(frame, "target_ra")), float(descriptor(frame, "target_dec"))
+    parts = []
+    for stars, geometry in zip(frame.attrs["results"]["stars"], frame.attrs["geometry"], strict=True):
+        good = stars[(stars["flags"] == 0) & (stars["flux"] > 20 * stars["eflux"])]
+        parts.append((*tangent_plane(*to_sky(geometry, good["x"], good["y"]), *centre), good["flux"]))
+    return tuple(np.concatenate([np.atleast_1d(part[k]) for part in parts]) for k in range(3))  # type: ignore[return-value]

@@ -1,0 +1,267 @@
+"""The same bits for any chunking, any order in which tasks end, any number of workers and any memory: step by step, and whole.
+
+Steps come from the registry (`gdask.steps.__all__`): one that the sequence below does not call fails the first test.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+from helpers import on_disk
+
+import gdask
+from gdask import Reduce, cal_service, params, steps
+from gdask.io.header import Header
+from gdask.reduction.run import Run
+from gdask.steps.frames import frames_in, map_frames
+
+#: What chooses the height of bands by the memory that is allowed.
+CHOOSERS = ("gdask.steps.frames.rows_within", "gdask.steps.sky.rows_within", "gdask.steps.stack.rows_within")
+#: What a Frame carries beside pixels that must not depend on how they are chunked.
+CARRIED = ("geometry", "solution", "phu", "headers", "skies", "set_aside", "grid", "source_geometry")
+#: A time of this run, in a header.
+NOW = re.compile(rf"{datetime.now(UTC):%Y-%m}-\d\dT\d\d:")
+#: Tables of a product that hold times of the run, or the parameters that differ here.
+OF_THE_RUN = ("HISTORY", "PROVENANCE", "REDUCTION")
+
+
+# Step by step -------------------------------------------------------------------------------------------------------
+
+def bits(value: object) -> object:
+    """Something that is equal only where every bit is."""
+    if isinstance(value, np.ndarray):
+        return (value.dtype.str, value.shape, tuple(bits(v) for v in value.ravel()) if value.dtype == object else value.tobytes())
+    if isinstance(value, Mapping) and not isinstance(value, (fits.Header, Header)):
+        return {key: bits(each) for key, each in value.items()}
+    if isinstance(value, (tuple, list)):
+        return tuple(bits(each) for each in value)
+    if isinstance(value, (fits.Header, Header)):
+        return tuple(str(card) for card in value.cards if not NOW.search(str(card)))
+    return bits(np.asarray(value)) if isinstance(value, (np.generic, Table)) else repr(value)
+
+
+def outcome(result: object, most: int = 2) -> dict[str, object]:
+    """Everything that the first frames of a step's result say."""
+    frames = frames_in(result)[:most]
+    lazy = {f"{n} {name}": f[name].data for n, f in enumerate(frames) for name in f.data_vars}
+    lazy |= {f"{n} pending {name}": value for n, f in enumerate(frames) for name, value in f.attrs["pending"].items()}
+    values = dict(zip(lazy, dask.compute(*lazy.values(), scheduler="threads"), strict=True))
+    return {name: bits(value) for name, value in values.items()} | {
+        f"{n} {name}": bits(f.attrs[name]) for n, f in enumerate(frames) for name in CARRIED if name in f.attrs
+    }
+
+
+def heights(ny: int, rng: random.Random) -> tuple[int, ...]:
+    """Random heights of bands that add up to ny."""
+    cuts = sorted(rng.sample(range(1, ny), rng.randint(1, 4)))
+    return tuple(np.diff([0, *cuts, ny]).tolist())
+
+
+def rechunked(value: object, rng: random.Random) -> object:
+    """The Frames, each in bands of random heights of its own."""
+    return map_frames(lambda frame: frame.chunk({"y": heights(frame.sizes["y"], rng)}), value)
+
+
+@contextmanager
+def bands_of(choose: Any) -> Iterator[None]:
+    """Inside, the height of bands is what `choose(row_bytes, most, fewest)` says."""
+    with pytest.MonkeyPatch.context() as patch:
+        for chooser in CHOOSERS:
+            patch.setattr(chooser, choose)
+        yield
+
+
+class Checked(Run):
+    """A run whose steps are each called again with other chunks."""
+
+    def __init__(self, chunkings: int, **more: object) -> None:
+        super().__init__(**more)  # type: ignore[arg-type]
+        self.chunkings, self.seen, self.differ = chunkings, set(), []
+
+    def __call__(self, step: Any, frames: Any, *others: object, **pinned: object) -> object:
+        self._check(step, (frames, *others), params.own_values(step, self._settings(step, frames, pinned)))
+        return super().__call__(step, frames, *others, **pinned)
+
+    def each(self, step: Any, frames: Any, *others: object, **pinned: object) -> Any:
+        first = tuple(o[0] if isinstance(o, tuple) and len(o) == len(frames) else o for o in others)
+        self._check(step, (frames[0], *first), params.own_values(step, self._settings(step, frames, pinned)))
+        return super().each(step, frames, *others, **pinned)
+
+    def _check(self, step: Any, given: tuple, values: dict[str, Any]) -> None:
+        self.seen.add(step.__name__)
+        expected = outcome(step(*given, **values))
+        for seed in range(self.chunkings):
+            rng = random.Random(f"{step.__name__} {seed}")
+            with bands_of(lambda row_bytes, most, fewest, rng=rng: rng.randint(min(fewest, 16), most)):
+                found = outcome(step(*(rechunked(each, rng) for each in given), **values))
+            wrong = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
+            self.differ += [f"{step.__name__}, chunking {seed}: {', '.join(sorted(wrong))}"] if wrong else []
+
+
+def all_steps(run: Checked, night: Any, folder: Path) -> None:
+    """A flat, a bad-pixel mask and an image, through every step that there is."""
+    def lamps(paths: list[str]) -> Any:
+        frames = run(steps.add_dq, run(steps.prepare, run.by_rows(gdask.open_many(paths))), (None,) * len(paths), hidden_saturation=False, latency=False)
+        return run.each(steps.add_var, run.each(steps.adu_to_electrons, frames))
+
+    level = run(steps.normalize_flat, run(steps.make_lamp_flat, lamps([*night.flat_on[:2], *night.flat_off[:2]])))
+    (flat,) = on_disk((run(steps.threshold_flatfield, level).assign_attrs(pending={}),), folder)
+    dark = run(steps.stack_frames, lamps(night.dark), reject_method="varclip")
+    run(steps.make_bpm, flat, dark)
+    (dark,) = on_disk((dark,), folder)
+
+    frames = run(steps.check_wcs, gdask.open_many(night.science[:3] + night.sky[:2]))
+    frames = run(steps.prepare, frames, bad_wcs="fix")
+    frames = run(steps.add_dq, frames, (None,) * len(frames))
+    for step, *others in ((steps.nonlinearity_correct,), (steps.adu_to_electrons,), (steps.add_var,), (steps.dark_correct, dark), (steps.flat_correct, flat)):
+        frames = run.each(step, frames, *((other,) * len(frames) for other in others))
+    frames = run.save(run.each(steps.measure_background, run.each(steps.measure_shadows, frames)))
+    frames = run.save(run(steps.flag_shadows, frames), variables=["dq"])
+    targets, skies = run(steps.separate_sky, frames)
+    targets = run(steps.sky_correct, run(steps.associate_sky, targets, skies), skies, mask_objects=False)
+    targets = run.save(run.each(steps.detect_sources, targets))
+    targets = run(steps.determine_astrometric_solution, run(steps.add_reference_catalog, targets, source=str(catalogue(night, folder))))
+    targets = run(steps.adjust_wcs_to_reference, tuple(f.assign_attrs(solution=None) for f in targets))
+    targets = run(steps.match_sky_levels, run.fetch(run(steps.measure_sky_levels, targets)))
+    targets = run(steps.resample_to_common_frame, run(steps.scale_counts_to_reference, targets))
+    run(steps.detect_sources, run(steps.stack_frames, targets), products="catalog", mesh=128)
+
+
+def catalogue(night: Any, folder: Path) -> Path:
+    """Stars of the field, as a user would give them."""
+    stars = Table.read(night.truth / "catalog.ecsv")
+    table = Table({"RAJ2000": stars["ra"], "DEJ2000": stars["dec"]})
+    table.write(folder / "stars.csv", overwrite=True)
+    return folder / "stars.csv"
+
+
+@pytest.mark.parametrize("chunkings", [2, pytest.param(25, marks=pytest.mark.slow)])
+def test_every_step_gives_the_same_bits_in_any_chunks(night: Any, tmp_path: Path, chunkings: int) -> None:
+    run = Checked(chunkings, folder=str(tmp_path), scratch=str(tmp_path / "scratch"))
+    all_steps(run, night, tmp_path)
+    assert run.seen == set(steps.__all__)
+    assert run.differ == []
+
+
+# Whole reductions ---------------------------------------------------------------------------------------------------
+
+def in_random_order(seed: int) -> Any:
+    """A scheduler that runs one task at a time, any of those that could run."""
+    from dask._task_spec import convert_legacy_graph
+    from dask.local import nested_get
+
+    def get(graph: Mapping, keys: list, **ignored: object) -> object:
+        rng, tasks, done = random.Random(seed), convert_legacy_graph(dict(graph)), {}
+        missing = {key: {need for need in task.dependencies if need in tasks} for key, task in tasks.items()}
+        after: dict[object, list] = {}
+        for key, needs in missing.items():
+            for need in needs:
+                after.setdefault(need, []).append(key)
+        ready = [key for key, needs in missing.items() if not needs]
+        while ready:
+            at = rng.randrange(len(ready))
+            ready[at], ready[-1] = ready[-1], ready[at]
+            key = ready.pop()
+            done[key] = tasks[key]({need: done[need] for need in tasks[key].dependencies})
+            for other in after.get(key, ()):
+                missing[other].discard(key)
+                if not missing[other]:
+                    ready.append(other)
+        return nested_get(keys, done)
+
+    return get
+
+
+@contextmanager
+def scheduled_by(get: Any) -> Iterator[None]:
+    """Inside, this takes the place of dask's threads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dask.threaded, "get", get)
+        patch.setitem(dask.base.named_schedulers, "threads", get)
+        yield
+
+
+@contextmanager
+def as_asked(rows: int | None, order: int | None) -> Iterator[None]:
+    """Inside, bands are `rows` high, and tasks run in the random `order`; None leaves these as they are."""
+    bands = bands_of(lambda row_bytes, most, fewest: rows) if rows else nullcontext()
+    with bands, scheduled_by(in_random_order(order)) if order is not None else nullcontext():
+        yield
+
+
+def content(path: Path) -> dict[tuple[str, int], object]:
+    """The bytes of every image and table of a product, but for those that are of the run."""
+    with fits.open(path) as hdus:
+        return {(hdu.name, hdu.ver): (hdu.data.dtype.str, hdu.data.tobytes()) for hdu in hdus[1:] if hdu.name not in OF_THE_RUN}
+
+
+def image_of(folder: Path, cluster: str = "threads:2", memory: str | None = None, rows: int | None = None, order: int | None = None) -> dict:
+    """The image of the night in `folder` (its flat is made first, in the same way, where `folder` has none)."""
+    from benchmarks.scaling.nights import PARAMETERS, files, working_in
+
+    def reduce(paths: Sequence[str], parameters: Mapping[str, object]) -> Path:
+        reduction = Reduce()
+        reduction.files.extend(paths)
+        reduction.uparms.update(parameters)
+        reduction.cluster, reduction.memory = cluster, memory
+        reduction.runr()
+        return Path(reduction.output_filenames[-1])
+
+    with working_in(folder), as_asked(rows, order):
+        if not Path("cal_manager.db").exists():
+            cal_service.set_local_database().init()
+            reduce(files(("flat_on", "flat_off")), {})
+        product = reduce(files(("science", "sky")), PARAMETERS)
+        found = content(product)
+        product.unlink()
+    return found
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A night of five frames, and its image as it is made without asking for anything."""
+    from benchmarks.scaling.nights import make_night
+
+    folder = make_night(tmp_path_factory.mktemp("small"), 5, 256)
+    return folder, image_of(folder)
+
+
+WAYS = {
+    "another order of tasks, low bands": {"order": 1, "rows": 24},
+    "one process, little memory, uneven bands": {"cluster": "processes:1", "memory": "1GiB", "rows": 57},
+}
+MORE_WAYS = {
+    "one thread": {"cluster": "threads:1"}, "two processes": {"cluster": "processes:2"}, "four processes": {"cluster": "processes:4"},
+    "bands of 16 rows": {"rows": 16}, "bands of 100 rows": {"rows": 100}, "whole arrays": {"rows": 4096},
+    "another order of tasks": {"order": 2}, "yet another": {"order": 3}, "1 GiB": {"memory": "1GiB"}, "8 GiB": {"memory": "8GiB"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", [*WAYS, *(pytest.param(way, marks=pytest.mark.slow) for way in MORE_WAYS)])
+def test_the_image_has_the_same_bits(small: tuple[Path, dict], way: str) -> None:
+    folder, expected = small
+    found = image_of(folder, **(WAYS | MORE_WAYS)[way])
+    assert {"SCI", "VAR", "DQ", "OBJCAT"} <= {name for name, _ in expected}
+    assert found.keys() == expected.keys()
+    assert [key for key in expected if found[key] != expected[key]] == []
+
+
+def test_the_flat_has_the_same_bits(small: tuple[Path, dict], tmp_path: Path) -> None:
+    """Made in another order of tasks, from other bands; and the image from it."""
+    folder, expected = small
+    for part in ("raw", "truth"):
+        (tmp_path / part).symlink_to(folder / part)
+    found = image_of(tmp_path, order=4, rows=40)
+    (mine,), (other,) = tmp_path.glob("*_flat.fits"), folder.glob("*_flat.fits")
+    assert content(mine) == content(other) and found == expected

@@ -1,0 +1,73 @@
+"""Headers that share their cards behave as astropy's, and nothing that is changed in one shows in another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from astropy.io import fits
+
+from gdask.io.header import Header
+from gdask.io.headers import read_headers
+
+CHANGES = {"GAIN": (1.0, "e-/ADU"), "OBJECT": "other", "NEW": (3, "a new one"), "GONE": None, "ABSENT": None, "FLAG": True, "LEVEL": 1 / 3}
+
+
+def original() -> fits.Header:
+    header = fits.Header([("OBJECT", "star", "what"), ("GAIN", 2.4, "gain"), ("GONE", 1), ("FLAG", 1), ("NOTHING", None)])
+    header["HIERARCH a longer keyword"] = 5
+    header["TEXT"] = "long " * 30  # goes on in CONTINUE cards
+    header.add_comment("first")
+    header.add_comment("second")
+    return header
+
+
+def as_in_file(header: fits.Header) -> Header:
+    text = header.tostring(endcard=False, padding=False)
+    return Header.read(text[at : at + 80] for at in range(0, len(text), 80))
+
+
+@pytest.mark.filterwarnings("ignore::astropy.io.fits.verify.VerifyWarning")
+def test_reads_and_changes_as_astropy_does() -> None:
+    expected, header = original(), as_in_file(original())
+    for _ in range(2):
+        assert list(header) == list(expected) and len(header) == len(expected)
+        assert header.tostring() == expected.tostring() == header.copy().tostring()
+        for keyword in set(expected) - {"COMMENT"}:
+            assert header[keyword] == header.get(keyword.lower()) == expected[keyword]
+            assert type(header[keyword]) is type(expected[keyword]) and keyword in header
+        header = header.changed(CHANGES)
+        for keyword, value in CHANGES.items():
+            if value is None:
+                expected.remove(keyword, ignore_missing=True)
+            else:
+                expected[keyword] = value
+    assert header["LEVEL"] == header.copy()["LEVEL"] == 1 / 3  # and not what 20 characters hold of it
+    assert header["COMMENT"] == ["first", "second"] and header.get("ABSENT", "none") == "none" and "ABSENT" not in header
+    with pytest.raises(KeyError, match="ABSENT"):
+        header["ABSENT"]
+
+
+@pytest.mark.filterwarnings("ignore::astropy.io.fits.verify.VerifyWarning")
+def test_cards_are_shared_and_a_change_stays_where_it_is_made() -> None:
+    one, other = as_in_file(original()), as_in_file(original())
+    before = other.tostring()
+    assert all(mine is theirs for (_, mine), (_, theirs) in zip(one.texts, other.texts, strict=True))
+    changed = one.changed({"GAIN": 7.0})
+    assert [mine is theirs for (_, mine), (_, theirs) in zip(changed.texts, one.texts, strict=True)].count(False) == 1
+    edited = one.copy()
+    edited["GAIN"], edited["OBJECT"] = 9.0, "planet"
+    theirs = original()
+    taken = Header.of(theirs)
+    theirs["GAIN"] = 11.0
+    assert (changed["GAIN"], edited["GAIN"], taken["GAIN"]) == (7.0, 9.0, 2.4)
+    assert one.tostring() == other.tostring() == before
+    assert Header.of(one) is one
+
+
+def test_files_that_are_alike_are_read_into_the_same_cards(tmp_path: Path) -> None:
+    for name in ("a.fits", "b.fits"):
+        fits.PrimaryHDU(header=fits.Header([("INSTRUME", "X"), ("FILENAME", name)])).writeto(tmp_path / name)
+    one, other = (read_headers(tmp_path / name).phu for name in ("a.fits", "b.fits"))
+    assert [keyword for (keyword, text), (_, twin) in zip(one.texts, other.texts, strict=True) if text is not twin] == ["FILENAME"]
+    assert (one["FILENAME"], other["FILENAME"]) == ("a.fits", "b.fits")

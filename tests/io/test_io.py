@@ -1,0 +1,447 @@
+"""Lazy reading, writing whole files, checkpoints."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.nddata import CCDData
+from astropy.table import Table
+from helpers import assert_same, computed, electrons, flags, ramp, shape_of, with_pixels
+
+import gdask
+from gdask.engine import checkpoint
+from gdask.engine import scratch_locks as owners
+from gdask.io import write
+from gdask.io.read import affine, on_disk, open_frame, read_layout, read_window, reopen
+from gdask.model import GdaskError, host, owner
+
+IO_COUNTS = Path("/proc/self/io")
+
+
+@pytest.fixture
+def path(night: object) -> str:
+    return night.science[0]
+
+
+@pytest.fixture
+def copy(path: str, tmp_path: Path) -> Path:
+    return Path(shutil.copy(path, tmp_path))
+
+
+@pytest.fixture
+def product(path: str, tmp_path: Path) -> str:
+    """A written SCI/VAR/DQ file with known pixels."""
+    return gdask.write(electrons(path), tmp_path / "S1_product.fits")
+
+
+def bytes_read() -> int:
+    """Bytes that this process has asked the system for."""
+    return int(IO_COUNTS.read_text().partition("rchar:")[2].split()[0])
+
+
+def full_size(path: str, target: Path, size: int = 2048) -> int:
+    """A sparse file with the headers of `path` and arrays of `size` x `size` zeros; its length."""
+    with fits.open(path) as hdus, open(target, "wb") as file:
+        file.write(hdus[0].header.tostring().encode())
+        for hdu in hdus[1:]:
+            header = hdu.header.copy()
+            header["NAXIS1"] = header["NAXIS2"] = size
+            file.write(header.tostring().encode())
+            file.seek(-(-size * size * 4 // 2880) * 2880, os.SEEK_CUR)
+        file.truncate(file.tell())
+        return file.tell()
+
+
+# ---- reading
+
+
+def test_pixels_are_those_of_astropy(path: str) -> None:
+    frame = gdask.open(path)
+    assert frame.data.dims == ("detector", "y", "x") and frame.data.dtype == np.float32
+    with fits.open(path) as hdus:
+        expected = np.stack([hdu.data for hdu in hdus[1:]]).astype("f4")
+    np.testing.assert_array_equal(frame.data.data.compute(), expected)
+    assert np.ptp(expected) > 1000
+    assert frame.attrs["name"] == Path(path).name and len(frame.attrs["headers"]) == 4
+
+
+@pytest.mark.skipif(not IO_COUNTS.exists(), reason="the system does not count what is read")
+def test_opening_reads_headers_and_a_band_reads_its_rows(path: str, tmp_path: Path) -> None:
+    size = full_size(path, tmp_path / "big.fits")
+    gdask.open(path)  # imports
+    before = bytes_read()
+    frame = open_frame(tmp_path / "big.fits", rows=64)
+    assert bytes_read() - before < 0.01 * size
+    frame.data[0, :1, :1].data.compute()
+    before = bytes_read()
+    frame.data[2, 130:140].data.compute()
+    assert bytes_read() - before < 1.1 * 64 * 2048 * 4
+
+
+@pytest.mark.parametrize("form", ["gz", "bz2", "fz"])
+def test_compressed_files_give_the_same_pixels(path: str, tmp_path: Path, form: str) -> None:
+    target = tmp_path / f"{Path(path).name}.{form}"
+    if form == "fz":
+        with fits.open(path) as hdus:
+            images = [
+                fits.CompImageHDU(hdu.data, hdu.header, compression_type="GZIP_2", quantize_level=0.0) for hdu in hdus[1:]
+            ]
+            fits.HDUList([hdus[0].copy(), *images]).writeto(target)
+    else:
+        target.write_bytes({"gz": gzip, "bz2": bz2}[form].compress(Path(path).read_bytes()))
+    plain, packed = gdask.open(path), gdask.open(target)
+    assert packed.attrs["name"] == Path(path).name
+    assert_same(computed(plain), computed(packed))
+    np.testing.assert_array_equal(packed.data[1, 7:20, 3:9].data.compute(), plain.data[1, 7:20, 3:9].data.compute())
+    for name in ("filter_name", "gain", "detector_section", "ut_datetime"):
+        assert gdask.descriptor(packed, name) == gdask.descriptor(plain, name)
+
+
+def test_graph_names_follow_the_files_identity(copy: Path) -> None:
+    first = open_frame(copy, rows=64)
+    assert set(open_frame(copy, rows=64).data.data.__dask_graph__()) == set(first.data.data.__dask_graph__())
+    assert open_frame(copy, rows=64, tag="other").data.data.name != first.data.data.name
+    assert open_frame(copy, rows=32).data.data.name != first.data.data.name
+    code = f"import gdask.io.read as r; print(r.open_frame({str(copy)!r}, rows=64).data.data.name)"
+    elsewhere = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert elsewhere.stdout.strip() == first.data.data.name
+    os.utime(copy, ns=(1, 1))
+    assert open_frame(copy, rows=64).data.data.name != first.data.data.name
+
+
+@pytest.mark.parametrize("rows", [1, 64, 97, 5000])
+def test_reopened_in_row_bands_the_pixels_are_the_same(product: str, rows: int) -> None:
+    whole = gdask.open(product)
+    banded = reopen(whole, rows=rows, tag="other")
+    assert banded.data.data.chunks[1][0] == min(rows, whole.sizes["y"])
+    assert banded.data.data.name != whole.data.data.name
+    assert_same(computed(whole), computed(banded))
+
+
+def test_parts_of_rows_are_those_of_whole_rows(product: str, path: str) -> None:
+    for file in (product, path):
+        for planes in read_layout(file).values():
+            ny, nx = planes[0].shape
+            whole = read_window(planes[0], 0, ny, 0, nx, np.dtype("f4"))
+            for y1, y2, x1, x2 in ((3, 40, 5, nx // 3), (0, ny, nx - 7, nx), (10, 11, 0, 1), (5, 5, 3, 9), (4, 9, 2, nx - 1)):
+                np.testing.assert_array_equal(read_window(planes[0], y1, y2, x1, x2, np.dtype("f4")), whole[y1:y2, x1:x2])
+
+
+def test_reopening_keeps_what_is_not_on_disk(product: str) -> None:
+    """A variable that a step has changed must not silently become the file's again."""
+    frame = gdask.open(product)
+    changed = with_pixels(frame, data=ramp(shape_of(frame), 77))
+    assert_same(computed(changed), computed(reopen(changed, rows=50, tag="x")))
+
+
+@pytest.mark.parametrize("how", [lambda data: data * 2, lambda data: data.compute() * 2], ids=["lazy", "in memory"])
+def test_pixels_that_were_assigned_are_not_taken_from_the_file(product: str, how: object) -> None:
+    frame = open_frame(product)
+    expected = 2 * frame.data.values
+    changed = frame.assign(data=how(frame["data"]))
+    with pytest.raises(GdaskError, match="data is not on disk yet"):
+        on_disk(changed, "data")
+    on_disk(changed, "dq"), on_disk(frame.chunk({"y": 10}), "data")
+    np.testing.assert_array_equal(reopen(changed, rows=33, tag="t").data.values, expected)
+
+
+def test_affine_reads_scaled_and_shifted_pixels(product: str) -> None:
+    frame = gdask.open(product)
+    scales, offsets = [2.0, 1.0, 0.5, 1.0], [1.5, 0.0, -3.0, 1000.0]
+    expected = frame.data.data.compute().astype("f8") * np.reshape(scales, (4, 1, 1)) + np.reshape(offsets, (4, 1, 1))
+    changed = affine(frame, "data", scales, offsets)
+    np.testing.assert_allclose(changed.data.data.compute(), expected, rtol=1e-6)
+    np.testing.assert_allclose(reopen(changed, rows=33, tag="t").data.data.compute(), expected, rtol=1e-6)
+    again = affine(changed, "data", [0.5, 1.0, 2.0, 1.0], [0.0] * 4)
+    expected = expected * np.reshape([0.5, 1.0, 2.0, 1.0], (4, 1, 1))
+    np.testing.assert_allclose(again.data.data.compute(), expected, rtol=1e-6)
+    with pytest.raises(GdaskError, match="not on disk"):
+        affine(with_pixels(frame, data=ramp(shape_of(frame), 3)), "data", scales, offsets)
+
+
+def test_messages_for_files_that_are_not_whole(copy: Path) -> None:
+    with pytest.raises(GdaskError, match=r"nothing_here\.fits: no such file"):
+        gdask.open(copy.parent / "nothing_here.fits")
+    frame = gdask.open(copy)
+    content = copy.read_bytes()
+    copy.write_bytes(content[:-300000])
+    with pytest.raises(GdaskError, match=f"{copy.name}.*(truncated|cut short)"):
+        gdask.open(copy)
+    with pytest.raises(GdaskError, match=f"{copy.name}: changed during the run"):
+        frame.data.data.compute()
+    copy.unlink()
+    with pytest.raises(GdaskError, match=f"{copy.name}: vanished during the run"):
+        frame.data.data.compute()
+    for wrong in (b"", b"SIMPLE nothing of the kind" * 200, content[:1000]):
+        copy.write_bytes(wrong)
+        with pytest.raises(GdaskError, match=copy.name):
+            gdask.open(copy)
+
+
+def test_arrays_of_different_shape_are_refused(copy: Path) -> None:
+    with fits.open(copy) as hdus:
+        hdus[3].data = hdus[3].data[:-10]
+        hdus.writeto(copy, overwrite=True)
+    with pytest.raises(GdaskError, match=f"{copy.name}: arrays of different shapes"):
+        gdask.open(copy)
+
+
+# ---- writing
+
+
+def test_bytes_are_the_same_for_any_chunking(path: str, tmp_path: Path) -> None:
+    frame, contents = electrons(path), []
+    for number, chunks in enumerate([(1, -1, -1), (4, 40, -1), (1, 97, 51), (2, 16, -1)]):
+        chunked = frame.chunk(dict(zip(("detector", "y", "x"), chunks, strict=True)))
+        contents.append(Path(gdask.write(chunked, tmp_path / f"{number}" / "S1.fits")).read_bytes())
+    assert contents[0] == contents[1] == contents[2] == contents[3]
+
+
+def test_written_files_verify_and_come_back(path: str, tmp_path: Path) -> None:
+    frame = electrons(path)
+    every = np.arange(2**16, dtype="u2").reshape(256, 256)  # every 16-bit value
+    dq = frame.dq.data.compute()
+    dq[2, :256, :256] = every
+    frame = with_pixels(frame, rows=50, dq=dq, objects=flags(dq.shape, 5) > 0)
+    frame.attrs["tables"] = {"OBJCAT": [Table({"X": [1.5 * n], "NAME": ["a"]}) for n in range(4)], "NOTES": Table({"N": [1, 2]})}
+    written = gdask.write(frame, tmp_path / "S1.fits")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with fits.open(written, checksum=True) as hdus:
+            hdus.verify("exception")
+            assert all("CHECKSUM" in hdu.header and "DATASUM" in hdu.header for hdu in hdus)
+            assert [(hdu.name, hdu.ver) for hdu in hdus[1:5]] == [("SCI", 1), ("VAR", 1), ("DQ", 1), ("OBJMASK", 1)]
+            assert hdus["DQ", 3].data.dtype == np.uint16
+            np.testing.assert_array_equal(hdus["DQ", 3].data[:256, :256], every)
+            np.testing.assert_array_equal(hdus["SCI", 4].data, frame.data[3].data.compute())
+            assert hdus["OBJCAT", 3].data["X"][0] == 3.0 and list(hdus["NOTES"].data["N"]) == [1, 2]
+    again = gdask.open(written)
+    assert {name: again[name].dtype for name in again} == {"data": "f4", "variance": "f4", "dq": "u2", "objects": "?"}
+    assert_same(computed(frame), computed(again))
+
+
+def test_a_flipped_bit_is_noticed(product: str) -> None:
+    with open(product, "r+b") as file:
+        file.seek(-5000, os.SEEK_END)
+        (byte,) = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    with pytest.warns(match="(?i)(datasum|checksum) verification failed"), fits.open(product, checksum=True) as hdus:
+        [hdu.data for hdu in hdus]
+
+
+def test_ccddata_reads_what_is_written(path: str, tmp_path: Path) -> None:
+    from gdask.steps.frames import with_headers
+
+    frame = with_headers(electrons(path), each={"BUNIT": ["electron"] * 4})
+    written = gdask.write(frame, tmp_path / "S1.fits")
+    ccd = CCDData.read(written, hdu=1)
+    assert ccd.unit == "electron" and ccd.wcs is not None
+    np.testing.assert_array_equal(ccd.data, frame.data[0].data.compute())
+    with fits.open(written) as hdus:
+        assert hdus["VAR", 1].header["BUNIT"] == "electron**2" and "BUNIT" not in hdus["DQ", 1].header
+
+
+def fails_on_the_third(block: np.ndarray, block_id: tuple[int, ...] = ()) -> np.ndarray:
+    if block_id[0] == 2:
+        raise RuntimeError("as asked")
+    return block
+
+
+def test_no_file_and_no_part_is_left_when_computing_fails(path: str, tmp_path: Path) -> None:
+    frame = electrons(path)
+    frame["data"] = frame.data.copy(data=da.map_blocks(fails_on_the_third, frame.data.data, dtype="f4"))
+    kept = tmp_path / "S1.fits"
+    kept.write_text("an older product")
+    with pytest.raises(RuntimeError, match="as asked"):
+        gdask.write(frame, kept)
+    assert [p.name for p in tmp_path.iterdir()] == ["S1.fits"] and kept.read_text() == "an older product"
+
+
+def test_a_product_is_not_there_before_it_is_whole(path: str, tmp_path: Path) -> None:
+    output = write.start(electrons(path), tmp_path / "S1.fits")
+    (part,) = tmp_path.iterdir()
+    assert part.name.startswith(".S1.fits.") and part.name.endswith(".part")
+    write.discard(output)
+    assert not list(tmp_path.iterdir())
+
+
+# ---- checkpoints
+
+
+def parts_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.part"))
+
+
+def test_leftovers_of_dead_processes_are_removed_those_of_living_ones_are_not(tmp_path: Path) -> None:
+    """Of another host's nothing is known but when they were written last."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = {"stale": f".a.fits.{host()}-{dead.pid}-0a1b2c3d.part", "live": f".b.fits.{owner()}.part",
+             "other": f".c.fits.elsewhere-00000000-{dead.pid}-0a1b2c3d.part", "old": f".d.fits.elsewhere-00000000-{os.getpid()}-0a1b2c3d.part"}  # fmt: skip
+    for name in (*names.values(), "e.part", ".f.123.part"):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / names["old"], (time.time() - 90000,) * 2)
+    assert sorted(owners.remove_stale_parts(str(tmp_path))) == sorted([names["stale"], names["old"]])
+    assert parts_of(tmp_path) == sorted([names["live"], names["other"], "e.part", ".f.123.part"])
+
+
+def test_names_of_temporaries_are_one_hosts_and_one_processes(tmp_path: Path) -> None:
+    """Two hosts that share a folder, with the same process number, have different names."""
+    code = "from gdask.io.write import temporary_name; print(temporary_name('/a/S1.fits'))"
+    names = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)}
+    mine = write.temporary_name("/a/S1.fits")
+    assert len(names | {mine}) == 3 and all(name.startswith(f"/a/.S1.fits.{host()}-") for name in names)
+    assert mine.endswith(f"-{os.getpid()}-{owner()[-8:]}.part")
+
+
+@pytest.mark.parametrize(("whose", "silent", "taken"), [
+    ("living", 0, True), ("dead", 0, False), ("other host", 100, False), ("other host", 1, True),
+])  # fmt: skip
+def test_a_run_knows_whether_another_one_is_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str, silent: float, taken: bool) -> None:
+    """Here by the process, elsewhere by the mark, which a living run touches."""
+    monkeypatch.setattr(owners, "BEAT", 0.3)
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    other = tmp_path / f"in-use.{'elsewhere-00000000' if whose == 'other host' else host()}-{sleeper.pid}-0a1b2c3d"
+    other.touch()
+    if whose == "dead":
+        sleeper.kill(), sleeper.wait()
+    os.utime(other, (time.time() - silent,) * 2)
+    toucher = threading.Timer(0.2, os.utime, (other,))
+    if silent == 1:
+        toucher.start()
+    try:
+        with owners.marked(str(tmp_path)) as found:
+            assert found == taken and other.exists() == taken
+            (mine,) = (path for path in tmp_path.iterdir() if path != other)
+            first = mine.stat().st_mtime_ns
+            time.sleep(0.5)
+            assert mine.stat().st_mtime_ns > first
+        assert not mine.exists()
+    finally:
+        sleeper.kill(), sleeper.wait()
+
+
+def test_a_mark_that_nobody_touches_is_that_of_a_dead_run_of_another_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owners, "BEAT", 0.1)
+    monkeypatch.setattr(owners, "SILENT", 0.5)
+    (tmp_path / "in-use.elsewhere-00000000-1-0a1b2c3d").touch()
+    begun = time.monotonic()
+    with owners.marked(str(tmp_path)) as found:
+        assert not found and 0.4 < time.monotonic() - begun < 10
+
+
+def test_checkpoints_are_kept_for_those_who_come_back(tmp_path: Path) -> None:
+    """A reduction that ends well removes its own, those of others stay for a week; a second one at once has its own."""
+    inputs = ["a.fits", "b.fits"]
+    with pytest.raises(RuntimeError), checkpoint.scratch_of(str(tmp_path), inputs) as first:
+        Path(first, "x").mkdir()
+        Path(first, "x", ".y.part").touch()
+        raise RuntimeError("killed")
+    with checkpoint.scratch_of(str(tmp_path), ["c.fits"]) as other:
+        assert other != first
+    assert not Path(other).exists() and Path(first, "x").is_dir()
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    mark = Path(first, f"in-use.{host()}-{sleeper.pid}-0a1b2c3d")
+    mark.touch()
+    with checkpoint.scratch_of(str(tmp_path), inputs) as second:
+        assert second != first and Path(first, "x", ".y.part").exists()
+        Path(second).mkdir()
+    assert not Path(second).exists() and Path(first).is_dir()
+    sleeper.kill(), sleeper.wait()
+    os.utime(first, (time.time() - 10 * 86400,) * 2)
+    with checkpoint.scratch_of(str(tmp_path), ["c.fits"]):
+        pass  # nobody came back for ten days
+    assert not (tmp_path / ".gdask").exists()
+
+
+def test_small_results_survive_in_a_checkpoint(tmp_path: Path) -> None:
+    stars = np.array([(1.5, 2)], dtype=[("x", "f8"), ("n", "i4")])
+    fetched = {(0, "level"): (np.array([1.5]), np.array([2.5])), (11, "stars"): (stars, stars[:0])}
+    checkpoint.complete(str(tmp_path / "c"), fetched)
+    assert checkpoint.is_whole(str(tmp_path / "c"))
+    again = checkpoint.fetched_of(str(tmp_path / "c"))
+    assert again.keys() == fetched.keys()
+    for key, arrays in fetched.items():
+        assert [a.tobytes() for a in again[key]] == [a.tobytes() for a in arrays]
+        assert [a.dtype for a in again[key]] == [a.dtype for a in arrays]
+
+
+@pytest.fixture
+def stored(path: str, tmp_path: Path) -> tuple[Path, Path]:
+    """A whole checkpoint of one Frame, and the file in it."""
+    output = write.start(electrons(path), tmp_path / "c" / "00000_S1.fits", ["data", "dq"])
+    windows = checkpoint.windows_of([output], dask.compute(*output.arrays))
+    write.finish(output, checksum=False)
+    checkpoint.complete(str(tmp_path / "c"), {(0, "level"): (np.array([1.5]),)}, windows)
+    return tmp_path / "c", tmp_path / "c" / "00000_S1.fits"
+
+
+def test_a_checkpoint_is_used_where_each_byte_is_as_it_was_written(stored: tuple[Path, Path]) -> None:
+    folder, file = stored
+    assert checkpoint.is_whole(str(folder))
+    with fits.open(file) as hdus:
+        places = [(hdu.fileinfo()["hdrLoc"] + 100, hdu.fileinfo()["datLoc"] + hdu.size // 2) for hdu in hdus[1:]]
+    for place in (0, *places[0], *places[-1]):
+        content = bytearray(file.read_bytes())
+        content[place] ^= 1
+        file.write_bytes(content)
+        assert not checkpoint.is_whole(str(folder)), place
+        content[place] ^= 1
+        file.write_bytes(content)
+    assert checkpoint.is_whole(str(folder))
+
+
+@pytest.mark.parametrize("damage", ["short", "zeros", "gone", "results", "sums", "not complete"])
+def test_a_damaged_checkpoint_is_not_used(stored: tuple[Path, Path], damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    folder, file = stored
+    size = file.stat().st_size
+    if damage == "short":
+        os.truncate(file, size - 2880 * 4)
+    elif damage == "zeros":  # what a machine that went down may leave
+        file.write_bytes(bytes(size))
+    elif damage == "gone":
+        file.unlink()
+    elif damage == "not complete":
+        (folder / "complete").unlink()
+    else:
+        other = folder / {"results": "fetched.npz", "sums": "windows.npz"}[damage]
+        other.write_bytes(other.read_bytes()[:-1] + b"x")
+    assert not checkpoint.is_whole(str(folder))
+    assert ("is damaged" in caplog.text) == (damage != "not complete")
+
+
+def test_blocks_narrower_than_the_array_are_checked_row_by_row(path: str, tmp_path: Path) -> None:
+    frame = electrons(path).chunk({"x": 100, "y": 150})
+    output = write.start(frame, tmp_path / "c" / "00000_S1.fits", ["data"])
+    windows = checkpoint.windows_of([output], dask.compute(*output.arrays))
+    assert len({int(window["width"]) for window in windows[output.final]}) > 2
+    write.finish(output, checksum=False)
+    checkpoint.complete(str(tmp_path / "c"), {}, windows)
+    assert checkpoint.is_whole(str(tmp_path / "c"))
+
+
+def test_another_code_has_other_checkpoints(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = electrons(path).assign_attrs(pending={})
+    first = checkpoint.folder_of((frame,), ("data",), "s")
+    assert checkpoint.folder_of((frame,), ("data",), "s") == first
+    monkeypatch.setattr(checkpoint, "__version__", "0.0")
+    checkpoint.code.cache_clear()
+    try:
+        assert checkpoint.folder_of((frame,), ("data",), "s") != first
+    finally:
+        checkpoint.code.cache_clear()

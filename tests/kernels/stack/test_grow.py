@@ -1,0 +1,76 @@
+"""Rejection with neighbours: what goes, and that no boundary between chunks shows."""
+
+from __future__ import annotations
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+
+from gdask.kernels.stack.combine import combine
+from gdask.kernels.stack.grow import grown, without
+from gdask.model import DIMS, DQ
+from gdask.steps import stack
+
+HOW = {"method": "mean", "reject": "noiseclip", "lsigma": 3.0, "hsigma": 3.0}
+
+
+def planes(n: int = 7, shape: tuple[int, int] = (41, 60), seed: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Noise of 10 e-, tracks with faint rims, flagged pixels."""
+    rng = np.random.default_rng(seed)
+    data = rng.normal(0, 10, (n, *shape)).astype("f4")
+    for k in range(n):
+        for _ in range(12):
+            y, x = rng.integers(1, shape[0] - 1), rng.integers(2, shape[1] - 2)
+            data[k, y, x - 1 : x + 2] += 400
+            data[k, y - 1 : y + 2, x - 2 : x + 3] += 15
+    dq = np.where(rng.random(data.shape) < 0.05, DQ.BAD_PIXEL, 0).astype("u2")
+    dq[:, 3, 4] = DQ.BAD_PIXEL
+    return data, np.full(data.shape, 100, "f4"), dq
+
+
+def test_two_that_touch_take_their_neighbours_and_one_alone_none() -> None:
+    rejected = np.zeros((2, 9, 9), bool)
+    rejected[0, 2, 2] = rejected[0, 3, 3] = rejected[0, 7, 7] = rejected[1, 3, 4] = True
+    expected = np.zeros_like(rejected)
+    expected[0, 1:4, 1:4] = expected[0, 2:5, 2:5] = True
+    np.testing.assert_array_equal(grown(rejected), expected)
+
+
+def test_rims_go_unbiased_and_a_pixel_keeps_what_nothing_could_replace() -> None:
+    data, variance, dq = planes()
+    plain = combine(data, variance, dq, **HOW)[:3]
+    rejected = np.zeros(data.shape, bool)
+    result = combine(data, variance, dq, **HOW, rejected=rejected)[:3]
+    for one, other in zip(plain, result, strict=True):
+        np.testing.assert_array_equal(one, other)
+    near = grown(rejected)
+    without(result, (data, variance, dq), rejected, near, "mean")
+    changed = result[0] != plain[0]
+    lost = (near & ~rejected & (dq == 0)).any(axis=0)
+    assert 20 < changed.sum() <= lost.sum()
+    assert plain[0][changed].mean() > 1.5 and abs(result[0][changed].mean()) < 1.0  # 15 e- in one of seven; noise is 3.8 / sqrt(200)
+    assert (result[1][changed] > plain[1][changed]).all()
+    kept = [plane.copy() for plane in plain]
+    without(kept, (data, variance, dq), rejected, np.ones_like(near), "mean")
+    np.testing.assert_array_equal(kept[0], plain[0])  # nothing would be left
+
+
+def frame(number: int, cube: tuple[np.ndarray, ...], chunks: tuple[int, int]) -> xr.Dataset:
+    variables = {
+        name: (DIMS, da.from_array(plane[number][None], chunks=(1, *chunks))) for name, plane in zip(("data", "variance", "dq"), cube, strict=True)
+    }
+    return xr.Dataset(variables, attrs={"name": f"N{number}"})
+
+
+@pytest.mark.parametrize("chunks", [(41, 60), (4, 60), (5, 7), (20, 60), (39, 60), (8, 13), (2, 60)])
+def test_chunks_do_not_show(chunks: tuple[int, int]) -> None:
+    cube = planes()
+    expected = [plane.copy() for plane in combine(*cube, **HOW)[:3]]
+    rejected = np.zeros(cube[0].shape, bool)
+    combine(*cube, **HOW, rejected=rejected)
+    without(expected, cube, rejected, grown(rejected), "mean")
+    frames = stack._in_whole_rows(tuple(frame(k, cube, chunks) for k in range(7)))
+    packed = stack._stacked(frames, HOW, True).compute()[0]
+    for name, plane in zip(("data", "variance", "dq"), expected, strict=True):
+        np.testing.assert_array_equal(packed[name], plane)
