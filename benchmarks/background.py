@@ -1,6 +1,6 @@
 """The background of a stack against the truth of a simulated night: what is left in blocks after the true light.
 
-    python -m benchmarks.background IMAGE.fits TRUTH_FOLDER [--block 64]
+python -m benchmarks.background IMAGE.fits TRUTH_FOLDER [--block 64]
 """
 
 from __future__ import annotations
@@ -34,14 +34,26 @@ def measure(image: str, truth: str, block: int = 64, field: str = "target") -> d
     rest = level - np.median(level)
     predicted = float(np.sqrt(np.mean(error**2)))
     robust = 1.4826 * float(np.median(np.abs(rest)))
-    return {"blocks": len(rest), "plain_e": float(rest.std()), "robust_e": robust, "worst_e": float(rest[np.argmax(np.abs(rest))]),
-            "predicted_e": predicted, "plain_over_predicted": float(rest.std()) / predicted, "robust_over_predicted": robust / predicted}  # fmt: skip
+    return {
+        "blocks": len(rest),
+        "plain_e": float(rest.std()),
+        "robust_e": robust,
+        "worst_e": float(rest[np.argmax(np.abs(rest))]),
+        "predicted_e": predicted,
+        "plain_over_predicted": float(rest.std()) / predicted,
+        "robust_over_predicted": robust / predicted,
+    }
 
 
-def residuals(image: str, truth: str, field: str = "target") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def residuals(
+    image: str, truth: str, field: str = "target"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Stack less true stars and halo; where its pixels are sky; variance. All (ny, nx)."""
     with fits.open(image) as hdus:
-        data, variance, dq = (hdus[name].data.astype(kind) for name, kind in (("SCI", "f4"), ("VAR", "f4"), ("DQ", "u2")))
+        data, variance, dq = (
+            hdus[name].data.astype(kind)
+            for name, kind in (("SCI", "f4"), ("VAR", "f4"), ("DQ", "u2"))
+        )
         wcs, exptime = WCS(hdus["SCI"].header), hdus[0].header["EXPTIME"]
     folder = Path(truth)
     catalog, frames = Table.read(folder / "catalog.ecsv"), Table.read(folder / "frames.ecsv")
@@ -52,19 +64,33 @@ def residuals(image: str, truth: str, field: str = "target") -> tuple[np.ndarray
     unit = exptime * float(np.mean(used["scale"])) * flat_unit(folder)
     pixel = 3600 * float(np.sqrt(abs(np.linalg.det(wcs.pixel_scale_matrix))))
     x, y = (np.asarray(v, float) for v in wcs.world_to_pixel_values(stars["ra"], stars["dec"]))
-    model = render(x, y, np.asarray(stars["flux"]) * unit, [ast.literal_eval(str(text)) for text in used["psf"]], pixel, data.shape)
+    model = render(
+        x,
+        y,
+        np.asarray(stars["flux"]) * unit,
+        [ast.literal_eval(str(text)) for text in used["psf"]],
+        pixel,
+        data.shape,
+    )
     good = (dq == 0) & (variance > 0) & np.isfinite(data)
     good &= model < FAINT * np.sqrt(np.median(variance[good]))
     for row in galaxies:
         near = max(GALAXY[0] * row["radius"], GALAXY[1]) / pixel
         gx, gy = (float(v) for v in wcs.world_to_pixel_values(row["ra"], row["dec"]))
-        (y1, y2), (x1, x2) = (np.clip([v - near, v + near + 2], 0, size).astype(int) for v, size in zip((gy, gx), data.shape, strict=True))
+        (y1, y2), (x1, x2) = (
+            np.clip([v - near, v + near + 2], 0, size).astype(int)
+            for v, size in zip((gy, gx), data.shape, strict=True)
+        )
         yy, xx = np.mgrid[y1:y2, x1:x2]
         good[y1:y2, x1:x2] &= np.hypot(xx - gx, yy - gy) > near
     if scene["halo"]:
         ny, nx = data.shape
         yy, xx = np.mgrid[0:ny:16, 0:nx:16]
-        light = halo_light(Halo(**scene["halo"]), *wcs.pixel_to_world_values(xx, yy)) * unit * (pixel**2 / scene["mean_pixel_area"])
+        light = (
+            halo_light(Halo(**scene["halo"]), *wcs.pixel_to_world_values(xx, yy))
+            * unit
+            * (pixel**2 / scene["mean_pixel_area"])
+        )
         model += _between(light, data.shape)
     return data - model, good, variance
 
@@ -76,7 +102,9 @@ def _between(nodes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return map_coordinates(nodes, [y, x], order=3, mode="nearest").astype(np.float32)
 
 
-def blocks(residual: np.ndarray, good: np.ndarray, variance: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+def blocks(
+    residual: np.ndarray, good: np.ndarray, variance: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean of the good pixels (clipped at 4 sigma about the median) of each block, and its error from the variance."""
     level, error = [], []
     for y in range(0, residual.shape[0] - size + 1, size):

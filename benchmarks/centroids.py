@@ -45,7 +45,7 @@ class Camera(NamedTuple):
 CAMERAS = {
     "gsaoi": Camera(0.02, (Moffat(0.42, 0.083, 4), Moffat(0.58, 0.45, 3)), 4.3, 1500.0, 10.0),
     "f2": Camera(0.18, (Moffat(1.0, 0.594, 3),), 3.4, 4000.0, 12.0),
-}  # fmt: skip
+}
 
 
 class Scene(NamedTuple):
@@ -67,7 +67,10 @@ def light(camera: Camera, dx: np.ndarray, dy: np.ndarray, jacobian: np.ndarray) 
     total = np.zeros(np.broadcast(dx, dy).shape)
     for wy, ny in zip(weights / 2, nodes / 2, strict=True):
         for wx, nx in zip(weights / 2, nodes / 2, strict=True):
-            u, v = jacobian[0] * (dx + nx) + jacobian[1] * (dy + ny), jacobian[2] * (dx + nx) + jacobian[3] * (dy + ny)
+            u, v = (
+                jacobian[0] * (dx + nx) + jacobian[1] * (dy + ny),
+                jacobian[2] * (dx + nx) + jacobian[3] * (dy + ny),
+            )
             for _, a2, beta, peak in parameters(camera.psf):
                 total += wx * wy * peak * area * (1 + (u * u + v * v) / a2) ** -beta
     return total
@@ -86,7 +89,12 @@ def flux_of(camera: Camera, snr: np.ndarray) -> np.ndarray:
 def shapes(camera: Camera, kind: str, x: np.ndarray, y: np.ndarray, size: int) -> np.ndarray:
     """du/dx, du/dy, dv/dx, dv/dy (arcsec per pixel) at each star. `round`; `long`: images 10 % longer along a diagonal;
     `varying`: longer and wider towards the edges, by 15 % along the radius, 5 % across at the corners."""
-    along, across, u, v = np.zeros(len(x)), np.zeros(len(x)), np.full(len(x), 0.6), np.full(len(x), 0.8)
+    along, across, u, v = (
+        np.zeros(len(x)),
+        np.zeros(len(x)),
+        np.full(len(x), 0.6),
+        np.full(len(x), 0.8),
+    )
     if kind == "long":
         along[:] = 0.1
     elif kind == "varying":
@@ -95,10 +103,14 @@ def shapes(camera: Camera, kind: str, x: np.ndarray, y: np.ndarray, size: int) -
         u, v = dx / r, dy / r
         along, across = 0.15 * (r / size) ** 2 * 2, 0.05 * (r / size) ** 2 * 2
     a, c = 1 / (1 + along), 1 / (1 + across)
-    return camera.scale * np.stack([a * u * u + c * v * v, (a - c) * u * v, (a - c) * u * v, a * v * v + c * u * u], axis=1)
+    return camera.scale * np.stack(
+        [a * u * u + c * v * v, (a - c) * u * v, (a - c) * u * v, a * v * v + c * u * u], axis=1
+    )
 
 
-def places(camera: Camera, crowding: str, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def places(
+    camera: Camera, crowding: str, size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """x, y, S/N. Sparse: a jittered lattice of 16 FWHM. Dense: at random, 1 per 25 FWHM^2, fainter ones more numerous."""
     if crowding == "sparse":
         n = int(size / (16 * camera.fwhm))
@@ -123,11 +135,24 @@ def scene(camera: Camera, crowding: str, shape: str, size: int, seed: int) -> Sc
     variance = mean + camera.read**2
     data = rng.poisson(mean) + rng.normal(0, camera.read, mean.shape)
     claimed = data.clip(min=0) + camera.read**2
-    return Scene(data.astype("f4"), claimed.astype("f4"), x, y, flux, snr, bounds(camera, variance, x, y, flux, jacobians))
+    return Scene(
+        data.astype("f4"),
+        claimed.astype("f4"),
+        x,
+        y,
+        flux,
+        snr,
+        bounds(camera, variance, x, y, flux, jacobians),
+    )
 
 
 def bounds(
-    camera: Camera, variance: np.ndarray, x: np.ndarray, y: np.ndarray, flux: np.ndarray, jacobians: np.ndarray
+    camera: Camera,
+    variance: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    flux: np.ndarray,
+    jacobians: np.ndarray,
 ) -> np.ndarray:
     """Smallest errors of x, y (pixels) and flux (e-) of each star, (n, 3): of all stars together."""
     half = int(9 * camera.fwhm)
@@ -138,21 +163,30 @@ def bounds(
         j = np.arange(int(y[k]) - half, int(y[k]) + half + 1)
         i, j = i[(i >= 0) & (i < size)], j[(j >= 0) & (j < size)][:, None]
         dx, dy = i - x[k], j - y[k]
-        gx = (light(camera, dx - step, dy, jacobians[k]) - light(camera, dx + step, dy, jacobians[k])) / (2 * step)
-        gy = (light(camera, dx, dy - step, jacobians[k]) - light(camera, dx, dy + step, jacobians[k])) / (2 * step)
+        gx = (
+            light(camera, dx - step, dy, jacobians[k]) - light(camera, dx + step, dy, jacobians[k])
+        ) / (2 * step)
+        gy = (
+            light(camera, dx, dy - step, jacobians[k]) - light(camera, dx, dy + step, jacobians[k])
+        ) / (2 * step)
         root = np.sqrt(variance[j, i])
         for c, g in enumerate((gx * flux[k], gy * flux[k], light(camera, dx, dy, jacobians[k]))):
             rows.append((j * size + i).ravel())
             columns.append(np.full(rows[-1].size, 3 * k + c))
             values.append((g / root).ravel())
-    matrix = csc_matrix((np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), (size * size, 3 * len(x)))
+    matrix = csc_matrix(
+        (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))),
+        (size * size, 3 * len(x)),
+    )
     fisher = (matrix.T @ matrix).toarray()
     unit = np.sqrt(np.diag(fisher)).clip(1e-30)
     inverse = np.linalg.inv(fisher / np.outer(unit, unit) + 1e-9 * np.eye(len(unit)))
     return np.sqrt(np.diag(inverse)).reshape(-1, 3) / unit.reshape(-1, 3)
 
 
-def measure(camera: Camera, crowding: str, shape: str, size: int, seed: int) -> dict[str, np.ndarray]:
+def measure(
+    camera: Camera, crowding: str, shape: str, size: int, seed: int
+) -> dict[str, np.ndarray]:
     """What the pipeline's kernels find in a scene, one entry per star of the scene that was found (within half a FWHM):
     S/N, errors of x, y (pixels) and flux ratio, bounds and claimed errors, flags, pixel phase."""
     s = scene(camera, crowding, shape, size, seed)
@@ -160,26 +194,51 @@ def measure(camera: Camera, crowding: str, shape: str, size: int, seed: int) -> 
     started = time.process_time()
     catalog, _ = detect(s.data, s.variance, dq, threshold=2.0, min_pixels=8, mesh=32)
     found = time.process_time()
-    out = refine(s.data, s.variance, dq, catalog["X_IMAGE"] - 1, catalog["Y_IMAGE"] - 1, fwhm=measure_fwhm(catalog))
+    out = refine(
+        s.data,
+        s.variance,
+        dq,
+        catalog["X_IMAGE"] - 1,
+        catalog["Y_IMAGE"] - 1,
+        fwhm=measure_fwhm(catalog),
+    )
     ended = time.process_time()
     mine = matched(s, out, camera.fwhm)
-    inside = (np.minimum(s.x, s.y) > 4 * camera.fwhm) & (np.maximum(s.x, s.y) < size - 4 * camera.fwhm)
+    inside = (np.minimum(s.x, s.y) > 4 * camera.fwhm) & (
+        np.maximum(s.x, s.y) < size - 4 * camera.fwhm
+    )
     hit = np.flatnonzero((mine >= 0) & inside)
     got = out[mine[hit]]
     return {
-        "snr": s.snr[hit], "dx": got["x"] - s.x[hit], "dy": got["y"] - s.y[hit], "ratio": got["flux"] / s.flux[hit],
-        "bx": s.bound[hit, 0], "by": s.bound[hit, 1], "bf": s.bound[hit, 2] / s.flux[hit], "ex": got["ex"], "ey": got["ey"],
-        "ef": got["eflux"] / s.flux[hit], "flags": got["flags"], "px": s.x[hit] % 1, "py": s.y[hit] % 1,
-        "all": s.snr[inside], "hidden": hidden(s, mine < 0, camera.fwhm)[hit], "times": np.array([found - started, ended - found]),
-    }  # fmt: skip
+        "snr": s.snr[hit],
+        "dx": got["x"] - s.x[hit],
+        "dy": got["y"] - s.y[hit],
+        "ratio": got["flux"] / s.flux[hit],
+        "bx": s.bound[hit, 0],
+        "by": s.bound[hit, 1],
+        "bf": s.bound[hit, 2] / s.flux[hit],
+        "ex": got["ex"],
+        "ey": got["ey"],
+        "ef": got["eflux"] / s.flux[hit],
+        "flags": got["flags"],
+        "px": s.x[hit] % 1,
+        "py": s.y[hit] % 1,
+        "all": s.snr[inside],
+        "hidden": hidden(s, mine < 0, camera.fwhm)[hit],
+        "times": np.array([found - started, ended - found]),
+    }
 
 
 def matched(s: Scene, out: np.ndarray, fwhm: float) -> np.ndarray:
     """The source of each star: from bright to faint, the nearest that is within half a FWHM and not yet taken; -1 none."""
-    near = cKDTree(np.column_stack([out["x"], out["y"]])).query_ball_point(np.column_stack([s.x, s.y]), 0.5 * fwhm)
+    near = cKDTree(np.column_stack([out["x"], out["y"]])).query_ball_point(
+        np.column_stack([s.x, s.y]), 0.5 * fwhm
+    )
     mine, free = np.full(len(s.x), -1), np.ones(len(out), bool)
     for k in np.argsort(-s.flux, kind="stable"):
-        own = [(np.hypot(out["x"][j] - s.x[k], out["y"][j] - s.y[k]), j) for j in near[k] if free[j]]
+        own = [
+            (np.hypot(out["x"][j] - s.x[k], out["y"][j] - s.y[k]), j) for j in near[k] if free[j]
+        ]
         if own:
             mine[k] = min(own)[1]
             free[mine[k]] = False
@@ -213,20 +272,32 @@ def _row(whole: dict[str, np.ndarray], snr: float) -> dict[str, float]:
     d, b, e = (np.concatenate([v[a], v[c]]) for a, c in (("dx", "dy"), ("bx", "by"), ("ex", "ey")))
     phase = 2 * np.pi * np.concatenate([v["px"], v["py"]])
     fine = _within(d / b)
-    waves = np.column_stack([np.sin(phase), np.cos(phase), np.sin(2 * phase), np.cos(2 * phase)])[fine]
+    waves = np.column_stack([np.sin(phase), np.cos(phase), np.sin(2 * phase), np.cos(2 * phase)])[
+        fine
+    ]
     amplitude = np.linalg.lstsq(waves, d[fine], rcond=None)[0]
     f = v["flux"] - np.median(v["flux"]) if good.any() else v["flux"]
     near = _within(f / v["bf"])
     return {
-        "snr": snr, "n": int(good.sum()), "found": here.sum() / max((whole["all"] == snr).sum(), 1),
-        "clean": clean.sum() / max(here.sum(), 1), "hidden": 1 - good.sum() / max(clean.sum(), 1),
+        "snr": snr,
+        "n": int(good.sum()),
+        "found": here.sum() / max((whole["all"] == snr).sum(), 1),
+        "clean": clean.sum() / max(here.sum(), 1),
+        "hidden": 1 - good.sum() / max(clean.sum(), 1),
         "outliers": 1 - fine.sum() / max(len(fine), 1),
-        "bound_mpx": 1e3 * _median(b), "rms_mpx": 1e3 * _rms(d[fine]), "rms_over_bound": _rms((d / b)[fine]),
-        "pull": _rms((d / e)[fine]), "phase_mpx": 1e3 * float(np.hypot(*amplitude[:2])),
+        "bound_mpx": 1e3 * _median(b),
+        "rms_mpx": 1e3 * _rms(d[fine]),
+        "rms_over_bound": _rms((d / b)[fine]),
+        "pull": _rms((d / e)[fine]),
+        "phase_mpx": 1e3 * float(np.hypot(*amplitude[:2])),
         "phase_error_mpx": 1e3 * _rms(d[fine]) * float(np.sqrt(2 / max(fine.sum(), 1))),
-        "flux_bound": _median(v["bf"]), "flux_rms": _rms(f[near]), "flux_rms_over_bound": _rms((f / v["bf"])[near]),
-        "flux_bias": _median(v["flux"]), "flux_pull": _rms((f / v["ef"])[near]), "zero_point": _median(v["top"]),
-    }  # fmt: skip
+        "flux_bound": _median(v["bf"]),
+        "flux_rms": _rms(f[near]),
+        "flux_rms_over_bound": _rms((f / v["bf"])[near]),
+        "flux_bias": _median(v["flux"]),
+        "flux_pull": _rms((f / v["ef"])[near]),
+        "zero_point": _median(v["top"]),
+    }
 
 
 def _within(pull: np.ndarray) -> np.ndarray:
@@ -259,7 +330,9 @@ def table(name: str, rows: list[dict[str, float]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="one scene of each kind, not four")
     parser.add_argument("--only", default="", help="cases whose name holds this text")
     parser.add_argument("--json", help="write the figures to this file")
@@ -276,7 +349,13 @@ def main() -> None:
                 parts = [measure(camera, crowding, shape, area, seed) for seed in range(seeds)]
                 figures[name] = summary(parts)
                 times = np.sum([part["times"] for part in parts], axis=0)
-                print(table(f"{name}   (detection {times[0]:.2f} s, fits {times[1]:.2f} s)", figures[name]), flush=True)
+                print(
+                    table(
+                        f"{name}   (detection {times[0]:.2f} s, fits {times[1]:.2f} s)",
+                        figures[name],
+                    ),
+                    flush=True,
+                )
     if given.json:
         Path(given.json).write_text(json.dumps(figures, indent=1))
 

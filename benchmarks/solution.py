@@ -29,10 +29,21 @@ CENTRE = (201.2925, -43.1015)
 HALF, DITHER = 42.0, 6.0
 #: Stars, frames, field.
 CASES = (
-    (3, 2, "one"), (100, 10, "one"), (1000, 10, "one"), (1000, 100, "one"), (1000, 1000, "one"), (10_000, 10, "one"),
-    (10_000, 100, "one"), (10_000, 1000, "one"), (10_000, 1000, "mosaic"), (100_000, 10, "one"), (100_000, 100, "one"),
-    (100_000, 100, "chain"), (100_000, 1000, "mosaic"), (100_000, 1000, "chain"),
-)  # fmt: skip
+    (3, 2, "one"),
+    (100, 10, "one"),
+    (1000, 10, "one"),
+    (1000, 100, "one"),
+    (1000, 1000, "one"),
+    (10_000, 10, "one"),
+    (10_000, 100, "one"),
+    (10_000, 1000, "one"),
+    (10_000, 1000, "mosaic"),
+    (100_000, 10, "one"),
+    (100_000, 100, "one"),
+    (100_000, 100, "chain"),
+    (100_000, 1000, "mosaic"),
+    (100_000, 1000, "chain"),
+)
 POWERS = ((2, 0), (1, 1), (0, 2), (3, 0), (2, 1), (1, 2), (0, 3))
 Sky = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -55,7 +66,9 @@ def scene(stars: int, frames: int, field: str) -> tuple[Sky, list[Measurements]]
     x, y = rng.uniform(low[0], high[0], stars), rng.uniform(low[1], high[1], stars)
     flux = 10 ** rng.uniform(0, 3, stars)
     ra, dec = tangent_sky(x, y, *CENTRE)
-    return (x, y, flux), [_frame(f, place, (ra, dec, flux), np.column_stack([x, y])) for f, place in enumerate(places)]
+    return (x, y, flux), [
+        _frame(f, place, (ra, dec, flux), np.column_stack([x, y])) for f, place in enumerate(places)
+    ]
 
 
 def _frame(f: int, place: np.ndarray, stars: Sky, near: np.ndarray) -> Measurements:
@@ -66,7 +79,10 @@ def _frame(f: int, place: np.ndarray, stars: Sky, near: np.ndarray) -> Measureme
     xi, eta = tangent_plane(ra, dec, ra0, dec0)
     angle = np.radians(rng.normal() * 0.002)
     u, v = np.cos(angle) * xi - np.sin(angle) * eta, np.sin(angle) * xi + np.cos(angle) * eta
-    terms, basis = rng.normal(size=(2, 7)) * 0.006, np.stack([(u / 60) ** i * (v / 60) ** j for i, j in POWERS])
+    terms, basis = (
+        rng.normal(size=(2, 7)) * 0.006,
+        np.stack([(u / 60) ** i * (v / 60) ** j for i, j in POWERS]),
+    )
     u, v = u - terms[0] @ basis, v - terms[1] @ basis
     seen = np.flatnonzero((abs(u) < HALF) & (abs(v) < HALF) & (rng.uniform(size=len(u)) < 0.9))
     error = np.maximum(2e-4, 0.02 / flux[seen] ** 0.8)
@@ -90,11 +106,16 @@ def run(stars: int, frames: int, field: str) -> dict[str, float]:
     solution = solve(lists)
     seconds, memory = time.process_time() - started, _peak() - before
     return {
-        "stars": stars, "frames": frames, "measurements": count, "seconds": seconds, "memory_mb": memory,
-        "bytes_per_measurement": 1e6 * memory / count, "used": sum(fit.ok for fit in solution.frames),
+        "stars": stars,
+        "frames": frames,
+        "measurements": count,
+        "seconds": seconds,
+        "memory_mb": memory,
+        "bytes_per_measurement": 1e6 * memory / count,
+        "used": sum(fit.ok for fit in solution.frames),
         "offset_mas": _offset(truth, solution.stars, (solution.ra, solution.dec)),
         "terms": float(np.median([fit.terms for fit in solution.frames])),
-    }  # fmt: skip
+    }
 
 
 def _offset(truth: Sky, stars: np.ndarray, centre: tuple[float, float]) -> float:
@@ -116,7 +137,9 @@ def _offset(truth: Sky, stars: np.ndarray, centre: tuple[float, float]) -> float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="*", default=[], help="cases such as 10000x1000:mosaic")
     parser.add_argument("--json", help="write the figures to this file")
     given = parser.parse_args()
@@ -126,15 +149,18 @@ def main() -> None:
         stars, frames = (int(n) for n in size.split("x"))
         names[name] = (stars, frames, field or "one")
     figures = {}
-    print("| stars | frames | field | measurements | s | MB | bytes each | frames used | terms | bright stars off, mas |")
+    print(
+        "| stars | frames | field | measurements | s | MB | bytes each | frames used | terms | bright stars off, mas |"
+    )
     print("|" + "---:|" * 10)
     for name in given.only or names:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             figures[name] = r = pool.apply(run, names[name])
         print(
             f"| {r['stars']:.0f} | {r['frames']:.0f} | {names[name][2]} | {r['measurements']:.2g} | {r['seconds']:.1f} | {r['memory_mb']:.0f}"
-            f" | {r['bytes_per_measurement']:.0f} | {r['used']:.0f} | {r['terms']:.0f} | {r['offset_mas']:.3f} |", flush=True,
-        )  # fmt: skip
+            f" | {r['bytes_per_measurement']:.0f} | {r['used']:.0f} | {r['terms']:.0f} | {r['offset_mas']:.3f} |",
+            flush=True,
+        )
     if given.json:
         Path(given.json).write_text(json.dumps(figures, indent=1))
 

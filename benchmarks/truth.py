@@ -1,6 +1,6 @@
 """A stack against the truth of a simulated night: completeness, positions, fluxes, sky steps at frame edges.
 
-    python -m benchmarks.truth IMAGE.fits TRUTH_FOLDER
+python -m benchmarks.truth IMAGE.fits TRUTH_FOLDER
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ def measure(image: str, truth: str, field: str = "target") -> dict[str, float]:
     median pixel) is taken from the true flats; light of the model of all stars is subtracted around each star.
     """
     with fits.open(image) as hdus:
-        data, variance, dq = (hdus[name].data.astype(kind) for name, kind in (("SCI", "f4"), ("VAR", "f4"), ("DQ", "u2")))
+        data, variance, dq = (
+            hdus[name].data.astype(kind)
+            for name, kind in (("SCI", "f4"), ("VAR", "f4"), ("DQ", "u2"))
+        )
         header, exptime = hdus["SCI"].header, hdus[0].header["EXPTIME"]
         astrom = Table(hdus["ASTROM"].data) if "ASTROM" in hdus else None
     folder = Path(truth)
@@ -48,10 +51,21 @@ def measure(image: str, truth: str, field: str = "target") -> dict[str, float]:
         flux *= area_unit(folder, geometries_of(astrom), astrom["ARRAY"])
     found_all, _ = detect(data, variance, dq, threshold=1.5, min_pixels=8, mesh=128)
     fwhm = measure_fwhm(found_all)
-    found = refine(data, variance, dq, found_all["X_IMAGE"] - 1, found_all["Y_IMAGE"] - 1, fwhm=fwhm)
+    found = refine(
+        data, variance, dq, found_all["X_IMAGE"] - 1, found_all["Y_IMAGE"] - 1, fwhm=fwhm
+    )
     pixel = 3600 * float(np.sqrt(abs(np.linalg.det(wcs.pixel_scale_matrix))))
-    figures, offset = _positions(found, x, y, flux, variance, dq, fwhm, pixel, _mean_warp(used, stars, folder))
-    model = render(x + offset[0], y + offset[1], flux, [ast.literal_eval(str(text)) for text in used["psf"]], pixel, data.shape)
+    figures, offset = _positions(
+        found, x, y, flux, variance, dq, fwhm, pixel, _mean_warp(used, stars, folder)
+    )
+    model = render(
+        x + offset[0],
+        y + offset[1],
+        flux,
+        [ast.literal_eval(str(text)) for text in used["psf"]],
+        pixel,
+        data.shape,
+    )
     figures |= _fluxes(data - model, model, dq, x + offset[0], y + offset[1], flux)
     if astrom is not None:
         figures |= edge_steps(data - model, dq, wcs, astrom)
@@ -69,7 +83,9 @@ def area_unit(folder: Path, geometries: tuple[Geometry, ...], arrays: np.ndarray
     """Mean pixel area of the true flats' unit over that of the pipeline (1.000 for whole arrays; sub-arrays differ)."""
     mean = json.loads((folder / "scene.json").read_text()).get("mean_pixel_area")
     size = fits.getheader(next(iter(sorted(folder.glob("flat_1.fits*")))), 1)["NAXIS1"]
-    first = {number: geometry for number, geometry in zip(arrays[::-1], geometries[::-1], strict=True)}
+    first = {
+        number: geometry for number, geometry in zip(arrays[::-1], geometries[::-1], strict=True)
+    }
     corner = 1025 - size / 2
     whole = [geometry._replace(x0=corner, y0=corner) for geometry in first.values()]
     return mean / reference_area(tuple(whole), (size, size)) if mean else 1.0
@@ -83,20 +99,29 @@ def edge_steps(residual: np.ndarray, dq: np.ndarray, wcs: WCS, astrom: Table) ->
             values = [_strip(residual, dq, wcs, geometry, side, depth) for depth in (-STRIP, STRIP)]
             if min(len(v) for v in values) > 4000:
                 steps.append(float(np.median(values[1]) - np.median(values[0])))
-    return {"edges": len(steps), "edge_step_rms_e": float(np.sqrt(np.mean(np.square(steps)))) if steps else float("nan"),
-            "edge_step_median_abs_e": float(np.median(np.abs(steps))) if steps else float("nan"),
-            "edge_step_worst_e": float(np.max(np.abs(steps))) if steps else float("nan")}  # fmt: skip
+    return {
+        "edges": len(steps),
+        "edge_step_rms_e": float(np.sqrt(np.mean(np.square(steps)))) if steps else float("nan"),
+        "edge_step_median_abs_e": float(np.median(np.abs(steps))) if steps else float("nan"),
+        "edge_step_worst_e": float(np.max(np.abs(steps))) if steps else float("nan"),
+    }
 
 
 STRIP = 24
 
 
-def _strip(residual: np.ndarray, dq: np.ndarray, wcs: WCS, geometry: Geometry, side: int, depth: int) -> np.ndarray:
+def _strip(
+    residual: np.ndarray, dq: np.ndarray, wcs: WCS, geometry: Geometry, side: int, depth: int
+) -> np.ndarray:
     """Good residuals in a strip of |depth| pixels inside (> 0) or outside (< 0) one edge of an array."""
     size = 2049 - 2 * (geometry.x0 - 1) if geometry.x0 > 1 else 2048
     along = np.arange(60, size - 60, 1.0)
-    across = np.sign(depth) * np.arange(5, abs(depth), 1.0) + (4 if side % 2 == 0 else size - 5) * 1.0
-    across = across if side % 2 == 0 else (size - 5) - np.sign(depth) * np.arange(5, abs(depth), 1.0)
+    across = (
+        np.sign(depth) * np.arange(5, abs(depth), 1.0) + (4 if side % 2 == 0 else size - 5) * 1.0
+    )
+    across = (
+        across if side % 2 == 0 else (size - 5) - np.sign(depth) * np.arange(5, abs(depth), 1.0)
+    )
     a, b = np.meshgrid(along, across)
     px, py = (b, a) if side < 2 else (a, b)
     gx, gy = wcs.world_to_pixel_values(*to_sky(geometry, px.ravel(), py.ravel()))
@@ -104,7 +129,11 @@ def _strip(residual: np.ndarray, dq: np.ndarray, wcs: WCS, geometry: Geometry, s
     ok = (i >= 0) & (j >= 0) & (i < dq.shape[1]) & (j < dq.shape[0])
     i, j = i[ok], j[ok]
     values = residual[j, i]
-    return values[(dq[j, i] == 0) & (np.abs(values - np.median(values)) < 150)] if len(values) else values
+    return (
+        values[(dq[j, i] == 0) & (np.abs(values - np.median(values)) < 150)]
+        if len(values)
+        else values
+    )
 
 
 def _mean_warp(used: Table, stars: Table, folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
@@ -115,41 +144,73 @@ def _mean_warp(used: Table, stars: Table, folder: Path) -> tuple[np.ndarray, np.
     for frame in used:
         warp, pa = np.array(ast.literal_eval(str(frame["warp"]))), np.radians(frame["pa"])
         xi, eta = tangent_plane(stars["ra"], stars["dec"], frame["ra0"], frame["dec0"])
-        u, v = (np.cos(pa) * xi - np.sin(pa) * eta) / scale, (np.sin(pa) * xi + np.cos(pa) * eta) / scale
+        u, v = (
+            (np.cos(pa) * xi - np.sin(pa) * eta) / scale,
+            (np.sin(pa) * xi + np.cos(pa) * eta) / scale,
+        )
         w = warp @ np.array([u * u, u * v, v * v, u**3, u * u * v, u * v * v, v**3])
-        total += np.array([np.cos(pa) * w[0] + np.sin(pa) * w[1], np.cos(pa) * w[1] - np.sin(pa) * w[0]])
+        total += np.array(
+            [np.cos(pa) * w[0] + np.sin(pa) * w[1], np.cos(pa) * w[1] - np.sin(pa) * w[0]]
+        )
     return total[0] / len(used), total[1] / len(used)
 
 
 def _positions(
-    found: np.ndarray, x: np.ndarray, y: np.ndarray, flux: np.ndarray, variance: np.ndarray, dq: np.ndarray, fwhm: float,
-    pixel: float, warp: tuple[np.ndarray, np.ndarray],
+    found: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    flux: np.ndarray,
+    variance: np.ndarray,
+    dq: np.ndarray,
+    fwhm: float,
+    pixel: float,
+    warp: tuple[np.ndarray, np.ndarray],
 ) -> tuple[dict[str, float], tuple[float, float]]:
     mas = 1000 * pixel
     signal = _expected_snr(flux, variance, fwhm)
     wanted = _inside(x, y, dq) & _isolated(x, y, flux, 2.5 * fwhm, 0.02) & (signal > 20)
-    distance, index = cKDTree(np.column_stack([found["x"], found["y"]])).query(np.column_stack([x, y]), distance_upper_bound=10.0)
+    distance, index = cKDTree(np.column_stack([found["x"], found["y"]])).query(
+        np.column_stack([x, y]), distance_upper_bound=10.0
+    )
     good = wanted & np.isfinite(distance)
     star = found[index[good]]
     dx, dy = _linear_residuals(x[good], y[good], star["x"], star["y"])
     match = np.hypot(dx, dy) * mas < max(30, 0.1 * fwhm * mas)
     bright = (signal[good] > 100) & match & (star["flags"] & ~1 == 0)
-    fx, fy = _linear_residuals(x[good], y[good], x[good] + warp[0][good] / pixel, y[good] + warp[1][good] / pixel)
+    fx, fy = _linear_residuals(
+        x[good], y[good], x[good] + warp[0][good] / pixel, y[good] + warp[1][good] / pixel
+    )
     offset = float(np.median(star["x"] - x[good])), float(np.median(star["y"] - y[good]))
     return {
-        "stars": int(wanted.sum()), "recovered": float(match.sum() / max(wanted.sum(), 1)), "bright": int(bright.sum()),
-        "rms_all_x_mas": float(dx[match].std() * mas), "rms_all_y_mas": float(dy[match].std() * mas),
-        "rms_x_mas": float(dx[bright].std() * mas), "rms_y_mas": float(dy[bright].std() * mas),
-        "mad_x_mas": _mad(dx[bright]) * mas, "mad_y_mas": _mad(dy[bright]) * mas,
-        "floor_rms_x_mas": float(fx[bright].std() * mas), "floor_rms_y_mas": float(fy[bright].std() * mas),
-        "floor_mad_x_mas": _mad(fx[bright]) * mas, "floor_mad_y_mas": _mad(fy[bright]) * mas,
+        "stars": int(wanted.sum()),
+        "recovered": float(match.sum() / max(wanted.sum(), 1)),
+        "bright": int(bright.sum()),
+        "rms_all_x_mas": float(dx[match].std() * mas),
+        "rms_all_y_mas": float(dy[match].std() * mas),
+        "rms_x_mas": float(dx[bright].std() * mas),
+        "rms_y_mas": float(dy[bright].std() * mas),
+        "mad_x_mas": _mad(dx[bright]) * mas,
+        "mad_y_mas": _mad(dy[bright]) * mas,
+        "floor_rms_x_mas": float(fx[bright].std() * mas),
+        "floor_rms_y_mas": float(fy[bright].std() * mas),
+        "floor_mad_x_mas": _mad(fx[bright]) * mas,
+        "floor_mad_y_mas": _mad(fy[bright]) * mas,
         "beyond_floor_mad_x_mas": min(_mad((dx + s * fx)[bright]) for s in (1, -1)) * mas,
         "beyond_floor_mad_y_mas": min(_mad((dy + s * fy)[bright]) for s in (1, -1)) * mas,
-        "offset_x_mas": offset[0] * mas, "offset_y_mas": offset[1] * mas, "rotation_deg": _rotation(x[good], y[good], star),
-    }, offset  # fmt: skip
+        "offset_x_mas": offset[0] * mas,
+        "offset_y_mas": offset[1] * mas,
+        "rotation_deg": _rotation(x[good], y[good], star),
+    }, offset
 
 
-def _fluxes(residual: np.ndarray, model: np.ndarray, dq: np.ndarray, x: np.ndarray, y: np.ndarray, flux: np.ndarray) -> dict[str, float]:
+def _fluxes(
+    residual: np.ndarray,
+    model: np.ndarray,
+    dq: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    flux: np.ndarray,
+) -> dict[str, float]:
     """Ratio of measured to true flux of stars above 1e5 e- in an aperture, neighbours' light taken out by the model."""
     ok = np.flatnonzero(_inside(x, y, dq) & (flux > 1e5))
     own = _aperture(residual, dq, x[ok], y[ok])
@@ -157,22 +218,34 @@ def _fluxes(residual: np.ndarray, model: np.ndarray, dq: np.ndarray, x: np.ndarr
     ratio = 1 + own / true
     ratio = ratio[np.isfinite(ratio) & (true > 0.3 * flux[ok]) & (true < 1.1 * flux[ok])]
     error = 1.2533 * 1.4826 * _mad(ratio) / max(len(ratio), 1) ** 0.5
-    return {"phot_stars": len(ratio), "flux_ratio": float(np.median(ratio)) if len(ratio) else float("nan"),
-            "flux_ratio_error": error, "flux_scatter": 1.4826 * _mad(ratio)}  # fmt: skip
+    return {
+        "phot_stars": len(ratio),
+        "flux_ratio": float(np.median(ratio)) if len(ratio) else float("nan"),
+        "flux_ratio_error": error,
+        "flux_scatter": 1.4826 * _mad(ratio),
+    }
 
 
 def _inside(x: np.ndarray, y: np.ndarray, dq: np.ndarray) -> np.ndarray:
     i, j = np.round(x).astype(int), np.round(y).astype(int)
     ok = (i >= 8) & (j >= 8) & (i < dq.shape[1] - 8) & (j < dq.shape[0] - 8)
-    ok[ok] = [not (dq[b - 6 : b + 7, a - 6 : a + 7] & 0b1010101).any() for a, b in zip(i[ok], j[ok], strict=True)]
+    ok[ok] = [
+        not (dq[b - 6 : b + 7, a - 6 : a + 7] & 0b1010101).any()
+        for a, b in zip(i[ok], j[ok], strict=True)
+    ]
     return ok
 
 
-def _isolated(x: np.ndarray, y: np.ndarray, flux: np.ndarray, radius: float, share: float) -> np.ndarray:
+def _isolated(
+    x: np.ndarray, y: np.ndarray, flux: np.ndarray, radius: float, share: float
+) -> np.ndarray:
     """True where neighbours within `radius` have less than `share` of the star's flux together."""
     xy = np.column_stack([x, y])
     near = cKDTree(xy).query_ball_point(xy, radius)
-    return np.array([sum(flux[j] for j in group if j != i) < share * flux[i] for i, group in enumerate(near)], bool)
+    return np.array(
+        [sum(flux[j] for j in group if j != i) < share * flux[i] for i, group in enumerate(near)],
+        bool,
+    )
 
 
 def _expected_snr(flux: np.ndarray, variance: np.ndarray, fwhm: float) -> np.ndarray:
@@ -182,7 +255,9 @@ def _expected_snr(flux: np.ndarray, variance: np.ndarray, fwhm: float) -> np.nda
     return core / np.sqrt(core + noise**2)
 
 
-def _linear_residuals(x: np.ndarray, y: np.ndarray, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _linear_residuals(
+    x: np.ndarray, y: np.ndarray, u: np.ndarray, v: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     design = np.column_stack([np.ones_like(x), x, y])
     out = []
     for value in (u, v):
@@ -200,22 +275,37 @@ def _rotation(x: np.ndarray, y: np.ndarray, found: np.ndarray) -> float:
     dx, dy = found["x"] - x, found["y"] - y
     near = np.hypot(dx - np.median(dx), dy - np.median(dy)) < 3
     cx, cy, dx, dy = (v[near] for v in (cx, cy, dx, dy))
-    return float(np.degrees(np.sum(cx * (dy - dy.mean()) - cy * (dx - dx.mean())) / np.sum(cx**2 + cy**2)))
+    return float(
+        np.degrees(np.sum(cx * (dy - dy.mean()) - cy * (dx - dx.mean())) / np.sum(cx**2 + cy**2))
+    )
 
 
 def _mad(values: np.ndarray) -> float:
     return float(np.median(np.abs(values - np.median(values)))) if len(values) else float("nan")
 
 
-def render(x: np.ndarray, y: np.ndarray, flux: np.ndarray, psfs: list, pixel: float, shape: tuple[int, int]) -> np.ndarray:
+def render(
+    x: np.ndarray, y: np.ndarray, flux: np.ndarray, psfs: list, pixel: float, shape: tuple[int, int]
+) -> np.ndarray:
     """The image that the true stars would make: mean of the frames' Moffat sums, within 100 pixels of each star."""
     image, half = np.zeros(shape, np.float32), 100
     radius = np.arange(0, 2 * half, 0.05)
-    profile = np.mean([sum(part * _moffat(radius, width / pixel, beta) for part, width, beta in psf) for psf in psfs], axis=0)
+    profile = np.mean(
+        [
+            sum(part * _moffat(radius, width / pixel, beta) for part, width, beta in psf)
+            for psf in psfs
+        ],
+        axis=0,
+    )
     for a, b, f in zip(x, y, flux, strict=True):
         i, j = round(float(a)), round(float(b))
         reach = half if f > 3e3 else 30
-        y1, y2, x1, x2 = max(j - reach, 0), min(j + reach + 1, shape[0]), max(i - reach, 0), min(i + reach + 1, shape[1])
+        y1, y2, x1, x2 = (
+            max(j - reach, 0),
+            min(j + reach + 1, shape[0]),
+            max(i - reach, 0),
+            min(i + reach + 1, shape[1]),
+        )
         if y1 < y2 and x1 < x2:
             r = np.hypot(np.arange(x1, x2)[None, :] - a, np.arange(y1, y2)[:, None] - b)
             image[y1:y2, x1:x2] += f * np.interp(r, radius, profile)

@@ -16,11 +16,21 @@ from gdask.cluster.report import check, performance_report
 __all__ = ["ONE_THREAD", "available_cores", "connect", "load_profiles", "profile_of"]
 
 #: One thread pool per core is enough: libraries must not start their own inside a worker.
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+}
 
 
 @contextmanager
-def connect(spec: str = "threads", profiles: str | None = None, memory: int | None = None, report: str | None = None) -> Iterator[object | None]:
+def connect(
+    spec: str = "threads",
+    profiles: str | None = None,
+    memory: int | None = None,
+    report: str | None = None,
+) -> Iterator[object | None]:
     """Make `spec` the place where everything inside the `with` block is computed.
 
     Parameters
@@ -52,13 +62,21 @@ def connect(spec: str = "threads", profiles: str | None = None, memory: int | No
         import dask
 
         workers = profile.get("workers") or available_cores()
-        settings = {"scheduler": "threads", "num_workers": workers, "gdask.threads": workers, "gdask.engine.memory": memory}
+        settings = {
+            "scheduler": "threads",
+            "num_workers": workers,
+            "gdask.threads": workers,
+            "gdask.engine.memory": memory,
+        }
         with dask.config.set(settings), performance_report(report, None):
             yield None
         return
     from gdask.cluster.start import client_of
 
-    with client_of(profile, f"--cluster {spec}", memory) as client, performance_report(report, client):
+    with (
+        client_of(profile, f"--cluster {spec}", memory) as client,
+        performance_report(report, client),
+    ):
         yield client
 
 

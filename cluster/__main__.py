@@ -18,13 +18,19 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gdask.cluster", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("profiles", help="the shipped profiles")
-    verbs.add_parser("script", help="a batch script that holds scheduler, workers and a gdask command").add_argument("system", choices=SCRIPTS)
-    verbs.add_parser("check", help="start or reach a cluster, check its workers, say what there is").add_argument("spec")
+    verbs.add_parser(
+        "script", help="a batch script that holds scheduler, workers and a gdask command"
+    ).add_argument("system", choices=SCRIPTS)
+    verbs.add_parser(
+        "check", help="start or reach a cluster, check its workers, say what there is"
+    ).add_argument("spec")
     args = parser.parse_args(argv)
     if args.verb == "script":
         print(resources.files(__package__).joinpath(SCRIPTS[args.system]).read_text(), end="")
     elif args.verb == "profiles":
-        print("\n".join(f"{name:<12} {profile['kind']}" for name, profile in load_profiles().items()))
+        print(
+            "\n".join(f"{name:<12} {profile['kind']}" for name, profile in load_profiles().items())
+        )
     else:
         return _check(args.spec)
     return 0
@@ -37,7 +43,9 @@ def _check(spec: str) -> int:
                 print("threads of this process")
                 return 0
             for address, worker in client.scheduler_info(n_workers=-1)["workers"].items():  # type: ignore[attr-defined]
-                print(f"{address}  {worker['nthreads']} thread{'s' * (worker['nthreads'] > 1)}  {worker['memory_limit'] / 2**30:.1f} GiB")
+                print(
+                    f"{address}  {worker['nthreads']} thread{'s' * (worker['nthreads'] > 1)}  {worker['memory_limit'] / 2**30:.1f} GiB"
+                )
     except GdaskError as error:
         print(error, file=sys.stderr)
         return 1

@@ -22,7 +22,18 @@ from gdask.model import GdaskError, owner
 log = logging.getLogger("gdask")
 
 #: What makes the bits of a product, or carries the graphs: these must be the same everywhere.
-PACKAGES = ("gdask", "dask", "distributed", "numpy", "scipy", "numba", "astropy", "xarray", "cloudpickle", "msgpack")
+PACKAGES = (
+    "gdask",
+    "dask",
+    "distributed",
+    "numpy",
+    "scipy",
+    "numba",
+    "astropy",
+    "xarray",
+    "cloudpickle",
+    "msgpack",
+)
 #: Bytes that a worker's own scratch folder should have free.
 SCRATCH = 1e9
 
@@ -61,7 +72,12 @@ def surroundings(dask_worker: object) -> dict[str, object]:
     folder = dask_worker.local_directory  # type: ignore[attr-defined]
     free = shutil.disk_usage(folder).free if os.access(folder, os.W_OK) else -1
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    return {"host": socket.gethostname(), "scratch": folder, "free": free, "pools": {n: os.environ.get(n) for n in names}}
+    return {
+        "host": socket.gethostname(),
+        "scratch": folder,
+        "free": free,
+        "pools": {n: os.environ.get(n) for n in names},
+    }
 
 
 @contextmanager
@@ -103,18 +119,27 @@ def _wait_for_one(client: Client, where: str, wait: float, started: bool) -> Non
     try:
         client.wait_for_workers(1, timeout=wait)
     except TimeoutError:
-        why = "is the queue full, are the hosts up?" if started else "it has no workers; start some (dask worker ADDRESS)"
+        why = (
+            "is the queue full, are the hosts up?"
+            if started
+            else "it has no workers; start some (dask worker ADDRESS)"
+        )
         raise GdaskError(f"{where}: no worker within {wait:.0f} s: {why}") from None
 
 
 def _check_versions(client: Client, where: str) -> None:
     found = client.get_versions(packages=list(PACKAGES))
     here = _relevant(found["client"])
-    for who, there in [("the scheduler", found["scheduler"]), *((f"worker {name}", v) for name, v in found["workers"].items())]:
+    for who, there in [
+        ("the scheduler", found["scheduler"]),
+        *((f"worker {name}", v) for name, v in found["workers"].items()),
+    ]:
         for name, version in (_relevant(there) if isinstance(there, Mapping) else {}).items():
             if version != here[name]:
-                raise GdaskError(f"{where}: {who} has {name} {version or 'not at all'}, here it is {here[name]}; "
-                                 "start it from the same Python environment")  # fmt: skip
+                raise GdaskError(
+                    f"{where}: {who} has {name} {version or 'not at all'}, here it is {here[name]}; "
+                    "start it from the same Python environment"
+                )
 
 
 def _relevant(versions: Mapping[str, Mapping[str, str]]) -> dict[str, str | None]:
@@ -125,17 +150,35 @@ def _relevant(versions: Mapping[str, Mapping[str, str]]) -> dict[str, str | None
 def _check_files(client: Client, where: str, path: str, text: str) -> None:
     for worker, problem in client.run(same_file, path, text, on_error="return").items():
         if problem:
-            raise GdaskError(f"{where}: worker {worker} {problem}; work in a folder that all hosts share")
+            raise GdaskError(
+                f"{where}: worker {worker} {problem}; work in a folder that all hosts share"
+            )
 
 
 def _check_surroundings(workers: Mapping[str, Mapping[str, object]]) -> None:
     """Warnings for what costs speed or may fail later."""
     for worker, found in workers.items():
-        many = [f"{name}={value or 'unset'}" for name, value in found["pools"].items() if value != "1"]  # type: ignore[attr-defined]
+        many = [
+            f"{name}={value or 'unset'}" for name, value in found["pools"].items() if value != "1"
+        ]  # type: ignore[attr-defined]
         if many:
-            log.warning("worker %s on %s: %s; start it with %s=1, or libraries' threads compete for its cores",
-                        worker, found["host"], ", ".join(many), "=1 ".join(ONE_THREAD))  # fmt: skip
+            log.warning(
+                "worker %s on %s: %s; start it with %s=1, or libraries' threads compete for its cores",
+                worker,
+                found["host"],
+                ", ".join(many),
+                "=1 ".join(ONE_THREAD),
+            )
         if found["free"] < SCRATCH:  # type: ignore[operator]
-            room = "cannot be written" if found["free"] == -1 else f"has {found['free'] / 1e6:.0f} MB free"  # type: ignore[operator]
-            log.warning("worker %s on %s: its scratch folder %s %s; set gdask.scratch to a local disk with room",
-                        worker, found["host"], found["scratch"], room)  # fmt: skip
+            room = (
+                "cannot be written"
+                if found["free"] == -1
+                else f"has {found['free'] / 1e6:.0f} MB free"
+            )  # type: ignore[operator]
+            log.warning(
+                "worker %s on %s: its scratch folder %s %s; set gdask.scratch to a local disk with room",
+                worker,
+                found["host"],
+                found["scratch"],
+                room,
+            )

@@ -15,17 +15,34 @@ Profile = dict[str, Any]
 #: The options that each kind of profile takes beside `kind`, with what their values must be.
 OPTIONS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "threads": {"workers": int},
-    "processes": {"workers": int, "threads": int, "memory": (str, int), "dashboard": str, "adaptive": bool},
+    "processes": {
+        "workers": int,
+        "threads": int,
+        "memory": (str, int),
+        "dashboard": str,
+        "adaptive": bool,
+    },
     "scheduler": {"address": str, "scheduler_file": str, "timeout": (int, float), "tls": dict},
     "ssh": {
-        "hosts": list, "workers": int, "threads": int, "memory": (str, int), "python": str, "command": str,
-        "host": str, "dashboard": str, "tls": dict,
+        "hosts": list,
+        "workers": int,
+        "threads": int,
+        "memory": (str, int),
+        "python": str,
+        "command": str,
+        "host": str,
+        "dashboard": str,
+        "tls": dict,
     },
     "jobqueue": {"system": str, "jobs": int, "adaptive": bool, "options": dict},
-}  # fmt: skip
+}
 #: Those that every kind but threads takes; workers that gdask starts, too, have scratch and a lifetime.
 WATCHED: dict[str, type | tuple[type, ...]] = {"wait": (int, float), "patience": (int, float)}
-STARTED: dict[str, type | tuple[type, ...]] = {"scratch": str, "lifetime": str, "lifetime_stagger": str}
+STARTED: dict[str, type | tuple[type, ...]] = {
+    "scratch": str,
+    "lifetime": str,
+    "lifetime_stagger": str,
+}
 for _kind, _taken in OPTIONS.items():
     _taken |= {} if _kind == "threads" else WATCHED if _kind == "scheduler" else WATCHED | STARTED
 ADDRESSES = ("tcp://", "tls://", "ucx://")
@@ -60,7 +77,9 @@ def profile_of(spec: str, profiles: str | None = None) -> Profile:
 
 def load_profiles(path: str | None = None) -> dict[str, Profile]:
     """The shipped profiles, and those of the user's file over them."""
-    known = _parse(resources.files(__package__).joinpath("profiles.yaml").read_text(), "profiles.yaml")
+    known = _parse(
+        resources.files(__package__).joinpath("profiles.yaml").read_text(), "profiles.yaml"
+    )
     if path:
         known |= {name: _like(profile, known, path) for name, profile in _read(path).items()}
     return known
@@ -74,7 +93,9 @@ def closest(name: str, known: Iterable[str]) -> str:
 
 def _set_count(profile: Profile, count: str, spec: str, name: str) -> None:
     if not count.isdigit() or int(count) < 1:
-        raise UsageError(f"--cluster {spec}: expected a number of workers from 1 after the colon, as in {name}:4")
+        raise UsageError(
+            f"--cluster {spec}: expected a number of workers from 1 after the colon, as in {name}:4"
+        )
     profile["jobs" if profile["kind"] == "jobqueue" else "workers"] = int(count)
 
 
@@ -87,19 +108,25 @@ def _of_file(path: str, name: str) -> Profile:
         (name,) = content
     if name not in content:
         what = f"{name!r} is not in it{closest(name, content)}" if name else "several profiles"
-        raise UsageError(f"{path}: {what}; expected --cluster {path}:NAME with one of {', '.join(map(str, content))}")
+        raise UsageError(
+            f"{path}: {what}; expected --cluster {path}:NAME with one of {', '.join(map(str, content))}"
+        )
     return _like(content[name], known, path)
 
 
 def _like(profile: object, known: Mapping[str, Profile], path: str) -> Profile:
     """A profile of the user's with what it takes over from a shipped one."""
     if not isinstance(profile, dict):
-        raise GdaskError(f"{path}: {profile!r} where a profile was expected: kind: and its options, or like: and a name")
+        raise GdaskError(
+            f"{path}: {profile!r} where a profile was expected: kind: and its options, or like: and a name"
+        )
     name = profile.get("like")
     if name is None:
         return profile
     if name not in known:
-        raise GdaskError(f"{path}: like: {name}{closest(str(name), known)}; expected one of {', '.join(sorted(known))}")
+        raise GdaskError(
+            f"{path}: like: {name}{closest(str(name), known)}; expected one of {', '.join(sorted(known))}"
+        )
     base, own = known[name], {key: value for key, value in profile.items() if key != "like"}
     options = {**base.get("options", {}), **(own.get("options") or {})}
     return base | own | ({"options": options} if options else {})
@@ -122,9 +149,13 @@ def _parse(text: str, path: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f"line {where.line + 1}: " if where else ""
-        raise GdaskError(f"{path}: {line}not YAML ({getattr(error, 'problem', error)}); expected kind: and its options") from None
+        raise GdaskError(
+            f"{path}: {line}not YAML ({getattr(error, 'problem', error)}); expected kind: and its options"
+        ) from None
     if not isinstance(content, dict) or not content:
-        raise GdaskError(f"{path}: no profile in it; expected kind: and its options, or profiles by name")
+        raise GdaskError(
+            f"{path}: no profile in it; expected kind: and its options, or profiles by name"
+        )
     return content
 
 
@@ -137,18 +168,29 @@ def _checked(profile: Profile, where: str) -> Profile:
         if name == "kind":
             continue
         if name not in OPTIONS[kind]:
-            raise GdaskError(f"{where}: {name} is no option of kind {kind}{closest(str(name), OPTIONS[kind])}; it takes {', '.join(OPTIONS[kind])}")
+            raise GdaskError(
+                f"{where}: {name} is no option of kind {kind}{closest(str(name), OPTIONS[kind])}; it takes {', '.join(OPTIONS[kind])}"
+            )
         wanted = OPTIONS[kind][name]
         if not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool):
             raise GdaskError(f"{where}: {name}: {value!r} is not {_type_name(wanted)}")
     if kind == "scheduler" and not ("address" in profile or "scheduler_file" in profile):
-        raise GdaskError(f"{where}: a scheduler needs address: tcp://host:port, or scheduler_file: FILE")
+        raise GdaskError(
+            f"{where}: a scheduler needs address: tcp://host:port, or scheduler_file: FILE"
+        )
     if kind == "ssh" and not profile.get("hosts"):
         raise UsageError(f"{where}: no hosts; expected ssh:host1,host2 or ssh:host1,host2:N")
     return profile
 
 
 def _type_name(wanted: type | tuple[type, ...]) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list", dict: "a block of options"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        list: "a list",
+        dict: "a block of options",
+    }
     kinds = wanted if isinstance(wanted, tuple) else (wanted,)
     return " or ".join(dict.fromkeys(names[kind] for kind in kinds))

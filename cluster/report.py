@@ -29,7 +29,9 @@ def performance_report(path: str | None, client: object | None) -> Iterator[None
         with open(path, "a"):
             pass
     except OSError as error:
-        raise GdaskError(f"--performance-report {path}: cannot be written ({error.strerror})") from None
+        raise GdaskError(
+            f"--performance-report {path}: cannot be written ({error.strerror})"
+        ) from None
     if client is not None:
         from distributed import performance_report as of_cluster
 

@@ -36,7 +36,12 @@ MARGIN_SHARE, MARGIN_MOST = 0.1, 300
 def client_of(profile: Profile, where: str, memory: int | None = None) -> Iterator[Client]:
     """The client of a profile, its workers checked; `where` begins the text of errors."""
     kind = profile["kind"]
-    begin = {"scheduler": _existing, "processes": _local, "ssh": _over_ssh, "jobqueue": _batch_system}[kind]
+    begin = {
+        "scheduler": _existing,
+        "processes": _local,
+        "ssh": _over_ssh,
+        "jobqueue": _batch_system,
+    }[kind]
     # Checkpoints that other hosts wrote must be safe before they are called complete. A nanny that takes longer than dask's
     # 15 s to start a worker anew (a busy machine) is not closed for it: the cluster would be without its workers.
     patient = {"distributed.deploy.lost-worker-timeout": "1 hour"} if kind == "processes" else {}
@@ -44,7 +49,9 @@ def client_of(profile: Profile, where: str, memory: int | None = None) -> Iterat
         _libraries_quiet(),
         dask.config.set({"gdask.flush": kind != "processes"} | patient),
         begin(profile, where, memory) as client,
-        checked_workers(client, where, float(profile.get("wait", 120)), started=kind != "scheduler"),
+        checked_workers(
+            client, where, float(profile.get("wait", 120)), started=kind != "scheduler"
+        ),
         dask.config.set(_allowed(client, memory) | _watching(client, profile)),
     ):
         client.register_plugin(Counters())
@@ -57,8 +64,14 @@ def _libraries_quiet() -> Iterator[None]:
 
     DASK_LOGGING__DISTRIBUTED brings it back.
     """
-    libraries = set() if "DASK_LOGGING__DISTRIBUTED" in os.environ else {"distributed", "tornado", "asyncio"}
-    names = libraries | {each for each in logging.root.manager.loggerDict if each.partition(".")[0] in libraries}
+    libraries = (
+        set()
+        if "DASK_LOGGING__DISTRIBUTED" in os.environ
+        else {"distributed", "tornado", "asyncio"}
+    )
+    names = libraries | {
+        each for each in logging.root.manager.loggerDict if each.partition(".")[0] in libraries
+    }
     before = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -73,28 +86,54 @@ def _watching(client: Client, profile: Profile) -> dict[str, Any]:
     """Settings by which a compute is watched; the dashboard's address, which is said once, where there is a dashboard."""
     link = client.dashboard_link if importlib.util.find_spec("bokeh") else ""
     workers = len(client.scheduler_info(n_workers=-1)["workers"])
-    log.info("%d worker%s so far%s", workers, "s" * (workers != 1), f"; dashboard: {link}" if link else "")
-    return {"gdask.patience": float(profile.get("patience", PATIENCE)), "gdask.wait": float(profile.get("wait", 120)), "gdask.dashboard": link}
+    log.info(
+        "%d worker%s so far%s",
+        workers,
+        "s" * (workers != 1),
+        f"; dashboard: {link}" if link else "",
+    )
+    return {
+        "gdask.patience": float(profile.get("patience", PATIENCE)),
+        "gdask.wait": float(profile.get("wait", 120)),
+        "gdask.dashboard": link,
+    }
 
 
 def _allowed(client: Client, memory: int | None) -> dict[str, Any]:
     """Settings by which a phase is planned: bytes of a worker, the share of them that may be in use, threads that share them."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    limits = [worker["memory_limit"] for worker in workers if worker["memory_limit"]] + ([memory] if memory else [])
-    share = float(dask.config.get("distributed.worker.memory.pause") or 1.0)  # above it a worker begins no task
+    limits = [worker["memory_limit"] for worker in workers if worker["memory_limit"]] + (
+        [memory] if memory else []
+    )
+    share = float(
+        dask.config.get("distributed.worker.memory.pause") or 1.0
+    )  # above it a worker begins no task
     threads = max((worker["nthreads"] for worker in workers), default=1)
-    return {"gdask.engine.memory": share * min(limits) if limits else None, "gdask.share": share, "gdask.threads": threads}
+    return {
+        "gdask.engine.memory": share * min(limits) if limits else None,
+        "gdask.share": share,
+        "gdask.threads": threads,
+    }
 
 
 @contextmanager
 def _existing(profile: Profile, where: str, memory: int | None) -> Iterator[Client]:
     given = {key: profile[key] for key in ("address", "scheduler_file") if key in profile}
     try:
-        client = Client(**given, timeout=profile.get("timeout", 30), security=_security(profile, where), set_as_default=False)
+        client = Client(
+            **given,
+            timeout=profile.get("timeout", 30),
+            security=_security(profile, where),
+            set_as_default=False,
+        )
     except (OSError, ValueError) as error:
-        raise GdaskError(f"{where}: the scheduler does not answer ({_first_line(error)}); is it running?") from None
+        raise GdaskError(
+            f"{where}: the scheduler does not answer ({_first_line(error)}); is it running?"
+        ) from None
     except TypeError as error:  # what distributed raises for tls:// without certificates
-        raise GdaskError(f"{where}: {_first_line(error)}; give certificates, see tls: in docs/cluster.md") from None
+        raise GdaskError(
+            f"{where}: {_first_line(error)}; give certificates, see tls: in docs/cluster.md"
+        ) from None
     with _current(client):
         yield client
 
@@ -109,15 +148,24 @@ def _current(client: Client) -> Iterator[Client]:
 @contextmanager
 def _local(profile: Profile, where: str, memory: int | None) -> Iterator[Client]:
     # Of workers only what gdask says itself is of use; theirs at the end (the scheduler left first) would be long and no news.
-    surroundings = ONE_THREAD | {"DASK_LOGGING__DISTRIBUTED": os.environ.get("DASK_LOGGING__DISTRIBUTED", "critical")}
+    surroundings = ONE_THREAD | {
+        "DASK_LOGGING__DISTRIBUTED": os.environ.get("DASK_LOGGING__DISTRIBUTED", "critical")
+    }
     with _environment(surroundings):
         cluster = LocalCluster(
-            n_workers=1 if profile.get("adaptive") else profile.get("workers") or available_cores(), threads_per_worker=profile.get("threads", 1),
-            processes=True, host="127.0.0.1", dashboard_address=profile.get("dashboard", "127.0.0.1:0"),
-            memory_limit=memory or profile.get("memory", "auto"), local_directory=scratch_of(profile), silence_logs=40,
-            lifetime=profile.get("lifetime"), lifetime_stagger=profile.get("lifetime_stagger", "0 s"), lifetime_restart=True,
+            n_workers=1 if profile.get("adaptive") else profile.get("workers") or available_cores(),
+            threads_per_worker=profile.get("threads", 1),
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address=profile.get("dashboard", "127.0.0.1:0"),
+            memory_limit=memory or profile.get("memory", "auto"),
+            local_directory=scratch_of(profile),
+            silence_logs=40,
+            lifetime=profile.get("lifetime"),
+            lifetime_stagger=profile.get("lifetime_stagger", "0 s"),
+            lifetime_restart=True,
             env=surroundings,  # of those that come later, too
-        )  # fmt: skip
+        )
     with cluster, _current(Client(cluster, set_as_default=False)) as client:
         if profile.get("adaptive"):
             cluster.adapt(minimum=1, maximum=profile.get("workers") or available_cores())
@@ -129,14 +177,23 @@ def _over_ssh(profile: Profile, where: str, memory: int | None) -> Iterator[Clie
     """A scheduler in this process and workers on other hosts, started by the `ssh` command with the user's settings."""
     command = shlex.split(profile.get("command", "ssh -o BatchMode=yes"))
     if shutil.which(command[0]) is None:
-        raise GdaskError(f"{where}: no command {command[0]}; install an ssh client, or name another with command: in a YAML")
+        raise GdaskError(
+            f"{where}: no command {command[0]}; install an ssh client, or name another with command: in a YAML"
+        )
     security = _security(profile, where)
     cluster = LocalCluster(
-        n_workers=0, host=profile.get("host") or get_ip(), protocol="tls://" if security else "tcp://",
-        dashboard_address=profile.get("dashboard", "127.0.0.1:0"), security=security, silence_logs=40,
-    )  # fmt: skip
+        n_workers=0,
+        host=profile.get("host") or get_ip(),
+        protocol="tls://" if security else "tcp://",
+        dashboard_address=profile.get("dashboard", "127.0.0.1:0"),
+        security=security,
+        silence_logs=40,
+    )
     with cluster, _current(Client(cluster, set_as_default=False)) as client:
-        started = {host: _start_over_ssh(command, host, profile, cluster.scheduler_address, memory) for host in profile["hosts"]}
+        started = {
+            host: _start_over_ssh(command, host, profile, cluster.scheduler_address, memory)
+            for host in profile["hosts"]
+        }
         try:
             with _failures_named(started, where, client):
                 yield client
@@ -146,37 +203,80 @@ def _over_ssh(profile: Profile, where: str, memory: int | None) -> Iterator[Clie
                 _end(process)
 
 
-def _start_over_ssh(command: list[str], host: str, profile: Profile, address: str, memory: int | None) -> subprocess.Popen:
-    worker = [profile.get("python", sys.executable), "-m", "distributed.cli.dask_worker", address, "--name", host, *worker_options(profile)]
+def _start_over_ssh(
+    command: list[str], host: str, profile: Profile, address: str, memory: int | None
+) -> subprocess.Popen:
+    worker = [
+        profile.get("python", sys.executable),
+        "-m",
+        "distributed.cli.dask_worker",
+        address,
+        "--name",
+        host,
+        *worker_options(profile),
+    ]
     limit = memory or profile.get("memory")
     worker += ["--memory-limit", str(limit)] if limit else []
-    words = ["cd", os.getcwd(), "&&", "exec", "env", *(f"{key}={value}" for key, value in ONE_THREAD.items()), *worker]
+    words = [
+        "cd",
+        os.getcwd(),
+        "&&",
+        "exec",
+        "env",
+        *(f"{key}={value}" for key, value in ONE_THREAD.items()),
+        *worker,
+    ]
     text = " ".join(word if word == "&&" else shlex.quote(word) for word in words)
-    return subprocess.Popen([*command, host, text], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+    return subprocess.Popen(
+        [*command, host, text],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def worker_options(profile: Profile) -> list[str]:
     """Options of the `dask worker` command that follow from a profile."""
-    options = ["--nworkers", str(profile.get("workers") or "auto"), "--death-timeout", "60", "--no-dashboard"]
+    options = [
+        "--nworkers",
+        str(profile.get("workers") or "auto"),
+        "--death-timeout",
+        "60",
+        "--no-dashboard",
+    ]
     options += ["--nthreads", str(profile.get("threads", 1))] if profile.get("workers") else []
     scratch = scratch_of(profile)
     if profile.get("lifetime"):
-        options += ["--lifetime", profile["lifetime"], "--lifetime-stagger", profile.get("lifetime_stagger", "0 s"), "--lifetime-restart"]
+        options += [
+            "--lifetime",
+            profile["lifetime"],
+            "--lifetime-stagger",
+            profile.get("lifetime_stagger", "0 s"),
+            "--lifetime-restart",
+        ]
     return options + (["--local-directory", scratch] if scratch else [])
 
 
 @contextmanager
-def _failures_named(started: Mapping[str, subprocess.Popen], where: str, client: Client) -> Iterator[None]:
+def _failures_named(
+    started: Mapping[str, subprocess.Popen], where: str, client: Client
+) -> Iterator[None]:
     """An error for want of workers says what ssh has said."""
     try:
         yield
     except GdaskError as error:
-        said = {host: (process.stderr.read() if process.stderr else "").strip() for host, process in started.items()
-                if process.poll() is not None}  # fmt: skip
+        said = {
+            host: (process.stderr.read() if process.stderr else "").strip()
+            for host, process in started.items()
+            if process.poll() is not None
+        }
         if not said:
             raise
-        text = "; ".join(f"{host}: {(text.splitlines() or ['ended'])[-1]}" for host, text in said.items())
+        text = "; ".join(
+            f"{host}: {(text.splitlines() or ['ended'])[-1]}" for host, text in said.items()
+        )
         raise GdaskError(f"{error} ({text})") from None
 
 
@@ -197,18 +297,24 @@ def _batch_system(profile: Profile, where: str, memory: int | None) -> Iterator[
     try:
         jobqueue = importlib.import_module("dask_jobqueue")
     except ImportError:
-        raise GdaskError(f"{where}: needs dask-jobqueue: pip install 'gdask[jobqueue]'; a batch script does without "
-                         "(python -m gdask.cluster script slurm)") from None  # fmt: skip
+        raise GdaskError(
+            f"{where}: needs dask-jobqueue: pip install 'gdask[jobqueue]'; a batch script does without "
+            "(python -m gdask.cluster script slurm)"
+        ) from None
     system, options = profile.get("system"), job_options(profile, memory)
     if system not in SYSTEMS:
         raise GdaskError(f"{where}: system: {system}; expected {' or '.join(SYSTEMS)}")
     submit = getattr(jobqueue, SYSTEMS[system]).job_cls.submit_command.split()[0]
     if shutil.which(submit) is None:
-        raise GdaskError(f"{where}: no command {submit} on this machine; run gdask where jobs are submitted from")
+        raise GdaskError(
+            f"{where}: no command {submit} on this machine; run gdask where jobs are submitted from"
+        )
     try:
         cluster = getattr(jobqueue, SYSTEMS[system])(**options, silence_logs=40)
     except (TypeError, ValueError) as error:
-        raise GdaskError(f"{where}: options: {_first_line(error)}; see dask-jobqueue's {SYSTEMS[system]}") from None
+        raise GdaskError(
+            f"{where}: options: {_first_line(error)}; see dask-jobqueue's {SYSTEMS[system]}"
+        ) from None
     jobs = profile.get("jobs", 1)
     with cluster, _current(Client(cluster, set_as_default=False)) as client:
         # Jobs end at their wall time: whoever keeps the number must be able to submit the next one.
@@ -221,7 +327,12 @@ def job_options(profile: Profile, memory: int | None = None) -> dict[str, Any]:
     options = dict(profile.get("options", {}))
     extra = list(options.pop("worker_extra_args", []))
     if profile.get("lifetime"):
-        extra += ["--lifetime", profile["lifetime"], "--lifetime-stagger", profile.get("lifetime_stagger", "0 s")]
+        extra += [
+            "--lifetime",
+            profile["lifetime"],
+            "--lifetime-stagger",
+            profile.get("lifetime_stagger", "0 s"),
+        ]
     elif "walltime" in options and "--lifetime" not in extra:
         extra += lifetime(str(options["walltime"]))
     if memory:
@@ -229,9 +340,14 @@ def job_options(profile: Profile, memory: int | None = None) -> dict[str, Any]:
     scratch = scratch_of(profile)
     if scratch:
         options.setdefault("local_directory", scratch)
-    options["scheduler_options"] = {"dashboard_address": "127.0.0.1:0"} | options.get("scheduler_options", {})
+    options["scheduler_options"] = {"dashboard_address": "127.0.0.1:0"} | options.get(
+        "scheduler_options", {}
+    )
     prologue = [f"export {key}={value}" for key, value in ONE_THREAD.items()]
-    return options | {"worker_extra_args": extra, "job_script_prologue": prologue + list(options.get("job_script_prologue", []))}
+    return options | {
+        "worker_extra_args": extra,
+        "job_script_prologue": prologue + list(options.get("job_script_prologue", [])),
+    }
 
 
 def lifetime(walltime: str) -> list[str]:
@@ -246,7 +362,11 @@ def lifetime(walltime: str) -> list[str]:
 
 def scratch_of(profile: Profile) -> str | None:
     """Where workers keep what is for themselves alone: the profile's, `gdask.scratch` of dask's configuration, the job's."""
-    return profile.get("scratch") or dask.config.get("gdask.scratch", None) or os.environ.get("SLURM_TMPDIR")
+    return (
+        profile.get("scratch")
+        or dask.config.get("gdask.scratch", None)
+        or os.environ.get("SLURM_TMPDIR")
+    )
 
 
 def _security(profile: Profile, where: str) -> Security | None:
@@ -256,13 +376,23 @@ def _security(profile: Profile, where: str) -> Security | None:
     if given is None:
         return None
     if set(given) != set(names):
-        raise GdaskError(f"{where}: tls: expected ca, cert and key, three file names; came {', '.join(map(str, given)) or 'nothing'}")
+        raise GdaskError(
+            f"{where}: tls: expected ca, cert and key, three file names; came {', '.join(map(str, given)) or 'nothing'}"
+        )
     missing = [path for path in given.values() if not os.path.isfile(str(path))]
     if missing:
         raise GdaskError(f"{where}: tls: {missing[0]}: no such file")
     client = {f"tls_client_{key}": given[key] for key in ("cert", "key")}
-    return Security(tls_ca_file=given["ca"], require_encryption=True, **client, **{
-        f"tls_{who}_{key}": given[key] for who in ("scheduler", "worker") for key in ("cert", "key")})  # fmt: skip
+    return Security(
+        tls_ca_file=given["ca"],
+        require_encryption=True,
+        **client,
+        **{
+            f"tls_{who}_{key}": given[key]
+            for who in ("scheduler", "worker")
+            for key in ("cert", "key")
+        },
+    )
 
 
 def _first_line(error: BaseException) -> str:

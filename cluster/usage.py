@@ -23,4 +23,6 @@ def counters() -> tuple[int, int]:
         found = psutil.Process().io_counters()
     except (AttributeError, OSError):
         return 0, 0
-    return getattr(found, "read_chars", found.read_bytes), getattr(found, "write_chars", found.write_bytes)
+    return getattr(found, "read_chars", found.read_bytes), getattr(
+        found, "write_chars", found.write_bytes
+    )

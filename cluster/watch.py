@@ -46,7 +46,14 @@ def look(dask_scheduler: object) -> dict[str, tuple]:
     for address, worker in dask_scheduler.workers.items():  # type: ignore[attr-defined]
         tasks = tuple(sorted(str(task.key) for task in worker.processing))
         read, written = worker.metrics.get("gdask") or (0, 0)
-        found[address] = (hash(tasks) if tasks else 0, worker.metrics.get("memory", 0), worker.memory_limit or 0, read, written, worker.nanny)
+        found[address] = (
+            hash(tasks) if tasks else 0,
+            worker.metrics.get("memory", 0),
+            worker.memory_limit or 0,
+            read,
+            written,
+            worker.nanny,
+        )
     return found
 
 
@@ -63,8 +70,21 @@ class Watch:
         Seconds after which a worker that stands still is replaced.
     """
 
-    def __init__(self, client: Client, show: Callable[[Usage], None], cancel: Callable[[], None], patience: float, wait: float) -> None:
-        self.client, self.show, self.cancel, self.patience, self.wait = client, show, cancel, patience, wait
+    def __init__(
+        self,
+        client: Client,
+        show: Callable[[Usage], None],
+        cancel: Callable[[], None],
+        patience: float,
+        wait: float,
+    ) -> None:
+        self.client, self.show, self.cancel, self.patience, self.wait = (
+            client,
+            show,
+            cancel,
+            patience,
+            wait,
+        )
         self.failure, self.replaced, self.usage = "", 0, Usage()
         self._since: dict[str, tuple[int, float]] = {}
         self._first: dict[str, tuple[int, int]] = {}
@@ -88,7 +108,9 @@ class Watch:
             self._account(self._look(), self.client.run(counters, on_error="ignore"))
 
     def _look(self) -> dict[str, Seen]:
-        return {address: Seen(*values) for address, values in self.client.run_on_scheduler(look).items()}
+        return {
+            address: Seen(*values) for address, values in self.client.run_on_scheduler(look).items()
+        }
 
     def _watch(self) -> None:
         while not self._done.wait(INTERVAL):
@@ -99,7 +121,14 @@ class Watch:
 
     def _once(self, seen: Mapping[str, Seen]) -> None:
         now = time.monotonic()
-        self._account(seen, {address: (one.read, one.written) for address, one in seen.items() if one.read or one.written})
+        self._account(
+            seen,
+            {
+                address: (one.read, one.written)
+                for address, one in seen.items()
+                if one.read or one.written
+            },
+        )
         self.show(self.usage)
         self._seen_at = now if seen else self._seen_at
         if now - self._seen_at > self.wait:
@@ -112,9 +141,18 @@ class Watch:
     def _account(self, seen: Mapping[str, Seen], counted: Mapping[str, tuple[int, int]]) -> None:
         """Bytes since the beginning, also of workers that have left; the most memory of a worker so far."""
         self._last |= counted
-        read, written = (sum(max(now[k] - self._first.get(one, (0, 0))[k], 0) for one, now in self._last.items()) for k in (0, 1))
-        fullest = max(seen.values(), key=lambda one: one.memory / max(one.limit, 1), default=Seen(0, 0, self.usage.limit, 0, 0, None))
-        self.usage = Usage(read, written, max(fullest.memory, self.usage.memory), fullest.limit, len(seen))
+        read, written = (
+            sum(max(now[k] - self._first.get(one, (0, 0))[k], 0) for one, now in self._last.items())
+            for k in (0, 1)
+        )
+        fullest = max(
+            seen.values(),
+            key=lambda one: one.memory / max(one.limit, 1),
+            default=Seen(0, 0, self.usage.limit, 0, 0, None),
+        )
+        self.usage = Usage(
+            read, written, max(fullest.memory, self.usage.memory), fullest.limit, len(seen)
+        )
 
     def _stands_still(self, address: str, busy: int, now: float) -> bool:
         if not busy or self._since.get(address, (0, 0.0))[0] != busy:
@@ -122,8 +160,14 @@ class Watch:
         return now - self._since[address][1] > self.patience
 
     def _replace(self, address: str, nanny: str | None) -> None:
-        log.warning("worker %s has ended no task for %.0f s: %s", address, self.patience,
-                    "it is started anew, its tasks are given to the others" if nanny else "its tasks are given to the others")  # fmt: skip
+        log.warning(
+            "worker %s has ended no task for %.0f s: %s",
+            address,
+            self.patience,
+            "it is started anew, its tasks are given to the others"
+            if nanny
+            else "its tasks are given to the others",
+        )
         self.replaced += 1
         self._since.pop(address)
         if nanny:
@@ -137,6 +181,7 @@ async def _remove(address: str, dask_scheduler: object) -> None:
 
 
 # Fewer tasks at a time ----------------------------------------------------------------------------------------------
+
 
 class Fewer(WorkerPlugin):
     """Every worker, also one that comes later, runs at most so many tasks at a time, until the plugin is taken off."""
@@ -163,4 +208,8 @@ def fewer(client: Client, now: int) -> int:
 
 def memory_deaths(client: Client, since: float) -> list[int]:
     """Bytes that workers held when their nannies ended them for want of memory, since a moment (s of the epoch)."""
-    return [int(event["rss"]) for stamp, event in client.get_events("worker-restart-memory") if stamp >= since]
+    return [
+        int(event["rss"])
+        for stamp, event in client.get_events("worker-restart-memory")
+        if stamp >= since
+    ]

@@ -28,8 +28,9 @@ _LAZY = {
 }
 
 __all__ = [  # noqa: PLE0604 (the names are strings: keys of the table)
-    "__version__", *_LAZY,
-]  # fmt: skip
+    "__version__",
+    *_LAZY,
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -68,13 +68,18 @@ class LocalDB:
         from gdask.caldb.database import remove
 
         if not remove(self.database, os.fspath(name)):
-            raise GdaskError(f"{os.path.basename(name)}: not in {self.name}; 'caldb list' shows what is")
+            raise GdaskError(
+                f"{os.path.basename(name)}: not in {self.name}; 'caldb list' shows what is"
+            )
 
     def list_files(self) -> list[Entry]:
         """What is registered, by name."""
         from gdask.caldb.database import rows
 
-        return [Entry(row["name"], row["path"], row["caltype"], row["instrument"]) for row in rows(self.database)]
+        return [
+            Entry(row["name"], row["path"], row["caltype"], row["instrument"])
+            for row in rows(self.database)
+        ]
 
 
 def set_local_database(path: str | os.PathLike[str] | None = None) -> LocalDB:
@@ -85,4 +90,8 @@ def set_local_database(path: str | os.PathLike[str] | None = None) -> LocalDB:
 def fits_files(folder: str | os.PathLike[str], walk: bool = False) -> list[Path]:
     """The FITS files in a folder, by name."""
     pattern = "**/*" if walk else "*"
-    return sorted(path for path in Path(folder).glob(pattern) if path.name.endswith(FITS_ENDINGS) and path.is_file())
+    return sorted(
+        path
+        for path in Path(folder).glob(pattern)
+        if path.name.endswith(FITS_ENDINGS) and path.is_file()
+    )

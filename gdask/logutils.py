@@ -53,8 +53,14 @@ class _File(logging.FileHandler):
         try:
             return super()._open()
         except OSError as error:
-            raise UsageError(f"--logfile {self.baseFilename}: cannot be written ({error.strerror}); name another one") from error
+            raise UsageError(
+                f"--logfile {self.baseFilename}: cannot be written ({error.strerror}); name another one"
+            ) from error
 
     def handleError(self, record: logging.LogRecord) -> None:
         logging.getLogger("gdask").removeHandler(self)
-        logging.getLogger("gdask").warning("%s: could not be written (%s); no log is kept from here on", self.baseFilename, sys.exc_info()[1])
+        logging.getLogger("gdask").warning(
+            "%s: could not be written (%s); no log is kept from here on",
+            self.baseFilename,
+            sys.exc_info()[1],
+        )

@@ -47,7 +47,9 @@ class Setting(NamedTuple):
 #: Understood for every step, whatever its signature.
 COMMON: tuple[Parameter, ...] = (
     Parameter("skip_primitive", bool, False, False, (), Range(), "leave this step out"),
-    Parameter("write_outputs", bool, False, False, (), Range(), "write this step's output frames to disk"),
+    Parameter(
+        "write_outputs", bool, False, False, (), Range(), "write this step's output frames to disk"
+    ),
     Parameter("suffix", str, None, True, (), Range(), "file-name suffix of what this step writes"),
 )
 
@@ -76,7 +78,11 @@ def check(step: str, parameter: Parameter, value: object) -> object:
     Raises UsageError with the step, the parameter, what came and what was expected.
     """
     where = f"{step}:{parameter.name}"
-    if value is None or (isinstance(value, str) and value.strip().lower() in ("none", "") and parameter.kind is not str):
+    if value is None or (
+        isinstance(value, str)
+        and value.strip().lower() in ("none", "")
+        and parameter.kind is not str
+    ):
         if parameter.optional:
             return None
         raise UsageError(f"{where}: None came; expected {describe(parameter)}")
@@ -84,7 +90,9 @@ def check(step: str, parameter: Parameter, value: object) -> object:
         return None
     converted = _convert(where, parameter, value)
     if parameter.choices and converted not in parameter.choices:
-        raise UsageError(f"{where}: {value!r} came; expected {describe(parameter)}{closest(str(value), parameter.choices)}")
+        raise UsageError(
+            f"{where}: {value!r} came; expected {describe(parameter)}{closest(str(value), parameter.choices)}"
+        )
     low, high = parameter.limits
     if (low is not None and converted < low) or (high is not None and converted > high):  # type: ignore[operator]
         raise UsageError(f"{where}: {value!r} came; expected {describe(parameter)}")
@@ -93,7 +101,9 @@ def check(step: str, parameter: Parameter, value: object) -> object:
 
 def describe(parameter: Parameter) -> str:
     """What the parameter takes, in words: 'one of exit, fix', 'a number from 0 to 1', 'True or False' ..."""
-    words = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}.get(parameter.kind, "a value")
+    words = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}.get(
+        parameter.kind, "a value"
+    )
     if parameter.choices:
         words = "one of " + ", ".join(str(choice) for choice in parameter.choices)
     low, high = parameter.limits
@@ -130,10 +140,16 @@ def read_config(path: str) -> dict[str, object]:
         with open(path, "rb") as file:
             content = tomllib.load(file)
     except (OSError, ValueError, RecursionError) as error:  # not TOML, or no text
-        raise UsageError(f"-c {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise UsageError(
+            f"-c {path}: cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
     found: dict[str, object] = {}
     for key, value in content.items():
-        entries = {f"{key}:{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
+        entries = (
+            {f"{key}:{name}": inner for name, inner in value.items()}
+            if isinstance(value, dict)
+            else {key: value}
+        )
         found |= {_key(name): inner for name, inner in entries.items()}
     return found
 
@@ -144,17 +160,25 @@ def normalise(settings: Mapping[str, object] | Iterable[tuple[str, object]]) -> 
     return {_key(key): value for key, value in items}
 
 
-def check_user(settings: Mapping[str, object], steps: Mapping[str, Callable[..., object]], origin: str = "-p") -> None:
+def check_user(
+    settings: Mapping[str, object], steps: Mapping[str, Callable[..., object]], origin: str = "-p"
+) -> None:
     """Refuse unknown steps and parameters and values of a wrong type, before any pixel is read."""
     tables = {name: parameters(step) for name, step in steps.items()}
     everywhere = {name for table in tables.values() for name in table}
     for key, value in settings.items():
         step, _, name = key.rpartition(":")
         if step and step not in tables:
-            raise UsageError(f"{origin} {key}: no step {step!r} in this recipe{closest(step, tables)}")
+            raise UsageError(
+                f"{origin} {key}: no step {step!r} in this recipe{closest(step, tables)}"
+            )
         known = tables[step] if step else everywhere
         if name not in known:
-            raise UsageError(f"{origin} {key}: no parameter {name!r}" + (f" in {step}" if step else "") + closest(name, known))
+            raise UsageError(
+                f"{origin} {key}: no parameter {name!r}"
+                + (f" in {step}" if step else "")
+                + closest(name, known)
+            )
         for owner in [step] if step else [owner for owner in tables if name in tables[owner]]:
             check(owner, tables[owner][name], value)
 
@@ -190,7 +214,11 @@ def own_values(step: Callable[..., object], settings: Mapping[str, Setting]) -> 
 
 def changed(settings: Mapping[str, Setting]) -> str:
     """What differs from the defaults, in words: 'mesh=256 (instrument), ...'."""
-    return ", ".join(f"{name}={s.value} ({s.layer})" for name, s in settings.items() if s.layer not in ("default", "recipe"))
+    return ", ".join(
+        f"{name}={s.value} ({s.layer})"
+        for name, s in settings.items()
+        if s.layer not in ("default", "recipe")
+    )
 
 
 def _key(key: str) -> str:
@@ -208,11 +236,15 @@ def _parameter(name: str, hint: Any, default: object, text: str) -> Parameter:
         members = [member for member in typing.get_args(hint) if member is not type(None)]
         optional = len(members) < len(typing.get_args(hint))
         inner = _parameter(name, members[0], default, text)
-        return inner._replace(optional=optional, limits=limits if limits != Range() else inner.limits)
+        return inner._replace(
+            optional=optional, limits=limits if limits != Range() else inner.limits
+        )
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
         return Parameter(name, type(choices[0]), default, optional, choices, limits, text)
-    return Parameter(name, hint if isinstance(hint, type) else str, default, optional, (), limits, text)
+    return Parameter(
+        name, hint if isinstance(hint, type) else str, default, optional, (), limits, text
+    )
 
 
 def _convert(where: str, parameter: Parameter, value: object) -> object:

@@ -41,7 +41,9 @@ def mask_sky_sources(run, frames):
     targets, skies = run(separate_sky, frames)
     skies = run(associate_sky, skies, skies, keep_lonely=True)
     first = run(sky_correct, skies, skies, mask_objects=False, write_outputs=False)
-    first = run.save(run.each(detect_sources, first, products="mask", write_outputs=False), variables=["objects"])
+    first = run.save(
+        run.each(detect_sources, first, products="mask", write_outputs=False), variables=["objects"]
+    )
     return transfer_objects(targets, first), transfer_objects(skies, first)
 
 

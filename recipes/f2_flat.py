@@ -41,7 +41,11 @@ def make_processed_bpm(run, frames):
     own, short = split_darks(darks, flats)
     own = calibrate_lamps(run, own, static_bpm=False) if own else ()
     flat = lamp_flat(run, calibrate_lamps(run, flats, static_bpm=False), own)
-    dark = run(stack_frames, calibrate_lamps(run, short, static_bpm=False), reject_method="varclip") if short else None
+    dark = (
+        run(stack_frames, calibrate_lamps(run, short, static_bpm=False), reject_method="varclip")
+        if short
+        else None
+    )
     return run.store(run(make_bpm, flat, dark), "_bpm", "processed_bpm")
 
 
@@ -58,7 +62,11 @@ def calibrate_lamps(run, frames, static_bpm=True):
     Uniform light has no star cores, so there is no hidden saturation to look for and no latent image.
     """
     frames = run(prepare, run.by_rows(frames))
-    bpms = run.calibration("processed_bpm", frames, required=False) if static_bpm else (None,) * len(frames)
+    bpms = (
+        run.calibration("processed_bpm", frames, required=False)
+        if static_bpm
+        else (None,) * len(frames)
+    )
     frames = run(add_dq, frames, bpms, hidden_saturation=False, latency=False)
     frames = run.each(adu_to_electrons, frames)
     frames = run.each(add_var, frames)

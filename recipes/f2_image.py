@@ -22,7 +22,11 @@ from gdask.steps import check_wcs as list_bad_wcs
 TAGS = {"F2", "IMAGE"}
 NOT_FOR = {"SPECT", "LS", "MOS", "THRUSLIT", "ACQUISITION", "TWILIGHT"}
 ALSO = {"check_wcs": {"PREPARED"}}
-ONLY = {"align_and_stack": {"PREPARED"}, "ultradeep_part2": {"PREPARED"}, "ultradeep_part3": {"PREPARED"}}
+ONLY = {
+    "align_and_stack": {"PREPARED"},
+    "ultradeep_part2": {"PREPARED"},
+    "ultradeep_part3": {"PREPARED"},
+}
 
 
 def reduce(run, frames):

@@ -1,6 +1,13 @@
 """Recipes for GSAOI images. The default is `reduce`."""
 
-from gdask.recipes.common import align, calibrate, mask_sky_sources, mask_stack_sources, stack, subtract_sky
+from gdask.recipes.common import (
+    align,
+    calibrate,
+    mask_sky_sources,
+    mask_stack_sources,
+    stack,
+    subtract_sky,
+)
 
 from gdask.steps import check_wcs as list_bad_wcs
 from gdask.steps import detect_sources

@@ -17,7 +17,9 @@ import pytest
 
 _TESTS = Path(__file__).parent
 # For helpers.py, for benchmarks/, and for what tests of clusters and of faults share.
-sys.path += [str(path) for path in (_TESTS, _TESTS.parent, _TESTS / "cluster", _TESTS / "reduction")]
+sys.path += [
+    str(path) for path in (_TESTS, _TESTS.parent, _TESTS / "cluster", _TESTS / "reduction")
+]
 
 # A shell's background jobs ignore interrupts, and so would what they start: tests that interrupt need them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -63,7 +65,10 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
     folder = tmp_path_factory.mktemp("night")
     simulate_gsaoi(folder, size=320, n_flats=3, n_darks=3, n_science=5, n_sky=4, n_std=3)
     rows = Table.read(folder / "truth" / "frames.ecsv")
-    files = {kind: sorted(str(folder / "raw" / row["file"]) for row in rows if row["kind"] == kind) for kind in FILTERED}
+    files = {
+        kind: sorted(str(folder / "raw" / row["file"]) for row in rows if row["kind"] == kind)
+        for kind in FILTERED
+    }
     (bpm,) = (folder / "raw").glob("bpm*.fits")
     return Night(folder, bpm=str(bpm), **files)
 

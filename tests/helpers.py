@@ -15,10 +15,14 @@ from gdask.types import Frame, Frames
 BANDS = (None, 64, 97)
 
 
-def ramp(shape: tuple[int, ...], seed: int, low: float = 100.0, high: float = 20000.0) -> np.ndarray:
+def ramp(
+    shape: tuple[int, ...], seed: int, low: float = 100.0, high: float = 20000.0
+) -> np.ndarray:
     """float32: in each plane a ramp from `low` to `high`, with noise of 1 % of the range."""
     values = np.linspace(low, high, int(np.prod(shape[-2:]))).reshape(shape[-2:])
-    return (values + np.random.default_rng(seed).normal(0.0, 0.01 * (high - low), shape)).astype(np.float32)
+    return (values + np.random.default_rng(seed).normal(0.0, 0.01 * (high - low), shape)).astype(
+        np.float32
+    )
 
 
 def flags(shape: tuple[int, ...], seed: int, share: float = 0.05) -> np.ndarray:
@@ -31,7 +35,8 @@ def flags(shape: tuple[int, ...], seed: int, share: float = 0.05) -> np.ndarray:
 def with_pixels(frame: Frame, rows: int | None = None, **planes: np.ndarray) -> Frame:
     """The Frame with these pixels, chunked in bands of `rows` rows."""
     lazy = {
-        name: da.from_array(values, chunks=(1, rows or values.shape[1], -1), asarray=True) for name, values in planes.items()
+        name: da.from_array(values, chunks=(1, rows or values.shape[1], -1), asarray=True)
+        for name, values in planes.items()
     }
     return with_arrays(frame, **lazy)
 
@@ -40,7 +45,13 @@ def shape_of(frame: Frame) -> tuple[int, int, int]:
     return frame.sizes["detector"], frame.sizes["y"], frame.sizes["x"]
 
 
-def raw(path: str, seed: int = 1, rows: int | None = None, primary: dict[str, object] | None = None, **limits: float) -> Frame:
+def raw(
+    path: str,
+    seed: int = 1,
+    rows: int | None = None,
+    primary: dict[str, object] | None = None,
+    **limits: float,
+) -> Frame:
     """A raw file's headers (`primary`: with changes), prepared, with a ramp as its pixels."""
     (frame,) = prepare((with_headers(gdask.open(path), primary=primary),), bad_wcs="ignore")
     return with_pixels(frame, rows, data=ramp(shape_of(frame), seed, **limits))
@@ -50,7 +61,9 @@ def electrons(path: str, seed: int = 1, rows: int | None = None, **limits: float
     """A raw file's headers, prepared, with a ramp as data, another as variance, and flags in 5 % of the pixels."""
     frame = raw(path, seed, rows, **limits)
     shape = shape_of(frame)
-    return with_pixels(frame, rows, variance=ramp(shape, seed + 1000, 10.0, 500.0), dq=flags(shape, seed + 2000))
+    return with_pixels(
+        frame, rows, variance=ramp(shape, seed + 1000, 10.0, 500.0), dq=flags(shape, seed + 2000)
+    )
 
 
 def computed(frame: Frame) -> dict[str, np.ndarray]:
@@ -64,7 +77,9 @@ def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Non
     assert one.keys() == other.keys()
     for name, values in one.items():
         assert values.dtype == other[name].dtype and values.shape == other[name].shape, name
-        assert values.tobytes() == other[name].tobytes(), f"{name}: {np.sum(values != other[name])} pixels differ"
+        assert values.tobytes() == other[name].tobytes(), (
+            f"{name}: {np.sum(values != other[name])} pixels differ"
+        )
 
 
 def on_disk(frames: Frames, folder: object) -> Frames:
@@ -72,6 +87,10 @@ def on_disk(frames: Frames, folder: object) -> Frames:
     result = []
     for frame in frames:
         again = gdask.open(gdask.write(frame, f"{folder}/{frame.attrs['name']}"))
-        kept = {key: frame.attrs[key] for key in ("geometry", "results", "provenance") if key in frame.attrs}
+        kept = {
+            key: frame.attrs[key]
+            for key in ("geometry", "results", "provenance")
+            if key in frame.attrs
+        }
         result.append(again.assign_attrs(kept))
     return tuple(result)

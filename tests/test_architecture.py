@@ -13,7 +13,11 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = {"gdask": ROOT / "gdask", "gdask.recipes": ROOT / "recipes", "gdask.cluster": ROOT / "cluster"}
+PACKAGES = {
+    "gdask": ROOT / "gdask",
+    "gdask.recipes": ROOT / "recipes",
+    "gdask.cluster": ROOT / "cluster",
+}
 
 #: Rooms in the order in which imports may look back; rooms of one row may use each other.
 ROWS = (
@@ -29,7 +33,10 @@ ROWS = (
 LEVELS = {room: level for level, row in enumerate(ROWS) for room in row}
 #: Rooms that must not know the pipeline, or not all that their row would allow.
 ONLY = {
-    "simulate": {"types", "model"},  # a simulator that shares the pipeline's geometry proves nothing
+    "simulate": {
+        "types",
+        "model",
+    },  # a simulator that shares the pipeline's geometry proves nothing
     "cluster": {"types", "model"},
     "params": {"types", "model"},
     "recipes": {"steps"},  # what an astronomer copies needs nothing else
@@ -75,8 +82,13 @@ def rooms(*names: str) -> list[Module]:
 
 def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
     """(dotted name, line) of everything that is imported, also inside functions, but not for type checkers alone."""
-    skipped = {id(node) for branch in ast.walk(tree) if _for_type_checkers(branch)
-               for statement in branch.body for node in ast.walk(statement)}  # type: ignore[attr-defined]
+    skipped = {
+        id(node)
+        for branch in ast.walk(tree)
+        if _for_type_checkers(branch)
+        for statement in branch.body
+        for node in ast.walk(statement)
+    }  # type: ignore[attr-defined]
     for node in ast.walk(tree):
         if id(node) in skipped:
             continue
@@ -88,11 +100,17 @@ def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
 
 
 def _for_type_checkers(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    return (
+        isinstance(node, ast.If)
+        and isinstance(node.test, ast.Name)
+        and node.test.id == "TYPE_CHECKING"
+    )
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    return (node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
+    return (
+        node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    )
 
 
 def body_length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -103,7 +121,9 @@ def body_length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 def places(module: Module, nodes: Iterable[object]) -> list[str]:
     """Where nodes of a module are, as an editor takes it, with their text."""
-    return [f"{module.path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)[:60]}" for node in nodes]  # type: ignore
+    return [
+        f"{module.path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)[:60]}" for node in nodes
+    ]  # type: ignore
 
 
 def calls(node: ast.AST, names: set[str]) -> bool:
@@ -130,6 +150,7 @@ def f(a):
 
 # Rooms --------------------------------------------------------------------------------------------------------------
 
+
 def test_every_module_has_a_room() -> None:
     assert {module.room for module in modules()} <= {"", "simulate", *LEVELS}
     assert len(modules()) > 60  # the walk has found the package
@@ -139,9 +160,13 @@ def test_imports_point_one_way() -> None:
     wrong = []
     for module in modules():
         if module.room:  # not gdask/__init__.py, the table of public names
-            wrong += [f"{module.name}:{line} imports {name}" for name, line in imported(module.tree)
-                      if name.startswith("gdask.") and name != "gdask.__version__"
-                      and room_of(name) not in may_use(module.room)]
+            wrong += [
+                f"{module.name}:{line} imports {name}"
+                for name, line in imported(module.tree)
+                if name.startswith("gdask.")
+                and name != "gdask.__version__"
+                and room_of(name) not in may_use(module.room)
+            ]
     assert wrong == []
 
 
@@ -158,10 +183,16 @@ def test_kernels_are_numpy_in_numpy_out() -> None:
     strangers = {"dask", "distributed", "xarray", "logging", "os", "pathlib", "rich", "sqlalchemy"}
     found = []
     for module in rooms("kernels"):
-        found += [f"{module.name}:{line} imports {name}" for name, line in imported(module.tree)
-                  if name.split(".")[0] in strangers
-                  or name.startswith("astropy") and not name.startswith(("astropy.io.fits", "astropy.wcs", "astropy.units"))]
-        found += places(module, (n for n in ast.walk(module.tree) if calls(n, {"print", "open", "fits.open"})))
+        found += [
+            f"{module.name}:{line} imports {name}"
+            for name, line in imported(module.tree)
+            if name.split(".")[0] in strangers
+            or name.startswith("astropy")
+            and not name.startswith(("astropy.io.fits", "astropy.wcs", "astropy.units"))
+        ]
+        found += places(
+            module, (n for n in ast.walk(module.tree) if calls(n, {"print", "open", "fits.open"}))
+        )
     assert found == []
 
 
@@ -172,7 +203,9 @@ def test_compiled_kernels_release_the_lock_and_keep_their_bits() -> None:
         for function in functions(module.tree):
             for decorator in function.decorator_list:
                 if "jit" in ast.unparse(decorator):
-                    given = {k.arg: ast.unparse(k.value) for k in getattr(decorator, "keywords", ())}
+                    given = {
+                        k.arg: ast.unparse(k.value) for k in getattr(decorator, "keywords", ())
+                    }
                     if given.get("nogil") != "True" or {"parallel", "fastmath"} & set(given):
                         found.append(f"{module.name}.{function.name}: {given}")
     assert found == []
@@ -181,53 +214,86 @@ def test_compiled_kernels_release_the_lock_and_keep_their_bits() -> None:
 def computing_attributes(tree: ast.Module) -> list[str]:
     """Attributes that compute. `.values()`, called, is a mapping's; `.values`, read, is xarray's."""
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    return [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)
-            and node.attr in {"compute", "load", "persist", "values", "to_numpy"}
-            and not (node.attr == "values" and id(node) in called)]
+    return [
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr in {"compute", "load", "persist", "values", "to_numpy"}
+        and not (node.attr == "values" and id(node) in called)
+    ]
 
 
 def test_steps_and_recipes_never_compute() -> None:
     found = {}
     for module in rooms("steps", "recipes"):
         found[module.name] = computing_attributes(module.tree)
-        found[module.name] += places(module, (n for n in ast.walk(module.tree) if calls(n, {"compute", "persist"})))
+        found[module.name] += places(
+            module, (n for n in ast.walk(module.tree) if calls(n, {"compute", "persist"}))
+        )
     assert {name: nodes for name, nodes in found.items() if nodes} == {}
 
 
 def test_only_the_run_computes() -> None:
     """`gdask.write` is the one exception: to compute one Frame is its purpose."""
     found = {
-        f"{module.name}.{function.name}" for module in modules() for function in functions(module.tree)
-        if any(calls(n, {"dask.compute", "dask.persist", "client.compute"}) for n in ast.walk(function))
-    }  # fmt: skip
-    assert {name for name in found if not name.startswith("gdask.engine.compute.")} <= {"gdask.io.write.write"}
+        f"{module.name}.{function.name}"
+        for module in modules()
+        for function in functions(module.tree)
+        if any(
+            calls(n, {"dask.compute", "dask.persist", "client.compute"}) for n in ast.walk(function)
+        )
+    }
+    assert {name for name in found if not name.startswith("gdask.engine.compute.")} <= {
+        "gdask.io.write.write"
+    }
 
 
 # Safety -------------------------------------------------------------------------------------------------------------
+
 
 def test_text_is_never_code_and_nothing_is_unpickled() -> None:
     unpicklers = {"pickle", "dill", "joblib", "shelve", "marshal"}
     code = {"eval", "exec", "compile", "__import__", "yaml.load", "yaml.unsafe_load", "os.system"}
     found = []
     for module in modules():
-        found += [f"{module.name}:{line} imports {name}" for name, line in imported(module.tree)
-                  if name.split(".")[0] in unpicklers]
+        found += [
+            f"{module.name}:{line} imports {name}"
+            for name, line in imported(module.tree)
+            if name.split(".")[0] in unpicklers
+        ]
         found += places(module, (n for n in ast.walk(module.tree) if calls(n, code)))
-        found += places(module, (n for n in ast.walk(module.tree) if isinstance(n, ast.keyword) and (
-            n.arg == "shell" or n.arg == "allow_pickle" and ast.unparse(n.value) != "False")))
+        found += places(
+            module,
+            (
+                n
+                for n in ast.walk(module.tree)
+                if isinstance(n, ast.keyword)
+                and (
+                    n.arg == "shell" or n.arg == "allow_pickle" and ast.unparse(n.value) != "False"
+                )
+            ),
+        )
     assert found == []
 
 
 # Size and annotations -----------------------------------------------------------------------------------------------
 
+
 def test_modules_and_functions_are_short() -> None:
     long = {m.name: n for m in modules() if (n := len(m.path.read_text().splitlines())) > LINES}
-    long |= {f"{m.name}.{f.name}": n for m in modules() for f in functions(m.tree) if (n := body_length(f)) > BODY}
+    long |= {
+        f"{m.name}.{f.name}": n
+        for m in modules()
+        for f in functions(m.tree)
+        if (n := body_length(f)) > BODY
+    }
     assert long == {}, f"at most {LINES} lines for a module, {BODY} for a function's body"
 
 
 def test_function_bodies_are_short_in_the_median() -> None:
-    lengths = sorted(body_length(function) for module in modules() for function in functions(module.tree))
+    lengths = sorted(
+        body_length(function) for module in modules() for function in functions(module.tree)
+    )
     assert lengths[len(lengths) // 2] <= 12
 
 
@@ -237,10 +303,21 @@ def test_every_argument_is_annotated() -> None:
     for module in modules():
         for function in functions(module.tree) if module.room != "recipes" else ():
             given = function.args
-            arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
-            bare += [f"{module.name}:{a.lineno} {function.name}({a.arg})" for a in arguments
-                     if a and a.annotation is None and a.arg not in {"self", "cls"}]
-            bare += [f"{module.name}:{function.lineno} {function.name} ->"] * (function.returns is None)
+            arguments = [
+                *given.posonlyargs,
+                *given.args,
+                *given.kwonlyargs,
+                given.vararg,
+                given.kwarg,
+            ]
+            bare += [
+                f"{module.name}:{a.lineno} {function.name}({a.arg})"
+                for a in arguments
+                if a and a.annotation is None and a.arg not in {"self", "cls"}
+            ]
+            bare += [f"{module.name}:{function.lineno} {function.name} ->"] * (
+                function.returns is None
+            )
     assert bare == []
 
 
@@ -250,39 +327,85 @@ def test_every_module_says_what_it_is_for() -> None:
 
 # Weight -------------------------------------------------------------------------------------------------------------
 
-HEAVY = ("dask", "distributed", "xarray", "numba", "scipy", "reproject", "sqlalchemy", "matplotlib", "pandas")
+HEAVY = (
+    "dask",
+    "distributed",
+    "xarray",
+    "numba",
+    "scipy",
+    "reproject",
+    "sqlalchemy",
+    "matplotlib",
+    "pandas",
+)
 
 
 #: What header commands and `import gdask` may load; each must leave what is heavy alone.
 LIGHT = (
-    "gdask", "gdask.types", "gdask.model", "gdask.params", "gdask.steps", "gdask.dataselect.selection", "gdask.dataselect",
-    "gdask.instruments", "gdask.io.headers", "gdask.logutils", "gdask.cal_service", "gdask.cluster", "gdask.cli",
-    "gdask.cli.typewalk", "gdask.cli.showd", "gdask.cli.dataselect", "gdask.cli.caldb", "gdask.cli.reduce",
-    "gdask.cli.showpars", "gdask.cli.showrecipes", "gdask.cli.simulate", "gdask.simulate",
-    "gdask.cli.verify", "gdask.cli.replay",
-)  # fmt: skip
+    "gdask",
+    "gdask.types",
+    "gdask.model",
+    "gdask.params",
+    "gdask.steps",
+    "gdask.dataselect.selection",
+    "gdask.dataselect",
+    "gdask.instruments",
+    "gdask.io.headers",
+    "gdask.logutils",
+    "gdask.cal_service",
+    "gdask.cluster",
+    "gdask.cli",
+    "gdask.cli.typewalk",
+    "gdask.cli.showd",
+    "gdask.cli.dataselect",
+    "gdask.cli.caldb",
+    "gdask.cli.reduce",
+    "gdask.cli.showpars",
+    "gdask.cli.showrecipes",
+    "gdask.cli.simulate",
+    "gdask.simulate",
+    "gdask.cli.verify",
+    "gdask.cli.replay",
+)
 
 
 def test_importing_is_light() -> None:
     """A command that reads headers must not wait for what reads pixels. One process imports all, one after another."""
-    code = (f"import importlib, sys\nfor name in {LIGHT}:\n    importlib.import_module(name)\n"
-            f"    print(name, *sorted(set({HEAVY}) & set(sys.modules)))")
+    code = (
+        f"import importlib, sys\nfor name in {LIGHT}:\n    importlib.import_module(name)\n"
+        f"    print(name, *sorted(set({HEAVY}) & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:-1] == list(LIGHT)
 
 
-@pytest.mark.parametrize("arguments", [
-    ["typewalk", "-d", "."], ["showd", "S1.fits", "-d", "object"], ["dataselect", "--tags", "GSAOI", "S1.fits"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["typewalk", "-d", "."],
+        ["showd", "S1.fits", "-d", "object"],
+        ["dataselect", "--tags", "GSAOI", "S1.fits"],
+    ],
+)
 def test_header_commands_load_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     from astropy.io import fits
 
     phu = fits.PrimaryHDU()
-    phu.header.update({"INSTRUME": "GSAOI", "OBJECT": "NGC 5128", "OBSTYPE": "OBJECT", "OBSCLASS": "science"})
+    phu.header.update(
+        {"INSTRUME": "GSAOI", "OBJECT": "NGC 5128", "OBSTYPE": "OBJECT", "OBSCLASS": "science"}
+    )
     fits.HDUList([phu, fits.ImageHDU()]).writeto(tmp_path / "S1.fits")
-    code = (f"import sys; from gdask import cli; code = cli.main({arguments!r}); "
-            f"print('HEAVY', *sorted(set({HEAVY}) & set(sys.modules)), file=sys.stderr); sys.exit(code)")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
-                          cwd=tmp_path, stdin=subprocess.DEVNULL)
+    code = (
+        f"import sys; from gdask import cli; code = cli.main({arguments!r}); "
+        f"print('HEAVY', *sorted(set({HEAVY}) & set(sys.modules)), file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+    )
     assert (done.returncode, done.stderr.split()) == (0, ["HEAVY"])
     assert "S1.fits" in done.stdout

@@ -31,10 +31,22 @@ pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason=
 def run(*command: str | os.PathLike[str], cwd: Path, expect: int = 0) -> str:
     """Standard output of a command that sees neither the checkout nor the user's configuration."""
     hidden = {"PYTHONPATH", "DRAGONSRC", "NUMBA_CACHE_DIR"}
-    environment = {k: v for k, v in os.environ.items() if k not in hidden} | {"HOME": str(cwd), "COLUMNS": "200"}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-                          check=False)
-    assert done.returncode == expect, f"{command} gave {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    environment = {k: v for k, v in os.environ.items() if k not in hidden} | {
+        "HOME": str(cwd),
+        "COLUMNS": "200",
+    }
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert done.returncode == expect, (
+        f"{command} gave {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    )
     return done.stdout
 
 
@@ -44,8 +56,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, out = tmp_path_factory.mktemp("source") / "gdask", tmp_path_factory.mktemp("dist")
     shutil.copytree(ROOT, source, ignore=LITTER)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run([sys.executable, "-m", "build", "--outdir", out, source], env=environment,
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", out, source],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return out
 
@@ -57,11 +74,28 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
     python = home / "bin" / "python"
     (wheel,) = built.glob("*.whl")
-    subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel],
-                   check=True)
-    packages = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=home).strip()
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            python,
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--no-index",
+            wheel,
+        ],
+        check=True,
+    )
+    packages = run(
+        python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=home
+    ).strip()
     borrowed = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
-    Path(packages, "borrowed.pth").write_text("\n".join(borrowed))  # plain paths: an editable gdask there stays inactive
+    Path(packages, "borrowed.pth").write_text(
+        "\n".join(borrowed)
+    )  # plain paths: an editable gdask there stays inactive
     return python.parent
 
 
@@ -69,8 +103,23 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def night(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with raw/ of a tiny night, simulated by the installed package."""
     folder = tmp_path_factory.mktemp("night")
-    run(installed / "gdask", "simulate", "gsaoi", ".", "--size", "384", "--n-flats", "2", "--n-science", "3",
-        "--n-sky", "3", "--n-std", "1", cwd=folder)
+    run(
+        installed / "gdask",
+        "simulate",
+        "gsaoi",
+        ".",
+        "--size",
+        "384",
+        "--n-flats",
+        "2",
+        "--n-science",
+        "3",
+        "--n-sky",
+        "3",
+        "--n-std",
+        "1",
+        cwd=folder,
+    )
     return folder
 
 
@@ -78,9 +127,10 @@ def sources() -> set[str]:
     """Every file of the three source folders, by the name that it has in the installed package."""
     return {
         str(Path(package, path.relative_to(ROOT / folder)))
-        for folder, package in PACKAGES.items() for path in (ROOT / folder).rglob("*")
+        for folder, package in PACKAGES.items()
+        for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
-    }  # fmt: skip
+    }
 
 
 def test_wheel_holds_all_code_and_data(built: Path) -> None:
@@ -94,20 +144,30 @@ def test_sdist_holds_all_code_and_data(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = {str(path.relative_to(ROOT)) for folder in PACKAGES for path in (ROOT / folder).rglob("*")
-              if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")}
+    wanted = {
+        str(path.relative_to(ROOT))
+        for folder in PACKAGES
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
+    }
     assert wanted | {"pyproject.toml", "README.md", "LICENSE"} <= names
 
 
 def test_packages_listed_are_those_that_exist() -> None:
     """The list in pyproject.toml is explicit: a new folder must be added there."""
-    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    assert listed == {str(Path(name).parent).replace("/", ".") for name in sources() if name.endswith(".py")}
+    listed = set(
+        tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    )
+    assert listed == {
+        str(Path(name).parent).replace("/", ".") for name in sources() if name.endswith(".py")
+    }
 
 
 def test_everything_comes_from_the_wheel(installed: Path, tmp_path: Path) -> None:
-    code = ("import json, gdask, gdask.recipes.gsaoi_image as recipe, gdask.cluster as cluster, gdask.instruments as facts;"
-            "print(json.dumps([gdask.__file__, recipe.__file__, cluster.__file__, facts.__file__, sorted(cluster.load_profiles())]))")
+    code = (
+        "import json, gdask, gdask.recipes.gsaoi_image as recipe, gdask.cluster as cluster, gdask.instruments as facts;"
+        "print(json.dumps([gdask.__file__, recipe.__file__, cluster.__file__, facts.__file__, sorted(cluster.load_profiles())]))"
+    )
     *files, profiles = json.loads(run(installed / "python", "-c", code, cwd=tmp_path))
     assert all(Path(file).is_relative_to(installed.parent) for file in files), files
     assert profiles == ["pbs", "processes", "slurm", "ssh", "threads"]
@@ -129,30 +189,50 @@ def test_commands_on_raw_files(installed: Path, night: Path) -> None:
     assert "S20170505S0030.fits" in walked and "(LAMPON)" in walked
     recipes = run(installed / "showrecipes", flat, cwd=night)
     assert "gdask.recipes.gsaoi_flat" in recipes and "make_processed_flat" in recipes
-    assert "def make_processed_flat(run, frames):" in run(installed / "showrecipes", flat, "-r", "makeProcessedFlat", cwd=night)
+    assert "def make_processed_flat(run, frames):" in run(
+        installed / "showrecipes", flat, "-r", "makeProcessedFlat", cwd=night
+    )
     parameters = run(installed / "showpars", "raw/S20170505S0095.fits", "detectSources", cwd=night)
-    assert "min_pixels         20" in parameters and "(GSAOI)" in parameters  # a default from the instrument's TOML
+    assert (
+        "min_pixels         20" in parameters and "(GSAOI)" in parameters
+    )  # a default from the instrument's TOML
 
 
 def test_recipes_make_a_flat_and_an_image(installed: Path, night: Path) -> None:
     raw = sorted(str(path.relative_to(night)) for path in (night / "raw").glob("S*.fits"))
     run(installed / "caldb", "add", "raw/bpm_20121104_gsaoi_gsaoi_11_full_4amp.fits", cwd=night)
     run(installed / "dataselect", "--tags", "FLAT", *raw, "-o", "flats.list", cwd=night)
-    assert run(installed / "reduce", "@flats.list", cwd=night).splitlines()[-1] == "S20170505S0030_flat.fits"
+    assert (
+        run(installed / "reduce", "@flats.list", cwd=night).splitlines()[-1]
+        == "S20170505S0030_flat.fits"
+    )
     assert "processed_flat" in run(installed / "caldb", "list", cwd=night)
     with fits.open(night / "S20170505S0030_flat.fits", checksum=True) as flat:
         assert "PROCFLAT" in flat[0].header
         assert [hdu.name for hdu in flat[1:13]] == ["SCI", "VAR", "DQ"] * 4
-        ratios = [flat["SCI", n].data / fits.getdata(night / "truth" / f"flat_{n}.fits", "FLAT") for n in (1, 2, 3, 4)]
+        ratios = [
+            flat["SCI", n].data / fits.getdata(night / "truth" / f"flat_{n}.fits", "FLAT")
+            for n in (1, 2, 3, 4)
+        ]
         good = [flat["DQ", n].data == 0 for n in (1, 2, 3, 4)]
     levels = [np.median(ratio[mask]) for ratio, mask in zip(ratios, good, strict=True)]
     assert min(mask.mean() for mask in good) > 0.9
     assert np.ptp(levels) < 2e-3 * np.mean(levels)  # one normalisation for all arrays
     assert max(np.std(ratio[mask]) for ratio, mask in zip(ratios, good, strict=True)) < 0.01
     raw = sorted(str(path.relative_to(night)) for path in (night / "raw").glob("S*.fits"))
-    run(installed / "dataselect", "--expr", "observation_class=='science'", *raw, "-o", "science.list", cwd=night)
+    run(
+        installed / "dataselect",
+        "--expr",
+        "observation_class=='science'",
+        *raw,
+        "-o",
+        "science.list",
+        cwd=night,
+    )
     parameters = ["skyCorrect:offset_sky=False", "prepare:bad_wcs=fix"]
-    assert "S20170505S0095_image.fits" in run(installed / "reduce", "@science.list", "-p", *parameters, cwd=night)
+    assert "S20170505S0095_image.fits" in run(
+        installed / "reduce", "@science.list", "-p", *parameters, cwd=night
+    )
     with fits.open(night / "S20170505S0095_image.fits", checksum=True) as image:
         assert [hdu.name for hdu in image[1:4]] == ["SCI", "VAR", "DQ"]
         assert (image[0].header["NCOMBINE"], image["SCI"].header["BUNIT"]) == (3, "electron")
@@ -162,22 +242,48 @@ def test_recipes_make_a_flat_and_an_image(installed: Path, night: Path) -> None:
     peak = np.unravel_index(np.argmax(np.where(dq == 0, data, 0)), data.shape)
     stars = Table.read(night / "truth" / "catalog.ecsv")
     stars = stars[stars["field"] == "target"]
-    away = wcs.pixel_to_world(*peak[::-1]).separation(SkyCoord(stars["ra"], stars["dec"], unit="deg")).arcsec
-    assert stars["flux"][away < 0.15].max() > 0.1 * stars["flux"].max()  # the brightest pixel is a bright star
+    away = (
+        wcs.pixel_to_world(*peak[::-1])
+        .separation(SkyCoord(stars["ra"], stars["dec"], unit="deg"))
+        .arcsec
+    )
+    assert (
+        stars["flux"][away < 0.15].max() > 0.1 * stars["flux"].max()
+    )  # the brightest pixel is a bright star
 
 
 @pytest.mark.slow
 def test_tutorial_as_it_is_written(installed: Path, tmp_path: Path) -> None:
     """The tutorial's commands (docs/gsaoi.md), then the README's Python code, character by character."""
-    run(installed / "gdask", "simulate", "gsaoi", ".", "--size", "768", "--roi", "766", "--n-flats", "5", cwd=tmp_path)
+    run(
+        installed / "gdask",
+        "simulate",
+        "gsaoi",
+        ".",
+        "--size",
+        "768",
+        "--roi",
+        "766",
+        "--n-flats",
+        "5",
+        cwd=tmp_path,
+    )
     text = (ROOT / "docs" / "gsaoi.md").read_text().split("## Where gdask differs")[0]
-    lines = [line[4:] for line in text.splitlines() if re.match(r"    (typewalk|showd|dataselect|caldb|reduce) [^:]", line)]
+    lines = [
+        line[4:]
+        for line in text.splitlines()
+        if re.match(r"    (typewalk|showd|dataselect|caldb|reduce) [^:]", line)
+    ]
     lines = [line for line in lines if not line.startswith("dataselect: ")]
     assert sum(line.startswith("reduce ") for line in lines) == 4
     for line in lines:
         print(line)
         run("sh", "-e", "-c", f'PATH="{installed}:$PATH"; {line}', cwd=tmp_path)
-    products = ["S20170505S0030_flat.fits", "S20170504S0114_image.fits", "S20170505S0095_image.fits"]
+    products = [
+        "S20170505S0030_flat.fits",
+        "S20170504S0114_image.fits",
+        "S20170505S0095_image.fits",
+    ]
     first = {name: pixels(tmp_path / name) for name in products}
     code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(code) == 2
@@ -185,8 +291,12 @@ def test_tutorial_as_it_is_written(installed: Path, tmp_path: Path) -> None:
         (tmp_path / name).unlink()
     for block in code:
         run(installed / "python", "-c", block, cwd=tmp_path)
-    assert {name: pixels(tmp_path / name) for name in products} == first  # the same bytes from Python
-    assert (tmp_path / "S20170505S0095_electrons.fits").is_file() and (tmp_path / "gsaoi_data_reduction.log").is_file()
+    assert {
+        name: pixels(tmp_path / name) for name in products
+    } == first  # the same bytes from Python
+    assert (tmp_path / "S20170505S0095_electrons.fits").is_file() and (
+        tmp_path / "gsaoi_data_reduction.log"
+    ).is_file()
 
 
 def pixels(path: Path) -> list[bytes]:

@@ -29,10 +29,14 @@ def raw(night: object, tmp_path: Path) -> Path:
 
 
 def sums(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+    }
 
 
 # What is written where ----------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("suffix", ["/../x", "_a/b", "_\0"])
 def test_a_suffix_is_no_path(suffix: str) -> None:
@@ -40,7 +44,9 @@ def test_a_suffix_is_no_path(suffix: str) -> None:
         product_name("S1.fits", suffix)
 
 
-def test_names_in_headers_decide_nothing(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_in_headers_decide_nothing(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with fits.open(raw, mode="update") as units:
         for keyword in ("ORIGNAME", "FILENAME"):
             units[0].header[keyword] = "../../victim.fits"
@@ -50,7 +56,10 @@ def test_names_in_headers_decide_nothing(raw: Path, tmp_path: Path, monkeypatch:
     run = Run(folder=str(tmp_path), inputs={str(raw): None})
     run.write_each((frame,), "_made")
     assert [path.name for path in tmp_path.glob("*.fits")] == [f"{raw.stem}_made.fits"]
-    assert not (tmp_path.parent / "victim.fits").exists() and not (tmp_path.parent.parent / "victim.fits").exists()
+    assert (
+        not (tmp_path.parent / "victim.fits").exists()
+        and not (tmp_path.parent.parent / "victim.fits").exists()
+    )
 
 
 @pytest.mark.parametrize("way", ["itself", "folder link", "hard link", "other raw file"])
@@ -79,15 +88,23 @@ def test_a_product_never_replaces_an_input(way: str, raw: Path, tmp_path: Path) 
     assert sums(raw.parent) == before
 
 
-def test_a_product_never_replaces_the_calibration_that_it_was_made_with(raw: Path, tmp_path: Path) -> None:
+def test_a_product_never_replaces_the_calibration_that_it_was_made_with(
+    raw: Path, tmp_path: Path
+) -> None:
     flat = tmp_path / "S1_image.fits"
     shutil.copy(raw, flat)
     with fits.open(flat, mode="update") as units:
         units[0].header["GEM-TLM"] = "t"
-    frame = gdask.open(raw).assign_attrs(provenance=({"filename": flat.name, "path": str(flat), "provenance_added_by": "flat_correct"},))
+    frame = gdask.open(raw).assign_attrs(
+        provenance=(
+            {"filename": flat.name, "path": str(flat), "provenance_added_by": "flat_correct"},
+        )
+    )
     with pytest.raises(GdaskError, match="would replace an input"):
         check_target(str(flat), frame, [str(raw)])
-    check_target(str(flat), frame.assign_attrs(provenance=()), [str(raw)])  # an older product may be replaced
+    check_target(
+        str(flat), frame.assign_attrs(provenance=()), [str(raw)]
+    )  # an older product may be replaced
 
 
 def test_a_planted_link_is_not_followed(raw: Path, tmp_path: Path) -> None:
@@ -96,7 +113,11 @@ def test_a_planted_link_is_not_followed(raw: Path, tmp_path: Path) -> None:
     os.symlink(raw, write.temporary_name(str(final)))
     frame = with_pixels(gdask.open(raw), data=np.ones((4, 320, 320), np.float32))
     gdask.write(frame, final)
-    assert raw.read_bytes() == before and not final.is_symlink() and final.stat().st_size > 4 * 4 * 320 * 320
+    assert (
+        raw.read_bytes() == before
+        and not final.is_symlink()
+        and final.stat().st_size > 4 * 4 * 320 * 320
+    )
     os.unlink(final)
     os.symlink(raw, final)  # the name itself: the link is replaced, not what it points at
     gdask.write(frame, final)
@@ -131,15 +152,31 @@ def test_inputs_may_be_read_only(raw: Path, tmp_path: Path) -> None:
 EVIL = "from pathlib import Path\nPath(__file__).with_name('RAN').touch()\n"
 
 
-@pytest.mark.parametrize("arguments", [["showrecipes", "S1.fits"], ["reduce", "S1.fits", "-r", "mine"]])
+@pytest.mark.parametrize(
+    "arguments", [["showrecipes", "S1.fits"], ["reduce", "S1.fits", "-r", "mine"]]
+)
 def test_files_that_lie_about_are_not_run(arguments: list[str], raw: Path, tmp_path: Path) -> None:
     shutil.copy(raw, tmp_path / "S1.fits")
-    for name in ("mine.py", "recipes.py", "gsaoi_image.py", "sitecustomize_.py", "conftest.py", "__init__.py"):
+    for name in (
+        "mine.py",
+        "recipes.py",
+        "gsaoi_image.py",
+        "sitecustomize_.py",
+        "conftest.py",
+        "__init__.py",
+    ):
         (tmp_path / name).write_text(EVIL)
     command = Path(sys.executable).with_name("gdask")
     if not command.exists():
         pytest.skip("not installed")
-    done = subprocess.run([command, *arguments], cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    done = subprocess.run(
+        [command, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
     assert done.returncode in (0, 1, 2) and "Traceback" not in done.stderr
     assert not (tmp_path / "RAN").exists()
 
@@ -153,8 +190,13 @@ def test_a_recipe_file_is_run_when_it_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "RAN").exists()
 
 
-@pytest.mark.parametrize("name", ["{}/mine.py:own", "{}/mine.so:own", "{}/mine:own", "os.system", "../mine.py", "mine.py"])
-def test_a_product_names_no_code(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["{}/mine.py:own", "{}/mine.so:own", "{}/mine:own", "os.system", "../mine.py", "mine.py"],
+)
+def test_a_product_names_no_code(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a product says of its recipe is looked up among the shipped ones; a file is the user's to name."""
     from gdask.reduction.replay import Account, _recipe
 
@@ -162,10 +204,15 @@ def test_a_product_names_no_code(name: str, tmp_path: Path, monkeypatch: pytest.
     for file in ("mine.py", "mine.so", "mine"):
         (tmp_path / file).write_text(EVIL + "def own(run, frames):\n    pass\n")
     recipe = {"name": name.format(tmp_path), "function": "own", "file": "mine.py", "sha256": "0"}
-    with pytest.raises(GdaskError, match="made by the recipe own of a file mine.py; name it: --recipe"):
+    with pytest.raises(
+        GdaskError, match="made by the recipe own of a file mine.py; name it: --recipe"
+    ):
         _recipe(Account("S1_image.fits", recipe, {}, None, {}, (), (EVIL,), ()), None)
     with pytest.raises(GdaskError, match="not the file that the product was made with"):
-        _recipe(Account("S1_image.fits", recipe, {}, None, {}, (), (EVIL,), ()), f"{tmp_path}/mine.py:own")
+        _recipe(
+            Account("S1_image.fits", recipe, {}, None, {}, (), (EVIL,), ()),
+            f"{tmp_path}/mine.py:own",
+        )
     assert not (tmp_path / "RAN").exists()
 
 
@@ -178,13 +225,17 @@ def test_only_python_files_are_recipes(tmp_path: Path) -> None:
 def test_profiles_are_data(tmp_path: Path) -> None:
     from gdask.cluster import profile_of
 
-    (tmp_path / "evil.yaml").write_text(f"kind: !!python/object/apply:os.mkdir ['{tmp_path}/RAN']\n")
+    (tmp_path / "evil.yaml").write_text(
+        f"kind: !!python/object/apply:os.mkdir ['{tmp_path}/RAN']\n"
+    )
     with pytest.raises(GdaskError, match="evil.yaml"):
         profile_of(str(tmp_path / "evil.yaml"))
     assert not (tmp_path / "RAN").exists()
 
 
-def test_nothing_is_asked_of_the_network(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_asked_of_the_network(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Remote services of a configuration are listed and never asked; a host in a name is a file that is not there."""
     import socket
 
@@ -198,7 +249,9 @@ def test_nothing_is_asked_of_the_network(raw: Path, tmp_path: Path, monkeypatch:
         monkeypatch.setattr(socket.socket, name, refuse)
     for name in ("getaddrinfo", "gethostbyname", "create_connection"):
         monkeypatch.setattr(socket, name, refuse)
-    (tmp_path / "rc").write_text("[calibs]\ndatabases = c.db get store\n    https://archive.gemini.edu get\n    archive.gemini.edu get\n")
+    (tmp_path / "rc").write_text(
+        "[calibs]\ndatabases = c.db get store\n    https://archive.gemini.edu get\n    archive.gemini.edu get\n"
+    )
     monkeypatch.setenv("DRAGONSRC", str(tmp_path / "rc"))
     monkeypatch.chdir(tmp_path)
     assert len(open_databases()) == 3
@@ -207,7 +260,9 @@ def test_nothing_is_asked_of_the_network(raw: Path, tmp_path: Path, monkeypatch:
     assert cli.main(["caldb", "list"]) == 0
 
 
-def test_paths_in_a_database_are_read_and_compared(flat: Path, night: object, tmp_path: Path) -> None:
+def test_paths_in_a_database_are_read_and_compared(
+    flat: Path, night: object, tmp_path: Path
+) -> None:
     """A path that was changed to another file's is no calibration, and the file stays as it is."""
     import sqlite3
 
@@ -243,6 +298,7 @@ def test_a_planted_checkpoint_is_not_unpickled(tmp_path: Path) -> None:
 
 # Network ------------------------------------------------------------------------------------------------------------
 
+
 def test_processes_and_dashboards_listen_on_localhost() -> None:
     import psutil
     from gdask.cluster import connect
@@ -250,8 +306,12 @@ def test_processes_and_dashboards_listen_on_localhost() -> None:
     with connect("processes:1") as client:
         address = client.scheduler_info()["address"]
         me = psutil.Process()
-        open_ports = {connection.laddr.ip for one in (me, *me.children(recursive=True)) for connection in one.net_connections("inet")
-                      if connection.status == psutil.CONN_LISTEN}
+        open_ports = {
+            connection.laddr.ip
+            for one in (me, *me.children(recursive=True))
+            for connection in one.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
     assert address.startswith("tcp://127.0.0.1:")
     assert open_ports <= {"127.0.0.1", "::1"} and open_ports
 
@@ -267,23 +327,75 @@ def test_tls_lets_in_who_has_a_certificate_and_nobody_else(tmp_path: Path) -> No
     if openssl is None:
         pytest.skip("no openssl")
     key, certificate = tmp_path / "me.key", tmp_path / "me.pem"
-    subprocess.run([openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-                    "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    names = {f"tls_{who}_{what}": str(path) for who in ("scheduler", "worker", "client") for what, path in (("cert", certificate), ("key", key))}
+    subprocess.run(
+        [
+            openssl,
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+            "-keyout",
+            key,
+            "-out",
+            certificate,
+        ],
+        check=True,
+        capture_output=True,
+    )
+    names = {
+        f"tls_{who}_{what}": str(path)
+        for who in ("scheduler", "worker", "client")
+        for what, path in (("cert", certificate), ("key", key))
+    }
     security = Security(tls_ca_file=str(certificate), require_encryption=True, **names)
-    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, protocol="tls://", host="127.0.0.1", security=security,
-                      dashboard_address=None, silence_logs=50) as cluster:
+    with LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        protocol="tls://",
+        host="127.0.0.1",
+        security=security,
+        dashboard_address=None,
+        silence_logs=50,
+    ) as cluster:
         address = cluster.scheduler_address
         assert address.startswith("tls://127.0.0.1:")
         profile = tmp_path / "tls.yaml"
-        profile.write_text(f"kind: scheduler\naddress: {address}\ntls: {{ca: {certificate}, cert: {certificate}, key: {key}}}\n")
+        profile.write_text(
+            f"kind: scheduler\naddress: {address}\ntls: {{ca: {certificate}, cert: {certificate}, key: {key}}}\n"
+        )
         with connect(str(profile)) as client:
             assert client.submit(sum, [1, 2, 3]).result() == 6
         with pytest.raises(OSError):
             Client(address.replace("tls://", "tcp://"), timeout=3)
         other_key, other = tmp_path / "other.key", tmp_path / "other.pem"
-        subprocess.run([openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=other",
-                        "-keyout", other_key, "-out", other], check=True, capture_output=True)
-        profile.write_text(f"kind: scheduler\ntimeout: 3\naddress: {address}\ntls: {{ca: {other}, cert: {other}, key: {other_key}}}\n")
+        subprocess.run(
+            [
+                openssl,
+                "req",
+                "-x509",
+                "-newkey",
+                "rsa:2048",
+                "-nodes",
+                "-days",
+                "2",
+                "-subj",
+                "/CN=other",
+                "-keyout",
+                other_key,
+                "-out",
+                other,
+            ],
+            check=True,
+            capture_output=True,
+        )
+        profile.write_text(
+            f"kind: scheduler\ntimeout: 3\naddress: {address}\ntls: {{ca: {other}, cert: {other}, key: {other_key}}}\n"
+        )
         with pytest.raises(GdaskError), connect(str(profile)):
             pass

@@ -16,13 +16,32 @@ from benchmarks.accuracy.scene import read
 def main(argv: list[str] | None = None) -> int:
     """Run the cases; 0 when all were measured, whether they reach their targets or not."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
-    parser.add_argument("--size", choices=("full", "small"), default="small", help="size of the nights (default: small)")
-    parser.add_argument("--only", action="append", metavar="NAME", help="cases whose names contain this; may be repeated")
-    parser.add_argument("--out", default="accuracy", metavar="DIR", help="nights, stacks, table and plots (default: ./accuracy)")
+    parser.add_argument(
+        "--size",
+        choices=("full", "small"),
+        default="small",
+        help="size of the nights (default: small)",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="NAME",
+        help="cases whose names contain this; may be repeated",
+    )
+    parser.add_argument(
+        "--out",
+        default="accuracy",
+        metavar="DIR",
+        help="nights, stacks, table and plots (default: ./accuracy)",
+    )
     args = parser.parse_args(argv)
-    cases = [case for case in CASES if not args.only or any(part in case.name for part in args.only)]
+    cases = [
+        case for case in CASES if not args.only or any(part in case.name for part in args.only)
+    ]
     if not cases:
-        parser.error(f"--only {args.only}: no such case; there are {', '.join(case.name for case in CASES)}")
+        parser.error(
+            f"--only {args.only}: no such case; there are {', '.join(case.name for case in CASES)}"
+        )
     out = Path(args.out).resolve() / args.size
     out.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, float]] = {}
@@ -57,8 +76,15 @@ def _twin(case: Case, size: str, out: Path, calibrations: dict[Path, Path]) -> d
         calibrations[clean] = nights.calibrate(case, clean)
 
     def reduce(cosmics: bool, *parameters: str) -> Path:
-        work = out / "stacks" / case.name / f"{'hit' if cosmics else 'clean'}{'_all' if parameters else ''}"
-        return nights.stack(case, hit if cosmics else clean, calibrations[clean], work, *parameters).image
+        work = (
+            out
+            / "stacks"
+            / case.name
+            / f"{'hit' if cosmics else 'clean'}{'_all' if parameters else ''}"
+        )
+        return nights.stack(
+            case, hit if cosmics else clean, calibrations[clean], work, *parameters
+        ).image
 
     return rejection.compare(read(reduce(False), clean / "truth"), reduce)
 

@@ -43,7 +43,12 @@ CASES = (
     Case("gsaoi-crowded-pa37", "gsaoi", {"field": "crowded", "pa": 37.0}, catalog=1.0),
     Case("gsaoi-extended", "gsaoi", {"field": "extended"}, catalog=1.0),
     Case("gsaoi-3-epochs", "gsaoi", {"field": "crowded", "nights": 3, "n_science": 6, "n_sky": 4}),
-    Case("gsaoi-3-epochs-catalog", "gsaoi", {"field": "crowded", "nights": 3, "n_science": 6, "n_sky": 4}, catalog=1.0),
+    Case(
+        "gsaoi-3-epochs-catalog",
+        "gsaoi",
+        {"field": "crowded", "nights": 3, "n_science": 6, "n_sky": 4},
+        catalog=1.0,
+    ),
     Case("gsaoi-cosmic-rays", "gsaoi", {"field": "crowded", "seed": 2}, twin=True),
     Case("f2-sparse", "f2", {"field": "sparse"}),
     Case("f2-sparse-catalog", "f2", {"field": "sparse", "pa": 37.0}, catalog=10.0),
@@ -61,23 +66,40 @@ class Target(NamedTuple):
 
 #: Columns of the scoreboard that have a target, in the order of the table.
 TARGETS: dict[str, Target] = {
-    "astrometry_mas": Target("mas", 0.0, 0.2, "rms per axis of bright isolated stars after a linear fit, beyond the photon limit"),
+    "astrometry_mas": Target(
+        "mas",
+        0.0,
+        0.2,
+        "rms per axis of bright isolated stars after a linear fit, beyond the photon limit",
+    ),
     "tie_ratio": Target("", 0.0, 3.0, "offset from the true sky over catalogue error / sqrt(N)"),
-    "flux_position_percent": Target("%", 0.0, 0.2, "peak to peak of a quadratic surface of flux ratios, beyond its noise"),
+    "flux_position_percent": Target(
+        "%", 0.0, 0.2, "peak to peak of a quadratic surface of flux ratios, beyond its noise"
+    ),
     "flux_bias_percent": Target("%", -0.1, 0.1, "median flux ratio of bright stars - 1"),
     "flux_pull": Target("", 0.97, 1.03, "robust width of (flux - truth) / error, S/N 5 to 40"),
     "sky_pull": Target("", 0.97, 1.03, "robust width of blank pixels / sqrt(VAR) / CORRPIX"),
-    "aperture_pull": Target("", 0.97, 1.03, "robust width of blank aperture sums / sqrt(sum of VAR) / CORRFAC"),
-    "cosmic_removed_percent": Target("%", 99.0, 101.0, "charge of cosmic rays that is not in the stack"),
+    "aperture_pull": Target(
+        "", 0.97, 1.03, "robust width of blank aperture sums / sqrt(sum of VAR) / CORRFAC"
+    ),
+    "cosmic_removed_percent": Target(
+        "%", 99.0, 101.0, "charge of cosmic rays that is not in the stack"
+    ),
     "star_loss_percent": Target("%", -0.05, 0.05, "flux that rejection takes from stars, mean"),
-    "background_ratio": Target("", 0.0, 1.5, "rms of a map of background residuals over what VAR predicts"),
-    "completeness_percent": Target("%", 98.0, 100.0, "isolated stars with S/N above 10 that are in OBJCAT"),
+    "background_ratio": Target(
+        "", 0.0, 1.5, "rms of a map of background residuals over what VAR predicts"
+    ),
+    "completeness_percent": Target(
+        "%", 98.0, 100.0, "isolated stars with S/N above 10 that are in OBJCAT"
+    ),
 }
 #: Multi-epoch stacks and seeing-limited ones have limits of their own. F2: a tenth of a per cent of the seeing disc.
 EXCEPTIONS = {
-    "gsaoi-3-epochs": {"astrometry_mas": 0.3}, "gsaoi-3-epochs-catalog": {"astrometry_mas": 0.3},
-    "f2-sparse": {"astrometry_mas": 2.0}, "f2-sparse-catalog": {"astrometry_mas": 2.0},
-}  # fmt: skip
+    "gsaoi-3-epochs": {"astrometry_mas": 0.3},
+    "gsaoi-3-epochs-catalog": {"astrometry_mas": 0.3},
+    "f2-sparse": {"astrometry_mas": 2.0},
+    "f2-sparse-catalog": {"astrometry_mas": 2.0},
+}
 
 
 def limits(case: str, column: str) -> tuple[float, float]:

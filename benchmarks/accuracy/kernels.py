@@ -23,7 +23,10 @@ PLACES, BOX, CENTROID = 96, 60, 2.0
 
 def table() -> dict[str, dict[str, dict[str, float]]]:
     """By star and kernel: centroid rms and worst (mas), flux mean and peak to peak over phases (%), noise, cosmic rays."""
-    return {name: {kernel: _star(psf, kernel) | _noise(kernel) for kernel in TAPS} for name, psf in STARS.items()}
+    return {
+        name: {kernel: _star(psf, kernel) | _noise(kernel) for kernel in TAPS}
+        for name, psf in STARS.items()
+    }
 
 
 def _star(psf: PSF, kernel: str) -> dict[str, float]:
@@ -31,12 +34,25 @@ def _star(psf: PSF, kernel: str) -> dict[str, float]:
     phases = rng.uniform(-0.5, 0.5, (PLACES, 4))
     half = BOX // 2
     moved, fluxes, peaks = [], [], []
-    for px, py, qx, qy in phases:  # of the star in its pixel, and of output pixels among input pixels
+    for (
+        px,
+        py,
+        qx,
+        qy,
+    ) in phases:  # of the star in its pixel, and of output pixels among input pixels
         raw = _image(psf, half * 1.0 + px, half * 1.0 + py, INPUT, BOX + 1)
         n = int(BOX * INPUT / OUTPUT) - 8
         grid = np.arange(n) + 4.0
         xmap, ymap = np.meshgrid(grid * OUTPUT / INPUT + qx, grid * OUTPUT / INPUT + qy)
-        got = resample(raw, np.ones_like(raw), np.zeros(raw.shape, np.uint16), ymap, xmap, interpolation=kernel, area_ratio=(OUTPUT / INPUT) ** 2)[0]
+        got = resample(
+            raw,
+            np.ones_like(raw),
+            np.zeros(raw.shape, np.uint16),
+            ymap,
+            xmap,
+            interpolation=kernel,
+            area_ratio=(OUTPUT / INPUT) ** 2,
+        )[0]
         x, y = ((half + p - q) * INPUT / OUTPUT - 4.0 for p, q in ((px, qx), (py, qy)))
         want = _image(psf, x, y, OUTPUT, n)
         r = np.hypot(*np.meshgrid(np.arange(n) - x, np.arange(n) - y))
@@ -46,10 +62,12 @@ def _star(psf: PSF, kernel: str) -> dict[str, float]:
         peaks.append(got.max() / want.max() - 1)
     shift = np.array(moved) * OUTPUT * 1000
     return {
-        "centroid_rms_mas": float(np.sqrt(np.mean(shift**2))), "centroid_worst_mas": float(np.abs(shift).max()),
-        "flux_bias_percent": 100 * float(np.mean(fluxes)), "flux_range_percent": 100 * float(np.ptp(fluxes)),
+        "centroid_rms_mas": float(np.sqrt(np.mean(shift**2))),
+        "centroid_worst_mas": float(np.abs(shift).max()),
+        "flux_bias_percent": 100 * float(np.mean(fluxes)),
+        "flux_range_percent": 100 * float(np.ptp(fluxes)),
         "peak_bias_percent": 100 * float(np.mean(peaks)),
-    }  # fmt: skip
+    }
 
 
 def dithered() -> dict[str, dict[str, dict[str, float]]]:
@@ -58,7 +76,12 @@ def dithered() -> dict[str, dict[str, dict[str, float]]]:
 
 
 #: The mean of resampled frames, and pixfracs of drizzle (Fruchter & Hook 2002).
-WAYS: dict[str, float | None] = {"quintic, mean": None, "drizzle 1.0": 1.0, "drizzle 0.7": 0.7, "drizzle 0.4": 0.4}
+WAYS: dict[str, float | None] = {
+    "quintic, mean": None,
+    "drizzle 1.0": 1.0,
+    "drizzle 0.7": 0.7,
+    "drizzle 0.4": 0.4,
+}
 DITHERS = 9
 
 
@@ -76,16 +99,34 @@ def _dithered(psf: PSF, way: str) -> dict[str, float]:
         moved.append(_centroid(got, x, y) - _centroid(want, x, y))
         fluxes.append((got * disk).sum() / (want * disk).sum() - 1)
         peaks.append(got.max() / want.max() - 1)
-        noise = _combined([rng.standard_normal((BOX + 1, BOX + 1)).astype(np.float32) for _ in phases], phases, way, n) * DITHERS**0.5
-        small = np.clip(3.5 - np.hypot(*np.meshgrid(np.arange(n) - n // 2, np.arange(n) - n // 2)), 0, 1)
+        noise = (
+            _combined(
+                [rng.standard_normal((BOX + 1, BOX + 1)).astype(np.float32) for _ in phases],
+                phases,
+                way,
+                n,
+            )
+            * DITHERS**0.5
+        )
+        small = np.clip(
+            3.5 - np.hypot(*np.meshgrid(np.arange(n) - n // 2, np.arange(n) - n // 2)), 0, 1
+        )
         pixels.append(float(noise.std()))
-        sums += [float((noise[j : j + 7, i : i + 7] * _middle(small)).sum()) / np.sqrt((small**2).sum()) for j in range(0, n - 7, 7) for i in range(0, n - 7, 7)]
+        sums += [
+            float((noise[j : j + 7, i : i + 7] * _middle(small)).sum()) / np.sqrt((small**2).sum())
+            for j in range(0, n - 7, 7)
+            for i in range(0, n - 7, 7)
+        ]
     shift = np.array(moved) * OUTPUT * 1000
     return {
-        "centroid_rms_mas": float(np.sqrt(np.mean(shift**2))), "centroid_worst_mas": float(np.abs(shift).max()),
-        "flux_bias_percent": 100 * float(np.mean(fluxes)), "flux_range_percent": 100 * float(np.ptp(fluxes)),
-        "peak_bias_percent": 100 * float(np.mean(peaks)), "pixel_noise": float(np.mean(pixels)), "aperture_noise": float(np.std(sums)),
-    }  # fmt: skip
+        "centroid_rms_mas": float(np.sqrt(np.mean(shift**2))),
+        "centroid_worst_mas": float(np.abs(shift).max()),
+        "flux_bias_percent": 100 * float(np.mean(fluxes)),
+        "flux_range_percent": 100 * float(np.ptp(fluxes)),
+        "peak_bias_percent": 100 * float(np.mean(peaks)),
+        "pixel_noise": float(np.mean(pixels)),
+        "aperture_noise": float(np.std(sums)),
+    }
 
 
 def _middle(disk: np.ndarray) -> np.ndarray:
@@ -100,10 +141,19 @@ def _combined(raw: list[np.ndarray], phases: np.ndarray, way: str, n: int) -> np
     for image, (qx, qy) in zip(raw, phases, strict=True):
         if WAYS[way] is None:
             xmap, ymap = np.meshgrid(places + qx, places + qy)
-            total += resample(image, np.ones_like(image), np.zeros(image.shape, np.uint16), ymap, xmap, area_ratio=ratio**2)[0]
+            total += resample(
+                image,
+                np.ones_like(image),
+                np.zeros(image.shape, np.uint16),
+                ymap,
+                xmap,
+                area_ratio=ratio**2,
+            )[0]
             weight += 1
             continue
-        across, along = (_overlap(places + q, ratio, len(image), float(WAYS[way] or 0)) for q in (qx, qy))
+        across, along = (
+            _overlap(places + q, ratio, len(image), float(WAYS[way] or 0)) for q in (qx, qy)
+        )
         total += along @ image @ across.T * ratio**2
         weight += np.outer(along.sum(axis=1), across.sum(axis=1))
     return total / weight
@@ -119,7 +169,16 @@ def _overlap(places: np.ndarray, size: float, count: int, drop: float) -> np.nda
 def _image(psf: PSF, x: float, y: float, scale: float, size: int) -> np.ndarray:
     image = np.zeros((size, size), np.float32)
     one = np.array([[scale, 0.0, 0.0, scale]])
-    render(image, np.array([x]), np.array([y]), np.array([1e6]), one, np.array([5.0]), parameters(psf), 12)
+    render(
+        image,
+        np.array([x]),
+        np.array([y]),
+        np.array([1e6]),
+        one,
+        np.array([5.0]),
+        parameters(psf),
+        12,
+    )
     return image
 
 
@@ -137,20 +196,34 @@ def _noise(kernel: str) -> dict[str, float]:
     spread, outside = [], []
     for phase in np.linspace(0, 1, 8, endpoint=False):
         y, x = np.mgrid[5:26, 5:26] + phase
-        out = np.abs(resample(hit, np.ones_like(hit), np.zeros(hit.shape, np.uint16), y, x, interpolation=kernel)[0])
+        out = np.abs(
+            resample(
+                hit, np.ones_like(hit), np.zeros(hit.shape, np.uint16), y, x, interpolation=kernel
+            )[0]
+        )
         spread.append((out > 0.05).sum())
         outside.append(out[out < 0.1].sum())
-    return {"pixel_noise": noise_correlation(kernel), "aperture_noise": aperture_noise(kernel, 3.0),
-            "cosmic_pixels": float(np.mean(spread)), "cosmic_faint_percent": 100 * float(np.mean(outside))}  # fmt: skip
+    return {
+        "pixel_noise": noise_correlation(kernel),
+        "aperture_noise": aperture_noise(kernel, 3.0),
+        "cosmic_pixels": float(np.mean(spread)),
+        "cosmic_faint_percent": 100 * float(np.mean(outside)),
+    }
 
 
 def markdown() -> str:
     """The tables as docs/accuracy.md shows them."""
     lines = []
-    for star, kernels in (*table().items(), *((f"nine dithers, {name}", rows) for name, rows in dithered().items())):
+    for star, kernels in (
+        *table().items(),
+        *((f"nine dithers, {name}", rows) for name, rows in dithered().items()),
+    ):
         names = list(next(iter(kernels.values())))
         lines += ["", f"| {star} | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
-        lines += [f"| {kernel} | " + " | ".join(f"{figures[name]:.3g}" for name in names) + " |" for kernel, figures in kernels.items()]
+        lines += [
+            f"| {kernel} | " + " | ".join(f"{figures[name]:.3g}" for name in names) + " |"
+            for kernel, figures in kernels.items()
+        ]
     return "\n".join(lines[1:])
 
 

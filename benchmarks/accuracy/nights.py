@@ -35,7 +35,11 @@ def night(case: Case, size: str, out: Path, **changes: object) -> Path:
     options |= SPARSE[size] if options["field"] != "crowded" and case.instrument == "gsaoi" else {}
     options |= (TWIN[size] if case.twin else {}) | changes
     text = json.dumps([case.instrument, options], sort_keys=True)
-    folder = out / "nights" / f"{case.instrument}-{options['field']}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    folder = (
+        out
+        / "nights"
+        / f"{case.instrument}-{options['field']}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    )
     if not (folder / "complete").exists():
         make = {"gsaoi": simulate.simulate_gsaoi, "f2": simulate.simulate_f2}[case.instrument]
         make(folder, **options)
@@ -51,25 +55,42 @@ def catalog_file(folder: Path, error_mas: float) -> Path:
     stars = stars[_seen(folder / "truth", stars)]
     stars = stars[np.argsort(stars["mag"], kind="stable")][:3000]
     # Each night has a catalogue of its own: the same draw would give every case the same offset.
-    east, north = np.random.default_rng(int(hashlib.sha256(folder.name.encode()).hexdigest()[:8], 16)).normal(0.0, error_mas / 3.6e6, (2, len(stars)))
+    east, north = np.random.default_rng(
+        int(hashlib.sha256(folder.name.encode()).hexdigest()[:8], 16)
+    ).normal(0.0, error_mas / 3.6e6, (2, len(stars)))
     ra = stars["ra"] + east / np.cos(np.radians(stars["dec"]))
-    Table({"RAJ2000": ra, "DEJ2000": stars["dec"] + north, "mag": stars["mag"]}).write(path, overwrite=True)
+    Table({"RAJ2000": ra, "DEJ2000": stars["dec"] + north, "mag": stars["mag"]}).write(
+        path, overwrite=True
+    )
     return path
 
 
 def _seen(truth: Path, stars: Table) -> np.ndarray:
     """Stars that fall on an array of the first science frame, or within 150 pixels of one."""
-    scene, frames = json.loads((truth / "scene.json").read_text()), Table.read(truth / "frames.ecsv")
+    scene, frames = (
+        json.loads((truth / "scene.json").read_text()),
+        Table.read(truth / "frames.ecsv"),
+    )
     frame = frames[frames["kind"] == "science"][0]
-    pose = Pose(frame["ra0"], frame["dec0"], frame["pa"], frame["plate_scale"], np.array(json.loads(str(frame["warp"]))))
+    pose = Pose(
+        frame["ra0"],
+        frame["dec0"],
+        frame["pa"],
+        frame["plate_scale"],
+        np.array(json.loads(str(frame["warp"]))),
+    )
     if scene["instrument"] == "GSAOI":
-        chips = [Chip(np.array(a["distortion_x"]), np.array(a["distortion_y"])) for a in load_facts()[1]]
+        chips = [
+            Chip(np.array(a["distortion_x"]), np.array(a["distortion_y"])) for a in load_facts()[1]
+        ]
     else:
         chips = [Chip(np.array(scene["chip"]["u"]), np.array(scene["chip"]["v"]))]
     seen = np.zeros(len(stars), bool)
     for chip in chips:
         x, y = sky_to_pixel(chip, pose, np.asarray(stars["ra"]), np.asarray(stars["dec"]))
-        seen |= np.maximum(np.abs(x - 1024.5), np.abs(y - 1024.5)) < scene["options"]["size"] / 2 + 150
+        seen |= (
+            np.maximum(np.abs(x - 1024.5), np.abs(y - 1024.5)) < scene["options"]["size"] / 2 + 150
+        )
     return seen
 
 
@@ -86,7 +107,9 @@ def calibrate(case: Case, folder: Path) -> Path:
         for bpm in sorted((folder / "raw").glob("bpm*.fits")):
             run(work, "caldb", "add", str(bpm))
         for number in sorted(set(frames["night"])):
-            flats = frames[(frames["night"] == number) & np.isin(frames["kind"], ["flat_on", "flat_off"])]
+            flats = frames[
+                (frames["night"] == number) & np.isin(frames["kind"], ["flat_on", "flat_off"])
+            ]
             run(work, "reduce", *paths(folder, flats))
         return work
     run(work, "caldb", "init")
@@ -95,14 +118,25 @@ def calibrate(case: Case, folder: Path) -> Path:
     lamps = frames[np.isin(frames["kind"], ["flat_on", "flat_off"])]
     same = np.abs(darks["exptime"] - long) < 0.1
     run(work, "reduce", *paths(folder, darks[same]))
-    run(work, "reduce", *paths(folder, lamps), *paths(folder, darks[~same & (darks["exptime"] < 3)]), "-r", "makeProcessedBPM")
+    run(
+        work,
+        "reduce",
+        *paths(folder, lamps),
+        *paths(folder, darks[~same & (darks["exptime"] < 3)]),
+        "-r",
+        "makeProcessedBPM",
+    )
     run(work, "reduce", *paths(folder, lamps), *_mask(case, work))
     return work
 
 
 def _mask(case: Case, calibrations: Path) -> list[str]:
     """FLAMINGOS-2 has no mask in the archive: the user names the one that was made."""
-    return [] if case.instrument == "gsaoi" else ["-p", f"addDQ:user_bpm={next(calibrations.glob('*_bpm.fits'))}"]
+    return (
+        []
+        if case.instrument == "gsaoi"
+        else ["-p", f"addDQ:user_bpm={next(calibrations.glob('*_bpm.fits'))}"]
+    )
 
 
 def paths(folder: Path, frames: Table) -> list[str]:
@@ -122,10 +156,14 @@ def stack(case: Case, folder: Path, calibrations: Path, work: Path, *parameters:
     if case.catalog is not None:
         chosen += [f"addReferenceCatalog:source={catalog_file(folder, case.catalog)}"]
         chosen += [f"determineAstrometricSolution:reference_error={case.catalog / 1000:g}"]
-    seconds, memory = run(work, "reduce", *paths(folder, science), *(["-p", *chosen] if chosen else []))
+    seconds, memory = run(
+        work, "reduce", *paths(folder, science), *(["-p", *chosen] if chosen else [])
+    )
     images = sorted(work.glob("*_image.fits"))
     if len(images) != 1:
-        raise RuntimeError(f"{case.name}: {len(images)} images in {work}: {(work / 'reduce.log').read_text()[-1500:]}")
+        raise RuntimeError(
+            f"{case.name}: {len(images)} images in {work}: {(work / 'reduce.log').read_text()[-1500:]}"
+        )
     (image,) = images
     return Reduced(image, folder / "truth", seconds, memory)
 
@@ -135,12 +173,22 @@ def run(folder: Path, command: str, *arguments: str) -> tuple[float, float]:
     code = f"import sys; from gdask.cli.{command} import main; sys.exit(main(sys.argv[1:]))"
     environment: dict[str, Any] = os.environ | {"DRAGONSRC": str(folder / "dragonsrc")}
     root = str(Path(__file__).resolve().parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     started = time.monotonic()
     with (folder / f"{command}.log").open("w") as log:
-        child = subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=folder, env=environment, stdout=log, stderr=log)
+        child = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
         _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode not in (0, 1):
-        raise RuntimeError(f"{command} in {folder} gave {child.returncode}: {(folder / f'{command}.log').read_text()[-2000:]}")
+        raise RuntimeError(
+            f"{command} in {folder} gave {child.returncode}: {(folder / f'{command}.log').read_text()[-2000:]}"
+        )
     return time.monotonic() - started, usage.ru_maxrss / 1024

@@ -47,17 +47,28 @@ def compare(scene: Scene, reduce: Callable[..., Path]) -> dict[str, float]:
         i, j = round(float(scene.x[k])), round(float(scene.y[k]))
         reach = int(APERTURE)
         cut = np.s_[j - reach : j + reach + 1, i - reach : i + reach + 1]
-        if min(i, j) > reach and scene.flux[k] * peak > 500 and whole[cut].size == (2 * reach + 1) ** 2 and whole[cut].all():
+        if (
+            min(i, j) > reach
+            and scene.flux[k] * peak > 500
+            and whole[cut].size == (2 * reach + 1) ** 2
+            and whole[cut].all()
+        ):
             losses.append((-float(changed[cut].sum()), float(scene.flux[k])))
     lost = np.array(losses).reshape(-1, 2)
     bright = lost[lost[:, 1] > np.percentile(lost[:, 1], 75)] if len(lost) else lost
     return {
         "cosmic_removed_percent": 100 * (1 - float(left.sum()) / float(injected[touched].sum())),
-        "cosmic_left_over_absolute_percent": 100 * float(np.abs(left).sum()) / float(np.abs(injected[touched]).sum()),
-        "star_loss_percent": 100 * float(lost[:, 0].sum() / lost[:, 1].sum()) if len(lost) else float("nan"),
-        "star_loss_worst_percent": 100 * float(np.max(bright[:, 0] / bright[:, 1])) if len(bright) else float("nan"),
+        "cosmic_left_over_absolute_percent": 100
+        * float(np.abs(left).sum())
+        / float(np.abs(injected[touched]).sum()),
+        "star_loss_percent": 100 * float(lost[:, 0].sum() / lost[:, 1].sum())
+        if len(lost)
+        else float("nan"),
+        "star_loss_worst_percent": 100 * float(np.max(bright[:, 0] / bright[:, 1]))
+        if len(bright)
+        else float("nan"),
         "loss_stars": len(lost),
-    }  # fmt: skip
+    }
 
 
 def _pixels(image: Path) -> tuple[np.ndarray, np.ndarray]:

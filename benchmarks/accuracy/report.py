@@ -11,10 +11,30 @@ import numpy as np
 from benchmarks.accuracy.cases import TARGETS, limits
 
 #: Columns without a target that the table shows too.
-MORE = ("bright_stars", "photon_limit_mas", "rms_mas", "floor_mas", "astrometry_mad_mas", "tie_expected_mas", "tie_beyond_catalog_mas", "catalog_limit_mas", "offset_east_mas",
-        "offset_north_mas", "flux_scatter_percent", "flux_surface_noise_percent", "flux_pull_plain",
-        "sky_pull_plain", "sky_tail_permille", "aperture_pull_plain", "corrpix",
-        "star_loss_worst_percent", "background_level_e", "background_rms_e", "seconds", "memory_mb")  # fmt: skip
+MORE = (
+    "bright_stars",
+    "photon_limit_mas",
+    "rms_mas",
+    "floor_mas",
+    "astrometry_mad_mas",
+    "tie_expected_mas",
+    "tie_beyond_catalog_mas",
+    "catalog_limit_mas",
+    "offset_east_mas",
+    "offset_north_mas",
+    "flux_scatter_percent",
+    "flux_surface_noise_percent",
+    "flux_pull_plain",
+    "sky_pull_plain",
+    "sky_tail_permille",
+    "aperture_pull_plain",
+    "corrpix",
+    "star_loss_worst_percent",
+    "background_level_e",
+    "background_rms_e",
+    "seconds",
+    "memory_mb",
+)
 
 
 def verdict(case: str, column: str, figures: dict[str, float]) -> str:
@@ -29,7 +49,11 @@ def verdict(case: str, column: str, figures: dict[str, float]) -> str:
 
 def error_of(column: str, figures: dict[str, float]) -> float | None:
     """The error of the measurement itself, where it was measured."""
-    return figures.get(f"{column.removesuffix('_percent')}_error_percent" if column.endswith("_percent") else f"{column}_error")
+    return figures.get(
+        f"{column.removesuffix('_percent')}_error_percent"
+        if column.endswith("_percent")
+        else f"{column}_error"
+    )
 
 
 def short(results: dict[str, dict[str, float]]) -> list[str]:
@@ -39,28 +63,48 @@ def short(results: dict[str, dict[str, float]]) -> list[str]:
         for column, target in TARGETS.items():
             if verdict(case, column, figures) == "SHORT":
                 low, high = limits(case, column)
-                lines.append(f"{case}: {column} = {_number(column, figures)}, target {low:g} to {high:g} {target.unit}".rstrip())
+                lines.append(
+                    f"{case}: {column} = {_number(column, figures)}, target {low:g} to {high:g} {target.unit}".rstrip()
+                )
     return lines
 
 
 def markdown(results: dict[str, dict[str, float]], size: str) -> str:
     """Cases down, columns across: the figures with targets (what misses is marked SHORT), then the others."""
-    lines = [f"# Accuracy, {size} size", "", "Targets: " + "; ".join(
-        f"`{name}` {target.low:g} to {target.high:g} {target.unit} ({target.about})" for name, target in TARGETS.items()) + ".", ""]
+    lines = [
+        f"# Accuracy, {size} size",
+        "",
+        "Targets: "
+        + "; ".join(
+            f"`{name}` {target.low:g} to {target.high:g} {target.unit} ({target.about})"
+            for name, target in TARGETS.items()
+        )
+        + ".",
+        "",
+    ]
     for columns in (tuple(TARGETS), MORE):
         lines += ["| case | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
         for case, figures in results.items():
-            lines.append(f"| {case} | " + " | ".join(_cell(case, name, figures) for name in columns) + " |")
+            lines.append(
+                f"| {case} | " + " | ".join(_cell(case, name, figures) for name in columns) + " |"
+            )
         lines.append("")
     missing = short(results)
-    lines += ["(open): misses its target by less than twice the error of its measurement.", "",
-              f"{len(missing)} fall short:" if missing else "Nothing falls short.", "", *(f"- {line}" for line in missing)]
+    lines += [
+        "(open): misses its target by less than twice the error of its measurement.",
+        "",
+        f"{len(missing)} fall short:" if missing else "Nothing falls short.",
+        "",
+        *(f"- {line}" for line in missing),
+    ]
     return "\n".join(lines) + "\n"
 
 
 def _number(name: str, figures: dict[str, float]) -> str:
     error = error_of(name, figures)
-    return f"{figures[name]:.4g}" + (f" +- {error:.2g}" if error is not None and math.isfinite(error) else "")
+    return f"{figures[name]:.4g}" + (
+        f" +- {error:.2g}" if error is not None and math.isfinite(error) else ""
+    )
 
 
 def _cell(case: str, name: str, figures: dict[str, float]) -> str:
@@ -72,7 +116,9 @@ def _cell(case: str, name: str, figures: dict[str, float]) -> str:
 
 def write(results: dict[str, dict[str, float]], size: str, out: Path) -> Path:
     """accuracy.json and accuracy.md in `out`; the path of the table."""
-    (out / "accuracy.json").write_text(json.dumps({"size": size, "cases": results, "short": short(results)}, indent=1))
+    (out / "accuracy.json").write_text(
+        json.dumps({"size": size, "cases": results, "short": short(results)}, indent=1)
+    )
     table = out / "accuracy.md"
     table.write_text(markdown(results, size))
     return table
@@ -88,13 +134,21 @@ def plot(case: str, plots: dict[str, np.ndarray], out: Path) -> None:
     axes = figure.subplots(2, 2)
     if "shift" in plots:
         x, y, shift = plots["star_x"], plots["star_y"], plots["shift"]
-        arrows = axes[0, 0].quiver(x, y, shift[0], shift[1], np.hypot(*shift), angles="xy", cmap="viridis")
+        arrows = axes[0, 0].quiver(
+            x, y, shift[0], shift[1], np.hypot(*shift), angles="xy", cmap="viridis"
+        )
         axes[0, 0].quiverkey(arrows, 0.9, 1.03, 1.0, "1 mas")
-        axes[0, 0].set(title="positions - truth (mas)", xlabel="x (pixel)", ylabel="y (pixel)", aspect="equal")
+        axes[0, 0].set(
+            title="positions - truth (mas)", xlabel="x (pixel)", ylabel="y (pixel)", aspect="equal"
+        )
     if "ratio" in plots:
-        axes[0, 1].errorbar(plots["phot_flux"], plots["ratio"] - 1, plots["ratio_error"], fmt=".", alpha=0.5)
+        axes[0, 1].errorbar(
+            plots["phot_flux"], plots["ratio"] - 1, plots["ratio_error"], fmt=".", alpha=0.5
+        )
         axes[0, 1].axhline(0, color="k", lw=0.5)
-        axes[0, 1].set(title="flux / truth - 1", xscale="log", xlabel="electrons", ylim=(-0.03, 0.03))
+        axes[0, 1].set(
+            title="flux / truth - 1", xscale="log", xlabel="electrons", ylim=(-0.03, 0.03)
+        )
     if "sky_pull" in plots:
         bins = np.linspace(-6, 6, 121)
         axes[1, 0].hist(plots["sky_pull"], bins, density=True, histtype="step")
@@ -102,7 +156,9 @@ def plot(case: str, plots: dict[str, np.ndarray], out: Path) -> None:
         axes[1, 0].set(title="blank pixels / sqrt(VAR) / CORRPIX", yscale="log", ylim=(1e-6, 1))
     if "background" in plots and np.isfinite(plots["background"]).any():
         spread = np.nanpercentile(np.abs(plots["background"]), 95)
-        image = axes[1, 1].imshow(plots["background"], origin="lower", vmin=-spread, vmax=spread, cmap="RdBu")
+        image = axes[1, 1].imshow(
+            plots["background"], origin="lower", vmin=-spread, vmax=spread, cmap="RdBu"
+        )
         figure.colorbar(image, ax=axes[1, 1])
         axes[1, 1].set(title="background residual (e-)")
     figure.suptitle(case)

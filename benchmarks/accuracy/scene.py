@@ -62,7 +62,10 @@ def read(image: str | Path, truth: str | Path, field: str = "target") -> Scene:
     """A stack with ASTROM and OBJCAT, and the truth folder of its night."""
     folder = Path(truth)
     with fits.open(image) as hdus:
-        data, variance, dq = (hdus[name].data.astype(kind) for name, kind in (("SCI", "f4"), ("VAR", "f4"), ("DQ", "u2")))
+        data, variance, dq = (
+            hdus[name].data.astype(kind)
+            for name, kind in (("SCI", "f4"), ("VAR", "f4"), ("DQ", "u2"))
+        )
         header, exptime = hdus["SCI"].header.copy(), float(hdus[0].header["EXPTIME"])
         astrom, catalog = Table(hdus["ASTROM"].data), Table(hdus["OBJCAT"].data)
     facts = json.loads((folder / "scene.json").read_text())
@@ -77,20 +80,56 @@ def read(image: str | Path, truth: str | Path, field: str = "target") -> Scene:
     x, y = (np.asarray(v, float) for v in wcs.world_to_pixel_values(stars["ra"], stars["dec"]))
     near = (x > -200) & (y > -200) & (x < data.shape[1] + 200) & (y < data.shape[0] + 200)
     stars, x, y = stars[near], x[near], y[near]
-    psf = {name: profile(ast.literal_eval(str(rows[name]["psf"])), pixel) for name in dict.fromkeys(names)}
+    psf = {
+        name: profile(ast.literal_eval(str(rows[name]["psf"])), pixel)
+        for name in dict.fromkeys(names)
+    }
     unit = flat_unit(folder) * area_unit(folder, geometries, astrom["ARRAY"])
     scale, share, count, warp = _coverage(stars, names, rows, geometries, psf, folder, facts)
     flux = np.asarray(stars["flux"]) * exptime * scale * unit
     dark = np.zeros(data.shape, np.float32)
-    smooth = _halo(facts, data.shape, wcs, exptime * unit * float(np.mean(used["scale"])), pixel, folder, geometries, astrom)
-    return Scene(data, variance, dq, header, wcs, pixel, np.array(list(psf.values())), stars, x, y, flux, share, count, warp,
-                 dark, smooth, used, geometries, astrom, catalog, unit, folder)  # fmt: skip
+    smooth = _halo(
+        facts,
+        data.shape,
+        wcs,
+        exptime * unit * float(np.mean(used["scale"])),
+        pixel,
+        folder,
+        geometries,
+        astrom,
+    )
+    return Scene(
+        data,
+        variance,
+        dq,
+        header,
+        wcs,
+        pixel,
+        np.array(list(psf.values())),
+        stars,
+        x,
+        y,
+        flux,
+        share,
+        count,
+        warp,
+        dark,
+        smooth,
+        used,
+        geometries,
+        astrom,
+        catalog,
+        unit,
+        folder,
+    )
 
 
 def coverage(scene: Scene, step: int = 16) -> np.ndarray:
     """How many arrays of frames cover each pixel of the stack, by the middle of squares of `step` pixels; float32."""
     ny, nx = scene.data.shape
-    y, x = np.meshgrid(np.arange(step / 2, ny + step, step), np.arange(step / 2, nx + step, step), indexing="ij")
+    y, x = np.meshgrid(
+        np.arange(step / 2, ny + step, step), np.arange(step / 2, nx + step, step), indexing="ij"
+    )
     ra, dec = scene.wcs.pixel_to_world_values(x, y)
     size = fits.getheader(next(iter(sorted(scene.truth.glob("flat_1.fits*")))), 1)["NAXIS1"]
     count = np.zeros(x.shape, np.float32)
@@ -104,7 +143,9 @@ def with_model(scene: Scene, dx: np.ndarray, dy: np.ndarray) -> Scene:
     """The scene with the image of its stars, each moved by (dx, dy) pixels to where the stack has it."""
     least = 0.02 * float(np.sqrt(np.median(scene.variance[scene.variance > 0])))
     x, y = scene.x + dx, scene.y + dy
-    return scene._replace(model=stars_image(scene.data.shape, x, y, scene.flux, scene.psf.mean(axis=0), least))
+    return scene._replace(
+        model=stars_image(scene.data.shape, x, y, scene.flux, scene.psf.mean(axis=0), least)
+    )
 
 
 def profile(parts: list, pixel: float) -> np.ndarray:
@@ -116,7 +157,12 @@ def profile(parts: list, pixel: float) -> np.ndarray:
         for b, wb in zip(nodes / 2, weights / 2, strict=True):
             for angle in angles:
                 r2 = (RADII * np.cos(angle) + a) ** 2 + (RADII * np.sin(angle) + b) ** 2
-                out += wa * wb / angles.size * sum(part * _moffat2(r2, width / pixel, beta) for part, width, beta in parts)
+                out += (
+                    wa
+                    * wb
+                    / angles.size
+                    * sum(part * _moffat2(r2, width / pixel, beta) for part, width, beta in parts)
+                )
     return out
 
 
@@ -126,11 +172,22 @@ def _moffat2(r2: np.ndarray, fwhm: float, beta: float) -> np.ndarray:
 
 
 def _coverage(
-    stars: Table, names: list[str], rows: dict, geometries: tuple[Geometry, ...], psf: dict, folder: Path, facts: dict
+    stars: Table,
+    names: list[str],
+    rows: dict,
+    geometries: tuple[Geometry, ...],
+    psf: dict,
+    folder: Path,
+    facts: dict,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Mean throughput, share of flux in the aperture, number of frames at each star; mean true distortion of all frames."""
     size = fits.getheader(next(iter(sorted(folder.glob("flat_1.fits*")))), 1)["NAXIS1"]
-    within = {name: float(np.trapezoid(2 * np.pi * RADII * p * np.clip(APERTURE + 0.5 - RADII, 0, 1), RADII)) for name, p in psf.items()}
+    within = {
+        name: float(
+            np.trapezoid(2 * np.pi * RADII * p * np.clip(APERTURE + 0.5 - RADII, 0, 1), RADII)
+        )
+        for name, p in psf.items()
+    }
     count, scale, share = np.zeros((3, len(stars)))
     warp = np.zeros((2, len(stars)))
     for name, geometry in zip(names, geometries, strict=True):
@@ -152,12 +209,22 @@ def distortion(frame: object, stars: Table, facts: dict) -> np.ndarray:
     scale = facts.get("warp_scale", 45.0)
     warp, pa = np.array(ast.literal_eval(str(frame["warp"]))), np.radians(frame["pa"])
     xi, eta = tangent_plane(stars["ra"], stars["dec"], frame["ra0"], frame["dec0"])
-    u, v = (np.cos(pa) * xi - np.sin(pa) * eta) / scale, (np.sin(pa) * xi + np.cos(pa) * eta) / scale
+    u, v = (
+        (np.cos(pa) * xi - np.sin(pa) * eta) / scale,
+        (np.sin(pa) * xi + np.cos(pa) * eta) / scale,
+    )
     w = warp @ np.array([u * u, u * v, v * v, u**3, u * u * v, u * v * v, v**3])
     return np.array([np.cos(pa) * w[0] + np.sin(pa) * w[1], np.cos(pa) * w[1] - np.sin(pa) * w[0]])
 
 
-def stars_image(shape: tuple[int, int], x: np.ndarray, y: np.ndarray, flux: np.ndarray, table: np.ndarray, least: float) -> np.ndarray:
+def stars_image(
+    shape: tuple[int, int],
+    x: np.ndarray,
+    y: np.ndarray,
+    flux: np.ndarray,
+    table: np.ndarray,
+    least: float,
+) -> np.ndarray:
     """The image of stars with one radial profile, each out to where it falls below `least`."""
     image = np.zeros(shape, np.float32)
     reach = RADII[np.searchsorted(-table, -least / np.maximum(flux, 1e-9)).clip(40, RADII.size - 2)]
@@ -166,7 +233,15 @@ def stars_image(shape: tuple[int, int], x: np.ndarray, y: np.ndarray, flux: np.n
 
 
 @njit(cache=True, nogil=True)
-def _add(image: np.ndarray, x: np.ndarray, y: np.ndarray, flux: np.ndarray, reach: np.ndarray, table: np.ndarray, step: float) -> None:
+def _add(
+    image: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    flux: np.ndarray,
+    reach: np.ndarray,
+    table: np.ndarray,
+    step: float,
+) -> None:
     ny, nx = image.shape
     for k in range(x.size):
         for j in range(max(int(y[k] - reach[k]), 0), min(int(y[k] + reach[k]) + 2, ny)):
@@ -179,9 +254,15 @@ def _add(image: np.ndarray, x: np.ndarray, y: np.ndarray, flux: np.ndarray, reac
 
 
 def _halo(
-    facts: dict, shape: tuple[int, int], wcs: WCS, electrons: float, pixel: float, folder: Path,
-    geometries: tuple[Geometry, ...], astrom: Table,
-) -> np.ndarray:  # fmt: skip
+    facts: dict,
+    shape: tuple[int, int],
+    wcs: WCS,
+    electrons: float,
+    pixel: float,
+    folder: Path,
+    geometries: tuple[Geometry, ...],
+    astrom: Table,
+) -> np.ndarray:
     """Unresolved light of the truth on the stack: e-/s in a mean pixel, times an output pixel over a mean one."""
     halo = facts.get("halo")
     if not halo:
@@ -193,4 +274,15 @@ def _halo(
     return (light * electrons * pixel**2 / facts["mean_pixel_area"]).astype(np.float32)
 
 
-__all__ = ["APERTURE", "RADII", "RING", "Scene", "coverage", "distortion", "profile", "read", "stars_image", "with_model"]
+__all__ = [
+    "APERTURE",
+    "RADII",
+    "RING",
+    "Scene",
+    "coverage",
+    "distortion",
+    "profile",
+    "read",
+    "stars_image",
+    "with_model",
+]

@@ -36,10 +36,19 @@ def main(argv: list[str] | None = None) -> None:
         many = repeated(graph, max(1, round(count / frames)))
         held, seconds = on_a_scheduler(many)
         rows.append((len(many), held))
-        print(f"{count} frames: {len(many)} tasks, scheduler {held / 1e6:.0f} MB more ({held / len(many):.0f} bytes a task, {held / count / 1e3:.0f} kB a frame), "
-              f"{seconds:.0f} s until it has them", flush=True)
-    slope = (rows[-1][1] - rows[0][1]) / (rows[-1][0] - rows[0][0]) if len(rows) > 1 else rows[0][1] / rows[0][0]
-    print(f"100000 frames: {len(graph) / frames * 1e5 / 1e6:.1f} million tasks, {slope * len(graph) / frames * 1e5 / 1e9:.0f} GB in the scheduler")
+        print(
+            f"{count} frames: {len(many)} tasks, scheduler {held / 1e6:.0f} MB more ({held / len(many):.0f} bytes a task, {held / count / 1e3:.0f} kB a frame), "
+            f"{seconds:.0f} s until it has them",
+            flush=True,
+        )
+    slope = (
+        (rows[-1][1] - rows[0][1]) / (rows[-1][0] - rows[0][0])
+        if len(rows) > 1
+        else rows[0][1] / rows[0][0]
+    )
+    print(
+        f"100000 frames: {len(graph) / frames * 1e5 / 1e6:.1f} million tasks, {slope * len(graph) / frames * 1e5 / 1e9:.0f} GB in the scheduler"
+    )
 
 
 class _Enough(Exception):
@@ -55,7 +64,9 @@ def graphs_of(night: Path, phases: int) -> list[tuple[str, dict]]:
     found: list[tuple[str, dict]] = []
     real = memory.fit
 
-    def noting(graph: Any, available: float, threads: int, what: str, *more: Any, **options: Any) -> Any:
+    def noting(
+        graph: Any, available: float, threads: int, what: str, *more: Any, **options: Any
+    ) -> Any:
         found.append((what, dict(graph)))
         if len(found) == phases:
             raise _Enough
@@ -91,7 +102,18 @@ def on_a_scheduler(graph: dict[Any, Any]) -> tuple[float, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         address = f"{folder}/scheduler.json"
-        command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", address]
+        command = [
+            sys.executable,
+            "-m",
+            "distributed.cli.dask_scheduler",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "--no-dashboard",
+            "--scheduler-file",
+            address,
+        ]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             while not Path(address).exists():

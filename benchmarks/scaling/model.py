@@ -69,15 +69,22 @@ class Machine(NamedTuple):
 
 def busy(record: Record) -> float:
     """CPU seconds of workers over seconds of tasks: 1 on a quiet machine, less where others had the cores."""
-    return sum(p.cpu for p in record.phases) / max(sum(t.seconds + record.worker for p in record.phases for t in p.tasks), 1e-9)
+    return sum(p.cpu for p in record.phases) / max(
+        sum(t.seconds + record.worker for p in record.phases for t in p.tasks), 1e-9
+    )
 
 
 def quiet(record: Record) -> Record:
     """The record with tasks as long as the CPU that they took: as on a machine that does nothing else."""
     share = min(busy(record), 1.0)
-    return record._replace(phases=tuple(
-        phase._replace(tasks=tuple(task._replace(seconds=task.seconds * share) for task in phase.tasks)) for phase in record.phases
-    ))  # fmt: skip
+    return record._replace(
+        phases=tuple(
+            phase._replace(
+                tasks=tuple(task._replace(seconds=task.seconds * share) for task in phase.tasks)
+            )
+            for phase in record.phases
+        )
+    )
 
 
 def between_phases(record: Record) -> float:
@@ -98,7 +105,10 @@ def campaign(phase: Phase, times: int) -> Phase:
     """A phase of `times` as many frames."""
     count, more = len(phase.tasks), []
     for copy in range(times):
-        more += [task._replace(needs=tuple(need + copy * count for need in task.needs)) for task in phase.tasks]
+        more += [
+            task._replace(needs=tuple(need + copy * count for need in task.needs))
+            for task in phase.tasks
+        ]
     return phase._replace(tasks=tuple(more))
 
 
@@ -112,7 +122,9 @@ def stacking(phase: Phase, times: int, split: int = SPLIT) -> Phase:
         needs = tuple(there for need in task.needs for there in place[need])
         place[number] = list(range(len(tasks), len(tasks) + copies))
         seconds = task.seconds * times / copies if task.kind == kind else task.seconds
-        tasks += [task._replace(seconds=seconds, nbytes=task.nbytes // copies, needs=needs)] * copies
+        tasks += [
+            task._replace(seconds=seconds, nbytes=task.nbytes // copies, needs=needs)
+        ] * copies
     return phase._replace(tasks=tuple(tasks))
 
 
@@ -146,7 +158,10 @@ def makespan(tasks: Sequence[Task], machine: Machine) -> float:
             scheduler = max(scheduler, now) + machine.scheduler
             elsewhere = [tasks[need].nbytes for need in tasks[number].needs if home[need] != worker]
             fetching = sum(elsewhere) / BANDWIDTH + LATENCY * bool(elsewhere)
-            heapq.heappush(ends, (scheduler + machine.worker + fetching + tasks[number].seconds, number, worker))
+            heapq.heappush(
+                ends,
+                (scheduler + machine.worker + fetching + tasks[number].seconds, number, worker),
+            )
         now, number, worker = heapq.heappop(ends)
         free.append(worker)
         for other in after[number]:
@@ -156,7 +171,9 @@ def makespan(tasks: Sequence[Task], machine: Machine) -> float:
     return now
 
 
-def _best(tasks: Sequence[Task], needs: Sequence[int], home: Sequence[int], free: Sequence[int]) -> int:
+def _best(
+    tasks: Sequence[Task], needs: Sequence[int], home: Sequence[int], free: Sequence[int]
+) -> int:
     """The place in `free` of the worker that holds most of what is needed."""
     if not needs:
         return len(free) - 1

@@ -19,7 +19,15 @@ def make_night(folder: str | Path, frames: int, size: int) -> Path:
     folder = Path(folder)
     if not (folder / "truth" / "frames.ecsv").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        simulate_gsaoi(folder, size=size, n_flats=3, n_darks=0, n_science=frames - frames // 2, n_sky=frames // 2, n_std=0)
+        simulate_gsaoi(
+            folder,
+            size=size,
+            n_flats=3,
+            n_darks=0,
+            n_science=frames - frames // 2,
+            n_sky=frames // 2,
+            n_std=0,
+        )
     return folder
 
 
@@ -31,7 +39,10 @@ def first_of(night: Path, frames: int, folder: Path) -> Path:
         kept = [row["file"] in science or row["kind"].startswith("flat") for row in rows]
         for part in ("raw", "truth"):
             (folder / part).mkdir(parents=True, exist_ok=True)
-        for path in [*(night / "raw" / row["file"] for row in rows[kept]), *(night / "raw").glob("bpm*.fits")]:
+        for path in [
+            *(night / "raw" / row["file"] for row in rows[kept]),
+            *(night / "raw").glob("bpm*.fits"),
+        ]:
             os.link(path, folder / "raw" / path.name)
         rows[kept].write(folder / "truth" / "frames.ecsv")
     return folder
@@ -48,7 +59,9 @@ def working_in(folder: str | Path) -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
-        os.environ.pop("DRAGONSRC") if configured is None else os.environ.__setitem__("DRAGONSRC", configured)
+        os.environ.pop("DRAGONSRC") if configured is None else os.environ.__setitem__(
+            "DRAGONSRC", configured
+        )
 
 
 def files(kinds: tuple[str, ...]) -> list[str]:
@@ -85,7 +98,9 @@ def make_f2_night(folder: str | Path, frames: int, size: int) -> Path:
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    simulate_f2(folder, size=size, n_science=frames, n_darks=3, n_short_darks=3, n_lamps=3, field="crowded")
+    simulate_f2(
+        folder, size=size, n_science=frames, n_darks=3, n_short_darks=3, n_lamps=3, field="crowded"
+    )
     return folder
 
 
@@ -96,12 +111,26 @@ def reduce_f2_night(folder: str | Path, cluster: str, memory: str | None = None)
     def reduced(paths: list[str], recipe: str = "default", **parameters: object) -> list[str]:
         reduction = Reduce()
         reduction.recipename = recipe
-        return _reduce(reduction, paths, {key.replace("__", ":"): value for key, value in parameters.items()}, cluster, memory)
+        return _reduce(
+            reduction,
+            paths,
+            {key.replace("__", ":"): value for key, value in parameters.items()},
+            cluster,
+            memory,
+        )
 
     with working_in(folder):
-        science, lamps, darks = files(("science",)), files(("flat_on", "flat_off")), files(("dark",))
+        science, lamps, darks = (
+            files(("science",)),
+            files(("flat_on", "flat_off")),
+            files(("dark",)),
+        )
         rows = Table.read("truth/frames.ecsv")
-        short = [os.path.join("raw", row["file"]) for row in rows if row["kind"] == "dark" and row["exptime"] * row["coadds"] == 2]
+        short = [
+            os.path.join("raw", row["file"])
+            for row in rows
+            if row["kind"] == "dark" and row["exptime"] * row["coadds"] == 2
+        ]
         if not Path("cal_manager.db").exists():
             cal_service.set_local_database().init()
             reduced([path for path in darks if path not in short])
@@ -111,7 +140,13 @@ def reduce_f2_night(folder: str | Path, cluster: str, memory: str | None = None)
         return reduced(science, addDQ__user_bpm=bpm)
 
 
-def _reduce(reduction: object, paths: list[str], parameters: dict[str, object], cluster: str, memory: str | None) -> list[str]:
+def _reduce(
+    reduction: object,
+    paths: list[str],
+    parameters: dict[str, object],
+    cluster: str,
+    memory: str | None,
+) -> list[str]:
     reduction.files.extend(paths)
     reduction.uparms.update(parameters)
     reduction.cluster = cluster

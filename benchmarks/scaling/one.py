@@ -51,7 +51,12 @@ class Peak(threading.Thread):
 
 def measured_here(folder: Path, cluster: str = "threads:2") -> dict[str, float]:
     """Frames through threads, in a process of their own: peak bytes, open files, seconds, CPU seconds, tasks."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.scaling.one", str(folder), cluster], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.scaling.one", str(folder), cluster],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise SystemExit(f"{folder}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -77,7 +82,17 @@ def in_threads(folder: str, cluster: str) -> None:
     peak, begun = Peak(), time.time()
     peak.start()
     reduce_night(folder, cluster)
-    print(json.dumps({"peak": peak.most, "files": peak.files, "seconds": time.time() - begun, "cpu": time.process_time(), "tasks": sum(tasks)}))
+    print(
+        json.dumps(
+            {
+                "peak": peak.most,
+                "files": peak.files,
+                "seconds": time.time() - begun,
+                "cpu": time.process_time(),
+                "tasks": sum(tasks),
+            }
+        )
+    )
 
 
 def main(folder: str, cluster: str, record: str) -> None:
@@ -97,7 +112,9 @@ def main(folder: str, cluster: str, record: str) -> None:
         result = real(client, tasks, *more)
         wall, after = time.time() - begun, _cpu(client)
         used = tuple(now - then for now, then in zip(after, before, strict=True))
-        stream = {row["key"]: row for row in client.get_task_stream(start=begun) if row["key"] in tasks}
+        stream = {
+            row["key"]: row for row in client.get_task_stream(start=begun) if row["key"] in tasks
+        }
         phases.append(Phase(more[1], _tasks(tasks, stream), begun, wall, used[1]))
         watching[0] += time.time() - called - wall
         return result
@@ -123,10 +140,25 @@ def _tasks(graph: Mapping[Any, Any], stream: Mapping[Any, Mapping]) -> tuple[Tas
     rows = []
     for key in keys:
         row = stream.get(key, {})
-        spent = {kind: sum(each["stop"] - each["start"] for each in row.get("startstops", ()) if each["action"] == kind) for kind in ("compute", "transfer")}
+        spent = {
+            kind: sum(
+                each["stop"] - each["start"]
+                for each in row.get("startstops", ())
+                if each["action"] == kind
+            )
+            for kind in ("compute", "transfer")
+        }
         needs = tuple(place[need] for need in graph[key].dependencies if need in place)
         name = key[0] if isinstance(key, tuple) else key
-        rows.append(Task(str(name).rpartition("-")[0], spent["compute"], spent["transfer"], int(row.get("nbytes") or 0), needs))
+        rows.append(
+            Task(
+                str(name).rpartition("-")[0],
+                spent["compute"],
+                spent["transfer"],
+                int(row.get("nbytes") or 0),
+                needs,
+            )
+        )
     return tuple(rows)
 
 
@@ -140,7 +172,12 @@ def _costs_of_nothing(client: Any, tasks: Mapping[Any, Any]) -> list[float]:
     from dask._task_spec import TaskRef
 
     name = {key: f"nothing-{number}" for number, key in enumerate(tasks)}
-    graph = {name[key]: Node(name[key], nothing, *(TaskRef(name[need]) for need in task.dependencies if need in name)) for key, task in tasks.items()}
+    graph = {
+        name[key]: Node(
+            name[key], nothing, *(TaskRef(name[need]) for need in task.dependencies if need in name)
+        )
+        for key, task in tasks.items()
+    }
     before = _cpu(client)
     client.get(graph, list(graph))
     return [(now - then) / len(graph) for now, then in zip(_cpu(client), before, strict=True)]

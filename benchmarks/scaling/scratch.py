@@ -35,7 +35,9 @@ def forget_peak() -> None:
 def size_of(value: object) -> int:
     """Bytes of an array; of boxed results the bytes of what is in the box."""
     if isinstance(value, np.ndarray):
-        return sum(size_of(item) for item in value.ravel()) if value.dtype == object else value.nbytes
+        return (
+            sum(size_of(item) for item in value.ravel()) if value.dtype == object else value.nbytes
+        )
     return sum(size_of(item) for item in value) if isinstance(value, tuple) else 64
 
 
@@ -45,7 +47,9 @@ class Record:
     def __init__(self) -> None:
         self.rows: dict[str, tuple[int, int, int, int]] = {}
 
-    def wrap(self, function: Callable[..., object], label: Callable[[dict], str]) -> Callable[..., object]:
+    def wrap(
+        self, function: Callable[..., object], label: Callable[[dict], str]
+    ) -> Callable[..., object]:
         @functools.wraps(function)
         def measured(*args: object, **kwargs: object) -> object:
             forget_peak()
@@ -54,23 +58,36 @@ class Record:
             taken = resident(peak=True) - before
             arrays = [a for a in args if isinstance(a, np.ndarray)]
             pixels = max([a.size for a in arrays if a.dtype != object] + [np.size(result)])
-            row = (taken - size_of(result), pixels, sum(size_of(a) for a in arrays), size_of(result))
+            row = (
+                taken - size_of(result),
+                pixels,
+                sum(size_of(a) for a in arrays),
+                size_of(result),
+            )
             self.rows[label(kwargs)] = max(row, self.rows.get(label(kwargs), row))
             return result
 
         return measured
 
     def report(self) -> str:
-        lines = [f"{'function':<58} {'B/pixel':>8} {'x inputs':>8} {'inputs/px':>9} {'result/px':>9} {'pixels':>9}"]
+        lines = [
+            f"{'function':<58} {'B/pixel':>8} {'x inputs':>8} {'inputs/px':>9} {'result/px':>9} {'pixels':>9}"
+        ]
         for name, (scratch, pixels, inputs, result) in sorted(self.rows.items()):
-            lines.append(f"{name:<58} {scratch / pixels:8.2f} {scratch / max(inputs, 1):8.2f} {inputs / pixels:9.2f} {result / pixels:9.3f} {pixels:9d}")
+            lines.append(
+                f"{name:<58} {scratch / pixels:8.2f} {scratch / max(inputs, 1):8.2f} {inputs / pixels:9.2f} {result / pixels:9.3f} {pixels:9d}"
+            )
         return "\n".join(lines)
 
 
 def main(folder: str) -> None:
     """Reduce the night in `folder` and print the table."""
     if any(os.environ.get(key) != value for key, value in MALLOC.items()):
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.scaling.scratch", *sys.argv[1:]], os.environ | MALLOC)
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "benchmarks.scaling.scratch", *sys.argv[1:]],
+            os.environ | MALLOC,
+        )
     import gdask.io.read
     import gdask.io.write
     import gdask.steps.frames
@@ -81,11 +98,23 @@ def main(folder: str) -> None:
     from benchmarks.scaling.nights import reduce_night
 
     record = Record()
-    for module, name in ((gdask.io.read, "_read_block"), (gdask.io.write, "_write_block"), (gdask.steps.frames, "_call"),
-                         (gdask.steps.quality, "_packed_saturation"), (gdask.steps.resample, "_resample_tile"), (gdask.steps.stack, "_stack_tile"),
-                         (gdask.steps.sky, "_combine_skies"), (gdask.steps.sky, "_level"), (gdask.steps.sky, "_minus_sky")):  # fmt: skip
+    for module, name in (
+        (gdask.io.read, "_read_block"),
+        (gdask.io.write, "_write_block"),
+        (gdask.steps.frames, "_call"),
+        (gdask.steps.quality, "_packed_saturation"),
+        (gdask.steps.resample, "_resample_tile"),
+        (gdask.steps.stack, "_stack_tile"),
+        (gdask.steps.sky, "_combine_skies"),
+        (gdask.steps.sky, "_level"),
+        (gdask.steps.sky, "_minus_sky"),
+    ):
         own = f"{module.__name__}.{name}"
-        label = (lambda kwargs, own=own: f"{kwargs['kernel'].__module__}.{kwargs['kernel'].__qualname__}" if "kernel" in kwargs else own)
+        label = lambda kwargs, own=own: (
+            f"{kwargs['kernel'].__module__}.{kwargs['kernel'].__qualname__}"
+            if "kernel" in kwargs
+            else own
+        )
         setattr(module, name, record.wrap(getattr(module, name), label))
     for _ in range(2):  # the first pass loads or compiles the kernels
         record.rows.clear()

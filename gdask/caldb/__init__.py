@@ -11,9 +11,33 @@ from gdask.caldb.config import Database, database_at, open_databases
 from gdask.caldb.copies import cache, cache_path, store
 from gdask.caldb.describe import caltype_name, describe
 from gdask.caldb.report import explain
-from gdask.caldb.rules import Association, Candidate, Spec, Verdict, associate, needed_types, rank, specs_for
+from gdask.caldb.rules import (
+    Association,
+    Candidate,
+    Spec,
+    Verdict,
+    associate,
+    needed_types,
+    rank,
+    specs_for,
+)
 
 __all__ = [
-    "Association", "Candidate", "Database", "Spec", "Verdict", "associate", "cache", "cache_path", "caltype_name",
-    "database_at", "describe", "explain", "needed_types", "open_databases", "rank", "specs_for", "store",
+    "Association",
+    "Candidate",
+    "Database",
+    "Spec",
+    "Verdict",
+    "associate",
+    "cache",
+    "cache_path",
+    "caltype_name",
+    "database_at",
+    "describe",
+    "explain",
+    "needed_types",
+    "open_databases",
+    "rank",
+    "specs_for",
+    "store",
 ]

@@ -40,7 +40,9 @@ def config_file(config: str | os.PathLike[str] | None = None) -> Path | None:
     if named is None:
         return None
     origin = "--config" if config is not None else "$DRAGONSRC"
-    raise GdaskError(f"{path}: no such configuration file, though {origin} names it; correct it or leave it out")
+    raise GdaskError(
+        f"{path}: no such configuration file, though {origin} names it; correct it or leave it out"
+    )
 
 
 def database_lines(path: Path) -> tuple[str, ...]:
@@ -50,8 +52,10 @@ def database_lines(path: Path) -> tuple[str, ...]:
         parser.read_string(path.read_text(encoding="utf-8"), source=str(path))
     except (configparser.Error, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
-        raise GdaskError(f"{path}: not a readable configuration file ({reason}); expected [calibs] and a line "
-                         f"'databases = PATH get store'") from error
+        raise GdaskError(
+            f"{path}: not a readable configuration file ({reason}); expected [calibs] and a line "
+            f"'databases = PATH get store'"
+        ) from error
     section = parser["calibs"] if parser.has_section("calibs") else {}
     text = section.get("databases") or section.get("database_dir") or ""
     return tuple(line.strip() for line in text.splitlines() if line.strip())
@@ -73,12 +77,16 @@ def _database_of_url(url: str, get: bool, store: bool) -> Database:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        raise GdaskError(f"a calibration database's URL is not understood ({error}); expected postgresql://user@host/name") from error
+        raise GdaskError(
+            f"a calibration database's URL is not understood ({error}); expected postgresql://user@host/name"
+        ) from error
     scheme = parts.scheme.split("+")[0]
     if scheme in {"http", "https"}:
         return Database(url, "", get, store)
     if scheme not in {"postgresql", "postgres"}:
-        raise GdaskError(f"{scheme}://...: unknown kind of calibration database; expected a path or a postgresql:// URL")
+        raise GdaskError(
+            f"{scheme}://...: unknown kind of calibration database; expected a path or a postgresql:// URL"
+        )
     rest = url.split("://", 1)[1]
     user = f"{parts.username}@" if parts.username else ""
     port = f":{parts.port}" if parts.port else ""
@@ -90,10 +98,14 @@ def _parse_line(line: str, source: Path) -> Database:
     try:
         place, *flags = shlex.split(line)
     except ValueError as error:
-        raise GdaskError(f"{source}: cannot read the line 'databases = {line}' ({error}); quote the path") from error
+        raise GdaskError(
+            f"{source}: cannot read the line 'databases = {line}' ({error}); quote the path"
+        ) from error
     unknown = [flag for flag in flags if flag not in {"get", "store"}]
     if unknown:
-        raise GdaskError(f"{source}: unknown word '{unknown[0]}' after a database; expected 'get', 'store' or both")
+        raise GdaskError(
+            f"{source}: unknown word '{unknown[0]}' after a database; expected 'get', 'store' or both"
+        )
     # As DRAGONS has it: no word means get; once there is a word, get must be among them.
     get, store = not flags or "get" in flags, "store" in flags
     if _is_host(place):
@@ -113,7 +125,9 @@ def open_databases(config: str | os.PathLike[str] | None = None) -> tuple[Databa
     Without a configuration (or without databases in it): cal_manager.db in the working folder, get and store.
     """
     path = config_file(config)
-    found = tuple(_parse_line(line, path) for line in database_lines(path)) if path is not None else ()
+    found = (
+        tuple(_parse_line(line, path) for line in database_lines(path)) if path is not None else ()
+    )
     return found or (database_at(DEFAULT_NAME),)
 
 
@@ -124,17 +138,24 @@ def only_database(databases: tuple[Database, ...]) -> Database:
     if len(choices) == 1:
         return choices[0]
     names = ", ".join(database.name for database in local) or "none"
-    raise GdaskError(f"calibration databases configured: {names}; exactly one is needed here: name it with --database")
+    raise GdaskError(
+        f"calibration databases configured: {names}; exactly one is needed here: name it with --database"
+    )
 
 
 def config_text(config: str | os.PathLike[str] | None = None) -> str:
     """What `caldb config` prints: the file in force and every database with its kind, flags and state."""
     path = config_file(config)
-    origin = path or f"none ({DEFAULT_CONFIG} does not exist and $DRAGONSRC is not set): built-in default"
+    origin = (
+        path
+        or f"none ({DEFAULT_CONFIG} does not exist and $DRAGONSRC is not set): built-in default"
+    )
     blocks = [f"Configuration file: {origin}"]
     for database in open_databases(config):
-        blocks.append(f"\n{database.name}\n  Type:  {_kind(database)}\n  Get:   {database.get}\n"
-                      f"  Store: {database.store}")
+        blocks.append(
+            f"\n{database.name}\n  Type:  {_kind(database)}\n  Get:   {database.get}\n"
+            f"  Store: {database.store}"
+        )
     return "\n".join(blocks)
 
 
@@ -150,4 +171,8 @@ def _kind(database: Database) -> str:
     path = sqlite_path(database)
     if path is None:
         return "PostgreSQL"
-    return "SQLite file" if path.exists() else "SQLite file (does not exist yet: made when first needed)"
+    return (
+        "SQLite file"
+        if path.exists()
+        else "SQLite file (does not exist yet: made when first needed)"
+    )

@@ -12,7 +12,9 @@ from gdask.caldb.describe import caltype_name, describe
 from gdask.model import GdaskError, owner
 
 
-def cache_path(path: str | os.PathLike[str], caltype: str, folder: str | os.PathLike[str] = ".") -> Path:
+def cache_path(
+    path: str | os.PathLike[str], caltype: str, folder: str | os.PathLike[str] = "."
+) -> Path:
     """Where the copy of a calibration belongs: FOLDER/calibrations/TYPE/NAME."""
     return Path(folder) / "calibrations" / caltype_name(caltype) / Path(path).name
 
@@ -38,7 +40,9 @@ def store(path: str | os.PathLike[str], databases: Sequence[Database]) -> Path:
 
     caltype = describe(path)["caltype"]
     if caltype is None:
-        raise GdaskError(f"{path}: not a processed calibration (flat, dark, BPM ...), so it cannot be stored as one")
+        raise GdaskError(
+            f"{path}: not a processed calibration (flat, dark, BPM ...), so it cannot be stored as one"
+        )
     copy = cache(path, caltype)
     for database in databases:
         if database.store and database.url:
@@ -50,13 +54,18 @@ def _same(source: Path, target: Path) -> bool:
     if not target.exists():
         return False
     ours, theirs = source.stat(), target.stat()
-    return os.path.samestat(ours, theirs) or (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)
+    return os.path.samestat(ours, theirs) or (ours.st_size, ours.st_mtime_ns) == (
+        theirs.st_size,
+        theirs.st_mtime_ns,
+    )
 
 
 def _copy_whole(source: Path, target: Path) -> None:
     partial = target.with_name(f".{target.name}.{owner()}.part")
     try:
-        partial.unlink(missing_ok=True)  # a file of its own: what a link of that name points at is not touched
+        partial.unlink(
+            missing_ok=True
+        )  # a file of its own: what a link of that name points at is not touched
         shutil.copy2(source, partial)
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())

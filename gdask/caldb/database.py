@@ -21,7 +21,9 @@ from gdask.model import GdaskError
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 30  # how long a writer waits for another one
 _SQLITE_MAGIC = b"SQLite format 3\x00"
-_SCHEMA_LOCK = 0x6764_6173  # any constant: one process at a time makes the tables of a PostgreSQL database
+_SCHEMA_LOCK = (
+    0x6764_6173  # any constant: one process at a time makes the tables of a PostgreSQL database
+)
 
 _META = sa.MetaData()
 # The names leave room for the tables of DRAGONS, whose own cal_manager.db may be the same file.
@@ -63,13 +65,19 @@ def add(database: Database, path: str | os.PathLike[str]) -> Row:
     """Register a calibration file (again: its entry is renewed). Returns its row; GdaskError if it is not one."""
     row = describe_file(path)
     if row["caltype"] is None:
-        raise GdaskError(f"{path}: neither a processed calibration (flat, dark ...) nor a BPM; reduce it first, "
-                         f"then add the product")
+        raise GdaskError(
+            f"{path}: neither a processed calibration (flat, dark ...) nor a BPM; reduce it first, "
+            f"then add the product"
+        )
     row["added"] = dt.datetime.now(dt.UTC).replace(tzinfo=None)
     with _connection(database, write=True) as connection:
         insert = sqlite_insert if connection.dialect.name == "sqlite" else postgresql_insert
         renewed = {name: value for name, value in row.items() if name != "path"}
-        statement = insert(CALIBRATIONS).values(row).on_conflict_do_update(index_elements=["path"], set_=renewed)
+        statement = (
+            insert(CALIBRATIONS)
+            .values(row)
+            .on_conflict_do_update(index_elements=["path"], set_=renewed)
+        )
         connection.execute(statement)
     return row
 
@@ -79,11 +87,15 @@ def remove(database: Database, name: str) -> int:
     if not exists(database):
         return 0
     with _connection(database, write=True) as connection:
-        found = connection.execute(sa.delete(CALIBRATIONS).where(CALIBRATIONS.c.name == os.path.basename(name)))
+        found = connection.execute(
+            sa.delete(CALIBRATIONS).where(CALIBRATIONS.c.name == os.path.basename(name))
+        )
         return found.rowcount
 
 
-def rows(database: Database, caltype: str | None = None, instrument: str | None = None) -> list[Row]:
+def rows(
+    database: Database, caltype: str | None = None, instrument: str | None = None
+) -> list[Row]:
     """All entries, or those of a type and an instrument, ordered by name and path; none if there is no database yet."""
     if not exists(database):
         return []
@@ -98,7 +110,9 @@ def rows(database: Database, caltype: str | None = None, instrument: str | None 
             return _read(connection, query, database)
     if version is None:
         return []
-    with _connection(database, write=True) as connection:  # an older one: opening it to write brings it up to date
+    with _connection(
+        database, write=True
+    ) as connection:  # an older one: opening it to write brings it up to date
         return _read(connection, query, database)
 
 
@@ -107,13 +121,17 @@ def _read(connection: sa.Connection, query: sa.Select, database: Database) -> li
     try:
         found = [dict(row) for row in connection.execute(query).mappings()]
     except (ValueError, TypeError, RecursionError, sa.exc.StatementError) as error:
-        raise GdaskError(f"{database.name}: damaged: an entry cannot be read ({error}); move the file away and add the "
-                         f"calibrations again") from error
+        raise GdaskError(
+            f"{database.name}: damaged: an entry cannot be read ({error}); move the file away and add the "
+            f"calibrations again"
+        ) from error
     for row in found:
         for name, value in row.items():
             if not _fits(name, value):
-                raise GdaskError(f"{database.name}: damaged: {name} of {row.get('name')!r} is {str(value)[:40]!r}; "
-                                 f"'caldb remove' it and add it again")
+                raise GdaskError(
+                    f"{database.name}: damaged: {name} of {row.get('name')!r} is {str(value)[:40]!r}; "
+                    f"'caldb remove' it and add it again"
+                )
     return found
 
 
@@ -123,11 +141,18 @@ def _fits(name: str, value: object) -> bool:
     if name in ("detector_section", "shape"):
         size = {"detector_section": 4, "shape": 2}[name]
         return isinstance(value, list) and all(
-            one is None or isinstance(one, list) and len(one) == size and all(type(part) is int for part in one) for one in value)
+            one is None
+            or isinstance(one, list)
+            and len(one) == size
+            and all(type(part) is int for part in one)
+            for one in value
+        )
     if name == "array_name":
         return isinstance(value, list) and all(one is None or isinstance(one, str) for one in value)
     kind = CALIBRATIONS.c[name].type
-    wanted = {sa.Text: str, sa.String: str, sa.Float: (int, float), sa.DateTime: dt.datetime}.get(type(kind), int)
+    wanted = {sa.Text: str, sa.String: str, sa.Float: (int, float), sa.DateTime: dt.datetime}.get(
+        type(kind), int
+    )
     return isinstance(value, wanted) and not (isinstance(value, float) and not math.isfinite(value))
 
 
@@ -160,17 +185,26 @@ def _engine(url: str) -> sa.Engine:
     if url.startswith("sqlite"):
         # isolation_level None: we say BEGIN ourselves. The journal stays SQLite's default one: the write-ahead log
         # needs shared memory, which network file systems do not have.
-        file = sa.URL.create("sqlite", database=url.removeprefix("sqlite:///"))  # any character may be in its name
-        return sa.create_engine(file, poolclass=sa.NullPool,
-                                connect_args={"timeout": BUSY_SECONDS, "isolation_level": None})
-    return sa.create_engine(url, poolclass=sa.NullPool, connect_args={"connect_timeout": BUSY_SECONDS})
+        file = sa.URL.create(
+            "sqlite", database=url.removeprefix("sqlite:///")
+        )  # any character may be in its name
+        return sa.create_engine(
+            file,
+            poolclass=sa.NullPool,
+            connect_args={"timeout": BUSY_SECONDS, "isolation_level": None},
+        )
+    return sa.create_engine(
+        url, poolclass=sa.NullPool, connect_args={"connect_timeout": BUSY_SECONDS}
+    )
 
 
 @contextmanager
 def _connection(database: Database, write: bool = False) -> Iterator[sa.Connection]:
     """A connection in one transaction; to write, the tables are made or brought up to date first."""
     if not database.url:
-        raise GdaskError(f"{database.name}: a remote service, which gdask does not use; name a file or a postgresql:// URL")
+        raise GdaskError(
+            f"{database.name}: a remote service, which gdask does not use; name a file or a postgresql:// URL"
+        )
     try:
         path = sqlite_path(database)
         if path is not None and write:
@@ -182,17 +216,23 @@ def _connection(database: Database, write: bool = False) -> Iterator[sa.Connecti
             yield connection
             connection.commit()
     except ImportError as error:
-        raise GdaskError(f"{database.name}: PostgreSQL needs its driver: pip install 'gdask[postgresql]'") from error
+        raise GdaskError(
+            f"{database.name}: PostgreSQL needs its driver: pip install 'gdask[postgresql]'"
+        ) from error
     except (sa.exc.SQLAlchemyError, OSError) as error:
         raise GdaskError(_what_failed(database, error)) from error
     except UnicodeDecodeError as error:  # the driver's, for texts in a damaged file
-        raise GdaskError(f"{database.name}: damaged or not a calibration database ({error}); move it away "
-                         f"and add the calibrations again") from error
+        raise GdaskError(
+            f"{database.name}: damaged or not a calibration database ({error}); move it away "
+            f"and add the calibrations again"
+        ) from error
 
 
 def _begin(connection: sa.Connection) -> None:
     if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("BEGIN IMMEDIATE")  # the write lock now, so that the wait is one and never a deadlock
+        connection.exec_driver_sql(
+            "BEGIN IMMEDIATE"
+        )  # the write lock now, so that the wait is one and never a deadlock
 
 
 def _version(connection: sa.Connection) -> int | None:
@@ -206,8 +246,10 @@ def _make_tables(connection: sa.Connection, database: Database) -> None:
     if version == SCHEMA_VERSION:
         return
     if version is not None and version > SCHEMA_VERSION:
-        raise GdaskError(f"{database.name}: made by a newer gdask (layout {version}, this one knows {SCHEMA_VERSION}); "
-                         f"update gdask or name another database")
+        raise GdaskError(
+            f"{database.name}: made by a newer gdask (layout {version}, this one knows {SCHEMA_VERSION}); "
+            f"update gdask or name another database"
+        )
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
     for table in (SCHEMA, CALIBRATIONS):
@@ -240,7 +282,9 @@ def _check_is_sqlite(path: os.PathLike[str]) -> None:
     with open(path, "rb") as file:
         start = file.read(len(_SQLITE_MAGIC))
     if start not in {b"", _SQLITE_MAGIC}:
-        raise GdaskError(f"{path}: not a calibration database, so it is not wiped; move it away or name another one")
+        raise GdaskError(
+            f"{path}: not a calibration database, so it is not wiped; move it away or name another one"
+        )
 
 
 def _readable(database: Database) -> bool:
@@ -252,10 +296,16 @@ def _readable(database: Database) -> bool:
 
 
 def _what_failed(database: Database, error: Exception) -> str:
-    reason = str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error).strip().splitlines()[0]
+    reason = (
+        str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error)
+        .strip()
+        .splitlines()[0]
+    )
     if "locked" in reason:
         return f"{database.name}: kept locked by another process for {BUSY_SECONDS} s; try again when it has ended"
     if "not a database" in reason or "malformed" in reason:
-        return (f"{database.name}: damaged or not a calibration database ({reason}); move it away "
-                f"and add the calibrations again")
+        return (
+            f"{database.name}: damaged or not a calibration database ({reason}); move it away "
+            f"and add the calibrations again"
+        )
     return f"{database.name}: the calibration database cannot be used ({reason}); check the path and its permissions"

@@ -18,13 +18,28 @@ if TYPE_CHECKING:
 DESCRIPTORS: dict[str, Callable[[Any], Any]] = {
     "instrument": str,
     "ut_datetime": lambda value: value,
-    **dict.fromkeys(("data_label", "filter_name", "disperser", "lyot_stop", "focal_plane_mask", "camera", "read_mode",
-                     "read_speed_setting", "gain_setting", "well_depth_setting"), str),
+    **dict.fromkeys(
+        (
+            "data_label",
+            "filter_name",
+            "disperser",
+            "lyot_stop",
+            "focal_plane_mask",
+            "camera",
+            "read_mode",
+            "read_speed_setting",
+            "gain_setting",
+            "well_depth_setting",
+        ),
+        str,
+    ),
     **dict.fromkeys(("exposure_time",), float),
     **dict.fromkeys(("coadds", "detector_x_bin", "detector_y_bin"), int),
     **dict.fromkeys(("array_name", "detector_section"), list),
 }
-PRETTY = frozenset({"filter_name"})  # without component numbers: the same filter may have had several
+PRETTY = frozenset(
+    {"filter_name"}
+)  # without component numbers: the same filter may have had several
 
 #: Types of calibration, and the tags that make a file one (first match wins).
 CALTYPES: dict[str, frozenset[str]] = {
@@ -47,7 +62,9 @@ def caltype_name(text: str) -> str:
     short = {caltype.removeprefix("processed_"): caltype for caltype in CALTYPES}
     near = difflib.get_close_matches(name.removeprefix("processed_"), short, n=1, cutoff=0.4)
     hint = f"; did you mean '{short[near[0]]}'?" if near else ""
-    raise GdaskError(f"'{text}': unknown type of calibration; expected one of {', '.join(CALTYPES)}{hint}")
+    raise GdaskError(
+        f"'{text}': unknown type of calibration; expected one of {', '.join(CALTYPES)}{hint}"
+    )
 
 
 def caltype_of(tags: Iterable[str]) -> str | None:
@@ -77,7 +94,12 @@ def describe_file(path: str | os.PathLike[str]) -> Row:
     full = os.path.abspath(os.fspath(path))
     row = describe(full)
     status = os.stat(full)
-    identity = {"path": full, "name": os.path.basename(full), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    identity = {
+        "path": full,
+        "name": os.path.basename(full),
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+    }
     return row | identity | {"md5": md5_of(full)}
 
 

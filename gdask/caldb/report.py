@@ -52,7 +52,10 @@ def _place(candidate: Candidate) -> str:
 def _reasons(candidate: Candidate) -> list[str]:
     if candidate.failed:
         return [f"failed  {verdict.text}" for verdict in candidate.failed]
-    return [f"{'ok    ' if verdict.passed else 'less  '}  {verdict.text}" for verdict in candidate.verdicts]
+    return [
+        f"{'ok    ' if verdict.passed else 'less  '}  {verdict.text}"
+        for verdict in candidate.verdicts
+    ]
 
 
 def _advice(association: Association) -> list[str]:
@@ -60,5 +63,7 @@ def _advice(association: Association) -> list[str]:
         return []
     if association.spec.note:
         return [f"  Note: {association.spec.note}"]
-    return ["  Make one with 'reduce', add one with 'caldb add FILE', or name one with",
-            f"  'reduce --user_cal {association.caltype}:FILE'."]
+    return [
+        "  Make one with 'reduce', add one with 'caldb add FILE', or name one with",
+        f"  'reduce --user_cal {association.caltype}:FILE'.",
+    ]

@@ -18,7 +18,9 @@ from gdask.types import Headers
 if TYPE_CHECKING:
     from gdask.types import Frame
 
-TOLERANCE = 0.01  # numbers closer than this are the same: headers round exposure times (60.001 s, 60.002 s)
+TOLERANCE = (
+    0.01  # numbers closer than this are the same: headers round exposure times (60.001 s, 60.002 s)
+)
 
 
 class Spec(NamedTuple):
@@ -57,7 +59,9 @@ class Candidate(NamedTuple):
     @property
     def failed(self) -> tuple[Verdict, ...]:
         """The rules that rule it out."""
-        return tuple(verdict for verdict in self.verdicts if verdict.required and not verdict.passed)
+        return tuple(
+            verdict for verdict in self.verdicts if verdict.required and not verdict.passed
+        )
 
 
 class Association(NamedTuple):
@@ -73,8 +77,12 @@ class Association(NamedTuple):
     spec: Spec | None  # None: no rules for this instrument and type
 
 
-def associate(source: Headers | Frame | str | os.PathLike[str], caltype: str, databases: Sequence[Database],
-              spec: Spec | None = None) -> Association:
+def associate(
+    source: Headers | Frame | str | os.PathLike[str],
+    caltype: str,
+    databases: Sequence[Database],
+    spec: Spec | None = None,
+) -> Association:
     """Find the calibration of a type ('processed_flat', 'flat' ...) for a frame, given by path, Headers or Frame.
 
     Databases are asked in order; the first with a fitting calibration wins. Within one: most preferences met, nearest
@@ -87,19 +95,42 @@ def associate(source: Headers | Frame | str | os.PathLike[str], caltype: str, da
     caltype, frame = caltype_name(caltype), describe(source)
     spec = spec if spec is not None else specs_for(source).get(caltype)
     asked = [database for database in databases if database.get and database.url]
-    found = [(order, database.name, row) for order, database in enumerate(asked)
-             for row in _rows(database, caltype, frame["instrument"])]
+    found = [
+        (order, database.name, row)
+        for order, database in enumerate(asked)
+        for row in _rows(database, caltype, frame["instrument"])
+    ]
     ranking = check_files(rank(frame, found, spec)) if spec is not None else ()
     chosen = ranking[0] if ranking and not ranking[0].failed else None
-    ties = tuple(other.path for other in ranking[1:] if chosen and _merit(other)[:4] == _merit(chosen)[:4])
-    return Association(view(source).path, frame["instrument"], caltype, chosen.path if chosen else None, ranking, ties,
-                       tuple(database.name for database in asked), spec)
+    ties = tuple(
+        other.path for other in ranking[1:] if chosen and _merit(other)[:4] == _merit(chosen)[:4]
+    )
+    return Association(
+        view(source).path,
+        frame["instrument"],
+        caltype,
+        chosen.path if chosen else None,
+        ranking,
+        ties,
+        tuple(database.name for database in asked),
+        spec,
+    )
 
 
 def rank(frame: Row, found: Iterable[tuple[int, str, Row]], spec: Spec) -> tuple[Candidate, ...]:
     """Apply the rules to calibrations given as (order of database, its name, row), best first."""
-    candidates = [Candidate(row["path"], row["name"], database, order, _days(frame, row), judge(frame, row, spec), row)
-                  for order, database, row in found]
+    candidates = [
+        Candidate(
+            row["path"],
+            row["name"],
+            database,
+            order,
+            _days(frame, row),
+            judge(frame, row, spec),
+            row,
+        )
+        for order, database, row in found
+    ]
     return tuple(sorted(candidates, key=_merit))
 
 
@@ -133,8 +164,13 @@ def check_files(ranking: Sequence[Candidate]) -> tuple[Candidate, ...]:
 def needed_types(tags: Iterable[str], specs: Mapping[str, Spec]) -> tuple[str, ...]:
     """The types of calibration that a frame with these tags can need, by the rules of its instrument."""
     have = set(tags)
-    return tuple(caltype for caltype, spec in specs.items() if not spec.on_request
-                 and have.issuperset(spec.needed_by) and not have.intersection(spec.not_for))
+    return tuple(
+        caltype
+        for caltype, spec in specs.items()
+        if not spec.on_request
+        and have.issuperset(spec.needed_by)
+        and not have.intersection(spec.not_for)
+    )
 
 
 def specs_for(source: Headers | Frame | str | os.PathLike[str]) -> dict[str, Spec]:
@@ -143,15 +179,21 @@ def specs_for(source: Headers | Frame | str | os.PathLike[str]) -> dict[str, Spe
 
     instrument = instrument_of(source)
     table = _shipped_rules().get(instrument.name, {}) | instrument.facts.get("calibrations", {})
-    return {caltype: spec_of(entry, f"{instrument.name}, {caltype}") for caltype, entry in table.items()}
+    return {
+        caltype: spec_of(entry, f"{instrument.name}, {caltype}") for caltype, entry in table.items()
+    }
 
 
 def spec_of(entry: Mapping[str, Any], where: str = "rules") -> Spec:
     """A Spec from a table of TOML; GdaskError for a word that is none of its fields."""
     unknown = sorted(set(entry) - set(Spec._fields))
     if unknown:
-        raise GdaskError(f"association rules of {where}: unknown '{unknown[0]}'; expected {', '.join(Spec._fields)}")
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+        raise GdaskError(
+            f"association rules of {where}: unknown '{unknown[0]}'; expected {', '.join(Spec._fields)}"
+        )
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
+    }
     return Spec(**values)
 
 
@@ -171,7 +213,15 @@ def _merit(candidate: Candidate) -> tuple[Any, ...]:
     missed = sum(not verdict.passed for verdict in candidate.verdicts if not verdict.required)
     days = candidate.days
     distance = abs(days) if days is not None else float("inf")
-    return len(candidate.failed), candidate.order, missed, distance, -(days or 0.0), candidate.name, candidate.path
+    return (
+        len(candidate.failed),
+        candidate.order,
+        missed,
+        distance,
+        -(days or 0.0),
+        candidate.name,
+        candidate.path,
+    )
 
 
 def _days(frame: Row, row: Row) -> float | None:
@@ -221,22 +271,38 @@ def _arrays(frame: Row, row: Row) -> Verdict:
     ours, theirs = _pieces(frame, named), _pieces(row, named)
     for key, (section, shape) in ours.items():
         if key not in theirs:
-            return Verdict("arrays", False, f"arrays: {key} wanted, {', '.join(map(str, theirs)) or 'none'} found")
+            return Verdict(
+                "arrays",
+                False,
+                f"arrays: {key} wanted, {', '.join(map(str, theirs)) or 'none'} found",
+            )
         other, other_shape = theirs[key]
         if section is None or other is None:
             return Verdict("arrays", False, f"arrays: {key}: section unknown (no DETSEC?)")
         x1, x2, y1, y2 = section
         inside = other[0] <= x1 and x2 <= other[1] and other[2] <= y1 and y2 <= other[3]
         if not inside:
-            return Verdict("arrays", False, f"arrays: {key}: {section} wanted, {other} found (0-based [x1, x2, y1, y2])")
-        if section == other and shape != other_shape:  # the section in the header is not the real one
-            return Verdict("arrays", False, f"arrays: {key}: {shape} pixels wanted, {other_shape} found")
-    return Verdict("arrays", bool(ours), "arrays: all covered" if ours else "arrays: the frame has none")
+            return Verdict(
+                "arrays",
+                False,
+                f"arrays: {key}: {section} wanted, {other} found (0-based [x1, x2, y1, y2])",
+            )
+        if (
+            section == other and shape != other_shape
+        ):  # the section in the header is not the real one
+            return Verdict(
+                "arrays", False, f"arrays: {key}: {shape} pixels wanted, {other_shape} found"
+            )
+    return Verdict(
+        "arrays", bool(ours), "arrays: all covered" if ours else "arrays: the frame has none"
+    )
 
 
 def _pieces(row: Row, named: bool) -> dict[str, tuple[list[int] | None, list[int] | None]]:
     """{array name, or its number: (section, shape)} of a row."""
     sections, shapes = row["detector_section"] or [], row["shape"] or []
-    names = row["array_name"] if named else [f"array {number + 1}" for number in range(len(sections))]
+    names = (
+        row["array_name"] if named else [f"array {number + 1}" for number in range(len(sections))]
+    )
     padded = [*shapes, *[None] * len(sections)]
     return {name: (section, shape) for name, section, shape in zip(names, sections, padded)}

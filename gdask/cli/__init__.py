@@ -35,8 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = args[0]
     if verb not in VERBS:
         close = difflib.get_close_matches(verb, VERBS, n=1)
-        print(f"gdask: no verb '{verb}'{f', did you mean {close[0]}?' if close else ''}  (gdask --help lists them)",
-              file=sys.stderr)
+        print(
+            f"gdask: no verb '{verb}'{f', did you mean {close[0]}?' if close else ''}  (gdask --help lists them)",
+            file=sys.stderr,
+        )
         return 2
     return _load(verb)(args[1:])
 
@@ -44,9 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def usage() -> str:
     """The text of `gdask --help`."""
     lines = "\n".join(f"  {verb:<12} {about}" for verb, about in VERBS.items())
-    return (f"usage: gdask VERB [options] ...\n\nReduce Gemini near-infrared imaging (GSAOI, FLAMINGOS-2).\n\n"
-            f"verbs (VERB --help tells more; those that DRAGONS has are also commands):\n{lines}\n\n"
-            "  --version    show the version\n  --help       show this")
+    return (
+        f"usage: gdask VERB [options] ...\n\nReduce Gemini near-infrared imaging (GSAOI, FLAMINGOS-2).\n\n"
+        f"verbs (VERB --help tells more; those that DRAGONS has are also commands):\n{lines}\n\n"
+        "  --version    show the version\n  --help       show this"
+    )
 
 
 def _load(verb: str) -> Callable[[list[str]], int]:

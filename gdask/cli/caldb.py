@@ -7,7 +7,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from gdask.caldb.config import Database, config_text, database_at, only_database, open_databases, sqlite_path
+from gdask.caldb.config import (
+    Database,
+    config_text,
+    database_at,
+    only_database,
+    open_databases,
+    sqlite_path,
+)
 from gdask.model import GdaskError
 
 DESCRIPTION = """\
@@ -44,31 +51,61 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `caldb`."""
-    parser = argparse.ArgumentParser(prog="caldb", description=DESCRIPTION, epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="caldb",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     verbs = parser.add_subparsers(dest="action", metavar="VERB")
     verb = _verb(verbs, "init", _init, "make the database")
-    verb.add_argument("-w", "--wipe", action="store_true",
-                      help="forget everything that is registered (the calibration files stay on disk)")
+    verb.add_argument(
+        "-w",
+        "--wipe",
+        action="store_true",
+        help="forget everything that is registered (the calibration files stay on disk)",
+    )
     verb = _verb(verbs, "add", _add, "register calibration files")
-    verb.add_argument("files", nargs="+", metavar="PATH", help="FITS file, or a folder with FITS files")
+    verb.add_argument(
+        "files", nargs="+", metavar="PATH", help="FITS file, or a folder with FITS files"
+    )
     verb.add_argument("-k", "--walk", action="store_true", help="look into the folders below, too")
     verb = _verb(verbs, "remove", _remove, "forget calibration files (they stay on disk)")
-    verb.add_argument("files", nargs="+", metavar="NAME", help="file name; a folder before it is ignored")
+    verb.add_argument(
+        "files", nargs="+", metavar="NAME", help="file name; a folder before it is ignored"
+    )
     _verb(verbs, "list", _list, "what is registered")
     _verb(verbs, "config", _config, "which databases are configured")
     verb = _verb(verbs, "why", _why, "which calibration a frame gets, and why")
     verb.add_argument("file", metavar="FILE", help="a frame: science, standard, flat ...")
-    verb.add_argument("type", nargs="?", help="flat, dark, bpm ... (default: every type that the frame can need)")
+    verb.add_argument(
+        "type", nargs="?", help="flat, dark, bpm ... (default: every type that the frame can need)"
+    )
     return parser
 
 
-def _verb(verbs: argparse._SubParsersAction, name: str, run: Callable[[argparse.Namespace], int],
-          text: str) -> argparse.ArgumentParser:
+def _verb(
+    verbs: argparse._SubParsersAction,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+) -> argparse.ArgumentParser:
     verb = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    verb.add_argument("-c", "--config", metavar="FILE", help="configuration file (default: ~/.dragons/dragonsrc)")
-    verb.add_argument("-d", "--database", metavar="PATH", help="this database instead: a file or a postgresql:// URL")
-    verb.add_argument("-v", "--verbose", action="store_true", help="accepted for habit's sake: caldb says what it does")
+    verb.add_argument(
+        "-c", "--config", metavar="FILE", help="configuration file (default: ~/.dragons/dragonsrc)"
+    )
+    verb.add_argument(
+        "-d",
+        "--database",
+        metavar="PATH",
+        help="this database instead: a file or a postgresql:// URL",
+    )
+    verb.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="accepted for habit's sake: caldb says what it does",
+    )
     verb.set_defaults(run=run)
     return verb
 
@@ -100,7 +137,9 @@ def _add(options: argparse.Namespace) -> int:
     for path in options.files:
         if os.path.isdir(path):
             results = [_add_one(database, file) for file in fits_files(path, options.walk)]
-            print(f"{path}: {sum(results)} of {len(results)} FITS files are calibrations and were added")
+            print(
+                f"{path}: {sum(results)} of {len(results)} FITS files are calibrations and were added"
+            )
             code = code if any(results) else 1
         elif not _add_one(database, path):
             code = 1
@@ -144,10 +183,16 @@ def _list(options: argparse.Namespace) -> int:
         width = max((len(row["name"]) for row in found), default=0)
         for row in found:
             gone = "" if os.path.exists(row["path"]) else "  (gone from disk)"
-            print(f"{row['name']:<{width}}  {row['caltype']:<19} {row['instrument']:<6} {row['filter_name'] or '-':<10} "
-                  f"{row['ut_datetime'] or '-'!s:.10}  {os.path.dirname(row['path'])}{gone}")
+            print(
+                f"{row['name']:<{width}}  {row['caltype']:<19} {row['instrument']:<6} {row['filter_name'] or '-':<10} "
+                f"{row['ut_datetime'] or '-'!s:.10}  {os.path.dirname(row['path'])}{gone}"
+            )
         if not found:
-            print("There are no files in the database" if exists(database) else "It does not exist yet")
+            print(
+                "There are no files in the database"
+                if exists(database)
+                else "It does not exist yet"
+            )
     return 0
 
 
@@ -172,7 +217,9 @@ def _why(options: argparse.Namespace) -> int:
     for number, answer in enumerate(answers):
         print("\n" * bool(number) + explain(answer, limit=None))
     missing = [answer for answer in answers if answer.chosen is None]
-    return int(any(not (answer.spec and answer.spec.note) for answer in missing))  # a note: its absence is usual
+    return int(
+        any(not (answer.spec and answer.spec.note) for answer in missing)
+    )  # a note: its absence is usual
 
 
 def _complain(error: GdaskError) -> int:

@@ -16,7 +16,9 @@ from gdask.model import GdaskError, UsageError
 
 #: Of lists: bytes of one, names and lists in all, lists inside each other. Far above what a reduction can use.
 LONGEST, MOST_NAMES, MOST_LISTS, DEEPEST = 16 << 20, 200_000, 1000, 20
-EXIT_CODES = "exit code: 0 done; 1 failed, or something was left out; 2 wrong usage: nothing was done"
+EXIT_CODES = (
+    "exit code: 0 done; 1 failed, or something was left out; 2 wrong usage: nothing was done"
+)
 
 
 def expand_files(args: Iterable[str], *, stdin: bool = False) -> list[str]:
@@ -45,7 +47,9 @@ def _expand(name: str, lists: tuple[str, ...], found: list[str], opened: list[st
     elif glob.has_magic(name) and not os.path.exists(name):
         matching = sorted(glob.glob(name))
         if not matching:
-            raise UsageError(f"no file matches {name}{_origin(lists)}; check the pattern and the folder")
+            raise UsageError(
+                f"no file matches {name}{_origin(lists)}; check the pattern and the folder"
+            )
         found += matching
     else:
         found.append(name)
@@ -60,7 +64,9 @@ def _listed(name: str, lists: tuple[str, ...], found: list[str], opened: list[st
         raise UsageError(f"@{name}: the list contains itself ({' -> '.join((*lists, path))})")
     opened.append(path)
     if len(lists) >= DEEPEST or len(opened) > MOST_LISTS:
-        raise UsageError(f"@{name}: more than {DEEPEST} lists inside each other, or {MOST_LISTS} in all; write one with all names")
+        raise UsageError(
+            f"@{name}: more than {DEEPEST} lists inside each other, or {MOST_LISTS} in all; write one with all names"
+        )
     try:
         lines = _text(path).splitlines()
     except (OSError, ValueError) as error:
@@ -108,8 +114,11 @@ def split_commas(values: Iterable[str] | None) -> list[str]:
     return [part.strip() for value in values or () for part in value.split(",") if part.strip()]
 
 
-def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None,
-        command: Callable[[argparse.Namespace], int]) -> int:
+def run(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    command: Callable[[argparse.Namespace], int],
+) -> int:
     """Parse the command line, run the command, return its exit code: 0 ok, 1 failed, 2 wrong usage.
 
     A GdaskError or OSError becomes a message; a closed pipe (`| head`) ends quietly; Ctrl-C gives 130, SIGTERM 143.
@@ -123,17 +132,28 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None,
     except SystemExit as leave:  # argparse has printed the help or the error
         return int(leave.code or 0)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more to flush at exit
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # nothing more to flush at exit
         return 0
     except KeyboardInterrupt as stop:
         by = f" by {stop.args[0]}" if stop.args else ""
-        print(f"{parser.prog}: stopped{by}; unfinished products are discarded, the same command again goes on from the last phase" if parser.prog == "reduce" else f"{parser.prog}: stopped{by}", file=sys.stderr)
+        print(
+            f"{parser.prog}: stopped{by}; unfinished products are discarded, the same command again goes on from the last phase"
+            if parser.prog == "reduce"
+            else f"{parser.prog}: stopped{by}",
+            file=sys.stderr,
+        )
         return 128 + (signal.SIGTERM if stop.args else signal.SIGINT)
     except GdaskError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        what = (
+            f"{error.filename}: {error.strerror}"
+            if error.filename and error.strerror
+            else str(error)
+        )
         print(f"{parser.prog}: {what}", file=sys.stderr)
         return 1
 
@@ -141,6 +161,7 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None,
 @contextmanager
 def _terminated_in_order() -> Iterator[None]:
     """Inside, SIGTERM (a batch system's, a shutdown's) is what Ctrl-C is: what was begun is discarded on the way out."""
+
     def stop(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
         raise KeyboardInterrupt("SIGTERM")
@@ -157,5 +178,10 @@ def _terminated_in_order() -> Iterator[None]:
 
 def parser_for(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
     """An argument parser whose help shows the description and the examples as they are written."""
-    return argparse.ArgumentParser(prog=prog, description=description, epilog=f"examples:\n{examples}\n\n{EXIT_CODES}",
-                                   formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=True)
+    return argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=f"examples:\n{examples}\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=True,
+    )

@@ -33,15 +33,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `dataselect`."""
     parser = common.parser_for("dataselect", DESCRIPTION, EXAMPLES)
-    parser.add_argument("inputs", nargs="*", metavar="FILE", help="FITS files, @LISTs of them; none: names from a pipe")
-    parser.add_argument("-t", "--tags", action="append", metavar="TAG[,TAG...]", help="tags that a file must have")
-    parser.add_argument("--xtags", action="append", metavar="TAG[,TAG...]", help="tags that a file must not have")
-    parser.add_argument("--expr", dest="expression", metavar="EXPRESSION", help="what must be true of the descriptors")
-    parser.add_argument("--strict", action="store_true",
-                        help="exact exposure times and wavelengths, filter names with component numbers")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write the names to a list instead of printing them")
+    parser.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="FILE",
+        help="FITS files, @LISTs of them; none: names from a pipe",
+    )
+    parser.add_argument(
+        "-t", "--tags", action="append", metavar="TAG[,TAG...]", help="tags that a file must have"
+    )
+    parser.add_argument(
+        "--xtags", action="append", metavar="TAG[,TAG...]", help="tags that a file must not have"
+    )
+    parser.add_argument(
+        "--expr",
+        dest="expression",
+        metavar="EXPRESSION",
+        help="what must be true of the descriptors",
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="exact exposure times and wavelengths, filter names with component numbers",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="write the names to a list instead of printing them"
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="with -o: print them, too")
-    parser.add_argument("-d", "--debug", action="store_true", help="show how the command line was understood")
+    parser.add_argument(
+        "-d", "--debug", action="store_true", help="show how the command line was understood"
+    )
     return parser
 
 
@@ -50,7 +71,11 @@ def choose(options: argparse.Namespace) -> int:
     tags, xtags = common.split_commas(options.tags), common.split_commas(options.xtags)
     if options.debug:
         print(options, file=sys.stderr)
-    expression = parse_expression(options.expression, options.strict) if options.expression is not None else None
+    expression = (
+        parse_expression(options.expression, options.strict)
+        if options.expression is not None
+        else None
+    )
     if not options.inputs and sys.stdin is not None and sys.stdin.isatty():
         print("dataselect: no files given (dataselect --help)", file=sys.stderr)
         return 2
@@ -65,12 +90,16 @@ def choose(options: argparse.Namespace) -> int:
     return 1 if selection.skipped else 0
 
 
-def write_list(path: str, files: list[str], tags: list[str], xtags: list[str], expression: str | None) -> None:
+def write_list(
+    path: str, files: list[str], tags: list[str], xtags: list[str], expression: str | None
+) -> None:
     """Write the names to a list, after comments that say how they were chosen."""
     shown = " ".join((expression or "none").split())
     with open(path, "w", encoding="utf-8") as out:
-        out.write(f"# Includes tags: {', '.join(tags) or 'any'}\n# Excludes tags: {', '.join(xtags) or 'none'}\n"
-                  f"# Descriptor expression: {shown}\n")
+        out.write(
+            f"# Includes tags: {', '.join(tags) or 'any'}\n# Excludes tags: {', '.join(xtags) or 'none'}\n"
+            f"# Descriptor expression: {shown}\n"
+        )
         out.writelines(f"{name}\n" for name in files)
 
 

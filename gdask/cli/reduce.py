@@ -17,20 +17,53 @@ def build_parser() -> argparse.ArgumentParser:
         "  reduce @science.list -p skyCorrect:offset_sky=False prepare:bad_wcs=fix",
     )
     parser.add_argument("files", nargs="*", help="FITS files, or @FILE for a list of them")
-    parser.add_argument("-r", "--recipe", metavar="NAME", default="default", help="recipe name, or FILE.py:FUNCTION")
-    parser.add_argument("-p", "--param", metavar="PAR=VALUE", nargs="+", action="extend", default=[],
-                        help="parameters: par=value for every step that has it, step:par=value for one step")  # fmt: skip
-    parser.add_argument("--user_cal", metavar="KIND:FILE", nargs="+", action="extend", default=[],
-                        help="calibrations to use instead of the database's, e.g. processed_flat:FILE")  # fmt: skip
+    parser.add_argument(
+        "-r", "--recipe", metavar="NAME", default="default", help="recipe name, or FILE.py:FUNCTION"
+    )
+    parser.add_argument(
+        "-p",
+        "--param",
+        metavar="PAR=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="parameters: par=value for every step that has it, step:par=value for one step",
+    )
+    parser.add_argument(
+        "--user_cal",
+        metavar="KIND:FILE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="calibrations to use instead of the database's, e.g. processed_flat:FILE",
+    )
     parser.add_argument("--suffix", help="suffix of the last product, e.g. _mine")
-    parser.add_argument("-c", "--config", metavar="FILE", help="TOML file of parameters, overridden by -p")
-    parser.add_argument("--cluster", metavar="SPEC", default="threads",
-                        help="where to compute: threads[:N], processes[:N], tcp://host:port, a scheduler file, slurm, pbs, ssh:hosts, FILE.yaml")  # fmt: skip
-    parser.add_argument("--memory", metavar="SIZE", help="most memory of each worker, such as 2GiB (default: from the machine)")
-    parser.add_argument("--performance-report", metavar="FILE", help="write what the time was spent on, as a page for a browser (needs bokeh)")
-    parser.add_argument("--strict", action="store_true", help="stop at the first frame that would be left out")
+    parser.add_argument(
+        "-c", "--config", metavar="FILE", help="TOML file of parameters, overridden by -p"
+    )
+    parser.add_argument(
+        "--cluster",
+        metavar="SPEC",
+        default="threads",
+        help="where to compute: threads[:N], processes[:N], tcp://host:port, a scheduler file, slurm, pbs, ssh:hosts, FILE.yaml",
+    )
+    parser.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="most memory of each worker, such as 2GiB (default: from the machine)",
+    )
+    parser.add_argument(
+        "--performance-report",
+        metavar="FILE",
+        help="write what the time was spent on, as a page for a browser (needs bokeh)",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="stop at the first frame that would be left out"
+    )
     parser.add_argument("--logfile", default="reduce.log", help="log file (default: reduce.log)")
-    parser.add_argument("-q", "--quiet", action="store_true", help="only warnings and errors on the screen")
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="only warnings and errors on the screen"
+    )
     parser.add_argument("--debug", action="store_true", help="more on the screen")
     parser.add_argument("--qa", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--ql", action="store_true", help=argparse.SUPPRESS)
@@ -45,10 +78,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.qa or args.ql:
-        parser.error("--qa and --ql are not offered: gdask has one mode, science quality (sq); leave the option out")
+        parser.error(
+            "--qa and --ql are not offered: gdask has one mode, science quality (sq); leave the option out"
+        )
     if not args.files:
-        taken = next((text for text in (*args.param, *args.user_cal) if "=" not in text and ":" not in text), None)
-        parser.error("no files; give file names or @LIST" + (f", before -p and --user_cal: {taken} was taken for one of these" if taken else ""))
+        taken = next(
+            (text for text in (*args.param, *args.user_cal) if "=" not in text and ":" not in text),
+            None,
+        )
+        parser.error(
+            "no files; give file names or @LIST"
+            + (f", before -p and --user_cal: {taken} was taken for one of these" if taken else "")
+        )
     from gdask import logutils, params
     from gdask.model import UsageError
     from gdask.reduction.reduce import Reduce
@@ -58,7 +99,12 @@ def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     reduction.files.extend(common.expand_files(args.files))
     if not reduction.files:
         raise UsageError(f"{' '.join(args.files)}: names no file; the list is empty")
-    reduction.recipename, reduction.suffix, reduction.cluster, reduction.strict = args.recipe, args.suffix, args.cluster, args.strict
+    reduction.recipename, reduction.suffix, reduction.cluster, reduction.strict = (
+        args.recipe,
+        args.suffix,
+        args.cluster,
+        args.strict,
+    )
     reduction.memory, reduction.performance_report = args.memory, args.performance_report
     reduction.uparms = params.parse_pairs(args.param)
     reduction.ucals = dict(_calibration(text) for text in args.user_cal)
@@ -75,7 +121,9 @@ def _calibration(text: str) -> tuple[str, str]:
 
     kind, colon, path = text.partition(":")
     if not colon:
-        raise UsageError(f"--user_cal {text}: expected KIND:FILE, such as processed_flat:S20170505S0030_flat.fits")
+        raise UsageError(
+            f"--user_cal {text}: expected KIND:FILE, such as processed_flat:S20170505S0030_flat.fits"
+        )
     return kind, path
 
 

@@ -18,13 +18,35 @@ def build_parser() -> argparse.ArgumentParser:
         "  gdask replay S20170505S0095_image.fits\n  gdask replay product.fits --inputs /archive/2017 calibrations",
     )
     parser.add_argument("product", help="a product of reduce")
-    parser.add_argument("-i", "--inputs", metavar="FOLDER", nargs="+", action="extend", default=[],
-                        help="folders to look for inputs in, and below (also: the working folder, that of the product)")  # fmt: skip
-    parser.add_argument("-r", "--recipe", metavar="FILE.py:FUNCTION", help="your recipe file, if the product was made with one")
-    parser.add_argument("-k", "--keep", metavar="FOLDER", help="write the new product to this folder and keep it")
-    parser.add_argument("--show-recipe", action="store_true", help="print the text of the recipe, and do nothing else")
-    parser.add_argument("--cluster", metavar="SPEC", default="threads", help="where to compute, as in reduce")
-    parser.add_argument("-v", "--verbose", action="store_true", help="show the log of the reduction")
+    parser.add_argument(
+        "-i",
+        "--inputs",
+        metavar="FOLDER",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="folders to look for inputs in, and below (also: the working folder, that of the product)",
+    )
+    parser.add_argument(
+        "-r",
+        "--recipe",
+        metavar="FILE.py:FUNCTION",
+        help="your recipe file, if the product was made with one",
+    )
+    parser.add_argument(
+        "-k", "--keep", metavar="FOLDER", help="write the new product to this folder and keep it"
+    )
+    parser.add_argument(
+        "--show-recipe",
+        action="store_true",
+        help="print the text of the recipe, and do nothing else",
+    )
+    parser.add_argument(
+        "--cluster", metavar="SPEC", default="threads", help="where to compute, as in reduce"
+    )
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="show the log of the reduction"
+    )
     return parser
 
 

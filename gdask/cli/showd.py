@@ -35,12 +35,29 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line of `showd`."""
     names = textwrap.fill(", ".join(DESCRIPTORS), 100, initial_indent="  ", subsequent_indent="  ")
     parser = common.parser_for("showd", DESCRIPTION, EXAMPLES + names)
-    parser.add_argument("inputs", nargs="*", metavar="FILE", help="FITS files, @LISTs of them; none: names from a pipe")
-    parser.add_argument("-d", "--descriptors", required=True, action="append", metavar="NAME[,NAME...]",
-                        help="what to show")
-    parser.add_argument("--long", action="store_true", help="full values: filter names with component numbers ...")
-    parser.add_argument("--csv", action="store_true", help="comma-separated values instead of a table")
-    parser.add_argument("--debug", action="store_true", help="show how the command line was understood")
+    parser.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="FILE",
+        help="FITS files, @LISTs of them; none: names from a pipe",
+    )
+    parser.add_argument(
+        "-d",
+        "--descriptors",
+        required=True,
+        action="append",
+        metavar="NAME[,NAME...]",
+        help="what to show",
+    )
+    parser.add_argument(
+        "--long", action="store_true", help="full values: filter names with component numbers ..."
+    )
+    parser.add_argument(
+        "--csv", action="store_true", help="comma-separated values instead of a table"
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="show how the command line was understood"
+    )
     return parser
 
 
@@ -74,8 +91,15 @@ def table(rows: list[list[str]]) -> str:
     """Columns three blanks apart, the first to the left, the others to the right, the heading between lines."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     rule = "-" * (sum(widths) + 3 * (len(widths) - 1))
-    lines = ["   ".join([row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:]))])
-             for row in rows]
+    lines = [
+        "   ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(text.rjust(width) for text, width in zip(row[1:], widths[1:])),
+            ]
+        )
+        for row in rows
+    ]
     return "\n".join([rule, lines[0], rule, *lines[1:]])
 
 

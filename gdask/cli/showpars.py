@@ -7,9 +7,17 @@ from gdask.cli import common
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 done, 1 failed, 2 usage."""
-    parser = common.parser_for("showpars", "Show the parameters of a step, with the defaults for the file's instrument.", "  showpars raw/S20170505S0095.fits skyCorrect")
+    parser = common.parser_for(
+        "showpars",
+        "Show the parameters of a step, with the defaults for the file's instrument.",
+        "  showpars raw/S20170505S0095.fits skyCorrect",
+    )
     parser.add_argument("file", help="a FITS file")
-    parser.add_argument("step", nargs="?", help="step name, as in skyCorrect or sky_correct; without it, all steps are listed")
+    parser.add_argument(
+        "step",
+        nargs="?",
+        help="step name, as in skyCorrect or sky_correct; without it, all steps are listed",
+    )
     return common.run(parser, argv, lambda args: _show(common.existing(args.file), args.step))
 
 
@@ -34,5 +42,7 @@ def _show(path: str, name: str | None) -> int:
     for key, parameter in params.parameters(known[wanted]).items():
         default = facts.get(key, parameter.default)
         layer = f" ({instrument.name})" if key in facts else ""
-        print(f"    {key:18} {default!s:10} {params.describe(parameter)}{layer}\n{'':8}{parameter.help}")
+        print(
+            f"    {key:18} {default!s:10} {params.describe(parameter)}{layer}\n{'':8}{parameter.help}"
+        )
     return 0

@@ -29,11 +29,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="gdask simulate", description="Raw nights with known truth.")
+    parser = argparse.ArgumentParser(
+        prog="gdask simulate", description="Raw nights with known truth."
+    )
     verbs = parser.add_subparsers(dest="instrument", required=True)
     for instrument in (GSAOI, F2):
-        _add_verb(verbs.add_parser(instrument.name, help=ABOUT[instrument.name],
-                                   formatter_class=argparse.ArgumentDefaultsHelpFormatter), instrument)
+        _add_verb(
+            verbs.add_parser(
+                instrument.name,
+                help=ABOUT[instrument.name],
+                formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            ),
+            instrument,
+        )
     return parser
 
 
@@ -46,8 +54,14 @@ def _add_verb(verb: argparse.ArgumentParser, instrument: Instrument) -> None:
             verb.add_argument(flag, action="store_true", help=about)
         else:
             choices, kind = instrument.choices.get(name), type(default)
-            verb.add_argument(flag, type=kind, default=default, choices=choices, help=about,
-                              metavar=None if choices else kind.__name__.upper())
+            verb.add_argument(
+                flag,
+                type=kind,
+                default=default,
+                choices=choices,
+                help=about,
+                metavar=None if choices else kind.__name__.upper(),
+            )
 
 
 def _simulate(instrument: str, out: str, quiet: bool, **options: object) -> int:
@@ -64,6 +78,9 @@ def _simulate(instrument: str, out: str, quiet: bool, **options: object) -> int:
     simulator = getattr(gdask.simulate, f"simulate_{instrument}")
     paths = simulator(out, progress=progress if live else None, **options)
     if not quiet:
-        print(("\r" if live else "") + f"simulate {instrument}: {len(paths)} raw files in {out}/raw, "
-              f"truth in {out}/truth ({time.monotonic() - start:.1f} s)", file=sys.stderr)
+        print(
+            ("\r" if live else "") + f"simulate {instrument}: {len(paths)} raw files in {out}/raw, "
+            f"truth in {out}/truth ({time.monotonic() - start:.1f} s)",
+            file=sys.stderr,
+        )
     return 0

@@ -37,16 +37,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `typewalk`."""
     parser = common.parser_for("typewalk", DESCRIPTION, EXAMPLES)
-    parser.add_argument("-d", "--dir", default=".", metavar="DIR", help="folder to look into (default: this one)")
+    parser.add_argument(
+        "-d", "--dir", default=".", metavar="DIR", help="folder to look into (default: this one)"
+    )
     parser.add_argument("-n", "--norecurse", action="store_true", help="not the folders below it")
-    parser.add_argument("-f", "--filemask", type=_regex, default=_regex(FITS_NAME, re.IGNORECASE), metavar="REGEX",
-                        help="only files whose name matches this regular expression (default: all FITS names)")
-    parser.add_argument("--tags", nargs="+", metavar="TAG", help="only files that have all these tags")
-    parser.add_argument("--or", "--any", dest="any", action="store_true",
-                        help="with --tags: files that have any of them")
-    parser.add_argument("--xtags", nargs="+", metavar="TAG", help="no files that have any of these tags")
-    parser.add_argument("-o", "--out", metavar="FILE", help="write the files shown to a list, for use as @FILE")
-    parser.add_argument("-b", "--batch", type=int, metavar="N", help="accepted for compatibility, without effect")
+    parser.add_argument(
+        "-f",
+        "--filemask",
+        type=_regex,
+        default=_regex(FITS_NAME, re.IGNORECASE),
+        metavar="REGEX",
+        help="only files whose name matches this regular expression (default: all FITS names)",
+    )
+    parser.add_argument(
+        "--tags", nargs="+", metavar="TAG", help="only files that have all these tags"
+    )
+    parser.add_argument(
+        "--or",
+        "--any",
+        dest="any",
+        action="store_true",
+        help="with --tags: files that have any of them",
+    )
+    parser.add_argument(
+        "--xtags", nargs="+", metavar="TAG", help="no files that have any of these tags"
+    )
+    parser.add_argument(
+        "-o", "--out", metavar="FILE", help="write the files shown to a list, for use as @FILE"
+    )
+    parser.add_argument(
+        "-b", "--batch", type=int, metavar="N", help="accepted for compatibility, without effect"
+    )
     return parser
 
 
@@ -93,9 +114,11 @@ def line(name: str, found: set[str]) -> str:
 
 def write_list(path: str, files: list[str], options: argparse.Namespace) -> None:
     """Write the names to a list, after comments that say how they were chosen."""
-    about = [f"Written by typewalk, gdask {__version__}, {time.ctime()}",
-             f"Tags: {' '.join(_upper(options.tags)) or 'any'}{' (any of them)' if options.any else ''}",
-             f"Excluded tags: {' '.join(_upper(options.xtags)) or 'none'}"]
+    about = [
+        f"Written by typewalk, gdask {__version__}, {time.ctime()}",
+        f"Tags: {' '.join(_upper(options.tags)) or 'any'}{' (any of them)' if options.any else ''}",
+        f"Excluded tags: {' '.join(_upper(options.xtags)) or 'none'}",
+    ]
     with open(path, "w", encoding="utf-8") as out:
         out.write("".join(f"# {text}\n" for text in about) + "".join(f"{name}\n" for name in files))
 

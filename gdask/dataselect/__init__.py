@@ -14,8 +14,12 @@ def expr_parser(expression: str, strict: bool = False) -> Expression:
     return parse_expression(expression, strict)
 
 
-def select_data(inputs: Iterable[str], tags: Iterable[str] = (), xtags: Iterable[str] = (),
-                expression: Expression | str | None = None) -> list[str]:
+def select_data(
+    inputs: Iterable[str],
+    tags: Iterable[str] = (),
+    xtags: Iterable[str] = (),
+    expression: Expression | str | None = None,
+) -> list[str]:
     """Files, in order, that have all `tags` and none of `xtags` and for which the expression is true.
 
     A file whose header cannot be read is skipped with a warning. GdaskError if the expression is wrong.

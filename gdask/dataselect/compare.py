@@ -39,7 +39,9 @@ def _ordered(compare: Callable[[Any, Any], bool], left: Any, right: Any) -> bool
     for values, flipped in ((left, False), (right, True)):
         if isinstance(values, list):
             return bool(values) and all(
-                _ordered(compare, left, one) if flipped else _ordered(compare, one, right) for one in values)
+                _ordered(compare, left, one) if flipped else _ordered(compare, one, right)
+                for one in values
+            )
     if left is None or right is None:
         return False
     if _kind(left) != _kind(right):

@@ -63,8 +63,12 @@ class Selection(NamedTuple):
     seen: frozenset[str]
 
 
-def select(paths: Iterable[str | os.PathLike[str]], tags: Iterable[str] = (), xtags: Iterable[str] = (),
-           expression: Expression | str | None = None) -> Selection:
+def select(
+    paths: Iterable[str | os.PathLike[str]],
+    tags: Iterable[str] = (),
+    xtags: Iterable[str] = (),
+    expression: Expression | str | None = None,
+) -> Selection:
     """Files that have all `tags`, none of `xtags`, and for which the expression is true. Reads headers only.
 
     A file whose header cannot be read is skipped with a warning. GdaskError if the expression is wrong.
@@ -82,7 +86,11 @@ def select(paths: Iterable[str | os.PathLike[str]], tags: Iterable[str] = (), xt
             _LOG.warning("skipped: %s", error)
             continue
         seen |= file.tags
-        if wanted <= file.tags and not unwanted & file.tags and (test is None or test(Values(file, test.strict))):
+        if (
+            wanted <= file.tags
+            and not unwanted & file.tags
+            and (test is None or test(Values(file, test.strict)))
+        ):
             chosen.append(path)
     return Selection(chosen, skipped, frozenset(seen))
 
@@ -104,7 +112,9 @@ def parse_expression(text: str, strict: bool = False) -> Expression:
     """The expression as a function of a file's values. GdaskError that points at what is not understood."""
     line = " ".join(text.splitlines()).replace("\t", " ").strip()
     if len(line) > MAX_LENGTH:
-        raise UsageError(f"the expression has {len(line)} characters; at most {MAX_LENGTH} are understood")
+        raise UsageError(
+            f"the expression has {len(line)} characters; at most {MAX_LENGTH} are understood"
+        )
     scope = _Scope(line, strict)
     try:
         with warnings.catch_warnings():
@@ -136,7 +146,9 @@ class _Scope(NamedTuple):
 
     def refuse(self, why: str, where: ast.AST | int) -> NoReturn:
         if isinstance(where, ast.AST):  # ast counts bytes
-            where = len(self.line.encode()[: getattr(where, "col_offset", 0)].decode(errors="ignore"))
+            where = len(
+                self.line.encode()[: getattr(where, "col_offset", 0)].decode(errors="ignore")
+            )
         raise UsageError(f"expression not understood: {why}\n  {self.line}\n  {' ' * where}^")
 
 
@@ -162,7 +174,9 @@ def _truth(node: ast.expr, scope: _Scope, depth: int) -> Value:
     def truth(lookup: Lookup) -> bool:
         found = value(lookup)
         if found is not None and not isinstance(found, bool):
-            scope.refuse(f"this is {found!r}, neither true nor false; compare it with something", node)
+            scope.refuse(
+                f"this is {found!r}, neither true nor false; compare it with something", node
+            )
         return bool(found)
 
     return truth
@@ -173,11 +187,15 @@ def _comparison(node: ast.Compare, scope: _Scope, depth: int) -> Value:
     operands = [node.left, *node.comparators]
     names = [one.id for one in operands if isinstance(one, ast.Name)]
     convert = next((_TIMES[name] for name in names if name in _TIMES), None)
-    tolerance = 0.0 if scope.strict else max((TOLERANCE.get(name, 0.0) for name in names), default=0.0)
+    tolerance = (
+        0.0 if scope.strict else max((TOLERANCE.get(name, 0.0) for name in names), default=0.0)
+    )
     for op, right in zip(node.ops, node.comparators):
         if isinstance(op, (ast.Is, ast.IsNot)):
             scope.refuse("use == and != instead of 'is'", node)
-        if isinstance(op, (ast.In, ast.NotIn)) and not isinstance(right, (ast.Tuple, ast.List, ast.Name)):
+        if isinstance(op, (ast.In, ast.NotIn)) and not isinstance(
+            right, (ast.Tuple, ast.List, ast.Name)
+        ):
             scope.refuse("a list is expected after 'in', such as ('H', 'Kshort')", right)
     values = [_value(one, scope, depth + 1, convert) for one in operands]
 
@@ -188,14 +206,19 @@ def _comparison(node: ast.Compare, scope: _Scope, depth: int) -> Value:
                 if not holds(op, left, right, tolerance):
                     return False
             except TypeError:
-                scope.refuse(f"{left!r} cannot be compared with {right!r}"
-                             f"{' (text needs quotes, numbers none)' if not convert else ''}", at)
+                scope.refuse(
+                    f"{left!r} cannot be compared with {right!r}"
+                    f"{' (text needs quotes, numbers none)' if not convert else ''}",
+                    at,
+                )
         return True
 
     return compare
 
 
-def _value(node: ast.expr, scope: _Scope, depth: int, convert: Callable[[str], Any] | None = None) -> Value:
+def _value(
+    node: ast.expr, scope: _Scope, depth: int, convert: Callable[[str], Any] | None = None
+) -> Value:
     """A descriptor, a literal or a list of them. Literals beside a time or date are converted here."""
     if depth > MAX_DEPTH:
         scope.refuse(f"nested more than {MAX_DEPTH} deep", node)
@@ -224,11 +247,21 @@ def _literal(node: ast.expr, scope: _Scope) -> Any:
         number = node.operand.value if isinstance(node.operand, ast.Constant) else None
         if isinstance(number, (int, float)) and not isinstance(number, bool):
             return -number if isinstance(node.op, ast.USub) else number
-    if isinstance(node, ast.Constant) and (node.value is None or isinstance(node.value, (bool, int, float, str))):
+    if isinstance(node, ast.Constant) and (
+        node.value is None or isinstance(node.value, (bool, int, float, str))
+    ):
         return node.value
-    kind = {ast.Call: "a function call", ast.Attribute: "'.'", ast.BinOp: "arithmetic", ast.Subscript: "'[...]'"}
-    scope.refuse(f"{kind.get(type(node), type(node).__name__)} is not allowed; use descriptors, comparisons, "
-                 "and, or, not, in", node)
+    kind = {
+        ast.Call: "a function call",
+        ast.Attribute: "'.'",
+        ast.BinOp: "arithmetic",
+        ast.Subscript: "'[...]'",
+    }
+    scope.refuse(
+        f"{kind.get(type(node), type(node).__name__)} is not allowed; use descriptors, comparisons, "
+        "and, or, not, in",
+        node,
+    )
 
 
 def _as_datetime(text: str) -> dt.datetime | None:
@@ -249,5 +282,8 @@ def _as_time(text: str) -> dt.time | None:
 
 
 _TIMES: dict[str, Callable[[str], Any]] = {
-    "ut_datetime": _as_datetime, "ut_date": _as_date, "ut_time": _as_time, "local_time": _as_time,
+    "ut_datetime": _as_datetime,
+    "ut_date": _as_date,
+    "ut_time": _as_time,
+    "local_time": _as_time,
 }

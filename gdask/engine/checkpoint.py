@@ -71,7 +71,9 @@ def path_in(folder: str, number: int, frame: Frame) -> str:
     return os.path.join(folder, f"{number:05d}_{frame.attrs['name']}")
 
 
-def complete(folder: str, fetched: Fetched, windows: Mapping[str, np.ndarray] | None = None) -> None:
+def complete(
+    folder: str, fetched: Fetched, windows: Mapping[str, np.ndarray] | None = None
+) -> None:
     """Store fetched results and checksums and mark the checkpoint as whole (the last thing that is written).
 
     `windows` are records of what was written (`io.write.WINDOW`), by path.
@@ -83,7 +85,10 @@ def complete(folder: str, fetched: Fetched, windows: Mapping[str, np.ndarray] | 
         for detector, array in enumerate(arrays)
     }
     sums = {os.path.basename(path): records for path, records in (windows or {}).items()}
-    digests = [_store(os.path.join(folder, name), arrays) for name, arrays in (("fetched.npz", named), ("windows.npz", sums))]
+    digests = [
+        _store(os.path.join(folder, name), arrays)
+        for name, arrays in (("fetched.npz", named), ("windows.npz", sums))
+    ]
     temporary = Path(folder, f"complete.{owner()}.part")
     temporary.write_text("\n".join(digests))
     temporary.replace(Path(folder, "complete"))
@@ -110,7 +115,12 @@ def _flushes() -> bool:
 def windows_of(outputs: Sequence[Output], values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """All WINDOW records of each output by its path; `values` are the computed arrays of all, in order."""
     each = iter(values)
-    return {output.final: np.concatenate([output.headers, *(np.ravel(next(each)) for _ in output.arrays)]) for output in outputs}
+    return {
+        output.final: np.concatenate(
+            [output.headers, *(np.ravel(next(each)) for _ in output.arrays)]
+        )
+        for output in outputs
+    }
 
 
 def is_whole(folder: str) -> bool:
@@ -126,7 +136,9 @@ def is_whole(folder: str) -> bool:
         with np.load(io.BytesIO(contents[1]), allow_pickle=False) as archive:
             windows = {name: archive[name] for name in archive.files}
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            whole = list(pool.map(lambda name: _holds(os.path.join(folder, name), windows[name]), windows))
+            whole = list(
+                pool.map(lambda name: _holds(os.path.join(folder, name), windows[name]), windows)
+            )
     except (OSError, ValueError, KeyError, BadZipFile) as error:
         return _damaged(folder, f"{type(error).__name__} {error}")
     wrong = [name for name, good in zip(windows, whole, strict=True) if not good]
@@ -134,14 +146,20 @@ def is_whole(folder: str) -> bool:
 
 
 def _damaged(folder: str, what: str) -> bool:
-    log.warning("checkpoint %s is damaged: %s; this phase is computed again", os.path.basename(folder), what)
+    log.warning(
+        "checkpoint %s is damaged: %s; this phase is computed again", os.path.basename(folder), what
+    )
     return False
 
 
 def _holds(path: str, windows: np.ndarray) -> bool:
     """Whether the checksum of every window of a file holds."""
     with open(path, "rb", buffering=0) as file:
-        return all(_sum(file, *(int(window[name]) for name in ("offset", "rows", "width", "stride"))) == window["sum"] for window in windows)
+        return all(
+            _sum(file, *(int(window[name]) for name in ("offset", "rows", "width", "stride")))
+            == window["sum"]
+            for window in windows
+        )
 
 
 def _sum(file: io.FileIO, offset: int, rows: int, width: int, stride: int) -> int:
@@ -150,7 +168,9 @@ def _sum(file: io.FileIO, offset: int, rows: int, width: int, stride: int) -> in
     total = 0
     for row in range(rows):
         for at in range(offset + row * stride, offset + row * stride + width, PIECE):
-            total = zlib.crc32(os.pread(file.fileno(), min(PIECE, offset + row * stride + width - at), at), total)
+            total = zlib.crc32(
+                os.pread(file.fileno(), min(PIECE, offset + row * stride + width - at), at), total
+            )
     return total
 
 
@@ -161,15 +181,23 @@ def fetched_of(folder: str) -> Fetched:
         for key in archive.files:
             number, name, detector = key.split("/")
             gathered.setdefault((int(number), name), {})[int(detector)] = archive[key]
-    return {key: tuple(arrays[detector] for detector in sorted(arrays)) for key, arrays in gathered.items()}
+    return {
+        key: tuple(arrays[detector] for detector in sorted(arrays))
+        for key, arrays in gathered.items()
+    }
 
 
 def resume(frames: Frames, variables: Sequence[str], folder: str, fetched: Fetched) -> Frames:
     """The Frames with their pixels read from the checkpoint, and the fetched results in `attrs["results"]`."""
-    return tuple(_resume_one(number, frame, variables, folder, fetched) for number, frame in enumerate(frames))
+    return tuple(
+        _resume_one(number, frame, variables, folder, fetched)
+        for number, frame in enumerate(frames)
+    )
 
 
-def _resume_one(number: int, frame: Frame, variables: Sequence[str], folder: str, fetched: Fetched) -> Frame:
+def _resume_one(
+    number: int, frame: Frame, variables: Sequence[str], folder: str, fetched: Fetched
+) -> Frame:
     results = dict(frame.attrs.get("results", {}))
     results |= {name: arrays for (of, name), arrays in fetched.items() if of == number}
     attrs = frame.attrs | {"pending": {}, "results": results}
@@ -180,7 +208,9 @@ def _resume_one(number: int, frame: Frame, variables: Sequence[str], folder: str
         layout = read_layout(path_in(folder, number, frame))
         stored = lazy_variables({name: layout[name] for name in names})
         frame = frame.assign({name: (DIMS, array) for name, array in stored.items()})
-        attrs["layout"] = dict(frame.attrs.get("layout") or {}) | {name: layout[name] for name in names}
+        attrs["layout"] = dict(frame.attrs.get("layout") or {}) | {
+            name: layout[name] for name in names
+        }
     return frame.assign_attrs(attrs)
 
 
@@ -191,13 +221,17 @@ def scratch_of(folder: str, inputs: Sequence[str]) -> Iterator[str]:
     Where what is inside fails, the checkpoints stay. A second run of the same inputs, while the first one lives, has its own.
     """
     root = Path(folder, ".gdask")
-    digest = hashlib.sha256("\n".join(sorted(os.path.abspath(path) for path in inputs)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(
+        "\n".join(sorted(os.path.abspath(path) for path in inputs)).encode()
+    ).hexdigest()[:16]
     scratch = root / digest
     try:
         with marked(str(scratch)) as is_taken:
             if is_taken:
                 scratch = root / f"{digest}.{owner()}"
-                log.info("another run of the same files is under way in this folder; their checkpoints are kept apart")
+                log.info(
+                    "another run of the same files is under way in this folder; their checkpoints are kept apart"
+                )
             else:  # what a dead run left half-written takes room
                 for part in scratch.glob("*/.*.part"):
                     part.unlink(missing_ok=True)
@@ -215,7 +249,11 @@ def _remove(scratch: Path) -> None:
 def _tidy(root: Path, *own: Path) -> None:
     """Remove checkpoints that nobody came back for, and folders that are empty; say what is left of other reductions."""
     for scratch in root.glob("*"):
-        if scratch not in own and time.time() - scratch.stat().st_mtime > DAYS * OLD and not is_marked(str(scratch)):
+        if (
+            scratch not in own
+            and time.time() - scratch.stat().st_mtime > DAYS * OLD
+            and not is_marked(str(scratch))
+        ):
             shutil.rmtree(scratch, ignore_errors=True)
     for empty in (*own, root):
         try:

@@ -56,6 +56,7 @@ def _graph(arrays: Sequence[object]) -> dict[Any, Any]:
 
 # Threads ------------------------------------------------------------------------------------------------------------
 
+
 def _here(tasks: dict[Any, Any], keys: list, text: str) -> Sequence[Any]:
     """On threads of this process: as many as the machine has or were asked for, fewer where memory is short."""
     import dask
@@ -78,7 +79,9 @@ def _counting(display: Meter) -> Iterator[None]:
         def _start_state(self, dsk: object, state: dict) -> None:
             self.total = sum(len(state[key]) for key in ("ready", "waiting"))
 
-        def _posttask(self, key: object, result: object, dsk: object, state: dict, worker: object) -> None:
+        def _posttask(
+            self, key: object, result: object, dsk: object, state: dict, worker: object
+        ) -> None:
             display.count(len(state["finished"]), self.total)
 
     with Counting():
@@ -128,6 +131,7 @@ def give_back() -> None:
 
 # Workers ------------------------------------------------------------------------------------------------------------
 
+
 def _on_cluster(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Sequence[Any]:
     """On the workers of a client. Where they die over a task: again with half as many at a time, as often as that goes."""
     import dask
@@ -148,7 +152,13 @@ def _on_cluster(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Se
                 at_once = fewer(client, at_once)
                 if not at_once:
                     raise GdaskError(_died(client, text, error, begun, projection)) from None
-                log.warning("%s: %s; once more with %d task%s at a time in each", text, _deaths(client, error, begun), at_once, "s" * (at_once > 1))
+                log.warning(
+                    "%s: %s; once more with %d task%s at a time in each",
+                    text,
+                    _deaths(client, error, begun),
+                    at_once,
+                    "s" * (at_once > 1),
+                )
     finally:
         if at_once < threads:
             with suppress(Exception):  # the scheduler may be gone, and the plugin with it
@@ -165,7 +175,10 @@ def _once(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Sequence
     packed = client.get(tasks, keys, sync=False)
     futures = list(flatten(packed))
     with meter(text, dask.config.get("gdask.dashboard", "")) as display:
-        patience, wait = (float(dask.config.get(f"gdask.{name}", other)) for name, other in (("patience", PATIENCE), ("wait", 120.0)))
+        patience, wait = (
+            float(dask.config.get(f"gdask.{name}", other))
+            for name, other in (("patience", PATIENCE), ("wait", 120.0))
+        )
         watch = Watch(client, display.show, lambda: client.cancel(futures), patience, wait)
         try:
             with watch:
@@ -179,7 +192,9 @@ def _once(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Sequence
             if isinstance(error, KilledWorker) and watch.replaced:
                 watch.failure = f"{error.allowed_failures + 1} times a worker ended no task for {patience:.0f} s ({str(error.task)[:60]}); more with patience: in the profile"
             if watch.failure:
-                raise GdaskError(f"{text}: {watch.failure}; the same command again goes on from the last complete phase") from None
+                raise GdaskError(
+                    f"{text}: {watch.failure}; the same command again goes on from the last complete phase"
+                ) from None
             raise
         display.end(watch.usage)
         return values
@@ -195,7 +210,9 @@ def _losses_named(text: str) -> Iterator[None]:
     try:
         yield
     except (CancelledError, CommClosedError, asyncio.CancelledError):
-        raise GdaskError(f"{text}: the scheduler has gone; start it again: the same command goes on from the last complete phase") from None
+        raise GdaskError(
+            f"{text}: the scheduler has gone; start it again: the same command goes on from the last complete phase"
+        ) from None
 
 
 def _died(client: Any, text: str, error: Any, since: float, projection: memory.Projection) -> str:
@@ -212,12 +229,27 @@ def _deaths(client: Any, error: Any, since: float) -> str:
     held, name = memory_deaths(client, since), str(error.task)[:60]
     if not held:
         return f"{error.allowed_failures + 1} workers died over one task ({name}), the last was {error.last_worker.address}"
-    limit = f" of {error.last_worker.memory_limit / 1e6:.0f} MB" if error.last_worker.memory_limit else ""
+    limit = (
+        f" of {error.last_worker.memory_limit / 1e6:.0f} MB"
+        if error.last_worker.memory_limit
+        else ""
+    )
     return f"{len(held)} workers ran out of memory ({max(held) / 1e6:.0f} MB{limit} held), {error.allowed_failures + 1} of them over one task ({name})"
 
 
 def _report(text: str, projection: memory.Projection, threads: int, fitting: int) -> None:
-    log.debug("%s: %d tasks, at most %.0f MB in one, %.0f MB with %d at a time", text, projection.tasks, projection.largest / 1e6,
-              projection.peak / 1e6, fitting)  # fmt: skip
+    log.debug(
+        "%s: %d tasks, at most %.0f MB in one, %.0f MB with %d at a time",
+        text,
+        projection.tasks,
+        projection.largest / 1e6,
+        projection.peak / 1e6,
+        fitting,
+    )
     if fitting < threads:
-        log.info("%s: %d tasks at a time and not %d, so that they fit the memory allowed", text, fitting, threads)
+        log.info(
+            "%s: %d tasks at a time and not %d, so that they fit the memory allowed",
+            text,
+            fitting,
+            threads,
+        )

@@ -22,7 +22,10 @@ class Meter:
         self.text, self.dashboard = text, dashboard
         self.done = self.total = 0
         self.amounts = ""
-        self._bar, self._task = bar, bar.add_task(text, total=None, amounts=dashboard) if bar else None
+        self._bar, self._task = (
+            bar,
+            bar.add_task(text, total=None, amounts=dashboard) if bar else None,
+        )
         self._begun = self._said = time.monotonic()
 
     def count(self, done: int, total: int) -> None:
@@ -38,7 +41,11 @@ class Meter:
             self._bar.update(self._task, amounts=f"{self.amounts} {self.dashboard}".rstrip())
         elif time.monotonic() - self._said >= EVERY:
             self._said = time.monotonic()
-            share = f"{100 * self.done / self.total:.0f} % of {self.total} tasks, " if self.total else ""
+            share = (
+                f"{100 * self.done / self.total:.0f} % of {self.total} tasks, "
+                if self.total
+                else ""
+            )
             log.info("%s: %s%s", self.text, share, self.amounts)
 
     def end(self, usage: Any) -> None:
@@ -49,8 +56,10 @@ class Meter:
 def amounts(usage: Any) -> str:
     """'read 1.2 GB, wrote 0.4 GB, 1.1 of 6.2 GiB used' and, on a cluster, the number of workers."""
     workers = f" in the fullest of {usage.workers} workers" if usage.workers > 1 else ""
-    return (f"read {_bytes(usage.read)}, wrote {_bytes(usage.written)}, "
-            f"{usage.memory / 2**30:.1f} of {usage.limit / 2**30:.1f} GiB used{workers}")  # fmt: skip
+    return (
+        f"read {_bytes(usage.read)}, wrote {_bytes(usage.written)}, "
+        f"{usage.memory / 2**30:.1f} of {usage.limit / 2**30:.1f} GiB used{workers}"
+    )
 
 
 def _bytes(number: int) -> str:
@@ -66,7 +75,12 @@ def meter(text: str, dashboard: str = "") -> Iterator[Meter]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn(),
-               TextColumn("{task.fields[amounts]}"))  # fmt: skip
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(20),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[amounts]}"),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         yield Meter(text, progress, dashboard)

@@ -25,7 +25,18 @@ BASE = 420e6
 SHARE = 0.8
 #: Share of the budget that one stage of a task may gather (the stages of a fused task overlap, and there is scratch).
 GATHERED = 0.15
-_UNITS = {"": 1, "b": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "k": 1e3,
+    "m": 1e6,
+    "g": 1e9,
+    "t": 1e12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
 
 
 class Value(NamedTuple):
@@ -72,9 +83,13 @@ def parse_bytes(text: str | float | None) -> int | None:
     try:
         size = float(number.removesuffix(unit)) * _UNITS[unit.strip().lower()]
     except (ValueError, KeyError):
-        raise UsageError(f"--memory {text}: expected a number with a unit, such as 2GiB or 500MB") from None
+        raise UsageError(
+            f"--memory {text}: expected a number with a unit, such as 2GiB or 500MB"
+        ) from None
     if size < 1e6:
-        raise UsageError(f"--memory {text}: that is {size:.0f} bytes; expected a unit, such as 2GiB")
+        raise UsageError(
+            f"--memory {text}: that is {size:.0f} bytes; expected a unit, such as 2GiB"
+        )
     return int(size)
 
 
@@ -106,7 +121,14 @@ def rows_within(row_bytes: float, most: int, fewest: int) -> int:
     return int(np.clip((budget() - BASE) / threads * GATHERED / max(row_bytes, 1), fewest, most))
 
 
-def fit(graph: Mapping[Any, Any], available: float, threads: int, what: str, base: float = BASE, fixed: bool = False) -> tuple[int, Projection]:
+def fit(
+    graph: Mapping[Any, Any],
+    available: float,
+    threads: int,
+    what: str,
+    base: float = BASE,
+    fixed: bool = False,
+) -> tuple[int, Projection]:
     """How many tasks may run at a time within `available` bytes, at most `threads`, and the projection for that number.
 
     Raises GdaskError with the numbers where not even one does (where the number is `fixed`: where that many do not).
@@ -157,7 +179,9 @@ def _costed(graph: Mapping[Any, Any]) -> tuple[list, dict[object, tuple], dict[o
     return keys, needs, costs
 
 
-def _simulate(keys: Sequence[Any], needs: Mapping[Any, Sequence[Any]], costs: Mapping[Any, Cost], threads: int) -> Projection:
+def _simulate(
+    keys: Sequence[Any], needs: Mapping[Any, Sequence[Any]], costs: Mapping[Any, Cost], threads: int
+) -> Projection:
     """Run the tasks on paper, each as long as the others. A result lives until the last that reads it, or a view of it, has ended."""
     place = {key: number for number, key in enumerate(keys)}
     held = {key: {_holder(need, costs) for need in needs[key]} for key in keys}
@@ -176,7 +200,10 @@ def _simulate(keys: Sequence[Any], needs: Mapping[Any, Sequence[Any]], costs: Ma
             key = keys[heapq.heappop(ready)]
             running.append(key)
             live += size[key] + costs[key].scratch
-            largest = max(largest, size[key] + costs[key].scratch + sum(size.get(one, 0.0) for one in held[key]))
+            largest = max(
+                largest,
+                size[key] + costs[key].scratch + sum(size.get(one, 0.0) for one in held[key]),
+            )
         peak = max(peak, live)
         key = running.popleft()
         live -= costs[key].scratch
@@ -203,7 +230,9 @@ def _after_inputs(keys: Iterable[Any], needs: Mapping[Any, Sequence[Any]]) -> It
     for first in keys:
         stack = [first]
         while stack:
-            waiting = [need for need in needs.get(stack[-1], ()) if need not in done and need in needs]
+            waiting = [
+                need for need in needs.get(stack[-1], ()) if need not in done and need in needs
+            ]
             if waiting:
                 stack.extend(waiting)
             elif (key := stack.pop()) not in done:
@@ -219,7 +248,9 @@ def cost_of(node: Any, costs: Mapping[Any, Cost]) -> Cost:
     if not hasattr(node, "func"):
         if not inputs:
             return NOTHING._replace(literal=getattr(node, "value", None))
-        return Cost(Value(sum(v.pixels for v in inputs), max((v.item for v in inputs), default=0.0)), 0.0)
+        return Cost(
+            Value(sum(v.pixels for v in inputs), max((v.item for v in inputs), default=0.0)), 0.0
+        )
     function, options = _bare(node.func), getattr(node.func, "keywords", {}) | node.kwargs
     if function.__name__ == "_execute_subgraph":
         return _fused(node, costs)
@@ -230,7 +261,11 @@ def cost_of(node: Any, costs: Mapping[Any, Cost]) -> Cost:
     label = f"{function.__module__}.{function.__name__}"
     if label.endswith(".getitem"):
         base = next(iter(node.dependencies), None)
-        return Cost(Value(_cut(inputs, node.args[1:]), max((v.item for v in inputs), default=0.0)), 0.0, base)
+        return Cost(
+            Value(_cut(inputs, node.args[1:]), max((v.item for v in inputs), default=0.0)),
+            0.0,
+            base,
+        )
     return _of_task(label, options, inputs)
 
 
@@ -243,15 +278,25 @@ def _bare(function: Any) -> Any:
 
 def _cut(inputs: Sequence[Value], index: Sequence[Any]) -> int:
     """Pixels of a plane cut by slices; all of them where the slices leave that open."""
-    slices = [part for part in (index[0] if index and isinstance(index[0], tuple) else ()) if isinstance(part, slice)]
+    slices = [
+        part
+        for part in (index[0] if index and isinstance(index[0], tuple) else ())
+        if isinstance(part, slice)
+    ]
     whole = sum(value.pixels for value in inputs)
-    sides = [part.stop - part.start for part in slices[-2:] if isinstance(part.stop, int) and isinstance(part.start, int)]
+    sides = [
+        part.stop - part.start
+        for part in slices[-2:]
+        if isinstance(part.stop, int) and isinstance(part.start, int)
+    ]
     return min(whole, int(np.prod(sides))) if len(sides) == 2 else whole
 
 
 def _of_task(label: str, options: Mapping[str, Any], inputs: Sequence[Value]) -> Cost:
     """Result and scratch of a function, by what is declared of it; of one that is not known, what its inputs take."""
-    sizes = [v.pixels for v in inputs if v.item >= 1] or [v.pixels for v in inputs]  # a level, say, is small whatever it is of
+    sizes = [v.pixels for v in inputs if v.item >= 1] or [
+        v.pixels for v in inputs
+    ]  # a level, say, is small whatever it is of
     pixels, taken = max(sizes, default=0), sum(v.bytes for v in inputs)
     result = max((v.item for v in inputs), default=1.0)
     if "kernel" in options:
@@ -264,7 +309,15 @@ def _of_task(label: str, options: Mapping[str, Any], inputs: Sequence[Value]) ->
         plane = planes[0][0] if isinstance(planes[0][0], tuple) else planes[0]
         grid = options.get("grid")
         width = min(options["rows"], grid.shape[1]) if grid else plane.shape[1]
-        pixels = int(min(options.get("height") or options.get("rows") or plane.shape[0], (grid or plane).shape[0])) * width
+        pixels = (
+            int(
+                min(
+                    options.get("height") or options.get("rows") or plane.shape[0],
+                    (grid or plane).shape[0],
+                )
+            )
+            * width
+        )
         taken = float(np.prod(plane.shape)) * _PACKED if grid or plane.offset < 0 else 0.0
         result = float(np.dtype(options.get("pixel_type", "f4")).itemsize)
     if "gathers" in options:  # a tile from the files of many frames
@@ -272,7 +325,9 @@ def _of_task(label: str, options: Mapping[str, Any], inputs: Sequence[Value]) ->
         pixels, result, taken = (y2 - y1) * (x2 - x1), _PACKED, options["gathers"]
     row = declared().get(label, {"scratch": 16.0, "inputs": 2.0})
     result = max(row.get("result", result), row.get("gives", 0.0) * taken / max(pixels, 1))
-    return Cost(Value(pixels, result), row.get("scratch", 0.0) * pixels + row.get("inputs", 0.0) * taken)
+    return Cost(
+        Value(pixels, result), row.get("scratch", 0.0) * pixels + row.get("inputs", 0.0) * taken
+    )
 
 
 def _fused(node: Any, costs: Mapping[Any, Cost]) -> Cost:
@@ -281,7 +336,11 @@ def _fused(node: Any, costs: Mapping[Any, Cost]) -> Cost:
     known: dict[Any, Cost] = {}
     for name, value in zip(names, given, strict=True):
         key = getattr(value, "key", None) if type(value).__name__ in ("TaskRef", "Alias") else None
-        known[name] = costs[key]._replace(scratch=0.0, base=_OUTSIDE) if key in costs else NOTHING._replace(literal=getattr(value, "value", value))
+        known[name] = (
+            costs[key]._replace(scratch=0.0, base=_OUTSIDE)
+            if key in costs
+            else NOTHING._replace(literal=getattr(value, "value", value))
+        )
     needs = {key: tuple(task.dependencies) for key, task in inner.items()}
     keys = [key for key in _after_inputs([out], needs) if key not in known]
     for key in keys:

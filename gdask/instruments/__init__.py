@@ -14,7 +14,17 @@ from gdask.io.headers import read_headers
 from gdask.model import GdaskError
 from gdask.types import Headers
 
-__all__ = ["DESCRIPTORS", "Instrument", "View", "descriptor", "instrument_of", "register", "step_defaults", "tags", "view"]
+__all__ = [
+    "DESCRIPTORS",
+    "Instrument",
+    "View",
+    "descriptor",
+    "instrument_of",
+    "register",
+    "step_defaults",
+    "tags",
+    "view",
+]
 
 #: Names of the descriptors, sorted.
 DESCRIPTORS: list[str] = sorted(gemini.DESCRIPTORS)
@@ -57,8 +67,12 @@ def view(source: Any) -> View:
     """All tags and descriptors of one file, headers read once: `v = view(path)`, then `v.tags` and `v("gain")`."""
     headers = _headers(source)
     _, facts, module = instrument_of(headers)
-    return View(headers, facts, {**gemini.TAGS, **getattr(module, "TAGS", {})},
-                {**gemini.DESCRIPTORS, **getattr(module, "DESCRIPTORS", {})})
+    return View(
+        headers,
+        facts,
+        {**gemini.TAGS, **getattr(module, "TAGS", {})},
+        {**gemini.DESCRIPTORS, **getattr(module, "DESCRIPTORS", {})},
+    )
 
 
 def tags(source: Any) -> set[str]:
@@ -91,7 +105,9 @@ def _headers(source: Any) -> Headers:
     attrs = getattr(source, "attrs", {})
     if "phu" in attrs:
         return Headers(attrs["phu"], tuple(attrs.get("headers", ())), str(attrs.get("path", "")))
-    raise GdaskError(f"tags and descriptors need a path, Headers or a Frame, not {type(source).__name__}")
+    raise GdaskError(
+        f"tags and descriptors need a path, Headers or a Frame, not {type(source).__name__}"
+    )
 
 
 for _module in (gsaoi, f2):

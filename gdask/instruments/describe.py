@@ -29,5 +29,7 @@ def wcs(frame: Any) -> list[Any]:
     from gdask.kernels.geometry.wcs import array_wcs
 
     shape = (frame.sizes["y"], frame.sizes["x"])
-    geometries = frame.attrs.get("geometry") or instrument_of(frame).module.geometries(view(frame), shape)
+    geometries = frame.attrs.get("geometry") or instrument_of(frame).module.geometries(
+        view(frame), shape
+    )
     return [WCS(array_wcs(geometry, shape)[0]) for geometry in geometries]

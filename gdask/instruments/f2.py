@@ -31,7 +31,11 @@ __all__ = ["DESCRIPTORS", "TAGS", "geometries", "true_sections"]
 
 def dark(view: View) -> TagSet | None:
     closed = any(view.text(name).startswith("DK") for name in ("FILTER1", "FILTER2"))
-    return tagset("DARK CAL", blocks="IMAGE SPECT") if closed or view.get("OBSTYPE") == "DARK" else None
+    return (
+        tagset("DARK CAL", blocks="IMAGE SPECT")
+        if closed or view.get("OBSTYPE") == "DARK"
+        else None
+    )
 
 
 def image(view: View) -> TagSet | None:
@@ -48,13 +52,19 @@ def slit(view: View) -> TagSet | None:
 
 
 def mask(view: View) -> TagSet | None:
-    named = "mos" in (view.get("DECKER"), view.get("DCKERPOS")) or view.text("MOSPOS").startswith("mos")
+    named = "mos" in (view.get("DECKER"), view.get("DCKERPOS")) or view.text("MOSPOS").startswith(
+        "mos"
+    )
     return _behind("MOS", view) if named else None
 
 
 def _behind(what: str, view: View) -> TagSet:
     """A spectrum through a slit or mask, or an image through it (an acquisition)."""
-    return tagset(f"{what} SPECT") if is_spectrum(view) else tagset(f"{what} THRUSLIT", if_present="IMAGE")
+    return (
+        tagset(f"{what} SPECT")
+        if is_spectrum(view)
+        else tagset(f"{what} THRUSLIT", if_present="IMAGE")
+    )
 
 
 def calibration(view: View) -> tuple[TagSet, ...]:
@@ -70,7 +80,13 @@ def calibration(view: View) -> tuple[TagSet, ...]:
     return tuple(found)
 
 
-TAGS: dict[str, Rule] = {"dark": dark, "image": image, "slit": slit, "mask": mask, "calibration": calibration}
+TAGS: dict[str, Rule] = {
+    "dark": dark,
+    "image": image,
+    "slit": slit,
+    "mask": mask,
+    "calibration": calibration,
+}
 
 
 # Descriptors
@@ -95,7 +111,9 @@ def camera(view: View, pretty: bool = False, stripID: bool = False) -> str:
     return without_id(name) if pretty or stripID else name
 
 
-def filter_name(view: View, pretty: bool = False, stripID: bool = False, keepID: bool = False) -> str | None:
+def filter_name(
+    view: View, pretty: bool = False, stripID: bool = False, keepID: bool = False
+) -> str | None:
     """Filters in the beam, joined by '&'. pretty: only those that matter, without component numbers; keepID: with."""
     names = [view.get("FILTER1"), view.get("FILTER2")]
     if None in names:
@@ -131,10 +149,16 @@ def disperser(view: View, pretty: bool = False, stripID: bool = False) -> str | 
 
 def array_part(name: str) -> Descriptor:
     """Descriptor: a section, from the keyword if the file is prepared. Raw headers have none: see f2_array."""
+
     def of(view: View, pretty: bool = False) -> list[Any]:
-        found = [parse_section(value) for value in view.each(name)] if view.prepared else [None] * len(view.ext)
+        found = (
+            [parse_section(value) for value in view.each(name)]
+            if view.prepared
+            else [None] * len(view.ext)
+        )
         found = [value or _section(view, number) for number, value in enumerate(found)]
         return [format_section(value) for value in found] if pretty else found
+
     return of
 
 
@@ -146,7 +170,11 @@ def _section(view: View, number: int) -> list[int] | None:
 
 def data_section(view: View, pretty: bool = False) -> list[Any]:
     """All pixels that are there, unless a prepared file says otherwise."""
-    found = [parse_section(value) for value in view.each("DATASEC")] if view.prepared else [None] * len(view.ext)
+    found = (
+        [parse_section(value) for value in view.each("DATASEC")]
+        if view.prepared
+        else [None] * len(view.ext)
+    )
     found = [value or _size(header) for value, header in zip(found, view.ext)]
     return [format_section(value) for value in found] if pretty else found
 
@@ -189,12 +217,17 @@ def read_noise(view: View) -> list[float | None]:
 def saturation_level(view: View) -> list[int | None]:
     """In the units of the data: the well over the present gain (1 if in electrons)."""
     well = array_fact(view, "well")
-    return [int(well / value) if well and value and abs(value) > 1e-9 else None for value in view("gain")]
+    return [
+        int(well / value) if well and value and abs(value) > 1e-9 else None
+        for value in view("gain")
+    ]
 
 
 def non_linear_level(view: View) -> list[int | None]:
     fraction = array_fact(view, "linear_fraction")
-    return [int(fraction * level) if fraction and level else None for level in view("saturation_level")]
+    return [
+        int(fraction * level) if fraction and level else None for level in view("saturation_level")
+    ]
 
 
 def nominal_photometric_zeropoint(view: View) -> list[float | None]:
@@ -202,8 +235,12 @@ def nominal_photometric_zeropoint(view: View) -> list[float | None]:
     in_camera = camera(view, pretty=True) == view.facts["camera"]
     table = view.facts["zero_points"].get(filter_name(view, pretty=True)) if in_camera else None
     in_adu = view("is_in_adu")
-    return [table[0] - (2.5 * math.log10(value) if in_adu else 0.0) if table and value and value > 0 else None
-            for value in view("gain")]
+    return [
+        table[0] - (2.5 * math.log10(value) if in_adu else 0.0)
+        if table and value and value > 0
+        else None
+        for value in view("gain")
+    ]
 
 
 def pixel_scale(view: View) -> float | None:
@@ -218,9 +255,11 @@ def position_angle(view: View) -> float | None:
 
 def swapped(name: str) -> Descriptor:
     """Descriptor: a telescope offset; the detector's axes are swapped and reversed against the telescope's."""
+
     def of(view: View) -> float | None:
         value = view.number(name)
         return None if value is None else -value
+
     return of
 
 
@@ -236,7 +275,9 @@ def wcs_icrs(view: View) -> tuple[float | None, float | None]:
         return ra, dec
     when = view("ut_datetime")
     if when is None or "NON_SIDEREAL" not in view.tags:
-        return math.degrees(math.radians(ra)), math.degrees(math.radians(dec))  # to the last digit of the listings
+        return math.degrees(math.radians(ra)), math.degrees(
+            math.radians(dec)
+        )  # to the last digit of the listings
     return pointing.apparent_to_icrs(ra, dec, when)
 
 
@@ -246,10 +287,15 @@ def group_id(view: View) -> str:
     if "DARK" in tags:
         names = ["exposure_time", "coadds"]
     elif {"IMAGE", "FLAT"} <= tags:
-        names, additional = ["filter_name", "camera", "exposure_time", "observation_id"], "F2_IMAGE_FLAT"
+        names, additional = (
+            ["filter_name", "camera", "exposure_time", "observation_id"],
+            "F2_IMAGE_FLAT",
+        )
     elif {"IMAGE", "TWILIGHT"} <= tags:
         names, additional = ["filter_name", "camera"], "F2_IMAGE_TWILIGHT"
-    names += ["read_mode", "detector_section"] + (["disperser", "focal_plane_mask"] if "SPECT" in tags else [])
+    names += ["read_mode", "detector_section"] + (
+        ["disperser", "focal_plane_mask"] if "SPECT" in tags else []
+    )
     return gemini.group_id(view, *names, additional=additional)
 
 

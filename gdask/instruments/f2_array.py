@@ -23,7 +23,9 @@ def true_sections(view: View, shape: tuple[int, int]) -> tuple[Section, ...]:
     """0-based half-open (x1, x2, y1, y2) of the pixels on the full array; GdaskError if nothing tells it."""
     found = tuple(section_of(view, number, shape) for number in range(len(view.ext)))
     if None in found:
-        raise GdaskError(f"{view.path}: {shape[1]} x {shape[0]} pixels, and no CRPIX1, CRPIX2 that tell which part of the array")
+        raise GdaskError(
+            f"{view.path}: {shape[1]} x {shape[0]} pixels, and no CRPIX1, CRPIX2 that tell which part of the array"
+        )
     return found  # type: ignore[return-value]
 
 
@@ -38,7 +40,10 @@ def section_of(view: View, number: int, shape: tuple[int, int]) -> Section | Non
     pixel = _reference_pixel(view, number)
     if pixel is None:
         return None
-    x1, y1 = (round(full - value) for full, value in zip(_optics(view)["reference_pixel"], pixel, strict=True))
+    x1, y1 = (
+        round(full - value)
+        for full, value in zip(_optics(view)["reference_pixel"], pixel, strict=True)
+    )
     inside = 0 <= x1 <= nx - shape[1] and 0 <= y1 <= ny - shape[0]
     return (x1, x1 + shape[1], y1, y1 + shape[0]) if inside else None
 
@@ -68,13 +73,19 @@ def position_angle(view: View) -> float:
         return float(keyword)
     matrix = pointing.cd_matrix(next(iter(pointing.celestial(view)), None))
     # s [[sin pa, cos pa], [cos pa, -sin pa]]
-    return 0.0 if matrix is None else math.degrees(math.atan2(matrix[0, 0] - matrix[1, 1], matrix[0, 1] + matrix[1, 0]))
+    return (
+        0.0
+        if matrix is None
+        else math.degrees(math.atan2(matrix[0, 0] - matrix[1, 1], matrix[0, 1] + matrix[1, 0]))
+    )
 
 
 def _pointing(view: View, number: int) -> tuple[float, float]:
     """RA, Dec (degrees) at the reference pixel: of the WCS, else of the target."""
     header = pointing.celestial(view)[number]
-    values = [None if header is None else as_number(clean(header, name)) for name in ("CRVAL1", "CRVAL2")]
+    values = [
+        None if header is None else as_number(clean(header, name)) for name in ("CRVAL1", "CRVAL2")
+    ]
     if None in values:
         values = [view("target_ra") or 0.0, view("target_dec") or 0.0]
     return float(values[0]), float(values[1])  # type: ignore[arg-type]

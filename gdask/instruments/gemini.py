@@ -8,28 +8,67 @@ import numpy as np
 
 from gdask.instruments import pointing, rules
 from gdask.instruments.gemini_tags import TAGS
-from gdask.instruments.rules import Descriptor, View, component, keyword, number, section, with_id_only, without_id
+from gdask.instruments.rules import (
+    Descriptor,
+    View,
+    component,
+    keyword,
+    number,
+    section,
+    with_id_only,
+    without_id,
+)
 
 __all__ = ["DESCRIPTORS", "TAGS"]
 
 #: Nominal centres of the wavelength bands, micron (Gemini's convention, as the archive lists wavelength_band).
-BANDS = {"u": 0.35, "g": 0.475, "r": 0.63, "i": 0.78, "Z": 0.9, "Y": 1.02, "X": 1.1, "J": 1.2, "H": 1.65, "K": 2.2,
-         "L": 3.4, "M": 4.8, "N": 11.7, "Q": 18.3}
+BANDS = {
+    "u": 0.35,
+    "g": 0.475,
+    "r": 0.63,
+    "i": 0.78,
+    "Z": 0.9,
+    "Y": 1.02,
+    "X": 1.1,
+    "J": 1.2,
+    "H": 1.65,
+    "K": 2.2,
+    "L": 3.4,
+    "M": 4.8,
+    "N": 11.7,
+    "Q": 18.3,
+}
 #: Central wavelengths of common filters, micron, where an instrument's facts have none of that name.
-FILTERS = {"u": 0.35, "g": 0.475, "r": 0.63, "i": 0.78, "z": 0.925, "Y": 1.02, "J": 1.25, "H": 1.635, "K": 2.2,
-           "FeII": 1.644}
+FILTERS = {
+    "u": 0.35,
+    "g": 0.475,
+    "r": 0.63,
+    "i": 0.78,
+    "z": 0.925,
+    "Y": 1.02,
+    "J": 1.25,
+    "H": 1.635,
+    "K": 2.2,
+    "FeII": 1.644,
+}
 #: Factor from metres to the unit that an option asks for.
 UNITS = {"asMicrometers": 1e6, "asNanometers": 1e9, "asAngstroms": 1e10}
 
 
 def to_unit(metres: float, asMicrometers: bool, asNanometers: bool, asAngstroms: bool) -> float:
     """Wavelength in the unit asked for (at most one), rounded to single precision as the field's listings show it."""
-    wanted = {"asMicrometers": asMicrometers, "asNanometers": asNanometers, "asAngstroms": asAngstroms}
+    wanted = {
+        "asMicrometers": asMicrometers,
+        "asNanometers": asNanometers,
+        "asAngstroms": asAngstroms,
+    }
     factors = [UNITS[name] for name, on in wanted.items() if on]
     return float(str(np.float32(metres * factors[0] if len(factors) == 1 else metres)))
 
 
-def filter_name(view: View, pretty: bool = False, stripID: bool = False, keepID: bool = False) -> str | None:
+def filter_name(
+    view: View, pretty: bool = False, stripID: bool = False, keepID: bool = False
+) -> str | None:
     """Filters in the beam, joined by '&'; pretty: without component numbers, open positions and neutral densities;
     keepID: the same with component numbers."""
     names = view.get("FILTER1"), view.get("FILTER2")
@@ -39,15 +78,20 @@ def filter_name(view: View, pretty: bool = False, stripID: bool = False, keepID:
     parts = [change(str(name)) for name in names]
     if not (pretty or keepID):
         return "&".join(parts)
-    shown = [one for one in parts if not (one.lower().startswith("nd") or "open" in one.lower() or "Clear" in one)]
+    shown = [
+        one
+        for one in parts
+        if not (one.lower().startswith("nd") or "open" in one.lower() or "Clear" in one)
+    ]
     shown = shown or ["open"]
     for part, name in (("Block", "blank"), ("Dark", "blank"), ("DK", "dark")):
         shown += [name] if any(part in one for one in parts) else []
     return "&".join(shown[:2])
 
 
-def effective_wavelength(view: View, asMicrometers: bool = False, asNanometers: bool = False,
-                         asAngstroms: bool = False) -> float | None:
+def effective_wavelength(
+    view: View, asMicrometers: bool = False, asNanometers: bool = False, asAngstroms: bool = False
+) -> float | None:
     """Wavelength of the filter (image) or of the grating's setting (spectrum); metres unless asked otherwise."""
     micron = None
     if "IMAGE" in view.tags:
@@ -57,7 +101,11 @@ def effective_wavelength(view: View, asMicrometers: bool = False, asNanometers: 
         micron = view("central_wavelength", asMicrometers=True)
     if micron is None:
         return None
-    return micron if asMicrometers else micron * (1e3 if asNanometers else 1e4 if asAngstroms else 1e-6)
+    return (
+        micron
+        if asMicrometers
+        else micron * (1e3 if asNanometers else 1e4 if asAngstroms else 1e-6)
+    )
 
 
 def wavelength_band(view: View) -> str | None:
@@ -90,12 +138,14 @@ def exposure_time(view: View) -> float | None:
 
 def per_pixel(name: str, factor: int, flipped: bool = False) -> Descriptor:
     """Descriptor: an offset (arcsec) in pixels of the detector; `flipped` changes sign at the bottom port."""
+
     def of(view: View) -> float | None:
         arcsec, scale = view.number(name), view("pixel_scale")
         if arcsec is None or not scale:
             return None
         sign = -factor if flipped and view.get("INPORT") == 1 else factor
         return sign * (arcsec / scale)
+
     return of
 
 
@@ -110,8 +160,10 @@ def gcal_lamp(view: View) -> str | None:
 
 def group_id(view: View, *names: str, additional: str = "") -> str:
     """Values of descriptors, in one string: frames that may be combined have the same."""
-    values = [view(name, pretty=True) if view.accepts(name, "pretty") and name != "camera" else view(name)
-              for name in names]
+    values = [
+        view(name, pretty=True) if view.accepts(name, "pretty") and name != "camera" else view(name)
+        for name in names
+    ]
     return "_".join([*(str(value) for value in values), *([additional] if additional else [])])
 
 
@@ -122,10 +174,12 @@ def is_in_adu(view: View) -> bool:
 
 def percentile(name: str) -> Descriptor:
     """Descriptor: a band of observing conditions ('Any', '70-percentile') as a number."""
+
     def of(view: View) -> int | None:
         text = view.text(name)
         match = re.match(r"(\d\d)-percentile$", text)
         return 100 if text == "Any" else int(match[1]) if match else None
+
     return of
 
 
@@ -143,7 +197,9 @@ def qa_state(view: View) -> str:
 
 def wavefront_sensor(view: View) -> str | None:
     """Sensors that guide, joined by '&'. GeMS shows by its guide stars: its probes read 'parked' while it guides."""
-    found = [name for name in ("AOWFS", "OIWFS", "PWFS1", "PWFS2") if view.get(f"{name}_ST") == "guiding"]
+    found = [
+        name for name in ("AOWFS", "OIWFS", "PWFS1", "PWFS2") if view.get(f"{name}_ST") == "guiding"
+    ]
     found += ["GEMS"] if view.given("GWFS1CFG") is not None else []
     return "&".join(sorted(found)) or None
 
@@ -177,8 +233,9 @@ def array_name(view: View) -> list[str | None]:
     return view.each("ARRAYNAM")
 
 
-def central_wavelength(view: View, asMicrometers: bool = False, asNanometers: bool = False,
-                       asAngstroms: bool = False) -> float | None:
+def central_wavelength(
+    view: View, asMicrometers: bool = False, asNanometers: bool = False, asAngstroms: bool = False
+) -> float | None:
     """Central wavelength in metres unless asked otherwise; the WAVELENG keyword is in Angstrom."""
     angstrom = view.number("WAVELENG")
     if angstrom is None or angstrom < 0:
@@ -191,12 +248,17 @@ def mdf_row_id(view: View) -> list[object] | None:
     return view.each("MDFROW") if view.prepared and "IMAGE" not in view.tags else None
 
 
-def dispersion(view: View, asMicrometers: bool = False, asNanometers: bool = False,
-               asAngstroms: bool = False) -> list[float | None] | None:
+def dispersion(
+    view: View, asMicrometers: bool = False, asNanometers: bool = False, asAngstroms: bool = False
+) -> list[float | None] | None:
     """Metres per pixel unless asked otherwise: WDELTA of each array, or of the primary header; None for images."""
     found = [rules.as_number(value) for value in view.each("WDELTA")] or [None]
     found = found if found != [None] * len(found) else [view.number("WDELTA")] * len(view.ext)
-    return None if None in found or not found else [to_unit(one, asMicrometers, asNanometers, asAngstroms) for one in found]
+    return (
+        None
+        if None in found or not found
+        else [to_unit(one, asMicrometers, asNanometers, asAngstroms) for one in found]
+    )
 
 
 def dispersion_axis(view: View) -> list[object] | None:

@@ -5,8 +5,19 @@ from __future__ import annotations
 from gdask.instruments.rules import Rule, TagSet, View, tagset
 
 #: Keywords of processed calibrations, DRAGONS' and Gemini IRAF's.
-PROCESSED = {"PROCARC", "PROCBIAS", "PROCDARK", "PROCFLAT", "PROCFRNG", "PROCPNHL", "PROCSTND", "PROCILLM",
-             "GBIAS", "GIFLAT", "GIFRINGE"}
+PROCESSED = {
+    "PROCARC",
+    "PROCBIAS",
+    "PROCDARK",
+    "PROCFLAT",
+    "PROCFRNG",
+    "PROCPNHL",
+    "PROCSTND",
+    "PROCILLM",
+    "GBIAS",
+    "GIFLAT",
+    "GIFRINGE",
+}
 
 
 def observatory(view: View) -> TagSet:
@@ -52,8 +63,11 @@ def lamp(view: View) -> TagSet | None:
 def bad_pixel_mask(view: View) -> TagSet | None:
     if not {"BPMASK", "PROCBPM"} & set(view.phu):
         return None
-    return tagset("BPM CAL PROCESSED", blocks="IMAGE SPECT NON_SIDEREAL AZEL_TARGET GCALFLAT LAMPON LAMPOFF "
-                  "GCAL_IR_ON GCAL_IR_OFF DARK")
+    return tagset(
+        "BPM CAL PROCESSED",
+        blocks="IMAGE SPECT NON_SIDEREAL AZEL_TARGET GCALFLAT LAMPON LAMPOFF "
+        "GCAL_IR_ON GCAL_IR_OFF DARK",
+    )
 
 
 def slit_mask(view: View) -> TagSet | None:
@@ -93,7 +107,15 @@ def status(view: View) -> tuple[TagSet, ...]:
 
 
 TAGS: dict[str, Rule] = {
-    "observatory": observatory, "acquisition": acquisition, "pointing": pointing, "sidereal": sidereal,
-    "gcal_flat": gcal_flat, "lamp": lamp, "bad_pixel_mask": bad_pixel_mask, "slit_mask": slit_mask, "mode": mode,
-    "chopping": chopping, "status": status,
+    "observatory": observatory,
+    "acquisition": acquisition,
+    "pointing": pointing,
+    "sidereal": sidereal,
+    "gcal_flat": gcal_flat,
+    "lamp": lamp,
+    "bad_pixel_mask": bad_pixel_mask,
+    "slit_mask": slit_mask,
+    "mode": mode,
+    "chopping": chopping,
+    "status": status,
 }

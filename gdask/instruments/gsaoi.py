@@ -65,7 +65,9 @@ def of_array(view: View, fact: str) -> list[float | None]:
     """A fact of each array; None for an array or a read mode that the facts do not know."""
     mode = read_speed_setting(view)
     known = {array["name"]: array for array in view.facts["arrays"]}
-    values = [known.get(name, {}).get(fact) if mode != "Unknown" else None for name in array_name(view)]
+    values = [
+        known.get(name, {}).get(fact) if mode != "Unknown" else None for name in array_name(view)
+    ]
     return [value.get(mode) if isinstance(value, dict) else value for value in values]
 
 
@@ -78,8 +80,10 @@ def read_noise(view: View) -> list[float | None]:
 def saturation_level(view: View) -> list[float | None]:
     """In the units of the data: the facts' ADU times the original gain, over the present one (1 if in electrons)."""
     levels = zip(of_array(view, "saturation"), of_array(view, "gain"), view("gain"))
-    return [level * original / present if level and original and present else None
-            for level, original, present in levels]
+    return [
+        level * original / present if level and original and present else None
+        for level, original, present in levels
+    ]
 
 
 def non_linear_level(view: View) -> list[float | None]:
@@ -103,20 +107,29 @@ def nominal_photometric_zeropoint(view: View) -> list[float | None]:
 
 def wcs_value(axis: int, ctype: str) -> Descriptor:
     """Descriptor: CRVAL (degrees) of an axis of the first array, or of the primary header, if its CTYPE is this one."""
+
     def of(view: View) -> float | None:
         first = next(iter(view.ext), view.phu)
-        whole = clean(first, f"CRVAL{axis}") is not None and clean(first, f"CTYPE{axis}") is not None
+        whole = (
+            clean(first, f"CRVAL{axis}") is not None and clean(first, f"CTYPE{axis}") is not None
+        )
         source = first if whole else view.phu
-        kind = str(clean(source, f"CTYPE{axis}")).removesuffix("-SIP")  # products carry their distortion
+        kind = str(clean(source, f"CTYPE{axis}")).removesuffix(
+            "-SIP"
+        )  # products carry their distortion
         return as_number(clean(source, f"CRVAL{axis}")) if kind == ctype else None
+
     return of
 
 
 def group_id(view: View) -> str:
     """Domeflats with the lamp on and off have different observation ids and a night may have two UT dates: a flat's
     group is that of its programme."""
-    names = ("filter_name", "exposure_time", "program_id") if "FLAT" in view.tags else (
-        "observation_id", "filter_name", "exposure_time")
+    names = (
+        ("filter_name", "exposure_time", "program_id")
+        if "FLAT" in view.tags
+        else ("observation_id", "filter_name", "exposure_time")
+    )
     return gemini.group_id(view, *names, "read_mode", "detector_section")
 
 

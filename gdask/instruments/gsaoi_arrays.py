@@ -38,7 +38,15 @@ def geometries(view: View, shape: tuple[int, int]) -> tuple[Geometry, ...]:
     from gdask.kernels.geometry.projection import Geometry
 
     plain = [
-        Geometry(section[0] + 1.0, section[2] + 1.0, tuple(array["distortion_x"]), tuple(array["distortion_y"]), 0.0, 0.0, 0.0)
+        Geometry(
+            section[0] + 1.0,
+            section[2] + 1.0,
+            tuple(array["distortion_x"]),
+            tuple(array["distortion_y"]),
+            0.0,
+            0.0,
+            0.0,
+        )
         for section, array in zip(true_sections(view, shape), view.facts["arrays"], strict=False)
     ]
     # A region of interest has the origin of DETSEC taken from CRPIX, anything else that of CCDSEC: what fits is right.
@@ -49,7 +57,9 @@ def geometries(view: View, shape: tuple[int, int]) -> tuple[Geometry, ...]:
     return tuple(geometry._replace(ra=ra, dec=dec, pa=pa) for geometry in plain)
 
 
-def header_sky(view: View, number: int, x: float, y: float, keyword: str) -> tuple[float, float] | None:
+def header_sky(
+    view: View, number: int, x: float, y: float, keyword: str
+) -> tuple[float, float] | None:
     """RA, Dec (degrees) that one array's header WCS gives for a 1-based full-array pixel; None where it has none.
 
     keyword: the section whose origin was taken from CRPIX.
@@ -59,7 +69,9 @@ def header_sky(view: View, number: int, x: float, y: float, keyword: str) -> tup
     header = view.ext[number]
     names = ("CRPIX1", "CRPIX2", "CRVAL1", "CRVAL2", "CD1_1", "CD1_2", "CD2_1", "CD2_2")
     values = {key: header.get(key, view.phu.get(key)) for key in names}
-    if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in values.values()):
+    if any(
+        isinstance(value, bool) or not isinstance(value, (int, float)) for value in values.values()
+    ):
         return None
     section = parse_section(view.each(keyword)[number]) or [0, 0, 0, 0]
     dx, dy = x - values["CRPIX1"] - section[0], y - values["CRPIX2"] - section[2]
@@ -100,9 +112,13 @@ def _rigid_fit(view: View, plain: list[Geometry], keyword: str) -> tuple[float, 
     plane = np.array([to_plane(g, middle[0] - g.x0, middle[1] - g.y0) for g in plain])
     sky, plane = sky - sky.mean(axis=0), plane - plane.mean(axis=0)
     # xi = cos pa x + sin pa y, eta = -sin pa x + cos pa y
-    angle = np.arctan2((plane[:, 1] * sky[:, 0] - plane[:, 0] * sky[:, 1]).sum(), (plane * sky).sum())
+    angle = np.arctan2(
+        (plane[:, 1] * sky[:, 0] - plane[:, 0] * sky[:, 1]).sum(), (plane * sky).sum()
+    )
     c, s = np.cos(angle), np.sin(angle)
-    rest = sky - np.column_stack([c * plane[:, 0] + s * plane[:, 1], c * plane[:, 1] - s * plane[:, 0]])
+    rest = sky - np.column_stack(
+        [c * plane[:, 0] + s * plane[:, 1], c * plane[:, 1] - s * plane[:, 0]]
+    )
     return float(np.degrees(angle)), float(np.sqrt((rest**2).sum(axis=1).mean()))
 
 
@@ -110,10 +126,17 @@ def _true(view: View, section: list[int] | None, number: int, shape: tuple[int, 
     full = view.facts["array_shape"]
     if section is None:
         if shape != tuple(full):
-            raise GdaskError(f"{view.path}: array {number + 1} has no CCDSEC and is not full frame; add CCDSEC")
+            raise GdaskError(
+                f"{view.path}: array {number + 1} has no CCDSEC and is not full frame; add CCDSEC"
+            )
         return 0, full[1], 0, full[0]
     x1, x2, y1, y2 = section
     taken = view("ut_date")
-    off = section == CENTRAL_ROI and "BPM" not in view.tags and taken is not None and taken >= ROW_SHIFT_FROM
+    off = (
+        section == CENTRAL_ROI
+        and "BPM" not in view.tags
+        and taken is not None
+        and taken >= ROW_SHIFT_FROM
+    )
     shift = ROW_SHIFT[number] if off and number < 4 else 0
     return x1, x2, y1 + shift, y2 + shift

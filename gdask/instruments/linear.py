@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gdask.instruments import pointing
-from gdask.instruments.rules import Descriptor, View, as_number, clean, from_header_if_prepared, parse_section
+from gdask.instruments.rules import (
+    Descriptor,
+    View,
+    as_number,
+    clean,
+    from_header_if_prepared,
+    parse_section,
+)
 from gdask.model import GdaskError
 
 if TYPE_CHECKING:
@@ -21,7 +28,9 @@ def true_sections(view: View, shape: tuple[int, int]) -> tuple[Section, ...]:
         section = parse_section(value) or [0, 0, 0, 0]
         fits = (section[3] - section[2], section[1] - section[0]) == tuple(shape)
         if not fits and tuple(shape) != tuple(view.facts["array_shape"]):
-            raise GdaskError(f"{view.path}: {shape[1]} x {shape[0]} pixels and no DETSEC that tells which part of the array")
+            raise GdaskError(
+                f"{view.path}: {shape[1]} x {shape[0]} pixels and no DETSEC that tells which part of the array"
+            )
         found.append(tuple(section) if fits else (0, shape[1], 0, shape[0]))  # type: ignore[arg-type]
     return tuple(found)
 
@@ -34,17 +43,28 @@ def geometries(view: View, shape: tuple[int, int]) -> tuple[Geometry, ...]:
     for section, header in zip(true_sections(view, shape), pointing.celestial(view), strict=True):
         matrix = pointing.cd_matrix(header)
         (a, b), (d, e) = [[-scale, 0.0], [0.0, scale]] if matrix is None else matrix.tolist()
-        values = [None if header is None else as_number(clean(header, key)) for key in ("CRPIX1", "CRPIX2", "CRVAL1", "CRVAL2")]
-        x, y, ra, dec = values if None not in values else (shape[1] / 2, shape[0] / 2, view("target_ra") or 0.0, view("target_dec") or 0.0)
+        values = [
+            None if header is None else as_number(clean(header, key))
+            for key in ("CRPIX1", "CRPIX2", "CRVAL1", "CRVAL2")
+        ]
+        x, y, ra, dec = (
+            values
+            if None not in values
+            else (shape[1] / 2, shape[0] / 2, view("target_ra") or 0.0, view("target_dec") or 0.0)
+        )
         x, y = x + section[0], y + section[2]
         east, north = ((-3600 * (i * x + j * y), 3600 * i, 3600 * j) for i, j in ((a, b), (d, e)))
-        found.append(Geometry(section[0] + 1.0, section[2] + 1.0, east, north, float(ra), float(dec), 0.0))
+        found.append(
+            Geometry(section[0] + 1.0, section[2] + 1.0, east, north, float(ra), float(dec), 0.0)
+        )
     return tuple(found)
 
 
 def fact(name: str, keyword: str) -> Descriptor:
     """Descriptor: a fact of each array ([[arrays]], in the order of the extensions); the keyword, once prepared."""
-    return from_header_if_prepared(keyword, lambda view: [entry.get(name) for entry, _ in zip(view.facts["arrays"], view.ext)])
+    return from_header_if_prepared(
+        keyword, lambda view: [entry.get(name) for entry, _ in zip(view.facts["arrays"], view.ext)]
+    )
 
 
 #: What an instrument's arrays have in ADU and electrons: gain (e-/ADU), read noise (e-), levels (ADU).

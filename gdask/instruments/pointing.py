@@ -33,7 +33,11 @@ def parse_time(text: str) -> dt.time | None:
     hours, minutes, seconds = (int(part) for part in match.groups()[:3])
     try:
         if seconds == 60:  # 59.96 s, rounded: the next minute
-            return (dt.datetime(2000, 1, 1, hours, minutes) + dt.timedelta(minutes=1)).time() if (hours, minutes) < (23, 59) else dt.time.max
+            return (
+                (dt.datetime(2000, 1, 1, hours, minutes) + dt.timedelta(minutes=1)).time()
+                if (hours, minutes) < (23, 59)
+                else dt.time.max
+            )
         return dt.time(hours, minutes, seconds, int(f"{match[4] or '':0<6.6}"))
     except ValueError:
         return None
@@ -102,7 +106,9 @@ def target_ra(view: View, offset: bool = False, pm: bool = True) -> float | None
     if value is None:
         return None
     if offset:
-        degrees = (view.number("RAOFFSET") or 0.0) / 3600.0 + (view.number("RATRGOFF") or 0.0) / 3600.0
+        degrees = (view.number("RAOFFSET") or 0.0) / 3600.0 + (
+            view.number("RATRGOFF") or 0.0
+        ) / 3600.0
         at = target_dec(view, offset=True)
         value += degrees / math.cos(math.radians(at)) if at is not None else 0.0
     rate = view.number("PMRA")
@@ -116,7 +122,9 @@ def target_dec(view: View, offset: bool = False, pm: bool = True) -> float | Non
     if value is None:
         return None
     if offset:
-        value += (view.number("DECOFFSE") or 0.0) / 3600.0 + (view.number("DECTRGOF") or 0.0) / 3600.0
+        value += (view.number("DECOFFSE") or 0.0) / 3600.0 + (
+            view.number("DECTRGOF") or 0.0
+        ) / 3600.0
     rate = view.number("PMDEC")
     years = _years_since_epoch(view) if pm and rate else None
     return value if years is None else value + rate * years / 3600.0
@@ -136,7 +144,9 @@ def celestial(view: View) -> list[Any]:
     found = []
     for header in view.ext:
         source = header if clean(header, "CRVAL1") is not None else view.phu
-        types = [str(clean(source, name)).removesuffix("-SIP") for name in ("CTYPE1", "CTYPE2")]  # products' distortion
+        types = [
+            str(clean(source, name)).removesuffix("-SIP") for name in ("CTYPE1", "CTYPE2")
+        ]  # products' distortion
         found.append(source if types == ["RA---TAN", "DEC--TAN"] else None)
     return found
 
@@ -163,7 +173,11 @@ def wcs_position(view: View) -> tuple[float | None, float | None]:
 
 def pixel_scale(view: View) -> float | None:
     """Arcsec per pixel, from the CD matrices, the mean of the arrays (CDELT and PC where there is no CD)."""
-    scales = [3600.0 * math.sqrt(abs(np.linalg.det(m))) for one in celestial(view) if (m := cd_matrix(one)) is not None]
+    scales = [
+        3600.0 * math.sqrt(abs(np.linalg.det(m)))
+        for one in celestial(view)
+        if (m := cd_matrix(one)) is not None
+    ]
     return float(np.mean(scales)) if scales else None
 
 
@@ -188,10 +202,19 @@ def apparent_to_icrs(ra: float, dec: float, when: dt.datetime) -> tuple[float, f
 
     import erfa
 
-    with warnings.catch_warnings():  # a date that no leap second is known for: good to seconds, enough here
+    with (
+        warnings.catch_warnings()
+    ):  # a date that no leap second is known for: good to seconds, enough here
         warnings.simplefilter("ignore", erfa.ErfaWarning)
-        utc = erfa.dtf2d("UTC", when.year, when.month, when.day, when.hour, when.minute,
-                         when.second + when.microsecond / 1e6)
+        utc = erfa.dtf2d(
+            "UTC",
+            when.year,
+            when.month,
+            when.day,
+            when.hour,
+            when.minute,
+            when.second + when.microsecond / 1e6,
+        )
         tt = erfa.taitt(*erfa.utctai(*utc))
     tdb = erfa.tttdb(*tt, erfa.dtdb(*tt, 0.0, 0.0, 0.0, 0.0))
     # The equation of the origins changes by 0.1 mas in a minute: UTC in the place of TDB does no harm, and gives the

@@ -70,8 +70,13 @@ def resolve(sets: Iterable[TagSet]) -> frozenset[str]:
 class View:
     """What the rules see of one file. Calling it gives a descriptor: `view("gain")`."""
 
-    def __init__(self, headers: Headers, facts: Mapping[str, Any], rules: Mapping[str, Rule],
-                 descriptors: Mapping[str, Descriptor]) -> None:
+    def __init__(
+        self,
+        headers: Headers,
+        facts: Mapping[str, Any],
+        rules: Mapping[str, Rule],
+        descriptors: Mapping[str, Descriptor],
+    ) -> None:
         self.phu, self.path = headers.phu, headers.path
         self.ext = science(headers.ext)
         self.facts = facts
@@ -83,7 +88,9 @@ class View:
             raise GdaskError(unknown(name, self._descriptors))
         allowed = option_names(function) if options else ()
         if not set(options) <= set(allowed):
-            raise GdaskError(f"descriptor {name} takes the options {', '.join(allowed) or 'none'}; got {', '.join(options)}")
+            raise GdaskError(
+                f"descriptor {name} takes the options {', '.join(allowed) or 'none'}; got {', '.join(options)}"
+            )
         return function(self, **options)
 
     def accepts(self, name: str, option: str) -> bool:
@@ -93,7 +100,9 @@ class View:
     @cached_property
     def tags(self) -> frozenset[str]:
         found = (rule(self) for rule in self._rules.values())
-        return resolve(one for sets in found if sets for one in ((sets,) if isinstance(sets, TagSet) else sets))
+        return resolve(
+            one for sets in found if sets for one in ((sets,) if isinstance(sets, TagSet) else sets)
+        )
 
     @property
     def prepared(self) -> bool:
@@ -167,25 +176,31 @@ def number(name: str) -> Descriptor:
 
 def component(name: str) -> Descriptor:
     """Descriptor: name of a component in the beam, with or without its Gemini component number (_Gnnnn)."""
+
     def of(view: View, pretty: bool = False, stripID: bool = False) -> str | None:
         value = view.get(name)
         return without_id(str(value)) if value is not None and (pretty or stripID) else value
+
     return of
 
 
 def section(name: str) -> Descriptor:
     """Descriptor: a section of each array, 0-based half-open [x1, x2, y1, y2]; IRAF strings if pretty."""
+
     def of(view: View, pretty: bool = False) -> list[Any]:
         found = [parse_section(value) for value in view.each(name)]
         return [format_section(one) for one in found] if pretty else found
+
     return of
 
 
 def from_header_if_prepared(name: str, function: Descriptor) -> Descriptor:
     """Descriptor: the keyword of the extensions if the file is prepared and all of them have it, else the function."""
+
     def of(view: View) -> list[Any]:
         values = [as_number(value) for value in view.each(name)] if view.prepared else []
         return values if values and None not in values else function(view)
+
     return of
 
 
@@ -224,4 +239,8 @@ def option_names(function: Descriptor) -> tuple[str, ...]:
 def unknown(name: str, known: Iterable[str]) -> str:
     """Message for a descriptor that does not exist."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"no descriptor '{name}'; the closest is '{close[0]}'" if close else f"no descriptor '{name}' ('showd --help' lists them; text needs quotes)"
+    return (
+        f"no descriptor '{name}'; the closest is '{close[0]}'"
+        if close
+        else f"no descriptor '{name}' ('showd --help' lists them; text needs quotes)"
+    )

@@ -10,12 +10,38 @@ from astropy.table import Table
 
 from gdask.model import GdaskError
 
-_FORMATS = {".fits": "fits", ".fit": "fits", ".ecsv": "ascii.ecsv", ".xml": "votable", ".vot": "votable", ".csv": "ascii.csv"}
+_FORMATS = {
+    ".fits": "fits",
+    ".fit": "fits",
+    ".ecsv": "ascii.ecsv",
+    ".xml": "votable",
+    ".vot": "votable",
+    ".csv": "ascii.csv",
+}
 #: Error per axis (arcsec) of a catalogue that tells none: that of a ground-based survey tied to Gaia. (2MASS: 0.08.)
 DEFAULT_ERROR = 0.02
 _NAMES = {
-    "RAJ2000": ("raj2000", "ra", "ra_icrs", "radeg", "_raj2000", "alpha_j2000", "x_world", "ramean"),
-    "DEJ2000": ("dej2000", "dec", "de_icrs", "dedeg", "_dej2000", "delta_j2000", "y_world", "decmean", "de"),
+    "RAJ2000": (
+        "raj2000",
+        "ra",
+        "ra_icrs",
+        "radeg",
+        "_raj2000",
+        "alpha_j2000",
+        "x_world",
+        "ramean",
+    ),
+    "DEJ2000": (
+        "dej2000",
+        "dec",
+        "de_icrs",
+        "dedeg",
+        "_dej2000",
+        "delta_j2000",
+        "y_world",
+        "decmean",
+        "de",
+    ),
 }
 _UCDS = {"RAJ2000": "pos.eq.ra", "DEJ2000": "pos.eq.dec"}
 #: What a catalogue may tell beside positions: the column here, the names of Gaia and VizieR, and the unit where the file
@@ -66,7 +92,9 @@ def _read(path: str) -> Table:
         raise GdaskError(f"{path}: no such catalogue file")
     kind = _FORMATS.get(os.path.splitext(path.removesuffix(".gz"))[1].lower())
     if kind is None:
-        raise GdaskError(f"{path}: not a known catalogue form; expected one of {', '.join(_FORMATS)}")
+        raise GdaskError(
+            f"{path}: not a known catalogue form; expected one of {', '.join(_FORMATS)}"
+        )
     try:
         return Table.read(path, format=kind)
     except Exception as error:
@@ -82,7 +110,9 @@ def _find(table: Table, wanted: str, path: str) -> str:
         ucd = str(table[name].info.meta.get("ucd", "") if table[name].info.meta else "")
         if ucd.lower().startswith(_UCDS[wanted]):
             return name
-    raise GdaskError(f"{path}: no column for {wanted}; it has {', '.join(table.colnames)}; name it {wanted}")
+    raise GdaskError(
+        f"{path}: no column for {wanted}; it has {', '.join(table.colnames)}; name it {wanted}"
+    )
 
 
 def _number(table: Table, names: tuple[str, ...], unit: str) -> np.ndarray | None:
@@ -100,7 +130,9 @@ def _number(table: Table, names: tuple[str, ...], unit: str) -> np.ndarray | Non
     return None
 
 
-def at_epoch(catalog: Table, year: float, error: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+def at_epoch(
+    catalog: Table, year: float, error: float | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
     """RA, Dec (degrees) and error per axis (arcsec) of a catalogue's stars in a Julian year, and how, in words.
 
     Stars without a proper motion stay where they are. error: arcsec, of all stars; None: the catalogue's own (a star
@@ -109,12 +141,22 @@ def at_epoch(catalog: Table, year: float, error: float | None) -> tuple[np.ndarr
     ra, dec = (np.array(catalog[name], float) for name in ("RAJ2000", "DEJ2000"))
     own = _mean_square(catalog, "e_RA", "e_DE")
     known = np.isfinite(own)
-    square = np.where(known, own / 1e6, DEFAULT_ERROR**2) if error is None else np.full(len(ra), error**2)
-    text = f"errors of {1000 * (error or DEFAULT_ERROR):g} mas" if error is not None or not known.any() else "its own errors"
+    square = (
+        np.where(known, own / 1e6, DEFAULT_ERROR**2)
+        if error is None
+        else np.full(len(ra), error**2)
+    )
+    text = (
+        f"errors of {1000 * (error or DEFAULT_ERROR):g} mas"
+        if error is not None or not known.any()
+        else "its own errors"
+    )
     if not {"pmRA", "pmDE", "Epoch"} <= set(catalog.colnames):
         return ra, dec, np.sqrt(square), f"{text}, no proper motions"
     years = year - np.asarray(catalog["Epoch"], float)
-    east, north = (np.nan_to_num(np.asarray(catalog[name], float) * years) / 3.6e6 for name in ("pmRA", "pmDE"))
+    east, north = (
+        np.nan_to_num(np.asarray(catalog[name], float) * years) / 3.6e6 for name in ("pmRA", "pmDE")
+    )
     if error is None:
         square = square + np.nan_to_num(_mean_square(catalog, "e_pmRA", "e_pmDE") * years**2) / 1e6
     moved = int(np.count_nonzero((east != 0) | (north != 0)))

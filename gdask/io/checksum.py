@@ -18,7 +18,9 @@ def add_checksums(file: io.BufferedRandom) -> None:
     with fits.open(file.name, memmap=False, lazy_load_hdus=False) as hdus:
         blank = [hdu.fileinfo() for hdu in hdus if hdu.header.get("CHECKSUM") == "0" * 16]
     for info in blank:
-        _checksum_hdu(file.fileno(), info["hdrLoc"], info["datLoc"], info["datLoc"] + info["datSpan"])
+        _checksum_hdu(
+            file.fileno(), info["hdrLoc"], info["datLoc"], info["datLoc"] + info["datSpan"]
+        )
 
 
 def wrong_sums(path: str) -> list[tuple[int, str]]:
@@ -31,10 +33,24 @@ def wrong_sums(path: str) -> list[tuple[int, str]]:
                 continue
             total = _sum_stream(stream, unit.size + -unit.size % BLOCK)
             if wanted[0] is not None and str(wanted[0]).strip() != str(total):
-                wrong.append((unit.number, f"DATASUM is {wanted[0]}, of the data that are there {total}; copy the file again"))
+                wrong.append(
+                    (
+                        unit.number,
+                        f"DATASUM is {wanted[0]}, of the data that are there {total}; copy the file again",
+                    )
+                )
             whole = _fold(_sum_words(unit.raw.ljust(-(-len(unit.raw) // BLOCK) * BLOCK)) + total)
-            if wanted[1] is not None and whole not in (0, 0xFFFFFFFF) and not (wrong and wrong[-1][0] == unit.number):
-                wrong.append((unit.number, "CHECKSUM does not hold: its header was changed after it was written"))
+            if (
+                wanted[1] is not None
+                and whole not in (0, 0xFFFFFFFF)
+                and not (wrong and wrong[-1][0] == unit.number)
+            ):
+                wrong.append(
+                    (
+                        unit.number,
+                        "CHECKSUM does not hold: its header was changed after it was written",
+                    )
+                )
     return wrong
 
 

@@ -52,18 +52,31 @@ class Header(Mapping[str, Any]):
     @classmethod
     def of(cls, header: Header | fits.Header) -> Header:
         """Of an astropy Header, which may be edited later without harm; itself if it is one of these."""
-        return header if isinstance(header, cls) else cls(_entry(copy(card)) for card in header.cards)
+        return (
+            header if isinstance(header, cls) else cls(_entry(copy(card)) for card in header.cards)
+        )
 
     def changed(self, keywords: Mapping[str, Any]) -> Header:
         """With keywords set, to a value or (value, comment); None removes. New ones go before comments at the end."""
         entries = list(self._entries)
         for keyword, given in keywords.items():
-            at = next((place for place, entry in enumerate(entries) if entry.keyword == keyword), None)
+            at = next(
+                (place for place, entry in enumerate(entries) if entry.keyword == keyword), None
+            )
             value, comment = given if isinstance(given, tuple) else (given, None)
             if at is not None:
-                entries[at : at + 1] = [] if given is None else [_changed(entries[at].text, value, comment)]
+                entries[at : at + 1] = (
+                    [] if given is None else [_changed(entries[at].text, value, comment)]
+                )
             elif given is not None:
-                end = next((place for place in range(len(entries), 0, -1) if entries[place - 1].keyword not in COMMENTARY), 0)
+                end = next(
+                    (
+                        place
+                        for place in range(len(entries), 0, -1)
+                        if entries[place - 1].keyword not in COMMENTARY
+                    ),
+                    0,
+                )
                 entries.insert(end, _made(keyword, value, comment))
         return type(self)(entries)
 
@@ -94,7 +107,11 @@ class Header(Mapping[str, Any]):
         if at is None:
             raise KeyError(f"no keyword {keyword}")
         found = self._entries[at]
-        return [entry.value for entry in self._entries if entry.keyword == found.keyword] if found.keyword in COMMENTARY else found.value
+        return (
+            [entry.value for entry in self._entries if entry.keyword == found.keyword]
+            if found.keyword in COMMENTARY
+            else found.value
+        )
 
     def __contains__(self, keyword: object) -> bool:
         return isinstance(keyword, str) and self._place(keyword) is not None
@@ -110,7 +127,11 @@ class Header(Mapping[str, Any]):
 
     def _place(self, keyword: str) -> int | None:
         at = self._places.get(keyword)
-        return self._places.get(keyword.strip().upper().removeprefix("HIERARCH ")) if at is None else at
+        return (
+            self._places.get(keyword.strip().upper().removeprefix("HIERARCH "))
+            if at is None
+            else at
+        )
 
 
 @lru_cache(maxsize=256)
@@ -150,6 +171,12 @@ def _entry(card: fits.Card, text: str | None = None) -> Entry:
     keyword = sys.intern(card.keyword)
     try:
         value = card.value
-    except (fits.VerifyError, ValueError, AttributeError):  # a card that cannot be parsed is no value
+    except (
+        fits.VerifyError,
+        ValueError,
+        AttributeError,
+    ):  # a card that cannot be parsed is no value
         value = None
-    return Entry(text or str(card), keyword, None if isinstance(value, fits.card.Undefined) else value)
+    return Entry(
+        text or str(card), keyword, None if isinstance(value, fits.card.Undefined) else value
+    )

@@ -29,7 +29,9 @@ _COMMENTARY = ("COMMENT ", "HISTORY ", "CONTINUE", "HIERARCH", "        ", "END 
 _KEYWORD = re.compile(r"[A-Z0-9_-]+ *$")
 #: What may follow "= " on a card: a string, logical, number, complex number or nothing, then a comment.
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[EeDd][+-]?\d+)?"
-_VALUE = re.compile(rf"\s*('(?:[^']|'')*'|[TF]|{_NUMBER}|\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)|)\s*(/.*)?$")
+_VALUE = re.compile(
+    rf"\s*('(?:[^']|'')*'|[TF]|{_NUMBER}|\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)|)\s*(/.*)?$"
+)
 
 
 class Unit(NamedTuple):
@@ -70,7 +72,9 @@ def repair_card(card: str) -> str:
     keyword = card[:8].upper()
     if not _KEYWORD.match(keyword):
         return f"COMMENT {card}"[:CARD]
-    value = card[10:] if card[9] == " " else card[9:]  # "KEY     ='x'": the blank after = is missing
+    value = (
+        card[10:] if card[9] == " " else card[9:]
+    )  # "KEY     ='x'": the blank after = is missing
     if not _VALUE.match(value):
         value = _quoted(value.strip())
     return f"{keyword}= {value}"[:CARD].ljust(CARD)
@@ -154,9 +158,13 @@ def _header_cards(stream: BinaryIO, name: str, number: int) -> tuple[bytes, list
                 return whole, _without_padding(cards)
             cards.append(_card(raw))
         if len(cards) > MAX_CARDS:
-            raise GdaskError(f"{name}: header of extension {number} has no end; copy the file again")
+            raise GdaskError(
+                f"{name}: header of extension {number} has no end; copy the file again"
+            )
         if len(block) < BLOCK:
-            raise GdaskError(f"{name}: header of extension {number} is cut short (no END card); copy the file again")
+            raise GdaskError(
+                f"{name}: header of extension {number} is cut short (no END card); copy the file again"
+            )
 
 
 @lru_cache(maxsize=8192)  # what the files of a night have in common
@@ -166,8 +174,10 @@ def _card(raw: bytes) -> str:
 
 def _ascii(raw: bytes) -> str:
     text = raw.decode("latin-1")
-    return text if text.isascii() and text.isprintable() else "".join(
-        c if " " <= c <= "~" else "?" if c > "\x7f" else " " for c in text
+    return (
+        text
+        if text.isascii() and text.isprintable()
+        else "".join(c if " " <= c <= "~" else "?" if c > "\x7f" else " " for c in text)
     )
 
 
@@ -198,7 +208,9 @@ def _data_bytes(header: Header, name: str) -> int:
             raise ValueError(f"{size} bytes of data")
         return size
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise GdaskError(f"{name}: no valid BITPIX and NAXIS in a header ({error}); the file is damaged") from error
+        raise GdaskError(
+            f"{name}: no valid BITPIX and NAXIS in a header ({error}); the file is damaged"
+        ) from error
 
 
 def _skip(stream: BinaryIO, end: int, name: str, number: int) -> None:
@@ -206,7 +218,9 @@ def _skip(stream: BinaryIO, end: int, name: str, number: int) -> None:
     if end > stream.tell() or end % BLOCK:
         stream.seek(end - 1)
         if not stream.read(1):
-            raise GdaskError(f"{name}: pixels of extension {number} are cut short; copy the file again")
+            raise GdaskError(
+                f"{name}: pixels of extension {number} are cut short; copy the file again"
+            )
     stream.seek(end + -end % BLOCK)
 
 
@@ -221,4 +235,6 @@ def untiled(name: str) -> list[Header]:
         with fits.open(name, memmap=True) as units:
             return [Header.of(unit.header) for unit in units]
     except Exception as error:  # astropy raises errors of many kinds
-        raise GdaskError(f"{name}: its compressed images cannot be read ({error}); copy the file again") from error
+        raise GdaskError(
+            f"{name}: its compressed images cannot be read ({error}); copy the file again"
+        ) from error

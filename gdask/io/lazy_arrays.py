@@ -18,9 +18,15 @@ _AXES, _BANDED = ("detector", "y", "x"), ("detector", "band", "x")
 
 
 def map_blocks(
-    function: Callable[..., object], *arrays: da.Array, name: str, dtype: np.dtype | str, chunks: Chunks, placed: bool = False,
-    in_bands: da.Array | None = None, **bound: object,
-) -> da.Array:  # fmt: skip
+    function: Callable[..., object],
+    *arrays: da.Array,
+    name: str,
+    dtype: np.dtype | str,
+    chunks: Chunks,
+    placed: bool = False,
+    in_bands: da.Array | None = None,
+    **bound: object,
+) -> da.Array:
     """The array whose blocks are function(*blocks of the arrays, **bound); with `placed` the block's (detector, band, 0) comes first.
 
     `bound` is neither looked through for other lazy arrays nor copied for each block, which is most of what dask's own
@@ -45,12 +51,29 @@ def map_blocks(
         arrays = (*arrays, in_bands)
     blocks = {array.name: array.numblocks for array in arrays}
     layer = blockwise(functools.partial(function, **bound), name, _AXES, *given, numblocks=blocks)
-    return da.Array(HighLevelGraph.from_collections(name, layer, arrays), name, chunks, meta=_nothing(np.dtype(dtype)))
+    return da.Array(
+        HighLevelGraph.from_collections(name, layer, arrays),
+        name,
+        chunks,
+        meta=_nothing(np.dtype(dtype)),
+    )
 
 
-def from_tasks(name: str, tasks: Mapping[Any, object], inputs: tuple[da.Array, ...], *, dtype: np.dtype | str, chunks: Chunks) -> da.Array:
+def from_tasks(
+    name: str,
+    tasks: Mapping[Any, object],
+    inputs: tuple[da.Array, ...],
+    *,
+    dtype: np.dtype | str,
+    chunks: Chunks,
+) -> da.Array:
     """The array of these tasks, by key (name, detector, band, 0), which refer to blocks of `inputs`."""
-    return da.Array(HighLevelGraph.from_collections(name, tasks, inputs), name, chunks, meta=_nothing(np.dtype(dtype)))
+    return da.Array(
+        HighLevelGraph.from_collections(name, tasks, inputs),
+        name,
+        chunks,
+        meta=_nothing(np.dtype(dtype)),
+    )
 
 
 def edges(chunks: Chunks) -> tuple[tuple[int, ...], ...]:

@@ -67,7 +67,9 @@ def open_frame(path: str | os.PathLike[str], *, rows: int | None = None, tag: st
     headers = read_headers(path)  # first: it says what is wrong with a file that is not whole
     layout = read_layout(path)
     if "data" not in layout and "dq" not in layout:
-        raise GdaskError(f"{path}: no image extension; expected a multi-extension file with SCI arrays")
+        raise GdaskError(
+            f"{path}: no image extension; expected a multi-extension file with SCI arrays"
+        )
     return _assemble(path, layout, headers, rows, tag)
 
 
@@ -83,7 +85,9 @@ def reopen(frame: Frame, *, rows: int, tag: str) -> Frame:
     """
     layout = _as_read(frame)
     frame = frame.chunk({"y": rows, "x": -1}) if len(layout) < len(frame.data_vars) else frame
-    return frame.assign({name: (DIMS, pixels) for name, pixels in lazy_variables(layout, rows, tag).items()})
+    return frame.assign(
+        {name: (DIMS, pixels) for name, pixels in lazy_variables(layout, rows, tag).items()}
+    )
 
 
 def affine(frame: Frame, name: str, scales: Sequence[float], offsets: Sequence[float]) -> Frame:
@@ -97,21 +101,31 @@ def affine(frame: Frame, name: str, scales: Sequence[float], offsets: Sequence[f
         for plane, scale, offset in zip(planes, scales, offsets, strict=True)
     )
     pixels = lazy_variables({name: changed})[name]
-    return frame.assign({name: (DIMS, pixels)}).assign_attrs(layout=frame.attrs["layout"] | {name: changed})
+    return frame.assign({name: (DIMS, pixels)}).assign_attrs(
+        layout=frame.attrs["layout"] | {name: changed}
+    )
 
 
 def on_disk(frame: Frame, name: str) -> tuple[Plane, ...]:
     """The places of a variable's arrays in a file; GdaskError where the pixels are others, which are still to be computed."""
     if name not in _as_read(frame):
-        raise GdaskError(f"{frame.attrs['name']}: {name} is not on disk yet; end the phase with run.save, or write it")
+        raise GdaskError(
+            f"{frame.attrs['name']}: {name} is not on disk yet; end the phase with run.save, or write it"
+        )
     return frame.attrs["layout"][name]
 
 
 def _as_read(frame: Frame) -> dict[str, tuple[Plane, ...]]:
     """The layout of those variables that still are what their file holds, whoever has assigned to the Frame."""
     graphs = {name: getattr(frame[name].data, "dask", None) for name in frame}
-    untouched = {name for name, graph in graphs.items() if graph and all(layer.startswith(AS_READ) for layer in graph.layers)}
-    return {name: planes for name, planes in (frame.attrs["layout"] or {}).items() if name in untouched}
+    untouched = {
+        name
+        for name, graph in graphs.items()
+        if graph and all(layer.startswith(AS_READ) for layer in graph.layers)
+    }
+    return {
+        name: planes for name, planes in (frame.attrs["layout"] or {}).items() if name in untouched
+    }
 
 
 def read_layout(path: str) -> dict[str, tuple[Plane, ...]]:
@@ -145,18 +159,38 @@ def read_window(plane: Plane, y1: int, y2: int, x1: int, x2: int, dtype: np.dtyp
         # Looked at once it is open: a network file system asks its server then, and not for every look at a name.
         with open(plane.path, "rb", buffering=0) as file:
             _check_unchanged(plane, file.fileno())
-            if 2 * (x2 - x1) < width:  # a tile of an image: whole rows would be read for each tile of them anew
-                parts = (os.pread(file.fileno(), (x2 - x1) * item, plane.offset + (y * width + x1) * item) for y in range(y1, y2))
+            if (
+                2 * (x2 - x1) < width
+            ):  # a tile of an image: whole rows would be read for each tile of them anew
+                parts = (
+                    os.pread(
+                        file.fileno(), (x2 - x1) * item, plane.offset + (y * width + x1) * item
+                    )
+                    for y in range(y1, y2)
+                )
                 raw = np.frombuffer(bytearray(b"".join(parts)), plane.fits_type)
                 width, x1, x2 = x2 - x1, 0, x2 - x1
             else:
-                raw = np.fromfile(file, plane.fits_type, (y2 - y1) * width, offset=plane.offset + y1 * width * item)
+                raw = np.fromfile(
+                    file,
+                    plane.fits_type,
+                    (y2 - y1) * width,
+                    offset=plane.offset + y1 * width * item,
+                )
     except FileNotFoundError as error:
-        raise BadFile(plane.path, f"vanished during the run ({error.strerror}); put it back and run again") from None
+        raise BadFile(
+            plane.path, f"vanished during the run ({error.strerror}); put it back and run again"
+        ) from None
     except OSError as error:
-        raise BadFile(plane.path, f"cannot be read during the run ({error.strerror}); make it readable and run again") from None
+        raise BadFile(
+            plane.path,
+            f"cannot be read during the run ({error.strerror}); make it readable and run again",
+        ) from None
     if raw.size != (y2 - y1) * width:
-        raise BadFile(plane.path, f"extension {plane.extension} ends before row {y2}: it was cut short; copy it again")
+        raise BadFile(
+            plane.path,
+            f"extension {plane.extension} ends before row {y2}: it was cut short; copy it again",
+        )
     return _to_type(raw.reshape(y2 - y1, width)[:, x1:x2], plane, dtype)
 
 
@@ -174,7 +208,9 @@ def _check_unchanged(plane: Plane, file: str | int) -> None:
     try:
         stat = os.stat(file)
     except OSError as error:
-        raise BadFile(plane.path, f"vanished during the run ({error.strerror}); put it back and run again") from None
+        raise BadFile(
+            plane.path, f"vanished during the run ({error.strerror}); put it back and run again"
+        ) from None
     if (stat.st_size, stat.st_mtime_ns) != plane.identity:
         raise BadFile(plane.path, "changed during the run; run again with the file at rest")
 
@@ -184,7 +220,10 @@ def _decode(plane: Plane, y1: int, y2: int, x1: int, x2: int, dtype: np.dtype) -
     try:
         pixels = _unpacked(plane, dtype)
     except Exception as error:  # decompressors raise errors of many kinds
-        raise BadFile(plane.path, f"extension {plane.extension} cannot be decompressed ({error}); copy it again") from error
+        raise BadFile(
+            plane.path,
+            f"extension {plane.extension} cannot be decompressed ({error}); copy it again",
+        ) from error
     return np.ascontiguousarray(pixels.reshape(plane.shape)[y1:y2, x1:x2].astype(dtype))
 
 
@@ -194,7 +233,9 @@ def _unpacked(plane: Plane, dtype: np.dtype) -> np.ndarray:
             if is_tiled(unit.header):
                 break
             if unit.number == plane.extension:
-                return _to_type(np.frombuffer(bytearray(stream.read(unit.size)), plane.fits_type), plane, dtype)
+                return _to_type(
+                    np.frombuffer(bytearray(stream.read(unit.size)), plane.fits_type), plane, dtype
+                )
     with fits.open(plane.path, memmap=False) as hdus:
         return hdus[plane.extension].data
 
@@ -205,16 +246,28 @@ def _variable_of(header: fits.Header) -> str:
     return names.get(name, name.lower())
 
 
-def _plane(path: str, identity: tuple[int, int], number: int, header: fits.Header, begin: int) -> Plane | None:
+def _plane(
+    path: str, identity: tuple[int, int], number: int, header: fits.Header, begin: int
+) -> Plane | None:
     if number and str(header.get("XTENSION", "")).strip() != "IMAGE" or header["NAXIS"] < 2:
         return None
     if any(header[f"NAXIS{axis}"] != 1 for axis in range(3, header["NAXIS"] + 1)):
-        raise GdaskError(f"{path}: extension {number} has more than one plane; expected a 2-D image")
+        raise GdaskError(
+            f"{path}: extension {number} has more than one plane; expected a 2-D image"
+        )
     shape = (header["NAXIS2"], header["NAXIS1"])
     if 0 in shape:
         return None
-    return Plane(path, identity, number, begin, _FITS_TYPES[header["BITPIX"]],
-                 _number(header, "BZERO", 0), _number(header, "BSCALE", 1), shape)
+    return Plane(
+        path,
+        identity,
+        number,
+        begin,
+        _FITS_TYPES[header["BITPIX"]],
+        _number(header, "BZERO", 0),
+        _number(header, "BSCALE", 1),
+        shape,
+    )
 
 
 def _number(header: fits.Header, keyword: str, default: float) -> float:
@@ -222,12 +275,16 @@ def _number(header: fits.Header, keyword: str, default: float) -> float:
     return value if isinstance(value, (int, float)) and math.isfinite(value) else default
 
 
-def _assemble(path: str, layout: dict[str, tuple[Plane, ...]], headers: Headers, rows: int | None, tag: str) -> Frame:
+def _assemble(
+    path: str, layout: dict[str, tuple[Plane, ...]], headers: Headers, rows: int | None, tag: str
+) -> Frame:
     import xarray as xr
 
     shapes = {plane.shape for planes in layout.values() for plane in planes}
     if len(shapes) > 1:
-        raise GdaskError(f"{path}: arrays of different shapes {sorted(shapes)}; expected one shape for all arrays")
+        raise GdaskError(
+            f"{path}: arrays of different shapes {sorted(shapes)}; expected one shape for all arrays"
+        )
     variables = lazy_variables(layout, rows, tag)
     science = tuple(header for header in headers.ext if _is_science(header))
     attrs = {
@@ -252,9 +309,13 @@ def _stored_geometry(path: str, headers: Headers) -> dict[str, object]:
 
     try:
         with fits.open(path, memmap=False, lazy_load_hdus=True) as hdus:
-            return {"geometry": geometries_of(Table(hdus["ASTROM"].data))} if "ASTROM" in hdus else {}
+            return (
+                {"geometry": geometries_of(Table(hdus["ASTROM"].data))} if "ASTROM" in hdus else {}
+            )
     except Exception as error:  # astropy's errors are of many kinds
-        raise GdaskError(f"{path}: table ASTROM cannot be read ({error}); copy the file again") from error
+        raise GdaskError(
+            f"{path}: table ASTROM cannot be read ({error}); copy the file again"
+        ) from error
 
 
 def _is_science(header: fits.Header) -> bool:
@@ -271,7 +332,9 @@ def _bare_name(path: str) -> str:
 def lazy_variables(
     layout: dict[str, tuple[Plane, ...]], rows: int | None = None, tag: str = ""
 ) -> dict[str, object]:
-    return {name: _lazy(name, planes, rows, tag) for name, planes in layout.items() if name in DTYPES}
+    return {
+        name: _lazy(name, planes, rows, tag) for name, planes in layout.items() if name in DTYPES
+    }
 
 
 def _lazy(name: str, planes: tuple[Plane, ...], rows: int | None, tag: str) -> object:
@@ -285,12 +348,20 @@ def _lazy(name: str, planes: tuple[Plane, ...], rows: int | None, tag: str) -> o
     bands = tuple(min(height, ny - y) for y in range(0, ny, height))
     dtype = DTYPES[name]
     return map_blocks(
-        _read_block, name=f"read-{name}-{tokenize(planes, height, tag, str(dtype))}", dtype=dtype, chunks=((1,) * len(planes), bands, (nx,)),
-        placed=True, planes=planes, height=height, pixel_type=dtype,
-    )  # fmt: skip
+        _read_block,
+        name=f"read-{name}-{tokenize(planes, height, tag, str(dtype))}",
+        dtype=dtype,
+        chunks=((1,) * len(planes), bands, (nx,)),
+        placed=True,
+        planes=planes,
+        height=height,
+        pixel_type=dtype,
+    )
 
 
-def _read_block(place: tuple[int, int, int], planes: tuple[Plane, ...], height: int, pixel_type: np.dtype) -> np.ndarray:
+def _read_block(
+    place: tuple[int, int, int], planes: tuple[Plane, ...], height: int, pixel_type: np.dtype
+) -> np.ndarray:
     detector, band, _ = place
     plane = planes[detector]
     y1 = band * height

@@ -22,42 +22,74 @@ MAS = 1000.0
 SAME_STAR = 0.5
 #: Descriptions of SExtractor's columns; `tables` has their units.
 SEXTRACTOR = {
-    "NUMBER": "running number, from the highest peak down", "X_IMAGE": "isophotal centre x, 1-based",
-    "Y_IMAGE": "isophotal centre y, 1-based", "X_WORLD": "right ascension of X_IMAGE, Y_IMAGE",
-    "Y_WORLD": "declination of X_IMAGE, Y_IMAGE", "A_IMAGE": "rms along the major axis", "B_IMAGE": "rms along the minor axis",
-    "THETA_IMAGE": "major axis, from x towards y", "ERRX2_IMAGE": "variance of X_IMAGE", "ERRY2_IMAGE": "variance of Y_IMAGE",
-    "ERRXY_IMAGE": "covariance of X_IMAGE, Y_IMAGE", "FLUX_AUTO": "flux in Kron's ellipse (electron)",
-    "FLUXERR_AUTO": "error of FLUX_AUTO (electron)", "MAG_AUTO": "instrumental, -2.5 log10(electron/s)",
-    "MAGERR_AUTO": "error of MAG_AUTO", "KRON_RADIUS": "Kron radius in units of A and B",
-    "FLUX_ISO": "isophotal flux (electron)", "FLUX_MAX": "peak above background (electron)",
-    "FLUX_RADIUS": "radius of half the light", "FWHM_IMAGE": "FWHM of the core", "ELLIPTICITY": "1 - B/A",
-    "CLASS_STAR": "1 as wide and round as the stars", "BACKGROUND": "sky that was subtracted (electron)",
-    "THRESHOLD": "detection limit above it (electron)", "ISOAREA_IMAGE": "pixels above the limit",
-    "FLAGS": "1 crowded 2 blended 4 saturated 8 cut by the edge", "IMAFLAGS_ISO": "DQ bits of its pixels, OR-ed",
+    "NUMBER": "running number, from the highest peak down",
+    "X_IMAGE": "isophotal centre x, 1-based",
+    "Y_IMAGE": "isophotal centre y, 1-based",
+    "X_WORLD": "right ascension of X_IMAGE, Y_IMAGE",
+    "Y_WORLD": "declination of X_IMAGE, Y_IMAGE",
+    "A_IMAGE": "rms along the major axis",
+    "B_IMAGE": "rms along the minor axis",
+    "THETA_IMAGE": "major axis, from x towards y",
+    "ERRX2_IMAGE": "variance of X_IMAGE",
+    "ERRY2_IMAGE": "variance of Y_IMAGE",
+    "ERRXY_IMAGE": "covariance of X_IMAGE, Y_IMAGE",
+    "FLUX_AUTO": "flux in Kron's ellipse (electron)",
+    "FLUXERR_AUTO": "error of FLUX_AUTO (electron)",
+    "MAG_AUTO": "instrumental, -2.5 log10(electron/s)",
+    "MAGERR_AUTO": "error of MAG_AUTO",
+    "KRON_RADIUS": "Kron radius in units of A and B",
+    "FLUX_ISO": "isophotal flux (electron)",
+    "FLUX_MAX": "peak above background (electron)",
+    "FLUX_RADIUS": "radius of half the light",
+    "FWHM_IMAGE": "FWHM of the core",
+    "ELLIPTICITY": "1 - B/A",
+    "CLASS_STAR": "1 as wide and round as the stars",
+    "BACKGROUND": "sky that was subtracted (electron)",
+    "THRESHOLD": "detection limit above it (electron)",
+    "ISOAREA_IMAGE": "pixels above the limit",
+    "FLAGS": "1 crowded 2 blended 4 saturated 8 cut by the edge",
+    "IMAFLAGS_ISO": "DQ bits of its pixels, OR-ed",
     "NIMAFLAGS_ISO": "pixels with any of them",
 }
 #: Unit ('' none) and description of the other columns.
 COLUMNS = {
-    "XPSF_IMAGE": ("pix", "fitted x, 1-based"), "YPSF_IMAGE": ("pix", "fitted y, 1-based"),
-    "ERRXPSF_IMAGE": ("pix", "error of XPSF_IMAGE, of the pixels alone"), "ERRYPSF_IMAGE": ("pix", "error of YPSF_IMAGE"),
-    "RA": ("deg", "right ascension of the fitted position"), "DEC": ("deg", "declination of the fitted position"),
-    "RA_ERR": ("mas", "error East, with the alignment's"), "DEC_ERR": ("mas", "error North, with the alignment's"),
-    "FLUX_PSF": ("", "flux of the fitted star image (electron)"), "FLUXERR_PSF": ("", "error of FLUX_PSF (electron)"),
-    "MAG_PSF": ("mag", "instrumental, -2.5 log10(electron/s)"), "MAGERR_PSF": ("mag", "error of MAG_PSF"),
-    "FLUX_APER": ("", "flux in circles, radii APER1 ... (electron)"), "FLUXERR_APER": ("", "errors of FLUX_APER (electron)"),
-    "MAG_APER": ("mag", "instrumental, -2.5 log10(electron/s)"), "MAGERR_APER": ("mag", "errors of MAG_APER"),
+    "XPSF_IMAGE": ("pix", "fitted x, 1-based"),
+    "YPSF_IMAGE": ("pix", "fitted y, 1-based"),
+    "ERRXPSF_IMAGE": ("pix", "error of XPSF_IMAGE, of the pixels alone"),
+    "ERRYPSF_IMAGE": ("pix", "error of YPSF_IMAGE"),
+    "RA": ("deg", "right ascension of the fitted position"),
+    "DEC": ("deg", "declination of the fitted position"),
+    "RA_ERR": ("mas", "error East, with the alignment's"),
+    "DEC_ERR": ("mas", "error North, with the alignment's"),
+    "FLUX_PSF": ("", "flux of the fitted star image (electron)"),
+    "FLUXERR_PSF": ("", "error of FLUX_PSF (electron)"),
+    "MAG_PSF": ("mag", "instrumental, -2.5 log10(electron/s)"),
+    "MAGERR_PSF": ("mag", "error of MAG_PSF"),
+    "FLUX_APER": ("", "flux in circles, radii APER1 ... (electron)"),
+    "FLUXERR_APER": ("", "errors of FLUX_APER (electron)"),
+    "MAG_APER": ("mag", "instrumental, -2.5 log10(electron/s)"),
+    "MAGERR_APER": ("mag", "errors of MAG_APER"),
     "LOST_APER": ("", "share of each circle that is bad or outside"),
     "CHI2_PSF": ("", "1 where the star fits as good stars do"),
     "FLAGS_PSF": ("", "1 neighbour 2 saturated 4 edge 8 bad 16 failed 32 misfit"),
     "N_FRAMES": ("", "frames with an array on the position"),
     "STAR": ("", "star in RESIDUALS and EPOCHS, 0 if none"),
-    "FRAME": ("", "row of FRAMES, 1-based"), "ARRAY": ("", "array of the frame, 1-based"),
-    "NAME": ("", "file of the frame"), "MJD": ("d", "middle of the exposure; mean over an epoch"),
-    "EPOCH": ("", "epoch, 1-based"), "N_STARS": ("", "rows in RESIDUALS"), "RMS_MAS": ("mas", "weighted rms per axis"),
-    "X": ("pix", "x on the array, 1-based"), "Y": ("pix", "y on the array, 1-based"),
-    "DX": ("arcsec", "measured minus star, East"), "DY": ("arcsec", "measured minus star, North"),
-    "DX_ERR": ("arcsec", "error of DX, of the pixels alone"), "DY_ERR": ("arcsec", "error of DY"),
-    "FLUX": ("", "flux in this frame (electron)"), "FLUX_ERR": ("", "error of FLUX (electron)"), }  # fmt: skip
+    "FRAME": ("", "row of FRAMES, 1-based"),
+    "ARRAY": ("", "array of the frame, 1-based"),
+    "NAME": ("", "file of the frame"),
+    "MJD": ("d", "middle of the exposure; mean over an epoch"),
+    "EPOCH": ("", "epoch, 1-based"),
+    "N_STARS": ("", "rows in RESIDUALS"),
+    "RMS_MAS": ("mas", "weighted rms per axis"),
+    "X": ("pix", "x on the array, 1-based"),
+    "Y": ("pix", "y on the array, 1-based"),
+    "DX": ("arcsec", "measured minus star, East"),
+    "DY": ("arcsec", "measured minus star, North"),
+    "DX_ERR": ("arcsec", "error of DX, of the pixels alone"),
+    "DY_ERR": ("arcsec", "error of DY"),
+    "FLUX": ("", "flux in this frame (electron)"),
+    "FLUX_ERR": ("", "error of FLUX (electron)"),
+}
 
 
 def described(table: Table) -> Table:
@@ -84,21 +116,35 @@ def add_star_columns(table: Table, stars: np.ndarray, frame: Frame) -> Table:
     frames = covering(grid, ra, dec, stars["x"], stars["y"], inputs)
     floor = np.hypot(_floor(inputs), _place_error(inputs)) / np.sqrt(np.maximum(frames, 1))
     table["XPSF_IMAGE"], table["YPSF_IMAGE"] = stars["x"] + 1, stars["y"] + 1
-    table["ERRXPSF_IMAGE"], table["ERRYPSF_IMAGE"] = (np.float32(factor * stars[name]) for name in ("ex", "ey"))
+    table["ERRXPSF_IMAGE"], table["ERRYPSF_IMAGE"] = (
+        np.float32(factor * stars[name]) for name in ("ex", "ey")
+    )
     table["RA"], table["DEC"] = ra, dec
     turn = np.radians(grid.pa)
-    for name, c, s in (("RA_ERR", np.cos(turn), np.sin(turn)), ("DEC_ERR", np.sin(turn), np.cos(turn))):
+    for name, c, s in (
+        ("RA_ERR", np.cos(turn), np.sin(turn)),
+        ("DEC_ERR", np.sin(turn), np.cos(turn)),
+    ):
         pixels = np.hypot(c * stars["ex"], s * stars["ey"])
         table[name] = np.hypot(MAS * grid.scale * factor * pixels, floor).astype("f4")
     for name, flux, error in (("PSF", "flux", "eflux"), ("APER", "aper", "eaper")):
         value, noise = stars[flux], factor * stars[error]
         table[f"FLUX_{name}"], table[f"FLUXERR_{name}"] = np.float32(value), np.float32(noise)
         table[f"MAG_{name}"], table[f"MAGERR_{name}"] = magnitudes(value, noise, seconds)
-    table["LOST_APER"], table["CHI2_PSF"], table["FLAGS_PSF"] = stars["lost"], stars["chi2"], stars["flags"]
-    table["N_FRAMES"], table["STAR"] = frames.astype("i4"), star_numbers(ra, dec, stars["fwhm"] * grid.scale, inputs)
+    table["LOST_APER"], table["CHI2_PSF"], table["FLAGS_PSF"] = (
+        stars["lost"],
+        stars["chi2"],
+        stars["flags"],
+    )
+    table["N_FRAMES"], table["STAR"] = (
+        frames.astype("i4"),
+        star_numbers(ra, dec, stars["fwhm"] * grid.scale, inputs),
+    )
     if "MAG_AUTO" in table.colnames:
         table["FLUXERR_AUTO"] *= np.float32(factor)
-        table["MAG_AUTO"][:], table["MAGERR_AUTO"][:] = magnitudes(table["FLUX_AUTO"], table["FLUXERR_AUTO"], seconds)
+        table["MAG_AUTO"][:], table["MAGERR_AUTO"][:] = magnitudes(
+            table["FLUX_AUTO"], table["FLUXERR_AUTO"], seconds
+        )
     table.meta["CORRFAC"] = (factor, "in the errors: correlated noise")
     for number, radius in enumerate(APERTURES, 1):
         arcsec = radius * float(stars["fwhm"][0]) * grid.scale
@@ -106,7 +152,9 @@ def add_star_columns(table: Table, stars: np.ndarray, frame: Frame) -> Table:
     return described(table)
 
 
-def magnitudes(flux: np.ndarray, error: np.ndarray, seconds: float) -> tuple[np.ndarray, np.ndarray]:
+def magnitudes(
+    flux: np.ndarray, error: np.ndarray, seconds: float
+) -> tuple[np.ndarray, np.ndarray]:
     """-2.5 log10(flux / seconds) and its error; NaN where the flux is not positive."""
     flux = np.asarray(flux, float)
     good = flux > 0
@@ -117,7 +165,12 @@ def magnitudes(flux: np.ndarray, error: np.ndarray, seconds: float) -> tuple[np.
 
 
 def covering(
-    grid: Grid, ra: np.ndarray, dec: np.ndarray, x: np.ndarray, y: np.ndarray, inputs: Sequence[Mapping[str, Any]]
+    grid: Grid,
+    ra: np.ndarray,
+    dec: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    inputs: Sequence[Mapping[str, Any]],
 ) -> np.ndarray:
     """Number of input frames of which an array covers each position; all of them where their shapes are not known."""
     if not all("shape" in source and source["geometry"] for source in inputs):
@@ -136,13 +189,21 @@ def covering(
 
 def _floor(inputs: Sequence[Mapping[str, Any]]) -> float:
     """Error per frame and axis beyond photon noise (mas), as the joint solution found it; 0 without one."""
-    found = [float(source["floor_mas"]) for source in inputs if np.isfinite(source.get("floor_mas", np.nan))]
+    found = [
+        float(source["floor_mas"])
+        for source in inputs
+        if np.isfinite(source.get("floor_mas", np.nan))
+    ]
     return found[0] if found else 0.0
 
 
 def _place_error(inputs: Sequence[Mapping[str, Any]]) -> float:
     """Error per frame and axis (mas) with which the solution places a frame: rms; 0 without one, or by headers alone."""
-    found = [float(source["error_mas"]) for source in inputs if source.get("placed", "header") != "header"]
+    found = [
+        float(source["error_mas"])
+        for source in inputs
+        if source.get("placed", "header") != "header"
+    ]
     found = [error for error in found if np.isfinite(error)]
     return float(np.sqrt(np.mean(np.square(found)))) if found else 0.0
 
@@ -151,7 +212,9 @@ def _solution(inputs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     return next((source for source in inputs if "stars" in source), None)
 
 
-def star_numbers(ra: np.ndarray, dec: np.ndarray, fwhm: np.ndarray, inputs: Sequence[Mapping[str, Any]]) -> np.ndarray:
+def star_numbers(
+    ra: np.ndarray, dec: np.ndarray, fwhm: np.ndarray, inputs: Sequence[Mapping[str, Any]]
+) -> np.ndarray:
     """The star of the joint solution at each position (1-based row of its list), 0 where there is none; fwhm in arcsec."""
     from scipy.spatial import cKDTree
 
@@ -160,7 +223,10 @@ def star_numbers(ra: np.ndarray, dec: np.ndarray, fwhm: np.ndarray, inputs: Sequ
     if solution is None or not len(ra) or not len(solution["stars"]):
         return out
     stars = solution["stars"]
-    mine, theirs = (np.column_stack(tangent_plane(a, d, *solution["centre"])) for a, d in ((ra, dec), (stars["ra"], stars["dec"])))
+    mine, theirs = (
+        np.column_stack(tangent_plane(a, d, *solution["centre"]))
+        for a, d in ((ra, dec), (stars["ra"], stars["dec"]))
+    )
     held = np.flatnonzero(np.isfinite(theirs).all(axis=1) & (stars["n"] > 0))
     if len(held):
         distance, index = cKDTree(theirs[held]).query(np.nan_to_num(mine, nan=1e9))
@@ -181,36 +247,73 @@ def solution_tables(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
     epoch, times = epochs_of(np.where(np.isfinite(mjd), mjd, 0.0))
     rows = np.concatenate([source["residuals"] for source in used])
     frame = np.repeat(np.arange(len(used)), [len(source["residuals"]) for source in used])
-    frames = Table({
-        "FRAME": np.arange(1, len(used) + 1, dtype="i2"), "NAME": [source["name"] for source in used], "MJD": mjd,
-        "EPOCH": (epoch + 1).astype("i2"), "N_STARS": np.array([len(s["residuals"]) for s in used], "i4"),
-        "RMS_MAS": np.array([source["rms_mas"] for source in used], "f4"),
-    })  # fmt: skip
-    residuals = Table({
-        "STAR": rows["star"] + np.int32(1), "FRAME": (frame + 1).astype("i2"), "ARRAY": rows["array"] + np.int16(1),
-        "MJD": mjd[frame], "X": rows["x"] + np.float32(1), "Y": rows["y"] + np.float32(1), "DX": rows["dx"], "DY": rows["dy"],
-        "DX_ERR": rows["edx"], "DY_ERR": rows["edy"], "FLUX": rows["flux"], "FLUX_ERR": rows["eflux"], "FLAGS_PSF": rows["flags"],
-    })  # fmt: skip
-    tables = {"RESIDUALS": residuals, "FRAMES": frames, "EPOCHS": _epochs(solution, rows, epoch[frame], times, _place_errors(used, epoch))}
+    frames = Table(
+        {
+            "FRAME": np.arange(1, len(used) + 1, dtype="i2"),
+            "NAME": [source["name"] for source in used],
+            "MJD": mjd,
+            "EPOCH": (epoch + 1).astype("i2"),
+            "N_STARS": np.array([len(s["residuals"]) for s in used], "i4"),
+            "RMS_MAS": np.array([source["rms_mas"] for source in used], "f4"),
+        }
+    )
+    residuals = Table(
+        {
+            "STAR": rows["star"] + np.int32(1),
+            "FRAME": (frame + 1).astype("i2"),
+            "ARRAY": rows["array"] + np.int16(1),
+            "MJD": mjd[frame],
+            "X": rows["x"] + np.float32(1),
+            "Y": rows["y"] + np.float32(1),
+            "DX": rows["dx"],
+            "DY": rows["dy"],
+            "DX_ERR": rows["edx"],
+            "DY_ERR": rows["edy"],
+            "FLUX": rows["flux"],
+            "FLUX_ERR": rows["eflux"],
+            "FLAGS_PSF": rows["flags"],
+        }
+    )
+    tables = {
+        "RESIDUALS": residuals,
+        "FRAMES": frames,
+        "EPOCHS": _epochs(solution, rows, epoch[frame], times, _place_errors(used, epoch)),
+    }
     return {name: described(table) for name, table in tables.items()}
 
 
 def _place_errors(used: Sequence[Mapping[str, Any]], epoch: np.ndarray) -> np.ndarray:
     """`_place_error` of the frames of each epoch."""
     count = int(epoch.max(initial=-1)) + 1
-    return np.array([_place_error([source for source, k in zip(used, epoch, strict=True) if k == number]) for number in range(count)])
+    return np.array(
+        [
+            _place_error([source for source, k in zip(used, epoch, strict=True) if k == number])
+            for number in range(count)
+        ]
+    )
 
 
 def _epochs(
-    solution: Mapping[str, Any], rows: np.ndarray, epoch: np.ndarray, times: np.ndarray, place: np.ndarray
+    solution: Mapping[str, Any],
+    rows: np.ndarray,
+    epoch: np.ndarray,
+    times: np.ndarray,
+    place: np.ndarray,
 ) -> Table:
     """place: error per frame with which the frames of each epoch are placed (mas)."""
     means = epoch_means(rows, epoch, solution["floor_mas"] / MAS)
     stars = solution["stars"][means["star"]]
     ra, dec = tangent_sky(stars["x"] + means["dx"], stars["y"] + means["dy"], *solution["centre"])
     common = place[means["epoch"]] / np.sqrt(means["n"])
-    return Table({
-        "STAR": means["star"] + np.int32(1), "EPOCH": means["epoch"] + np.int16(1), "MJD": times[means["epoch"]], "RA": ra,
-        "DEC": dec, "RA_ERR": np.hypot(MAS * means["edx"], common).astype("f4"),
-        "DEC_ERR": np.hypot(MAS * means["edy"], common).astype("f4"), "N_FRAMES": means["n"],
-    })  # fmt: skip
+    return Table(
+        {
+            "STAR": means["star"] + np.int32(1),
+            "EPOCH": means["epoch"] + np.int16(1),
+            "MJD": times[means["epoch"]],
+            "RA": ra,
+            "DEC": dec,
+            "RA_ERR": np.hypot(MAS * means["edx"], common).astype("f4"),
+            "DEC_ERR": np.hypot(MAS * means["edy"], common).astype("f4"),
+            "N_FRAMES": means["n"],
+        }
+    )

@@ -20,9 +20,16 @@ from gdask.types import Frame
 #: Unit of OBJCAT columns by their ending or beginning, the first that fits. (Fluxes are in electrons as the image is, a
 #: unit that FITS tables do not have.)
 _UNITS = (
-    ("ERRX2_IMAGE", "pix2"), ("ERRY2_IMAGE", "pix2"), ("ERRXY_IMAGE", "pix2"), ("ISOAREA", "pix2"), ("THETA", "deg"),
-    ("_WORLD", "deg"), ("FLUX_RADIUS", "pix"), ("_IMAGE", "pix"), ("MAG", "mag"),
-)  # fmt: skip
+    ("ERRX2_IMAGE", "pix2"),
+    ("ERRY2_IMAGE", "pix2"),
+    ("ERRXY_IMAGE", "pix2"),
+    ("ISOAREA", "pix2"),
+    ("THETA", "deg"),
+    ("_WORLD", "deg"),
+    ("FLUX_RADIUS", "pix"),
+    ("_IMAGE", "pix"),
+    ("MAG", "mag"),
+)
 
 
 def source_tables(frame: Frame) -> dict[str, Any]:
@@ -31,9 +38,15 @@ def source_tables(frame: Frame) -> dict[str, Any]:
     tables: dict[str, Any] = {}
     catalogs = frame.attrs.get("results", {}).get("objcat")
     if catalogs is not None and len(catalogs) == frame.sizes["detector"]:
-        tables["OBJCAT"] = [_with_units(Table(_with_sky(frame, number, c))) for number, c in enumerate(catalogs)]
+        tables["OBJCAT"] = [
+            _with_units(Table(_with_sky(frame, number, c))) for number, c in enumerate(catalogs)
+        ]
         stars = frame.attrs["results"].get("stars")
-        if isinstance(frame.attrs.get("grid"), Grid) and stars is not None and len(stars[0]) == len(catalogs[0]) > 0:
+        if (
+            isinstance(frame.attrs.get("grid"), Grid)
+            and stars is not None
+            and len(stars[0]) == len(catalogs[0]) > 0
+        ):
             tables["OBJCAT"] = [add_star_columns(tables["OBJCAT"][0], stars[0], frame)]
     if frame.attrs.get("refcat") is not None:
         tables["REFCAT"] = frame.attrs["refcat"]
@@ -82,8 +95,13 @@ def geometries_of(table: Table) -> tuple[Geometry, ...]:
     for name in Geometry._fields:
         if name.upper() in table.colnames:
             column = np.asarray(table[name.upper()], np.float64)
-            fields[name] = [tuple(row.tolist()) if column.ndim > 1 else float(row) for row in column]
-    return tuple(Geometry(**{name: values[row] for name, values in fields.items()}) for row in range(len(table)))
+            fields[name] = [
+                tuple(row.tolist()) if column.ndim > 1 else float(row) for row in column
+            ]
+    return tuple(
+        Geometry(**{name: values[row] for name, values in fields.items()})
+        for row in range(len(table))
+    )
 
 
 def read_rows(path: str, name: str) -> list[dict[str, str]]:
@@ -91,15 +109,21 @@ def read_rows(path: str, name: str) -> list[dict[str, str]]:
     try:
         with fits.open(path, memmap=False, lazy_load_hdus=True) as hdus:
             table = Table(hdus[name].data) if name in hdus else Table()
-            return [{column: str(row[column]).strip() for column in table.colnames} for row in table]
+            return [
+                {column: str(row[column]).strip() for column in table.colnames} for row in table
+            ]
     except Exception as error:  # astropy's errors are of many kinds
-        raise GdaskError(f"{path}: table {name} cannot be read ({error}); copy the file again") from error
+        raise GdaskError(
+            f"{path}: table {name} cannot be read ({error}); copy the file again"
+        ) from error
 
 
 def _with_units(table: Table) -> Table:
     """OBJCAT with the unit of each column."""
     for name in table.colnames:
-        known = [unit for ending, unit in _UNITS if name.endswith(ending) or name.startswith(ending)]
+        known = [
+            unit for ending, unit in _UNITS if name.endswith(ending) or name.startswith(ending)
+        ]
         if known:
             table[name].unit = known[0]
     return table
@@ -116,7 +140,9 @@ def _with_sky(frame: Frame, number: int, catalog: np.ndarray) -> np.ndarray:
     return filled
 
 
-def each_table(tables: Mapping[str, Table | Sequence[Table]]) -> list[tuple[str, tuple[Table, int | None]]]:
+def each_table(
+    tables: Mapping[str, Table | Sequence[Table]],
+) -> list[tuple[str, tuple[Table, int | None]]]:
     """(name, (table, EXTVER)) of each table: one for each array, or one for the file, which has none (as astrodata has it)."""
     flat: list[tuple[str, tuple[Table, int | None]]] = []
     for name, value in tables.items():

@@ -27,12 +27,30 @@ from gdask.types import Frame
 
 BLOCK = 2880
 #: What a task has written: rows of `width` bytes, `stride` apart, from `offset`, and their CRC-32 (what checkpoints go by).
-WINDOW = np.dtype([("offset", "i8"), ("rows", "i8"), ("width", "i8"), ("stride", "i8"), ("sum", "u4")])
+WINDOW = np.dtype(
+    [("offset", "i8"), ("rows", "i8"), ("width", "i8"), ("stride", "i8"), ("sum", "u4")]
+)
 _BITPIX = {"data": -32, "variance": -32, "dq": 16, "objects": 8}
 _STRUCTURE = (
-    "SIMPLE", "XTENSION", "BITPIX", "NAXIS", "NAXIS1", "NAXIS2", "NAXIS3", "PCOUNT", "GCOUNT", "EXTEND", "GROUPS",
-    "BSCALE", "BZERO", "EXTNAME", "EXTVER", "CHECKSUM", "DATASUM", "END",
-)  # fmt: skip
+    "SIMPLE",
+    "XTENSION",
+    "BITPIX",
+    "NAXIS",
+    "NAXIS1",
+    "NAXIS2",
+    "NAXIS3",
+    "PCOUNT",
+    "GCOUNT",
+    "EXTEND",
+    "GROUPS",
+    "BSCALE",
+    "BZERO",
+    "EXTNAME",
+    "EXTVER",
+    "CHECKSUM",
+    "DATASUM",
+    "END",
+)
 _WCS_KEYWORD = re.compile(
     r"(CRPIX|CRVAL|CTYPE|CUNIT|CDELT|CROTA)[12]|(CD|PC)[12]_[12]|(A|B|AP|BP)_(ORDER|\d_\d)|RADECSYS|RADESYS|EQUINOX|WCSAXES"
 )
@@ -57,22 +75,37 @@ class Output(NamedTuple):
     headers: np.ndarray
 
 
-def start(frame: Frame, path: str | os.PathLike[str], variables: Sequence[str] | None = None, *, bare: bool = False) -> Output:
+def start(
+    frame: Frame,
+    path: str | os.PathLike[str],
+    variables: Sequence[str] | None = None,
+    *,
+    bare: bool = False,
+) -> Output:
     """Lay out the file of a Frame under a temporary name, and give the lazy arrays that write its pixels.
 
     `bare` headers say where the pixels lie and no more: for checkpoints, whose Frames keep their headers (headers with their
     WCS took a third of the client's time for a frame). Raises GdaskError where the folder cannot be written or has no room for the whole file.
     """
     final = os.path.abspath(path)
-    names = [name for name in EXTNAMES if name in frame and (variables is None or name in variables)]
+    names = [
+        name for name in EXTNAMES if name in frame and (variables is None or name in variables)
+    ]
     chunks, places = _layout(frame, names, bare)
     temporary = temporary_name(final)
     headers = _create(temporary, final, chunks)
-    arrays = tuple(_writer(frame[name].data, temporary, places[name], _BITPIX[name]) for name in names)
+    arrays = tuple(
+        _writer(frame[name].data, temporary, places[name], _BITPIX[name]) for name in names
+    )
     return Output(temporary, final, arrays, headers)
 
 
-def finish(output: Output, tables: Mapping[str, Table | Sequence[Table]] | None = None, *, checksum: bool = True) -> str:
+def finish(
+    output: Output,
+    tables: Mapping[str, Table | Sequence[Table]] | None = None,
+    *,
+    checksum: bool = True,
+) -> str:
     """Append `tables`, add checksums, flush to disk and give the product its final name. Returns that name.
 
     Without `checksum` the file is a checkpoint, which is not flushed either (its windows' sums are checked before it is used).
@@ -88,7 +121,9 @@ def finish(output: Output, tables: Mapping[str, Table | Sequence[Table]] | None 
         os.replace(output.temporary, output.final)
     except OSError as error:
         discard(output)
-        raise GdaskError(f"{output.final}: could not be written: {error.strerror}; {_remedy(error)}") from error
+        raise GdaskError(
+            f"{output.final}: could not be written: {error.strerror}; {_remedy(error)}"
+        ) from error
     return output.final
 
 
@@ -104,7 +139,11 @@ def temporary_name(final: str) -> str:
 
 
 def _remedy(error: OSError) -> str:
-    return "free space and run again" if no_room(error) else "make the folder writable or change to another one"
+    return (
+        "free space and run again"
+        if no_room(error)
+        else "make the folder writable or change to another one"
+    )
 
 
 def no_room(error: OSError) -> bool:
@@ -125,7 +164,9 @@ def write(frame: Frame, path: str | os.PathLike[str]) -> str:
     return finish(output, frame.attrs.get("tables"))
 
 
-def _layout(frame: Frame, names: Sequence[str], bare: bool) -> tuple[list[tuple[bytes, int]], dict[str, list[Place]]]:
+def _layout(
+    frame: Frame, names: Sequence[str], bare: bool
+) -> tuple[list[tuple[bytes, int]], dict[str, list[Place]]]:
     """The (header, data size) of each HDU in file order, and the place of every variable's arrays."""
     phu = fits.Header([("SIMPLE", True), ("BITPIX", 8), ("NAXIS", 0), ("EXTEND", True)])
     if not bare:
@@ -137,7 +178,11 @@ def _layout(frame: Frame, names: Sequence[str], bare: bool) -> tuple[list[tuple[
         base = None if bare else _with_wcs(frame, detector, base)
         for name in names:
             shape = frame[name].shape[1:]
-            header = _bare_header(name, detector + 1, shape) if bare else _header_bytes(_image_header(base, name, detector + 1, shape))
+            header = (
+                _bare_header(name, detector + 1, shape)
+                if bare
+                else _header_bytes(_image_header(base, name, detector + 1, shape))
+            )
             size = _padded(shape[0] * shape[1] * abs(_BITPIX[name]) // 8)
             places[name].append(Place(position + len(header), shape))
             chunks.append((header, size))
@@ -153,7 +198,9 @@ def _with_wcs(frame: Frame, detector: int, base: fits.Header) -> fits.Header:
     from gdask.kernels.geometry.wcs import array_wcs
 
     shape = (frame.sizes["y"], frame.sizes["x"])
-    cards, _ = array_wcs(geometry[detector], shape, str(base.get("RADESYS", base.get("RADECSYS", "FK5"))).strip())
+    cards, _ = array_wcs(
+        geometry[detector], shape, str(base.get("RADESYS", base.get("RADECSYS", "FK5"))).strip()
+    )
     header = base.copy()
     for keyword in [key for key in header if _WCS_KEYWORD.fullmatch(key)]:
         del header[keyword]
@@ -166,7 +213,9 @@ def _bare_header(name: str, version: int, shape: tuple[int, int]) -> bytes:
     return _header_bytes(_image_header(fits.Header(), name, version, shape))
 
 
-def _image_header(base: fits.Header, name: str, version: int, shape: tuple[int, int]) -> fits.Header:
+def _image_header(
+    base: fits.Header, name: str, version: int, shape: tuple[int, int]
+) -> fits.Header:
     header = fits.Header()
     header["XTENSION"] = ("IMAGE", "Image extension")
     header["BITPIX"] = (_BITPIX[name], "array data type")
@@ -207,7 +256,9 @@ def _create(temporary: str, final: str, chunks: Sequence[tuple[bytes, int]]) -> 
     try:
         os.makedirs(os.path.dirname(final), exist_ok=True)
         Path(temporary).unlink(missing_ok=True)
-        with open(temporary, "xb") as file:  # a file of its own: what a link of that name points at is not touched
+        with open(
+            temporary, "xb"
+        ) as file:  # a file of its own: what a link of that name points at is not touched
             _reserve(file, total)
             position = 0
             for header, size in chunks:
@@ -217,7 +268,9 @@ def _create(temporary: str, final: str, chunks: Sequence[tuple[bytes, int]]) -> 
                 position += len(header) + size
     except OSError as error:
         Path(temporary).unlink(missing_ok=True)
-        raise GdaskError(f"{final}: cannot be written ({error.strerror}; {total / 1e6:.1f} MB needed); {_remedy(error)}") from error
+        raise GdaskError(
+            f"{final}: cannot be written ({error.strerror}; {total / 1e6:.1f} MB needed); {_remedy(error)}"
+        ) from error
     return np.array(written, WINDOW)
 
 
@@ -238,15 +291,32 @@ def _writer(array: object, path: str, places: Sequence[Place], bitpix: int) -> o
     from gdask.io.lazy_arrays import edges, map_blocks
 
     array = array.rechunk({0: 1})  # type: ignore[attr-defined]  # a no-op but for a user's own chunks
-    flush = bool(dask.config.get("gdask.flush", False))  # workers on other hosts: what they wrote is in their memory
+    flush = bool(
+        dask.config.get("gdask.flush", False)
+    )  # workers on other hosts: what they wrote is in their memory
     return map_blocks(
-        _write_block, array, name=f"write-{tokenize(array.name, path, places)}", dtype=WINDOW, chunks=tuple((1,) * len(axis) for axis in array.chunks),
-        placed=True, path=path, places=tuple(places), bitpix=bitpix, flush=flush, edges=edges(array.chunks),
-    )  # fmt: skip
+        _write_block,
+        array,
+        name=f"write-{tokenize(array.name, path, places)}",
+        dtype=WINDOW,
+        chunks=tuple((1,) * len(axis) for axis in array.chunks),
+        placed=True,
+        path=path,
+        places=tuple(places),
+        bitpix=bitpix,
+        flush=flush,
+        edges=edges(array.chunks),
+    )
 
 
 def _write_block(
-    place: tuple[int, int, int], block: np.ndarray, path: str, places: tuple[Place, ...], bitpix: int, flush: bool, edges: tuple[tuple[int, ...], ...]
+    place: tuple[int, int, int],
+    block: np.ndarray,
+    path: str,
+    places: tuple[Place, ...],
+    bitpix: int,
+    flush: bool,
+    edges: tuple[tuple[int, ...], ...],
 ) -> np.ndarray:
     (y1, y2), (x1, x2) = (edges[axis][place[axis] : place[axis] + 2] for axis in (1, 2))
     start, (_, width) = places[place[0]]
@@ -264,7 +334,10 @@ def _write_block(
     finally:
         os.close(handle)
     begin, size = start + (y1 * width + x1) * raw.itemsize, raw.itemsize
-    return np.full((1, 1, 1), np.array((begin, y2 - y1, (x2 - x1) * size, width * size, zlib.crc32(raw)), WINDOW))
+    return np.full(
+        (1, 1, 1),
+        np.array((begin, y2 - y1, (x2 - x1) * size, width * size, zlib.crc32(raw)), WINDOW),
+    )
 
 
 def _write_all(handle: int, content: memoryview, offset: int) -> None:

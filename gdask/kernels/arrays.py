@@ -29,5 +29,7 @@ def rows(*planes: npt.ArrayLike) -> tuple[Image, ...]:
     """
     shapes = [np.shape(plane) for plane in planes]
     if len(set(shapes)) > 1:
-        raise GdaskError(f"planes of shapes {shapes} cannot be combined pixel by pixel: cut them to one shape first")
+        raise GdaskError(
+            f"planes of shapes {shapes} cannot be combined pixel by pixel: cut them to one shape first"
+        )
     return tuple(plain(plane, np.float32).reshape(-1) for plane in planes)

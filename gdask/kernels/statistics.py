@@ -44,7 +44,9 @@ def _bits(mask: Mask | None, values: Image) -> Mask:
     """The mask as one row; of no length where there is none."""
     bits = plain(np.empty(0) if mask is None else mask, np.bool_).reshape(-1)
     if mask is not None and bits.size != values.size:
-        raise GdaskError(f"a mask of {bits.size} pixels for a plane of {values.size}: cut it to the plane")
+        raise GdaskError(
+            f"a mask of {bits.size} pixels for a plane of {values.size}: cut it to the plane"
+        )
     return bits
 
 
@@ -146,7 +148,11 @@ def background(data: Image, mask: Mask | None = None) -> Background:
         counts, number = _count(values, bits, level - _HALF_RANGE * sigma, _BINS_PER_SIGMA / sigma)
         centre, width = _peak(counts)
         near = np.abs((np.arange(_BINS) + 0.5) / _BINS_PER_SIGMA - _HALF_RANGE - centre) < width
-        if not (abs(centre) < _HALF_RANGE and 0.05 < width < 5 and counts[near].sum() > _PEAK_FRACTION * number):
+        if not (
+            abs(centre) < _HALF_RANGE
+            and 0.05 < width < 5
+            and counts[near].sum() > _PEAK_FRACTION * number
+        ):
             level, sigma = guess
             break
         level, sigma = level + centre * sigma, sigma * width
@@ -159,7 +165,9 @@ def _peak(counts: Counts) -> tuple[float, float]:
     """Centre and sigma of the sky's peak, in first-guess sigma: of the symmetric fit where the lower side agrees."""
     centre, sigma = _fit_window(counts, _BELOW, _ABOVE)
     symmetric = _fit_window(counts, _SYMMETRIC, _SYMMETRIC)
-    noise = 1.7 * sigma / np.sqrt(max(counts.sum(), 1))  # of the difference of the two fits, by simulation
+    noise = (
+        1.7 * sigma / np.sqrt(max(counts.sum(), 1))
+    )  # of the difference of the two fits, by simulation
     return symmetric if abs(symmetric[0] - centre) < 5 * noise else (centre, sigma)
 
 
@@ -198,7 +206,9 @@ def _edge(key: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Lower edge of a bin of `histogram`."""
     ordered = key.astype(np.uint64) << np.uint64(_KEY_SHIFT)
     negative = ordered < 0x80000000
-    pattern = np.where(negative, ordered ^ np.uint64(0xFFFFFFFF), ordered & np.uint64(0x7FFFFFFF)).astype(np.uint32)
+    pattern = np.where(
+        negative, ordered ^ np.uint64(0xFFFFFFFF), ordered & np.uint64(0x7FFFFFFF)
+    ).astype(np.uint32)
     return pattern.view(np.float32).astype(np.float64)
 
 

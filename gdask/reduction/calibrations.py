@@ -29,7 +29,9 @@ def look_up(known: Known, caltype: str, frame: Frame, databases: Sequence[Any]) 
     if key not in known:
         known[key] = caldb.associate(frame, caltype, databases)
         for tie in known[key].ties:
-            log.warning("%s: %s would fit as well as %s", frame.attrs["name"], tie, known[key].chosen)
+            log.warning(
+                "%s: %s would fit as well as %s", frame.attrs["name"], tie, known[key].chosen
+            )
     return known[key]
 
 
@@ -40,7 +42,9 @@ def missing(name: str, association: Association) -> GdaskError:
     return GdaskError(f"{name}: no {association.caltype}\n{caldb.explain(association)}")
 
 
-def all_missing(frames: Sequence[Frame], lacking: Mapping[str, Sequence[Association]]) -> GdaskError:
+def all_missing(
+    frames: Sequence[Frame], lacking: Mapping[str, Sequence[Association]]
+) -> GdaskError:
     """The error where no frame has what it needs: each kind explained once, for the first frame that lacks it."""
     first: dict[str, str] = {}
     for frame in frames:

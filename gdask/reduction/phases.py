@@ -24,7 +24,13 @@ log = logging.getLogger("gdask")
 
 #: An array with fewer usable pixels than this is of no use.
 FEWEST = 0.01
-_CAUSES = ((DQ.NO_DATA, "NaN or no data"), (DQ.SATURATED, "saturated"), (DQ.COSMIC_RAY, "latent images"), (DQ.UNILLUMINATED, "unilluminated"), (DQ.BAD_PIXEL, "bad"))
+_CAUSES = (
+    (DQ.NO_DATA, "NaN or no data"),
+    (DQ.SATURATED, "saturated"),
+    (DQ.COSMIC_RAY, "latent images"),
+    (DQ.UNILLUMINATED, "unilluminated"),
+    (DQ.BAD_PIXEL, "bad"),
+)
 
 
 class Product(NamedTuple):
@@ -47,14 +53,27 @@ def run_phase(
     `watched` are lazy counts of usable pixels (`usable_pixels`) by path of an input frame. Raises BadPixels where an input
     has none or cannot be read: before any product has its name.
     """
-    tables = [(product, name, lazy) for product in products for name, lazy in product.frame.attrs["pending"].items()]
+    tables = [
+        (product, name, lazy)
+        for product in products
+        for name, lazy in product.frame.attrs["pending"].items()
+    ]
     paths = sources(product.frame for product in products)
-    watching = dict(watched or {}) | {p.output.final: usable_pixels(p.frame) for p in products if {"data", "dq"} <= set(p.frame)}
-    lazy = [*wanted, *(each for _, _, each in tables), *watching.values(), *([file_checksums(paths, identities)] if paths else [])]
+    watching = dict(watched or {}) | {
+        p.output.final: usable_pixels(p.frame) for p in products if {"data", "dq"} <= set(p.frame)
+    }
+    lazy = [
+        *wanted,
+        *(each for _, _, each in tables),
+        *watching.values(),
+        *([file_checksums(paths, identities)] if paths else []),
+    ]
     outputs = [*(product.output for product in products), *others]
     give_back()
     with discarded_on_failure(outputs):
-        values: tuple[Any, ...] = compute([*lazy, *(each for output in outputs for each in output.arrays)], label)
+        values: tuple[Any, ...] = compute(
+            [*lazy, *(each for output in outputs for each in output.arrays)], label
+        )
         give_back()
         at = len(wanted) + len(tables)
         found, counts = values[len(wanted) : at], values[at : at + len(watching)]
@@ -62,8 +81,14 @@ def run_phase(
         _check_usable(dict(zip(watching, counts, strict=True)), watched or {})
         written = []
         for product in products:
-            small = {name: tuple(np.ravel(v)) for (p, name, _), v in zip(tables, found, strict=True) if p is product}
-            frame = product.frame.assign_attrs(results=product.frame.attrs.get("results", {}) | small)
+            small = {
+                name: tuple(np.ravel(v))
+                for (p, name, _), v in zip(tables, found, strict=True)
+                if p is product
+            }
+            frame = product.frame.assign_attrs(
+                results=product.frame.attrs.get("results", {}) | small
+            )
             if os.path.exists(product.output.final):
                 log.info("%s: an older one is replaced", os.path.basename(product.output.final))
             written.append(write.finish(product.output, product_tables(frame, checksums)))
@@ -80,12 +105,19 @@ def discarded_on_failure(outputs: Sequence[write.Output]) -> Iterator[None]:
             write.discard(output)
         if isinstance(error, OSError) and no_room(error):
             where = os.path.dirname(outputs[0].final) if outputs else "."
-            raise GdaskError(f"{where}: could not be written ({error.strerror}); free space and run again") from error
+            raise GdaskError(
+                f"{where}: could not be written ({error.strerror}); free space and run again"
+            ) from error
         raise
 
 
 def save_phase(
-    frames: Sequence[Frame], variables: Sequence[str], folder: str, due: Sequence[Product], label: str, **known: Mapping[str, Any]
+    frames: Sequence[Frame],
+    variables: Sequence[str],
+    folder: str,
+    due: Sequence[Product],
+    label: str,
+    **known: Mapping[str, Any],
 ) -> list[str]:
     """Compute these variables of the Frames and everything pending into a checkpoint, and the products that are due.
 
@@ -95,15 +127,25 @@ def save_phase(
     with discarded_on_failure(outputs):
         for number, frame in enumerate(frames):
             if any(name in frame for name in variables):
-                outputs.append(write.start(frame, checkpoint.path_in(folder, number, frame), variables, bare=True))
-        pending = {(number, name): lazy for number, frame in enumerate(frames) for name, lazy in frame.attrs["pending"].items()}
+                outputs.append(
+                    write.start(
+                        frame, checkpoint.path_in(folder, number, frame), variables, bare=True
+                    )
+                )
+        pending = {
+            (number, name): lazy
+            for number, frame in enumerate(frames)
+            for name, lazy in frame.attrs["pending"].items()
+        }
         places = [each for output in outputs for each in output.arrays]
         values, written = run_phase(due, [*pending.values(), *places], label, outputs, **known)
         for output in outputs:
             write.finish(output, checksum=False)
         small = dict(zip(pending, values, strict=False))
         windows = checkpoint.windows_of(outputs, values[len(pending) :])
-        checkpoint.complete(folder, {key: tuple(np.ravel(value)) for key, value in small.items()}, windows)
+        checkpoint.complete(
+            folder, {key: tuple(np.ravel(value)) for key, value in small.items()}, windows
+        )
     return written
 
 
@@ -111,12 +153,17 @@ def usable_pixels(frame: Frame) -> Any:
     """Lazy counts for each array of a Frame with DQ: all pixels, usable ones, then those with each cause. (detector, 1, 1)"""
     counts = map_planes(_count, array(frame, "dq"), dtype=object, whole=True)
     one = tuple((1,) * counts.shape[0] if axis == 0 else (1,) for axis in range(3))
-    return map_blocks(_sum, counts.rechunk({1: -1, 2: -1}), name=f"usable-{counts.name}", dtype="O", chunks=one)
+    return map_blocks(
+        _sum, counts.rechunk({1: -1, 2: -1}), name=f"usable-{counts.name}", dtype="O", chunks=one
+    )
 
 
 def _count(dq: Flags) -> np.ndarray:
     usable = int(np.count_nonzero((dq & np.uint16(UNUSABLE)) == 0))
-    causes = [np.count_nonzero(dq & np.uint16(bit)) if usable < FEWEST * dq.size else 0 for bit, _ in _CAUSES]
+    causes = [
+        np.count_nonzero(dq & np.uint16(bit)) if usable < FEWEST * dq.size else 0
+        for bit, _ in _CAUSES
+    ]
     return np.array([dq.size, usable, *causes])
 
 
@@ -130,18 +177,24 @@ def _check_usable(counts: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
     """Raise BadPixels for inputs, GdaskError for products without usable pixels; a warning for single arrays."""
     useless: dict[str, str] = {}
     for path, arrays in counts.items():
-        fewest = FEWEST if path in inputs else 0.0  # arrays' windows may be a small part of a mosaic
+        fewest = (
+            FEWEST if path in inputs else 0.0
+        )  # arrays' windows may be a small part of a mosaic
         why = [_why_useless(each, fewest) for each in np.ravel(arrays)]
         if all(why):
             useless[path] = f"no usable pixels: {', '.join(dict.fromkeys(why))}"
         elif any(why) and path in inputs:
-            text = "; ".join(f"array {number} is {each}" for number, each in enumerate(why, 1) if each)
+            text = "; ".join(
+                f"array {number} is {each}" for number, each in enumerate(why, 1) if each
+            )
             log.warning("%s: %s; only its other arrays are used", os.path.basename(path), text)
     bad_inputs = {path: why for path, why in useless.items() if path in inputs}
     if bad_inputs:
         raise BadPixels(bad_inputs)
     for path, reason in useless.items():
-        raise GdaskError(f"{path}: not written, it would have {reason}; look at the frames that went into it")
+        raise GdaskError(
+            f"{path}: not written, it would have {reason}; look at the frames that went into it"
+        )
 
 
 def _why_useless(counts: np.ndarray, fewest: float) -> str:

@@ -25,31 +25,58 @@ from gdask.types import Frame, Frames
 
 #: Time-stamp keyword that each step leaves in the primary header (DRAGONS' keywords, FITS files in the archive).
 STAMPS = {
-    "prepare": "PREPARE", "add_dq": "ADDDQ", "nonlinearity_correct": "LINCORR", "adu_to_electrons": "ADUTOELE",
-    "add_var": "ADDVAR", "dark_correct": "DARKCORR", "flat_correct": "FLATCORR", "make_lamp_flat": "LAMPFLAT",
-    "normalize_flat": "NORMFLAT", "threshold_flatfield": "THRSFLAT", "make_bpm": "MAKEBPM",
-    "separate_sky": "SEPSKY", "associate_sky": "ASSOCSKY", "sky_correct": "SUBSKY", "detect_sources": "DETECSRC",
-    "add_reference_catalog": "ADDRECAT", "determine_astrometric_solution": "ASTRMTRY",
-    "adjust_wcs_to_reference": "CORRWCS", "match_sky_levels": "LEVELSKY", "resample_to_common_frame": "ALIGN",
-    "scale_counts_to_reference": "SCALEOBJ", "stack_frames": "STACKFRM",
-}  # fmt: skip
+    "prepare": "PREPARE",
+    "add_dq": "ADDDQ",
+    "nonlinearity_correct": "LINCORR",
+    "adu_to_electrons": "ADUTOELE",
+    "add_var": "ADDVAR",
+    "dark_correct": "DARKCORR",
+    "flat_correct": "FLATCORR",
+    "make_lamp_flat": "LAMPFLAT",
+    "normalize_flat": "NORMFLAT",
+    "threshold_flatfield": "THRSFLAT",
+    "make_bpm": "MAKEBPM",
+    "separate_sky": "SEPSKY",
+    "associate_sky": "ASSOCSKY",
+    "sky_correct": "SUBSKY",
+    "detect_sources": "DETECSRC",
+    "add_reference_catalog": "ADDRECAT",
+    "determine_astrometric_solution": "ASTRMTRY",
+    "adjust_wcs_to_reference": "CORRWCS",
+    "match_sky_levels": "LEVELSKY",
+    "resample_to_common_frame": "ALIGN",
+    "scale_counts_to_reference": "SCALEOBJ",
+    "stack_frames": "STACKFRM",
+}
 
 
 def product_name(name: str, suffix: str) -> str:
     """The input's name with its suffix replaced: S1.fits + _flat -> S1_flat.fits. GdaskError where the suffix is a path."""
     if os.sep in suffix or "\0" in suffix:
-        raise UsageError(f"suffix {suffix!r}: a part of a file name was expected, such as _mine, not a path")
-    stem = name.removesuffix(".fits").partition("_")[0] if not name.startswith("bpm") else name.removesuffix(".fits")
+        raise UsageError(
+            f"suffix {suffix!r}: a part of a file name was expected, such as _mine, not a path"
+        )
+    stem = (
+        name.removesuffix(".fits").partition("_")[0]
+        if not name.startswith("bpm")
+        else name.removesuffix(".fits")
+    )
     return f"{stem}{suffix}.fits"
 
 
 def check_target(path: str, frame: Frame, inputs: Iterable[str]) -> None:
     """Refuse, with GdaskError, a product that would replace one of its inputs, under whatever name, or any raw file."""
     used = {os.path.realpath(one) for one in (*inputs, *sources([frame]))}
-    if os.path.realpath(path) in used or any(os.path.samefile(path, one) for one in used if os.path.exists(path) and os.path.exists(one)):
-        raise GdaskError(f"{path}: the product would replace an input; work in another folder or give another --suffix")
+    if os.path.realpath(path) in used or any(
+        os.path.samefile(path, one) for one in used if os.path.exists(path) and os.path.exists(one)
+    ):
+        raise GdaskError(
+            f"{path}: the product would replace an input; work in another folder or give another --suffix"
+        )
     if os.path.exists(path) and _is_raw(path):
-        raise GdaskError(f"{path}: the product would replace a raw file; work in another folder or give another --suffix")
+        raise GdaskError(
+            f"{path}: the product would replace a raw file; work in another folder or give another --suffix"
+        )
 
 
 def _is_raw(path: str) -> bool:
@@ -65,19 +92,32 @@ def product_tables(frame: Frame, checksums: Mapping[str, str]) -> dict[str, obje
 
     tables = dict(frame.attrs["tables"]) | source_tables(frame)
     now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}"
-    once = {(row["filename"], row["provenance_added_by"]): row for row in frame.attrs.get("provenance", ())}.values()
+    once = {
+        (row["filename"], row["provenance_added_by"]): row
+        for row in frame.attrs.get("provenance", ())
+    }.values()
     inputs = [{"timestamp": now, "md5": checksums[row["path"]], **row} for row in once]
     reduction = frame.attrs.get("reduction", {})
     rows = {
-        "HISTORY": (("primitive", "args", "timestamp_start", "timestamp_stop"), frame.attrs.get("history", ())),
+        "HISTORY": (
+            ("primitive", "args", "timestamp_start", "timestamp_stop"),
+            frame.attrs.get("history", ()),
+        ),
         "PROVENANCE": (("timestamp", "filename", "md5", "provenance_added_by"), inputs),
-        "REDUCTION": (("item", "value"), reduction_rows(reduction, once, checksums) if reduction else ()),
-        "RECIPE": (("line",), [{"line": line} for line in reduction.get("recipe", {}).get("text", "").splitlines()]),
+        "REDUCTION": (
+            ("item", "value"),
+            reduction_rows(reduction, once, checksums) if reduction else (),
+        ),
+        "RECIPE": (
+            ("line",),
+            [{"line": line} for line in reduction.get("recipe", {}).get("text", "").splitlines()],
+        ),
     }
     return tables | {
         name: Table([[_ascii(row[column]) for row in content] for column in columns], names=columns)
-        for name, (columns, content) in rows.items() if content
-    }  # fmt: skip
+        for name, (columns, content) in rows.items()
+        if content
+    }
 
 
 def _ascii(value: object) -> str:
@@ -89,10 +129,23 @@ def sources(frames: Iterable[Frame]) -> list[str]:
     """Paths of all files whose checksums the products of these Frames name, once each."""
     frames = tuple(frames)
     used = [row["path"] for frame in frames for row in frame.attrs.get("provenance", ())]
-    return list(dict.fromkeys([*used, *(path for frame in frames for path in frame.attrs.get("reduction", {}).get("inputs", ()))]))
+    return list(
+        dict.fromkeys(
+            [
+                *used,
+                *(
+                    path
+                    for frame in frames
+                    for path in frame.attrs.get("reduction", {}).get("inputs", ())
+                ),
+            ]
+        )
+    )
 
 
-def with_reduction(frames: Frames, recipe: Callable[..., object], name: str, **given: Any) -> Frames:
+def with_reduction(
+    frames: Frames, recipe: Callable[..., object], name: str, **given: Any
+) -> Frames:
     """The Frames that a recipe is given, with what is needed to run it again: `replay` reads it from the product.
 
     name
@@ -101,35 +154,60 @@ def with_reduction(frames: Frames, recipe: Callable[..., object], name: str, **g
         `layers` of parameters, `user_cals` (type -> path), `suffix`, `left_out` (rows of name, step, reason).
     """
     path = inspect.getsourcefile(inspect.unwrap(recipe)) or ""
-    source = Path(path).read_text(encoding="utf-8", errors="replace") if os.path.isfile(path) else ""
+    source = (
+        Path(path).read_text(encoding="utf-8", errors="replace") if os.path.isfile(path) else ""
+    )
     about = {
-        "recipe": {"name": name, "function": recipe.__name__, "file": os.path.basename(path), "sha256": digest(source), "text": source},
-        "inputs": [frame.attrs["path"] for frame in frames], "versions": versions(), **given,
-    }  # fmt: skip
+        "recipe": {
+            "name": name,
+            "function": recipe.__name__,
+            "file": os.path.basename(path),
+            "sha256": digest(source),
+            "text": source,
+        },
+        "inputs": [frame.attrs["path"] for frame in frames],
+        "versions": versions(),
+        **given,
+    }
     return tuple(frame.assign_attrs(reduction=about) for frame in frames)
 
 
-def reduction_rows(about: Mapping[str, Any], used: Iterable[Mapping[str, str]], checksums: Mapping[str, str]) -> list[dict[str, str]]:
+def reduction_rows(
+    about: Mapping[str, Any], used: Iterable[Mapping[str, str]], checksums: Mapping[str, str]
+) -> list[dict[str, str]]:
     """Rows of the REDUCTION table, (item, value), values as JSON: versions, recipe, parameters, and each file."""
 
     def described(path: str, **more: str) -> dict[str, object]:
         found = checksums[path] if path in checksums else _md5_now(path)
-        return {"name": os.path.basename(path), "size": os.path.getsize(path) if os.path.exists(path) else None, "md5": found, **more}
+        return {
+            "name": os.path.basename(path),
+            "size": os.path.getsize(path) if os.path.exists(path) else None,
+            "md5": found,
+            **more,
+        }
 
     user_cals = {path: kind for kind, path in about.get("user_cals", {}).items()}
     known = {*about["inputs"], *user_cals}
     calibrations = dict.fromkeys(row["path"] for row in used if row["path"] not in known)
     settings = {name: dict(values) for name, values in about.get("layers", ())}
-    files = [value for values in settings.values() for value in values.values() if isinstance(value, str) and os.path.isfile(value)]
+    files = [
+        value
+        for values in settings.values()
+        for value in values.values()
+        if isinstance(value, str) and os.path.isfile(value)
+    ]
     recipe = {key: value for key, value in about["recipe"].items() if key != "text"}
     rows: list[tuple[str, object]] = [
-        ("versions", about["versions"]), ("recipe", recipe), ("parameters", settings), ("suffix", about.get("suffix")),
+        ("versions", about["versions"]),
+        ("recipe", recipe),
+        ("parameters", settings),
+        ("suffix", about.get("suffix")),
         *(("input", described(path)) for path in about["inputs"]),
         *(("calibration", described(path)) for path in calibrations),
         *(("user_cal", described(path, kind=kind)) for path, kind in user_cals.items()),
         *(("file", described(path, given=path)) for path in dict.fromkeys(files)),
         *(("left_out", list(row)) for row in about.get("left_out", ())),
-    ]  # fmt: skip
+    ]
     return [{"item": item, "value": json.dumps(value, default=str)} for item, value in rows]
 
 
@@ -137,18 +215,37 @@ def versions() -> dict[str, str]:
     """What the bits of a product may depend on: versions of gdask, Python and libraries, and a digest of gdask's code."""
     from importlib import metadata
 
-    found = {name: metadata.version(name) for name in ("numpy", "scipy", "numba", "llvmlite", "astropy", "dask", "xarray")}
-    return {"gdask": __version__, "code": _code_digest(), "python": platform.python_version(), "machine": platform.machine(), **found}
+    found = {
+        name: metadata.version(name)
+        for name in ("numpy", "scipy", "numba", "llvmlite", "astropy", "dask", "xarray")
+    }
+    return {
+        "gdask": __version__,
+        "code": _code_digest(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **found,
+    }
 
 
 @lru_cache(maxsize=1)
 def _code_digest() -> str:
     """Of the text of every module and facts file, so that a changed working copy is told from a release."""
     package = Path(__file__).parents[1]
-    apart = package / "recipes", package / "cluster"  # in the package once it is installed; recipes have their own digest
+    apart = (
+        package / "recipes",
+        package / "cluster",
+    )  # in the package once it is installed; recipes have their own digest
     found = [path for path in package.rglob("*") if path.suffix in (".py", ".toml")]
-    files = sorted(path for path in found if not any(path.is_relative_to(folder) for folder in apart))
-    return digest("".join(f"{path.relative_to(package).as_posix()}\n{path.read_text(encoding='utf-8')}" for path in files))
+    files = sorted(
+        path for path in found if not any(path.is_relative_to(folder) for folder in apart)
+    )
+    return digest(
+        "".join(
+            f"{path.relative_to(package).as_posix()}\n{path.read_text(encoding='utf-8')}"
+            for path in files
+        )
+    )
 
 
 def digest(text: str) -> str:
@@ -161,7 +258,9 @@ def _md5_now(path: str) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
-def file_checksums(paths: Sequence[str], identities: Mapping[str, tuple[int, int] | None] | None = None) -> object:
+def file_checksums(
+    paths: Sequence[str], identities: Mapping[str, tuple[int, int] | None] | None = None
+) -> object:
     """Lazy md5 of files: an object array with one text for each. BadFile where one is not what it was when it was opened.
 
     `identities` are size and modification time (ns), by path.
@@ -170,12 +269,19 @@ def file_checksums(paths: Sequence[str], identities: Mapping[str, tuple[int, int
 
     known = tuple((identities or {}).get(path) for path in paths)
     return da.map_blocks(
-        _md5, paths=tuple(paths), identities=known, chunks=((1,) * len(paths),), dtype=object, meta=np.empty(0, object),
+        _md5,
+        paths=tuple(paths),
+        identities=known,
+        chunks=((1,) * len(paths),),
+        dtype=object,
+        meta=np.empty(0, object),
         name=f"md5-{tokenize(paths, known)}",
-    )  # fmt: skip
+    )
 
 
-def _md5(paths: tuple[str, ...], identities: tuple[tuple[int, int] | None, ...], block_id: tuple[int]) -> np.ndarray:
+def _md5(
+    paths: tuple[str, ...], identities: tuple[tuple[int, int] | None, ...], block_id: tuple[int]
+) -> np.ndarray:
     path, identity = paths[block_id[0]], identities[block_id[0]]
     try:
         with open(path, "rb") as file:
@@ -184,27 +290,40 @@ def _md5(paths: tuple[str, ...], identities: tuple[tuple[int, int] | None, ...],
                 raise BadFile(path, "changed during the run; run again with the file at rest")
             return np.array([hashlib.file_digest(file, "md5").hexdigest()], dtype=object)
     except OSError as error:
-        raise BadFile(path, f"vanished during the run ({error.strerror}); put it back and run again") from None
+        raise BadFile(
+            path, f"vanished during the run ({error.strerror}); put it back and run again"
+        ) from None
 
 
 def processed_header(frame: Frame, suffix: str, caltype: str) -> Header:
     """The primary header of a processed product: the keyword that says which, and the data label's ending."""
     phu = Header.of(frame.attrs["phu"])
     now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}"
-    keyword = {"processed_flat": "PROCFLAT", "processed_dark": "PROCDARK", "processed_bpm": "PROCBPM", "processed_science": "PROCSCI"}[caltype]
+    keyword = {
+        "processed_flat": "PROCFLAT",
+        "processed_dark": "PROCDARK",
+        "processed_bpm": "PROCBPM",
+        "processed_science": "PROCSCI",
+    }[caltype]
     ending = "-STACK" if caltype == "processed_science" else suffix.replace("_", "-").upper()
     label = str(phu.get("DATALAB", ""))
-    return phu.changed({keyword: now, "DATALAB": label if label.endswith(ending) else label + ending})
+    return phu.changed(
+        {keyword: now, "DATALAB": label if label.endswith(ending) else label + ending}
+    )
 
 
 def entry(step: str, settings: Mapping[str, params.Setting], started: datetime) -> dict[str, str]:
     """A row of a product's history: a step that has ended now, with its parameters and where they came from."""
     args = {name: setting.value for name, setting in settings.items()}
-    layers = {name: setting.layer for name, setting in settings.items() if setting.layer != "default"}
+    layers = {
+        name: setting.layer for name, setting in settings.items() if setting.layer != "default"
+    }
     return {
-        "primitive": step, "args": json.dumps({**args, "from": layers} if layers else args, default=str),
-        "timestamp_start": f"{started:%Y-%m-%dT%H:%M:%S.%f}", "timestamp_stop": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}",
-    }  # fmt: skip
+        "primitive": step,
+        "args": json.dumps({**args, "from": layers} if layers else args, default=str),
+        "timestamp_start": f"{started:%Y-%m-%dT%H:%M:%S.%f}",
+        "timestamp_stop": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}",
+    }
 
 
 def record(frame: Frame, row: dict[str, str]) -> Frame:
@@ -212,4 +331,7 @@ def record(frame: Frame, row: dict[str, str]) -> Frame:
     step, stopped = row["primitive"], row["timestamp_stop"]
     stamps = {STAMPS[step]: (stopped, f"UT of {step}")} if step in STAMPS else {}
     stamps["GEM-TLM"] = (stopped, "UT last modification with GEMINI")
-    return frame.assign_attrs(phu=Header.of(frame.attrs["phu"]).changed(stamps), history=(*frame.attrs.get("history", ()), row))
+    return frame.assign_attrs(
+        phu=Header.of(frame.attrs["phu"]).changed(stamps),
+        history=(*frame.attrs.get("history", ()), row),
+    )

@@ -37,7 +37,9 @@ def locate(name: str | None, tags: AbstractSet[str]) -> tuple[Recipe, ModuleType
     known = recipes_of(module)
     wanted = snake_case(name or "default")
     if wanted not in known:
-        raise UsageError(f"-r {name}: no such recipe for {', '.join(sorted(module.TAGS))}; there are {', '.join(sorted(known))}{closest(wanted, known)}")
+        raise UsageError(
+            f"-r {name}: no such recipe for {', '.join(sorted(module.TAGS))}; there are {', '.join(sorted(known))}{closest(wanted, known)}"
+        )
     return known[wanted], module
 
 
@@ -47,12 +49,18 @@ def library_for(tags: AbstractSet[str]) -> ModuleType:
     refused = sorted(set().union(*(getattr(module, "NOT_FOR", set()) for module in fitting)) & tags)
     if refused or (not fitting and "SPECT" in tags):
         if "TWILIGHT" in refused:
-            raise GdaskError(f"twilight flats are not handled by makeProcessedFlat: take lamp flats (all tags: {' '.join(sorted(tags))})")
+            raise GdaskError(
+                f"twilight flats are not handled by makeProcessedFlat: take lamp flats (all tags: {' '.join(sorted(tags))})"
+            )
         what = " and ".join(refused) or "SPECT"
-        raise GdaskError(f"files tagged {what} are not reduced: gdask reduces images and their calibrations (all tags: {' '.join(sorted(tags))})")
+        raise GdaskError(
+            f"files tagged {what} are not reduced: gdask reduces images and their calibrations (all tags: {' '.join(sorted(tags))})"
+        )
     if not fitting:
         kinds = "; ".join(sorted(" ".join(sorted(module.TAGS)) for module in libraries()))
-        raise GdaskError(f"no recipes for files tagged {' '.join(sorted(tags))}; there are some for: {kinds}")
+        raise GdaskError(
+            f"no recipes for files tagged {' '.join(sorted(tags))}; there are some for: {kinds}"
+        )
     return max(fitting, key=lambda module: (len(module.TAGS), module.__name__))
 
 
@@ -69,9 +77,11 @@ def recipes_of(module: ModuleType) -> dict[str, Recipe]:
     found = {
         name: function
         for name, function in vars(module).items()
-        if inspect.isfunction(function) and list(inspect.signature(function).parameters) == ["run", "frames"]
-        and function.__module__ == module.__name__ and not name.startswith("_")
-    }  # fmt: skip
+        if inspect.isfunction(function)
+        and list(inspect.signature(function).parameters) == ["run", "frames"]
+        and function.__module__ == module.__name__
+        and not name.startswith("_")
+    }
     return found | {"default": module.default}
 
 
@@ -89,7 +99,9 @@ def known_steps() -> dict[str, Callable[..., object]]:
 
 def _collect(function: Recipe, found: dict[str, Callable[..., object]], seen: set[Recipe]) -> None:
     seen.add(function)
-    scope = vars(inspect.getmodule(function)) if inspect.getmodule(function) else function.__globals__
+    scope = (
+        vars(inspect.getmodule(function)) if inspect.getmodule(function) else function.__globals__
+    )
     for node in _names_in_order(function):
         target = scope.get(node)
         if not inspect.isfunction(target) or target in seen:
@@ -131,15 +143,19 @@ def _from_file(name: str) -> tuple[Recipe, ModuleType]:
         raise UsageError(f"-r {name}: no file {path} of Python; expected FILE.py:FUNCTION")
     module = load_file(path)
     known = {
-        key: value for key, value in vars(module).items()
-        if inspect.isfunction(value) and value.__module__.startswith((module.__name__, "gdask.recipes"))
+        key: value
+        for key, value in vars(module).items()
+        if inspect.isfunction(value)
+        and value.__module__.startswith((module.__name__, "gdask.recipes"))
         and list(inspect.signature(value).parameters)[:2] == ["run", "frames"]
-    }  # fmt: skip
+    }
     if callable(getattr(module, "default", None)):
         known["default"] = module.default
     wanted = function or ("default" if "default" in known or len(known) != 1 else next(iter(known)))
     if wanted not in known:
-        raise UsageError(f"-r {name}: {path} has no function {wanted}; it has {', '.join(known) or 'none'}{closest(wanted, known)}")
+        raise UsageError(
+            f"-r {name}: {path} has no function {wanted}; it has {', '.join(known) or 'none'}{closest(wanted, known)}"
+        )
     return known[wanted], module
 
 
@@ -161,7 +177,9 @@ def load_file(path: str) -> ModuleType:
     try:
         spec.loader.exec_module(module)  # type: ignore[union-attr]
     except (Exception, SystemExit) as error:
-        raise UsageError(f"-r {path}: the file does not run: {_where(error, path)}{type(error).__name__}: {error}") from error
+        raise UsageError(
+            f"-r {path}: the file does not run: {_where(error, path)}{type(error).__name__}: {error}"
+        ) from error
     finally:
         del sys.modules[stem]
     return module
@@ -171,5 +189,9 @@ def _where(error: BaseException, path: str) -> str:
     """'line 3: ' of the user's file, where the error happened."""
     if isinstance(error, SyntaxError):
         return ""  # says it itself
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if os.path.abspath(frame.filename) == os.path.abspath(path)]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if os.path.abspath(frame.filename) == os.path.abspath(path)
+    ]
     return f"line {lines[-1]}: " if lines else ""

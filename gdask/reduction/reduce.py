@@ -88,25 +88,45 @@ class Reduce:
         _check_cluster(self.cluster)
         allowed = parse_bytes(self.memory)
         if self.mode != "sq":
-            raise UsageError(f"mode {self.mode}: not offered: gdask has one mode, science quality (sq)")
+            raise UsageError(
+                f"mode {self.mode}: not offered: gdask has one mode, science quality (sq)"
+            )
         if os.sep in (self.suffix or ""):
-            raise UsageError(f"--suffix {self.suffix}: a part of a file name was expected, such as _mine, not a path")
+            raise UsageError(
+                f"--suffix {self.suffix}: a part of a file name was expected, such as _mine, not a path"
+            )
         frames = self._keep(screening.open_all(paths))
-        recipe, module = locate(None if self.recipename == "default" else self.recipename, tags(frames[0]))
+        recipe, module = locate(
+            None if self.recipename == "default" else self.recipename, tags(frames[0])
+        )
         params.check_user(given, steps_in(recipe))
         params.check_user(self.config, known_steps() | steps_in(recipe), "-c")
         layers = [("config", dict(self.config)), ("user", given)]
         screening.check_files_given({**self.config, **given}, steps_in(recipe))
         for name in remove_stale_parts(os.getcwd()):
             log.info("removed %s, left by a run that did not end", name)
-        log.info("recipe %s: %d file%s", recipe.__name__, len(paths), "" if len(paths) == 1 else "s")
+        log.info(
+            "recipe %s: %d file%s", recipe.__name__, len(paths), "" if len(paths) == 1 else "s"
+        )
         frames = self._keep(screening.screen(frames, recipe, module))
         if limit := targets.field_of_one_target(frames[0], recipe, layers):
             frames = self._keep(targets.one_target(frames, limit))
-        with checkpoint.scratch_of(os.getcwd(), paths) as scratch, connect(self.cluster, memory=allowed, report=self.performance_report):
+        with (
+            checkpoint.scratch_of(os.getcwd(), paths) as scratch,
+            connect(self.cluster, memory=allowed, report=self.performance_report),
+        ):
             self._run(recipe, module, frames, layers, ucals, paths, scratch)
 
-    def _run(self, recipe: Any, module: Any, frames: Frames, layers: list, ucals: dict[str, str], paths: list[str], scratch: str) -> None:
+    def _run(
+        self,
+        recipe: Any,
+        module: Any,
+        frames: Frames,
+        layers: list,
+        ucals: dict[str, str],
+        paths: list[str],
+        scratch: str,
+    ) -> None:
         """The recipe, from the beginning again without the frames whose pixels turn out to be bad."""
         from gdask.caldb import open_databases
         from gdask.reduction.provenance import with_reduction
@@ -118,10 +138,26 @@ class Reduce:
         while True:
             frames = self._keep(with_skies(frames, recipe, module, layers))
             before = list(self.set_aside)
-            inputs = dict.fromkeys(paths) | {frame.attrs["path"]: identity_of(frame) for frame in frames}
-            run = Run(layers, open_databases(), ucals, folder, scratch, self.suffix, inputs=inputs, strict=self.strict)
+            inputs = dict.fromkeys(paths) | {
+                frame.attrs["path"]: identity_of(frame) for frame in frames
+            }
+            run = Run(
+                layers,
+                open_databases(),
+                ucals,
+                folder,
+                scratch,
+                self.suffix,
+                inputs=inputs,
+                strict=self.strict,
+            )
             try:
-                about = {"layers": layers, "user_cals": ucals, "suffix": self.suffix, "left_out": before}
+                about = {
+                    "layers": layers,
+                    "user_cals": ucals,
+                    "suffix": self.suffix,
+                    "left_out": before,
+                }
                 recipe(run, with_reduction(frames, recipe, self.recipename, **about))
                 break
             except BadPixels as error:
@@ -131,10 +167,16 @@ class Reduce:
             finally:
                 run.close()
                 self.output_filenames = [os.path.basename(path) for path in run.outputs]
-                self.set_aside = [*before, *((name, step, reason) for name, step, reason in run.set_aside)]
+                self.set_aside = [
+                    *before,
+                    *((name, step, reason) for name, step, reason in run.set_aside),
+                ]
             self.set_aside = before
             frames = self._keep(screened)
-            log.info("once more without %s: the result is as if it had not been in the list", ", ".join(s.name for s in screened.set_aside))
+            log.info(
+                "once more without %s: the result is as if it had not been in the list",
+                ", ".join(s.name for s in screened.set_aside),
+            )
 
     def _keep(self, screened: Screened) -> Frames:
         """The frames that can be used. The others are on record; GdaskError where none is left, or at the first if strict."""
@@ -144,7 +186,11 @@ class Reduce:
                 raise GdaskError(f"{name}: {reason} ({step}; --strict stops here)")
         self.set_aside += [(name, step, reason) for name, step, reason in screened.set_aside]
         if not screened.frames:
-            raise GdaskError("every frame was set aside, for the reasons given; nothing is left to go on with" if len(self.set_aside) > 1 else f"{screened.set_aside[0].name}: {screened.set_aside[0].reason}")
+            raise GdaskError(
+                "every frame was set aside, for the reasons given; nothing is left to go on with"
+                if len(self.set_aside) > 1
+                else f"{screened.set_aside[0].name}: {screened.set_aside[0].reason}"
+            )
         return screened.frames
 
     def _paths(self) -> list[str]:
@@ -163,7 +209,11 @@ class Reduce:
 
     def _calibrations(self) -> dict[str, str]:
         """The user's calibrations: a dictionary, or a list of 'KIND:FILE'."""
-        pairs = self.ucals.items() if isinstance(self.ucals, Mapping) else [text.partition(":")[::2] for text in self.ucals]
+        pairs = (
+            self.ucals.items()
+            if isinstance(self.ucals, Mapping)
+            else [text.partition(":")[::2] for text in self.ucals]
+        )
         return {_caltype(kind, path): path for kind, path in pairs}
 
 
@@ -183,10 +233,16 @@ def _caltype(kind: str, path: str) -> str:
 
     known = ("processed_flat", "processed_dark", "processed_bpm", "processed_standard")
     if kind not in known:
-        raise UsageError(f"--user_cal {kind}: not a kind of calibration; expected {', '.join(known)}{closest(kind, known)}")
+        raise UsageError(
+            f"--user_cal {kind}: not a kind of calibration; expected {', '.join(known)}{closest(kind, known)}"
+        )
     if not os.path.exists(path):
         raise UsageError(f"--user_cal {kind}:{path}: no such file")
-    if kind != "processed_standard" and not (CALTYPES[kind] <= tags(path) or "PROCESSED" in tags(path)):
+    if kind != "processed_standard" and not (
+        CALTYPES[kind] <= tags(path) or "PROCESSED" in tags(path)
+    ):
         wanted, has = (" ".join(sorted(names)) for names in (CALTYPES[kind], tags(path)))
-        raise UsageError(f"--user_cal {kind}:{path}: not a {kind}: its tags are {has}, {wanted} was expected; reduce it first")
+        raise UsageError(
+            f"--user_cal {kind}:{path}: not a {kind}: its tags are {has}, {wanted} was expected; reduce it first"
+        )
     return kind

@@ -19,7 +19,19 @@ from gdask.model import GdaskError
 from gdask.reduction.provenance import STAMPS, digest, versions
 
 #: Keywords whose values are times of the reduction, or follow from them.
-DATES = frozenset({*STAMPS.values(), "GEM-TLM", "DATE", "PROCFLAT", "PROCDARK", "PROCBPM", "PROCSCI", "CHECKSUM", "DATASUM"})
+DATES = frozenset(
+    {
+        *STAMPS.values(),
+        "GEM-TLM",
+        "DATE",
+        "PROCFLAT",
+        "PROCDARK",
+        "PROCBPM",
+        "PROCSCI",
+        "CHECKSUM",
+        "DATASUM",
+    }
+)
 #: Columns of tables that are times of the reduction.
 TIMES = frozenset({"timestamp", "timestamp_start", "timestamp_stop"})
 
@@ -49,22 +61,35 @@ def account_of(product: str | os.PathLike[str]) -> Account:
     name = os.fspath(product)
     rows = [(row.get("item", ""), row.get("value", "")) for row in read_rows(name, "REDUCTION")]
     if not rows:
-        raise GdaskError(f"{name}: no table REDUCTION: not a product of gdask's reduce, so it cannot be replayed")
+        raise GdaskError(
+            f"{name}: no table REDUCTION: not a product of gdask's reduce, so it cannot be replayed"
+        )
     try:
         values = [(item, json.loads(value)) for item, value in rows]
-        one = {item: value for item, value in values if item in ("versions", "recipe", "parameters", "suffix")}
+        one = {
+            item: value
+            for item, value in values
+            if item in ("versions", "recipe", "parameters", "suffix")
+        }
         roles = ("input", "calibration", "user_cal", "file")
         files = tuple({"role": item, **value} for item, value in values if item in roles)
         for file in files:
-            if not all(isinstance(file[key], str) for key in ("name", "md5")) or os.path.basename(file["name"]) != file["name"]:
+            if (
+                not all(isinstance(file[key], str) for key in ("name", "md5"))
+                or os.path.basename(file["name"]) != file["name"]
+            ):
                 raise ValueError("a file without a name and a checksum")
         layers = {layer: dict(settings) for layer, settings in one["parameters"].items()}
         recipe = {key: str(value) for key, value in one["recipe"].items()}
         source = tuple(row.get("line", "") for row in read_rows(name, "RECIPE"))
         left_out = tuple(value for item, value in values if item == "left_out")
-        return Account(name, recipe, layers, one["suffix"], dict(one["versions"]), files, source, left_out)
+        return Account(
+            name, recipe, layers, one["suffix"], dict(one["versions"]), files, source, left_out
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise GdaskError(f"{name}: table REDUCTION is damaged ({error}); it cannot be replayed") from error
+        raise GdaskError(
+            f"{name}: table REDUCTION is damaged ({error}); it cannot be replayed"
+        ) from error
 
 
 def find_files(account: Account, folders: Sequence[str]) -> dict[tuple[str, str], str]:
@@ -85,18 +110,29 @@ def find_files(account: Account, folders: Sequence[str]) -> dict[tuple[str, str]
         if same:
             found[file["name"], file["md5"]] = same
         elif paths:
-            wrong.append(f"{file['name']} ({file['role']}): {paths[0]} has another checksum than {file['md5']}")
+            wrong.append(
+                f"{file['name']} ({file['role']}): {paths[0]} has another checksum than {file['md5']}"
+            )
         else:
             size = f"{file['size']} bytes, " if file.get("size") else ""
             wrong.append(f"{file['name']} ({file['role']}): not found ({size}md5 {file['md5']})")
     if wrong:
         where = ", ".join(folders)
-        raise GdaskError(f"{account.product}: cannot be replayed: " + "; ".join(wrong) + f"; looked in {where}: name folders with --inputs")
+        raise GdaskError(
+            f"{account.product}: cannot be replayed: "
+            + "; ".join(wrong)
+            + f"; looked in {where}: name folders with --inputs"
+        )
     return found
 
 
-def replay(product: str | os.PathLike[str], folders: Sequence[str] = (), recipe: str | None = None,
-           cluster: str = "threads", keep: str | None = None) -> Replayed:
+def replay(
+    product: str | os.PathLike[str],
+    folders: Sequence[str] = (),
+    recipe: str | None = None,
+    cluster: str = "threads",
+    keep: str | None = None,
+) -> Replayed:
     """Run the reduction of a product again and compare what comes out with it.
 
     Parameters
@@ -126,16 +162,23 @@ def replay(product: str | os.PathLike[str], folders: Sequence[str] = (), recipe:
         folder = keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="gdask-replay-"))
         os.makedirs(folder, exist_ok=True)
         again = _reduce(account, found, name, cluster, os.path.abspath(folder))
-        return Replayed(tuple(differences(os.fspath(product), again)), tuple(_changed_versions(account.versions)))
+        return Replayed(
+            tuple(differences(os.fspath(product), again)),
+            tuple(_changed_versions(account.versions)),
+        )
 
 
 def _recipe(account: Account, named: str | None) -> str:
     """The recipe's name for `reduce`; GdaskError where it is a file that the user has not named, or another text."""
     name = account.recipe.get("name", "")
-    own = bool(name) and not name.isidentifier()  # a file, by whatever name: no product may name code
+    own = (
+        bool(name) and not name.isidentifier()
+    )  # a file, by whatever name: no product may name code
     if own and not named:
-        raise GdaskError(f"{account.product}: made by the recipe {account.recipe.get('function')} of a file {account.recipe.get('file')}; "
-                         f"name it: --recipe FILE.py:{account.recipe.get('function')} (--show-recipe prints its text)")
+        raise GdaskError(
+            f"{account.product}: made by the recipe {account.recipe.get('function')} of a file {account.recipe.get('file')}; "
+            f"name it: --recipe FILE.py:{account.recipe.get('function')} (--show-recipe prints its text)"
+        )
     if not own:
         return name
     path, _, function = str(named).partition(":")
@@ -144,24 +187,47 @@ def _recipe(account: Account, named: str | None) -> str:
     except OSError as error:
         raise GdaskError(f"--recipe {path}: cannot be read ({error.strerror})") from error
     if digest(text) != account.recipe.get("sha256"):
-        raise GdaskError(f"--recipe {path}: not the file that the product was made with (SHA-256 {account.recipe.get('sha256')})")
+        raise GdaskError(
+            f"--recipe {path}: not the file that the product was made with (SHA-256 {account.recipe.get('sha256')})"
+        )
     return f"{os.path.abspath(path)}:{function or account.recipe.get('function')}"
 
 
-def _reduce(account: Account, found: Mapping[tuple[str, str], str], recipe: str, cluster: str, folder: str) -> str:
+def _reduce(
+    account: Account, found: Mapping[tuple[str, str], str], recipe: str, cluster: str, folder: str
+) -> str:
     """The new product: the same files, parameters and calibrations, in another folder with a database of its own."""
     from gdask import cal_service
     from gdask.reduction.reduce import Reduce
 
-    of_role = {role: [file for file in account.files if file["role"] == role] for role in ("input", "calibration", "user_cal", "file")}
-    paths = {role: [found[file["name"], file["md5"]] for file in files] for role, files in of_role.items()}
-    given = {str(file.get("given")): path for file, path in zip(of_role["file"], paths["file"], strict=True)}
-    layers = {layer: {key: given.get(str(value), value) for key, value in settings.items()} for layer, settings in account.parameters.items()}
+    of_role = {
+        role: [file for file in account.files if file["role"] == role]
+        for role in ("input", "calibration", "user_cal", "file")
+    }
+    paths = {
+        role: [found[file["name"], file["md5"]] for file in files]
+        for role, files in of_role.items()
+    }
+    given = {
+        str(file.get("given")): path
+        for file, path in zip(of_role["file"], paths["file"], strict=True)
+    }
+    layers = {
+        layer: {key: given.get(str(value), value) for key, value in settings.items()}
+        for layer, settings in account.parameters.items()
+    }
     reduction = Reduce()
     reduction.files.extend(paths["input"])
-    reduction.recipename, reduction.cluster, reduction.suffix = recipe, os.path.abspath(cluster) if os.path.isfile(cluster) else cluster, account.suffix
+    reduction.recipename, reduction.cluster, reduction.suffix = (
+        recipe,
+        os.path.abspath(cluster) if os.path.isfile(cluster) else cluster,
+        account.suffix,
+    )
     reduction.uparms, reduction.config = layers.get("user", {}), layers.get("config", {})
-    reduction.ucals = {str(file.get("kind")): path for file, path in zip(of_role["user_cal"], paths["user_cal"], strict=True)}
+    reduction.ucals = {
+        str(file.get("kind")): path
+        for file, path in zip(of_role["user_cal"], paths["user_cal"], strict=True)
+    }
     with _working_folder(folder):
         database = cal_service.set_local_database("replay.db")
         database.init()
@@ -171,7 +237,9 @@ def _reduce(account: Account, found: Mapping[tuple[str, str], str], recipe: str,
     names = reduction.output_filenames
     same = os.path.basename(account.product)
     if same not in names and len(names) != 1:
-        raise GdaskError(f"{account.product}: the reduction gives {', '.join(names) or 'no product'}, none of this name")
+        raise GdaskError(
+            f"{account.product}: the reduction gives {', '.join(names) or 'no product'}, none of this name"
+        )
     return os.path.join(folder, same if same in names else names[0])
 
 
@@ -186,7 +254,9 @@ def _working_folder(folder: str) -> Iterator[None]:
         try:
             yield
         finally:
-            os.environ.pop("DRAGONSRC") if before is None else os.environ.__setitem__("DRAGONSRC", before)
+            os.environ.pop("DRAGONSRC") if before is None else os.environ.__setitem__(
+                "DRAGONSRC", before
+            )
 
 
 def differences(one: str, other: str) -> Iterator[str]:
@@ -199,35 +269,60 @@ def differences(one: str, other: str) -> Iterator[str]:
         yield from (f"{label}: {text}" for text in _header_differences(unit, twin))
         if raw != again and label.partition(",")[0] in ("HISTORY", "PROVENANCE", "REDUCTION"):
             name = label.partition(",")[0]
-            yield from (f"{label}: {text}" for text in _row_differences(read_rows(one, name), read_rows(other, name)))
+            yield from (
+                f"{label}: {text}"
+                for text in _row_differences(read_rows(one, name), read_rows(other, name))
+            )
         elif raw != again:
-            count = np.count_nonzero(np.frombuffer(raw, "u1") != np.frombuffer(again, "u1")) if len(raw) == len(again) else -1
-            yield f"{label}: " + (f"{count} of {len(raw)} bytes differ" if count >= 0 else f"{len(raw)} bytes and {len(again)}")
+            count = (
+                np.count_nonzero(np.frombuffer(raw, "u1") != np.frombuffer(again, "u1"))
+                if len(raw) == len(again)
+                else -1
+            )
+            yield f"{label}: " + (
+                f"{count} of {len(raw)} bytes differ"
+                if count >= 0
+                else f"{len(raw)} bytes and {len(again)}"
+            )
 
 
 def _content(path: str) -> dict[str, tuple[Unit, bytes]]:
     found = {}
     with open_stream(path) as stream:
         for unit in each_unit(stream, path):
-            name = f"{unit.header.get('EXTNAME', 'primary')},{unit.header.get('EXTVER', 1)}" if unit.number else "primary"
+            name = (
+                f"{unit.header.get('EXTNAME', 'primary')},{unit.header.get('EXTVER', 1)}"
+                if unit.number
+                else "primary"
+            )
             found[name] = (unit, stream.read(unit.size))
     return found
 
 
 def _header_differences(one: Unit, other: Unit) -> Iterator[str]:
     """Cards that differ; of tables of texts with times, also the widths of columns follow from what is in them."""
-    sizes = {"NAXIS1", "NAXIS2", "TFORM"} if str(one.header.get("EXTNAME")) in ("HISTORY", "PROVENANCE", "REDUCTION") else set()
+    sizes = (
+        {"NAXIS1", "NAXIS2", "TFORM"}
+        if str(one.header.get("EXTNAME")) in ("HISTORY", "PROVENANCE", "REDUCTION")
+        else set()
+    )
     keys = dict.fromkeys([*one.header, *other.header])
     for key in keys:
         if key in DATES or any(key.startswith(size) for size in sizes):
             continue
-        pair = [repr(str(unit.header[key]) if key in ("HISTORY", "COMMENT", "") else unit.header[key]) if key in unit.header else "nothing"
-                for unit in (one, other)]
+        pair = [
+            repr(str(unit.header[key]) if key in ("HISTORY", "COMMENT", "") else unit.header[key])
+            if key in unit.header
+            else "nothing"
+            for unit in (one, other)
+        ]
         if pair[0] != pair[1]:
             yield f"{key} is {pair[0]}, again {pair[1]}"
 
 
-def _row_differences(one: Sequence[Mapping[str, str]], other: Sequence[Mapping[str, str]]) -> Iterator[str]:
+def _row_differences(
+    one: Sequence[Mapping[str, str]], other: Sequence[Mapping[str, str]]
+) -> Iterator[str]:
     if len(one) != len(other):
         yield f"{len(one)} rows and {len(other)}"
     for number, (row, twin) in enumerate(zip(one, other), 1):
@@ -240,4 +335,8 @@ def _row_differences(one: Sequence[Mapping[str, str]], other: Sequence[Mapping[s
 
 def _changed_versions(then: Mapping[str, str]) -> Iterable[str]:
     now = versions()
-    return [f"{name} {then.get(name, '?')} then, {now.get(name, '?')} now" for name in dict.fromkeys([*then, *now]) if then.get(name) != now.get(name)]
+    return [
+        f"{name} {then.get(name, '?')} then, {now.get(name, '?')} now"
+        for name in dict.fromkeys([*then, *now])
+        if then.get(name) != now.get(name)
+    ]

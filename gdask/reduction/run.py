@@ -75,7 +75,9 @@ class Run:
         self._phase = 0
         self._remarks: dict[str, dict[str, None]] = {}
 
-    def __call__(self, step: Callable[..., object], frames: object, *others: object, **pinned: object) -> object:
+    def __call__(
+        self, step: Callable[..., object], frames: object, *others: object, **pinned: object
+    ) -> object:
         """Call `step` once on all frames, with the user's parameters; give what it gives, without frames set aside."""
         settings = self._settings(step, frames, pinned)
         if _is_skipped(step, settings, "Frame" if hasattr(frames, "data_vars") else "Frames"):
@@ -84,7 +86,9 @@ class Run:
         result = step(frames, *others, **params.own_values(step, settings))
         return self._account(step, settings, started, result)
 
-    def each(self, step: Callable[..., Frame], frames: Frames, *others: object, **pinned: object) -> Frames:
+    def each(
+        self, step: Callable[..., Frame], frames: Frames, *others: object, **pinned: object
+    ) -> Frames:
         """Call a one-frame step for every frame; an argument that is a tuple of the same length is dealt out."""
         settings = self._settings(step, frames, pinned)
         if _is_skipped(step, settings, "Frame"):
@@ -112,7 +116,17 @@ class Run:
             log.info("%s already on disk, continuing from there", what)
             self._watched.clear()
         else:
-            self._keep(save_phase(frames, variables, folder, due, what, watched=self._take_watched(), identities=self.inputs))
+            self._keep(
+                save_phase(
+                    frames,
+                    variables,
+                    folder,
+                    due,
+                    what,
+                    watched=self._take_watched(),
+                    identities=self.inputs,
+                )
+            )
         return checkpoint.resume(frames, variables, folder, checkpoint.fetched_of(folder))
 
     def fetch(self, frames: Frames) -> Frames:
@@ -121,15 +135,25 @@ class Run:
 
     def write(self, frame: Frame, suffix: str, kind: str = "processed_science") -> Frame:
         """Compute one Frame, the end of a recipe, and write it as a product: input name + suffix, whole or not at all."""
-        return self.write_each((frame.assign_attrs(phu=processed_header(frame, suffix, kind)),), suffix)[0]
+        return self.write_each(
+            (frame.assign_attrs(phu=processed_header(frame, suffix, kind)),), suffix
+        )[0]
 
     def write_each(self, frames: Frames, suffix: str) -> Frames:
         """Compute and write several Frames as products, in one phase."""
         self._phase += 1
         due = self._take_due({self._path(frame, self.suffix or suffix) for frame in frames})
         products = [self._product(frame, self.suffix or suffix) for frame in frames]
-        label = f"phase {self._phase}: {os.path.basename(products[0].output.final)}" if products else "nothing"
-        self._keep(run_phase([*products, *due], [], label, watched=self._take_watched(), identities=self.inputs)[1])
+        label = (
+            f"phase {self._phase}: {os.path.basename(products[0].output.final)}"
+            if products
+            else "nothing"
+        )
+        self._keep(
+            run_phase(
+                [*products, *due], [], label, watched=self._take_watched(), identities=self.inputs
+            )[1]
+        )
         for product in products:
             log.info("%s written", os.path.basename(product.output.final))
         return tuple(open_frame(product.output.final) for product in products)
@@ -149,11 +173,18 @@ class Run:
                     lacking.setdefault(frame.attrs["name"], []).append(association)
         if frames and len(lacking) == len(frames):
             raise all_missing(frames, lacking)
-        text = {name: f"no {' and no '.join(a.caltype for a in each)} (caldb why says why)" for name, each in lacking.items()}
-        marked = tuple(aside(f, text[f.attrs["name"]]) if f.attrs["name"] in text else f for f in frames)
+        text = {
+            name: f"no {' and no '.join(a.caltype for a in each)} (caldb why says why)"
+            for name, each in lacking.items()
+        }
+        marked = tuple(
+            aside(f, text[f.attrs["name"]]) if f.attrs["name"] in text else f for f in frames
+        )
         return self._drop("calibrations", marked)  # type: ignore[return-value]
 
-    def calibration(self, caltype: str, frames: Frames, *, required: bool = True) -> tuple[Frame | None, ...]:
+    def calibration(
+        self, caltype: str, frames: Frames, *, required: bool = True
+    ) -> tuple[Frame | None, ...]:
         """The processed calibration of each frame: the user's, or the one that the database associates.
 
         Raises GdaskError with the nearest candidates and the rule that each failed, where `required` and none fits.
@@ -190,7 +221,9 @@ class Run:
 
     def split(self, frames: Frames, tag: str) -> tuple[Frames, Frames]:
         """The Frames with a tag, and those without it."""
-        return tuple(f for f in frames if tag in tags(f)), tuple(f for f in frames if tag not in tags(f))
+        return tuple(f for f in frames if tag in tags(f)), tuple(
+            f for f in frames if tag not in tags(f)
+        )
 
     def _associate(self, caltype: str, frame: Frame, required: bool) -> str | None:
         association = look_up(self._known, caltype, frame, self.databases)
@@ -210,27 +243,52 @@ class Run:
         facts = step_defaults(instrument_of(first[0]), step.__name__) if first else {}
         settings = params.resolve(step, [("instrument", facts), *self.layers], pinned)
         for name, setting in settings.items():
-            wanted = next((values[key] for _, values in self.layers for key in (f"{step.__name__}:{name}",) if key in values), None)
+            wanted = next(
+                (
+                    values[key]
+                    for _, values in self.layers
+                    for key in (f"{step.__name__}:{name}",)
+                    if key in values
+                ),
+                None,
+            )
             if setting.layer == "recipe" and wanted is not None and name != "write_outputs":
-                log.warning("%s:%s=%s is pinned by the recipe to %s", step.__name__, name, wanted, setting.value)
+                log.warning(
+                    "%s:%s=%s is pinned by the recipe to %s",
+                    step.__name__,
+                    name,
+                    wanted,
+                    setting.value,
+                )
         return settings
 
     def _account(
-        self, step: Callable[..., object], settings: Mapping[str, params.Setting], started: datetime, result: object
+        self,
+        step: Callable[..., object],
+        settings: Mapping[str, params.Setting],
+        started: datetime,
+        result: object,
     ) -> object:
         kept = self._drop(step.__name__, result)
         row = entry(step.__name__, settings, started)
         kept = map_frames(lambda frame: record(frame, row), kept)
         frames = frames_in(kept)
         self._watch(frames)
-        notes = list(dict.fromkeys(frame.attrs["note"] for frame in frames if frame.attrs.get("note")))
+        notes = list(
+            dict.fromkeys(frame.attrs["note"] for frame in frames if frame.attrs.get("note"))
+        )
         for note in notes or [params.changed(settings)]:
             log.info("%s: %s%s", step.__name__, how_many(frames), note and f", {note}")
-        for text in dict.fromkeys(frame.attrs["warning"] for frame in frames if frame.attrs.get("warning")):
+        for text in dict.fromkeys(
+            frame.attrs["warning"] for frame in frames if frame.attrs.get("warning")
+        ):
             log.warning("%s: %s", step.__name__, text)
         if settings["write_outputs"].value:
             suffix = settings["suffix"].value or f"_{SUFFIXES.get(step.__name__, step.__name__)}"
-            self._due += [self._product(frame, str(suffix)) for frame in {f.attrs["name"]: f for f in frames}.values()]
+            self._due += [
+                self._product(frame, str(suffix))
+                for frame in {f.attrs["name"]: f for f in frames}.values()
+            ]
         return map_frames(lambda frame: frame.assign_attrs(note="", warning=""), kept)
 
     def _take_due(self, finals: set[str]) -> list[Product]:
@@ -269,12 +327,18 @@ class Run:
         for frame in frames_in(result):
             if frame.attrs.get("set_aside"):
                 self.set_aside.append(SetAside(frame.attrs["name"], step, frame.attrs["set_aside"]))
-                log.warning("%s: %s set aside: %s", step, frame.attrs["name"], frame.attrs["set_aside"])
+                log.warning(
+                    "%s: %s set aside: %s", step, frame.attrs["name"], frame.attrs["set_aside"]
+                )
                 if self.strict:
-                    raise GdaskError(f"{frame.attrs['name']}: {frame.attrs['set_aside']} ({step}; --strict stops here)")
+                    raise GdaskError(
+                        f"{frame.attrs['name']}: {frame.attrs['set_aside']} ({step}; --strict stops here)"
+                    )
         kept = without_set_aside(result)
         if frames_in(result) and not frames_in(kept):
-            raise GdaskError(f"{step}: every frame was set aside, for the reasons given; nothing is left to go on with")
+            raise GdaskError(
+                f"{step}: every frame was set aside, for the reasons given; nothing is left to go on with"
+            )
         return kept
 
     def close(self) -> None:
@@ -283,13 +347,17 @@ class Run:
             write.discard(output)
 
 
-def _is_skipped(step: Callable[..., object], settings: Mapping[str, params.Setting], given: str) -> bool:
+def _is_skipped(
+    step: Callable[..., object], settings: Mapping[str, params.Setting], given: str
+) -> bool:
     """Whether the user leaves a step out; GdaskError where it makes something else of the `given` Frame or Frames."""
     if not settings["skip_primitive"].value:
         return False
     gives = step.__annotations__.get("return")
     if gives != given and gives in ("Frame", "Frames", "tuple[Frames, Frames]"):
-        raise GdaskError(f"{step.__name__} cannot be left out: the recipe goes on with what it makes; take another recipe")
+        raise GdaskError(
+            f"{step.__name__} cannot be left out: the recipe goes on with what it makes; take another recipe"
+        )
     log.info("%s: skipped, as asked", step.__name__)
     return True
 

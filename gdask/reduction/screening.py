@@ -21,21 +21,39 @@ from gdask.reduction.recipe_library import Recipe, libraries
 from gdask.types import Frame, Frames
 
 #: Recipes begin with raw frames, unless ALSO or ONLY names these.
-_NOT_RAW = {"PROCESSED": "it is a finished product", "PREPARED": "it is no raw frame, and would be calibrated twice"}
+_NOT_RAW = {
+    "PROCESSED": "it is a finished product",
+    "PREPARED": "it is no raw frame, and would be calibrated twice",
+}
 #: What has to be known of every frame, and the keywords that say it.
 _NEEDED = {"exposure_time": "EXPTIME", "ut_datetime": "DATE-OBS, UT", "ut_time": "UT, TIME-OBS"}
 _NEEDED_OF_IMAGES = _NEEDED | {"filter_name": "FILTER1, FILTER2"}
-_NEEDED_OF_SKY = {"target_ra": "RA", "target_dec": "DEC", "wcs_ra": "CRVAL, CRPIX, CD or CTYPE", "wcs_dec": "CRVAL, CRPIX, CD or CTYPE"}
+_NEEDED_OF_SKY = {
+    "target_ra": "RA",
+    "target_dec": "DEC",
+    "wcs_ra": "CRVAL, CRPIX, CD or CTYPE",
+    "wcs_dec": "CRVAL, CRPIX, CD or CTYPE",
+}
 
 
 #: Tags that say nothing of what a file is good for.
-_NO_KIND = {"GEMINI", "NORTH", "SOUTH", "SIDEREAL", "NON_SIDEREAL", "AZEL_TARGET", "RAW", "UNPREPARED"}
+_NO_KIND = {
+    "GEMINI",
+    "NORTH",
+    "SOUTH",
+    "SIDEREAL",
+    "NON_SIDEREAL",
+    "AZEL_TARGET",
+    "RAW",
+    "UNPREPARED",
+}
 
 
 #: Parameters that name a file, and what opens it.
 _FILES: dict[tuple[str, str], Callable[[str], object]] = {
-    ("add_dq", "user_bpm"): open_frame, ("add_reference_catalog", "source"): read_catalog,
-}  # fmt: skip
+    ("add_dq", "user_bpm"): open_frame,
+    ("add_reference_catalog", "source"): read_catalog,
+}
 
 
 class SetAside(NamedTuple):
@@ -68,7 +86,13 @@ def open_all(paths: Iterable[str]) -> Screened:
             continue
         same = seen.get(frame.attrs["name"]) or seen.get(_content(frame))
         if same:
-            left.append(SetAside(os.path.basename(path), "open", f"the same exposure as {same}, which is in the list too"))
+            left.append(
+                SetAside(
+                    os.path.basename(path),
+                    "open",
+                    f"the same exposure as {same}, which is in the list too",
+                )
+            )
             continue
         seen |= {frame.attrs["name"]: path, _content(frame): path}
         frames.append(frame)
@@ -90,9 +114,13 @@ def screen(frames: Frames, recipe: Recipe, module: ModuleType) -> Screened:
     return Screened(kept, left)
 
 
-def sift(frames: Frames, reason_of: Callable[[Frame], str], step: str) -> tuple[Frames, tuple[SetAside, ...]]:
+def sift(
+    frames: Frames, reason_of: Callable[[Frame], str], step: str
+) -> tuple[Frames, tuple[SetAside, ...]]:
     reasons = [reason_of(frame) for frame in frames]
-    left = tuple(SetAside(f.attrs["name"], step, why) for f, why in zip(frames, reasons, strict=True) if why)
+    left = tuple(
+        SetAside(f.attrs["name"], step, why) for f, why in zip(frames, reasons, strict=True) if why
+    )
     return tuple(f for f, why in zip(frames, reasons, strict=True) if not why), left
 
 
@@ -122,7 +150,11 @@ def _misfit(frame: Frame, first: Frame, recipe: Recipe, module: ModuleType) -> s
 def _is_of(module: ModuleType, mine: set[str]) -> bool:
     """Whether a module's recipes are for files with these tags, and no other's more so: a flat is an image, but no target."""
     refused: set[str] = getattr(module, "NOT_FOR", set()) & mine
-    return bool(module.TAGS <= mine and not refused and not any(module.TAGS < other.TAGS <= mine for other in libraries()))
+    return bool(
+        module.TAGS <= mine
+        and not refused
+        and not any(module.TAGS < other.TAGS <= mine for other in libraries())
+    )
 
 
 def _missing(frame: Frame) -> str:
@@ -152,7 +184,10 @@ def _unlike(frames: Frames) -> Callable[[Frame], str]:
         kind = _kind(frame)
         if kind not in usual:
             group = [other for other in frames if _kind(other) == kind]
-            usual[kind] = {what: _most(_property(other, what, alone) for other in group) for what in _PROPERTIES}
+            usual[kind] = {
+                what: _most(_property(other, what, alone) for other in group)
+                for what in _PROPERTIES
+            }
 
     def reason(frame: Frame) -> str:
         for what in _PROPERTIES:
@@ -196,7 +231,11 @@ def _content(frame: Frame) -> Hashable:
     """A digest of all headers of a frame but its name's: no two exposures have the same."""
     found = hashlib.sha256()
     for number, header in enumerate((frame.attrs["phu"], *frame.attrs["headers"])):
-        cards = [text for keyword, text in header.texts if number or keyword not in ("FILENAME", "ORIGNAME", "CHECKSUM", "DATASUM")]
+        cards = [
+            text
+            for keyword, text in header.texts
+            if number or keyword not in ("FILENAME", "ORIGNAME", "CHECKSUM", "DATASUM")
+        ]
         found.update("\n".join([*cards, "END\n"]).encode())
     return found.digest()
 
@@ -229,7 +268,10 @@ def without_bad(frames: Frames, error: BadPixels) -> Screened:
     reasons = dict(error.reasons)
     for frame in frames:
         if _differs(frame.attrs["path"], identity_of(frame)):
-            reasons.setdefault(frame.attrs["path"], "changed or vanished during the run; run again with the file at rest")
+            reasons.setdefault(
+                frame.attrs["path"],
+                "changed or vanished during the run; run again with the file at rest",
+            )
     return Screened(*sift(frames, lambda frame: reasons.get(frame.attrs["path"], ""), "pixels"))
 
 

@@ -32,16 +32,29 @@ def one_target(frames: Frames, apart: float) -> Screened:
 
     Raises GdaskError where no target has more than half of the guided frames.
     """
-    where = {f.attrs["name"]: _target(f) for f in frames if descriptor(f, "wavefront_sensor") is not None}
-    near = {name: sum(separation(here, other) <= apart for other in where.values()) for name, here in where.items()}
+    where = {
+        f.attrs["name"]: _target(f) for f in frames if descriptor(f, "wavefront_sensor") is not None
+    }
+    near = {
+        name: sum(separation(here, other) <= apart for other in where.values())
+        for name, here in where.items()
+    }
     main = max(near, key=near.__getitem__, default="")
     if main and 2 * near[main] <= len(near):
         check_one_target(frames, apart)
 
     def reason(frame: Frame) -> str:
-        distance = separation(where[main], where[frame.attrs["name"]]) if frame.attrs["name"] in where else 0.0
-        return "" if distance <= apart else (
-            f"its target ({descriptor(frame, 'object')}) is {distance / 60:.1f} arcmin from that of the others; reduce it apart"
+        distance = (
+            separation(where[main], where[frame.attrs["name"]])
+            if frame.attrs["name"] in where
+            else 0.0
+        )
+        return (
+            ""
+            if distance <= apart
+            else (
+                f"its target ({descriptor(frame, 'object')}) is {distance / 60:.1f} arcmin from that of the others; reduce it apart"
+            )
         )
 
     return Screened(*sift(frames, reason, "targets"))
@@ -58,7 +71,9 @@ def with_skies(frames: Frames, recipe: Recipe, module: ModuleType, layers: Layer
     parameters, nothing is foreseen: there the steps say it when their turn comes.
     """
     steps = steps_in(recipe)
-    if not {"separate_sky", "associate_sky"} <= set(steps) or not module.__name__.startswith("gdask.recipes."):
+    if not {"separate_sky", "associate_sky"} <= set(steps) or not module.__name__.startswith(
+        "gdask.recipes."
+    ):
         return Screened(frames, ())
 
     def call(name: str, *given: object) -> object:
@@ -72,13 +87,25 @@ def with_skies(frames: Frames, recipe: Recipe, module: ModuleType, layers: Layer
         prepared = call("prepare", frames) if "prepare" in steps else frames
         targets, skies = call("separate_sky", prepared)  # type: ignore[misc]
         associated: Frames = call("associate_sky", targets, skies)  # type: ignore[assignment]
-    except GdaskError:  # the run stops at this step, or goes on without it, and says so when it comes to it
+    except (
+        GdaskError
+    ):  # the run stops at this step, or goes on without it, and says so when it comes to it
         return Screened(frames, ())
     lonely = {frame.attrs["name"]: frame.attrs.get("set_aside", "") for frame in associated}
     served = [frame for frame in targets if not lonely[frame.attrs["name"]]]
     wanted = [set_up(frame) for frame in served or targets]
     idle = {
-        sky.attrs["name"]: "it is on sky, and no frame on target has its filter, exposure time and read mode"
-        for sky in skies if sky.attrs["name"] not in lonely and not any(same_set_up(mine, one) for mine in [set_up(sky)] for one in wanted)
-    }  # fmt: skip
-    return Screened(*sift(frames, lambda frame: lonely.get(frame.attrs["name"], "") or idle.get(frame.attrs["name"], ""), "skies"))
+        sky.attrs[
+            "name"
+        ]: "it is on sky, and no frame on target has its filter, exposure time and read mode"
+        for sky in skies
+        if sky.attrs["name"] not in lonely
+        and not any(same_set_up(mine, one) for mine in [set_up(sky)] for one in wanted)
+    }
+    return Screened(
+        *sift(
+            frames,
+            lambda frame: lonely.get(frame.attrs["name"], "") or idle.get(frame.attrs["name"], ""),
+            "skies",
+        )
+    )

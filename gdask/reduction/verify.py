@@ -24,8 +24,12 @@ KNOWN_BITS = 0x7F
 ROWS = 256
 #: Largest distance between a raw frame's WCS and where it says that the telescope points: of the field of view.
 FAR = 0.5
-_TABLES = {"HISTORY": {"primitive", "args", "timestamp_start", "timestamp_stop"}, "REDUCTION": {"item", "value"},
-           "PROVENANCE": {"timestamp", "filename", "md5", "provenance_added_by"}, "RECIPE": {"line"}}
+_TABLES = {
+    "HISTORY": {"primitive", "args", "timestamp_start", "timestamp_stop"},
+    "REDUCTION": {"item", "value"},
+    "PROVENANCE": {"timestamp", "filename", "md5", "provenance_added_by"},
+    "RECIPE": {"line"},
+}
 
 
 class Fault(NamedTuple):
@@ -68,7 +72,9 @@ def verify(path: str | os.PathLike[str]) -> Report:
     checks.append(_provenance(name, units, headers.phu))
     for check in checks:
         faults += check
-    return Report(name, kind, tuple(Fault(name, where, what) for where, what in dict.fromkeys(faults)))
+    return Report(
+        name, kind, tuple(Fault(name, where, what) for where, what in dict.fromkeys(faults))
+    )
 
 
 Found = Iterator[tuple[str, str]]
@@ -94,8 +100,23 @@ def _label(unit: Unit) -> str:
 
 def _kind(seen: View, ours: bool) -> str:
     special = [tag for tag in ("BPM", "FLAT", "DARK", "SPECT", "IMAGE") if tag in seen.tags]
-    state = "raw" if "RAW" in seen.tags else "gdask product" if ours else "processed" if "PREPARED" in seen.tags else "changed"
-    return " ".join([seen.facts["name"], state, *special[:1], f"{len(seen.ext)} array{'s' * (len(seen.ext) != 1)}"])
+    state = (
+        "raw"
+        if "RAW" in seen.tags
+        else "gdask product"
+        if ours
+        else "processed"
+        if "PREPARED" in seen.tags
+        else "changed"
+    )
+    return " ".join(
+        [
+            seen.facts["name"],
+            state,
+            *special[:1],
+            f"{len(seen.ext)} array{'s' * (len(seen.ext) != 1)}",
+        ]
+    )
 
 
 def _structure(units: Sequence[Unit], name: str, ours: bool) -> Found:
@@ -106,7 +127,10 @@ def _structure(units: Sequence[Unit], name: str, ours: bool) -> Found:
         stream.seek(end)
         rest = stream.read(1)
     if rest:
-        yield "", f"there are bytes after the last extension, which ends at byte {end}; copy the file again"
+        yield (
+            "",
+            f"there are bytes after the last extension, which ends at byte {end}; copy the file again",
+        )
     elif size % BLOCK and not name.endswith((".gz", ".bz2")) and size < end:
         yield "", f"its {size} bytes are no whole number of FITS records of {BLOCK}; copy it again"
     labels = [_label(unit) for unit in units[1:] if _name(unit)]
@@ -115,7 +139,10 @@ def _structure(units: Sequence[Unit], name: str, ours: bool) -> Found:
     if ours:
         for unit in units:
             if not {"CHECKSUM", "DATASUM"} <= set(unit.header):
-                yield _label(unit) if unit.number else "primary header", "no CHECKSUM and DATASUM, which every product has"
+                yield (
+                    _label(unit) if unit.number else "primary header",
+                    "no CHECKSUM and DATASUM, which every product has",
+                )
     yield from _companions(units)
 
 
@@ -130,16 +157,25 @@ def _companions(units: Sequence[Unit]) -> Found:
         yield "", "no image extension; SCI arrays were expected"
     for name in sorted(COMPANIONS & set(groups)):
         if arrays and len(groups[name]) != len(arrays):
-            yield name, f"{len(groups[name])} extensions, {len(arrays)} of SCI; one for each was expected"
+            yield (
+                name,
+                f"{len(groups[name])} extensions, {len(arrays)} of SCI; one for each was expected",
+            )
         for unit, array in zip(groups[name], arrays):
             if _shape(unit) != _shape(array):
                 yield _label(unit), f"shape {_shape(unit)}, that of its SCI is {_shape(array)}"
     for unit in groups.get("DQ", ()):
         if unit.header["BITPIX"] < 0:
-            yield _label(unit), f"BITPIX {unit.header['BITPIX']}: DQ are bits, an integer type was expected"
+            yield (
+                _label(unit),
+                f"BITPIX {unit.header['BITPIX']}: DQ are bits, an integer type was expected",
+            )
     for unit in groups.get("VAR", ()):
         if unit.header["BITPIX"] > 0:
-            yield _label(unit), f"BITPIX {unit.header['BITPIX']}: a floating-point type was expected"
+            yield (
+                _label(unit),
+                f"BITPIX {unit.header['BITPIX']}: a floating-point type was expected",
+            )
 
 
 def _shape(unit: Unit) -> tuple[int, ...]:
@@ -151,7 +187,9 @@ def _pixels(name: str) -> Found:
     try:
         layout = read_layout(name)
         for number in range(max((len(planes) for planes in layout.values()), default=0)):
-            yield from _array({key: planes[number] for key, planes in layout.items() if key in DTYPES}, number + 1)
+            yield from _array(
+                {key: planes[number] for key, planes in layout.items() if key in DTYPES}, number + 1
+            )
     except GdaskError as error:
         yield "", str(error).removeprefix(f"{name}: ")
 
@@ -164,25 +202,38 @@ def _array(planes: Mapping[str, Plane], number: int) -> Found:
     packed = any(plane.offset < 0 for plane in planes.values())  # is unpacked whole at each window
     for y1 in range(0, ny, ny if packed else ROWS):
         y2 = min(y1 + (ny if packed else ROWS), ny)
-        read = {key: read_window(plane, y1, y2, 0, nx, DTYPES[key]) for key, plane in planes.items()}
+        read = {
+            key: read_window(plane, y1, y2, 0, nx, DTYPES[key]) for key, plane in planes.items()
+        }
         good = read["dq"] == 0 if "dq" in read else np.ones((y2 - y1, nx), bool)
         if "data" in read:
             finite = np.isfinite(read["data"])
             counts["data"] += int(np.count_nonzero(good & ~finite))
-            low, high = (float(f(a, b)) for f, a, b in (
-                (min, low, np.min(read["data"], where=finite, initial=np.inf)),
-                (max, high, np.max(read["data"], where=finite, initial=-np.inf))))
+            low, high = (
+                float(f(a, b))
+                for f, a, b in (
+                    (min, low, np.min(read["data"], where=finite, initial=np.inf)),
+                    (max, high, np.max(read["data"], where=finite, initial=-np.inf)),
+                )
+            )
         if "variance" in read:
             counts["variance"] += int(np.count_nonzero(good & ~(read["variance"] >= 0)))
         if "dq" in read:
             counts["dq"] += int(np.count_nonzero(read["dq"] & np.uint16(0xFFFF ^ KNOWN_BITS)))
-    words = {"data": "no finite number", "variance": "negative or no number", "dq": f"with DQ bits beyond {KNOWN_BITS}"}
+    words = {
+        "data": "no finite number",
+        "variance": "negative or no number",
+        "dq": f"with DQ bits beyond {KNOWN_BITS}",
+    }
     for key, count in counts.items():
         if count:
             calls = "" if key == "dq" or "dq" not in planes else ", though DQ calls them good"
             yield f"{EXTNAMES[key]},{number}", f"{count} of {ny * nx} pixels {words[key]}{calls}"
     if "data" in planes and not low < high:  # also where nothing is finite
-        yield f"SCI,{number}", f"all pixels are {low:g}" if low == high else "no pixel has a finite value"
+        yield (
+            f"SCI,{number}",
+            f"all pixels are {low:g}" if low == high else "no pixel has a finite value",
+        )
 
 
 def _instrument(seen: View) -> Found:
@@ -192,11 +243,24 @@ def _instrument(seen: View) -> Found:
         yield "", f"{len(seen.ext)} arrays, {seen.facts['name']} has {expected}"
     for name in ("DATASEC", "CCDSEC", "ARRAYSEC") if "RAW" in seen.tags else ():
         for number, (text, header) in enumerate(zip(seen.each(name), seen.ext), 1):
-            sizes = [int(part) for part in re.findall(r"\d+", text)] if isinstance(text, str) else []
-            wanted = [abs(sizes[1] - sizes[0]) + 1, abs(sizes[3] - sizes[2]) + 1] if len(sizes) == 4 else None
+            sizes = (
+                [int(part) for part in re.findall(r"\d+", text)] if isinstance(text, str) else []
+            )
+            wanted = (
+                [abs(sizes[1] - sizes[0]) + 1, abs(sizes[3] - sizes[2]) + 1]
+                if len(sizes) == 4
+                else None
+            )
             if wanted and wanted != [header.get("NAXIS1"), header.get("NAXIS2")]:
-                yield f"array {number}", f"{name} {text} is not of its {header.get('NAXIS1')} x {header.get('NAXIS2')} pixels"
-    for name, keywords in (("ut_datetime", "DATE-OBS"), ("exposure_time", "EXPTIME"), ("filter_name", "FILTER1, FILTER2")):
+                yield (
+                    f"array {number}",
+                    f"{name} {text} is not of its {header.get('NAXIS1')} x {header.get('NAXIS2')} pixels",
+                )
+    for name, keywords in (
+        ("ut_datetime", "DATE-OBS"),
+        ("exposure_time", "EXPTIME"),
+        ("filter_name", "FILTER1, FILTER2"),
+    ):
         if seen(name) is None and "BPM" not in seen.tags:
             yield "primary header", f"{name.replace('_', ' ')} is unknown (no valid {keywords})"
 
@@ -216,13 +280,18 @@ def _units_of_pixels(units: Sequence[Unit], seen: View, ours: bool) -> Found:
                 yield _label(unit), f"BUNIT '{text}': flags have no unit"
             continue
         try:
-            found[_name(unit) or "SCI", unit.header.get("EXTVER", number)] = PhysicalUnit(text.lower() if text == "ADU" else text)
+            found[_name(unit) or "SCI", unit.header.get("EXTVER", number)] = PhysicalUnit(
+                text.lower() if text == "ADU" else text
+            )
         except (ValueError, TypeError):
             yield _label(unit), f"BUNIT '{text}' is no unit; 'electron' or 'adu' was expected"
     for (name, version), unit_ in found.items():
         science = found.get(("SCI", version))
         if ours and name == "VAR" and science is not None and unit_ != science**2:  # type: ignore[operator]
-            yield f"VAR,{version}", f"BUNIT '{unit_}', that of SCI is '{science}': its square was expected"
+            yield (
+                f"VAR,{version}",
+                f"BUNIT '{unit_}', that of SCI is '{science}': its square was expected",
+            )
     if seen.prepared and not seen.tags & {"FLAT", "BPM"}:
         for (name, version), unit_ in found.items():
             if name == "SCI" and str(unit_) == "":
@@ -239,14 +308,23 @@ def _wcs(seen: View) -> Found:
         if not isinstance(ra, (int, float)) or isinstance(ra, bool):
             yield where, "no WCS (CRVAL1, CRVAL2, CD)"
             continue
-        yield from ((where, text) for text in _one_wcs(header if "CRVAL1" in header else seen.phu, header, seen))
+        yield from (
+            (where, text)
+            for text in _one_wcs(header if "CRVAL1" in header else seen.phu, header, seen)
+        )
     from gdask.kernels.geometry.projection import tangent_plane
 
-    at, to = (seen("wcs_ra"), seen("wcs_dec")), (seen("target_ra", offset=True), seen("target_dec", offset=True))
+    at, to = (
+        (seen("wcs_ra"), seen("wcs_dec")),
+        (seen("target_ra", offset=True), seen("target_dec", offset=True)),
+    )
     if "RAW" in seen.tags and None not in (*at, *to):
         off = float(np.hypot(*tangent_plane(*at, *to)))
         if off > FAR * seen.facts.get("field_of_view", 120.0) or not np.isfinite(off):
-            yield "array 1", f"its WCS is {off:.0f} arcsec from the target and offsets in the primary header; reduce with prepare:bad_wcs=fix"
+            yield (
+                "array 1",
+                f"its WCS is {off:.0f} arcsec from the target and offsets in the primary header; reduce with prepare:bad_wcs=fix",
+            )
 
 
 def _one_wcs(header: fits.Header, size: fits.Header, seen: View) -> Iterator[str]:
@@ -261,7 +339,9 @@ def _one_wcs(header: fits.Header, size: fits.Header, seen: View) -> Iterator[str
         yield "its WCS has no scale, or one that cannot be inverted (CD matrix)"
         return
     scale = 3600 * np.sqrt(abs(np.linalg.det(matrix)))
-    usual = seen.facts.get("output_pixel_scale" if "PROCESSED_SCIENCE" in seen.tags else "pixel_scale", scale)
+    usual = seen.facts.get(
+        "output_pixel_scale" if "PROCESSED_SCIENCE" in seen.tags else "pixel_scale", scale
+    )
     if not 0.9 < scale / usual < 1.1 and "PROCESSED_SCIENCE" not in seen.tags:
         yield f"its WCS has {scale:.4g} arcsec a pixel, {usual:g} was expected"
     try:
@@ -270,7 +350,15 @@ def _one_wcs(header: fits.Header, size: fits.Header, seen: View) -> Iterator[str
             wcs = WCS(header.copy(), naxis=2, fix=False)
             corners = np.array([(0.0, 0.0), (size["NAXIS1"] - 1.0, size["NAXIS2"] - 1.0)])
             back = wcs.all_world2pix(wcs.all_pix2world(corners, 0), 0, quiet=True)
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError, OSError) as error:  # wcslib's are ValueError
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        MemoryError,
+        OSError,
+    ) as error:  # wcslib's are ValueError
         yield f"its WCS is not valid: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
         return
     off = float(np.abs(back - corners).max())
@@ -293,7 +381,10 @@ def _provenance(name: str, units: Sequence[Unit], phu: fits.Header) -> Found:
     if {"PROVENANCE", "REDUCTION"} <= present:
         from gdask.io.tables import read_rows
 
-        for table, column, pattern in (("PROVENANCE", "md5", r"[0-9a-f]{32}"), ("REDUCTION", "item", r"\w+")):
+        for table, column, pattern in (
+            ("PROVENANCE", "md5", r"[0-9a-f]{32}"),
+            ("REDUCTION", "item", r"\w+"),
+        ):
             for number, row in enumerate(read_rows(name, table), 1):
                 if not re.fullmatch(pattern, row.get(column, "")):
                     yield table, f"row {number}: {column} is '{row.get(column, '')[:40]}'"

@@ -16,10 +16,12 @@ class Hits(NamedTuple):
     electrons: npt.NDArray[np.float64]
 
 
-STEP = 0.2              # pixels between points of a track
-DIFFUSION = 0.35        # pixels, rms sideways spread of the charge
-CHARGE = 900.0          # electrons per pixel of path, median (minimum-ionising particle in 5 micron of HgCdTe)
-LENGTH = 2.5            # pixels, mean projected length of a track
+STEP = 0.2  # pixels between points of a track
+DIFFUSION = 0.35  # pixels, rms sideways spread of the charge
+CHARGE = (
+    900.0  # electrons per pixel of path, median (minimum-ionising particle in 5 micron of HgCdTe)
+)
+LENGTH = 2.5  # pixels, mean projected length of a track
 
 
 def cosmic_rays(rng: np.random.Generator, shape: tuple[int, int], expected: float) -> Hits:
@@ -32,8 +34,15 @@ def cosmic_rays(rng: np.random.Generator, shape: tuple[int, int], expected: floa
         charge = CHARGE * rng.lognormal(0.0, 0.8) * max(1.0, count * STEP) / count
         along = STEP * np.arange(count)
         scatter = rng.normal(0.0, DIFFUSION, (2, count))
-        points.append(np.stack([x + along * np.cos(angle) + scatter[0], y + along * np.sin(angle) + scatter[1],
-                                np.full(count, charge)]))
+        points.append(
+            np.stack(
+                [
+                    x + along * np.cos(angle) + scatter[0],
+                    y + along * np.sin(angle) + scatter[1],
+                    np.full(count, charge),
+                ]
+            )
+        )
     if not points:
         return Hits(np.zeros(0, int), np.zeros(0, int), np.zeros(0))
     return _binned(np.concatenate(points, axis=1), ny, nx)

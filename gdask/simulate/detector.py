@@ -17,9 +17,11 @@ Array = npt.NDArray[np.float64]
 #: Bits of the truth's bad-pixel maps.
 DEAD, HOT, CLUSTER, REFERENCE, UNLISTED = 1, 2, 4, 8, 16
 
-POISSON_BELOW = 25.0    # electrons: exact Poisson numbers below, a skewed normal above
-PLATEAU = 1.006         # a saturated pixel reads this much above the nominal saturation level
-PEDESTAL_FREE = 0.5     # of the well: what may arrive within the first group of reads before it eats the signal
+POISSON_BELOW = 25.0  # electrons: exact Poisson numbers below, a skewed normal above
+PLATEAU = 1.006  # a saturated pixel reads this much above the nominal saturation level
+PEDESTAL_FREE = (
+    0.5  # of the well: what may arrive within the first group of reads before it eats the signal
+)
 
 
 class Pattern(NamedTuple):
@@ -45,7 +47,7 @@ class Readout(NamedTuple):
     pedestal: float
 
 
-ROWS = 64               # rows that share a generator, so that a window costs its own rows only
+ROWS = 64  # rows that share a generator, so that a window costs its own rows only
 
 
 def smooth_response(seed: int, array: str, full: int, rows: Array, columns: Array) -> Array:
@@ -56,16 +58,21 @@ def smooth_response(seed: int, array: str, full: int, rows: Array, columns: Arra
     rng = generator(seed, "array", array, "smooth")
     phases, sizes = rng.uniform(0.0, 2 * np.pi, (2, 4)), rng.normal(0.0, 0.03, (4, 4))
     channels = 1.0 + 0.004 * rng.standard_normal(-(-full // 64))
-    down, across = (np.cos(np.pi * np.arange(4)[:, None] * at / full + phase[:, None])
-                    for at, phase in zip((rows, columns), phases))
+    down, across = (
+        np.cos(np.pi * np.arange(4)[:, None] * at / full + phase[:, None])
+        for at, phase in zip((rows, columns), phases)
+    )
     total = np.ones((np.size(rows), np.size(columns)))
     for i in range(4):
-        total += down[i][:, None] * sum(sizes[i, j] / (i + j) * across[j] for j in range(4) if i + j)
+        total += down[i][:, None] * sum(
+            sizes[i, j] / (i + j) * across[j] for j in range(4) if i + j
+        )
     return total * channels[np.asarray(columns, int) // 64]
 
 
-def fixed_pattern(seed: int, array: str, full: int, border: int, corner: int,
-                  size: int) -> tuple[Pattern, npt.NDArray[np.uint8]]:
+def fixed_pattern(
+    seed: int, array: str, full: int, border: int, corner: int, size: int
+) -> tuple[Pattern, npt.NDArray[np.uint8]]:
     """Pattern of the square window of `size` at (corner, corner), and the bad pixels of the whole `full` array.
 
     The outer `border` pixels see no light. The same seed gives the same array whatever the window.
@@ -78,34 +85,53 @@ def fixed_pattern(seed: int, array: str, full: int, border: int, corner: int,
     _sprinkle(rng, heat, bad, HOT, 1.5e-3, lambda n: 10.0 ** rng.uniform(3.0, 5.5, n))
     bad[_spots(rng, factor, 60, (1.5, 6.0), (0.02, 0.35))] |= CLUSTER
     edge = np.ones((full, full), bool)
-    edge[border:full - border, border:full - border] = False
+    edge[border : full - border, border : full - border] = False
     factor[edge] = 0.0
     bad[edge] |= REFERENCE
-    cut = np.s_[corner:corner + size, corner:corner + size]
+    cut = np.s_[corner : corner + size, corner : corner + size]
     at = np.arange(corner, corner + size)
     grain, leak = _grain(seed, array, full, corner, size)
-    response = smooth_response(seed, array, full, at, at).astype(np.float32) * (1.0 + np.float32(0.015) * grain)
+    response = smooth_response(seed, array, full, at, at).astype(np.float32) * (
+        1.0 + np.float32(0.015) * grain
+    )
     dark = np.float32(0.009) * np.exp(np.float32(0.3) * leak)
     return Pattern(response * factor[cut], dark * heat[cut], bad[cut].copy()), bad
 
 
 def _grain(seed: int, array: str, full: int, corner: int, size: int) -> tuple[Image, Image]:
     """Unit normals for the response and the dark current of each pixel of a window."""
-    blocks = [generator(seed, "array", array, "rows", block).standard_normal((2, ROWS, full), dtype=np.float32)
-              for block in range(corner // ROWS, (corner + size - 1) // ROWS + 1)]
+    blocks = [
+        generator(seed, "array", array, "rows", block).standard_normal(
+            (2, ROWS, full), dtype=np.float32
+        )
+        for block in range(corner // ROWS, (corner + size - 1) // ROWS + 1)
+    ]
     first = corner % ROWS
-    rows = np.concatenate(blocks, axis=1)[:, first:first + size, corner:corner + size]
+    rows = np.concatenate(blocks, axis=1)[:, first : first + size, corner : corner + size]
     return rows[0], rows[1]
 
 
-def _spots(rng: np.random.Generator, image: Image, count: int, radius: tuple[float, float],
-           depth: tuple[float, float]) -> npt.NDArray[np.bool_]:
+def _spots(
+    rng: np.random.Generator,
+    image: Image,
+    count: int,
+    radius: tuple[float, float],
+    depth: tuple[float, float],
+) -> npt.NDArray[np.bool_]:
     """Multiply round spots of `image` by a factor drawn from `depth`; where they are."""
     ny, nx = image.shape
     where = np.zeros(image.shape, bool)
     for _ in range(count):
-        x, y, r, factor = rng.uniform(0, nx), rng.uniform(0, ny), rng.uniform(*radius), rng.uniform(*depth)
-        box = np.s_[max(0, int(y - r)):min(ny, int(y + r) + 2), max(0, int(x - r)):min(nx, int(x + r) + 2)]
+        x, y, r, factor = (
+            rng.uniform(0, nx),
+            rng.uniform(0, ny),
+            rng.uniform(*radius),
+            rng.uniform(*depth),
+        )
+        box = np.s_[
+            max(0, int(y - r)) : min(ny, int(y + r) + 2),
+            max(0, int(x - r)) : min(nx, int(x + r) + 2),
+        ]
         yy, xx = np.mgrid[box]
         inside = (xx - x) ** 2 + (yy - y) ** 2 <= r * r
         image[box][inside] *= factor
@@ -113,8 +139,14 @@ def _spots(rng: np.random.Generator, image: Image, count: int, radius: tuple[flo
     return where
 
 
-def _sprinkle(rng: np.random.Generator, image: Image, bad: npt.NDArray[np.uint8], bit: int, fraction: float,
-              factor: Callable[[int], Array]) -> None:
+def _sprinkle(
+    rng: np.random.Generator,
+    image: Image,
+    bad: npt.NDArray[np.uint8],
+    bit: int,
+    fraction: float,
+    factor: Callable[[int], Array],
+) -> None:
     """Multiply single pixels by factor(n) and mark them; one in fifty is unknown to the bad-pixel mask."""
     n = rng.poisson(fraction * image.size)
     where = rng.integers(0, image.size, n)
@@ -149,8 +181,18 @@ def measured(true: float, c0: float, c1: float, c2: float) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _read(electrons: Image, deviate: Image, gain: float, noise: float, full: float, full_true: float, c0: float,
-          c1: float, c2: float, pedestal: float) -> None:
+def _read(
+    electrons: Image,
+    deviate: Image,
+    gain: float,
+    noise: float,
+    full: float,
+    full_true: float,
+    c0: float,
+    c1: float,
+    c2: float,
+    pedestal: float,
+) -> None:
     """Electrons per coadd to ADU, into `deviate` (unit normals, for the read noise).
 
     A pixel that fills reads `full`; when it fills within the first group of reads, that group is subtracted too
@@ -173,8 +215,12 @@ def well(readout: Readout) -> float:
     return n * (c0 + n * (c1 + n * c2))
 
 
-def read_out(rng: np.random.Generator, expected: Image, readout: Readout,
-             hits: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Array] | None = None) -> Image:
+def read_out(
+    rng: np.random.Generator,
+    expected: Image,
+    readout: Readout,
+    hits: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Array] | None = None,
+) -> Image:
     """Raw counts (ADU) of an array on which `expected` electrons per coadd fall.
 
     Photon noise, cosmic rays (`hits`: y, x, electrons), non-linearity, saturation, read noise, gain; coadds averaged.
@@ -188,5 +234,14 @@ def read_out(rng: np.random.Generator, expected: Image, readout: Readout,
     raw = rng.standard_normal(expected.shape, dtype=np.float32)
     noise = readout.read_noise / np.sqrt(readout.coadds)
     full = PLATEAU * readout.saturation * readout.gain
-    _read(electrons, raw, readout.gain, noise, full, well(readout), *readout.linearity, readout.pedestal)
+    _read(
+        electrons,
+        raw,
+        readout.gain,
+        noise,
+        full,
+        well(readout),
+        *readout.linearity,
+        readout.pedestal,
+    )
     return raw

@@ -20,27 +20,27 @@ class Exposure(NamedTuple):
     """One raw frame. Angles are degrees; p, q arcsec; mjd is the start (UT)."""
 
     file: str
-    kind: str               # science, sky, std, flat_on, flat_off, dark
-    field: str              # target, sky, std, or nothing
+    kind: str  # science, sky, std, flat_on, flat_off, dark
+    field: str  # target, sky, std, or nothing
     night: int
-    number: int             # in its sequence, from 1
+    number: int  # in its sequence, from 1
     mjd: float
     exptime: float
     coadds: int
     lnrs: int
-    roi: int                # pixels of a region of interest; 0: none
-    ra: float               # target of the header
+    roi: int  # pixels of a region of interest; 0: none
+    ra: float  # target of the header
     dec: float
     p: float
     q: float
-    header_ra0: float       # where the offsets of the header point
+    header_ra0: float  # where the offsets of the header point
     header_dec0: float
-    claimed: tuple[float, float]        # where CRVAL says that the frame points: stale when bad_wcs
+    claimed: tuple[float, float]  # where CRVAL says that the frame points: stale when bad_wcs
     bad_wcs: bool
     pose: Pose
-    scale: float            # throughput
+    scale: float  # throughput
     psf: PSF
-    light: float            # e-/s in a mean pixel: sky, lamp or thermal
+    light: float  # e-/s in a mean pixel: sky, lamp or thermal
 
 
 def utc(mjd: float) -> datetime:
@@ -69,4 +69,6 @@ def sky_level(seed: int, usual: float, mjd: float, spread: float) -> float:
     rng = generator(seed, "sky")
     phases, amplitudes = rng.uniform(0, 2 * np.pi, 5), rng.normal(0.0, spread, 5)
     periods = np.array([7.0, 19.0, 37.0, 71.0, 150.0]) / 1440.0
-    return usual * (1.0 + float((amplitudes * np.sin(2 * np.pi * (mjd % 1.0) / periods + phases)).sum()))
+    return usual * (
+        1.0 + float((amplitudes * np.sin(2 * np.pi * (mjd % 1.0) / periods + phases)).sum())
+    )

@@ -21,9 +21,27 @@ from scipy.interpolate import RectBivariateSpline
 
 from gdask.simulate import f2_headers, f2_truth
 from gdask.simulate.cosmics import cosmic_rays
-from gdask.simulate.detector import HOT, REFERENCE, UNLISTED, Pattern, Readout, fixed_pattern, read_out, smooth_response
+from gdask.simulate.detector import (
+    HOT,
+    REFERENCE,
+    UNLISTED,
+    Pattern,
+    Readout,
+    fixed_pattern,
+    read_out,
+    smooth_response,
+)
 from gdask.simulate.exposure import Exposure, pointing
-from gdask.simulate.f2_optics import Circle, Probe, beyond, guide_probe, illumination, optics, probe_tip, shadow
+from gdask.simulate.f2_optics import (
+    Circle,
+    Probe,
+    beyond,
+    guide_probe,
+    illumination,
+    optics,
+    probe_tip,
+    shadow,
+)
 from gdask.simulate.f2_plan import SKY_OFFSET, TARGET, plan
 from gdask.simulate.f2_scene import FEW, MANY, Galaxies, add_galaxy, galaxy_field
 from gdask.simulate.geometry import Chip, jacobian, pixel_area, pixel_to_sky, sky_to_pixel, within
@@ -37,8 +55,8 @@ from gdask.types import Image
 
 FULL = f2_headers.FULL
 WORKERS = 2
-HALF_SIZE = 235.0                       # arcsec: half the side of the square that holds stars and galaxies
-NODE = 16                               # pixels between nodes at which smooth light is evaluated
+HALF_SIZE = 235.0  # arcsec: half the side of the square that holds stars and galaxies
+NODE = 16  # pixels between nodes at which smooth light is evaluated
 #: Smooth light at the target: of the sky's in the middle, arcsec, power.
 HALOS = {"crowded": (0.05, 70.0, 1.5), "extended": (1.0, 10.0, 1.2)}
 
@@ -52,10 +70,10 @@ class Night(NamedTuple):
     zero_point: float
     array: dict[str, Any]
     chip: Chip
-    mean_area: float            # arcsec^2
+    mean_area: float  # arcsec^2
     circle: Circle
-    pattern: Pattern            # of the written window
-    pedestal: npt.NDArray[np.float64]       # ADU by amplifier, in every read pair and coadd
+    pattern: Pattern  # of the written window
+    pedestal: npt.NDArray[np.float64]  # ADU by amplifier, in every read pair and coadd
     flat: Image
     stars: dict[str, Stars]
     galaxies: dict[str, Galaxies]
@@ -64,7 +82,9 @@ class Night(NamedTuple):
     exposures: list[Exposure]
 
 
-def simulate_f2(out: str | Path, *, progress: Callable[[str], None] | None = None, **options: Any) -> list[Path]:
+def simulate_f2(
+    out: str | Path, *, progress: Callable[[str], None] | None = None, **options: Any
+) -> list[Path]:
     """Write raw frames to out/raw and truth to out/truth; the raw files, in order of their names.
 
     options: the fields of F2Options (seed=1, size=2048, n_science=9, ...). progress: called with each file's name.
@@ -92,7 +112,9 @@ def load_facts() -> tuple[dict[str, Any], dict[str, Any]]:
     """The simulator's facts, with the instrument's circle, read modes and zero points; the instrument's array."""
     instrument = tomllib.loads((files("gdask.instruments") / "f2.toml").read_text())
     facts = tomllib.loads((files("gdask.simulate") / "f2.toml").read_text())
-    return facts | {k: instrument[k] for k in ("illumination", "read_modes", "zero_points")}, instrument["arrays"][0]
+    return facts | {
+        k: instrument[k] for k in ("illumination", "read_modes", "zero_points")
+    }, instrument["arrays"][0]
 
 
 def prepare_night(options: F2Options) -> Night:
@@ -102,8 +124,12 @@ def prepare_night(options: F2Options) -> Night:
     detector, light = facts["detector"], facts["illumination"]
     circle = Circle(*light["centre"], light["radius"], detector["edge"], detector["stray"])
     day = datetime.strptime(options.date, "%Y%m%d").date()
-    chip = optics(facts["wcs"]["pixel_scale"], options.distortion, (circle.x + 1.0, circle.y + 1.0),
-                  f2_headers.reference_pixel(facts, day))
+    chip = optics(
+        facts["wcs"]["pixel_scale"],
+        options.distortion,
+        (circle.x + 1.0, circle.y + 1.0),
+        f2_headers.reference_pixel(facts, day),
+    )
     middle = np.arange(8.5, FULL, NODE)
     area = pixel_area(chip, middle, middle)
     mean_area = float(area[beyond(circle, middle - 1.0, middle - 1.0) < 0].mean())
@@ -113,12 +139,34 @@ def prepare_night(options: F2Options) -> Night:
     probe = guide_probe(options.probe, circle, chip, TARGET, options.pa)
     offsets = generator(options.seed, "array", array["name"], "pedestal")
     pedestal = np.round(offsets.normal(0.0, detector["pedestal"], detector["channels"]), 2)
-    return Night(options, facts, facts["filters"][options.filter], zero_point, array, chip, mean_area, circle, pattern,
-                 pedestal, flat, stars, galaxies, halo, probe, exposures)
+    return Night(
+        options,
+        facts,
+        facts["filters"][options.filter],
+        zero_point,
+        array,
+        chip,
+        mean_area,
+        circle,
+        pattern,
+        pedestal,
+        flat,
+        stars,
+        galaxies,
+        halo,
+        probe,
+        exposures,
+    )
 
 
-def _detector(options: F2Options, facts: dict[str, Any], array: dict[str, Any], chip: Chip, circle: Circle,
-              mean_area: float) -> tuple[Pattern, Image]:
+def _detector(
+    options: F2Options,
+    facts: dict[str, Any],
+    array: dict[str, Any],
+    chip: Chip,
+    circle: Circle,
+    mean_area: float,
+) -> tuple[Pattern, Image]:
     """Pattern and flat of the central window. The mean of FLAT over the good pixels of the whole circle is 1."""
     corner = (FULL - options.size) // 2
     at, coarse = np.arange(corner, corner + options.size, dtype=float), np.arange(7.5, FULL, NODE)
@@ -130,12 +178,16 @@ def _detector(options: F2Options, facts: dict[str, Any], array: dict[str, Any], 
     bad = pattern.bad & np.uint8(255 - UNLISTED)
     bad[beyond(circle, at, at) > 0] |= REFERENCE
     area = (pixel_area(chip, at + 1.0, at + 1.0) / mean_area).astype(np.float32)
-    return Pattern(response, _dark_current(facts["detector"], pattern, circle, at), bad), area * response
+    return Pattern(
+        response, _dark_current(facts["detector"], pattern, circle, at), bad
+    ), area * response
 
 
-def _dark_current(detector: dict[str, Any], pattern: Pattern, circle: Circle, at: npt.NDArray[np.float64]) -> Image:
+def _dark_current(
+    detector: dict[str, Any], pattern: Pattern, circle: Circle, at: npt.NDArray[np.float64]
+) -> Image:
     """Dark current, e-/s: a wide spread from pixel to pixel, a glow towards the corners, hot pixels."""
-    ratio = pattern.dark / np.float32(0.009)        # exp(0.3 z); times 10^3 to 10^5.5 where hot
+    ratio = pattern.dark / np.float32(0.009)  # exp(0.3 z); times 10^3 to 10^5.5 where hot
     glow = 1.0 + detector["glow"] * (1.0 + beyond(circle, at, at) / circle.radius) ** 2
     cold = detector["dark"] * glow * ratio.astype(float) ** 1.6
     low, high = detector["hottest"]
@@ -143,8 +195,9 @@ def _dark_current(detector: dict[str, Any], pattern: Pattern, circle: Circle, at
     return np.where(pattern.bad & HOT, hot, cold).astype(np.float32)
 
 
-def _scene(options: F2Options, zero_point: float,
-           sky: float) -> tuple[dict[str, Stars], dict[str, Galaxies], Halo | None]:
+def _scene(
+    options: F2Options, zero_point: float, sky: float
+) -> tuple[dict[str, Stars], dict[str, Galaxies], Halo | None]:
     """Stars and galaxies of the target's and the sky's field; smooth light at the target."""
     centres = {"target": TARGET}
     if options.n_sky:
@@ -152,7 +205,9 @@ def _scene(options: F2Options, zero_point: float,
     stars, galaxies = {}, {}
     for name, centre in centres.items():
         kind = options.field if name == "target" else "sky"
-        stars[name] = star_field(options.seed, name, f"f2-{kind}", *centre, zero_point, half_size=HALF_SIZE)
+        stars[name] = star_field(
+            options.seed, name, f"f2-{kind}", *centre, zero_point, half_size=HALF_SIZE
+        )
         count = MANY if kind == "extended" else FEW
         galaxies[name] = galaxy_field(options.seed, name, count, *centre, zero_point, HALF_SIZE)
     share = HALOS.get(options.field)
@@ -164,37 +219,58 @@ def readout(night: Night, exposure: Exposure) -> Readout:
     array, reads = night.array, exposure.lnrs
     noise = array["read_noise"][night.facts["read_modes"][str(reads)]]
     pedestal = night.facts["detector"]["read"] / exposure.exptime
-    return Readout(array["gain"] / reads, noise, array["saturation"] * reads, tuple(array["linearity"]),
-                   exposure.coadds, pedestal)
+    return Readout(
+        array["gain"] / reads,
+        noise,
+        array["saturation"] * reads,
+        tuple(array["linearity"]),
+        exposure.coadds,
+        pedestal,
+    )
 
 
 def _add_sources(night: Night, exposure: Exposure, image: Image, corner: int) -> None:
     """Add the field's stars and galaxies, in electrons per coadd before RESPONSE; corner: of the window."""
     chip, psf, pose, half = night.chip, exposure.psf, exposure.pose, image.shape[0] / 2
-    span = np.sqrt(2.0) * half * 0.19       # arcsec from the window's centre to its corner
+    span = np.sqrt(2.0) * half * 0.19  # arcsec from the window's centre to its corner
     for catalog in (night.stars[exposure.field], night.galaxies[exposure.field]):
         electrons = catalog.flux * exposure.scale * exposure.exptime
-        reach = radii(psf, electrons) if isinstance(catalog, Stars) else 12.0 * catalog.radius + 10.0 * psf[0].fwhm
-        near = within(chip, pose, catalog.ra, catalog.dec, corner + half, corner + half, span + reach)
+        reach = (
+            radii(psf, electrons)
+            if isinstance(catalog, Stars)
+            else 12.0 * catalog.radius + 10.0 * psf[0].fwhm
+        )
+        near = within(
+            chip, pose, catalog.ra, catalog.dec, corner + half, corner + half, span + reach
+        )
         x, y = sky_to_pixel(chip, pose, catalog.ra[near], catalog.dec[near])
         px, py = x - 1.0 - corner, y - 1.0 - corner
         jacobians = np.stack(jacobian(chip, x, y), axis=1) * pose.plate_scale
         if isinstance(catalog, Stars):
             render(image, px, py, electrons[near], jacobians, reach[near], parameters(psf), CORE)
             continue
-        shapes = zip(*(column[near] for column in (catalog.radius, catalog.ratio, catalog.angle, catalog.bulge)))
+        shapes = zip(
+            *(
+                column[near]
+                for column in (catalog.radius, catalog.ratio, catalog.angle, catalog.bulge)
+            )
+        )
         for row in zip(px, py, electrons[near], jacobians, shapes):
             add_galaxy(image, *row[:4], pose.pa, psf, *row[4])
 
 
-def _smooth_light(night: Night, exposure: Exposure, size: int, corner: int) -> npt.NDArray[np.float64] | float:
+def _smooth_light(
+    night: Night, exposure: Exposure, size: int, corner: int
+) -> npt.NDArray[np.float64] | float:
     """Sky, lamp and halo, e-/s in a mean pixel."""
     if night.halo is None or exposure.field != "target":
         return exposure.light
     at = np.arange(-NODE, size + 2 * NODE, NODE)
     x, y = np.meshgrid(at + corner + 1.0, at + corner + 1.0)
     nodes = halo_light(night.halo, *pixel_to_sky(night.chip, exposure.pose, x, y))
-    return exposure.light + exposure.scale * RectBivariateSpline(at, at, nodes)(np.arange(size), np.arange(size))
+    return exposure.light + exposure.scale * RectBivariateSpline(at, at, nodes)(
+        np.arange(size), np.arange(size)
+    )
 
 
 def expected(night: Night, exposure: Exposure) -> Image:
@@ -206,7 +282,9 @@ def expected(night: Night, exposure: Exposure) -> Image:
         _add_sources(night, exposure, image, corner)
         image *= night.pattern.response
     if exposure.light:
-        image += (night.flat * (_smooth_light(night, exposure, size, corner) * exposure.exptime)).astype(np.float32)
+        image += (
+            night.flat * (_smooth_light(night, exposure, size, corner) * exposure.exptime)
+        ).astype(np.float32)
     tip = probe_tip(night.probe, night.chip, exposure)
     if np.isfinite(tip[0]):
         at = np.arange(corner, corner + size, dtype=float)
@@ -224,8 +302,17 @@ def write_exposure(night: Night, exposure: Exposure, folder: Path) -> Counts:
     raw = read_out(generator(options.seed, "pixels", exposure.file), light, how, hits)
     full = int((raw >= how.saturation).sum())
     corner = (FULL - options.size) // 2
-    offset = np.repeat(night.pedestal, FULL // night.pedestal.size)[corner:corner + options.size] * exposure.lnrs
-    summed = np.rint((raw + offset.astype(np.float32)) * np.float32(exposure.coadds)).astype(np.int32)
+    offset = (
+        np.repeat(night.pedestal, FULL // night.pedestal.size)[corner : corner + options.size]
+        * exposure.lnrs
+    )
+    summed = np.rint((raw + offset.astype(np.float32)) * np.float32(exposure.coadds)).astype(
+        np.int32
+    )
     primary = f2_headers.primary_header(facts, options, exposure, (night.probe.ra, night.probe.dec))
-    write_mef(folder / exposure.file, primary, [(f2_headers.extension_header(facts, options, exposure), summed)])
+    write_mef(
+        folder / exposure.file,
+        primary,
+        [(f2_headers.extension_header(facts, options, exposure), summed)],
+    )
     return Counts((full,), (hits,))

@@ -15,20 +15,28 @@ from astropy.io.fits import Header
 
 from gdask.simulate.exposure import Exposure, utc
 from gdask.simulate.f2_plan import OVERHEAD, READ_OUT, SETUP
-from gdask.simulate.gemini_headers import LONGITUDE, Facts, clock, hours_of, semester, telescope, template
+from gdask.simulate.gemini_headers import (
+    LONGITUDE,
+    Facts,
+    clock,
+    hours_of,
+    semester,
+    telescope,
+    template,
+)
 from gdask.simulate.mef import PRIMARY, CardLike, header, image_cards
 from gdask.simulate.noise import generator
 from gdask.simulate.options import F2Options
 from gdask.simulate.sky import rotate, sidereal_time
 
 FULL = 2048
-ALIGNMENT = 0.091               # instrument alignment angle (IAA), degrees
-STALE = 0.1                     # days by which MJD-OBS may be off, before it is rounded
+ALIGNMENT = 0.091  # instrument alignment angle (IAA), degrees
+STALE = 0.1  # days by which MJD-OBS may be off, before it is rounded
 KINDS = {"science": "target", "sky": "sky", "dark": "dark", "flat_on": "flat", "flat_off": "flat"}
 OBJECTS = {"dark": "Dark", "flat_on": "GCALflat", "flat_off": "GCALflat"}
 FIELD_OBJECTS = {"sparse": "J0140-3500", "crowded": "J0140-cluster", "extended": "J0140-galaxy"}
 OBSTYPES = {"dark": "DARK", "flat_on": "FLAT", "flat_off": "FLAT"}
-DK = ("DK_G0807", -28000)       # the blocker in the second filter wheel: name, position
+DK = ("DK_G0807", -28000)  # the blocker in the second filter wheel: name, position
 WCS_COMMENT = "WCS matrix element ({},{}) in (deg/pix)"
 
 
@@ -56,14 +64,23 @@ def reference_pixel(facts: Facts, day: Date) -> tuple[float, float]:
     return x, y
 
 
-def primary_header(facts: Facts, options: F2Options, exposure: Exposure, guide_star: tuple[float, float]) -> Header:
+def primary_header(
+    facts: Facts, options: F2Options, exposure: Exposure, guide_star: tuple[float, float]
+) -> Header:
     """The primary header of a raw frame. guide_star: degrees."""
     kind = KINDS[exposure.kind]
-    values = _identity(options, exposure) | _time(facts, options, exposure) | _optics(facts, options, exposure)
+    values = (
+        _identity(options, exposure)
+        | _time(facts, options, exposure)
+        | _optics(facts, options, exposure)
+    )
     if exposure.field:
         values |= telescope(exposure, options.pa, ALIGNMENT)
-    values |= {"P2ARA": round(guide_star[0], 8), "P2ADEC": round(guide_star[1], 8),
-               "GCALSHUT": "OPEN" if exposure.kind == "flat_on" else "CLOSED"}
+    values |= {
+        "P2ARA": round(guide_star[0], 8),
+        "P2ADEC": round(guide_star[1], 8),
+        "GCALSHUT": "OPEN" if exposure.kind == "flat_on" else "CLOSED",
+    }
     cards = template(facts, facts["kinds"][kind], values)
     return header([*PRIMARY, *_of_the_time(facts, cards, exposure)])
 
@@ -86,13 +103,23 @@ def _of_the_time(facts: Facts, cards: list[CardLike], exposure: Exposure) -> lis
 def _identity(options: F2Options, exposure: Exposure) -> dict[str, object]:
     on_sky = bool(exposure.field)
     program = f"{semester(exposure)}-Q-20" if on_sky else f"GS-CAL{exposure.file[1:9]}"
-    number = 8 if on_sky else {"flat_off": 4, "flat_on": 5, "dark": 7 if exposure.exptime == 2.0 else 3}[exposure.kind]
+    number = (
+        8
+        if on_sky
+        else {"flat_off": 4, "flat_on": 5, "dark": 7 if exposure.exptime == 2.0 else 3}[
+            exposure.kind
+        ]
+    )
     released = utc(exposure.mjd) + timedelta(days=540 if on_sky else 0)
     return {
         "OBJECT": OBJECTS.get(exposure.kind, FIELD_OBJECTS[options.field]),
-        "OBSTYPE": OBSTYPES.get(exposure.kind, "OBJECT"), "OBSCLASS": "science" if on_sky else "dayCal",
-        "GEMPRGID": program, "OBSID": f"{program}-{number}", "DATALAB": f"{program}-{number}-{exposure.number:03d}",
-        "DHSLABEL": exposure.file.removesuffix(".fits"), "RELEASE": f"{released:%Y-%m-%d}",
+        "OBSTYPE": OBSTYPES.get(exposure.kind, "OBJECT"),
+        "OBSCLASS": "science" if on_sky else "dayCal",
+        "GEMPRGID": program,
+        "OBSID": f"{program}-{number}",
+        "DATALAB": f"{program}-{number}-{exposure.number:03d}",
+        "DHSLABEL": exposure.file.removesuffix(".fits"),
+        "RELEASE": f"{released:%Y-%m-%d}",
     }
 
 
@@ -119,12 +146,21 @@ def _time(facts: Facts, options: F2Options, exposure: Exposure) -> dict[str, obj
     ut, day = clock(hours_of(mjd), 1), of_date(exposure)
     year = day.year + (utc(mjd) - datetime(day.year, 1, 1)).days / 365.25
     return {
-        "UT": ut, "TIME-OBS": ut, "DATE": f"{day}", "DATE-OBS": f"{day}",
-        "MJD-OBS": modified_julian_date(options, exposure), "OBSEPOCH": single(year),
-        "TRKEPOCH": round(mjd - 0.007, 6), "LT": clock((hours_of(mjd) - 3.0) % 24.0, 1),
-        "ST": clock(sidereal_time(mjd, LONGITUDE) / 15.0, 1), "UTSTART": clock(hours_of(at.opened), 6),
-        "UTEND": clock(hours_of(at.end), 6), "EXPTIME": exposure.exptime, "COADDS": exposure.coadds,
-        "LNRS": exposure.lnrs, "NREADS": exposure.lnrs,
+        "UT": ut,
+        "TIME-OBS": ut,
+        "DATE": f"{day}",
+        "DATE-OBS": f"{day}",
+        "MJD-OBS": modified_julian_date(options, exposure),
+        "OBSEPOCH": single(year),
+        "TRKEPOCH": round(mjd - 0.007, 6),
+        "LT": clock((hours_of(mjd) - 3.0) % 24.0, 1),
+        "ST": clock(sidereal_time(mjd, LONGITUDE) / 15.0, 1),
+        "UTSTART": clock(hours_of(at.opened), 6),
+        "UTEND": clock(hours_of(at.end), 6),
+        "EXPTIME": exposure.exptime,
+        "COADDS": exposure.coadds,
+        "LNRS": exposure.lnrs,
+        "NREADS": exposure.lnrs,
     }
 
 
@@ -134,31 +170,50 @@ def _optics(facts: Facts, options: F2Options, exposure: Exposure) -> dict[str, o
     if exposure.kind == "dark":
         first, place, (second, other) = "Open", -400, DK
     return {
-        "FILTER": second if exposure.kind == "dark" else first, "FILTER1": first, "FILTER2": second,
-        "FIL1STEP": place, "FIL2STEP": other, "FILT1ID": wheel["wheel"][-5:], "WAVELENG": wheel["wavelength"],
+        "FILTER": second if exposure.kind == "dark" else first,
+        "FILTER1": first,
+        "FILTER2": second,
+        "FIL1STEP": place,
+        "FIL2STEP": other,
+        "FILT1ID": wheel["wheel"][-5:],
+        "WAVELENG": wheel["wavelength"],
         "READMODE": {1: "Bright", 4: "Medium", 6: "Medium", 8: "Dark"}[exposure.lnrs],
     }
 
 
 def extension_header(facts: Facts, options: F2Options, exposure: Exposure) -> Header:
     """The header of the image: a cube of one plane, without sections or units."""
-    added: list[CardLike] = [("EXTNAME", "SCI", "ad1406: added by AstroData"),
-                             ("EXTVER", 1, "ad1410: added by AstroData")]
+    added: list[CardLike] = [
+        ("EXTNAME", "SCI", "ad1406: added by AstroData"),
+        ("EXTVER", 1, "ad1410: added by AstroData"),
+    ]
     last: list[CardLike] = []
     if of_date(exposure) >= facts["conventions"]["added_last"]:
-        added, last = [], [("EXTVER", 1, "Number assigned to a FITS extension."),
-                           ("EXTNAME", "SCI", "Added by AstroData")]
+        added, last = (
+            [],
+            [
+                ("EXTVER", 1, "Number assigned to a FITS extension."),
+                ("EXTNAME", "SCI", "Added by AstroData"),
+            ],
+        )
     cards: list[CardLike] = [
-        *image_cards((1, options.size, options.size), 32), *added,
-        *((f"AXISLAB{n}", name, "Axis label") for n, name in enumerate(("Xaxis", "Yaxis", "Extensions"), 1)),
+        *image_cards((1, options.size, options.size), 32),
+        *added,
+        *(
+            (f"AXISLAB{n}", name, "Axis label")
+            for n, name in enumerate(("Xaxis", "Yaxis", "Extensions"), 1)
+        ),
         *((f"AMPDAC{n:02d}", 180.0, f"Preamp {n:02d} voltage (in bits)") for n in range(1, 33)),
         *_wcs(facts, options, exposure),
         ("MJD-OBS", modified_julian_date(options, exposure), "MJD at start of observation"),
         ("INHERIT", False, "Inherits primary header"),
-        ("CTYPE1", "RA---TAN", "RA---TAN X-axis"), ("CTYPE2", "DEC--TAN", "DEC--TAN Y-axis"),
+        ("CTYPE1", "RA---TAN", "RA---TAN X-axis"),
+        ("CTYPE2", "DEC--TAN", "DEC--TAN Y-axis"),
         ("RADECSYS", "FK5", "R.A./DEC. coordinate system reference"),
-        ("FRMNAME", " 1 of 1", "Name assigned to a frame of data."), ("FRAMEID", "0", "Frame ID"),
-        ("DATATYP", "Intensity", "Type of data frame"), *last,
+        ("FRMNAME", " 1 of 1", "Name assigned to a frame of data."),
+        ("FRAMEID", "0", "Frame ID"),
+        ("DATATYP", "Intensity", "Type of data frame"),
+        *last,
     ]
     return header(cards)
 
@@ -175,10 +230,17 @@ def _wcs(facts: Facts, options: F2Options, exposure: Exposure) -> list[CardLike]
         crval = wcs["parked"][KINDS[exposure.kind]]
     names = ("CD1_1", "CD1_2", "CD2_1", "CD2_2")
     return [
-        *((name, single(float(value)), WCS_COMMENT.format(name[2], name[4]))
-          for name, value in zip(names, (c11, c12, c21, c22))),
+        *(
+            (name, single(float(value)), WCS_COMMENT.format(name[2], name[4]))
+            for name, value in zip(names, (c11, c12, c21, c22))
+        ),
         ("CD3_3", 1.0, WCS_COMMENT.format(3, 3)),
-        *((f"CRPIX{n}", float(f"{np.float32(value):.15g}"), "Pixel at which reference applies")
-          for n, value in enumerate(crpix, 1)),
-        *((f"CRVAL{n}", single(value), "Ref pixel value in degrees") for n, value in enumerate(crval, 1)),
+        *(
+            (f"CRPIX{n}", float(f"{np.float32(value):.15g}"), "Pixel at which reference applies")
+            for n, value in enumerate(crpix, 1)
+        ),
+        *(
+            (f"CRVAL{n}", single(value), "Ref pixel value in degrees")
+            for n, value in enumerate(crval, 1)
+        ),
     ]

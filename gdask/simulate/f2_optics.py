@@ -14,7 +14,7 @@ from gdask.types import Image
 
 Array = npt.NDArray[np.float64]
 
-DISTORTION_RADIUS = 180.0       # arcsec from the centre, where the distortion is given
+DISTORTION_RADIUS = 180.0  # arcsec from the centre, where the distortion is given
 
 
 class Circle(NamedTuple):
@@ -46,11 +46,16 @@ SHADOW = (
     "with a along the arm's direction and c across it, pixels from (probe_x, probe_y), 0-based on the full array; "
     "w: half_width"
 )
-INTRUSION = {"edge": 40.0, "deep": 350.0}       # pixels from the edge of the circle to the tip, without a dither
-DIRECTION = 225.0                               # degrees
+INTRUSION = {
+    "edge": 40.0,
+    "deep": 350.0,
+}  # pixels from the edge of the circle to the tip, without a dither
+DIRECTION = 225.0  # degrees
 
 
-def optics(scale: float, distortion: float, centre: tuple[float, float], origin: tuple[float, float]) -> Chip:
+def optics(
+    scale: float, distortion: float, centre: tuple[float, float], origin: tuple[float, float]
+) -> Chip:
     """From pixels to the instrument plane: u (East at position angle 0) along y, v (North) along x.
 
     u = scale Y (1 + k (X^2 + Y^2)), v = scale X (1 + k (X^2 + Y^2)) with X, Y from the centre of the field, less
@@ -58,10 +63,34 @@ def optics(scale: float, distortion: float, centre: tuple[float, float], origin:
     """
     k = distortion * (scale / DISTORTION_RADIUS) ** 2
     cx, cy = centre
-    u = scale * np.array([-cy - k * (cx * cx * cy + cy**3), 2 * k * cx * cy, 1 + k * (cx * cx + 3 * cy * cy), -k * cy,
-                          -2 * k * cx, -3 * k * cy, 0.0, k, 0.0, k])
-    v = scale * np.array([-cx - k * (cy * cy * cx + cx**3), 1 + k * (cy * cy + 3 * cx * cx), 2 * k * cx * cy,
-                          -3 * k * cx, -2 * k * cy, -k * cx, k, 0.0, k, 0.0])
+    u = scale * np.array(
+        [
+            -cy - k * (cx * cx * cy + cy**3),
+            2 * k * cx * cy,
+            1 + k * (cx * cx + 3 * cy * cy),
+            -k * cy,
+            -2 * k * cx,
+            -3 * k * cy,
+            0.0,
+            k,
+            0.0,
+            k,
+        ]
+    )
+    v = scale * np.array(
+        [
+            -cx - k * (cy * cy * cx + cx**3),
+            1 + k * (cy * cy + 3 * cx * cx),
+            2 * k * cx * cy,
+            -3 * k * cx,
+            -2 * k * cy,
+            -k * cx,
+            k,
+            0.0,
+            k,
+            0.0,
+        ]
+    )
     u0, v0 = plane(Chip(u, v), *origin)
     u[0], v[0] = u[0] - u0, v[0] - v0
     return Chip(u, v)
@@ -78,14 +107,20 @@ def illumination(circle: Circle, x: Array, y: Array) -> Image:
     return (1.0 - (1.0 - circle.stray) * t * t * (3.0 - 2.0 * t)).astype(np.float32)
 
 
-def guide_probe(intrusion: str, circle: Circle, chip: Chip, target: tuple[float, float], pa: float) -> Probe:
+def guide_probe(
+    intrusion: str, circle: Circle, chip: Chip, target: tuple[float, float], pa: float
+) -> Probe:
     """A probe whose guide star lies `intrusion` (a key of INTRUSION, or none) inside the circle without a dither."""
     depth = INTRUSION.get(intrusion, -1200.0)
     angle = np.radians(DIRECTION)
     x = circle.x + (circle.radius - depth) * np.cos(angle) + 1.0
     y = circle.y + (circle.radius - depth) * np.sin(angle) + 1.0
-    ra, dec = pixel_to_sky(chip, Pose(*target, pa, 1.0, np.zeros((2, 7))), np.array([x]), np.array([y]))
-    return Probe(float(ra[0]), float(dec[0]), DIRECTION, depth=0.4 if intrusion in INTRUSION else 0.0)
+    ra, dec = pixel_to_sky(
+        chip, Pose(*target, pa, 1.0, np.zeros((2, 7))), np.array([x]), np.array([y])
+    )
+    return Probe(
+        float(ra[0]), float(dec[0]), DIRECTION, depth=0.4 if intrusion in INTRUSION else 0.0
+    )
 
 
 def probe_tip(probe: Probe, chip: Chip, exposure: Exposure) -> tuple[float, float]:
@@ -102,5 +137,9 @@ def shadow(probe: Probe, tip: tuple[float, float], x: Array, y: Array) -> Image:
     dx, dy = np.ravel(x) - tip[0], np.reshape(y, (-1, 1)) - tip[1]
     along, across = c * dx + s * dy, c * dy - s * dx
     wide = probe.soft * np.sqrt(2.0)
-    profile = (erf((across + probe.half_width) / wide) - erf((across - probe.half_width) / wide)) / 2.0
-    return (1.0 - probe.depth * profile / (1.0 + np.exp(-np.clip(along / probe.soft, -50.0, 50.0)))).astype(np.float32)
+    profile = (
+        erf((across + probe.half_width) / wide) - erf((across - probe.half_width) / wide)
+    ) / 2.0
+    return (
+        1.0 - probe.depth * profile / (1.0 + np.exp(-np.clip(along / probe.soft, -50.0, 50.0)))
+    ).astype(np.float32)

@@ -34,15 +34,27 @@ def write(night: Night, counts: list[truth.Counts], folder: Path) -> None:
     size = night.options.size
     at = np.arange(size) + (2048 - size) // 2 + 1.0
     pattern = night.pattern
-    planes = truth.Planes(night.array["name"], night.flat, pattern.response,
-                          pixel_area(night.chip, at, at) / night.mean_area, pattern.dark, pattern.bad)
+    planes = truth.Planes(
+        night.array["name"],
+        night.flat,
+        pattern.response,
+        pixel_area(night.chip, at, at) / night.mean_area,
+        pattern.dark,
+        pattern.bad,
+    )
 
     def tip(exposure: Exposure) -> dict[str, object]:
         return dict(zip(("probe_x", "probe_y"), probe_tip(night.probe, night.chip, exposure)))
 
-    truth.write(folder, catalog=_catalog(night), arrays=[planes], scene=_scene(night), bits=BITS,
-                frames=truth.frame_table(night.exposures, counts, night.zero_point, tip),
-                cosmics=truth.cosmic_table(night.exposures, counts))
+    truth.write(
+        folder,
+        catalog=_catalog(night),
+        arrays=[planes],
+        scene=_scene(night),
+        bits=BITS,
+        frames=truth.frame_table(night.exposures, counts, night.zero_point, tip),
+        cosmics=truth.cosmic_table(night.exposures, counts),
+    )
 
 
 def _catalog(night: Night) -> Table:
@@ -55,21 +67,35 @@ def _catalog(night: Night) -> Table:
     for field, galaxies in night.galaxies.items():
         n = len(galaxies.id)
         columns = {name: getattr(galaxies, name) for name in ("ra", "dec", "mag", "flux", *shapes)}
-        tables.append(Table({"id": galaxies.id, "field": [field] * n, "kind": ["galaxy"] * n, **columns}))
+        tables.append(
+            Table({"id": galaxies.id, "field": [field] * n, "kind": ["galaxy"] * n, **columns})
+        )
     return vstack(tables, metadata_conflicts="silent")
 
 
 def _scene(night: Night) -> dict[str, object]:
     options = night.options
     return {
-        "instrument": "F2", "filter": options.filter, "zp": night.zero_point,
-        "pixel_scale": night.facts["wcs"]["pixel_scale"], "mean_pixel_area": night.mean_area,
+        "instrument": "F2",
+        "filter": options.filter,
+        "zp": night.zero_point,
+        "pixel_scale": night.facts["wcs"]["pixel_scale"],
+        "mean_pixel_area": night.mean_area,
         "halo": night.halo._asdict() if night.halo else None,
         "halo_law": "amp * (1 + r^2 / scale^2)^-power, e-/s in a mean pixel, seen through FLAT and scale",
-        "target": TARGET, "sky_field": pointing(TARGET, *SKY_OFFSET, options.pa) if options.n_sky else None,
-        "options": options._asdict(), "exptime": exposure_time(options, night.filter), "science_field": "target",
-        "science_kind": "science", "chip": {"u": night.chip.u.tolist(), "v": night.chip.v.tolist()},
-        "positions": POSITIONS, "moffat": truth.MOFFAT, "galaxy": GALAXY,
-        "pedestal": night.pedestal.tolist(), "pedestal_law": PEDESTAL,
-        "circle": night.circle._asdict(), "probe": night.probe._asdict(), "shadow": SHADOW,
+        "target": TARGET,
+        "sky_field": pointing(TARGET, *SKY_OFFSET, options.pa) if options.n_sky else None,
+        "options": options._asdict(),
+        "exptime": exposure_time(options, night.filter),
+        "science_field": "target",
+        "science_kind": "science",
+        "chip": {"u": night.chip.u.tolist(), "v": night.chip.v.tolist()},
+        "positions": POSITIONS,
+        "moffat": truth.MOFFAT,
+        "galaxy": GALAXY,
+        "pedestal": night.pedestal.tolist(),
+        "pedestal_law": PEDESTAL,
+        "circle": night.circle._asdict(),
+        "probe": night.probe._asdict(),
+        "shadow": SHADOW,
     }

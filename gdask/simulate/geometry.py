@@ -18,7 +18,7 @@ from gdask.simulate.sky import deproject, project, rotate
 
 Array = npt.NDArray[np.float64]
 
-WARP_SCALE = 45.0       # arcsec: the coordinate that goes into W is about -1..1 over the field
+WARP_SCALE = 45.0  # arcsec: the coordinate that goes into W is about -1..1 over the field
 WARP_TERMS = ("x2", "xy", "y2", "x3", "x2y", "xy2", "y3")
 
 
@@ -51,15 +51,17 @@ def jacobian(chip: Chip, x: Array, y: Array) -> tuple[Array, Array, Array, Array
     dy = (1.0, x, 2 * y, x * x, 2 * x * y, 3 * y * y)
     by_x, by_y = (1, 3, 4, 6, 7, 8), (2, 4, 5, 7, 8, 9)
     return (
-        sum(chip.u[i] * t for i, t in zip(by_x, dx)), sum(chip.u[i] * t for i, t in zip(by_y, dy)),
-        sum(chip.v[i] * t for i, t in zip(by_x, dx)), sum(chip.v[i] * t for i, t in zip(by_y, dy)),
+        sum(chip.u[i] * t for i, t in zip(by_x, dx)),
+        sum(chip.u[i] * t for i, t in zip(by_y, dy)),
+        sum(chip.v[i] * t for i, t in zip(by_x, dx)),
+        sum(chip.v[i] * t for i, t in zip(by_y, dy)),
     )
 
 
 def pixel_area(chip: Chip, x: Array, y: Array) -> Array:
     """Solid angle of a pixel, arcsec^2, on the grid of 1-based columns x (nx) and rows y (ny): (ny, nx)."""
     area = np.zeros((np.size(y), np.size(x)))
-    for power in _area_polynomial(chip)[::-1]:      # Horner in y; each coefficient is a polynomial in x
+    for power in _area_polynomial(chip)[::-1]:  # Horner in y; each coefficient is a polynomial in x
         area *= np.reshape(y, (-1, 1))
         area += np.polyval(power[::-1], np.ravel(x))
     return np.abs(area)
@@ -77,7 +79,7 @@ def _area_polynomial(chip: Chip) -> Array:
                 by_y[axis, j - 1, i] += j * c
     area = np.zeros((5, 5))
     for j, i in np.ndindex(3, 3):
-        area[j:j + 3, i:i + 3] += by_x[0, j, i] * by_y[1] - by_y[0, j, i] * by_x[1]
+        area[j : j + 3, i : i + 3] += by_x[0, j, i] * by_y[1] - by_y[0, j, i] * by_x[1]
     return area
 
 
@@ -125,7 +127,9 @@ def sky_to_pixel(chip: Chip, pose: Pose, ra: Array, dec: Array) -> tuple[Array, 
     return pixel(chip, u, v)
 
 
-def within(chip: Chip, pose: Pose, ra: Array, dec: Array, x: float, y: float, radius: Array) -> Array:
+def within(
+    chip: Chip, pose: Pose, ra: Array, dec: Array, x: float, y: float, radius: Array
+) -> Array:
     """Which sky positions lie within `radius` arcsec (to a per cent) of the 1-based full-array pixel (x, y)."""
     u, v = rotate(*project(ra, dec, pose.ra0, pose.dec0), -pose.pa)
     u0, v0 = plane(chip, x, y)

@@ -31,7 +31,15 @@ from gdask.simulate.detector import (
     well,
 )
 from gdask.simulate.exposure import Exposure, pointing
-from gdask.simulate.geometry import Chip, jacobian, pixel_area, pixel_to_sky, plane, sky_to_pixel, within
+from gdask.simulate.geometry import (
+    Chip,
+    jacobian,
+    pixel_area,
+    pixel_to_sky,
+    plane,
+    sky_to_pixel,
+    within,
+)
 from gdask.simulate.gsaoi_plan import SKY_OFFSET, STANDARD, STANDARD_MAG, TARGET, plan, read_time
 from gdask.simulate.mef import write_mef
 from gdask.simulate.noise import generator
@@ -44,9 +52,12 @@ from gdask.types import Image
 
 FULL = gsaoi_headers.FULL
 WORKERS = 2
-BPM_DATE = "20121104"                   # valid from: before any GSAOI science
-LATENT_SPAN, LATENT_DECAY = 900.0, 300.0        # s: how far back a latent is traced, and its time constant
-NODE = 16                               # pixels between nodes at which smooth light is evaluated
+BPM_DATE = "20121104"  # valid from: before any GSAOI science
+LATENT_SPAN, LATENT_DECAY = (
+    900.0,
+    300.0,
+)  # s: how far back a latent is traced, and its time constant
+NODE = 16  # pixels between nodes at which smooth light is evaluated
 
 
 class Latent(NamedTuple):
@@ -64,16 +75,18 @@ class Night(NamedTuple):
     facts: dict[str, Any]
     arrays: list[dict[str, Any]]
     chips: list[Chip]
-    mean_area: float            # arcsec^2
-    patterns: list[Pattern]     # of the written window
+    mean_area: float  # arcsec^2
+    patterns: list[Pattern]  # of the written window
     flats: list[Image]
-    bad: list[npt.NDArray[np.uint8]]    # full arrays
+    bad: list[npt.NDArray[np.uint8]]  # full arrays
     stars: dict[str, Stars]
     halo: Halo | None
     exposures: list[Exposure]
 
 
-def simulate_gsaoi(out: str | Path, *, progress: Callable[[str], None] | None = None, **options: Any) -> list[Path]:
+def simulate_gsaoi(
+    out: str | Path, *, progress: Callable[[str], None] | None = None, **options: Any
+) -> list[Path]:
     """Write raw frames to out/raw and truth to out/truth; the raw files, in order of their names.
 
     options: the fields of GsaoiOptions (seed=1, size=2048, n_science=9, ...). progress: called with each file's name.
@@ -86,7 +99,10 @@ def simulate_gsaoi(out: str | Path, *, progress: Callable[[str], None] | None = 
     latents = _latent_finder(night)
     counts = []
     with ThreadPoolExecutor(WORKERS) as pool:
-        jobs = [pool.submit(write_exposure, night, exposure, raw, latents) for exposure in night.exposures]
+        jobs = [
+            pool.submit(write_exposure, night, exposure, raw, latents)
+            for exposure in night.exposures
+        ]
         try:
             for exposure, job in zip(night.exposures, jobs):
                 counts.append(job.result())
@@ -105,7 +121,9 @@ def load_facts() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The simulator's facts with the instrument's read modes and border; the instrument's arrays."""
     instrument = tomllib.loads((files("gdask.instruments") / "gsaoi.toml").read_text())
     facts = tomllib.loads((files("gdask.simulate") / "gsaoi.toml").read_text())
-    return facts | {k: instrument[k] for k in ("read_modes", "border", "zero_points")}, instrument["arrays"]
+    return facts | {k: instrument[k] for k in ("read_modes", "border", "zero_points")}, instrument[
+        "arrays"
+    ]
 
 
 def prepare_night(options: GsaoiOptions) -> Night:
@@ -119,12 +137,28 @@ def prepare_night(options: GsaoiOptions) -> Night:
     stars = _stars(options, filter_facts["zp"], chips)
     halo = HALOS.get(options.field)
     sky_halo = Halo(halo[0], *offset(*TARGET, 0.0, halo[1]), *halo[2:]) if halo else None
-    return Night(options, facts, arrays, chips, mean_area, patterns, flats, bad, stars, sky_halo,
-                 plan(options, chips, filter_facts))
+    return Night(
+        options,
+        facts,
+        arrays,
+        chips,
+        mean_area,
+        patterns,
+        flats,
+        bad,
+        stars,
+        sky_halo,
+        plan(options, chips, filter_facts),
+    )
 
 
-def _detectors(options: GsaoiOptions, facts: dict[str, Any], arrays: list[dict[str, Any]], chips: list[Chip],
-               mean_area: float) -> tuple[list[Pattern], list[Image], list[npt.NDArray[np.uint8]]]:
+def _detectors(
+    options: GsaoiOptions,
+    facts: dict[str, Any],
+    arrays: list[dict[str, Any]],
+    chips: list[Chip],
+    mean_area: float,
+) -> tuple[list[Pattern], list[Image], list[npt.NDArray[np.uint8]]]:
     """Patterns and flats of the central window, bad pixels of the full arrays.
 
     The mean of FLAT over the good pixels of all full arrays is 1 (to 1e-4: single pixels are left out of it).
@@ -135,12 +169,18 @@ def _detectors(options: GsaoiOptions, facts: dict[str, Any], arrays: list[dict[s
     patterns, flats, bad, levels = [], [], [], []
     for array, chip, zero_point in zip(arrays, chips, zero_points):
         efficiency = 10.0 ** (0.4 * (zero_point - np.mean(zero_points)))
-        pattern, full_bad = fixed_pattern(options.seed, array["name"], FULL, facts["border"], corner, options.size)
+        pattern, full_bad = fixed_pattern(
+            options.seed, array["name"], FULL, facts["border"], corner, options.size
+        )
         patterns.append(pattern._replace(response=pattern.response * np.float32(efficiency)))
-        flats.append((pixel_area(chip, at, at) / mean_area).astype(np.float32) * patterns[-1].response)
+        flats.append(
+            (pixel_area(chip, at, at) / mean_area).astype(np.float32) * patterns[-1].response
+        )
         bad.append(full_bad)
         smooth = smooth_response(options.seed, array["name"], FULL, coarse - 1.0, coarse - 1.0)
-        levels.append(efficiency * float((smooth * pixel_area(chip, coarse, coarse)).mean()) / mean_area)
+        levels.append(
+            efficiency * float((smooth * pixel_area(chip, coarse, coarse)).mean()) / mean_area
+        )
     scale = np.float32(1.0 / np.mean(levels))
     patterns = [pattern._replace(response=pattern.response * scale) for pattern in patterns]
     return patterns, [flat * scale for flat in flats], bad
@@ -155,8 +195,10 @@ def _stars(options: GsaoiOptions, zero_point: float, chips: list[Chip]) -> dict[
     centres = {"target": TARGET, "sky": pointing(TARGET, *SKY_OFFSET, options.pa), "std": STANDARD}
     kinds = {"target": options.field, "sky": "sky", "std": "std"}
     placed = {"target": tuple(bright), "std": ((0.0, 0.0, STANDARD_MAG),)}
-    return {name: star_field(options.seed, name, kinds[name], *centre, zero_point, placed.get(name, ()))
-            for name, centre in centres.items()}
+    return {
+        name: star_field(options.seed, name, kinds[name], *centre, zero_point, placed.get(name, ()))
+        for name, centre in centres.items()
+    }
 
 
 def _near_middle(chip: Chip, shift: tuple[float, float], pa: float) -> tuple[float, float]:
@@ -171,17 +213,38 @@ def readout(night: Night, exposure: Exposure, array: int) -> Readout:
     facts = night.arrays[array]
     noise = facts["read_noise"][night.facts["read_modes"][str(exposure.lnrs)]]
     pedestal = read_time(exposure) * exposure.lnrs / 2 / exposure.exptime
-    return Readout(facts["gain"], noise, facts["saturation"], tuple(facts["linearity"]), exposure.coadds, pedestal)
+    return Readout(
+        facts["gain"],
+        noise,
+        facts["saturation"],
+        tuple(facts["linearity"]),
+        exposure.coadds,
+        pedestal,
+    )
 
 
-def _add_stars(night: Night, exposure: Exposure, array: int, image: Image, corner: tuple[int, int],
-               brighter_than: float = 0.0) -> None:
+def _add_stars(
+    night: Night,
+    exposure: Exposure,
+    array: int,
+    image: Image,
+    corner: tuple[int, int],
+    brighter_than: float = 0.0,
+) -> None:
     """Add the field's stars, in electrons per coadd before RESPONSE; corner: full-array (x, y) of the first pixel."""
     stars, chip, psf = night.stars[exposure.field], night.chips[array], exposure.psf
     electrons = stars.flux * exposure.scale * exposure.exptime
     reach = radii(psf, electrons)
     half = image.shape[0] / 2
-    near = within(chip, exposure.pose, stars.ra, stars.dec, corner[0] + half, corner[1] + half, 0.03 * half + reach)
+    near = within(
+        chip,
+        exposure.pose,
+        stars.ra,
+        stars.dec,
+        corner[0] + half,
+        corner[1] + half,
+        0.03 * half + reach,
+    )
     near &= electrons >= brighter_than
     x, y = sky_to_pixel(chip, exposure.pose, stars.ra[near], stars.dec[near])
     px, py = x - 1.0 - corner[0], y - 1.0 - corner[1]
@@ -189,8 +252,9 @@ def _add_stars(night: Night, exposure: Exposure, array: int, image: Image, corne
     render(image, px, py, electrons[near], jacobians, reach[near], parameters(psf), CORE)
 
 
-def _smooth_light(night: Night, exposure: Exposure, array: int, shape: tuple[int, int],
-                  corner: tuple[int, int]) -> npt.NDArray[np.float64] | float:
+def _smooth_light(
+    night: Night, exposure: Exposure, array: int, shape: tuple[int, int], corner: tuple[int, int]
+) -> npt.NDArray[np.float64] | float:
     """Sky, lamp and halo, e-/s in a mean pixel."""
     if night.halo is None or exposure.field != "target":
         return exposure.light
@@ -198,14 +262,20 @@ def _smooth_light(night: Night, exposure: Exposure, array: int, shape: tuple[int
     ys, xs = np.arange(-NODE, ny + 2 * NODE, NODE), np.arange(-NODE, nx + 2 * NODE, NODE)
     x, y = np.meshgrid(xs + corner[0] + 1.0, ys + corner[1] + 1.0)
     nodes = halo_light(night.halo, *pixel_to_sky(night.chips[array], exposure.pose, x, y))
-    return exposure.light + exposure.scale * RectBivariateSpline(ys, xs, nodes)(np.arange(ny), np.arange(nx))
+    return exposure.light + exposure.scale * RectBivariateSpline(ys, xs, nodes)(
+        np.arange(ny), np.arange(nx)
+    )
 
 
-def expected(night: Night, exposure: Exposure, array: int, latents: Callable[[int, int], Latent | None]) -> Image:
+def expected(
+    night: Night, exposure: Exposure, array: int, latents: Callable[[int, int], Latent | None]
+) -> Image:
     """Expected electrons per coadd on the frame's window of an array, before noise: the truth of its pixels."""
     w = gsaoi_headers.window(night.options.size, exposure.roi, array)
     origin = (FULL - night.options.size) // 2
-    cut = np.s_[w.true_y - origin:w.true_y - origin + w.size, w.x - origin:w.x - origin + w.size]
+    cut = np.s_[
+        w.true_y - origin : w.true_y - origin + w.size, w.x - origin : w.x - origin + w.size
+    ]
     image = np.zeros((w.size, w.size), np.float32)
     if exposure.field:
         _add_stars(night, exposure, array, image, (w.x, w.true_y))
@@ -243,8 +313,14 @@ def saturated(night: Night, exposure: Exposure, array: int) -> Latent:
     return Latent(y + w.true_y, x + w.x, np.minimum(image[y, x] / full, 3.0))
 
 
-def _add_latents(night: Night, exposure: Exposure, array: int, image: Image, corner: tuple[int, int],
-                 latents: Callable[[int, int], Latent | None]) -> None:
+def _add_latents(
+    night: Night,
+    exposure: Exposure,
+    array: int,
+    image: Image,
+    corner: tuple[int, int],
+    latents: Callable[[int, int], Latent | None],
+) -> None:
     """Charge that pixels saturated within LATENT_SPAN release: afterglow x well x fill / 3, decaying exponentially."""
     if not night.options.afterglow or not exposure.field:
         return
@@ -258,12 +334,15 @@ def _add_latents(night: Night, exposure: Exposure, array: int, image: Image, cor
         inside = (y >= 0) & (y < image.shape[0]) & (x >= 0) & (x < image.shape[1])
         duration = exposure.exptime * exposure.coadds
         released = np.exp(-gap / LATENT_DECAY) - np.exp(-(gap + duration) / LATENT_DECAY)
-        charge = night.options.afterglow * full * latent.fill[inside] / 3.0 * released / exposure.coadds
+        charge = (
+            night.options.afterglow * full * latent.fill[inside] / 3.0 * released / exposure.coadds
+        )
         image[y[inside], x[inside]] += charge.astype(np.float32)
 
 
-def write_exposure(night: Night, exposure: Exposure, folder: Path,
-                   latents: Callable[[int, int], Latent | None]) -> Counts:
+def write_exposure(
+    night: Night, exposure: Exposure, folder: Path, latents: Callable[[int, int], Latent | None]
+) -> Counts:
     """Simulate and write one frame; its saturated pixels and cosmic rays by array."""
     hits: list[Hits] = []
     full: list[int] = []
@@ -274,10 +353,21 @@ def write_exposure(night: Night, exposure: Exposure, folder: Path,
             light = expected(night, exposure, array, latents)
             time = exposure.exptime * exposure.coadds
             rate = night.options.cr_rate * time * light.size / FULL**2
-            hits.append(cosmic_rays(generator(night.options.seed, "cosmics", exposure.file, array), light.shape, rate))
+            hits.append(
+                cosmic_rays(
+                    generator(night.options.seed, "cosmics", exposure.file, array),
+                    light.shape,
+                    rate,
+                )
+            )
             raw = read_out(rng, light, readout(night, exposure, array), hits[-1])
             full.append(int((raw >= night.arrays[array]["saturation"]).sum()))
-            yield gsaoi_headers.extension_header(night.facts, night.arrays, array, night.options, exposure), raw
+            yield (
+                gsaoi_headers.extension_header(
+                    night.facts, night.arrays, array, night.options, exposure
+                ),
+                raw,
+            )
 
     primary = gsaoi_headers.primary_header(night.facts, night.options, exposure, night.stars)
     write_mef(folder / exposure.file, primary, images())
@@ -290,8 +380,12 @@ def _write_bpm(night: Night, folder: Path) -> Path:
     def images() -> Any:
         for array, bad in enumerate(night.bad):
             listed = (bad != 0) & ((bad & UNLISTED == 0) | (bad & REFERENCE != 0))
-            yield (gsaoi_headers.extension_header(night.facts, night.arrays, array, night.options, None),
-                   listed.astype(np.uint16))
+            yield (
+                gsaoi_headers.extension_header(
+                    night.facts, night.arrays, array, night.options, None
+                ),
+                listed.astype(np.uint16),
+            )
 
     path = folder / f"bpm_{BPM_DATE}_gsaoi_gsaoi_11_full_4amp.fits"
     return write_mef(path, gsaoi_headers.bpm_header(night.facts, BPM_DATE), images())

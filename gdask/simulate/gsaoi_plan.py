@@ -17,15 +17,24 @@ from gdask.simulate.options import GsaoiOptions
 from gdask.simulate.psf import PSF, Moffat
 from gdask.simulate.sky import offset
 
-TARGET = (201.2925, -43.1015)           # NGC 5128, as in the field's tutorial night
-STANDARD = (185.41388, -0.12028)        # star 9132
+TARGET = (201.2925, -43.1015)  # NGC 5128, as in the field's tutorial night
+STANDARD = (185.41388, -0.12028)  # star 9132
 STANDARD_MAG = 11.9
-SKY_OFFSET = (210.0, -160.0)            # arcsec in p and q: 4.4 arcmin
-READ = 0.98971703                       # s per read of a full frame; half of it in a region of interest
-STALE_OFFSET = 80.0                     # s that a big offset takes
-SETUP = 7.5                             # s from the start of a frame (UT) to that of the exposure (UTSTART)
-DITHERS = ((0.0, 0.0), (1.6875, 1.125), (-1.125, 1.6875), (1.125, -1.6875), (-1.6875, -1.125),
-           (2.25, 0.0), (0.0, 2.25), (-2.25, 0.0), (0.0, -2.25))
+SKY_OFFSET = (210.0, -160.0)  # arcsec in p and q: 4.4 arcmin
+READ = 0.98971703  # s per read of a full frame; half of it in a region of interest
+STALE_OFFSET = 80.0  # s that a big offset takes
+SETUP = 7.5  # s from the start of a frame (UT) to that of the exposure (UTSTART)
+DITHERS = (
+    (0.0, 0.0),
+    (1.6875, 1.125),
+    (-1.125, 1.6875),
+    (1.125, -1.6875),
+    (-1.6875, -1.125),
+    (2.25, 0.0),
+    (0.0, 2.25),
+    (-2.25, 0.0),
+    (0.0, -2.25),
+)
 
 
 def read_time(exposure: Exposure) -> float:
@@ -33,7 +42,9 @@ def read_time(exposure: Exposure) -> float:
     return READ / 2 if exposure.roi else READ
 
 
-def plan(options: GsaoiOptions, chips: list[Chip], filter_facts: dict[str, float]) -> list[Exposure]:
+def plan(
+    options: GsaoiOptions, chips: list[Chip], filter_facts: dict[str, float]
+) -> list[Exposure]:
     """Every exposure of all nights, in order of time within a night."""
     exposures: list[Exposure] = []
     for night in range(options.nights):
@@ -48,7 +59,13 @@ def numbers(options: GsaoiOptions) -> dict[str, int]:
     off = max(60, 30 + options.n_flats)
     science = max(95, off + options.n_flats)
     std = max(114, science + options.n_science + options.n_sky)
-    return {"flat_on": 30, "flat_off": off, "science": science, "std": std, "dark": max(200, std + options.n_std)}
+    return {
+        "flat_on": 30,
+        "flat_off": off,
+        "science": science,
+        "std": std,
+        "dark": max(200, std + options.n_std),
+    }
 
 
 def _date(options: GsaoiOptions, night: int) -> datetime:
@@ -60,25 +77,55 @@ def _calibrations(options: GsaoiOptions, night: int, facts: dict[str, float]) ->
     date, first, n = _date(options, night), numbers(options), options.n_flats
     lamp = facts["lamp"] + facts["thermal"]
     rows = [("flat_on", i, -4.5, 27.0 * i, 8.0, 1, 2, lamp) for i in range(n)]
-    rows += [("flat_off", i, -4.5, 27.0 * (n + i) + 396.0, 8.0, 1, 2, facts["thermal"]) for i in range(n)]
+    rows += [
+        ("flat_off", i, -4.5, 27.0 * (n + i) + 396.0, 8.0, 1, 2, facts["thermal"]) for i in range(n)
+    ]
     step = options.exptime * options.coadds + READ * options.lnrs / 2 + 14.0
-    rows += [("dark", i, 10.5, step * i, options.exptime, options.coadds, options.lnrs, 0.0)
-             for i in range(options.n_darks)]
+    rows += [
+        ("dark", i, 10.5, step * i, options.exptime, options.coadds, options.lnrs, 0.0)
+        for i in range(options.n_darks)
+    ]
     for kind, i, hours, seconds, exptime, coadds, lnrs, light in rows:
         name = file_name(date, first[kind] + i)
         light *= 1.0 + 0.002 * generator(options.seed, "frame", name).standard_normal()
-        yield Exposure(name, kind, "", night, i + 1, start_of(date, hours, seconds), exptime, coadds, lnrs, 0, 0.0, 0.0,
-                       0.0, 0.0, np.nan, np.nan, (np.nan, np.nan), False, NOWHERE, np.nan, (), light)
+        yield Exposure(
+            name,
+            kind,
+            "",
+            night,
+            i + 1,
+            start_of(date, hours, seconds),
+            exptime,
+            coadds,
+            lnrs,
+            0,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+            np.nan,
+            np.nan,
+            (np.nan, np.nan),
+            False,
+            NOWHERE,
+            np.nan,
+            (),
+            light,
+        )
 
 
-def _standards(options: GsaoiOptions, night: int, chips: list[Chip], facts: dict[str, float]) -> Iterator[Exposure]:
+def _standards(
+    options: GsaoiOptions, night: int, chips: list[Chip], facts: dict[str, float]
+) -> Iterator[Exposure]:
     """The standard in the middle of each array in turn, the evening before; seeing limited, in a region of interest."""
     date, first = _date(options, night) - timedelta(days=1), numbers(options)["std"]
     for i in range(options.n_std):
         u, v = plane(chips[i % 4], 1024.5, 1024.5)
         p, q = (-round(float(value) * 4) / 4 for value in (u, v))
         mjd = start_of(date, 0.9, 52.0 * i)
-        yield _exposure(options, file_name(date, first + i), "std", "std", night, i + 1, mjd, p, q, facts)
+        yield _exposure(
+            options, file_name(date, first + i), "std", "std", night, i + 1, mjd, p, q, facts
+        )
 
 
 def _science(options: GsaoiOptions, night: int, facts: dict[str, float]) -> Iterator[Exposure]:
@@ -94,8 +141,18 @@ def _science(options: GsaoiOptions, night: int, facts: dict[str, float]) -> Iter
         counts[kind] += 1
         if kind == "sky":
             p, q = p + SKY_OFFSET[0], q + SKY_OFFSET[1]
-        exposure = _exposure(options, file_name(date, first + i), kind, "target" if kind == "science" else "sky", night,
-                             night * len(order) + i + 1, start_of(date, 2.4, seconds), p, q, facts)
+        exposure = _exposure(
+            options,
+            file_name(date, first + i),
+            kind,
+            "target" if kind == "science" else "sky",
+            night,
+            night * len(order) + i + 1,
+            start_of(date, 2.4, seconds),
+            p,
+            q,
+            facts,
+        )
         if i in bad:
             stale = claimed if options.n_sky else pointing(TARGET, *SKY_OFFSET, options.pa)
             exposure = exposure._replace(bad_wcs=True, claimed=stale)
@@ -117,7 +174,12 @@ def bad_frames(order: list[str], count: int) -> set[int]:
     """Indices of the frames whose CRVAL is stale: first frames after a big offset, and those that follow the last."""
     starts = [i for i in range(1, len(order)) if order[i] != order[i - 1]]
     last = starts[-1] if starts else 1
-    ranked = starts[-2:-1] + list(range(last, len(order) - bool(starts))) + starts[-3::-1] + list(range(1, len(order)))
+    ranked = (
+        starts[-2:-1]
+        + list(range(last, len(order) - bool(starts)))
+        + starts[-3::-1]
+        + list(range(1, len(order)))
+    )
     return set(list(dict.fromkeys(ranked))[:count])
 
 
@@ -130,8 +192,18 @@ def _dither(i: int, size: int, stretch: float) -> tuple[float, float]:
     return round(radius * np.cos(angle) * shrink, 4), round(radius * np.sin(angle) * shrink, 4)
 
 
-def _exposure(options: GsaoiOptions, file: str, kind: str, field: str, night: int, number: int, mjd: float, p: float,
-              q: float, facts: dict[str, float]) -> Exposure:
+def _exposure(
+    options: GsaoiOptions,
+    file: str,
+    kind: str,
+    field: str,
+    night: int,
+    number: int,
+    mjd: float,
+    p: float,
+    q: float,
+    facts: dict[str, float],
+) -> Exposure:
     """An exposure of the sky, with what is true of it drawn from the seed and its name."""
     std = kind == "std"
     target = STANDARD if std else TARGET
@@ -142,14 +214,36 @@ def _exposure(options: GsaoiOptions, file: str, kind: str, field: str, night: in
     twist = generator(options.seed, "night", night).normal(0.034, 0.01) + rng.normal(0.0, 0.0015)
     # 0.965: rms over the square -1..1 of a sum of the seven terms with unit normal coefficients
     warp = np.round(rng.normal(0.0, 1.0, (2, 7)) * options.warp / 0.965, 6)
-    pose = Pose(*truth, options.pa + float(twist), 1.0 + float(rng.normal(0.0, 0.003 * options.warp)), warp)
+    pose = Pose(
+        *truth, options.pa + float(twist), 1.0 + float(rng.normal(0.0, 0.003 * options.warp)), warp
+    )
     exptime, coadds, lnrs, roi = options.exptime, options.coadds, options.lnrs, 0
     if std:
         exptime, coadds, lnrs, roi = 30.0, 1, 2, options.roi
     usual = facts["sky"] if options.sky < 0 else options.sky
     sky = sky_level(options.seed, usual, mjd, 0.012) * {"sky": 1.008, "std": 0.98}.get(field, 1.0)
-    return Exposure(file, kind, field, night, number, mjd, exptime, coadds, lnrs, roi, *target, p, q, *header, header,
-                    False, pose, float(rng.normal(1.0, 0.01)), _psf(rng, kind), sky)
+    return Exposure(
+        file,
+        kind,
+        field,
+        night,
+        number,
+        mjd,
+        exptime,
+        coadds,
+        lnrs,
+        roi,
+        *target,
+        p,
+        q,
+        *header,
+        header,
+        False,
+        pose,
+        float(rng.normal(1.0, 0.01)),
+        _psf(rng, kind),
+        sky,
+    )
 
 
 def _psf(rng: np.random.Generator, kind: str) -> PSF:

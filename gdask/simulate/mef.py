@@ -12,7 +12,7 @@ from astropy.io.fits import Card, Header
 
 CardLike = tuple[str, object, str]
 
-BLOCK = 2880            # bytes: FITS records, padded with blanks (headers) or zeros (data)
+BLOCK = 2880  # bytes: FITS records, padded with blanks (headers) or zeros (data)
 
 PRIMARY: tuple[CardLike, ...] = (
     ("SIMPLE", True, "conforms to FITS standard"),
@@ -27,10 +27,12 @@ PRIMARY: tuple[CardLike, ...] = (
 def image_cards(shape: tuple[int, ...], bitpix: int, unsigned: bool = False) -> list[CardLike]:
     """The cards with which every image extension of `shape` (..., ny, nx) begins."""
     cards: list[CardLike] = [
-        ("XTENSION", "IMAGE", "Image extension"), ("BITPIX", bitpix, "array data type"),
+        ("XTENSION", "IMAGE", "Image extension"),
+        ("BITPIX", bitpix, "array data type"),
         ("NAXIS", len(shape), "number of array dimensions"),
         *((f"NAXIS{n}", length, "") for n, length in enumerate(reversed(shape), 1)),
-        ("PCOUNT", 0, "number of parameters"), ("GCOUNT", 1, "number of groups"),
+        ("PCOUNT", 0, "number of parameters"),
+        ("GCOUNT", 1, "number of groups"),
     ]
     return cards + ([("BSCALE", 1, ""), ("BZERO", 32768, "")] if unsigned else [])
 
@@ -40,7 +42,9 @@ def header(cards: Iterable[CardLike]) -> Header:
     return Header([Card(*card) for card in cards])
 
 
-def write_mef(path: Path, primary: Header, extensions: Iterable[tuple[Header, npt.NDArray[np.generic]]]) -> Path:
+def write_mef(
+    path: Path, primary: Header, extensions: Iterable[tuple[Header, npt.NDArray[np.generic]]]
+) -> Path:
     """Write a MEF file; `extensions` may be a generator, so that one array is in memory at a time.
 
     Data: float32, int32 and uint8 as they are, uint16 with BZERO 32768. The file appears whole or not at all.
@@ -79,5 +83,7 @@ def filled(template: Sequence[Sequence[object]], values: dict[str, object]) -> l
     cards = []
     for row in template:
         keyword, comment = str(row[0]), str(row[-1])
-        cards.append((keyword, values[keyword] if keyword in values or len(row) == 2 else row[1], comment))
+        cards.append(
+            (keyword, values[keyword] if keyword in values or len(row) == 2 else row[1], comment)
+        )
     return cards

@@ -97,7 +97,7 @@ F2_HELP = HELP | {
     "n_darks": "dark frames with the exposure time of science frames",
     "n_short_darks": "dark frames of 2 s",
     "n_lamps": "GCAL flats with the lamp on, and half as many again with its shutter closed; in K bands these alone, "
-               "and as many darks of their exposure time",
+    "and as many darks of their exposure time",
     "date": "date in the names of science frames, YYYYMMDD; the calibrations' dates lie about it",
     "exptime": "exposure time of a coadd of science frames, s; 0 or negative: usual for the filter",
     "lnrs": "non-destructive read pairs of science frames and their darks",
@@ -125,15 +125,33 @@ F2_CHOICES: dict[str, tuple[object, ...]] = {
 }
 
 LIMITS: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**63 - 1), "size": (64, 2048), "roi": (-1, 2046), "n_science": (0, 5000), "n_sky": (0, 5000),
-    "n_flats": (0, 1000), "n_std": (0, 1000), "n_darks": (0, 1000), "nights": (1, 366), "exptime": (1.0, 3600.0),
-    "coadds": (1, 1000), "pa": (-360.0, 360.0), "sky": (-1.0, 1e4), "pointing": (0.0, 60.0), "warp": (0.0, 1.0),
-    "bad_wcs": (0, 5000), "cr_rate": (0.0, 1e4), "afterglow": (0.0, 1.0),
+    "seed": (0, 2**63 - 1),
+    "size": (64, 2048),
+    "roi": (-1, 2046),
+    "n_science": (0, 5000),
+    "n_sky": (0, 5000),
+    "n_flats": (0, 1000),
+    "n_std": (0, 1000),
+    "n_darks": (0, 1000),
+    "nights": (1, 366),
+    "exptime": (1.0, 3600.0),
+    "coadds": (1, 1000),
+    "pa": (-360.0, 360.0),
+    "sky": (-1.0, 1e4),
+    "pointing": (0.0, 60.0),
+    "warp": (0.0, 1.0),
+    "bad_wcs": (0, 5000),
+    "cr_rate": (0.0, 1e4),
+    "afterglow": (0.0, 1.0),
 }
 
 F2_LIMITS = LIMITS | {
-    "n_sky": (-1, 5000), "n_short_darks": (0, 1000), "n_lamps": (0, 1000), "exptime": (-1.0, 3600.0),
-    "seeing": (0.3, 3.0), "distortion": (-0.05, 0.05),
+    "n_sky": (-1, 5000),
+    "n_short_darks": (0, 1000),
+    "n_lamps": (0, 1000),
+    "exptime": (-1.0, 3600.0),
+    "seeing": (0.3, 3.0),
+    "distortion": (-0.05, 0.05),
 }
 
 
@@ -158,10 +176,16 @@ def gsaoi_options(**given: object) -> GsaoiOptions:
     if options.roi > 0 and options.roi % 2:
         raise GdaskError(f"simulate gsaoi: roi is {options.roi}, which must be even")
     if options.size == 1024:
-        raise GdaskError("simulate gsaoi: size 1024 looks like the instrument's region of interest; take 1020 or 1028")
+        raise GdaskError(
+            "simulate gsaoi: size 1024 looks like the instrument's region of interest; take 1020 or 1028"
+        )
     if options.roi >= options.size:
-        raise GdaskError(f"simulate gsaoi: roi is {options.roi}, expected less than the size, {options.size}")
-    return options._replace(roi=min(1024, options.size // 4 * 2) if options.roi < 0 else options.roi)
+        raise GdaskError(
+            f"simulate gsaoi: roi is {options.roi}, expected less than the size, {options.size}"
+        )
+    return options._replace(
+        roi=min(1024, options.size // 4 * 2) if options.roi < 0 else options.roi
+    )
 
 
 def f2_options(**given: object) -> F2Options:
@@ -169,7 +193,9 @@ def f2_options(**given: object) -> F2Options:
     options = _filled(F2, given)
     assert isinstance(options, F2Options)
     if options.dither == "on-target" and options.n_sky > 0:
-        raise GdaskError(f"simulate f2: n_sky is {options.n_sky} with dither on-target, expected dither offset")
+        raise GdaskError(
+            f"simulate f2: n_sky is {options.n_sky} with dither on-target, expected dither offset"
+        )
     n_sky = options.n_science if options.n_sky < 0 else options.n_sky
     return options._replace(n_sky=n_sky if options.dither == "offset" else 0)
 
@@ -179,27 +205,34 @@ def _filled(instrument: Instrument, given: dict[str, object]) -> GsaoiOptions | 
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            raise GdaskError(f"simulate {instrument.name}: no option {name!r}"
-                             + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise GdaskError(
+                f"simulate {instrument.name}: no option {name!r}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
     options = instrument.defaults._replace(**given)
     for name, value in options._asdict().items():
         _check(instrument, name, value)
     try:
         datetime.strptime(options.date, "%Y%m%d")
     except ValueError:
-        raise GdaskError(f"simulate {instrument.name}: date is {options.date!r}, expected YYYYMMDD") from None
+        raise GdaskError(
+            f"simulate {instrument.name}: date is {options.date!r}, expected YYYYMMDD"
+        ) from None
     if options.size % 2:
         raise GdaskError(f"simulate {instrument.name}: size is {options.size}, which must be even")
     return options
 
 
 def _check(instrument: Instrument, name: str, value: object) -> None:
-    kind, says = type(getattr(instrument.defaults, name)), f"simulate {instrument.name}: {name} is {value!r}, expected"
+    kind, says = (
+        type(getattr(instrument.defaults, name)),
+        f"simulate {instrument.name}: {name} is {value!r}, expected",
+    )
     fits = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
     if not fits:
         raise GdaskError(f"{says} {kind.__name__}")
     if name in instrument.choices and value not in instrument.choices[name]:
         raise GdaskError(f"{says} one of {', '.join(map(str, instrument.choices[name]))}")
     low, high = instrument.limits.get(name, (None, None))
-    if low is not None and not low <= value <= high:    # type: ignore[operator]
+    if low is not None and not low <= value <= high:  # type: ignore[operator]
         raise GdaskError(f"{says} {low:g} to {high:g}")

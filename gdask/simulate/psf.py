@@ -26,9 +26,9 @@ class Moffat(NamedTuple):
 
 PSF = tuple[Moffat, ...]
 
-LOST = 5e-4             # fraction of a star's flux that may fall outside its stamp ...
-LOST_ELECTRONS = 8.0    # ... or as many electrons, if that is more
-CORE = 12               # half size of the box (pixels) in which pixels are integrated rather than sampled
+LOST = 5e-4  # fraction of a star's flux that may fall outside its stamp ...
+LOST_ELECTRONS = 8.0  # ... or as many electrons, if that is more
+CORE = 12  # half size of the box (pixels) in which pixels are integrated rather than sampled
 
 
 def parameters(psf: PSF) -> Array:
@@ -36,7 +36,9 @@ def parameters(psf: PSF) -> Array:
     rows = []
     for part in psf:
         a2 = (part.fwhm / 2.0) ** 2 / (2.0 ** (1.0 / part.beta) - 1.0)
-        rows.append((part.fraction, a2, float(part.beta), part.fraction * (part.beta - 1) / (np.pi * a2)))
+        rows.append(
+            (part.fraction, a2, float(part.beta), part.fraction * (part.beta - 1) / (np.pi * a2))
+        )
     return np.array(rows)
 
 
@@ -77,13 +79,23 @@ def _integral(dx: float, dy: float, a: float, b: float, c: float, table: Array) 
         y = dy + nodes[j]
         for i in range(4):
             x = dx + nodes[i]
-            total += weights[i] * weights[j] * _surface(a * x * x + 2.0 * b * x * y + c * y * y, table)
+            total += (
+                weights[i] * weights[j] * _surface(a * x * x + 2.0 * b * x * y + c * y * y, table)
+            )
     return total
 
 
 @njit(cache=True, nogil=True)
-def _add_row(row: npt.NDArray[np.float32], dx: float, dy: float, a: float, b: float, c: float, f: float,
-             table: Array) -> None:
+def _add_row(
+    row: npt.NDArray[np.float32],
+    dx: float,
+    dy: float,
+    a: float,
+    b: float,
+    c: float,
+    f: float,
+    table: Array,
+) -> None:
     """Add f x profile, sampled at pixel centres, to a row whose first pixel lies at (dx, dy) from the star."""
     n = row.shape[0]
     for k in range(table.shape[0]):
@@ -107,8 +119,16 @@ def _add_row(row: npt.NDArray[np.float32], dx: float, dy: float, a: float, b: fl
 
 
 @njit(cache=True, nogil=True)
-def render(image: npt.NDArray[np.float32], x: Array, y: Array, electrons: Array, jacobians: Array, reach: Array,
-           table: Array, core: int) -> None:
+def render(
+    image: npt.NDArray[np.float32],
+    x: Array,
+    y: Array,
+    electrons: Array,
+    jacobians: Array,
+    reach: Array,
+    table: Array,
+    core: int,
+) -> None:
     """Add stars to `image` (ny, nx), in place.
 
     x, y: 0-based pixel positions; electrons: total signal of each; jacobians (n, 4): du/dx, du/dy, dv/dx, dv/dy in
@@ -122,7 +142,9 @@ def render(image: npt.NDArray[np.float32], x: Array, y: Array, electrons: Array,
         flux = electrons[s] * area
         size = reach[s] / np.sqrt(area)
         jx, jy = int(np.floor(x[s] + 0.5)), int(np.floor(y[s] + 0.5))
-        for j in range(max(0, int(np.ceil(y[s] - size))), min(ny - 1, int(np.floor(y[s] + size))) + 1):
+        for j in range(
+            max(0, int(np.ceil(y[s] - size))), min(ny - 1, int(np.floor(y[s] + size))) + 1
+        ):
             dy = j - y[s]
             half = np.sqrt(max(0.0, size * size - dy * dy))
             lo, hi = max(0, int(np.ceil(x[s] - half))), min(nx - 1, int(np.floor(x[s] + half))) + 1
@@ -137,4 +159,13 @@ def render(image: npt.NDArray[np.float32], x: Array, y: Array, electrons: Array,
             for i in range(left, right):
                 image[j, i] += flux * _integral(i - x[s], dy, a, b, c, table)
             if hi > max(right, left):
-                _add_row(image[j, max(right, left):hi], max(right, left) - x[s], dy, a, b, c, flux, table)
+                _add_row(
+                    image[j, max(right, left) : hi],
+                    max(right, left) - x[s],
+                    dy,
+                    a,
+                    b,
+                    c,
+                    flux,
+                    table,
+                )

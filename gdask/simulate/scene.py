@@ -44,7 +44,9 @@ class Density(NamedTuple):
     extra: int
 
 
-HALF_SIZE = 68.0        # arcsec: half the side of the square that holds stars; covers GSAOI at any position angle
+HALF_SIZE = (
+    68.0  # arcsec: half the side of the square that holds stars; covers GSAOI at any position angle
+)
 
 DENSITIES = {
     "crowded": Density(24000, 13.8, 22.5, 0.31, 60),
@@ -63,8 +65,16 @@ DENSITIES = {
 HALOS = {"crowded": (2.0, 35.0, 70.0, 1.5), "extended": (60.0, -5.0, 8.0, 1.0)}
 
 
-def star_field(seed: int, field: str, kind: str, ra0: float, dec0: float, zero_point: float,
-               placed: tuple[tuple[float, float, float], ...] = (), half_size: float = HALF_SIZE) -> Stars:
+def star_field(
+    seed: int,
+    field: str,
+    kind: str,
+    ra0: float,
+    dec0: float,
+    zero_point: float,
+    placed: tuple[tuple[float, float, float], ...] = (),
+    half_size: float = HALF_SIZE,
+) -> Stars:
     """Stars of the `field`, drawn for `kind` (a key of DENSITIES) within `half_size` arcsec of (ra0, dec0).
 
     placed: (xi, eta, magnitude) of stars that must be there. The same seed gives the same sky whatever is observed.
@@ -78,12 +88,22 @@ def star_field(seed: int, field: str, kind: str, ra0: float, dec0: float, zero_p
     mag[: density.extra] = density.bright + rng.uniform(size=density.extra)
     if placed:
         extra = np.array(placed)
-        xi, eta, mag = np.append(xi, extra[:, 0]), np.append(eta, extra[:, 1]), np.append(mag, extra[:, 2])
+        xi, eta, mag = (
+            np.append(xi, extra[:, 0]),
+            np.append(eta, extra[:, 1]),
+            np.append(mag, extra[:, 2]),
+        )
     order = np.argsort(mag, kind="stable")
     ra, dec = deproject(xi[order], eta[order], ra0, dec0)
     mag = mag[order]
-    return Stars(field, [f"{field}-{i + 1:05d}" for i in range(mag.size)], ra, dec, mag,
-                 10.0 ** (0.4 * (zero_point - mag)))
+    return Stars(
+        field,
+        [f"{field}-{i + 1:05d}" for i in range(mag.size)],
+        ra,
+        dec,
+        mag,
+        10.0 ** (0.4 * (zero_point - mag)),
+    )
 
 
 def halo_light(halo: Halo, ra: Array, dec: Array) -> Array:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-ARCSEC = 3600.0 * 180.0 / np.pi     # arcsec in a radian
+ARCSEC = 3600.0 * 180.0 / np.pi  # arcsec in a radian
 
 
 def project(ra: Array, dec: Array, ra0: float, dec0: float) -> tuple[Array, Array]:
@@ -30,7 +30,10 @@ def deproject(xi: Array, eta: Array, ra0: float, dec0: float) -> tuple[Array, Ar
     east, north, axis = (v[:, None] for v in _frame(ra0, dec0))
     v = east * np.ravel(xi) / ARCSEC + north * np.ravel(eta) / ARCSEC + axis
     v /= np.sqrt((v * v).sum(axis=0))
-    ra, dec = np.degrees(np.arctan2(v[1], v[0])) % 360.0, np.degrees(np.arctan2(v[2], np.hypot(v[0], v[1])))
+    ra, dec = (
+        np.degrees(np.arctan2(v[1], v[0])) % 360.0,
+        np.degrees(np.arctan2(v[2], np.hypot(v[0], v[1]))),
+    )
     return ra.reshape(np.shape(xi)), dec.reshape(np.shape(xi))
 
 

@@ -44,8 +44,16 @@ class Planes(NamedTuple):
     bad: npt.NDArray[np.uint8]
 
 
-def write(folder: Path, *, catalog: Table, frames: Table, cosmics: Table, arrays: Iterable[Planes],
-          scene: dict[str, object], bits: str = BITS) -> None:
+def write(
+    folder: Path,
+    *,
+    catalog: Table,
+    frames: Table,
+    cosmics: Table,
+    arrays: Iterable[Planes],
+    scene: dict[str, object],
+    bits: str = BITS,
+) -> None:
     """Write every truth file into `folder`."""
     catalog.write(folder / "catalog.ecsv", format="ascii.ecsv", overwrite=True)
     frames.write(folder / "frames.ecsv", format="ascii.ecsv", overwrite=True)
@@ -65,8 +73,19 @@ def star_catalog(fields: dict[str, Stars]) -> Table:
     tables = []
     for name, stars in fields.items():
         n = len(stars.id)
-        tables.append(Table({"id": stars.id, "field": [name] * n, "kind": ["star"] * n, "ra": stars.ra,
-                             "dec": stars.dec, "mag": stars.mag, "flux": stars.flux}))
+        tables.append(
+            Table(
+                {
+                    "id": stars.id,
+                    "field": [name] * n,
+                    "kind": ["star"] * n,
+                    "ra": stars.ra,
+                    "dec": stars.dec,
+                    "mag": stars.mag,
+                    "flux": stars.flux,
+                }
+            )
+        )
     table = vstack(tables, metadata_conflicts="silent")
     table["ra"].unit = table["dec"].unit = "deg"
     table["flux"].unit = "electron / s"
@@ -74,27 +93,53 @@ def star_catalog(fields: dict[str, Stars]) -> Table:
     return table
 
 
-def frame_table(exposures: list[Exposure], counts: list[Counts], zero_point: float,
-                more: Callable[[Exposure], dict[str, object]] = lambda _: {}) -> Table:
+def frame_table(
+    exposures: list[Exposure],
+    counts: list[Counts],
+    zero_point: float,
+    more: Callable[[Exposure], dict[str, object]] = lambda _: {},
+) -> Table:
     """One row for each frame; more: columns that the instrument adds."""
     rows = []
     for e, count in zip(exposures, counts):
         on_sky = bool(e.field)
-        rows.append({
-            "file": e.file, "kind": e.kind, "field": e.field, "night": e.night, "mjd": e.mjd, "exptime": e.exptime,
-            "coadds": e.coadds, "lnrs": e.lnrs, "roi": e.roi, "sky": e.light, "fault": "", "bad_wcs": e.bad_wcs,
-            "ra0": e.pose.ra0, "dec0": e.pose.dec0, "pa": e.pose.pa, "plate_scale": e.pose.plate_scale,
-            "header_ra0": e.header_ra0, "header_dec0": e.header_dec0, "scale": e.scale,
-            "psf": repr([tuple(part) for part in e.psf]) if on_sky else "", "zp": zero_point if on_sky else np.nan,
-            "warp": json.dumps(e.pose.warp.tolist()) if on_sky else "", **more(e),
-            "saturated": sum(count.saturated), "cosmic_pixels": sum(hits.x.size for hits in count.hits),
-        })
+        rows.append(
+            {
+                "file": e.file,
+                "kind": e.kind,
+                "field": e.field,
+                "night": e.night,
+                "mjd": e.mjd,
+                "exptime": e.exptime,
+                "coadds": e.coadds,
+                "lnrs": e.lnrs,
+                "roi": e.roi,
+                "sky": e.light,
+                "fault": "",
+                "bad_wcs": e.bad_wcs,
+                "ra0": e.pose.ra0,
+                "dec0": e.pose.dec0,
+                "pa": e.pose.pa,
+                "plate_scale": e.pose.plate_scale,
+                "header_ra0": e.header_ra0,
+                "header_dec0": e.header_dec0,
+                "scale": e.scale,
+                "psf": repr([tuple(part) for part in e.psf]) if on_sky else "",
+                "zp": zero_point if on_sky else np.nan,
+                "warp": json.dumps(e.pose.warp.tolist()) if on_sky else "",
+                **more(e),
+                "saturated": sum(count.saturated),
+                "cosmic_pixels": sum(hits.x.size for hits in count.hits),
+            }
+        )
     return Table(rows=rows)
 
 
 def cosmic_table(exposures: list[Exposure], counts: list[Counts]) -> Table:
     """One row for each pixel that a cosmic ray hit: file, array 1..4, 0-based pixel of the written image, electrons."""
-    columns: dict[str, list[object]] = {name: [] for name in ("file", "array", "x", "y", "electrons")}
+    columns: dict[str, list[object]] = {
+        name: [] for name in ("file", "array", "x", "y", "electrons")
+    }
     for exposure, count in zip(exposures, counts):
         for array, hits in enumerate(count.hits):
             columns["file"] += [exposure.file] * hits.x.size
@@ -102,7 +147,9 @@ def cosmic_table(exposures: list[Exposure], counts: list[Counts]) -> Table:
             for name in ("x", "y", "electrons"):
                 columns[name] += getattr(hits, name).tolist()
     kinds = ("U40", "u1", "i2", "i2", "f4")
-    return Table({name: np.array(values, kind) for (name, values), kind in zip(columns.items(), kinds)})
+    return Table(
+        {name: np.array(values, kind) for (name, values), kind in zip(columns.items(), kinds)}
+    )
 
 
 def _flat(planes: Planes) -> fits.HDUList:

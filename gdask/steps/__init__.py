@@ -9,35 +9,67 @@ import importlib
 from typing import Any
 
 _WHERE = {
-    "prepare": "prepare", "check_wcs": "prepare",
-    "add_dq": "quality", "measure_shadows": "quality", "flag_shadows": "quality",
-    "nonlinearity_correct": "calibrate", "adu_to_electrons": "calibrate", "add_var": "calibrate",
-    "dark_correct": "calibrate", "flat_correct": "calibrate",
-    "make_lamp_flat": "flats", "normalize_flat": "flats", "threshold_flatfield": "flats", "make_bpm": "flats",
-    "separate_sky": "sky_frames", "associate_sky": "sky_frames", "sky_correct": "sky",
-    "measure_background": "sky_level", "detect_sources": "sources",
-    "add_reference_catalog": "astrometry", "adjust_wcs_to_reference": "astrometry", "determine_astrometric_solution": "astrometry",
+    "prepare": "prepare",
+    "check_wcs": "prepare",
+    "add_dq": "quality",
+    "measure_shadows": "quality",
+    "flag_shadows": "quality",
+    "nonlinearity_correct": "calibrate",
+    "adu_to_electrons": "calibrate",
+    "add_var": "calibrate",
+    "dark_correct": "calibrate",
+    "flat_correct": "calibrate",
+    "make_lamp_flat": "flats",
+    "normalize_flat": "flats",
+    "threshold_flatfield": "flats",
+    "make_bpm": "flats",
+    "separate_sky": "sky_frames",
+    "associate_sky": "sky_frames",
+    "sky_correct": "sky",
+    "measure_background": "sky_level",
+    "detect_sources": "sources",
+    "add_reference_catalog": "astrometry",
+    "adjust_wcs_to_reference": "astrometry",
+    "determine_astrometric_solution": "astrometry",
     "scale_counts_to_reference": "astrometry",
-    "measure_sky_levels": "levels", "match_sky_levels": "levels",
-    "resample_to_common_frame": "resample", "stack_frames": "stack",
-}  # fmt: skip
+    "measure_sky_levels": "levels",
+    "match_sky_levels": "levels",
+    "resample_to_common_frame": "resample",
+    "stack_frames": "stack",
+}
 
 #: Parts of recipes that are not steps: no parameters, no log line.
 _HELPERS = {
-    "transfer_objects": "sky", "objects_from_stack": "sources", "needs_dark": "flats", "split_darks": "flats",
+    "transfer_objects": "sky",
+    "objects_from_stack": "sources",
+    "needs_dark": "flats",
+    "split_darks": "flats",
     "merge_groups": "sky_frames",
-}  # fmt: skip
+}
 
 #: The suffix of a step's output file where it is not the step's name (the field's own suffixes).
 SUFFIXES = {
-    "prepare": "prepared", "add_dq": "dqAdded", "nonlinearity_correct": "nonlinearityCorrected",
-    "adu_to_electrons": "ADUToElectrons", "add_var": "varAdded", "dark_correct": "darkCorrected",
-    "flat_correct": "flatCorrected", "sky_correct": "skyCorrected", "detect_sources": "sourcesDetected",
-    "separate_sky": "skySeparated", "associate_sky": "skyAssociated", "adjust_wcs_to_reference": "wcsCorrected",
-    "resample_to_common_frame": "astrometry", "scale_counts_to_reference": "countsScaled", "stack_frames": "stack",
-    "make_lamp_flat": "lampFlat", "normalize_flat": "normalized", "threshold_flatfield": "thresholdFlatfielded",
-    "determine_astrometric_solution": "astrometryDetermined", "match_sky_levels": "levelsMatched",
-}  # fmt: skip
+    "prepare": "prepared",
+    "add_dq": "dqAdded",
+    "nonlinearity_correct": "nonlinearityCorrected",
+    "adu_to_electrons": "ADUToElectrons",
+    "add_var": "varAdded",
+    "dark_correct": "darkCorrected",
+    "flat_correct": "flatCorrected",
+    "sky_correct": "skyCorrected",
+    "detect_sources": "sourcesDetected",
+    "separate_sky": "skySeparated",
+    "associate_sky": "skyAssociated",
+    "adjust_wcs_to_reference": "wcsCorrected",
+    "resample_to_common_frame": "astrometry",
+    "scale_counts_to_reference": "countsScaled",
+    "stack_frames": "stack",
+    "make_lamp_flat": "lampFlat",
+    "normalize_flat": "normalized",
+    "threshold_flatfield": "thresholdFlatfielded",
+    "determine_astrometric_solution": "astrometryDetermined",
+    "match_sky_levels": "levelsMatched",
+}
 
 __all__ = list(_WHERE)
 

@@ -35,9 +35,15 @@ def add_reference_catalog(frames: Frames, *, source: str | None = None) -> Frame
         The file; columns for RA and Dec are found by name or UCD. None: no catalogue.
     """
     if source is None:
-        return tuple(note(frame, "none given: positions stay on the telescope's pointing") for frame in frames)
+        return tuple(
+            note(frame, "none given: positions stay on the telescope's pointing")
+            for frame in frames
+        )
     catalog = read_catalog(source)
-    return tuple(note(frame.assign_attrs(refcat=catalog), f"{len(catalog)} stars of {source}") for frame in frames)
+    return tuple(
+        note(frame.assign_attrs(refcat=catalog), f"{len(catalog)} stars of {source}")
+        for frame in frames
+    )
 
 
 def determine_astrometric_solution(
@@ -72,7 +78,11 @@ def determine_astrometric_solution(
     *places, text = at_epoch(catalog, _year(frames), reference_error)
     reference = Reference(*places, _catalog_flux(catalog))
     how = {"order": order, "search": search, "match_radius": match_radius, "max_rms": max_rms}
-    return _solved(frames, solve(_measure(frames), **how, reference=reference, untrusted=_untrusted(frames)), text)
+    return _solved(
+        frames,
+        solve(_measure(frames), **how, reference=reference, untrusted=_untrusted(frames)),
+        text,
+    )
 
 
 def adjust_wcs_to_reference(
@@ -109,7 +119,9 @@ def adjust_wcs_to_reference(
     return _solved(frames, solve(_measure(frames), **how, untrusted=_untrusted(frames)))
 
 
-def scale_counts_to_reference(frames: Frames, *, tolerance: Annotated[float, Range(0, 1)] = 0.0) -> Frames:
+def scale_counts_to_reference(
+    frames: Frames, *, tolerance: Annotated[float, Range(0, 1)] = 0.0
+) -> Frames:
     """Scale the frames to the first one's exposure time, or to its stars. [scaleCountsToReference]
 
     Parameters
@@ -119,7 +131,10 @@ def scale_counts_to_reference(frames: Frames, *, tolerance: Annotated[float, Ran
         fraction; 0 takes the exposure times only.
     """
     first = float(descriptor(frames[0], "exposure_time"))
-    return tuple(_scale(frame, frames[0], first / float(descriptor(frame, "exposure_time")), tolerance) for frame in frames)
+    return tuple(
+        _scale(frame, frames[0], first / float(descriptor(frame, "exposure_time")), tolerance)
+        for frame in frames
+    )
 
 
 def _measure(frames: Frames) -> list[Measurements]:
@@ -142,35 +157,65 @@ def _night(frame: Frame) -> int:
 
 def _year(frames: Frames) -> float:
     """Mean Julian year of the exposures: where stars that move are in their stack."""
-    starts = [start for start in (descriptor(frame, "ut_datetime") for frame in frames) if start is not None]
+    starts = [
+        start
+        for start in (descriptor(frame, "ut_datetime") for frame in frames)
+        if start is not None
+    ]
     if not starts:
         return 2000.0
-    return float(np.mean([2000 + (start - J2000).total_seconds() / (365.25 * 86400) for start in starts]))
+    return float(
+        np.mean([2000 + (start - J2000).total_seconds() / (365.25 * 86400) for start in starts])
+    )
 
 
 def _outline(frame: Frame) -> tuple[np.ndarray, ...]:
     """Corners of each array in the instrument's plane (arcsec)."""
-    x, y = np.array([0.0, 1, 1, 0]) * frame.sizes["x"] - 0.5, np.array([0.0, 0, 1, 1]) * frame.sizes["y"] - 0.5
+    x, y = (
+        np.array([0.0, 1, 1, 0]) * frame.sizes["x"] - 0.5,
+        np.array([0.0, 0, 1, 1]) * frame.sizes["y"] - 0.5,
+    )
     return tuple(np.column_stack(to_plane(geometry, x, y)) for geometry in frame.attrs["geometry"])
 
 
 def _measure_one(frame: Frame, exposure: float) -> Measurements:
     """exposure: seconds for which signal to noise is given."""
     if "stars" not in frame.attrs.get("results", {}):
-        raise GdaskError(f"{frame.attrs['name']}: no centroids; run detect_sources and end the phase first")
+        raise GdaskError(
+            f"{frame.attrs['name']}: no centroids; run detect_sources and end the phase first"
+        )
     columns: list[list[np.ndarray]] = [[] for _ in range(7)]
     time = float(descriptor(frame, "exposure_time") or 0.0) or exposure
-    for number, (stars, geometry) in enumerate(zip(frame.attrs["results"]["stars"], frame.attrs["geometry"], strict=True)):
+    for number, (stars, geometry) in enumerate(
+        zip(frame.attrs["results"]["stars"], frame.attrs["geometry"], strict=True)
+    ):
         good = usable(stars)
         x, y = to_plane(geometry._replace(correction_x=(), correction_y=()), good["x"], good["y"])
         scale = np.sqrt(pixel_area(geometry, good["x"], good["y"]))
         signal = good["flux"] / good["eflux"] * np.sqrt(exposure / time)
-        parts = (x, y, good["ex"] * scale, good["ey"] * scale, good["flux"] / time, np.full(len(good), number), signal)
+        parts = (
+            x,
+            y,
+            good["ex"] * scale,
+            good["ey"] * scale,
+            good["flux"] / time,
+            np.full(len(good), number),
+            signal,
+        )
         for column, part in zip(columns, parts, strict=True):
             column.append(np.atleast_1d(part))
     pointing = frame.attrs["geometry"][0]
     *values, signal = (np.concatenate(column) for column in columns)
-    return Measurements(frame.attrs["name"], *values, pointing.ra, pointing.dec, pointing.pa, _outline(frame), signal, _night(frame))
+    return Measurements(
+        frame.attrs["name"],
+        *values,
+        pointing.ra,
+        pointing.dec,
+        pointing.pa,
+        _outline(frame),
+        signal,
+        _night(frame),
+    )
 
 
 def _solved(frames: Frames, solution: Solution, catalog: str = "") -> Frames:
@@ -187,14 +232,27 @@ def _solved(frames: Frames, solution: Solution, catalog: str = "") -> Frames:
         )
     if good:
         text += f", pointing off by up to {max(np.hypot(*fit.shift) for fit in good):.2f} arcsec"
-    ways = {way: [fit.name for fit in good if fit.how == way] for way in dict.fromkeys(fit.how for fit in good)}
+    ways = {
+        way: [fit.name for fit in good if fit.how == way]
+        for way in dict.fromkeys(fit.how for fit in good)
+    }
     if list(ways) != ["joint fit"]:
-        each = (f"{way} ({len(names)}{': ' + ', '.join(names) if way != 'joint fit' else ''})" for way, names in ways.items())
+        each = (
+            f"{way} ({len(names)}{': ' + ', '.join(names) if way != 'joint fit' else ''})"
+            for way, names in ways.items()
+        )
         text += f"; placed by {', '.join(each)}"
     if solution.tie is not None:
         tie = solution.tie
-        text += f"; tied to the catalogue by {tie.n} stars, rms {tie.rms:.1f} mas ({catalog})" if tie.ok else f"; not tied to the catalogue: {tie.reason}"
-    placed = (note(with_residuals(_correct(frame, fit), fit, solution), text) for frame, fit in zip(frames, fits, strict=True))
+        text += (
+            f"; tied to the catalogue by {tie.n} stars, rms {tie.rms:.1f} mas ({catalog})"
+            if tie.ok
+            else f"; not tied to the catalogue: {tie.reason}"
+        )
+    placed = (
+        note(with_residuals(_correct(frame, fit), fit, solution), text)
+        for frame, fit in zip(frames, fits, strict=True)
+    )
     frames = tuple(_doubtful(frame, fit) for frame, fit in zip(placed, fits, strict=True))
     if solution.tie is None or solution.tie.ok:
         return frames
@@ -210,7 +268,10 @@ def _doubtful(frame: Frame, fit: FrameFit) -> Frame:
     if not fit.ok or fit.how != "header":
         return frame
     error = f"good to {fit.error / 1000:g} arcsec"
-    return warn(frame, f"{fit.name} kept on its header's pointing, {error}: 0 stars in common with other frames")
+    return warn(
+        frame,
+        f"{fit.name} kept on its header's pointing, {error}: 0 stars in common with other frames",
+    )
 
 
 def _correct(frame: Frame, fit: FrameFit) -> Frame:
@@ -218,17 +279,27 @@ def _correct(frame: Frame, fit: FrameFit) -> Frame:
         return aside(frame, fit.reason)
     geometries, both = frame.attrs["geometry"], (fit.correction_x, fit.correction_y)
     each = (*fit.arrays, *[both] * (len(geometries) - len(fit.arrays)))
-    corrected = tuple(g._replace(correction_x=x, correction_y=y) for g, (x, y) in zip(geometries, each, strict=True))
+    corrected = tuple(
+        g._replace(correction_x=x, correction_y=y)
+        for g, (x, y) in zip(geometries, each, strict=True)
+    )
     summary = {
-        "matches": fit.n, "rms_mas": fit.rms, "order": fit.order, "terms": fit.terms, "shift_arcsec": fit.shift,
-        "placed": fit.how, "error_mas": fit.error,
-    }  # fmt: skip
+        "matches": fit.n,
+        "rms_mas": fit.rms,
+        "order": fit.order,
+        "terms": fit.terms,
+        "shift_arcsec": fit.shift,
+        "placed": fit.how,
+        "error_mas": fit.error,
+    }
     return frame.assign_attrs(geometry=corrected, solution=summary)
 
 
 def _catalog_flux(catalog: object) -> np.ndarray:
     """A brightness to choose stars by: from the first magnitude column, or equal for all."""
-    names = [name for name in catalog.colnames if "mag" in name.lower() and "err" not in name.lower()]  # type: ignore[attr-defined]
+    names = [
+        name for name in catalog.colnames if "mag" in name.lower() and "err" not in name.lower()
+    ]  # type: ignore[attr-defined]
     if not names:
         return np.ones(len(catalog))  # type: ignore[arg-type]
     return 10 ** (-0.4 * np.nan_to_num(np.asarray(catalog[names[0]], float), nan=99.0))  # type: ignore[index]
@@ -263,7 +334,11 @@ def _sky_stars(frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     centre = float(descriptor(frame, "target_ra")), float(descriptor(frame, "target_dec"))
     parts = []
-    for stars, geometry in zip(frame.attrs["results"]["stars"], frame.attrs["geometry"], strict=True):
+    for stars, geometry in zip(
+        frame.attrs["results"]["stars"], frame.attrs["geometry"], strict=True
+    ):
         good = stars[(stars["flags"] == 0) & (stars["flux"] > 20 * stars["eflux"])]
-        parts.append((*tangent_plane(*to_sky(geometry, good["x"], good["y"]), *centre), good["flux"]))
+        parts.append(
+            (*tangent_plane(*to_sky(geometry, good["x"], good["y"]), *centre), good["flux"])
+        )
     return tuple(np.concatenate([np.atleast_1d(part[k]) for part in parts]) for k in range(3))  # type: ignore[return-value]

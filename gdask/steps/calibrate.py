@@ -9,7 +9,14 @@ from gdask.kernels.detector import flat as flat_kernels
 from gdask.kernels.detector.linearity import linearize, linearize_variance, linearized_level
 from gdask.kernels.detector.variance import add_variance
 from gdask.model import GdaskError
-from gdask.steps.frames import array, map_planes, per_array, with_arrays, with_headers, with_provenance
+from gdask.steps.frames import (
+    array,
+    map_planes,
+    per_array,
+    with_arrays,
+    with_headers,
+    with_provenance,
+)
 from gdask.steps.regions import match_window
 from gdask.steps.resample import reference_area
 from gdask.types import Frame, Image
@@ -27,9 +34,16 @@ def nonlinearity_correct(frame: Frame) -> Frame:
     if variance is not None:
         averaged = tuple(n // many for n, many in zip(coadds, summed, strict=True))
         each = {"gain": gain, "coadds_averaged": averaged}
-        variance = map_planes(linearize_variance, variance, array(frame, "data"), data, dtype="f4", each=each)
+        variance = map_planes(
+            linearize_variance, variance, array(frame, "data"), data, dtype="f4", each=each
+        )
     levels = {
-        keyword: [linearized_level(level, c, g, n) for level, c, g, n in zip(per_array(frame, name), coefficients, gain, summed, strict=True)]
+        keyword: [
+            linearized_level(level, c, g, n)
+            for level, c, g, n in zip(
+                per_array(frame, name), coefficients, gain, summed, strict=True
+            )
+        ]
         for keyword, name in (("SATLEVEL", "saturation_level"), ("NONLINEA", "non_linear_level"))
     }
     return with_headers(with_arrays(frame, data=data, variance=variance), each=levels)
@@ -43,12 +57,18 @@ def adu_to_electrons(frame: Frame) -> Frame:
     if variance is not None:
         variance = map_planes(_times, variance, dtype="f4", each={"factor": [g * g for g in gain]})
     each = {
-        "SATLEVEL": [g * level for g, level in zip(gain, per_array(frame, "saturation_level"), strict=True)],
-        "NONLINEA": [g * level for g, level in zip(gain, per_array(frame, "non_linear_level"), strict=True)],
+        "SATLEVEL": [
+            g * level for g, level in zip(gain, per_array(frame, "saturation_level"), strict=True)
+        ],
+        "NONLINEA": [
+            g * level for g, level in zip(gain, per_array(frame, "non_linear_level"), strict=True)
+        ],
         "GAIN": [1.0] * len(gain),
         "BUNIT": ["electron"] * len(gain),
     }
-    return with_headers(with_arrays(frame, data=data, variance=variance), primary={"BUNIT": "electron"}, each=each)
+    return with_headers(
+        with_arrays(frame, data=data, variance=variance), primary={"BUNIT": "electron"}, each=each
+    )
 
 
 def add_var(frame: Frame, *, read_noise: bool = True, poisson_noise: bool = True) -> Frame:
@@ -64,12 +84,19 @@ def add_var(frame: Frame, *, read_noise: bool = True, poisson_noise: bool = True
     averaged = 1 if descriptor(frame, "is_coadds_summed") else int(descriptor(frame, "coadds") or 1)
     noise = per_array(frame, "read_noise")
     variance = map_planes(
-        add_variance, array(frame, "data"), dtype="f4", each={"read_noise": noise},
-        coadds=averaged, poisson=poisson_noise, read=read_noise,
-    )  # fmt: skip
+        add_variance,
+        array(frame, "data"),
+        dtype="f4",
+        each={"read_noise": noise},
+        coadds=averaged,
+        poisson=poisson_noise,
+        read=read_noise,
+    )
     kinds = ", ".join(kind for kind, on in (("read", read_noise), ("Poisson", poisson_noise)) if on)
     count = len(noise)
-    return with_headers(with_arrays(frame, variance=variance), each={"VARNOISE": [kinds] * count, "RDNOISE": noise})
+    return with_headers(
+        with_arrays(frame, variance=variance), each={"VARNOISE": [kinds] * count, "RDNOISE": noise}
+    )
 
 
 def dark_correct(frame: Frame, dark: Frame | None) -> Frame:
@@ -85,7 +112,9 @@ def dark_correct(frame: Frame, dark: Frame | None) -> Frame:
         dq=array(frame, "dq") | array(dark, "dq"),
     )
     corrected = with_provenance(corrected, dark, "dark_correct")
-    return with_headers(corrected, primary={"DARKIM": (dark.attrs["name"], "Dark image subtracted")})
+    return with_headers(
+        corrected, primary={"DARKIM": (dark.attrs["name"], "Dark image subtracted")}
+    )
 
 
 def flat_correct(frame: Frame, flat: Frame | None) -> Frame:
@@ -98,7 +127,9 @@ def flat_correct(frame: Frame, flat: Frame | None) -> Frame:
         return frame
     _check_has_dq(flat, "flat")
     # 12 digits: what a header's number holds, so that a file that was written is stacked as one that was not.
-    area = float(f"{reference_area(instrument_of(flat).module.geometries(view(flat), _shape(flat)), _shape(flat)):.12g}")
+    area = float(
+        f"{reference_area(instrument_of(flat).module.geometries(view(flat), _shape(flat)), _shape(flat)):.12g}"
+    )
     flat = match_window(flat, frame)
     data, variance, dq = (array(frame, name) for name in ("data", "variance", "dq"))
     by, by_variance, by_dq = (array(flat, name) for name in ("data", "variance", "dq"))
@@ -111,16 +142,26 @@ def flat_correct(frame: Frame, flat: Frame | None) -> Frame:
         dq=map_planes(flat_kernels.flat_flags, dq, by, by_dq, dtype="u2"),
     )
     corrected = with_provenance(corrected.assign_attrs(reference_area=area), flat, "flat_correct")
-    return with_headers(corrected, primary={"FLATIM": (flat.attrs["name"], "Flat image used"), "FLATAREA": (area, "arcsec2 of the pixel for which the flat is 1")})
+    return with_headers(
+        corrected,
+        primary={
+            "FLATIM": (flat.attrs["name"], "Flat image used"),
+            "FLATAREA": (area, "arcsec2 of the pixel for which the flat is 1"),
+        },
+    )
 
 
-def _flat_variance(data: Image, variance: Image, flat: Image, flat_variance: Image, level: np.ndarray) -> Image:
+def _flat_variance(
+    data: Image, variance: Image, flat: Image, flat_variance: Image, level: np.ndarray
+) -> Image:
     return flat_kernels.flat_variance(data, variance, flat, flat_variance, level.item())
 
 
 def _check_has_dq(calibration: Frame, kind: str) -> None:
     if "dq" not in calibration:
-        raise GdaskError(f"{calibration.attrs['name']}: has no DQ, so it is not a processed {kind}; name another one")
+        raise GdaskError(
+            f"{calibration.attrs['name']}: has no DQ, so it is not a processed {kind}; name another one"
+        )
 
 
 def _facts(frame: Frame, name: str) -> tuple[object, ...]:

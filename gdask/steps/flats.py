@@ -51,7 +51,12 @@ def make_lamp_flat(
     lsigma, hsigma
         Limits of the clipping, in standard deviations.
     """
-    how = {"operation": operation, "reject_method": reject_method, "lsigma": lsigma, "hsigma": hsigma}
+    how = {
+        "operation": operation,
+        "reject_method": reject_method,
+        "lsigma": lsigma,
+        "hsigma": hsigma,
+    }
     _check_are_flats(frames)
     on = tuple(frame for frame in frames if "LAMPOFF" not in tags(frame))
     off = tuple(frame for frame in frames if "LAMPOFF" in tags(frame))
@@ -61,7 +66,10 @@ def make_lamp_flat(
     if needs_dark(frames):
         return _thermal_flat(off, on, darks, how)
     if wavelength is not None and wavelength * 1e6 < blue_limit:
-        return note(stack_frames(frames, **how), f"{len(frames)} frames as they are (bluer than {blue_limit} micron)")
+        return note(
+            stack_frames(frames, **how),
+            f"{len(frames)} frames as they are (bluer than {blue_limit} micron)",
+        )
     if not on or not off:
         missing, have = ("lamp-off", "lamp-on") if on else ("lamp-on", "lamp-off")
         raise GdaskError(
@@ -70,7 +78,9 @@ def make_lamp_flat(
         )
     bright, faint = stack_frames(on, **how), stack_frames(off, **how)
     times = {float(descriptor(frame, "exposure_time")) for frame in frames}
-    text = f"{len(on)} lamp-on minus {len(off)} lamp-off" + (f"; exposure times differ: {sorted(times)} s" if len(times) > 1 else "")
+    text = f"{len(on)} lamp-on minus {len(off)} lamp-off" + (
+        f"; exposure times differ: {sorted(times)} s" if len(times) > 1 else ""
+    )
     return note(_difference(bright, faint), text)
 
 
@@ -95,7 +105,9 @@ def split_darks(darks: Frames, flats: Frames) -> tuple[Frames, Frames]:
     """The darks that thermal flats need (exposure time, coadds and read mode of the flats), and the others."""
     if not needs_dark(flats):
         return (), darks
-    return tuple(d for d in darks if same_exposure(d, flats[0])), tuple(d for d in darks if not same_exposure(d, flats[0]))
+    return tuple(d for d in darks if same_exposure(d, flats[0])), tuple(
+        d for d in darks if not same_exposure(d, flats[0])
+    )
 
 
 def _thermal_flat(off: Frames, on: Frames, darks: Frames, how: dict[str, object]) -> Frame:
@@ -108,26 +120,37 @@ def _thermal_flat(off: Frames, on: Frames, darks: Frames, how: dict[str, object]
     time = float(descriptor(off[0], "exposure_time"))
     alike = tuple(dark for dark in darks if same_exposure(dark, off[0]))
     if not alike and darks:
-        times = ", ".join(sorted({f"{float(descriptor(dark, 'exposure_time')):g}" for dark in darks}))
-        raise GdaskError(f"{off[0].attrs['name']}: no dark of {time:g} s in the list, which has {times} s; add some, or none at all")
+        times = ", ".join(
+            sorted({f"{float(descriptor(dark, 'exposure_time')):g}" for dark in darks})
+        )
+        raise GdaskError(
+            f"{off[0].attrs['name']}: no dark of {time:g} s in the list, which has {times} s; add some, or none at all"
+        )
     bright = stack_frames(off, **how)  # type: ignore[arg-type]
     if not alike:
         return note(bright, f"{len(off)} lamp-off frames, dark subtracted{ignored}")
     dark = stack_frames(alike, reject_method="varclip")
-    return note(_difference(bright, dark), f"{len(off)} lamp-off frames minus {len(alike)} darks of {time:g} s{ignored}")
+    return note(
+        _difference(bright, dark),
+        f"{len(off)} lamp-off frames minus {len(alike)} darks of {time:g} s{ignored}",
+    )
 
 
 def normalize_flat(flat: Frame) -> Frame:
     """Divide all arrays by one number, the median of the good pixels of all arrays together. [normalizeFlat]"""
     data, variance, dq = (array(flat, name) for name in ("data", "variance", "dq"))
     counts = map_planes(_histogram, data, dq, dtype=object, whole=True)
-    level = counts.rechunk((-1, -1, -1)).map_blocks(_median, chunks=((1,), (1,), (1,)), dtype="f8", meta=np.empty((0, 0, 0)))
+    level = counts.rechunk((-1, -1, -1)).map_blocks(
+        _median, chunks=((1,), (1,), (1,)), dtype="f8", meta=np.empty((0, 0, 0))
+    )
     scaled = with_arrays(
         flat,
         data=map_planes(_over, data, level, dtype="f4"),
         variance=map_planes(_over_square, variance, level, dtype="f4"),
     )
-    scaled = with_headers(scaled, primary={"BUNIT": None}, each={"BUNIT": [None] * len(flat.attrs["headers"])})
+    scaled = with_headers(
+        scaled, primary={"BUNIT": None}, each={"BUNIT": [None] * len(flat.attrs["headers"])}
+    )
     return pending(scaled, level=level)
 
 
@@ -141,7 +164,13 @@ def threshold_flatfield(
     lower, upper
         Limits of the normalised flat.
     """
-    packed = map_planes(_threshold, *(array(flat, n) for n in ("data", "variance", "dq")), dtype=PIXEL, lower=lower, upper=upper)
+    packed = map_planes(
+        _threshold,
+        *(array(flat, n) for n in ("data", "variance", "dq")),
+        dtype=PIXEL,
+        lower=lower,
+        upper=upper,
+    )
     return with_arrays(flat, **unpack(packed))
 
 
@@ -163,14 +192,35 @@ def make_bpm(
     dark_lo_thresh, dark_hi_thresh
         Limits of the dark in electrons; None takes them from the dark itself (median plus 10 standard deviations).
     """
-    mask = map_planes(_bad_in_flat, array(flat, "data"), array(flat, "dq"), dtype="u2", lower=flat_lo_thresh, upper=flat_hi_thresh)
+    mask = map_planes(
+        _bad_in_flat,
+        array(flat, "data"),
+        array(flat, "dq"),
+        dtype="u2",
+        lower=flat_lo_thresh,
+        upper=flat_hi_thresh,
+    )
     if dark is not None:
         dark = dark.chunk({"y": -1})
-        from_dark = map_planes(_bad_in_dark, array(dark, "data"), array(dark, "dq"), dtype="u2", lower=dark_lo_thresh, upper=dark_hi_thresh)
+        from_dark = map_planes(
+            _bad_in_dark,
+            array(dark, "data"),
+            array(dark, "dq"),
+            dtype="u2",
+            lower=dark_lo_thresh,
+            upper=dark_hi_thresh,
+        )
         mask = map_planes(np.bitwise_or, mask.rechunk((1, -1, -1)), from_dark, dtype="u2")
     frame = replaced(flat, dq=mask)
-    keywords = {"OBJECT": "BPM", "OBSTYPE": "BPM", "OBSCLASS": "dayCal", "BPMASK": flat.attrs["name"]}
-    return with_headers(frame, primary=keywords, each={"BUNIT": [None] * len(flat.attrs["headers"])})
+    keywords = {
+        "OBJECT": "BPM",
+        "OBSTYPE": "BPM",
+        "OBSCLASS": "dayCal",
+        "BPMASK": flat.attrs["name"],
+    }
+    return with_headers(
+        frame, primary=keywords, each={"BUNIT": [None] * len(flat.attrs["headers"])}
+    )
 
 
 def _difference(bright: Frame, faint: Frame) -> Frame:
@@ -180,7 +230,9 @@ def _difference(bright: Frame, faint: Frame) -> Frame:
         variance=array(bright, "variance") + array(faint, "variance"),
         dq=array(bright, "dq") | array(faint, "dq"),
     )
-    return difference.assign_attrs(provenance=(*bright.attrs["provenance"], *faint.attrs["provenance"]))
+    return difference.assign_attrs(
+        provenance=(*bright.attrs["provenance"], *faint.attrs["provenance"])
+    )
 
 
 def _histogram(data: Image, dq: Flags) -> object:
@@ -199,7 +251,9 @@ def _over_square(variance: Image, level: np.ndarray) -> Image:
     return variance / np.float32(level.item() ** 2)
 
 
-def _threshold(data: Image, variance: Image, dq: Flags, lower: float | None, upper: float | None) -> np.ndarray:
+def _threshold(
+    data: Image, variance: Image, dq: Flags, lower: float | None, upper: float | None
+) -> np.ndarray:
     values, flags = flat_kernels.threshold(data, dq, lower, upper)
     return pack(values, variance, flags)
 

@@ -49,24 +49,47 @@ def map_planes(
     """
     present = [array for array in arrays if array is not None]
     first = present[0]
-    present = [array.rechunk(first.chunks) if array.shape == first.shape and array.chunks != first.chunks else array for array in present]
+    present = [
+        array.rechunk(first.chunks)
+        if array.shape == first.shape and array.chunks != first.chunks
+        else array
+        for array in present
+    ]
     where = tuple(array is not None for array in arrays)
     values = {name: tuple(items) for name, items in (each or {}).items()}
     label = f"{kernel.__module__}.{kernel.__qualname__}"
-    token = tokenize(label, [array.name for array in present], where, values, shared, str(dtype), whole)
+    token = tokenize(
+        label, [array.name for array in present], where, values, shared, str(dtype), whole
+    )
     chunks = tuple(max((array.chunks[axis] for array in present), key=len) for axis in range(3))
-    bound = {"kernel": kernel, "where": where, "shared": shared, "whole": whole, "out_type": np.dtype(dtype)}
+    bound = {
+        "kernel": kernel,
+        "where": where,
+        "shared": shared,
+        "whole": whole,
+        "out_type": np.dtype(dtype),
+    }
     placed = bool(values) or windowed
     if placed:
         bound |= {"values": values, "edges": edges(first.chunks) if windowed else ()}
     return map_blocks(
-        _call_at if placed else _call, *present, name=f"{kernel.__name__.strip('_')}-{token}", dtype=dtype, placed=placed,
-        chunks=tuple((1,) * len(axis) for axis in chunks) if whole else chunks, **bound,
-    )  # fmt: skip
+        _call_at if placed else _call,
+        *present,
+        name=f"{kernel.__name__.strip('_')}-{token}",
+        dtype=dtype,
+        placed=placed,
+        chunks=tuple((1,) * len(axis) for axis in chunks) if whole else chunks,
+        **bound,
+    )
 
 
 def _call(
-    *blocks: np.ndarray, kernel: Callable[..., object], where: tuple[bool, ...], shared: Mapping[str, object], whole: bool, out_type: np.dtype
+    *blocks: np.ndarray,
+    kernel: Callable[..., object],
+    where: tuple[bool, ...],
+    shared: Mapping[str, object],
+    whole: bool,
+    out_type: np.dtype,
 ) -> np.ndarray:
     planes = iter(block[0] for block in blocks)
     result = kernel(*(next(planes) if present else None for present in where), **shared)
@@ -78,7 +101,12 @@ def _call(
 
 
 def _call_at(
-    place: tuple[int, int, int], *blocks: np.ndarray, values: Mapping[str, tuple], edges: tuple[tuple[int, ...], ...], shared: Mapping[str, object], **how: Any
+    place: tuple[int, int, int],
+    *blocks: np.ndarray,
+    values: Mapping[str, tuple],
+    edges: tuple[tuple[int, ...], ...],
+    shared: Mapping[str, object],
+    **how: Any,
 ) -> np.ndarray:
     """The same where some of the kernel's arguments go by the detector, or by the block's place."""
     given = dict(shared) | {name: items[place[0]] for name, items in values.items()}
@@ -101,7 +129,9 @@ def field(packed: np.ndarray, name: str) -> np.ndarray:
 
 def unpack(packed: da.Array) -> dict[str, da.Array]:
     """The variables of a lazy array of PIXEL, by name."""
-    return {name: map_planes(field, packed, dtype=DTYPES[name], name=name) for name in PIXEL.names or ()}
+    return {
+        name: map_planes(field, packed, dtype=DTYPES[name], name=name) for name in PIXEL.names or ()
+    }
 
 
 def item(box: np.ndarray, name: object) -> object:
@@ -120,7 +150,11 @@ def array(frame: Frame, name: str) -> da.Array | None:
 def with_arrays(frame: Frame, **arrays: da.Array | None) -> Frame:
     """The Frame with these variables set (None: left as it is). They are no longer what its file holds."""
     changed = {name: (DIMS, values) for name, values in arrays.items() if values is not None}
-    layout = {name: planes for name, planes in (frame.attrs["layout"] or {}).items() if name not in changed}
+    layout = {
+        name: planes
+        for name, planes in (frame.attrs["layout"] or {}).items()
+        if name not in changed
+    }
     return frame.assign(changed).assign_attrs(layout=layout)
 
 
@@ -130,7 +164,9 @@ def replaced(frame: Frame, **arrays: da.Array) -> Frame:
 
 
 def with_headers(
-    frame: Frame, primary: Mapping[str, object] | None = None, each: Mapping[str, Sequence[object]] | None = None
+    frame: Frame,
+    primary: Mapping[str, object] | None = None,
+    each: Mapping[str, Sequence[object]] | None = None,
 ) -> Frame:
     """The Frame with keywords set (None: removed) in its primary header and in each array's header, where any are."""
     phu, headers = frame.attrs["phu"], frame.attrs["headers"]
@@ -138,7 +174,10 @@ def with_headers(
         phu = Header.of(phu).changed(primary)
     if each:
         rows = zip(*each.values(), strict=True)
-        headers = tuple(Header.of(header).changed(dict(zip(each, row, strict=True))) for header, row in zip(headers, rows, strict=True))
+        headers = tuple(
+            Header.of(header).changed(dict(zip(each, row, strict=True)))
+            for header, row in zip(headers, rows, strict=True)
+        )
     return frame.assign_attrs(phu=phu, headers=headers)
 
 
@@ -146,7 +185,11 @@ def per_array(frame: Frame, name: str) -> tuple:
     """A descriptor's value for each array."""
     values = descriptor(frame, name)
     count = len(frame.attrs["headers"])
-    return tuple(values) if isinstance(values, (list, tuple)) and len(values) == count else (values,) * count
+    return (
+        tuple(values)
+        if isinstance(values, (list, tuple)) and len(values) == count
+        else (values,) * count
+    )
 
 
 def in_bands(frames: Frames, rows: int) -> Frames:
@@ -162,7 +205,11 @@ def pending(frame: Frame, **arrays: da.Array) -> Frame:
 
 def with_provenance(frame: Frame, source: Frame, step: str) -> Frame:
     """The Frame with a file that went into it on record; its checksum is computed with the product."""
-    row = {"filename": source.attrs["name"], "path": source.attrs["path"], "provenance_added_by": step}
+    row = {
+        "filename": source.attrs["name"],
+        "path": source.attrs["path"],
+        "provenance_added_by": step,
+    }
     return frame.assign_attrs(provenance=(*frame.attrs.get("provenance", ()), row))
 
 
@@ -189,18 +236,28 @@ def frames_in(value: object) -> list[Frame]:
     """All Frames in a step's argument or result, however its tuples are nested."""
     if _is_frame(value):
         return [value]  # type: ignore[list-item]
-    return [frame for item in value for frame in frames_in(item)] if isinstance(value, (tuple, list)) else []
+    return (
+        [frame for item in value for frame in frames_in(item)]
+        if isinstance(value, (tuple, list))
+        else []
+    )
 
 
 def map_frames(function: Callable[[Frame], Frame], value: object) -> object:
     """The same nesting with every Frame replaced by what `function` gives."""
     if _is_frame(value):
         return function(value)  # type: ignore[arg-type]
-    return tuple(map_frames(function, item) for item in value) if isinstance(value, tuple) else value
+    return (
+        tuple(map_frames(function, item) for item in value) if isinstance(value, tuple) else value
+    )
 
 
 def without_set_aside(value: object) -> object:
     """The same nesting without the Frames that were set aside."""
     if isinstance(value, tuple):
-        return tuple(without_set_aside(item) for item in value if not (_is_frame(item) and item.attrs.get("set_aside")))
+        return tuple(
+            without_set_aside(item)
+            for item in value
+            if not (_is_frame(item) and item.attrs.get("set_aside"))
+        )
     return value

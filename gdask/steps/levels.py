@@ -30,7 +30,9 @@ def measure_sky_levels(frames: Frames, *, cell: Annotated[float, Range(8, None)]
     """
     scale = float(instrument_of(frames[0]).facts["output_pixel_scale"]) * cell
     geometries = [geometry for frame in frames for geometry in frame.attrs["geometry"]]
-    shapes = [(frame.sizes["y"], frame.sizes["x"]) for frame in frames for _ in frame.attrs["geometry"]]
+    shapes = [
+        (frame.sizes["y"], frame.sizes["x"]) for frame in frames for _ in frame.attrs["geometry"]
+    ]
     grid = common_grid(geometries, shapes, scale, 0.0, geometries[0].ra, geometries[0].dec)
     return tuple(pending(frame, levels=_levels(frame, grid)) for frame in frames)
 
@@ -42,7 +44,9 @@ def match_sky_levels(frames: Frames) -> Frames:
     """
     parts = [
         (number, levels)
-        for number, levels in enumerate(levels for frame in frames for levels in frame.attrs["results"]["levels"])
+        for number, levels in enumerate(
+            levels for frame in frames for levels in frame.attrs["results"]["levels"]
+        )
     ]
     columns = [np.concatenate([levels[k] for _, levels in parts]) for k in range(3)]
     unit = np.concatenate([np.full(levels.shape[1], number) for number, levels in parts])
@@ -53,7 +57,17 @@ def match_sky_levels(frames: Frames) -> Frames:
     shifted, at = [], 0
     for frame in frames:
         count = frame.sizes["detector"]
-        shifted.append(note(affine(frame, "data", [1.0] * count, [float(-value) for value in offsets[at : at + count]]), text))
+        shifted.append(
+            note(
+                affine(
+                    frame,
+                    "data",
+                    [1.0] * count,
+                    [float(-value) for value in offsets[at : at + count]],
+                ),
+                text,
+            )
+        )
         at += count
     return tuple(shifted)
 
@@ -61,10 +75,19 @@ def match_sky_levels(frames: Frames) -> Frames:
 def _levels(frame: Frame, grid: Grid) -> object:
     whole = frame.chunk({"y": -1, "x": -1})
     planes = [array(whole, name) for name in ("data", "dq", "objects")]
-    return map_planes(_cell_levels, *planes, dtype=object, whole=True, each={"geometry": frame.attrs["geometry"]}, grid=grid)
+    return map_planes(
+        _cell_levels,
+        *planes,
+        dtype=object,
+        whole=True,
+        each={"geometry": frame.attrs["geometry"]},
+        grid=grid,
+    )
 
 
-def _cell_levels(data: Image, dq: Flags, objects: Mask | None, geometry: Geometry, grid: Grid) -> np.ndarray:
+def _cell_levels(
+    data: Image, dq: Flags, objects: Mask | None, geometry: Geometry, grid: Grid
+) -> np.ndarray:
     """Rows: cell number, median, error of the median; one column per cell."""
     good = (dq & np.uint16(UNUSABLE)) == 0
     if objects is not None:
@@ -75,7 +98,11 @@ def _cell_levels(data: Image, dq: Flags, objects: Mask | None, geometry: Geometr
 
 def _cells(geometry: Geometry, shape: tuple[int, int], grid: Grid) -> np.ndarray:
     """The cell of every block of pixels, by the block's centre."""
-    y, x = np.meshgrid(*(np.arange(0, size, BLOCK) + (BLOCK - 1) / 2 for size in shape), indexing="ij")
-    gx, gy = (np.floor(v + 0.5).astype(np.int64) for v in sky_to_grid(grid, *to_sky(geometry, x, y)))
+    y, x = np.meshgrid(
+        *(np.arange(0, size, BLOCK) + (BLOCK - 1) / 2 for size in shape), indexing="ij"
+    )
+    gx, gy = (
+        np.floor(v + 0.5).astype(np.int64) for v in sky_to_grid(grid, *to_sky(geometry, x, y))
+    )
     inside = (gx >= 0) & (gy >= 0) & (gx < grid.shape[1]) & (gy < grid.shape[0])
     return np.where(inside, gy * grid.shape[1] + gx, -1).astype(np.int32)

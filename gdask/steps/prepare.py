@@ -16,7 +16,18 @@ from gdask.params import Range
 from gdask.steps.frames import note, per_array, with_headers, with_provenance
 from gdask.types import Frame, Frames
 
-_THIRD_AXIS = ("CD3_3", "CD1_3", "CD2_3", "CD3_1", "CD3_2", "CRPIX3", "CRVAL3", "CTYPE3", "CUNIT3", "AXISLAB3")
+_THIRD_AXIS = (
+    "CD3_3",
+    "CD1_3",
+    "CD2_3",
+    "CD3_1",
+    "CD3_2",
+    "CRPIX3",
+    "CRVAL3",
+    "CTYPE3",
+    "CUNIT3",
+    "AXISLAB3",
+)
 #: Arcsec that a pointing may be off for each arcsec of offset: those of far sky frames are, without being wrong.
 SLACK = 0.04
 _NO_POINTING = {"ARC", "BIAS", "DARK", "FLAT", "PINHOLE", "BPM"}
@@ -52,7 +63,10 @@ def prepare(
         return frames
     suspects = {} if bad_wcs == "new" else find_bad_wcs(frames, limit, dither_limit, max_deadtime)
     if bad_wcs == "exit" and suspects:
-        raise GdaskError(_listing(suspects) + "\nSet prepare:bad_wcs=fix to rebuild them, or ignore to go on as they are")
+        raise GdaskError(
+            _listing(suspects)
+            + "\nSet prepare:bad_wcs=fix to rebuild them, or ignore to go on as they are"
+        )
     return _repair(frames, suspects, bad_wcs == "new", max_deadtime)
 
 
@@ -80,7 +94,9 @@ def check_wcs(
     return tuple(note(frame, text) for frame in frames)
 
 
-def find_bad_wcs(frames: Frames, limit: float, dither_limit: float, max_deadtime: float) -> dict[str, str]:
+def find_bad_wcs(
+    frames: Frames, limit: float, dither_limit: float, max_deadtime: float
+) -> dict[str, str]:
     """Names of the frames with a bad WCS, and why, in words."""
     suspects: dict[str, str] = {}
     for group in _groups(frames, max_deadtime):
@@ -89,11 +105,17 @@ def find_bad_wcs(frames: Frames, limit: float, dither_limit: float, max_deadtime
         for frame in group:
             miss = _miss(frame)
             if np.hypot(*miss) > limit:
-                suspects[frame.attrs["name"]] = f"points {np.hypot(*miss):.1f} arcsec from its target and offsets"
+                suspects[frame.attrs["name"]] = (
+                    f"points {np.hypot(*miss):.1f} arcsec from its target and offsets"
+                )
             elif base is None:
                 base, first = miss, expected_pointing(frame)
-            elif np.hypot(*(miss - base)) > dither_limit + SLACK * np.hypot(*tangent_plane(*expected_pointing(frame), *first)):
-                suspects[frame.attrs["name"]] = f"is {np.hypot(*(miss - base)):.1f} arcsec from where its offsets put it"
+            elif np.hypot(*(miss - base)) > dither_limit + SLACK * np.hypot(
+                *tangent_plane(*expected_pointing(frame), *first)
+            ):
+                suspects[frame.attrs["name"]] = (
+                    f"is {np.hypot(*(miss - base)):.1f} arcsec from where its offsets put it"
+                )
     return suspects
 
 
@@ -108,28 +130,46 @@ def expected_pointing(frame: Frame) -> tuple[float, float]:
     p, q = (float(phu.get(keyword, 0.0) or 0.0) for keyword in ("POFFSET", "QOFFSET"))
     east = p * np.cos(pa) + q * np.sin(pa) + float(phu.get("RATRGOFF", 0.0) or 0.0)
     north = -p * np.sin(pa) + q * np.cos(pa) + float(phu.get("DECTRGOF", 0.0) or 0.0)
-    ra, dec = tangent_sky(east, north, float(descriptor(frame, "target_ra")), float(descriptor(frame, "target_dec")))
+    ra, dec = tangent_sky(
+        east, north, float(descriptor(frame, "target_ra")), float(descriptor(frame, "target_dec"))
+    )
     return float(ra), float(dec)
 
 
 def _standard(frame: Frame) -> Frame:
     """Geometry of each array, original name, and the raw file in the provenance."""
     shape = (frame.sizes["y"], frame.sizes["x"])
-    geometry = frame.attrs.get("geometry") or instrument_of(frame).module.geometries(view(frame), shape)
+    geometry = frame.attrs.get("geometry") or instrument_of(frame).module.geometries(
+        view(frame), shape
+    )
     name = frame.attrs["name"]
     primary = {
-        "ORIGNAME": (frame.attrs["phu"].get("ORIGNAME", name), "Original filename prior to processing"),
+        "ORIGNAME": (
+            frame.attrs["phu"].get("ORIGNAME", name),
+            "Original filename prior to processing",
+        ),
         "PROCSOFT": ("gdask", "Data processing software used"),
         "PROCSVER": (__version__, "Data processing software version"),
         "PROCMODE": ("sq", "Processing mode"),
         "PREPARE": (f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}", "UT time stamp for prepare"),
     }
     # From here on these come from the headers, and those of raw files are not right (array 4, several coadds).
-    levels = (("GAIN", "gain"), ("RDNOISE", "read_noise"), ("SATLEVEL", "saturation_level"), ("NONLINEA", "non_linear_level"))
-    each = {keyword: per_array(frame, value) for keyword, value in levels} | _sections(frame) | _third_axis(frame)
+    levels = (
+        ("GAIN", "gain"),
+        ("RDNOISE", "read_noise"),
+        ("SATLEVEL", "saturation_level"),
+        ("NONLINEA", "non_linear_level"),
+    )
+    each = (
+        {keyword: per_array(frame, value) for keyword, value in levels}
+        | _sections(frame)
+        | _third_axis(frame)
+    )
     start = descriptor(frame, "ut_datetime")
     if start is not None and not instrument_of(frame).facts.get("mjd_valid", True):
-        mjd = (start - datetime(1858, 11, 17)) / timedelta(days=1)  # the raw one is stale, and software trusts it
+        mjd = (start - datetime(1858, 11, 17)) / timedelta(
+            days=1
+        )  # the raw one is stale, and software trusts it
         primary["MJD-OBS"] = (mjd, "MJD at start of observation")
         each["MJD-OBS"] = [mjd] * len(frame.attrs["headers"])
     if descriptor(frame, "is_coadds_summed"):
@@ -142,20 +182,30 @@ def _standard(frame: Frame) -> Frame:
 def _sections(frame: Frame) -> dict[str, Sequence[object]]:
     """Section keywords that the raw file does not have."""
     names = {"DETSEC": "detector_section", "ARRAYSEC": "array_section", "DATASEC": "data_section"}
-    missing = {key: name for key, name in names.items() if all(key not in header for header in frame.attrs["headers"])}
+    missing = {
+        key: name
+        for key, name in names.items()
+        if all(key not in header for header in frame.attrs["headers"])
+    }
     return {key: descriptor(frame, name, pretty=True) for key, name in missing.items()}
 
 
 def _third_axis(frame: Frame) -> dict[str, Sequence[object]]:
     """Keywords to remove: those of an axis of length 1 that the raw file has and the frame does not."""
     headers = frame.attrs["headers"]
-    return {key: [None] * len(headers) for key in _THIRD_AXIS if any(key in header for header in headers)}
+    return {
+        key: [None] * len(headers)
+        for key in _THIRD_AXIS
+        if any(key in header for header in headers)
+    }
 
 
 def _levels_of_sums(frame: Frame, each: dict[str, Sequence[object]]) -> dict[str, Sequence[object]]:
     """Saturation and non-linear levels are those of one coadd: of the sum they are as many times higher."""
     coadds = 1 if tags(frame) & {"PREPARED"} else int(descriptor(frame, "coadds") or 1)
-    return {key: [level and level * coadds for level in each[key]] for key in ("SATLEVEL", "NONLINEA")}
+    return {
+        key: [level and level * coadds for level in each[key]] for key in ("SATLEVEL", "NONLINEA")
+    }
 
 
 def _has_pointing(frame: Frame) -> bool:
@@ -185,7 +235,12 @@ def _exposure(frame: Frame) -> tuple[datetime, datetime]:
 def _miss(frame: Frame) -> np.ndarray:
     """Arcsec (East, North) from target plus offsets to where the WCS points."""
     geometry = frame.attrs["geometry"][0]
-    return np.array([float(value) for value in tangent_plane(geometry.ra, geometry.dec, *expected_pointing(frame))])
+    return np.array(
+        [
+            float(value)
+            for value in tangent_plane(geometry.ra, geometry.dec, *expected_pointing(frame))
+        ]
+    )
 
 
 def _repair(frames: Frames, suspects: dict[str, str], all_new: bool, max_deadtime: float) -> Frames:
@@ -196,7 +251,11 @@ def _repair(frames: Frames, suspects: dict[str, str], all_new: bool, max_deadtim
         for frame in group:
             if all_new or frame.attrs["name"] in suspects:
                 miss[frame.attrs["name"]] = base if base is not None else np.zeros(2)
-    text = f"WCS rebuilt from offsets: {', '.join(miss)}" if miss else "every WCS agrees with its target and offsets"
+    text = (
+        f"WCS rebuilt from offsets: {', '.join(miss)}"
+        if miss
+        else "every WCS agrees with its target and offsets"
+    )
     return tuple(note(_repoint(frame, miss.get(frame.attrs["name"])), text) for frame in frames)
 
 
@@ -208,11 +267,16 @@ def _repoint(frame: Frame, miss: np.ndarray | None) -> Frame:
     old = frame.attrs["geometry"][0]
     moved = tuple(g._replace(ra=ra, dec=dec) for g in frame.attrs["geometry"])
     each: dict[str, Sequence[object]] = {
-        key: [None if header.get(key) is None else header[key] + shift for header in frame.attrs["headers"]]
+        key: [
+            None if header.get(key) is None else header[key] + shift
+            for header in frame.attrs["headers"]
+        ]
         for key, shift in (("CRVAL1", ra - old.ra), ("CRVAL2", dec - old.dec))
     }
     return with_headers(frame.assign_attrs(geometry=moved), each=each)
 
 
 def _listing(suspects: dict[str, str]) -> str:
-    return "these files have a bad WCS:\n" + "\n".join(f"    {name} {why}" for name, why in suspects.items())
+    return "these files have a bad WCS:\n" + "\n".join(
+        f"    {name} {why}" for name, why in suspects.items()
+    )

@@ -15,7 +15,16 @@ from gdask.kernels.detector.probe_shadows import cell_counts, cell_medians, pixe
 from gdask.kernels.geometry.projection import from_sky, to_sky
 from gdask.model import DQ
 from gdask.params import Range
-from gdask.steps.frames import array, map_planes, note, pending, per_array, with_arrays, with_headers, with_provenance
+from gdask.steps.frames import (
+    array,
+    map_planes,
+    note,
+    pending,
+    per_array,
+    with_arrays,
+    with_headers,
+    with_provenance,
+)
 from gdask.steps.regions import match_window, true_sections
 from gdask.types import Flags, Frame, Frames, Image, Mask
 
@@ -53,14 +62,22 @@ def add_dq(
         Seconds for which a bright pixel leaves a latent image.
     """
     extra = _open_bpm(user_bpm) if user_bpm else None
-    masks = tuple(_add_levels(f, (bpm, extra), non_linear, hidden_saturation) for f, bpm in zip(frames, bpms, strict=True))
+    masks = tuple(
+        _add_levels(f, (bpm, extra), non_linear, hidden_saturation)
+        for f, bpm in zip(frames, bpms, strict=True)
+    )
     return _add_latents(masks, time) if latency else masks
 
 
 def measure_shadows(frame: Frame) -> Frame:
     """Median level of each array in small cells, fetched at the end of the phase for flag_shadows; flat-fielded frames."""
     whole = frame.chunk({"y": -1, "x": -1})
-    return pending(frame, shadows=map_planes(_cells, array(whole, "data"), array(whole, "dq"), dtype=object, whole=True))
+    return pending(
+        frame,
+        shadows=map_planes(
+            _cells, array(whole, "data"), array(whole, "dq"), dtype=object, whole=True
+        ),
+    )
 
 
 def flag_shadows(frames: Frames, *, depth: Annotated[float, Range(0.02, 1)] = 0.15) -> Frames:
@@ -77,10 +94,16 @@ def flag_shadows(frames: Frames, *, depth: Annotated[float, Range(0.02, 1)] = 0.
     """
     if any("shadows" not in frame.attrs.get("results", {}) for frame in frames):
         return tuple(note(frame, "nothing done: measure_shadows was left out") for frame in frames)
-    units = [(n, d, cells) for n, frame in enumerate(frames) for d, cells in enumerate(frame.attrs["results"]["shadows"])]
+    units = [
+        (n, d, cells)
+        for n, frame in enumerate(frames)
+        for d, cells in enumerate(frame.attrs["results"]["shadows"])
+    ]
     shadows: dict[tuple[int, int], Mask] = {}
     for array_number, shape in sorted({(d, cells.shape) for _, d, cells in units}):
-        alike = [(n, cells[0]) for n, d, cells in units if (d, cells.shape) == (array_number, shape)]
+        alike = [
+            (n, cells[0]) for n, d, cells in units if (d, cells.shape) == (array_number, shape)
+        ]
         places = _places([frames[n] for n, _ in alike], array_number)
         found = shadow_cells([levels for _, levels in alike], places, depth)
         shadows |= {(n, array_number): mask for (n, _), mask in zip(alike, found, strict=True)}
@@ -88,9 +111,18 @@ def flag_shadows(frames: Frames, *, depth: Annotated[float, Range(0.02, 1)] = 0.
     for n, d, cells in units:
         pixels[n] += int(cells[1][shadows[n, d]].sum())
     dark = [count for count in pixels if count]
-    text = f"{len(dark)} of them with the shadow of a guide probe, {min(dark)} to {max(dark)} pixels each" if dark else "no shadow of a guide probe"
+    text = (
+        f"{len(dark)} of them with the shadow of a guide probe, {min(dark)} to {max(dark)} pixels each"
+        if dark
+        else "no shadow of a guide probe"
+    )
     return tuple(
-        note(_with_shadow(frame, [shadows[n, d] for d in range(frame.sizes["detector"])]) if pixels[n] else frame, text)
+        note(
+            _with_shadow(frame, [shadows[n, d] for d in range(frame.sizes["detector"])])
+            if pixels[n]
+            else frame,
+            text,
+        )
         for n, frame in enumerate(frames)
     )
 
@@ -105,11 +137,21 @@ def _places(frames: list[Frame], number: int) -> np.ndarray:
     geometries = [frame.attrs["geometry"][number] for frame in frames]
     guided = [descriptor(frame, "wavefront_sensor") is not None for frame in frames]
     centre = to_sky(geometries[0], frames[0].sizes["x"] / 2, frames[0].sizes["y"] / 2)
-    return np.array([np.ravel(from_sky(g, *centre)) if ok else (np.nan, np.nan) for g, ok in zip(geometries, guided, strict=True)])
+    return np.array(
+        [
+            np.ravel(from_sky(g, *centre)) if ok else (np.nan, np.nan)
+            for g, ok in zip(geometries, guided, strict=True)
+        ]
+    )
 
 
 def _with_shadow(frame: Frame, masks: list[Mask]) -> Frame:
-    return with_arrays(frame, dq=map_planes(_flag_shadow, array(frame, "dq"), dtype="u2", each={"cells": masks}, windowed=True))
+    return with_arrays(
+        frame,
+        dq=map_planes(
+            _flag_shadow, array(frame, "dq"), dtype="u2", each={"cells": masks}, windowed=True
+        ),
+    )
 
 
 def _flag_shadow(dq: Flags, cells: Mask, window: tuple[int, int, int, int]) -> Flags:
@@ -122,7 +164,9 @@ def _open_bpm(path: str) -> Frame:
     return open_frame(path)
 
 
-def _add_levels(frame: Frame, bpms: tuple[Frame | None, ...], non_linear: bool, hidden: bool) -> Frame:
+def _add_levels(
+    frame: Frame, bpms: tuple[Frame | None, ...], non_linear: bool, hidden: bool
+) -> Frame:
     saturated = per_array(frame, "saturation_level")
     linear = per_array(frame, "non_linear_level") if non_linear else saturated
     masks = [match_window(bpm, frame) for bpm in bpms if bpm is not None]
@@ -135,19 +179,36 @@ def _add_levels(frame: Frame, bpms: tuple[Frame | None, ...], non_linear: bool, 
     # The hole of a saturated core may reach into the next band: looking for holes needs the whole array.
     rows = frame.sizes["y"] if hidden else max(frame["data"].data.chunks[1])
     data = array(reopen(frame, rows=rows, tag="dq"), "data")
-    dq = map_planes(_flag, data, static, dtype="u2", each={"non_linear": linear, "saturated": saturated}, hidden=hidden)
+    dq = map_planes(
+        _flag,
+        data,
+        static,
+        dtype="u2",
+        each={"non_linear": linear, "saturated": saturated},
+        hidden=hidden,
+    )
     dq = _flag_unilluminated(frame, dq)
     for mask in masks:
         frame = with_provenance(frame, mask, "add_dq")
     used = [mask.attrs["name"] for mask in masks]
     frame = with_headers(
         with_arrays(frame, dq=dq),
-        each={"SATLEVEL": saturated, "NONLINEA": per_array(frame, "non_linear_level"), "RDNOISE": per_array(frame, "read_noise"), "GAIN": per_array(frame, "gain")},
+        each={
+            "SATLEVEL": saturated,
+            "NONLINEA": per_array(frame, "non_linear_level"),
+            "RDNOISE": per_array(frame, "read_noise"),
+            "GAIN": per_array(frame, "gain"),
+        },
     )
-    return note(frame, "static BPM " + (", ".join(used) if used else "none: no known bad pixels are flagged"))
+    return note(
+        frame,
+        "static BPM " + (", ".join(used) if used else "none: no known bad pixels are flagged"),
+    )
 
 
-def _flag(data: Image, bpm: np.ndarray | None, non_linear: float, saturated: float, hidden: bool) -> Flags:
+def _flag(
+    data: Image, bpm: np.ndarray | None, non_linear: float, saturated: float, hidden: bool
+) -> Flags:
     static = None if bpm is None else bpm.astype(np.uint16)
     dq = dq_kernels.flag_levels(data, static, non_linear, saturated)
     return dq | dq_kernels.hidden_saturation(data, dq, non_linear) if hidden else dq
@@ -158,7 +219,11 @@ def _either(one: np.ndarray, other: np.ndarray) -> Flags:
 
 
 def _flag_border(
-    dq: Flags, corner: tuple[int, int], window: tuple[int, int, int, int], full: tuple[int, int], width: int
+    dq: Flags,
+    corner: tuple[int, int],
+    window: tuple[int, int, int, int],
+    full: tuple[int, int],
+    width: int,
 ) -> Flags:
     y1, _, x1, _ = window
     edge = dq_kernels.border_mask(dq.shape, corner[0] + x1, corner[1] + y1, full, width)
@@ -177,15 +242,30 @@ def _add_latents(frames: Frames, time: float) -> Frames:
     result = []
     for number, frame in enumerate(frames):
         earlier = [
-            other for other, start in enumerate(starts)
-            if start is not None and starts[number] is not None and masks[other] is not None
+            other
+            for other, start in enumerate(starts)
+            if start is not None
+            and starts[number] is not None
+            and masks[other] is not None
             and 0 < (starts[number] - start).total_seconds() < time
-        ]  # fmt: skip
+        ]
         dq = array(frame, "dq")
         if earlier:
-            offsets = [[_offset(sections[other][d], sections[number][d]) for other in earlier] for d in range(dq.shape[0])]
-            shapes = tuple((frames[other].sizes["y"], frames[other].sizes["x"]) for other in earlier)
-            dq = map_planes(_flag_latents, dq, *(masks[other] for other in earlier), dtype="u2", each={"offsets": offsets}, shapes=shapes)
+            offsets = [
+                [_offset(sections[other][d], sections[number][d]) for other in earlier]
+                for d in range(dq.shape[0])
+            ]
+            shapes = tuple(
+                (frames[other].sizes["y"], frames[other].sizes["x"]) for other in earlier
+            )
+            dq = map_planes(
+                _flag_latents,
+                dq,
+                *(masks[other] for other in earlier),
+                dtype="u2",
+                each={"offsets": offsets},
+                shapes=shapes,
+            )
         result.append(note(with_arrays(frame, dq=dq), frame.attrs["note"]))
     return tuple(result)
 
@@ -201,11 +281,18 @@ def _saturation_masks(frame: Frame) -> object:
     if not layout:
         return None
     planes = layout["data"]
-    levels = tuple(zip(per_array(frame, "non_linear_level"), per_array(frame, "saturation_level"), strict=True))
+    levels = tuple(
+        zip(per_array(frame, "non_linear_level"), per_array(frame, "saturation_level"), strict=True)
+    )
     return map_blocks(
-        _packed_saturation, name=f"saturated-{tokenize(planes, levels)}", dtype=object, chunks=((1,) * len(planes), (1,), (1,)),
-        placed=True, planes=planes, levels=levels,
-    )  # fmt: skip
+        _packed_saturation,
+        name=f"saturated-{tokenize(planes, levels)}",
+        dtype=object,
+        chunks=((1,) * len(planes), (1,), (1,)),
+        placed=True,
+        planes=planes,
+        levels=levels,
+    )
 
 
 def _packed_saturation(place: tuple[int, int, int], planes: tuple, levels: tuple) -> np.ndarray:
@@ -219,7 +306,9 @@ def _packed_saturation(place: tuple[int, int, int], planes: tuple, levels: tuple
     return boxed
 
 
-def _flag_latents(dq: Flags, *packed: np.ndarray, offsets: list[tuple[int, int]], shapes: tuple) -> Flags:
+def _flag_latents(
+    dq: Flags, *packed: np.ndarray, offsets: list[tuple[int, int]], shapes: tuple
+) -> Flags:
     result = dq.copy()
     for box, (dx, dy), shape in zip(packed, offsets, shapes, strict=True):
         mask = dq_kernels.unpack_mask(box[0, 0], shape)
@@ -237,16 +326,30 @@ def _flag_unilluminated(frame: Frame, dq: object) -> object:
     corners = [(section[0], section[2]) for section in true_sections(frame)]
     if facts.get("border"):
         full = tuple(facts["array_shape"])
-        dq = map_planes(_flag_border, dq, dtype="u2", each={"corner": corners}, windowed=True, full=full, width=facts["border"])
+        dq = map_planes(
+            _flag_border,
+            dq,
+            dtype="u2",
+            each={"corner": corners},
+            windowed=True,
+            full=full,
+            width=facts["border"],
+        )
     circle = facts.get("illumination")
     if circle and "DARK" not in tags(frame):
         how = {"centre": tuple(circle["centre"]), "radius": circle["radius"]}
-        dq = map_planes(_flag_outside, dq, dtype="u2", each={"corner": corners}, windowed=True, **how)
+        dq = map_planes(
+            _flag_outside, dq, dtype="u2", each={"corner": corners}, windowed=True, **how
+        )
     return dq
 
 
 def _flag_outside(
-    dq: Flags, corner: tuple[int, int], window: tuple[int, int, int, int], centre: tuple[float, float], radius: float
+    dq: Flags,
+    corner: tuple[int, int],
+    window: tuple[int, int, int, int],
+    centre: tuple[float, float],
+    radius: float,
 ) -> Flags:
     y1, _, x1, _ = window
     outside = dq_kernels.circle_mask(dq.shape, corner[0] + x1, corner[1] + y1, centre, radius)

@@ -22,7 +22,12 @@ def match_window(calibration: Frame, frame: Frame) -> Frame:
         )
     windows = set()
     for section, outer in zip(wanted, have, strict=True):
-        x1, x2, y1, y2 = section[0] - outer[0], section[1] - outer[0], section[2] - outer[2], section[3] - outer[2]
+        x1, x2, y1, y2 = (
+            section[0] - outer[0],
+            section[1] - outer[0],
+            section[2] - outer[2],
+            section[3] - outer[2],
+        )
         if x1 < 0 or y1 < 0 or section[1] > outer[1] or section[3] > outer[3]:
             raise GdaskError(
                 f"{calibration.attrs['name']} covers {have}, {frame.attrs['name']} needs {wanted}; use a full-frame one"
@@ -30,17 +35,28 @@ def match_window(calibration: Frame, frame: Frame) -> Frame:
         windows.add((x1, x2, y1, y2))
     rows = frame["data"].data.chunks[1]
     if windows == {(0, calibration.sizes["x"], 0, calibration.sizes["y"])}:
-        return reopen(calibration, rows=max(rows), tag="") if max(rows) < frame.sizes["y"] else calibration
+        return (
+            reopen(calibration, rows=max(rows), tag="")
+            if max(rows) < frame.sizes["y"]
+            else calibration
+        )
     return _cut(calibration, [_window(s, o) for s, o in zip(wanted, have, strict=True)], rows)
 
 
 def true_sections(frame: Frame) -> tuple[tuple[int, int, int, int], ...]:
     """Where each array's pixels truly lie on the array: 0-based half-open (x1, x2, y1, y2)."""
-    return instrument_of(frame).module.true_sections(view(frame), (frame.sizes["y"], frame.sizes["x"]))
+    return instrument_of(frame).module.true_sections(
+        view(frame), (frame.sizes["y"], frame.sizes["x"])
+    )
 
 
 def _window(section: tuple[int, ...], outer: tuple[int, ...]) -> tuple[int, int, int, int]:
-    return section[0] - outer[0], section[1] - outer[0], section[2] - outer[2], section[3] - outer[2]
+    return (
+        section[0] - outer[0],
+        section[1] - outer[0],
+        section[2] - outer[2],
+        section[3] - outer[2],
+    )
 
 
 def _cut(frame: Frame, windows: list[tuple[int, int, int, int]], rows: tuple[int, ...]) -> Frame:

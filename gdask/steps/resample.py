@@ -69,7 +69,9 @@ def resample_to_common_frame(
     worst = max(frame.attrs["solution"]["map_px"] for frame in frames)
     text = f"{grid.shape[1]} x {grid.shape[0]} pixels of {grid.scale:g} arcsec, {interpolation}, map good to {worst:.1e} px"
     side = SIDE if len(frames) < MANY else SIDE // 2
-    return tuple(note(_resample_frame(frame, grid, header, interpolation, side), text) for frame in frames)
+    return tuple(
+        note(_resample_frame(frame, grid, header, interpolation, side), text) for frame in frames
+    )
 
 
 def correlation(interpolation: str, ratio: float) -> dict[str, tuple[object, str]]:
@@ -81,25 +83,33 @@ def correlation(interpolation: str, ratio: float) -> dict[str, tuple[object, str
     return {
         "INTERPOL": (interpolation, "Interpolation kernel"),
         "CORRFAC": (1.0, "rms of a sum of many pixels / sqrt(sum VAR)"),
-        "CORRPIX": (round(noise_correlation(interpolation) * ratio**0.5, 5), "rms of one pixel / sqrt(VAR)"),
+        "CORRPIX": (
+            round(noise_correlation(interpolation) * ratio**0.5, 5),
+            "rms of one pixel / sqrt(VAR)",
+        ),
     }
 
 
 def reference_area(geometries: tuple[Geometry, ...], shape: tuple[int, int]) -> float:
     """The median pixel area (arcsec^2) over all arrays: that of the pixel for which a flat is 1."""
-    y, x = np.meshgrid(np.linspace(0, shape[0] - 1, 33), np.linspace(0, shape[1] - 1, 33), indexing="ij")
+    y, x = np.meshgrid(
+        np.linspace(0, shape[0] - 1, 33), np.linspace(0, shape[1] - 1, 33), indexing="ij"
+    )
     return float(np.median([pixel_area(geometry, x, y) for geometry in geometries]))
 
 
 def _grid_of_frames(frames: Frames, scale: float, pa: float) -> Grid:
     geometries = [geometry for frame in frames for geometry in frame.attrs["geometry"]]
-    shapes = [(frame.sizes["y"], frame.sizes["x"]) for frame in frames for _ in frame.attrs["geometry"]]
+    shapes = [
+        (frame.sizes["y"], frame.sizes["x"]) for frame in frames for _ in frame.attrs["geometry"]
+    ]
     ra, dec = (float(descriptor(frames[0], name)) for name in ("target_ra", "target_dec"))
     return common_grid(geometries, shapes, scale, pa, ra, dec)
 
 
 def _grid_of_file(path: str) -> Grid:
     from gdask.io.read import open_frame
+
     reference = open_frame(path)
     header = reference.attrs["headers"][0].copy()
     header["NAXIS1"], header["NAXIS2"] = reference.sizes["x"], reference.sizes["y"]
@@ -133,19 +143,48 @@ def _map_error(frame: Frame, grid: Grid) -> float:
         y1, y2, x1, x2 = footprint(geometry, (frame.sizes["y"], frame.sizes["x"]), grid)
         if y2 > y1:
             middle = (y1 + y2) // 2
-            worst = max(worst, map_error(geometry, grid, (middle, middle + 1, x1, x2)), map_error(geometry, grid, (y1, y2, x1, x1 + 1)))
+            worst = max(
+                worst,
+                map_error(geometry, grid, (middle, middle + 1, x1, x2)),
+                map_error(geometry, grid, (y1, y2, x1, x1 + 1)),
+            )
     return worst
 
 
-def _resample_frame(frame: Frame, grid: Grid, header: object, interpolation: str, side: int) -> Frame:
+def _resample_frame(
+    frame: Frame, grid: Grid, header: object, interpolation: str, side: int
+) -> Frame:
     planes = tuple(zip(*(on_disk(frame, name) for name in ("data", "variance", "dq")), strict=True))
     geometries, shape = frame.attrs["geometry"], (frame.sizes["y"], frame.sizes["x"])
-    area = frame.attrs.get("reference_area") or frame.attrs["phu"].get("FLATAREA") or reference_area(geometries, shape)
+    area = (
+        frame.attrs.get("reference_area")
+        or frame.attrs["phu"].get("FLATAREA")
+        or reference_area(geometries, shape)
+    )
     ratio = grid.scale**2 / area
-    source = Source(planes, geometries, tuple(footprint(each, shape, grid) for each in geometries), interpolation, ratio)
-    chunks = ((1,), *(tuple(min(side, whole - at) for at in range(0, whole, side)) for whole in grid.shape))
+    source = Source(
+        planes,
+        geometries,
+        tuple(footprint(each, shape, grid) for each in geometries),
+        interpolation,
+        ratio,
+    )
+    chunks = (
+        (1,),
+        *(tuple(min(side, whole - at) for at in range(0, whole, side)) for whole in grid.shape),
+    )
     name = f"resample-{tokenize(source, grid, side)}"
-    packed = map_blocks(_resample_tile, name=name, dtype=PIXEL, chunks=chunks, placed=True, source=source, planes=planes, grid=grid, rows=side)
+    packed = map_blocks(
+        _resample_tile,
+        name=name,
+        dtype=PIXEL,
+        chunks=chunks,
+        placed=True,
+        source=source,
+        planes=planes,
+        grid=grid,
+        rows=side,
+    )
     onto = replaced(frame, **unpack(packed))
     base = frame.attrs["headers"][0].copy()
     for keyword in _ARRAY_KEYWORDS:
@@ -153,19 +192,57 @@ def _resample_frame(frame: Frame, grid: Grid, header: object, interpolation: str
     base.update(header)
     base.update(correlation(interpolation, ratio))
     onto = with_headers(onto, primary={"PIXSCALE": (grid.scale, "Pixel scale (arcsec)")})
-    return onto.assign_attrs(headers=(base,), geometry=(), source_geometry=geometries, grid=grid, source=source, resampled=_names(onto), pending={}, results={})
+    return onto.assign_attrs(
+        headers=(base,),
+        geometry=(),
+        source_geometry=geometries,
+        grid=grid,
+        source=source,
+        resampled=_names(onto),
+        pending={},
+        results={},
+    )
 
 
 #: What describes one array and its pixels, and not an image of all arrays.
 _ARRAY_KEYWORDS = (
-    "ARRAYID", "CCDSEC", "DETSEC", "ARRAYSEC", "DATASEC", "CCDNAME", "AMPNAME", "LTM1_1", "LTM2_2", "LTV1", "LTV2",
-    "CD1_1", "CD1_2", "CD2_1", "CD2_2", "CRPIX1", "CRPIX2", "CRVAL1", "CRVAL2", "CTYPE1", "CTYPE2", "SATLEVEL", "NONLINEA",
-    "RADECSYS", "RDNOISE", "XSCALE", "YSCALE", "CCDSIZE", "FRMNAME", "FRAMEID",
+    "ARRAYID",
+    "CCDSEC",
+    "DETSEC",
+    "ARRAYSEC",
+    "DATASEC",
+    "CCDNAME",
+    "AMPNAME",
+    "LTM1_1",
+    "LTM2_2",
+    "LTV1",
+    "LTV2",
+    "CD1_1",
+    "CD1_2",
+    "CD2_1",
+    "CD2_2",
+    "CRPIX1",
+    "CRPIX2",
+    "CRVAL1",
+    "CRVAL2",
+    "CTYPE1",
+    "CTYPE2",
+    "SATLEVEL",
+    "NONLINEA",
+    "RADECSYS",
+    "RDNOISE",
+    "XSCALE",
+    "YSCALE",
+    "CCDSIZE",
+    "FRMNAME",
+    "FRAMEID",
     *(f"AMP{kind}{number}" for kind in ("NAME", "SEC") for number in range(1, 5)),
-)  # fmt: skip
+)
 
 
-def _resample_tile(place: tuple[int, int, int], source: Source, planes: object, grid: Grid, rows: int) -> np.ndarray:
+def _resample_tile(
+    place: tuple[int, int, int], source: Source, planes: object, grid: Grid, rows: int
+) -> np.ndarray:
     """One square of `rows` pixels' side. planes: for the projection of memory."""
     y1, x1 = place[1] * rows, place[2] * rows
     window = y1, min(y1 + rows, grid.shape[0]), x1, min(x1 + rows, grid.shape[1])
@@ -175,23 +252,46 @@ def _resample_tile(place: tuple[int, int, int], source: Source, planes: object, 
     return pack(*result)[None]
 
 
-def resample_window(source: Source, grid: Grid, window: Window, result: tuple[Image, Image, Flags]) -> None:
+def resample_window(
+    source: Source, grid: Grid, window: Window, result: tuple[Image, Image, Flags]
+) -> None:
     """Put into `result` (data, variance, DQ) a frame as a window of the grid shows it. The bits of a pixel do not depend on
     the window; where two arrays overlap, the better pixel is taken, NO_DATA where there is none."""
     for plane, nothing in zip(result, (0, 0, DQ.NO_DATA), strict=True):
         plane[:] = nothing
-    for three, geometry, (top, bottom, left, right) in zip(source.planes, source.geometries, source.windows, strict=True):
-        y1, y2, x1, x2 = max(window[0], top), min(window[1], bottom), max(window[2], left), min(window[3], right)
+    for three, geometry, (top, bottom, left, right) in zip(
+        source.planes, source.geometries, source.windows, strict=True
+    ):
+        y1, y2, x1, x2 = (
+            max(window[0], top),
+            min(window[1], bottom),
+            max(window[2], left),
+            min(window[3], right),
+        )
         touched = y1, y2, x1, x2
-        inside = input_window(geometry, three[0].shape, grid, touched, reach(source.interpolation)) if y1 < y2 and x1 < x2 else None
+        inside = (
+            input_window(geometry, three[0].shape, grid, touched, reach(source.interpolation))
+            if y1 < y2 and x1 < x2
+            else None
+        )
         if inside is None:
             continue
-        planes = (read_window(plane, *inside, np.dtype(kind)) for plane, kind in zip(three, ("f4", "f4", "u2"), strict=True))
+        planes = (
+            read_window(plane, *inside, np.dtype(kind))
+            for plane, kind in zip(three, ("f4", "f4", "u2"), strict=True)
+        )
         data, variance, dq = resample(
-            *planes, *pixel_map(geometry, grid, touched), interpolation=source.interpolation, area_ratio=source.ratio, origin=(inside[0], inside[2]),
-        )  # fmt: skip
+            *planes,
+            *pixel_map(geometry, grid, touched),
+            interpolation=source.interpolation,
+            area_ratio=source.ratio,
+            origin=(inside[0], inside[2]),
+        )
         of_data, of_variance = area_factors(geometry, grid, touched, grid.scale**2 / source.ratio)
-        part = tuple(plane[y1 - window[0] : y2 - window[0], x1 - window[2] : x2 - window[2]] for plane in result)
+        part = tuple(
+            plane[y1 - window[0] : y2 - window[0], x1 - window[2] : x2 - window[2]]
+            for plane in result
+        )
         _merge(part, (data * of_data, variance * of_variance, dq))  # type: ignore[arg-type]
 
 

@@ -30,22 +30,40 @@ def with_residuals(frame: Frame, fit: FrameFit, solution: Solution) -> Frame:
     if not fit.ok:
         return frame
     parts = []
-    for number, (stars, geometry) in enumerate(zip(frame.attrs["results"]["stars"], frame.attrs["geometry"], strict=True)):
+    for number, (stars, geometry) in enumerate(
+        zip(frame.attrs["results"]["stars"], frame.attrs["geometry"], strict=True)
+    ):
         good = usable(stars)
         part = np.zeros(len(good), MEASURED)
         scale, angle = np.sqrt(pixel_area(geometry, good["x"], good["y"])), np.radians(geometry.pa)
         c, s = np.cos(angle) ** 2 * scale**2, np.sin(angle) ** 2 * scale**2
-        part["array"], part["x"], part["y"], part["flags"] = number, good["x"], good["y"], good["flags"]
-        part["edx"], part["edy"] = np.sqrt(c * good["ex"] ** 2 + s * good["ey"] ** 2), np.sqrt(s * good["ex"] ** 2 + c * good["ey"] ** 2)
+        part["array"], part["x"], part["y"], part["flags"] = (
+            number,
+            good["x"],
+            good["y"],
+            good["flags"],
+        )
+        part["edx"], part["edy"] = (
+            np.sqrt(c * good["ex"] ** 2 + s * good["ey"] ** 2),
+            np.sqrt(s * good["ex"] ** 2 + c * good["ey"] ** 2),
+        )
         part["flux"], part["eflux"] = good["flux"], good["eflux"]
         parts.append(part)
     rows = np.concatenate(parts)
     rows["star"], rows["dx"], rows["dy"] = fit.star, fit.residual_x, fit.residual_y
-    shared = (fit.star >= 0) & (solution.stars["n"][np.maximum(fit.star, 0)] >= 2) if len(solution.stars) else np.zeros(len(rows), bool)
+    shared = (
+        (fit.star >= 0) & (solution.stars["n"][np.maximum(fit.star, 0)] >= 2)
+        if len(solution.stars)
+        else np.zeros(len(rows), bool)
+    )
     more = {
-        "residuals": rows[shared], "mjd": _middle(frame), "shape": (frame.sizes["y"], frame.sizes["x"]),
-        "stars": solution.stars, "centre": (solution.ra, solution.dec), "floor_mas": solution.floor,
-    }  # fmt: skip
+        "residuals": rows[shared],
+        "mjd": _middle(frame),
+        "shape": (frame.sizes["y"], frame.sizes["x"]),
+        "stars": solution.stars,
+        "centre": (solution.ra, solution.dec),
+        "floor_mas": solution.floor,
+    }
     return frame.assign_attrs(solution=frame.attrs["solution"] | more)
 
 

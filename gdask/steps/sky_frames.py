@@ -49,16 +49,26 @@ def separate_sky(
         rest = {other[next(iter(present))]} if len(present) == 1 else {"object"}
         kinds = [kind or rest for kind in kinds]
     text = f"{sum('object' in k for k in kinds)} on target, {sum('sky' in k for k in kinds)} on sky ({why})"
-    marked = [_mark(frame, kind, group, text) for frame, kind, group in zip(frames, kinds, groups, strict=True)]
+    marked = [
+        _mark(frame, kind, group, text)
+        for frame, kind, group in zip(frames, kinds, groups, strict=True)
+    ]
     targets = tuple(frame for frame, kind in zip(marked, kinds, strict=True) if "object" in kind)
     if not targets:
-        raise GdaskError(f"separate_sky: all {len(frames)} frames are on sky ({why}); name those on target with separateSky:ref_obj=...")
+        raise GdaskError(
+            f"separate_sky: all {len(frames)} frames are on sky ({why}); name those on target with separateSky:ref_obj=..."
+        )
     return targets, tuple(frame for frame, kind in zip(marked, kinds, strict=True) if "sky" in kind)
 
 
 def merge_groups(targets: Frames, skies: Frames) -> Frames:
     """Targets and skies as one group again, each frame once, in order of name."""
-    return tuple(sorted({frame.attrs["name"]: frame for frame in (*skies, *targets)}.values(), key=lambda frame: frame.attrs["name"]))
+    return tuple(
+        sorted(
+            {frame.attrs["name"]: frame for frame in (*skies, *targets)}.values(),
+            key=lambda frame: frame.attrs["name"],
+        )
+    )
 
 
 #: What `set_up` gives; by id of a frame, the middle of its exposure (s) and its set-up.
@@ -94,14 +104,21 @@ def associate_sky(
     keep_lonely
         Keep a frame without sky frames (only its level is subtracted then).
     """
-    known = {id(frame): (middle(frame), set_up(frame)) for frame in (*frames, *skies)}  # once for each, not for each pair
-    return tuple(_associate(frame, skies, known, distance, time, min_skies, max_skies, use_all, keep_lonely) for frame in frames)
+    known = {
+        id(frame): (middle(frame), set_up(frame)) for frame in (*frames, *skies)
+    }  # once for each, not for each pair
+    return tuple(
+        _associate(frame, skies, known, distance, time, min_skies, max_skies, use_all, keep_lonely)
+        for frame in frames
+    )
 
 
 def check_one_target(frames: Frames, limit: float) -> None:
     """Raise GdaskError where guided frames have targets (RA, DEC of the header) more than `limit` arcsec apart."""
     guided = [frame for frame in frames if descriptor(frame, "wavefront_sensor") is not None]
-    targets = [(float(descriptor(f, "target_ra")), float(descriptor(f, "target_dec"))) for f in guided]
+    targets = [
+        (float(descriptor(f, "target_ra")), float(descriptor(f, "target_dec"))) for f in guided
+    ]
     for frame, target in zip(guided, targets, strict=True):
         apart = separation(target, targets[0])
         if apart > limit:
@@ -120,7 +137,9 @@ def middle(frame: Frame) -> float:
 def separation(one: tuple[float, float], other: tuple[float, float]) -> float:
     """Arcsec between two positions in degrees (haversine, exact at small angles)."""
     (ra1, dec1), (ra2, dec2) = np.radians(one), np.radians(other)
-    half = np.sin((dec2 - dec1) / 2) ** 2 + np.cos(dec1) * np.cos(dec2) * np.sin((ra2 - ra1) / 2) ** 2
+    half = (
+        np.sin((dec2 - dec1) / 2) ** 2 + np.cos(dec1) * np.cos(dec2) * np.sin((ra2 - ra1) / 2) ** 2
+    )
     return float(np.degrees(2 * np.arcsin(np.sqrt(half))) * 3600)
 
 
@@ -142,7 +161,11 @@ def _groups(pointings: Sequence[tuple[float, float]], limit: float) -> list[int]
 
 
 def _names(text: str) -> set[str]:
-    return {name.strip().removesuffix(".fits").partition("_")[0] for name in text.split(",") if name.strip()}
+    return {
+        name.strip().removesuffix(".fits").partition("_")[0]
+        for name in text.split(",")
+        if name.strip()
+    }
 
 
 def _known_kinds(
@@ -162,12 +185,20 @@ def _kinds(frame: Frame, objects: set[str], skies: set[str]) -> tuple[set[str], 
     stem = frame.attrs["name"].removesuffix(".fits").partition("_")[0]
     phu = frame.attrs["phu"]
     if stem in objects | skies:
-        return {kind for kind, names in (("object", objects), ("sky", skies)) if stem in names}, "ref_obj, ref_sky"
+        return {
+            kind for kind, names in (("object", objects), ("sky", skies)) if stem in names
+        }, "ref_obj, ref_sky"
     keywords = {"OBJFRAME": "object", "SKYFRAME": "sky"}
-    marked = {kind for keyword, kind in keywords.items() if str(phu.get(keyword, "")).strip().upper() in ("TRUE", "T")}
+    marked = {
+        kind
+        for keyword, kind in keywords.items()
+        if str(phu.get(keyword, "")).strip().upper() in ("TRUE", "T")
+    }
     if marked:
         return marked, "OBJFRAME, SKYFRAME"
-    if descriptor(frame, "wavefront_sensor") is None and any(keyword.endswith("WFS_ST") or keyword.startswith("PWFS") for keyword in phu):
+    if descriptor(frame, "wavefront_sensor") is None and any(
+        keyword.endswith("WFS_ST") or keyword.startswith("PWFS") for keyword in phu
+    ):
         return {"sky"}, "not guided"
     return set(), ""
 
@@ -179,7 +210,10 @@ def _by_distance(frames: Frames, groups: Sequence[int]) -> tuple[list[set[str]],
     members: dict[int, list[Frame]] = {}
     for frame, group in zip(frames, groups, strict=True):
         members.setdefault(group, []).append(frame)
-    far = {group: np.mean([separation(_pointing(f), target) for f in inside]) for group, inside in members.items()}
+    far = {
+        group: np.mean([separation(_pointing(f), target) for f in inside])
+        for group, inside in members.items()
+    }
     chosen: set[int] = set()
     for group in sorted(far, key=lambda number: (far[number], number)):
         if chosen and 2 * sum(len(members[g]) for g in chosen) >= len(frames):
@@ -198,7 +232,15 @@ def _mark(frame: Frame, kind: set[str], group: int, text: str) -> Frame:
 
 
 def _associate(
-    frame: Frame, skies: Frames, known: Known, distance: float, time: float, fewest: int, most: int | None, use_all: bool, lonely: bool
+    frame: Frame,
+    skies: Frames,
+    known: Known,
+    distance: float,
+    time: float,
+    fewest: int,
+    most: int | None,
+    use_all: bool,
+    lonely: bool,
 ) -> Frame:
     when, mine = known[id(frame)]
     near = [
@@ -209,19 +251,28 @@ def _associate(
         and separation(_pointing(sky), _pointing(frame)) >= distance
     ]
     near.sort()
-    chosen = near if use_all else [entry for number, entry in enumerate(near) if entry[0] <= time or number < fewest]
+    chosen = (
+        near
+        if use_all
+        else [entry for number, entry in enumerate(near) if entry[0] <= time or number < fewest]
+    )
     names = tuple(sorted(name for _, name in chosen[:most]))
     frame = frame.assign_attrs(skies=names)
     if not names and not lonely:
         set_up = f"{descriptor(frame, 'filter_name', pretty=True)}, {descriptor(frame, 'exposure_time'):g} s"
-        return aside(frame, f"no sky frame at least {distance:g} arcsec away with the same filter and exposure time ({set_up})")
+        return aside(
+            frame,
+            f"no sky frame at least {distance:g} arcsec away with the same filter and exposure time ({set_up})",
+        )
     return note(frame, f"{len(skies)} sky frames on offer")
 
 
 def set_up(frame: Frame) -> SetUp:
     """What a frame and its sky frames have in common (filter, read mode, coadds, size), and its exposure time (s)."""
     names = ("filter_name", "read_mode", "read_speed_setting", "coadds")
-    return (*(descriptor(frame, name) for name in names), dict(frame.sizes)), float(descriptor(frame, "exposure_time"))
+    return (*(descriptor(frame, name) for name in names), dict(frame.sizes)), float(
+        descriptor(frame, "exposure_time")
+    )
 
 
 def same_set_up(one: SetUp, other: SetUp) -> bool:

@@ -32,10 +32,17 @@ def measure_background(frame: Frame) -> Frame:
     """Background of each array in 8 x 8 cells, fetched at the end of the phase: sky_correct sees whether the target
     fills the field."""
     whole = frame.chunk({"y": -1, "x": -1})
-    return pending(frame, background=map_planes(_cells, array(whole, "data"), array(whole, "dq"), dtype=object, whole=True))
+    return pending(
+        frame,
+        background=map_planes(
+            _cells, array(whole, "data"), array(whole, "dq"), dtype=object, whole=True
+        ),
+    )
 
 
-def choose_level(frames: Frames, skies: Frames, offset: bool | None, scale: bool | None) -> SkyLevel:
+def choose_level(
+    frames: Frames, skies: Frames, offset: bool | None, scale: bool | None
+) -> SkyLevel:
     """The user's choice where there is one; else the frame's own level as is usual for the instrument, or the level of
     off-target sky frames where the target fills the field. Warns where it does and there are none."""
     usual = str(instrument_of(frames[0]).facts.get("own_sky_level", "scale"))
@@ -43,24 +50,34 @@ def choose_level(frames: Frames, skies: Frames, offset: bool | None, scale: bool
         shifted = offset if offset is not None else usual == "offset" and not scale
         scaled = scale if scale is not None else usual == "scale" and not offset
         return SkyLevel("scale" if scaled else "offset" if shifted else "none", "as asked")
-    shapes = {np.shape(frame.attrs.get("results", {}).get("background", ())) for frame in (*frames, *skies)}
+    shapes = {
+        np.shape(frame.attrs.get("results", {}).get("background", ()))
+        for frame in (*frames, *skies)
+    }
     if len(shapes) > 1 or shapes == {(0,)}:
         return SkyLevel(usual, "usual: background not measured on like frames")
     names = {frame.attrs["name"] for frame in frames}
     away = tuple(sky for sky in skies if sky.attrs["name"] not in names)
-    verdict = judge(_cells_of(frames), _cells_of(away) if away else None, _times(frames), _times(away))
+    verdict = judge(
+        _cells_of(frames), _cells_of(away) if away else None, _times(frames), _times(away)
+    )
     if verdict.fills and not away:
         log.warning(
             "sky_correct: light in %.0f %% of the field, and no sky frames off the target: light smoother than the dithers is"
             " subtracted with the sky. Reduce together with frames of an empty field beside it (separateSky:ref_sky=NAMES"
-            " says which they are)", 100 * verdict.share,
-        )  # fmt: skip
+            " says which they are)",
+            100 * verdict.share,
+        )
     return SkyLevel("none" if verdict.fills and away else usual, _reason(verdict, bool(away)))
 
 
 def _reason(verdict: Verdict, away: bool) -> str:
     light = f"light in {100 * verdict.share:.0f} % of the field"
-    return f"{light}, {verdict.excess:+.0f} +- {verdict.error:.0f} e- over the sky frames" if away else f"{light}, no frames off target"
+    return (
+        f"{light}, {verdict.excess:+.0f} +- {verdict.error:.0f} e- over the sky frames"
+        if away
+        else f"{light}, no frames off target"
+    )
 
 
 def _cells(data: Image, dq: Flags) -> np.ndarray:

@@ -47,17 +47,29 @@ def detect_sources(
     how = {"threshold": threshold, "min_pixels": min_pixels, "mesh": mesh}
     chunks = frame["data"].data.chunks
     if products == "mask":
-        return with_arrays(frame, objects=map_planes(object_mask, planes[0], planes[2], dtype="bool", **how).rechunk(chunks))
+        return with_arrays(
+            frame,
+            objects=map_planes(object_mask, planes[0], planes[2], dtype="bool", **how).rechunk(
+                chunks
+            ),
+        )
     found = map_planes(_detect, *planes, dtype=object, whole=True, **how)
     shape = (frame.sizes["y"], frame.sizes["x"])
-    masked = with_arrays(frame, objects=map_planes(_mask, planes[0], found, dtype="bool", shape=shape).rechunk(chunks))
+    masked = with_arrays(
+        frame,
+        objects=map_planes(_mask, planes[0], found, dtype="bool", shape=shape).rechunk(chunks),
+    )
     masked = pending(masked, objcat=map_planes(item, found, dtype=object, whole=True, name=0))
     measure = _photometry if products == "catalog" else _stars
     return pending(masked, stars=map_planes(measure, *planes, found, dtype=object, whole=True))
 
 
-def _detect(data: Image, variance: Image, dq: Flags, threshold: float, min_pixels: int, mesh: int) -> object:
-    catalog, mask = detect(data, variance, dq, threshold=threshold, min_pixels=min_pixels, mesh=mesh)
+def _detect(
+    data: Image, variance: Image, dq: Flags, threshold: float, min_pixels: int, mesh: int
+) -> object:
+    catalog, mask = detect(
+        data, variance, dq, threshold=threshold, min_pixels=min_pixels, mesh=mesh
+    )
     return catalog, np.packbits(mask)
 
 
@@ -93,14 +105,20 @@ def objects_from_stack(frames: Frames, deep: Frame, aligned: Frames) -> Frames:
     source = on_disk(deep, "objects")[0]
     solved = {frame.attrs["name"]: frame.attrs["geometry"] for frame in aligned}
     return tuple(
-        _mask_from_stack(frame, source, grid, solved[frame.attrs["name"]]) if frame.attrs["name"] in solved else frame
+        _mask_from_stack(frame, source, grid, solved[frame.attrs["name"]])
+        if frame.attrs["name"] in solved
+        else frame
         for frame in frames
     )
 
 
-def _mask_from_stack(frame: Frame, source: Plane, grid: Grid, geometries: tuple[Geometry, ...]) -> Frame:
+def _mask_from_stack(
+    frame: Frame, source: Plane, grid: Grid, geometries: tuple[Geometry, ...]
+) -> Frame:
     planes = array(frame, "data"), array(frame, "objects")
-    mask = map_planes(_look_up, *planes, dtype="bool", each={"geometry": geometries}, source=source, grid=grid)
+    mask = map_planes(
+        _look_up, *planes, dtype="bool", each={"geometry": geometries}, source=source, grid=grid
+    )
     return with_arrays(frame, objects=mask)
 
 
@@ -112,7 +130,10 @@ def _look_up(data: Image, own: Mask | None, geometry: Geometry, source: Plane, g
     y, x = np.meshgrid(*nodes, indexing="ij")
     gx, gy = sky_to_grid(grid, *to_sky(geometry, x, y))
     places = [_between(nodes_of, ny, nx) for nodes_of in (gy, gx)]
-    j, i = (np.clip(np.rint(place).astype(np.int32), 0, size - 1) for place, size in zip(places, deep.shape, strict=True))
+    j, i = (
+        np.clip(np.rint(place).astype(np.int32), 0, size - 1)
+        for place, size in zip(places, deep.shape, strict=True)
+    )
     mask = deep[j, i]
     return mask if own is None else mask | own
 

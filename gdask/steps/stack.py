@@ -75,15 +75,29 @@ def stack_frames(
         Not offered for stacks: levels are matched by match_sky_levels. Must be False.
     """
     if zero:
-        raise GdaskError("stack_frames: zero=True is not offered; match_sky_levels makes the levels consistent")
+        raise GdaskError(
+            "stack_frames: zero=True is not offered; match_sky_levels makes the levels consistent"
+        )
     check_alike(frames)
     how = {
-        "method": operation, "reject": reject_method, "lsigma": lsigma, "hsigma": hsigma, "mclip": mclip,
-        "max_iters": max_iters, "nlow": nlow, "nhigh": nhigh,
-    }  # fmt: skip
+        "method": operation,
+        "reject": reject_method,
+        "lsigma": lsigma,
+        "hsigma": hsigma,
+        "mclip": mclip,
+        "max_iters": max_iters,
+        "nlow": nlow,
+        "nhigh": nhigh,
+    }
     grow = grow and reject_method.endswith("clip")
-    packed = _resampled_stack(frames, how, grow) if all(map(is_as_resampled, frames)) else _stacked(_in_whole_rows(frames), how, grow)
-    stack = replaced(frames[0], **unpack(packed)).assign_attrs(pending={}, provenance=_inputs_of(frames), inputs=_sources(frames))
+    packed = (
+        _resampled_stack(frames, how, grow)
+        if all(map(is_as_resampled, frames))
+        else _stacked(_in_whole_rows(frames), how, grow)
+    )
+    stack = replaced(frames[0], **unpack(packed)).assign_attrs(
+        pending={}, provenance=_inputs_of(frames), inputs=_sources(frames)
+    )
     text = f"{len(frames)} frames, {operation}, {reject_method}{_check_darks(frames)}"
     of_one = {key: None for key in stack.attrs["phu"] if key.startswith("SKYFR")}
     return note(with_headers(stack, primary=of_one | combined_keywords(frames)), text)
@@ -97,7 +111,9 @@ def combined_keywords(frames: Frames) -> dict[str, object]:
     times = [float(descriptor(frame, "exposure_time") or 0) for frame in frames]
     keywords["EXPTIME"] = (times[0], "Exposure time of the pixel values (s)")
     keywords["TOTEXP"] = (sum(times), "Total exposure time of all inputs (s)")
-    air = [value for value in (descriptor(frame, "airmass") for frame in frames) if value is not None]
+    air = [
+        value for value in (descriptor(frame, "airmass") for frame in frames) if value is not None
+    ]
     if air:
         keywords["AIRMASS"] = (float(np.mean(air)), "Mean airmass of the inputs")
     return keywords
@@ -110,7 +126,11 @@ def check_alike(frames: Frames) -> None:
     for frame in frames[1:]:
         for what, one, other in (
             ("shape", dict(frames[0].sizes), dict(frame.sizes)),
-            ("filter", descriptor(frames[0], "filter_name", pretty=True), descriptor(frame, "filter_name", pretty=True)),
+            (
+                "filter",
+                descriptor(frames[0], "filter_name", pretty=True),
+                descriptor(frame, "filter_name", pretty=True),
+            ),
         ):
             if one != other:
                 raise GdaskError(
@@ -121,7 +141,9 @@ def check_alike(frames: Frames) -> None:
 def same_exposure(one: Frame, other: Frame) -> bool:
     """The same exposure time (to 0.01 s: headers say 60.001 and 60.002 s), coadds and read mode."""
     times = [float(descriptor(frame, "exposure_time")) for frame in (one, other)]
-    alike = all(descriptor(one, name) == descriptor(other, name) for name in ("coadds", "read_mode"))
+    alike = all(
+        descriptor(one, name) == descriptor(other, name) for name in ("coadds", "read_mode")
+    )
     return alike and abs(times[0] - times[1]) <= SAME_TIME
 
 
@@ -131,8 +153,13 @@ def _check_darks(frames: Frames) -> str:
         return ""
     for frame in frames[1:]:
         if not same_exposure(frames[0], frame):
-            was, is_ = (f"{float(descriptor(f, 'exposure_time')):g} s x {descriptor(f, 'coadds')}, read mode {descriptor(f, 'read_mode')}" for f in (frames[0], frame))
-            raise GdaskError(f"{frame.attrs['name']}: a dark of {is_}, but {frames[0].attrs['name']} has {was}; reduce them apart")
+            was, is_ = (
+                f"{float(descriptor(f, 'exposure_time')):g} s x {descriptor(f, 'coadds')}, read mode {descriptor(f, 'read_mode')}"
+                for f in (frames[0], frame)
+            )
+            raise GdaskError(
+                f"{frame.attrs['name']}: a dark of {is_}, but {frames[0].attrs['name']} has {was}; reduce them apart"
+            )
     times = sorted({float(descriptor(frame, "exposure_time")) for frame in frames})
     return f"; {times[0]:g} to {times[-1]:g} s taken as one exposure time" if len(times) > 1 else ""
 
@@ -140,7 +167,11 @@ def _check_darks(frames: Frames) -> str:
 def _sources(frames: Frames) -> tuple[dict[str, object], ...]:
     """Of each input: name, geometry of its arrays, and how well it was aligned."""
     return tuple(
-        {"name": frame.attrs["name"], "geometry": frame.attrs.get("source_geometry", ()), **(frame.attrs.get("solution") or {})}
+        {
+            "name": frame.attrs["name"],
+            "geometry": frame.attrs.get("source_geometry", ()),
+            **(frame.attrs.get("solution") or {}),
+        }
         for frame in frames
     )
 
@@ -184,7 +215,13 @@ def _combined(cubes: Planes, how: dict[str, object], grow: bool) -> Planes:
         for start in range(0, rejected.shape[1], ROWS):
             rows = slice(start, start + ROWS)
             part = tuple(plane[rows] for plane in result)
-            without(part, tuple(cube[:, rows] for cube in cubes), rejected[:, rows], near[:, rows], str(how["method"]))  # type: ignore[arg-type]
+            without(
+                part,
+                tuple(cube[:, rows] for cube in cubes),
+                rejected[:, rows],
+                near[:, rows],
+                str(how["method"]),
+            )  # type: ignore[arg-type]
     return result
 
 
@@ -196,22 +233,52 @@ def _resampled_stack(frames: Frames, how: dict[str, object], grow: bool) -> da.A
     _, ys, xs = edges(chunks)
     name = f"stack-{tokenize(sources, grid, how, grow, chunks)}"
     given = f"sources-{name}"
-    tasks: dict[object, object] = {given: DataNode(given, sources)}  # one node: in each task they would travel with each
+    tasks: dict[object, object] = {
+        given: DataNode(given, sources)
+    }  # one node: in each task they would travel with each
     for j, (y1, y2) in enumerate(pairwise(ys)):
         for i, (x1, x2) in enumerate(pairwise(xs)):
             key, row = (name, 0, j, i), len(frames) * (x2 - x1) * PIXEL.itemsize
-            rows = min(rows_within(row, max(int(STACK_BYTES / row), FEWEST_IN_STRIP), FEWEST_IN_STRIP), y2 - y1)
-            tasks[key] = Task(key, _stack_tile, TaskRef(given), grid=grid, window=(y1, y2, x1, x2), rows=rows, gathers=rows * row, how=how, grow=grow)
+            rows = min(
+                rows_within(row, max(int(STACK_BYTES / row), FEWEST_IN_STRIP), FEWEST_IN_STRIP),
+                y2 - y1,
+            )
+            tasks[key] = Task(
+                key,
+                _stack_tile,
+                TaskRef(given),
+                grid=grid,
+                window=(y1, y2, x1, x2),
+                rows=rows,
+                gathers=rows * row,
+                how=how,
+                grow=grow,
+            )
     return from_tasks(name, tasks, (), dtype=PIXEL, chunks=chunks)
 
 
-def _stack_tile(sources: tuple[Source, ...], grid: Grid, window: Window, rows: int, gathers: int, how: dict[str, object], grow: bool) -> np.ndarray:
+def _stack_tile(
+    sources: tuple[Source, ...],
+    grid: Grid,
+    window: Window,
+    rows: int,
+    gathers: int,
+    how: dict[str, object],
+    grow: bool,
+) -> np.ndarray:
     """The stack in a window of the grid, so many rows at a time. gathers: bytes, for the projection of memory."""
     y1, y2, x1, x2 = window
-    return np.concatenate([_strip(sources, grid, (y, min(y + rows, y2), x1, x2), how, grow) for y in range(y1, y2, rows)])[None]
+    return np.concatenate(
+        [
+            _strip(sources, grid, (y, min(y + rows, y2), x1, x2), how, grow)
+            for y in range(y1, y2, rows)
+        ]
+    )[None]
 
 
-def _strip(sources: tuple[Source, ...], grid: Grid, window: Window, how: dict[str, object], grow: bool) -> np.ndarray:
+def _strip(
+    sources: tuple[Source, ...], grid: Grid, window: Window, how: dict[str, object], grow: bool
+) -> np.ndarray:
     """What lies around the window is looked at as far as it tells which neighbours of rejected values go."""
     reach = REACH if grow else 0
     (y1, y2, x1, x2), (ny, nx) = window, grid.shape
@@ -238,7 +305,10 @@ class _Rim(NamedTuple):
 def _rims(*planes: np.ndarray, count: int, how: dict[str, object]) -> tuple[_Rim, _Rim]:
     """First and last rows of a band."""
     rims = []
-    for rows, outer in ((slice(None, 2 * REACH), slice(None, REACH)), (slice(-2 * REACH, None), slice(-REACH, None))):
+    for rows, outer in (
+        (slice(None, 2 * REACH), slice(None, REACH)),
+        (slice(-2 * REACH, None), slice(-REACH, None)),
+    ):
         cubes = _cubes(tuple(plane[rows] for plane in planes), count)
         rejected = np.zeros(cubes[0].shape, bool)
         combine(*cubes, **how, rejected=rejected)  # type: ignore[arg-type]
@@ -252,10 +322,23 @@ def _with_neighbours(packed: da.Array, rims: da.Array, method: str) -> da.Array:
     above = da.concatenate([nothing, rims[:, :-1]], axis=1)
     below = da.concatenate([rims[:, 1:], nothing], axis=1)
     name = f"grow-{tokenize(packed.name, rims.name, method)}"
-    return da.map_blocks(_grow_rims, packed, rims, above, below, method=method, name=name, chunks=packed.chunks, dtype=PIXEL, meta=np.empty((0, 0, 0), PIXEL))
+    return da.map_blocks(
+        _grow_rims,
+        packed,
+        rims,
+        above,
+        below,
+        method=method,
+        name=name,
+        chunks=packed.chunks,
+        dtype=PIXEL,
+        meta=np.empty((0, 0, 0), PIXEL),
+    )
 
 
-def _grow_rims(packed: np.ndarray, own: np.ndarray, above: np.ndarray, below: np.ndarray, method: str) -> np.ndarray:
+def _grow_rims(
+    packed: np.ndarray, own: np.ndarray, above: np.ndarray, below: np.ndarray, method: str
+) -> np.ndarray:
     """One band; above, below: the rims of its neighbours, or None."""
     out = packed.copy()
     (first, last), before, after = own[0, 0, 0], above[0, 0, 0], below[0, 0, 0]
@@ -265,7 +348,11 @@ def _grow_rims(packed: np.ndarray, own: np.ndarray, above: np.ndarray, below: np
     ):
         if other is None:
             continue
-        both = (other.rejected[:, -REACH:], mine.rejected) if rows.stop else (mine.rejected, other.rejected[:, :REACH])
+        both = (
+            (other.rejected[:, -REACH:], mine.rejected)
+            if rows.stop
+            else (mine.rejected, other.rejected[:, :REACH])
+        )
         result = tuple(np.ascontiguousarray(out[name][0, rows]) for name in PIXEL.names or ())
         context = np.concatenate(both, axis=1)
         without(result, mine.planes, context[:, at], grown(context)[:, at], method)  # type: ignore[arg-type]

@@ -36,7 +36,11 @@ def test_the_small_night(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     assert figures["aperture_pull"] == pytest.approx(1, abs=0.08)
     assert figures["flux_pull"] == pytest.approx(1, abs=0.35)
     assert figures["completeness_percent"] > 90
-    assert figures["bright_stars"] >= 10 and figures["astrometry_mas"] < 1.5 and figures["astrometry_mad_mas"] < 1.0
+    assert (
+        figures["bright_stars"] >= 10
+        and figures["astrometry_mas"] < 1.5
+        and figures["astrometry_mad_mas"] < 1.0
+    )
     assert abs(figures.get("flux_bias_percent", 0.0)) < 0.5
     assert np.isfinite(plots["background"]).any()
 
@@ -44,10 +48,21 @@ def test_the_small_night(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_model_is_the_simulated_image(scene: Scene) -> None:
     """A star's profile on the stack holds all its light, and its core agrees with the simulator's own pixels."""
     table = profile([tuple(part) for part in GOOD_SEEING], 0.02)
-    assert np.trapezoid(2 * np.pi * RADII * table, RADII) == pytest.approx(1, abs=2e-3)  # the halo goes on
+    assert np.trapezoid(2 * np.pi * RADII * table, RADII) == pytest.approx(
+        1, abs=2e-3
+    )  # the halo goes on
     want = np.zeros((61, 61), np.float32)
     one = np.array([[0.02, 0.0, 0.0, 0.02]])
-    render(want, np.array([30.3]), np.array([29.8]), np.array([1e6]), one, np.array([5.0]), parameters(GOOD_SEEING), 12)
+    render(
+        want,
+        np.array([30.3]),
+        np.array([29.8]),
+        np.array([1e6]),
+        one,
+        np.array([5.0]),
+        parameters(GOOD_SEEING),
+        12,
+    )
     got = stars_image(want.shape, np.array([30.3]), np.array([29.8]), np.array([1e6]), table, 1e-3)
     np.testing.assert_allclose(got, want, atol=2e-3 * want.max())
     assert got[18:43, 18:43].sum() == pytest.approx(want[18:43, 18:43].sum(), rel=3e-4)
@@ -63,25 +78,41 @@ def test_measurements_find_what_is_put_in() -> None:
     data = rng.normal(0, 2, (200, 200)).astype(np.float32) + 7
     data[100, 100] += 500
     dq = np.zeros(data.shape, np.uint16)
-    total, error = apertures(data, np.full_like(data, 4), dq, np.array([100.0]), np.array([100.0]), 5.0)
-    assert total[0] == pytest.approx(500, abs=5 * error[0]) and error[0] == pytest.approx(2 * (np.pi * 25) ** 0.5, rel=0.1)
+    total, error = apertures(
+        data, np.full_like(data, 4), dq, np.array([100.0]), np.array([100.0]), 5.0
+    )
+    assert total[0] == pytest.approx(500, abs=5 * error[0]) and error[0] == pytest.approx(
+        2 * (np.pi * 25) ** 0.5, rel=0.1
+    )
     dq[100, 102] = 1
     assert np.isnan(apertures(data, data, dq, np.array([100.0]), np.array([100.0]), 5.0)[0][0])
     assert robust(rng.normal(5, 3, 40000)) == pytest.approx(3, rel=0.03)
 
 
 def test_the_report_marks_what_falls_short(tmp_path: Path) -> None:
-    results = {"gsaoi-sparse": {"astrometry_mas": 0.25, "flux_pull": 1.02, "sky_pull": float("nan"), "seconds": 3.0},
-               "gsaoi-3-epochs": {"astrometry_mas": 0.25}}  # fmt: skip
+    results = {
+        "gsaoi-sparse": {
+            "astrometry_mas": 0.25,
+            "flux_pull": 1.02,
+            "sky_pull": float("nan"),
+            "seconds": 3.0,
+        },
+        "gsaoi-3-epochs": {"astrometry_mas": 0.25},
+    }
     text = report.write(results, "small", tmp_path).read_text()
     assert "| gsaoi-sparse | 0.25 SHORT |" in text and "| gsaoi-3-epochs | 0.25 |" in text
     assert "1 fall short:" in text and "1.02 SHORT" not in text
     stored = json.loads((tmp_path / "accuracy.json").read_text())
     assert stored["short"] == ["gsaoi-sparse: astrometry_mas = 0.25, target 0 to 0.2 mas"]
-    open_ = report.write({"f2-sparse": {"flux_pull": 1.2, "flux_pull_error": 0.1}}, "small", tmp_path).read_text()
+    open_ = report.write(
+        {"f2-sparse": {"flux_pull": 1.2, "flux_pull_error": 0.1}}, "small", tmp_path
+    ).read_text()
     assert "1.2 +- 0.1 (open)" in open_ and "Nothing falls short" in open_
     assert limits("gsaoi-3-epochs", "astrometry_mas")[1] == 0.3
-    assert len({case.name for case in CASES}) == len(CASES) and set(TARGETS) >= {"flux_bias_percent", "star_loss_percent"}
+    assert len({case.name for case in CASES}) == len(CASES) and set(TARGETS) >= {
+        "flux_bias_percent",
+        "star_loss_percent",
+    }
 
 
 def test_nights_are_kept_by_their_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +125,11 @@ def test_nights_are_kept_by_their_options(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(nights.simulate, "simulate_gsaoi", simulate)
     case = Case("one", "gsaoi", {"field": "sparse"})
     first = nights.night(case, "small", tmp_path)
-    assert nights.night(case, "small", tmp_path) == first != nights.night(case, "small", tmp_path, cr_rate=0.0)
+    assert (
+        nights.night(case, "small", tmp_path)
+        == first
+        != nights.night(case, "small", tmp_path, cr_rate=0.0)
+    )
     assert len(made) == 2 and made[1]["cr_rate"] == 0.0
 
 
@@ -103,17 +138,28 @@ def test_quintic_moves_no_star() -> None:
     figures = {kernel: kernels._star(GOOD_SEEING, kernel) for kernel in ("quintic", "cubic")}
     assert figures["quintic"]["centroid_worst_mas"] < 0.01
     assert figures["cubic"]["centroid_worst_mas"] > 0.05
-    assert figures["quintic"]["flux_range_percent"] < 0.005 and abs(figures["quintic"]["flux_bias_percent"]) < 0.002
+    assert (
+        figures["quintic"]["flux_range_percent"] < 0.005
+        and abs(figures["quintic"]["flux_bias_percent"]) < 0.002
+    )
 
 
 def test_cosmic_rays_go_and_stars_stay() -> None:
     """Nine frames, resampled and stacked, with and without cosmic rays and rejection; the noise is the same."""
-    stacks = {(hit, reject): _stack(hit, reject) for hit in (True, False) for reject in ("none", "sigclip", "noiseclip")}
+    stacks = {
+        (hit, reject): _stack(hit, reject)
+        for hit in (True, False)
+        for reject in ("none", "sigclip", "noiseclip")
+    }
     injected = stacks[True, "none"] - stacks[False, "none"]
     touched = np.abs(injected) > 1
 
     def removed(reject: str) -> float:
-        return 1 - (stacks[True, reject] - stacks[False, reject])[touched].sum() / injected[touched].sum()
+        return (
+            1
+            - (stacks[True, reject] - stacks[False, reject])[touched].sum()
+            / injected[touched].sum()
+        )
 
     assert removed("noiseclip") > 0.98
     assert removed("sigclip") < 0.9
@@ -130,18 +176,35 @@ def _stack(hit: bool, reject: str) -> np.ndarray:
     planes = []
     for number in range(9):
         rng = np.random.default_rng([1, number])
-        strehl, core, halo, scale, dx, dy = rng.normal([0.42, 0.083, 0.45, 1, 0, 0], [0.012, 0.0025, 0.012, 0.01, 1, 1])
+        strehl, core, halo, scale, dx, dy = rng.normal(
+            [0.42, 0.083, 0.45, 1, 0, 0], [0.012, 0.0025, 0.012, 0.01, 1, 1]
+        )
         image = np.zeros((230, 230), np.float32)
         psf = parameters((Moffat(strehl, core, 4), Moffat(1 - strehl, halo, 3)))
         plain = np.tile([0.0197, 0.0, 0.0, 0.0197], (12, 1))
-        render(image, _X * 1.015 + dx + 4, _Y * 1.015 + dy + 4, _FLUX * scale, plain, np.full(12, 3.0), psf, 12)
-        raw = rng.poisson(image + 1500).astype(np.float32) + rng.normal(0, 14, image.shape).astype(np.float32)
+        render(
+            image,
+            _X * 1.015 + dx + 4,
+            _Y * 1.015 + dy + 4,
+            _FLUX * scale,
+            plain,
+            np.full(12, 3.0),
+            psf,
+            12,
+        )
+        raw = rng.poisson(image + 1500).astype(np.float32) + rng.normal(0, 14, image.shape).astype(
+            np.float32
+        )
         hits = cosmic_rays(rng, image.shape, 15)
         if hit:
             raw[hits.y, hits.x] += hits.electrons
         variance = (np.maximum(raw, 0) + 196).astype(np.float32)
         dq = np.zeros(raw.shape, np.uint16)
-        planes.append(resample(raw - 1500, variance, dq, y * 1.015 + dy + 4, x * 1.015 + dx + 4, area_ratio=1.03))
+        planes.append(
+            resample(
+                raw - 1500, variance, dq, y * 1.015 + dy + 4, x * 1.015 + dx + 4, area_ratio=1.03
+            )
+        )
     data, variance, dq = (np.array(part) for part in zip(*planes, strict=True))
     return combine(data, variance, dq, reject=reject)[0].astype(float)
 

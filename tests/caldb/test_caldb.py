@@ -48,10 +48,23 @@ ARRAYS = ["H2RG-032-074", "H2RG-032-064", "H2RG-032-071", "H2RG-032-061"]
 def gsaoi_row(name="S1_flat.fits", days=0.0, **changes):
     """A row of the store: a full-frame GSAOI calibration, `days` after the science frame."""
     row = dict.fromkeys(DESCRIPTORS) | {
-        "path": f"/nowhere/{name}", "name": name, "instrument": "GSAOI", "caltype": "processed_flat",
-        "size": 1, "mtime_ns": 1, "md5": None, "ut_datetime": NIGHT + dt.timedelta(days=days), "filter_name": "Kshort",
-        "read_mode": "FOWLER", "read_speed_setting": "Faint Objects", "exposure_time": 60.0, "coadds": 1,
-        "detector_x_bin": 1, "detector_y_bin": 1, "array_name": ARRAYS, "detector_section": FULL,
+        "path": f"/nowhere/{name}",
+        "name": name,
+        "instrument": "GSAOI",
+        "caltype": "processed_flat",
+        "size": 1,
+        "mtime_ns": 1,
+        "md5": None,
+        "ut_datetime": NIGHT + dt.timedelta(days=days),
+        "filter_name": "Kshort",
+        "read_mode": "FOWLER",
+        "read_speed_setting": "Faint Objects",
+        "exposure_time": 60.0,
+        "coadds": 1,
+        "detector_x_bin": 1,
+        "detector_y_bin": 1,
+        "array_name": ARRAYS,
+        "detector_section": FULL,
         "shape": [[2048, 2048]] * 4,
     }
     return row | changes
@@ -69,7 +82,9 @@ def failures(frame, row, spec):
 
 
 GSAOI, F2 = (specs_for(Headers(fits.Header({"INSTRUME": name}), ())) for name in ("GSAOI", "F2"))
-FLAT, DARK, BPM = (GSAOI[caltype] for caltype in ("processed_flat", "processed_dark", "processed_bpm"))
+FLAT, DARK, BPM = (
+    GSAOI[caltype] for caltype in ("processed_flat", "processed_dark", "processed_bpm")
+)
 
 
 def test_flat_nearest_in_time_wins():
@@ -80,18 +95,29 @@ def test_flat_nearest_in_time_wins():
 
 def test_flat_failures_name_values_and_limits():
     failed = failures(gsaoi_row(), gsaoi_row(days=41.2, filter_name="J"), FLAT)
-    assert failed == {"filter": "filter: Kshort wanted, J found", "time": "time: 41.2 d apart, limit 30 d"}
+    assert failed == {
+        "filter": "filter: Kshort wanted, J found",
+        "time": "time: 41.2 d apart, limit 30 d",
+    }
     assert not failures(gsaoi_row(), gsaoi_row(days=-30.0), FLAT)
     assert "time" in failures(gsaoi_row(), gsaoi_row(days=30.001), FLAT)
 
 
 def test_the_flat_may_have_another_read_mode_and_exposure_time():
-    assert not failures(gsaoi_row(), gsaoi_row(read_speed_setting="Bright Objects", exposure_time=8.0), FLAT)
+    assert not failures(
+        gsaoi_row(), gsaoi_row(read_speed_setting="Bright Objects", exposure_time=8.0), FLAT
+    )
 
 
 def test_fewest_failures_come_first_when_nothing_fits():
-    ranking = best(gsaoi_row(), [gsaoi_row("near", 1, filter_name="J", array_name=list("abcd")),
-                                 gsaoi_row("far", 29, filter_name="J")], FLAT)
+    ranking = best(
+        gsaoi_row(),
+        [
+            gsaoi_row("near", 1, filter_name="J", array_name=list("abcd")),
+            gsaoi_row("far", 29, filter_name="J"),
+        ],
+        FLAT,
+    )
     assert [candidate.name for candidate in ranking] == ["far", "near"]
 
 
@@ -104,7 +130,9 @@ def test_a_full_frame_calibration_serves_a_region_of_interest_but_not_the_revers
     roi = gsaoi_row(detector_section=CENTRE, shape=[[1024, 1024]] * 4)
     assert not failures(roi, gsaoi_row(), FLAT)
     assert not failures(roi, roi, FLAT)
-    assert "H2RG-032-074: [2048, 4096, 0, 2048] wanted" in failures(gsaoi_row(), roi, FLAT)["arrays"]
+    assert (
+        "H2RG-032-074: [2048, 4096, 0, 2048] wanted" in failures(gsaoi_row(), roi, FLAT)["arrays"]
+    )
 
 
 def test_arrays_are_matched_by_name_not_by_order():
@@ -118,7 +146,9 @@ def test_arrays_are_matched_by_name_not_by_order():
 def test_sections_that_lie_are_caught_by_the_shape():
     # F2 headers say 2048 x 2048 whatever the array is
     cut = gsaoi_row(shape=[[512, 512]] * 4)
-    assert "[2048, 2048] pixels wanted, [512, 512] found" in failures(gsaoi_row(), cut, FLAT)["arrays"]
+    assert (
+        "[2048, 2048] pixels wanted, [512, 512] found" in failures(gsaoi_row(), cut, FLAT)["arrays"]
+    )
     assert not failures(cut, cut, FLAT)
 
 
@@ -132,34 +162,59 @@ def test_bpm_serves_from_its_date_on_and_the_latest_wins():
     assert "detector x bin" in failures(gsaoi_row(), gsaoi_row(days=-1, detector_x_bin=2), BPM)
 
 
-@pytest.mark.parametrize(("change", "rule"), [
-    ({"exposure_time": 60.02}, "exposure time"), ({"coadds": 3}, "coadds"),
-    ({"read_speed_setting": "Bright Objects"}, "read speed setting"),
-    ({"ut_datetime": NIGHT + dt.timedelta(days=91)}, "time"),
-    ({"exposure_time": None}, "exposure time"), ({"ut_datetime": None}, "time")])
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"exposure_time": 60.02}, "exposure time"),
+        ({"coadds": 3}, "coadds"),
+        ({"read_speed_setting": "Bright Objects"}, "read speed setting"),
+        ({"ut_datetime": NIGHT + dt.timedelta(days=91)}, "time"),
+        ({"exposure_time": None}, "exposure time"),
+        ({"ut_datetime": None}, "time"),
+    ],
+)
 def test_dark_must_match(change, rule):
     assert list(failures(gsaoi_row(), gsaoi_row(**change), DARK)) == [rule]
 
 
 def test_near_equal_exposure_times_are_one_and_the_verdict_says_so():
-    texts = [verdict.text for verdict in judge(gsaoi_row(exposure_time=60.001), gsaoi_row(exposure_time=60.002), DARK)]
+    texts = [
+        verdict.text
+        for verdict in judge(gsaoi_row(exposure_time=60.001), gsaoi_row(exposure_time=60.002), DARK)
+    ]
     assert "exposure time: 60.002 taken as equal to 60.001" in texts
 
 
 def test_f2_flat_prefers_but_does_not_require_the_read_mode():
     spec = F2["processed_flat"]
-    f2 = {"disperser": "Open", "lyot_stop": "f/16_G5830", "focal_plane_mask": "Open", "read_mode": "1"}
+    f2 = {
+        "disperser": "Open",
+        "lyot_stop": "f/16_G5830",
+        "focal_plane_mask": "Open",
+        "read_mode": "1",
+    }
     other = f2 | {"read_mode": "8"}
-    ranking = best(gsaoi_row(**f2), [gsaoi_row("near", 1, **other), gsaoi_row("far", 50, **f2)], spec)
+    ranking = best(
+        gsaoi_row(**f2), [gsaoi_row("near", 1, **other), gsaoi_row("far", 50, **f2)], spec
+    )
     assert [candidate.name for candidate in ranking] == ["far", "near"]
     assert not ranking[1].failed
-    assert "focal plane mask" in failures(gsaoi_row(**f2), gsaoi_row(**f2 | {"focal_plane_mask": "2pix-slit"}), spec)
+    assert "focal plane mask" in failures(
+        gsaoi_row(**f2), gsaoi_row(**f2 | {"focal_plane_mask": "2pix-slit"}), spec
+    )
 
 
 def test_needed_types():
-    assert set(needed_types({"GSAOI", "IMAGE", "RAW"}, GSAOI)) == {"processed_bpm", "processed_flat"}
+    assert set(needed_types({"GSAOI", "IMAGE", "RAW"}, GSAOI)) == {
+        "processed_bpm",
+        "processed_flat",
+    }
     assert set(needed_types({"GSAOI", "CAL", "FLAT", "IMAGE"}, GSAOI)) == {"processed_bpm"}
-    assert set(needed_types({"F2", "IMAGE"}, F2)) == {"processed_bpm", "processed_flat", "processed_dark"}
+    assert set(needed_types({"F2", "IMAGE"}, F2)) == {
+        "processed_bpm",
+        "processed_flat",
+        "processed_dark",
+    }
     assert set(needed_types({"F2", "CAL", "DARK"}, F2)) == {"processed_bpm"}
     assert not needed_types({"GSAOI", "BPM", "CAL", "PROCESSED"}, GSAOI)
     assert not needed_types({"NEWCAM", "IMAGE"}, {})
@@ -195,28 +250,50 @@ def clean_folder(tmp_path, monkeypatch):
 
 
 def test_no_configuration_means_a_file_in_the_working_folder(tmp_path):
-    assert open_databases() == (Database("cal_manager.db", f"sqlite:///{tmp_path}/cal_manager.db", True, True),)
+    assert open_databases() == (
+        Database("cal_manager.db", f"sqlite:///{tmp_path}/cal_manager.db", True, True),
+    )
     assert not list(tmp_path.iterdir())
 
 
 def test_configuration_lines(tmp_path, monkeypatch):
     (tmp_path / "home" / "night").mkdir(parents=True)
-    configure(tmp_path, monkeypatch, "[calibs]\ndatabases = ~/night get store\n  'b c.db'\n\n  x/c.db store\n"
-              "  https://archive.gemini.edu get\n  archive.gemini.edu get\n  postgresql://me:s%40c@host:5433/cals get\n")
+    configure(
+        tmp_path,
+        monkeypatch,
+        "[calibs]\ndatabases = ~/night get store\n  'b c.db'\n\n  x/c.db store\n"
+        "  https://archive.gemini.edu get\n  archive.gemini.edu get\n  postgresql://me:s%40c@host:5433/cals get\n",
+    )
     night, second, third, *remote, server = open_databases()
-    assert night == ("~/night/cal_manager.db", f"sqlite:///{tmp_path}/home/night/cal_manager.db", True, True)
+    assert night == (
+        "~/night/cal_manager.db",
+        f"sqlite:///{tmp_path}/home/night/cal_manager.db",
+        True,
+        True,
+    )
     assert (second.name, second.get, second.store) == ("b c.db", True, False)
     assert (third.name, third.get, third.store) == ("x/c.db", False, True)
     assert [database.url for database in remote] == ["", ""]
-    assert server == ("postgresql://me@host:5433/cals", "postgresql+psycopg://me:s%40c@host:5433/cals", True, False)
+    assert server == (
+        "postgresql://me@host:5433/cals",
+        "postgresql+psycopg://me:s%40c@host:5433/cals",
+        True,
+        False,
+    )
     assert "s%40c" not in repr(server)
     with pytest.raises(GdaskError, match="exactly one is needed"):
         only_database(open_databases())
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("[calibs]\ndatabases = x.db fetch\n", "unknown word 'fetch'"), ("databases = x.db\n", "expected .calibs."),
-    ("[calibs]\ndatabases = 'x.db get\n", "quote the path"), ("[calibs]\ndatabases = mysql://h/x\n", "unknown kind")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[calibs]\ndatabases = x.db fetch\n", "unknown word 'fetch'"),
+        ("databases = x.db\n", "expected .calibs."),
+        ("[calibs]\ndatabases = 'x.db get\n", "quote the path"),
+        ("[calibs]\ndatabases = mysql://h/x\n", "unknown kind"),
+    ],
+)
 def test_bad_configuration_is_explained(tmp_path, monkeypatch, text, message):
     configure(tmp_path, monkeypatch, text)
     with pytest.raises(GdaskError, match=message):
@@ -225,7 +302,9 @@ def test_bad_configuration_is_explained(tmp_path, monkeypatch, text, message):
 
 def test_named_configuration_must_exist(tmp_path, monkeypatch):
     monkeypatch.setenv("DRAGONSRC", str(tmp_path / "absent"))
-    with pytest.raises(GdaskError, match=r"absent: no such configuration file, though \$DRAGONSRC names it"):
+    with pytest.raises(
+        GdaskError, match=r"absent: no such configuration file, though \$DRAGONSRC names it"
+    ):
         open_databases()
 
 
@@ -235,27 +314,65 @@ def test_named_configuration_must_exist(tmp_path, monkeypatch):
 HISTORY_OF_REDUCTION = {"PREPARE": "2017-06-01T00:00:00", "GEM-TLM": "2017-06-01T00:00:00"}
 KINDS = {
     "science": {"OBJECT": "9132", "OBSCLASS": "science"},
-    "flat": {"OBJECT": "Domeflat", "OBSCLASS": "dayCal", "PROCFLAT": "2017-06-01T00:00:00"} | HISTORY_OF_REDUCTION,
-    "bpm": {"OBJECT": "BPM", "OBSTYPE": "BPM", "OBSCLASS": "dayCal", "BPMASK": "2012-11-04T00:00:00"}
+    "flat": {"OBJECT": "Domeflat", "OBSCLASS": "dayCal", "PROCFLAT": "2017-06-01T00:00:00"}
+    | HISTORY_OF_REDUCTION,
+    "bpm": {
+        "OBJECT": "BPM",
+        "OBSTYPE": "BPM",
+        "OBSCLASS": "dayCal",
+        "BPMASK": "2012-11-04T00:00:00",
+    }
     | HISTORY_OF_REDUCTION,
 }
 
 
-def write_gsaoi(path, kind="flat", when="2017-05-04T19:30:00", filter_name="Kshort", sections=FULL, seed=0):
+def write_gsaoi(
+    path, kind="flat", when="2017-05-04T19:30:00", filter_name="Kshort", sections=FULL, seed=0
+):
     """A GSAOI file of 8 x 8 noise per array; the sections say what is asked."""
     date, time = when.split("T")
     primary = fits.PrimaryHDU()
-    primary.header.update({
-        "INSTRUME": "GSAOI", "OBSTYPE": "OBJECT", "OBSERVAT": "Gemini-South", "TELESCOP": "Gemini-South",
-        "FILTER1": f"{filter_name}_G1105", "FILTER2": "Clear", "DATE-OBS": date, "UT": time, "TIME-OBS": time,
-        "UTSTART": time, "UTEND": time, "EXPTIME": 60.0, "COADDS": 1, "LNRS": 8, "READMODE": "FOWLER",
-        "GEMPRGID": "GS-2017A-Q-29", "OBSID": "GS-2017A-Q-29-1", "DATALAB": "GS-2017A-Q-29-1-001", "FRAME": "FK5",
-    } | KINDS[kind])
+    primary.header.update(
+        {
+            "INSTRUME": "GSAOI",
+            "OBSTYPE": "OBJECT",
+            "OBSERVAT": "Gemini-South",
+            "TELESCOP": "Gemini-South",
+            "FILTER1": f"{filter_name}_G1105",
+            "FILTER2": "Clear",
+            "DATE-OBS": date,
+            "UT": time,
+            "TIME-OBS": time,
+            "UTSTART": time,
+            "UTEND": time,
+            "EXPTIME": 60.0,
+            "COADDS": 1,
+            "LNRS": 8,
+            "READMODE": "FOWLER",
+            "GEMPRGID": "GS-2017A-Q-29",
+            "OBSID": "GS-2017A-Q-29-1",
+            "DATALAB": "GS-2017A-Q-29-1-001",
+            "FRAME": "FK5",
+        }
+        | KINDS[kind]
+    )
     noise = np.random.default_rng(seed).normal(1, 0.1, (4, 8, 8)).astype("f4")
-    units = [fits.ImageHDU(plane, fits.Header({
-        "EXTNAME": "SCI", "EXTVER": number + 1, "ARRAYID": name, "CCDSUM": "1 1",
-        "DETSEC": f"[{x1 + 1}:{x2},{y1 + 1}:{y2}]", "CCDSEC": f"[{x1 % 2048 + 1}:{x2 - x1 + x1 % 2048},1:2048]",
-    })) for number, (plane, name, (x1, x2, y1, y2)) in enumerate(zip(noise, ARRAYS, sections))]
+    units = [
+        fits.ImageHDU(
+            plane,
+            fits.Header(
+                {
+                    "EXTNAME": "SCI",
+                    "EXTVER": number + 1,
+                    "ARRAYID": name,
+                    "CCDSUM": "1 1",
+                    "DETSEC": f"[{x1 + 1}:{x2},{y1 + 1}:{y2}]",
+                    "CCDSEC": f"[{x1 % 2048 + 1}:{x2 - x1 + x1 % 2048},1:2048]",
+                }
+            ),
+        )
+        for number, (plane, name, (x1, x2, y1, y2)) in enumerate(zip(noise, ARRAYS, sections))
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     fits.HDUList([primary, *units]).writeto(path, overwrite=True)
     return path
@@ -265,12 +382,20 @@ def write_gsaoi(path, kind="flat", when="2017-05-04T19:30:00", filter_name="Ksho
 def night(tmp_path):
     """A science frame, flats of two filters, two masks; nothing is registered yet."""
     return {
-        "science": write_gsaoi(tmp_path / "raw/S20170505S0095.fits", "science", "2017-05-05T02:30:00"),
+        "science": write_gsaoi(
+            tmp_path / "raw/S20170505S0095.fits", "science", "2017-05-05T02:30:00"
+        ),
         "flat": write_gsaoi(tmp_path / "S20170505S0030_flat.fits", seed=1),
-        "old flat": write_gsaoi(tmp_path / "S20170401S0001_flat.fits", when="2017-03-25T19:30:00", seed=2),
+        "old flat": write_gsaoi(
+            tmp_path / "S20170401S0001_flat.fits", when="2017-03-25T19:30:00", seed=2
+        ),
         "J flat": write_gsaoi(tmp_path / "S20170505S0040_flat.fits", filter_name="J", seed=3),
-        "bpm": write_gsaoi(tmp_path / "raw/bpm_20121104.fits", "bpm", "2012-11-04T00:00:00", seed=4),
-        "later bpm": write_gsaoi(tmp_path / "raw/bpm_20180101.fits", "bpm", "2018-01-01T00:00:00", seed=5),
+        "bpm": write_gsaoi(
+            tmp_path / "raw/bpm_20121104.fits", "bpm", "2012-11-04T00:00:00", seed=4
+        ),
+        "later bpm": write_gsaoi(
+            tmp_path / "raw/bpm_20180101.fits", "bpm", "2018-01-01T00:00:00", seed=5
+        ),
     }
 
 
@@ -295,17 +420,26 @@ def test_associate(night):
     register(night)
     flat = associate(night["science"], "processed_flat", open_databases())
     assert flat.chosen == str(night["flat"])
-    assert [Path(candidate.path) for candidate in flat.candidates] == [night[n] for n in ("flat", "J flat", "old flat")]
-    assert associate(read_headers(night["science"]), "bpm", open_databases()).chosen == str(night["bpm"])
+    assert [Path(candidate.path) for candidate in flat.candidates] == [
+        night[n] for n in ("flat", "J flat", "old flat")
+    ]
+    assert associate(read_headers(night["science"]), "bpm", open_databases()).chosen == str(
+        night["bpm"]
+    )
     assert "valid from: 2018-01-01, the frame is of 2017-05-05" in explain(
-        associate(night["science"], "bpm", open_databases()))
+        associate(night["science"], "bpm", open_databases())
+    )
 
 
 def test_associate_takes_a_frame(night):
     register(night)
     headers = read_headers(night["science"])
-    frame = SimpleNamespace(attrs={"phu": headers.phu, "headers": headers.ext, "path": headers.path})
-    assert associate(frame, "flat", open_databases()) == associate(night["science"], "flat", open_databases())
+    frame = SimpleNamespace(
+        attrs={"phu": headers.phu, "headers": headers.ext, "path": headers.path}
+    )
+    assert associate(frame, "flat", open_databases()) == associate(
+        night["science"], "flat", open_databases()
+    )
 
 
 def test_why_not(night):
@@ -313,16 +447,21 @@ def test_why_not(night):
     answer = associate(night["science"], "flat", open_databases())
     assert answer.chosen is None
     text = explain(answer)
-    assert text.splitlines()[0] == ("processed_flat for S20170505S0095.fits: none of the 2 registered for GSAOI fits "
-                                    "(cal_manager.db); nearest first:")
+    assert text.splitlines()[0] == (
+        "processed_flat for S20170505S0095.fits: none of the 2 registered for GSAOI fits "
+        "(cal_manager.db); nearest first:"
+    )
     assert "filter: Kshort wanted, J found" in text
     assert "time: 40.3 d apart, limit 30 d" in text
     assert "none is registered for GSAOI in cal_manager.db" in explain(
-        associate(night["science"], "dark", open_databases()))
+        associate(night["science"], "dark", open_databases())
+    )
 
 
 def test_gone_and_changed_files_are_passed_over(night):
-    second = write_gsaoi(night["flat"].with_name("S2_flat.fits"), when="2017-05-03T19:30:00", seed=6)
+    second = write_gsaoi(
+        night["flat"].with_name("S2_flat.fits"), when="2017-05-03T19:30:00", seed=6
+    )
     third = write_gsaoi(night["flat"].with_name("S3_flat.fits"), when="2017-05-02T19:30:00", seed=7)
     register(night | {"second": second, "third": third}, "flat", "second", "third")
     night["flat"].unlink()
@@ -352,15 +491,22 @@ def test_the_first_database_that_has_one_wins(night):
     first, second = database_at("a.db"), database_at("b.db")
     add(first, night["old flat"])
     add(second, night["flat"])
-    add(first, write_gsaoi(night["flat"].with_name("far_flat.fits"), when="2017-04-20T19:30:00", seed=9))
+    add(
+        first,
+        write_gsaoi(night["flat"].with_name("far_flat.fits"), when="2017-04-20T19:30:00", seed=9),
+    )
     assert associate(night["science"], "flat", (first, second)).chosen.endswith("far_flat.fits")
-    assert associate(night["science"], "flat", (first._replace(get=False), second)).chosen == str(night["flat"])
+    assert associate(night["science"], "flat", (first._replace(get=False), second)).chosen == str(
+        night["flat"]
+    )
 
 
 def test_an_instrument_brings_its_own_rules(night, monkeypatch):
     register(night)
     instrument = instruments.instrument_of(night["science"])
-    monkeypatch.setitem(instrument.facts, "calibrations", {"processed_flat": {"equal": ["coadds"], "max_days": 90}})
+    monkeypatch.setitem(
+        instrument.facts, "calibrations", {"processed_flat": {"equal": ["coadds"], "max_days": 90}}
+    )
     answer = associate(night["science"], "flat", open_databases())
     assert not any(candidate.failed for candidate in answer.candidates)
 
@@ -379,9 +525,13 @@ def test_entries(night):
     database = open_databases()[0]
     register(night)
     register(night)  # again: renewed, not doubled
-    assert [row["name"] for row in rows(database)] == sorted(p.name for n, p in night.items() if n != "science")
+    assert [row["name"] for row in rows(database)] == sorted(
+        p.name for n, p in night.items() if n != "science"
+    )
     row = rows(database, "processed_flat", "GSAOI")[1]
-    assert row == describe(night["flat"]) | {key: row[key] for key in ("path", "name", "size", "mtime_ns", "md5", "added")}
+    assert row == describe(night["flat"]) | {
+        key: row[key] for key in ("path", "name", "size", "mtime_ns", "md5", "added")
+    }
     assert remove(database, f"elsewhere/{night['flat'].name}") == 1
     assert remove(database, night["flat"].name) == 0
     assert night["flat"].exists()
@@ -392,7 +542,9 @@ def test_entries(night):
 
 
 def test_raw_frames_are_refused(night):
-    with pytest.raises(GdaskError, match=r"S20170505S0095.fits: neither a processed calibration .* nor a BPM"):
+    with pytest.raises(
+        GdaskError, match=r"S20170505S0095.fits: neither a processed calibration .* nor a BPM"
+    ):
         add(open_databases()[0], night["science"])
     assert not Path("cal_manager.db").exists()
 
@@ -404,7 +556,9 @@ def test_reading_makes_no_database(night):
 
 
 def test_names_are_data(night):
-    nasty = write_gsaoi(night["flat"].with_name("x'; DROP TABLE gdask_calibrations; --_flat.fits"), seed=10)
+    nasty = write_gsaoi(
+        night["flat"].with_name("x'; DROP TABLE gdask_calibrations; --_flat.fits"), seed=10
+    )
     register(night | {"nasty": nasty}, "flat", "nasty")
     assert remove(open_databases()[0], nasty.name) == 1
     assert len(rows(open_databases()[0])) == 1
@@ -423,12 +577,16 @@ for path in sys.argv[2:]:
 def test_writers_at_the_same_time(night):
     paths = [write_gsaoi(night["flat"].with_name(f"S{n}_flat.fits"), seed=n) for n in range(12)]
     start = str(time.time() + 1.5)  # so that all have loaded by then
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, start, *paths[one::4]]) for one in range(4)]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, start, *paths[one::4]]) for one in range(4)
+    ]
     assert [writer.wait(60) for writer in writers] == [0] * 4
     assert len(rows(database_at("shared.db"))) == 12
     with sqlite3.connect("shared.db") as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
-        assert connection.execute("SELECT version FROM gdask_schema").fetchall() == [(SCHEMA_VERSION,)]
+        assert connection.execute("SELECT version FROM gdask_schema").fetchall() == [
+            (SCHEMA_VERSION,)
+        ]
     connection.close()
 
 
@@ -517,7 +675,9 @@ def test_the_service_from_python(night):
     caldb.add_cal(night["bpm"])
     assert caldb.add_directory(".") == [str(night[n].name) for n in ("old flat", "flat", "J flat")]
     caldb.remove_cal("raw/bpm_20121104.fits")
-    assert [entry.name for entry in caldb.list_files()] == [night[n].name for n in ("old flat", "flat", "J flat")]
+    assert [entry.name for entry in caldb.list_files()] == [
+        night[n].name for n in ("old flat", "flat", "J flat")
+    ]
     with pytest.raises(GdaskError, match="not in cal_manager.db"):
         caldb.remove_cal("X.fits")
     caldb.init(wipe=True)
@@ -533,7 +693,9 @@ def test_the_verb(night, capsys):
 
     assert run("init") == (0, "cal_manager.db: ready\n", "")
     assert run("config")[:1] == (0,)
-    code, out, err = run("add", *(str(night[name]) for name in ("bpm", "flat", "science", "J flat")))
+    code, out, err = run(
+        "add", *(str(night[name]) for name in ("bpm", "flat", "science", "J flat"))
+    )
     assert (code, out.count("added to cal_manager.db"), err.count("\n")) == (1, 3, 1)
     assert "caldb: " in err and "S20170505S0095.fits" in err
     assert run("list")[1].count("processed_flat") == 2

@@ -19,11 +19,22 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("content", "names"), [
-    (b"a.fits\nb.fits\n", ["a.fits", "b.fits"]), (b"a.fits\r\nb.fits\r\n", ["a.fits", "b.fits"]), (b"\xef\xbb\xbfa.fits\nb.fits", ["a.fits", "b.fits"]),
-    (b"# Includes tags: FLAT\n\n   \n  a.fits   # the first\n\tb.fits\n#c.fits\n", ["a.fits", "b.fits"]), (b"a#1.fits\n", ["a#1.fits"]),
-    ("n\u00e9buleuse.fits\n".encode(), ["n\u00e9buleuse.fits"]), (b"with blank.fits\n", ["with blank.fits"]), (b"", []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (b"a.fits\nb.fits\n", ["a.fits", "b.fits"]),
+        (b"a.fits\r\nb.fits\r\n", ["a.fits", "b.fits"]),
+        (b"\xef\xbb\xbfa.fits\nb.fits", ["a.fits", "b.fits"]),
+        (
+            b"# Includes tags: FLAT\n\n   \n  a.fits   # the first\n\tb.fits\n#c.fits\n",
+            ["a.fits", "b.fits"],
+        ),
+        (b"a#1.fits\n", ["a#1.fits"]),
+        ("n\u00e9buleuse.fits\n".encode(), ["n\u00e9buleuse.fits"]),
+        (b"with blank.fits\n", ["with blank.fits"]),
+        (b"", []),
+    ],
+)
 def test_names_in_lists_of_any_editor(content: bytes, names: list[str]) -> None:
     Path("x.list").write_bytes(content)
     assert common.expand_files(["@x.list"]) == names
@@ -31,12 +42,18 @@ def test_names_in_lists_of_any_editor(content: bytes, names: list[str]) -> None:
 
 def test_five_thousand_names(capsys: pytest.CaptureFixture) -> None:
     """Read at once; what is missing is one line, not 5000."""
-    Path("x.list").write_text("".join(f"raw/S20170505S{number:04d}.fits\n" for number in range(5000)))
+    Path("x.list").write_text(
+        "".join(f"raw/S20170505S{number:04d}.fits\n" for number in range(5000))
+    )
     begin = time.monotonic()
     assert len(common.expand_files(["@x.list"])) == 5000 and time.monotonic() - begin < 5
     assert cli.main(["reduce", "@x.list"]) == 2
     said = capsys.readouterr().err
-    assert "raw/S20170505S0000.fits: no such file; 4999 more are missing too; check names and folder" in said and said.count("\n") == 1
+    assert (
+        "raw/S20170505S0000.fits: no such file; 4999 more are missing too; check names and folder"
+        in said
+        and said.count("\n") == 1
+    )
 
 
 def test_lists_in_lists() -> None:
@@ -53,21 +70,60 @@ def chain(length: int, links: int = 1) -> None:
     Path(f"{length}.list").write_text("# nothing\n")
 
 
-@pytest.mark.parametrize(("make", "given", "words"), [
-    (lambda: Path("a.list").write_text("@a.list\n"), "@a.list", "the list contains itself (a.list -> a.list)"),
-    (lambda: [Path(f"{n}.list").write_text(f"@{m}.list\n") for n, m in ("ab", "ba")], "@a.list", "the list contains itself"),
-    (lambda: [os.symlink("a.list", "b.list"), Path("a.list").write_text("@b.list\n")], "@a.list", "the list contains itself"),
-    (lambda: chain(300), "@0.list", "lists inside each other"), (lambda: chain(12, 9), "@0.list", "lists inside each other, or 1000 in all"),
-    (lambda: os.mkdir("folder"), "@folder", "@folder: the list cannot be read: Is a directory"),
-    (lambda: os.mkfifo("pipe"), "@pipe", "@pipe: the list cannot be read: not a text file"),
-    (lambda: None, "@/dev/zero", "@/dev/zero: the list cannot be read: not a text file"), (lambda: None, "@", "@: the list cannot be read"),
-    (lambda: Path("z.list").write_bytes(b"a\0b.fits\n"), "@z.list", "'a\\x00b.fits' (named in z.list): not a name of a file"),
-    (lambda: Path("u.list").write_bytes("a.fits\n".encode("utf-16")), "@u.list", "not a text file"),
-    (lambda: Path("p.list").write_text("none*.fits\n"), "@p.list", "no file matches none*.fits (named in p.list)"),
-    (lambda: Path("m.list").write_text("@gone.list\n"), "@m.list", "@gone.list: the list cannot be read (named in m.list): No such file"),
-    (lambda: [Path("big.list").touch(), os.truncate("big.list", 1 << 30)], "@big.list", "@big.list: the list cannot be read: not a text file"),
-])  # fmt: skip
-def test_lists_that_are_none(make: object, given: str, words: str, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("make", "given", "words"),
+    [
+        (
+            lambda: Path("a.list").write_text("@a.list\n"),
+            "@a.list",
+            "the list contains itself (a.list -> a.list)",
+        ),
+        (
+            lambda: [Path(f"{n}.list").write_text(f"@{m}.list\n") for n, m in ("ab", "ba")],
+            "@a.list",
+            "the list contains itself",
+        ),
+        (
+            lambda: [os.symlink("a.list", "b.list"), Path("a.list").write_text("@b.list\n")],
+            "@a.list",
+            "the list contains itself",
+        ),
+        (lambda: chain(300), "@0.list", "lists inside each other"),
+        (lambda: chain(12, 9), "@0.list", "lists inside each other, or 1000 in all"),
+        (lambda: os.mkdir("folder"), "@folder", "@folder: the list cannot be read: Is a directory"),
+        (lambda: os.mkfifo("pipe"), "@pipe", "@pipe: the list cannot be read: not a text file"),
+        (lambda: None, "@/dev/zero", "@/dev/zero: the list cannot be read: not a text file"),
+        (lambda: None, "@", "@: the list cannot be read"),
+        (
+            lambda: Path("z.list").write_bytes(b"a\0b.fits\n"),
+            "@z.list",
+            "'a\\x00b.fits' (named in z.list): not a name of a file",
+        ),
+        (
+            lambda: Path("u.list").write_bytes("a.fits\n".encode("utf-16")),
+            "@u.list",
+            "not a text file",
+        ),
+        (
+            lambda: Path("p.list").write_text("none*.fits\n"),
+            "@p.list",
+            "no file matches none*.fits (named in p.list)",
+        ),
+        (
+            lambda: Path("m.list").write_text("@gone.list\n"),
+            "@m.list",
+            "@gone.list: the list cannot be read (named in m.list): No such file",
+        ),
+        (
+            lambda: [Path("big.list").touch(), os.truncate("big.list", 1 << 30)],
+            "@big.list",
+            "@big.list: the list cannot be read: not a text file",
+        ),
+    ],
+)
+def test_lists_that_are_none(
+    make: object, given: str, words: str, capsys: pytest.CaptureFixture
+) -> None:
     make()
     begin = time.monotonic()
     with pytest.raises(UsageError) as error:

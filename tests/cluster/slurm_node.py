@@ -54,7 +54,13 @@ PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE State=UP
 def missing() -> str:
     """Why there can be no SLURM here; nothing where there can."""
     absent = [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
-    return f"not installed: {', '.join(absent)}" if absent else "" if os.geteuid() == 0 else "needs root"
+    return (
+        f"not installed: {', '.join(absent)}"
+        if absent
+        else ""
+        if os.geteuid() == 0
+        else "needs root"
+    )
 
 
 @contextmanager
@@ -67,13 +73,29 @@ def one_node(folder: Path) -> Iterator[dict[str, str]]:
     (folder / "state").mkdir()
     (folder / "spool").mkdir()
     environment = dict(os.environ) | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": PATH}
-    munge = [f"--{name}={folder}/munge.{end}" for name, end in
-             (("socket", "socket"), ("key-file", "key"), ("pid-file", "pid"), ("log-file", "log"), ("seed-file", "seed"))]
+    munge = [
+        f"--{name}={folder}/munge.{end}"
+        for name, end in (
+            ("socket", "socket"),
+            ("key-file", "key"),
+            ("pid-file", "pid"),
+            ("log-file", "log"),
+            ("seed-file", "seed"),
+        )
+    ]
     started = []
     try:
-        for command in (["munged", "--foreground", "--force", *munge], ["slurmctld", "-D"], ["slurmd", "-D"]):
+        for command in (
+            ["munged", "--foreground", "--force", *munge],
+            ["slurmctld", "-D"],
+            ["slurmd", "-D"],
+        ):
             with open(folder / f"{command[0]}.out", "wb") as log:
-                started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
+                started.append(
+                    subprocess.Popen(
+                        command, env=environment, stdout=log, stderr=log, start_new_session=True
+                    )
+                )
             until(lambda: (folder / "munge.socket").exists(), 10, folder)
         until(lambda: is_idle(environment), 30, folder)
         yield environment
@@ -108,7 +130,9 @@ def ended(job: str, environment: dict[str, str], seconds: float) -> dict[str, st
 
 
 def _output(command: list[str], environment: dict[str, str]) -> str:
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=30).stdout
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=30
+    ).stdout
 
 
 def until(ready: object, seconds: float, folder: Path | None = None) -> None:
@@ -116,7 +140,10 @@ def until(ready: object, seconds: float, folder: Path | None = None) -> None:
     end = time.monotonic() + seconds
     while not ready():  # type: ignore[operator]
         if time.monotonic() > end:
-            logs = {path.name: path.read_text(errors="replace")[-500:] for path in (folder.glob("*.out") if folder else ())}
+            logs = {
+                path.name: path.read_text(errors="replace")[-500:]
+                for path in (folder.glob("*.out") if folder else ())
+            }
             raise TimeoutError(f"not within {seconds:.0f} s {logs}")
         time.sleep(0.2)
 

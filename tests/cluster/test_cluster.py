@@ -16,11 +16,17 @@ IMAGE = "S20170505S0095_image.fits"
 def planes(path: str | Path) -> dict[tuple[str, int], bytes]:
     """The bytes of every image and table of measurements in a product."""
     with fits.open(path) as hdus:
-        return {(hdu.name, hdu.ver): hdu.data.tobytes() for hdu in hdus[1:] if hdu.name in ("SCI", "VAR", "DQ", "OBJMASK", "OBJCAT")}
+        return {
+            (hdu.name, hdu.ver): hdu.data.tobytes()
+            for hdu in hdus[1:]
+            if hdu.name in ("SCI", "VAR", "DQ", "OBJMASK", "OBJCAT")
+        }
 
 
 @pytest.mark.parametrize("cluster", ["threads:1", "processes:2"])
-def test_the_same_bits_with_one_thread_two_and_on_processes(calibrated: Path, reduced: Path, night: object, cluster: str) -> None:
+def test_the_same_bits_with_one_thread_two_and_on_processes(
+    calibrated: Path, reduced: Path, night: object, cluster: str
+) -> None:
     """`reduced` was made by the threads of all cores."""
     reduction = Reduce()
     reduction.files.extend(night.sequence)
@@ -34,16 +40,28 @@ def test_the_same_bits_with_one_thread_two_and_on_processes(calibrated: Path, re
 
 def test_specs_of_clusters() -> None:
     assert profile_of("threads:3")["workers"] == 3 and profile_of("threads:3")["kind"] == "threads"
-    assert profile_of("processes:4") | {"workers": 4, "kind": "processes"} == profile_of("processes:4")
-    assert profile_of("tcp://10.0.0.1:8786") == {"kind": "scheduler", "address": "tcp://10.0.0.1:8786"}
+    assert profile_of("processes:4") | {"workers": 4, "kind": "processes"} == profile_of(
+        "processes:4"
+    )
+    assert profile_of("tcp://10.0.0.1:8786") == {
+        "kind": "scheduler",
+        "address": "tcp://10.0.0.1:8786",
+    }
     assert {"threads", "processes"} <= set(load_profiles())
 
 
 def test_scheduler_files_and_profiles_of_the_users(tmp_path: Path) -> None:
     (tmp_path / "scheduler.json").write_text("{}")
-    assert profile_of(str(tmp_path / "scheduler.json")) == {"kind": "scheduler", "scheduler_file": str(tmp_path / "scheduler.json")}
+    assert profile_of(str(tmp_path / "scheduler.json")) == {
+        "kind": "scheduler",
+        "scheduler_file": str(tmp_path / "scheduler.json"),
+    }
     (tmp_path / "mine.yaml").write_text("big: {kind: processes, workers: 7, threads: 2}\n")
-    assert profile_of("big", str(tmp_path / "mine.yaml")) == {"kind": "processes", "workers": 7, "threads": 2}
+    assert profile_of("big", str(tmp_path / "mine.yaml")) == {
+        "kind": "processes",
+        "workers": 7,
+        "threads": 2,
+    }
     assert profile_of("big:3", str(tmp_path / "mine.yaml"))["workers"] == 3
 
 
@@ -54,8 +72,13 @@ def test_specs_that_are_not_known_are_refused(spec: str) -> None:
 
 
 def test_a_scheduler_that_does_not_answer(tmp_path: Path) -> None:
-    (tmp_path / "p.yaml").write_text("gone: {kind: scheduler, address: 'tcp://127.0.0.1:9', timeout: 1}\n")
-    with pytest.raises(GdaskError, match="does not answer"), connect("gone", str(tmp_path / "p.yaml")):
+    (tmp_path / "p.yaml").write_text(
+        "gone: {kind: scheduler, address: 'tcp://127.0.0.1:9', timeout: 1}\n"
+    )
+    with (
+        pytest.raises(GdaskError, match="does not answer"),
+        connect("gone", str(tmp_path / "p.yaml")),
+    ):
         pass
 
 
@@ -63,7 +86,11 @@ def test_threads_are_as_many_as_asked() -> None:
     import dask
 
     with connect("threads:3") as client:
-        assert client is None and dask.config.get("num_workers") == 3 and dask.config.get("scheduler") == "threads"
+        assert (
+            client is None
+            and dask.config.get("num_workers") == 3
+            and dask.config.get("scheduler") == "threads"
+        )
     assert dask.config.get("num_workers", None) != 3
 
 
@@ -71,10 +98,19 @@ def test_an_existing_scheduler_is_used_and_left_running(tmp_path: Path) -> None:
     import dask.array as da
     from distributed import Client, LocalCluster
 
-    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None, host="127.0.0.1") as cluster:
+    with LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        protocol="tcp",
+        dashboard_address=None,
+        host="127.0.0.1",
+    ) as cluster:
         spec = cluster.scheduler_address
         with connect(spec) as client:
-            assert da.arange(10, chunks=5).sum().compute() == 45 and client.scheduler.address == spec
+            assert (
+                da.arange(10, chunks=5).sum().compute() == 45 and client.scheduler.address == spec
+            )
         with Client(cluster.scheduler_address) as again:
             assert again.submit(sum, [1, 2]).result() == 3
 
@@ -86,7 +122,9 @@ def test_functions_of_a_users_file_reach_worker_processes(tmp_path: Path) -> Non
     from gdask.reduction.recipe_library import load_file
 
     path = tmp_path / "mine.py"
-    path.write_text("def plus(block, amount):\n    return shifted(block) + amount\n\n\ndef shifted(block):\n    return block + 1\n")
+    path.write_text(
+        "def plus(block, amount):\n    return shifted(block) + amount\n\n\ndef shifted(block):\n    return block + 1\n"
+    )
     module = load_file(str(path))
     path.unlink()  # the workers have nothing to import it from
     with connect("processes:1"):

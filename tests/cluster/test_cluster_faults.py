@@ -34,7 +34,10 @@ def workers(folder: Path, text: str) -> Iterator[distributed.Client]:
     (folder / "p.yaml").write_text(f"kind: processes\n{text}\n")
     cloudpickle.register_pickle_by_value(SELF)
     try:
-        with dask.config.set({"distributed.scheduler.allowed-failures": 1}), connect(str(folder / "p.yaml")) as client:
+        with (
+            dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+            connect(str(folder / "p.yaml")) as client,
+        ):
             yield client
     finally:
         cloudpickle.unregister_pickle_by_value(SELF)
@@ -71,57 +74,101 @@ NUMBERS, EMPTY = da.arange(4, chunks=2), np.empty(0, int)
 
 # Workers that stand still -------------------------------------------------------------------------------------------
 
-def test_a_worker_that_stands_still_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+
+def test_a_worker_that_stands_still_is_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with workers(tmp_path, "workers: 1\npatience: 6"):
-        (result,) = compute([NUMBERS.map_blocks(hang_once, marker=str(tmp_path / "hung"), dtype=int, meta=EMPTY)], "phase 1: a test")
+        (result,) = compute(
+            [NUMBERS.map_blocks(hang_once, marker=str(tmp_path / "hung"), dtype=int, meta=EMPTY)],
+            "phase 1: a test",
+        )
     assert result.tolist() == [0, 1, 2, 3] and (tmp_path / "hung").exists()
     assert "has ended no task for 6 s: it is started anew" in caplog.text
 
 
 @pytest.mark.slow
-def test_a_task_that_hangs_everywhere_ends_the_run_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_hangs_everywhere_ends_the_run_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with workers(tmp_path, "workers: 1\npatience: 4"), pytest.raises(GdaskError) as caught:
         compute([NUMBERS.map_blocks(hang, dtype=int, meta=EMPTY)], "phase 2: a test")
-    assert "phase 2: a test: 2 times a worker ended no task for 4 s (" in str(caught.value) and "\n" not in str(caught.value)
+    assert "phase 2: a test: 2 times a worker ended no task for 4 s (" in str(
+        caught.value
+    ) and "\n" not in str(caught.value)
 
 
-def test_a_run_without_workers_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_workers_ends_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They have left, and nobody starts others."""
     monkeypatch.chdir(tmp_path)
-    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None, host="127.0.0.1") as cluster:
-        (tmp_path / "p.yaml").write_text(f"kind: scheduler\nwait: 3\naddress: {cluster.scheduler_address}\n")
+    with distributed.LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        protocol="tcp",
+        dashboard_address=None,
+        host="127.0.0.1",
+    ) as cluster:
+        (tmp_path / "p.yaml").write_text(
+            f"kind: scheduler\nwait: 3\naddress: {cluster.scheduler_address}\n"
+        )
         with connect(str(tmp_path / "p.yaml")):
             threading.Timer(1.0, cluster.scale, (0,)).start()
-            with pytest.raises(GdaskError, match="phase 5: a test: no worker has been there for 3 s; the same command again goes on") as caught:
+            with pytest.raises(
+                GdaskError,
+                match="phase 5: a test: no worker has been there for 3 s; the same command again goes on",
+            ) as caught:
                 compute([NUMBERS.map_blocks(rest, dtype=int, meta=EMPTY)], "phase 5: a test")
     assert "\n" not in str(caught.value)
 
 
 # Memory -------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.slow
-def test_workers_that_run_out_of_memory_are_given_fewer_tasks_at_a_time(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_run_out_of_memory_are_given_fewer_tasks_at_a_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two tasks of 210 MB do not fit 550 MB beside the process; one does."""
     monkeypatch.chdir(tmp_path)
     with workers(tmp_path, "workers: 1\nthreads: 2\nmemory: 550MB"):
-        (result,) = compute([NUMBERS.map_blocks(hold, size=210_000_000, dtype=int, meta=EMPTY)], "phase 3: a test")
+        (result,) = compute(
+            [NUMBERS.map_blocks(hold, size=210_000_000, dtype=int, meta=EMPTY)], "phase 3: a test"
+        )
     assert result.tolist() == [0, 1, 2, 3]
-    assert "ran out of memory" in caplog.text and "once more with 1 task at a time in each" in caplog.text
+    assert (
+        "ran out of memory" in caplog.text
+        and "once more with 1 task at a time in each" in caplog.text
+    )
 
 
 @pytest.mark.slow
-def test_a_task_that_never_fits_is_reported_with_phase_and_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_never_fits_is_reported_with_phase_and_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    with workers(tmp_path, "workers: 1\nthreads: 2\nmemory: 550MB"), pytest.raises(GdaskError) as caught:
-        compute([NUMBERS.map_blocks(hold, size=460_000_000, dtype=int, meta=EMPTY)], "phase 4: a test")
+    with (
+        workers(tmp_path, "workers: 1\nthreads: 2\nmemory: 550MB"),
+        pytest.raises(GdaskError) as caught,
+    ):
+        compute(
+            [NUMBERS.map_blocks(hold, size=460_000_000, dtype=int, meta=EMPTY)], "phase 4: a test"
+        )
     said = str(caught.value)
-    assert said.startswith("phase 4: a test: ") and "workers ran out of memory (" in said and " of 550 MB held)" in said
+    assert (
+        said.startswith("phase 4: a test: ")
+        and "workers ran out of memory (" in said
+        and " of 550 MB held)" in said
+    )
     assert "also with one task at a time" in said and "--memory" in said and "\n" not in said
 
 
 # Disks --------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(not IS_ROOT, reason="a file system of its own needs root")
@@ -161,11 +208,25 @@ exec ip netns exec "$1" bash -c "$2"
 @contextmanager
 def hosts() -> Iterator[list[str]]:
     """Two hosts with addresses of their own, 10.99.0.2 and 10.99.0.3, on a switch that this one, 10.99.0.1, is on; gives their names."""
-    switch, names = f"gdask{os.getpid() % 10000}", [f"gdask{os.getpid() % 10000}{letter}" for letter in "ab"]
-    lines = [f"link add {switch} type bridge", f"addr add 10.99.0.1/24 dev {switch}", f"link set {switch} up"]
+    switch, names = (
+        f"gdask{os.getpid() % 10000}",
+        [f"gdask{os.getpid() % 10000}{letter}" for letter in "ab"],
+    )
+    lines = [
+        f"link add {switch} type bridge",
+        f"addr add 10.99.0.1/24 dev {switch}",
+        f"link set {switch} up",
+    ]
     for number, name in enumerate(names, 2):
-        lines += [f"netns add {name}", f"link add {name} type veth peer name eth0 netns {name}", f"link set {name} master {switch}", f"link set {name} up",
-                  f"-n {name} addr add 10.99.0.{number}/24 dev eth0", f"-n {name} link set eth0 up", f"-n {name} link set lo up"]  # fmt: skip
+        lines += [
+            f"netns add {name}",
+            f"link add {name} type veth peer name eth0 netns {name}",
+            f"link set {name} master {switch}",
+            f"link set {name} up",
+            f"-n {name} addr add 10.99.0.{number}/24 dev eth0",
+            f"-n {name} link set eth0 up",
+            f"-n {name} link set lo up",
+        ]
     try:
         for line in lines:
             subprocess.run(["ip", *line.split()], check=True, capture_output=True)
@@ -180,7 +241,9 @@ def cannot() -> str:
     """Why there can be no network namespaces here."""
     if not IS_ROOT or shutil.which("ip") is None:
         return "network namespaces need root and iproute2"
-    probe = subprocess.run(["ip", "netns", "add", "gdaskprobe"], capture_output=True, text=True, check=False)
+    probe = subprocess.run(
+        ["ip", "netns", "add", "gdaskprobe"], capture_output=True, text=True, check=False
+    )
     subprocess.run(["ip", "netns", "del", "gdaskprobe"], capture_output=True, check=False)
     return probe.stderr.strip()
 
@@ -188,12 +251,18 @@ def cannot() -> str:
 @pytest.mark.slow
 @pytest.mark.skipif(bool(cannot()), reason=cannot())
 @pytest.mark.parametrize("phase", [1, 2])
-def test_a_host_that_is_cut_off(calibrated: Path, reduced: Path, night: object, tmp_path: Path, phase: int) -> None:
+def test_a_host_that_is_cut_off(
+    calibrated: Path, reduced: Path, night: object, tmp_path: Path, phase: int
+) -> None:
     """The link to one of two worker hosts goes down in the middle of a phase: the other one does its work."""
     (tmp_path / "ssh").write_text(SSH)
     (tmp_path / "ssh").chmod(0o755)
     with hosts() as names:
-        Path("hosts.yaml").write_text(f"like: ssh\nhosts: {names}\nhost: 10.99.0.1\ncommand: {tmp_path / 'ssh'}\npython: {sys.executable}\n".replace("'", ""))
+        Path("hosts.yaml").write_text(
+            f"like: ssh\nhosts: {names}\nhost: 10.99.0.1\ncommand: {tmp_path / 'ssh'}\npython: {sys.executable}\n".replace(
+                "'", ""
+            )
+        )
         running = command(night, "hosts.yaml")
         wait_for(phase, running, 1.0)
         cut = running.poll() is None

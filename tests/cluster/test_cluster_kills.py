@@ -22,8 +22,12 @@ SCHEDULER = "scheduler.json"
 
 
 def command(night: object, cluster: str, *options: str) -> subprocess.Popen:
-    return subprocess.Popen([BIN / "reduce", *night.sequence, *PARAMETERS, "--cluster", cluster, *options],
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    return subprocess.Popen(
+        [BIN / "reduce", *night.sequence, *PARAMETERS, "--cluster", cluster, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -51,25 +55,52 @@ def wait_for(phases: int, process: subprocess.Popen, more: float) -> None:
 def assert_same_bytes(reduced: Path) -> None:
     mine, other = planes(IMAGE), planes(reduced / IMAGE)
     assert mine.keys() == other.keys() and [key for key in mine if mine[key] != other[key]] == []
-    assert [path.name for path in Path().iterdir() if path.name.endswith(".part")] == [] and not Path(".gdask").exists()
+    assert [
+        path.name for path in Path().iterdir() if path.name.endswith(".part")
+    ] == [] and not Path(".gdask").exists()
 
 
 @contextmanager
 def cluster() -> Iterator[tuple[subprocess.Popen, list[subprocess.Popen]]]:
     """A scheduler and two workers with nannies, each a process of its own."""
     Path(SCHEDULER).unlink(missing_ok=True)
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": os.environ | {"DASK_LOGGING__DISTRIBUTED": "critical"}}
+    quiet = {
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+        "env": os.environ | {"DASK_LOGGING__DISTRIBUTED": "critical"},
+    }
     where = ["--scheduler-file", SCHEDULER, "--host", "127.0.0.1", "--no-dashboard"]
     python = [sys.executable, "-m"]
-    scheduler = subprocess.Popen([*python, "distributed.cli.dask_scheduler", *where, "--port", "0"], **quiet)
-    nannies = [subprocess.Popen([*python, "distributed.cli.dask_worker", *where, "--nthreads", "1", "--death-timeout", "20"], **quiet) for _ in range(2)]
+    scheduler = subprocess.Popen(
+        [*python, "distributed.cli.dask_scheduler", *where, "--port", "0"], **quiet
+    )
+    nannies = [
+        subprocess.Popen(
+            [
+                *python,
+                "distributed.cli.dask_worker",
+                *where,
+                "--nthreads",
+                "1",
+                "--death-timeout",
+                "20",
+            ],
+            **quiet,
+        )
+        for _ in range(2)
+    ]
     processes = [scheduler, *nannies]
     try:
         while not Path(SCHEDULER).exists():
             time.sleep(0.1)
         yield scheduler, nannies
     finally:
-        family = [child for process in processes if process.poll() is None for child in psutil.Process(process.pid).children(recursive=True)]
+        family = [
+            child
+            for process in processes
+            if process.poll() is None
+            for child in psutil.Process(process.pid).children(recursive=True)
+        ]
         for process in processes:
             process.kill()
             process.wait()
@@ -87,11 +118,21 @@ def with_signal(process: psutil.Process, number: int) -> bool:
 
 def workers_of(nannies: list[subprocess.Popen]) -> list[psutil.Process]:
     """The worker processes: children of the nannies that are Python's and no helpers of multiprocessing."""
-    children = [child for nanny in nannies if nanny.poll() is None for child in psutil.Process(nanny.pid).children()]
+    children = [
+        child
+        for nanny in nannies
+        if nanny.poll() is None
+        for child in psutil.Process(nanny.pid).children()
+    ]
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
-def victims(kind: str, client: subprocess.Popen, scheduler: subprocess.Popen, nannies: list[subprocess.Popen]) -> list[psutil.Process]:
+def victims(
+    kind: str,
+    client: subprocess.Popen,
+    scheduler: subprocess.Popen,
+    nannies: list[subprocess.Popen],
+) -> list[psutil.Process]:
     if kind in ("worker", "workers"):
         return workers_of(nannies)[: 1 if kind == "worker" else None]
     one = {"client": client, "scheduler": scheduler, "nanny": nannies[0]}[kind]
@@ -104,7 +145,9 @@ def test_a_command_that_is_killed_goes_on(calibrated: Path, reduced: Path, night
     first.kill()
     finish(first)
     assert not Path(IMAGE).exists() and complete_phases() >= 1
-    again = command(night, "threads:1", "--memory", "1500MB")  # elsewhere, with less: the same checkpoints
+    again = command(
+        night, "threads:1", "--memory", "1500MB"
+    )  # elsewhere, with less: the same checkpoints
     assert "already on disk, continuing from there" in finish(again) and again.returncode == 0
     assert_same_bytes(reduced)
 
@@ -112,17 +155,24 @@ def test_a_command_that_is_killed_goes_on(calibrated: Path, reduced: Path, night
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["worker", "workers", "scheduler", "client", "nanny"])
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
-def test_whatever_is_killed(calibrated: Path, reduced: Path, night: object, kind: str, seed: int) -> None:
+def test_whatever_is_killed(
+    calibrated: Path, reduced: Path, night: object, kind: str, seed: int
+) -> None:
     """At a seeded moment of a seeded phase; where the command ends over it, a new cluster and the same command."""
     moment = random.Random(f"{kind} {seed}")
     with cluster() as (scheduler, nannies):
         first = command(night, SCHEDULER)
         wait_for(moment.randrange(4), first, moment.uniform(0.5, 4))
-        killed = sum(with_signal(process, signal.SIGKILL) for process in victims(kind, first, scheduler, nannies))
+        killed = sum(
+            with_signal(process, signal.SIGKILL)
+            for process in victims(kind, first, scheduler, nannies)
+        )
         said = finish(first)
     assert killed, f"nothing was there to be killed any more: {said[-1000:]}"
     if kind in ("worker", "nanny", "workers"):
-        assert first.returncode == 0, said[-3000:]  # the others take over, or nannies start new ones
+        assert first.returncode == 0, said[
+            -3000:
+        ]  # the others take over, or nannies start new ones
     elif first.returncode:
         assert "Traceback" not in said, said[-3000:]
         with cluster():

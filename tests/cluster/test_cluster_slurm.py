@@ -55,8 +55,11 @@ def reduce(run, frames):
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of a running SLURM, gdask's commands on PATH."""
     with slurm_node.one_node(tmp_path_factory.mktemp("slurm")) as environment:
-        yield environment | {"PATH": f"{BIN}{os.pathsep}{environment['PATH']}", "GDASK_SCHEDULER_OPTIONS": "--host 127.0.0.1",
-                             "GDASK_WORKER_OPTIONS": "--host 127.0.0.1"}  # fmt: skip
+        yield environment | {
+            "PATH": f"{BIN}{os.pathsep}{environment['PATH']}",
+            "GDASK_SCHEDULER_OPTIONS": "--host 127.0.0.1",
+            "GDASK_WORKER_OPTIONS": "--host 127.0.0.1",
+        }
 
 
 @pytest.fixture
@@ -68,8 +71,13 @@ def science(calibrated: Path, night: object) -> list[str]:
 
 def submit(environment: dict[str, str], command: list[str], *options: str) -> str:
     """The job's number. The log is job.log in the working folder."""
-    done = subprocess.run(["sbatch", "--parsable", "--output=job.log", *options, "gdask.sh", *command],
-                          env=environment | {"DRAGONSRC": os.environ["DRAGONSRC"]}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["sbatch", "--parsable", "--output=job.log", *options, "gdask.sh", *command],
+        env=environment | {"DRAGONSRC": os.environ["DRAGONSRC"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -83,7 +91,11 @@ def script(capsys: pytest.CaptureFixture) -> None:
 def shorten(job: str, environment: dict[str, str], seconds: int) -> None:
     """Once the job hangs: its wall time ends so many seconds from now (SLURM looks every 30 s whether to warn)."""
     slurm_node.until(Path("hanging").exists, 600)
-    change(job, environment, f"EndTime={time.strftime('%Y-%m-%dT%H:%M:%S', time.localtime(time.time() + seconds))}")
+    change(
+        job,
+        environment,
+        f"EndTime={time.strftime('%Y-%m-%dT%H:%M:%S', time.localtime(time.time() + seconds))}",
+    )
 
 
 def change(job: str, environment: dict[str, str], setting: str) -> None:
@@ -92,7 +104,10 @@ def change(job: str, environment: dict[str, str], setting: str) -> None:
 
 def nobody_is_here() -> bool:
     """No other process has this working folder."""
-    return all(process.pid == os.getpid() or process.info["cwd"] != os.getcwd() for process in psutil.process_iter(["cwd"]))
+    return all(
+        process.pid == os.getpid() or process.info["cwd"] != os.getcwd()
+        for process in psutil.process_iter(["cwd"])
+    )
 
 
 def assert_same_bytes(reduced: Path) -> None:
@@ -101,12 +116,22 @@ def assert_same_bytes(reduced: Path) -> None:
     assert mine.keys() == other.keys() and [key for key in mine if mine[key] != other[key]] == []
 
 
-def test_a_batch_job_that_reaches_its_wall_time_goes_on(slurm: dict, science: list, reduced: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_batch_job_that_reaches_its_wall_time_goes_on(
+    slurm: dict, science: list, reduced: Path, capsys: pytest.CaptureFixture
+) -> None:
     """It hangs until SLURM's warning, puts itself into the queue again, and goes on from its last complete phase."""
     script(capsys)
-    job = submit(slurm, ["reduce", *science, "-r", "stuck.py:reduce", *PARAMETERS], "--time=10", "--signal=B:USR1@30")
+    job = submit(
+        slurm,
+        ["reduce", *science, "-r", "stuck.py:reduce", *PARAMETERS],
+        "--time=10",
+        "--signal=B:USR1@30",
+    )
     shorten(job, slurm, 40)
-    slurm_node.until(lambda: slurm_node.state_of(job, slurm)["Restarts"] == "1" and slurm_node.is_idle(slurm), 240)
+    slurm_node.until(
+        lambda: slurm_node.state_of(job, slurm)["Restarts"] == "1" and slurm_node.is_idle(slurm),
+        240,
+    )
     time.sleep(3)  # what was told to end must not be started again in the same second
     change(job, slurm, "TimeLimit=10")
     change(job, slurm, "StartTime=now")  # SLURM lets a job that was put back wait for two minutes
@@ -123,37 +148,67 @@ def test_worker_jobs(slurm: dict, science: list, reduced: Path, tmp_path: Path) 
     """The jobqueue profile: scheduler in the command's process, workers in two jobs."""
     pytest.importorskip("dask_jobqueue")
     profile(tmp_path)
-    done = subprocess.run([BIN / "reduce", *science, *PARAMETERS, "--cluster", str(tmp_path / "mine.yaml")], env=os.environ | slurm | {
-        "DRAGONSRC": os.environ["DRAGONSRC"]}, capture_output=True, text=True, check=False, timeout=400)  # fmt: skip
+    done = subprocess.run(
+        [BIN / "reduce", *science, *PARAMETERS, "--cluster", str(tmp_path / "mine.yaml")],
+        env=os.environ | slurm | {"DRAGONSRC": os.environ["DRAGONSRC"]},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == IMAGE, done.stderr[-3000:]
     assert_same_bytes(reduced)
-    history = subprocess.run(["scontrol", "show", "jobs"], env=slurm, capture_output=True, text=True, check=True).stdout
+    history = subprocess.run(
+        ["scontrol", "show", "jobs"], env=slurm, capture_output=True, text=True, check=True
+    ).stdout
     assert history.count("JobName=dask-worker") >= 1
 
 
 @pytest.mark.slow
-def test_a_job_that_is_ended_at_its_wall_time_is_submitted_again(slurm: dict, science: list, reduced: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_job_that_is_ended_at_its_wall_time_is_submitted_again(
+    slurm: dict, science: list, reduced: Path, capsys: pytest.CaptureFixture
+) -> None:
     """Without a warning: SLURM kills all of it; sbatch by hand goes on."""
     script(capsys)
     command = ["reduce", *science, "-r", "stuck.py:reduce", *PARAMETERS]
     job = submit(slurm, command, "--time=10", "--signal=B:CONT@1", "--no-requeue")
     shorten(job, slurm, 5)
     first = slurm_node.ended(job, slurm, 400)
-    assert first["JobState"] == "TIMEOUT" and not Path(IMAGE).exists(), Path("job.log").read_text()[-3000:]
-    slurm_node.until(nobody_is_here, 90)  # a run that is ending keeps its checkpoints to itself, and SLURM does not wait for it
+    assert first["JobState"] == "TIMEOUT" and not Path(IMAGE).exists(), Path("job.log").read_text()[
+        -3000:
+    ]
+    slurm_node.until(
+        nobody_is_here, 90
+    )  # a run that is ending keeps its checkpoints to itself, and SLURM does not wait for it
     second = slurm_node.ended(submit(slurm, command, "--time=10"), slurm, 600)
     assert second["JobState"] == "COMPLETED" and "already on disk" in Path("job.log").read_text()
     assert_same_bytes(reduced)
 
 
 @pytest.mark.slow
-def test_worker_jobs_that_reach_their_wall_time_are_replaced(slurm: dict, science: list, reduced: Path, tmp_path: Path) -> None:
+def test_worker_jobs_that_reach_their_wall_time_are_replaced(
+    slurm: dict, science: list, reduced: Path, tmp_path: Path
+) -> None:
     """The command goes on: its scheduler gives what was lost to the workers of the next job."""
     pytest.importorskip("dask_jobqueue")
     profile(tmp_path, 1, "00:01:00")
     begun = time.monotonic()
-    done = subprocess.run([BIN / "reduce", *science, *PARAMETERS, "-r", "stuck.py:reduce", "--cluster", str(tmp_path / "mine.yaml")], env=os.environ | slurm | {
-        "DRAGONSRC": os.environ["DRAGONSRC"]}, capture_output=True, text=True, check=False, timeout=400)  # fmt: skip
+    done = subprocess.run(
+        [
+            BIN / "reduce",
+            *science,
+            *PARAMETERS,
+            "-r",
+            "stuck.py:reduce",
+            "--cluster",
+            str(tmp_path / "mine.yaml"),
+        ],
+        env=os.environ | slurm | {"DRAGONSRC": os.environ["DRAGONSRC"]},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
     assert done.returncode == 0 and time.monotonic() - begun > 50, done.stderr[-3000:]
     assert_same_bytes(reduced)
 

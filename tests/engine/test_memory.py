@@ -30,6 +30,7 @@ from gdask.steps.frames import map_planes
 
 # Arithmetic ---------------------------------------------------------------------------------------------------------
 
+
 def double(plane: np.ndarray) -> np.ndarray:
     return plane * 2
 
@@ -41,7 +42,9 @@ def add(*planes: np.ndarray) -> np.ndarray:
 def planes(seed: int) -> da.Array:
     """Three arrays of 500 x 500 float32 pixels in a file that is never read."""
     plane = Plane(f"/nowhere/{seed}.fits", (0, 0), 1, 2880, ">f4", 0.0, 1.0, (500, 500))
-    return lazy_variables({"data": (plane, plane._replace(extension=2), plane._replace(extension=3))})["data"]
+    return lazy_variables(
+        {"data": (plane, plane._replace(extension=2), plane._replace(extension=3))}
+    )["data"]
 
 
 def tasks_of(*arrays: da.Array) -> dict:
@@ -50,7 +53,18 @@ def tasks_of(*arrays: da.Array) -> dict:
     return _graph(arrays)
 
 
-@pytest.mark.parametrize(("text", "bytes_"), [("2GiB", 2 * 2**30), ("500MB", 500e6), ("1.5 GiB", 1.5 * 2**30), (2**31, 2**31), (None, None), ("3000000", 3e6), ("1g", 1e9)])
+@pytest.mark.parametrize(
+    ("text", "bytes_"),
+    [
+        ("2GiB", 2 * 2**30),
+        ("500MB", 500e6),
+        ("1.5 GiB", 1.5 * 2**30),
+        (2**31, 2**31),
+        (None, None),
+        ("3000000", 3e6),
+        ("1g", 1e9),
+    ],
+)
 def test_sizes(text: str, bytes_: float) -> None:
     assert parse_bytes(text) == bytes_
 
@@ -68,18 +82,24 @@ def test_the_peak_is_the_most_that_is_there_at_once() -> None:
     from gdask.engine import memory
 
     graph = {
-        "a": Task("a", np.ones, 1), "b": Task("b", np.ones, 1),
-        "sum": Task("sum", np.add, TaskRef("a"), TaskRef("b")), "end": Task("end", np.sum, TaskRef("sum")),
-    }  # fmt: skip
+        "a": Task("a", np.ones, 1),
+        "b": Task("b", np.ones, 1),
+        "sum": Task("sum", np.add, TaskRef("a"), TaskRef("b")),
+        "end": Task("end", np.sum, TaskRef("sum")),
+    }
     cost = {"a": 5.0, "b": 3.0, "sum": 4.0, "end": 0.0}
     scratch = {"a": 0.0, "b": 10.0, "sum": 1.0, "end": 2.0}
     needs = {key: tuple(task.dependencies) for key, task in graph.items()}
     costs = {key: memory.Cost(memory.Value(1, cost[key]), scratch[key]) for key in graph}
     simulate = memory._simulate
-    assert simulate(["a", "b", "sum", "end"], needs, costs, 1) == Projection(4, 13.0, 18.0)  # while b is made, a is there
+    assert simulate(["a", "b", "sum", "end"], needs, costs, 1) == Projection(
+        4, 13.0, 18.0
+    )  # while b is made, a is there
     assert simulate(["b", "a", "sum", "end"], needs, costs, 1).peak == 13.0
     assert simulate(["b", "a", "sum", "end"], needs, costs, 2).peak == 18.0  # side by side
-    view = costs | {"sum": memory.Cost(memory.Value(1, 4.0), 0.0, "a")}  # a view keeps all of a, and b is gone
+    view = costs | {
+        "sum": memory.Cost(memory.Value(1, 4.0), 0.0, "a")
+    }  # a view keeps all of a, and b is gone
     assert simulate(["a", "b", "sum", "end"], needs, view, 1) == Projection(4, 13.0, 18.0)
 
 
@@ -90,7 +110,9 @@ def test_results_that_nothing_waits_for_any_more_are_gone() -> None:
 
 def add_up(seed: int) -> da.Array:
     """One number for each detector, through two kernels."""
-    return map_planes(float_sum, map_planes(double, planes(seed), dtype="f8"), dtype=object, whole=True)
+    return map_planes(
+        float_sum, map_planes(double, planes(seed), dtype="f8"), dtype=object, whole=True
+    )
 
 
 def float_sum(plane: np.ndarray) -> float:
@@ -103,7 +125,10 @@ def test_more_at_a_time_needs_more_and_fewer_are_chosen_to_fit() -> None:
     assert 3 * alone < four < 4.5 * alone
     threads, projection = fit(tasks, BASE + 0.6 * four, 4, "phase 1")
     assert threads in (2, 3) and BASE + projection.peak <= BASE + 0.6 * four
-    with pytest.raises(GdaskError, match=r"phase 1: needs 0\.\d+ GiB in one worker .* GiB may be used; give --memory \d+\.\dGiB") as caught:
+    with pytest.raises(
+        GdaskError,
+        match=r"phase 1: needs 0\.\d+ GiB in one worker .* GiB may be used; give --memory \d+\.\dGiB",
+    ) as caught:
         fit(tasks, BASE + 0.5 * alone, 4, "phase 1")
     assert "\n" not in str(caught.value)
     with pytest.raises(GdaskError, match="or workers with fewer than 4 threads"):
@@ -116,7 +141,10 @@ def test_what_the_refusal_names_is_enough() -> None:
     tasks = tasks_of(*(add_up(seed) for seed in range(4)))
     with pytest.raises(GdaskError) as caught:
         fit(tasks, BASE, 1, "phase 1")
-    assert fit(tasks, parse_bytes(re.search(r"--memory (\S+)", str(caught.value))[1]), 1, "phase 1")[0] == 1
+    assert (
+        fit(tasks, parse_bytes(re.search(r"--memory (\S+)", str(caught.value))[1]), 1, "phase 1")[0]
+        == 1
+    )
 
 
 def test_bands_are_lower_where_memory_is_short() -> None:
@@ -134,15 +162,24 @@ def test_nothing_runs_that_does_not_fit() -> None:
         ran.append(1)
         return plane
 
-    with dask.config.set({"gdask.engine.memory": BASE + 1e4, "scheduler": "threads"}), pytest.raises(GdaskError, match="phase 7: needs"):
+    with (
+        dask.config.set({"gdask.engine.memory": BASE + 1e4, "scheduler": "threads"}),
+        pytest.raises(GdaskError, match="phase 7: needs"),
+    ):
         compute([map_planes(kernel, planes(1), dtype="f8")], "phase 7")
     assert ran == []
 
 
 def test_blocks_come_together_as_dask_would_put_them() -> None:
-    array = map_planes(double, da.random.default_rng(1).normal(size=(3, 50, 50), chunks=(1, 50, 50)), dtype="f8")
+    array = map_planes(
+        double, da.random.default_rng(1).normal(size=(3, 50, 50), chunks=(1, 50, 50)), dtype="f8"
+    )
     mine, other = compute([array, array.sum()], "phase 1"), dask.compute(array, array.sum())
-    assert np.array_equal(mine[0], other[0]) and mine[1] == other[1] and isinstance(mine[0], np.ndarray)
+    assert (
+        np.array_equal(mine[0], other[0])
+        and mine[1] == other[1]
+        and isinstance(mine[0], np.ndarray)
+    )
 
 
 def test_headers_that_do_not_change_are_shared_and_others_are_copied(tmp_path: Path) -> None:
@@ -151,18 +188,37 @@ def test_headers_that_do_not_change_are_shared_and_others_are_copied(tmp_path: P
     import gdask
     from gdask.steps.frames import with_headers
 
-    arrays = [fits.ImageHDU(np.ones((4, 4), "f4"), fits.Header({"GAIN": 2.0}), name="SCI", ver=ver) for ver in (1, 2)]
-    fits.HDUList([fits.PrimaryHDU(header=fits.Header({"OBJECT": "sky"})), *arrays]).writeto(tmp_path / "a.fits")
+    arrays = [
+        fits.ImageHDU(np.ones((4, 4), "f4"), fits.Header({"GAIN": 2.0}), name="SCI", ver=ver)
+        for ver in (1, 2)
+    ]
+    fits.HDUList([fits.PrimaryHDU(header=fits.Header({"OBJECT": "sky"})), *arrays]).writeto(
+        tmp_path / "a.fits"
+    )
     frame = gdask.open(tmp_path / "a.fits")
-    named, scaled = with_headers(frame, primary={"OBJECT": "star"}), with_headers(frame, each={"GAIN": [3.0, 4.0]})
+    named, scaled = (
+        with_headers(frame, primary={"OBJECT": "star"}),
+        with_headers(frame, each={"GAIN": [3.0, 4.0]}),
+    )
     assert (frame.attrs["phu"]["OBJECT"], named.attrs["phu"]["OBJECT"]) == ("sky", "star")
-    assert [h["GAIN"] for h in (*frame.attrs["headers"], *scaled.attrs["headers"])] == [2.0, 2.0, 3.0, 4.0]
-    assert named.attrs["headers"] is frame.attrs["headers"] and scaled.attrs["phu"] is frame.attrs["phu"]
+    assert [h["GAIN"] for h in (*frame.attrs["headers"], *scaled.attrs["headers"])] == [
+        2.0,
+        2.0,
+        3.0,
+        4.0,
+    ]
+    assert (
+        named.attrs["headers"] is frame.attrs["headers"]
+        and scaled.attrs["phu"] is frame.attrs["phu"]
+    )
 
 
 # Declarations -------------------------------------------------------------------------------------------------------
 
-def test_all_functions_of_the_recipes_are_declared(calibrated: Path, night: object, monkeypatch: pytest.MonkeyPatch) -> None:
+
+def test_all_functions_of_the_recipes_are_declared(
+    calibrated: Path, night: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is not is projected with a guess that is high: fewer frames at a time than there could be."""
     from gdask.engine import memory
 
@@ -183,14 +239,19 @@ def test_all_functions_of_the_recipes_are_declared(calibrated: Path, night: obje
 
     monkeypatch.setattr(memory, "_of_task", noting)
     monkeypatch.setattr(memory, "fit", counting)
-    for files, parameters in (([*night.flat_on, *night.flat_off], {}), (night.sequence, {"prepare:bad_wcs": "fix", "skyCorrect:offset_sky": False})):
+    for files, parameters in (
+        ([*night.flat_on, *night.flat_off], {}),
+        (night.sequence, {"prepare:bad_wcs": "fix", "skyCorrect:offset_sky": False}),
+    ):
         reduction = Reduce()
         reduction.files.extend(files)
         reduction.uparms = parameters
         reduction.runr()
     assert {name for name in seen if name.startswith("gdask.")} - set(declared()) == set()
     assert len(seen) > 20
-    assert max(counts[1:-1]) < 100 * len(night.sequence)  # tasks of a phase, for each frame; the last phase's go with the image's area
+    assert max(counts[1:-1]) < 100 * len(
+        night.sequence
+    )  # tasks of a phase, for each frame; the last phase's go with the image's area
 
 
 # Measured -----------------------------------------------------------------------------------------------------------
@@ -228,7 +289,9 @@ print(json.dumps(rows))
 """
 
 
-def measured_phases(folder: Path, frames: int, size: int, instrument: str = "gsaoi") -> list[tuple[str, float, float]]:
+def measured_phases(
+    folder: Path, frames: int, size: int, instrument: str = "gsaoi"
+) -> list[tuple[str, float, float]]:
     """(phase, bytes projected, bytes measured) of a reduction with one task at a time; both beyond what was there before."""
     import json
 
@@ -237,20 +300,32 @@ def measured_phases(folder: Path, frames: int, size: int, instrument: str = "gsa
 
     (make_f2_night if instrument == "f2" else make_night)(folder, frames, size)
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", MEASURE, str(folder), instrument], env=os.environ | MALLOC | {"PYTHONPATH": str(root)},
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(folder), instrument],
+        env=os.environ | MALLOC | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's record of a peak")
-@pytest.mark.parametrize(("instrument", "frames", "size", "phases"), [
-    ("gsaoi", 4, 320, 6),
-    pytest.param("f2", 5, 320, 9, marks=pytest.mark.slow),
-    pytest.param("gsaoi", 6, 1028, 6, marks=pytest.mark.slow),
-    pytest.param("f2", 6, 1024, 9, marks=pytest.mark.slow),
-])  # fmt: skip
-def test_no_phase_takes_more_than_was_projected(tmp_path: Path, instrument: str, frames: int, size: int, phases: int) -> None:
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="needs Linux's record of a peak"
+)
+@pytest.mark.parametrize(
+    ("instrument", "frames", "size", "phases"),
+    [
+        ("gsaoi", 4, 320, 6),
+        pytest.param("f2", 5, 320, 9, marks=pytest.mark.slow),
+        pytest.param("gsaoi", 6, 1028, 6, marks=pytest.mark.slow),
+        pytest.param("f2", 6, 1024, 9, marks=pytest.mark.slow),
+    ],
+)
+def test_no_phase_takes_more_than_was_projected(
+    tmp_path: Path, instrument: str, frames: int, size: int, phases: int
+) -> None:
     """Calibrations and image, phase by phase, in a process that runs one task at a time."""
     measured_by_phase = measured_phases(tmp_path, frames, size, instrument)
     slack = 24e6  # what Python and dask themselves take for a while
@@ -258,7 +333,9 @@ def test_no_phase_takes_more_than_was_projected(tmp_path: Path, instrument: str,
         print(f"{name}: {projected / 1e6:.0f} MB projected, {measured / 1e6:.0f} MB measured")
     assert len(measured_by_phase) == phases
     assert [row for row in measured_by_phase if row[2] > row[1] + slack] == []
-    assert max(projected for _, projected, _ in measured_by_phase) < 4 * max(measured for _, _, measured in measured_by_phase)
+    assert max(projected for _, projected, _ in measured_by_phase) < 4 * max(
+        measured for _, _, measured in measured_by_phase
+    )
 
 
 @pytest.mark.slow
@@ -275,6 +352,7 @@ def test_the_peak_does_not_grow_with_the_number_of_frames(tmp_path: Path) -> Non
 
 
 # Same bytes ---------------------------------------------------------------------------------------------------------
+
 
 def test_little_memory_gives_the_same_bytes(calibrated: Path, reduced: Path, night: object) -> None:
     """As little as the largest task needs: lower bands, one task at a time."""

@@ -27,9 +27,22 @@ from gdask.reduction.run import Run
 from gdask.steps.frames import frames_in, map_frames
 
 #: What chooses the height of bands by the memory that is allowed.
-CHOOSERS = ("gdask.steps.frames.rows_within", "gdask.steps.sky.rows_within", "gdask.steps.stack.rows_within")
+CHOOSERS = (
+    "gdask.steps.frames.rows_within",
+    "gdask.steps.sky.rows_within",
+    "gdask.steps.stack.rows_within",
+)
 #: What a Frame carries beside pixels that must not depend on how they are chunked.
-CARRIED = ("geometry", "solution", "phu", "headers", "skies", "set_aside", "grid", "source_geometry")
+CARRIED = (
+    "geometry",
+    "solution",
+    "phu",
+    "headers",
+    "skies",
+    "set_aside",
+    "grid",
+    "source_geometry",
+)
 #: A time of this run, in a header.
 NOW = re.compile(rf"{datetime.now(UTC):%Y-%m}-\d\dT\d\d:")
 #: Tables of a product that hold times of the run, or the parameters that differ here.
@@ -38,10 +51,15 @@ OF_THE_RUN = ("HISTORY", "PROVENANCE", "REDUCTION")
 
 # Step by step -------------------------------------------------------------------------------------------------------
 
+
 def bits(value: object) -> object:
     """Something that is equal only where every bit is."""
     if isinstance(value, np.ndarray):
-        return (value.dtype.str, value.shape, tuple(bits(v) for v in value.ravel()) if value.dtype == object else value.tobytes())
+        return (
+            value.dtype.str,
+            value.shape,
+            tuple(bits(v) for v in value.ravel()) if value.dtype == object else value.tobytes(),
+        )
     if isinstance(value, Mapping) and not isinstance(value, (fits.Header, Header)):
         return {key: bits(each) for key, each in value.items()}
     if isinstance(value, (tuple, list)):
@@ -55,10 +73,17 @@ def outcome(result: object, most: int = 2) -> dict[str, object]:
     """Everything that the first frames of a step's result say."""
     frames = frames_in(result)[:most]
     lazy = {f"{n} {name}": f[name].data for n, f in enumerate(frames) for name in f.data_vars}
-    lazy |= {f"{n} pending {name}": value for n, f in enumerate(frames) for name, value in f.attrs["pending"].items()}
+    lazy |= {
+        f"{n} pending {name}": value
+        for n, f in enumerate(frames)
+        for name, value in f.attrs["pending"].items()
+    }
     values = dict(zip(lazy, dask.compute(*lazy.values(), scheduler="threads"), strict=True))
     return {name: bits(value) for name, value in values.items()} | {
-        f"{n} {name}": bits(f.attrs[name]) for n, f in enumerate(frames) for name in CARRIED if name in f.attrs
+        f"{n} {name}": bits(f.attrs[name])
+        for n, f in enumerate(frames)
+        for name in CARRIED
+        if name in f.attrs
     }
 
 
@@ -90,12 +115,16 @@ class Checked(Run):
         self.chunkings, self.seen, self.differ = chunkings, set(), []
 
     def __call__(self, step: Any, frames: Any, *others: object, **pinned: object) -> object:
-        self._check(step, (frames, *others), params.own_values(step, self._settings(step, frames, pinned)))
+        self._check(
+            step, (frames, *others), params.own_values(step, self._settings(step, frames, pinned))
+        )
         return super().__call__(step, frames, *others, **pinned)
 
     def each(self, step: Any, frames: Any, *others: object, **pinned: object) -> Any:
         first = tuple(o[0] if isinstance(o, tuple) and len(o) == len(frames) else o for o in others)
-        self._check(step, (frames[0], *first), params.own_values(step, self._settings(step, frames, pinned)))
+        self._check(
+            step, (frames[0], *first), params.own_values(step, self._settings(step, frames, pinned))
+        )
         return super().each(step, frames, *others, **pinned)
 
     def _check(self, step: Any, given: tuple, values: dict[str, Any]) -> None:
@@ -103,19 +132,37 @@ class Checked(Run):
         expected = outcome(step(*given, **values))
         for seed in range(self.chunkings):
             rng = random.Random(f"{step.__name__} {seed}")
-            with bands_of(lambda row_bytes, most, fewest, rng=rng: rng.randint(min(fewest, 16), most)):
+            with bands_of(
+                lambda row_bytes, most, fewest, rng=rng: rng.randint(min(fewest, 16), most)
+            ):
                 found = outcome(step(*(rechunked(each, rng) for each in given), **values))
-            wrong = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
-            self.differ += [f"{step.__name__}, chunking {seed}: {', '.join(sorted(wrong))}"] if wrong else []
+            wrong = [
+                name
+                for name in expected.keys() | found.keys()
+                if expected.get(name) != found.get(name)
+            ]
+            self.differ += (
+                [f"{step.__name__}, chunking {seed}: {', '.join(sorted(wrong))}"] if wrong else []
+            )
 
 
 def all_steps(run: Checked, night: Any, folder: Path) -> None:
     """A flat, a bad-pixel mask and an image, through every step that there is."""
+
     def lamps(paths: list[str]) -> Any:
-        frames = run(steps.add_dq, run(steps.prepare, run.by_rows(gdask.open_many(paths))), (None,) * len(paths), hidden_saturation=False, latency=False)
+        frames = run(
+            steps.add_dq,
+            run(steps.prepare, run.by_rows(gdask.open_many(paths))),
+            (None,) * len(paths),
+            hidden_saturation=False,
+            latency=False,
+        )
         return run.each(steps.add_var, run.each(steps.adu_to_electrons, frames))
 
-    level = run(steps.normalize_flat, run(steps.make_lamp_flat, lamps([*night.flat_on[:2], *night.flat_off[:2]])))
+    level = run(
+        steps.normalize_flat,
+        run(steps.make_lamp_flat, lamps([*night.flat_on[:2], *night.flat_off[:2]])),
+    )
     (flat,) = on_disk((run(steps.threshold_flatfield, level).assign_attrs(pending={}),), folder)
     dark = run(steps.stack_frames, lamps(night.dark), reject_method="varclip")
     run(steps.make_bpm, flat, dark)
@@ -124,15 +171,28 @@ def all_steps(run: Checked, night: Any, folder: Path) -> None:
     frames = run(steps.check_wcs, gdask.open_many(night.science[:3] + night.sky[:2]))
     frames = run(steps.prepare, frames, bad_wcs="fix")
     frames = run(steps.add_dq, frames, (None,) * len(frames))
-    for step, *others in ((steps.nonlinearity_correct,), (steps.adu_to_electrons,), (steps.add_var,), (steps.dark_correct, dark), (steps.flat_correct, flat)):
+    for step, *others in (
+        (steps.nonlinearity_correct,),
+        (steps.adu_to_electrons,),
+        (steps.add_var,),
+        (steps.dark_correct, dark),
+        (steps.flat_correct, flat),
+    ):
         frames = run.each(step, frames, *((other,) * len(frames) for other in others))
     frames = run.save(run.each(steps.measure_background, run.each(steps.measure_shadows, frames)))
     frames = run.save(run(steps.flag_shadows, frames), variables=["dq"])
     targets, skies = run(steps.separate_sky, frames)
-    targets = run(steps.sky_correct, run(steps.associate_sky, targets, skies), skies, mask_objects=False)
+    targets = run(
+        steps.sky_correct, run(steps.associate_sky, targets, skies), skies, mask_objects=False
+    )
     targets = run.save(run.each(steps.detect_sources, targets))
-    targets = run(steps.determine_astrometric_solution, run(steps.add_reference_catalog, targets, source=str(catalogue(night, folder))))
-    targets = run(steps.adjust_wcs_to_reference, tuple(f.assign_attrs(solution=None) for f in targets))
+    targets = run(
+        steps.determine_astrometric_solution,
+        run(steps.add_reference_catalog, targets, source=str(catalogue(night, folder))),
+    )
+    targets = run(
+        steps.adjust_wcs_to_reference, tuple(f.assign_attrs(solution=None) for f in targets)
+    )
     targets = run(steps.match_sky_levels, run.fetch(run(steps.measure_sky_levels, targets)))
     targets = run(steps.resample_to_common_frame, run(steps.scale_counts_to_reference, targets))
     run(steps.detect_sources, run(steps.stack_frames, targets), products="catalog", mesh=128)
@@ -147,7 +207,9 @@ def catalogue(night: Any, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("chunkings", [2, pytest.param(25, marks=pytest.mark.slow)])
-def test_every_step_gives_the_same_bits_in_any_chunks(night: Any, tmp_path: Path, chunkings: int) -> None:
+def test_every_step_gives_the_same_bits_in_any_chunks(
+    night: Any, tmp_path: Path, chunkings: int
+) -> None:
     run = Checked(chunkings, folder=str(tmp_path), scratch=str(tmp_path / "scratch"))
     all_steps(run, night, tmp_path)
     assert run.seen == set(steps.__all__)
@@ -156,6 +218,7 @@ def test_every_step_gives_the_same_bits_in_any_chunks(night: Any, tmp_path: Path
 
 # Whole reductions ---------------------------------------------------------------------------------------------------
 
+
 def in_random_order(seed: int) -> Any:
     """A scheduler that runs one task at a time, any of those that could run."""
     from dask._task_spec import convert_legacy_graph
@@ -163,7 +226,10 @@ def in_random_order(seed: int) -> Any:
 
     def get(graph: Mapping, keys: list, **ignored: object) -> object:
         rng, tasks, done = random.Random(seed), convert_legacy_graph(dict(graph)), {}
-        missing = {key: {need for need in task.dependencies if need in tasks} for key, task in tasks.items()}
+        missing = {
+            key: {need for need in task.dependencies if need in tasks}
+            for key, task in tasks.items()
+        }
         after: dict[object, list] = {}
         for key, needs in missing.items():
             for need in needs:
@@ -203,10 +269,20 @@ def as_asked(rows: int | None, order: int | None) -> Iterator[None]:
 def content(path: Path) -> dict[tuple[str, int], object]:
     """The bytes of every image and table of a product, but for those that are of the run."""
     with fits.open(path) as hdus:
-        return {(hdu.name, hdu.ver): (hdu.data.dtype.str, hdu.data.tobytes()) for hdu in hdus[1:] if hdu.name not in OF_THE_RUN}
+        return {
+            (hdu.name, hdu.ver): (hdu.data.dtype.str, hdu.data.tobytes())
+            for hdu in hdus[1:]
+            if hdu.name not in OF_THE_RUN
+        }
 
 
-def image_of(folder: Path, cluster: str = "threads:2", memory: str | None = None, rows: int | None = None, order: int | None = None) -> dict:
+def image_of(
+    folder: Path,
+    cluster: str = "threads:2",
+    memory: str | None = None,
+    rows: int | None = None,
+    order: int | None = None,
+) -> dict:
     """The image of the night in `folder` (its flat is made first, in the same way, where `folder` has none)."""
     from benchmarks.scaling.nights import PARAMETERS, files, working_in
 
@@ -239,16 +315,29 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
 
 WAYS = {
     "another order of tasks, low bands": {"order": 1, "rows": 24},
-    "one process, little memory, uneven bands": {"cluster": "processes:1", "memory": "1GiB", "rows": 57},
+    "one process, little memory, uneven bands": {
+        "cluster": "processes:1",
+        "memory": "1GiB",
+        "rows": 57,
+    },
 }
 MORE_WAYS = {
-    "one thread": {"cluster": "threads:1"}, "two processes": {"cluster": "processes:2"}, "four processes": {"cluster": "processes:4"},
-    "bands of 16 rows": {"rows": 16}, "bands of 100 rows": {"rows": 100}, "whole arrays": {"rows": 4096},
-    "another order of tasks": {"order": 2}, "yet another": {"order": 3}, "1 GiB": {"memory": "1GiB"}, "8 GiB": {"memory": "8GiB"},
-}  # fmt: skip
+    "one thread": {"cluster": "threads:1"},
+    "two processes": {"cluster": "processes:2"},
+    "four processes": {"cluster": "processes:4"},
+    "bands of 16 rows": {"rows": 16},
+    "bands of 100 rows": {"rows": 100},
+    "whole arrays": {"rows": 4096},
+    "another order of tasks": {"order": 2},
+    "yet another": {"order": 3},
+    "1 GiB": {"memory": "1GiB"},
+    "8 GiB": {"memory": "8GiB"},
+}
 
 
-@pytest.mark.parametrize("way", [*WAYS, *(pytest.param(way, marks=pytest.mark.slow) for way in MORE_WAYS)])
+@pytest.mark.parametrize(
+    "way", [*WAYS, *(pytest.param(way, marks=pytest.mark.slow) for way in MORE_WAYS)]
+)
 def test_the_image_has_the_same_bits(small: tuple[Path, dict], way: str) -> None:
     folder, expected = small
     found = image_of(folder, **(WAYS | MORE_WAYS)[way])

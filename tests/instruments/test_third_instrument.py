@@ -83,21 +83,53 @@ def wcs(east: float, north: float) -> WCS:
     found.wcs.ctype = "RA---TAN", "DEC--TAN"
     found.wcs.crpix = 96.5, 96.5
     found.wcs.cd = [[-SCALE / 3600, 0], [0, SCALE / 3600]]
-    found.wcs.crval = TARGET[0] + east / 3600 / np.cos(np.radians(TARGET[1])), TARGET[1] + north / 3600
+    found.wcs.crval = (
+        TARGET[0] + east / 3600 / np.cos(np.radians(TARGET[1])),
+        TARGET[1] + north / 3600,
+    )
     return found
 
 
-def write(path: Path, pixels: np.ndarray, minute: int, frame: WCS | None = None, error: tuple[float, float] = (0, 0), **cards: object) -> str:
-    phu = fits.Header({"INSTRUME": "TINY", "OBJECT": "x", "OBSTYPE": "OBJECT", "OBSID": "GS-1", "FILTER1": "J", "FILTER2": "open",
-                       "EXPTIME": 10.0, "DATE-OBS": "2020-05-05", "UT": f"03:{minute:02d}:00", "RA": TARGET[0], "DEC": TARGET[1],
-                       "PA": 0.0, "FRAME": "FK5"} | cards)  # fmt: skip
+def write(
+    path: Path,
+    pixels: np.ndarray,
+    minute: int,
+    frame: WCS | None = None,
+    error: tuple[float, float] = (0, 0),
+    **cards: object,
+) -> str:
+    phu = fits.Header(
+        {
+            "INSTRUME": "TINY",
+            "OBJECT": "x",
+            "OBSTYPE": "OBJECT",
+            "OBSID": "GS-1",
+            "FILTER1": "J",
+            "FILTER2": "open",
+            "EXPTIME": 10.0,
+            "DATE-OBS": "2020-05-05",
+            "UT": f"03:{minute:02d}:00",
+            "RA": TARGET[0],
+            "DEC": TARGET[1],
+            "PA": 0.0,
+            "FRAME": "FK5",
+        }
+        | cards
+    )
     header = frame.to_header() if frame else fits.Header()
     if frame:
-        header = fits.Header({f"CD{i}_{j}": frame.wcs.cd[i - 1, j - 1] for i in (1, 2) for j in (1, 2)}
-                             | {key: header[key] for key in ("CTYPE1", "CTYPE2", "CRPIX1", "CRPIX2")}
-                             | {"CRVAL1": frame.wcs.crval[0] + error[0] / 3600, "CRVAL2": frame.wcs.crval[1] + error[1] / 3600})  # fmt: skip
+        header = fits.Header(
+            {f"CD{i}_{j}": frame.wcs.cd[i - 1, j - 1] for i in (1, 2) for j in (1, 2)}
+            | {key: header[key] for key in ("CTYPE1", "CTYPE2", "CRPIX1", "CRPIX2")}
+            | {
+                "CRVAL1": frame.wcs.crval[0] + error[0] / 3600,
+                "CRVAL2": frame.wcs.crval[1] + error[1] / 3600,
+            }
+        )
     header["DETSEC"] = f"[1:{SIZE},1:{SIZE}]"
-    fits.HDUList([fits.PrimaryHDU(header=phu), fits.ImageHDU(pixels.astype("f4"), header, name="SCI")]).writeto(path)
+    fits.HDUList(
+        [fits.PrimaryHDU(header=phu), fits.ImageHDU(pixels.astype("f4"), header, name="SCI")]
+    ).writeto(path)
     return str(path)
 
 
@@ -109,7 +141,11 @@ def stars(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarr
         if all(np.hypot(*(new - old)) > 3 for old in places):
             places.append(new)
     east, north = np.array(places).T
-    return TARGET[0] + east / 3600 / np.cos(np.radians(TARGET[1])), TARGET[1] + north / 3600, 10 ** random.uniform(4.3, 5.3, 40)
+    return (
+        TARGET[0] + east / 3600 / np.cos(np.radians(TARGET[1])),
+        TARGET[1] + north / 3600,
+        10 ** random.uniform(4.3, 5.3, 40),
+    )
 
 
 def image(frame: WCS, catalog: tuple[np.ndarray, ...], width: float = 1.6) -> np.ndarray:
@@ -118,27 +154,56 @@ def image(frame: WCS, catalog: tuple[np.ndarray, ...], width: float = 1.6) -> np
     found = np.zeros((SIZE, SIZE))
     for ra, dec, flux in zip(*catalog, strict=True):
         px, py = frame.wcs_world2pix(ra, dec, 0)
-        found += flux / (2 * np.pi * width**2) * np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * width**2))
+        found += (
+            flux
+            / (2 * np.pi * width**2)
+            * np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * width**2))
+        )
     return found
 
 
-def test_a_new_instrument_from_raw_to_stack(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_instrument_from_raw_to_stack(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     random = np.random.default_rng(7)
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    catalog, flat = stars(random), np.linspace(0.8, 1.2, SIZE)[None, :] * np.ones((SIZE, 1)) * random.normal(1, 0.02, (SIZE, SIZE))
+    catalog, flat = (
+        stars(random),
+        np.linspace(0.8, 1.2, SIZE)[None, :]
+        * np.ones((SIZE, 1))
+        * random.normal(1, 0.02, (SIZE, SIZE)),
+    )
 
     def detector(electrons: np.ndarray) -> np.ndarray:
         return (random.poisson(electrons) + random.normal(0, 8, electrons.shape)) / 2.0
 
-    lamps = [write(folder / f"T{n}.fits", detector(flat * (40000 if n < 4 else 0) + 500), n, OBSTYPE="FLAT", LAMP="on" if n < 4 else "off")
-             for n in range(6)]  # fmt: skip
+    lamps = [
+        write(
+            folder / f"T{n}.fits",
+            detector(flat * (40000 if n < 4 else 0) + 500),
+            n,
+            OBSTYPE="FLAT",
+            LAMP="on" if n < 4 else "off",
+        )
+        for n in range(6)
+    ]
     science = []
     for n, (east, north) in enumerate(((0, 0), (5, 0), (0, 5), (-5, 0), (0, -5), (4, 4), (-4, 4))):
         true = wcs(east, north)
         pixels = detector((image(true, catalog) + 4000 + 30 * n) * flat)
-        science.append(write(folder / f"T{10 + n}.fits", pixels, 10 + n, true, tuple(random.normal(0, 0.2, 2)), POFFSET=float(east), QOFFSET=float(north)))
+        science.append(
+            write(
+                folder / f"T{10 + n}.fits",
+                pixels,
+                10 + n,
+                true,
+                tuple(random.normal(0, 0.2, 2)),
+                POFFSET=float(east),
+                QOFFSET=float(north),
+            )
+        )
     assert {"TINY", "FLAT", "LAMPON"} <= tags(lamps[0]) and "FLAT" not in tags(science[0])
     for files, recipe in ((lamps, "make_processed_flat"), (science, "reduce")):
         reduction = Reduce()
@@ -159,7 +224,12 @@ def check_stack(path: str, catalog: tuple[np.ndarray, ...]) -> None:
         near = np.hypot(x - px, y - py) < 7
         if (dq[near] == 0).all() and near.sum() > 150:
             total = data[near].sum()
-            miss.append([(data[near] * (x[near] - px)).sum() / total, (data[near] * (y[near] - py)).sum() / total])
+            miss.append(
+                [
+                    (data[near] * (x[near] - px)).sum() / total,
+                    (data[near] * (y[near] - py)).sum() / total,
+                ]
+            )
             ratio.append(total / flux)
     miss = np.array(miss)
     assert len(miss) > 25

@@ -10,11 +10,27 @@ from astropy.io import fits
 from gdask.io.header import Header
 from gdask.io.headers import read_headers
 
-CHANGES = {"GAIN": (1.0, "e-/ADU"), "OBJECT": "other", "NEW": (3, "a new one"), "GONE": None, "ABSENT": None, "FLAG": True, "LEVEL": 1 / 3}
+CHANGES = {
+    "GAIN": (1.0, "e-/ADU"),
+    "OBJECT": "other",
+    "NEW": (3, "a new one"),
+    "GONE": None,
+    "ABSENT": None,
+    "FLAG": True,
+    "LEVEL": 1 / 3,
+}
 
 
 def original() -> fits.Header:
-    header = fits.Header([("OBJECT", "star", "what"), ("GAIN", 2.4, "gain"), ("GONE", 1), ("FLAG", 1), ("NOTHING", None)])
+    header = fits.Header(
+        [
+            ("OBJECT", "star", "what"),
+            ("GAIN", 2.4, "gain"),
+            ("GONE", 1),
+            ("FLAG", 1),
+            ("NOTHING", None),
+        ]
+    )
     header["HIERARCH a longer keyword"] = 5
     header["TEXT"] = "long " * 30  # goes on in CONTINUE cards
     header.add_comment("first")
@@ -42,8 +58,14 @@ def test_reads_and_changes_as_astropy_does() -> None:
                 expected.remove(keyword, ignore_missing=True)
             else:
                 expected[keyword] = value
-    assert header["LEVEL"] == header.copy()["LEVEL"] == 1 / 3  # and not what 20 characters hold of it
-    assert header["COMMENT"] == ["first", "second"] and header.get("ABSENT", "none") == "none" and "ABSENT" not in header
+    assert (
+        header["LEVEL"] == header.copy()["LEVEL"] == 1 / 3
+    )  # and not what 20 characters hold of it
+    assert (
+        header["COMMENT"] == ["first", "second"]
+        and header.get("ABSENT", "none") == "none"
+        and "ABSENT" not in header
+    )
     with pytest.raises(KeyError, match="ABSENT"):
         header["ABSENT"]
 
@@ -52,9 +74,13 @@ def test_reads_and_changes_as_astropy_does() -> None:
 def test_cards_are_shared_and_a_change_stays_where_it_is_made() -> None:
     one, other = as_in_file(original()), as_in_file(original())
     before = other.tostring()
-    assert all(mine is theirs for (_, mine), (_, theirs) in zip(one.texts, other.texts, strict=True))
+    assert all(
+        mine is theirs for (_, mine), (_, theirs) in zip(one.texts, other.texts, strict=True)
+    )
     changed = one.changed({"GAIN": 7.0})
-    assert [mine is theirs for (_, mine), (_, theirs) in zip(changed.texts, one.texts, strict=True)].count(False) == 1
+    assert [
+        mine is theirs for (_, mine), (_, theirs) in zip(changed.texts, one.texts, strict=True)
+    ].count(False) == 1
     edited = one.copy()
     edited["GAIN"], edited["OBJECT"] = 9.0, "planet"
     theirs = original()
@@ -67,7 +93,13 @@ def test_cards_are_shared_and_a_change_stays_where_it_is_made() -> None:
 
 def test_files_that_are_alike_are_read_into_the_same_cards(tmp_path: Path) -> None:
     for name in ("a.fits", "b.fits"):
-        fits.PrimaryHDU(header=fits.Header([("INSTRUME", "X"), ("FILENAME", name)])).writeto(tmp_path / name)
+        fits.PrimaryHDU(header=fits.Header([("INSTRUME", "X"), ("FILENAME", name)])).writeto(
+            tmp_path / name
+        )
     one, other = (read_headers(tmp_path / name).phu for name in ("a.fits", "b.fits"))
-    assert [keyword for (keyword, text), (_, twin) in zip(one.texts, other.texts, strict=True) if text is not twin] == ["FILENAME"]
+    assert [
+        keyword
+        for (keyword, text), (_, twin) in zip(one.texts, other.texts, strict=True)
+        if text is not twin
+    ] == ["FILENAME"]
     assert (one["FILENAME"], other["FILENAME"]) == ("a.fits", "b.fits")

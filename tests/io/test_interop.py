@@ -23,6 +23,7 @@ from gdask.steps.quality import add_dq
 
 # What others read in our products -----------------------------------------------------------------------------------
 
+
 def test_other_readers_find_what_they_expect(image: Path, flat: Path) -> None:
     """The conventions of astrodata, CCDData, ginga and ds9: EXTNAME and EXTVER, VAR a variance, DQ integer, WCS, BUNIT."""
     with fits.open(image, checksum=True) as units:
@@ -34,11 +35,24 @@ def test_other_readers_find_what_they_expect(image: Path, flat: Path) -> None:
         assert celestial.has_celestial and celestial.pixel_n_dim == 2
         middle = celestial.pixel_to_world(science.data.shape[1] / 2, science.data.shape[0] / 2)
         assert middle.separation(celestial.pixel_to_world(0, 0)).arcsec < 60
-    frame = CCDData.read(image, hdu="SCI", hdu_uncertainty="VAR", uncertainty_type="var", hdu_mask=None, hdu_flags=None)
-    assert str(frame.unit) == "electron" and frame.uncertainty.array.shape == frame.data.shape and frame.wcs.has_celestial
+    frame = CCDData.read(
+        image,
+        hdu="SCI",
+        hdu_uncertainty="VAR",
+        uncertainty_type="var",
+        hdu_mask=None,
+        hdu_flags=None,
+    )
+    assert (
+        str(frame.unit) == "electron"
+        and frame.uncertainty.array.shape == frame.data.shape
+        and frame.wcs.has_celestial
+    )
     with fits.open(flat) as units:
         names = [(unit.name, unit.ver) for unit in units[1:]]
-    assert names[:12] == [(name, version) for version in range(1, 5) for name in ("SCI", "VAR", "DQ")]
+    assert names[:12] == [
+        (name, version) for version in range(1, 5) for name in ("SCI", "VAR", "DQ")
+    ]
 
 
 @pytest.mark.slow
@@ -46,7 +60,9 @@ def test_astrodata_reads_products(image: Path, flat: Path) -> None:
     """astrodata 3: arrays with their variance, mask, WCS and tables; with gemini_instruments also tags."""
     astrodata = pytest.importorskip("astrodata")
     for path, count in ((image, 1), (flat, 4)):
-        opened = astrodata.from_file(path) if hasattr(astrodata, "from_file") else astrodata.open(path)
+        opened = (
+            astrodata.from_file(path) if hasattr(astrodata, "from_file") else astrodata.open(path)
+        )
         assert len(opened) == count
         for number, array in enumerate(opened, 1):
             with fits.open(path) as units:
@@ -68,12 +84,22 @@ def test_astrodata_knows_what_products_are(image: Path, flat: Path) -> None:
     for path in (image, flat):
         opened = astrodata.open(path)
         assert opened.tags - {"LAMPON"} == tags(path) and "PROCESSED" in opened.tags
-        for name in ("instrument", "filter_name", "exposure_time", "gain", "read_noise", "saturation_level", "object", "ut_datetime"):
+        for name in (
+            "instrument",
+            "filter_name",
+            "exposure_time",
+            "gain",
+            "read_noise",
+            "saturation_level",
+            "object",
+            "ut_datetime",
+        ):
             assert getattr(opened, name)() == descriptor(path, name), name
         assert opened.pixel_scale() == pytest.approx(descriptor(path, "pixel_scale"), rel=1e-6)
 
 
 # What we read of others ---------------------------------------------------------------------------------------------
+
 
 def as_dragons(ours: Path, path: Path, obstype: dict[str, str]) -> Path:
     """A file with the structure of one that DRAGONS wrote: BUNIT on every plane, no checksums, its tables and keywords."""
@@ -81,18 +107,34 @@ def as_dragons(ours: Path, path: Path, obstype: dict[str, str]) -> Path:
         phu = units[0].header.copy()
         for name in ("PROCFLAT", "PROCDARK", "PROCBPM", "CHECKSUM", "DATASUM"):
             phu.remove(name, ignore_missing=True)
-        phu.update(obstype | {"PROCMODE": "sq", "GEM-TLM": "2026-11-20T19:55:51.574966", "PREPARE": "2026-11-20T19:55:42.810070"})
+        phu.update(
+            obstype
+            | {
+                "PROCMODE": "sq",
+                "GEM-TLM": "2026-11-20T19:55:51.574966",
+                "PREPARE": "2026-11-20T19:55:42.810070",
+            }
+        )
         made = [fits.PrimaryHDU(header=phu)]
         for unit in units[1:]:
             if unit.name in ("SCI", "VAR", "DQ"):
                 header = unit.header.copy()
                 for name in ("CHECKSUM", "DATASUM"):
                     header.remove(name, ignore_missing=True)
-                header.update({"BUNIT": "electron", "INHERIT": False, "WCSDIM": 2, "VARNOISE": "read, Poisson"})
+                header.update(
+                    {
+                        "BUNIT": "electron",
+                        "INHERIT": False,
+                        "WCSDIM": 2,
+                        "VARNOISE": "read, Poisson",
+                    }
+                )
                 made.append(fits.ImageHDU(unit.data, header))
     wide = "x" * 120
-    for name, columns in (("HISTORY", ("primitive", "args", "timestamp_start", "timestamp_stop")),
-                          ("PROVENANCE", ("timestamp", "filename", "md5", "provenance_added_by"))):
+    for name, columns in (
+        ("HISTORY", ("primitive", "args", "timestamp_start", "timestamp_stop")),
+        ("PROVENANCE", ("timestamp", "filename", "md5", "provenance_added_by")),
+    ):
         made.append(fits.table_to_hdu(Table({column: [wide, "y"] for column in columns})))
         made[-1].header["EXTNAME"] = name
     fits.HDUList(made).writeto(path)
@@ -107,46 +149,96 @@ def database_with(*paths: Path) -> cal_service.LocalDB:
     return service
 
 
-def test_a_flat_of_dragons_is_registered_and_used(flat: Path, night: object, tmp_path: Path) -> None:
+def test_a_flat_of_dragons_is_registered_and_used(
+    flat: Path, night: object, tmp_path: Path
+) -> None:
     """It gives the same pixels as our flat of the same values; its BUNIT on VAR and DQ does no harm."""
     (tmp_path / "theirs").mkdir()
-    theirs = as_dragons(flat, tmp_path / "theirs" / "S20170505S0030_flat.fits", {"PROCFLAT": "2026-11-20T19:55:51.574966"})
+    theirs = as_dragons(
+        flat,
+        tmp_path / "theirs" / "S20170505S0030_flat.fits",
+        {"PROCFLAT": "2026-11-20T19:55:51.574966"},
+    )
     assert {"PROCESSED", "FLAT", "CAL"} <= tags(theirs) and not {"LAMPON", "RAW"} & tags(theirs)
     assert verify(theirs).faults == ()
     service = database_with(theirs)
     found = associate(night.science[0], "processed_flat", (service.database,))
     assert found.chosen == str(theirs)
     frame = electrons(night.science[0])
-    assert_same(computed(flat_correct(frame, gdask.open(theirs))), computed(flat_correct(frame, gdask.open(flat))))
+    assert_same(
+        computed(flat_correct(frame, gdask.open(theirs))),
+        computed(flat_correct(frame, gdask.open(flat))),
+    )
 
 
-def test_a_dark_of_dragons_is_registered_and_used(flat: Path, night: object, tmp_path: Path) -> None:
+def test_a_dark_of_dragons_is_registered_and_used(
+    flat: Path, night: object, tmp_path: Path
+) -> None:
     (tmp_path / "theirs").mkdir()
     with fits.open(night.dark[0]) as units:
-        raw = {key: units[0].header[key] for key in ("OBSTYPE", "OBJECT", "FILTER1", "EXPTIME", "LNRS", "COADDS", "DATE-OBS", "UT", "READMODE")}
-    theirs = as_dragons(flat, tmp_path / "theirs" / "S20170505S0100_dark.fits", raw | {"PROCDARK": "2026-11-20T19:59:15"})
+        raw = {
+            key: units[0].header[key]
+            for key in (
+                "OBSTYPE",
+                "OBJECT",
+                "FILTER1",
+                "EXPTIME",
+                "LNRS",
+                "COADDS",
+                "DATE-OBS",
+                "UT",
+                "READMODE",
+            )
+        }
+    theirs = as_dragons(
+        flat,
+        tmp_path / "theirs" / "S20170505S0100_dark.fits",
+        raw | {"PROCDARK": "2026-11-20T19:59:15"},
+    )
     assert {"PROCESSED", "DARK", "CAL"} <= tags(theirs)
     assert [entry.caltype for entry in database_with(theirs).list_files()] == ["processed_dark"]
     frame = electrons(night.science[0])
-    before, dark, after = computed(frame), computed(gdask.open(theirs)), computed(dark_correct(frame, gdask.open(theirs)))
+    before, dark, after = (
+        computed(frame),
+        computed(gdask.open(theirs)),
+        computed(dark_correct(frame, gdask.open(theirs))),
+    )
     assert np.array_equal(after["data"], before["data"] - dark["data"], equal_nan=True)
     assert np.array_equal(after["dq"], before["dq"] | dark["dq"])
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.int16])
-def test_a_bad_pixel_mask_of_dragons_is_registered_and_used(kind: type, night: object, tmp_path: Path) -> None:
+def test_a_bad_pixel_mask_of_dragons_is_registered_and_used(
+    kind: type, night: object, tmp_path: Path
+) -> None:
     """Its planes are called SCI and are 16-bit integers, with or without sign (made by makeProcessedBPM)."""
     path = tmp_path / "S20170504S0320_bpm.fits"
     with fits.open(night.bpm, memmap=False) as units:
         phu = units[0].header.copy()
-        phu.update({"BPMASK": "2026-11-20T19:59:32", "OBJECT": "BPM", "OBSTYPE": "FLAT", "GEM-TLM": "t", "PREPARE": "t"})
+        phu.update(
+            {
+                "BPMASK": "2026-11-20T19:59:32",
+                "OBJECT": "BPM",
+                "OBSTYPE": "FLAT",
+                "GEM-TLM": "t",
+                "PREPARE": "t",
+            }
+        )
         planes = [fits.ImageHDU(unit.data.astype(kind), unit.header.copy()) for unit in units[1:5]]
         for unit in planes:
             unit.header.update({"BUNIT": "electron", "EXTNAME": "SCI"})
         fits.HDUList([fits.PrimaryHDU(header=phu), *planes]).writeto(path)
-    assert {"BPM", "CAL", "PROCESSED"} <= tags(path) and not {"IMAGE", "FLAT", "LAMPON"} & tags(path) - {"FLAT"}
+    assert {"BPM", "CAL", "PROCESSED"} <= tags(path) and not {"IMAGE", "FLAT", "LAMPON"} & tags(
+        path
+    ) - {"FLAT"}
     found = associate(night.science[0], "processed_bpm", (database_with(path).database,))
     assert found.chosen == str(path)
     frames = prepare((gdask.open(night.science[0]),), bad_wcs="ignore")
-    theirs, ours = (add_dq(frames, (gdask.open(one),), hidden_saturation=False, latency=False) for one in (path, night.bpm))
-    assert np.array_equal(computed(theirs[0])["dq"], computed(ours[0])["dq"]) and (computed(ours[0])["dq"] & 1).any()
+    theirs, ours = (
+        add_dq(frames, (gdask.open(one),), hidden_saturation=False, latency=False)
+        for one in (path, night.bpm)
+    )
+    assert (
+        np.array_equal(computed(theirs[0])["dq"], computed(ours[0])["dq"])
+        and (computed(ours[0])["dq"] & 1).any()
+    )

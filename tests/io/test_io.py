@@ -98,7 +98,10 @@ def test_compressed_files_give_the_same_pixels(path: str, tmp_path: Path, form: 
     if form == "fz":
         with fits.open(path) as hdus:
             images = [
-                fits.CompImageHDU(hdu.data, hdu.header, compression_type="GZIP_2", quantize_level=0.0) for hdu in hdus[1:]
+                fits.CompImageHDU(
+                    hdu.data, hdu.header, compression_type="GZIP_2", quantize_level=0.0
+                )
+                for hdu in hdus[1:]
             ]
             fits.HDUList([hdus[0].copy(), *images]).writeto(target)
     else:
@@ -106,18 +109,24 @@ def test_compressed_files_give_the_same_pixels(path: str, tmp_path: Path, form: 
     plain, packed = gdask.open(path), gdask.open(target)
     assert packed.attrs["name"] == Path(path).name
     assert_same(computed(plain), computed(packed))
-    np.testing.assert_array_equal(packed.data[1, 7:20, 3:9].data.compute(), plain.data[1, 7:20, 3:9].data.compute())
+    np.testing.assert_array_equal(
+        packed.data[1, 7:20, 3:9].data.compute(), plain.data[1, 7:20, 3:9].data.compute()
+    )
     for name in ("filter_name", "gain", "detector_section", "ut_datetime"):
         assert gdask.descriptor(packed, name) == gdask.descriptor(plain, name)
 
 
 def test_graph_names_follow_the_files_identity(copy: Path) -> None:
     first = open_frame(copy, rows=64)
-    assert set(open_frame(copy, rows=64).data.data.__dask_graph__()) == set(first.data.data.__dask_graph__())
+    assert set(open_frame(copy, rows=64).data.data.__dask_graph__()) == set(
+        first.data.data.__dask_graph__()
+    )
     assert open_frame(copy, rows=64, tag="other").data.data.name != first.data.data.name
     assert open_frame(copy, rows=32).data.data.name != first.data.data.name
     code = f"import gdask.io.read as r; print(r.open_frame({str(copy)!r}, rows=64).data.data.name)"
-    elsewhere = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert elsewhere.stdout.strip() == first.data.data.name
     os.utime(copy, ns=(1, 1))
     assert open_frame(copy, rows=64).data.data.name != first.data.data.name
@@ -137,8 +146,16 @@ def test_parts_of_rows_are_those_of_whole_rows(product: str, path: str) -> None:
         for planes in read_layout(file).values():
             ny, nx = planes[0].shape
             whole = read_window(planes[0], 0, ny, 0, nx, np.dtype("f4"))
-            for y1, y2, x1, x2 in ((3, 40, 5, nx // 3), (0, ny, nx - 7, nx), (10, 11, 0, 1), (5, 5, 3, 9), (4, 9, 2, nx - 1)):
-                np.testing.assert_array_equal(read_window(planes[0], y1, y2, x1, x2, np.dtype("f4")), whole[y1:y2, x1:x2])
+            for y1, y2, x1, x2 in (
+                (3, 40, 5, nx // 3),
+                (0, ny, nx - 7, nx),
+                (10, 11, 0, 1),
+                (5, 5, 3, 9),
+                (4, 9, 2, nx - 1),
+            ):
+                np.testing.assert_array_equal(
+                    read_window(planes[0], y1, y2, x1, x2, np.dtype("f4")), whole[y1:y2, x1:x2]
+                )
 
 
 def test_reopening_keeps_what_is_not_on_disk(product: str) -> None:
@@ -148,7 +165,9 @@ def test_reopening_keeps_what_is_not_on_disk(product: str) -> None:
     assert_same(computed(changed), computed(reopen(changed, rows=50, tag="x")))
 
 
-@pytest.mark.parametrize("how", [lambda data: data * 2, lambda data: data.compute() * 2], ids=["lazy", "in memory"])
+@pytest.mark.parametrize(
+    "how", [lambda data: data * 2, lambda data: data.compute() * 2], ids=["lazy", "in memory"]
+)
 def test_pixels_that_were_assigned_are_not_taken_from_the_file(product: str, how: object) -> None:
     frame = open_frame(product)
     expected = 2 * frame.data.values
@@ -162,10 +181,14 @@ def test_pixels_that_were_assigned_are_not_taken_from_the_file(product: str, how
 def test_affine_reads_scaled_and_shifted_pixels(product: str) -> None:
     frame = gdask.open(product)
     scales, offsets = [2.0, 1.0, 0.5, 1.0], [1.5, 0.0, -3.0, 1000.0]
-    expected = frame.data.data.compute().astype("f8") * np.reshape(scales, (4, 1, 1)) + np.reshape(offsets, (4, 1, 1))
+    expected = frame.data.data.compute().astype("f8") * np.reshape(scales, (4, 1, 1)) + np.reshape(
+        offsets, (4, 1, 1)
+    )
     changed = affine(frame, "data", scales, offsets)
     np.testing.assert_allclose(changed.data.data.compute(), expected, rtol=1e-6)
-    np.testing.assert_allclose(reopen(changed, rows=33, tag="t").data.data.compute(), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        reopen(changed, rows=33, tag="t").data.data.compute(), expected, rtol=1e-6
+    )
     again = affine(changed, "data", [0.5, 1.0, 2.0, 1.0], [0.0] * 4)
     expected = expected * np.reshape([0.5, 1.0, 2.0, 1.0], (4, 1, 1))
     np.testing.assert_allclose(again.data.data.compute(), expected, rtol=1e-6)
@@ -217,20 +240,33 @@ def test_written_files_verify_and_come_back(path: str, tmp_path: Path) -> None:
     dq = frame.dq.data.compute()
     dq[2, :256, :256] = every
     frame = with_pixels(frame, rows=50, dq=dq, objects=flags(dq.shape, 5) > 0)
-    frame.attrs["tables"] = {"OBJCAT": [Table({"X": [1.5 * n], "NAME": ["a"]}) for n in range(4)], "NOTES": Table({"N": [1, 2]})}
+    frame.attrs["tables"] = {
+        "OBJCAT": [Table({"X": [1.5 * n], "NAME": ["a"]}) for n in range(4)],
+        "NOTES": Table({"N": [1, 2]}),
+    }
     written = gdask.write(frame, tmp_path / "S1.fits")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with fits.open(written, checksum=True) as hdus:
             hdus.verify("exception")
             assert all("CHECKSUM" in hdu.header and "DATASUM" in hdu.header for hdu in hdus)
-            assert [(hdu.name, hdu.ver) for hdu in hdus[1:5]] == [("SCI", 1), ("VAR", 1), ("DQ", 1), ("OBJMASK", 1)]
+            assert [(hdu.name, hdu.ver) for hdu in hdus[1:5]] == [
+                ("SCI", 1),
+                ("VAR", 1),
+                ("DQ", 1),
+                ("OBJMASK", 1),
+            ]
             assert hdus["DQ", 3].data.dtype == np.uint16
             np.testing.assert_array_equal(hdus["DQ", 3].data[:256, :256], every)
             np.testing.assert_array_equal(hdus["SCI", 4].data, frame.data[3].data.compute())
             assert hdus["OBJCAT", 3].data["X"][0] == 3.0 and list(hdus["NOTES"].data["N"]) == [1, 2]
     again = gdask.open(written)
-    assert {name: again[name].dtype for name in again} == {"data": "f4", "variance": "f4", "dq": "u2", "objects": "?"}
+    assert {name: again[name].dtype for name in again} == {
+        "data": "f4",
+        "variance": "f4",
+        "dq": "u2",
+        "objects": "?",
+    }
     assert_same(computed(frame), computed(again))
 
 
@@ -240,7 +276,10 @@ def test_a_flipped_bit_is_noticed(product: str) -> None:
         (byte,) = file.read(1)
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 1]))
-    with pytest.warns(match="(?i)(datasum|checksum) verification failed"), fits.open(product, checksum=True) as hdus:
+    with (
+        pytest.warns(match="(?i)(datasum|checksum) verification failed"),
+        fits.open(product, checksum=True) as hdus,
+    ):
         [hdu.data for hdu in hdus]
 
 
@@ -253,7 +292,9 @@ def test_ccddata_reads_what_is_written(path: str, tmp_path: Path) -> None:
     assert ccd.unit == "electron" and ccd.wcs is not None
     np.testing.assert_array_equal(ccd.data, frame.data[0].data.compute())
     with fits.open(written) as hdus:
-        assert hdus["VAR", 1].header["BUNIT"] == "electron**2" and "BUNIT" not in hdus["DQ", 1].header
+        assert (
+            hdus["VAR", 1].header["BUNIT"] == "electron**2" and "BUNIT" not in hdus["DQ", 1].header
+        )
 
 
 def fails_on_the_third(block: np.ndarray, block_id: tuple[int, ...] = ()) -> np.ndarray:
@@ -264,12 +305,16 @@ def fails_on_the_third(block: np.ndarray, block_id: tuple[int, ...] = ()) -> np.
 
 def test_no_file_and_no_part_is_left_when_computing_fails(path: str, tmp_path: Path) -> None:
     frame = electrons(path)
-    frame["data"] = frame.data.copy(data=da.map_blocks(fails_on_the_third, frame.data.data, dtype="f4"))
+    frame["data"] = frame.data.copy(
+        data=da.map_blocks(fails_on_the_third, frame.data.data, dtype="f4")
+    )
     kept = tmp_path / "S1.fits"
     kept.write_text("an older product")
     with pytest.raises(RuntimeError, match="as asked"):
         gdask.write(frame, kept)
-    assert [p.name for p in tmp_path.iterdir()] == ["S1.fits"] and kept.read_text() == "an older product"
+    assert [p.name for p in tmp_path.iterdir()] == [
+        "S1.fits"
+    ] and kept.read_text() == "an older product"
 
 
 def test_a_product_is_not_there_before_it_is_whole(path: str, tmp_path: Path) -> None:
@@ -287,36 +332,62 @@ def parts_of(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.part"))
 
 
-def test_leftovers_of_dead_processes_are_removed_those_of_living_ones_are_not(tmp_path: Path) -> None:
+def test_leftovers_of_dead_processes_are_removed_those_of_living_ones_are_not(
+    tmp_path: Path,
+) -> None:
     """Of another host's nothing is known but when they were written last."""
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    names = {"stale": f".a.fits.{host()}-{dead.pid}-0a1b2c3d.part", "live": f".b.fits.{owner()}.part",
-             "other": f".c.fits.elsewhere-00000000-{dead.pid}-0a1b2c3d.part", "old": f".d.fits.elsewhere-00000000-{os.getpid()}-0a1b2c3d.part"}  # fmt: skip
+    names = {
+        "stale": f".a.fits.{host()}-{dead.pid}-0a1b2c3d.part",
+        "live": f".b.fits.{owner()}.part",
+        "other": f".c.fits.elsewhere-00000000-{dead.pid}-0a1b2c3d.part",
+        "old": f".d.fits.elsewhere-00000000-{os.getpid()}-0a1b2c3d.part",
+    }
     for name in (*names.values(), "e.part", ".f.123.part"):
         (tmp_path / name).touch()
     os.utime(tmp_path / names["old"], (time.time() - 90000,) * 2)
-    assert sorted(owners.remove_stale_parts(str(tmp_path))) == sorted([names["stale"], names["old"]])
+    assert sorted(owners.remove_stale_parts(str(tmp_path))) == sorted(
+        [names["stale"], names["old"]]
+    )
     assert parts_of(tmp_path) == sorted([names["live"], names["other"], "e.part", ".f.123.part"])
 
 
 def test_names_of_temporaries_are_one_hosts_and_one_processes(tmp_path: Path) -> None:
     """Two hosts that share a folder, with the same process number, have different names."""
     code = "from gdask.io.write import temporary_name; print(temporary_name('/a/S1.fits'))"
-    names = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)}
+    names = {
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    }
     mine = write.temporary_name("/a/S1.fits")
-    assert len(names | {mine}) == 3 and all(name.startswith(f"/a/.S1.fits.{host()}-") for name in names)
+    assert len(names | {mine}) == 3 and all(
+        name.startswith(f"/a/.S1.fits.{host()}-") for name in names
+    )
     assert mine.endswith(f"-{os.getpid()}-{owner()[-8:]}.part")
 
 
-@pytest.mark.parametrize(("whose", "silent", "taken"), [
-    ("living", 0, True), ("dead", 0, False), ("other host", 100, False), ("other host", 1, True),
-])  # fmt: skip
-def test_a_run_knows_whether_another_one_is_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str, silent: float, taken: bool) -> None:
+@pytest.mark.parametrize(
+    ("whose", "silent", "taken"),
+    [
+        ("living", 0, True),
+        ("dead", 0, False),
+        ("other host", 100, False),
+        ("other host", 1, True),
+    ],
+)
+def test_a_run_knows_whether_another_one_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str, silent: float, taken: bool
+) -> None:
     """Here by the process, elsewhere by the mark, which a living run touches."""
     monkeypatch.setattr(owners, "BEAT", 0.3)
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    other = tmp_path / f"in-use.{'elsewhere-00000000' if whose == 'other host' else host()}-{sleeper.pid}-0a1b2c3d"
+    other = (
+        tmp_path
+        / f"in-use.{'elsewhere-00000000' if whose == 'other host' else host()}-{sleeper.pid}-0a1b2c3d"
+    )
     other.touch()
     if whose == "dead":
         sleeper.kill(), sleeper.wait()
@@ -336,7 +407,9 @@ def test_a_run_knows_whether_another_one_is_at_work(tmp_path: Path, monkeypatch:
         sleeper.kill(), sleeper.wait()
 
 
-def test_a_mark_that_nobody_touches_is_that_of_a_dead_run_of_another_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mark_that_nobody_touches_is_that_of_a_dead_run_of_another_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(owners, "BEAT", 0.1)
     monkeypatch.setattr(owners, "SILENT", 0.5)
     (tmp_path / "in-use.elsewhere-00000000-1-0a1b2c3d").touch()
@@ -391,11 +464,16 @@ def stored(path: str, tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "c", tmp_path / "c" / "00000_S1.fits"
 
 
-def test_a_checkpoint_is_used_where_each_byte_is_as_it_was_written(stored: tuple[Path, Path]) -> None:
+def test_a_checkpoint_is_used_where_each_byte_is_as_it_was_written(
+    stored: tuple[Path, Path],
+) -> None:
     folder, file = stored
     assert checkpoint.is_whole(str(folder))
     with fits.open(file) as hdus:
-        places = [(hdu.fileinfo()["hdrLoc"] + 100, hdu.fileinfo()["datLoc"] + hdu.size // 2) for hdu in hdus[1:]]
+        places = [
+            (hdu.fileinfo()["hdrLoc"] + 100, hdu.fileinfo()["datLoc"] + hdu.size // 2)
+            for hdu in hdus[1:]
+        ]
     for place in (0, *places[0], *places[-1]):
         content = bytearray(file.read_bytes())
         content[place] ^= 1
@@ -407,7 +485,9 @@ def test_a_checkpoint_is_used_where_each_byte_is_as_it_was_written(stored: tuple
 
 
 @pytest.mark.parametrize("damage", ["short", "zeros", "gone", "results", "sums", "not complete"])
-def test_a_damaged_checkpoint_is_not_used(stored: tuple[Path, Path], damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_checkpoint_is_not_used(
+    stored: tuple[Path, Path], damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     folder, file = stored
     size = file.stat().st_size
     if damage == "short":

@@ -18,12 +18,30 @@ RA, DEC = np.linspace(201.28, 201.31, 40), np.linspace(-43.12, -43.08, 40)
 MAG = np.random.default_rng(1).uniform(10, 20, 40)
 
 
-@pytest.mark.parametrize(("name", "form"), [("g.fits", "fits"), ("g.ecsv", "ascii.ecsv"), ("g.xml", "votable"), ("g.vot", "votable"), ("g.csv", "ascii.csv")])
-@pytest.mark.parametrize(("ra", "dec"), [("ra", "dec"), ("RAJ2000", "DEJ2000"), ("RA_ICRS", "DE_ICRS"), ("X_WORLD", "Y_WORLD")])
-def test_every_form_and_the_usual_names(tmp_path: Path, name: str, form: str, ra: str, dec: str) -> None:
-    Table({"source": np.arange(40), ra: RA, dec: DEC, "Ksmag": MAG, "e_Ksmag": 0.1 * MAG}).write(tmp_path / name, format=form)
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("g.fits", "fits"),
+        ("g.ecsv", "ascii.ecsv"),
+        ("g.xml", "votable"),
+        ("g.vot", "votable"),
+        ("g.csv", "ascii.csv"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("ra", "dec"),
+    [("ra", "dec"), ("RAJ2000", "DEJ2000"), ("RA_ICRS", "DE_ICRS"), ("X_WORLD", "Y_WORLD")],
+)
+def test_every_form_and_the_usual_names(
+    tmp_path: Path, name: str, form: str, ra: str, dec: str
+) -> None:
+    Table({"source": np.arange(40), ra: RA, dec: DEC, "Ksmag": MAG, "e_Ksmag": 0.1 * MAG}).write(
+        tmp_path / name, format=form
+    )
     catalog = read_catalog(str(tmp_path / name))
-    assert catalog.colnames[:3] == ["Id", "RAJ2000", "DEJ2000"] and {"Ksmag", "e_Ksmag"} <= set(catalog.colnames)
+    assert catalog.colnames[:3] == ["Id", "RAJ2000", "DEJ2000"] and {"Ksmag", "e_Ksmag"} <= set(
+        catalog.colnames
+    )
     np.testing.assert_allclose(catalog["RAJ2000"], RA, rtol=1e-12)
     np.testing.assert_allclose(catalog["DEJ2000"], DEC, rtol=1e-12)
     np.testing.assert_allclose(catalog["Ksmag"], MAG, rtol=1e-6)
@@ -57,12 +75,15 @@ def test_rows_without_a_position_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("none.fits", None, "no such catalogue file"), ("g.txt", "1 2", "expected one of .fits"),
-        ("g.csv", "a,b\n1,2\n", "no column for RAJ2000; it has a, b"), ("g.csv", "ra,b\n1,2\n", "no column for DEJ2000"),
-        ("g.csv", "ra,dec\n13:25:10,-43:06:00\n", "column ra is text; expected degrees"), ("g.fits", "not FITS", "cannot be read as fits"),
+        ("none.fits", None, "no such catalogue file"),
+        ("g.txt", "1 2", "expected one of .fits"),
+        ("g.csv", "a,b\n1,2\n", "no column for RAJ2000; it has a, b"),
+        ("g.csv", "ra,b\n1,2\n", "no column for DEJ2000"),
+        ("g.csv", "ra,dec\n13:25:10,-43:06:00\n", "column ra is text; expected degrees"),
+        ("g.fits", "not FITS", "cannot be read as fits"),
         ("g.xml", "<not a votable", "cannot be read as votable"),
     ],
-)  # fmt: skip
+)
 def test_messages(tmp_path: Path, name: str, content: str | None, words: str) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
@@ -87,7 +108,9 @@ def test_a_votable_cannot_read_other_files(tmp_path: Path) -> None:
 
 def test_steps_attach_it_to_every_frame(night: object, tmp_path: Path) -> None:
     Table({"ra": RA, "dec": DEC}).write(tmp_path / "g.csv")
-    frames = steps.add_reference_catalog(gdask.open_many(night.science[:2]), source=str(tmp_path / "g.csv"))
+    frames = steps.add_reference_catalog(
+        gdask.open_many(night.science[:2]), source=str(tmp_path / "g.csv")
+    )
     assert all(len(frame.attrs["refcat"]) == 40 for frame in frames)
     (without, _) = steps.add_reference_catalog(gdask.open_many(night.science[:2]))
     assert "refcat" not in without.attrs and "none given" in without.attrs["note"]
@@ -95,20 +118,40 @@ def test_steps_attach_it_to_every_frame(night: object, tmp_path: Path) -> None:
 
 def test_gaia_stars_are_taken_to_the_epoch_of_the_frames(tmp_path: Path) -> None:
     pm = MaskedColumn(np.full(40, -36.5), mask=np.arange(40) == 5)
-    Table({"ra": RA, "dec": DEC, "ra_error": np.full(40, 0.3), "dec_error": np.full(40, 0.1), "pmra": pm, "pmdec": np.full(40, 10.0),
-           "pmra_error": np.full(40, 0.4), "pmdec_error": np.full(40, 0.4), "ref_epoch": np.full(40, 2016.0)}).write(tmp_path / "gaia.ecsv")  # fmt: skip
+    Table(
+        {
+            "ra": RA,
+            "dec": DEC,
+            "ra_error": np.full(40, 0.3),
+            "dec_error": np.full(40, 0.1),
+            "pmra": pm,
+            "pmdec": np.full(40, 10.0),
+            "pmra_error": np.full(40, 0.4),
+            "pmdec_error": np.full(40, 0.4),
+            "ref_epoch": np.full(40, 2016.0),
+        }
+    ).write(tmp_path / "gaia.ecsv")
     catalog = read_catalog(str(tmp_path / "gaia.ecsv"))
     ra, dec, error, text = at_epoch(catalog, 2013.0, None)
     east = (ra - RA) * np.cos(np.radians(DEC)) * 3.6e6
     np.testing.assert_allclose(east, np.where(np.arange(40) == 5, 0.0, 109.5), atol=1e-3)
     np.testing.assert_allclose((dec - DEC) * 3.6e6, -30.0, atol=1e-3)
-    np.testing.assert_allclose(error, np.sqrt((0.3**2 + 0.1**2) / 2 + (3 * 0.4) ** 2) / 1000, rtol=1e-9)
+    np.testing.assert_allclose(
+        error, np.sqrt((0.3**2 + 0.1**2) / 2 + (3 * 0.4) ** 2) / 1000, rtol=1e-9
+    )
     assert text == "its own errors, 40 of 40 stars moved from 2016.00 to 2013.00"
     assert set(at_epoch(catalog, 2013.0, 0.005)[2]) == {0.005}
 
 
 def test_units_of_errors_and_catalogues_without_motions(tmp_path: Path) -> None:
-    Table({"ra": RA, "dec": DEC, "e_RAJ2000": np.full(40, 0.07) * u.arcsec, "e_DEJ2000": np.full(40, 0.07) * u.arcsec}).write(tmp_path / "g.ecsv")
+    Table(
+        {
+            "ra": RA,
+            "dec": DEC,
+            "e_RAJ2000": np.full(40, 0.07) * u.arcsec,
+            "e_DEJ2000": np.full(40, 0.07) * u.arcsec,
+        }
+    ).write(tmp_path / "g.ecsv")
     *places, error, text = at_epoch(read_catalog(str(tmp_path / "g.ecsv")), 2013.0, None)
     np.testing.assert_array_equal(places, (RA, DEC))
     np.testing.assert_allclose(error, 0.07)

@@ -45,7 +45,10 @@ def reduce(files: list[str], recipe: str = "default", **parameters: object) -> l
 
 def kinds(folder: Path) -> dict[str, list[str]]:
     rows = Table.read(folder / "truth" / "frames.ecsv")
-    found = {kind: sorted(str(folder / "raw" / row["file"]) for row in rows if row["kind"] == kind) for kind in set(rows["kind"])}
+    found = {
+        kind: sorted(str(folder / "raw" / row["file"]) for row in rows if row["kind"] == kind)
+        for kind in set(rows["kind"])
+    }
     times = {str(folder / "raw" / row["file"]): row["exptime"] * row["coadds"] for row in rows}
     longest = max(times[path] for path in found["science"])
     return found | {
@@ -58,15 +61,31 @@ def kinds(folder: Path) -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("f2")
-    simulate_f2(folder, size=SIZE, n_science=6, n_darks=3, n_short_darks=3, n_lamps=3, field="crowded")
+    simulate_f2(
+        folder, size=SIZE, n_science=6, n_darks=3, n_short_darks=3, n_lamps=3, field="crowded"
+    )
     return folder
 
 
 @pytest.fixture(scope="module")
 def k_night(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("f2k")
-    simulate_f2(folder, size=SIZE, n_science=4, n_sky=3, n_darks=3, n_short_darks=2, n_lamps=3, field="crowded", filter="Ks",
-                dither="offset", coadds=2, lnrs=4, pa=37.0, date="20180312")  # fmt: skip
+    simulate_f2(
+        folder,
+        size=SIZE,
+        n_science=4,
+        n_sky=3,
+        n_darks=3,
+        n_short_darks=2,
+        n_lamps=3,
+        field="crowded",
+        filter="Ks",
+        dither="offset",
+        coadds=2,
+        lnrs=4,
+        pa=37.0,
+        date="20180312",
+    )
     return folder
 
 
@@ -77,7 +96,9 @@ def tutorial(night: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with _inside(folder):
         reduce(files["science"], "checkWCS")
         reduce(files["long"])
-        (bpm,) = reduce([*files["flat_off"], *files["flat_on"], *files["short"]], "makeProcessedBPM")
+        (bpm,) = reduce(
+            [*files["flat_off"], *files["flat_on"], *files["short"]], "makeProcessedBPM"
+        )
         reduce([*files["flat_off"], *files["flat_on"]], addDQ__user_bpm=bpm)
         reduce(files["science"], addDQ__user_bpm=bpm)
     return folder
@@ -103,14 +124,21 @@ class _inside:
 def workspace(tutorial: Path, tmp_path: Path) -> Iterator[Path]:
     """An empty working folder that has the tutorial's calibrations in a database that is only read."""
     with _inside(tmp_path):
-        lines = f"[calibs]\ndatabases = cal_manager.db get store\n    {tutorial}/cal_manager.db get\n"
+        lines = (
+            f"[calibs]\ndatabases = cal_manager.db get store\n    {tutorial}/cal_manager.db get\n"
+        )
         (tmp_path / "dragonsrc").write_text(lines)
         yield tmp_path
 
 
 def test_products_are_named_after_the_first_input(tutorial: Path, night: Path) -> None:
     files = kinds(night)
-    for kind, suffix in (("long", "dark"), ("flat_on", "bpm"), ("flat_on", "flat"), ("science", "image")):
+    for kind, suffix in (
+        ("long", "dark"),
+        ("flat_on", "bpm"),
+        ("flat_on", "flat"),
+        ("science", "image"),
+    ):
         assert (tutorial / f"{Path(files[kind][0]).stem}_{suffix}.fits").is_file()
 
 
@@ -129,12 +157,16 @@ def test_the_dark_and_the_flat_are_the_true_ones(tutorial: Path, night: Path) ->
     with fits.open(flat) as hdus:
         good = hdus["DQ"].data == 0
         ratio = (hdus["SCI"].data / true["FLAT"])[good]
-        pull = ((hdus["SCI"].data / np.median(ratio) - true["FLAT"]) / np.sqrt(hdus["VAR"].data))[good]
+        pull = ((hdus["SCI"].data / np.median(ratio) - true["FLAT"]) / np.sqrt(hdus["VAR"].data))[
+            good
+        ]
     assert np.median(np.abs(pull)) == pytest.approx(0.6745, rel=0.06)
     with fits.open(dark) as hdus:
         good = (hdus["DQ"].data == 0) & (true["DARK"] * 120 < 5000)
         rest = hdus["SCI"].data - true["DARK"] * 120
-        pull = ((rest - np.median(rest, axis=0)) / np.sqrt(hdus["VAR"].data))[good]  # columns have their own zero
+        pull = ((rest - np.median(rest, axis=0)) / np.sqrt(hdus["VAR"].data))[
+            good
+        ]  # columns have their own zero
     assert np.abs(np.median(rest, axis=0)).max() < 40
     assert np.median(np.abs(pull)) == pytest.approx(0.6745, rel=0.06)
 
@@ -142,14 +174,26 @@ def test_the_dark_and_the_flat_are_the_true_ones(tutorial: Path, night: Path) ->
 def test_stars_are_where_they_are_in_the_sky(tutorial: Path, night: Path) -> None:
     (path,) = tutorial.glob("*_image.fits")
     with fits.open(path) as hdus:
-        data, variance, dq, where = hdus["SCI"].data, hdus["VAR"].data, hdus["DQ"].data, WCS(hdus["SCI"].header)
+        data, variance, dq, where = (
+            hdus["SCI"].data,
+            hdus["VAR"].data,
+            hdus["DQ"].data,
+            WCS(hdus["SCI"].header),
+        )
         assert hdus[0].header["NCOMBINE"] == 6 and hdus[0].header["TOTEXP"] == 720
     stars = Table.read(night / "truth" / "catalog.ecsv")
     stars = stars[(stars["kind"] == "star") & (stars["field"] == "target") & (stars["mag"] < 21)]
     x, y = where.world_to_pixel_values(stars["ra"], stars["dec"])
     near = np.hypot(x[:, None] - x, y[:, None] - y) < 9
     alone = (near * np.asarray(stars["flux"])).sum(axis=1) < 1.03 * stars["flux"]
-    inside = alone & (stars["mag"] < 18.5) & (x > 20) & (y > 20) & (x < data.shape[1] - 20) & (y < data.shape[0] - 20)
+    inside = (
+        alone
+        & (stars["mag"] < 18.5)
+        & (x > 20)
+        & (y > 20)
+        & (x < data.shape[1] - 20)
+        & (y < data.shape[0] - 20)
+    )
     found = refine(data, variance, dq, x[inside], y[inside], fwhm=3.4)
     good = (found["flags"] == 0) & np.isfinite(found["ex"])
     dx, dy = (found[name][good] - true[inside][good] for name, true in (("x", x), ("y", y)))
@@ -170,7 +214,9 @@ def test_ultradeep_in_parts_is_ultradeep_in_one(workspace: Path, night: Path) ->
     science = kinds(night)["science"]
     reduce(science, "ultradeep_part1")
     reduce(sorted(map(str, workspace.glob("*_flatCorrected.fits"))), "ultradeep_part2")
-    (image,) = reduce(sorted(map(str, workspace.glob("*_objmaskTransferred.fits"))), "ultradeep_part3")
+    (image,) = reduce(
+        sorted(map(str, workspace.glob("*_objmaskTransferred.fits"))), "ultradeep_part3"
+    )
     parts = fits.getdata(image, "SCI")
     one = fits.getdata(reduce(science, "ultradeep")[-1], "SCI")
     plain = fits.getdata(workspace / Path(image).name.replace("image", "firstPass"), "SCI")
@@ -192,7 +238,9 @@ def test_k_flats_are_lamp_off_frames_minus_darks(k_night: Path, tmp_path: Path) 
         np.testing.assert_allclose(fits.getdata(name, "SCI"), listed, atol=1e-5)
         true = fits.getdata(k_night / "truth" / "flat_1.fits", "FLAT")
         good = fits.getdata(name, "DQ") == 0
-        assert np.std((listed / np.median(listed[good]) / true * np.median(true[good]))[good]) < 0.02
+        assert (
+            np.std((listed / np.median(listed[good]) / true * np.median(true[good]))[good]) < 0.02
+        )
         reduce(files["long"])
         (image,) = reduce([*files["science"], *files["sky"]])
         assert fits.getheader(image)["NCOMBINE"] == 4
@@ -201,7 +249,9 @@ def test_k_flats_are_lamp_off_frames_minus_darks(k_night: Path, tmp_path: Path) 
 def test_k_masks_take_the_darks_of_the_flats_from_the_list(k_night: Path, tmp_path: Path) -> None:
     files = kinds(k_night)
     with _inside(tmp_path):
-        (name,) = reduce([*files["flat_off"], *files["lamp_dark"], *files["short"]], "makeProcessedBPM")
+        (name,) = reduce(
+            [*files["flat_off"], *files["lamp_dark"], *files["short"]], "makeProcessedBPM"
+        )
         found = (fits.getdata(name, "DQ") & 1) != 0
     true = fits.getdata(k_night / "truth" / "bad_pixels.fits", 1)
     dead = (true & 1) != 0
@@ -217,12 +267,26 @@ def test_axes_scale_and_pointing(night: Path, k_night: Path) -> None:
         seen = view(read_headers(folder / "raw" / row["file"]))
         (geometry,) = f2.geometries(seen, (SIZE, SIZE))
         middle = (2048 - SIZE) // 2
-        assert f2.true_sections(seen, (SIZE, SIZE)) == ((middle, middle + SIZE, middle, middle + SIZE),)
+        assert f2.true_sections(seen, (SIZE, SIZE)) == (
+            (middle, middle + SIZE, middle, middle + SIZE),
+        )
         ra, dec = to_sky(geometry, [100.0, 100.0, 101.0], [100.0, 101.0, 100.0])
-        east, north = ((ra - ra[0]) * np.cos(np.radians(dec[0])) * 3600)[1:], ((dec - dec[0]) * 3600)[1:]
+        east, north = (
+            ((ra - ra[0]) * np.cos(np.radians(dec[0])) * 3600)[1:],
+            ((dec - dec[0]) * 3600)[1:],
+        )
         c, s = np.cos(np.radians(row["pa"])), np.sin(np.radians(row["pa"]))
-        np.testing.assert_allclose([east, north], scale * np.array([[c, s], [-s, c]]), atol=2e-3 * scale)
-        assert np.hypot((geometry.ra - row["ra0"]) * np.cos(np.radians(row["dec0"])), geometry.dec - row["dec0"]) * 3600 < 2
+        np.testing.assert_allclose(
+            [east, north], scale * np.array([[c, s], [-s, c]]), atol=2e-3 * scale
+        )
+        assert (
+            np.hypot(
+                (geometry.ra - row["ra0"]) * np.cos(np.radians(row["dec0"])),
+                geometry.dec - row["dec0"],
+            )
+            * 3600
+            < 2
+        )
 
 
 def test_outside_the_circle_nothing_is_lit_but_darks_do_not_care(night: Path) -> None:
@@ -231,7 +295,10 @@ def test_outside_the_circle_nothing_is_lit_but_darks_do_not_care(night: Path) ->
     for path in (files["science"][0], files["long"][0]):
         frame = gdask.open(path)
         header = frame.attrs["headers"][0]
-        header = {"CRPIX1": [header["CRPIX1"] + 880 - 1500], "CRPIX2": [header["CRPIX2"] + 880 - 1700]}
+        header = {
+            "CRPIX1": [header["CRPIX1"] + 880 - 1500],
+            "CRPIX2": [header["CRPIX2"] + 880 - 1700],
+        }
         frames.append(with_headers(frame, each=header))
     science, dark = add_dq(prepare(tuple(frames), bad_wcs="ignore"), (None, None))
     y, x = np.mgrid[1700 : 1700 + SIZE, 1500 : 1500 + SIZE]
@@ -239,7 +306,9 @@ def test_outside_the_circle_nothing_is_lit_but_darks_do_not_care(night: Path) ->
     assert 0.05 < outside.mean() < 0.95
     unlit = (computed(science)["dq"][0] & DQ.UNILLUMINATED) != 0
     np.testing.assert_array_equal(unlit, outside)
-    np.testing.assert_array_equal(circle_mask((SIZE, SIZE), 1500, 1700, (1049.9, 1054.9), 1054.1), outside)
+    np.testing.assert_array_equal(
+        circle_mask((SIZE, SIZE), 1500, 1700, (1049.9, 1054.9), 1054.1), outside
+    )
     assert not (computed(dark)["dq"] & DQ.UNILLUMINATED).any()
 
 
@@ -251,32 +320,53 @@ def test_coadds_are_summed(k_night: Path) -> None:
     assert gdask.descriptor(raw, "exposure_time") == gdask.descriptor(frame, "exposure_time") == 16
 
 
-def test_exposure_times_that_are_nearly_equal_are_one(night: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_exposure_times_that_are_nearly_equal_are_one(
+    night: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     darks = kinds(night)["long"]
-    frames = tuple(with_headers(gdask.open(path), primary={"EXPTIME": time}) for path, time in zip(darks, (60.001, 60.002, 60.001), strict=True))
+    frames = tuple(
+        with_headers(gdask.open(path), primary={"EXPTIME": time})
+        for path, time in zip(darks, (60.001, 60.002, 60.001), strict=True)
+    )
     frames = prepare(frames)
-    ready = tuple(frame.assign(variance=frame["data"], dq=frame["data"].astype("u2")) for frame in frames)
+    ready = tuple(
+        frame.assign(variance=frame["data"], dq=frame["data"].astype("u2")) for frame in frames
+    )
     assert "60.001 to 60.002 s taken as one exposure time" in stack_frames(ready).attrs["note"]
     other = with_headers(ready[0], primary={"EXPTIME": 2.0})
     with pytest.raises(GdaskError, match="a dark of 60.002 s x 1.*has 2 s.*reduce them apart"):
         stack_frames((other, *ready[1:]))
 
 
-def test_a_missing_static_mask_is_a_note(workspace: Path, night: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_static_mask_is_a_note(
+    workspace: Path, night: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO, "gdask"):
         reduce(kinds(night)["long"])
     assert "no static BPM exists for F2: this is usual" in caplog.text
 
 
-@pytest.mark.parametrize("tags", [{"SPECT", "LS"}, {"IMAGE", "THRUSLIT", "MOS"}, {"IMAGE", "ACQUISITION"}, {"SPECT", "MOS", "FLAT", "CAL"}])
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"SPECT", "LS"},
+        {"IMAGE", "THRUSLIT", "MOS"},
+        {"IMAGE", "ACQUISITION"},
+        {"SPECT", "MOS", "FLAT", "CAL"},
+    ],
+)
 def test_spectra_and_acquisitions_are_refused(tags: set[str]) -> None:
     with pytest.raises(GdaskError, match="gdask reduces images"):
         find_recipe(None, {"F2", *tags})
 
 
-@pytest.mark.parametrize("tags", ["F2 IMAGE TWILIGHT CAL", "F2 IMAGE TWILIGHT FLAT CAL", "GSAOI IMAGE TWILIGHT FLAT CAL"])
+@pytest.mark.parametrize(
+    "tags", ["F2 IMAGE TWILIGHT CAL", "F2 IMAGE TWILIGHT FLAT CAL", "GSAOI IMAGE TWILIGHT FLAT CAL"]
+)
 def test_twilight_flats_are_refused(tags: str) -> None:
-    with pytest.raises(GdaskError, match="twilight flats are not handled by makeProcessedFlat: take lamp flats"):
+    with pytest.raises(
+        GdaskError, match="twilight flats are not handled by makeProcessedFlat: take lamp flats"
+    ):
         find_recipe(None, set(tags.split()))
 
 
@@ -299,12 +389,27 @@ def test_shadows_from_the_edge_are_flagged(width: int, flagged: bool) -> None:
 def test_the_tutorial_as_it_is_written(tmp_path: Path) -> None:
     """The first block of commands in docs/f2.md's tutorial, character by character."""
     simulate_f2(tmp_path, size=SIZE, field="crowded")
-    text = (Path(__file__).parents[2] / "docs" / "f2.md").read_text().split("## The tutorial")[1].split("**Dark.**")[0]
+    text = (
+        (Path(__file__).parents[2] / "docs" / "f2.md")
+        .read_text()
+        .split("## The tutorial")[1]
+        .split("**Dark.**")[0]
+    )
     lines = [line[4:] for line in text.splitlines() if line.startswith("    ")]
     assert len(lines) == 11 and sum(line.startswith("reduce ") for line in lines) == 5
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "DRAGONSRC": str(tmp_path / "dragonsrc")}
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "DRAGONSRC": str(tmp_path / "dragonsrc"),
+    }
     (tmp_path / "dragonsrc").write_text("[calibs]\ndatabases = cal_manager.db get store\n")
     for line in lines:
-        subprocess.run(["sh", "-e", "-c", line], cwd=tmp_path, env=environment, check=True, capture_output=True)
-    for name in ("S20131120S0115_dark", "S20131129S0320_bpm", "S20131129S0320_flat", "S20131121S0075_image"):
+        subprocess.run(
+            ["sh", "-e", "-c", line], cwd=tmp_path, env=environment, check=True, capture_output=True
+        )
+    for name in (
+        "S20131120S0115_dark",
+        "S20131129S0320_bpm",
+        "S20131129S0320_flat",
+        "S20131121S0075_image",
+    ):
         assert (tmp_path / f"{name}.fits").is_file()

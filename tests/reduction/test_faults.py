@@ -78,7 +78,11 @@ def pixels(folder: Path) -> dict[str, bytes]:
     found = {}
     for path in sorted(folder.glob("*_light.fits")):
         with fits.open(path) as hdus:
-            found |= {f"{path.name} {hdu.name} {hdu.ver}": hdu.data.tobytes() for hdu in hdus[1:] if hdu.name in ("SCI", "VAR", "DQ")}
+            found |= {
+                f"{path.name} {hdu.name} {hdu.ver}": hdu.data.tobytes()
+                for hdu in hdus[1:]
+                if hdu.name in ("SCI", "VAR", "DQ")
+            }
     return found
 
 
@@ -89,7 +93,11 @@ def unreadable(*args: object, **kwargs: object) -> object:
 # ---- files that are not what a list says
 
 
-def edited(path: Path, primary: dict[str, object] | None = None, each: Callable[[fits.HDUList], fits.HDUList] | None = None) -> None:
+def edited(
+    path: Path,
+    primary: dict[str, object] | None = None,
+    each: Callable[[fits.HDUList], fits.HDUList] | None = None,
+) -> None:
     """Change keywords (None: removed everywhere), or all of a file; it is another exposure than the one it was copied from."""
     with fits.open(path) as hdus:
         new = fits.HDUList([hdu.copy() for hdu in hdus])
@@ -104,7 +112,9 @@ def edited(path: Path, primary: dict[str, object] | None = None, each: Callable[
 
 
 def keywords(**primary: object) -> Callable[[Path], None]:
-    return lambda path: edited(path, {name.replace("_", "-"): value for name, value in primary.items()})
+    return lambda path: edited(
+        path, {name.replace("_", "-"): value for name, value in primary.items()}
+    )
 
 
 def cut(size: int) -> Callable[[Path], None]:
@@ -113,7 +123,23 @@ def cut(size: int) -> Callable[[Path], None]:
 
 
 def without_wcs(path: Path) -> None:
-    edited(path, dict.fromkeys(("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2", "CD1_1", "CD1_2", "CD2_1", "CD2_2", "CTYPE1", "CTYPE2")))
+    edited(
+        path,
+        dict.fromkeys(
+            (
+                "CRVAL1",
+                "CRVAL2",
+                "CRPIX1",
+                "CRPIX2",
+                "CD1_1",
+                "CD1_2",
+                "CD2_1",
+                "CD2_2",
+                "CTYPE1",
+                "CTYPE2",
+            )
+        ),
+    )
 
 
 def into_a_folder(path: Path) -> None:
@@ -122,40 +148,94 @@ def into_a_folder(path: Path) -> None:
 
 
 def rows(hdus: fits.HDUList, count: int, only: int | None = None) -> fits.HDUList:
-    cut_down = [fits.ImageHDU(hdu.data[: count if only in (None, n) else None], hdu.header) for n, hdu in enumerate(hdus[1:], 1)]
+    cut_down = [
+        fits.ImageHDU(hdu.data[: count if only in (None, n) else None], hdu.header)
+        for n, hdu in enumerate(hdus[1:], 1)
+    ]
     return fits.HDUList([hdus[0], *cut_down])
 
 
 #: What is done to a copy of a good frame, and what the account says of it.
 FILES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "truncated in a header": (cut(3000), "header of extension 0 is cut short (no END card); copy the file again"),
-    "truncated in the data": (cut(-20000), "pixels of extension 4 are cut short; copy the file again"),
+    "truncated in a header": (
+        cut(3000),
+        "header of extension 0 is cut short (no END card); copy the file again",
+    ),
+    "truncated in the data": (
+        cut(-20000),
+        "pixels of extension 4 are cut short; copy the file again",
+    ),
     "zero bytes": (cut(0), "the file is empty, a FITS file was expected; copy it again"),
     "not FITS": (lambda path: path.write_text("x" * 9000) and None, "not a FITS file"),
     "no image": (lambda path: edited(path, each=lambda hdus: hdus[:1]), "no image extension"),
-    "another instrument": (keywords(INSTRUME="F2"), "it is of F2, the first file is of GSAOI; reduce it apart"),
+    "another instrument": (
+        keywords(INSTRUME="F2"),
+        "it is of F2, the first file is of GSAOI; reduce it apart",
+    ),
     "an unknown instrument": (keywords(INSTRUME="NIRI"), "is of instrument 'NIRI'; gdask knows"),
     "no instrument": (keywords(INSTRUME=None), "has no INSTRUME keyword"),
     "an acquisition": (keywords(OBSCLASS="acq"), "is for GSAOI IMAGE, this one is ACQUISITION"),
-    "a product": (keywords(PREPARE="2017-05-05T00:00:00"), "it is no raw frame, and would be calibrated twice"),
-    "another filter": (keywords(FILTER1="J_G1103"), "filter J, the others have Kshort; reduce it apart"),
-    "missing extension": (lambda path: edited(path, each=lambda hdus: hdus[:4]), "number of arrays 3, the others have 4"),
-    "wrong shape": (lambda path: edited(path, each=lambda hdus: rows(hdus, 100)), "size of arrays 160 x 100, the others have 160 x 160"),
-    "arrays of two shapes": (lambda path: edited(path, each=lambda hdus: rows(hdus, 100, only=2)), "arrays of different shapes"),
-    "no EXPTIME": (keywords(EXPTIME=None), "no exposure time from its headers (EXPTIME missing or not valid)"),
+    "a product": (
+        keywords(PREPARE="2017-05-05T00:00:00"),
+        "it is no raw frame, and would be calibrated twice",
+    ),
+    "another filter": (
+        keywords(FILTER1="J_G1103"),
+        "filter J, the others have Kshort; reduce it apart",
+    ),
+    "missing extension": (
+        lambda path: edited(path, each=lambda hdus: hdus[:4]),
+        "number of arrays 3, the others have 4",
+    ),
+    "wrong shape": (
+        lambda path: edited(path, each=lambda hdus: rows(hdus, 100)),
+        "size of arrays 160 x 100, the others have 160 x 160",
+    ),
+    "arrays of two shapes": (
+        lambda path: edited(path, each=lambda hdus: rows(hdus, 100, only=2)),
+        "arrays of different shapes",
+    ),
+    "no EXPTIME": (
+        keywords(EXPTIME=None),
+        "no exposure time from its headers (EXPTIME missing or not valid)",
+    ),
     "EXPTIME is text": (keywords(EXPTIME="long"), "no exposure time from its headers"),
-    "no FILTER": (keywords(FILTER1=None, FILTER2=None), "no filter name from its headers (FILTER1, FILTER2 missing"),
+    "no FILTER": (
+        keywords(FILTER1=None, FILTER2=None),
+        "no filter name from its headers (FILTER1, FILTER2 missing",
+    ),
     "no WCS": (without_wcs, "no wcs ra from its headers (CRVAL"),
     "no target": (keywords(RA=None), "no target ra from its headers (RA missing"),
-    "no time": (keywords(DATE_OBS=None, DATE=None, UT=None, TIME_OBS=None, UTSTART=None, UTEND=None, UTDATE=None, MJD_OBS=None), "no ut datetime from its headers"),
-    "no time of day": (keywords(UT="??", TIME_OBS=None, UTSTART="1e5", MJD_OBS=None), "no ut time from its headers (UT, TIME-OBS missing or not valid)"),
+    "no time": (
+        keywords(
+            DATE_OBS=None,
+            DATE=None,
+            UT=None,
+            TIME_OBS=None,
+            UTSTART=None,
+            UTEND=None,
+            UTDATE=None,
+            MJD_OBS=None,
+        ),
+        "no ut datetime from its headers",
+    ),
+    "no time of day": (
+        keywords(UT="??", TIME_OBS=None, UTSTART="1e5", MJD_OBS=None),
+        "no ut time from its headers (UT, TIME-OBS missing or not valid)",
+    ),
     "a folder": (into_a_folder, "is a folder, a FITS file was expected"),
     "a copy": (lambda path: None, "the same exposure as"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", FILES)
-def test_a_bad_file_is_set_aside(here: Path, night: object, fault: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_a_bad_file_is_set_aside(
+    here: Path,
+    night: object,
+    fault: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
     """Before pixels are read; the rest goes on, the exit code is 1, a table says why; --strict stops."""
     monkeypatch.setattr("gdask.io.read.read_window", unreadable)
     damage, words = FILES[fault]
@@ -175,17 +255,34 @@ def test_a_bad_file_is_set_aside(here: Path, night: object, fault: str, monkeypa
 def test_kinds_that_a_recipe_does_not_take(calibrated: Path, night: object, reduced: Path) -> None:
     """Flats, darks, masks and products among science frames; science frames among flats; what the first file decides."""
     (flat,) = reduced.glob("S*_flat.fits")
-    check = reduce([night.science[0], night.flat_on[0], night.dark[0], night.bpm, str(flat), night.science[1]], "checkWCS")
-    assert [name for name, _, _ in check.set_aside] == [Path(p).name for p in (night.flat_on[0], night.dark[0], night.bpm, flat)]
+    check = reduce(
+        [night.science[0], night.flat_on[0], night.dark[0], night.bpm, str(flat), night.science[1]],
+        "checkWCS",
+    )
+    assert [name for name, _, _ in check.set_aside] == [
+        Path(p).name for p in (night.flat_on[0], night.dark[0], night.bpm, flat)
+    ]
     why = {name: reason for name, _, reason in check.set_aside}
-    assert "it is a finished product" in why[flat.name] and "this one is CAL DARK GSAOI" in why[Path(night.dark[0]).name]
+    assert (
+        "it is a finished product" in why[flat.name]
+        and "this one is CAL DARK GSAOI" in why[Path(night.dark[0]).name]
+    )
     with pytest.raises(GdaskError, match="it is a finished product"):
         reduce([str(flat), *night.flat_on], "default")
-    with pytest.raises(GdaskError, match="align_and_stack takes files tagged PREPARED, this one is GSAOI IMAGE"):
+    with pytest.raises(
+        GdaskError, match="align_and_stack takes files tagged PREPARED, this one is GSAOI IMAGE"
+    ):
         reduce(night.std, "alignAndStack")
 
 
-@pytest.mark.parametrize(("recipe", "also", "left"), [("makeProcessedFlat", "dark", 3), ("makeProcessedBPM", "dark", 0), ("makeProcessedBPM", "std", 3)])
+@pytest.mark.parametrize(
+    ("recipe", "also", "left"),
+    [
+        ("makeProcessedFlat", "dark", 3),
+        ("makeProcessedBPM", "dark", 0),
+        ("makeProcessedBPM", "std", 3),
+    ],
+)
 def test_mixes_that_flat_recipes_take(night: object, recipe: str, also: str, left: int) -> None:
     files = [*night.flat_on, *night.flat_off, *getattr(night, also)]
     frames = screening.open_all(files).frames
@@ -197,37 +294,67 @@ def test_darks_of_another_exposure_time_are_set_aside(here: Path, night: object)
         edited(Path(shutil.copy(path, here / f"S20170505S080{number}.fits")), {"EXPTIME": seconds})
     frames = screening.open_all(sorted(map(str, here.glob("S*S080*.fits")))).frames
     (left,) = screening.screen(frames, *locate(None, gdask.tags(frames[0]))).set_aside
-    assert left.name == "S20170505S0802.fits" and "exposure 10 s x 1" in left.reason and "the others have 60 s x 1" in left.reason
+    assert (
+        left.name == "S20170505S0802.fits"
+        and "exposure 10 s x 1" in left.reason
+        and "the others have 60 s x 1" in left.reason
+    )
 
 
-def test_frames_without_a_sky_are_set_aside_by_their_headers(here: Path, night: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_without_a_sky_are_set_aside_by_their_headers(
+    here: Path, night: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A target frame of another exposure time, a sky frame that serves none, and a target whose skies are all gone."""
     monkeypatch.setattr("gdask.io.read.read_window", unreadable)
-    for name, path in (("S20170505S0998.fits", night.science[0]), ("S20170505S0999.fits", night.sky[0])):
+    for name, path in (
+        ("S20170505S0998.fits", night.science[0]),
+        ("S20170505S0999.fits", night.sky[0]),
+    ):
         edited(Path(shutil.copy(path, name)), {"EXPTIME": 10.0})
 
     def left(paths: list[str], recipe: str = "default", **user: object) -> dict[str, str]:
         frames = screening.open_all(paths).frames
-        kept = with_skies(frames, *locate(None if recipe == "default" else recipe, gdask.tags(frames[0])), [("user", {"prepare:bad_wcs": "fix", **user})])
-        assert len(kept.frames) + len(kept.set_aside) == len(frames) and {step for _, step, _ in kept.set_aside} <= {"skies"}
+        kept = with_skies(
+            frames,
+            *locate(None if recipe == "default" else recipe, gdask.tags(frames[0])),
+            [("user", {"prepare:bad_wcs": "fix", **user})],
+        )
+        assert len(kept.frames) + len(kept.set_aside) == len(frames) and {
+            step for _, step, _ in kept.set_aside
+        } <= {"skies"}
         return {name: why for name, _, why in kept.set_aside}
 
     found = left([*night.sequence, "S20170505S0998.fits", "S20170505S0999.fits"])
     assert not found, "the two are each other's"
     found = left([*night.sequence, "S20170505S0998.fits"])
-    assert list(found) == ["S20170505S0998.fits"] and found["S20170505S0998.fits"].endswith("the same filter and exposure time (Kshort, 10 s)")
+    assert list(found) == ["S20170505S0998.fits"] and found["S20170505S0998.fits"].endswith(
+        "the same filter and exposure time (Kshort, 10 s)"
+    )
     found = left([*night.sequence, "S20170505S0999.fits"], "reduce_nostack")
-    assert found == {"S20170505S0999.fits": "it is on sky, and no frame on target has its filter, exposure time and read mode"}
-    assert len(left(night.science[:2], **{"associate_sky:distance": 60.0})) == 2 and not left(night.science[:2])
-    assert not left([*night.sequence, "S20170505S0998.fits"], "checkWCS") and not left([*night.sequence, "S20170505S0998.fits"], "mine.py:sort")
-    assert not left([*night.sequence, "S20170505S0998.fits"], **{"prepare:bad_wcs": "exit"}), "the run itself stops there"
+    assert found == {
+        "S20170505S0999.fits": "it is on sky, and no frame on target has its filter, exposure time and read mode"
+    }
+    assert len(left(night.science[:2], **{"associate_sky:distance": 60.0})) == 2 and not left(
+        night.science[:2]
+    )
+    assert not left([*night.sequence, "S20170505S0998.fits"], "checkWCS") and not left(
+        [*night.sequence, "S20170505S0998.fits"], "mine.py:sort"
+    )
+    assert not left([*night.sequence, "S20170505S0998.fits"], **{"prepare:bad_wcs": "exit"}), (
+        "the run itself stops there"
+    )
 
 
 def test_a_second_target_is_set_aside_and_two_alike_are_refused(here: Path, night: object) -> None:
     for name in ("S20170504S0998.fits", "S20170504S0999.fits"):
-        edited(Path(shutil.copy(night.std[1], name)), {"RA": 200.0, "DEC": -50.0, "UTSTART": f"02:2{name[-6]}:01"})
+        edited(
+            Path(shutil.copy(night.std[1], name)),
+            {"RA": 200.0, "DEC": -50.0, "UTSTART": f"02:2{name[-6]}:01"},
+        )
     found = reduce([*night.std, "S20170504S0999.fits"], "mine.py:sort").set_aside
-    assert [name for name, _, _ in found] == ["S20170504S0999.fits"] and "arcmin from that of the others; reduce it apart" in found[0][2]
+    assert [name for name, _, _ in found] == [
+        "S20170504S0999.fits"
+    ] and "arcmin from that of the others; reduce it apart" in found[0][2]
     with pytest.raises(GdaskError, match=r"reduce one target at a time"):
         reduce([*night.std[:2], "S20170504S0998.fits", "S20170504S0999.fits"], "mine.py:sort")
 
@@ -265,8 +392,16 @@ def scribble(path: str, value: float, *arrays: int) -> None:
             hdus[number].data[:] = value
 
 
-@pytest.mark.parametrize(("fault", "value", "words"), [("NaN", np.nan, "no usable pixels: 100 % NaN or no data"), ("saturated", 65000.0, "no usable pixels: 100 % saturated")])
-def test_a_frame_without_usable_pixels_is_set_aside(here: Path, fault: str, value: float, words: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "value", "words"),
+    [
+        ("NaN", np.nan, "no usable pixels: 100 % NaN or no data"),
+        ("saturated", 65000.0, "no usable pixels: 100 % saturated"),
+    ],
+)
+def test_a_frame_without_usable_pixels_is_set_aside(
+    here: Path, fault: str, value: float, words: str
+) -> None:
     """The products of the others are, bit by bit, those of a run without it."""
     files = standards()
     reduce([files[0], files[2]])
@@ -278,16 +413,28 @@ def test_a_frame_without_usable_pixels_is_set_aside(here: Path, fault: str, valu
     assert not list(here.glob("**/*.part"))
 
 
-def test_an_array_without_usable_pixels_is_named(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_array_without_usable_pixels_is_named(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     scribble(standards()[1], np.nan, 2)
     found = reduce(standards())
-    assert not found.set_aside and "S20170504S0115.fits: array 2 is 100 % NaN or no data; only its other arrays are used" in caplog.text
+    assert (
+        not found.set_aside
+        and "S20170504S0115.fits: array 2 is 100 % NaN or no data; only its other arrays are used"
+        in caplog.text
+    )
 
 
 #: What happens to the second standard while the run goes on, after headers were read.
 ACCIDENTS = {
-    "truncated": ("os.truncate(path, 60000)", "changed during the run; run again with the file at rest"),
-    "changed": ("os.utime(path, (1, 1))", "changed during the run; run again with the file at rest"),
+    "truncated": (
+        "os.truncate(path, 60000)",
+        "changed during the run; run again with the file at rest",
+    ),
+    "changed": (
+        "os.utime(path, (1, 1))",
+        "changed during the run; run again with the file at rest",
+    ),
     "vanished": ("os.unlink(path)", "vanished during the run"),
 }
 
@@ -316,10 +463,14 @@ def test_a_damaged_compressed_file_is_set_aside(here: Path) -> None:
     content[len(content) // 2 : len(content) // 2 + 64] = bytes(64)
     Path("S20170504S0997.fits.gz").write_bytes(content)
     found = reduce([files[0], "S20170504S0997.fits.gz", files[2]])
-    assert [entry[0] for entry in found.set_aside] == ["S20170504S0997.fits"] and len(found.output_filenames) == 2
+    assert [entry[0] for entry in found.set_aside] == ["S20170504S0997.fits"] and len(
+        found.output_filenames
+    ) == 2
 
 
-def test_a_calibration_that_goes_bad_stops_the_run(here: Path, reduced: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_calibration_that_goes_bad_stops_the_run(
+    here: Path, reduced: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (flat,) = reduced.glob("S*_flat.fits")
     mine = shutil.copy(flat, here / "mine_flat.fits")
     Path("happens.py").write_text(f"import os\nos.utime({str(mine)!r}, (1, 1))\n")
@@ -340,10 +491,17 @@ def test_a_calibration_that_goes_bad_stops_the_run(here: Path, reduced: Path, mo
 # ---- calibrations
 
 
-def test_a_missing_flat_is_found_before_pixels_and_steps(workspace: Path, night: object, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_flat_is_found_before_pixels_and_steps(
+    workspace: Path,
+    night: object,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.INFO, "gdask")
     monkeypatch.setattr("gdask.io.read.read_window", unreadable)
-    with pytest.raises(GdaskError, match=r"S20170504S0114.fits: no processed_flat\n.*none is registered"):
+    with pytest.raises(
+        GdaskError, match=r"S20170504S0114.fits: no processed_flat\n.*none is registered"
+    ):
         reduce(night.std, "reduce_nostack")
     assert "prepare" not in caplog.text
 
@@ -355,20 +513,41 @@ def f2(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     simulate_f2(folder, size=64, n_science=3, n_darks=2, n_short_darks=2, n_lamps=2)
     files: dict[str, list[str]] = {"science": [], "dark": [], "flat": []}
     for path in sorted(map(str, (folder / "raw").glob("*.fits"))):
-        files[next((kind for kind in ("dark", "flat") if kind.upper() in gdask.tags(path)), "science")].append(path)
+        files[
+            next((kind for kind in ("dark", "flat") if kind.upper() in gdask.tags(path)), "science")
+        ].append(path)
     return files
 
 
-def test_a_missing_dark_and_flat_are_named_together(workspace: Path, f2: dict[str, list[str]]) -> None:
+def test_a_missing_dark_and_flat_are_named_together(
+    workspace: Path, f2: dict[str, list[str]]
+) -> None:
     with pytest.raises(GdaskError, match="no processed_dark") as error:
         reduce(f2["science"], "default")
     assert "no processed_flat" in str(error.value) and not list(workspace.glob("**/*.part"))
 
 
-@pytest.mark.parametrize(("keyword", "value", "words"), [("GRISM", "JH_G5801", "is for F2 IMAGE, this one is F2"), ("OBSCLASS", "acq", "ACQUISITION"), ("MASKTYPE", 1, "LS")])
-def test_spectra_and_acquisitions_in_a_list_of_images(workspace: Path, f2: dict[str, list[str]], keyword: str, value: object, words: str) -> None:
+@pytest.mark.parametrize(
+    ("keyword", "value", "words"),
+    [
+        ("GRISM", "JH_G5801", "is for F2 IMAGE, this one is F2"),
+        ("OBSCLASS", "acq", "ACQUISITION"),
+        ("MASKTYPE", 1, "LS"),
+    ],
+)
+def test_spectra_and_acquisitions_in_a_list_of_images(
+    workspace: Path, f2: dict[str, list[str]], keyword: str, value: object, words: str
+) -> None:
     bad = Path(shutil.copy(f2["science"][1], "S20131120S0999.fits"))
-    cards = {"GRISM": {"GRISM": value, "GRISMPOS": value}, "MASKTYPE": {"MASKTYPE": 1, "DECKER": "Long_slit", "MASKNAME": "2pix-slit", "MOSPOS": "2pix-slit"}}
+    cards = {
+        "GRISM": {"GRISM": value, "GRISMPOS": value},
+        "MASKTYPE": {
+            "MASKTYPE": 1,
+            "DECKER": "Long_slit",
+            "MASKNAME": "2pix-slit",
+            "MOSPOS": "2pix-slit",
+        },
+    }
     edited(bad, cards.get(keyword, {keyword: value}))
     (left,) = reduce([f2["science"][0], f2["science"][2], str(bad)], "checkWCS").set_aside
     assert left[0] == bad.name and words in left[2]
@@ -385,14 +564,19 @@ def flat_copies(folder: Path, flat: Path, *names: str) -> None:
         cal_service.set_local_database().add_cal(folder / name)
 
 
-def test_two_equally_good_calibrations_and_one_that_was_deleted(workspace: Path, night: object, reduced: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_two_equally_good_calibrations_and_one_that_was_deleted(
+    workspace: Path, night: object, reduced: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """The choice between equals is always the same and is said; a deleted file is not chosen, and is named if it is the last."""
     (flat,) = reduced.glob("S*_flat.fits")
     cal_service.set_local_database().init()
     flat_copies(workspace, flat, "a_flat.fits", "b_flat.fits")
     Path("mine.py").write_text(RECIPES)
     reduce(night.std[:1])
-    assert "b_flat.fits would fit as well as" in caplog.text and caplog.text.count("would fit as well") == 1
+    assert (
+        "b_flat.fits would fit as well as" in caplog.text
+        and caplog.text.count("would fit as well") == 1
+    )
     assert fits.getheader("S20170504S0114_light.fits")["FLATIM"] == "a_flat.fits"
     (workspace / "a_flat.fits").unlink()
     reduce(night.std[:1])
@@ -403,9 +587,14 @@ def test_two_equally_good_calibrations_and_one_that_was_deleted(workspace: Path,
 
 
 @pytest.mark.parametrize(("have", "lack"), [("flat_on", "lamp-off"), ("flat_off", "lamp-on")])
-def test_flats_of_one_kind_alone(workspace: Path, night: object, have: str, lack: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flats_of_one_kind_alone(
+    workspace: Path, night: object, have: str, lack: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("gdask.io.read.read_window", unreadable)
-    with pytest.raises(GdaskError, match=f"but no {lack} ones; a Kshort flat needs both: add the {lack} frames to the list"):
+    with pytest.raises(
+        GdaskError,
+        match=f"but no {lack} ones; a Kshort flat needs both: add the {lack} frames to the list",
+    ):
         reduce(getattr(night, have), "default")
 
 
@@ -429,7 +618,9 @@ def test_a_skipped_calibration_is_not_looked_for(workspace: Path, night: object)
 # ---- products
 
 
-def test_a_disk_that_fills_in_the_middle_of_a_product(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_a_disk_that_fills_in_the_middle_of_a_product(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     """Nothing under a final name, no temporary file; the same command works when there is room."""
     original, left = os.pwrite, [7]
 
@@ -443,12 +634,17 @@ def test_a_disk_that_fills_in_the_middle_of_a_product(here: Path, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", pwrite)
         assert cli.main(line) == 1
-    assert "could not be written (No space left on device); free space and run again" in capsys.readouterr().err
+    assert (
+        "could not be written (No space left on device); free space and run again"
+        in capsys.readouterr().err
+    )
     assert not list(here.glob("*_light.fits")) and not list(here.glob("**/*.part"))
     assert cli.main(line) == 0
 
 
-def test_a_limit_on_the_size_of_files_is_found_before_the_compute(here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_on_the_size_of_files_is_found_before_the_compute(
+    here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("gdask.io.read.read_window", unreadable)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
@@ -456,18 +652,26 @@ def test_a_limit_on_the_size_of_files_is_found_before_the_compute(here: Path, ca
         assert cli.main(["reduce", "-q", *standards(), "-r", "mine.py:light"]) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert re.search(r"cannot be written \(.*; \d+\.\d MB needed\); free space and run again", capsys.readouterr().err)
+    assert re.search(
+        r"cannot be written \(.*; \d+\.\d MB needed\); free space and run again",
+        capsys.readouterr().err,
+    )
     assert not list(here.glob("**/*.part"))
 
 
 def test_a_folder_that_cannot_be_written(here: Path) -> None:
     frame = gdask.open(standards()[0])
-    with pytest.raises(GdaskError, match=r"/proc/no/x.fits: cannot be written .*; make the folder writable or change to another one"):
+    with pytest.raises(
+        GdaskError,
+        match=r"/proc/no/x.fits: cannot be written .*; make the folder writable or change to another one",
+    ):
         start(frame, "/proc/no/x.fits")
     assert cli.main(["reduce", *standards(), "--logfile", "/proc/no/x.log"]) == 2
 
 
-def test_an_older_product_is_replaced_as_a_whole_and_an_input_never(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_older_product_is_replaced_as_a_whole_and_an_input_never(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "gdask")
     Path("S20170504S0114_light.fits").write_text("old")
     reduce(standards()[:1])
@@ -480,13 +684,19 @@ def test_an_older_product_is_replaced_as_a_whole_and_an_input_never(here: Path, 
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_in_order(here: Path, number: int, code: int, capsys: pytest.CaptureFixture) -> None:
+def test_a_signal_stops_in_order(
+    here: Path, number: int, code: int, capsys: pytest.CaptureFixture
+) -> None:
     """Products under way are discarded; the same command again goes on from the last phase; the old handlers are back."""
     before = signal.getsignal(signal.SIGTERM)
     line = ["reduce", "-q", *standards(), "-r", "mine.py:light"]
-    (here / "mine.py").write_text(RECIPES.replace("calibrate(run, frames), ", "stop(calibrate(run, frames)), ") + (
-        f"\ndef stop(frames):\n    import signal\n    if not os.path.exists('once'):\n        open('once', 'w').close()\n"
-        f"        os.kill(os.getpid(), {int(number)})\n    return frames\n"))  # fmt: skip
+    (here / "mine.py").write_text(
+        RECIPES.replace("calibrate(run, frames), ", "stop(calibrate(run, frames)), ")
+        + (
+            f"\ndef stop(frames):\n    import signal\n    if not os.path.exists('once'):\n        open('once', 'w').close()\n"
+            f"        os.kill(os.getpid(), {int(number)})\n    return frames\n"
+        )
+    )
     assert cli.main(line) == code
     assert "stopped" in capsys.readouterr().err and signal.getsignal(signal.SIGTERM) == before
     assert not list(here.glob("*_light.fits")) and not list(here.glob("**/*.part"))
@@ -495,7 +705,9 @@ def test_a_signal_stops_in_order(here: Path, number: int, code: int, capsys: pyt
 
 
 def test_temporaries_of_dead_processes_are_removed_at_the_next_start(here: Path) -> None:
-    (here / f".S1_light.fits.{host()}-{2**22 + 1}-0a1b2c3d.part").write_text("half")  # above the highest process number
+    (here / f".S1_light.fits.{host()}-{2**22 + 1}-0a1b2c3d.part").write_text(
+        "half"
+    )  # above the highest process number
     reduce(standards()[:1])
     assert not list(here.glob(".*.part"))
 
@@ -506,21 +718,41 @@ def test_temporaries_of_dead_processes_are_removed_at_the_next_start(here: Path)
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["@gone.list"], "@gone.list: the list cannot be read"), (["@binary.list"], "not a text file"),
-        (["@empty.list"], "@empty.list: names no file; the list is empty"), (["@loop.list"], "the list contains itself"),
-        (["@names.list"], "gone.fits: no such file"), (["none*.fits"], "no file matches none*.fits"), (["gone.fits"], "gone.fits: no such file"),
-        (["S20170504S0114.fits", "-r", "mine.py:lihgt"], "did you mean light?"), (["S20170504S0114.fits", "-r", "lost.py"], "no file lost.py"),
-        (["S20170504S0114.fits", "-r", "broken.py"], "the file does not run: line 2: ZeroDivisionError"),
-        (["S20170504S0114.fits", "-p", "addDQ:user_bpm=gone.fits"], "add_dq:user_bpm=gone.fits: no such file"),
-        (["S20170504S0114.fits", "-c", "wrong.toml"], "no parameter 'offset_ski' in sky_correct; did you mean offset_sky?"),
-        (["S20170504S0114.fits", "--qa"], "gdask has one mode"), (["S20170504S0114.fits", "--ql"], "gdask has one mode"),
+        (["@gone.list"], "@gone.list: the list cannot be read"),
+        (["@binary.list"], "not a text file"),
+        (["@empty.list"], "@empty.list: names no file; the list is empty"),
+        (["@loop.list"], "the list contains itself"),
+        (["@names.list"], "gone.fits: no such file"),
+        (["none*.fits"], "no file matches none*.fits"),
+        (["gone.fits"], "gone.fits: no such file"),
+        (["S20170504S0114.fits", "-r", "mine.py:lihgt"], "did you mean light?"),
+        (["S20170504S0114.fits", "-r", "lost.py"], "no file lost.py"),
+        (
+            ["S20170504S0114.fits", "-r", "broken.py"],
+            "the file does not run: line 2: ZeroDivisionError",
+        ),
+        (
+            ["S20170504S0114.fits", "-p", "addDQ:user_bpm=gone.fits"],
+            "add_dq:user_bpm=gone.fits: no such file",
+        ),
+        (
+            ["S20170504S0114.fits", "-c", "wrong.toml"],
+            "no parameter 'offset_ski' in sky_correct; did you mean offset_sky?",
+        ),
+        (["S20170504S0114.fits", "--qa"], "gdask has one mode"),
+        (["S20170504S0114.fits", "--ql"], "gdask has one mode"),
     ],
-)  # fmt: skip
-def test_wrong_usage_ends_with_code_2_and_does_nothing(here: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture) -> None:
+)
+def test_wrong_usage_ends_with_code_2_and_does_nothing(
+    here: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture
+) -> None:
     for name, text in {
-        "empty.list": "# nothing\n\n", "loop.list": "@loop.list\n", "names.list": "S20170504S0114.fits\ngone.fits\n",
-        "broken.py": "import os\n1 / 0\n", "wrong.toml": "[skyCorrect]\noffset_ski = true\n",
-    }.items():  # fmt: skip
+        "empty.list": "# nothing\n\n",
+        "loop.list": "@loop.list\n",
+        "names.list": "S20170504S0114.fits\ngone.fits\n",
+        "broken.py": "import os\n1 / 0\n",
+        "wrong.toml": "[skyCorrect]\noffset_ski = true\n",
+    }.items():
         Path(name).write_text(text)
     Path("binary.list").write_bytes(bytes(range(128, 256)))
     assert cli.main(["reduce", *arguments]) == 2
@@ -543,7 +775,11 @@ def names_in_the_table() -> Iterator[tuple[str, str]]:
 
 
 def test_every_row_of_the_table_names_a_test_that_is_there() -> None:
-    rows = [line for line in (ROOT / "docs" / "faults.md").read_text().splitlines() if line.startswith("|")][2:]
+    rows = [
+        line
+        for line in (ROOT / "docs" / "faults.md").read_text().splitlines()
+        if line.startswith("|")
+    ][2:]
     assert len(rows) >= 40 and all("::test_" in row for row in rows)
     for file, test in names_in_the_table():
         assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"

@@ -71,7 +71,11 @@ def pixels(folder: Path, pattern: str) -> dict[str, bytes]:
     found = {}
     for path in sorted(folder.glob(pattern)):
         with fits.open(path) as hdus:
-            found |= {f"{path.name} {hdu.name} {hdu.ver}": hdu.data.tobytes() for hdu in hdus[1:] if hdu.name in ("SCI", "VAR", "DQ")}
+            found |= {
+                f"{path.name} {hdu.name} {hdu.ver}": hdu.data.tobytes()
+                for hdu in hdus[1:]
+                if hdu.name in ("SCI", "VAR", "DQ")
+            }
     return found
 
 
@@ -95,12 +99,21 @@ KINDS = [
 
 @pytest.mark.parametrize(("kind", "recipe", "products", "moments", "signals"), KINDS)
 def test_a_run_stopped_at_any_moment_leaves_nothing_wrong(
-    calibrated: Path, night: object, kind: str, recipe: str, products: str, moments: int, signals: str
+    calibrated: Path,
+    night: object,
+    kind: str,
+    recipe: str,
+    products: str,
+    moments: int,
+    signals: str,
 ) -> None:
     """After each signal what has a final name verifies; the next run makes the bytes of an undisturbed one."""
     here = calibrated
     (here / "mine.py").write_text(RECIPES)
-    files = [Path(shutil.copy(path, here)).name for path in (night.std if kind == "std" else (*night.flat_on, *night.flat_off))]
+    files = [
+        Path(shutil.copy(path, here)).name
+        for path in (night.std if kind == "std" else (*night.flat_on, *night.flat_off))
+    ]
     reduce(files, recipe, products)
     for path in here.glob(products):
         path.unlink()
@@ -112,15 +125,34 @@ def test_a_run_stopped_at_any_moment_leaves_nothing_wrong(
     for path in here.glob(products):
         path.unlink()
     (here / "killer.py").write_text(KILLER)
-    line = [sys.executable, "killer.py", recipe, str(1.2 * took), str(moments), products, signals, *files]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60 + 40 * moments * took)
+    line = [
+        sys.executable,
+        "killer.py",
+        recipe,
+        str(1.2 * took),
+        str(moments),
+        products,
+        signals,
+        *files,
+    ]
+    done = subprocess.run(
+        line, capture_output=True, text=True, check=False, timeout=60 + 40 * moments * took
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     phases = Counter(re.findall(r"in phase (\d+)", done.stdout))
-    print(f"\n{kind}: stopped {sum(phases.values())} times by {signals}, an undisturbed run takes {took:.1f} s; by phase: {dict(sorted(phases.items()))}")
+    print(
+        f"\n{kind}: stopped {sum(phases.values())} times by {signals}, an undisturbed run takes {took:.1f} s; by phase: {dict(sorted(phases.items()))}"
+    )
     assert sum(phases.values()) == moments
     reduce(files, recipe, products)
-    assert pixels(here, products) == expected and not list(here.glob("**/*.part")) and not list(here.glob(".gdask/*"))
+    assert (
+        pixels(here, products) == expected
+        and not list(here.glob("**/*.part"))
+        and not list(here.glob(".gdask/*"))
+    )
     assert all(not verify(path).faults for path in here.glob(products))
     if kind == "flat":
         found = associate(night.science[0], "processed_flat", open_databases())
-        assert found.chosen and Path(found.chosen).parent == here / "calibrations" / "processed_flat"
+        assert (
+            found.chosen and Path(found.chosen).parent == here / "calibrations" / "processed_flat"
+        )

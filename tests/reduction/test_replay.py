@@ -45,28 +45,47 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_product_knows_its_reduction(flat: Path, night: object, reduced: Path) -> None:
     account = account_of(flat)
     inputs = [file for file in account.files if file["role"] == "input"]
-    assert [file["name"] for file in inputs] == [Path(path).name for path in (*night.flat_on, *night.flat_off)]
-    assert all(len(file["md5"]) == 32 and file["size"] == Path(night.flat_on[0]).stat().st_size for file in inputs)
-    assert [file["name"] for file in account.files if file["role"] == "calibration"] == [Path(night.bpm).name]
-    assert account.recipe["name"] == "default" and account.recipe["file"] == "gsaoi_flat.py" and len(account.recipe["sha256"]) == 64
+    assert [file["name"] for file in inputs] == [
+        Path(path).name for path in (*night.flat_on, *night.flat_off)
+    ]
+    assert all(
+        len(file["md5"]) == 32 and file["size"] == Path(night.flat_on[0]).stat().st_size
+        for file in inputs
+    )
+    assert [file["name"] for file in account.files if file["role"] == "calibration"] == [
+        Path(night.bpm).name
+    ]
+    assert (
+        account.recipe["name"] == "default"
+        and account.recipe["file"] == "gsaoi_flat.py"
+        and len(account.recipe["sha256"]) == 64
+    )
     assert any("def make_processed_flat(run, frames)" in line for line in account.source)
     assert {"gdask", "code", "python", "numpy", "numba", "astropy", "dask"} <= set(account.versions)
     (image,) = reduced.glob("*_image.fits")
     science = account_of(image)
     assert science.parameters["user"] == {"prepare:bad_wcs": "fix", "sky_correct:offset_sky": False}
-    assert {file["name"] for file in science.files if file["role"] == "calibration"} == {Path(night.bpm).name, flat.name}
+    assert {file["name"] for file in science.files if file["role"] == "calibration"} == {
+        Path(night.bpm).name,
+        flat.name,
+    }
 
 
 def test_every_parameter_has_its_layer(reduced: Path) -> None:
     (image,) = reduced.glob("*_image.fits")
     with fits.open(image) as units:
         rows = {row["primitive"]: json.loads(row["args"]) for row in units["HISTORY"].data}
-    assert rows["sky_correct"]["offset_sky"] is False and rows["sky_correct"]["from"]["offset_sky"] == "user"
+    assert (
+        rows["sky_correct"]["offset_sky"] is False
+        and rows["sky_correct"]["from"]["offset_sky"] == "user"
+    )
     assert rows["detect_sources"]["from"]["min_pixels"] == "instrument"
     assert "radius" in rows["mask_sources"] if "mask_sources" in rows else True
 
 
-def test_the_same_bytes_again(flat: Path, night: object, elsewhere: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_same_bytes_again(
+    flat: Path, night: object, elsewhere: Path, capsys: pytest.CaptureFixture
+) -> None:
     before = flat.read_bytes()
     raw = str(night.folder / "raw")
     assert main(["replay", str(flat), "--inputs", raw, "--keep", str(elsewhere / "kept")]) == 0
@@ -86,12 +105,16 @@ def test_the_same_bytes_again(flat: Path, night: object, elsewhere: Path, capsys
         replay(flat, [raw], keep=str(flat.parent))
 
 
-def test_what_is_missing_or_changed_is_named(flat: Path, night: object, elsewhere: Path, capsys: pytest.CaptureFixture) -> None:
+def test_what_is_missing_or_changed_is_named(
+    flat: Path, night: object, elsewhere: Path, capsys: pytest.CaptureFixture
+) -> None:
     alone = Path(shutil.copy(flat, elsewhere))
     account = account_of(alone)
     with pytest.raises(GdaskError) as caught:
         find_files(account, ["."])
-    assert all(file["name"] in str(caught.value) for file in account.files) and str(caught.value).count("not found") == len(account.files)
+    assert all(file["name"] in str(caught.value) for file in account.files) and str(
+        caught.value
+    ).count("not found") == len(account.files)
     inputs = elsewhere / "inputs"
     shutil.copytree(night.folder / "raw", inputs)
     first, second = (inputs / Path(path).name for path in night.flat_on[:2])
@@ -99,11 +122,17 @@ def test_what_is_missing_or_changed_is_named(flat: Path, night: object, elsewher
     second.unlink()
     assert main(["replay", str(alone), "--inputs", str(inputs)]) == 1
     said = capsys.readouterr().err
-    assert f"{first.name} (input): " in said and "another checksum" in said and f"{second.name} (input): not found" in said
+    assert (
+        f"{first.name} (input): " in said
+        and "another checksum" in said
+        and f"{second.name} (input): not found" in said
+    )
     assert said.count("input)") == 2
 
 
-def test_a_users_recipe_is_only_run_when_it_is_named(night: object, elsewhere: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_users_recipe_is_only_run_when_it_is_named(
+    night: object, elsewhere: Path, capsys: pytest.CaptureFixture
+) -> None:
     made = elsewhere / "made"
     made.mkdir()
     (made / "mine.py").write_text(RECIPE, encoding="utf-8")
@@ -129,7 +158,9 @@ def test_a_users_recipe_is_only_run_when_it_is_named(night: object, elsewhere: P
 
 
 @pytest.mark.slow
-def test_an_image_again(reduced: Path, night: object, elsewhere: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_image_again(
+    reduced: Path, night: object, elsewhere: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.WARNING)
     (image,) = reduced.glob("*_image.fits")
     assert replay(image, [str(night.folder / "raw"), str(reduced)]).differences == ()
@@ -144,7 +175,13 @@ def test_damaged_accounts_are_explained(damage: str, flat: Path, tmp_path: Path)
         else:
             values = units["REDUCTION"].data["value"]
             rows = np.flatnonzero(units["REDUCTION"].data["item"] == "input")
-            values[rows[0]] = "{" if damage == "no json" else json.dumps({"name": "../S1.fits", "size": 1, "md5": "0" * 32})
+            values[rows[0]] = (
+                "{"
+                if damage == "no json"
+                else json.dumps({"name": "../S1.fits", "size": 1, "md5": "0" * 32})
+            )
         units.writeto(copy, overwrite=True)
-    with pytest.raises(GdaskError, match="no table REDUCTION" if damage == "no table" else "REDUCTION is damaged"):
+    with pytest.raises(
+        GdaskError, match="no table REDUCTION" if damage == "no table" else "REDUCTION is damaged"
+    ):
         account_of(copy)

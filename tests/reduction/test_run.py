@@ -24,7 +24,9 @@ from gdask.steps.frames import aside, map_planes, note, pending, with_arrays
 from gdask.types import Frame, Frames
 
 
-def twice(frame: Frame, other: Frame | None = None, *, factor: Annotated[float, Range(0, 10)] = 2.0) -> Frame:
+def twice(
+    frame: Frame, other: Frame | None = None, *, factor: Annotated[float, Range(0, 10)] = 2.0
+) -> Frame:
     """A step for the tests.
 
     Parameters
@@ -42,7 +44,9 @@ def measured(frame: Frame) -> Frame:
 
 
 def drop_second(frames: Frames) -> Frames:
-    return tuple(aside(frame, "as asked") if number == 1 else frame for number, frame in enumerate(frames))
+    return tuple(
+        aside(frame, "as asked") if number == 1 else frame for number, frame in enumerate(frames)
+    )
 
 
 @pytest.fixture
@@ -71,14 +75,18 @@ def test_steps_are_called_with_the_users_parameters(frames: Frames, tmp_path: Pa
     assert all("history" not in frame.attrs for frame in frames)
 
 
-def test_arguments_are_dealt_out_one_to_a_frame(frames: Frames, run: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_arguments_are_dealt_out_one_to_a_frame(
+    frames: Frames, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "gdask")
     run.each(twice, frames, tuple(frames[::-1]))
     names = [frame.attrs["name"] for frame in frames[::-1]]
     assert messages(caplog) == [f"twice: 3 frames, other {name}" for name in names]
 
 
-def test_one_line_for_a_step_and_not_twice(frames: Frames, run: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_line_for_a_step_and_not_twice(
+    frames: Frames, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "gdask")
     run.each(twice, frames)
     run(twice, frames[0])
@@ -90,7 +98,9 @@ def test_skipped_steps_change_nothing(frames: Frames, tmp_path: Path) -> None:
     assert run.each(twice, frames) is frames and run(twice, frames[0]) is frames[0]
 
 
-def test_a_value_that_the_recipe_pins_is_reported(frames: Frames, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_value_that_the_recipe_pins_is_reported(
+    frames: Frames, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run = Run([("user", {"twice:factor": "3"})], folder=str(tmp_path))
     frame = run(twice, frames[0], factor=5.0)
     assert json.loads(frame.attrs["history"][-1]["args"])["factor"] == 5.0
@@ -100,7 +110,11 @@ def test_a_value_that_the_recipe_pins_is_reported(frames: Frames, tmp_path: Path
 def test_instrument_defaults_lie_below_the_users(frames: Frames, tmp_path: Path) -> None:
     def args(run: Run) -> dict:
         frame = raw(frames[0].attrs["path"])
-        return json.loads(run.each(detect_sources, run.each(add_var, run.each(adu_to_electrons, (with_dq(frame),))))[0].attrs["history"][-1]["args"])
+        return json.loads(
+            run.each(
+                detect_sources, run.each(add_var, run.each(adu_to_electrons, (with_dq(frame),)))
+            )[0].attrs["history"][-1]["args"]
+        )
 
     assert args(Run(folder=str(tmp_path)))["min_pixels"] == 20
     assert args(Run([("user", {"min_pixels": 9})], folder=str(tmp_path)))["min_pixels"] == 9
@@ -110,9 +124,14 @@ def with_dq(frame: Frame) -> Frame:
     return with_arrays(frame, dq=da.zeros(frame.data.shape, "u2", chunks=frame.data.data.chunks))
 
 
-def test_frames_set_aside_are_reported_and_gone(frames: Frames, run: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_frames_set_aside_are_reported_and_gone(
+    frames: Frames, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
     kept = run(drop_second, frames)
-    assert [frame.attrs["name"] for frame in kept] == [frames[0].attrs["name"], frames[2].attrs["name"]]
+    assert [frame.attrs["name"] for frame in kept] == [
+        frames[0].attrs["name"],
+        frames[2].attrs["name"],
+    ]
     assert run.set_aside == [(frames[1].attrs["name"], "drop_second", "as asked")]
     assert f"drop_second: {frames[1].attrs['name']} set aside: as asked" in messages(caplog)
 
@@ -125,7 +144,9 @@ def test_nothing_left_is_an_error_in_words(frames: Frames, run: Run) -> None:
         run(drop_all, frames)
 
 
-def test_a_phase_is_one_compute_and_fetches_small_results(frames: Frames, run: Run, no_compute: None) -> None:
+def test_a_phase_is_one_compute_and_fetches_small_results(
+    frames: Frames, run: Run, no_compute: None
+) -> None:
     built = run.each(measured, run.each(twice, frames))  # builds: computes nothing
     import dask
 
@@ -136,7 +157,9 @@ def test_a_phase_is_one_compute_and_fetches_small_results(frames: Frames, run: R
         for frame, original in zip(saved, frames, strict=True):
             expected = 2 * original.data.data.compute()
             assert frame.data.data.compute().tobytes() == expected.tobytes()
-            assert [float(top.item()) for top in frame.attrs["results"]["top"]] == [plane.max() for plane in expected]
+            assert [float(top.item()) for top in frame.attrs["results"]["top"]] == [
+                plane.max() for plane in expected
+            ]
             assert frame.attrs["pending"] == {}
         fetched = run.fetch(run.each(measured, saved))
         assert COMPUTES["count"] == before + 2
@@ -155,7 +178,9 @@ def test_the_next_run_goes_on_from_a_complete_phase(frames: Frames, tmp_path: Pa
     assert COMPUTES["count"] == before
     for one, other, expected in zip(first, second, pixels, strict=True):
         assert_same(expected, computed(other))
-        assert [a.item() for a in one.attrs["results"]["top"]] == [a.item() for a in other.attrs["results"]["top"]]
+        assert [a.item() for a in one.attrs["results"]["top"]] == [
+            a.item() for a in other.attrs["results"]["top"]
+        ]
     (folder,) = (tmp_path / ".gdask").iterdir()
     (folder / "complete").unlink()  # as if it had been killed
     (folder / f"00001_{frames[1].attrs['name']}").write_bytes(b"half")
@@ -168,21 +193,30 @@ def test_other_parameters_have_another_checkpoint(frames: Frames, tmp_path: Path
     for factor in (2.0, 3.0):
         run = Run([("user", {"factor": factor})], folder=str(tmp_path))
         (saved,) = run.save(run.each(twice, frames[:1]))
-        np.testing.assert_array_equal(saved.data.data.compute(), np.float32(factor) * frames[0].data.data.compute())
+        np.testing.assert_array_equal(
+            saved.data.data.compute(), np.float32(factor) * frames[0].data.data.compute()
+        )
 
 
 def fails(block: np.ndarray) -> np.ndarray:
     raise RuntimeError("as asked")
 
 
-def test_a_phase_that_fails_leaves_nothing_that_counts(frames: Frames, run: Run, tmp_path: Path) -> None:
-    broken = with_arrays(frames[2], data=frames[2].data.data.map_blocks(fails, dtype="f4", meta=np.empty((0, 0, 0), "f4")))
+def test_a_phase_that_fails_leaves_nothing_that_counts(
+    frames: Frames, run: Run, tmp_path: Path
+) -> None:
+    broken = with_arrays(
+        frames[2],
+        data=frames[2].data.data.map_blocks(fails, dtype="f4", meta=np.empty((0, 0, 0), "f4")),
+    )
     with pytest.raises(RuntimeError, match="as asked"):
         run.save((*frames[:2], broken))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_write_outputs_writes_the_steps_frames_with_the_phase(frames: Frames, tmp_path: Path) -> None:
+def test_write_outputs_writes_the_steps_frames_with_the_phase(
+    frames: Frames, tmp_path: Path
+) -> None:
     run = Run([("user", {"twice:write_outputs": True})], folder=str(tmp_path))
     run.save(run.each(twice, frames[:2]))
     names = sorted(path.name for path in tmp_path.glob("*.fits"))
@@ -190,7 +224,9 @@ def test_write_outputs_writes_the_steps_frames_with_the_phase(frames: Frames, tm
     assert [Path(path).name for path in run.outputs] == names
     expected = 2 * frames[0].data.data.compute()
     np.testing.assert_array_equal(gdask.open(tmp_path / names[0]).data.data.compute(), expected)
-    run = Run([("user", {"twice:write_outputs": "True", "twice:suffix": "_mine"})], folder=str(tmp_path))
+    run = Run(
+        [("user", {"twice:write_outputs": "True", "twice:suffix": "_mine"})], folder=str(tmp_path)
+    )
     run.save(run.each(twice, frames[:1]))
     assert (tmp_path / product_name(frames[0].attrs["name"], "_mine")).exists()
 
@@ -212,7 +248,9 @@ def test_products_hold_provenance_and_history(night: object, tmp_path: Path) -> 
         assert "ADUTOELE" in hdus[0].header and "GEM-TLM" in hdus[0].header
 
 
-def test_several_products_are_written_in_one_compute(frames: Frames, run: Run, tmp_path: Path) -> None:
+def test_several_products_are_written_in_one_compute(
+    frames: Frames, run: Run, tmp_path: Path
+) -> None:
     before = COMPUTES["count"]
     written = run.write_each(run.each(twice, frames), "_two")
     assert COMPUTES["count"] == before + 1
@@ -222,7 +260,11 @@ def test_several_products_are_written_in_one_compute(frames: Frames, run: Run, t
 
 @pytest.mark.parametrize(
     ("name", "product"),
-    [("S1.fits", "S1_flat.fits"), ("S1_skyCorrected.fits", "S1_flat.fits"), ("bpm_2012_x.fits", "bpm_2012_x_flat.fits")],
+    [
+        ("S1.fits", "S1_flat.fits"),
+        ("S1_skyCorrected.fits", "S1_flat.fits"),
+        ("bpm_2012_x.fits", "bpm_2012_x_flat.fits"),
+    ],
 )
 def test_names_of_products(name: str, product: str) -> None:
     assert product_name(name, "_flat") == product
@@ -231,7 +273,9 @@ def test_names_of_products(name: str, product: str) -> None:
 def test_split_by_tag(night: object, run: Run) -> None:
     frames = gdask.open_many([*night.flat_on, *night.dark])
     darks, others = run.split(frames, "DARK")
-    assert [f.attrs["path"] for f in darks] == night.dark and [f.attrs["path"] for f in others] == night.flat_on
+    assert [f.attrs["path"] for f in darks] == night.dark and [
+        f.attrs["path"] for f in others
+    ] == night.flat_on
 
 
 def test_a_missing_calibration_is_explained(frames: Frames, workspace: Path) -> None:

@@ -45,8 +45,22 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def offset_night(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A later night in Ks, rotated, with offsets to sky, several reads and coadds, and one stale WCS."""
     out = tmp_path_factory.mktemp("offset")
-    simulate_f2(out, size=SIZE, filter="Ks", dither="offset", pa=37.0, date="20200312", n_science=3, bad_wcs=1, lnrs=4,
-                coadds=3, exptime=6.0, n_darks=2, n_short_darks=1, n_lamps=2)
+    simulate_f2(
+        out,
+        size=SIZE,
+        filter="Ks",
+        dither="offset",
+        pa=37.0,
+        date="20200312",
+        n_science=3,
+        bad_wcs=1,
+        lnrs=4,
+        coadds=3,
+        exptime=6.0,
+        n_darks=2,
+        n_short_darks=1,
+        n_lamps=2,
+    )
     return out
 
 
@@ -63,15 +77,19 @@ def true_wcs(row: Table.Row, scene: dict) -> WCS:
     wcs.wcs.ctype, wcs.wcs.crval = ["RA---TAN", "DEC--TAN"], [row["ra0"], row["dec0"]]
     wcs.wcs.crpix = [-v[0] / v[1] - CORNER, -u[0] / u[2] - CORNER]
     c, s = np.cos(np.radians(row["pa"])), np.sin(np.radians(row["pa"]))
-    wcs.wcs.cd = row["plate_scale"] / 3600.0 * np.array([[s * v[1], c * u[2]], [c * v[1], -s * u[2]]])
+    wcs.wcs.cd = (
+        row["plate_scale"] / 3600.0 * np.array([[s * v[1], c * u[2]], [c * v[1], -s * u[2]]])
+    )
     return wcs
 
 
 def electrons(out: Path, row: Table.Row) -> np.ndarray:
     """Linearised electrons per coadd."""
     pedestal = json.loads((out / "truth" / "scene.json").read_text())["pedestal"]
-    offset = np.repeat(pedestal, 64)[CORNER:CORNER + SIZE] * row["lnrs"] * row["coadds"]
-    raw = (fits.getdata(out / "raw" / row["file"])[0] - offset) * (GAIN / row["lnrs"] / row["coadds"])
+    offset = np.repeat(pedestal, 64)[CORNER : CORNER + SIZE] * row["lnrs"] * row["coadds"]
+    raw = (fits.getdata(out / "raw" / row["file"])[0] - offset) * (
+        GAIN / row["lnrs"] / row["coadds"]
+    )
     c0, c1, c2 = LINEARITY
     return raw * (c0 + raw * (c1 + raw * c2))
 
@@ -85,17 +103,34 @@ def planes(out: Path) -> list[np.ndarray]:
 
 def test_numbers_pass_through_six_digits_and_single_precision() -> None:
     """As they stand in headers of 2015 to 2023."""
-    assert [single(v) for v in (121.60118, -41.372847, 1064.9, 4.994171e-5, 57023.169758, 2.17987)] == [
-        121.600997924805, -41.3727989196777, 1064.90002441406, 4.99417001265101e-05, 57023.19921875, 2.17986989021301]
+    assert [
+        single(v) for v in (121.60118, -41.372847, 1064.9, 4.994171e-5, 57023.169758, 2.17987)
+    ] == [
+        121.600997924805,
+        -41.3727989196777,
+        1064.90002441406,
+        4.99417001265101e-05,
+        57023.19921875,
+        2.17986989021301,
+    ]
 
 
 def test_offsets_are_those_of_a_real_frame() -> None:
     """P, Q, PA and IAA of an archive header of 2015-01-01, and what it makes of them."""
     blank = Exposure(*([0.0] * len(Exposure._fields)))
-    cards = telescope(blank._replace(p=-9.88, q=-8.65, mjd=57023.17, ra=121.5975, dec=-41.37525), 180.0, 0.091)
-    real = {"XOFFSET": 9.89372589210172, "YOFFSET": 8.63429719038881, "RAOFFSET": 9.88, "DECOFFSE": 8.65}
+    cards = telescope(
+        blank._replace(p=-9.88, q=-8.65, mjd=57023.17, ra=121.5975, dec=-41.37525), 180.0, 0.091
+    )
+    real = {
+        "XOFFSET": 9.89372589210172,
+        "YOFFSET": 8.63429719038881,
+        "RAOFFSET": 9.88,
+        "DECOFFSE": 8.65,
+    }
     assert {name: cards[name] for name in real} == pytest.approx(real, abs=1e-9)
-    assert cards["ELEVATIO"] == pytest.approx(62.84, abs=0.3) and cards["AZIMUTH"] == pytest.approx(122.69, abs=0.5)
+    assert cards["ELEVATIO"] == pytest.approx(62.84, abs=0.3) and cards["AZIMUTH"] == pytest.approx(
+        122.69, abs=0.5
+    )
 
 
 @pytest.mark.parametrize("pa", [0.0, 37.0, 180.0])
@@ -104,7 +139,11 @@ def test_axes_are_swapped_as_in_the_headers(pa: float) -> None:
     chip = optics(0.1797, 0.0, (1050.9, 1055.9), (1064.9, 1054.24))
     x, y = np.random.default_rng(1).uniform(1.0, 2048.0, (2, 50))
     wcs = WCS(naxis=2)
-    wcs.wcs.ctype, wcs.wcs.crval, wcs.wcs.crpix = ["RA---TAN", "DEC--TAN"], [25.06, -35.0], [1064.9, 1054.24]
+    wcs.wcs.ctype, wcs.wcs.crval, wcs.wcs.crpix = (
+        ["RA---TAN", "DEC--TAN"],
+        [25.06, -35.0],
+        [1064.9, 1054.24],
+    )
     c, s = np.cos(np.radians(pa)), np.sin(np.radians(pa))
     wcs.wcs.cd = 0.1797 / 3600.0 * np.array([[s, c], [c, -s]])
     got = pixel_to_sky(chip, Pose(25.06, -35.0, pa, 1.0, np.zeros((2, 7))), x, y)
@@ -118,7 +157,9 @@ def test_distortion_is_radial_and_the_origin_stays() -> None:
     # 1000 pixels from the centre are 180 arcsec
     np.testing.assert_allclose([v[2] - v[0], u[2] - u[0]], [180.0 * 1.01, 0.0], atol=1e-9)
     np.testing.assert_allclose([v[1] - v[0], u[1] - u[0]], [108.0 * 1.01, 144.0 * 1.01], atol=1e-9)
-    np.testing.assert_allclose(pixel(chip, u, v), [[1001.0, 1601.0, 2001.0], [1003.0, 1803.0, 1003.0]], atol=1e-8)
+    np.testing.assert_allclose(
+        pixel(chip, u, v), [[1001.0, 1601.0, 2001.0], [1003.0, 1803.0, 1003.0]], atol=1e-8
+    )
 
 
 def test_light_fills_the_circle_alone() -> None:
@@ -127,23 +168,34 @@ def test_light_fills_the_circle_alone() -> None:
     light = illumination(circle, at, at)
     r = np.hypot(at[None] - 1049.9, at[:, None] - 1054.9)
     assert np.all(light[r < 1054.1] == 1.0) and np.all(np.abs(light[r > 1062.1] - 0.02) < 1e-6)
-    assert np.all((light > 0.0199) & (light <= 1.0)) and (light < 0.5).mean() == pytest.approx(0.17, abs=0.02)
+    assert np.all((light > 0.0199) & (light <= 1.0)) and (light < 0.5).mean() == pytest.approx(
+        0.17, abs=0.02
+    )
 
 
 def test_the_arm_of_the_guide_probe_shades_from_its_tip_outwards() -> None:
     arm = shadow(Probe(0.0, 0.0, 225.0), (400.0, 300.0), np.arange(600.0), np.arange(500.0))
-    assert arm[200, 300] == pytest.approx(0.6, abs=0.01)           # on the axis, 140 pixels from the tip
-    assert arm[300, 400] == pytest.approx(0.8, abs=0.01)           # at the tip: half
-    assert arm[400, 500] == pytest.approx(1.0, abs=1e-3)           # beyond it
-    assert arm[300, 200] == pytest.approx(1.0, abs=1e-3)           # 141 pixels to the side
-    assert np.abs(np.diff(arm, axis=1)).max() < 0.02               # soft
+    assert arm[200, 300] == pytest.approx(0.6, abs=0.01)  # on the axis, 140 pixels from the tip
+    assert arm[300, 400] == pytest.approx(0.8, abs=0.01)  # at the tip: half
+    assert arm[400, 500] == pytest.approx(1.0, abs=1e-3)  # beyond it
+    assert arm[300, 200] == pytest.approx(1.0, abs=1e-3)  # 141 pixels to the side
+    assert np.abs(np.diff(arm, axis=1)).max() < 0.02  # soft
 
 
 def test_a_galaxy_without_size_is_a_star() -> None:
     psf, jacobian = (Moffat(1.0, 0.6, 3),), np.array([0.001, 0.1797, 0.1797, -0.001])
     star, galaxy = np.zeros((2, 101, 101), np.float32)
     reach = radii(psf, np.array([1e8]))
-    render(star, np.array([50.3]), np.array([49.6]), np.array([1e8]), jacobian[None], reach, parameters(psf), CORE)
+    render(
+        star,
+        np.array([50.3]),
+        np.array([49.6]),
+        np.array([1e8]),
+        jacobian[None],
+        reach,
+        parameters(psf),
+        CORE,
+    )
     add_galaxy(galaxy, 50.3, 49.6, 1e8, jacobian, 0.0, psf, 1e-3, 1.0, 0.0, 0.0)
     assert np.abs(star - galaxy).max() / star.max() < 4e-4
 
@@ -184,10 +236,19 @@ def test_files_are_the_tutorials_and_its_lines_select_them(night: Path) -> None:
         return [Path(name).name for name in picked]
 
     assert chosen(["DARK"], [], "exposure_time==120") == [
-        *(f"S20131120S{n:04d}.fits" for n in range(115, 121)), "S20131121S0010.fits", "S20131122S0012.fits",
-        "S20131122S0438.fits", "S20131122S0439.fits"]
-    assert chosen(["DARK"], [], "exposure_time==2") == [f"S20131121S{n:04d}.fits" for n in range(369, 376)]
-    flats = [f"S20131126S{n:04d}.fits" for n in range(1111, 1117)], [f"S20131129S{n:04d}.fits" for n in range(320, 324)]
+        *(f"S20131120S{n:04d}.fits" for n in range(115, 121)),
+        "S20131121S0010.fits",
+        "S20131122S0012.fits",
+        "S20131122S0438.fits",
+        "S20131122S0439.fits",
+    ]
+    assert chosen(["DARK"], [], "exposure_time==2") == [
+        f"S20131121S{n:04d}.fits" for n in range(369, 376)
+    ]
+    flats = (
+        [f"S20131126S{n:04d}.fits" for n in range(1111, 1117)],
+        [f"S20131129S{n:04d}.fits" for n in range(320, 324)],
+    )
     assert chosen(["FLAT"], []) == flats[0] + flats[1]
     assert (chosen(["LAMPOFF"], []), chosen(["LAMPON"], [])) == flats
     assert chosen([], ["CAL"]) == [f"S20131121S{n:04d}.fits" for n in range(75, 84)]
@@ -201,45 +262,58 @@ def test_images_are_whole_numbers_in_a_cube_without_units_or_sections(night: Pat
             data, head = hdus[1].data, hdus[1].header
             assert data.shape == (1, SIZE, SIZE) and head["BITPIX"] == 32 and head["CD3_3"] == 1.0
             assert not {"BUNIT", "DETSEC", "CCDSEC", "DATASEC"} & {*head, *hdus[0].header}
-            assert hdus[0].header["GAIN"] == pytest.approx(4.44) and hdus[0].header["RDNOISE"] == 0.0
+            assert (
+                hdus[0].header["GAIN"] == pytest.approx(4.44) and hdus[0].header["RDNOISE"] == 0.0
+            )
 
 
 @pytest.mark.parametrize("which", ["night", "offset_night"])
-def test_header_wcs_agrees_with_the_true_pointing_but_for_its_known_faults(which: str,
-                                                                           request: pytest.FixtureRequest) -> None:
+def test_header_wcs_agrees_with_the_true_pointing_but_for_its_known_faults(
+    which: str, request: pytest.FixtureRequest
+) -> None:
     out = request.getfixturevalue(which)
     scene = json.loads((out / "truth" / "scene.json").read_text())
     table = truth_of(out)
     on_sky = [row for row in table if row["field"]]
-    assert sum(row["bad_wcs"] for row in on_sky) == scene["options"]["bad_wcs"] and len(on_sky) in (6, 9)
+    assert sum(row["bad_wcs"] for row in on_sky) == scene["options"]["bad_wcs"] and len(on_sky) in (
+        6,
+        9,
+    )
     for row in on_sky:
         head = fits.getheader(out / "raw" / row["file"], 1)
         x, y = np.array([20.0, 200.0]), np.array([230.0, 100.0])
         ra, dec = WCS(head, naxis=2).wcs_pix2world(x, y, 1)
         true = true_wcs(row, scene).wcs_pix2world(x, y, 1)
         apart = 3600 * np.hypot((ra - true[0]) * np.cos(np.radians(dec)), dec - true[1])
-        low, high = {True: (100.0, 600.0), False: (10.0, 20.0) if row["kind"] == "sky" else (0.0, 1.5)}[row["bad_wcs"]]
+        low, high = {
+            True: (100.0, 600.0),
+            False: (10.0, 20.0) if row["kind"] == "sky" else (0.0, 1.5),
+        }[row["bad_wcs"]]
         assert np.all((apart >= low) & (apart < high)), (row["file"], apart)
 
 
 @pytest.mark.parametrize("which", ["night", "offset_night"])
-def test_level_and_noise_of_smooth_light_and_of_darks(which: str, request: pytest.FixtureRequest) -> None:
+def test_level_and_noise_of_smooth_light_and_of_darks(
+    which: str, request: pytest.FixtureRequest
+) -> None:
     out = request.getfixturevalue(which)
     flat, _, dark, good = planes(out)
     noise = {1: 11.7, 4: 6.0}
     for row in truth_of(out):
         light = electrons(out, row)
         level = (row["sky"] * flat + dark) * row["exptime"]
-        counting = (GAIN / row["lnrs"]) ** 2 / 12 / row["coadds"] ** 2       # whole numbers
+        counting = (GAIN / row["lnrs"]) ** 2 / 12 / row["coadds"] ** 2  # whole numbers
         sigma = np.sqrt((level + noise[row["lnrs"]] ** 2) / row["coadds"] + counting)
         ok = good & (level < 1e5)
         pull = ((light - level) / sigma)[ok]
         middle, spread = pull[np.abs(pull) < 5].mean(), pull[np.abs(pull) < 5].std()
-        assert abs(middle) < (0.25 if row["field"] else 0.05), row["file"]      # faint sources
+        assert abs(middle) < (0.25 if row["field"] else 0.05), row["file"]  # faint sources
         assert spread == pytest.approx(1.0, abs=0.1 if row["field"] else 0.03), row["file"]
 
 
-def test_bright_stars_are_where_the_catalogue_and_astropy_say_with_their_flux(tmp_path: Path) -> None:
+def test_bright_stars_are_where_the_catalogue_and_astropy_say_with_their_flux(
+    tmp_path: Path,
+) -> None:
     """Through truth files alone: aperture of 7 pixels, corrected for the Moffat profile."""
     prepared = f2.prepare_night(f2_options(size=SIZE, probe="none", pa=20.0))
     exposure = next(e for e in prepared.exposures if e.kind == "science")
@@ -248,8 +322,12 @@ def test_bright_stars_are_where_the_catalogue_and_astropy_say_with_their_flux(tm
     stars = prepared.stars["target"]._replace(ra=ra, dec=dec, flux=flux)
     none = prepared.galaxies["target"]
     none = type(none)(none.field, [], *(np.zeros(0) for _ in none[2:]))
-    image = f2.expected(prepared._replace(stars={"target": stars}, galaxies={"target": none}), exposure).astype(float)
-    image -= prepared.flat * exposure.light * exposure.exptime + prepared.pattern.dark * exposure.exptime
+    image = f2.expected(
+        prepared._replace(stars={"target": stars}, galaxies={"target": none}), exposure
+    ).astype(float)
+    image -= (
+        prepared.flat * exposure.light * exposure.exptime + prepared.pattern.dark * exposure.exptime
+    )
     image /= np.maximum(prepared.pattern.response, 0.3)
     rows, columns = np.mgrid[:SIZE, :SIZE]
     a = exposure.psf[0].fwhm / 2 / np.sqrt(2 ** (1 / 3) - 1) / 0.1797
@@ -258,8 +336,12 @@ def test_bright_stars_are_where_the_catalogue_and_astropy_say_with_their_flux(tm
         ok = (r < 7.0) & (prepared.pattern.bad == 0)
         model = (1 + r**2 / a**2) ** -3.0
         share = (1 - (1 + 49 / a**2) ** -2.0) * model[ok].sum() / model[r < 7.0].sum()
-        assert image[ok].sum() / share == pytest.approx(flux[i] * exposure.scale * exposure.exptime, rel=4e-3)
-        assert (image * (columns - x[i]))[ok].sum() / image[ok].sum() == pytest.approx(0.0, abs=0.03)
+        assert image[ok].sum() / share == pytest.approx(
+            flux[i] * exposure.scale * exposure.exptime, rel=4e-3
+        )
+        assert (image * (columns - x[i]))[ok].sum() / image[ok].sum() == pytest.approx(
+            0.0, abs=0.03
+        )
 
 
 def test_a_small_frame_is_a_part_of_a_larger_one() -> None:
@@ -277,8 +359,12 @@ def test_a_shadow_falls_on_some_frames_and_follows_the_guide_star() -> None:
         if exposure.kind != "science":
             assert np.isnan(tip).all()
             continue
-        depths.append(prepared.circle.radius - np.hypot(*(tip - [prepared.circle.x, prepared.circle.y])))
-        x, y = sky_to_pixel(prepared.chip, exposure.pose, *(np.array([v]) for v in prepared.probe[:2]))
+        depths.append(
+            prepared.circle.radius - np.hypot(*(tip - [prepared.circle.x, prepared.circle.y]))
+        )
+        x, y = sky_to_pixel(
+            prepared.chip, exposure.pose, *(np.array([v]) for v in prepared.probe[:2])
+        )
         np.testing.assert_allclose(tip + 1.0, [x[0], y[0]])
     assert min(depths) < 0 and max(depths) > 100
 
@@ -287,21 +373,39 @@ def test_clocks_of_early_frames_are_stale(night: Path, offset_night: Path) -> No
     for out, early in ((night, True), (offset_night, False)):
         for row in truth_of(out):
             head = fits.getheader(out / "raw" / row["file"])
-            start, opened, end = (sum(float(v) * f for v, f in zip(head[name].split(":"), (3600, 60, 1)))
-                                  for name in ("UT", "UTSTART", "UTEND"))
+            start, opened, end = (
+                sum(float(v) * f for v, f in zip(head[name].split(":"), (3600, 60, 1)))
+                for name in ("UT", "UTSTART", "UTEND")
+            )
             assert 3.0 < opened - start < 5.0
-            assert -40.0 < end - start < 0.0 if early else end - opened > row["exptime"] * row["coadds"]
-            assert abs(head["MJD-OBS"] - row["mjd"]) < 0.16 and head["MJD-OBS"] == single(head["MJD-OBS"])
+            assert (
+                -40.0 < end - start < 0.0
+                if early
+                else end - opened > row["exptime"] * row["coadds"]
+            )
+            assert abs(head["MJD-OBS"] - row["mjd"]) < 0.16 and head["MJD-OBS"] == single(
+                head["MJD-OBS"]
+            )
 
 
 def test_conventions_follow_the_date(night: Path, offset_night: Path) -> None:
-    old, new = (fits.open(out / "raw" / name) for out, name in ((night, "S20131121S0075.fits"),
-                                                                (offset_night, "S20200312S0075.fits")))
+    old, new = (
+        fits.open(out / "raw" / name)
+        for out, name in ((night, "S20131121S0075.fits"), (offset_night, "S20200312S0075.fits"))
+    )
     with old, new:
-        assert list(old[0].header)[-2:] == ["", "RELEASE"] and list(old[1].header)[8:10] == ["EXTNAME", "EXTVER"]
-        assert "PROP_MD" not in old[0].header and old[1].header["CRPIX1"] + CORNER == pytest.approx(1064.9, abs=1e-4)
+        assert list(old[0].header)[-2:] == ["", "RELEASE"] and list(old[1].header)[8:10] == [
+            "EXTNAME",
+            "EXTVER",
+        ]
+        assert "PROP_MD" not in old[0].header and old[1].header["CRPIX1"] + CORNER == pytest.approx(
+            1064.9, abs=1e-4
+        )
         cards = list(new[0].header)
-        assert cards[cards.index("AMEND"):][:3] == ["AMEND", "PROP_MD", "RELEASE"] and cards[-1] == "ORIGNAME"
+        assert (
+            cards[cards.index("AMEND") :][:3] == ["AMEND", "PROP_MD", "RELEASE"]
+            and cards[-1] == "ORIGNAME"
+        )
         assert list(new[1].header)[-2:] == ["EXTVER", "EXTNAME"] and "SEQEXVER" in cards
         assert new[1].header["CRPIX1"] + CORNER == pytest.approx(1023.91, abs=1e-4)
         assert old[0].header["PWFS2_ST"] == "guiding" and "P2ARA" in cards
@@ -312,7 +416,9 @@ def test_conventions_follow_the_date(night: Path, offset_night: Path) -> None:
 def test_k_band_has_closed_flats_and_their_darks(offset_night: Path) -> None:
     heads = [fits.getheader(path) for path in sorted((offset_night / "raw").glob("S20200317*"))]
     assert [head["OBSTYPE"] for head in heads] == ["FLAT"] * 3 + ["DARK"] * 3
-    assert {head["EXPTIME"] for head in heads} == {10.0} and {h["GCALSHUT"] for h in heads[:3]} == {"CLOSED"}
+    assert {head["EXPTIME"] for head in heads} == {10.0} and {h["GCALSHUT"] for h in heads[:3]} == {
+        "CLOSED"
+    }
 
 
 def test_order_of_target_and_sky() -> None:
@@ -327,20 +433,45 @@ def test_a_frame_depends_on_the_seed_and_its_name_alone(night: Path, tmp_path: P
     simulate_f2(tmp_path / "other", seed=2, **few)
     name = "S20131121S0076.fits"
     assert (tmp_path / "again" / "raw" / name).read_bytes() == (night / "raw" / name).read_bytes()
-    assert np.mean(fits.getdata(tmp_path / "other" / "raw" / name) == fits.getdata(night / "raw" / name)) < 0.05
+    assert (
+        np.mean(
+            fits.getdata(tmp_path / "other" / "raw" / name) == fits.getdata(night / "raw" / name)
+        )
+        < 0.05
+    )
 
 
-@pytest.mark.parametrize(("option", "value", "says"), [
-    ("n_lamp", 4, "did you mean 'n_lamps'"), ("size", 65, "must be even"), ("filter", "K", "expected one of Y, J"),
-    ("n_sky", 4, "dither offset"), ("date", "2013", "YYYYMMDD"), ("lnrs", 2, "expected one of 1, 4"),
-])
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("n_lamp", 4, "did you mean 'n_lamps'"),
+        ("size", 65, "must be even"),
+        ("filter", "K", "expected one of Y, J"),
+        ("n_sky", 4, "dither offset"),
+        ("date", "2013", "YYYYMMDD"),
+        ("lnrs", 2, "expected one of 1, 4"),
+    ],
+)
 def test_options_that_cannot_be_are_refused(option: str, value: object, says: str) -> None:
     with pytest.raises(GdaskError, match=says):
         f2_options(**{"size": 128, option: value})
 
 
-def test_command_writes_a_night_and_reports_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    few = ["--n-science", "1", "--n-darks", "1", "--n-short-darks", "1", "--n-lamps", "1", "--size", "64"]
+def test_command_writes_a_night_and_reports_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = [
+        "--n-science",
+        "1",
+        "--n-darks",
+        "1",
+        "--n-short-darks",
+        "1",
+        "--n-lamps",
+        "1",
+        "--size",
+        "64",
+    ]
     assert command.main(["f2", str(tmp_path), *few]) == 0
     assert "5 raw files" in capsys.readouterr().err
     assert command.main(["f2", str(tmp_path), "--size", "63"]) == 2
@@ -348,14 +479,22 @@ def test_command_writes_a_night_and_reports_errors(tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.skipif(not SAMPLES.exists(), reason="no samples to compare with")
-@pytest.mark.parametrize("file", ["S20131121S0075", "S20131120S0115", "S20131129S0320", "S20131126S1111"])
+@pytest.mark.parametrize(
+    "file", ["S20131121S0075", "S20131120S0115", "S20131129S0320", "S20131126S1111"]
+)
 def test_every_keyword_of_an_archive_like_sample_is_there(night: Path, file: str) -> None:
-    with fits.open(SAMPLES / "raw" / f"{file}.fits.gz") as want, fits.open(night / "raw" / f"{file}.fits") as got:
+    with (
+        fits.open(SAMPLES / "raw" / f"{file}.fits.gz") as want,
+        fits.open(night / "raw" / f"{file}.fits") as got,
+    ):
         for a, b in zip(want, got, strict=True):
-            assert {k for k in a.header if k not in b.header} <= {"PROP_MD"}        # of later years
+            assert {k for k in a.header if k not in b.header} <= {"PROP_MD"}  # of later years
             assert [k for k in b.header if k and k not in a.header] == []
-            assert [k for k in a.header if k in b.header and k != "COMMENT"
-                    and type(a.header[k]) is not type(b.header[k])] == []
+            assert [
+                k
+                for k in a.header
+                if k in b.header and k != "COMMENT" and type(a.header[k]) is not type(b.header[k])
+            ] == []
 
 
 def test_chip_is_plain_numbers() -> None:

@@ -59,7 +59,9 @@ def test_exactly_the_bad_frames_are_found(night: object) -> None:
 
 
 @pytest.mark.parametrize(("bad_wcs", "limit"), [("fix", 2.0), ("new", 2.0)])
-def test_rebuilt_pointings_are_where_the_telescope_was(night: object, bad_wcs: str, limit: float) -> None:
+def test_rebuilt_pointings_are_where_the_telescope_was(
+    night: object, bad_wcs: str, limit: float
+) -> None:
     """As good as the telescope points: 0.05 arcsec guided, 0.25 unguided, and 1 arcsec of the header's origin."""
     rows = {str(row["file"]): row for row in truth_of(night)}
     frames = steps.prepare(gdask.open_many(night.sequence), bad_wcs=bad_wcs)
@@ -82,7 +84,11 @@ def test_calibrations_have_no_pointing_to_check(night: object) -> None:
 
 
 def seen(
-    frames: Frames, errors: list[tuple[float, float]], stars: int = 200, size: int = 2048, half: float = 45.0
+    frames: Frames,
+    errors: list[tuple[float, float]],
+    stars: int = 200,
+    size: int = 2048,
+    half: float = 45.0,
 ) -> Frames:
     """Each frame with the centroids of one field of stars, as it would see them if it pointed so many arcsec off."""
     random = np.random.default_rng(4)
@@ -93,7 +99,9 @@ def seen(
     for number, (frame, (off_east, off_north)) in enumerate(zip(frames, errors, strict=True)):
         tables = []
         for geometry in frame.attrs["geometry"]:
-            ra, dec = (float(v) for v in tangent_sky(off_east, off_north, geometry.ra, geometry.dec))
+            ra, dec = (
+                float(v) for v in tangent_sky(off_east, off_north, geometry.ra, geometry.dec)
+            )
             x, y = from_sky(geometry._replace(ra=ra, dec=dec), *sky)
             inside = np.isfinite(x) & (x > 10) & (y > 10) & (x < size - 10) & (y < size - 10)
             table = np.zeros(inside.sum(), POSITIONS)
@@ -112,13 +120,20 @@ def full(night: object, number: int = 4) -> Frames:
     for n, (east, north) in enumerate(DITHER[:number]):
         frame = pointed(night.science[0], f"S{n}.fits", east * 10, north * 10)
         frame = replaced(frame, data=da.zeros((4, 2048, 2048), "f4", chunks=(1, 2048, 2048)))
-        frames.append(frame.assign_attrs(geometry=tuple(g._replace(x0=1.0, y0=1.0) for g in frame.attrs["geometry"])))
+        frames.append(
+            frame.assign_attrs(
+                geometry=tuple(g._replace(x0=1.0, y0=1.0) for g in frame.attrs["geometry"])
+            )
+        )
     return tuple(frames)
 
 
 def positions(frame: Frame) -> np.ndarray:
     """East, North (arcsec about the target) of a frame's stars, in the frame's own solution."""
-    parts = [tangent_plane(*to_sky(g, s["x"], s["y"]), *centre(frame)) for g, s in zip(frame.attrs["geometry"], frame.attrs["results"]["stars"], strict=True)]
+    parts = [
+        tangent_plane(*to_sky(g, s["x"], s["y"]), *centre(frame))
+        for g, s in zip(frame.attrs["geometry"], frame.attrs["results"]["stars"], strict=True)
+    ]
     return np.concatenate([np.column_stack(part) for part in parts])
 
 
@@ -150,8 +165,13 @@ def test_a_frame_that_sees_other_stars_is_set_aside(night: object) -> None:
     assert aligned[2].attrs["set_aside"]
 
 
-@pytest.mark.parametrize(("stars", "ways"), [(0, {"header"}), (1, {"shift by 1 star"}), (2, {"shift by 1 star", "shift by 2 stars"})])
-def test_frames_of_a_sparse_field_say_how_they_were_placed(night: object, stars: int, ways: set[str]) -> None:
+@pytest.mark.parametrize(
+    ("stars", "ways"),
+    [(0, {"header"}), (1, {"shift by 1 star"}), (2, {"shift by 1 star", "shift by 2 stars"})],
+)
+def test_frames_of_a_sparse_field_say_how_they_were_placed(
+    night: object, stars: int, ways: set[str]
+) -> None:
     """Of two stars one is in the gap between arrays in some frames."""
     errors = [(0.1, -0.05), (-0.2, 0.1), (0.15, 0.2), (-0.1, -0.15)]
     frames = seen(full(night), errors, stars=stars, half=15.0)
@@ -161,12 +181,19 @@ def test_frames_of_a_sparse_field_say_how_they_were_placed(night: object, stars:
         how, error = frame.attrs["solution"]["placed"], frame.attrs["solution"]["error_mas"]
         assert how in frame.attrs["note"] and frame.attrs["name"] in frame.attrs["note"]
         assert (how == "header") == ("warning" in frame.attrs)
-        assert how != "header" or (frame.attrs["name"] in frame.attrs["warning"] and "0 stars" in frame.attrs["warning"])
+        assert how != "header" or (
+            frame.attrs["name"] in frame.attrs["warning"] and "0 stars" in frame.attrs["warning"]
+        )
         assert error == 250 if not stars else 0 < error < 5
     if stars:
         first = positions(aligned[0])
-        nearest = [np.hypot(*(p[:, None] - first).transpose(2, 0, 1)).min(axis=0) for p in map(positions, aligned)]
-        assert np.max(nearest, where=np.array(nearest) < 0.5, initial=0.0) < 0.002  # a tenth of a pixel
+        nearest = [
+            np.hypot(*(p[:, None] - first).transpose(2, 0, 1)).min(axis=0)
+            for p in map(positions, aligned)
+        ]
+        assert (
+            np.max(nearest, where=np.array(nearest) < 0.5, initial=0.0) < 0.002
+        )  # a tenth of a pixel
 
 
 def test_a_pointing_that_check_wcs_refuses_places_no_frame(night: object) -> None:
@@ -175,7 +202,10 @@ def test_a_pointing_that_check_wcs_refuses_places_no_frame(night: object) -> Non
     frames[1] = frames[1].assign_attrs(geometry=wrong)
     aligned = steps.adjust_wcs_to_reference(tuple(frames))
     assert [frame.attrs["name"] for frame in aligned if frame.attrs.get("set_aside")] == ["S1.fits"]
-    assert "cannot be trusted" in aligned[1].attrs["set_aside"] and "arcsec from" in aligned[1].attrs["set_aside"]
+    assert (
+        "cannot be trusted" in aligned[1].attrs["set_aside"]
+        and "arcsec from" in aligned[1].attrs["set_aside"]
+    )
 
 
 def test_one_frame_and_frames_without_centroids(night: object) -> None:
@@ -204,7 +234,9 @@ def test_a_reference_catalogue_ties_the_group(night: object, tmp_path: object) -
     assert len(offset) > 50 and np.abs(np.median(offset, axis=0)).max() < 0.002
     assert not solved[0].attrs.get("warning")
     Table({"ra": ra + 1.0, "dec": dec, "Ksmag": mag}).write(f"{tmp_path}/elsewhere.ecsv")
-    elsewhere = steps.determine_astrometric_solution(steps.add_reference_catalog(frames, source=f"{tmp_path}/elsewhere.ecsv"))
+    elsewhere = steps.determine_astrometric_solution(
+        steps.add_reference_catalog(frames, source=f"{tmp_path}/elsewhere.ecsv")
+    )
     assert "not tied to the catalogue, positions stay" in elsewhere[0].attrs["warning"]
     untied = steps.determine_astrometric_solution(steps.add_reference_catalog(frames))
     assert all("solution" not in frame.attrs for frame in untied)
@@ -226,9 +258,19 @@ def sky_files(night: object, tmp_path_factory: pytest.TempPathFactory) -> Frames
         frame = pointed(night.std[0], f"S{number}.fits", east, north)
         _, ny, nx = shape_of(frame)
         y, x = np.mgrid[:ny, :nx]
-        planes = [smooth(*tangent_plane(*to_sky(g, x, y), *centre(frame))) for g in frame.attrs["geometry"]]
+        planes = [
+            smooth(*tangent_plane(*to_sky(g, x, y), *centre(frame)))
+            for g in frame.attrs["geometry"]
+        ]
         data = np.stack(planes) + np.random.default_rng(number).normal(0, 2, (4, ny, nx))
-        frames.append(with_pixels(frame, data=data.astype("f4"), variance=np.full(data.shape, 4, "f4"), dq=np.zeros(data.shape, "u2")))
+        frames.append(
+            with_pixels(
+                frame,
+                data=data.astype("f4"),
+                variance=np.full(data.shape, 4, "f4"),
+                dq=np.zeros(data.shape, "u2"),
+            )
+        )
     return on_disk(tuple(frames), tmp_path_factory.mktemp("smooth"))
 
 
@@ -236,13 +278,23 @@ def test_levels_that_the_test_puts_in_are_taken_out(sky_files: Frames, tmp_path:
     from gdask.io.read import affine
 
     put = np.random.default_rng(3).uniform(-20, 20, (4, 4))
-    frames = tuple(affine(frame, "data", [1.0] * 4, list(offsets)) for frame, offsets in zip(sky_files, put, strict=True))
+    frames = tuple(
+        affine(frame, "data", [1.0] * 4, list(offsets))
+        for frame, offsets in zip(sky_files, put, strict=True)
+    )
     run = Run(folder=str(tmp_path))
     matched = steps.match_sky_levels(run.fetch(steps.measure_sky_levels(frames, cell=32.0)))
-    left = np.array([[np.median(computed(m)["data"][d] - computed(f)["data"][d]) for d in range(4)] for m, f in zip(matched, sky_files, strict=True)])
+    left = np.array(
+        [
+            [np.median(computed(m)["data"][d] - computed(f)["data"][d]) for d in range(4)]
+            for m, f in zip(matched, sky_files, strict=True)
+        ]
+    )
     step = left - left.mean(axis=0)  # arrays do not overlap each other: each has a mean of its own
     assert np.abs(put - put.mean(axis=0)).max() > 10 and np.abs(step).max() < 0.8
-    np.testing.assert_allclose(left.mean(axis=0), put.mean(axis=0), atol=1.0)  # the mean level stays
+    np.testing.assert_allclose(
+        left.mean(axis=0), put.mean(axis=0), atol=1.0
+    )  # the mean level stays
 
 
 # ---- resampling
@@ -250,14 +302,18 @@ def test_levels_that_the_test_puts_in_are_taken_out(sky_files: Frames, tmp_path:
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "cubic", "quintic", "lanczos3"])
 def test_the_smooth_sky_comes_out_as_it_is(sky_files: Frames, interpolation: str) -> None:
-    (frame,) = steps.resample_to_common_frame(sky_files[:1], pixel_scale=0.05, interpolation=interpolation)
+    (frame,) = steps.resample_to_common_frame(
+        sky_files[:1], pixel_scale=0.05, interpolation=interpolation
+    )
     planes = computed(frame)
     good = planes["dq"][0] == 0
     y, x = np.nonzero(good)
     grid = frame.attrs["grid"]
     expected = smooth(*tangent_plane(*grid_to_sky(grid, x, y), *centre(sky_files[0])))
     ratio = planes["data"][0][good] / expected
-    area = 0.05**2 / np.median([np.abs(np.linalg.det(wcs.pixel_scale_matrix)) * 3600**2 for wcs in gdask.wcs(sky_files[0])])
+    area = 0.05**2 / np.median(
+        [np.abs(np.linalg.det(wcs.pixel_scale_matrix)) * 3600**2 for wcs in gdask.wcs(sky_files[0])]
+    )
     assert good.sum() > 10000 and np.median(ratio) == pytest.approx(area, rel=0.01)
     assert np.std(ratio) / area < 0.01
     assert np.all(planes["data"][0][planes["dq"][0] == DQ.NO_DATA] == 0)
@@ -266,7 +322,9 @@ def test_the_smooth_sky_comes_out_as_it_is(sky_files: Frames, interpolation: str
 @pytest.mark.parametrize("pa", [0.0, 37.0])
 def test_the_output_is_upright_or_turned_as_asked(sky_files: Frames, pa: float) -> None:
     frames = steps.resample_to_common_frame(sky_files, pixel_scale=0.05, pa=pa)
-    assert len({frame.attrs["grid"] for frame in frames}) == 1 and {tuple(f.sizes.values()) for f in frames} == {tuple(frames[0].sizes.values())}
+    assert len({frame.attrs["grid"] for frame in frames}) == 1 and {
+        tuple(f.sizes.values()) for f in frames
+    } == {tuple(frames[0].sizes.values())}
     (header,) = frames[0].attrs["headers"]
     c, s = np.cos(np.radians(pa)) * 0.05, np.sin(np.radians(pa)) * 0.05
     np.testing.assert_allclose(WCS(header).pixel_scale_matrix * 3600, [[-c, s], [s, c]], atol=1e-9)
@@ -279,7 +337,9 @@ def test_a_reference_image_gives_its_grid(sky_files: Frames, tmp_path: object) -
     (other,) = steps.resample_to_common_frame(sky_files[1:2], reference=reference)
     assert dict(other.sizes) == dict(one.sizes)
     for keyword in ("CRVAL1", "CRPIX1", "CRPIX2", "CD1_1", "CD1_2", "CD2_1"):
-        assert other.attrs["headers"][0][keyword] == pytest.approx(one.attrs["headers"][0][keyword], abs=1e-9)
+        assert other.attrs["headers"][0][keyword] == pytest.approx(
+            one.attrs["headers"][0][keyword], abs=1e-9
+        )
     with fits.open(reference) as hdus:
         y, x = np.nonzero((hdus["DQ"].data == 0) & (computed(other)["dq"][0] == 0))
         difference = (hdus["SCI"].data - computed(other)["data"][0])[y, x]
@@ -288,7 +348,9 @@ def test_a_reference_image_gives_its_grid(sky_files: Frames, tmp_path: object) -
         steps.resample_to_common_frame(sky_files[:1], reference=sky_files[0].attrs["path"])
 
 
-def test_tiles_do_not_show_in_the_result(sky_files: Frames, monkeypatch: pytest.MonkeyPatch, no_compute: None) -> None:
+def test_tiles_do_not_show_in_the_result(
+    sky_files: Frames, monkeypatch: pytest.MonkeyPatch, no_compute: None
+) -> None:
     (whole,) = steps.resample_to_common_frame(sky_files[:1], pixel_scale=0.05)
     monkeypatch.setattr("gdask.steps.resample.SIDE", 37)
     (tiled,) = steps.resample_to_common_frame(sky_files[:1], pixel_scale=0.05)
@@ -300,9 +362,16 @@ def test_tiles_do_not_show_in_the_result(sky_files: Frames, monkeypatch: pytest.
 def test_the_error_of_the_map_is_kept_and_limited(sky_files: Frames) -> None:
     frames = steps.resample_to_common_frame(sky_files, pixel_scale=0.05)
     assert all(0 < frame.attrs["solution"]["map_px"] < 1e-6 for frame in frames)
-    wild = tuple(g._replace(correction_x=(0.0,) * 66 + (5e3,) * 12, correction_y=(0.0,) * 78) for g in sky_files[1].attrs["geometry"])
-    with pytest.raises(GdaskError, match=r"S1\.fits: the sampled pixel map is wrong by .* px, at most 0\.0001"):
-        steps.resample_to_common_frame((sky_files[0], sky_files[1].assign_attrs(geometry=wild)), pixel_scale=0.05)
+    wild = tuple(
+        g._replace(correction_x=(0.0,) * 66 + (5e3,) * 12, correction_y=(0.0,) * 78)
+        for g in sky_files[1].attrs["geometry"]
+    )
+    with pytest.raises(
+        GdaskError, match=r"S1\.fits: the sampled pixel map is wrong by .* px, at most 0\.0001"
+    ):
+        steps.resample_to_common_frame(
+            (sky_files[0], sky_files[1].assign_attrs(geometry=wild)), pixel_scale=0.05
+        )
 
 
 def test_pixels_that_are_not_on_disk_cannot_be_resampled(sky_files: Frames) -> None:
@@ -318,7 +387,9 @@ def test_counts_are_scaled_by_exposure_time(sky_files: Frames) -> None:
     short = with_headers(sky_files[1], primary={"EXPTIME": 15.0})
     first, scaled = steps.scale_counts_to_reference((sky_files[0], short))
     np.testing.assert_allclose(computed(scaled)["data"], 2 * computed(short)["data"], rtol=1e-6)
-    np.testing.assert_allclose(computed(scaled)["variance"], 4 * computed(short)["variance"], rtol=1e-6)
+    np.testing.assert_allclose(
+        computed(scaled)["variance"], 4 * computed(short)["variance"], rtol=1e-6
+    )
     assert_same(computed(first), computed(sky_files[0]))
 
 
@@ -328,7 +399,12 @@ def test_or_by_stars_within_the_tolerance(night: object, sky_files: Frames) -> N
     for table in stars:
         table["flux"] /= 1.05
     frames = (frames[0], frames[1].assign_attrs(results={"stars": tuple(stars)}))
-    frames = tuple(frame.drop_vars(list(frame)).assign({name: source[name] for name in source}).assign_attrs(layout=source.attrs["layout"]) for frame, source in zip(frames, sky_files, strict=False))
+    frames = tuple(
+        frame.drop_vars(list(frame))
+        .assign({name: source[name] for name in source})
+        .assign_attrs(layout=source.attrs["layout"])
+        for frame, source in zip(frames, sky_files, strict=False)
+    )
     for tolerance, factor in ((0.0, 1.0), (0.02, 1.0), (0.1, 1.05)):
         scaled = steps.scale_counts_to_reference(frames, tolerance=tolerance)[1]
         ratio = computed(scaled)["data"] / computed(sky_files[1])["data"]

@@ -34,16 +34,28 @@ def flat_like(path: str, seed: int = 50, rows: int | None = None) -> Frame:
     frame = electrons(path, seed, rows, low=0.6, high=1.4)
     values = ramp(shape_of(frame), seed, 0.6, 1.4)
     values[:, 5, 5:9] = (0.0, -0.5, np.nan, 0.01)
-    return with_pixels(frame, rows, data=values, variance=ramp(values.shape, seed + 1, 1e-6, 1e-4), dq=flags(values.shape, seed + 2, 0.02))
+    return with_pixels(
+        frame,
+        rows,
+        data=values,
+        variance=ramp(values.shape, seed + 1, 1e-6, 1e-4),
+        dq=flags(values.shape, seed + 2, 0.02),
+    )
 
 
 PIXELWISE: dict[str, Callable[[str, int | None], Frame]] = {
     "nonlinearity_correct": lambda path, rows: steps.nonlinearity_correct(electrons(path, 1, rows)),
     "adu_to_electrons": lambda path, rows: steps.adu_to_electrons(electrons(path, 1, rows)),
     "add_var": lambda path, rows: steps.add_var(raw(path, 1, rows, low=-200.0)),
-    "dark_correct": lambda path, rows: steps.dark_correct(electrons(path, 1, rows), electrons(path, 2, rows)),
-    "flat_correct": lambda path, rows: steps.flat_correct(electrons(path, 1, rows), flat_like(path, 50, rows)),
-    "add_dq": lambda path, rows: steps.add_dq((raw(path, 1, rows, high=60000.0),), (None,), hidden_saturation=False, latency=False)[0],
+    "dark_correct": lambda path, rows: steps.dark_correct(
+        electrons(path, 1, rows), electrons(path, 2, rows)
+    ),
+    "flat_correct": lambda path, rows: steps.flat_correct(
+        electrons(path, 1, rows), flat_like(path, 50, rows)
+    ),
+    "add_dq": lambda path, rows: steps.add_dq(
+        (raw(path, 1, rows, high=60000.0),), (None,), hidden_saturation=False, latency=False
+    )[0],
 }
 
 
@@ -55,22 +67,42 @@ def test_the_same_bits_in_any_row_bands(path: str, step: str) -> None:
 
 
 @pytest.mark.parametrize("step", PIXELWISE)
-def test_nothing_is_computed_to_build_and_frames_are_not_edited(path: str, step: str, no_compute: None) -> None:
+def test_nothing_is_computed_to_build_and_frames_are_not_edited(
+    path: str, step: str, no_compute: None
+) -> None:
     frame = PIXELWISE[step](path, 64)
-    assert {name: frame[name].dtype for name in frame}.items() <= {"data": "f4", "variance": "f4", "dq": "u2"}.items()
-    assert set(frame.data.data.__dask_graph__()) == set(PIXELWISE[step](path, 64).data.data.__dask_graph__())
+    assert {name: frame[name].dtype for name in frame}.items() <= {
+        "data": "f4",
+        "variance": "f4",
+        "dq": "u2",
+    }.items()
+    assert set(frame.data.data.__dask_graph__()) == set(
+        PIXELWISE[step](path, 64).data.data.__dask_graph__()
+    )
 
 
 def test_frames_are_never_edited_in_place(path: str) -> None:
     frame = electrons(path)
-    before = {name: frame[name].data.name for name in frame}, frame.attrs["phu"].tostring(), [h.tostring() for h in frame.attrs["headers"]]
+    before = (
+        {name: frame[name].data.name for name in frame},
+        frame.attrs["phu"].tostring(),
+        [h.tostring() for h in frame.attrs["headers"]],
+    )
     flat = flat_like(path)
     for result in (
-        steps.nonlinearity_correct(frame), steps.adu_to_electrons(frame), steps.add_var(frame),
-        steps.dark_correct(frame, frame), steps.flat_correct(frame, flat), steps.add_dq((frame,), (None,), latency=False)[0],
-    ):  # fmt: skip
+        steps.nonlinearity_correct(frame),
+        steps.adu_to_electrons(frame),
+        steps.add_var(frame),
+        steps.dark_correct(frame, frame),
+        steps.flat_correct(frame, flat),
+        steps.add_dq((frame,), (None,), latency=False)[0],
+    ):
         assert result is not frame
-        after = {name: frame[name].data.name for name in frame}, frame.attrs["phu"].tostring(), [h.tostring() for h in frame.attrs["headers"]]
+        after = (
+            {name: frame[name].data.name for name in frame},
+            frame.attrs["phu"].tostring(),
+            [h.tostring() for h in frame.attrs["headers"]],
+        )
         assert after == before
 
 
@@ -102,21 +134,34 @@ def test_electrons_have_unit_gain_and_levels_follow(path: str) -> None:
 
 @pytest.mark.parametrize(("read", "poisson"), [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("coadds", [1, 4])
-def test_variance_is_read_noise_and_photons(path: str, read: bool, poisson: bool, coadds: int) -> None:
+def test_variance_is_read_noise_and_photons(
+    path: str, read: bool, poisson: bool, coadds: int
+) -> None:
     frame = steps.adu_to_electrons(raw(path, low=-500.0, primary={"COADDS": coadds}))
     data = computed(frame)["data"]
     result = steps.add_var(frame, read_noise=read, poisson_noise=poisson)
     noise = np.array([13.63, 9.85, 14.22, 16.78]) / np.sqrt(coadds)
     for number in range(4):
-        expected = add_variance(data[number], round(noise[number], 2), coadds, poisson=poisson, read=read)
+        expected = add_variance(
+            data[number], round(noise[number], 2), coadds, poisson=poisson, read=read
+        )
         np.testing.assert_allclose(computed(result)["variance"][number], expected, rtol=1e-3)
-    assert result.attrs["headers"][0]["VARNOISE"] == ", ".join(kind for kind, on in (("read", read), ("Poisson", poisson)) if on)
+    assert result.attrs["headers"][0]["VARNOISE"] == ", ".join(
+        kind for kind, on in (("read", read), ("Poisson", poisson)) if on
+    )
 
 
 def test_a_dark_is_subtracted(path: str, night: object) -> None:
     frame, dark = electrons(path), electrons(night.dark[0], 9)
     one, two, result = computed(frame), computed(dark), steps.dark_correct(frame, dark)
-    assert_same(computed(result), {"data": one["data"] - two["data"], "variance": one["variance"] + two["variance"], "dq": one["dq"] | two["dq"]})
+    assert_same(
+        computed(result),
+        {
+            "data": one["data"] - two["data"],
+            "variance": one["variance"] + two["variance"],
+            "dq": one["dq"] | two["dq"],
+        },
+    )
     assert result.attrs["phu"]["DARKIM"] == dark.attrs["name"]
     assert steps.dark_correct(frame, None) is frame
 
@@ -128,7 +173,9 @@ def test_a_flat_divides(path: str) -> None:
         planes = [x[name][number] for x in (one, two) for name in ("data", "variance", "dq")]
         level = flat_kernels.sky_level(planes[0], planes[2], planes[3], planes[5])
         assert level > 100
-        for name, expected in zip(("data", "variance", "dq"), flat_kernels.divide(*planes, level), strict=True):
+        for name, expected in zip(
+            ("data", "variance", "dq"), flat_kernels.divide(*planes, level), strict=True
+        ):
             np.testing.assert_array_equal(result[name][number], expected)
     assert (result["dq"][:, 5, 5:8] & DQ.NO_DATA).all() and not np.isnan(result["data"]).any()
 
@@ -147,7 +194,16 @@ def full_frame(path: str, ny: int = 2048) -> Frame:
     frame = sections(electrons(path), [(0, 0)] * 4, ny)
     d, y, x = da.arange(4, chunks=1), da.arange(ny, chunks=256), da.arange(ny, chunks=ny)
     values = (10000.0 * d[:, None, None] + y[None, :, None] + x[None, None, :] / 4096).astype("f4")
-    return frame.drop_vars(list(frame)).assign({name: (("detector", "y", "x"), values.astype(kind)) for name, kind in (("data", "f4"), ("variance", "f4"), ("dq", "u2"))}).assign_attrs(layout={})
+    return (
+        frame.drop_vars(list(frame))
+        .assign(
+            {
+                name: (("detector", "y", "x"), values.astype(kind))
+                for name, kind in (("data", "f4"), ("variance", "f4"), ("dq", "u2"))
+            }
+        )
+        .assign_attrs(layout={})
+    )
 
 
 def test_a_full_frame_is_cut_to_each_arrays_window(path: str) -> None:
@@ -161,12 +217,18 @@ def test_a_full_frame_is_cut_to_each_arrays_window(path: str) -> None:
         np.testing.assert_array_equal(data[number], expected.astype("f4"))
 
 
-@pytest.mark.parametrize(("date", "shift"), [("2013-05-12", (0, 0, 0, 0)), ("2017-05-04", (1, 1, -1, -1))])
-def test_the_central_kilopixel_is_a_row_off_since_2013(night: object, date: str, shift: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("date", "shift"), [("2013-05-12", (0, 0, 0, 0)), ("2017-05-04", (1, 1, -1, -1))]
+)
+def test_the_central_kilopixel_is_a_row_off_since_2013(
+    night: object, date: str, shift: tuple[int, ...]
+) -> None:
     path = night.std[0]
     frame = with_headers(gdask.open(path), primary={"DATE-OBS": date})
     zeros = da.zeros((4, 1024, 1024), "f4", chunks=(1, 512, 1024))
-    frame = frame.drop_vars("data").assign(data=(("detector", "y", "x"), zeros)).assign_attrs(layout={})
+    frame = (
+        frame.drop_vars("data").assign(data=(("detector", "y", "x"), zeros)).assign_attrs(layout={})
+    )
     frame = sections(frame, [(512, 512)] * 4, 1024)
     assert true_sections(frame) == tuple((512, 1536, 512 + s, 1536 + s) for s in shift)
     cut = match_window(full_frame(path), frame)
@@ -194,11 +256,15 @@ def test_levels_flag_non_linear_and_saturated_pixels(path: str) -> None:
     data = computed(frame)["data"]
     (result,) = steps.add_dq((frame,), (None,), hidden_saturation=False, latency=False)
     dq = computed(result)["dq"]
-    for number, (saturation, fraction) in enumerate(((52400, 0.73), (50250, 0.64), (53700, 0.76), (52300, 0.75))):
+    for number, (saturation, fraction) in enumerate(
+        ((52400, 0.73), (50250, 0.64), (53700, 0.76), (52300, 0.75))
+    ):
         expected = dq_kernels.flag_levels(data[number], None, fraction * saturation, saturation)
         np.testing.assert_array_equal(dq[number], expected)
         assert set(np.unique(expected)) == {0, DQ.NON_LINEAR, DQ.SATURATED}
-    (saturated_only,) = steps.add_dq((frame,), (None,), non_linear=False, hidden_saturation=False, latency=False)
+    (saturated_only,) = steps.add_dq(
+        (frame,), (None,), non_linear=False, hidden_saturation=False, latency=False
+    )
     np.testing.assert_array_equal(computed(saturated_only)["dq"], dq & DQ.SATURATED)
 
 
@@ -212,7 +278,9 @@ def test_the_hole_of_a_saturated_star_is_flagged(path: str) -> None:
     (result,) = steps.add_dq((with_pixels(frame, data=data),), (None,), latency=False)
     dq = computed(result)["dq"]
     np.testing.assert_array_equal((dq[2] & DQ.SATURATED) != 0, radius < 12)
-    (without,) = steps.add_dq((with_pixels(frame, data=data),), (None,), latency=False, hidden_saturation=False)
+    (without,) = steps.add_dq(
+        (with_pixels(frame, data=data),), (None,), latency=False, hidden_saturation=False
+    )
     assert not (computed(without)["dq"][2][radius < 4]).any()
 
 
@@ -224,13 +292,21 @@ def test_static_and_user_masks_are_both_used(path: str, night: object, tmp_path:
     user = gdask.write(with_pixels(frame, dq=mine).drop_vars("data"), f"{tmp_path}/mine_bpm.fits")
     (result,) = steps.add_dq((frame,), (bpm,), user_bpm=user)
     section = true_sections(frame)
-    static = np.stack([
-        bpm.data[d, s[2] : s[3], s[0] : s[1]].data.compute().astype("u2") for d, s in enumerate(section)
-    ])  # fmt: skip
+    static = np.stack(
+        [
+            bpm.data[d, s[2] : s[3], s[0] : s[1]].data.compute().astype("u2")
+            for d, s in enumerate(section)
+        ]
+    )
     np.testing.assert_array_equal(computed(result)["dq"], static | mine)
-    assert static.any() and [row["filename"] for row in result.attrs["provenance"]][1:] == [bpm.attrs["name"], "mine_bpm.fits"]
+    assert static.any() and [row["filename"] for row in result.attrs["provenance"]][1:] == [
+        bpm.attrs["name"],
+        "mine_bpm.fits",
+    ]
     truth = fits.open(night.truth / "bad_pixels.fits")
-    expected = np.stack([(hdu.data & 0b0001111) != 0 for hdu in truth[1:]]) & np.stack([(hdu.data & 16) == 0 for hdu in truth[1:]])
+    expected = np.stack([(hdu.data & 0b0001111) != 0 for hdu in truth[1:]]) & np.stack(
+        [(hdu.data & 16) == 0 for hdu in truth[1:]]
+    )
     assert ((static & 1) != 0)[expected].mean() > 0.99
 
 
@@ -241,10 +317,19 @@ def test_the_outer_four_rows_and_columns_see_no_light(path: str, rows: int | Non
     (result,) = steps.add_dq((frame,), (None,), latency=False)
     for dq, (x1, y1) in zip(computed(result)["dq"], corners, strict=True):
         y, x = np.mgrid[y1 : y1 + 320, x1 : x1 + 320]
-        np.testing.assert_array_equal(dq == DQ.UNILLUMINATED, (x < 4) | (x >= 2044) | (y < 4) | (y >= 2044))
+        np.testing.assert_array_equal(
+            dq == DQ.UNILLUMINATED, (x < 4) | (x >= 2044) | (y < 4) | (y >= 2044)
+        )
 
 
-def at(path: str, folder: object, name: str, seconds: float, spot: tuple[int, int] | None, corner: int | None = None) -> Frame:
+def at(
+    path: str,
+    folder: object,
+    name: str,
+    seconds: float,
+    spot: tuple[int, int] | None,
+    corner: int | None = None,
+) -> Frame:
     """A file begun so many seconds after 2017-05-05 02:00 UT, saturated about one pixel (x, y) of array 2."""
     frame = raw(path, low=200.0, high=400.0)
     data = computed(frame)["data"]
@@ -252,25 +337,47 @@ def at(path: str, folder: object, name: str, seconds: float, spot: tuple[int, in
         x, y = spot
         data[1, y - 1 : y + 2, x - 1 : x + 2] = 60000.0
     start = datetime(2017, 5, 5, 2) + timedelta(seconds=seconds)
-    frame = with_headers(with_pixels(frame, data=data), primary={key: f"{start:%H:%M:%S.%f}" for key in ("UT", "UTSTART")} | {"DATE-OBS": f"{start:%Y-%m-%d}"})
+    frame = with_headers(
+        with_pixels(frame, data=data),
+        primary={key: f"{start:%H:%M:%S.%f}" for key in ("UT", "UTSTART")}
+        | {"DATE-OBS": f"{start:%Y-%m-%d}"},
+    )
     if corner is not None:
         frame = sections(frame, [(corner, corner)] * 4, 320)
     return gdask.open(gdask.write(frame, f"{folder}/{name}"))
 
 
 def test_saturated_pixels_of_earlier_frames_are_latent(path: str, tmp_path: object) -> None:
-    early, soon, late = at(path, tmp_path, "a.fits", 0, (50, 60)), at(path, tmp_path, "b.fits", 120, (90, 90)), at(path, tmp_path, "c.fits", 901, None)
-    result = [computed(frame)["dq"] for frame in steps.add_dq((late, early, soon), (None, None, None))]
+    early, soon, late = (
+        at(path, tmp_path, "a.fits", 0, (50, 60)),
+        at(path, tmp_path, "b.fits", 120, (90, 90)),
+        at(path, tmp_path, "c.fits", 901, None),
+    )
+    result = [
+        computed(frame)["dq"] for frame in steps.add_dq((late, early, soon), (None, None, None))
+    ]
     expected = np.zeros((3, *result[0].shape), bool)
-    expected[2, 1, 59:62, 49:52] = expected[0, 1, 89:92, 89:92] = True  # the first is too long ago for the last
+    expected[2, 1, 59:62, 49:52] = expected[0, 1, 89:92, 89:92] = (
+        True  # the first is too long ago for the last
+    )
     np.testing.assert_array_equal((np.stack(result) & DQ.COSMIC_RAY) != 0, expected)
     longer = computed(steps.add_dq((late, early), (None, None), time=2000.0)[0])["dq"]
-    assert (longer[1, 59:62, 49:52] == DQ.COSMIC_RAY).all() and (longer & DQ.COSMIC_RAY).astype(bool).sum() == 9
-    assert not (computed(steps.add_dq((late, early, soon), (None,) * 3, latency=False)[2])["dq"] & DQ.COSMIC_RAY).any()
+    assert (longer[1, 59:62, 49:52] == DQ.COSMIC_RAY).all() and (longer & DQ.COSMIC_RAY).astype(
+        bool
+    ).sum() == 9
+    assert not (
+        computed(steps.add_dq((late, early, soon), (None,) * 3, latency=False)[2])["dq"]
+        & DQ.COSMIC_RAY
+    ).any()
 
 
 def test_latent_images_keep_their_place_on_the_array(path: str, tmp_path: object) -> None:
     """The same pixel of the array in two regions of interest that are 30 pixels apart."""
-    early, soon = at(path, tmp_path, "a.fits", 0, (50, 60), corner=100), at(path, tmp_path, "b.fits", 100, None, corner=130)
+    early, soon = (
+        at(path, tmp_path, "a.fits", 0, (50, 60), corner=100),
+        at(path, tmp_path, "b.fits", 100, None, corner=130),
+    )
     dq = computed(steps.add_dq((early, soon), (None, None))[1])["dq"]
-    np.testing.assert_array_equal(np.argwhere(dq & DQ.COSMIC_RAY), [(1, y, x) for y in (29, 30, 31) for x in (19, 20, 21)])
+    np.testing.assert_array_equal(
+        np.argwhere(dq & DQ.COSMIC_RAY), [(1, y, x) for y in (29, 30, 31) for x in (19, 20, 21)]
+    )

@@ -17,23 +17,43 @@ from gdask.steps.frames import with_headers
 from gdask.types import Frame, Frames
 
 
-def several(paths: list[str], rows: int | None = None, level: float = 1000.0, seed: int = 10) -> Frames:
+def several(
+    paths: list[str], rows: int | None = None, level: float = 1000.0, seed: int = 10
+) -> Frames:
     """Frames of one scene with noise, variance and flags of their own, and a wild pixel in each."""
     frames = []
     for number, path in enumerate(paths):
         frame = electrons(path, seed + number, rows)
         shape = shape_of(frame)
-        data = ramp(shape, 1, 0.5 * level, 1.5 * level) + np.random.default_rng(seed + number).normal(0, 20, shape)
+        data = ramp(shape, 1, 0.5 * level, 1.5 * level) + np.random.default_rng(
+            seed + number
+        ).normal(0, 20, shape)
         data[:, 10 + number, 20] += 50 * level
-        frames.append(with_pixels(frame, rows, data=data.astype("f4"), variance=ramp(shape, seed + number, 300, 500), dq=flags(shape, seed + number)))
+        frames.append(
+            with_pixels(
+                frame,
+                rows,
+                data=data.astype("f4"),
+                variance=ramp(shape, seed + number, 300, 500),
+                dq=flags(shape, seed + number),
+            )
+        )
     return tuple(frames)
 
 
 def stacked(frames: Frames, **how: object) -> dict[str, np.ndarray]:
     """What the kernel makes of the frames, array by array."""
     planes = [computed(frame) for frame in frames]
-    result = [combine(*(np.stack([p[name][d] for p in planes]) for name in ("data", "variance", "dq")), **how)[:3] for d in range(4)]
-    return {name: np.stack([one[k] for one in result]) for k, name in enumerate(("data", "variance", "dq"))}
+    result = [
+        combine(
+            *(np.stack([p[name][d] for p in planes]) for name in ("data", "variance", "dq")), **how
+        )[:3]
+        for d in range(4)
+    ]
+    return {
+        name: np.stack([one[k] for one in result])
+        for k, name in enumerate(("data", "variance", "dq"))
+    }
 
 
 def lamps(night: object, rows: int | None = None) -> Frames:
@@ -43,9 +63,13 @@ def lamps(night: object, rows: int | None = None) -> Frames:
 PIXELWISE: dict[str, Callable[[object, int | None], Frame]] = {
     "stack_frames": lambda night, rows: steps.stack_frames(several(night.dark, rows)),
     "make_lamp_flat": lambda night, rows: steps.make_lamp_flat(lamps(night, rows)),
-    "normalize_flat": lambda night, rows: steps.normalize_flat(steps.make_lamp_flat(lamps(night, rows))),
+    "normalize_flat": lambda night, rows: steps.normalize_flat(
+        steps.make_lamp_flat(lamps(night, rows))
+    ),
     "threshold_flatfield": lambda night, rows: steps.threshold_flatfield(flat(night, rows)),
-    "make_bpm": lambda night, rows: steps.make_bpm(flat(night, rows), several(night.dark[:1], rows, 5.0)[0]),
+    "make_bpm": lambda night, rows: steps.make_bpm(
+        flat(night, rows), several(night.dark[:1], rows, 5.0)[0]
+    ),
 }
 
 
@@ -58,7 +82,9 @@ def flat(night: object, rows: int | None = None) -> Frame:
 
 
 @pytest.mark.parametrize("step", PIXELWISE)
-def test_the_same_bits_in_any_row_bands_with_nothing_computed_to_build(night: object, step: str, no_compute: None) -> None:
+def test_the_same_bits_in_any_row_bands_with_nothing_computed_to_build(
+    night: object, step: str, no_compute: None
+) -> None:
     frames = [PIXELWISE[step](night, rows) for rows in BANDS]
     with dask.config.set(scheduler="threads"):
         whole, *others = (computed(frame) for frame in frames)
@@ -77,11 +103,19 @@ def test_stacks_are_the_kernels(night: object, operation: str, reject: str) -> N
 
 def test_a_stack_says_what_is_in_it(night: object) -> None:
     frames = several(night.science)
-    frames = tuple(with_headers(frame, primary={"AIRMASS": 1.0 + 0.1 * n}) for n, frame in enumerate(frames))
+    frames = tuple(
+        with_headers(frame, primary={"AIRMASS": 1.0 + 0.1 * n}) for n, frame in enumerate(frames)
+    )
     phu = steps.stack_frames(frames).attrs["phu"]
-    assert phu["NCOMBINE"] == 5 and [phu[f"IMCMB{n:03d}"] for n in range(1, 6)] == [f.attrs["name"] for f in frames]
-    assert phu["EXPTIME"] == 60.0 and phu["TOTEXP"] == 300.0 and phu["AIRMASS"] == pytest.approx(1.2)
-    assert [row["filename"] for row in steps.stack_frames(frames).attrs["provenance"]] == [f.attrs["name"] for f in frames]
+    assert phu["NCOMBINE"] == 5 and [phu[f"IMCMB{n:03d}"] for n in range(1, 6)] == [
+        f.attrs["name"] for f in frames
+    ]
+    assert (
+        phu["EXPTIME"] == 60.0 and phu["TOTEXP"] == 300.0 and phu["AIRMASS"] == pytest.approx(1.2)
+    )
+    assert [row["filename"] for row in steps.stack_frames(frames).attrs["provenance"]] == [
+        f.attrs["name"] for f in frames
+    ]
     assert "NCOMBINE" not in frames[0].attrs["phu"]
 
 
@@ -109,7 +143,10 @@ def test_red_flats_are_lamp_on_minus_lamp_off(night: object) -> None:
 
 
 def test_blue_flats_are_lamp_on_alone(night: object) -> None:
-    frames = tuple(with_headers(frame, primary={"FILTER1": "J_G1101"}) for frame in several(night.flat_on, level=5000.0))
+    frames = tuple(
+        with_headers(frame, primary={"FILTER1": "J_G1101"})
+        for frame in several(night.flat_on, level=5000.0)
+    )
     assert descriptor(frames[0], "filter_name", pretty=True) == "J"
     assert_same(computed(steps.make_lamp_flat(frames)), stacked(frames))
 
@@ -134,11 +171,16 @@ def test_all_arrays_are_normalised_by_one_number(night: object) -> None:
     dq = flags(data.shape, 4)
     data[dq != 0] = 60000.0  # must not count
     frame = with_pixels(frame, data=data, dq=dq)
-    result, level = computed(steps.normalize_flat(frame)), np.median(data[(dq & ~np.uint16(2)) == 0])
+    result, level = (
+        computed(steps.normalize_flat(frame)),
+        np.median(data[(dq & ~np.uint16(2)) == 0]),
+    )
     ratio = (result["data"] / data)[dq == 0]
     assert np.ptp(ratio) < 1e-9 and ratio[0] * level == pytest.approx(1, rel=1e-3)
     assert np.median(result["data"][(dq & ~np.uint16(2)) == 0]) == pytest.approx(1, rel=1e-3)
-    np.testing.assert_allclose(result["variance"], computed(frame)["variance"] * ratio[0] ** 2, rtol=1e-5)
+    np.testing.assert_allclose(
+        result["variance"], computed(frame)["variance"] * ratio[0] ** 2, rtol=1e-5
+    )
 
 
 def test_useless_flat_pixels_are_flagged_and_one(night: object) -> None:
@@ -147,7 +189,9 @@ def test_useless_flat_pixels_are_flagged_and_one(night: object) -> None:
     bad = (before["dq"] & DQ.BAD_PIXEL) != 0
     outside = ~((before["data"] >= 0.01) & (before["data"] <= 10))
     assert outside.sum() >= 12
-    np.testing.assert_array_equal((after["dq"] & DQ.UNILLUMINATED) != 0, (outside & ~bad) | ((before["dq"] & 64) != 0))
+    np.testing.assert_array_equal(
+        (after["dq"] & DQ.UNILLUMINATED) != 0, (outside & ~bad) | ((before["dq"] & 64) != 0)
+    )
     hidden = ((after["dq"] & DQ.UNILLUMINATED) != 0) | outside
     np.testing.assert_array_equal(after["data"][hidden & ~(bad & (before["data"] > 10))], 1.0)
     np.testing.assert_array_equal(after["data"][~hidden], before["data"][~hidden])
@@ -158,8 +202,19 @@ def test_useless_flat_pixels_are_flagged_and_one(night: object) -> None:
 def test_a_bpm_holds_what_flat_and_dark_say(night: object) -> None:
     lamp, (dark,) = flat(night), several(night.dark[:1], level=5.0)
     one, two = computed(lamp), computed(dark)
-    mask = steps.make_bpm(lamp, dark, flat_lo_thresh=0.5, flat_hi_thresh=1.5, dark_lo_thresh=-50.0, dark_hi_thresh=100.0)
-    assert list(mask) == ["dq"] and mask.attrs["phu"]["OBJECT"] == "BPM" and "BUNIT" not in mask.attrs["headers"][0]
+    mask = steps.make_bpm(
+        lamp,
+        dark,
+        flat_lo_thresh=0.5,
+        flat_hi_thresh=1.5,
+        dark_lo_thresh=-50.0,
+        dark_hi_thresh=100.0,
+    )
+    assert (
+        list(mask) == ["dq"]
+        and mask.attrs["phu"]["OBJECT"] == "BPM"
+        and "BUNIT" not in mask.attrs["headers"][0]
+    )
     result = computed(mask)["dq"]
     hidden = (one["dq"] & DQ.UNILLUMINATED) != 0
     from_flat = ~((one["data"] >= 0.5) & (one["data"] <= 1.5)) | ((one["dq"] & 1) != 0)
@@ -167,7 +222,9 @@ def test_a_bpm_holds_what_flat_and_dark_say(night: object) -> None:
     expected = np.where(hidden, 64, from_flat) | from_dark
     np.testing.assert_array_equal(result, expected)
     assert from_dark.sum() > 100 and from_flat.sum() > 1000
-    np.testing.assert_array_equal(computed(steps.make_bpm(lamp, flat_hi_thresh=1.5))["dq"], np.where(hidden, 64, from_flat))
+    np.testing.assert_array_equal(
+        computed(steps.make_bpm(lamp, flat_hi_thresh=1.5))["dq"], np.where(hidden, 64, from_flat)
+    )
 
 
 def test_a_dark_without_limits_takes_them_from_itself(night: object) -> None:
@@ -176,4 +233,6 @@ def test_a_dark_without_limits_takes_them_from_itself(night: object) -> None:
     data[2, 40:42, 50] = 300.0
     dark = with_pixels(frame, 64, data=data, dq=np.zeros(data.shape, "u2"))
     lamp = with_pixels(frame, data=ramp(data.shape, 3, 0.9, 1.1), dq=np.zeros(data.shape, "u2"))
-    np.testing.assert_array_equal(np.argwhere(computed(steps.make_bpm(lamp, dark))["dq"]), [(2, 40, 50), (2, 41, 50)])
+    np.testing.assert_array_equal(
+        np.argwhere(computed(steps.make_bpm(lamp, dark))["dq"]), [(2, 40, 50), (2, 41, 50)]
+    )

@@ -22,14 +22,22 @@ from gdask.steps.sky_frames import separation
 from gdask.types import Frame, Frames
 
 
-def placed(path: str, name: str, east: float, north: float = 0.0, seconds: float = 0.0, **primary: object) -> Frame:
+def placed(
+    path: str, name: str, east: float, north: float = 0.0, seconds: float = 0.0, **primary: object
+) -> Frame:
     """A frame with this name, pointed so many arcsec from its target, begun so many seconds after 02:00 UT."""
     start = datetime(2017, 5, 5, 2) + timedelta(seconds=seconds)
-    clock = {"DATE-OBS": f"{start:%Y-%m-%d}", "UT": f"{start:%H:%M:%S.%f}", "UTSTART": f"{start:%H:%M:%S.%f}"}
+    clock = {
+        "DATE-OBS": f"{start:%Y-%m-%d}",
+        "UT": f"{start:%H:%M:%S.%f}",
+        "UTSTART": f"{start:%H:%M:%S.%f}",
+    }
     frame = with_headers(raw(path), primary=clock | primary)
     centre = float(descriptor(frame, "target_ra")), float(descriptor(frame, "target_dec"))
     ra, dec = tangent_sky(east, north, *centre)
-    moved = tuple(geometry._replace(ra=float(ra), dec=float(dec)) for geometry in frame.attrs["geometry"])
+    moved = tuple(
+        geometry._replace(ra=float(ra), dec=float(dec)) for geometry in frame.attrs["geometry"]
+    )
     return frame.assign_attrs(name=name, geometry=moved)
 
 
@@ -58,16 +66,30 @@ def test_nothing_on_target_is_an_error(unguided: str) -> None:
 def test_unguided_frames_are_sky(night: object, no_compute: None) -> None:
     frames = steps.prepare(gdask.open_many(night.sequence), bad_wcs="fix")
     targets, skies = steps.separate_sky(frames)
-    assert [f.attrs["path"] for f in targets] == night.science and [f.attrs["path"] for f in skies] == night.sky
-    assert {f.attrs["phu"]["OBJFRAME"] for f in targets} == {f.attrs["phu"]["SKYFRAME"] for f in skies} == {"TRUE"}
+    assert [f.attrs["path"] for f in targets] == night.science and [
+        f.attrs["path"] for f in skies
+    ] == night.sky
+    assert (
+        {f.attrs["phu"]["OBJFRAME"] for f in targets}
+        == {f.attrs["phu"]["SKYFRAME"] for f in skies}
+        == {"TRUE"}
+    )
     assert "not guided" in targets[0].attrs["note"] and "OBJFRAME" not in frames[0].attrs["phu"]
 
 
 def test_one_kind_spreads_over_its_group_and_the_rest_is_the_other(guided: str) -> None:
-    frames = tuple(placed(guided, f"S{n}.fits", east) for n, east in enumerate((0, 5, 200, 205, 400)))
+    frames = tuple(
+        placed(guided, f"S{n}.fits", east) for n, east in enumerate((0, 5, 200, 205, 400))
+    )
     assert tuple(map(names, steps.separate_sky(frames, ref_obj="S1"))) == ("S0 S1", "S2 S3 S4")
-    assert tuple(map(names, steps.separate_sky(frames, ref_sky="S0,S4_prepared.fits"))) == ("S2 S3", "S0 S1 S4")
-    assert tuple(map(names, steps.separate_sky(frames, ref_obj="S0", ref_sky="S2"))) == ("S0 S1 S4", "S2 S3")
+    assert tuple(map(names, steps.separate_sky(frames, ref_sky="S0,S4_prepared.fits"))) == (
+        "S2 S3",
+        "S0 S1 S4",
+    )
+    assert tuple(map(names, steps.separate_sky(frames, ref_obj="S0", ref_sky="S2"))) == (
+        "S0 S1 S4",
+        "S2 S3",
+    )
 
 
 def test_keywords_say_what_a_frame_is(guided: str) -> None:
@@ -89,11 +111,17 @@ def test_users_lists_win_over_guiding(guided: str, unguided: str) -> None:
     [
         ((0, 5, 10), "S0 S1 S2", "S0 S1 S2"),  # dithered on target: all are both
         ((300, 0, 305, 5), "S1 S3", "S0 S2"),  # two fields: the one at the target's position
-        ((0, 5, 300, 600, 605, 610), "S0 S1 S2", "S3 S4 S5"),  # nearest to the target, until they are half
+        (
+            (0, 5, 300, 600, 605, 610),
+            "S0 S1 S2",
+            "S3 S4 S5",
+        ),  # nearest to the target, until they are half
         ((-60, 0, 60, 120), "S0 S1 S2 S3", "S0 S1 S2 S3"),  # a chain of neighbours is one group
     ],
 )
-def test_what_nothing_is_known_of_goes_by_distance(guided: str, places: tuple, targets: str, skies: str) -> None:
+def test_what_nothing_is_known_of_goes_by_distance(
+    guided: str, places: tuple, targets: str, skies: str
+) -> None:
     frames = tuple(placed(guided, f"S{n}.fits", east) for n, east in enumerate(places))
     assert tuple(map(names, steps.separate_sky(frames))) == (targets, skies)
 
@@ -113,7 +141,11 @@ def test_separation_of_positions() -> None:
 
 
 def skies_of(frames: Frames, **how: object) -> list[str]:
-    return [" ".join(name.removesuffix(".fits") for name in frame.attrs["skies"]) for frame in frames if "set_aside" not in frame.attrs]
+    return [
+        " ".join(name.removesuffix(".fits") for name in frame.attrs["skies"])
+        for frame in frames
+        if "set_aside" not in frame.attrs
+    ]
 
 
 @pytest.fixture
@@ -130,18 +162,38 @@ def test_a_frame_is_never_its_own_sky(dithered: Frames) -> None:
 
 
 def test_skies_are_far_enough_and_near_in_time(dithered: Frames) -> None:
-    assert skies_of(steps.associate_sky(dithered, dithered, distance=3.0)) == ["S2 S3 S4", "S3 S4", "S0 S4", "S0 S1", "S0 S1 S2"]
-    assert skies_of(steps.associate_sky(dithered, dithered, distance=1.0, time=150.0, min_skies=1)) == ["S1", "S0 S2", "S1 S3", "S2 S4", "S3"]
-    assert skies_of(steps.associate_sky(dithered, dithered, distance=1.0, time=0.0, min_skies=2)) == ["S1 S2", "S0 S2", "S1 S3", "S2 S4", "S2 S3"]
-    assert skies_of(steps.associate_sky(dithered, dithered, distance=1.0, max_skies=1)) == ["S1", "S0", "S1", "S2", "S3"]
-    assert skies_of(steps.associate_sky(dithered, dithered, distance=3.0, time=0.0, min_skies=1, use_all=True)) == ["S2 S3 S4", "S3 S4", "S0 S4", "S0 S1", "S0 S1 S2"]
+    assert skies_of(steps.associate_sky(dithered, dithered, distance=3.0)) == [
+        "S2 S3 S4",
+        "S3 S4",
+        "S0 S4",
+        "S0 S1",
+        "S0 S1 S2",
+    ]
+    assert skies_of(
+        steps.associate_sky(dithered, dithered, distance=1.0, time=150.0, min_skies=1)
+    ) == ["S1", "S0 S2", "S1 S3", "S2 S4", "S3"]
+    assert skies_of(
+        steps.associate_sky(dithered, dithered, distance=1.0, time=0.0, min_skies=2)
+    ) == ["S1 S2", "S0 S2", "S1 S3", "S2 S4", "S2 S3"]
+    assert skies_of(steps.associate_sky(dithered, dithered, distance=1.0, max_skies=1)) == [
+        "S1",
+        "S0",
+        "S1",
+        "S2",
+        "S3",
+    ]
+    assert skies_of(
+        steps.associate_sky(dithered, dithered, distance=3.0, time=0.0, min_skies=1, use_all=True)
+    ) == ["S2 S3 S4", "S3 S4", "S0 S4", "S0 S1", "S0 S1 S2"]
 
 
 def test_skies_are_taken_alike(dithered: Frames) -> None:
     others = (
-        with_headers(dithered[1], primary={"FILTER1": "J_G1101"}), with_headers(dithered[2], primary={"EXPTIME": 30.0}),
-        with_headers(dithered[3], primary={"LNRS": 2}), dithered[4],
-    )  # fmt: skip
+        with_headers(dithered[1], primary={"FILTER1": "J_G1101"}),
+        with_headers(dithered[2], primary={"EXPTIME": 30.0}),
+        with_headers(dithered[3], primary={"LNRS": 2}),
+        dithered[4],
+    )
     assert skies_of(steps.associate_sky(dithered[:1], others)) == ["S4"]
 
 
@@ -177,7 +229,12 @@ def sky_frames(night: object, tmp_path_factory: pytest.TempPathFactory) -> Frame
         if number == 4:
             objects[:, 60:100, 60:140] = True
             data[objects] += 500
-        planes = {"data": data.astype("f4"), "variance": np.full(shape, 25, "f4"), "dq": np.zeros(shape, "u2"), "objects": objects}
+        planes = {
+            "data": data.astype("f4"),
+            "variance": np.full(shape, 25, "f4"),
+            "dq": np.zeros(shape, "u2"),
+            "objects": objects,
+        }
         frames.append(with_pixels(frame, **planes))
     return on_disk(tuple(frames), tmp_path_factory.mktemp("sky"))
 
@@ -187,7 +244,9 @@ def stored(folder: Path, *frames: Frame) -> Frames:
     return on_disk(frames, folder)
 
 
-def corrected(frames: Frames, skies: Frames, number: int, **how: object) -> tuple[np.ndarray, Frame]:
+def corrected(
+    frames: Frames, skies: Frames, number: int, **how: object
+) -> tuple[np.ndarray, Frame]:
     associated = steps.associate_sky(frames, skies, distance=1.0)
     result = steps.sky_correct(associated, skies, **how)[number]
     return computed(result)["data"], result
@@ -202,13 +261,19 @@ def test_levels_are_those_of_each_array(sky_frames: Frames, tmp_path: Path) -> N
     data[objects] += 300
     (frame,) = stored(tmp_path, with_pixels(sky_frames[0], data=data, objects=objects))
     np.testing.assert_allclose(levels(frame).compute().ravel(), LEVELS[0] * ARRAYS.ravel(), atol=30)
-    assert (levels(frame, mask_objects=False).compute().ravel() > LEVELS[0] * ARRAYS.ravel() + 200).all()
+    assert (
+        levels(frame, mask_objects=False).compute().ravel() > LEVELS[0] * ARRAYS.ravel() + 200
+    ).all()
 
 
-@pytest.mark.parametrize("how", [{"offset_sky": True, "scale_sky": False}, {"offset_sky": False, "scale_sky": False}])
+@pytest.mark.parametrize(
+    "how", [{"offset_sky": True, "scale_sky": False}, {"offset_sky": False, "scale_sky": False}]
+)
 def test_the_structure_goes_and_the_level_as_asked(sky_frames: Frames, how: dict) -> None:
     data, frame = corrected(sky_frames, sky_frames, 2, **how)
-    level = 0.0 if how["offset_sky"] else LEVELS[2] - np.interp(2, [0, 1, 3, 4], LEVELS[[0, 1, 3, 4]])
+    level = (
+        0.0 if how["offset_sky"] else LEVELS[2] - np.interp(2, [0, 1, 3, 4], LEVELS[[0, 1, 3, 4]])
+    )
     assert np.std(data - np.median(data, axis=(1, 2), keepdims=True)) < 5 * np.sqrt(1 + 1.5 / 4) + 1
     np.testing.assert_allclose(np.median(data, axis=(1, 2)), level * ARRAYS.ravel(), atol=8)
     pattern = structure(data.shape)
@@ -222,8 +287,17 @@ def test_a_scaled_sky_takes_out_multiplicative_structure(night: object, tmp_path
     for number, level in enumerate(LEVELS):
         frame = placed(night.std[0], f"S{number}.fits", 5.0 * number, seconds=100.0 * number)
         shape = shape_of(frame)
-        data = level * ARRAYS * (1 + structure(shape) / 1000) + np.random.default_rng(number).normal(0, 2, shape)
-        frames.append(with_pixels(frame, data=data.astype("f4"), variance=np.full(shape, 4, "f4"), dq=np.zeros(shape, "u2")))
+        data = level * ARRAYS * (1 + structure(shape) / 1000) + np.random.default_rng(
+            number
+        ).normal(0, 2, shape)
+        frames.append(
+            with_pixels(
+                frame,
+                data=data.astype("f4"),
+                variance=np.full(shape, 4, "f4"),
+                dq=np.zeros(shape, "u2"),
+            )
+        )
     frames = stored(tmp_path, *frames)
     data, _ = corrected(frames, frames, 2, offset_sky=False, scale_sky=True)
     assert np.std(data) < 3.5 and np.abs(np.median(data, axis=(1, 2))).max() < 8
@@ -235,7 +309,9 @@ def test_sources_on_sky_frames_leave_no_holes_where_they_are_masked(sky_frames: 
     hole = np.s_[:, 65:95, 65:135]
     skies = sky_frames[3:]  # two skies: the source is in half of them
     for mask, worst in ((True, 5.0), (False, 1e9)):
-        data, _ = corrected(sky_frames[:1], skies, 0, offset_sky=True, scale_sky=False, mask_objects=mask)
+        data, _ = corrected(
+            sky_frames[:1], skies, 0, offset_sky=True, scale_sky=False, mask_objects=mask
+        )
         inside = np.median(data[hole]) - np.median(data[:, :50])
         assert abs(inside) < worst
     assert inside < -200  # without the mask the source is subtracted from the frame
@@ -247,9 +323,24 @@ def test_a_frame_is_not_part_of_its_own_sky(sky_frames: Frames, tmp_path: Path) 
     stars[:, 50:60, 50:60] += 4000
     changed = list(sky_frames)
     (changed[1],) = stored(tmp_path, with_pixels(sky_frames[1], data=stars))
-    (with_star, _), (without, _) = (corrected(tuple(f), tuple(f), 1, operation="mean", reject_method="none", offset_sky=False, scale_sky=False) for f in (changed, list(sky_frames)))
+    (with_star, _), (without, _) = (
+        corrected(
+            tuple(f),
+            tuple(f),
+            1,
+            operation="mean",
+            reject_method="none",
+            offset_sky=False,
+            scale_sky=False,
+        )
+        for f in (changed, list(sky_frames))
+    )
     np.testing.assert_allclose((with_star - without)[:, 50:60, 50:60], 4000, atol=0.01)
-    assert "S1.fits" not in [value for key, value in corrected(sky_frames, sky_frames, 1)[1].attrs["phu"].items() if key.startswith("SKYFR")]
+    assert "S1.fits" not in [
+        value
+        for key, value in corrected(sky_frames, sky_frames, 1)[1].attrs["phu"].items()
+        if key.startswith("SKYFR")
+    ]
 
 
 def test_variance_and_flags_of_the_sky_arrive(sky_frames: Frames, tmp_path: Path) -> None:
@@ -259,7 +350,15 @@ def test_variance_and_flags_of_the_sky_arrive(sky_frames: Frames, tmp_path: Path
         dq[:, 7, 7] = DQ.NO_DATA  # in every sky frame
         skies += stored(tmp_path, with_pixels(frame, dq=dq))
     associated = steps.associate_sky(sky_frames[:1], tuple(skies))
-    (result,) = steps.sky_correct(associated, tuple(skies), offset_sky=True, scale_sky=False, operation="mean", reject_method="none", mask_objects=False)
+    (result,) = steps.sky_correct(
+        associated,
+        tuple(skies),
+        offset_sky=True,
+        scale_sky=False,
+        operation="mean",
+        reject_method="none",
+        mask_objects=False,
+    )
     planes = computed(result)
     assert (planes["dq"][:, 7, 7] == DQ.NO_DATA).all() and (planes["dq"] != 0).sum() == 4
     np.testing.assert_allclose(planes["variance"][:, 20:, 20:], 25 + 25 / 4, rtol=1e-5)
@@ -267,16 +366,23 @@ def test_variance_and_flags_of_the_sky_arrive(sky_frames: Frames, tmp_path: Path
 
 def test_few_skies_are_combined_without_rejection(sky_frames: Frames) -> None:
     for count in (1, 2):
-        data, _ = corrected(sky_frames[:1], sky_frames[1 : 1 + count], 0, offset_sky=True, scale_sky=False)
+        data, _ = corrected(
+            sky_frames[:1], sky_frames[1 : 1 + count], 0, offset_sky=True, scale_sky=False
+        )
         assert np.std(data) < 12 and np.abs(np.median(data)) < 8
 
 
 def test_without_any_sky_only_the_level_goes(sky_frames: Frames) -> None:
     (lonely,) = steps.associate_sky(sky_frames[:1], sky_frames[:1], keep_lonely=True)
-    before, after = computed(lonely)["data"], computed(steps.sky_correct((lonely,), sky_frames[:1])[0])["data"]
+    before, after = (
+        computed(lonely)["data"],
+        computed(steps.sky_correct((lonely,), sky_frames[:1])[0])["data"],
+    )
     level = (before - after).mean(axis=(1, 2))
     np.testing.assert_allclose(level, LEVELS[0] * ARRAYS.ravel(), atol=6)
-    np.testing.assert_allclose(before - after, np.broadcast_to(level[:, None, None], before.shape), atol=0.01)
+    np.testing.assert_allclose(
+        before - after, np.broadcast_to(level[:, None, None], before.shape), atol=0.01
+    )
 
 
 def test_frames_have_to_be_on_disk(sky_frames: Frames) -> None:
@@ -285,18 +391,31 @@ def test_frames_have_to_be_on_disk(sky_frames: Frames) -> None:
         changed = with_pixels(sky_frames[1], **{name: computed(sky_frames[1])[name]})
         for frames, skies in ((sky_frames, (changed, *sky_frames[2:])), ((changed,), sky_frames)):
             associated = steps.associate_sky(frames[:1], skies)
-            with pytest.raises(GdaskError, match=f"S1.fits: {name} is not on disk yet; end the phase with run.save"):
+            with pytest.raises(
+                GdaskError, match=f"S1.fits: {name} is not on disk yet; end the phase with run.save"
+            ):
                 steps.sky_correct(associated, skies)
 
 
 @pytest.mark.parametrize("ending", ["gz", "fz"])
-def test_the_same_bits_from_files_that_are_compressed(sky_frames: Frames, tmp_path: Path, ending: str) -> None:
+def test_the_same_bits_from_files_that_are_compressed(
+    sky_frames: Frames, tmp_path: Path, ending: str
+) -> None:
     packed = []
     for frame in sky_frames:
         name = frame.attrs["name"]
         with fits.open(frame.attrs["path"]) as hdus:
             if ending == "fz":
-                images = [fits.CompImageHDU(hdu.data, hdu.header, name=hdu.name, compression_type="GZIP_1", quantize_level=0) for hdu in hdus[1:]]
+                images = [
+                    fits.CompImageHDU(
+                        hdu.data,
+                        hdu.header,
+                        name=hdu.name,
+                        compression_type="GZIP_1",
+                        quantize_level=0,
+                    )
+                    for hdu in hdus[1:]
+                ]
                 hdus = fits.HDUList([hdus[0], *images])
             hdus.writeto(tmp_path / f"{name}.{ending}")
         again = gdask.open(tmp_path / f"{name}.{ending}")
@@ -307,9 +426,13 @@ def test_the_same_bits_from_files_that_are_compressed(sky_frames: Frames, tmp_pa
 
 def test_one_array_for_each_group_of_skies(sky_frames: Frames) -> None:
     """Few tasks and few layers: what the client and the scheduler have to hold for each frame."""
-    frames = steps.sky_correct(steps.associate_sky(sky_frames, sky_frames, distance=1.0), sky_frames)
+    frames = steps.sky_correct(
+        steps.associate_sky(sky_frames, sky_frames, distance=1.0), sky_frames
+    )
     graph = frames[0]["data"].data.dask
-    assert len(graph.layers) <= 4 + 3 + len(sky_frames)  # a level for each sky frame and its own; sky, difference, field
+    assert len(graph.layers) <= 4 + 3 + len(
+        sky_frames
+    )  # a level for each sky frame and its own; sky, difference, field
     assert len(dict(graph)) <= 4 * (3 + len(sky_frames)) + 4 * 3
 
 
@@ -319,12 +442,16 @@ def test_offset_and_scale_exclude_each_other(sky_frames: Frames) -> None:
 
 
 @pytest.mark.parametrize("scale", [False, True])
-def test_the_same_bits_however_the_frames_are_chunked(sky_frames: Frames, scale: bool, no_compute: None) -> None:
+def test_the_same_bits_however_the_frames_are_chunked(
+    sky_frames: Frames, scale: bool, no_compute: None
+) -> None:
     built = []
     for rows in BANDS:
         chunked = tuple(frame.chunk({"y": rows or -1}) for frame in sky_frames)
         associated = steps.associate_sky(chunked[:1], chunked)
-        built.append(steps.sky_correct(associated, chunked, offset_sky=not scale, scale_sky=scale)[0])
+        built.append(
+            steps.sky_correct(associated, chunked, offset_sky=not scale, scale_sky=scale)[0]
+        )
     with dask.config.set(scheduler="threads"):
         whole, *others = (computed(frame) for frame in built)
     for other in others:
@@ -335,4 +462,6 @@ def test_masks_found_on_corrected_frames_go_back_to_the_frames(sky_frames: Frame
     bare = tuple(frame.drop_vars("objects") for frame in sky_frames)
     carried = transfer_objects(bare, sky_frames[3:])
     assert ["objects" in frame for frame in carried] == [False] * 3 + [True] * 2
-    np.testing.assert_array_equal(computed(carried[4])["objects"], computed(sky_frames[4])["objects"])
+    np.testing.assert_array_equal(
+        computed(carried[4])["objects"], computed(sky_frames[4])["objects"]
+    )

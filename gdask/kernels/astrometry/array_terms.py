@@ -12,7 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gdask.kernels.astrometry.distortion_terms import TERMS, UNIT, cross_validate, displace, fit_terms
+from gdask.kernels.astrometry.distortion_terms import (
+    TERMS,
+    UNIT,
+    cross_validate,
+    displace,
+    fit_terms,
+)
 from gdask.kernels.astrometry.joint_fit import Problem, positions, star_means
 from gdask.kernels.astrometry.star_association import Measurements
 from gdask.types import Arcsec
@@ -116,9 +122,13 @@ def _move(problem: Problem, i: np.ndarray, centre: np.ndarray, change: np.ndarra
 
 def _follow(problem: Problem, terms: np.ndarray, now: _Now, i: np.ndarray) -> None:
     """Positions of measurements that have moved, and the means of their stars, in place."""
-    some = problem._replace(**{name: getattr(problem, name)[i] for name in ("frame", "x", "y", "p", "q")})
+    some = problem._replace(
+        **{name: getattr(problem, name)[i] for name in ("frame", "x", "y", "p", "q")}
+    )
     star, weight = problem.star[i], problem.weight[i]
-    for place, mean, new in zip((now.xi, now.eta), (now.sx, now.sy), positions(some, terms), strict=True):
+    for place, mean, new in zip(
+        (now.xi, now.eta), (now.sx, now.sy), positions(some, terms), strict=True
+    ):
         change = np.bincount(star, weight * (new - place[i]), problem.stars)
         mean += np.divide(change, now.total, out=np.zeros_like(mean), where=now.total > 0)
         place[i] = new
@@ -133,4 +143,6 @@ def with_frame(terms: np.ndarray, arrays: Arrays, g: int) -> np.ndarray:
     dx, dy = displace(gx + u, gy + v, terms)
     # What remains beside the frame's own terms is small and nearly linear.
     ox, oy = displace(gx, gy, terms)
-    return terms + fit_terms(gx, gy, u + dx - ox, v + dy - oy, np.ones(len(gx)), 12, np.full(TERMS, 1e-12))
+    return terms + fit_terms(
+        gx, gy, u + dx - ox, v + dy - oy, np.ones(len(gx)), 12, np.full(TERMS, 1e-12)
+    )

@@ -102,8 +102,14 @@ def normal_blocks(
         monomials(x[m], y[m], b)
         for k in range(MONOMIALS):
             powers[k] = b[k]
-        for k in range(4):  # order 3 times the pure powers of each axis gives the others, one order after the other
-            powers[10 + k], powers[15 + k], powers[21 + k] = b[6 + k] * b[1], b[6 + k] * b[3], b[6 + k] * b[6]
+        for k in range(
+            4
+        ):  # order 3 times the pure powers of each axis gives the others, one order after the other
+            powers[10 + k], powers[15 + k], powers[21 + k] = (
+                b[6 + k] * b[1],
+                b[6 + k] * b[3],
+                b[6 + k] * b[6],
+            )
         powers[14], powers[19], powers[20] = b[9] * b[2], b[9] * b[4], b[9] * b[5]
         powers[25], powers[26], powers[27] = b[9] * b[7], b[9] * b[8], b[9] * b[9]
         f = frame[m]
@@ -114,7 +120,9 @@ def normal_blocks(
         for i in range(TERMS):
             for j in range(i + 1):
                 out[f, i, j] = _SIGN_X[i] * _SIGN_X[j] * sums[f, _product(_ALONG_X[i], _ALONG_X[j])]
-                out[f, i, j] += _SIGN_Y[i] * _SIGN_Y[j] * sums[f, _product(_ALONG_Y[i], _ALONG_Y[j])]
+                out[f, i, j] += (
+                    _SIGN_Y[i] * _SIGN_Y[j] * sums[f, _product(_ALONG_Y[i], _ALONG_Y[j])]
+                )
                 out[f, j, i] = out[f, i, j]
     return out
 
@@ -145,7 +153,13 @@ def solve_block(a: np.ndarray, b: np.ndarray, n: int) -> np.ndarray:
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _project(
-    group: np.ndarray, x: np.ndarray, y: np.ndarray, dx: np.ndarray, dy: np.ndarray, weight: np.ndarray, groups: int
+    group: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    dx: np.ndarray,
+    dy: np.ndarray,
+    weight: np.ndarray,
+    groups: int,
 ) -> np.ndarray:
     """Per group, the sum of terms^T w displacement."""
     sums, b, out = np.zeros((groups, 2, MONOMIALS)), np.zeros(MONOMIALS), np.zeros((groups, TERMS))
@@ -162,7 +176,13 @@ def _project(
 
 
 def fit_terms(
-    x: np.ndarray, y: np.ndarray, dx: np.ndarray, dy: np.ndarray, weight: np.ndarray, count: int, prior: np.ndarray
+    x: np.ndarray,
+    y: np.ndarray,
+    dx: np.ndarray,
+    dy: np.ndarray,
+    weight: np.ndarray,
+    count: int,
+    prior: np.ndarray,
 ) -> np.ndarray:
     """The `count` leading terms (others 0) that best give displacements (dx, dy) at (x, y), all arcsec, with weights
     and the prior's 1 / sigma^2."""
@@ -172,20 +192,33 @@ def fit_terms(
 
 
 def cross_validate(
-    x: np.ndarray, y: np.ndarray, dx: np.ndarray, dy: np.ndarray, weight: np.ndarray, fold: np.ndarray,
-    counts: tuple[int, ...], prior: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    dx: np.ndarray,
+    dy: np.ndarray,
+    weight: np.ndarray,
+    fold: np.ndarray,
+    counts: tuple[int, ...],
+    prior: np.ndarray,
 ) -> np.ndarray:
     """For each of `counts`, the weighted squares of displacements that the fit did not see, summed over the folds
     (int64 0..k-1 per point). Other arguments as in `fit_terms`."""
     folds = int(fold.max()) + 1
-    normals, rights = normal_blocks(fold, x, y, weight, folds), _project(fold, x, y, dx, dy, weight, folds)
+    normals, rights = (
+        normal_blocks(fold, x, y, weight, folds),
+        _project(fold, x, y, dx, dy, weight, folds),
+    )
     squares = np.bincount(fold, weight * (dx**2 + dy**2), folds)
     return _left_out(normals, rights, squares, np.array(counts), prior)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _left_out(
-    normals: np.ndarray, rights: np.ndarray, squares: np.ndarray, counts: np.ndarray, prior: np.ndarray
+    normals: np.ndarray,
+    rights: np.ndarray,
+    squares: np.ndarray,
+    counts: np.ndarray,
+    prior: np.ndarray,
 ) -> np.ndarray:
     """Chi-square of each fold about the fit to the others, summed, from the folds' normal equations."""
     out = np.zeros(counts.size)

@@ -18,10 +18,13 @@ ENOUGH = 20
 #: One star in one frame. star: row of the star list; array: 0-based; x, y: 0-based pixels; dx, dy: measured minus star,
 #: East and North, with their errors (arcsec); flux in the frame's unit.
 MEASURED = np.dtype(
-    [("star", "i4"), ("array", "i2"), ("flags", "i2")] + [(n, "f4") for n in ("x", "y", "dx", "dy", "edx", "edy", "flux", "eflux")]
+    [("star", "i4"), ("array", "i2"), ("flags", "i2")]
+    + [(n, "f4") for n in ("x", "y", "dx", "dy", "edx", "edy", "flux", "eflux")]
 )
 #: One star in one epoch: mean offsets East and North from its overall position, errors (arcsec), frames in use.
-EPOCH = np.dtype([("star", "i4"), ("epoch", "i2"), ("n", "i2")] + [(n, "f4") for n in ("dx", "dy", "edx", "edy")])
+EPOCH = np.dtype(
+    [("star", "i4"), ("epoch", "i2"), ("n", "i2")] + [(n, "f4") for n in ("dx", "dy", "edx", "edy")]
+)
 
 
 def epochs_of(mjd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -34,7 +37,9 @@ def epochs_of(mjd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _means(d: np.ndarray, variance: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _means(
+    d: np.ndarray, variance: np.ndarray, starts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Robust weighted mean of each group d[starts[g]:starts[g + 1]] (n, 2), its error, and how many were used."""
     groups = starts.size - 1
     mean, error, used = np.zeros((groups, 2)), np.zeros((groups, 2)), np.zeros(groups, np.int64)
@@ -43,7 +48,9 @@ def _means(d: np.ndarray, variance: np.ndarray, starts: np.ndarray) -> tuple[np.
         mx, my = np.median(d[i:j, 0]), np.median(d[i:j, 1])
         sums = np.zeros((2, 2))
         for k in range(i, j):
-            t = np.sqrt(((d[k, 0] - mx) ** 2 / variance[k, 0] + (d[k, 1] - my) ** 2 / variance[k, 1]) / 2.0)
+            t = np.sqrt(
+                ((d[k, 0] - mx) ** 2 / variance[k, 0] + (d[k, 1] - my) ** 2 / variance[k, 1]) / 2.0
+            )
             if t > REJECT:
                 continue
             used[g] += 1
@@ -61,7 +68,12 @@ def epoch_means(measured: np.ndarray, epoch: np.ndarray, floor: Arcsec) -> np.nd
     """Rows of dtype EPOCH, by star and epoch. measured: dtype MEASURED, of all frames; epoch: of each row; floor: error
     per measurement and axis (arcsec) beyond the photons', as the solution found it. What the measurements of a star in one
     epoch show is taken where it is less: for the solution, motions from epoch to epoch are errors."""
-    known = (measured["star"] >= 0) & np.isfinite(measured["dx"]) & np.isfinite(measured["edx"]) & (measured["edx"] > 0)
+    known = (
+        (measured["star"] >= 0)
+        & np.isfinite(measured["dx"])
+        & np.isfinite(measured["edx"])
+        & (measured["edx"] > 0)
+    )
     rows, epoch = measured[known], epoch[known]
     order = np.lexsort((epoch, rows["star"]))
     rows, epoch = rows[order], epoch[order]
@@ -80,14 +92,23 @@ def epoch_means(measured: np.ndarray, epoch: np.ndarray, floor: Arcsec) -> np.nd
 
 
 def _floor(
-    d: np.ndarray, photons: np.ndarray, mean: np.ndarray, variance: np.ndarray, starts: np.ndarray, known: Arcsec
+    d: np.ndarray,
+    photons: np.ndarray,
+    mean: np.ndarray,
+    variance: np.ndarray,
+    starts: np.ndarray,
+    known: Arcsec,
 ) -> Arcsec:
     """The error beyond photon noise that makes the scatter within groups what it says, for the better measured half;
     `known` where fewer than ENOUGH measurements tell."""
     group = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
     total = np.add.reduceat(1 / variance, starts[:-1], axis=0) if len(group) else variance
     left = 1 - 1 / (variance * total[group]) if len(group) else variance
-    some = np.flatnonzero((left > 0.2).all(axis=1) & (np.diff(starts)[group] > 1) & np.isfinite(mean[group]).all(axis=1))
+    some = np.flatnonzero(
+        (left > 0.2).all(axis=1)
+        & (np.diff(starts)[group] > 1)
+        & np.isfinite(mean[group]).all(axis=1)
+    )
     some = some[np.argsort(photons[some].sum(axis=1), kind="stable")[: (len(some) + 1) // 2]]
     if len(some) < ENOUGH:
         return known
@@ -95,5 +116,9 @@ def _floor(
     low, high = 0.0, known
     for _ in range(30):
         middle = (low + high) / 2
-        low, high = (middle, high) if np.median((r2 / (e2 + middle**2)).sum(axis=1)) > MEDIAN_CHI2 else (low, middle)
+        low, high = (
+            (middle, high)
+            if np.median((r2 / (e2 + middle**2)).sum(axis=1)) > MEDIAN_CHI2
+            else (low, middle)
+        )
     return high

@@ -72,8 +72,14 @@ _NOTHING = _Fit(0.0, 0.0, np.zeros(0, int), np.zeros(0, int), np.inf, 0)
 
 
 def place_sparse(
-    frames: Sequence[Measurements], problem: Problem, known: Stars, placed: np.ndarray,
-    reasons: Sequence[str], untrusted: Sequence[str], search: Arcsec, tolerance: Arcsec,
+    frames: Sequence[Measurements],
+    problem: Problem,
+    known: Stars,
+    placed: np.ndarray,
+    reasons: Sequence[str],
+    untrusted: Sequence[str],
+    search: Arcsec,
+    tolerance: Arcsec,
 ) -> list[Placed]:
     """Place the frames that are not yet `placed` (bool per frame; the stars that those show are `known`).
 
@@ -84,10 +90,15 @@ def place_sparse(
     poor = [f for f in range(len(frames)) if not placed[f]]
     own = {f: _brightest(problem, frames[f], f) for f in poor}
     certain = Stars(*(v[known.seen >= 2] for v in known))
-    rich = {f for f in poor if len(own[f]) > FEW and _in_field(frames[f], problem, certain, 0.0).sum() > FEW}
+    rich = {
+        f
+        for f in poor
+        if len(own[f]) > FEW and _in_field(frames[f], problem, certain, 0.0).sum() > FEW
+    }
     lists = {
         f: (problem.p[own[f]], problem.q[own[f]], _flux_of(problem, frames[f], f, own[f]))
-        for f in poor if len(own[f]) and f not in rich
+        for f in poor
+        if len(own[f]) and f not in rich
     }
     fits, stars, which = _sweep(lists, known, search, tolerance)
     middle = _middle(fits, bool(placed.any()))
@@ -95,11 +106,15 @@ def place_sparse(
     found: dict[int, _Fit] = {}
     for f, sources in lists.items():
         others = agreed & (stars.seen - np.bincount(which[f], minlength=len(agreed)) >= 1)
-        fit = _best(stars._replace(seen=np.where(others, stars.seen, 0)), sources, search, tolerance)
+        fit = _best(
+            stars._replace(seen=np.where(others, stars.seen, 0)), sources, search, tolerance
+        )
         if _believed(fit, middle, frames[f], search, tolerance):
             found[f] = fit
     everywhere = [f for f in range(len(frames)) if placed[f] or f in found]
-    expected = _expected(frames, problem, stars, agreed, everywhere, poor, 4 * tolerance + 2 * HEADER_ERROR)
+    expected = _expected(
+        frames, problem, stars, agreed, everywhere, poor, 4 * tolerance + 2 * HEADER_ERROR
+    )
     result = [Placed(0.0, 0.0, 0, reason) for reason in reasons]
     for f in (f for f in poor if f not in rich):
         n = len(found[f].ia) if f in found else 0
@@ -120,7 +135,9 @@ def _verdict(n: int, expected: int, missed: float, untrusted: str) -> str:
 
 def _brightest(problem: Problem, frame: Measurements, f: int) -> np.ndarray:
     """Rows of a frame's brightest sources."""
-    return rows_of(problem, f)[np.argsort(-np.asarray(frame.flux, float), kind="stable")[:MOST_SOURCES]]
+    return rows_of(problem, f)[
+        np.argsort(-np.asarray(frame.flux, float), kind="stable")[:MOST_SOURCES]
+    ]
 
 
 def _flux_of(problem: Problem, frame: Measurements, f: int, rows: np.ndarray) -> np.ndarray:
@@ -136,7 +153,10 @@ def _sweep(
     stars, which = Stars(*(v.copy() for v in known)), {}
     if lists and not len(known.x):
         first = _anchor(lists, search, tolerance)
-        stars, which = Stars(*lists[first], np.ones(len(lists[first][0]), int)), {first: np.arange(len(lists[first][0]))}
+        stars, which = (
+            Stars(*lists[first], np.ones(len(lists[first][0]), int)),
+            {first: np.arange(len(lists[first][0]))},
+        )
     for _ in range(SWEEPS):
         for f, (x, y, flux) in lists.items():
             if f in which:
@@ -152,7 +172,10 @@ def _sweep(
             which[f] = number
         keep = (stars.seen > 0) | (np.arange(len(stars.x)) < len(known.x))
         renumber = np.cumsum(keep) - 1
-        stars, which = Stars(*(v[keep] for v in stars)), {f: renumber[number] for f, number in which.items()}
+        stars, which = (
+            Stars(*(v[keep] for v in stars)),
+            {f: renumber[number] for f, number in which.items()},
+        )
     return fits, stars, which
 
 
@@ -164,8 +187,15 @@ def _middle(fits: dict[int, _Fit], anchored: bool) -> tuple[Arcsec, Arcsec]:
 
 
 def _agreed(
-    frames: Sequence[Measurements], problem: Problem, stars: Stars, which: dict[int, np.ndarray], fits: dict[int, _Fit],
-    middle: tuple[Arcsec, Arcsec], lists: dict[int, Places], placed: np.ndarray, known: int,
+    frames: Sequence[Measurements],
+    problem: Problem,
+    stars: Stars,
+    which: dict[int, np.ndarray],
+    fits: dict[int, _Fit],
+    middle: tuple[Arcsec, Arcsec],
+    lists: dict[int, Places],
+    placed: np.ndarray,
+    known: int,
 ) -> np.ndarray:
     """Which stars are: seen by two frames at least, by half of those that could, and more often than chance lets
     sources of like brightness lie within the shifts that it took to bring them together."""
@@ -173,7 +203,9 @@ def _agreed(
     for f in (f for f in range(len(frames)) if placed[f] or f in lists):
         could += _in_field(frames[f], problem, stars, 0.0)
     for f, (_, _, flux) in lists.items():
-        alike += (np.abs(np.log(stars.flux)[:, None] - np.log(flux)) <= FLUX_RANGE).sum(axis=1) / len(lists)
+        alike += (np.abs(np.log(stars.flux)[:, None] - np.log(flux)) <= FLUX_RANGE).sum(
+            axis=1
+        ) / len(lists)
         mine = np.isin(np.arange(len(stars.x)), which[f])
         shift = np.hypot(fits[f].dx - middle[0], fits[f].dy - middle[1])
         reach = np.where(mine, np.maximum(reach, shift), reach)
@@ -192,13 +224,13 @@ def _anchor(lists: dict[int, Places], search: Arcsec, tolerance: Arcsec) -> int:
     for a in some:
         stars = Stars(*lists[a], np.ones(len(lists[a][0]), int))
         fits = [_best(stars, lists[f], search, tolerance) for f in some if f != a]
-        scores.append((sum(len(fit.ia) for fit in fits), -sum(fit.sigmas for fit in fits if len(fit.ia))))
+        scores.append(
+            (sum(len(fit.ia) for fit in fits), -sum(fit.sigmas for fit in fits if len(fit.ia)))
+        )
     return some[max(range(len(some)), key=lambda k: scores[k])]
 
 
-def _best(
-    stars: Stars, sources: Places, search: Arcsec, tolerance: Arcsec
-) -> _Fit:
+def _best(stars: Stars, sources: Places, search: Arcsec, tolerance: Arcsec) -> _Fit:
     """The shift of the sources that the most, and most often seen, stars support; the shortest of equals."""
     x, y, flux = sources
     there = np.flatnonzero(stars.seen > 0)
@@ -215,7 +247,9 @@ def _best(
     i, j, sigmas = i[order], j[order], sigmas[order]
     u, v, weight = dx[i, j], dy[i, j], np.minimum(stars.seen[there][i], FULL).astype(float)
     agree = np.hypot(u[:, None] - u, v[:, None] - v) <= tolerance
-    top = int(np.argmax(agree @ weight))  # the pairs are in order of their sigmas: the first of equals is the best
+    top = int(
+        np.argmax(agree @ weight)
+    )  # the pairs are in order of their sigmas: the first of equals is the best
     for _ in range(3):
         near = np.hypot(u - u[top], v - v[top]) <= tolerance
         shift = float(u[near].mean()), float(v[near].mean())
@@ -245,7 +279,9 @@ def _believed(
         return False
     reach = min(max(float(np.hypot(fit.dx - middle[0], fit.dy - middle[1])), HEADER_ERROR), search)
     size = _field_area(frame)
-    chance = fit.alike * np.pi * reach**2 / size * (fit.alike * np.pi * tolerance**2 / size) ** (n - 1)
+    chance = (
+        fit.alike * np.pi * reach**2 / size * (fit.alike * np.pi * tolerance**2 / size) ** (n - 1)
+    )
     return chance <= FRAME_CHANCE
 
 
@@ -262,7 +298,9 @@ def _in_field(frame: Measurements, problem: Problem, stars: Stars, margin: Arcse
         mine = np.ones(len(stars.x), bool)
         turn = np.sign(_area(corners))
         for (x1, y1), (x2, y2) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-            distance = turn * ((x2 - x1) * (y - y1) - (y2 - y1) * (x - x1)) / np.hypot(x2 - x1, y2 - y1)
+            distance = (
+                turn * ((x2 - x1) * (y - y1) - (y2 - y1) * (x - x1)) / np.hypot(x2 - x1, y2 - y1)
+            )
             mine &= distance > margin
         inside |= mine
     return inside
@@ -274,8 +312,13 @@ def _area(corners: np.ndarray) -> float:
 
 
 def _expected(
-    frames: Sequence[Measurements], problem: Problem, stars: Stars, agreed: np.ndarray, placed: list[int],
-    poor: list[int], margin: Arcsec,
+    frames: Sequence[Measurements],
+    problem: Problem,
+    stars: Stars,
+    agreed: np.ndarray,
+    placed: list[int],
+    poor: list[int],
+    margin: Arcsec,
 ) -> dict[int, tuple[int, float]]:
     """For each poor frame, how many stars should be there: in its field, agreed upon, and seen by most that could; and
     the chance that all are missed, as often as other frames miss them."""

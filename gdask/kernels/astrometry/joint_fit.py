@@ -97,14 +97,25 @@ def _means(
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _normal_times(
-    frame: np.ndarray, star: np.ndarray, x: np.ndarray, y: np.ndarray, weight: np.ndarray, cosine: np.ndarray,
-    sine: np.ndarray, total: np.ndarray, p: np.ndarray, q: np.ndarray, c: np.ndarray,
+    frame: np.ndarray,
+    star: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    weight: np.ndarray,
+    cosine: np.ndarray,
+    sine: np.ndarray,
+    total: np.ndarray,
+    p: np.ndarray,
+    q: np.ndarray,
+    c: np.ndarray,
 ) -> np.ndarray:
     """Sum over a frame's measurements of terms^T w (position - mean of the star), in its instrument plane, for the
     terms c on top of the positions p, q (of no length: none). total: weight of each star."""
     along, b, origin = _turned(cosine, sine, c), np.zeros(MONOMIALS), p.size > 0
     mean, sums = np.zeros((total.size, 2)), np.zeros((cosine.size, 2, MONOMIALS))
-    for step in range(2):  # first the stars' means, then what each measurement is off by: nothing is kept of either
+    for step in range(
+        2
+    ):  # first the stars' means, then what each measurement is off by: nothing is kept of either
         for m in range(x.size):
             w = weight[m]
             if not w > 0:
@@ -155,7 +166,11 @@ def _solve_blocks(blocks: np.ndarray, r: np.ndarray, active: np.ndarray) -> np.n
 
 
 def solve_frames(
-    problem: Problem, start: np.ndarray, active: np.ndarray, prior: np.ndarray, settled: float = SETTLED
+    problem: Problem,
+    start: np.ndarray,
+    active: np.ndarray,
+    prior: np.ndarray,
+    settled: float = SETTLED,
 ) -> tuple[np.ndarray, int]:
     """Terms (frames, 20) that minimise the weighted scatter of each star's positions plus the prior.
 
@@ -169,7 +184,16 @@ def solve_frames(
     weight = np.where(active[problem.frame] > 0, problem.weight, 0.0)
     begin = np.where(active[:, None] > 0, start * mask, start)
     total = np.bincount(problem.star, weight, problem.stars)
-    sides = (problem.frame, problem.star, problem.x, problem.y, weight, problem.cosine, problem.sine, total)
+    sides = (
+        problem.frame,
+        problem.star,
+        problem.x,
+        problem.y,
+        weight,
+        problem.cosine,
+        problem.sine,
+        total,
+    )
     none = np.zeros(0)
     share = total[problem.star]
     own = weight * (1 - np.divide(weight, share, out=np.ones_like(weight), where=share > 0))
@@ -195,10 +219,19 @@ def solve_frames(
 
 def positions(problem: Problem, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Corrected positions of all measurements in the common plane (arcsec) for the terms c."""
-    return _positions(problem.frame, problem.x, problem.y, problem.p, problem.q, _turned(problem.cosine, problem.sine, c))
+    return _positions(
+        problem.frame,
+        problem.x,
+        problem.y,
+        problem.p,
+        problem.q,
+        _turned(problem.cosine, problem.sine, c),
+    )
 
 
-def star_means(problem: Problem, xi: np.ndarray, eta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def star_means(
+    problem: Problem, xi: np.ndarray, eta: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weighted mean position (arcsec, common plane) and total weight of each star."""
     return _means(problem.star, problem.weight, xi, eta, problem.stars)
 
@@ -209,7 +242,9 @@ def turned_back(problem: Problem, dx: np.ndarray, dy: np.ndarray) -> None:
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _turn(frame: np.ndarray, cosine: np.ndarray, sine: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> None:
+def _turn(
+    frame: np.ndarray, cosine: np.ndarray, sine: np.ndarray, dx: np.ndarray, dy: np.ndarray
+) -> None:
     for m in range(frame.size):
         c, s = cosine[frame[m]], sine[frame[m]]
         dx[m], dy[m] = c * dx[m] + s * dy[m], c * dy[m] - s * dx[m]

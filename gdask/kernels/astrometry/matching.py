@@ -49,7 +49,9 @@ def _brightest(
     return x[index], y[index]
 
 
-def _peak(dx: np.ndarray, dy: np.ndarray, radius: Arcsec, cell: Arcsec) -> tuple[Arcsec, Arcsec, float, float]:
+def _peak(
+    dx: np.ndarray, dy: np.ndarray, radius: Arcsec, cell: Arcsec
+) -> tuple[Arcsec, Arcsec, float, float]:
     """Centre of the fullest 3x3 bins of the differences, its count, and its contrast against all bins."""
     n = max(int(np.ceil(2 * radius / cell)), 3)
     near = np.flatnonzero((np.abs(dx) <= radius) & (np.abs(dy) <= radius))  # few, as a rule
@@ -62,7 +64,12 @@ def _peak(dx: np.ndarray, dy: np.ndarray, radius: Arcsec, cell: Arcsec) -> tuple
     background = max(9 * (np.count_nonzero(inside) - most) / max(n * n - 9, 1), 0.0)
     contrast = (most - background) / np.sqrt(background + 1)
     width = 2 * radius / n
-    return (top % n + 0.5) * width - radius, (top // n + 0.5) * width - radius, float(most), float(contrast)
+    return (
+        (top % n + 0.5) * width - radius,
+        (top // n + 0.5) * width - radius,
+        float(most),
+        float(contrast),
+    )
 
 
 def _fullest(i: np.ndarray, j: np.ndarray, n: int) -> tuple[int, int]:
@@ -99,8 +106,17 @@ def _similarity(
 
 
 def find_shift(
-    xa: np.ndarray, ya: np.ndarray, fa: np.ndarray, xb: np.ndarray, yb: np.ndarray, fb: np.ndarray, radius: Arcsec, *,
-    brightest: int = 300, tolerance: Arcsec = 0.1, rotations: Sequence[Degrees] = (0.0,),
+    xa: np.ndarray,
+    ya: np.ndarray,
+    fa: np.ndarray,
+    xb: np.ndarray,
+    yb: np.ndarray,
+    fb: np.ndarray,
+    radius: Arcsec,
+    *,
+    brightest: int = 300,
+    tolerance: Arcsec = 0.1,
+    rotations: Sequence[Degrees] = (0.0,),
 ) -> Shift:
     """Find the shift of list B onto list A by counting coordinate differences.
 
@@ -114,9 +130,9 @@ def find_shift(
         return Shift(0.0, 0.0, 0.0, 1.0, (0.0, 0.0), 0, 0.0, False, reason)
     xb1, yb1 = _brightest(xb, yb, fb, np.ones(len(xb), bool), brightest)
     centre = (float(xb1.mean()), float(yb1.mean()))
-    near = (np.abs(xa - centre[0]) <= np.ptp(xb1) / 2 + np.abs(xb1 - centre[0]).max() / 2 + radius) & (
-        np.abs(ya - centre[1]) <= np.ptp(yb1) / 2 + np.abs(yb1 - centre[1]).max() / 2 + radius
-    )
+    near = (
+        np.abs(xa - centre[0]) <= np.ptp(xb1) / 2 + np.abs(xb1 - centre[0]).max() / 2 + radius
+    ) & (np.abs(ya - centre[1]) <= np.ptp(yb1) / 2 + np.abs(yb1 - centre[1]).max() / 2 + radius)
     xa1, ya1 = _brightest(xa, ya, fa, near, brightest)
     best: tuple[float, ...] = (-1.0,)
     for angle in rotations:
@@ -129,11 +145,22 @@ def find_shift(
             best = (contrast, dx, dy, angle, count)
     contrast, dx, dy, angle, count = best
     start = Shift(dx, dy, angle, 1.0, centre, int(count), contrast, True, "")
-    return _judge(_polish(start, xa1, ya1, xb1, yb1, tolerance, len(rotations) > 1), len(xa1), len(xb1), radius)
+    return _judge(
+        _polish(start, xa1, ya1, xb1, yb1, tolerance, len(rotations) > 1),
+        len(xa1),
+        len(xb1),
+        radius,
+    )
 
 
 def _polish(
-    shift: Shift, xa: np.ndarray, ya: np.ndarray, xb: np.ndarray, yb: np.ndarray, tolerance: Arcsec, turn: bool
+    shift: Shift,
+    xa: np.ndarray,
+    ya: np.ndarray,
+    xb: np.ndarray,
+    yb: np.ndarray,
+    tolerance: Arcsec,
+    turn: bool,
 ) -> Shift:
     """Repeat: pair within the tolerance, fit shift (and rotation and scale), from the centre of the peak."""
     for step in range(6):
@@ -143,11 +170,17 @@ def _polish(
             return shift._replace(n=len(ia))
         dx, dy, angle, scale = _similarity(xa[ia], ya[ia], x[ib], y[ib], turn and len(ia) >= 8)
         # The fit turns about the mean of the pairs: bring it to the fixed centre, which shift.dx, dy refer to.
-        cx, cy = shift.centre[0] + shift.dx - x[ib].mean(), shift.centre[1] + shift.dy - y[ib].mean()
+        cx, cy = (
+            shift.centre[0] + shift.dx - x[ib].mean(),
+            shift.centre[1] + shift.dy - y[ib].mean(),
+        )
         c, s = np.cos(angle) * scale, np.sin(angle) * scale
         shift = shift._replace(
-            dx=float(shift.dx + dx + c * cx - s * cy - cx), dy=float(shift.dy + dy + s * cx + c * cy - cy),
-            rotation=float(shift.rotation + np.degrees(angle)), scale=float(shift.scale * scale), n=len(ia),
+            dx=float(shift.dx + dx + c * cx - s * cy - cx),
+            dy=float(shift.dy + dy + s * cx + c * cy - cy),
+            rotation=float(shift.rotation + np.degrees(angle)),
+            scale=float(shift.scale * scale),
+            n=len(ia),
         )
     return shift
 

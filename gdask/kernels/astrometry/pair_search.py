@@ -27,14 +27,22 @@ def _sorted_by_cell(
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def nearest(xa: np.ndarray, ya: np.ndarray, xb: np.ndarray, yb: np.ndarray, radius: float) -> np.ndarray:
+def nearest(
+    xa: np.ndarray, ya: np.ndarray, xb: np.ndarray, yb: np.ndarray, radius: float
+) -> np.ndarray:
     """The row of list A that is nearest to each place of list B and less than `radius` from it, -1 for none; of equals
     the first."""
     out = np.full(xb.size, -1, np.int64)
     x0, x1, y0, y1, n = np.inf, -np.inf, np.inf, -np.inf, 0
     for k in range(xa.size):
         if np.isfinite(xa[k]) and np.isfinite(ya[k]):
-            x0, x1, y0, y1, n = min(x0, xa[k]), max(x1, xa[k]), min(y0, ya[k]), max(y1, ya[k]), n + 1
+            x0, x1, y0, y1, n = (
+                min(x0, xa[k]),
+                max(x1, xa[k]),
+                min(y0, ya[k]),
+                max(y1, ya[k]),
+                n + 1,
+            )
     if n == 0 or not radius > 0:
         return out
     # Cells no smaller than the radius, of which there are about as many as places.

@@ -7,7 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gdask.kernels.astrometry.distortion_terms import LEVELS, TERMS, cross_validate, displace, fit_terms
+from gdask.kernels.astrometry.distortion_terms import (
+    LEVELS,
+    TERMS,
+    cross_validate,
+    displace,
+    fit_terms,
+)
 from gdask.kernels.astrometry.joint_fit import Problem
 from gdask.kernels.astrometry.matching import Shift, apply_shift, find_shift, match_pairs
 from gdask.kernels.astrometry.star_association import (
@@ -55,7 +61,10 @@ def allowed(number: int, most: int) -> int:
 
 
 def compose(
-    frames: Sequence[Measurements], problem: Problem, terms: np.ndarray, centre: tuple[Degrees, Degrees],
+    frames: Sequence[Measurements],
+    problem: Problem,
+    terms: np.ndarray,
+    centre: tuple[Degrees, Degrees],
     move: np.ndarray,
 ) -> np.ndarray:
     """The frames' terms after a further displacement of the common plane by the 20 terms `move` about its centre.
@@ -64,9 +73,12 @@ def compose(
     """
     out = terms.copy()
     for f, frame in enumerate(frames):
-        gx, gy = np.meshgrid(*(
-            np.linspace(v.min(initial=-30), v.max(initial=30), 9) for v in (np.asarray(frame.x), np.asarray(frame.y))
-        ))
+        gx, gy = np.meshgrid(
+            *(
+                np.linspace(v.min(initial=-30), v.max(initial=30), 9)
+                for v in (np.asarray(frame.x), np.asarray(frame.y))
+            )
+        )
         gx, gy = gx.ravel(), gy.ravel()
         p, q = to_common(frame, gx, gy, centre)
         dx, dy = displace(gx, gy, terms[f])
@@ -84,7 +96,10 @@ def _mean_of_most(values: np.ndarray, tolerance: float) -> float:
 
 
 def centre_on_headers(
-    frames: Sequence[Measurements], problem: Problem, terms: np.ndarray, active: np.ndarray,
+    frames: Sequence[Measurements],
+    problem: Problem,
+    terms: np.ndarray,
+    active: np.ndarray,
     centre: tuple[Degrees, Degrees],
 ) -> np.ndarray:
     """Make the mean rotation, scale and then shift of the frames zero: the headers are right on average (outliers
@@ -115,14 +130,25 @@ def _first_shift(catalog: Places, stars: Places, search: Arcsec, radius: Arcsec)
     dx, dy = (a[:, None] - b for a, b in zip(catalog[:2], stars[:2], strict=True))
     near = np.hypot(dx, dy) <= search
     dx, dy = dx[near], dy[near]
-    if not len(dx) or max(near.sum(axis=0).max(), near.sum(axis=1).max()) > 1 or max(np.ptp(dx), np.ptp(dy)) > radius:
+    if (
+        not len(dx)
+        or max(near.sum(axis=0).max(), near.sum(axis=1).max()) > 1
+        or max(np.ptp(dx), np.ptp(dy)) > radius
+    ):
         return start
     return start._replace(dx=float(dx.mean()), dy=float(dy.mean()), n=len(dx), ok=True, reason="")
 
 
 def tie_to(
-    reference: Reference, x: np.ndarray, y: np.ndarray, error: np.ndarray, flux: np.ndarray,
-    centre: tuple[Degrees, Degrees], search: Arcsec, radius: Arcsec, prior: np.ndarray,
+    reference: Reference,
+    x: np.ndarray,
+    y: np.ndarray,
+    error: np.ndarray,
+    flux: np.ndarray,
+    centre: tuple[Degrees, Degrees],
+    search: Arcsec,
+    radius: Arcsec,
+    prior: np.ndarray,
 ) -> tuple[np.ndarray, Tie]:
     """The terms that move star positions (x, y about the centre, with errors, arcsec) onto the catalogue."""
     xr, yr = tangent_plane(reference.ra, reference.dec, *centre)
@@ -140,14 +166,22 @@ def tie_to(
         r = np.hypot(dx - u[ib], dy - v[ib]) / np.sqrt(2)
         sigma2 = np.square(np.asarray(reference.error, float)[ia]) + np.square(error[ib])
         spread = max(1.2 * float(np.median(r)), 1e-6) if len(r) else 1.0
-        weight = np.where(r <= REJECT * np.maximum(spread, np.sqrt(sigma2)), 1 / np.maximum(sigma2, 1e-8), 0.0)
+        weight = np.where(
+            r <= REJECT * np.maximum(spread, np.sqrt(sigma2)), 1 / np.maximum(sigma2, 1e-8), 0.0
+        )
         n = int(np.count_nonzero(weight))
-        count = allowed(n, 6 if step < 2 else TERMS) or (LEVELS[0] if n and min(len(x), len(xr)) < NEEDED[0] else 0)
+        count = allowed(n, 6 if step < 2 else TERMS) or (
+            LEVELS[0] if n and min(len(x), len(xr)) < NEEDED[0] else 0
+        )
         if not count:
-            return np.zeros(TERMS), Tie(n, float("nan"), 0, False, f"only {n} stars match the catalogue")
+            return np.zeros(TERMS), Tie(
+                n, float("nan"), 0, False, f"only {n} stars match the catalogue"
+            )
         if step == ROUNDS - 2 and n >= 2 * FOLDS:
             counts = tuple(c for c in LEVELS if c <= count)
-            chi2 = cross_validate(x[ib], y[ib], dx, dy, weight, np.arange(len(ib)) % FOLDS, counts, prior)
+            chi2 = cross_validate(
+                x[ib], y[ib], dx, dy, weight, np.arange(len(ib)) % FOLDS, counts, prior
+            )
             count = counts[int(np.argmin(chi2 + np.array(counts)))]
         move = fit_terms(x[ib], y[ib], dx, dy, weight, count, prior)
         rms = 1000 * float(np.sqrt((weight * r**2).sum() / weight.sum()))

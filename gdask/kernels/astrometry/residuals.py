@@ -43,7 +43,13 @@ def residuals(problem: Problem, terms: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _about(
-    star: np.ndarray, weight: np.ndarray, xi: np.ndarray, eta: np.ndarray, sx: np.ndarray, sy: np.ndarray, total: np.ndarray
+    star: np.ndarray,
+    weight: np.ndarray,
+    xi: np.ndarray,
+    eta: np.ndarray,
+    sx: np.ndarray,
+    sy: np.ndarray,
+    total: np.ndarray,
 ) -> np.ndarray:
     """Takes the star's mean from each position, in place; returns the share of the variance that is left."""
     left = np.ones(star.size)
@@ -64,7 +70,9 @@ def narrowed_radius(state: State, xi: np.ndarray, eta: np.ndarray, widest: Arcse
     return float(np.clip(6 * np.median(r), 0.03, widest)) if len(r) else widest
 
 
-def robust_weights(problem: Problem, terms: np.ndarray, errors: np.ndarray, shared: np.ndarray, floor: Arcsec) -> np.ndarray:
+def robust_weights(
+    problem: Problem, terms: np.ndarray, errors: np.ndarray, shared: np.ndarray, floor: Arcsec
+) -> np.ndarray:
     """Huber weights about the present solution; beyond REJECT sigma nothing."""
     base = np.where(shared, 1 / (errors + floor**2), 0.0)
     weighted = problem.weight > 0
@@ -98,7 +106,9 @@ def noise_floor(problem: Problem, terms: np.ndarray, errors: np.ndarray) -> Arcs
     low, high = 1e-5, 0.1
     for _ in range(40):
         middle = np.sqrt(low * high)
-        low, high = (middle, high) if np.median(r2 / (e2 + middle**2)) > MEDIAN_CHI2 else (low, middle)
+        low, high = (
+            (middle, high) if np.median(r2 / (e2 + middle**2)) > MEDIAN_CHI2 else (low, middle)
+        )
     return float(high)
 
 

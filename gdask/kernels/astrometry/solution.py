@@ -81,8 +81,14 @@ def for_all_sources(fit: FrameFit, good: np.ndarray) -> FrameFit:
 
 
 def report(
-    frames: Sequence[Measurements], state: State, centre: tuple[Degrees, Degrees], contrast: Sequence[float],
-    reasons: list[str], tie: Tie | None, sparse: tuple[np.ndarray, np.ndarray], prior: np.ndarray,
+    frames: Sequence[Measurements],
+    state: State,
+    centre: tuple[Degrees, Degrees],
+    contrast: Sequence[float],
+    reasons: list[str],
+    tie: Tie | None,
+    sparse: tuple[np.ndarray, np.ndarray],
+    prior: np.ndarray,
 ) -> Solution:
     """The solution in the form in which it is given out. sparse: which frames were placed by few stars, by headers;
     prior: 1 / sigma^2 of the frames' terms."""
@@ -99,16 +105,38 @@ def report(
         i = rows_of(problem, f)
         ok, terms, count = not reasons[f], state.terms[f], int(state.active[f])
         n, rms = measured[f]
-        how, error = _how(n, errors[f], *(bool(kind[f]) for kind in sparse)) if ok else ("", float("nan"))
-        shift = (problem.cosine[f] * terms[0] - problem.sine[f] * terms[1],
-                 problem.sine[f] * terms[0] + problem.cosine[f] * terms[1])
-        rms = rms if n > 1 or not how.startswith("shift") else float("nan")  # one star alone fits always
+        how, error = (
+            _how(n, errors[f], *(bool(kind[f]) for kind in sparse)) if ok else ("", float("nan"))
+        )
+        shift = (
+            problem.cosine[f] * terms[0] - problem.sine[f] * terms[1],
+            problem.sine[f] * terms[0] + problem.cosine[f] * terms[1],
+        )
+        rms = (
+            rms if n > 1 or not how.startswith("shift") else float("nan")
+        )  # one star alone fits always
         cx, cy = to_polynomials(terms)
-        fits.append(FrameFit(
-            frame.name, cx, cy, ORDER.get(count, 0), count, n, rms, (float(shift[0]), float(shift[1])), contrast[f], ok,
-            reasons[f], how, error, np.where(ok, problem.star[i], -1), xi[i] - x[problem.star[i]], eta[i] - y[problem.star[i]],
-            _of_arrays(state, f),
-        ))
+        fits.append(
+            FrameFit(
+                frame.name,
+                cx,
+                cy,
+                ORDER.get(count, 0),
+                count,
+                n,
+                rms,
+                (float(shift[0]), float(shift[1])),
+                contrast[f],
+                ok,
+                reasons[f],
+                how,
+                error,
+                np.where(ok, problem.star[i], -1),
+                xi[i] - x[problem.star[i]],
+                eta[i] - y[problem.star[i]],
+                _of_arrays(state, f),
+            )
+        )
     return Solution(*centre, stars, tuple(fits), MAS * state.floor, tie)
 
 
@@ -117,7 +145,9 @@ def _of_arrays(state: State, f: int) -> tuple[tuple[tuple[float, ...], tuple[flo
     arrays = state.arrays
     if arrays is None or not arrays.values[arrays.of_frame[f]].any():
         return ()
-    return tuple(to_polynomials(with_frame(state.terms[f], arrays, int(g))) for g in arrays.of_frame[f])
+    return tuple(
+        to_polynomials(with_frame(state.terms[f], arrays, int(g))) for g in arrays.of_frame[f]
+    )
 
 
 def _how(n: int, error: Arcsec, few: bool, by_header: bool) -> tuple[str, float]:
@@ -147,6 +177,10 @@ def place_errors(state: State, prior: np.ndarray) -> np.ndarray:
             i = rows_of(problem, int(f))
             for unit, size in zip(np.eye(TERMS)[n:], expected[n:], strict=True):
                 u, v = displace(problem.x[i], problem.y[i], unit)
-                variance += size**2 * ((weight[i] * u).sum() ** 2 + (weight[i] * v).sum() ** 2) / (2 * total**2)
+                variance += (
+                    size**2
+                    * ((weight[i] * u).sum() ** 2 + (weight[i] * v).sum() ** 2)
+                    / (2 * total**2)
+                )
         out[f] = np.sqrt(variance)
     return out

@@ -16,9 +16,21 @@ import numpy as np
 from gdask.kernels.astrometry.array_terms import groups_of, refit
 from gdask.kernels.astrometry.distortion_terms import LEVELS, cross_validate, prior_weights
 from gdask.kernels.astrometry.few_stars import Stars, place_sparse
-from gdask.kernels.astrometry.joint_fit import Problem, positions, solve_frames, star_means, turned_back
+from gdask.kernels.astrometry.joint_fit import (
+    Problem,
+    positions,
+    solve_frames,
+    star_means,
+    turned_back,
+)
 from gdask.kernels.astrometry.moving_sources import moving_sources
-from gdask.kernels.astrometry.reference_tie import Reference, allowed, centre_on_headers, compose, tie_to
+from gdask.kernels.astrometry.reference_tie import (
+    Reference,
+    allowed,
+    centre_on_headers,
+    compose,
+    tie_to,
+)
 from gdask.kernels.astrometry.residuals import (
     MAS,
     State,
@@ -52,8 +64,14 @@ RESIDUALS = "residuals"
 
 
 def solve(
-    frames: Sequence[Measurements], *, order: int = 3, prior: Arcsec = 0.01, search: Arcsec = 3.0,
-    match_radius: Arcsec = 0.2, max_rms: Arcsec = 0.05, reference: Reference | None = None,
+    frames: Sequence[Measurements],
+    *,
+    order: int = 3,
+    prior: Arcsec = 0.01,
+    search: Arcsec = 3.0,
+    match_radius: Arcsec = 0.2,
+    max_rms: Arcsec = 0.05,
+    reference: Reference | None = None,
     untrusted: Sequence[str] = (),
 ) -> Solution:
     """Solve star positions and the corrections of all frames together.
@@ -66,16 +84,22 @@ def solve(
     be ('' or nothing: it may). A single frame keeps its header's pointing, or is tied to the reference.
     """
     if not frames or not 0 <= order <= 3:
-        raise GdaskError(f"astrometric solution: {len(frames)} frames, order {order}; expected frames and order 0..3")
+        raise GdaskError(
+            f"astrometric solution: {len(frames)} frames, order {order}; expected frames and order 0..3"
+        )
     frames = with_outlines(frames)
     centre = centre_of(frames)
     moving = moving_sources(frames, set_up(frames, centre), match_radius)
     used = [_some(frame, good) for frame, good in zip(frames, _split(frames, moving), strict=True)]
-    solver = _Solver(set_up(used, centre), used, order, prior_weights(prior), search, match_radius, max_rms)
+    solver = _Solver(
+        set_up(used, centre), used, order, prior_weights(prior), search, match_radius, max_rms
+    )
     state, reasons, contrast = _by_patterns(solver)
     few, by_header = np.zeros((2, len(frames)), bool)
     if len(frames) > 1 and any(reasons):
-        state, few, by_header = _by_few_stars(solver, state, reasons, untrusted or [""] * len(frames))
+        state, few, by_header = _by_few_stars(
+            solver, state, reasons, untrusted or [""] * len(frames)
+        )
     terms = centre_on_headers(used, state.problem, state.terms, state.active, centre)
     terms[by_header] = 0.0
     tie = None
@@ -84,10 +108,27 @@ def solve(
         good = total > 0
         flux = star_flux(used, state)
         move, tie = tie_to(
-            reference, x[good], y[good], 1 / np.sqrt(total[good]), flux[good], centre, search, match_radius, solver.prior
+            reference,
+            x[good],
+            y[good],
+            1 / np.sqrt(total[good]),
+            flux[good],
+            centre,
+            search,
+            match_radius,
+            solver.prior,
         )
         terms = compose(used, state.problem, terms, centre, move)
-    solution = report(used, state._replace(terms=terms), centre, contrast, reasons, tie, (few, by_header), solver.prior)
+    solution = report(
+        used,
+        state._replace(terms=terms),
+        centre,
+        contrast,
+        reasons,
+        tie,
+        (few, by_header),
+        solver.prior,
+    )
     fits = zip(solution.frames, _split(frames, moving), strict=True)
     return solution._replace(frames=tuple(for_all_sources(fit, good) for fit, good in fits))
 
@@ -110,7 +151,15 @@ def _some(frame: Measurements, good: np.ndarray) -> Measurements:
     """A frame's measurements without those that are not good."""
     if good.all():
         return frame
-    names = ("x", "y", "ex", "ey", "flux", "array", *(("signal",) if frame.signal is not None else ()))
+    names = (
+        "x",
+        "y",
+        "ex",
+        "ey",
+        "flux",
+        "array",
+        *(("signal",) if frame.signal is not None else ()),
+    )
     return frame._replace(**{name: np.asarray(getattr(frame, name))[good] for name in names})
 
 
@@ -124,7 +173,13 @@ def _by_patterns(solver: _Solver) -> tuple[State, list[str], tuple[float, ...]]:
     count = len(solver.frames)
     found = first_shifts(solver.problem, solver.frames, solver.search, solver.match_radius)
     reasons = list(found.reason)
-    state = State(solver.problem, found.terms, np.zeros(count, np.int64), np.zeros(len(solver.problem.x), bool), 0.003)
+    state = State(
+        solver.problem,
+        found.terms,
+        np.zeros(count, np.int64),
+        np.zeros(len(solver.problem.x), bool),
+        0.003,
+    )
     state = state._replace(arrays=groups_of(solver.frames))
     return _passes(solver, state, reasons, np.zeros(count, bool), 0), reasons, found.contrast
 
@@ -134,14 +189,27 @@ def _by_few_stars(
 ) -> tuple[State, np.ndarray, np.ndarray]:
     """Place the other frames by few stars or by their headers; edits reasons. Which are placed in which of these ways."""
     frames = [frame._replace(flux=brightness(frame)) for frame in solver.frames]
-    state = state._replace(terms=centre_on_headers(frames, state.problem, state.terms, state.active, solver.problem.centre))
+    state = state._replace(
+        terms=centre_on_headers(
+            frames, state.problem, state.terms, state.active, solver.problem.centre
+        )
+    )
     patterned = np.array([not reason for reason in reasons])
     settled = patterned | [reason.startswith(RESIDUALS) for reason in reasons]
     x, y, total = star_means(state.problem, *positions(state.problem, state.terms))
     good = total > 0 if patterned.any() else np.zeros(len(total), bool)
     seen = np.bincount(state.problem.star[state.problem.weight > 0], minlength=len(total))
     known = Stars(x[good], y[good], star_flux(frames, state)[good], seen[good])
-    where = place_sparse(frames, solver.problem, known, settled, reasons, untrusted, solver.search, solver.match_radius)
+    where = place_sparse(
+        frames,
+        solver.problem,
+        known,
+        settled,
+        reasons,
+        untrusted,
+        solver.search,
+        solver.match_radius,
+    )
     few, by_header = np.zeros((2, len(frames)), bool)
     terms = state.terms.copy()
     for f in np.flatnonzero(~settled):
@@ -152,13 +220,18 @@ def _by_few_stars(
             terms[f, :2] = pull_back(state.problem, f, *np.array([where[f].dx, where[f].dy]))
     state = state._replace(terms=terms)
     if few.any():
-        out = [reason or ("by its header" if kept else "") for reason, kept in zip(reasons, by_header, strict=True)]
+        out = [
+            reason or ("by its header" if kept else "")
+            for reason, kept in zip(reasons, by_header, strict=True)
+        ]
         state = _passes(solver, state, out, few, PASSES - 2)
         reasons[:] = ["" if kept else reason for reason, kept in zip(out, by_header, strict=True)]
     return state, few, by_header
 
 
-def _passes(solver: _Solver, state: State, reasons: list[str], few: np.ndarray, first: int) -> State:
+def _passes(
+    solver: _Solver, state: State, reasons: list[str], few: np.ndarray, first: int
+) -> State:
     """Passes from number `first`; frames that fail leave, with their reasons (edited). few: frames to be shifted only."""
     errors, passed, fresh = _errors(solver.frames), first, True
     while passed < PASSES:
@@ -171,7 +244,13 @@ def _passes(solver: _Solver, state: State, reasons: list[str], few: np.ndarray, 
 
 
 def _pass(
-    solver: _Solver, state: State, errors: np.ndarray, use: np.ndarray, few: np.ndarray, passed: int, fresh: bool
+    solver: _Solver,
+    state: State,
+    errors: np.ndarray,
+    use: np.ndarray,
+    few: np.ndarray,
+    passed: int,
+    fresh: bool,
 ) -> State:
     """Number the stars anew, choose terms, then alternate robust weights and the solution."""
     xi, eta = positions(state.problem, state.terms)
@@ -183,7 +262,9 @@ def _pass(
     shared = seen & (count[problem.star] >= 2)
     number = np.bincount(problem.frame[shared], minlength=len(use))
     most = MOST[solver.order] if passed else min(MOST[solver.order], 6)
-    active = np.array([allowed(n, most) if u else 0 for n, u in zip(number, use, strict=True)], np.int64)
+    active = np.array(
+        [allowed(n, most) if u else 0 for n, u in zip(number, use, strict=True)], np.int64
+    )
     active[few] = np.where(use[few] & (number[few] > 0), LEVELS[0], 0)
     floor, terms, arrays = state.floor, state.terms, state.arrays
     if passed >= 2:
@@ -193,7 +274,9 @@ def _pass(
         weight = robust_weights(problem, terms, errors, shared, floor)
         problem = problem._replace(weight=weight)
         how_far = {"settled": 0.01} if passed < 2 else {}
-        terms, _steps = solve_frames(_at_stars(problem, terms), terms, active, solver.prior, **how_far)
+        terms, _steps = solve_frames(
+            _at_stars(problem, terms), terms, active, solver.prior, **how_far
+        )
         if passed >= 2 and arrays is not None:
             problem, arrays = refit(problem, terms, arrays)
         floor = noise_floor(problem, terms, errors)
@@ -215,7 +298,9 @@ def _at_stars(problem: Problem, terms: np.ndarray) -> Problem:
     return problem._replace(x=problem.x - dx, y=problem.y - dy)
 
 
-def _validated(problem: Problem, terms: np.ndarray, active: np.ndarray, prior: np.ndarray) -> np.ndarray:
+def _validated(
+    problem: Problem, terms: np.ndarray, active: np.ndarray, prior: np.ndarray
+) -> np.ndarray:
     """Per frame, the number of terms that best predicts the stars it was not fitted to: positions from the other
     frames alone, in five folds of stars; each term costs one unit of chi-square, so that chance does not choose it."""
     xi, eta = positions(problem, terms)
@@ -231,7 +316,9 @@ def _validated(problem: Problem, terms: np.ndarray, active: np.ndarray, prior: n
         counts = tuple(n for n in LEVELS if n <= active[f])
         weight = 1 / (1 / w[i] + 1 / rest)
         if len(i) >= 2 * FOLDS:
-            chi2 = cross_validate(problem.x[i], problem.y[i], dx, dy, weight, s % FOLDS, counts, prior)
+            chi2 = cross_validate(
+                problem.x[i], problem.y[i], dx, dy, weight, s % FOLDS, counts, prior
+            )
             out[f] = counts[int(np.argmin(chi2 + np.array(counts)))]
     return out
 
@@ -246,6 +333,8 @@ def _gate(state: State, reasons: list[str], max_rms: Arcsec) -> bool:
         if not state.active[f]:
             reasons[f] = f"only {n} sources are shared with other frames (at least 4)"
         elif rms > MAS * max_rms:
-            reasons[f] = f"{RESIDUALS} of {rms:.1f} mas from {n} shared sources exceed {MAS * max_rms:g} mas"
+            reasons[f] = (
+                f"{RESIDUALS} of {rms:.1f} mas from {n} shared sources exceed {MAS * max_rms:g} mas"
+            )
         changed |= bool(reasons[f])
     return changed

@@ -54,7 +54,9 @@ class Found(NamedTuple):
 def centre_of(frames: Sequence[Measurements]) -> tuple[Degrees, Degrees]:
     """Median pointing (ra, dec, degrees)."""
     first = frames[0]
-    xi, eta = tangent_plane(np.array([f.ra for f in frames]), np.array([f.dec for f in frames]), first.ra, first.dec)
+    xi, eta = tangent_plane(
+        np.array([f.ra for f in frames]), np.array([f.dec for f in frames]), first.ra, first.dec
+    )
     ra, dec = tangent_sky(np.median(xi), np.median(eta), first.ra, first.dec)
     return float(ra), float(dec)
 
@@ -107,13 +109,23 @@ def set_up(frames: Sequence[Measurements], centre: tuple[Degrees, Degrees]) -> P
     sine = np.array([(q[0] - q[1] - p[2] + p[3]) / 120 for p, q in turned])
     frame = np.repeat(np.arange(len(frames)), sizes)
     return Problem(
-        frame, np.zeros_like(frame), np.concatenate([f.x for f in frames]).astype(float),
-        np.concatenate([f.y for f in frames]).astype(float), np.concatenate([p for p, _ in common]),
-        np.concatenate([q for _, q in common]), np.zeros(len(frame)), cosine, sine, 1, centre,
+        frame,
+        np.zeros_like(frame),
+        np.concatenate([f.x for f in frames]).astype(float),
+        np.concatenate([f.y for f in frames]).astype(float),
+        np.concatenate([p for p, _ in common]),
+        np.concatenate([q for _, q in common]),
+        np.zeros(len(frame)),
+        cosine,
+        sine,
+        1,
+        centre,
     )
 
 
-def pull_back(problem: Problem, f: int, dxi: np.ndarray, deta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pull_back(
+    problem: Problem, f: int, dxi: np.ndarray, deta: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Vectors in the common plane as vectors in the instrument plane of frame f."""
     c, s = problem.cosine[f], problem.sine[f]
     return c * dxi + s * deta, c * deta - s * dxi
@@ -130,7 +142,9 @@ def _search(master: Places, mine: Places, radius: Arcsec) -> Shift:
     return wide if wide.ok else shift
 
 
-def first_shifts(problem: Problem, frames: Sequence[Measurements], radius: Arcsec, tolerance: Arcsec) -> Found:
+def first_shifts(
+    problem: Problem, frames: Sequence[Measurements], radius: Arcsec, tolerance: Arcsec
+) -> Found:
     """Shift every frame onto a growing list that starts with the frame with most sources; the nearest come first.
 
     Where most frames do not fit the start, the next richest frame is tried as start (three at most).
@@ -151,10 +165,22 @@ def _from_start(
     problem: Problem, frames: Sequence[Measurements], start: int, radius: Arcsec, tolerance: Arcsec
 ) -> Found:
     own = [rows_of(problem, f) for f in range(len(frames))]
-    place = np.array([(problem.p[i].mean(), problem.q[i].mean()) if len(i) else (1e9, 1e9) for i in own])
-    order = [int(f) for f in np.argsort(np.hypot(*(place - place[start]).T), kind="stable") if f != start]
-    terms, contrast, reason = np.zeros((len(frames), TERMS)), [0.0] * len(frames), [""] * len(frames)
-    master: Places = (problem.p[own[start]], problem.q[own[start]], np.asarray(frames[start].flux, float))
+    place = np.array(
+        [(problem.p[i].mean(), problem.q[i].mean()) if len(i) else (1e9, 1e9) for i in own]
+    )
+    order = [
+        int(f) for f in np.argsort(np.hypot(*(place - place[start]).T), kind="stable") if f != start
+    ]
+    terms, contrast, reason = (
+        np.zeros((len(frames), TERMS)),
+        [0.0] * len(frames),
+        [""] * len(frames),
+    )
+    master: Places = (
+        problem.p[own[start]],
+        problem.q[own[start]],
+        np.asarray(frames[start].flux, float),
+    )
     tried: dict[int, int] = {}  # how long the list was when a frame was last tried
     for f in order + order:
         if (contrast[f] and not reason[f]) or tried.get(f) == len(master[0]):
@@ -167,7 +193,9 @@ def _from_start(
             continue
         x, y = apply_shift(shift, problem.p[i], problem.q[i])
         dx, dy = pull_back(problem, f, x - problem.p[i], y - problem.q[i])
-        terms[f] = fit_terms(problem.x[i], problem.y[i], dx, dy, np.ones(len(i)), 4, np.full(TERMS, 1e-9))
+        terms[f] = fit_terms(
+            problem.x[i], problem.y[i], dx, dy, np.ones(len(i)), 4, np.full(TERMS, 1e-9)
+        )
         near = _around(master[0], master[1], x, y, tolerance)
         ia, ib = match_pairs(master[0][near], master[1][near], x, y, tolerance)
         ia = near[ia]
@@ -185,7 +213,9 @@ def _without(n: int, rows: np.ndarray) -> np.ndarray:
     return np.flatnonzero(left)
 
 
-def _around(sx: np.ndarray, sy: np.ndarray, x: np.ndarray, y: np.ndarray, margin: Arcsec) -> np.ndarray:
+def _around(
+    sx: np.ndarray, sy: np.ndarray, x: np.ndarray, y: np.ndarray, margin: Arcsec
+) -> np.ndarray:
     """Rows of a list that lie within the rectangle around some places, and a margin: the rest is not searched."""
     if not len(x):
         return np.zeros(0, int)
@@ -194,7 +224,11 @@ def _around(sx: np.ndarray, sy: np.ndarray, x: np.ndarray, y: np.ndarray, margin
 
 
 def number_stars(
-    problem: Problem, xi: np.ndarray, eta: np.ndarray, use: np.ndarray, known: tuple[np.ndarray, np.ndarray],
+    problem: Problem,
+    xi: np.ndarray,
+    eta: np.ndarray,
+    use: np.ndarray,
+    known: tuple[np.ndarray, np.ndarray],
     radius: Arcsec,
 ) -> Problem:
     """Give each measurement of the frames in use (bool per frame) the number of the nearest star of the list `known`

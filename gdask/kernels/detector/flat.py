@@ -9,7 +9,9 @@ from gdask.kernels.arrays import rows
 from gdask.model import DQ
 from gdask.types import Flags, Image, Mask
 
-_BAD, _NO_DATA, _UNILLUMINATED = (np.uint16(bit) for bit in (DQ.BAD_PIXEL, DQ.NO_DATA, DQ.UNILLUMINATED))
+_BAD, _NO_DATA, _UNILLUMINATED = (
+    np.uint16(bit) for bit in (DQ.BAD_PIXEL, DQ.NO_DATA, DQ.UNILLUMINATED)
+)
 
 
 @njit(cache=True, nogil=True)
@@ -21,7 +23,9 @@ def _quotient(data: Image, flat: Image) -> Image:
 
 
 @njit(cache=True, nogil=True)
-def _quotient_variance(data: Image, variance: Image, flat: Image, flat_variance: Image, level: float) -> Image:
+def _quotient_variance(
+    data: Image, variance: Image, flat: Image, flat_variance: Image, level: float
+) -> Image:
     out = np.empty(data.size, dtype=np.float32)
     for i in range(data.size):
         inverse = 1.0 / flat[i] if 0 < flat[i] < np.inf else 0.0
@@ -58,18 +62,28 @@ def sky_level(data: Image, dq: Flags, flat: Image, flat_dq: Flags) -> float:
 def flat_flags(dq: Flags, flat: Image, flat_dq: Flags) -> Flags:
     """DQ of data / flat: the bits of both, and no-data where the flat is not a positive number."""
     useless = ~((flat > 0) & (flat < np.inf))
-    return np.asarray(dq, dtype=np.uint16) | np.asarray(flat_dq, dtype=np.uint16) | useless * _NO_DATA
+    return (
+        np.asarray(dq, dtype=np.uint16) | np.asarray(flat_dq, dtype=np.uint16) | useless * _NO_DATA
+    )
 
 
 def divide(
-    data: Image, variance: Image, dq: Flags, flat: Image, flat_variance_: Image, flat_dq: Flags, level: float = 0.0
+    data: Image,
+    variance: Image,
+    dq: Flags,
+    flat: Image,
+    flat_variance_: Image,
+    flat_dq: Flags,
+    level: float = 0.0,
 ) -> tuple[Image, Image, Flags]:
     """Data, variance and DQ after division by the flat: `flat_data`, `flat_variance` and `flat_flags` together."""
     quotient_variance = flat_variance(data, variance, flat, flat_variance_, level)
     return flat_data(data, flat), quotient_variance, flat_flags(dq, flat, flat_dq)
 
 
-def threshold(flat: Image, dq: Flags, lower: float = 0.01, upper: float = 10.0) -> tuple[Image, Flags]:
+def threshold(
+    flat: Image, dq: Flags, lower: float = 0.01, upper: float = 10.0
+) -> tuple[Image, Flags]:
     """A normalised flat that can be divided by, and its DQ.
 
     Pixels outside lower..upper (or NaN) that are not bad already become unilluminated (64). Those, and any pixel below

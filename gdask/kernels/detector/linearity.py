@@ -42,7 +42,9 @@ def linearize(data: Image, coefficients: Coefficients, gain: float, coadds: int 
     return _linearize(*rows(data), float(gain / coadds), c0, c1, c2).reshape(np.shape(data))
 
 
-def linearized_level(level: float, coefficients: Coefficients, gain: float, coadds: int = 1) -> float:
+def linearized_level(
+    level: float, coefficients: Coefficients, gain: float, coadds: int = 1
+) -> float:
     """A saturation or non-linear level (ADU, in the data's own units) after `linearize`."""
     c0, c1, c2 = coefficients
     electrons = level * gain / coadds
@@ -50,7 +52,11 @@ def linearized_level(level: float, coefficients: Coefficients, gain: float, coad
 
 
 def linearize_variance(
-    variance: Image, data_raw: Image, data_corrected: Image, gain: float = 1.0, coadds_averaged: int = 1
+    variance: Image,
+    data_raw: Image,
+    data_corrected: Image,
+    gain: float = 1.0,
+    coadds_averaged: int = 1,
 ) -> Image:
     """Variance that already holds Poisson noise, after the data were linearised (the FLAMINGOS-2 order of steps).
 

@@ -54,7 +54,12 @@ def cell_medians(data: Image, dq: Flags) -> Cells:
     ny, nx = (-(-size // CELL) for size in data.shape)
     values = np.full((ny * CELL, nx * CELL), np.inf, np.float32)
     values[: data.shape[0], : data.shape[1]] = np.where(good, data, np.inf)
-    samples = values[::2, ::2].reshape(ny, CELL // 2, nx, CELL // 2).transpose(0, 2, 1, 3).reshape(ny, nx, -1)
+    samples = (
+        values[::2, ::2]
+        .reshape(ny, CELL // 2, nx, CELL // 2)
+        .transpose(0, 2, 1, 3)
+        .reshape(ny, nx, -1)
+    )
     samples = np.sort(samples, axis=-1)
     number = np.isfinite(samples).sum(axis=-1)
     middle = np.take_along_axis(samples, np.maximum(number - 1, 0)[..., None] // 2, axis=-1)[..., 0]
@@ -77,7 +82,11 @@ def pixels_of(cells: Mask, y1: int, y2: int, x1: int, x2: int) -> Mask:
 def _missing(level: Cells) -> Cells:
     """The fraction of the frame's median level that each cell lacks; 0 where a cell has no level."""
     middle = np.nanmedian(level) if np.isfinite(level).any() else 0.0
-    return np.where(np.isfinite(level), 1.0 - level / middle, 0.0) if middle > 0 else np.zeros(level.shape)
+    return (
+        np.where(np.isfinite(level), 1.0 - level / middle, 0.0)
+        if middle > 0
+        else np.zeros(level.shape)
+    )
 
 
 def _own_shadow(level: Cells, depth: Fraction) -> Mask:
@@ -85,12 +94,18 @@ def _own_shadow(level: Cells, depth: Fraction) -> Mask:
     regions, count = ndimage.label(missing > FLOOR, structure=np.ones((3, 3)))
     size = np.bincount(regions.ravel(), minlength=count + 1)
     deepest = np.asarray(ndimage.maximum(missing, regions, np.arange(count + 1)))
-    beside = ndimage.binary_dilation(np.pad(dark, 1, constant_values=True), structure=np.ones((3, 3)))[1:-1, 1:-1]
+    beside = ndimage.binary_dilation(
+        np.pad(dark, 1, constant_values=True), structure=np.ones((3, 3))
+    )[1:-1, 1:-1]
     at_edge = np.isin(np.arange(count + 1), regions[beside])
     shadow = (deepest > depth) & at_edge & (size < LARGEST * np.count_nonzero(~dark))
     shadow[0] = False
     grown = shadow[regions]
-    return ndimage.binary_dilation(grown, structure=np.ones((3, 3)), iterations=GROW) if grown.any() else grown
+    return (
+        ndimage.binary_dilation(grown, structure=np.ones((3, 3)), iterations=GROW)
+        if grown.any()
+        else grown
+    )
 
 
 def _moved(cells: Cells, shift: npt.NDArray[np.float64]) -> Cells:
@@ -98,7 +113,10 @@ def _moved(cells: Cells, shift: npt.NDArray[np.float64]) -> Cells:
     out = np.zeros_like(cells)
     for dy in {int(np.floor(shift[1] / CELL)), int(np.ceil(shift[1] / CELL))}:
         for dx in {int(np.floor(shift[0] / CELL)), int(np.ceil(shift[0] / CELL))}:
-            (to_y, from_y), (to_x, from_x) = _overlap(dy, cells.shape[0]), _overlap(dx, cells.shape[1])
+            (to_y, from_y), (to_x, from_x) = (
+                _overlap(dy, cells.shape[0]),
+                _overlap(dx, cells.shape[1]),
+            )
             out[to_y, to_x] = np.maximum(out[to_y, to_x], cells[from_y, from_x])
     return out
 

@@ -16,11 +16,17 @@ from gdask.types import Flags, Mask, Pixels
 _BRIGHT = np.uint16(DQ.NON_LINEAR | DQ.SATURATED)
 _SATURATED = np.uint16(DQ.SATURATED)
 _DEFECTS = np.uint16(DQ.BAD_PIXEL | DQ.NO_DATA | DQ.UNILLUMINATED)
-_NON_LINEAR_BIT, _SATURATED_BIT, _NO_DATA_BIT = int(DQ.NON_LINEAR), int(DQ.SATURATED), int(DQ.NO_DATA)
+_NON_LINEAR_BIT, _SATURATED_BIT, _NO_DATA_BIT = (
+    int(DQ.NON_LINEAR),
+    int(DQ.SATURATED),
+    int(DQ.NO_DATA),
+)
 
 
 @njit(cache=True, nogil=True)
-def _flag_levels(data: npt.NDArray[np.float32], flags: Flags, non_linear: float, saturated: float) -> None:
+def _flag_levels(
+    data: npt.NDArray[np.float32], flags: Flags, non_linear: float, saturated: float
+) -> None:
     for i in range(data.size):
         value = data[i]
         bit = 0
@@ -33,20 +39,30 @@ def _flag_levels(data: npt.NDArray[np.float32], flags: Flags, non_linear: float,
         flags[i] |= np.uint16(bit)
 
 
-def flag_levels(data: npt.ArrayLike, bpm: Flags | None, non_linear: float, saturated: float) -> Flags:
+def flag_levels(
+    data: npt.ArrayLike, bpm: Flags | None, non_linear: float, saturated: float
+) -> Flags:
     """DQ of a plane (any shape): the bits of `bpm`, with 4 at or above `saturated`, 2 from `non_linear` to below it.
 
     Both levels are in the units of `data` (inf: no such level). NaN and infinite pixels are no data (16).
     """
-    flags = np.zeros(np.shape(data), dtype=np.uint16) if bpm is None else np.array(bpm, dtype=np.uint16, order="C")
+    flags = (
+        np.zeros(np.shape(data), dtype=np.uint16)
+        if bpm is None
+        else np.array(bpm, dtype=np.uint16, order="C")
+    )
     (values,) = rows(data)
     if flags.size != values.size:
-        raise GdaskError(f"a bad-pixel mask of shape {np.shape(bpm)} for data of {np.shape(data)}: cut it to the data")
+        raise GdaskError(
+            f"a bad-pixel mask of shape {np.shape(bpm)} for data of {np.shape(data)}: cut it to the data"
+        )
     _flag_levels(values, flags.reshape(-1), float(non_linear), float(saturated))
     return flags
 
 
-def hidden_saturation(data: npt.ArrayLike, dq: Flags, non_linear: float, max_size: int = 10000) -> Flags:
+def hidden_saturation(
+    data: npt.ArrayLike, dq: Flags, non_linear: float, max_size: int = 10000
+) -> Flags:
     """4 in the holes of saturated blobs, 0 elsewhere: grossly saturated cores read low in Fowler sampling.
 
     `dq` (ny, nx) holds the plane's level and bad-pixel flags, `non_linear` is the level that made its bit 2. A hole is
@@ -70,7 +86,9 @@ def hidden_saturation(data: npt.ArrayLike, dq: Flags, non_linear: float, max_siz
     return flags
 
 
-def _saturated_blobs(blobs: npt.NDArray[np.int32], saturated: Mask, bad: Mask) -> npt.NDArray[np.intp]:
+def _saturated_blobs(
+    blobs: npt.NDArray[np.int32], saturated: Mask, bad: Mask
+) -> npt.NDArray[np.intp]:
     """Labels of the blobs that can have a hole: four pixels or more, saturated somewhere, not mostly defects."""
     bright = np.flatnonzero(blobs)
     label = blobs.reshape(-1)[bright]
@@ -105,7 +123,11 @@ def _wall(regions: npt.NDArray[np.int32], wall: Mask) -> npt.NDArray[np.intp]:
 
 
 def saturation_mask(
-    data: npt.ArrayLike, bpm: Flags | None, non_linear: float, saturated: float, include_non_linear: bool = False
+    data: npt.ArrayLike,
+    bpm: Flags | None,
+    non_linear: float,
+    saturated: float,
+    include_non_linear: bool = False,
 ) -> Mask:
     """Pixels of a raw plane (ny, nx) that may leave persistence in later frames: saturated, hidden saturation included.
 
@@ -129,7 +151,9 @@ def unpack_mask(packed: npt.NDArray[np.uint8], shape: tuple[int, int]) -> Mask:
     return unpack_window(packed, shape, (0, nx, 0, ny))
 
 
-def unpack_window(packed: npt.NDArray[np.uint8], shape: tuple[int, int], window: tuple[int, int, int, int]) -> Mask:
+def unpack_window(
+    packed: npt.NDArray[np.uint8], shape: tuple[int, int], window: tuple[int, int, int, int]
+) -> Mask:
     """A window of a packed mask of `shape` (ny, nx).
 
     `window` is (x1, x2, y1, y2), 0-based and half-open as sections are, in the packed mask's own pixels. It may reach
@@ -144,12 +168,16 @@ def unpack_window(packed: npt.NDArray[np.uint8], shape: tuple[int, int], window:
     bits = np.frombuffer(zlib.decompress(packed.tobytes()), dtype=np.uint8)
     first = bottom * nx // 8
     skip = bottom * nx - 8 * first
-    band = np.unpackbits(bits[first : -(-top * nx // 8)])[skip : skip + (top - bottom) * nx].reshape(-1, nx)
+    band = np.unpackbits(bits[first : -(-top * nx // 8)])[
+        skip : skip + (top - bottom) * nx
+    ].reshape(-1, nx)
     out[bottom - y1 : top - y1, left - x1 : right - x1] = band[:, left:right]
     return out
 
 
-def border_mask(shape: tuple[int, int], x1: int, y1: int, full_shape: tuple[int, int], width: int) -> Mask:
+def border_mask(
+    shape: tuple[int, int], x1: int, y1: int, full_shape: tuple[int, int], width: int
+) -> Mask:
     """True within `width` pixels of the *full* array's edge, for a sub-array of `shape` (ny, nx).
 
     The sub-array's first pixel is at 0-based (x1, y1) of the full array of `full_shape` (ny, nx).
@@ -161,7 +189,9 @@ def border_mask(shape: tuple[int, int], x1: int, y1: int, full_shape: tuple[int,
     return outer_y[:, None] | outer_x[None, :]
 
 
-def circle_mask(shape: tuple[int, int], x1: int, y1: int, centre: tuple[float, float], radius: float) -> Mask:
+def circle_mask(
+    shape: tuple[int, int], x1: int, y1: int, centre: tuple[float, float], radius: float
+) -> Mask:
     """True outside a circle of `centre` (x, y) and `radius` (0-based pixels of the full array), for a sub-array of `shape`.
 
     The sub-array's first pixel is at 0-based (x1, y1) of the full array.

@@ -22,7 +22,9 @@ from gdask.types import Image
 SPACING = 64
 
 
-def area_factors(geometry: Geometry, grid: Grid, window: Window, reference: float) -> tuple[Image, Image]:
+def area_factors(
+    geometry: Geometry, grid: Grid, window: Window, reference: float
+) -> tuple[Image, Image]:
     """Factors of data and of variance, float32 (y2 - y1, x2 - x1), for the pixels of a window of the grid.
 
     reference: A_ref, arcsec^2. Nodes lie on multiples of SPACING, so that a pixel has the same bits in any window.
@@ -36,7 +38,9 @@ def area_factors(geometry: Geometry, grid: Grid, window: Window, reference: floa
     factors = []
     for nodes in (moved, moved * static / reference):
         nodes = np.where(np.isfinite(nodes) & (nodes > 0.5) & (nodes < 2.0), nodes, 1.0)
-        factors.append(_between(plain(nodes, np.float64), y1, y2, x1, x2, int(ynodes[0]), int(xnodes[0])))
+        factors.append(
+            _between(plain(nodes, np.float64), y1, y2, x1, x2, int(ynodes[0]), int(xnodes[0]))
+        )
     return factors[0], factors[1]
 
 
@@ -45,7 +49,9 @@ def _around(start: int, stop: int) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def _between(nodes: Floats, y1: int, y2: int, x1: int, x2: int, first_y: int, first_x: int) -> Image:
+def _between(
+    nodes: Floats, y1: int, y2: int, x1: int, x2: int, first_y: int, first_x: int
+) -> Image:
     """Linear interpolation of lattice values, along y and then along x."""
     out = np.empty((y2 - y1, x2 - x1), np.float32)
     row = np.empty(nodes.shape[1])

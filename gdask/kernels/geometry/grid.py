@@ -110,14 +110,25 @@ def _bounds(x: Floats, y: Floats, margin: int, shape: tuple[int, int]) -> Window
     if not known.any():
         return None
     x1, y1 = (max(0, math.floor(v[known].min() + 0.5) - margin) for v in (x, y))
-    x2, y2 = (min(n, math.ceil(v[known].max() + 0.5) + margin) for v, n in ((x, shape[1]), (y, shape[0])))
+    x2, y2 = (
+        min(n, math.ceil(v[known].max() + 0.5) + margin) for v, n in ((x, shape[1]), (y, shape[0]))
+    )
     return (y1, y2, x1, x2) if x1 < x2 and y1 < y2 else None
 
 
 def pack_grid(grid: Grid) -> Floats:
     """The grid as one array for compiled code: RA, sin Dec, cos Dec, cos PA, sin PA, scale, x_ref, y_ref."""
     d, p = math.radians(grid.dec), math.radians(grid.pa)
-    values = [grid.ra, math.sin(d), math.cos(d), math.cos(p), math.sin(p), grid.scale, grid.x_ref, grid.y_ref]
+    values = [
+        grid.ra,
+        math.sin(d),
+        math.cos(d),
+        math.cos(p),
+        math.sin(p),
+        grid.scale,
+        grid.x_ref,
+        grid.y_ref,
+    ]
     return np.array(values, np.float64)
 
 

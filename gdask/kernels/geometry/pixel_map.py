@@ -19,7 +19,9 @@ SPACING = 32
 MOST_ERROR: Pixels = 1e-4
 
 
-def pixel_map(geometry: Geometry, grid: Grid, window: Window, spacing: int = SPACING) -> tuple[Floats, Floats]:
+def pixel_map(
+    geometry: Geometry, grid: Grid, window: Window, spacing: int = SPACING
+) -> tuple[Floats, Floats]:
     """Array coordinates (ymap, xmap) that the pixels of a window of the grid show: 0-based frame pixels, float64.
 
     window: (y1, y2, x1, x2). NaN where the inverse distortion does not converge, far outside the array.
@@ -27,7 +29,9 @@ def pixel_map(geometry: Geometry, grid: Grid, window: Window, spacing: int = SPA
     y1, y2, x1, x2 = window
     first_y, first_x = y1 // spacing - 1, x1 // spacing - 1
     count = ((y2 - 1) // spacing + 3 - first_y, (x2 - 1) // spacing + 3 - first_x)
-    ynodes, xnodes = _nodes(*pack(geometry), pack_grid(grid), first_y, first_x, count[0], count[1], spacing)
+    ynodes, xnodes = _nodes(
+        *pack(geometry), pack_grid(grid), first_y, first_x, count[0], count[1], spacing
+    )
     weights = _lagrange(np.arange(spacing) / spacing)
     place = weights, first_y, first_x, y1, y2, x1, x2
     return _interpolate(ynodes, *place), _interpolate(xnodes, *place)
@@ -57,7 +61,9 @@ def map_error(geometry: Geometry, grid: Grid, window: Window, spacing: int = SPA
 def _between(start: int, stop: int, step: int) -> np.ndarray:
     """Odd multiples of half a node spacing in [start, stop), and the ends."""
     inner = np.arange(start // step * step, stop, step)
-    return np.unique(np.concatenate([inner[(inner >= start) & (inner // step % 2 == 1)], [start, stop - 1]]))
+    return np.unique(
+        np.concatenate([inner[(inner >= start) & (inner // step % 2 == 1)], [start, stop - 1]])
+    )
 
 
 def _lagrange(t: Floats) -> Floats:
@@ -67,7 +73,9 @@ def _lagrange(t: Floats) -> Floats:
 
 
 @njit(cache=True, nogil=True)
-def _exact(c: Floats, k: Floats, p: Floats, q: Floats, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+def _exact(
+    c: Floats, k: Floats, p: Floats, q: Floats, x: Floats, y: Floats
+) -> tuple[Floats, Floats]:
     out_y, out_x = np.empty_like(x), np.empty_like(x)
     for n in range(x.size):
         ra, dec = grid_sky_point(q, x[n], y[n])
@@ -77,13 +85,23 @@ def _exact(c: Floats, k: Floats, p: Floats, q: Floats, x: Floats, y: Floats) -> 
 
 @njit(cache=True, nogil=True)
 def _nodes(
-    c: Floats, k: Floats, p: Floats, q: Floats, first_y: int, first_x: int, ny: int, nx: int, spacing: int
+    c: Floats,
+    k: Floats,
+    p: Floats,
+    q: Floats,
+    first_y: int,
+    first_x: int,
+    ny: int,
+    nx: int,
+    spacing: int,
 ) -> tuple[Floats, Floats]:
     """Array coordinates at the lattice points (first_y + j, first_x + i) * spacing of the grid."""
     ynodes, xnodes = np.empty((ny, nx)), np.empty((ny, nx))
     for j in range(ny):
         for i in range(nx):
-            ra, dec = grid_sky_point(q, float((first_x + i) * spacing), float((first_y + j) * spacing))
+            ra, dec = grid_sky_point(
+                q, float((first_x + i) * spacing), float((first_y + j) * spacing)
+            )
             xnodes[j, i], ynodes[j, i] = array_point(c, k, p, ra, dec)
     return ynodes, xnodes
 
@@ -100,9 +118,16 @@ def _interpolate(
         j = y // spacing - 1 - first_y
         w = weights[y % spacing]
         for i in range(row.size):
-            row[i] = w[0] * nodes[j, i] + w[1] * nodes[j + 1, i] + w[2] * nodes[j + 2, i] + w[3] * nodes[j + 3, i]
+            row[i] = (
+                w[0] * nodes[j, i]
+                + w[1] * nodes[j + 1, i]
+                + w[2] * nodes[j + 2, i]
+                + w[3] * nodes[j + 3, i]
+            )
         for x in range(x1, x2):
             i = x // spacing - 1 - first_x
             v = weights[x % spacing]
-            out[y - y1, x - x1] = v[0] * row[i] + v[1] * row[i + 1] + v[2] * row[i + 2] + v[3] * row[i + 3]
+            out[y - y1, x - x1] = (
+                v[0] * row[i] + v[1] * row[i + 1] + v[2] * row[i + 2] + v[3] * row[i + 3]
+            )
     return out

@@ -59,7 +59,9 @@ def to_dict(geometry: Geometry) -> dict[str, Any]:
 
 def from_dict(values: dict[str, Any]) -> Geometry:
     """The geometry that `to_dict` wrote."""
-    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()}
+    plain: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()
+    }
     return Geometry(**plain)
 
 
@@ -88,12 +90,16 @@ def pixel_area(geometry: Geometry, x: npt.ArrayLike, y: npt.ArrayLike) -> Floats
     return _each(_area_points, pack(geometry), x, y)[0]
 
 
-def tangent_plane(ra: npt.ArrayLike, dec: npt.ArrayLike, ra0: Degrees, dec0: Degrees) -> tuple[Floats, Floats]:
+def tangent_plane(
+    ra: npt.ArrayLike, dec: npt.ArrayLike, ra0: Degrees, dec0: Degrees
+) -> tuple[Floats, Floats]:
     """RA, Dec (degrees) -> xi, eta (arcsec, East and North) about (ra0, dec0); NaN on the other hemisphere."""
     return _each(_project_points, (_pointing(ra0, dec0, 0.0),), ra, dec)
 
 
-def tangent_sky(xi: npt.ArrayLike, eta: npt.ArrayLike, ra0: Degrees, dec0: Degrees) -> tuple[Floats, Floats]:
+def tangent_sky(
+    xi: npt.ArrayLike, eta: npt.ArrayLike, ra0: Degrees, dec0: Degrees
+) -> tuple[Floats, Floats]:
     """xi, eta (arcsec, East and North) about (ra0, dec0) -> RA, Dec (degrees)."""
     return _each(_deproject_points, (_pointing(ra0, dec0, 0.0),), xi, eta)
 
@@ -104,7 +110,9 @@ def pack(geometry: Geometry) -> tuple[Floats, Floats, Floats]:
 
     Static and fitted coefficients [axis, power of y, power of x], and (RA, sin Dec, cos Dec, cos PA, sin PA, x0, y0).
     """
-    point = np.concatenate([_pointing(geometry.ra, geometry.dec, geometry.pa), [geometry.x0, geometry.y0]])
+    point = np.concatenate(
+        [_pointing(geometry.ra, geometry.dec, geometry.pa), [geometry.x0, geometry.y0]]
+    )
     arrays = (
         _coefficients(geometry.distortion_x, geometry.distortion_y),
         _coefficients(geometry.correction_x, geometry.correction_y),
@@ -124,7 +132,9 @@ def polynomial_order(count: int) -> int:
     """Order of a complete polynomial in x and y with `count` terms (-1: none); GdaskError if no order has so many."""
     order = (math.isqrt(8 * count + 1) - 3) // 2
     if (order + 1) * (order + 2) // 2 != count:
-        raise GdaskError(f"a polynomial in x and y came with {count} terms; expected 1, 3, 6, 10 ...: give all terms")
+        raise GdaskError(
+            f"a polynomial in x and y came with {count} terms; expected 1, 3, 6, 10 ...: give all terms"
+        )
     return order
 
 
@@ -142,7 +152,9 @@ def _coefficients(cx: tuple[float, ...], cy: tuple[float, ...]) -> Floats:
     return out
 
 
-def _each(points: Any, packed: tuple[Floats, ...], a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[Floats, Floats]:
+def _each(
+    points: Any, packed: tuple[Floats, ...], a: npt.ArrayLike, b: npt.ArrayLike
+) -> tuple[Floats, Floats]:
     """Call a compiled loop over points on broadcast float64 inputs and give its results the inputs' shape."""
     a, b = np.broadcast_arrays(np.asarray(a, np.float64), np.asarray(b, np.float64))
     out_a, out_b = points(*packed, np.ascontiguousarray(a).ravel(), np.ascontiguousarray(b).ravel())
@@ -169,7 +181,9 @@ def _polynomial(c: Floats, x: float, y: float) -> tuple[float, float, float]:
 
 
 @njit(cache=True, nogil=True)
-def plane_point(c: Floats, k: Floats, xf: float, yf: float) -> tuple[float, float, float, float, float, float]:
+def plane_point(
+    c: Floats, k: Floats, xf: float, yf: float
+) -> tuple[float, float, float, float, float, float]:
     """Plane position (arcsec) of a full-array pixel, and its derivatives: xp, yp, dxp/dx, dxp/dy, dyp/dx, dyp/dy."""
     xs, a, b = _polynomial(c[0], xf, yf)
     ys, d, e = _polynomial(c[1], xf, yf)
@@ -277,7 +291,9 @@ def _sky_points(c: Floats, k: Floats, p: Floats, x: Floats, y: Floats) -> tuple[
 
 
 @njit(cache=True, nogil=True)
-def _array_points(c: Floats, k: Floats, p: Floats, ra: Floats, dec: Floats) -> tuple[Floats, Floats]:
+def _array_points(
+    c: Floats, k: Floats, p: Floats, ra: Floats, dec: Floats
+) -> tuple[Floats, Floats]:
     x, y = np.empty_like(ra), np.empty_like(ra)
     for n in range(ra.size):
         x[n], y[n] = array_point(c, k, p, ra[n], dec[n])

@@ -30,7 +30,9 @@ FIT_POINTS = 33
 SQUARE = 1e-4
 
 
-def array_wcs(geometry: Geometry, shape: tuple[int, int], radesys: str = "FK5") -> tuple[Header, Pixels]:
+def array_wcs(
+    geometry: Geometry, shape: tuple[int, int], radesys: str = "FK5"
+) -> tuple[Header, Pixels]:
     """TAN-SIP cards for one array of `shape` (ny, nx), and their greatest error over the array (pixels).
 
     A cubic static distortion is exact in SIP about the pixel where the plane is zero (CRVAL is the pointing then).
@@ -60,7 +62,9 @@ def wcs_objects(
     geometries: Sequence[Geometry], shapes: Sequence[tuple[int, int]], radesys: str = "FK5"
 ) -> tuple[WCS, ...]:
     """An astropy WCS of each array (0-based pixels in astropy's usual calls). Not thread-safe: one copy per task."""
-    return tuple(WCS(array_wcs(g, shape, radesys)[0]) for g, shape in zip(geometries, shapes, strict=True))
+    return tuple(
+        WCS(array_wcs(g, shape, radesys)[0]) for g, shape in zip(geometries, shapes, strict=True)
+    )
 
 
 def grid_header(grid: Grid, radesys: str = "FK5") -> Header:
@@ -81,16 +85,22 @@ def grid_from_header(header: Header, name: str = "reference") -> Grid:
     """
     axes = tuple(str(header.get(f"CTYPE{axis}")) for axis in (1, 2))
     if axes != ("RA---TAN", "DEC--TAN"):
-        raise GdaskError(f"{name}: axes are {axes}; expected RA---TAN, DEC--TAN: give an image with a plain TAN WCS")
+        raise GdaskError(
+            f"{name}: axes are {axes}; expected RA---TAN, DEC--TAN: give an image with a plain TAN WCS"
+        )
     if "NAXIS1" not in header or "NAXIS2" not in header:
-        raise GdaskError(f"{name}: NAXIS1 or NAXIS2 is missing; expected the size of an image: name an image extension")
+        raise GdaskError(
+            f"{name}: NAXIS1 or NAXIS2 is missing; expected the size of an image: name an image extension"
+        )
     wcs = WCS(header, naxis=2)
     cd = wcs.pixel_scale_matrix
     scale = math.sqrt(abs(np.linalg.det(cd)))
     pa = math.atan2(cd[0, 1] + cd[1, 0], cd[1, 1] - cd[0, 0])
     square = np.array([[-math.cos(pa), math.sin(pa)], [math.sin(pa), math.cos(pa)]]) * scale
     if not scale > 0 or np.abs(cd - square).max() > SQUARE * scale:
-        raise GdaskError(f"{name}: CD is {cd.tolist()}; expected square pixels, East left of North: resample it first")
+        raise GdaskError(
+            f"{name}: CD is {cd.tolist()}; expected square pixels, East left of North: resample it first"
+        )
     (ra, dec), (x, y) = wcs.wcs.crval, wcs.wcs.crpix - 1
     shape = (int(header["NAXIS2"]), int(header["NAXIS1"]))
     return Grid(float(ra), float(dec), math.degrees(pa), scale * 3600, float(x), float(y), shape)
@@ -111,10 +121,15 @@ def _fit(u: Floats, v: Floats, values: Floats, order: int) -> list[dict[tuple[in
     unit = max(np.abs(u).max(), np.abs(v).max())
     matrix = np.stack([(u / unit) ** i * (v / unit) ** j for i, j in terms], axis=1)
     solution = np.linalg.lstsq(matrix, values.T, rcond=None)[0]
-    return [{(i, j): c / unit ** (i + j) for (i, j), c in zip(terms, row, strict=True)} for row in solution.T]
+    return [
+        {(i, j): c / unit ** (i + j) for (i, j), c in zip(terms, row, strict=True)}
+        for row in solution.T
+    ]
 
 
-def _combine(matrix: Floats, polynomials: list[dict[tuple[int, int], float]]) -> list[dict[tuple[int, int], float]]:
+def _combine(
+    matrix: Floats, polynomials: list[dict[tuple[int, int], float]]
+) -> list[dict[tuple[int, int], float]]:
     """The polynomials of matrix @ (p0, p1)."""
     first, second = polynomials
     return [{key: a * first[key] + b * second[key] for key in first} for a, b in matrix]
@@ -140,7 +155,11 @@ def _tan_cards(
 
 
 def _sip_cards(
-    header: Header, names: tuple[str, str], polynomials: list[dict[tuple[int, int], float]], order: int, lowest: int
+    header: Header,
+    names: tuple[str, str],
+    polynomials: list[dict[tuple[int, int], float]],
+    order: int,
+    lowest: int,
 ) -> None:
     """Add SIP coefficients from order `lowest` to `order`."""
     for name, polynomial in zip(names, polynomials, strict=True):

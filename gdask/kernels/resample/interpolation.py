@@ -26,10 +26,16 @@ def weights(interpolation: str) -> Image:
     Raises GdaskError for an unknown name.
     """
     if interpolation not in TAPS:
-        raise GdaskError(f"interpolation came as {interpolation!r}; expected one of {', '.join(TAPS)}")
+        raise GdaskError(
+            f"interpolation came as {interpolation!r}; expected one of {', '.join(TAPS)}"
+        )
     taps = np.arange(1.0 - TAPS[interpolation] // 2, 1 + TAPS[interpolation] // 2)
     phase = np.linspace(0, 1, PHASES + 1)
-    table = _lagrange(phase, taps) if interpolation == "quintic" else _kernel(interpolation, phase, taps)
+    table = (
+        _lagrange(phase, taps)
+        if interpolation == "quintic"
+        else _kernel(interpolation, phase, taps)
+    )
     table = (table / table.sum(axis=1, keepdims=True)).astype(np.float32)
     table.setflags(write=False)
     return table
@@ -50,7 +56,9 @@ def lag_correlation(interpolation: str) -> Floats:
     size, mean over all sub-pixel phases. With all lags of both signs it sums to 1; two axes multiply."""
     table = weights(interpolation)[:-1].astype(float)
     taps = table.shape[1]
-    return np.array([np.mean(np.sum(table[:, lag:] * table[:, : taps - lag], axis=1)) for lag in range(taps)])
+    return np.array(
+        [np.mean(np.sum(table[:, lag:] * table[:, : taps - lag], axis=1)) for lag in range(taps)]
+    )
 
 
 def aperture_noise(interpolation: str, radius: float) -> float:
@@ -63,7 +71,9 @@ def aperture_noise(interpolation: str, radius: float) -> float:
     disk = np.clip(radius + 0.5 - np.hypot(y, x), 0, 1)
     lags = lag_correlation(interpolation)
     kernel = np.concatenate([lags[:0:-1], lags])
-    smooth = np.apply_along_axis(np.convolve, 0, np.apply_along_axis(np.convolve, 1, disk, kernel), kernel)
+    smooth = np.apply_along_axis(
+        np.convolve, 0, np.apply_along_axis(np.convolve, 1, disk, kernel), kernel
+    )
     reached = lags.size - 1
     inside = smooth[reached : reached + disk.shape[0], reached : reached + disk.shape[1]]
     return float(np.sqrt(np.sum(disk * inside) / np.sum(disk * disk)))
@@ -75,7 +85,11 @@ def _kernel(interpolation: str, phase: Floats, taps: Floats) -> Floats:
     if interpolation == "bilinear":
         return np.maximum(1 - t, 0)
     if interpolation == "cubic":
-        return np.where(t < 1, (1.5 * t - 2.5) * t * t + 1, np.where(t < 2, ((-0.5 * t + 2.5) * t - 4) * t + 2, 0))
+        return np.where(
+            t < 1,
+            (1.5 * t - 2.5) * t * t + 1,
+            np.where(t < 2, ((-0.5 * t + 2.5) * t - 4) * t + 2, 0),
+        )
     return np.where(t < 3, np.sinc(t) * np.sinc(t / 3), 0)
 
 

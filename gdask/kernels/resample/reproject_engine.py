@@ -31,7 +31,10 @@ class PixelMapWCS(BaseLowLevelWCS):
     world_axis_physical_types = ("custom:output.x", "custom:output.y")
     world_axis_units = ("pix", "pix")
     world_axis_object_components = (("x", 0, "value"), ("y", 0, "value"))
-    world_axis_object_classes = {"x": (Quantity, (), {"unit": "pix"}), "y": (Quantity, (), {"unit": "pix"})}  # noqa: RUF012
+    world_axis_object_classes = {
+        "x": (Quantity, (), {"unit": "pix"}),
+        "y": (Quantity, (), {"unit": "pix"}),
+    }
 
     def __init__(self, maps: tuple[Floats, Floats] | None = None) -> None:
         self.maps = maps
@@ -90,7 +93,9 @@ def resample_reprojected(
     mended = np.where(np.isnan(mended), np.nan_to_num(np.stack([data, variance])), mended)
     bits = [bit for bit in range(16) if np.any(dq >> bit & 1)]
     shares = np.array([dq >> bit & 1 for bit in bits], np.float32).reshape(-1, *dq.shape)
-    out = resample_planes(np.concatenate([mended, shares]), ymap - origin[0], xmap - origin[1], interpolation)
+    out = resample_planes(
+        np.concatenate([mended, shares]), ymap - origin[0], xmap - origin[1], interpolation
+    )
     out_dq = np.where(np.isnan(out[0]), np.uint16(DQ.NO_DATA), np.uint16(0))
     for bit, plane in zip(bits, np.nan_to_num(out[2:]), strict=True):
         out_dq |= (np.abs(plane) > threshold).astype(np.uint16) << np.uint16(bit)

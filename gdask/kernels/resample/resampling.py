@@ -61,7 +61,9 @@ def resample(
     near = _flags_near(dq, mended, table.shape[1])
     maps = plain(ymap, np.float64), plain(xmap, np.float64)
     scales = float(threshold), float(area_ratio), float(origin[0]), float(origin[1])
-    return _resample(data, variance, dq, mended, mended_var, near, *maps, table, (0,) * table.shape[1], *scales)
+    return _resample(
+        data, variance, dq, mended, mended_var, near, *maps, table, (0,) * table.shape[1], *scales
+    )
 
 
 def mend(data: Image, variance: Image, dq: Flags) -> tuple[Image, Image]:
@@ -83,14 +85,18 @@ def resample_mask(mask: Mask, ymap: Floats, xmap: Floats, origin: tuple[int, int
     return _nearest(plain(mask, np.bool_), *maps, float(origin[0]), float(origin[1]))
 
 
-def planes(data: Image, variance: Image, dq: Flags, ymap: Floats, xmap: Floats) -> tuple[Image, Image, Flags]:
+def planes(
+    data: Image, variance: Image, dq: Flags, ymap: Floats, xmap: Floats
+) -> tuple[Image, Image, Flags]:
     """The planes in the memory layout of compiled code, pixels that are not finite flagged NO_DATA.
 
     Raises GdaskError where shapes differ (compiled code would read beyond the smaller one).
     """
     if not (data.shape == variance.shape == dq.shape and ymap.shape == xmap.shape):
         shapes = ", ".join(str(a.shape) for a in (data, variance, dq, ymap, xmap))
-        raise GdaskError(f"data, variance, dq, ymap, xmap are {shapes}; expected one shape for planes, one for maps")
+        raise GdaskError(
+            f"data, variance, dq, ymap, xmap are {shapes}; expected one shape for planes, one for maps"
+        )
     known = np.isfinite(data) & np.isfinite(variance)
     dq = dq if known.all() else np.where(known, dq, dq | np.uint16(_NO_DATA))
     return plain(data, np.float32), plain(variance, np.float32), plain(dq, np.uint16)
@@ -120,10 +126,22 @@ def _estimate(data: Image, variance: Image, usable: Mask, y: int, x: int) -> tup
                 total += data[b, a]
                 noise += variance[b, a]
                 good += 1
-    if 2 <= x < nx - 2 and usable[y, x - 2] and usable[y, x - 1] and usable[y, x + 1] and usable[y, x + 2]:
+    if (
+        2 <= x < nx - 2
+        and usable[y, x - 2]
+        and usable[y, x - 1]
+        and usable[y, x + 1]
+        and usable[y, x + 2]
+    ):
         value += (4.0 * (data[y, x - 1] + data[y, x + 1]) - data[y, x - 2] - data[y, x + 2]) / 6.0
         count += 1
-    if 2 <= y < ny - 2 and usable[y - 2, x] and usable[y - 1, x] and usable[y + 1, x] and usable[y + 2, x]:
+    if (
+        2 <= y < ny - 2
+        and usable[y - 2, x]
+        and usable[y - 1, x]
+        and usable[y + 1, x]
+        and usable[y + 2, x]
+    ):
         value += (4.0 * (data[y - 1, x] + data[y + 1, x]) - data[y - 2, x] - data[y + 2, x]) / 6.0
         count += 1
     if count > 0:
@@ -240,7 +258,9 @@ def _sum(
 
 
 @njit(cache=True, nogil=True)
-def _sum_inside(data: Image, variance: Image, wy: Image, wx: Image, top: int, left: int) -> tuple[float, float, float]:
+def _sum_inside(
+    data: Image, variance: Image, wy: Image, wx: Image, top: int, left: int
+) -> tuple[float, float, float]:
     """Sum of weights, of weight * data and of weight^2 * variance over pixels that are inside and finite."""
     good = value = noise = 0.0
     for a in range(max(0, -top), min(wy.size, data.shape[0] - top)):
@@ -255,7 +275,9 @@ def _sum_inside(data: Image, variance: Image, wy: Image, wx: Image, top: int, le
 
 
 @njit(cache=True, nogil=True)
-def _flags(dq: Flags, wy: Image, wx: Image, top: int, left: int, threshold: float, share: Floats) -> int:
+def _flags(
+    dq: Flags, wy: Image, wx: Image, top: int, left: int, threshold: float, share: Floats
+) -> int:
     """DQ bits whose pixels hold more than `threshold` of the absolute weight. share: work space, one weight per bit."""
     share[:] = 0.0
     total = 0.0

@@ -110,7 +110,9 @@ def cell_medians(
     ny, nx = data.shape
     block = max(1, -(-ny // cells.shape[0]))
     if good.shape != data.shape or -(-nx // block) != cells.shape[1]:
-        raise GdaskError(f"cell_medians: data {data.shape}, good {good.shape} and cells {cells.shape} do not agree")
+        raise GdaskError(
+            f"cell_medians: data {data.shape}, good {good.shape} and cells {cells.shape} do not agree"
+        )
     inside = cells[cells >= 0]
     if not inside.size:
         return np.zeros(0, np.int64), np.zeros(0), np.zeros(0), np.zeros(0, np.int64)
@@ -146,7 +148,9 @@ def _groups(unit: np.ndarray, cell: np.ndarray, units: int, cells: int) -> np.nd
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _cell_means(cell: np.ndarray, value: np.ndarray, weight: np.ndarray, cells: int) -> tuple[np.ndarray, np.ndarray]:
+def _cell_means(
+    cell: np.ndarray, value: np.ndarray, weight: np.ndarray, cells: int
+) -> tuple[np.ndarray, np.ndarray]:
     total, norm = np.zeros(cells), np.zeros(cells)
     for m in range(cell.size):
         total[cell[m]] += weight[m] * value[m]
@@ -159,7 +163,12 @@ def _cell_means(cell: np.ndarray, value: np.ndarray, weight: np.ndarray, cells: 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _pull(
-    unit: np.ndarray, cell: np.ndarray, value: np.ndarray, weight: np.ndarray, units: int, cells: int
+    unit: np.ndarray,
+    cell: np.ndarray,
+    value: np.ndarray,
+    weight: np.ndarray,
+    units: int,
+    cells: int,
 ) -> np.ndarray:
     """Per unit, the sum of weight x (value - mean of the cell)."""
     mean, _ = _cell_means(cell, value, weight, cells)
@@ -170,7 +179,12 @@ def _pull(
 
 
 def _least_squares(
-    unit: np.ndarray, cell: np.ndarray, level: np.ndarray, weight: np.ndarray, units: int, cells: int
+    unit: np.ndarray,
+    cell: np.ndarray,
+    level: np.ndarray,
+    weight: np.ndarray,
+    units: int,
+    cells: int,
 ) -> np.ndarray:
     """Offsets by conjugate gradients from zero: every sum in one order, so always the same bits."""
     offset = np.zeros(units)
@@ -193,7 +207,9 @@ def _least_squares(
     return offset
 
 
-def solve_levels(unit: np.ndarray, cell: np.ndarray, level: np.ndarray, error: np.ndarray) -> Levels:
+def solve_levels(
+    unit: np.ndarray, cell: np.ndarray, level: np.ndarray, error: np.ndarray
+) -> Levels:
     """Offsets that make the levels of the units agree in every cell that they share.
 
     One row per unit and cell: unit (0..n-1: a frame, or an array of a frame), cell number, median level and its error
@@ -204,7 +220,10 @@ def solve_levels(unit: np.ndarray, cell: np.ndarray, level: np.ndarray, error: n
     unit, cell = np.asarray(unit, np.int64), np.asarray(cell, np.int64)
     units = int(unit.max()) + 1 if len(unit) else 0
     numbers, cell = np.unique(cell, return_inverse=True)
-    level, variance = np.asarray(level, float), np.maximum(np.square(np.asarray(error, float)), 1e-12)
+    level, variance = (
+        np.asarray(level, float),
+        np.maximum(np.square(np.asarray(error, float)), 1e-12),
+    )
     shared = np.bincount(cell, minlength=len(numbers))[cell] >= 2
     u, c, v, base = unit[shared], cell[shared].astype(np.int64), level[shared], 1 / variance[shared]
     weight, offset, rms = base, np.zeros(units), 0.0
@@ -223,4 +242,9 @@ def solve_levels(unit: np.ndarray, cell: np.ndarray, level: np.ndarray, error: n
     norm = np.bincount(u, base, minlength=units)
     whole = np.maximum(np.bincount(group, norm, minlength=units), 1e-300)
     mean = np.bincount(group, offset * norm, minlength=units) / whole
-    return Levels(offset - mean[group], group, np.bincount(u, weight > 0, minlength=units).astype(np.int64), rms)
+    return Levels(
+        offset - mean[group],
+        group,
+        np.bincount(u, weight > 0, minlength=units).astype(np.int64),
+        rms,
+    )

@@ -48,7 +48,9 @@ def judge(cells: Floats, skies: Floats | None, times: Floats, sky_times: Floats)
     level = np.quantile(flat, DARKEST, axis=(1, 2, 3), keepdims=True)
     share = float(np.mean(flat > level * (1 + FAINT)))
     excess = np.median(flat, axis=(1, 2, 3)) - interpolated(times, sky_times, sky)
-    error = max(interpolation_error(sky_times, sky), 1e-3 * float(np.median(sky))) / np.sqrt(len(times))
+    error = max(interpolation_error(sky_times, sky), 1e-3 * float(np.median(sky))) / np.sqrt(
+        len(times)
+    )
     mean = float(np.mean(excess))
     return Verdict(bool(share > FILLS and mean > SIGNIFICANT * error), share, mean, float(error))
 

@@ -17,7 +17,9 @@ MIN_GOOD = 0.1
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _sample(data: np.ndarray, bad: np.ndarray, my: int, mx: int, samples: int) -> tuple[np.ndarray, np.ndarray]:
+def _sample(
+    data: np.ndarray, bad: np.ndarray, my: int, mx: int, samples: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Good pixels of each cell on a regular stride, padded with infinity, and how many; -1 where too few are good."""
     ny, nx = data.shape
     most = 0

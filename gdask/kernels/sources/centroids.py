@@ -34,12 +34,15 @@ from gdask.types import Flags, Image, Pixels
 NEIGHBOUR, SATURATED, EDGE, BAD_NEAR, FAILED, MISFIT = 1, 2, 4, 8, 16, 32
 
 POSITIONS = np.dtype(
-    [(n, "f8") for n in ("x", "y", "ex", "ey", "flux", "eflux", "fwhm")] + [("sky", "f4"), ("chi2", "f4"), ("flags", "i2")]
+    [(n, "f8") for n in ("x", "y", "ex", "ey", "flux", "eflux", "fwhm")]
+    + [("sky", "f4"), ("chi2", "f4"), ("flags", "i2")]
 )
 
 #: Radii of apertures in units of the FWHM, and the rows that come of them.
 APERTURES = (0.75, 1.0, 1.5, 2.0, 3.0)
-PHOTOMETRY = np.dtype([*POSITIONS.descr, *((n, "f4", (len(APERTURES),)) for n in ("aper", "eaper", "lost"))])
+PHOTOMETRY = np.dtype(
+    [*POSITIONS.descr, *((n, "f4", (len(APERTURES),)) for n in ("aper", "eaper", "lost"))]
+)
 
 #: In units of the FWHM: the annulus of the first local background.
 INNER, OUTER = 3.0, 4.5
@@ -122,7 +125,9 @@ def _bits_near(dq: np.ndarray, x: np.ndarray, y: np.ndarray, radius: float) -> n
     return out
 
 
-def _reach(flux: np.ndarray, table: np.ndarray, step: float, fwhm: Pixels, noise: float) -> np.ndarray:
+def _reach(
+    flux: np.ndarray, table: np.ndarray, step: float, fwhm: Pixels, noise: float
+) -> np.ndarray:
     """Radius (pixels) within which each star is subtracted: to a twentieth of the sky noise, at most REACH FWHM."""
     n = np.searchsorted(-table[0], -0.05 * noise / np.maximum(flux, 1e-30))
     return np.clip(np.sqrt(n * step), FIT * fwhm, REACH * fwhm)
@@ -135,7 +140,12 @@ def _typical_noise(variance: Image, bad: np.ndarray) -> float:
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _others(
-    data: np.ndarray, left: np.ndarray, p: np.ndarray, forms: np.ndarray, table: np.ndarray, step: float
+    data: np.ndarray,
+    left: np.ndarray,
+    p: np.ndarray,
+    forms: np.ndarray,
+    table: np.ndarray,
+    step: float,
 ) -> np.ndarray:
     """The light of the others at each star's centre over its own peak."""
     out = np.zeros(p.shape[0])
@@ -149,7 +159,13 @@ def _others(
 
 
 def fit_stars(
-    data: Image, variance: Image, bad: np.ndarray, x: np.ndarray, y: np.ndarray, clean: np.ndarray, fwhm: Pixels
+    data: Image,
+    variance: Image,
+    bad: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    clean: np.ndarray,
+    fwhm: Pixels,
 ) -> Fitted:
     """Fit all stars of an array with a first, round star image; improve that without their neighbours; fit again.
 
@@ -157,28 +173,56 @@ def fit_stars(
     star image.
     """
     xw, yw, flux, sky = _first(data, bad, x, y, fwhm)
-    p, e = np.column_stack([xw, yw, flux.clip(min=0), sky, np.zeros((len(x), 2))]), np.full((len(x), 6), np.nan)
+    p, e = (
+        np.column_stack([xw, yw, flux.clip(min=0), sky, np.zeros((len(x), 2))]),
+        np.full((len(x), 6), np.nan),
+    )
     stars, _ = isolated_stars(xw, yw, flux, clean, FIRST_REACH * fwhm)
     if not len(stars):
         stars = np.argsort(-flux, kind="stable")[:1]
-    weights, noise = star_image(data, bad, np.column_stack([xw, yw, flux, sky])[stars], fwhm), _typical_noise(variance, bad)
+    weights, noise = (
+        star_image(data, bad, np.column_stack([xw, yw, flux, sky])[stars], fwhm),
+        _typical_noise(variance, bad),
+    )
     order, forms = np.argsort(-flux, kind="stable"), round_forms(len(x))
     table, step = tabulate(weights, fwhm)
     reach, left = _reach(flux, table, step, fwhm, noise), data.copy()
-    failed = fit_all(left, variance, bad, order, x, y, p, e, forms, table, step, fwhm, reach, FIRST_SWEEPS, False)
-    usable = clean & ~failed & (p[:, 2] > 30 * e[:, 2]) & (_others(data, left, p, forms, table, step) < 0.05)
+    failed = fit_all(
+        left, variance, bad, order, x, y, p, e, forms, table, step, fwhm, reach, FIRST_SWEEPS, False
+    )
+    usable = (
+        clean
+        & ~failed
+        & (p[:, 2] > 30 * e[:, 2])
+        & (_others(data, left, p, forms, table, step) < 0.05)
+    )
     order = np.argsort(-p[:, 2], kind="stable")
     stars = order[usable[order]][:MOST_FORMS]
     found, errors = fit_shapes(left, variance, bad, p[stars], forms[stars], table, step, FIT * fwhm)
-    forms = smooth_forms(p[stars, 0], p[stars, 1], found, errors, p[:, 0], p[:, 1], (data.shape[0], data.shape[1]))
+    forms = smooth_forms(
+        p[stars, 0], p[stars, 1], found, errors, p[:, 0], p[:, 1], (data.shape[0], data.shape[1])
+    )
     if len(stars) >= 5:
         best, wide = isolated_stars(p[:, 0], p[:, 1], p[:, 2], usable, FIRST_REACH * fwhm)
-        weights = star_image(left, bad, p[best, :4], fwhm, own=p[best, 2], forms=forms[best], known=(table, step), wide=wide)
+        weights = star_image(
+            left,
+            bad,
+            p[best, :4],
+            fwhm,
+            own=p[best, 2],
+            forms=forms[best],
+            known=(table, step),
+            wide=wide,
+        )
     table, step = tabulate(weights, fwhm)
     reach, left = _reach(p[:, 2], table, step, fwhm, noise), data.copy()
     take_out(left, p, forms, table, step, reach)
-    failed = fit_all(left, variance, bad, order, x, y, p, e, forms, table, step, fwhm, reach, SWEEPS, True)
-    return Fitted(left, p, e, weights, table, step, forms, stars, failed, bad, np.full(len(x), np.nan))
+    failed = fit_all(
+        left, variance, bad, order, x, y, p, e, forms, table, step, fwhm, reach, SWEEPS, True
+    )
+    return Fitted(
+        left, p, e, weights, table, step, forms, stars, failed, bad, np.full(len(x), np.nan)
+    )
 
 
 def _misfit(chi2: np.ndarray, snr: np.ndarray, stars: np.ndarray) -> np.ndarray:
@@ -190,7 +234,9 @@ def _misfit(chi2: np.ndarray, snr: np.ndarray, stars: np.ndarray) -> np.ndarray:
     return chi2 / (1.0 + grows * snr**2)
 
 
-def positions(data: Image, variance: Image, dq: Flags, x: np.ndarray, y: np.ndarray, *, fwhm: Pixels) -> tuple[np.ndarray, Fitted]:
+def positions(
+    data: Image, variance: Image, dq: Flags, x: np.ndarray, y: np.ndarray, *, fwhm: Pixels
+) -> tuple[np.ndarray, Fitted]:
     """As `refine`, and the fit from which it comes, its sky with errors. At least one star."""
     bad = (dq & np.uint16(UNUSABLE)) != 0
     bad |= ~(np.isfinite(data) & np.isfinite(variance))
@@ -210,17 +256,29 @@ def positions(data: Image, variance: Image, dq: Flags, x: np.ndarray, y: np.ndar
     misfit = _misfit(phot[:, 3], flux / eflux, fit.stars)
     wide = np.sqrt(np.fmax(misfit, 1.0))
     out = np.zeros(len(x), POSITIONS)
-    out["x"], out["y"], out["flux"], out["sky"] = fit.p[:, 0], fit.p[:, 1], flux, np.where(known, phot[:, 2], fit.p[:, 3])
+    out["x"], out["y"], out["flux"], out["sky"] = (
+        fit.p[:, 0],
+        fit.p[:, 1],
+        flux,
+        np.where(known, phot[:, 2], fit.p[:, 3]),
+    )
     out["ex"], out["ey"] = np.hypot(fit.e[:, 0] * wide, place), np.hypot(fit.e[:, 1] * wide, place)
     out["eflux"], out["chi2"] = np.hypot(eflux * wide, share * flux), misfit
     out["fwhm"] = half_maximum(fit.weights, fwhm)
     others = _others(data, fit.left, fit.p, fit.forms, fit.table, fit.step)
     failed = fit.failed | ~np.isfinite(fit.e[:, 0])
-    out["flags"] = flags + NEIGHBOUR * (others > CONTAMINATION) + FAILED * failed + MISFIT * (misfit > WORST_CHI2)
+    out["flags"] = (
+        flags
+        + NEIGHBOUR * (others > CONTAMINATION)
+        + FAILED * failed
+        + MISFIT * (misfit > WORST_CHI2)
+    )
     return out, fit._replace(sky_error=phot[:, 10])
 
 
-def photometry(data: Image, variance: Image, dq: Flags, x: np.ndarray, y: np.ndarray, *, fwhm: Pixels) -> np.ndarray:
+def photometry(
+    data: Image, variance: Image, dq: Flags, x: np.ndarray, y: np.ndarray, *, fwhm: Pixels
+) -> np.ndarray:
     """As `refine`, with fluxes in circles of APERTURES * fwhm (of the mean star image), neighbours taken out: dtype
     PHOTOMETRY, which adds aper and eaper (unit of data), and lost: the share of each circle that is bad or outside, where
     the fitted star image stands in.
@@ -234,7 +292,16 @@ def photometry(data: Image, variance: Image, dq: Flags, x: np.ndarray, y: np.nda
     sky, e_sky = np.nan_to_num(found["sky"].astype(float)), np.nan_to_num(fit.sky_error)
     radii = np.array(APERTURES) * found["fwhm"][0]
     flux, noise, out["lost"] = aperture_fluxes(
-        fit.left, plain(variance, np.float32), fit.bad, fit.p, sky, e_sky, fit.forms, fit.table, fit.step, radii
+        fit.left,
+        plain(variance, np.float32),
+        fit.bad,
+        fit.p,
+        sky,
+        e_sky,
+        fit.forms,
+        fit.table,
+        fit.step,
+        radii,
     )
     out["aper"], out["eaper"] = flux, np.sqrt(noise)
     return out

@@ -21,9 +21,32 @@ CROWDED, BLENDED, SATURATED, TRUNCATED = 1, 2, 4, 8
 #: Columns of a catalogue. Pixels are 1-based, fluxes in the unit of the data; NaN where unknown.
 CATALOG = np.dtype(
     [("NUMBER", "i4"), ("X_IMAGE", "f8"), ("Y_IMAGE", "f8"), ("X_WORLD", "f8"), ("Y_WORLD", "f8")]
-    + [(name, "f4") for name in ("A_IMAGE", "B_IMAGE", "THETA_IMAGE", "ERRX2_IMAGE", "ERRY2_IMAGE", "ERRXY_IMAGE")]
-    + [(name, "f4") for name in ("FLUX_AUTO", "FLUXERR_AUTO", "MAG_AUTO", "MAGERR_AUTO", "KRON_RADIUS")]
-    + [(name, "f4") for name in ("FLUX_ISO", "FLUX_MAX", "FLUX_RADIUS", "FWHM_IMAGE", "ELLIPTICITY", "CLASS_STAR")]
+    + [
+        (name, "f4")
+        for name in (
+            "A_IMAGE",
+            "B_IMAGE",
+            "THETA_IMAGE",
+            "ERRX2_IMAGE",
+            "ERRY2_IMAGE",
+            "ERRXY_IMAGE",
+        )
+    ]
+    + [
+        (name, "f4")
+        for name in ("FLUX_AUTO", "FLUXERR_AUTO", "MAG_AUTO", "MAGERR_AUTO", "KRON_RADIUS")
+    ]
+    + [
+        (name, "f4")
+        for name in (
+            "FLUX_ISO",
+            "FLUX_MAX",
+            "FLUX_RADIUS",
+            "FWHM_IMAGE",
+            "ELLIPTICITY",
+            "CLASS_STAR",
+        )
+    ]
     + [("BACKGROUND", "f4"), ("THRESHOLD", "f4"), ("ISOAREA_IMAGE", "i4")]
     + [("FLAGS", "i2"), ("IMAFLAGS_ISO", "i4"), ("NIMAFLAGS_ISO", "i4")]
 )
@@ -75,7 +98,13 @@ def _fill_saturated(smoothed: Image, residual: Image, dq: Flags) -> None:
 
 
 def detect(
-    data: Image, variance: Image, dq: Flags, *, threshold: float = 1.0, min_pixels: int = 20, mesh: int = 256
+    data: Image,
+    variance: Image,
+    dq: Flags,
+    *,
+    threshold: float = 1.0,
+    min_pixels: int = 20,
+    mesh: int = 256,
 ) -> tuple[np.ndarray, Mask]:
     """Find the sources of one array.
 
@@ -90,7 +119,9 @@ def detect(
     residual = data - sky
     smoothed = smooth(residual, bad)
     _fill_saturated(smoothed, residual, dq)
-    labels, peak, blended = segment(smoothed, variance, sigma, bad, threshold=threshold, min_pixels=min_pixels)
+    labels, peak, blended = segment(
+        smoothed, variance, sigma, bad, threshold=threshold, min_pixels=min_pixels
+    )
     catalog = _catalog(labels, peak, blended, smoothed, residual, variance, dq, bad)
     row, column = peak // data.shape[1], peak % data.shape[1]
     catalog["BACKGROUND"] = sky[row, column]
@@ -112,8 +143,14 @@ def object_mask(
 
 
 def _catalog(
-    labels: np.ndarray, peak: np.ndarray, blended: np.ndarray, smoothed: Image, residual: Image, variance: Image,
-    dq: Flags, bad: Mask,
+    labels: np.ndarray,
+    peak: np.ndarray,
+    blended: np.ndarray,
+    smoothed: Image,
+    residual: Image,
+    variance: Image,
+    dq: Flags,
+    bad: Mask,
 ) -> np.ndarray:
     t = m.moments(labels, peak, smoothed, residual, variance, dq, bad)
     a, b, theta = m.ellipses(t)
@@ -124,7 +161,11 @@ def _catalog(
     out["NUMBER"] = np.arange(1, len(t) + 1)
     out["X_IMAGE"], out["Y_IMAGE"] = t[:, m.XM] + 1, t[:, m.YM] + 1
     out["A_IMAGE"], out["B_IMAGE"], out["THETA_IMAGE"] = a, b, np.degrees(theta)
-    out["ERRX2_IMAGE"], out["ERRY2_IMAGE"], out["ERRXY_IMAGE"] = t[:, m.EXX], t[:, m.EYY], t[:, m.EXY]
+    out["ERRX2_IMAGE"], out["ERRY2_IMAGE"], out["ERRXY_IMAGE"] = (
+        t[:, m.EXX],
+        t[:, m.EYY],
+        t[:, m.EXY],
+    )
     out["FLUX_ISO"], out["FLUX_MAX"], out["ISOAREA_IMAGE"] = t[:, m.FLUX], t[:, m.TOP], t[:, m.AREA]
     out["FLUX_AUTO"], out["FLUXERR_AUTO"] = aperture[:, m.F_AUTO], np.sqrt(aperture[:, m.V_AUTO])
     out["KRON_RADIUS"], out["FLUX_RADIUS"] = aperture[:, m.R_KRON], aperture[:, m.R_HALF]
@@ -135,8 +176,12 @@ def _catalog(
     edge = (t[:, m.X0] == 0) | (t[:, m.Y0] == 0) | (t[:, m.X1] == nx - 1) | (t[:, m.Y1] == ny - 1)
     saturated = (out["IMAFLAGS_ISO"] & int(DQ.SATURATED)) != 0
     out["FLAGS"] = (
-        CROWDED * (aperture[:, m.SUSPECT] > 0) + BLENDED * blended + SATURATED * saturated
+        CROWDED * (aperture[:, m.SUSPECT] > 0)
+        + BLENDED * blended
+        + SATURATED * saturated
         + TRUNCATED * (edge | (aperture[:, m.CUT] > 0))
     )
-    out["CLASS_STAR"] = _starness(out["FWHM_IMAGE"].astype(float), out["ELLIPTICITY"].astype(float), measure_fwhm(out))
+    out["CLASS_STAR"] = _starness(
+        out["FWHM_IMAGE"].astype(float), out["ELLIPTICITY"].astype(float), measure_fwhm(out)
+    )
     return out

@@ -17,14 +17,21 @@ PIXEL_MOMENT, SMOOTH_MOMENT = 1.0 / 12.0, 0.5
 #: Pixels above this share of the peak tell the width of a core: they follow a Gaussian for AO and seeing cores alike.
 CORE = 0.4
 
-(AREA, GOOD, FLUX, XM, YM, XX, YY, XY, EXX, EYY, EXY, TOP, DQ_OR, DQ_COUNT, X0, X1, Y0, Y1) = range(18)
+(AREA, GOOD, FLUX, XM, YM, XX, YY, XY, EXX, EYY, EXY, TOP, DQ_OR, DQ_COUNT, X0, X1, Y0, Y1) = range(
+    18
+)
 (R_KRON, F_AUTO, V_AUTO, R_HALF, SUSPECT, CUT) = range(6)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def moments(
-    labels: np.ndarray, peak: np.ndarray, shape: np.ndarray, data: np.ndarray, variance: np.ndarray,
-    dq: np.ndarray, bad: np.ndarray,
+    labels: np.ndarray,
+    peak: np.ndarray,
+    shape: np.ndarray,
+    data: np.ndarray,
+    variance: np.ndarray,
+    dq: np.ndarray,
+    bad: np.ndarray,
 ) -> np.ndarray:
     """Isophotal sums of each source: a float64 table (n, 18) with the columns named above.
 
@@ -118,8 +125,15 @@ def core_fwhm(labels: np.ndarray, data: np.ndarray, bad: np.ndarray, t: np.ndarr
 
 @numba.njit(cache=True, nogil=True)
 def _pixel(
-    data: np.ndarray, variance: np.ndarray, bad: np.ndarray, labels: np.ndarray, k: int, x: int, y: int,
-    xc: float, yc: float,
+    data: np.ndarray,
+    variance: np.ndarray,
+    bad: np.ndarray,
+    labels: np.ndarray,
+    k: int,
+    x: int,
+    y: int,
+    xc: float,
+    yc: float,
 ) -> tuple[float, float, int]:
     """Value and variance of a pixel for source k: a bad or a neighbour's pixel is replaced by the one opposite the
     source's centre, or by sky. Third: 0 as measured, 1 replaced."""
@@ -135,8 +149,18 @@ def _pixel(
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _rings(
-    data: np.ndarray, variance: np.ndarray, bad: np.ndarray, labels: np.ndarray, k: int, xc: float, yc: float,
-    cxx: float, cyy: float, cxy: float, half: int, ring: np.ndarray,
+    data: np.ndarray,
+    variance: np.ndarray,
+    bad: np.ndarray,
+    labels: np.ndarray,
+    k: int,
+    xc: float,
+    yc: float,
+    cxx: float,
+    cyy: float,
+    cxy: float,
+    half: int,
+    ring: np.ndarray,
 ) -> None:
     """Sums of source k in elliptical rings, RINGS to each semi-axis: value, variance, pixels in the array, those of
     them replaced, all pixels."""
@@ -144,7 +168,10 @@ def _rings(
     ring[:] = 0.0
     for y in range(int(yc) - half, int(yc) + half + 1):
         for x in range(int(xc) - half, int(xc) + half + 1):
-            i = int(RINGS * np.sqrt(cxx * (x - xc) ** 2 + cyy * (y - yc) ** 2 + cxy * (x - xc) * (y - yc)))
+            i = int(
+                RINGS
+                * np.sqrt(cxx * (x - xc) ** 2 + cyy * (y - yc) ** 2 + cxy * (x - xc) * (y - yc))
+            )
             if i >= ring.shape[1]:
                 continue
             ring[4, i] += 1.0
@@ -184,8 +211,14 @@ def _kron(ring: np.ndarray, out: np.ndarray) -> None:
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _apertures(
-    data: np.ndarray, variance: np.ndarray, bad: np.ndarray, labels: np.ndarray, t: np.ndarray,
-    a: np.ndarray, b: np.ndarray, theta: np.ndarray,
+    data: np.ndarray,
+    variance: np.ndarray,
+    bad: np.ndarray,
+    labels: np.ndarray,
+    t: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    theta: np.ndarray,
 ) -> np.ndarray:
     out = np.zeros((t.shape[0], 6))
     ring = np.zeros((5, int(RINGS * KRON_REACH)))

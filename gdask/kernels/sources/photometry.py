@@ -20,7 +20,13 @@ EDGE_POINTS = 5
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def local_sky(
-    left: np.ndarray, variance: np.ndarray, bad: np.ndarray, x: float, y: float, inner: float, outer: float
+    left: np.ndarray,
+    variance: np.ndarray,
+    bad: np.ndarray,
+    x: float,
+    y: float,
+    inner: float,
+    outer: float,
 ) -> tuple[float, float, float]:
     """Clipped mean of an annulus (pixels), its error, and the mean variance of a pixel there."""
     ny, nx = left.shape
@@ -48,7 +54,14 @@ def local_sky(
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _mean_share(
-    bad: np.ndarray, x: float, y: float, form: np.ndarray, table: np.ndarray, step: float, inner: float, outer: float
+    bad: np.ndarray,
+    x: float,
+    y: float,
+    form: np.ndarray,
+    table: np.ndarray,
+    step: float,
+    inner: float,
+    outer: float,
 ) -> float:
     """Mean share of a star's light in a pixel of its annulus."""
     total, n = 0.0, 0.0
@@ -63,8 +76,14 @@ def _mean_share(
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def star_fluxes(
-    left: np.ndarray, variance: np.ndarray, bad: np.ndarray, p: np.ndarray, forms: np.ndarray, table: np.ndarray,
-    step: float, fwhm: float,
+    left: np.ndarray,
+    variance: np.ndarray,
+    bad: np.ndarray,
+    p: np.ndarray,
+    forms: np.ndarray,
+    table: np.ndarray,
+    step: float,
+    fwhm: float,
 ) -> np.ndarray:
     """Fluxes with position and local sky known: a float64 table (n, 11) of flux, error, sky, chi-square per pixel,
     what the core (CORE FWHM) alone says of x, y (pixels) and flux beyond the whole, the variances of these three, and the
@@ -99,7 +118,10 @@ def star_fluxes(
                 if bad[j, i] or r2 > radius * radius:
                     continue
                 share, g = light(dx, dy, form, table, step)
-                gx, gy = flux * g * (form[0] * dx + form[1] * dy), flux * g * (form[1] * dx + form[2] * dy)
+                gx, gy = (
+                    flux * g * (form[0] * dx + form[1] * dy),
+                    flux * g * (form[1] * dx + form[2] * dy),
+                )
                 w = 1.0 / (v_sky + slope * flux * share)
                 r = left[j, i] - sky
                 chi2 += w * r * r
@@ -121,7 +143,10 @@ def star_fluxes(
         change = s[0, 0] / whole
         out[k, 0] = flux + change
         out[k, 1] = np.sqrt(s[0, 1] + (ws * e_sky) ** 2) / whole
-        out[k, 2], out[k, 3] = sky - change * own, (chi2 - s[0, 0] ** 2 / s[0, 1]) / max(n - 4.0, 1.0)
+        out[k, 2], out[k, 3] = (
+            sky - change * own,
+            (chi2 - s[0, 0] ** 2 / s[0, 1]) / max(n - 4.0, 1.0),
+        )
         out[k, 10] = e_sky
         for c in range(3):
             a, b = (2, 3) if c == 0 else ((4, 5) if c == 1 else (0, 1))
@@ -132,8 +157,16 @@ def star_fluxes(
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def aperture_fluxes(
-    left: np.ndarray, variance: np.ndarray, bad: np.ndarray, p: np.ndarray, sky: np.ndarray, e_sky: np.ndarray,
-    forms: np.ndarray, table: np.ndarray, step: float, radii: np.ndarray,
+    left: np.ndarray,
+    variance: np.ndarray,
+    bad: np.ndarray,
+    p: np.ndarray,
+    sky: np.ndarray,
+    e_sky: np.ndarray,
+    forms: np.ndarray,
+    table: np.ndarray,
+    step: float,
+    radii: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Flux and its variance in circles of `radii` pixels, (n, radii) each, and how much of each circle is bad.
 
@@ -142,7 +175,11 @@ def aperture_fluxes(
     """
     ny, nx = left.shape
     m = radii.size
-    flux, noise, lost = np.zeros((p.shape[0], m)), np.zeros((p.shape[0], m)), np.zeros((p.shape[0], m))
+    flux, noise, lost = (
+        np.zeros((p.shape[0], m)),
+        np.zeros((p.shape[0], m)),
+        np.zeros((p.shape[0], m)),
+    )
     for k in range(p.shape[0]):
         x, y, f = p[k, 0], p[k, 1], p[k, 2]
         widest = radii[m - 1] + 1.0
@@ -152,7 +189,11 @@ def aperture_fluxes(
                 r = np.sqrt(dx * dx + dy * dy)
                 if r > widest:
                     continue
-                inside = 0 <= j < ny and 0 <= i < nx and not bad[min(max(j, 0), ny - 1), min(max(i, 0), nx - 1)]
+                inside = (
+                    0 <= j < ny
+                    and 0 <= i < nx
+                    and not bad[min(max(j, 0), ny - 1), min(max(i, 0), nx - 1)]
+                )
                 value = f * light(dx, dy, forms[k], table, step)[0]
                 if inside:
                     value += left[j, i] - sky[k]
@@ -204,4 +245,6 @@ def floors(table: np.ndarray, flux: np.ndarray, stars: np.ndarray) -> tuple[Pixe
     """
     stars = stars[: max(8, len(stars) // 3)]
     place = [excess(table[stars, 4 + axis], table[stars, 7 + axis]) for axis in (0, 1)]
-    return float(np.hypot(*place) / np.sqrt(2)), excess(table[stars, 6] / flux[stars], table[stars, 9] / flux[stars] ** 2)
+    return float(np.hypot(*place) / np.sqrt(2)), excess(
+        table[stars, 6] / flux[stars], table[stars, 9] / flux[stars] ** 2
+    )

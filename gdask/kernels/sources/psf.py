@@ -26,8 +26,15 @@ FORM_SCATTER, FORM_PRIOR = 0.02, 0.15
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _profile(
-    data: np.ndarray, bad: np.ndarray, stars: np.ndarray, own: np.ndarray, forms: np.ndarray, table: np.ndarray,
-    table_step: float, step: float, rings: int,
+    data: np.ndarray,
+    bad: np.ndarray,
+    stars: np.ndarray,
+    own: np.ndarray,
+    forms: np.ndarray,
+    table: np.ndarray,
+    table_step: float,
+    step: float,
+    rings: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Per star and ring of width `step` in sqrt(q): mean (value - sky) / flux (NaN where empty), mean q over all stars.
     stars: x, y, flux, sky of each; own: the flux with which each was taken out of data before, as a round image."""
@@ -57,19 +64,33 @@ def _profile(
     return out, q_sum / count
 
 
-def isolated_stars(x: np.ndarray, y: np.ndarray, flux: np.ndarray, usable: np.ndarray, reach: Pixels) -> tuple[np.ndarray, bool]:
+def isolated_stars(
+    x: np.ndarray, y: np.ndarray, flux: np.ndarray, usable: np.ndarray, reach: Pixels
+) -> tuple[np.ndarray, bool]:
     """Indices of the bright usable stars without a neighbour of 5 % of their flux within reach, True; the brightest,
     False, where there are fewer than 3."""
     order = np.argsort(-flux, kind="stable")
     order = order[usable[order] & (flux[order] > 0)]
-    alone = [k for k in order[: 10 * SHAPE_STARS]
-             if np.count_nonzero((np.hypot(x - x[k], y - y[k]) < reach) & (flux > 0.05 * flux[k])) <= 1]
-    return np.array(alone[:SHAPE_STARS] if len(alone) >= 3 else order[:SHAPE_STARS], int), len(alone) >= 3
+    alone = [
+        k
+        for k in order[: 10 * SHAPE_STARS]
+        if np.count_nonzero((np.hypot(x - x[k], y - y[k]) < reach) & (flux > 0.05 * flux[k])) <= 1
+    ]
+    return np.array(alone[:SHAPE_STARS] if len(alone) >= 3 else order[:SHAPE_STARS], int), len(
+        alone
+    ) >= 3
 
 
 def star_image(
-    data: Image, bad: np.ndarray, stars: np.ndarray, fwhm: Pixels, *, own: np.ndarray | None = None,
-    forms: np.ndarray | None = None, known: tuple[np.ndarray, float] | None = None, wide: bool = False,
+    data: Image,
+    bad: np.ndarray,
+    stars: np.ndarray,
+    fwhm: Pixels,
+    *,
+    own: np.ndarray | None = None,
+    forms: np.ndarray | None = None,
+    known: tuple[np.ndarray, float] | None = None,
+    wide: bool = False,
 ) -> np.ndarray:
     """Weights (per pixel^2, sum of volumes 1) of round Gaussians with sigma WIDTHS * fwhm that describe these stars.
 
@@ -82,21 +103,37 @@ def star_image(
     table, table_step = known or (np.zeros((2, 2)), 1.0)
     own = np.zeros(len(stars)) if own is None else own
     forms = round_forms(len(stars)) if forms is None else forms
-    profiles, r2 = _profile(data, bad, stars, own, forms, table, table_step, step, int((REACH if wide else FIRST_REACH) * fwhm / step))
+    profiles, r2 = _profile(
+        data,
+        bad,
+        stars,
+        own,
+        forms,
+        table,
+        table_step,
+        step,
+        int((REACH if wide else FIRST_REACH) * fwhm / step),
+    )
     seen = np.isfinite(profiles).any(axis=0) & np.isfinite(r2)
     weight = np.minimum(stars[:, 2], np.sort(stars[:, 2])[-min(len(stars), LEADING)]) ** 2
     value, spread = np.array([_weighted_median(p, weight) for p in profiles[:, seen].T]).T
     sigma2 = (WIDTHS[: len(WIDTHS) if wide else FIRST_WIDTHS] * fwhm) ** 2
     basis = np.exp(-r2[seen, None] / (2 * sigma2)) / (2 * np.pi * sigma2)
     # Errors of a ring: a relative part, a sky part that falls with its pixels, and what the stars' scatter tells.
-    error = 0.02 * value.clip(min=0) + 2e-4 * value.max() / np.sqrt(np.sqrt(r2[seen] / fwhm**2) + 0.3)
+    error = 0.02 * value.clip(min=0) + 2e-4 * value.max() / np.sqrt(
+        np.sqrt(r2[seen] / fwhm**2) + 0.3
+    )
     error = np.hypot(error, spread)
-    columns = np.column_stack([basis, np.full(len(value), 1 / fwhm**2), np.full(len(value), -1 / fwhm**2)])
+    columns = np.column_stack(
+        [basis, np.full(len(value), 1 / fwhm**2), np.full(len(value), -1 / fwhm**2)]
+    )
     weights, _ = nnls(columns / error[:, None], value / error)
     weights = weights[: len(sigma2)]
     if not weights.sum() > 0:  # nothing like a star: one Gaussian of this FWHM
         weights = (np.arange(len(sigma2)) == np.argmin(np.abs(WIDTHS - 1 / 2.3548))).astype(float)
-    return np.append(weights / weights.sum() / (2 * np.pi * sigma2), np.zeros(len(WIDTHS) - len(weights)))
+    return np.append(
+        weights / weights.sum() / (2 * np.pi * sigma2), np.zeros(len(WIDTHS) - len(weights))
+    )
 
 
 def _weighted_median(values: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
@@ -151,14 +188,23 @@ def _regress(terms: np.ndarray, value: np.ndarray, weight: np.ndarray, prior: fl
 
 
 def smooth_forms(
-    x: np.ndarray, y: np.ndarray, forms: np.ndarray, errors: np.ndarray, at_x: np.ndarray, at_y: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    forms: np.ndarray,
+    errors: np.ndarray,
+    at_x: np.ndarray,
+    at_y: np.ndarray,
     shape: tuple[int, int],
 ) -> np.ndarray:
     """Forms at (at_x, at_y) from those measured at (x, y): constant, linear or quadratic, as the stars support.
 
     forms, errors: (n, 3), NaN where nothing was measured. Outliers are left out; with fewer than 5 stars, round.
     """
-    known = np.isfinite(forms).all(axis=1) & np.isfinite(errors).all(axis=1) & (errors.max(axis=1) < 0.2)
+    known = (
+        np.isfinite(forms).all(axis=1)
+        & np.isfinite(errors).all(axis=1)
+        & (errors.max(axis=1) < 0.2)
+    )
     x, y, off, errors = x[known], y[known], forms[known] - (1.0, 0.0, 1.0), errors[known]
     count = next((terms for stars, terms in FORM_STARS if len(x) >= stars), 0)
     out = round_forms(len(at_x))
@@ -168,8 +214,15 @@ def smooth_forms(
     use = np.ones(len(x), bool)
     base = 1.0 / (errors**2 + FORM_SCATTER**2)
     for last in (False, False, True):
-        fits = [_regress(terms, off[:, c], np.where(use, base[:, c], 0.0), FORM_PRIOR) for c in range(3)]
-        misfit = np.stack([(off[:, c] - (terms * fit).sum(axis=1)) * np.sqrt(base[:, c]) for c, fit in enumerate(fits)])
+        fits = [
+            _regress(terms, off[:, c], np.where(use, base[:, c], 0.0), FORM_PRIOR) for c in range(3)
+        ]
+        misfit = np.stack(
+            [
+                (off[:, c] - (terms * fit).sum(axis=1)) * np.sqrt(base[:, c])
+                for c, fit in enumerate(fits)
+            ]
+        )
         if not last:
             worst = np.abs(misfit).max(axis=0)
             use = worst < max(4.0, 4.0 * float(np.median(worst)))

@@ -46,8 +46,14 @@ def smooth(data: np.ndarray, bad: np.ndarray) -> np.ndarray:
             norm = np.float32(0.0)
             for i in range(3):
                 w = np.float32(1 + (i == 1))
-                top += w * (value[below, x + i] + np.float32(2.0) * value[here, x + i] + value[above, x + i])
-                norm += w * (weight[below, x + i] + np.float32(2.0) * weight[here, x + i] + weight[above, x + i])
+                top += w * (
+                    value[below, x + i] + np.float32(2.0) * value[here, x + i] + value[above, x + i]
+                )
+                norm += w * (
+                    weight[below, x + i]
+                    + np.float32(2.0) * weight[here, x + i]
+                    + weight[above, x + i]
+                )
             out[y, x] = top / norm if norm >= 6.0 else 0.0
     return out
 
@@ -62,7 +68,12 @@ def _root(parent: np.ndarray, i: int) -> int:
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _grow(
-    order: np.ndarray, smoothed: np.ndarray, variance: np.ndarray, sigma: np.ndarray, min_area: int, labels: np.ndarray
+    order: np.ndarray,
+    smoothed: np.ndarray,
+    variance: np.ndarray,
+    sigma: np.ndarray,
+    min_area: int,
+    labels: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Flood from the top: each pixel joins the highest basin beside it; where basins meet, the lower one is swallowed
     unless it stands out. A later contact lies lower, so the first one decides. Returns (parent, peak, blended)."""
@@ -93,7 +104,10 @@ def _grow(
                 other = _root(parent, labels[yy, xx])
                 if other == best:
                     continue
-                high, low = min(best, other), max(best, other)  # numbered from the highest peak down
+                high, low = (
+                    min(best, other),
+                    max(best, other),
+                )  # numbered from the highest peak down
                 ty, tx = peak[low] // nx, peak[low] % nx
                 rise = smoothed[ty, tx] - value
                 noise = np.sqrt(np.fmax(variance[ty, tx], sigma[ty, tx] ** 2)) * SMOOTH_NOISE
@@ -232,7 +246,9 @@ def _box_mean(data: np.ndarray, bad: np.ndarray, half: int) -> tuple[np.ndarray,
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _flood(core: np.ndarray, mean: np.ndarray, count: np.ndarray, sigma: np.ndarray, limit: float) -> np.ndarray:
+def _flood(
+    core: np.ndarray, mean: np.ndarray, count: np.ndarray, sigma: np.ndarray, limit: float
+) -> np.ndarray:
     """Object pixels, and what is connected to them with a local mean above `limit` sigma of that mean."""
     ny, nx = core.shape
     out = core.copy()
@@ -247,7 +263,10 @@ def _flood(core: np.ndarray, mean: np.ndarray, count: np.ndarray, sigma: np.ndar
         y, x = stack[n] // nx, stack[n] % nx
         for yy in range(max(y - 1, 0), min(y + 2, ny)):
             for xx in range(max(x - 1, 0), min(x + 2, nx)):
-                if not out[yy, xx] and mean[yy, xx] * np.sqrt(count[yy, xx]) > limit * sigma[yy, xx]:
+                if (
+                    not out[yy, xx]
+                    and mean[yy, xx] * np.sqrt(count[yy, xx]) > limit * sigma[yy, xx]
+                ):
                     out[yy, xx] = True
                     stack[n] = yy * nx + xx
                     n += 1

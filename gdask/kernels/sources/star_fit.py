@@ -50,7 +50,9 @@ def solve(a: np.ndarray, b: np.ndarray) -> tuple[bool, np.ndarray]:
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def light(dx: float, dy: float, form: np.ndarray, table: np.ndarray, step: float) -> tuple[float, float]:
+def light(
+    dx: float, dy: float, form: np.ndarray, table: np.ndarray, step: float
+) -> tuple[float, float]:
     """Share of a star's light in the pixel at (dx, dy) from it, and -2 x its derivative by q; 0 beyond the table."""
     u = (form[0] * dx * dx + 2.0 * form[1] * dx * dy + form[2] * dy * dy) / step
     n = int(u)
@@ -63,7 +65,14 @@ def light(dx: float, dy: float, form: np.ndarray, table: np.ndarray, step: float
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def subtract(
-    left: np.ndarray, x: float, y: float, flux: float, form: np.ndarray, table: np.ndarray, step: float, reach: float
+    left: np.ndarray,
+    x: float,
+    y: float,
+    flux: float,
+    form: np.ndarray,
+    table: np.ndarray,
+    step: float,
+    reach: float,
 ) -> None:
     """Take a star out of `left`, in place, to `reach` pixels."""
     ny, nx = left.shape
@@ -81,7 +90,12 @@ def subtract(
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def take_out(
-    left: np.ndarray, p: np.ndarray, forms: np.ndarray, table: np.ndarray, step: float, reach: np.ndarray
+    left: np.ndarray,
+    p: np.ndarray,
+    forms: np.ndarray,
+    table: np.ndarray,
+    step: float,
+    reach: np.ndarray,
 ) -> None:
     """Take all stars out of `left`, in place."""
     for k in range(p.shape[0]):
@@ -90,8 +104,17 @@ def take_out(
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def fit_one(
-    left: np.ndarray, variance: np.ndarray, bad: np.ndarray, p: np.ndarray, e: np.ndarray, form: np.ndarray,
-    table: np.ndarray, step: float, radius: float, longest_step: float, steps: int,
+    left: np.ndarray,
+    variance: np.ndarray,
+    bad: np.ndarray,
+    p: np.ndarray,
+    e: np.ndarray,
+    form: np.ndarray,
+    table: np.ndarray,
+    step: float,
+    radius: float,
+    longest_step: float,
+    steps: int,
 ) -> bool:
     """Gauss-Newton for (x, y, flux, sky, slope in x, slope in y) in p, errors to e; the slopes take up a halo.
     Returns whether it worked."""
@@ -110,7 +133,11 @@ def fit_one(
                     continue
                 share, slope = light(dx, dy, form, table, step)
                 slope *= p[2]
-                g[0], g[1], g[2] = slope * (form[0] * dx + form[1] * dy), slope * (form[1] * dx + form[2] * dy), share
+                g[0], g[1], g[2] = (
+                    slope * (form[0] * dx + form[1] * dy),
+                    slope * (form[1] * dx + form[2] * dy),
+                    share,
+                )
                 g[3], g[4], g[5] = 1.0, dx / radius, dy / radius
                 w = 1.0 / variance[j, i]
                 r = left[j, i] - p[2] * share - p[3] - p[4] * g[4] - p[5] * g[5]
@@ -133,9 +160,21 @@ def fit_one(
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def fit_all(
-    left: np.ndarray, variance: np.ndarray, bad: np.ndarray, order: np.ndarray, x: np.ndarray, y: np.ndarray,
-    p: np.ndarray, e: np.ndarray, forms: np.ndarray, table: np.ndarray, step: float, fwhm: float, reach: np.ndarray,
-    sweeps: int, taken: bool,
+    left: np.ndarray,
+    variance: np.ndarray,
+    bad: np.ndarray,
+    order: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    p: np.ndarray,
+    e: np.ndarray,
+    forms: np.ndarray,
+    table: np.ndarray,
+    step: float,
+    fwhm: float,
+    reach: np.ndarray,
+    sweeps: int,
+    taken: bool,
 ) -> np.ndarray:
     """From bright to faint, fit each star on what is left when all others are subtracted; again for all, then for those
     that still move (close pairs, which take turns to converge).
@@ -154,8 +193,22 @@ def fit_all(
                 subtract(left, p[k, 0], p[k, 1], -p[k, 2], forms[k], table, step, reach[k])
             for a in range(6):
                 one[a] = p[k, a]
-            ok = fit_one(left, variance, bad, one, error, forms[k], table, step, FIT * fwhm, 0.25 * fwhm, steps)
-            failed[k] = not (ok and one[2] > 0 and (one[0] - x[k]) ** 2 + (one[1] - y[k]) ** 2 < fwhm * fwhm)
+            ok = fit_one(
+                left,
+                variance,
+                bad,
+                one,
+                error,
+                forms[k],
+                table,
+                step,
+                FIT * fwhm,
+                0.25 * fwhm,
+                steps,
+            )
+            failed[k] = not (
+                ok and one[2] > 0 and (one[0] - x[k]) ** 2 + (one[1] - y[k]) ** 2 < fwhm * fwhm
+            )
             moved[k] = 0.0
             if not failed[k]:
                 moved[k] = np.hypot(one[0] - p[k, 0], one[1] - p[k, 1])
@@ -168,8 +221,14 @@ def fit_all(
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def fit_shapes(
-    left: np.ndarray, variance: np.ndarray, bad: np.ndarray, p: np.ndarray, forms: np.ndarray, table: np.ndarray,
-    step: float, radius: float,
+    left: np.ndarray,
+    variance: np.ndarray,
+    bad: np.ndarray,
+    p: np.ndarray,
+    forms: np.ndarray,
+    table: np.ndarray,
+    step: float,
+    radius: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The form that fits each star best: (n, 3), and its errors; NaN where none does.
 

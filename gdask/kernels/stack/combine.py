@@ -48,25 +48,74 @@ class Choice(NamedTuple):
 
 METHODS: dict[str, Choice] = {
     "mean": Choice(0, "mean; variance sum(var) / n^2"),
-    "wtmean": Choice(1, "weighted mean, weights 1/var unless given; variance sum(w^2 var) / sum(w)^2"),
+    "wtmean": Choice(
+        1, "weighted mean, weights 1/var unless given; variance sum(w^2 var) / sum(w)^2"
+    ),
     "median": Choice(2, "median; variance mean(var) / n times the median's for Gaussian values"),
     "lmedian": Choice(3, "lower of the middle two where their number is even; variance likewise"),
 }
 REJECTIONS: dict[str, Choice] = {
     "none": Choice(0, "use all"),
-    "minmax": Choice(1, "drop int(n nlow / nplanes + 0.001) lowest, likewise highest, of the n usable (IRAF)"),
+    "minmax": Choice(
+        1, "drop int(n nlow / nplanes + 0.001) lowest, likewise highest, of the n usable (IRAF)"
+    ),
     "sigclip": Choice(2, "clip beyond lsigma, hsigma times the values' own standard deviation"),
     "varclip": Choice(3, "clip beyond lsigma, hsigma times each value's sqrt(variance)"),
-    "noiseclip": Choice(4, "clip beyond lsigma, hsigma times the pixel's noise, and in starlight the planes' own scatter"),
+    "noiseclip": Choice(
+        4,
+        "clip beyond lsigma, hsigma times the pixel's noise, and in starlight the planes' own scatter",
+    ),
 }
 
 # n times the variance of the median, and of the lower median, of n standard normal values (index n), by numerical
 # integration of the densities of the order statistics; agrees with the textbook tables (n = 3: 1.346) and with
 # simulation. The limit is pi/2 (Laplace); the next term, fitted to n = 20..200, serves beyond the table.
-_MEDIAN = (0, 1, 1, 1.3460, 1.1928, 1.4342, 1.2885, 1.4731, 1.3455, 1.4949, 1.3833, 1.5088, 1.4102, 1.5184, 1.4304,
-           1.5254, 1.4460, 1.5308, 1.4585, 1.5350, 1.4688)  # fmt: skip
-_LOWER_MEDIAN = (0, 1, 1.3634, 1.3460, 1.4418, 1.4342, 1.4773, 1.4731, 1.4975, 1.4949, 1.5105, 1.5088, 1.5197, 1.5184,
-                 1.5264, 1.5254, 1.5315, 1.5308, 1.5356, 1.5350, 1.5389)  # fmt: skip
+_MEDIAN = (
+    0,
+    1,
+    1,
+    1.3460,
+    1.1928,
+    1.4342,
+    1.2885,
+    1.4731,
+    1.3455,
+    1.4949,
+    1.3833,
+    1.5088,
+    1.4102,
+    1.5184,
+    1.4304,
+    1.5254,
+    1.4460,
+    1.5308,
+    1.4585,
+    1.5350,
+    1.4688,
+)
+_LOWER_MEDIAN = (
+    0,
+    1,
+    1.3634,
+    1.3460,
+    1.4418,
+    1.4342,
+    1.4773,
+    1.4731,
+    1.4975,
+    1.4949,
+    1.5105,
+    1.5088,
+    1.5197,
+    1.5184,
+    1.5264,
+    1.5254,
+    1.5315,
+    1.5308,
+    1.5356,
+    1.5350,
+    1.5389,
+)
 
 
 @lru_cache(maxsize=64)
@@ -88,7 +137,12 @@ def _average(size: int, dq: Flags, start: int, work: Work, out: _Out) -> None:
     total, spread = np.zeros(size), np.zeros(size)
     number, bits = np.zeros(size, np.uint16), np.zeros(size, np.uint16)
     for k in range(work.use.shape[0]):
-        use, values, variances, flags = work.use[k], work.values[k], work.variances[k], dq[k, start : start + size]
+        use, values, variances, flags = (
+            work.use[k],
+            work.values[k],
+            work.variances[k],
+            dq[k, start : start + size],
+        )
         for x in range(size):
             total[x] += values[x] if use[x] else np.float32(0)
             spread[x] += variances[x] if use[x] else np.float32(0)
@@ -126,7 +180,9 @@ def _weight(weights: Image, start: int, size: int, work: Work, out: _Out) -> Non
 
 
 @njit(cache=True, nogil=True)
-def _take_median(lower: bool, efficiency: Factors, start: int, size: int, work: Work, out: _Out) -> None:
+def _take_median(
+    lower: bool, efficiency: Factors, start: int, size: int, work: Work, out: _Out
+) -> None:
     """Replace the means of `_average` by medians, and their variances by the medians' own."""
     for x in range(size):
         first, last = work.first[x], work.last[x]
@@ -134,7 +190,9 @@ def _take_median(lower: bool, efficiency: Factors, start: int, size: int, work: 
             number = last - first
             even = lower and number % 2 == 0
             out.data[start + x] = (
-                work.ordered[first + number // 2 - 1, x] if even else middle(work.ordered, first, last, x)
+                work.ordered[first + number // 2 - 1, x]
+                if even
+                else middle(work.ordered, first, last, x)
             )
             untrimmed = number + work.trimmed[x]
             out.variance[start + x] *= efficiency[untrimmed] * number / untrimmed
@@ -142,15 +200,34 @@ def _take_median(lower: bool, efficiency: Factors, start: int, size: int, work: 
 
 @njit(cache=True, nogil=True)
 def _combine(
-    data: Image, variance: Image, dq: Flags, weights: Image, scale: Factors, zero: Factors,
-    pairs: npt.NDArray[np.int64], efficiency: Factors, method: int, reject: int,
-    low: float, high: float, rounds: int, about_median: bool, out: _Out, rejected: Mask,
-) -> None:  # fmt: skip
+    data: Image,
+    variance: Image,
+    dq: Flags,
+    weights: Image,
+    scale: Factors,
+    zero: Factors,
+    pairs: npt.NDArray[np.int64],
+    efficiency: Factors,
+    method: int,
+    reject: int,
+    low: float,
+    high: float,
+    rounds: int,
+    about_median: bool,
+    out: _Out,
+    rejected: Mask,
+) -> None:
     block = (data.shape[0], _BLOCK)
     work = Work(
-        np.empty(block, np.float32), np.empty(block, np.float32), np.empty(block, np.uint8), np.empty(block, np.bool_),
-        np.empty(block, np.float32), np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64),
-    )  # fmt: skip
+        np.empty(block, np.float32),
+        np.empty(block, np.float32),
+        np.empty(block, np.uint8),
+        np.empty(block, np.bool_),
+        np.empty(block, np.float32),
+        np.empty(_BLOCK, np.int64),
+        np.empty(_BLOCK, np.int64),
+        np.empty(_BLOCK, np.int64),
+    )
     for start in range(0, data.shape[1], _BLOCK):
         size = min(_BLOCK, data.shape[1] - start)
         gather(data, variance, dq, scale, zero, start, size, work)
@@ -188,23 +265,39 @@ def _weights(weights: npt.ArrayLike | None, method: str, shape: tuple[int, ...])
     if method != "wtmean":
         raise GdaskError(f"weights were given for method {method!r}: only 'wtmean' uses them")
     if np.shape(weights) not in ((shape[0],), shape):
-        raise GdaskError(f"weights of shape {np.shape(weights)} for planes of {shape}: give one per plane or per pixel")
+        raise GdaskError(
+            f"weights of shape {np.shape(weights)} for planes of {shape}: give one per plane or per pixel"
+        )
     return plain(weights, np.float32).reshape(shape[0], -1)
 
 
 def _factors(values: npt.ArrayLike | None, default: float, count: int, name: str) -> Factors:
     factors = np.full(count, default) if values is None else np.asarray(values, dtype=np.float64)
     if factors.shape != (count,):
-        raise GdaskError(f"{name} of shape {factors.shape} for {count} planes: give one number per plane")
+        raise GdaskError(
+            f"{name} of shape {factors.shape} for {count} planes: give one number per plane"
+        )
     return plain(factors, np.float64)
 
 
 def combine(
-    data: Image, variance: Image, dq: Flags, *, method: str = "mean", reject: str = "sigclip",
-    weights: npt.ArrayLike | None = None, nlow: int = 0, nhigh: int = 0, lsigma: float = 3.0, hsigma: float = 3.0,
-    max_iters: int | None = None, mclip: bool = True,
-    scale: npt.ArrayLike | None = None, zero: npt.ArrayLike | None = None, rejected: Mask | None = None,
-) -> tuple[Image, Image, Flags, Counts]:  # fmt: skip
+    data: Image,
+    variance: Image,
+    dq: Flags,
+    *,
+    method: str = "mean",
+    reject: str = "sigclip",
+    weights: npt.ArrayLike | None = None,
+    nlow: int = 0,
+    nhigh: int = 0,
+    lsigma: float = 3.0,
+    hsigma: float = 3.0,
+    max_iters: int | None = None,
+    mclip: bool = True,
+    scale: npt.ArrayLike | None = None,
+    zero: npt.ArrayLike | None = None,
+    rejected: Mask | None = None,
+) -> tuple[Image, Image, Flags, Counts]:
     """Combine planes (n, ny, nx) into data, variance, DQ and the number of planes used, each (ny, nx).
 
     First data * scale + zero and variance * scale^2 (`scale`, `zero`: one number per plane). Each pixel then uses the
@@ -236,8 +329,12 @@ def combine(
         )
     n, ny, nx = data.shape
     if reject == "minmax" and not 0 <= nlow + nhigh < n:
-        raise GdaskError(f"min-max rejection of {nlow} low and {nhigh} high values leaves nothing of {n} planes")
-    out = _Out(*(np.empty(ny * nx, dtype) for dtype in (np.float32, np.float32, np.uint16, np.uint16)))
+        raise GdaskError(
+            f"min-max rejection of {nlow} low and {nhigh} high values leaves nothing of {n} planes"
+        )
+    out = _Out(
+        *(np.empty(ny * nx, dtype) for dtype in (np.float32, np.float32, np.uint16, np.uint16))
+    )
     low, high = (nlow, nhigh) if reject == "minmax" else (lsigma, hsigma)
     rounds = 100 if max_iters is None else int(max_iters)
     planes = (
@@ -245,9 +342,24 @@ def combine(
         for cube, dtype in ((data, np.float32), (variance, np.float32), (dq, np.uint16))
     )
     _combine(
-        *planes, _weights(weights, method, data.shape), _factors(scale, 1.0, n, "scale"),
-        _factors(zero, 0.0, n, "zero"), network(n), _efficiency(method, n), chosen.code, rejection.code,
-        float(low), float(high), rounds, bool(mclip), out,
+        *planes,
+        _weights(weights, method, data.shape),
+        _factors(scale, 1.0, n, "scale"),
+        _factors(zero, 0.0, n, "zero"),
+        network(n),
+        _efficiency(method, n),
+        chosen.code,
+        rejection.code,
+        float(low),
+        float(high),
+        rounds,
+        bool(mclip),
+        out,
         np.empty((n, 0), np.bool_) if rejected is None else rejected.reshape(n, -1),
-    )  # fmt: skip
-    return out.data.reshape(ny, nx), out.variance.reshape(ny, nx), out.dq.reshape(ny, nx), out.count.reshape(ny, nx)
+    )
+    return (
+        out.data.reshape(ny, nx),
+        out.variance.reshape(ny, nx),
+        out.dq.reshape(ny, nx),
+        out.count.reshape(ny, nx),
+    )

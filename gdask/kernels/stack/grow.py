@@ -59,12 +59,18 @@ def without(result: Planes, planes: Planes, rejected: Mask, neighbours: Mask, me
     )
     usable = np.isfinite(data) & np.isfinite(variance) & ((dq & _WORSE) == 0) & ~rejected
     number = np.maximum(usable.sum(axis=0), 1)
-    light, square = (np.where(usable, each, 0).sum(axis=0, dtype=np.float64) / number for each in (data, variance))
+    light, square = (
+        np.where(usable, each, 0).sum(axis=0, dtype=np.float64) / number
+        for each in (data, variance)
+    )
     fewer = usable & ~neighbours
     lost = (fewer != usable).any(axis=0)
     # Others are combined again, too: with fewer of their neighbours known they may have lost a value before.
     use = np.where(fewer.any(axis=0) & ((LEAST_SCATTER * light) ** 2 < square), fewer, usable)
-    at, some = at[lost], [np.ascontiguousarray(each[:, None, lost]) for each in (data, variance, dq)]
+    at, some = (
+        at[lost],
+        [np.ascontiguousarray(each[:, None, lost]) for each in (data, variance, dq)],
+    )
     some[0][~use[:, None, lost]] = np.nan
     for whole, part in zip(result, combine(*some, method=method, reject="none")[:3], strict=True):
         whole.reshape(-1)[at] = part[0]

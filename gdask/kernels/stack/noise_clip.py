@@ -20,7 +20,9 @@ LEAST_SCATTER, MOST_SCATTER = 0.1, 0.3
 
 
 @njit(cache=True, nogil=True)
-def clip_noise(low: float, high: float, rounds: int, about_median: bool, size: int, work: Work) -> None:
+def clip_noise(
+    low: float, high: float, rounds: int, about_median: bool, size: int, work: Work
+) -> None:
     """Clip by the noise that the pixel should have, the same for all planes: survivors are a stretch of ordered values.
 
     A cosmic ray's own variance is inflated by its charge; the median variance of the planes is not.
@@ -39,7 +41,10 @@ def clip_noise(low: float, high: float, rounds: int, about_median: bool, size: i
         last = work.last[x]
         if rounds > 0 and last > 2:
             sigma = np.sqrt(np.float64(max(least[x], np.float32(0))))
-            if work.ordered[0, x] < centre[x] - low * sigma or work.ordered[last - 1, x] > centre[x] + high * sigma:
+            if (
+                work.ordered[0, x] < centre[x] - low * sigma
+                or work.ordered[last - 1, x] > centre[x] + high * sigma
+            ):
                 sigma = _expected(centre[x], x, buffer, work)
                 clipped |= _clip_stretch(low * sigma, high * sigma, rounds, about_median, x, work)
     if clipped:
@@ -59,7 +64,9 @@ def _expected(centre: float, x: int, buffer: Factors, work: Work) -> float:
         buffer[k] = abs(work.ordered[k, x] - centre)
     scatter = 1.4826 * _median(buffer, number)  # of Gaussian values: the standard deviation
     light = max(centre, 0.0)
-    more = min(max(scatter * scatter - variance, (LEAST_SCATTER * light) ** 2), (MOST_SCATTER * light) ** 2)
+    more = min(
+        max(scatter * scatter - variance, (LEAST_SCATTER * light) ** 2), (MOST_SCATTER * light) ** 2
+    )
     return np.sqrt(variance + more)
 
 
@@ -70,7 +77,9 @@ def _median(buffer: Factors, number: int) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _clip_stretch(below: float, above: float, rounds: int, about_median: bool, x: int, work: Work) -> bool:
+def _clip_stretch(
+    below: float, above: float, rounds: int, about_median: bool, x: int, work: Work
+) -> bool:
     """Narrow ordered[first:last] of a pixel to what lies within the limits of its centre; True if anything went."""
     ordered, first, last = work.ordered, work.first[x], work.last[x]
     for turn in range(rounds):

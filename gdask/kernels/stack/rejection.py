@@ -50,12 +50,21 @@ class Work(NamedTuple):
     ordered: Image  # usable values in ascending order, then inf
     first: npt.NDArray[np.int64]  # ordered[first:last] survive
     last: npt.NDArray[np.int64]
-    trimmed: npt.NDArray[np.int64]  # values rejected in symmetric pairs: they do not change a median
+    trimmed: npt.NDArray[
+        np.int64
+    ]  # values rejected in symmetric pairs: they do not change a median
 
 
 @njit(cache=True, nogil=True)
 def gather(
-    data: Image, variance: Image, dq: Flags, scale: Factors, zero: Factors, start: int, size: int, work: Work
+    data: Image,
+    variance: Image,
+    dq: Flags,
+    scale: Factors,
+    zero: Factors,
+    start: int,
+    size: int,
+    work: Work,
 ) -> None:
     """Scaled values and variances of a block, and which of them are the least bad of their pixel."""
     best = np.full(size, _NO_DATA_RANK, np.uint8)
@@ -155,7 +164,9 @@ def reject_minmax(low: float, high: float, size: int, work: Work) -> None:
 
 
 @njit(cache=True, nogil=True)
-def clip_scatter(low: float, high: float, rounds: int, about_median: bool, size: int, work: Work) -> None:
+def clip_scatter(
+    low: float, high: float, rounds: int, about_median: bool, size: int, work: Work
+) -> None:
     """Survivors are a stretch of the ordered values, so only its two ends are tried."""
     ordered = work.ordered
     total, squares, centre = np.zeros(size), np.zeros(size), np.zeros(size)
@@ -181,7 +192,9 @@ def clip_scatter(low: float, high: float, rounds: int, about_median: bool, size:
 
 
 @njit(cache=True, nogil=True)
-def _clip_pixel(low: float, high: float, rounds: int, about_median: bool, x: int, work: Work) -> None:
+def _clip_pixel(
+    low: float, high: float, rounds: int, about_median: bool, x: int, work: Work
+) -> None:
     ordered, first, last = work.ordered, work.first[x], work.last[x]
     for turn in range(rounds):
         number = last - first
@@ -209,7 +222,9 @@ def _clip_pixel(low: float, high: float, rounds: int, about_median: bool, x: int
 
 
 @njit(cache=True, nogil=True)
-def clip_variance(low: float, high: float, rounds: int, about_median: bool, size: int, work: Work) -> None:
+def clip_variance(
+    low: float, high: float, rounds: int, about_median: bool, size: int, work: Work
+) -> None:
     n = work.use.shape[0]
     keep = np.empty(n, np.bool_)
     for x in range(size):
@@ -220,7 +235,9 @@ def clip_variance(low: float, high: float, rounds: int, about_median: bool, size
             kept = 0
             for k in range(n):
                 deviation, sigma = work.values[k, x] - centre, np.sqrt(work.variances[k, x])
-                keep[k] = work.use[k, x] and not (deviation < -low * sigma or deviation > high * sigma)
+                keep[k] = work.use[k, x] and not (
+                    deviation < -low * sigma or deviation > high * sigma
+                )
                 kept += keep[k]
             if kept == 0 or kept == work.last[x]:
                 break

@@ -19,7 +19,9 @@ NIGHTS = 3
 
 def moving_nights(out: Path, motion: float, **options: object) -> np.ndarray:
     """Nights whose stars move by `motion` mas per night and axis (one sigma); the motions East and North (n, 2), mas."""
-    night = gsaoi.prepare_night(gsaoi_options(nights=NIGHTS, n_std=0, bad_wcs=0, n_darks=0, **options))
+    night = gsaoi.prepare_night(
+        gsaoi_options(nights=NIGHTS, n_std=0, bad_wcs=0, n_darks=0, **options)
+    )
     stars = night.stars["target"]
     motions = np.random.default_rng(5).normal(0, motion, (len(stars.ra), 2))
     (out / "raw").mkdir()
@@ -27,7 +29,9 @@ def moving_nights(out: Path, motion: float, **options: object) -> np.ndarray:
     counts, first = [], min(exposure.mjd for exposure in night.exposures)
     for exposure in night.exposures:
         east, north = round(exposure.mjd - first) * motions.T / 3.6e6
-        moved = stars._replace(ra=stars.ra + east / np.cos(np.radians(stars.dec)), dec=stars.dec + north)
+        moved = stars._replace(
+            ra=stars.ra + east / np.cos(np.radians(stars.dec)), dec=stars.dec + north
+        )
         now = night._replace(stars=night.stars | {"target": moved})
         counts.append(gsaoi.write_exposure(now, exposure, out / "raw", gsaoi._latent_finder(now)))
     gsaoi._write_bpm(night, out / "raw")
@@ -42,21 +46,35 @@ def reduced_as_one(folder: Path) -> None:
     database = cal_service.set_local_database()
     database.init()
     database.add_cal(str(next(folder.glob("raw/bpm*"))))
-    for kinds, number in [*((("flat_on", "flat_off"), k) for k in range(NIGHTS)), (("science", "sky"), None)]:
+    for kinds, number in [
+        *((("flat_on", "flat_off"), k) for k in range(NIGHTS)),
+        (("science", "sky"), None),
+    ]:
         reduction = Reduce()
-        reduction.files.extend(sorted(f"raw/{row['file']}" for row in frames if row["kind"] in kinds and number in (None, row["night"])))
+        reduction.files.extend(
+            sorted(
+                f"raw/{row['file']}"
+                for row in frames
+                if row["kind"] in kinds and number in (None, row["night"])
+            )
+        )
         if number is None:
             reduction.uparms["skyCorrect:offset_sky"] = False
         reduction.runr()
 
 
-def about_the_truth(image: Path, truth: Path, motions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def about_the_truth(
+    image: Path, truth: Path, motions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Of clean isolated stars: errors (mas) after a quadratic per epoch, stated errors, star and epoch of each row."""
     objects, epochs = Table.read(image, hdu="OBJCAT"), Table.read(image, hdu="EPOCHS")
     catalog = Table.read(truth / "catalog.ecsv")
     catalog = catalog[catalog["field"] == "target"]
     centre = float(np.median(catalog["ra"])), float(np.median(catalog["dec"]))
-    true, mine = (1000 * np.column_stack(tangent_plane(t["ra"], t["dec"], *centre)) for t in (catalog, Table(epochs["RA", "DEC"], names=("ra", "dec"))))
+    true, mine = (
+        1000 * np.column_stack(tangent_plane(t["ra"], t["dec"], *centre))
+        for t in (catalog, Table(epochs["RA", "DEC"], names=("ra", "dec")))
+    )
     flux = np.asarray(catalog["flux"], float)
     clean = np.isin(epochs["STAR"], objects["STAR"][objects["FLAGS_PSF"] == 0])
     bright = {row["STAR"]: row["FLUX_PSF"] for row in objects}
@@ -80,14 +98,21 @@ def about_the_truth(image: Path, truth: Path, motions: np.ndarray) -> tuple[np.n
         terms = np.column_stack([np.ones(len(x)), x, y, x * x, x * y, y * y])
         for axis in range(2):
             weight = 1 / error[:, axis]
-            off[:, axis] -= terms @ np.linalg.lstsq(terms * weight[:, None], off[:, axis] * weight, rcond=None)[0]
+            off[:, axis] -= (
+                terms
+                @ np.linalg.lstsq(terms * weight[:, None], off[:, axis] * weight, rcond=None)[0]
+            )
         out.append((off, error, index, np.full(len(index), k)))
     return tuple(np.concatenate(parts) for parts in zip(*out, strict=True))  # type: ignore[return-value]
 
 
 @pytest.mark.slow
-def test_three_nights_of_moving_stars_reduced_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    motions = moving_nights(tmp_path, 3.0, size=320, field="crowded", n_flats=3, n_science=4, n_sky=4, cr_rate=2.0)
+def test_three_nights_of_moving_stars_reduced_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    motions = moving_nights(
+        tmp_path, 3.0, size=320, field="crowded", n_flats=3, n_science=4, n_sky=4, cr_rate=2.0
+    )
     (tmp_path / "dragonsrc").write_text("[calibs]\ndatabases = cal_manager.db get store\n")
     monkeypatch.setenv("DRAGONSRC", str(tmp_path / "dragonsrc"))
     monkeypatch.chdir(tmp_path)

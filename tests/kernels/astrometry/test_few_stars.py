@@ -31,14 +31,37 @@ def observe(stars, f, *, seed=0, pointing=0.25, rays=3, hot=0, dither=8.0, lost=
     c, s = np.cos(np.radians(pa)), np.sin(np.radians(pa))
     u, v = c * xi - s * eta, s * xi + c * eta
     u, v = u + rng.normal(0, ERROR, len(u)), v + rng.normal(0, ERROR, len(u))
-    fixed = np.random.default_rng([seed, 99]).uniform(-HALF, HALF, (2, hot)) + rng.normal(0, 0.005, (2, hot))
-    u, v = (np.concatenate([a, b, rng.uniform(-HALF, HALF, rays)]) for a, b in zip((u, v), fixed, strict=True))
-    bright = np.concatenate([flux * rng.lognormal(0, 0.03, len(flux)), np.full(hot, 5e4), 10 ** rng.uniform(3.5, 5, rays)])
+    fixed = np.random.default_rng([seed, 99]).uniform(-HALF, HALF, (2, hot)) + rng.normal(
+        0, 0.005, (2, hot)
+    )
+    u, v = (
+        np.concatenate([a, b, rng.uniform(-HALF, HALF, rays)])
+        for a, b in zip((u, v), fixed, strict=True)
+    )
+    bright = np.concatenate(
+        [
+            flux * rng.lognormal(0, 0.03, len(flux)),
+            np.full(hot, 5e4),
+            10 ** rng.uniform(3.5, 5, rays),
+        ]
+    )
     order = rng.permutation(len(u))
     off = rng.normal(0, pointing, 2)
     ra1, dec1 = (float(w) for w in tangent_sky(*off, ra0, dec0))
     e = np.full(len(u), ERROR)
-    return Measurements(f"N{f}.fits", u[order], v[order], e, e, bright[order], np.zeros(len(u), int), ra1, dec1, pa, SQUARE), -off
+    return Measurements(
+        f"N{f}.fits",
+        u[order],
+        v[order],
+        e,
+        e,
+        bright[order],
+        np.zeros(len(u), int),
+        ra1,
+        dec1,
+        pa,
+        SQUARE,
+    ), -off
 
 
 def errors(frames, truths, solution):
@@ -61,13 +84,17 @@ def test_a_few_stars_align_frames_to_the_precision_of_their_centroids(stars, ray
         assert all(fit.ok and fit.order == 0 and fit.terms <= 3 for fit in solution.frames)
         assert errors(frames, truths, solution).max() < 5 * ERROR
         if stars < 4:
-            assert {fit.how for fit in solution.frames} == {f"shift by {stars} star{'s' * (stars > 1)}"}
+            assert {fit.how for fit in solution.frames} == {
+                f"shift by {stars} star{'s' * (stars > 1)}"
+            }
             assert all(0 < fit.error < 15 for fit in solution.frames)
 
 
 def bent(frame, rng):
     """The frame with a turn, a scale and a distortion of its own."""
-    terms = np.concatenate([np.zeros(2), rng.normal(0, 0.002, 2), np.zeros(2), rng.normal(0, 0.01, 14)])
+    terms = np.concatenate(
+        [np.zeros(2), rng.normal(0, 0.002, 2), np.zeros(2), rng.normal(0, 0.01, 14)]
+    )
     u, v = displace(frame.x, frame.y, terms)
     return frame._replace(x=frame.x - u, y=frame.y - v)
 
@@ -76,7 +103,10 @@ def test_the_error_of_a_place_by_few_stars_knows_of_the_frames_own_distortion():
     ratio = []
     for seed in range(20):
         rng = np.random.default_rng([seed, 5])
-        frames, truths = zip(*[observe(field(1 + seed % 3, seed), f, seed=seed, rays=0) for f in range(4)], strict=True)
+        frames, truths = zip(
+            *[observe(field(1 + seed % 3, seed), f, seed=seed, rays=0) for f in range(4)],
+            strict=True,
+        )
         solution = solve([bent(frame, rng) for frame in frames])
         off = np.array([fit.shift for fit in solution.frames]) - np.array(truths)
         off = 1000 * (off - off.mean(axis=0)) * np.sqrt(4 / 3)
@@ -84,7 +114,9 @@ def test_the_error_of_a_place_by_few_stars_knows_of_the_frames_own_distortion():
     # so few measurements do not say what their errors beyond photon noise are: 3 mas are assumed, rather too much
     assert 0.35 < np.sqrt(np.mean(np.square(ratio))) < 1.1
     near, far = (np.array([[off], [-off], [3e4]]) for off in (2.0, 30.0))
-    small, large = (max(fit.error for fit in solved(tuple(star), rays=0)[2].frames) for star in (near, far))
+    small, large = (
+        max(fit.error for fit in solved(tuple(star), rays=0)[2].frames) for star in (near, far)
+    )
     assert small < 4 and large > 5
 
 
@@ -109,11 +141,17 @@ def test_two_frames_with_one_star():
 def test_a_cosmic_ray_where_the_star_is_lost_moves_nothing():
     stars = field(1, 3)
     for seed in range(10):
-        frames, truths = map(list, zip(*[observe(stars, f, seed=seed, rays=0) for f in range(5)], strict=True))
+        frames, truths = map(
+            list, zip(*[observe(stars, f, seed=seed, rays=0) for f in range(5)], strict=True)
+        )
         frames[2], truths[2] = observe(stars, 2, seed=seed, rays=1, lost=[0])
         # As bright as the star, two arcsec from where the header puts it.
-        x, y = tangent_plane(*tangent_sky(stars[0][0], stars[1][0], *CENTRE), frames[2].ra, frames[2].dec)
-        near = frames[2]._replace(x=np.array([x + 2.0]), y=np.array([float(y)]), flux=stars[2][:1] * 2)
+        x, y = tangent_plane(
+            *tangent_sky(stars[0][0], stars[1][0], *CENTRE), frames[2].ra, frames[2].dec
+        )
+        near = frames[2]._replace(
+            x=np.array([x + 2.0]), y=np.array([float(y)]), flux=stars[2][:1] * 2
+        )
         frames[2] = near
         solution = solve(frames)
         assert not solution.frames[2].ok and "too few stars" in solution.frames[2].reason
@@ -129,7 +167,10 @@ def test_defects_of_the_detector_do_not_hold_the_frames():
             assert errors(frames, truths, solution).max() < 5 * ERROR
         else:
             assert {fit.how for fit in solution.frames} == {"header"}
-        assert all(len(fit.star) == len(frame.x) for fit, frame in zip(solution.frames, frames, strict=True))
+        assert all(
+            len(fit.star) == len(frame.x)
+            for fit, frame in zip(solution.frames, frames, strict=True)
+        )
 
 
 def test_a_frame_through_clouds_is_set_aside():
@@ -154,8 +195,19 @@ def test_the_edge_of_a_mosaic_is_kept_where_no_star_is_expected():
         frame_stars = tangent_plane(*tangent_sky(*stars[:2], *CENTRE), ra, dec)
         inside = abs(frame_stars[0]) < HALF
         e = np.full(inside.sum(), ERROR)
-        moved = Measurements(frame.name, frame_stars[0][inside] + 0.1, frame_stars[1][inside] - 0.2, e, e, stars[2][inside],
-                             np.zeros(inside.sum(), int), ra, dec, 0.0, SQUARE)
+        moved = Measurements(
+            frame.name,
+            frame_stars[0][inside] + 0.1,
+            frame_stars[1][inside] - 0.2,
+            e,
+            e,
+            stars[2][inside],
+            np.zeros(inside.sum(), int),
+            ra,
+            dec,
+            0.0,
+            SQUARE,
+        )
         frames.append(moved)
         truths.append((-0.1, 0.2))
     solution = solve(frames)
@@ -163,17 +215,31 @@ def test_the_edge_of_a_mosaic_is_kept_where_no_star_is_expected():
     assert solution.frames[6].how == "header" and solution.frames[6].shift == (0, 0)
     assert errors(frames, truths, solution)[5] < 5 * ERROR
     assert solution.frames[5].how.startswith("shift by") or solution.frames[5].how == "joint fit"
-    kept_out = solve(frames, untrusted=["", "", "", "", "", "", "points 40 arcsec from its target and offsets"])
+    kept_out = solve(
+        frames, untrusted=["", "", "", "", "", "", "points 40 arcsec from its target and offsets"]
+    )
     assert [fit.ok for fit in kept_out.frames] == [True] * 6 + [False]
-    assert "points 40 arcsec" in kept_out.frames[6].reason and "cannot be trusted" in kept_out.frames[6].reason
+    assert (
+        "points 40 arcsec" in kept_out.frames[6].reason
+        and "cannot be trusted" in kept_out.frames[6].reason
+    )
 
 
 def test_a_frame_of_another_field_is_no_sparse_frame():
     rng = np.random.default_rng(1)
     frames = [observe(field(40, 2), f, rays=2)[0] for f in range(4)]
     e = np.full(40, ERROR)
-    stranger = Measurements("X.fits", *rng.uniform(-HALF, HALF, (2, 40)), e, e, 10 ** rng.uniform(4, 5, 40),
-                            np.zeros(40, int), *CENTRE, 0.0, SQUARE)
+    stranger = Measurements(
+        "X.fits",
+        *rng.uniform(-HALF, HALF, (2, 40)),
+        e,
+        e,
+        10 ** rng.uniform(4, 5, 40),
+        np.zeros(40, int),
+        *CENTRE,
+        0.0,
+        SQUARE,
+    )
     assert [fit.ok for fit in solve([*frames, stranger]).frames] == [True] * 4 + [False]
 
 
@@ -191,7 +257,9 @@ def test_a_catalogue_moves_frames_without_stars_as_well():
     fit = solution.frames[5]
     assert fit.how == "header" and fit.shift[1] == pytest.approx(-0.7, abs=0.05)
     dx, dy = displace(np.zeros(1), np.zeros(1), np.zeros(20))
-    assert dx == dy == 0 and np.isfinite(to_common(moved[5], np.zeros(1), np.zeros(1), CENTRE)).all()
+    assert (
+        dx == dy == 0 and np.isfinite(to_common(moved[5], np.zeros(1), np.zeros(1), CENTRE)).all()
+    )
 
 
 def test_same_bits_in_any_company_of_threads():

@@ -24,7 +24,9 @@ def sky(n, seed=0):
     return *tangent_sky(x, y, *CENTRE), 10 ** rng.uniform(0, 3, n)
 
 
-def observe(stars, f, *, pa=0.0, warp=0.006, pointing=0.05, turn=0.002, half=HALF, spread=6.0, seed=0):
+def observe(
+    stars, f, *, pa=0.0, warp=0.006, pointing=0.05, turn=0.002, half=HALF, spread=6.0, seed=0
+):
     """One frame's measurements and its true distortion: a truth pointing near the centre, a header that is off by
     `pointing` arcsec, a position angle off by `turn` degrees, quadratic and cubic terms of `warp` arcsec at 60 arcsec,
     bright stars good to 0.2 mas."""
@@ -76,8 +78,15 @@ def spread(values):
     return float(1.4826 * np.median(np.abs(values)))
 
 
-@pytest.mark.parametrize(("move", "turn", "radius"), [((0.05, -0.03), 0.0, 3.0), ((2.4, 1.5), 0.002, 3.0),
-                                                     ((25.0, -18.0), 0.0, 30.0), ((6.0, 4.0), 1.3, 30.0)])
+@pytest.mark.parametrize(
+    ("move", "turn", "radius"),
+    [
+        ((0.05, -0.03), 0.0, 3.0),
+        ((2.4, 1.5), 0.002, 3.0),
+        ((25.0, -18.0), 0.0, 30.0),
+        ((6.0, 4.0), 1.3, 30.0),
+    ],
+)
 def test_finds_a_shift_in_a_crowded_field(move, turn, radius):
     stars = sky(6000)
     a, _ = observe(stars, 0, warp=0.0, spread=0.0)
@@ -120,7 +129,10 @@ def test_nine_distorted_frames_reach_the_floor(pa):
     if pa == 0:
         # Photon errors of 0.2 mas over 9 frames, and the mean distortion that stars alone do not show.
         rest = off - floor_of(warps, *places)
-        assert rms(off) < 1.2 * rms(floor_of(warps, *places)) + 0.2 and spread(rest) < 0.35 * spread(off) + 0.1
+        assert (
+            rms(off) < 1.2 * rms(floor_of(warps, *places)) + 0.2
+            and spread(rest) < 0.35 * spread(off) + 0.1
+        )
     # The group's origin is the headers' mean: 9 frames with errors of 50 mas and 0.002 degrees.
     assert np.abs(total.mean(axis=1)).max() < 4 * 50 / 3
     turned = np.polyfit(places[0], total[1], 1)[0] / 1000
@@ -141,10 +153,15 @@ def test_corrections_mean_what_geometry_says():
     solution = solve(frames)
     for frame, fit in zip(frames, solution.frames, strict=True):
         straight = (0, 0, (0, 1.0, 0), (0, 0, 1.0))
-        geometry = Geometry(*straight, frame.ra, frame.dec, frame.pa, fit.correction_x, fit.correction_y)
+        geometry = Geometry(
+            *straight, frame.ra, frame.dec, frame.pa, fit.correction_x, fit.correction_y
+        )
         ra, dec = to_sky(geometry, frame.x, frame.y)
         star = solution.stars[fit.star]
-        north, east = (dec - star["dec"]) * 3.6e6, (ra - star["ra"]) * 3.6e6 * np.cos(np.radians(dec))
+        north, east = (
+            (dec - star["dec"]) * 3.6e6,
+            (ra - star["ra"]) * 3.6e6 * np.cos(np.radians(dec)),
+        )
         bright = frame.flux > 100
         assert spread(np.stack([east, north])[:, bright]) < 0.4
         assert np.allclose(east, fit.residual_x * 1000, atol=0.02)
@@ -160,7 +177,9 @@ def test_faint_noise_does_not_shrink_the_sky():
         errors = {"ex": frame.ex + 0.03, "ey": frame.ey + 0.03}
         frames.append(frame._replace(x=frame.x + noise[0], y=frame.y + noise[1], **errors))
     _, (x, _), total = leftover(solve(frames), stars, 1.0)
-    assert abs(np.polyfit(x, total[0], 1)[0]) < 0.05  # mas per arcsec: 2e-5 for 6 frames of 0.1 mas per arcsec
+    assert (
+        abs(np.polyfit(x, total[0], 1)[0]) < 0.05
+    )  # mas per arcsec: 2e-5 for 6 frames of 0.1 mas per arcsec
 
 
 @pytest.mark.parametrize(("n", "most"), [(110, 3), (400, 12)])
@@ -187,9 +206,17 @@ def test_wrong_pointings_are_found_and_strangers_set_aside():
     far = tangent_sky(18.0, -12.0, frames[2].ra, frames[2].dec)
     frames[2] = frames[2]._replace(ra=float(far[0]), dec=float(far[1]), pa=1.2)
     rng = np.random.default_rng(0)
-    stranger = frames[5]._replace(x=rng.uniform(-42, 42, 700), y=rng.uniform(-42, 42, 700), flux=rng.pareto(1, 700),
-                                  ex=np.full(700, 1e-3), ey=np.full(700, 1e-3), array=np.zeros(700, int))
-    nothing = frames[5]._replace(**{k: np.zeros(0) for k in ("x", "y", "ex", "ey", "flux", "array")})
+    stranger = frames[5]._replace(
+        x=rng.uniform(-42, 42, 700),
+        y=rng.uniform(-42, 42, 700),
+        flux=rng.pareto(1, 700),
+        ex=np.full(700, 1e-3),
+        ey=np.full(700, 1e-3),
+        array=np.zeros(700, int),
+    )
+    nothing = frames[5]._replace(
+        **{k: np.zeros(0) for k in ("x", "y", "ex", "ey", "flux", "array")}
+    )
     solution = solve([*frames, stranger, nothing])
     assert [f.ok for f in solution.frames] == [True] * 6 + [False] * 2
     assert "pair" in solution.frames[6].reason or "peak" in solution.frames[6].reason
@@ -219,7 +246,9 @@ def test_a_catalogue_far_wider_than_the_field_and_without_its_brightest_stars():
     stars = sky(1200, seed=3)
     frames = [observe(stars, f)[0] for f in range(3)]
     rng = np.random.default_rng(6)
-    x, y = rng.uniform(-600, 600, (2, 20000))  # of another population, too: it has next to nothing of the frames'
+    x, y = rng.uniform(
+        -600, 600, (2, 20000)
+    )  # of another population, too: it has next to nothing of the frames'
     faint = (stars[2] < 60) & (stars[2] > 4)
     fx, fy = tangent_plane(stars[0][faint], stars[1][faint], *CENTRE)
     outside = np.maximum(abs(x), abs(y)) > 60
@@ -240,7 +269,9 @@ def test_one_to_three_catalogue_stars_shift_the_group_where_they_agree(known, ok
     x = x + (0 if ok else np.array([0.0, 1.0]))  # one of the two is another star
     reference = Reference(*tangent_sky(x, y, *CENTRE), np.full(known, 0.001), np.ones(known))
     solution = solve(frames, reference=reference)
-    assert solution.tie.ok == ok and (not ok or (solution.tie.n, solution.tie.terms) == (known, 2)), solution.tie
+    assert solution.tie.ok == ok and (
+        not ok or (solution.tie.n, solution.tie.terms) == (known, 2)
+    ), solution.tie
     if ok:
         _, _, total = leftover(solution, stars)
         assert np.abs(np.median(total, axis=1)).max() < 6  # their turns and distortions stay
@@ -263,17 +294,24 @@ def test_a_catalogue_takes_out_what_all_frames_share():
     frames = [observe(stars, f, warp=0.01)[0] for f in range(9)]
     known = np.flatnonzero(stars[2] > 20)
     rng = np.random.default_rng(4)
-    x, y = (v + rng.normal(0, 0.002, len(known)) for v in tangent_plane(stars[0][known], stars[1][known], *CENTRE))
+    x, y = (
+        v + rng.normal(0, 0.002, len(known))
+        for v in tangent_plane(stars[0][known], stars[1][known], *CENTRE)
+    )
     reference = Reference(*tangent_sky(x, y, *CENTRE), np.full(len(known), 0.002), stars[2][known])
     photon = 0.2 / 3  # mas: 9 frames
     beyond = {}
     for name, catalogue in (("without", None), ("with", reference)):
         solution = solve(frames, reference=catalogue)
         relative, _, absolute = leftover(solution, stars)
-        beyond[name] = [np.sqrt(max(rms(off) ** 2 - photon**2, 0.0)) for off in (relative, absolute)]
+        beyond[name] = [
+            np.sqrt(max(rms(off) ** 2 - photon**2, 0.0)) for off in (relative, absolute)
+        ]
     assert solution.tie.terms == 20 and solution.tie.n > 1200 and 1.8 < solution.tie.rms < 2.2
     assert beyond["with"][0] <= 0.2 and beyond["with"][1] <= 0.2, beyond
-    assert beyond["without"][0] > 2 * beyond["with"][0]  # the mean over nine frames of what they do not share
+    assert (
+        beyond["without"][0] > 2 * beyond["with"][0]
+    )  # the mean over nine frames of what they do not share
 
 
 def epochs(size, seed=0):
@@ -283,7 +321,11 @@ def epochs(size, seed=0):
     frames = []
     for f in range(12):
         frame, move = observe(stars, f, seed=seed)[0], moves[f // 4]
-        frames.append(frame._replace(x=frame.x - move[frame.array, 0], y=frame.y - move[frame.array, 1], epoch=f // 4))
+        frames.append(
+            frame._replace(
+                x=frame.x - move[frame.array, 0], y=frame.y - move[frame.array, 1], epoch=f // 4
+            )
+        )
     return frames
 
 
@@ -298,7 +340,11 @@ def test_arrays_that_moved_between_epochs_are_found():
         straight = (0, 0, (0, 1.0, 0), (0, 0, 1.0))
         for k, (cx, cy) in enumerate(fit.arrays):
             mine = (frame.array == k) & (frame.flux > 100)
-            _, dec = to_sky(Geometry(*straight, frame.ra, frame.dec, frame.pa, cx, cy), frame.x[mine], frame.y[mine])
+            _, dec = to_sky(
+                Geometry(*straight, frame.ra, frame.dec, frame.pa, cx, cy),
+                frame.x[mine],
+                frame.y[mine],
+            )
             star = free.stars[fit.star[mine]]
             assert spread((dec - star["dec"]) * 3.6e6) < 0.5
             assert np.allclose((dec - star["dec"]) * 3.6e6, fit.residual_y[mine] * 1000, atol=0.1)
@@ -322,14 +368,20 @@ def test_blind_search(stars, overlap):
         u, v = c * xi - s * eta, s * xi + c * eta
         seen = np.flatnonzero((abs(u) < HALF) & (abs(v) < HALF))
         far, towards = 29 * np.sqrt(rng.uniform()), rng.uniform(0, 2 * np.pi)
-        ra, dec = (float(w) for w in tangent_sky(far * np.cos(towards), far * np.sin(towards), ra0, dec0))
+        ra, dec = (
+            float(w) for w in tangent_sky(far * np.cos(towards), far * np.sin(towards), ra0, dec0)
+        )
         e = np.full(len(seen), 1e-3)
-        other = Measurements("B.fits", u[seen], v[seen], e, e, field[2][seen], np.zeros(len(seen), int), ra, dec, 0.0)
+        other = Measurements(
+            "B.fits", u[seen], v[seen], e, e, field[2][seen], np.zeros(len(seen), int), ra, dec, 0.0
+        )
         two = solve([one, other])
         assert all(f.ok for f in two.frames)
         ends = [np.array(f.shift) for f in two.frames]
         wrong = np.array(tangent_plane(ra0, dec0, ra, dec))
-        assert np.hypot(*(ends[1] - ends[0] - wrong)) < 0.9  # the plane turns about the middle: 2 degrees of 30 arcsec
+        assert (
+            np.hypot(*(ends[1] - ends[0] - wrong)) < 0.9
+        )  # the plane turns about the middle: 2 degrees of 30 arcsec
 
 
 def test_from_three_stars_to_many_frames():

@@ -46,9 +46,13 @@ def test_linearize_variance_adds_the_photons(rng: np.random.Generator) -> None:
 
 def test_add_variance() -> None:
     data = np.array([[-50, 0, 7, 1000, np.nan]], np.float32)
-    np.testing.assert_array_equal(variance.add_variance(data, 5, coadds=2), [[25, 25, 28.5, 525, np.nan]])
+    np.testing.assert_array_equal(
+        variance.add_variance(data, 5, coadds=2), [[25, 25, 28.5, 525, np.nan]]
+    )
     np.testing.assert_array_equal(variance.poisson_variance(data, 2), [[0, 0, 3.5, 500, np.nan]])
-    np.testing.assert_array_equal(variance.add_variance(data, 5, poisson=False), np.full((1, 5), 25))
+    np.testing.assert_array_equal(
+        variance.add_variance(data, 5, poisson=False), np.full((1, 5), 25)
+    )
     np.testing.assert_array_equal(variance.read_noise_variance((2, 3), 1.5), np.full((2, 3), 2.25))
 
 
@@ -57,7 +61,9 @@ def test_add_variance() -> None:
 
 def test_flag_levels() -> None:
     data = np.array([1, 39999.9, 40000, 49999, 50000, 1e9, np.nan, np.inf, -np.inf], np.float32)
-    np.testing.assert_array_equal(flags.flag_levels(data, None, 40000, 50000), [0, 0, 2, 2, 4, 4, 16, 16, 16])
+    np.testing.assert_array_equal(
+        flags.flag_levels(data, None, 40000, 50000), [0, 0, 2, 2, 4, 4, 16, 16, 16]
+    )
     bpm = np.full(9, 1, np.uint16)
     np.testing.assert_array_equal(flags.flag_levels(data, bpm, np.inf, np.inf), [1] * 6 + [17] * 3)
     assert (bpm == 1).all()
@@ -77,7 +83,10 @@ def star_field(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def hidden(data: np.ndarray, bpm: np.ndarray | None = None, **more: int) -> np.ndarray:
-    return flags.hidden_saturation(data, flags.flag_levels(data, bpm, 40000, 51000), 40000, **more) != 0
+    return (
+        flags.hidden_saturation(data, flags.flag_levels(data, bpm, 40000, 51000), 40000, **more)
+        != 0
+    )
 
 
 def test_hidden_saturation_finds_the_core(rng: np.random.Generator) -> None:
@@ -88,7 +97,9 @@ def test_hidden_saturation_finds_the_core(rng: np.random.Generator) -> None:
     bpm[30, 44:60] = 1  # dead pixels cut through the ring: it holds
     data[bpm > 0] = 12
     np.testing.assert_array_equal(hidden(data, bpm), core & (bpm == 0))
-    np.testing.assert_array_equal(flags.saturation_mask(data, bpm, 40000, 51000), hidden(data, bpm) | (data > 51000))
+    np.testing.assert_array_equal(
+        flags.saturation_mask(data, bpm, 40000, 51000), hidden(data, bpm) | (data > 51000)
+    )
     both = flags.saturation_mask(data, bpm, 40000, 51000, include_non_linear=True)
     assert (both & ~(data > 40000)).sum() == (core & (bpm == 0)).sum()
 
@@ -114,7 +125,9 @@ def test_masks_packed_and_cut(rng: np.random.Generator) -> None:
     packed = flags.pack_mask(mask)
     assert packed.dtype == np.uint8 and packed.ndim == 1
     np.testing.assert_array_equal(flags.unpack_mask(packed, mask.shape), mask)
-    np.testing.assert_array_equal(flags.unpack_window(packed, mask.shape, (3, 50, 11, 20)), mask[11:20, 3:50])
+    np.testing.assert_array_equal(
+        flags.unpack_window(packed, mask.shape, (3, 50, 11, 20)), mask[11:20, 3:50]
+    )
     around = flags.unpack_window(packed, mask.shape, (-5, 60, -2, 41))
     np.testing.assert_array_equal(around, np.pad(mask, ((2, 4), (5, 7))))
     assert not flags.unpack_window(packed, mask.shape, (60, 70, 0, 5)).any()
@@ -134,7 +147,9 @@ def test_border_mask() -> None:
 def test_grow_is_a_disk(rng: np.random.Generator, radius: float) -> None:
     mask = rng.random((61, 47)) < 0.004
     mask[0, 0] = mask[33, 20:29] = True
-    np.testing.assert_array_equal(flags.grow(mask, radius), ndimage.distance_transform_edt(~mask) <= radius)
+    np.testing.assert_array_equal(
+        flags.grow(mask, radius), ndimage.distance_transform_edt(~mask) <= radius
+    )
     assert not flags.grow(np.zeros((5, 7), bool), radius).any()
 
 
@@ -177,14 +192,21 @@ def test_flat_noise_of_the_sky_goes_with_the_sky(rng: np.random.Generator) -> No
     shape, sky, star = (400, 500), 20000.0, 3000.0
     true = rng.uniform(0.7, 1.3, shape)
     flat = (true * rng.normal(1, 0.004, shape)).astype(np.float32)
-    frame, other = (rng.normal(light * true, np.sqrt(light * true)).astype(np.float32) for light in (sky + star, sky))
+    frame, other = (
+        rng.normal(light * true, np.sqrt(light * true)).astype(np.float32)
+        for light in (sky + star, sky)
+    )
     flat_var, dq = (0.004**2 * true**2).astype(np.float32), np.zeros(shape, np.uint16)
     level = flats.sky_level(other, dq, flat, dq)
     assert level == pytest.approx(sky, rel=1e-3)
     left = flats.flat_data(frame, flat).astype(float) - flats.flat_data(other, flat)
-    variance = sum(flats.flat_variance(raw, raw, flat, flat_var, level).astype(float) for raw in (frame, other))
+    variance = sum(
+        flats.flat_variance(raw, raw, flat, flat_var, level).astype(float) for raw in (frame, other)
+    )
     assert np.var(left) / np.mean(variance) == pytest.approx(1, abs=0.015)
-    naive = sum(flats.flat_variance(raw, raw, flat, flat_var).astype(float) for raw in (frame, other))
+    naive = sum(
+        flats.flat_variance(raw, raw, flat, flat_var).astype(float) for raw in (frame, other)
+    )
     assert np.var(left) / np.mean(naive) < 0.8
     assert flats.sky_level(other, dq + np.uint16(1), flat, dq) == 0
 
@@ -235,7 +257,9 @@ def test_background_of_noise(rng: np.random.Generator) -> None:
     spoilt = np.where(mask, rng.choice([-1e4, np.nan, 1e5], n), planes[0]).astype(np.float32)
     level, sigma, number = stats.background(spoilt, mask)
     assert number == (~mask).sum() and abs(level - 700) < 5 * unit and abs(sigma - 30) < 1
-    assert stats.background(spoilt, mask) == stats.background(spoilt.reshape(200, 200), mask.reshape(200, 200))
+    assert stats.background(spoilt, mask) == stats.background(
+        spoilt.reshape(200, 200), mask.reshape(200, 200)
+    )
 
 
 @pytest.mark.parametrize(("number", "most"), [(100, 0.04), (2500, 0.6)])
@@ -257,7 +281,9 @@ def test_background_of_odd_planes(rng: np.random.Generator) -> None:
         stats.background(np.full((300, 300), 5, np.float32), np.ones((9, 9), bool))
     few = rng.normal(10, 1, 60).astype(np.float32)
     assert stats.background(few).level == pytest.approx(np.median(few))
-    assert stats.background(rng.uniform(0, 1, 50000).astype(np.float32)).level == pytest.approx(0.5, abs=0.01)
+    assert stats.background(rng.uniform(0, 1, 50000).astype(np.float32)).level == pytest.approx(
+        0.5, abs=0.01
+    )
 
 
 def test_median(rng: np.random.Generator) -> None:
@@ -271,10 +297,14 @@ def test_median(rng: np.random.Generator) -> None:
 
 def test_median_over_many_planes(rng: np.random.Generator) -> None:
     """Right to 1e-4, the same number for any chunking, and for numbers of any size and sign."""
-    planes = [rng.normal(level, 0.05, (101, 53)).astype(np.float32) for level in (0.9, 1.0, 1.05, 1.2)]
+    planes = [
+        rng.normal(level, 0.05, (101, 53)).astype(np.float32) for level in (0.9, 1.0, 1.05, 1.2)
+    ]
     masks = [rng.random((101, 53)) < 0.1 for _ in planes]
     planes[1][0, 0], masks[1][0, 0] = np.nan, False
-    whole = stats.median_from_histograms(*(stats.histogram(p, m) for p, m in zip(planes, masks, strict=True)))
+    whole = stats.median_from_histograms(
+        *(stats.histogram(p, m) for p, m in zip(planes, masks, strict=True))
+    )
     good = np.concatenate([p[~m & np.isfinite(p)] for p, m in zip(planes, masks, strict=True)])
     assert whole == pytest.approx(np.median(good), rel=1e-4)
     cuts = [
@@ -288,4 +318,6 @@ def test_median_over_many_planes(rng: np.random.Generator) -> None:
         assert stats.median_from_histograms(stats.histogram(array)) == pytest.approx(
             np.median(array), rel=1e-4, abs=1e-35
         )
-    assert np.isnan(stats.median_from_histograms(stats.histogram(planes[0], np.ones_like(masks[0]))))
+    assert np.isnan(
+        stats.median_from_histograms(stats.histogram(planes[0], np.ones_like(masks[0])))
+    )

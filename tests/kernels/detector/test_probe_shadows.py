@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from helpers import computed, raw, with_pixels
 
-from gdask.kernels.detector.probe_shadows import CELL, cell_counts, cell_medians, pixels_of, shadow_cells
+from gdask.kernels.detector.probe_shadows import (
+    CELL,
+    cell_counts,
+    cell_medians,
+    pixels_of,
+    shadow_cells,
+)
 from gdask.model import DQ
 from gdask.steps import flag_shadows, measure_shadows
 from gdask.steps.frames import with_headers
@@ -19,16 +25,23 @@ DARK = np.where(OUTSIDE, DQ.UNILLUMINATED, 0).astype(np.uint16)
 
 def light_left(tip: float) -> np.ndarray:
     """What an arm along y = 256 leaves of the light: 40 % is gone beyond its tip, which fades over 12 pixels."""
-    return 1 - 0.4 / (1 + np.exp(np.clip((X - tip) / -12, -50, 50))) * np.exp(-(((Y - 256) / 30) ** 4))
+    return 1 - 0.4 / (1 + np.exp(np.clip((X - tip) / -12, -50, 50))) * np.exp(
+        -(((Y - 256) / 30) ** 4)
+    )
 
 
 def cells_of(light: np.ndarray, seed: int = 1) -> np.ndarray:
-    return cell_medians(np.random.default_rng(seed).normal(light, np.sqrt(LEVEL)).astype(np.float32), DARK)
+    return cell_medians(
+        np.random.default_rng(seed).normal(light, np.sqrt(LEVEL)).astype(np.float32), DARK
+    )
 
 
 def flagged(tips: list[float], places: list[tuple[float, float]]) -> list[np.ndarray]:
     levels = [cells_of(LEVEL * light_left(tip), seed) for seed, tip in enumerate(tips)]
-    return [pixels_of(cells, 0, SIZE, 0, SIZE) & ~OUTSIDE for cells in shadow_cells(levels, places, 0.15)]
+    return [
+        pixels_of(cells, 0, SIZE, 0, SIZE) & ~OUTSIDE
+        for cells in shadow_cells(levels, places, 0.15)
+    ]
 
 
 def test_a_tip_too_faint_to_be_seen_is_flagged_where_the_guide_star_says() -> None:
@@ -52,7 +65,11 @@ def test_a_frame_whose_arm_is_elsewhere_keeps_its_light() -> None:
 
 def stars(number: int, brightest: float, seed: int = 5) -> np.ndarray:
     random, light = np.random.default_rng(seed), np.zeros((SIZE, SIZE))
-    for x, y, flux in zip(*random.uniform(0, SIZE, (2, number)), brightest * random.pareto(1.2, number).clip(0, 30), strict=True):
+    for x, y, flux in zip(
+        *random.uniform(0, SIZE, (2, number)),
+        brightest * random.pareto(1.2, number).clip(0, 30),
+        strict=True,
+    ):
         i, j = int(x), int(y)
         cut = np.s_[max(j - 40, 0) : j + 41, max(i - 40, 0) : i + 41]
         light[cut] += flux * (1 + ((X[cut] - x) ** 2 + (Y[cut] - y) ** 2) / 9) ** -3
@@ -63,11 +80,25 @@ def stars(number: int, brightest: float, seed: int = 5) -> np.ndarray:
     ("what", "light"),
     [
         ("sparse", lambda: stars(40, 3000.0)),
-        ("crowded", lambda: stars(3000, 3000.0) + 850 * (1 + ((X - 256) ** 2 + (Y - 256) ** 2) / 150**2) ** -1.5),
+        (
+            "crowded",
+            lambda: (
+                stars(3000, 3000.0) + 850 * (1 + ((X - 256) ** 2 + (Y - 256) ** 2) / 150**2) ** -1.5
+            ),
+        ),
         ("extended", lambda: 17000 * (1 + ((X - 256) ** 2 + (Y - 256) ** 2) / 40**2) ** -1.2),
-        ("galaxy at the edge", lambda: 17000 * (1 + ((X - 480) ** 2 + (Y - 256) ** 2) / 60**2) ** -1.5),
-        ("bright star at the edge", lambda: 2e6 * (1 + ((X - 500) ** 2 + (Y - 256) ** 2) / 9) ** -1.5),
-        ("lane of dust", lambda: 3000.0 * (np.hypot(X - 256, Y - 256) < 200) * (np.abs(Y - X) > 30)),
+        (
+            "galaxy at the edge",
+            lambda: 17000 * (1 + ((X - 480) ** 2 + (Y - 256) ** 2) / 60**2) ** -1.5,
+        ),
+        (
+            "bright star at the edge",
+            lambda: 2e6 * (1 + ((X - 500) ** 2 + (Y - 256) ** 2) / 9) ** -1.5,
+        ),
+        (
+            "lane of dust",
+            lambda: 3000.0 * (np.hypot(X - 256, Y - 256) < 200) * (np.abs(Y - X) > 30),
+        ),
     ],
 )
 def test_nothing_is_flagged_without_a_probe(what: str, light: object) -> None:
@@ -91,8 +122,14 @@ def test_steps_flag_and_tell(night: object, rows: int | None) -> None:
         frame = raw(night.science[0])
         y, x = np.mgrid[:320, :320].astype(float)
         left = 1 - 0.4 / (1 + np.exp(np.clip((x - tip) / -8, -50, 50))) * (np.abs(y - 160) < 24)
-        data = np.random.default_rng(number).normal(LEVEL * left, 130, (4, 320, 320)).astype(np.float32)
-        frame = with_pixels(frame, rows, data=data, dq=np.zeros(data.shape, "u2")).assign_attrs(name=f"S{number}.fits")
+        data = (
+            np.random.default_rng(number)
+            .normal(LEVEL * left, 130, (4, 320, 320))
+            .astype(np.float32)
+        )
+        frame = with_pixels(frame, rows, data=data, dq=np.zeros(data.shape, "u2")).assign_attrs(
+            name=f"S{number}.fits"
+        )
         frame = measure_shadows(with_headers(frame))
         results = {"shadows": tuple(np.ravel(frame.attrs["pending"]["shadows"].compute()))}
         moved = tuple(g._replace(x0=g.x0 - (tip - 200.0)) for g in frame.attrs["geometry"])
@@ -102,5 +139,8 @@ def test_steps_flag_and_tell(night: object, rows: int | None) -> None:
     assert masks[0][:, 140:180, 210:].all() and masks[1][:, 140:180, 300:].all()
     assert not masks[0][:, :90].any() and not masks[1][:, :, :200].any()
     counts = [int(mask.sum()) for mask in masks]
-    assert deep.attrs["note"] == f"2 of them with the shadow of a guide probe, {min(counts)} to {max(counts)} pixels each"
+    assert (
+        deep.attrs["note"]
+        == f"2 of them with the shadow of a guide probe, {min(counts)} to {max(counts)} pixels each"
+    )
     assert flag_shadows(tuple(frames), depth=0.9)[0].attrs["note"] == "no shadow of a guide probe"

@@ -9,22 +9,41 @@ from gdask.kernels.geometry.areas import SPACING, area_factors
 from gdask.kernels.geometry.grid import common_grid, grid_to_sky
 from gdask.kernels.geometry.pixel_map import pixel_map
 from gdask.kernels.geometry.projection import Geometry, from_sky, pixel_area
-from gdask.kernels.resample.interpolation import TAPS, aperture_noise, lag_correlation, noise_correlation
+from gdask.kernels.resample.interpolation import (
+    TAPS,
+    aperture_noise,
+    lag_correlation,
+    noise_correlation,
+)
 from gdask.kernels.resample.resampling import resample
 
 SIZE = 400
 #: Pixels 1.5 % larger at one end than in the middle, and a frame whose own distortion changes areas by another 2 %.
-STATIC = Geometry(1.0, 1.0, (-4.0, 0.0197, 0.0, 4e-7, 0.0, 0.0), (-4.0, 0.0, 0.0197, 0.0, 0.0, 3e-7), 150.0, -30.0, 20.0)
-MOVED = STATIC._replace(correction_x=(0.01, 0.3, 0.0, 3.0, 0.0, 0.0), correction_y=(0.0, 0.0, -0.2, 0.0, 2.0, 0.0))
+STATIC = Geometry(
+    1.0,
+    1.0,
+    (-4.0, 0.0197, 0.0, 4e-7, 0.0, 0.0),
+    (-4.0, 0.0, 0.0197, 0.0, 0.0, 3e-7),
+    150.0,
+    -30.0,
+    20.0,
+)
+MOVED = STATIC._replace(
+    correction_x=(0.01, 0.3, 0.0, 3.0, 0.0, 0.0), correction_y=(0.0, 0.0, -0.2, 0.0, 2.0, 0.0)
+)
 REFERENCE = float(pixel_area(STATIC, 200.0, 200.0))
 
 
-def onto(geometry: Geometry, data: np.ndarray, variance: np.ndarray, corrected: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def onto(
+    geometry: Geometry, data: np.ndarray, variance: np.ndarray, corrected: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Resampled data and variance on a grid of 0.02 arcsec; corrected: with area_factors."""
     grid = common_grid([geometry], [(SIZE, SIZE)], 0.02, 0.0, 150.0, -30.0)
     window = (0, grid.shape[0], 0, grid.shape[1])
     dq = np.zeros(data.shape, np.uint16)
-    value, noise, _ = resample(data, variance, dq, *pixel_map(geometry, grid, window), area_ratio=grid.scale**2 / REFERENCE)
+    value, noise, _ = resample(
+        data, variance, dq, *pixel_map(geometry, grid, window), area_ratio=grid.scale**2 / REFERENCE
+    )
     of_data, of_variance = area_factors(geometry, grid, window, REFERENCE)
     return (value * of_data, noise * of_variance) if corrected else (value, noise)
 
@@ -37,7 +56,9 @@ def test_a_star_keeps_its_electrons_wherever_it_falls(geometry: Geometry) -> Non
     grid = common_grid([geometry], [(SIZE, SIZE)], 0.02, 0.0, 150.0, -30.0)
     worst = {True: 0.0, False: 0.0}
     for place in ((60, 60), (60, 340), (340, 60), (340, 340), (200, 200)):
-        electrons = 1e5 / (2 * np.pi * 9) * np.exp(-((x - place[0]) ** 2 + (y - place[1]) ** 2) / 18)
+        electrons = (
+            1e5 / (2 * np.pi * 9) * np.exp(-((x - place[0]) ** 2 + (y - place[1]) ** 2) / 18)
+        )
         data = (electrons / flat).astype(np.float32)
         for corrected in (True, False):
             total = onto(geometry, data, np.ones_like(data), corrected)[0].sum(dtype=float)
@@ -59,11 +80,20 @@ def test_variance_is_that_of_sums(geometry: Geometry) -> None:
         value, noise = onto(geometry, data, (100 / flat**2).astype(np.float32))
         ny, nx = (n // 2 for n in value.shape)
         inside = (slice(ny - 120, ny + 120), slice(nx - 120, nx + 120))
-        a, b = (np.add.reduceat(np.add.reduceat(p[inside].astype(float), range(0, 240, 20), 0), range(0, 240, 20), 1) for p in (value, noise))
+        a, b = (
+            np.add.reduceat(
+                np.add.reduceat(p[inside].astype(float), range(0, 240, 20), 0), range(0, 240, 20), 1
+            )
+            for p in (value, noise)
+        )
         pulls.append(a / np.sqrt(b))
         pixels.append(value[inside] / np.sqrt(noise[inside]))
-    assert np.std(pulls) == pytest.approx(aperture_noise("quintic", 11.3), abs=0.05)  # 1728 sums: 0.017 rms
-    assert np.std(pixels) == pytest.approx(noise_correlation("quintic") * 0.02 / REFERENCE**0.5, rel=0.01)
+    assert np.std(pulls) == pytest.approx(
+        aperture_noise("quintic", 11.3), abs=0.05
+    )  # 1728 sums: 0.017 rms
+    assert np.std(pixels) == pytest.approx(
+        noise_correlation("quintic") * 0.02 / REFERENCE**0.5, rel=0.01
+    )
 
 
 def test_factors_do_not_depend_on_the_window() -> None:
@@ -91,5 +121,7 @@ def test_correlation_of_a_kernel(kernel: str) -> None:
     assert lags[0] + 2 * lags[1:].sum() == pytest.approx(1, abs=1e-5)
     assert lags[0] == pytest.approx(noise_correlation(kernel), rel=1e-6)
     steps = [aperture_noise(kernel, radius) for radius in (0.4, 1, 3, 30)]
-    assert steps[0] == pytest.approx(noise_correlation(kernel), rel=1e-6) and steps[-1] == pytest.approx(1, abs=5e-3)
+    assert steps[0] == pytest.approx(noise_correlation(kernel), rel=1e-6) and steps[
+        -1
+    ] == pytest.approx(1, abs=5e-3)
     assert steps[0] < steps[1] < steps[2] < 1.001

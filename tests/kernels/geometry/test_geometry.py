@@ -39,7 +39,9 @@ from gdask.model import GdaskError
 FULL = (2048, 2048)
 
 
-def gsaoi(pa: float = 37.0, dec: float = -43.1, corrected: bool = False, **changes: float) -> tuple[Geometry, ...]:
+def gsaoi(
+    pa: float = 37.0, dec: float = -43.1, corrected: bool = False, **changes: float
+) -> tuple[Geometry, ...]:
     """The four arrays, with a fitted correction of about 20 mas if asked."""
     facts = tomllib.loads((files("gdask.instruments") / "gsaoi.toml").read_text())["arrays"]
     rng = np.random.default_rng(8)
@@ -59,7 +61,9 @@ def points(n: int = 500, low: float = -50, high: float = 2098) -> np.ndarray:
 def test_inverse_returns_the_pixel(corrected: bool) -> None:
     x, y = points()
     for geometry in gsaoi(corrected=corrected):
-        assert np.abs(np.array(from_plane(geometry, *to_plane(geometry, x, y))) - (x, y)).max() < 1e-9
+        assert (
+            np.abs(np.array(from_plane(geometry, *to_plane(geometry, x, y))) - (x, y)).max() < 1e-9
+        )
         assert np.abs(np.array(from_sky(geometry, *to_sky(geometry, x, y))) - (x, y)).max() < 1e-6
 
 
@@ -74,7 +78,9 @@ def test_plane_is_the_published_polynomial_of_the_full_array_pixel() -> None:
 
 def test_correction_is_added_in_units_of_sixty_arcsec_of_the_static_plane() -> None:
     static = gsaoi()[0]
-    fitted = static._replace(correction_x=(0.01, 0.02, -0.03), correction_y=(0.0, 0.0, 0.0, 0.0, 0.05, 0.0))
+    fitted = static._replace(
+        correction_x=(0.01, 0.02, -0.03), correction_y=(0.0, 0.0, 0.0, 0.0, 0.05, 0.0)
+    )
     x, y = points(20)
     u, v = np.array(to_plane(static, x, y)) / 60
     moved = np.array(to_plane(fitted, x, y)) - np.array(to_plane(static, x, y))
@@ -104,7 +110,8 @@ def test_pixel_area_is_the_area_between_corners_and_varies_by_three_per_cent() -
     geometry = gsaoi(corrected=True)[1]
     x, y = np.meshgrid(np.linspace(0, 2047, 9), np.linspace(0, 2047, 9))
     corners = [
-        np.array(to_plane(geometry, x + dx, y + dy)) for dx, dy in ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5))
+        np.array(to_plane(geometry, x + dx, y + dy))
+        for dx, dy in ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5))
     ]
     diagonals = corners[2] - corners[0], corners[3] - corners[1]
     expected = np.abs(diagonals[0][0] * diagonals[1][1] - diagonals[0][1] * diagonals[1][0]) / 2
@@ -136,9 +143,15 @@ def test_grid_has_north_up_and_east_left_and_its_header_is_astropys() -> None:
     for turned in (grid, grid._replace(pa=37.0), grid._replace(pa=-120.0)):
         x, y = points(50, 0, 400)
         wcs = WCS(grid_header(turned, "ICRS"))
-        assert np.allclose(wcs.all_pix2world(x, y, 0), grid_to_sky(turned, x, y), rtol=0, atol=1e-11)
-        assert np.allclose(sky_to_grid(turned, *grid_to_sky(turned, x, y)), (x, y), rtol=0, atol=1e-7)
-        assert np.allclose(np.hstack(grid_from_header(grid_header(turned))), np.hstack(turned), rtol=0, atol=1e-10)
+        assert np.allclose(
+            wcs.all_pix2world(x, y, 0), grid_to_sky(turned, x, y), rtol=0, atol=1e-11
+        )
+        assert np.allclose(
+            sky_to_grid(turned, *grid_to_sky(turned, x, y)), (x, y), rtol=0, atol=1e-7
+        )
+        assert np.allclose(
+            np.hstack(grid_from_header(grid_header(turned))), np.hstack(turned), rtol=0, atol=1e-10
+        )
 
 
 @pytest.mark.parametrize(
@@ -150,7 +163,9 @@ def test_grid_has_north_up_and_east_left_and_its_header_is_astropys() -> None:
         ({"NAXIS1": None}, "NAXIS1"),
     ],
 )
-def test_reference_image_must_be_a_plain_tangent_plane(cards: dict[str, object], message: str) -> None:
+def test_reference_image_must_be_a_plain_tangent_plane(
+    cards: dict[str, object], message: str
+) -> None:
     header = grid_header(Grid(120.0, -30.0, 0.0, 0.02, 100.0, 200.0, (400, 300)))
     for key, value in cards.items():
         if value is None:
@@ -167,7 +182,9 @@ def test_common_grid_holds_all_arrays_in_any_order() -> None:
     assert grid == common_grid(frames[::-1], [FULL] * 8, 0.02, 10.0, 359.99, -43.1)
     assert sky_to_grid(grid, 359.99, -43.1) == pytest.approx((grid.x_ref, grid.y_ref), abs=1e-9)
     x, y = np.array([-0.5, 2047.5, 2047.5, -0.5]), np.array([-0.5, -0.5, 2047.5, 2047.5])
-    corners = np.concatenate([np.array(sky_to_grid(grid, *to_sky(g, x, y))) for g in frames], axis=1)
+    corners = np.concatenate(
+        [np.array(sky_to_grid(grid, *to_sky(g, x, y))) for g in frames], axis=1
+    )
     assert corners.min() >= -0.5
     assert corners.min() < 0.5
     assert np.all(corners.max(axis=1) <= np.array(grid.shape[::-1]) - 0.5)
@@ -210,10 +227,16 @@ def test_pixel_map_is_exact_to_a_thousandth_of_its_budget() -> None:
 
 
 def test_exact_map_is_the_public_chain() -> None:
-    geometry, grid = gsaoi(corrected=True)[0], Grid(359.99, -43.1, 5.0, 0.02, 1000.0, 900.0, (2000, 2000))
+    geometry, grid = (
+        gsaoi(corrected=True)[0],
+        Grid(359.99, -43.1, 5.0, 0.02, 1000.0, 900.0, (2000, 2000)),
+    )
     x, y = points(100, 0, 2000)
     assert np.allclose(
-        exact_map(geometry, grid, x, y)[::-1], from_sky(geometry, *grid_to_sky(grid, x, y)), rtol=0, atol=1e-12
+        exact_map(geometry, grid, x, y)[::-1],
+        from_sky(geometry, *grid_to_sky(grid, x, y)),
+        rtol=0,
+        atol=1e-12,
     )
 
 
@@ -240,8 +263,15 @@ def test_array_header_is_the_chain_for_astropy(corrected: bool) -> None:
         assert np.abs(found - (x, y)).max() < 1e-5
         assert error < 1e-5
         assert np.abs(np.array(wcs.all_world2pix(*to_sky(geometry, x, y), 0)) - (x, y)).max() < 1e-4
-        offset = np.array(wcs.wcs_world2pix(*to_sky(geometry, x, y), 1)) - wcs.wcs.crpix[:, None, None]
-        start = offset + [sip_sum(wcs.sip.ap, *offset), sip_sum(wcs.sip.bp, *offset)] + wcs.wcs.crpix[:, None, None] - 1
+        offset = (
+            np.array(wcs.wcs_world2pix(*to_sky(geometry, x, y), 1)) - wcs.wcs.crpix[:, None, None]
+        )
+        start = (
+            offset
+            + [sip_sum(wcs.sip.ap, *offset), sip_sum(wcs.sip.bp, *offset)]
+            + wcs.wcs.crpix[:, None, None]
+            - 1
+        )
         assert np.abs(start - (x, y)).max() < 0.01
 
 

@@ -26,7 +26,9 @@ SCALE, TURN, SHIFT = 1.015, 0.9, (5.3, 22.7)
 FULL = (2048, 2048)
 
 
-def gsaoi(pa: float = 37.0, corrected: bool = False, x0: int = 1, y0: int = 1) -> tuple[Geometry, ...]:
+def gsaoi(
+    pa: float = 37.0, corrected: bool = False, x0: int = 1, y0: int = 1
+) -> tuple[Geometry, ...]:
     """The four arrays, with a fitted correction of about 20 mas if asked."""
     rng = np.random.default_rng(8)
     out = []
@@ -50,7 +52,9 @@ def turned_map(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     return c * y + s * x + SHIFT[0], c * x - s * y + SHIFT[1]
 
 
-def star_image(shape: tuple[int, int], x: np.ndarray, y: np.ndarray, flux: np.ndarray, fwhm: float) -> np.ndarray:
+def star_image(
+    shape: tuple[int, int], x: np.ndarray, y: np.ndarray, flux: np.ndarray, fwhm: float
+) -> np.ndarray:
     """Gaussian stars integrated over pixels."""
     image = np.zeros(shape)
     edges = (np.arange(-20, 22) - 0.5) / (fwhm / 2.3548 * math.sqrt(2))
@@ -79,7 +83,9 @@ def scattered(shape: tuple[int, int], step: int, seed: int = 3) -> tuple[np.ndar
     return i.ravel() + phase[0], j.ravel() + phase[1]
 
 
-@pytest.mark.parametrize(("name", "order"), [("bilinear", 1), ("cubic", 2), ("quintic", 5), ("lanczos3", 0)])
+@pytest.mark.parametrize(
+    ("name", "order"), [("bilinear", 1), ("cubic", 2), ("quintic", 5), ("lanczos3", 0)]
+)
 def test_kernel_is_exact_for_polynomials_of_its_order(name: str, order: int) -> None:
     table = weights(name).astype(float)
     phase = np.linspace(0, 1, len(table))[:, None]
@@ -136,7 +142,12 @@ def test_same_bits_from_any_tile(name: str) -> None:
         if crop is None:
             continue
         cut = [p[crop[0] : crop[1], crop[2] : crop[3]] for p in planes]
-        tile = resample(*cut, *pixel_map(geometry, grid, (a, b, c, d)), interpolation=name, origin=(crop[0], crop[2]))
+        tile = resample(
+            *cut,
+            *pixel_map(geometry, grid, (a, b, c, d)),
+            interpolation=name,
+            origin=(crop[0], crop[2]),
+        )
         part = np.s_[a - window[0] : b - window[0], c - window[2] : d - window[2]]
         assert all(np.array_equal(t, w[part]) for t, w in zip(tile, whole, strict=True))
 
@@ -145,7 +156,17 @@ def test_outside_is_no_data_and_edges_are_flagged() -> None:
     data, variance, dq = noisy((30, 40))
     xmap = np.array([[-3.0, -0.6, -0.4, 0.5, 5.2, 38.6, 39.4, 39.6, np.nan]])
     out, out_var, flags = resample(data, variance, dq, np.full(xmap.shape, 15.3), xmap)
-    assert list(flags[0] & DQ.NO_DATA > 0) == [True, True, True, True, False, True, True, True, True]
+    assert list(flags[0] & DQ.NO_DATA > 0) == [
+        True,
+        True,
+        True,
+        True,
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]
     assert not out[0, [0, 1, 7, 8]].any()
     assert not out_var[0, [0, 1, 7, 8]].any()
     assert np.all(np.abs(out[0, 2:7] - 100) < 15)
@@ -178,7 +199,10 @@ def test_threshold_is_a_share_of_the_weight() -> None:
     data, variance, dq = noisy((80, 90))
     dq[40, 40] = DQ.COSMIC_RAY
     maps = turned_map((70, 60))
-    counts = [np.count_nonzero(resample(data, variance, dq, *maps, threshold=t)[2]) for t in (0.001, 0.05, 0.2, 0.99)]
+    counts = [
+        np.count_nonzero(resample(data, variance, dq, *maps, threshold=t)[2])
+        for t in (0.001, 0.05, 0.2, 0.99)
+    ]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > 15 > counts[1] > counts[2] >= 1 > counts[3]
 
@@ -189,7 +213,9 @@ def test_mending_is_a_cubic_where_it_can_be() -> None:
     dq = np.zeros(truth.shape, "u2")
     dq[8, 9] = dq[0, 0] = DQ.BAD_PIXEL
     dq[12:17, 3:8] = DQ.SATURATED
-    mended, variance = mend(np.where(dq, -1e6, truth).astype("f4"), np.where(dq, np.inf, 2 + truth), dq)
+    mended, variance = mend(
+        np.where(dq, -1e6, truth).astype("f4"), np.where(dq, np.inf, 2 + truth), dq
+    )
     assert mended[8, 9] == pytest.approx(truth[8, 9], abs=1e-4)
     assert variance[8, 9] == pytest.approx(2 + truth[7:10, 8:11].mean(), rel=0.02)
     assert mended[0, 0] == pytest.approx(truth[[0, 1, 1], [1, 0, 1]].mean(), rel=1e-6)
@@ -230,14 +256,19 @@ def test_default_kernel_moves_no_centroid_and_keeps_fluxes(fwhm: float) -> None:
     x, y = scattered((420, 420), 45)
     image = star_image((420, 420), x, y, np.full(x.size, 1e5), fwhm).astype("f4")
     ymap, xmap = turned_map((390, 380))
-    out = resample(image, image + 1, np.zeros(image.shape, "u2"), ymap, xmap, area_ratio=SCALE**2)[0].astype(float)
+    out = resample(image, image + 1, np.zeros(image.shape, "u2"), ymap, xmap, area_ratio=SCALE**2)[
+        0
+    ].astype(float)
     matrix = np.array([[m[0, 1] - m[0, 0], m[1, 0] - m[0, 0]] for m in (xmap, ymap)])
     places = np.linalg.solve(matrix, np.array([x - SHIFT[1], y - SHIFT[0]]))
     seen = np.all((places > 20) & (places < 360), axis=0)
     found = np.array([centroid(out, *p, fwhm) for p in places[:, seen].T])
     assert len(found) > 40
     assert np.hypot(*(found - places[:, seen].T).T).max() < 0.005
-    boxes = (np.s_[round(v) - 15 : round(v) + 16, round(u) - 15 : round(u) + 16] for u, v in places[:, seen].T)
+    boxes = (
+        np.s_[round(v) - 15 : round(v) + 16, round(u) - 15 : round(u) + 16]
+        for u, v in places[:, seen].T
+    )
     fluxes = np.array([out[box].sum() for box in boxes])
     assert np.abs(fluxes / 1e5 - 1).max() < 2e-4
 
@@ -250,13 +281,24 @@ def test_fluxes_through_the_distortion_do_not_depend_on_position() -> None:
     area = pixel_area(geometry, i, j)
     reference = float(area.mean())
     electrons = star_image(FULL, x, y, flux, 4.0)
-    brightness = (electrons / (area / reference)).astype("f4")  # what a flat of uniform light, normalised to 1, leaves
+    brightness = (electrons / (area / reference)).astype(
+        "f4"
+    )  # what a flat of uniform light, normalised to 1, leaves
     grid = common_grid([geometry], [FULL], 0.02, 0.0, geometry.ra, geometry.dec)
     maps = pixel_map(geometry, grid, (0, grid.shape[0], 0, grid.shape[1]))
-    out = resample(brightness, brightness + 1, np.zeros(FULL, "u2"), *maps, area_ratio=grid.scale**2 / reference)[0]
+    out = resample(
+        brightness,
+        brightness + 1,
+        np.zeros(FULL, "u2"),
+        *maps,
+        area_ratio=grid.scale**2 / reference,
+    )[0]
 
     def sums(image: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        cut = (np.s_[round(b) - 15 : round(b) + 16, round(a) - 15 : round(a) + 16] for a, b in zip(u, v, strict=True))
+        cut = (
+            np.s_[round(b) - 15 : round(b) + 16, round(a) - 15 : round(a) + 16]
+            for a, b in zip(u, v, strict=True)
+        )
         return np.array([image[c].sum(dtype=float) for c in cut])
 
     before = sums(brightness, x, y) / flux
@@ -270,7 +312,9 @@ def test_reproject_gives_the_same() -> None:
     dq[50, 60] = DQ.SATURATED
     maps = turned_map((150, 160))
     own = resample(data, variance, dq, *maps, interpolation="bilinear", threshold=0.1)
-    theirs = resample_reprojected(data, variance, dq, *maps, interpolation="bilinear", threshold=0.1)
+    theirs = resample_reprojected(
+        data, variance, dq, *maps, interpolation="bilinear", threshold=0.1
+    )
     assert np.allclose(own[0], theirs[0], rtol=1e-5)
     assert np.array_equal(own[2], theirs[2])
     assert 1 <= np.count_nonzero(own[2]) <= 9
@@ -286,10 +330,20 @@ def test_whole_chain_is_reprojects_with_the_arrays_header() -> None:
     data = star_image(shape, x, y, np.full(x.size, 1e4), 4.0).astype("f4")
     grid = common_grid([geometry], [shape], 0.02, 0.0, geometry.ra, geometry.dec)
     window = footprint(geometry, shape, grid)
-    own = resample(data, data + 1, np.zeros(shape, "u2"), *pixel_map(geometry, grid, window), interpolation="bilinear")
+    own = resample(
+        data,
+        data + 1,
+        np.zeros(shape, "u2"),
+        *pixel_map(geometry, grid, window),
+        interpolation="bilinear",
+    )
     size = (window[1] - window[0], window[3] - window[2])
-    header = grid_header(grid._replace(x_ref=grid.x_ref - window[2], y_ref=grid.y_ref - window[0], shape=size))
-    full, seen = reproject_interp((data, array_wcs(geometry, shape)[0]), header, shape_out=size, order="bilinear")
+    header = grid_header(
+        grid._replace(x_ref=grid.x_ref - window[2], y_ref=grid.y_ref - window[0], shape=size)
+    )
+    full, seen = reproject_interp(
+        (data, array_wcs(geometry, shape)[0]), header, shape_out=size, order="bilinear"
+    )
     inside = (seen > 0) & (own[2] == 0)
     assert inside.mean() > 0.5
     assert np.abs(own[0] - full)[inside].max() < 2e-4 * data.max()

@@ -24,7 +24,9 @@ def test_cell_medians_are_numpy_s():
         assert k == len(values) and m == pytest.approx(np.median(values.astype(float)), abs=1e-9)
         assert e == pytest.approx(1.2533 * values.std() / np.sqrt(k), rel=0.15)
     assert list(cell_medians(data, good, full.astype("i4"))[1]) == list(median)
-    few = cell_medians(data, np.arange(data.size).reshape(data.shape) % 29 == 0, cells, min_pixels=64)
+    few = cell_medians(
+        data, np.arange(data.size).reshape(data.shape) % 29 == 0, cells, min_pixels=64
+    )
     assert len(few[0]) == 0
 
 
@@ -72,7 +74,9 @@ def test_groups_without_overlap_keep_their_own_level():
     unit, cell, level, error = rows
     cell = np.where(unit >= 32, cell + 100000, cell)
     unit = np.append(unit, 64)
-    levels = solve_levels(unit, np.append(cell, 999999), np.append(level, 5000.0), np.append(error, 1.0))
+    levels = solve_levels(
+        unit, np.append(cell, 999999), np.append(level, 5000.0), np.append(error, 1.0)
+    )
     assert levels.offset[64] == 0 and levels.cells[64] == 0
     assert list(levels.group) == [0] * 32 + [32] * 32 + [64]
     for members in (slice(0, 32), slice(32, 64)):
@@ -88,14 +92,21 @@ def test_no_steps_from_pixels_to_offsets():
     for y, x, flux in zip(*rng.integers(5, 635, (2, 300)), rng.pareto(1, 300) * 2000, strict=True):
         yy, xx = np.mgrid[max(y - 20, 0) : y + 21, max(x - 20, 0) : x + 21]
         sky[max(y - 20, 0) : y + 21, max(x - 20, 0) : x + 21] += (
-            flux / 60 * (1 + ((yy - y) ** 2 + (xx - x) ** 2) / 9)[: 640 - max(y - 20, 0), : 640 - max(x - 20, 0)] ** -2
+            flux
+            / 60
+            * (1 + ((yy - y) ** 2 + (xx - x) ** 2) / 9)[
+                : 640 - max(y - 20, 0), : 640 - max(x - 20, 0)
+            ]
+            ** -2
         )
     truth, rows = (-10.0, 3.0, 20.0), []
     for unit, (y0, x0) in enumerate(((0, 0), (64, 30), (100, 128))):
         part = sky[y0 : y0 + 512, x0 : x0 + 512]
         data = (part + truth[unit] + rng.normal(size=part.shape) * 45).astype("f4")
         yy, xx = np.mgrid[y0 + 4 : y0 + 512 : 8, x0 + 4 : x0 + 512 : 8]
-        number, median, error, _ = cell_medians(data, part < 1860, (yy // 32 * 20 + xx // 32).astype("i4"))
+        number, median, error, _ = cell_medians(
+            data, part < 1860, (yy // 32 * 20 + xx // 32).astype("i4")
+        )
         rows.append((np.full(len(number), unit), number, median, error))
     levels = solve_levels(*(np.concatenate(column) for column in zip(*rows, strict=True)))
     off = levels.offset - truth

@@ -16,7 +16,10 @@ def rms(values):
     return float(np.sqrt(np.mean(np.square(values))))
 
 
-@pytest.mark.parametrize(("name", "crowding", "size"), [("gsaoi", "sparse", 640), ("f2", "sparse", 512), ("f2", "dense", 320)])
+@pytest.mark.parametrize(
+    ("name", "crowding", "size"),
+    [("gsaoi", "sparse", 640), ("f2", "sparse", 512), ("f2", "dense", 320)],
+)
 def test_errors_are_near_the_bound_and_as_claimed(name, crowding, size):
     """The star image is longer and wider towards the edges; S/N 20 to 5000 together."""
     m = measure(CAMERAS[name], crowding, "varying", size, 3)
@@ -48,7 +51,9 @@ def test_forms_follow_the_array_and_fall_back_where_stars_are_few():
     at = np.array([100.0, 900.0]), np.array([900.0, 100.0])
     wanted = np.stack([1 + 2e-4 * at[0], 1e-4 * (at[1] - 500), 1 - 1e-4 * at[0]], axis=1)
     assert np.abs(smooth_forms(x, y, found, errors, *at, (1000, 1000)) - wanted).max() < 0.03
-    assert (smooth_forms(x[:4], y[:4], found[:4], errors[:4], *at, (1000, 1000)) == round_forms(2)).all()
+    assert (
+        smooth_forms(x[:4], y[:4], found[:4], errors[:4], *at, (1000, 1000)) == round_forms(2)
+    ).all()
 
 
 def test_an_unseen_companion_is_flagged_and_widens_the_error():
@@ -62,14 +67,21 @@ def test_an_unseen_companion_is_flagged_and_widens_the_error():
 
 def scene(x, y, flux, width=2.0, size=120, seed=0):
     yy, xx = np.mgrid[:size, :size].astype(float)
-    image = sum(f * np.exp(-((xx - a) ** 2 + (yy - b) ** 2) / (2 * width**2)) / (2 * np.pi * width**2) for a, b, f in zip(x, y, flux, strict=True))
+    image = sum(
+        f * np.exp(-((xx - a) ** 2 + (yy - b) ** 2) / (2 * width**2)) / (2 * np.pi * width**2)
+        for a, b, f in zip(x, y, flux, strict=True)
+    )
     variance = image + 900.0
     data = image + np.random.default_rng(seed).normal(size=image.shape) * np.sqrt(variance)
     return data.astype("f4"), variance.astype("f4"), np.zeros(image.shape, "u2")
 
 
 def test_apertures_do_not_count_neighbours_nor_bad_pixels():
-    x, y, flux = np.array([40.3, 50.1, 85.0, 30.0, 90.0]), np.array([60.2, 60.4, 30.7, 25.0, 95.0]), np.full(5, 3e5)
+    x, y, flux = (
+        np.array([40.3, 50.1, 85.0, 30.0, 90.0]),
+        np.array([60.2, 60.4, 30.7, 25.0, 95.0]),
+        np.full(5, 3e5),
+    )
     data, variance, dq = scene(x, y, flux)
     dq[62, 41] = 1
     data[62, 41] = 5e5
@@ -77,7 +89,16 @@ def test_apertures_do_not_count_neighbours_nor_bad_pixels():
     radii = np.array([4.7, 9.4])
     bad = dq != 0
     got, noise, lost = aperture_fluxes(
-        fit.left, variance, bad, fit.p, out["sky"].astype(float), np.zeros(5), fit.forms, fit.table, fit.step, radii
+        fit.left,
+        variance,
+        bad,
+        fit.p,
+        out["sky"].astype(float),
+        np.zeros(5),
+        fit.forms,
+        fit.table,
+        fit.step,
+        radii,
     )
     known = 1 - np.exp(-(radii**2) / (2 * 2.0**2))
     assert np.abs(got / flux[:, None] / known - 1).max() < 0.015
@@ -94,4 +115,11 @@ def test_a_lone_star_and_one_bright_pixel_do_not_stop_it():
     data[:] = np.random.default_rng(0).normal(0, 30, data.shape)
     data[40, 40] = 5e4
     catalog, _ = detect(data, variance, dq, threshold=2.0, min_pixels=5, mesh=32)
-    refine(data, variance, dq, np.append(catalog["X_IMAGE"] - 1, 40), np.append(catalog["Y_IMAGE"] - 1, 40), fwhm=4.7)
+    refine(
+        data,
+        variance,
+        dq,
+        np.append(catalog["X_IMAGE"] - 1, 40),
+        np.append(catalog["Y_IMAGE"] - 1, 40),
+        fwhm=4.7,
+    )

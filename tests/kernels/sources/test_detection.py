@@ -43,7 +43,10 @@ def grid(n, spacing, seed=1):
 
 
 def nearest(catalog, x, y):
-    d = np.hypot(catalog["X_IMAGE"] - 1 - np.reshape(x, (-1, 1)), catalog["Y_IMAGE"] - 1 - np.reshape(y, (-1, 1)))
+    d = np.hypot(
+        catalog["X_IMAGE"] - 1 - np.reshape(x, (-1, 1)),
+        catalog["Y_IMAGE"] - 1 - np.reshape(y, (-1, 1)),
+    )
     return d.argmin(axis=1), d.min(axis=1)
 
 
@@ -56,11 +59,16 @@ def test_finds_every_isolated_star_and_nothing_else():
     assert catalog.dtype == CATALOG and len(catalog) == 36
     assert distance.max() < 1.0 and np.median(distance) < 0.15
     assert len(np.unique(index)) == 36
-    assert (np.diff(catalog["FLUX_MAX"]) < 3 * 60).all() and list(catalog["NUMBER"]) == list(range(1, 37))
+    assert (np.diff(catalog["FLUX_MAX"]) < 3 * 60).all() and list(catalog["NUMBER"]) == list(
+        range(1, 37)
+    )
     bright = flux > 1e5
     fwhm = catalog["FWHM_IMAGE"][index][bright]
     assert np.abs(fwhm / 4.4 - 1).max() < 0.2 and abs(measure_fwhm(catalog) / 4.4 - 1) < 0.05
-    assert np.isnan(catalog["X_WORLD"]).all() and objects[np.rint(y).astype(int), np.rint(x).astype(int)].all()
+    assert (
+        np.isnan(catalog["X_WORLD"]).all()
+        and objects[np.rint(y).astype(int), np.rint(x).astype(int)].all()
+    )
 
 
 def test_fluxes_and_their_errors():
@@ -101,7 +109,9 @@ def test_background_follows_a_ramp_under_stars():
 
 
 def test_blends_are_split_and_broad_stars_are_not():
-    data, variance, dq = field((200, 200), [90, 97, 150], [90, 90, 150], [1e5, 4e4, 3e4], ((1.0, 4.2, 4.0),))
+    data, variance, dq = field(
+        (200, 200), [90, 97, 150], [90, 90, 150], [1e5, 4e4, 3e4], ((1.0, 4.2, 4.0),)
+    )
     catalog, _ = detect(data, variance, dq, mesh=64)
     assert len(catalog) == 3 and sorted(catalog["FLAGS"] & 2) == [0, 2, 2]
     for seed in range(5):
@@ -152,7 +162,9 @@ def cramer_rao(flux, star, sky=1537.0, read=10.0):
     """Smallest possible error (pixels) of x: the inverse root of the Fisher information."""
     yy, xx = np.mgrid[-60:61, -60:61].astype(float)
     slope = (moffat((xx - 1e-3) ** 2 + yy**2, star) - moffat((xx + 1e-3) ** 2 + yy**2, star)) / 2e-3
-    return ((flux * slope) ** 2 / (flux * moffat(xx**2 + yy**2, star) + sky + read**2)).sum() ** -0.5
+    return (
+        (flux * slope) ** 2 / (flux * moffat(xx**2 + yy**2, star) + sky + read**2)
+    ).sum() ** -0.5
 
 
 @pytest.mark.parametrize(

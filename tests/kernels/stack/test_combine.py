@@ -18,14 +18,20 @@ OPTIONS = {
 }
 
 
-def cube(n: int, seed: int = 1, shape: tuple[int, int] = (13, 47)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cube(
+    n: int, seed: int = 1, shape: tuple[int, int] = (13, 47)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Noise with outliers, ties, and every DQ bit."""
     rng = np.random.default_rng(seed)
     data = np.round(rng.normal(100, 5, (n, *shape)), 1).astype(np.float32)
     data[rng.random(data.shape) < 0.05] += 300
     variance = rng.uniform(15, 35, data.shape).astype(np.float32)
-    dq = np.where(rng.random(data.shape) < 0.4, 2 ** rng.integers(0, 7, data.shape), 0).astype(np.uint16)
-    dq |= np.where(rng.random(data.shape) < 0.1, 2 ** rng.integers(0, 7, data.shape), 0).astype(np.uint16)
+    dq = np.where(rng.random(data.shape) < 0.4, 2 ** rng.integers(0, 7, data.shape), 0).astype(
+        np.uint16
+    )
+    dq |= np.where(rng.random(data.shape) < 0.1, 2 ** rng.integers(0, 7, data.shape), 0).astype(
+        np.uint16
+    )
     return data, variance, dq
 
 
@@ -48,14 +54,20 @@ def survivors(d: np.ndarray, v: np.ndarray, n: int, reject: str, mclip: bool = T
             break
         centre = np.median(some) if mclip or turn == 0 else some.mean()
         sigma = {"sigclip": some.std(), "noiseclip": expected}.get(reject, np.sqrt(v))
-        new = keep & (d >= centre - limits["lsigma"] * sigma) & (d <= centre + limits["hsigma"] * sigma)
+        new = (
+            keep
+            & (d >= centre - limits["lsigma"] * sigma)
+            & (d <= centre + limits["hsigma"] * sigma)
+        )
         if not new.any() or (new == keep).all():
             break
         keep = new
     return keep
 
 
-def reference(data: np.ndarray, variance: np.ndarray, dq: np.ndarray, method: str, reject: str, **more: bool) -> tuple:
+def reference(
+    data: np.ndarray, variance: np.ndarray, dq: np.ndarray, method: str, reject: str, **more: bool
+) -> tuple:
     shape = data.shape[1:]
     out = np.zeros(shape), np.zeros(shape), np.full(shape, 16), np.zeros(shape, int)
     rank = np.zeros(dq.shape, int)
@@ -89,7 +101,9 @@ def test_reference(method: str, reject: str, n: int) -> None:
     if reject == "minmax":
         if n == 1:
             pytest.skip("nothing would be left")
-        planes[1][:] = planes[1][:, :1]  # equal variances: which of equal values goes does not matter
+        planes[1][:] = planes[1][
+            :, :1
+        ]  # equal variances: which of equal values goes does not matter
         planes[0][:] += np.random.default_rng(5).normal(0, 0.01, planes[0].shape).astype(np.float32)
     got = combine(*planes, method=method, reject=reject, **OPTIONS[reject])
     want = reference(*planes, method, reject)
@@ -124,7 +138,9 @@ def test_each_pixel_alone(reject: str) -> None:
         for part in parts:
             part.flags.writeable = False
         parts[0] = parts[0].astype(">f4")
-        for a, b in zip(combine(*parts, method="median", reject=reject, **OPTIONS[reject]), whole, strict=True):
+        for a, b in zip(
+            combine(*parts, method="median", reject=reject, **OPTIONS[reject]), whole, strict=True
+        ):
             np.testing.assert_array_equal(a, b[window[1:]])
 
 
@@ -141,7 +157,12 @@ def test_least_bad_is_used() -> None:
     assert [plane.item() for plane in nothing] == [0, 0, 16, 0]
     data = np.array([3, 5], np.float32).reshape(2, 1, 1)
     mixed = combine(data, data, np.array([2 | 4, 0], np.uint16).reshape(2, 1, 1))
-    assert [plane.item() for plane in mixed] == [4, 2, 6, 2]  # saturated and non-linear rank with perfect
+    assert [plane.item() for plane in mixed] == [
+        4,
+        2,
+        6,
+        2,
+    ]  # saturated and non-linear rank with perfect
 
 
 def test_minmax_ties_and_counts() -> None:
@@ -154,19 +175,34 @@ def test_minmax_ties_and_counts() -> None:
     dq[4:] = 1  # 4 of 6 are left: int(4 * 1 / 6 + 0.001) = 0
     assert combine(data, variance, dq, reject="minmax", nlow=1, nhigh=1)[3].item() == 4
     assert combine(data, variance, dq, reject="minmax", nlow=2, nhigh=0)[3].item() == 3
-    same = combine(np.full((5, 1, 1), 7.5, np.float32), variance[:5], dq[:5] * 0, reject="minmax", nlow=1, nhigh=2)
+    same = combine(
+        np.full((5, 1, 1), 7.5, np.float32),
+        variance[:5],
+        dq[:5] * 0,
+        reject="minmax",
+        nlow=1,
+        nhigh=2,
+    )
     assert [plane.item() for plane in same[::3]] == [7.5, 2]
 
 
 def test_scale_zero_and_weights() -> None:
     data, variance, dq = cube(5, seed=4)
-    scale, zero, weights = np.linspace(0.5, 2, 5), np.linspace(-20, 30, 5), np.array([1, 2, 0, 3, 4.0])
+    scale, zero, weights = (
+        np.linspace(0.5, 2, 5),
+        np.linspace(-20, 30, 5),
+        np.array([1, 2, 0, 3, 4.0]),
+    )
     column = (slice(None), None, None)
     by_hand = (
         (data * scale[column] + zero[column]).astype(np.float32),
         (variance * scale[column] ** 2).astype(np.float32),
     )
-    for options in ({"reject": "sigclip"}, {"reject": "varclip"}, {"method": "wtmean", "reject": "none"}):
+    for options in (
+        {"reject": "sigclip"},
+        {"reject": "varclip"},
+        {"method": "wtmean", "reject": "none"},
+    ):
         got = combine(data, variance, dq, scale=scale, zero=zero, **options)
         for a, b in zip(got, combine(*by_hand, dq, **options), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6)
@@ -189,14 +225,22 @@ def test_variance_is_the_scatter(n: int, method: str) -> None:
         if options["reject"] == "minmax" and (method == "mean" or n < 3):
             continue
         out = combine(data, variance, dq, method=method, **options)
-        assert out[0].var() / out[1].mean() == pytest.approx(1, abs=0.03)  # 4 sigma of a variance from 40000 values
+        assert out[0].var() / out[1].mean() == pytest.approx(
+            1, abs=0.03
+        )  # 4 sigma of a variance from 40000 values
 
 
 def test_clipping_of_good_and_bad_values() -> None:
     """What the docstring says of small n."""
     rng = np.random.default_rng(8)
-    for n, reject, most in ((7, "sigclip", 0), (9, "sigclip", 4e-4), (3, "varclip", 8e-3), (9, "varclip", 5e-3),
-                            (3, "noiseclip", 8e-3), (9, "noiseclip", 5e-3)):  # fmt: skip
+    for n, reject, most in (
+        (7, "sigclip", 0),
+        (9, "sigclip", 4e-4),
+        (3, "varclip", 8e-3),
+        (9, "varclip", 5e-3),
+        (3, "noiseclip", 8e-3),
+        (9, "noiseclip", 5e-3),
+    ):
         data = rng.normal(0, 1, (n, 150, 150)).astype(np.float32)
         variance, dq = np.ones_like(data), np.zeros(data.shape, np.uint16)
         assert 1 - combine(data, variance, dq, reject=reject)[3].mean() / n <= most
@@ -216,7 +260,9 @@ def test_stars_stay_whole_when_the_seeing_changes(n: int) -> None:
     kept: dict[str, list[float]] = {"varclip": [], "noiseclip": []}
     lost = []
     for row in widths:
-        planes = np.array([1e6 * np.exp(-(x**2 + y**2) / (2 * w * w)) / (2 * np.pi * w * w) for w in row])
+        planes = np.array(
+            [1e6 * np.exp(-(x**2 + y**2) / (2 * w * w)) / (2 * np.pi * w * w) for w in row]
+        )
         variance = (planes + 1500).astype(np.float32)
         data = (planes + rng.normal(0, np.sqrt(variance))).astype(np.float32)
         dq = np.zeros(data.shape, np.uint16)

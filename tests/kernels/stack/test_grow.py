@@ -15,7 +15,9 @@ from gdask.steps import stack
 HOW = {"method": "mean", "reject": "noiseclip", "lsigma": 3.0, "hsigma": 3.0}
 
 
-def planes(n: int = 7, shape: tuple[int, int] = (41, 60), seed: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def planes(
+    n: int = 7, shape: tuple[int, int] = (41, 60), seed: int = 1
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Noise of 10 e-, tracks with faint rims, flagged pixels."""
     rng = np.random.default_rng(seed)
     data = rng.normal(0, 10, (n, *shape)).astype("f4")
@@ -49,7 +51,9 @@ def test_rims_go_unbiased_and_a_pixel_keeps_what_nothing_could_replace() -> None
     changed = result[0] != plain[0]
     lost = (near & ~rejected & (dq == 0)).any(axis=0)
     assert 20 < changed.sum() <= lost.sum()
-    assert plain[0][changed].mean() > 1.5 and abs(result[0][changed].mean()) < 1.0  # 15 e- in one of seven; noise is 3.8 / sqrt(200)
+    assert (
+        plain[0][changed].mean() > 1.5 and abs(result[0][changed].mean()) < 1.0
+    )  # 15 e- in one of seven; noise is 3.8 / sqrt(200)
     assert (result[1][changed] > plain[1][changed]).all()
     kept = [plane.copy() for plane in plain]
     without(kept, (data, variance, dq), rejected, np.ones_like(near), "mean")
@@ -58,12 +62,15 @@ def test_rims_go_unbiased_and_a_pixel_keeps_what_nothing_could_replace() -> None
 
 def frame(number: int, cube: tuple[np.ndarray, ...], chunks: tuple[int, int]) -> xr.Dataset:
     variables = {
-        name: (DIMS, da.from_array(plane[number][None], chunks=(1, *chunks))) for name, plane in zip(("data", "variance", "dq"), cube, strict=True)
+        name: (DIMS, da.from_array(plane[number][None], chunks=(1, *chunks)))
+        for name, plane in zip(("data", "variance", "dq"), cube, strict=True)
     }
     return xr.Dataset(variables, attrs={"name": f"N{number}"})
 
 
-@pytest.mark.parametrize("chunks", [(41, 60), (4, 60), (5, 7), (20, 60), (39, 60), (8, 13), (2, 60)])
+@pytest.mark.parametrize(
+    "chunks", [(41, 60), (4, 60), (5, 7), (20, 60), (39, 60), (8, 13), (2, 60)]
+)
 def test_chunks_do_not_show(chunks: tuple[int, int]) -> None:
     cube = planes()
     expected = [plane.copy() for plane in combine(*cube, **HOW)[:3]]
