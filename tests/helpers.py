@@ -8,7 +8,7 @@ import numpy as np
 
 import gdask
 from gdask.steps.frames import with_arrays, with_headers
-from gdask.steps.prepare import prepare
+from gdask.steps.pointing import prepare
 from gdask.types import Frame, Frames
 
 #: Heights of the row bands that every pixel-wise step is tried with: whole arrays, several even ones, uneven ones.

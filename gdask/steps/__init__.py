@@ -9,8 +9,8 @@ import importlib
 from typing import Any
 
 _WHERE = {
-    "prepare": "prepare",
-    "check_wcs": "prepare",
+    "prepare": "pointing",
+    "check_wcs": "pointing",
     "add_dq": "quality",
     "measure_shadows": "quality",
     "flag_shadows": "quality",

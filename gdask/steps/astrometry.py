@@ -18,7 +18,7 @@ from gdask.kernels.geometry.projection import pixel_area, to_plane
 from gdask.model import GdaskError
 from gdask.params import Range
 from gdask.steps.frames import aside, note, warn
-from gdask.steps.prepare import find_bad_wcs
+from gdask.steps.pointing import find_bad_wcs
 from gdask.steps.residuals import usable, with_residuals
 from gdask.types import Frame, Frames
 

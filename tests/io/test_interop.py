@@ -18,7 +18,7 @@ from gdask.caldb import associate
 from gdask.instruments import descriptor, tags
 from gdask.reduction.verify import verify
 from gdask.steps.calibrate import dark_correct, flat_correct
-from gdask.steps.prepare import prepare
+from gdask.steps.pointing import prepare
 from gdask.steps.quality import add_dq
 
 # What others read in our products -----------------------------------------------------------------------------------

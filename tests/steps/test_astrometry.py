@@ -20,7 +20,7 @@ from gdask.kernels.sources.centroids import POSITIONS
 from gdask.model import DQ, GdaskError
 from gdask.reduction.run import Run
 from gdask.steps.frames import replaced, with_headers
-from gdask.steps.prepare import find_bad_wcs
+from gdask.steps.pointing import find_bad_wcs
 from gdask.types import Frame, Frames
 
 #: Pointings of the frames of a dither, arcsec East and North of the target.

@@ -7,7 +7,7 @@ plane of its own, and a spline from a window differs in the last bits from one o
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from astropy.units import Quantity
@@ -31,7 +31,7 @@ class PixelMapWCS(BaseLowLevelWCS):
     world_axis_physical_types = ("custom:output.x", "custom:output.y")
     world_axis_units = ("pix", "pix")
     world_axis_object_components = (("x", 0, "value"), ("y", 0, "value"))
-    world_axis_object_classes = {
+    world_axis_object_classes: ClassVar = {
         "x": (Quantity, (), {"unit": "pix"}),
         "y": (Quantity, (), {"unit": "pix"}),
     }
