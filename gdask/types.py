@@ -10,7 +10,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import xarray as xr
 
-    from gdask.io.header import Header
+    from gdask.headers import Header
 
     Frame: TypeAlias = xr.Dataset
     Frames: TypeAlias = tuple[xr.Dataset, ...]
@@ -36,3 +36,7 @@ class Headers(NamedTuple):
     phu: Header
     ext: tuple[Header, ...]
     path: str = ""
+
+
+#: Half-open (y1, y2, x1, x2) in 0-based pixels of an array or an image.
+Window: TypeAlias = tuple[int, int, int, int]

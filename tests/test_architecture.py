@@ -350,7 +350,7 @@ LIGHT = (
     "gdask.dataselect.selection",
     "gdask.dataselect",
     "gdask.instruments",
-    "gdask.io.headers",
+    "gdask.headers",
     "gdask.logutils",
     "gdask.cal_service",
     "gdask.cluster",

@@ -88,8 +88,8 @@ def associate(
     Databases are asked in order; the first with a fitting calibration wins. Within one: most preferences met, nearest
     in time, the later one, name. A calibration that is gone or changed on disk is not chosen. Only headers are read.
     """
+    from gdask.headers import read_headers
     from gdask.instruments import view
-    from gdask.io.headers import read_headers
 
     source = read_headers(source) if isinstance(source, str | os.PathLike) else source
     caltype, frame = caltype_name(caltype), describe(source)

@@ -205,8 +205,8 @@ def _config(options: argparse.Namespace) -> int:
 
 def _why(options: argparse.Namespace) -> int:
     from gdask.caldb import associate, explain, needed_types, specs_for
+    from gdask.headers import read_headers
     from gdask.instruments import tags
-    from gdask.io.headers import read_headers
 
     headers = read_headers(options.file)
     found = tags(headers)

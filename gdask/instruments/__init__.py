@@ -8,9 +8,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from gdask.headers import frame_headers, read_headers
 from gdask.instruments import f2, gemini, gsaoi
 from gdask.instruments.rules import Instrument, View, clean, unknown
-from gdask.io.headers import read_headers
 from gdask.model import GdaskError
 from gdask.types import Headers
 
@@ -97,14 +97,13 @@ def step_defaults(instrument: Instrument, step_name: str) -> dict[str, Any]:
 
 
 def _headers(source: Any) -> Headers:
-    """Headers of a path, of themselves, or of a Frame (anything with attrs that hold phu, headers and path)."""
+    """Headers of a path, of themselves, or of a Frame."""
     if isinstance(source, Headers):
         return source
     if isinstance(source, (str, os.PathLike)):
         return read_headers(source)
-    attrs = getattr(source, "attrs", {})
-    if "phu" in attrs:
-        return Headers(attrs["phu"], tuple(attrs.get("headers", ())), str(attrs.get("path", "")))
+    if "phu" in getattr(source, "attrs", {}):
+        return frame_headers(source)
     raise GdaskError(
         f"tags and descriptors need a path, Headers or a Frame, not {type(source).__name__}"
     )

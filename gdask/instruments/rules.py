@@ -24,7 +24,7 @@ from gdask.model import GdaskError
 from gdask.types import Headers
 
 if TYPE_CHECKING:
-    from gdask.io.header import Header
+    from gdask.headers import Header
 
 #: Names of the extensions that accompany an array of pixels and are not one themselves.
 COMPANIONS = frozenset({"VAR", "DQ", "OBJMASK"})

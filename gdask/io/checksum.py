@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 from astropy.io import fits
 
-from gdask.io.headers import BLOCK, each_unit, open_stream
+from gdask.headers import BLOCK, each_unit, open_stream
 
 
 def add_checksums(file: io.BufferedRandom) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from astropy.table import Table
 
+from gdask.io.frames import array_headers, grid_of, primary_header, small
 from gdask.kernels.astrometry.epochs import epoch_means, epochs_of
 from gdask.kernels.geometry.grid import Grid, footprint, grid_to_sky
 from gdask.kernels.geometry.projection import from_sky, tangent_plane, tangent_sky
@@ -108,10 +109,12 @@ def add_star_columns(table: Table, stars: np.ndarray, frame: Frame) -> Table:
     of RA and Dec have the alignment's added: what the solution found beyond photon noise, and what its terms of each frame
     are good to, over sqrt(frames).
     """
-    headers = (*frame.attrs["headers"], frame.attrs["phu"])
+    phu = primary_header(frame)
+    headers = (*array_headers(frame), phu)
     factor = next((float(header["CORRFAC"]) for header in headers if header.get("CORRFAC")), 1.0)
-    seconds = float(frame.attrs["phu"].get("EXPTIME") or 0.0) or 1.0
-    grid, inputs = frame.attrs["grid"], frame.attrs.get("inputs", ())
+    seconds = float(phu.get("EXPTIME") or 0.0) or 1.0
+    grid, inputs = grid_of(frame), small(frame, "inputs") or ()
+    assert grid is not None  # only stacks have fitted stars
     ra, dec = grid_to_sky(grid, stars["x"], stars["y"])
     frames = covering(grid, ra, dec, stars["x"], stars["y"], inputs)
     floor = np.hypot(_floor(inputs), _place_error(inputs)) / np.sqrt(np.maximum(frames, 1))

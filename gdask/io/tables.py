@@ -10,9 +10,11 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 
-from gdask.io.headers import BLOCK
+from gdask.headers import BLOCK
+from gdask.io.catalog import read_catalog
+from gdask.io.frames import array_numbers, geometries, grid_of, small
 from gdask.io.star_tables import add_star_columns, solution_tables
-from gdask.kernels.geometry.grid import Grid, grid_to_sky
+from gdask.kernels.geometry.grid import grid_to_sky
 from gdask.kernels.geometry.projection import Geometry, to_sky
 from gdask.model import GdaskError
 from gdask.types import Frame
@@ -33,29 +35,63 @@ _UNITS = (
 
 
 def source_tables(frame: Frame) -> dict[str, Any]:
-    """OBJCAT of each array (with sky positions; of a stack, with fitted stars), REFCAT, ASTROM, and of a stack RESIDUALS,
-    FRAMES and EPOCHS, as far as the Frame has them."""
+    """Give the tables of what a Frame holds in memory.
+
+    OBJCAT of each array (with sky positions; of a stack, with fitted stars), REFCAT, ASTROM, and of a stack RESIDUALS,
+    FRAMES and EPOCHS, as far as the Frame has them.
+    """
     tables: dict[str, Any] = {}
-    catalogs = frame.attrs.get("results", {}).get("objcat")
-    if catalogs is not None and len(catalogs) == frame.sizes["detector"]:
+    catalogs = small(frame, "objcat")
+    if catalogs is not None:
         tables["OBJCAT"] = [
             _with_units(Table(_with_sky(frame, number, c))) for number, c in enumerate(catalogs)
         ]
-        stars = frame.attrs["results"].get("stars")
-        if (
-            isinstance(frame.attrs.get("grid"), Grid)
-            and stars is not None
-            and len(stars[0]) == len(catalogs[0]) > 0
-        ):
+        stars = small(frame, "stars")
+        if grid_of(frame) and stars is not None and len(stars[0]) == len(catalogs[0]) > 0:
             tables["OBJCAT"] = [add_star_columns(tables["OBJCAT"][0], stars[0], frame)]
-    if frame.attrs.get("refcat") is not None:
-        tables["REFCAT"] = frame.attrs["refcat"]
-    if frame.attrs.get("geometry"):
-        tables["ASTROM"] = geometry_table(frame.attrs["geometry"])
-    elif any(source["geometry"] for source in frame.attrs.get("inputs", ())):
-        tables["ASTROM"] = _inputs_table(frame.attrs["inputs"])
-        tables |= solution_tables(frame.attrs["inputs"])
+    if frame.attrs.get("refcat"):
+        tables["REFCAT"] = read_catalog(frame.attrs["refcat"])
+    inputs = small(frame, "inputs") or ()
+    if geometries(frame):
+        tables["ASTROM"] = geometry_table(geometries(frame))
+    elif any(source["geometry"] for source in inputs):
+        tables["ASTROM"] = _inputs_table(inputs)
+        tables |= solution_tables(inputs)
     return tables
+
+
+def stored_tables(frame: Frame) -> dict[str, Any]:
+    """Give the tables of the file that a Frame was opened from: one for the file, or a list with one for each array.
+
+    Where the Frame has only some of the file's arrays, the lists have the tables of these. Raises GdaskError where a table
+    cannot be read.
+    """
+    path = frame.attrs.get("tables", "")
+    found: dict[str, Any] = {}
+    if not path:
+        return found
+    kept = [
+        number
+        for number in range(1, frame.attrs["file_shape"][0] + 1)
+        if number in array_numbers(frame)
+    ]
+    try:
+        with fits.open(path, memmap=False) as hdus:
+            for hdu in hdus:
+                if not isinstance(hdu, fits.BinTableHDU) or isinstance(hdu, fits.CompImageHDU):
+                    continue
+                table = Table.read(hdu)
+                for keyword in ("EXTNAME", "EXTVER", "CHECKSUM", "DATASUM"):
+                    table.meta.pop(keyword, None)
+                if "EXTVER" not in hdu.header:
+                    found[hdu.name] = table
+                elif hdu.ver in kept:
+                    found.setdefault(hdu.name, []).append(table)
+    except Exception as error:  # astropy's errors are of many kinds
+        raise GdaskError(
+            f"{path}: its tables cannot be read ({error}); copy the file again"
+        ) from error
+    return found
 
 
 def _inputs_table(inputs: Sequence[dict[str, Any]]) -> Table:
@@ -132,8 +168,8 @@ def _with_units(table: Table) -> Table:
 def _with_sky(frame: Frame, number: int, catalog: np.ndarray) -> np.ndarray:
     filled = catalog.copy()
     x, y = filled["X_IMAGE"] - 1.0, filled["Y_IMAGE"] - 1.0
-    grid, geometry = frame.attrs.get("grid"), frame.attrs.get("geometry")
-    if isinstance(grid, Grid):
+    grid, geometry = grid_of(frame), geometries(frame)
+    if grid is not None:
         filled["X_WORLD"], filled["Y_WORLD"] = grid_to_sky(grid, x, y)
     elif geometry:
         filled["X_WORLD"], filled["Y_WORLD"] = to_sky(geometry[number], x, y)

@@ -7,6 +7,7 @@ each its own window; `finish` appends the tables, adds CHECKSUM and DATASUM, flu
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import zlib
@@ -20,10 +21,15 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 
+from gdask.headers import Header
+from gdask.instruments.rules import format_section, parse_section
 from gdask.io.checksum import add_checksums
-from gdask.io.tables import each_table, table_bytes
-from gdask.model import EXTNAMES, GdaskError, owner
+from gdask.io.frames import array_headers, geometries, primary_header, shape_of
+from gdask.io.tables import each_table, source_tables, stored_tables, table_bytes
+from gdask.model import DIMS, EXTNAMES, GdaskError, owner
 from gdask.types import Frame
+
+log = logging.getLogger("gdask")
 
 BLOCK = 2880
 #: What a task has written: rows of `width` bytes, `stride` apart, from `offset`, and their CRC-32 (what checkpoints go by).
@@ -152,16 +158,35 @@ def no_room(error: OSError) -> bool:
 
 
 def write(frame: Frame, path: str | os.PathLike[str]) -> str:
-    """Compute a Frame and write it as SCI/VAR/DQ multi-extension FITS, atomically. Returns the path."""
+    """Compute a Frame and write it as SCI/VAR/DQ multi-extension FITS, whole or not at all. Returns the path.
+
+    Tables go with it: those of what the Frame holds (catalogues, geometry), and those of the file that it was opened from.
+    A Frame that is a part of its file leaves the latter out, with a warning: they describe the whole.
+    """
     import dask
 
+    own = source_tables(frame)
+    kept = {} if _is_cut(frame) else stored_tables(frame)
     output = start(frame, path)
     try:
         dask.compute(*output.arrays)
     except BaseException:
         discard(output)
         raise
-    return finish(output, frame.attrs.get("tables"))
+    return finish(output, kept | own)
+
+
+def _is_cut(frame: Frame) -> bool:
+    """Whether tables of the file are left out, which a warning says."""
+    if not frame.attrs.get("tables") or list(frame.attrs["file_shape"]) == [
+        frame.sizes[name] for name in DIMS
+    ]:
+        return False
+    log.warning(
+        "%s: a part of the file; its tables describe the whole and are left out",
+        frame.attrs["name"],
+    )
+    return True
 
 
 def _layout(
@@ -170,12 +195,12 @@ def _layout(
     """The (header, data size) of each HDU in file order, and the place of every variable's arrays."""
     phu = fits.Header([("SIMPLE", True), ("BITPIX", 8), ("NAXIS", 0), ("EXTEND", True)])
     if not bare:
-        phu.extend(_content(frame.attrs["phu"]), unique=False)
+        phu.extend(_content(primary_header(frame)), unique=False)
     chunks = [(_header_bytes(phu), 0)]
     places: dict[str, list[Place]] = {name: [] for name in names}
     position = len(chunks[0][0])
-    for detector, base in enumerate(frame.attrs["headers"]):
-        base = None if bare else _with_wcs(frame, detector, base)
+    for detector, base in enumerate(array_headers(frame)):
+        base = None if bare else _with_place(frame, _with_wcs(frame, detector, base))
         for name in names:
             shape = frame[name].shape[1:]
             header = (
@@ -190,9 +215,33 @@ def _layout(
     return chunks, places
 
 
-def _with_wcs(frame: Frame, detector: int, base: fits.Header) -> fits.Header:
+def _with_place(frame: Frame, base: Header | fits.Header) -> Header | fits.Header:
+    """The header of an array whose section keywords and CRPIX say where the pixels are that a cut Frame has."""
+    down, right = (
+        frame.indexes[name][0] - start
+        for name, start in zip(("y", "x"), frame.attrs["file_start"], strict=True)
+    )
+    ny, nx = shape_of(frame)
+    if (down, right) == (0, 0) and [ny, nx] == list(frame.attrs["file_shape"][1:]):
+        return base
+    header = base.copy()
+    for keyword in ("CCDSEC", "DETSEC", "ARRAYSEC"):
+        found = parse_section(header.get(keyword))
+        if found:
+            x1, y1 = found[0] + int(right), found[2] + int(down)
+            header[keyword] = format_section([x1, x1 + nx, y1, y1 + ny])
+    if "DATASEC" in header:
+        header["DATASEC"] = format_section([0, nx, 0, ny])
+    if not geometries(frame):  # else the WCS is that of the geometry, which knows the place
+        for keyword, shift in (("CRPIX1", right), ("CRPIX2", down)):
+            if isinstance(header.get(keyword), (int, float)):
+                header[keyword] = header[keyword] - float(shift)
+    return header
+
+
+def _with_wcs(frame: Frame, detector: int, base: Header) -> Header | fits.Header:
     """The header of an array with the WCS of its geometry as TAN-SIP, where the Frame has one."""
-    geometry = frame.attrs.get("geometry")
+    geometry = geometries(frame)
     if not geometry:
         return base
     from gdask.kernels.geometry.wcs import array_wcs

@@ -17,8 +17,8 @@ import numpy as np
 from dask.base import tokenize
 
 from gdask import __version__, params
+from gdask.headers import Header
 from gdask.instruments import tags
-from gdask.io.header import Header
 from gdask.io.tables import source_tables
 from gdask.model import BadFile, GdaskError, UsageError
 from gdask.types import Frame, Frames

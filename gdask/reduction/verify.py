@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from astropy.io import fits
 
+from gdask.headers import BLOCK, Unit, each_unit, is_tiled, open_stream
 from gdask.instruments import View, view
 from gdask.instruments.rules import COMPANIONS
 from gdask.io.checksum import wrong_sums
-from gdask.io.headers import BLOCK, Unit, each_unit, is_tiled, open_stream
 from gdask.io.read import Plane, read_layout, read_window
 from gdask.model import DTYPES, EXTNAMES, GdaskError
 from gdask.types import Headers

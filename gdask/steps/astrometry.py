@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import datetime, timedelta
 from typing import Annotated
 
@@ -9,7 +10,8 @@ import numpy as np
 
 from gdask.instruments import descriptor
 from gdask.io.catalog import at_epoch, read_catalog
-from gdask.io.read import affine
+from gdask.io.frames import geometries, note, set_aside, small, warn, with_geometries, with_small
+from gdask.io.lazy_arrays import changed_scale
 from gdask.kernels.astrometry.reference_tie import Reference
 from gdask.kernels.astrometry.solution import FrameFit, Solution
 from gdask.kernels.astrometry.solve import solve
@@ -17,7 +19,7 @@ from gdask.kernels.astrometry.star_association import Measurements
 from gdask.kernels.geometry.projection import pixel_area, to_plane
 from gdask.model import GdaskError
 from gdask.params import Range
-from gdask.steps.frames import aside, note, warn
+from gdask.steps.frames import arrays_of, on_group, with_arrays
 from gdask.steps.pointing import find_bad_wcs
 from gdask.steps.residuals import usable, with_residuals
 from gdask.types import Frame, Frames
@@ -26,6 +28,7 @@ from gdask.types import Frame, Frames
 J2000 = datetime(2000, 1, 1, 12)
 
 
+@on_group
 def add_reference_catalog(frames: Frames, *, source: str | None = None) -> Frames:
     """Attach a reference catalogue from a file (FITS, ECSV, VOTable, CSV). [addReferenceCatalog]
 
@@ -41,11 +44,14 @@ def add_reference_catalog(frames: Frames, *, source: str | None = None) -> Frame
         )
     catalog = read_catalog(source)
     return tuple(
-        note(frame.assign_attrs(refcat=catalog), f"{len(catalog)} stars of {source}")
+        note(
+            frame.assign_attrs(refcat=os.path.abspath(source)), f"{len(catalog)} stars of {source}"
+        )
         for frame in frames
     )
 
 
+@on_group
 def determine_astrometric_solution(
     frames: Frames,
     *,
@@ -72,9 +78,10 @@ def determine_astrometric_solution(
     reference_error
         Arcsec per axis of the catalogue's positions; None: as the catalogue says, or 0.02.
     """
-    catalog = frames[0].attrs.get("refcat")
-    if catalog is None:
+    path = frames[0].attrs.get("refcat")
+    if not path:
         return tuple(note(frame, "no reference catalogue") for frame in frames)
+    catalog = read_catalog(path)
     *places, text = at_epoch(catalog, _year(frames), reference_error)
     reference = Reference(*places, _catalog_flux(catalog))
     how = {"order": order, "search": search, "match_radius": match_radius, "max_rms": max_rms}
@@ -85,6 +92,7 @@ def determine_astrometric_solution(
     )
 
 
+@on_group
 def adjust_wcs_to_reference(
     frames: Frames,
     *,
@@ -111,7 +119,7 @@ def adjust_wcs_to_reference(
     max_rms
         Arcsec of residuals per axis above which a frame is set aside.
     """
-    if all(frame.attrs.get("solution") is not None for frame in frames):
+    if all(small(frame, "solution") is not None for frame in frames):
         return tuple(note(frame, "already solved with the catalogue") for frame in frames)
     if len(frames) == 1:
         return tuple(note(frame, "one frame: nothing to align") for frame in frames)
@@ -119,6 +127,7 @@ def adjust_wcs_to_reference(
     return _solved(frames, solve(_measure(frames), **how, untrusted=_untrusted(frames)))
 
 
+@on_group
 def scale_counts_to_reference(
     frames: Frames, *, tolerance: Annotated[float, Range(0, 1)] = 0.0
 ) -> Frames:
@@ -175,20 +184,19 @@ def _outline(frame: Frame) -> tuple[np.ndarray, ...]:
         np.array([0.0, 1, 1, 0]) * frame.sizes["x"] - 0.5,
         np.array([0.0, 0, 1, 1]) * frame.sizes["y"] - 0.5,
     )
-    return tuple(np.column_stack(to_plane(geometry, x, y)) for geometry in frame.attrs["geometry"])
+    return tuple(np.column_stack(to_plane(geometry, x, y)) for geometry in geometries(frame))
 
 
 def _measure_one(frame: Frame, exposure: float) -> Measurements:
     """exposure: seconds for which signal to noise is given."""
-    if "stars" not in frame.attrs.get("results", {}):
+    centroids = small(frame, "stars")
+    if centroids is None:
         raise GdaskError(
             f"{frame.attrs['name']}: no centroids; run detect_sources and end the phase first"
         )
     columns: list[list[np.ndarray]] = [[] for _ in range(7)]
     time = float(descriptor(frame, "exposure_time") or 0.0) or exposure
-    for number, (stars, geometry) in enumerate(
-        zip(frame.attrs["results"]["stars"], frame.attrs["geometry"], strict=True)
-    ):
+    for number, (stars, geometry) in enumerate(zip(centroids, geometries(frame), strict=True)):
         good = usable(stars)
         x, y = to_plane(geometry._replace(correction_x=(), correction_y=()), good["x"], good["y"])
         scale = np.sqrt(pixel_area(geometry, good["x"], good["y"]))
@@ -204,7 +212,7 @@ def _measure_one(frame: Frame, exposure: float) -> Measurements:
         )
         for column, part in zip(columns, parts, strict=True):
             column.append(np.atleast_1d(part))
-    pointing = frame.attrs["geometry"][0]
+    pointing = geometries(frame)[0]
     *values, signal = (np.concatenate(column) for column in columns)
     return Measurements(
         frame.attrs["name"],
@@ -276,12 +284,11 @@ def _doubtful(frame: Frame, fit: FrameFit) -> Frame:
 
 def _correct(frame: Frame, fit: FrameFit) -> Frame:
     if not fit.ok:
-        return aside(frame, fit.reason)
-    geometries, both = frame.attrs["geometry"], (fit.correction_x, fit.correction_y)
-    each = (*fit.arrays, *[both] * (len(geometries) - len(fit.arrays)))
+        return set_aside(frame, fit.reason)
+    before, both = geometries(frame), (fit.correction_x, fit.correction_y)
+    each = (*fit.arrays, *[both] * (len(before) - len(fit.arrays)))
     corrected = tuple(
-        g._replace(correction_x=x, correction_y=y)
-        for g, (x, y) in zip(geometries, each, strict=True)
+        g._replace(correction_x=x, correction_y=y) for g, (x, y) in zip(before, each, strict=True)
     )
     summary = {
         "matches": fit.n,
@@ -292,7 +299,7 @@ def _correct(frame: Frame, fit: FrameFit) -> Frame:
         "placed": fit.how,
         "error_mas": fit.error,
     }
-    return frame.assign_attrs(geometry=corrected, solution=summary)
+    return with_small(with_geometries(frame, corrected), solution=summary)
 
 
 def _catalog_flux(catalog: object) -> np.ndarray:
@@ -314,8 +321,13 @@ def _scale(frame: Frame, first: Frame, by_time: float, tolerance: float) -> Fram
     if factor == 1.0:
         return note(frame, text)
     count = frame.sizes["detector"]
-    scaled = affine(frame, "data", [factor] * count, [0.0] * count)
-    return note(affine(scaled, "variance", [factor**2] * count, [0.0] * count), text)
+    data, variance = arrays_of(frame, ("data", "variance"))
+    scaled = with_arrays(
+        frame,
+        data=changed_scale(data, [factor] * count, [0.0] * count),
+        variance=changed_scale(variance, [factor**2] * count, [0.0] * count),
+    )
+    return note(scaled, text)
 
 
 def _star_ratio(frame: Frame, first: Frame) -> float | None:
@@ -334,9 +346,7 @@ def _sky_stars(frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     centre = float(descriptor(frame, "target_ra")), float(descriptor(frame, "target_dec"))
     parts = []
-    for stars, geometry in zip(
-        frame.attrs["results"]["stars"], frame.attrs["geometry"], strict=True
-    ):
+    for stars, geometry in zip(small(frame, "stars"), geometries(frame), strict=True):
         good = stars[(stars["flags"] == 0) & (stars["flux"] > 20 * stars["eflux"])]
         parts.append(
             (*tangent_plane(*to_sky(geometry, good["x"], good["y"]), *centre), good["flux"])

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from gdask.instruments import descriptor, instrument_of, view
+from gdask.instruments import descriptor, instrument_of
+from gdask.io.frames import geometries, refuse_part, shape_of, with_headers, with_provenance
+from gdask.io.lazy_arrays import map_arrays, map_planes
 from gdask.kernels.detector import flat as flat_kernels
 from gdask.kernels.detector.linearity import linearize, linearize_variance, linearized_level
 from gdask.kernels.detector.variance import add_variance
 from gdask.model import GdaskError
-from gdask.steps.frames import (
-    array,
-    map_planes,
-    per_array,
-    with_arrays,
-    with_headers,
-    with_provenance,
-)
-from gdask.steps.regions import match_window
+from gdask.steps.frames import array, arrays_of, match_region, per_array, with_arrays
 from gdask.steps.resample import reference_area
 from gdask.types import Frame, Image
 
@@ -104,12 +98,14 @@ def dark_correct(frame: Frame, dark: Frame | None) -> Frame:
     if dark is None:
         return frame
     _check_has_dq(dark, "dark")
-    dark = match_window(dark, frame)
+    dark = match_region(dark, frame)
+    pairs = zip(arrays_of(frame), arrays_of(dark), strict=True)
+    data, variance, dq = pairs
     corrected = with_arrays(
         frame,
-        data=array(frame, "data") - array(dark, "data"),
-        variance=array(frame, "variance") + array(dark, "variance"),
-        dq=array(frame, "dq") | array(dark, "dq"),
+        data=map_planes(np.subtract, *data, dtype="f4"),
+        variance=map_planes(np.add, *variance, dtype="f4"),
+        dq=map_planes(np.bitwise_or, *dq, dtype="u2"),
     )
     corrected = with_provenance(corrected, dark, "dark_correct")
     return with_headers(
@@ -126,20 +122,20 @@ def flat_correct(frame: Frame, flat: Frame | None) -> Frame:
     if flat is None:
         return frame
     _check_has_dq(flat, "flat")
+    refuse_part(flat, "flat_correct", "a flat is 1 in the middle of all its arrays together")
     # 12 digits: what a header's number holds, so that a file that was written is stacked as one that was not.
-    area = float(
-        f"{reference_area(instrument_of(flat).module.geometries(view(flat), _shape(flat)), _shape(flat)):.12g}"
-    )
-    flat = match_window(flat, frame)
-    data, variance, dq = (array(frame, name) for name in ("data", "variance", "dq"))
-    by, by_variance, by_dq = (array(flat, name) for name in ("data", "variance", "dq"))
-    whole = [plane.rechunk((1, -1, -1)) for plane in (data, dq, by, by_dq) if plane is not None]
-    level = map_planes(flat_kernels.sky_level, *whole, dtype="f8", whole=True)
+    area = float(f"{reference_area(geometries(flat), shape_of(flat)):.12g}")
+    flat = match_region(flat, frame)
+    data, variance, dq = arrays_of(frame)
+    flat_data, flat_variance, flat_dq = arrays_of(flat)
+    level = map_arrays(flat_kernels.sky_level, data, dq, flat_data, flat_dq, dtype="f8")
     corrected = with_arrays(
         frame,
-        data=map_planes(flat_kernels.flat_data, data, by, dtype="f4"),
-        variance=map_planes(_flat_variance, data, variance, by, by_variance, level, dtype="f4"),
-        dq=map_planes(flat_kernels.flat_flags, dq, by, by_dq, dtype="u2"),
+        data=map_planes(flat_kernels.flat_data, data, flat_data, dtype="f4"),
+        variance=map_planes(
+            flat_kernels.flat_variance, data, variance, flat_data, flat_variance, level, dtype="f4"
+        ),
+        dq=map_planes(flat_kernels.flat_flags, dq, flat_data, flat_dq, dtype="u2"),
     )
     corrected = with_provenance(corrected.assign_attrs(reference_area=area), flat, "flat_correct")
     return with_headers(
@@ -149,12 +145,6 @@ def flat_correct(frame: Frame, flat: Frame | None) -> Frame:
             "FLATAREA": (area, "arcsec2 of the pixel for which the flat is 1"),
         },
     )
-
-
-def _flat_variance(
-    data: Image, variance: Image, flat: Image, flat_variance: Image, level: np.ndarray
-) -> Image:
-    return flat_kernels.flat_variance(data, variance, flat, flat_variance, level.item())
 
 
 def _check_has_dq(calibration: Frame, kind: str) -> None:
@@ -170,10 +160,6 @@ def _facts(frame: Frame, name: str) -> tuple[object, ...]:
     by_name = {entry["name"]: entry for entry in arrays if "name" in entry}
     names = per_array(frame, "array_name")
     return tuple(by_name.get(n, entry)[name] for n, entry in zip(names, arrays, strict=False))
-
-
-def _shape(frame: Frame) -> tuple[int, int]:
-    return frame.sizes["y"], frame.sizes["x"]
 
 
 def _times(plane: Image, factor: float) -> Image:

@@ -7,26 +7,18 @@ from typing import Annotated
 import numpy as np
 
 from gdask.instruments import descriptor, instrument_of, tags
-from gdask.kernels import statistics as stats
+from gdask.io.frames import note, records, refuse_part, with_headers, with_records, with_small
+from gdask.io.lazy_arrays import map_arrays, map_planes, of_all_arrays
 from gdask.kernels.detector import flat as flat_kernels
+from gdask.kernels.statistics import background, histogram, median_from_histograms
 from gdask.model import UNUSABLE, GdaskError
 from gdask.params import Range
-from gdask.steps.frames import (
-    PIXEL,
-    array,
-    map_planes,
-    note,
-    pack,
-    pending,
-    replaced,
-    unpack,
-    with_arrays,
-    with_headers,
-)
+from gdask.steps.frames import PIXEL, arrays_of, on_group, pack, replaced, unpack, with_arrays
 from gdask.steps.stack import Operation, Reject, check_alike, same_exposure, stack_frames
 from gdask.types import Flags, Frame, Frames, Image
 
 
+@on_group
 def make_lamp_flat(
     frames: Frames,
     darks: Frames = (),
@@ -138,20 +130,18 @@ def _thermal_flat(off: Frames, on: Frames, darks: Frames, how: dict[str, object]
 
 def normalize_flat(flat: Frame) -> Frame:
     """Divide all arrays by one number, the median of the good pixels of all arrays together. [normalizeFlat]"""
-    data, variance, dq = (array(flat, name) for name in ("data", "variance", "dq"))
-    counts = map_planes(_histogram, data, dq, dtype=object, whole=True)
-    level = counts.rechunk((-1, -1, -1)).map_blocks(
-        _median, chunks=((1,), (1,), (1,)), dtype="f8", meta=np.empty((0, 0, 0))
-    )
+    refuse_part(flat, "normalize_flat", "its level is the median over all pixels of all arrays")
+    data, variance, dq = arrays_of(flat)
+    level = of_all_arrays(median_from_histograms, map_arrays(_histogram, data, dq), dtype="f8")
     scaled = with_arrays(
         flat,
         data=map_planes(_over, data, level, dtype="f4"),
         variance=map_planes(_over_square, variance, level, dtype="f4"),
     )
     scaled = with_headers(
-        scaled, primary={"BUNIT": None}, each={"BUNIT": [None] * len(flat.attrs["headers"])}
+        scaled, primary={"BUNIT": None}, each={"BUNIT": [None] * flat.sizes["detector"]}
     )
-    return pending(scaled, level=level)
+    return with_small(scaled, level=level)
 
 
 def threshold_flatfield(
@@ -166,7 +156,7 @@ def threshold_flatfield(
     """
     packed = map_planes(
         _threshold,
-        *(array(flat, n) for n in ("data", "variance", "dq")),
+        *arrays_of(flat),
         dtype=PIXEL,
         lower=lower,
         upper=upper,
@@ -194,19 +184,19 @@ def make_bpm(
     """
     mask = map_planes(
         _bad_in_flat,
-        array(flat, "data"),
-        array(flat, "dq"),
+        *arrays_of(flat, ("data", "dq")),
         dtype="u2",
         lower=flat_lo_thresh,
         upper=flat_hi_thresh,
     )
     if dark is not None:
-        dark = dark.chunk({"y": -1})
+        dark_data, dark_dq = (each.rechunk((1, -1, -1)) for each in arrays_of(dark, ("data", "dq")))
         from_dark = map_planes(
             _bad_in_dark,
-            array(dark, "data"),
-            array(dark, "dq"),
+            dark_data,
+            dark_dq,
             dtype="u2",
+            pixelwise=dark_hi_thresh is not None,
             lower=dark_lo_thresh,
             upper=dark_hi_thresh,
         )
@@ -218,37 +208,30 @@ def make_bpm(
         "OBSCLASS": "dayCal",
         "BPMASK": flat.attrs["name"],
     }
-    return with_headers(
-        frame, primary=keywords, each={"BUNIT": [None] * len(flat.attrs["headers"])}
-    )
+    return with_headers(frame, primary=keywords, each={"BUNIT": [None] * flat.sizes["detector"]})
 
 
 def _difference(bright: Frame, faint: Frame) -> Frame:
+    data, variance, dq = zip(arrays_of(bright), arrays_of(faint), strict=True)
     difference = with_arrays(
         bright,
-        data=array(bright, "data") - array(faint, "data"),
-        variance=array(bright, "variance") + array(faint, "variance"),
-        dq=array(bright, "dq") | array(faint, "dq"),
+        data=map_planes(np.subtract, *data, dtype="f4"),
+        variance=map_planes(np.add, *variance, dtype="f4"),
+        dq=map_planes(np.bitwise_or, *dq, dtype="u2"),
     )
-    return difference.assign_attrs(
-        provenance=(*bright.attrs["provenance"], *faint.attrs["provenance"])
-    )
+    return with_records(difference, "provenance", records(faint, "provenance"))
 
 
 def _histogram(data: Image, dq: Flags) -> object:
-    return stats.histogram(data, (dq & np.uint16(UNUSABLE)) != 0)
+    return histogram(data, (dq & np.uint16(UNUSABLE)) != 0)
 
 
-def _median(counts: np.ndarray) -> np.ndarray:
-    return np.full((1, 1, 1), stats.median_from_histograms(*counts.ravel()))
+def _over(data: Image, level: float) -> Image:
+    return data / np.float32(level)
 
 
-def _over(data: Image, level: np.ndarray) -> Image:
-    return data / np.float32(level.item())
-
-
-def _over_square(variance: Image, level: np.ndarray) -> Image:
-    return variance / np.float32(level.item() ** 2)
+def _over_square(variance: Image, level: float) -> Image:
+    return variance / np.float32(level**2)
 
 
 def _threshold(
@@ -264,6 +247,6 @@ def _bad_in_flat(data: Image, dq: Flags, lower: float | None, upper: float | Non
 
 def _bad_in_dark(data: Image, dq: Flags, lower: float | None, upper: float | None) -> Flags:
     if upper is None:
-        level, sigma, _ = stats.background(data, None)
+        level, sigma, _ = background(data, None)
         upper = level + 10.0 * sigma
     return flat_kernels.bpm_from_dark(data, dq, lower, upper)

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import dask.array as da
 import numpy as np
 
 from gdask.instruments import instrument_of
-from gdask.io.read import affine
+from gdask.io.frames import geometries, note, shape_of, small, with_small
+from gdask.io.lazy_arrays import changed_scale, map_arrays
 from gdask.kernels.geometry.grid import Grid, common_grid, sky_to_grid
 from gdask.kernels.geometry.projection import Geometry, to_sky
 from gdask.kernels.sky.levels import cell_medians, solve_levels
-from gdask.model import UNUSABLE
+from gdask.model import UNUSABLE, GdaskError
 from gdask.params import Range
-from gdask.steps.frames import array, map_planes, note, pending
+from gdask.steps.frames import array, arrays_of, on_group, with_arrays
 from gdask.types import Flags, Frame, Frames, Image, Mask
 
 #: Pixels of a block that is given to one cell as a whole.
 BLOCK = 8
 
 
+@on_group
 def measure_sky_levels(frames: Frames, *, cell: Annotated[float, Range(8, None)] = 64.0) -> Frames:
-    """Median level of every array in cells of the sky, fetched at the end of the phase for match_sky_levels.
+    """Measure the median level of every array in cells of the sky, for match_sky_levels.
+
+    The result is fetched at the end of the phase.
 
     Parameters
     ----------
@@ -29,60 +34,47 @@ def measure_sky_levels(frames: Frames, *, cell: Annotated[float, Range(8, None)]
         Side of a cell in output pixels.
     """
     scale = float(instrument_of(frames[0]).facts["output_pixel_scale"]) * cell
-    geometries = [geometry for frame in frames for geometry in frame.attrs["geometry"]]
-    shapes = [
-        (frame.sizes["y"], frame.sizes["x"]) for frame in frames for _ in frame.attrs["geometry"]
-    ]
-    grid = common_grid(geometries, shapes, scale, 0.0, geometries[0].ra, geometries[0].dec)
-    return tuple(pending(frame, levels=_levels(frame, grid)) for frame in frames)
+    placed = [(geometry, shape_of(frame)) for frame in frames for geometry in geometries(frame)]
+    found, shapes = [geometry for geometry, _ in placed], [shape for _, shape in placed]
+    grid = common_grid(found, shapes, scale, 0.0, found[0].ra, found[0].dec)
+    return tuple(with_small(frame, levels=_levels_in_cells(frame, grid)) for frame in frames)
 
 
+@on_group
 def match_sky_levels(frames: Frames) -> Frames:
     """Shift every array of every frame so that shared cells of the sky have one level.
 
     The mean level of frames that are connected by overlaps stays as it is.
     """
-    parts = [
-        (number, levels)
-        for number, levels in enumerate(
-            levels for frame in frames for levels in frame.attrs["results"]["levels"]
-        )
-    ]
-    columns = [np.concatenate([levels[k] for _, levels in parts]) for k in range(3)]
-    unit = np.concatenate([np.full(levels.shape[1], number) for number, levels in parts])
+    measured = [small(frame, "levels") for frame in frames]
+    if any(levels is None for levels in measured):
+        raise GdaskError("match_sky_levels: no levels measured; measure_sky_levels does it")
+    of_array = [levels for of_frame in measured for levels in of_frame]
+    columns = [np.concatenate([levels[k] for levels in of_array]) for k in range(3)]
+    unit = np.concatenate([np.full(lv.shape[1], number) for number, lv in enumerate(of_array)])
     solved = solve_levels(unit, columns[0].astype(np.int64), columns[1], columns[2])
-    offsets = np.zeros(len(parts))
+    offsets = np.zeros(len(of_array))
     offsets[: len(solved.offset)] = solved.offset
-    text = f"shifted by {offsets.min():.2f} to {offsets.max():.2f} e-, cells agree to {solved.rms:.2f} e- rms"
-    shifted, at = [], 0
-    for frame in frames:
-        count = frame.sizes["detector"]
-        shifted.append(
-            note(
-                affine(
-                    frame,
-                    "data",
-                    [1.0] * count,
-                    [float(-value) for value in offsets[at : at + count]],
-                ),
-                text,
-            )
-        )
-        at += count
-    return tuple(shifted)
-
-
-def _levels(frame: Frame, grid: Grid) -> object:
-    whole = frame.chunk({"y": -1, "x": -1})
-    planes = [array(whole, name) for name in ("data", "dq", "objects")]
-    return map_planes(
-        _cell_levels,
-        *planes,
-        dtype=object,
-        whole=True,
-        each={"geometry": frame.attrs["geometry"]},
-        grid=grid,
+    text = (
+        f"shifted by {offsets.min():.2f} to {offsets.max():.2f} e-, "
+        f"cells agree to {solved.rms:.2f} e- rms"
     )
+    starts = np.cumsum([0, *(frame.sizes["detector"] for frame in frames)])
+    return tuple(
+        note(_shifted(frame, offsets[start:stop]), text)
+        for frame, start, stop in zip(frames, starts[:-1], starts[1:], strict=True)
+    )
+
+
+def _shifted(frame: Frame, offsets: np.ndarray) -> Frame:
+    shifts = [float(-value) for value in offsets]
+    data = changed_scale(arrays_of(frame, ("data",))[0], [1.0] * len(shifts), shifts)
+    return with_arrays(frame, data=data)
+
+
+def _levels_in_cells(frame: Frame, grid: Grid) -> da.Array:
+    arrays = [*arrays_of(frame, ("data", "dq")), array(frame, "objects")]
+    return map_arrays(_cell_levels, *arrays, each={"geometry": geometries(frame)}, grid=grid)
 
 
 def _cell_levels(
@@ -92,11 +84,11 @@ def _cell_levels(
     good = (dq & np.uint16(UNUSABLE)) == 0
     if objects is not None:
         good &= ~objects
-    cell, level, error, _ = cell_medians(data, good, _cells(geometry, data.shape, grid))
+    cell, level, error, _ = cell_medians(data, good, _cell_numbers(geometry, data.shape, grid))
     return np.stack([cell.astype(np.float64), level, error])
 
 
-def _cells(geometry: Geometry, shape: tuple[int, int], grid: Grid) -> np.ndarray:
+def _cell_numbers(geometry: Geometry, shape: tuple[int, int], grid: Grid) -> np.ndarray:
     """The cell of every block of pixels, by the block's centre."""
     y, x = np.meshgrid(
         *(np.arange(0, size, BLOCK) + (BLOCK - 1) / 2 for size in shape), indexing="ij"

@@ -10,10 +10,20 @@ import numpy as np
 
 from gdask import __version__
 from gdask.instruments import descriptor, instrument_of, tags, view
+from gdask.io.frames import (
+    array_headers,
+    geometries,
+    note,
+    primary_header,
+    shape_of,
+    with_geometries,
+    with_headers,
+    with_provenance,
+)
 from gdask.kernels.geometry.projection import tangent_plane, tangent_sky
 from gdask.model import GdaskError
 from gdask.params import Range
-from gdask.steps.frames import note, per_array, with_headers, with_provenance
+from gdask.steps.frames import on_group, per_array
 from gdask.types import Frame, Frames
 
 _THIRD_AXIS = (
@@ -33,6 +43,7 @@ SLACK = 0.04
 _NO_POINTING = {"ARC", "BIAS", "DARK", "FLAT", "PINHOLE", "BPM"}
 
 
+@on_group
 def prepare(
     frames: Frames,
     *,
@@ -70,6 +81,7 @@ def prepare(
     return _repair(frames, suspects, bad_wcs == "new", max_deadtime)
 
 
+@on_group
 def check_wcs(
     frames: Frames,
     *,
@@ -125,7 +137,7 @@ def expected_pointing(frame: Frame) -> tuple[float, float]:
     Offsets P, Q (arcsec) are rotated by the position angle (dRA cos Dec = P cos PA + Q sin PA, dDec = -P sin PA +
     Q cos PA): RAOFFSET and DECOFFSE hold unrotated values in some real headers.
     """
-    phu = frame.attrs["phu"]
+    phu = primary_header(frame)
     pa = np.radians(float(phu.get("PA", 0.0) or 0.0))
     p, q = (float(phu.get(keyword, 0.0) or 0.0) for keyword in ("POFFSET", "QOFFSET"))
     east = p * np.cos(pa) + q * np.sin(pa) + float(phu.get("RATRGOFF", 0.0) or 0.0)
@@ -138,14 +150,12 @@ def expected_pointing(frame: Frame) -> tuple[float, float]:
 
 def _standard(frame: Frame) -> Frame:
     """Geometry of each array, original name, and the raw file in the provenance."""
-    shape = (frame.sizes["y"], frame.sizes["x"])
-    geometry = frame.attrs.get("geometry") or instrument_of(frame).module.geometries(
-        view(frame), shape
-    )
+    if not geometries(frame):
+        frame = _with_header_geometry(frame)
     name = frame.attrs["name"]
     primary = {
         "ORIGNAME": (
-            frame.attrs["phu"].get("ORIGNAME", name),
+            primary_header(frame).get("ORIGNAME", name),
             "Original filename prior to processing",
         ),
         "PROCSOFT": ("gdask", "Data processing software used"),
@@ -171,12 +181,18 @@ def _standard(frame: Frame) -> Frame:
             days=1
         )  # the raw one is stale, and software trusts it
         primary["MJD-OBS"] = (mjd, "MJD at start of observation")
-        each["MJD-OBS"] = [mjd] * len(frame.attrs["headers"])
+        each["MJD-OBS"] = [mjd] * frame.sizes["detector"]
     if descriptor(frame, "is_coadds_summed"):
         primary["EXPTIME"] = (descriptor(frame, "exposure_time"), "Exposure time of all coadds (s)")
         each |= _levels_of_sums(frame, each)
-    prepared = with_provenance(frame.assign_attrs(geometry=geometry), frame, "prepare")
+    prepared = with_provenance(frame, frame, "prepare")
     return with_headers(prepared, primary=primary, each=each)
+
+
+def _with_header_geometry(frame: Frame) -> Frame:
+    """The Frame with the geometry that its headers give; GdaskError where they do not, with the reason."""
+    shape = shape_of(frame)
+    return with_geometries(frame, instrument_of(frame).module.geometries(view(frame), shape))
 
 
 def _sections(frame: Frame) -> dict[str, Sequence[object]]:
@@ -185,14 +201,14 @@ def _sections(frame: Frame) -> dict[str, Sequence[object]]:
     missing = {
         key: name
         for key, name in names.items()
-        if all(key not in header for header in frame.attrs["headers"])
+        if all(key not in header for header in array_headers(frame))
     }
     return {key: descriptor(frame, name, pretty=True) for key, name in missing.items()}
 
 
 def _third_axis(frame: Frame) -> dict[str, Sequence[object]]:
     """Keywords to remove: those of an axis of length 1 that the raw file has and the frame does not."""
-    headers = frame.attrs["headers"]
+    headers = array_headers(frame)
     return {
         key: [None] * len(headers)
         for key in _THIRD_AXIS
@@ -234,7 +250,7 @@ def _exposure(frame: Frame) -> tuple[datetime, datetime]:
 
 def _miss(frame: Frame) -> np.ndarray:
     """Arcsec (East, North) from target plus offsets to where the WCS points."""
-    geometry = frame.attrs["geometry"][0]
+    geometry = geometries(frame)[0]
     return np.array(
         [
             float(value)
@@ -264,16 +280,16 @@ def _repoint(frame: Frame, miss: np.ndarray | None) -> Frame:
     if miss is None:
         return frame
     ra, dec = (float(v) for v in tangent_sky(miss[0], miss[1], *expected_pointing(frame)))
-    old = frame.attrs["geometry"][0]
-    moved = tuple(g._replace(ra=ra, dec=dec) for g in frame.attrs["geometry"])
+    old = geometries(frame)[0]
+    moved = tuple(g._replace(ra=ra, dec=dec) for g in geometries(frame))
     each: dict[str, Sequence[object]] = {
         key: [
             None if header.get(key) is None else header[key] + shift
-            for header in frame.attrs["headers"]
+            for header in array_headers(frame)
         ]
         for key, shift in (("CRVAL1", ra - old.ra), ("CRVAL2", dec - old.dec))
     }
-    return with_headers(frame.assign_attrs(geometry=moved), each=each)
+    return with_headers(with_geometries(frame, moved), each=each)
 
 
 def _listing(suspects: dict[str, str]) -> str:

@@ -4,34 +4,38 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import dask.array as da
 import numpy as np
 from dask.base import tokenize
 
 from gdask.instruments import descriptor, instrument_of, tags
-from gdask.io.lazy_arrays import map_blocks
-from gdask.io.read import read_window, reopen
+from gdask.io.frames import (
+    geometries,
+    note,
+    sections,
+    shape_of,
+    small,
+    with_headers,
+    with_provenance,
+    with_small,
+)
+from gdask.io.lazy_arrays import Source, gather, map_arrays, map_planes, read_apart
+from gdask.io.read import open_frame
 from gdask.kernels.detector import quality as dq_kernels
 from gdask.kernels.detector.probe_shadows import cell_counts, cell_medians, pixels_of, shadow_cells
 from gdask.kernels.geometry.projection import from_sky, to_sky
 from gdask.model import DQ
 from gdask.params import Range
-from gdask.steps.frames import (
-    array,
-    map_planes,
-    note,
-    pending,
-    per_array,
-    with_arrays,
-    with_headers,
-    with_provenance,
-)
-from gdask.steps.regions import match_window, true_sections
-from gdask.types import Flags, Frame, Frames, Image, Mask
+from gdask.steps.frames import array, arrays_of, match_region, on_group, per_array, with_arrays
+from gdask.types import Flags, Frame, Frames, Image, Mask, Window
 
 #: An array with a larger share of saturated pixels saw no such light: its read-out failed, and nothing is left in the next.
 _NO_LIGHT = 0.9
+#: Bytes for each pixel that looking for saturated pixels takes (measured: 18 with the pixels).
+_SATURATION_BYTES = 22.0
 
 
+@on_group
 def add_dq(
     frames: Frames,
     bpms: tuple[Frame | None, ...],
@@ -61,7 +65,7 @@ def add_dq(
     time
         Seconds for which a bright pixel leaves a latent image.
     """
-    extra = _open_bpm(user_bpm) if user_bpm else None
+    extra = open_frame(user_bpm) if user_bpm else None
     masks = tuple(
         _add_levels(f, (bpm, extra), non_linear, hidden_saturation)
         for f, bpm in zip(frames, bpms, strict=True)
@@ -70,16 +74,16 @@ def add_dq(
 
 
 def measure_shadows(frame: Frame) -> Frame:
-    """Median level of each array in small cells, fetched at the end of the phase for flag_shadows; flat-fielded frames."""
-    whole = frame.chunk({"y": -1, "x": -1})
-    return pending(
-        frame,
-        shadows=map_planes(
-            _cells, array(whole, "data"), array(whole, "dq"), dtype=object, whole=True
-        ),
+    """Measure the median level of each array in small cells, for flag_shadows; flat-fielded frames.
+
+    The result is fetched at the end of the phase.
+    """
+    return with_small(
+        frame, shadows=map_arrays(_level_and_count_in_cells, *arrays_of(frame, ("data", "dq")))
     )
 
 
+@on_group
 def flag_shadows(frames: Frames, *, depth: Annotated[float, Range(0.02, 1)] = 0.15) -> Frames:
     """Flag as unilluminated (bit 64) the shadow of a guide probe that reaches into the field, by what measure_shadows saw.
 
@@ -92,12 +96,11 @@ def flag_shadows(frames: Frames, *, depth: Annotated[float, Range(0.02, 1)] = 0.
     depth
         Fraction of the sky's light that must be missing in the darkest part, on one frame.
     """
-    if any("shadows" not in frame.attrs.get("results", {}) for frame in frames):
+    measured = [small(frame, "shadows") for frame in frames]
+    if any(cells is None for cells in measured):
         return tuple(note(frame, "nothing done: measure_shadows was left out") for frame in frames)
     units = [
-        (n, d, cells)
-        for n, frame in enumerate(frames)
-        for d, cells in enumerate(frame.attrs["results"]["shadows"])
+        (n, d, cells) for n, of_frame in enumerate(measured) for d, cells in enumerate(of_frame)
     ]
     shadows: dict[tuple[int, int], Mask] = {}
     for array_number, shape in sorted({(d, cells.shape) for _, d, cells in units}):
@@ -127,20 +130,20 @@ def flag_shadows(frames: Frames, *, depth: Annotated[float, Range(0.02, 1)] = 0.
     )
 
 
-def _cells(data: Image, dq: Flags) -> np.ndarray:
+def _level_and_count_in_cells(data: Image, dq: Flags) -> np.ndarray:
     """Median level, and number of usable pixels, of each cell: (2, my, mx)."""
     return np.stack([cell_medians(data, dq), cell_counts(dq)])
 
 
 def _places(frames: list[Frame], number: int) -> np.ndarray:
     """The pixel (x, y) of one point of the sky on an array of each frame; NaN on unguided frames. Shape (frames, 2)."""
-    geometries = [frame.attrs["geometry"][number] for frame in frames]
+    of_array = [geometries(frame)[number] for frame in frames]
     guided = [descriptor(frame, "wavefront_sensor") is not None for frame in frames]
-    centre = to_sky(geometries[0], frames[0].sizes["x"] / 2, frames[0].sizes["y"] / 2)
+    centre = to_sky(of_array[0], frames[0].sizes["x"] / 2, frames[0].sizes["y"] / 2)
     return np.array(
         [
             np.ravel(from_sky(g, *centre)) if ok else (np.nan, np.nan)
-            for g, ok in zip(geometries, guided, strict=True)
+            for g, ok in zip(of_array, guided, strict=True)
         ]
     )
 
@@ -154,14 +157,8 @@ def _with_shadow(frame: Frame, masks: list[Mask]) -> Frame:
     )
 
 
-def _flag_shadow(dq: Flags, cells: Mask, window: tuple[int, int, int, int]) -> Flags:
+def _flag_shadow(dq: Flags, cells: Mask, window: Window) -> Flags:
     return dq | np.where(pixels_of(cells, *window), np.uint16(DQ.UNILLUMINATED), np.uint16(0))
-
-
-def _open_bpm(path: str) -> Frame:
-    from gdask.io.read import open_frame
-
-    return open_frame(path)
 
 
 def _add_levels(
@@ -169,7 +166,7 @@ def _add_levels(
 ) -> Frame:
     saturated = per_array(frame, "saturation_level")
     linear = per_array(frame, "non_linear_level") if non_linear else saturated
-    masks = [match_window(bpm, frame) for bpm in bpms if bpm is not None]
+    masks = [match_region(bpm, frame) for bpm in bpms if bpm is not None]
     planes = [array(mask, "dq") if "dq" in mask else array(mask, "data") for mask in masks]
     static = planes[0] if planes else None
     for other in planes[1:]:
@@ -177,14 +174,14 @@ def _add_levels(
     # The flags read the raw pixels for themselves: they wait for earlier frames' latent images, and pixels that were
     # shared with the calibration of the data would wait with them, for all frames at once.
     # The hole of a saturated core may reach into the next band: looking for holes needs the whole array.
-    rows = frame.sizes["y"] if hidden else max(frame["data"].data.chunks[1])
-    data = array(reopen(frame, rows=rows, tag="dq"), "data")
+    data = read_apart(array(frame, "data"), tag="dq") if hidden else array(frame, "data")
     dq = map_planes(
         _flag,
         data,
         static,
         dtype="u2",
         each={"non_linear": linear, "saturated": saturated},
+        pixelwise=not hidden,
         hidden=hidden,
     )
     dq = _flag_unilluminated(frame, dq)
@@ -221,7 +218,7 @@ def _either(one: np.ndarray, other: np.ndarray) -> Flags:
 def _flag_border(
     dq: Flags,
     corner: tuple[int, int],
-    window: tuple[int, int, int, int],
+    window: Window,
     full: tuple[int, int],
     width: int,
 ) -> Flags:
@@ -231,87 +228,95 @@ def _flag_border(
 
 
 def _add_latents(frames: Frames, time: float) -> Frames:
-    """Bit 8 where an earlier frame was saturated.
+    """Set bit 8 where an earlier frame was saturated.
 
-    The earlier frame's mask comes from a task that reads its raw pixels again and gives packed bits: frames then wait
-    for small masks, never for each other's pixels.
+    The earlier frame's mask comes from a task of its own that reads its raw pixels again and gives packed bits: frames
+    then wait for small masks, never for each other's pixels.
     """
     starts = [descriptor(frame, "ut_datetime") for frame in frames]
     masks = [_saturation_masks(frame) for frame in frames]
-    sections = [true_sections(frame) for frame in frames]
+    places = [sections(frame) for frame in frames]
     result = []
     for number, frame in enumerate(frames):
         earlier = [
-            other
-            for other, start in enumerate(starts)
+            n
+            for n, start in enumerate(starts)
             if start is not None
             and starts[number] is not None
-            and masks[other] is not None
             and 0 < (starts[number] - start).total_seconds() < time
         ]
-        dq = array(frame, "dq")
+        dq = arrays_of(frame, ("dq",))[0]
         if earlier:
-            offsets = [
-                [_offset(sections[other][d], sections[number][d]) for other in earlier]
-                for d in range(dq.shape[0])
-            ]
-            shapes = tuple(
-                (frames[other].sizes["y"], frames[other].sizes["x"]) for other in earlier
-            )
             dq = map_planes(
                 _flag_latents,
                 dq,
-                *(masks[other] for other in earlier),
+                *(masks[n] for n in earlier),
                 dtype="u2",
-                each={"offsets": offsets},
-                shapes=shapes,
+                pixelwise=False,
+                windowed=True,
+                each={
+                    "offsets": [
+                        [_offset(places[n][d], places[number][d]) for n in earlier]
+                        for d in range(dq.shape[0])
+                    ]
+                },
+                shapes=tuple(shape_of(frames[n]) for n in earlier),
             )
         result.append(note(with_arrays(frame, dq=dq), frame.attrs["note"]))
     return tuple(result)
 
 
-def _offset(inner: tuple[int, ...], outer: tuple[int, ...]) -> tuple[int, int]:
-    """What to add to a pixel (x, y) of the outer window to get that of the inner one."""
-    return outer[0] - inner[0], outer[2] - inner[2]
+def _offset(earlier: tuple[int, ...], later: tuple[int, ...]) -> tuple[int, int]:
+    """What to add to a pixel (x, y) of the later frame to get that of the earlier one, by their sections."""
+    return later[0] - earlier[0], later[2] - earlier[2]
 
 
-def _saturation_masks(frame: Frame) -> object:
-    """Packed saturation bits of each array, read from the file by tasks of their own. None where there is no file."""
-    layout = frame.attrs.get("layout")
-    if not layout:
-        return None
-    planes = layout["data"]
+def _saturation_masks(frame: Frame) -> da.Array:
+    """Packed saturation bits of each array, (detector,)."""
+    data = arrays_of(frame, ("data",))[0]
     levels = tuple(
         zip(per_array(frame, "non_linear_level"), per_array(frame, "saturation_level"), strict=True)
     )
-    return map_blocks(
+    whole = (0, data.shape[1], 0, data.shape[2])
+    return gather(
         _packed_saturation,
-        name=f"saturated-{tokenize(planes, levels)}",
+        [data],
+        name=f"saturated-{tokenize(data.name, levels)}",
         dtype=object,
-        chunks=((1,) * len(planes), (1,), (1,)),
-        placed=True,
-        planes=planes,
+        chunks=((1,) * data.shape[0],),
+        windows=lambda _, detector, __: [(detector, whole)],
+        scratch=_SATURATION_BYTES * data.shape[1] * data.shape[2],
         levels=levels,
+        whole=whole,
     )
 
 
-def _packed_saturation(place: tuple[int, int, int], planes: tuple, levels: tuple) -> np.ndarray:
-    plane = planes[place[0]]
-    data = read_window(plane, 0, plane.shape[0], 0, plane.shape[1], np.dtype("f4"))
-    boxed = np.empty((1, 1, 1), object)
-    mask = dq_kernels.saturation_mask(data, None, *levels[place[0]], include_non_linear=True)
+def _packed_saturation(
+    sources: tuple[Source, ...],
+    detector: int,
+    window: Window,
+    levels: tuple[tuple[float, float], ...],
+    whole: Window,
+) -> np.ndarray:
+    data = sources[0].read(detector, whole, {})
+    mask = dq_kernels.saturation_mask(data, None, *levels[detector], include_non_linear=True)
     if mask.mean() > _NO_LIGHT:
         mask[:] = False
-    boxed[0, 0, 0] = dq_kernels.pack_mask(mask)
-    return boxed
+    return dq_kernels.pack_mask(mask)
 
 
 def _flag_latents(
-    dq: Flags, *packed: np.ndarray, offsets: list[tuple[int, int]], shapes: tuple
+    dq: Flags,
+    *packed: np.ndarray,
+    offsets: list[tuple[int, int]],
+    shapes: tuple[tuple[int, int], ...],
+    window: Window,
 ) -> Flags:
+    """`offsets` and `shapes` are of the earlier frames, whose masks are `packed`; `window` is that of `dq` on its array."""
     result = dq.copy()
-    for box, (dx, dy), shape in zip(packed, offsets, shapes, strict=True):
-        mask = dq_kernels.unpack_mask(box[0, 0], shape)
+    for bits, (right, up), shape in zip(packed, offsets, shapes, strict=True):
+        mask = dq_kernels.unpack_mask(bits, shape)
+        dy, dx = up + window[0], right + window[2]
         y1, y2 = max(0, -dy), min(dq.shape[0], shape[0] - dy)
         x1, x2 = max(0, -dx), min(dq.shape[1], shape[1] - dx)
         if y2 > y1 and x2 > x1:
@@ -323,7 +328,7 @@ def _flag_latents(
 def _flag_unilluminated(frame: Frame, dq: object) -> object:
     """Bit 64 on the border and outside the circle that the instrument lights, where its facts have such; not on darks."""
     facts = instrument_of(frame).facts
-    corners = [(section[0], section[2]) for section in true_sections(frame)]
+    corners = [(section[0], section[2]) for section in sections(frame)]
     if facts.get("border"):
         full = tuple(facts["array_shape"])
         dq = map_planes(
@@ -347,7 +352,7 @@ def _flag_unilluminated(frame: Frame, dq: object) -> object:
 def _flag_outside(
     dq: Flags,
     corner: tuple[int, int],
-    window: tuple[int, int, int, int],
+    window: Window,
     centre: tuple[float, float],
     radius: float,
 ) -> Flags:

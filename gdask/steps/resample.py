@@ -2,44 +2,146 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
+import dask.array as da
 import numpy as np
 from dask.base import tokenize
 
+from gdask.headers import Header
 from gdask.instruments import descriptor, instrument_of
-from gdask.io.lazy_arrays import map_blocks
-from gdask.io.read import Plane, on_disk, read_window
+from gdask.io.dask_internals import set_source
+from gdask.io.frames import (
+    array_headers,
+    geometries,
+    grid_text,
+    note,
+    one_image_coords,
+    primary_header,
+    shape_of,
+    small,
+    with_headers,
+    with_small,
+)
+from gdask.io.lazy_arrays import Source, band_chunks, gather, read_once, source_of
+from gdask.io.read import open_frame
+from gdask.io.stored import Memo
 from gdask.kernels.geometry.areas import area_factors
-from gdask.kernels.geometry.grid import Grid, Window, common_grid, footprint, input_window
+from gdask.kernels.geometry.grid import Grid, common_grid, footprint, input_window
 from gdask.kernels.geometry.pixel_map import MOST_ERROR, map_error, pixel_map
 from gdask.kernels.geometry.projection import Geometry, pixel_area
 from gdask.kernels.geometry.wcs import grid_from_header, grid_header
 from gdask.kernels.resample.interpolation import noise_correlation, reach
 from gdask.kernels.resample.resampling import resample
-from gdask.model import DQ, GdaskError
+from gdask.model import DIMS, DQ, GdaskError
 from gdask.params import Range
-from gdask.steps.frames import PIXEL, note, pack, replaced, unpack, with_headers
-from gdask.types import Flags, Frame, Frames, Image
+from gdask.steps.frames import PIXEL, arrays_of, on_group, pack, unpack
+from gdask.types import Flags, Frame, Frames, Image, Window
 
 #: Side (pixels) of an output tile of a few frames. Tiles are squares, so that what they need of an array that lies askew is
 #: little more than they show; dask's ordering takes time and memory with the square of their number (3192: 16 s, 2.5 GB).
 SIDE = 512
 #: From so many frames on tiles have half that side: there are more of them, for the workers that many frames are worth.
 MANY = 32
+#: Bytes for each pixel of a tile that resampling it takes (the input window, the pixel map, the planes): measured 44 and
+#: the input, with a fifth added.
+TILE_BYTES = 70.0
 
 
-class Source(NamedTuple):
-    """What a frame's resampled pixels come from. planes: data, variance, dq of each array, on disk; windows: what each
-    array can touch of the grid; ratio: area of an output pixel over that for which a flat is 1."""
+class Resampled(NamedTuple):
+    """A source of PIXEL: the pixels of a frame as a grid shows them.
 
-    planes: tuple[tuple[Plane, Plane, Plane], ...]
+    Attributes
+    ----------
+    sources
+        Sources of data, variance and dq of the frame.
+    geometries, footprints
+        Of each array: its geometry, and the window of the grid that it can touch.
+    size
+        (ny, nx) of the arrays.
+    ratio
+        Area of an output pixel over that of the pixel for which a flat is 1.
+    identity
+        Stands for all of it in names of arrays.
+    """
+
+    sources: tuple[Any, ...]
     geometries: tuple[Geometry, ...]
-    windows: tuple[Window, ...]
+    footprints: tuple[Window, ...]
+    size: tuple[int, int]
+    grid: Grid
     interpolation: str
     ratio: float
+    identity: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (1, *self.grid.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return PIXEL
+
+    def read(self, detector: int, window: Window, memo: Memo) -> np.ndarray:
+        shape = window[1] - window[0], window[3] - window[2]
+        planes = np.empty(shape, "f4"), np.empty(shape, "f4"), np.empty(shape, "u2")
+        self.fill(window, planes)
+        return pack(*planes)
+
+    def input_windows(self, window: Window) -> list[tuple[int, Window, Window]]:
+        """Give (array, part of the window that it touches, window of the array that this part needs)."""
+        found = []
+        for number, (geometry, (top, bottom, left, right)) in enumerate(
+            zip(self.geometries, self.footprints, strict=True)
+        ):
+            y1, y2 = max(window[0], top), min(window[1], bottom)
+            x1, x2 = max(window[2], left), min(window[3], right)
+            if y1 < y2 and x1 < x2:
+                touched = y1, y2, x1, x2
+                margin = reach(self.interpolation)
+                needed = input_window(geometry, self.size, self.grid, touched, margin)
+                if needed is not None:
+                    found.append((number, touched, needed))
+        return found
+
+    def fill(self, window: Window, planes: tuple[Image, Image, Flags]) -> None:
+        """Put a window of the grid into data, variance and DQ planes.
+
+        The bits of a pixel do not depend on the window. Where two arrays overlap, the better pixel is taken; DQ is NO_DATA
+        where there is none.
+        """
+        for plane, nothing in zip(planes, (0, 0, DQ.NO_DATA), strict=True):
+            plane[:] = nothing
+        for number, touched, needed in self.input_windows(window):
+            memo: Memo = {}
+            given = [read_once(source, number, needed, memo) for source in self.sources]
+            y1, y2, x1, x2 = touched
+            rows, columns = (
+                slice(y1 - window[0], y2 - window[0]),
+                slice(x1 - window[2], x2 - window[2]),
+            )
+            part = tuple(plane[rows, columns] for plane in planes)
+            _merge(part, self._array(number, given, touched, needed))  # type: ignore[arg-type]
+
+    def _array(
+        self, number: int, given: Sequence[np.ndarray], touched: Window, needed: Window
+    ) -> tuple[Image, Image, Flags]:
+        """One array as a part of the grid shows it."""
+        geometry = self.geometries[number]
+        data, variance, dq = resample(
+            *given,
+            *pixel_map(geometry, self.grid, touched),
+            interpolation=self.interpolation,
+            area_ratio=self.ratio,
+            origin=(needed[0], needed[2]),
+        )
+        area = self.grid.scale**2 / self.ratio
+        of_data, of_variance = area_factors(geometry, self.grid, touched, area)
+        return data * of_data, variance * of_variance, dq
 
 
+@on_group
 def resample_to_common_frame(
     frames: Frames,
     *,
@@ -63,10 +165,10 @@ def resample_to_common_frame(
     """
     scale = pixel_scale or float(instrument_of(frames[0]).facts["output_pixel_scale"])
     grid = _grid_of_file(reference) if reference else _grid_of_frames(frames, scale, pa)
-    radesys = str(frames[0].attrs["phu"].get("FRAME", "FK5")).strip().upper()
+    radesys = str(primary_header(frames[0]).get("FRAME", "FK5")).strip().upper()
     header = grid_header(grid, radesys if radesys in ("FK5", "ICRS", "FK4") else "FK5")
     frames = tuple(_checked(frame, grid) for frame in frames)
-    worst = max(frame.attrs["solution"]["map_px"] for frame in frames)
+    worst = max(small(frame, "solution")["map_px"] for frame in frames)
     text = f"{grid.shape[1]} x {grid.shape[0]} pixels of {grid.scale:g} arcsec, {interpolation}, map good to {worst:.1e} px"
     side = SIDE if len(frames) < MANY else SIDE // 2
     return tuple(
@@ -99,109 +201,120 @@ def reference_area(geometries: tuple[Geometry, ...], shape: tuple[int, int]) -> 
 
 
 def _grid_of_frames(frames: Frames, scale: float, pa: float) -> Grid:
-    geometries = [geometry for frame in frames for geometry in frame.attrs["geometry"]]
-    shapes = [
-        (frame.sizes["y"], frame.sizes["x"]) for frame in frames for _ in frame.attrs["geometry"]
-    ]
+    placed = [(geometry, shape_of(frame)) for frame in frames for geometry in geometries(frame)]
     ra, dec = (float(descriptor(frames[0], name)) for name in ("target_ra", "target_dec"))
-    return common_grid(geometries, shapes, scale, pa, ra, dec)
+    return common_grid([g for g, _ in placed], [shape for _, shape in placed], scale, pa, ra, dec)
 
 
 def _grid_of_file(path: str) -> Grid:
-    from gdask.io.read import open_frame
-
     reference = open_frame(path)
-    header = reference.attrs["headers"][0].copy()
+    header = array_headers(reference)[0].copy()
     header["NAXIS1"], header["NAXIS2"] = reference.sizes["x"], reference.sizes["y"]
     return grid_from_header(header)
 
 
-def is_as_resampled(frame: Frame) -> bool:
-    """Whether a frame's pixels are still those that resample_to_common_frame gave it, from its `source`."""
-    return frame.attrs.get("resampled") == _names(frame)
-
-
-def _names(frame: Frame) -> tuple[str, ...]:
-    return tuple(frame[name].data.name for name in PIXEL.names or () if name in frame)
+def resampled_source(frame: Frame) -> Resampled | None:
+    """Give what a frame's pixels are resampled from, where they are still those of resample_to_common_frame."""
+    sources = [source_of(frame[name].data) for name in PIXEL.names or () if name in frame]
+    records = {
+        id(getattr(source, "records", None)): getattr(source, "records", None) for source in sources
+    }
+    found = next(iter(records.values()), None)
+    return (
+        found if len(sources) == 3 and len(records) == 1 and isinstance(found, Resampled) else None
+    )
 
 
 def _checked(frame: Frame, grid: Grid) -> Frame:
-    """The Frame with the error of its sampled map (px) in `attrs["solution"]`; GdaskError where it exceeds MOST_ERROR."""
+    """The Frame with the error of its sampled map (px) in its `solution`; GdaskError where it exceeds MOST_ERROR."""
     error = _map_error(frame, grid)
     if error > MOST_ERROR:
         raise GdaskError(
             f"{frame.attrs['name']}: the sampled pixel map is wrong by {error:.1e} px, at most {MOST_ERROR:g} was expected;"
             " the fitted correction bends too fast: align with a lower order"
         )
-    return frame.assign_attrs(solution=(frame.attrs.get("solution") or {}) | {"map_px": error})
+    return with_small(frame, solution=(small(frame, "solution") or {}) | {"map_px": error})
 
 
 def _map_error(frame: Frame, grid: Grid) -> float:
     """The worst error (px) of the sampled map over the frame, at points between its nodes along and across each array."""
     worst = 0.0
-    for geometry in frame.attrs["geometry"]:
-        y1, y2, x1, x2 = footprint(geometry, (frame.sizes["y"], frame.sizes["x"]), grid)
+    for geometry in geometries(frame):
+        y1, y2, x1, x2 = footprint(geometry, shape_of(frame), grid)
         if y2 > y1:
             middle = (y1 + y2) // 2
-            worst = max(
-                worst,
-                map_error(geometry, grid, (middle, middle + 1, x1, x2)),
-                map_error(geometry, grid, (y1, y2, x1, x1 + 1)),
-            )
+            across = map_error(geometry, grid, (middle, middle + 1, x1, x2))
+            worst = max(worst, across, map_error(geometry, grid, (y1, y2, x1, x1 + 1)))
     return worst
 
 
-def _resample_frame(
-    frame: Frame, grid: Grid, header: object, interpolation: str, side: int
-) -> Frame:
-    planes = tuple(zip(*(on_disk(frame, name) for name in ("data", "variance", "dq")), strict=True))
-    geometries, shape = frame.attrs["geometry"], (frame.sizes["y"], frame.sizes["x"])
+def _resample_frame(frame: Frame, grid: Grid, header: Any, interpolation: str, side: int) -> Frame:
+    found, size = geometries(frame), shape_of(frame)
     area = (
         frame.attrs.get("reference_area")
-        or frame.attrs["phu"].get("FLATAREA")
-        or reference_area(geometries, shape)
+        or primary_header(frame).get("FLATAREA")
+        or reference_area(found, size)
     )
     ratio = grid.scale**2 / area
-    source = Source(
-        planes,
-        geometries,
-        tuple(footprint(each, shape, grid) for each in geometries),
-        interpolation,
-        ratio,
-    )
-    chunks = (
-        (1,),
-        *(tuple(min(side, whole - at) for at in range(0, whole, side)) for whole in grid.shape),
-    )
-    name = f"resample-{tokenize(source, grid, side)}"
-    packed = map_blocks(
-        _resample_tile,
-        name=name,
-        dtype=PIXEL,
-        chunks=chunks,
-        placed=True,
-        source=source,
-        planes=planes,
-        grid=grid,
-        rows=side,
-    )
-    onto = replaced(frame, **unpack(packed))
-    base = frame.attrs["headers"][0].copy()
+    arrays = arrays_of(frame)
+    footprints = tuple(footprint(each, size, grid) for each in found)
+    identity = tokenize([each.name for each in arrays], found, grid, interpolation, ratio)
+    source = Resampled((), found, footprints, size, grid, interpolation, ratio, identity)
+    variables = unpack(_tiles(arrays, source, side))
+    base = array_headers(frame)[0].copy()
     for keyword in _ARRAY_KEYWORDS:
         base.remove(keyword, ignore_missing=True)
     base.update(header)
     base.update(correlation(interpolation, ratio))
+    onto = _on_grid(frame, variables, grid, Header.of(base))
     onto = with_headers(onto, primary={"PIXSCALE": (grid.scale, "Pixel scale (arcsec)")})
-    return onto.assign_attrs(
-        headers=(base,),
-        geometry=(),
-        source_geometry=geometries,
-        grid=grid,
-        source=source,
-        resampled=_names(onto),
-        pending={},
-        results={},
+    placed = {"geometry": found, **(small(frame, "solution") or {})}
+    return with_small(onto, placed=placed)
+
+
+def _on_grid(frame: Frame, variables: dict[str, da.Array], grid: Grid, header: Header) -> Frame:
+    """A Frame of one image on the grid, with the attributes of `frame`."""
+    import xarray as xr
+
+    ny, nx = grid.shape
+    coords = one_image_coords((ny, nx), header)
+    attrs = frame.attrs | {
+        "grid": grid_text(grid),
+        "file_shape": [1, ny, nx],
+        "file_start": [0, 0],
+        "tables": "",
+    }
+    pixels = {name: (DIMS, array) for name, array in variables.items()}
+    return xr.Dataset(pixels, coords=coords, attrs=attrs)
+
+
+def _tiles(arrays: Sequence[da.Array], source: Resampled, side: int) -> da.Array:
+    """PIXEL of the resampled frame in squares of `side` pixels."""
+    chunks = ((1,), *(band_chunks(length, side) for length in source.grid.shape))
+
+    def windows(_: int, __: int, window: Window) -> list[tuple[int, Window]]:
+        return [(number, needed) for number, _, needed in source.input_windows(window)]
+
+    packed = gather(
+        _resample_tile,
+        arrays,
+        name=f"resample-{tokenize(source.identity, side)}",
+        dtype=PIXEL,
+        chunks=chunks,
+        windows=windows,
+        scratch=TILE_BYTES * side * side,
+        plan=source,
     )
+    sources = tuple(source_of(each) for each in arrays)
+    if all(each is not None for each in sources):
+        set_source(packed, source._replace(sources=sources))
+    return packed
+
+
+def _resample_tile(
+    sources: tuple[Source, ...], detector: int, window: Window, plan: Resampled
+) -> np.ndarray:
+    return plan._replace(sources=sources).read(detector, window, {})
 
 
 #: What describes one array and its pixels, and not an image of all arrays.
@@ -240,62 +353,7 @@ _ARRAY_KEYWORDS = (
 )
 
 
-def _resample_tile(
-    place: tuple[int, int, int], source: Source, planes: object, grid: Grid, rows: int
-) -> np.ndarray:
-    """One square of `rows` pixels' side. planes: for the projection of memory."""
-    y1, x1 = place[1] * rows, place[2] * rows
-    window = y1, min(y1 + rows, grid.shape[0]), x1, min(x1 + rows, grid.shape[1])
-    shape = window[1] - y1, window[3] - x1
-    result = (np.empty(shape, "f4"), np.empty(shape, "f4"), np.empty(shape, "u2"))
-    resample_window(source, grid, window, result)
-    return pack(*result)[None]
-
-
-def resample_window(
-    source: Source, grid: Grid, window: Window, result: tuple[Image, Image, Flags]
-) -> None:
-    """Put into `result` (data, variance, DQ) a frame as a window of the grid shows it. The bits of a pixel do not depend on
-    the window; where two arrays overlap, the better pixel is taken, NO_DATA where there is none."""
-    for plane, nothing in zip(result, (0, 0, DQ.NO_DATA), strict=True):
-        plane[:] = nothing
-    for three, geometry, (top, bottom, left, right) in zip(
-        source.planes, source.geometries, source.windows, strict=True
-    ):
-        y1, y2, x1, x2 = (
-            max(window[0], top),
-            min(window[1], bottom),
-            max(window[2], left),
-            min(window[3], right),
-        )
-        touched = y1, y2, x1, x2
-        inside = (
-            input_window(geometry, three[0].shape, grid, touched, reach(source.interpolation))
-            if y1 < y2 and x1 < x2
-            else None
-        )
-        if inside is None:
-            continue
-        planes = (
-            read_window(plane, *inside, np.dtype(kind))
-            for plane, kind in zip(three, ("f4", "f4", "u2"), strict=True)
-        )
-        data, variance, dq = resample(
-            *planes,
-            *pixel_map(geometry, grid, touched),
-            interpolation=source.interpolation,
-            area_ratio=source.ratio,
-            origin=(inside[0], inside[2]),
-        )
-        of_data, of_variance = area_factors(geometry, grid, touched, grid.scale**2 / source.ratio)
-        part = tuple(
-            plane[y1 - window[0] : y2 - window[0], x1 - window[2] : x2 - window[2]]
-            for plane in result
-        )
-        _merge(part, (data * of_data, variance * of_variance, dq))  # type: ignore[arg-type]
-
-
 def _merge(result: tuple[Image, Image, Flags], added: tuple[Image, Image, Flags]) -> None:
     better = added[2] < result[2]
-    for mine, other in zip(result, added, strict=True):
-        mine[better] = other[better]
+    for old, new in zip(result, added, strict=True):
+        old[better] = new[better]

@@ -7,6 +7,7 @@ import datetime as dt
 import numpy as np
 
 from gdask.instruments import descriptor
+from gdask.io.frames import geometries, shape_of, small, with_small
 from gdask.kernels.astrometry.epochs import MEASURED
 from gdask.kernels.astrometry.solution import FrameFit, Solution
 from gdask.kernels.geometry.projection import pixel_area
@@ -23,7 +24,7 @@ def usable(stars: np.ndarray) -> np.ndarray:
 
 
 def with_residuals(frame: Frame, fit: FrameFit, solution: Solution) -> Frame:
-    """The Frame with its residuals, its time, its arrays' shape and the list of stars in `attrs["solution"]`.
+    """Add to a Frame's `solution` its residuals, its time, its arrays' shape and the list of stars.
 
     Only stars that another frame holds, too: one that is alone has no residual.
     """
@@ -31,7 +32,7 @@ def with_residuals(frame: Frame, fit: FrameFit, solution: Solution) -> Frame:
         return frame
     parts = []
     for number, (stars, geometry) in enumerate(
-        zip(frame.attrs["results"]["stars"], frame.attrs["geometry"], strict=True)
+        zip(small(frame, "stars"), geometries(frame), strict=True)
     ):
         good = usable(stars)
         part = np.zeros(len(good), MEASURED)
@@ -58,16 +59,16 @@ def with_residuals(frame: Frame, fit: FrameFit, solution: Solution) -> Frame:
     )
     more = {
         "residuals": rows[shared],
-        "mjd": _middle(frame),
-        "shape": (frame.sizes["y"], frame.sizes["x"]),
+        "mjd": _mjd_of_middle(frame),
+        "shape": shape_of(frame),
         "stars": solution.stars,
         "centre": (solution.ra, solution.dec),
         "floor_mas": solution.floor,
     }
-    return frame.assign_attrs(solution=frame.attrs["solution"] | more)
+    return with_small(frame, solution=small(frame, "solution") | more)
 
 
-def _middle(frame: Frame) -> float:
+def _mjd_of_middle(frame: Frame) -> float:
     """MJD of the middle of the exposure, as far as the header says; NaN where it has no date."""
     start = descriptor(frame, "ut_datetime")
     if start is None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
 
 from gdask.instruments import descriptor, instrument_of
+from gdask.io.frames import geometries, note, primary_header, set_aside, with_headers
 from gdask.model import GdaskError
 from gdask.params import Range
-from gdask.steps.frames import aside, note, with_headers
+from gdask.steps.frames import on_group
 from gdask.types import Frame, Frames
 
 
+@on_group
 def separate_sky(
     frames: Frames,
     *,
@@ -76,6 +79,7 @@ SetUp = tuple[tuple[object, ...], float]
 Known = dict[int, tuple[float, SetUp]]
 
 
+@on_group
 def associate_sky(
     frames: Frames,
     skies: Frames,
@@ -105,7 +109,7 @@ def associate_sky(
         Keep a frame without sky frames (only its level is subtracted then).
     """
     known = {
-        id(frame): (middle(frame), set_up(frame)) for frame in (*frames, *skies)
+        id(frame): (middle_of_exposure(frame), set_up(frame)) for frame in (*frames, *skies)
     }  # once for each, not for each pair
     return tuple(
         _associate(frame, skies, known, distance, time, min_skies, max_skies, use_all, keep_lonely)
@@ -129,7 +133,7 @@ def check_one_target(frames: Frames, limit: float) -> None:
             )
 
 
-def middle(frame: Frame) -> float:
+def middle_of_exposure(frame: Frame) -> float:
     start = descriptor(frame, "ut_datetime")
     return start.timestamp() + 0.5 * float(descriptor(frame, "exposure_time")) if start else 0.0
 
@@ -144,7 +148,7 @@ def separation(one: tuple[float, float], other: tuple[float, float]) -> float:
 
 
 def _pointing(frame: Frame) -> tuple[float, float]:
-    geometry = frame.attrs["geometry"][0]
+    geometry = geometries(frame)[0]
     return geometry.ra, geometry.dec
 
 
@@ -183,7 +187,7 @@ def _known_kinds(
 def _kinds(frame: Frame, objects: set[str], skies: set[str]) -> tuple[set[str], str]:
     """What is known of a frame by itself (object, sky, both or nothing), and from what."""
     stem = frame.attrs["name"].removesuffix(".fits").partition("_")[0]
-    phu = frame.attrs["phu"]
+    phu = primary_header(frame)
     if stem in objects | skies:
         return {
             kind for kind, names in (("object", objects), ("sky", skies)) if stem in names
@@ -257,10 +261,10 @@ def _associate(
         else [entry for number, entry in enumerate(near) if entry[0] <= time or number < fewest]
     )
     names = tuple(sorted(name for _, name in chosen[:most]))
-    frame = frame.assign_attrs(skies=names)
+    frame = frame.assign_attrs(skies=json.dumps(names))
     if not names and not lonely:
         set_up = f"{descriptor(frame, 'filter_name', pretty=True)}, {descriptor(frame, 'exposure_time'):g} s"
-        return aside(
+        return set_aside(
             frame,
             f"no sky frame at least {distance:g} arcsec away with the same filter and exposure time ({set_up})",
         )

@@ -8,11 +8,13 @@ from typing import NamedTuple
 import numpy as np
 
 from gdask.instruments import instrument_of
+from gdask.io.frames import small, with_small
+from gdask.io.lazy_arrays import map_arrays
 from gdask.kernels.sky.target_light import Verdict, judge
 from gdask.kernels.sources.background import background_mesh
 from gdask.model import UNUSABLE
-from gdask.steps.frames import array, map_planes, pending
-from gdask.steps.sky_frames import middle
+from gdask.steps.frames import arrays_of
+from gdask.steps.sky_frames import middle_of_exposure
 from gdask.types import Flags, Frame, Frames, Image
 
 log = logging.getLogger("gdask")
@@ -29,15 +31,12 @@ class SkyLevel(NamedTuple):
 
 
 def measure_background(frame: Frame) -> Frame:
-    """Background of each array in 8 x 8 cells, fetched at the end of the phase: sky_correct sees whether the target
-    fills the field."""
-    whole = frame.chunk({"y": -1, "x": -1})
-    return pending(
-        frame,
-        background=map_planes(
-            _cells, array(whole, "data"), array(whole, "dq"), dtype=object, whole=True
-        ),
-    )
+    """Measure the background of each array in 8 x 8 cells: sky_correct sees whether the target fills the field.
+
+    The result is fetched at the end of the phase.
+    """
+    arrays = arrays_of(frame, ("data", "dq"))
+    return with_small(frame, background=map_arrays(_background_in_cells, *arrays))
 
 
 def choose_level(
@@ -51,15 +50,17 @@ def choose_level(
         scaled = scale if scale is not None else usual == "scale" and not offset
         return SkyLevel("scale" if scaled else "offset" if shifted else "none", "as asked")
     shapes = {
-        np.shape(frame.attrs.get("results", {}).get("background", ()))
-        for frame in (*frames, *skies)
+        np.shape(small(frame, "background", lazy_is_none=True) or ()) for frame in (*frames, *skies)
     }
     if len(shapes) > 1 or shapes == {(0,)}:
         return SkyLevel(usual, "usual: background not measured on like frames")
     names = {frame.attrs["name"] for frame in frames}
     away = tuple(sky for sky in skies if sky.attrs["name"] not in names)
     verdict = judge(
-        _cells_of(frames), _cells_of(away) if away else None, _times(frames), _times(away)
+        _backgrounds_of(frames),
+        _backgrounds_of(away) if away else None,
+        _times(frames),
+        _times(away),
     )
     if verdict.fills and not away:
         log.warning(
@@ -80,13 +81,13 @@ def _reason(verdict: Verdict, away: bool) -> str:
     )
 
 
-def _cells(data: Image, dq: Flags) -> np.ndarray:
+def _background_in_cells(data: Image, dq: Flags) -> np.ndarray:
     return background_mesh(data, (dq & np.uint16(UNUSABLE)) != 0, max(data.shape[0] // CELLS, 1))[0]
 
 
-def _cells_of(frames: Frames) -> np.ndarray:
-    return np.array([frame.attrs["results"]["background"] for frame in frames], float)
+def _backgrounds_of(frames: Frames) -> np.ndarray:
+    return np.array([small(frame, "background") for frame in frames], float)
 
 
 def _times(frames: Frames) -> np.ndarray:
-    return np.array([middle(frame) for frame in frames])
+    return np.array([middle_of_exposure(frame) for frame in frames])

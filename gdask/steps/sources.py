@@ -5,19 +5,23 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import numpy as np
+from dask.base import tokenize
 
-from gdask.io.read import Plane, on_disk, read_window
+from gdask.io.frames import array_headers, geometries, shape_of, with_small
+from gdask.io.lazy_arrays import Source, gather, map_arrays, map_planes
 from gdask.kernels.geometry.grid import Grid, sky_to_grid
 from gdask.kernels.geometry.projection import Geometry, to_sky
 from gdask.kernels.geometry.wcs import grid_from_header
 from gdask.kernels.sources.centroids import PHOTOMETRY, POSITIONS, photometry, refine
 from gdask.kernels.sources.detection import detect, measure_fwhm, object_mask
 from gdask.params import Range
-from gdask.steps.frames import array, item, map_planes, pending, with_arrays
-from gdask.types import Flags, Frame, Frames, Image, Mask
+from gdask.steps.frames import array, arrays_of, with_arrays
+from gdask.types import Flags, Frame, Frames, Image, Mask, Window
 
 #: Pixels between the points at which an array's place on a stack is computed exactly.
 BLOCK = 16
+#: Bytes for each pixel of an array that looking up its place on a stack takes (indices, interpolated twice).
+_LOOK_UP_BYTES = 40.0
 
 
 def detect_sources(
@@ -42,26 +46,19 @@ def detect_sources(
         What is made: mask (OBJMASK), catalog (OBJCAT with fitted stars and apertures too: for a stack), centroids (OBJCAT
         and precise positions for the alignment too: for a frame).
     """
-    whole = frame.chunk({"y": -1, "x": -1})
-    planes = [array(whole, name) for name in ("data", "variance", "dq")]
+    planes = [each.rechunk((1, -1, -1)) for each in arrays_of(frame)]
     how = {"threshold": threshold, "min_pixels": min_pixels, "mesh": mesh}
-    chunks = frame["data"].data.chunks
     if products == "mask":
-        return with_arrays(
-            frame,
-            objects=map_planes(object_mask, planes[0], planes[2], dtype="bool", **how).rechunk(
-                chunks
-            ),
-        )
-    found = map_planes(_detect, *planes, dtype=object, whole=True, **how)
-    shape = (frame.sizes["y"], frame.sizes["x"])
-    masked = with_arrays(
-        frame,
-        objects=map_planes(_mask, planes[0], found, dtype="bool", shape=shape).rechunk(chunks),
-    )
-    masked = pending(masked, objcat=map_planes(item, found, dtype=object, whole=True, name=0))
+        mask = map_planes(object_mask, planes[0], planes[2], dtype="bool", pixelwise=False, **how)
+        return with_arrays(frame, objects=mask)
+    found = map_arrays(_detect, *planes, **how)
+    mask = map_planes(_mask, planes[0], found, dtype="bool", pixelwise=False, shape=shape_of(frame))
     measure = _photometry if products == "catalog" else _stars
-    return pending(masked, stars=map_planes(measure, *planes, found, dtype=object, whole=True))
+    return with_small(
+        with_arrays(frame, objects=mask),
+        objcat=map_arrays(_catalog, found),
+        stars=map_arrays(measure, *planes, found),
+    )
 
 
 def _detect(
@@ -73,21 +70,29 @@ def _detect(
     return catalog, np.packbits(mask)
 
 
-def _mask(data: Image, found: np.ndarray, shape: tuple[int, int]) -> Mask:
-    bits = found[0, 0][1]
+def _catalog(found: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    return found[0]
+
+
+def _mask(data: Image, found: tuple[np.ndarray, np.ndarray], shape: tuple[int, int]) -> Mask:
+    bits = found[1]
     return np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).astype(bool)
 
 
-def _stars(data: Image, variance: Image, dq: Flags, found: np.ndarray) -> np.ndarray:
-    catalog = found[0, 0][0]
+def _stars(
+    data: Image, variance: Image, dq: Flags, found: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    catalog = found[0]
     fwhm = measure_fwhm(catalog)
     if not np.isfinite(fwhm):
         return np.zeros(0, POSITIONS)
     return refine(data, variance, dq, catalog["X_IMAGE"] - 1, catalog["Y_IMAGE"] - 1, fwhm=fwhm)
 
 
-def _photometry(data: Image, variance: Image, dq: Flags, found: np.ndarray) -> np.ndarray:
-    catalog = found[0, 0][0]
+def _photometry(
+    data: Image, variance: Image, dq: Flags, found: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    catalog = found[0]
     fwhm = measure_fwhm(catalog)
     if not np.isfinite(fwhm):
         return np.zeros(0, PHOTOMETRY)
@@ -97,37 +102,64 @@ def _photometry(data: Image, variance: Image, dq: Flags, found: np.ndarray) -> n
 def objects_from_stack(frames: Frames, deep: Frame, aligned: Frames) -> Frames:
     """Add to each frame's object mask what is masked on the stack; frames that are not in the stack keep their own.
 
-    deep: the stack, with OBJMASK and a plain TAN WCS, on disk. aligned: the frames of the stack, with their geometry.
+    Parameters
+    ----------
+    frames
+        The frames, with object masks of their own or without.
+    deep
+        The stack, with OBJMASK and a plain TAN WCS.
+    aligned
+        The frames of the stack, with their geometry.
     """
-    header = deep.attrs["headers"][0].copy()
+    header = array_headers(deep)[0].copy()
     header["NAXIS1"], header["NAXIS2"] = deep.sizes["x"], deep.sizes["y"]
     grid = grid_from_header(header, deep.attrs["name"])
-    source = on_disk(deep, "objects")[0]
-    solved = {frame.attrs["name"]: frame.attrs["geometry"] for frame in aligned}
+    solved = {frame.attrs["name"]: geometries(frame) for frame in aligned}
     return tuple(
-        _mask_from_stack(frame, source, grid, solved[frame.attrs["name"]])
+        _with_mask_of_stack(frame, deep, grid, solved[frame.attrs["name"]])
         if frame.attrs["name"] in solved
         else frame
         for frame in frames
     )
 
 
-def _mask_from_stack(
-    frame: Frame, source: Plane, grid: Grid, geometries: tuple[Geometry, ...]
+def _with_mask_of_stack(
+    frame: Frame, deep: Frame, grid: Grid, solved: tuple[Geometry, ...]
 ) -> Frame:
-    planes = array(frame, "data"), array(frame, "objects")
-    mask = map_planes(
-        _look_up, *planes, dtype="bool", each={"geometry": geometries}, source=source, grid=grid
+    own = array(frame, "objects")
+    arrays = [*arrays_of(deep, ("objects",)), *([] if own is None else [own])]
+    ny, nx = shape_of(frame)
+    whole = (0, grid.shape[0], 0, grid.shape[1])
+    mask = gather(
+        _look_up,
+        arrays,
+        name=f"objects_from_stack-{tokenize([each.name for each in arrays], solved, grid)}",
+        dtype="bool",
+        chunks=((1,) * frame.sizes["detector"], (ny,), (nx,)),
+        windows=lambda number, detector, window: [(detector, window)] if number else [(0, whole)],
+        scratch=_LOOK_UP_BYTES * ny * nx + float(grid.shape[0]) * grid.shape[1],
+        solved=solved,
+        grid=grid,
     )
     return with_arrays(frame, objects=mask)
 
 
-def _look_up(data: Image, own: Mask | None, geometry: Geometry, source: Plane, grid: Grid) -> Mask:
-    """The nearest pixel of the stack's mask for every pixel of an array, by the centres of blocks of BLOCK pixels."""
-    deep = read_window(source, 0, source.shape[0], 0, source.shape[1], np.dtype(bool))
-    ny, nx = data.shape
+def _look_up(
+    sources: tuple[Source, ...],
+    detector: int,
+    window: Window,
+    solved: tuple[Geometry, ...],
+    grid: Grid,
+) -> Mask:
+    """The nearest pixel of the stack's mask for every pixel of an array, by the centres of blocks of BLOCK pixels.
+
+    sources: the stack's mask, and that of the frame, if it has one.
+    """
+    deep = sources[0].read(0, (0, grid.shape[0], 0, grid.shape[1]), {})
+    ny, nx = window[1], window[3]
     nodes = [np.arange(0, size + BLOCK, BLOCK, dtype=float) for size in (ny, nx)]
     y, x = np.meshgrid(*nodes, indexing="ij")
+    geometry = solved[detector]
     gx, gy = sky_to_grid(grid, *to_sky(geometry, x, y))
     places = [_between(nodes_of, ny, nx) for nodes_of in (gy, gx)]
     j, i = (
@@ -135,7 +167,7 @@ def _look_up(data: Image, own: Mask | None, geometry: Geometry, source: Plane, g
         for place, size in zip(places, deep.shape, strict=True)
     )
     mask = deep[j, i]
-    return mask if own is None else mask | own
+    return mask if len(sources) < 2 else mask | sources[1].read(detector, window, {})
 
 
 def _between(nodes: np.ndarray, ny: int, nx: int) -> np.ndarray:

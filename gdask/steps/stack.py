@@ -2,41 +2,56 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import Annotated, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import dask.array as da
 import numpy as np
-from dask._task_spec import DataNode, Task, TaskRef
 from dask.base import tokenize
 
-from gdask.engine.memory import rows_within
 from gdask.instruments import descriptor, tags
-from gdask.io.lazy_arrays import edges, from_tasks
-from gdask.kernels.geometry.grid import Grid, Window
+from gdask.io.frames import (
+    note,
+    primary_header,
+    records,
+    small,
+    with_headers,
+    with_records,
+    with_small,
+)
+from gdask.io.lazy_arrays import Source, band_chunks, gather, read_once
+from gdask.io.stored import Memo
 from gdask.kernels.stack.combine import combine
 from gdask.kernels.stack.grow import REACH, Planes, grown, without
 from gdask.model import GdaskError
 from gdask.params import Range
-from gdask.steps.frames import PIXEL, array, map_planes, note, pack, replaced, unpack, with_headers
-from gdask.steps.resample import Source, is_as_resampled, resample_window
-from gdask.types import Frame, Frames
+from gdask.steps.frames import (
+    BAND_ROWS,
+    PIXEL,
+    arrays_of,
+    on_group,
+    pack,
+    replaced,
+    strip_rows,
+    unpack,
+)
+from gdask.steps.resample import TILE_BYTES, Resampled, resampled_source
+from gdask.types import Frame, Frames, Window
 
 Operation = Literal["mean", "wtmean", "median", "lmedian"]
 Reject = Literal["none", "minmax", "sigclip", "varclip", "noiseclip"]
 
 #: Seconds to which exposure times are the same.
 SAME_TIME = 0.01
-#: Rows of a band of the stack, at least: its two rims do not touch.
-FEWEST_ROWS = 2 * REACH
 #: Rows in which rejected values' neighbours are left out at a time: what that takes beside the planes is a small part.
-ROWS = 16
-#: Bytes of all frames' pixels (data, variance, dq) that a task gathers: a tile of many frames is made in strips of rows.
-STACK_BYTES = 32e6
-#: Rows of a strip, at least: of what surrounds it, 2 rows on each side, and the resampling kernel needs more beside.
-FEWEST_IN_STRIP = 16
+GROWTH_ROWS = 16
+#: Rows of a strip, at least: of what surrounds it, REACH rows on each side, and the resampling kernel needs more beside.
+FEWEST_ROWS = 16
+#: Bytes that a combination takes for each byte of the strip's pixels: the cubes, the mask of what is rejected, sorting.
+COMBINATION_SHARE = 1.5
 
 
+@on_group
 def stack_frames(
     frames: Frames,
     *,
@@ -90,16 +105,11 @@ def stack_frames(
         "nhigh": nhigh,
     }
     grow = grow and reject_method.endswith("clip")
-    packed = (
-        _resampled_stack(frames, how, grow)
-        if all(map(is_as_resampled, frames))
-        else _stacked(_in_whole_rows(frames), how, grow)
-    )
-    stack = replaced(frames[0], **unpack(packed)).assign_attrs(
-        pending={}, provenance=_inputs_of(frames), inputs=_sources(frames)
-    )
+    stack = replaced(frames[0], **unpack(_combined_array(frames, how, grow)))
+    stack = with_small(stack, inputs=_sources(frames)).assign_attrs(tables="", provenance="")
+    stack = with_records(stack, "provenance", _inputs_of(frames))
     text = f"{len(frames)} frames, {operation}, {reject_method}{_check_darks(frames)}"
-    of_one = {key: None for key in stack.attrs["phu"] if key.startswith("SKYFR")}
+    of_one = {key: None for key in primary_header(stack) if key.startswith("SKYFR")}
     return note(with_headers(stack, primary=of_one | combined_keywords(frames)), text)
 
 
@@ -169,193 +179,120 @@ def _sources(frames: Frames) -> tuple[dict[str, object], ...]:
     return tuple(
         {
             "name": frame.attrs["name"],
-            "geometry": frame.attrs.get("source_geometry", ()),
-            **(frame.attrs.get("solution") or {}),
+            "geometry": (),
+            **(small(frame, "placed") or small(frame, "solution") or {}),
         }
         for frame in frames
     )
 
 
-def _inputs_of(frames: Frames) -> tuple[dict[str, str], ...]:
-    rows = [row for frame in frames for row in frame.attrs.get("provenance", ())]
-    return tuple({tuple(sorted(row.items())): row for row in rows}.values())
+def _inputs_of(frames: Frames) -> list[dict[str, str]]:
+    rows = [row for frame in frames for row in records(frame, "provenance")]
+    return list({tuple(sorted(row.items())): row for row in rows}.values())
 
 
-def _in_whole_rows(frames: Frames) -> Frames:
-    """The frames in bands of whole rows, each high enough that what lies beyond the next one tells nothing."""
-    bands: list[int] = []
-    for height in frames[0]["data"].data.chunks[1]:
-        if bands and (bands[-1] < FEWEST_ROWS or height < FEWEST_ROWS):
-            bands[-1] += height
-        else:
-            bands.append(height)
-    return tuple(frame.chunk({"y": tuple(bands), "x": -1}) for frame in frames)
+def _combined_array(frames: Frames, how: dict[str, Any], grow: bool) -> da.Array:
+    """PIXEL of the stack: each task makes a block from all frames, in strips of rows, one frame after another.
 
+    Neither the memory of a task nor the number of tasks grows with the frames. (With a tile of each frame as a task, 64
+    frames of 4 x 320 x 320 pixels were 5365 tasks with a peak of 975 MB.)
+    """
+    of_frames: list[Sequence[Any]] = []
+    for frame in frames:
+        source = resampled_source(frame)
+        of_frames.append(arrays_of(frame) if source is None else [source])
+    arrays = [each for of_frame in of_frames for each in of_frame]
+    first = arrays_of(frames[0], ("data",))[0]
+    chunks, size = first.chunks, first.shape[1:]
+    if first.numblocks[1:] == (1, 1):
+        chunks = (chunks[0], band_chunks(size[0], BAND_ROWS), chunks[2])
+    row_bytes = len(frames) * max(chunks[2]) * PIXEL.itemsize
+    rows = min(strip_rows(row_bytes, FEWEST_ROWS), max(chunks[1]))
+    margin = REACH if grow else 0
 
-def _stacked(frames: Frames, how: dict[str, object], grow: bool) -> da.Array:
-    """PIXEL of the stack of frames in bands of whole rows."""
-    planes = [array(frame, name) for name in ("data", "variance", "dq") for frame in frames]
-    packed = map_planes(_combine, *planes, dtype=PIXEL, count=len(frames), how=how, grow=grow)
-    if not grow or packed.numblocks[1] == 1:
-        return packed
-    rims = map_planes(_rims, *planes, dtype=object, whole=True, count=len(frames), how=how)
-    return _with_neighbours(packed, rims, str(how["method"]))
+    def windows(_: int, detector: int, window: Window) -> list[tuple[int, Window]]:
+        return [(detector, _widened(window, margin, size))]
 
-
-def _combine(*planes: np.ndarray, count: int, how: dict[str, object], grow: bool) -> np.ndarray:
-    return pack(*_combined(_cubes(planes, count), how, grow))
-
-
-def _combined(cubes: Planes, how: dict[str, object], grow: bool) -> Planes:
-    """Data, variance and DQ of the stack of planes (n, ny, nx)."""
-    rejected = np.zeros(cubes[0].shape, bool) if grow else None
-    result = combine(*cubes, **how, rejected=rejected)[:3]  # type: ignore[arg-type]
-    if rejected is not None:
-        near = grown(rejected)
-        for start in range(0, rejected.shape[1], ROWS):
-            rows = slice(start, start + ROWS)
-            part = tuple(plane[rows] for plane in result)
-            without(
-                part,
-                tuple(cube[:, rows] for cube in cubes),
-                rejected[:, rows],
-                near[:, rows],
-                str(how["method"]),
-            )  # type: ignore[arg-type]
-    return result
-
-
-def _resampled_stack(frames: Frames, how: dict[str, object], grow: bool) -> da.Array:
-    """PIXEL of the stack of resampled frames. A task makes a tile from the files of all frames, one frame after another: in
-    a graph with a tile of each frame as a task, 5365 of them, 64 frames took 1 GB, and their number grew with the frames."""
-    sources, grid = tuple(frame.attrs["source"] for frame in frames), frames[0].attrs["grid"]
-    chunks = frames[0]["data"].data.chunks
-    _, ys, xs = edges(chunks)
-    name = f"stack-{tokenize(sources, grid, how, grow, chunks)}"
-    given = f"sources-{name}"
-    tasks: dict[object, object] = {
-        given: DataNode(given, sources)
-    }  # one node: in each task they would travel with each
-    for j, (y1, y2) in enumerate(pairwise(ys)):
-        for i, (x1, x2) in enumerate(pairwise(xs)):
-            key, row = (name, 0, j, i), len(frames) * (x2 - x1) * PIXEL.itemsize
-            rows = min(
-                rows_within(row, max(int(STACK_BYTES / row), FEWEST_IN_STRIP), FEWEST_IN_STRIP),
-                y2 - y1,
-            )
-            tasks[key] = Task(
-                key,
-                _stack_tile,
-                TaskRef(given),
-                grid=grid,
-                window=(y1, y2, x1, x2),
-                rows=rows,
-                gathers=rows * row,
-                how=how,
-                grow=grow,
-            )
-    return from_tasks(name, tasks, (), dtype=PIXEL, chunks=chunks)
-
-
-def _stack_tile(
-    sources: tuple[Source, ...],
-    grid: Grid,
-    window: Window,
-    rows: int,
-    gathers: int,
-    how: dict[str, object],
-    grow: bool,
-) -> np.ndarray:
-    """The stack in a window of the grid, so many rows at a time. gathers: bytes, for the projection of memory."""
-    y1, y2, x1, x2 = window
-    return np.concatenate(
-        [
-            _strip(sources, grid, (y, min(y + rows, y2), x1, x2), how, grow)
-            for y in range(y1, y2, rows)
-        ]
-    )[None]
-
-
-def _strip(
-    sources: tuple[Source, ...], grid: Grid, window: Window, how: dict[str, object], grow: bool
-) -> np.ndarray:
-    """What lies around the window is looked at as far as it tells which neighbours of rejected values go."""
-    reach = REACH if grow else 0
-    (y1, y2, x1, x2), (ny, nx) = window, grid.shape
-    around = max(y1 - reach, 0), min(y2 + reach, ny), max(x1 - reach, 0), min(x2 + reach, nx)
-    shape = len(sources), around[1] - around[0], around[3] - around[2]
-    cubes = np.empty(shape, "f4"), np.empty(shape, "f4"), np.empty(shape, "u2")
-    for number, source in enumerate(sources):
-        resample_window(source, grid, around, tuple(cube[number] for cube in cubes))  # type: ignore[arg-type]
-    rows, columns = slice(y1 - around[0], y2 - around[0]), slice(x1 - around[2], x2 - around[2])
-    return pack(*(plane[rows, columns] for plane in _combined(cubes, how, grow)))
-
-
-def _cubes(planes: tuple[np.ndarray, ...], count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return tuple(np.stack(planes[at : at + count]) for at in (0, count, 2 * count))  # type: ignore[return-value]
-
-
-class _Rim(NamedTuple):
-    """At one end of a band: the planes of the REACH outermost rows, and the rejected values of twice as many."""
-
-    planes: Planes
-    rejected: np.ndarray
-
-
-def _rims(*planes: np.ndarray, count: int, how: dict[str, object]) -> tuple[_Rim, _Rim]:
-    """First and last rows of a band."""
-    rims = []
-    for rows, outer in (
-        (slice(None, 2 * REACH), slice(None, REACH)),
-        (slice(-2 * REACH, None), slice(-REACH, None)),
-    ):
-        cubes = _cubes(tuple(plane[rows] for plane in planes), count)
-        rejected = np.zeros(cubes[0].shape, bool)
-        combine(*cubes, **how, rejected=rejected)  # type: ignore[arg-type]
-        rims.append(_Rim(tuple(np.ascontiguousarray(cube[:, outer]) for cube in cubes), rejected))  # type: ignore[arg-type]
-    return rims[0], rims[1]
-
-
-def _with_neighbours(packed: da.Array, rims: da.Array, method: str) -> da.Array:
-    """The stack with its bands' outermost rows grown into from the bands beside them."""
-    nothing = da.full((rims.shape[0], 1, 1), None, dtype=object, chunks=1)
-    above = da.concatenate([nothing, rims[:, :-1]], axis=1)
-    below = da.concatenate([rims[:, 1:], nothing], axis=1)
-    name = f"grow-{tokenize(packed.name, rims.name, method)}"
-    return da.map_blocks(
-        _grow_rims,
-        packed,
-        rims,
-        above,
-        below,
-        method=method,
-        name=name,
-        chunks=packed.chunks,
+    identity = [getattr(each, "name", None) or each.identity for each in arrays]
+    strip_pixels = (rows + 2 * margin) * (max(chunks[2]) + 2 * margin)
+    held = COMBINATION_SHARE * len(frames) * strip_pixels * PIXEL.itemsize
+    return gather(
+        _stack_block,
+        arrays,
+        name=f"stack-{tokenize(identity, how, grow, chunks)}",
         dtype=PIXEL,
-        meta=np.empty((0, 0, 0), PIXEL),
+        chunks=chunks,
+        windows=windows,
+        scratch=held + TILE_BYTES * strip_pixels,
+        counts=tuple(len(of_frame) for of_frame in of_frames),
+        size=size,
+        rows=rows,
+        how=how,
+        grow=grow,
     )
 
 
-def _grow_rims(
-    packed: np.ndarray, own: np.ndarray, above: np.ndarray, below: np.ndarray, method: str
+def _widened(window: Window, margin: int, size: tuple[int, int]) -> Window:
+    """The window with a margin, as far as the image has one."""
+    (y1, y2, x1, x2), (ny, nx) = window, size
+    return max(y1 - margin, 0), min(y2 + margin, ny), max(x1 - margin, 0), min(x2 + margin, nx)
+
+
+def _stack_block(
+    sources: tuple[Source, ...],
+    detector: int,
+    window: Window,
+    counts: tuple[int, ...],
+    size: tuple[int, int],
+    rows: int,
+    how: dict[str, Any],
+    grow: bool,
 ) -> np.ndarray:
-    """One band; above, below: the rims of its neighbours, or None."""
-    out = packed.copy()
-    (first, last), before, after = own[0, 0, 0], above[0, 0, 0], below[0, 0, 0]
-    for mine, rows, other, at in (
-        (first, slice(None, REACH), before and before[1], slice(REACH, 2 * REACH)),
-        (last, slice(-REACH, None), after and after[0], slice(REACH, 2 * REACH)),
-    ):
-        if other is None:
-            continue
-        both = (
-            (other.rejected[:, -REACH:], mine.rejected)
-            if rows.stop
-            else (mine.rejected, other.rejected[:, :REACH])
-        )
-        result = tuple(np.ascontiguousarray(out[name][0, rows]) for name in PIXEL.names or ())
-        context = np.concatenate(both, axis=1)
-        without(result, mine.planes, context[:, at], grown(context)[:, at], method)  # type: ignore[arg-type]
-        for name, plane in zip(PIXEL.names or (), result, strict=True):
-            out[name][0, rows] = plane
+    """Combine the frames in a window, so many rows at a time. counts: sources of each frame."""
+    ends = np.cumsum((0, *counts))
+    of_frames = [sources[start:stop] for start, stop in zip(ends[:-1], ends[1:], strict=True)]
+    y1, y2, x1, x2 = window
+    out = np.empty((y2 - y1, x2 - x1), PIXEL)
+    for y in range(y1, y2, rows):
+        strip = y, min(y + rows, y2), x1, x2
+        out[y - y1 : strip[1] - y1] = _stack_strip(of_frames, detector, strip, size, how, grow)
     return out
+
+
+def _stack_strip(
+    of_frames: Sequence[Sequence[Any]],
+    detector: int,
+    strip: Window,
+    size: tuple[int, int],
+    how: dict[str, Any],
+    grow: bool,
+) -> np.ndarray:
+    """Stack one strip with a margin, so that neighbours of rejected pixels are known."""
+    wide = _widened(strip, REACH if grow else 0, size)
+    shape = len(of_frames), wide[1] - wide[0], wide[3] - wide[2]
+    cubes = np.empty(shape, "f4"), np.empty(shape, "f4"), np.empty(shape, "u2")
+    for number, sources in enumerate(of_frames):
+        planes = cubes[0][number], cubes[1][number], cubes[2][number]
+        if isinstance(sources[0], Resampled):
+            sources[0].fill(wide, planes)
+            continue
+        memo: Memo = {}
+        for plane, source in zip(planes, sources, strict=True):
+            plane[:] = read_once(source, detector, wide, memo)
+    rows = slice(strip[0] - wide[0], strip[1] - wide[0])
+    columns = slice(strip[2] - wide[2], strip[3] - wide[2])
+    return pack(*(plane[rows, columns] for plane in _combined(cubes, how, grow)))
+
+
+def _combined(cubes: Planes, how: dict[str, Any], grow: bool) -> Planes:
+    """Data, variance and DQ of the stack of planes (n, ny, nx)."""
+    rejected = np.zeros(cubes[0].shape, bool) if grow else None
+    result = combine(*cubes, **how, rejected=rejected)[:3]
+    if rejected is not None:
+        near = grown(rejected)
+        for start in range(0, rejected.shape[1], GROWTH_ROWS):
+            rows = slice(start, start + GROWTH_ROWS)
+            part = tuple(plane[rows] for plane in result)
+            inputs = tuple(cube[:, rows] for cube in cubes)
+            without(part, inputs, rejected[:, rows], near[:, rows], str(how["method"]))  # type: ignore[arg-type]
+    return result

@@ -35,7 +35,7 @@ from gdask.caldb.database import SCHEMA_VERSION, _engine, add, init, remove, row
 from gdask.caldb.describe import DESCRIPTORS
 from gdask.caldb.rules import judge, spec_of
 from gdask.cli.caldb import main
-from gdask.io.headers import read_headers
+from gdask.headers import read_headers
 from gdask.model import GdaskError
 from gdask.types import Headers
 

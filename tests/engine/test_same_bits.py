@@ -22,7 +22,7 @@ from helpers import on_disk
 
 import gdask
 from gdask import Reduce, cal_service, params, steps
-from gdask.io.header import Header
+from gdask.headers import Header
 from gdask.reduction.run import Run
 from gdask.steps.frames import frames_in, map_frames
 

@@ -16,10 +16,10 @@ import pytest
 from astropy.io import fits
 
 from gdask import instruments
+from gdask.headers import read_headers, repair_card
 from gdask.instruments import descriptor, instrument_of, register, step_defaults, tags, view
 from gdask.instruments.pointing import apparent_to_icrs
 from gdask.instruments.rules import parse_section, resolve, tagset
-from gdask.io.headers import read_headers, repair_card
 from gdask.model import GdaskError
 from gdask.types import Headers
 

@@ -26,8 +26,8 @@ from gdask.caldb import Database, associate, database_at, open_databases
 from gdask.caldb.database import rows
 from gdask.cli import common, main
 from gdask.dataselect.selection import Values, parse_expression
+from gdask.headers import read_headers, repair_card
 from gdask.instruments import DESCRIPTORS, view
-from gdask.io.headers import read_headers, repair_card
 from gdask.io.read import open_frame
 from gdask.kernels.geometry.projection import tangent_plane, tangent_sky
 from gdask.model import GdaskError

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from astropy.io import fits
 
-from gdask.io.header import Header
-from gdask.io.headers import read_headers
+from gdask.headers import Header, read_headers
 
 CHANGES = {
     "GAIN": (1.0, "e-/ADU"),

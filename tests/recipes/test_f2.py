@@ -18,8 +18,8 @@ from helpers import computed
 
 import gdask
 from gdask import Reduce
+from gdask.headers import read_headers
 from gdask.instruments import f2, view
-from gdask.io.headers import read_headers
 from gdask.kernels.detector.probe_shadows import cell_medians, pixels_of, shadow_cells
 from gdask.kernels.detector.quality import circle_mask
 from gdask.kernels.geometry.projection import to_sky

@@ -1,0 +1,46 @@
+"""What a file or a Frame is, in plain values: descriptors, and the sky coordinates of each array."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gdask.types import Frame
+
+
+def descriptor(source: Any, name: str, **options: Any) -> Any:
+    """Give a descriptor of a file (path) or Frame in plain form.
+
+    Sections are 0-based half-open [x1, x2, y1, y2], wavelengths metres, one value per array in a list, None where
+    unknown; dates and times are ISO texts. `gdask.instruments.descriptor` gives dates and times as objects.
+    """
+    from gdask.instruments import descriptor as value_of
+
+    value = value_of(source, name, **options)
+    return value.isoformat() if hasattr(value, "isoformat") else value
+
+
+def wcs(frame: Frame) -> list[Any]:
+    """Give an astropy WCS for each array of a Frame: TAN-SIP of the exact geometry, or the plain TAN of a stack.
+
+    Its pixels are those of the Frame: where a Frame has been cut, pixel (0, 0) is the first that is left.
+    """
+    from astropy.wcs import WCS
+
+    from gdask.io.frames import array_headers, geometries, shape_of
+    from gdask.kernels.geometry.wcs import array_wcs
+
+    found = geometries(frame)
+    if found:
+        return [WCS(array_wcs(geometry, shape_of(frame))[0]) for geometry in found]
+    y, x = (
+        int(frame.indexes[name][0]) - start
+        for name, start in zip(("y", "x"), frame.attrs["file_start"], strict=True)
+    )
+    each = []
+    for header in array_headers(frame):
+        cards = header.copy()
+        for keyword, shift in (("CRPIX1", x), ("CRPIX2", y)):
+            if shift and isinstance(cards.get(keyword), (int, float)):
+                cards[keyword] = cards[keyword] - shift
+        each.append(WCS(cards))
+    return each

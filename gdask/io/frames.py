@@ -1,0 +1,335 @@
+"""What a Frame holds beside its pixels, and how it is changed: headers, places on the detector, geometry, small results.
+
+A Frame is an xarray.Dataset with dimensions (detector, y, x). What belongs to one array goes along the dimension
+`detector`: coordinates `header`, `geometry`, `x_offset`, `y_offset`, and small results such as catalogues as variables of
+type object. Attributes are texts and numbers alone, so that `to_netcdf` and `to_zarr` can write them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from gdask.headers import Header, frame_headers, parse_header
+from gdask.kernels.geometry.grid import Grid
+from gdask.kernels.geometry.projection import Geometry, from_dict, to_dict
+from gdask.model import DIMS, DTYPES, GdaskError
+from gdask.types import Frame, Headers
+
+#: 0-based half-open (x1, x2, y1, y2) of an array's pixels on the full array.
+Section = tuple[int, int, int, int]
+
+# Headers ---------------------------------------------------------------------------------------
+
+
+def primary_header(frame: Frame) -> Header:
+    """Give the primary header."""
+    return parse_header(frame.attrs["phu"])
+
+
+def array_headers(frame: Frame) -> tuple[Header, ...]:
+    """Give the header of each array."""
+    return frame_headers(frame).ext
+
+
+def headers_of(frame: Frame) -> Headers:
+    """Give primary and array headers, and the file's path."""
+    return frame_headers(frame)
+
+
+def with_headers(
+    frame: Frame,
+    primary: Mapping[str, object] | None = None,
+    each: Mapping[str, Sequence[object]] | None = None,
+) -> Frame:
+    """Give the Frame with keywords set in its primary header and in each array's header.
+
+    Values are a value or (value, comment); None removes a keyword. `each` has one value for each array.
+    """
+    if primary:
+        frame = frame.assign_attrs(phu=primary_header(frame).changed(primary).text)
+    if each:
+        rows = zip(*each.values(), strict=True)
+        changed = [
+            header.changed(dict(zip(each, row, strict=True)))
+            for header, row in zip(array_headers(frame), rows, strict=True)
+        ]
+        frame = with_array_headers(frame, changed)
+    return frame
+
+
+def with_array_headers(frame: Frame, headers: Sequence[Header]) -> Frame:
+    """Give the Frame with other headers of its arrays."""
+    return frame.assign_coords(
+        header=("detector", object_array([header.text for header in headers]))
+    )
+
+
+def object_array(items: Sequence[object]) -> np.ndarray:
+    """Give a 1-D array of objects, whatever they are."""
+    boxed = np.empty(len(items), object)
+    for number, item in enumerate(items):
+        boxed[number] = item
+    return boxed
+
+
+# Where the pixels are --------------------------------------------------------------------------
+
+
+def sections(frame: Frame) -> tuple[Section, ...]:
+    """Give where the pixels of each array lie on the full array."""
+    y, x = (_start_and_size(frame, name) for name in ("y", "x"))
+    down, right = (frame.coords[name].to_numpy().tolist() for name in ("y_offset", "x_offset"))
+    return tuple(
+        (x[0] + dx, x[0] + dx + x[1], y[0] + dy, y[0] + dy + y[1])
+        for dx, dy in zip(right, down, strict=True)
+    )
+
+
+def _start_and_size(frame: Frame, name: str) -> tuple[int, int]:
+    pixels = frame.indexes[name]
+    first, size = int(pixels[0]), len(pixels)
+    if int(pixels[-1]) - first != size - 1:
+        raise GdaskError(
+            f"{frame.attrs['name']}: {name} is not a range of neighbouring pixels ({size} of {int(pixels[-1]) - first + 1});"
+            " cut frames by slices with step 1"
+        )
+    return first, size
+
+
+def array_numbers(frame: Frame) -> list[int]:
+    """Give the number (from 1) that each array of the Frame has in its file."""
+    return [int(number) for number in frame.coords["array_number"].to_numpy()]
+
+
+def one_image_coords(shape: tuple[int, int], header: Header) -> dict[str, Any]:
+    """Give the coordinates of a Frame that is one image of its own, not an array of a detector."""
+    import pandas as pd
+
+    return {
+        "detector": np.array(["image"], object),
+        "y": pd.RangeIndex(shape[0]),
+        "x": pd.RangeIndex(shape[1]),
+        "array_number": ("detector", np.array([1])),
+        "y_offset": ("detector", np.array([0])),
+        "x_offset": ("detector", np.array([0])),
+        "header": ("detector", object_array([header.text])),
+    }
+
+
+def shape_of(frame: Frame) -> tuple[int, int]:
+    """Give (ny, nx) of the arrays of a Frame."""
+    return frame.sizes["y"], frame.sizes["x"]
+
+
+def refuse_part(frame: Frame, step: str, why: str, *, rows: bool = True) -> None:
+    """Raise GdaskError where a Frame lacks arrays of its file, or (`rows`) a part of each array."""
+    whole = [int(size) for size in frame.attrs["file_shape"]]
+    has = [frame.sizes[name] for name in DIMS]
+    if has[0] < whole[0] or (rows and has[1:] != whole[1:]):
+        raise GdaskError(
+            f"{step}: {frame.attrs['name']} is a part of its file ({_times(has)} of {_times(whole)} pixels): {why};"
+            " give it the whole Frame, and cut what it gives"
+        )
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(str(size) for size in shape)
+
+
+# Geometry --------------------------------------------------------------------------------------
+
+
+def geometries(frame: Frame) -> tuple[Geometry, ...]:
+    """Give the geometry of each array, for the pixels that the Frame has; () where none is known yet."""
+    if "geometry" not in frame.coords:
+        return ()
+    stored = [_geometry(text) for text in frame.coords["geometry"].to_numpy().tolist()]
+    return tuple(
+        geometry._replace(x0=x1 + 1.0, y0=y1 + 1.0)
+        for geometry, (x1, _, y1, _) in zip(stored, sections(frame), strict=True)
+    )
+
+
+def with_geometries(frame: Frame, found: Sequence[Geometry]) -> Frame:
+    """Give the Frame with these geometries of its arrays; none where `found` is empty."""
+    if not found:
+        return frame.drop_vars("geometry", errors="ignore")
+    return frame.assign_coords(
+        geometry=("detector", object_array([_text_of(each) for each in found]))
+    )
+
+
+@lru_cache(maxsize=4096)
+def _geometry(text: str) -> Geometry:
+    return from_dict(json.loads(text))
+
+
+@lru_cache(maxsize=4096)
+def _text_of(geometry: Geometry) -> str:
+    return json.dumps(to_dict(geometry))
+
+
+def grid_of(frame: Frame) -> Grid | None:
+    """Give the tangent plane that a resampled Frame or a stack lies on; None for others."""
+    return _grid(frame.attrs["grid"]) if frame.attrs.get("grid") else None
+
+
+def grid_text(grid: Grid) -> str:
+    """Give a grid as text for the attribute `grid`."""
+    return json.dumps(grid._asdict())
+
+
+@lru_cache(maxsize=256)
+def _grid(text: str) -> Grid:
+    values = json.loads(text)
+    return Grid(**(values | {"shape": tuple(values["shape"])}))
+
+
+# Small results ---------------------------------------------------------------------------------
+
+
+def pixel_variables(frame: Frame) -> list[str]:
+    """Give the names of the variables that are pixels."""
+    return [str(name) for name in frame.data_vars if frame[name].dims == DIMS and name in DTYPES]
+
+
+def with_small(frame: Frame, **results: Any) -> Frame:
+    """Give the Frame with small results: lazy arrays of shape (detector,), or one object of the whole Frame."""
+    return frame.assign({name: _small_variable(value) for name, value in results.items()})
+
+
+def _small_variable(value: Any) -> tuple[tuple[str, ...], Any]:
+    if getattr(value, "ndim", None) == 1 and hasattr(value, "dask"):
+        return ("detector",), value
+    boxed = np.empty((), object)
+    boxed[()] = value
+    return (), boxed
+
+
+def small_results(frame: Frame) -> list[str]:
+    """Give the names of a Frame's small results, computed or not."""
+    return [str(name) for name in frame.data_vars if frame[name].dims != DIMS]
+
+
+def lazy_small_results(frame: Frame) -> dict[str, Any]:
+    """Give the small results that are still to be computed, by name."""
+    return {
+        name: frame[name].data for name in small_results(frame) if hasattr(frame[name].data, "dask")
+    }
+
+
+def small(frame: Frame, name: str, *, lazy_is_none: bool = False) -> Any:
+    """Give a small result: a tuple with an item for each array, the object of the whole Frame, or None.
+
+    Raises GdaskError where it is not computed yet (with `lazy_is_none`: gives None).
+    """
+    if name not in frame.data_vars:
+        return None
+    held = frame[name].data
+    if hasattr(held, "dask"):
+        if lazy_is_none:
+            return None
+        raise GdaskError(
+            f"{frame.attrs['name']}: {name} is not computed yet; end the phase with run.save or run.fetch"
+        )
+    values = np.asarray(held)
+    return (
+        values.item()
+        if values.ndim == 0
+        else tuple(values.tolist() if values.dtype == object else values)
+    )
+
+
+# Lists of names --------------------------------------------------------------------------------
+
+
+def sky_names(frame: Frame) -> tuple[str, ...] | None:
+    """Give the names of a Frame's sky frames; None where associate_sky has not been called."""
+    return tuple(json.loads(frame.attrs["skies"])) if "skies" in frame.attrs else None
+
+
+# Remarks and records ---------------------------------------------------------------------------
+
+
+def note(frame: Frame, text: str) -> Frame:
+    """Give the Frame with a remark for the log line of its step."""
+    return frame.assign_attrs(note=text)
+
+
+def warn(frame: Frame, text: str) -> Frame:
+    """Give the Frame with a warning for the log."""
+    return frame.assign_attrs(warning=text)
+
+
+def set_aside(frame: Frame, reason: str) -> Frame:
+    """Give the Frame marked as left out, with the reason."""
+    return frame.assign_attrs(set_aside=reason)
+
+
+def records(frame: Frame, name: str) -> tuple[dict[str, str], ...]:
+    """Give the rows of an attribute that holds records: `history` or `provenance`."""
+    return tuple(json.loads(line) for line in frame.attrs.get(name, "").splitlines())
+
+
+def with_records(frame: Frame, name: str, rows: Sequence[Mapping[str, object]]) -> Frame:
+    """Give the Frame with rows added to an attribute that holds records."""
+    lines = [line for line in (frame.attrs.get(name, ""), *map(_json_line, rows)) if line]
+    return frame.assign_attrs({name: "\n".join(lines)})
+
+
+def _json_line(row: Mapping[str, object]) -> str:
+    return json.dumps(row, default=str)
+
+
+def with_provenance(frame: Frame, source: Frame, step: str) -> Frame:
+    """Give the Frame with a file that went into it on record; its checksum is computed with the product."""
+    row = {
+        "filename": source.attrs["name"],
+        "path": source.attrs["path"],
+        "provenance_added_by": step,
+    }
+    return with_records(frame, "provenance", [row])
+
+
+# Tuples of Frames ------------------------------------------------------------------------------
+
+
+def is_frame(value: object) -> bool:
+    """Tell whether something is a Frame."""
+    return hasattr(value, "data_vars")
+
+
+def frames_in(value: object) -> list[Frame]:
+    """Give all Frames in a step's argument or result, however its tuples are nested."""
+    if is_frame(value):
+        return [value]  # type: ignore[list-item]
+    return (
+        [frame for item in value for frame in frames_in(item)]
+        if isinstance(value, (tuple, list))
+        else []
+    )
+
+
+def map_frames(function: Callable[[Frame], Frame], value: object) -> object:
+    """Give the same nesting with every Frame replaced by what `function` gives."""
+    if is_frame(value):
+        return function(value)  # type: ignore[arg-type]
+    return (
+        tuple(map_frames(function, item) for item in value) if isinstance(value, tuple) else value
+    )
+
+
+def without_set_aside(value: object) -> object:
+    """Give the same nesting without the Frames that were set aside."""
+    if isinstance(value, tuple):
+        return tuple(
+            without_set_aside(item)
+            for item in value
+            if not (is_frame(item) and item.attrs.get("set_aside"))
+        )
+    return value
