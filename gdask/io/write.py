@@ -26,7 +26,7 @@ from gdask.instruments.rules import format_section, parse_section
 from gdask.io.checksum import add_checksums
 from gdask.io.frames import array_headers, geometries, primary_header, shape_of
 from gdask.io.tables import each_table, source_tables, stored_tables, table_bytes
-from gdask.model import DIMS, EXTNAMES, GdaskError, owner
+from gdask.model import DIMS, EXTNAMES, GdaskError, owner, settings
 from gdask.types import Frame
 
 log = logging.getLogger("gdask")
@@ -334,15 +334,11 @@ def _reserve(file: BufferedWriter, total: int) -> None:
 
 
 def _writer(array: object, path: str, places: Sequence[Place], bitpix: int) -> object:
-    import dask
     from dask.base import tokenize
 
     from gdask.io.lazy_arrays import edges, map_blocks
 
     array = array.rechunk({0: 1})  # type: ignore[attr-defined]  # a no-op but for a user's own chunks
-    flush = bool(
-        dask.config.get("gdask.flush", False)
-    )  # workers on other hosts: what they wrote is in their memory
     return map_blocks(
         _write_block,
         array,
@@ -353,7 +349,7 @@ def _writer(array: object, path: str, places: Sequence[Place], bitpix: int) -> o
         path=path,
         places=tuple(places),
         bitpix=bitpix,
-        flush=flush,
+        flush=settings().flush,  # workers on other hosts: what they wrote is in their memory
         edges=edges(array.chunks),
     )
 
