@@ -57,11 +57,11 @@ def lamp_flat(run, flats, darks=()):
 
 
 def calibrate_lamps(run, frames, static_bpm=True):
-    """Raw frames to electrons with variance, row band by row band: every step works pixel by pixel.
+    """Raw frames to electrons with variance. Every step works pixel by pixel, so that a stack reads bands of rows.
 
     Uniform light has no star cores, so there is no hidden saturation to look for and no latent image.
     """
-    frames = run(prepare, run.by_rows(frames))
+    frames = run(prepare, frames)
     bpms = (
         run.calibration("processed_bpm", frames, required=False)
         if static_bpm

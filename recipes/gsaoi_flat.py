@@ -38,11 +38,11 @@ def lamp_flat(run, flats):
 
 
 def calibrate_lamps(run, lamps):
-    """Raw frames to electrons with variance, row band by row band: every step works pixel by pixel.
+    """Raw frames to electrons with variance. Every step works pixel by pixel, so that a stack reads bands of rows.
 
     Uniform light has no star cores, so there is no hidden saturation to look for and no latent image.
     """
-    frames = run(prepare, run.by_rows(lamps))
+    frames = run(prepare, lamps)
     bpms = run.calibration("processed_bpm", frames, required=False)
     frames = run(add_dq, frames, bpms, hidden_saturation=False, latency=False)
     frames = run.each(nonlinearity_correct, frames)

@@ -26,6 +26,8 @@ import numpy as np
 
 from gdask import __version__
 from gdask.engine.scratch_locks import OLD, is_marked, marked
+from gdask.io.frames import lazy_small_results, object_array
+from gdask.io.read import lazy_variables, stored_arrays
 from gdask.io.write import Output
 from gdask.model import DIMS, owner, settings
 from gdask.types import Frame, Frames
@@ -43,28 +45,33 @@ PIECE = 1 << 24
 
 
 def folder_of(frames: Frames, variables: Sequence[str], scratch: str) -> str:
-    """The checkpoint folder of these Frames: the same graph and code give the same folder, in any process."""
-    digest = hashlib.sha256(code())
+    """Give the checkpoint folder of these Frames: the same graph and code give the same folder, in any process."""
+    digest = hashlib.sha256(__version__.encode() + code_digest().encode())
+    for package in PACKAGES:
+        digest.update(f"{package} {metadata.version(package)}".encode())
     for frame in frames:
         digest.update(frame.attrs["name"].encode())
-        for name in sorted(variables):
-            if name in frame:
-                digest.update(frame[name].data.name.encode())
-        for name in sorted(frame.attrs["pending"]):
-            digest.update(frame.attrs["pending"][name].name.encode())
+        names = [name for name in variables if name in frame]
+        arrays = {name: frame[name].data for name in names} | lazy_small_results(frame)
+        for name in sorted(arrays):
+            digest.update(f"{name} {arrays[name].name}".encode())
     return os.path.join(scratch, digest.hexdigest()[:32])
 
 
 @functools.cache
-def code() -> bytes:
-    """Digest of gdask's version and source, and of the versions of what else makes the bits."""
-    digest = hashlib.sha256(__version__.encode())
-    root = Path(__file__).parents[1]
-    for path in sorted(path for ending in ("py", "toml") for path in root.rglob(f"*.{ending}")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    for package in PACKAGES:
-        digest.update(f"{package} {metadata.version(package)}".encode())
-    return digest.digest()
+def code_digest() -> str:
+    """Give the SHA-256 of gdask's modules and facts, so that a changed working copy is told from a release.
+
+    Recipes and cluster profiles do not count: a product keeps its recipe's text, and neither changes what a graph holds.
+    """
+    package = Path(__file__).parents[1]
+    apart = package / "recipes", package / "cluster"  # in the package once it is installed
+    digest = hashlib.sha256()
+    for path in sorted(path for ending in ("py", "toml") for path in package.rglob(f"*.{ending}")):
+        if not any(path.is_relative_to(folder) for folder in apart):
+            digest.update(path.relative_to(package).as_posix().encode() + b"\0")
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def path_in(folder: str, number: int, frame: Frame) -> str:
@@ -181,7 +188,7 @@ def fetched_of(folder: str) -> Fetched:
 
 
 def resume(frames: Frames, variables: Sequence[str], folder: str, fetched: Fetched) -> Frames:
-    """The Frames with their pixels read from the checkpoint, and the fetched results in `attrs["results"]`."""
+    """Give the Frames with their pixels read from the checkpoint, and their small results computed."""
     return tuple(
         _resume_one(number, frame, variables, folder, fetched)
         for number, frame in enumerate(frames)
@@ -191,20 +198,22 @@ def resume(frames: Frames, variables: Sequence[str], folder: str, fetched: Fetch
 def _resume_one(
     number: int, frame: Frame, variables: Sequence[str], folder: str, fetched: Fetched
 ) -> Frame:
-    results = dict(frame.attrs.get("results", {}))
-    results |= {name: arrays for (of, name), arrays in fetched.items() if of == number}
-    attrs = frame.attrs | {"pending": {}, "results": results}
+    frame = with_fetched(
+        frame, {name: arrays for (of, name), arrays in fetched.items() if of == number}
+    )
     names = [name for name in variables if name in frame]
-    if names:
-        from gdask.io.read import lazy_variables, read_layout
+    if not names:
+        return frame
+    stored = stored_arrays(path_in(folder, number, frame))
+    pixels = lazy_variables({name: stored[name] for name in names})
+    return frame.assign({name: (DIMS, array) for name, array in pixels.items()})
 
-        layout = read_layout(path_in(folder, number, frame))
-        stored = lazy_variables({name: layout[name] for name in names})
-        frame = frame.assign({name: (DIMS, array) for name, array in stored.items()})
-        attrs["layout"] = dict(frame.attrs.get("layout") or {}) | {
-            name: layout[name] for name in names
-        }
-    return frame.assign_attrs(attrs)
+
+def with_fetched(frame: Frame, results: Mapping[str, Sequence[object]]) -> Frame:
+    """Give the Frame with small results that have been computed: one item for each array."""
+    return frame.assign(
+        {name: ("detector", object_array(items)) for name, items in results.items()}
+    )
 
 
 @contextmanager

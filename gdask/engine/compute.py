@@ -13,6 +13,7 @@ from typing import Any
 
 from gdask.engine import memory
 from gdask.engine.display import Meter, meter
+from gdask.io.dask_internals import optimised_tasks, scheduler_of_user
 from gdask.model import GdaskError, settings
 
 log = logging.getLogger("gdask")
@@ -29,29 +30,16 @@ def compute(arrays: Sequence[object], text: str) -> tuple[object, ...]:
     Raises GdaskError before anything runs where the projected peak does not fit the budget (`gdask.engine.memory`).
     """
     import dask
-    from dask.base import get_scheduler
 
     COMPUTES["count"] += 1
-    given = get_scheduler()
+    given = scheduler_of_user()
     client = getattr(given, "__self__", None)
     if client is None and given not in (None, dask.threaded.get):
         return dask.compute(*arrays)  # a scheduler of the user's own
-    tasks, keys = _graph(arrays), [array.__dask_keys__() for array in arrays]  # type: ignore[attr-defined]
+    tasks, keys = optimised_tasks(arrays), [array.__dask_keys__() for array in arrays]  # type: ignore[attr-defined]
     blocks = _here(tasks, keys, text) if client is None else _on_cluster(client, tasks, keys, text)
     finish = [array.__dask_postcompute__() for array in arrays]  # type: ignore[attr-defined]
     return tuple(put(parts, *more) for (put, more), parts in zip(finish, blocks, strict=True))
-
-
-def _graph(arrays: Sequence[object]) -> dict[Any, Any]:
-    """The tasks of all arrays, optimised together, each block of a result an end of its own.
-
-    `dask.compute` adds tasks that gather the blocks of each array; with them dask's order puts off the writing of pixels
-    until all frames are through, and keeps them all (9 frames: 127 MB at the peak, 51 MB without).
-    """
-    from dask.base import collections_to_expr
-
-    # Optimised as one: `dask.optimize` goes array by array and would repeat in each what they share (2.6 times the work).
-    return dict(collections_to_expr(list(arrays), True).optimize().__dask_graph__())
 
 
 # Threads ------------------------------------------------------------------------------------------------------------

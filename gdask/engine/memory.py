@@ -1,30 +1,26 @@
 """What a compute will need at its peak, projected from its graph before anything runs, and a plan that fits the budget.
 
-Each task's bytes follow from the blocks that it reads, its declared scratch (`memory.toml`) and its result; the peak
-follows from the order in which dask runs the tasks, with so many at a time. No pixel is touched.
+Each task declares its bytes (`lazy_arrays.Need`); the peak follows from the order in which dask runs the tasks, with so
+many at a time. No pixel is touched.
 """
 
 from __future__ import annotations
 
-import functools
 import heapq
-import tomllib
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from gdask.io.dask_internals import Node, bare_function, key_of, run_order, take_apart
 from gdask.model import GdaskError, UsageError, settings
 
 #: Bytes of a process before any pixels: interpreter, libraries, compiled kernels. Reductions of small nights hold 320 to 400 MB.
 BASE = 420e6
 #: Share of the machine's memory, or of the limit of its control group, that is used where no budget is given.
 SHARE = 0.8
-#: Share of the budget that one stage of a task may gather (the stages of a fused task overlap, and there is scratch).
-GATHERED = 0.15
 _UNITS = {
     "": 1,
     "b": 1,
@@ -42,7 +38,7 @@ _UNITS = {
 class Value(NamedTuple):
     """A task's result as it is projected: pixels of its plane, bytes for each of them."""
 
-    pixels: int
+    pixels: float
     item: float
 
     @property
@@ -56,7 +52,6 @@ class Cost(NamedTuple):
     value: Value
     scratch: float
     base: object = None
-    literal: object = None  # where it is no task but a value that is part of the graph
 
 
 class Projection(NamedTuple):
@@ -69,8 +64,6 @@ class Projection(NamedTuple):
 
 #: Memory that a fused task has not made itself.
 _OUTSIDE = "outside"
-#: Bytes of one pixel's data, variance and data quality.
-_PACKED = 10.0
 NOTHING = Cost(Value(0, 0.0), 0.0)
 
 
@@ -111,12 +104,6 @@ def budget() -> float:
     return float(settings().memory or SHARE * of_the_machine())
 
 
-def rows_within(row_bytes: float, most: int, fewest: int) -> int:
-    """Rows of a band of which one task gathers `row_bytes` for each row: as many as the budget allows, within limits."""
-    threads = max(settings().threads, 1)
-    return int(np.clip((budget() - BASE) / threads * GATHERED / max(row_bytes, 1), fewest, most))
-
-
 def fit(
     graph: Mapping[Any, Any],
     available: float,
@@ -149,12 +136,6 @@ def _refusal(what: str, available: float, base: float, projection: Projection, t
     )
 
 
-@functools.cache
-def declared() -> dict[str, dict[str, float]]:
-    """Scratch and results of functions in tasks, `memory.toml`: bytes per pixel of the largest plane, share of the inputs."""
-    return tomllib.loads(resources.files(__package__).joinpath("memory.toml").read_text())["task"]
-
-
 def project(graph: Mapping[Any, Any], threads: int = 1) -> Projection:
     """The peak of an optimised graph with `threads` tasks at a time, begun in dask's order as their inputs are there."""
     return _simulate(*_costed(graph), threads)
@@ -162,9 +143,7 @@ def project(graph: Mapping[Any, Any], threads: int = 1) -> Projection:
 
 def _costed(graph: Mapping[Any, Any]) -> tuple[list, dict[object, tuple], dict[object, Cost]]:
     """Keys in dask's order, what each needs, what each costs."""
-    from dask.order import order
-
-    priority = order(graph)
+    priority = run_order(graph)
     keys = sorted(graph, key=priority.__getitem__)
     needs = {key: tuple(graph[key].dependencies) for key in keys}
     costs: dict[object, Cost] = {}
@@ -235,49 +214,37 @@ def _after_inputs(keys: Iterable[Any], needs: Mapping[Any, Sequence[Any]]) -> It
 
 
 def cost_of(node: Any, costs: Mapping[Any, Cost]) -> Cost:
-    """What one node of a graph costs, given the costs of what it needs."""
-    if hasattr(node, "target"):  # another name for a result
-        return Cost(costs[node.target].value, 0.0, node.target) if node.target in costs else NOTHING
-    inputs = [costs[key].value for key in node.dependencies if key in costs]
-    if not hasattr(node, "func"):
-        if not inputs:
-            return NOTHING._replace(literal=getattr(node, "value", None))
-        return Cost(
-            Value(sum(v.pixels for v in inputs), max((v.item for v in inputs), default=0.0)), 0.0
-        )
-    function, options = _bare(node.func), getattr(node.func, "keywords", {}) | node.kwargs
-    if function.__name__ == "_execute_subgraph":
-        return _fused(node, costs)
-    if function.__name__ == "_pass_extra_kwargs":
-        first = node.args[0]  # the function itself, or where it is
-        key = getattr(first, "key", None)  # of a reference; a literal of the graph has none
-        function = _bare(costs[key].literal if key is not None and key in costs else first.value)
-    label = f"{function.__module__}.{function.__name__}"
-    if label.endswith(".getitem"):
-        base = next(iter(node.dependencies), None)
-        return Cost(
-            Value(_cut(inputs, node.args[1:]), max((v.item for v in inputs), default=0.0)),
-            0.0,
-            base,
-        )
-    return _of_task(label, options, inputs)
+    """What one node of a graph costs, given the costs of what it needs.
 
-
-def _bare(function: Any) -> Any:
-    """A function without what was bound to it; something with a name where it is none."""
-    while hasattr(function, "func"):
-        function = function.func
-    return function if hasattr(function, "__name__") else type(function)
+    gdask's tasks declare what they need (`lazy_arrays.Need`). dask's own put results together or cut them.
+    """
+    parts = take_apart(node)
+    if parts.kind == "alias":
+        target = parts.arguments[0]
+        return Cost(costs[target].value, 0.0, target) if target in costs else NOTHING
+    if parts.kind == "fused":
+        return _fused(parts, costs)
+    inputs = [costs[key].value for key in parts.needs if key in costs]
+    item = max((value.item for value in inputs), default=0.0)
+    together = Value(sum(value.pixels for value in inputs), item)
+    if parts.kind == "list":
+        return Cost(together, 0.0)
+    if parts.kind == "value":
+        return NOTHING
+    need = getattr(parts.function, "need", None)
+    if need is not None:
+        return Cost(Value(need.pixels, need.item), need.scratch)
+    if bare_function(parts.function).__name__ == "getitem":
+        base = next(iter(parts.needs), None)
+        return Cost(Value(_cut(inputs, parts.arguments[1:]), item), 0.0, base)
+    return Cost(together, 0.0)  # parts put together, at most all of them
 
 
 def _cut(inputs: Sequence[Value], index: Sequence[Any]) -> int:
     """Pixels of a plane cut by slices; all of them where the slices leave that open."""
-    slices = [
-        part
-        for part in (index[0] if index and isinstance(index[0], tuple) else ())
-        if isinstance(part, slice)
-    ]
-    whole = sum(value.pixels for value in inputs)
+    given = index[0] if index and isinstance(index[0], tuple) else ()
+    slices = [part for part in given if isinstance(part, slice)]
+    whole = int(sum(value.pixels for value in inputs))
     sides = [
         part.stop - part.start
         for part in slices[-2:]
@@ -286,62 +253,20 @@ def _cut(inputs: Sequence[Value], index: Sequence[Any]) -> int:
     return min(whole, int(np.prod(sides))) if len(sides) == 2 else whole
 
 
-def _of_task(label: str, options: Mapping[str, Any], inputs: Sequence[Value]) -> Cost:
-    """Result and scratch of a function, by what is declared of it; of one that is not known, what its inputs take."""
-    sizes = [v.pixels for v in inputs if v.item >= 1] or [
-        v.pixels for v in inputs
-    ]  # a level, say, is small whatever it is of
-    pixels, taken = max(sizes, default=0), sum(v.bytes for v in inputs)
-    result = max((v.item for v in inputs), default=1.0)
-    if "kernel" in options:
-        label = f"{options['kernel'].__module__}.{options['kernel'].__name__}"
-        result = 0.5 if options.get("whole") else float(options["out_type"].itemsize)
-    elif not label.startswith("gdask."):  # dask's own: parts put together, at most all of them
-        return Cost(Value(sum(v.pixels for v in inputs), result), 0.0)
-    planes = options.get("planes", ())
-    if planes:
-        plane = planes[0][0] if isinstance(planes[0][0], tuple) else planes[0]
-        grid = options.get("grid")
-        width = min(options["rows"], grid.shape[1]) if grid else plane.shape[1]
-        pixels = (
-            int(
-                min(
-                    options.get("height") or options.get("rows") or plane.shape[0],
-                    (grid or plane).shape[0],
-                )
-            )
-            * width
-        )
-        taken = float(np.prod(plane.shape)) * _PACKED if grid or plane.offset < 0 else 0.0
-        result = float(np.dtype(options.get("pixel_type", "f4")).itemsize)
-    if "gathers" in options:  # a tile from the files of many frames
-        y1, y2, x1, x2 = options["window"]
-        pixels, result, taken = (y2 - y1) * (x2 - x1), _PACKED, options["gathers"]
-    row = declared().get(label, {"scratch": 16.0, "inputs": 2.0})
-    result = max(row.get("result", result), row.get("gives", 0.0) * taken / max(pixels, 1))
-    return Cost(
-        Value(pixels, result), row.get("scratch", 0.0) * pixels + row.get("inputs", 0.0) * taken
-    )
-
-
-def _fused(node: Any, costs: Mapping[Any, Cost]) -> Cost:
+def _fused(parts: Node, costs: Mapping[Any, Cost]) -> Cost:
     """Several tasks run as one: their peak without what came from outside."""
-    inner, out, names, *given = node.args
     known: dict[Any, Cost] = {}
-    for name, value in zip(names, given, strict=True):
-        key = getattr(value, "key", None) if type(value).__name__ in ("TaskRef", "Alias") else None
-        known[name] = (
-            costs[key]._replace(scratch=0.0, base=_OUTSIDE)
-            if key in costs
-            else NOTHING._replace(literal=getattr(value, "value", value))
-        )
+    for name, argument in zip(parts.names, parts.arguments, strict=True):
+        key = key_of(argument)
+        known[name] = costs[key]._replace(scratch=0.0, base=_OUTSIDE) if key in costs else NOTHING
+    inner = parts.inner or {}
     needs = {key: tuple(task.dependencies) for key, task in inner.items()}
-    keys = [key for key in _after_inputs([out], needs) if key not in known]
+    keys = [key for key in _after_inputs([parts.result], needs) if key not in known]
     for key in keys:
         known[key] = cost_of(inner[key], known)
     peak = _simulate(keys, {key: needs[key] for key in keys}, known, 1).peak
-    value, holder = known[out].value, _holder(out, known)
+    value, holder = known[parts.result].value, _holder(parts.result, known)
     if holder is _OUTSIDE:
-        return Cost(value, peak, next(iter(node.dependencies), None))
+        return Cost(value, peak, next(iter(parts.needs), None))
     kept = known[holder].value.bytes  # a view of what was made inside keeps all of it
     return Cost(Value(value.pixels, kept / max(value.pixels, 1)), max(peak - kept, 0.0))

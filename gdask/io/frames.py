@@ -62,6 +62,11 @@ def with_headers(
     return frame
 
 
+def with_primary_header(frame: Frame, header: Header) -> Frame:
+    """Give the Frame with another primary header."""
+    return frame.assign_attrs(phu=header.text)
+
+
 def with_array_headers(frame: Frame, headers: Sequence[Header]) -> Frame:
     """Give the Frame with other headers of its arrays."""
     return frame.assign_coords(

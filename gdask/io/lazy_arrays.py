@@ -497,9 +497,8 @@ def gather(
     need = Need(
         _block_pixels(chunks) if len(chunks) == 3 else 1, float(np.dtype(dtype).itemsize), scratch
     )
-    call = _with_need(
-        _gather_block, need, {"function": function, "bound": bound, "whole": len(chunks) == 1}
-    )
+    how = {"bound": bound, "whole": len(chunks) == 1, "dtype_of_value": np.dtype(dtype)}
+    call = _with_need(_gather_block, need, {"function": function} | how)
     for key, detector, window in _blocks_of(name, chunks):
         found, parts = [], []
         for number in lazy:

@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gdask.engine import checkpoint
+from gdask.engine.checkpoint import with_fetched
 from gdask.engine.compute import compute, give_back
 from gdask.io import write
-from gdask.io.lazy_arrays import map_blocks
+from gdask.io.frames import lazy_small_results
+from gdask.io.lazy_arrays import map_arrays
 from gdask.io.write import no_room
 from gdask.model import DQ, UNUSABLE, BadPixels, GdaskError
 from gdask.reduction.provenance import file_checksums, product_tables, sources
-from gdask.steps.frames import array, map_planes
+from gdask.steps.frames import arrays_of
 from gdask.types import Flags, Frame
 
 log = logging.getLogger("gdask")
@@ -56,7 +58,7 @@ def run_phase(
     tables = [
         (product, name, lazy)
         for product in products
-        for name, lazy in product.frame.attrs["pending"].items()
+        for name, lazy in lazy_small_results(product.frame).items()
     ]
     paths = sources(product.frame for product in products)
     watching = dict(watched or {}) | {
@@ -86,9 +88,7 @@ def run_phase(
                 for (p, name, _), v in zip(tables, found, strict=True)
                 if p is product
             }
-            frame = product.frame.assign_attrs(
-                results=product.frame.attrs.get("results", {}) | small
-            )
+            frame = with_fetched(product.frame, small)
             if os.path.exists(product.output.final):
                 log.info("%s: an older one is replaced", os.path.basename(product.output.final))
             written.append(write.finish(product.output, product_tables(frame, checksums)))
@@ -135,7 +135,7 @@ def save_phase(
         pending = {
             (number, name): lazy
             for number, frame in enumerate(frames)
-            for name, lazy in frame.attrs["pending"].items()
+            for name, lazy in lazy_small_results(frame).items()
         }
         places = [each for output in outputs for each in output.arrays]
         values, written = run_phase(due, [*pending.values(), *places], label, outputs, **known)
@@ -150,12 +150,8 @@ def save_phase(
 
 
 def usable_pixels(frame: Frame) -> Any:
-    """Lazy counts for each array of a Frame with DQ: all pixels, usable ones, then those with each cause. (detector, 1, 1)"""
-    counts = map_planes(_count, array(frame, "dq"), dtype=object, whole=True)
-    one = tuple((1,) * counts.shape[0] if axis == 0 else (1,) for axis in range(3))
-    return map_blocks(
-        _sum, counts.rechunk({1: -1, 2: -1}), name=f"usable-{counts.name}", dtype="O", chunks=one
-    )
+    """Give lazy counts for each array of a Frame with DQ: all pixels, usable ones, then those with each cause. (detector,)"""
+    return map_arrays(_count, *arrays_of(frame, ("dq",)))
 
 
 def _count(dq: Flags) -> np.ndarray:
@@ -165,12 +161,6 @@ def _count(dq: Flags) -> np.ndarray:
         for bit, _ in _CAUSES
     ]
     return np.array([dq.size, usable, *causes])
-
-
-def _sum(counts: np.ndarray) -> np.ndarray:
-    boxed = np.empty((1, 1, 1), object)
-    boxed[0, 0, 0] = np.sum(list(counts.ravel()), axis=0)
-    return boxed
 
 
 def _check_usable(counts: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:

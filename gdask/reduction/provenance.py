@@ -17,8 +17,11 @@ import numpy as np
 from dask.base import tokenize
 
 from gdask import __version__, params
+from gdask.engine.checkpoint import code_digest
 from gdask.headers import Header
 from gdask.instruments import tags
+from gdask.io.frames import primary_header, records, with_headers, with_records
+from gdask.io.lazy_arrays import map_blocks
 from gdask.io.tables import source_tables
 from gdask.model import BadFile, GdaskError, UsageError
 from gdask.types import Frame, Frames
@@ -90,18 +93,17 @@ def product_tables(frame: Frame, checksums: Mapping[str, str]) -> dict[str, obje
     """The tables of a product: OBJCAT, REFCAT, ASTROM (geometry of each array), HISTORY, PROVENANCE, REDUCTION, RECIPE."""
     from astropy.table import Table
 
-    tables = dict(frame.attrs["tables"]) | source_tables(frame)
+    tables = source_tables(frame)
     now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}"
     once = {
-        (row["filename"], row["provenance_added_by"]): row
-        for row in frame.attrs.get("provenance", ())
+        (row["filename"], row["provenance_added_by"]): row for row in records(frame, "provenance")
     }.values()
     inputs = [{"timestamp": now, "md5": checksums[row["path"]], **row} for row in once]
-    reduction = frame.attrs.get("reduction", {})
+    reduction = reduction_of(frame)
     rows = {
         "HISTORY": (
             ("primitive", "args", "timestamp_start", "timestamp_stop"),
-            frame.attrs.get("history", ()),
+            records(frame, "history"),
         ),
         "PROVENANCE": (("timestamp", "filename", "md5", "provenance_added_by"), inputs),
         "REDUCTION": (
@@ -128,19 +130,19 @@ def _ascii(value: object) -> str:
 def sources(frames: Iterable[Frame]) -> list[str]:
     """Paths of all files whose checksums the products of these Frames name, once each."""
     frames = tuple(frames)
-    used = [row["path"] for frame in frames for row in frame.attrs.get("provenance", ())]
-    return list(
-        dict.fromkeys(
-            [
-                *used,
-                *(
-                    path
-                    for frame in frames
-                    for path in frame.attrs.get("reduction", {}).get("inputs", ())
-                ),
-            ]
-        )
-    )
+    used = [row["path"] for frame in frames for row in records(frame, "provenance")]
+    inputs = [path for frame in frames for path in reduction_of(frame).get("inputs", ())]
+    return list(dict.fromkeys([*used, *inputs]))
+
+
+def reduction_of(frame: Frame) -> dict[str, Any]:
+    """Give what `with_reduction` keeps with a Frame; nothing where the Frame is of no reduction."""
+    return _parsed(frame.attrs["reduction"]) if frame.attrs.get("reduction") else {}
+
+
+@lru_cache(maxsize=64)  # one text for all frames of a run
+def _parsed(text: str) -> dict[str, Any]:
+    return json.loads(text)
 
 
 def with_reduction(
@@ -169,7 +171,8 @@ def with_reduction(
         "versions": versions(),
         **given,
     }
-    return tuple(frame.assign_attrs(reduction=about) for frame in frames)
+    text = json.dumps(about, default=str)
+    return tuple(frame.assign_attrs(reduction=text) for frame in frames)
 
 
 def reduction_rows(
@@ -221,31 +224,11 @@ def versions() -> dict[str, str]:
     }
     return {
         "gdask": __version__,
-        "code": _code_digest(),
+        "code": code_digest(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         **found,
     }
-
-
-@lru_cache(maxsize=1)
-def _code_digest() -> str:
-    """Of the text of every module and facts file, so that a changed working copy is told from a release."""
-    package = Path(__file__).parents[1]
-    apart = (
-        package / "recipes",
-        package / "cluster",
-    )  # in the package once it is installed; recipes have their own digest
-    found = [path for path in package.rglob("*") if path.suffix in (".py", ".toml")]
-    files = sorted(
-        path for path in found if not any(path.is_relative_to(folder) for folder in apart)
-    )
-    return digest(
-        "".join(
-            f"{path.relative_to(package).as_posix()}\n{path.read_text(encoding='utf-8')}"
-            for path in files
-        )
-    )
 
 
 def digest(text: str) -> str:
@@ -265,28 +248,28 @@ def file_checksums(
 
     `identities` are size and modification time (ns), by path.
     """
-    import dask.array as da
-
     known = tuple((identities or {}).get(path) for path in paths)
-    return da.map_blocks(
+    return map_blocks(
         _md5,
+        name=f"md5-{tokenize(paths, known)}",
+        dtype=object,
+        chunks=((1,) * len(paths),),
+        placed=True,
         paths=tuple(paths),
         identities=known,
-        chunks=((1,) * len(paths),),
-        dtype=object,
-        meta=np.empty(0, object),
-        name=f"md5-{tokenize(paths, known)}",
     )
 
 
 def _md5(
-    paths: tuple[str, ...], identities: tuple[tuple[int, int] | None, ...], block_id: tuple[int]
+    place: tuple[int],
+    paths: tuple[str, ...],
+    identities: tuple[tuple[int, int] | None, ...],
 ) -> np.ndarray:
-    path, identity = paths[block_id[0]], identities[block_id[0]]
+    path, identity = paths[place[0]], identities[place[0]]
     try:
         with open(path, "rb") as file:
             stat = os.fstat(file.fileno())
-            if identity and (stat.st_size, stat.st_mtime_ns) != identity:
+            if identity and (stat.st_size, stat.st_mtime_ns) != tuple(identity):
                 raise BadFile(path, "changed during the run; run again with the file at rest")
             return np.array([hashlib.file_digest(file, "md5").hexdigest()], dtype=object)
     except OSError as error:
@@ -297,7 +280,7 @@ def _md5(
 
 def processed_header(frame: Frame, suffix: str, caltype: str) -> Header:
     """The primary header of a processed product: the keyword that says which, and the data label's ending."""
-    phu = Header.of(frame.attrs["phu"])
+    phu = primary_header(frame)
     now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}"
     keyword = {
         "processed_flat": "PROCFLAT",
@@ -331,7 +314,4 @@ def record(frame: Frame, row: dict[str, str]) -> Frame:
     step, stopped = row["primitive"], row["timestamp_stop"]
     stamps = {STAMPS[step]: (stopped, f"UT of {step}")} if step in STAMPS else {}
     stamps["GEM-TLM"] = (stopped, "UT last modification with GEMINI")
-    return frame.assign_attrs(
-        phu=Header.of(frame.attrs["phu"]).changed(stamps),
-        history=(*frame.attrs.get("history", ()), row),
-    )
+    return with_records(with_headers(frame, primary=stamps), "history", [row])

@@ -13,6 +13,13 @@ from gdask.caldb import Association
 from gdask.engine import checkpoint
 from gdask.instruments import instrument_of, step_defaults, tags
 from gdask.io import write
+from gdask.io.frames import (
+    frames_in,
+    map_frames,
+    set_aside,
+    with_primary_header,
+    without_set_aside,
+)
 from gdask.io.read import open_frame
 from gdask.model import EXTNAMES, GdaskError
 from gdask.reduction.calibrations import USED_BY, Known, all_missing, look_up, missing, remarks
@@ -20,7 +27,6 @@ from gdask.reduction.phases import Product, how_many, run_phase, save_phase, usa
 from gdask.reduction.provenance import check_target, entry, processed_header, product_name, record
 from gdask.reduction.screening import SetAside
 from gdask.steps import SUFFIXES
-from gdask.steps.frames import aside, frames_in, in_bands, map_frames, without_set_aside
 from gdask.types import Frame, Frames
 
 log = logging.getLogger("gdask")
@@ -104,7 +110,7 @@ class Run:
     def save(self, frames: Frames, variables: Sequence[str] = tuple(EXTNAMES)) -> Frames:
         """End of a phase: compute these variables of the Frames, and all small results on the way, in one compute.
 
-        Gives Frames that read the saved pixels back by window, small results in `attrs["results"]`.
+        Gives Frames that read the saved pixels back by window, with their small results computed.
         """
         if not frames:
             return frames
@@ -136,7 +142,7 @@ class Run:
     def write(self, frame: Frame, suffix: str, kind: str = "processed_science") -> Frame:
         """Compute one Frame, the end of a recipe, and write it as a product: input name + suffix, whole or not at all."""
         return self.write_each(
-            (frame.assign_attrs(phu=processed_header(frame, suffix, kind)),), suffix
+            (with_primary_header(frame, processed_header(frame, suffix, kind)),), suffix
         )[0]
 
     def write_each(self, frames: Frames, suffix: str) -> Frames:
@@ -178,7 +184,7 @@ class Run:
             for name, each in lacking.items()
         }
         marked = tuple(
-            aside(f, text[f.attrs["name"]]) if f.attrs["name"] in text else f for f in frames
+            set_aside(f, text[f.attrs["name"]]) if f.attrs["name"] in text else f for f in frames
         )
         return self._drop("calibrations", marked)  # type: ignore[return-value]
 
@@ -214,10 +220,6 @@ class Run:
         stored = self.write(frame, suffix, caltype)
         caldb.store(self.outputs[-1], self.databases)
         return stored
-
-    def by_rows(self, frames: Frames, rows: int = 256) -> Frames:
-        """The raw Frames read in row bands: for recipes whose steps all work pixel by pixel."""
-        return in_bands(frames, rows)
 
     def split(self, frames: Frames, tag: str) -> tuple[Frames, Frames]:
         """The Frames with a tag, and those without it."""

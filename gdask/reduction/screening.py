@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from gdask.instruments import descriptor, instrument_of, tags
 from gdask.io.catalog import read_catalog
+from gdask.io.frames import array_headers, primary_header
 from gdask.io.read import open_frame
 from gdask.model import BadPixels, GdaskError, UsageError
 from gdask.reduction.recipe_library import Recipe, libraries
@@ -230,7 +231,7 @@ def _most(values: Iterable[Hashable]) -> Hashable:
 def _content(frame: Frame) -> Hashable:
     """A digest of all headers of a frame but its name's: no two exposures have the same."""
     found = hashlib.sha256()
-    for number, header in enumerate((frame.attrs["phu"], *frame.attrs["headers"])):
+    for number, header in enumerate((primary_header(frame), *array_headers(frame))):
         cards = [
             text
             for keyword, text in header.texts
@@ -277,8 +278,8 @@ def without_bad(frames: Frames, error: BadPixels) -> Screened:
 
 def identity_of(frame: Frame) -> tuple[int, int]:
     """Size (bytes) and modification time (ns) of a Frame's file when its headers were read."""
-    identity: tuple[int, int] = next(iter(frame.attrs["layout"].values()))[0].identity
-    return identity
+    size, modified = frame.attrs["file_identity"]
+    return int(size), int(modified)
 
 
 def _differs(path: str, identity: tuple[int, int]) -> bool:

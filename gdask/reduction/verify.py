@@ -14,7 +14,8 @@ from gdask.headers import BLOCK, Unit, each_unit, is_tiled, open_stream
 from gdask.instruments import View, view
 from gdask.instruments.rules import COMPANIONS
 from gdask.io.checksum import wrong_sums
-from gdask.io.read import Plane, read_layout, read_window
+from gdask.io.read import stored_arrays
+from gdask.io.stored import StoredArray
 from gdask.model import DTYPES, EXTNAMES, GdaskError
 from gdask.types import Headers
 
@@ -185,16 +186,15 @@ def _shape(unit: Unit) -> tuple[int, ...]:
 def _pixels(name: str) -> Found:
     """NaN and negative variance where DQ calls a pixel good, unknown DQ bits, planes of one value."""
     try:
-        layout = read_layout(name)
-        for number in range(max((len(planes) for planes in layout.values()), default=0)):
-            yield from _array(
-                {key: planes[number] for key, planes in layout.items() if key in DTYPES}, number + 1
-            )
+        stored = {key: array for key, array in stored_arrays(name).items() if key in DTYPES}
+        for number in range(max((array.shape[0] for array in stored.values()), default=0)):
+            yield from _array(stored, number)
     except GdaskError as error:
         yield "", str(error).removeprefix(f"{name}: ")
 
 
-def _array(planes: Mapping[str, Plane], number: int) -> Found:
+def _array(stored: Mapping[str, StoredArray], number: int) -> Found:
+    planes = {key: array.planes[number] for key, array in stored.items()}
     if len({plane.shape for plane in planes.values()}) != 1:
         return
     counts: dict[str, int] = dict.fromkeys(("data", "variance", "dq"), 0)
@@ -202,9 +202,7 @@ def _array(planes: Mapping[str, Plane], number: int) -> Found:
     packed = any(plane.offset < 0 for plane in planes.values())  # is unpacked whole at each window
     for y1 in range(0, ny, ny if packed else ROWS):
         y2 = min(y1 + (ny if packed else ROWS), ny)
-        read = {
-            key: read_window(plane, y1, y2, 0, nx, DTYPES[key]) for key, plane in planes.items()
-        }
+        read = {key: array[number, y1:y2] for key, array in stored.items()}
         good = read["dq"] == 0 if "dq" in read else np.ones((y2 - y1, nx), bool)
         if "data" in read:
             finite = np.isfinite(read["data"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import dask.array as da
@@ -250,7 +251,7 @@ def _stack_block(
 ) -> np.ndarray:
     """Combine the frames in a window, so many rows at a time. counts: sources of each frame."""
     ends = np.cumsum((0, *counts))
-    of_frames = [sources[start:stop] for start, stop in zip(ends[:-1], ends[1:], strict=True)]
+    of_frames = [sources[start:stop] for start, stop in pairwise(ends)]
     y1, y2, x1, x2 = window
     out = np.empty((y2 - y1, x2 - x1), PIXEL)
     for y in range(y1, y2, rows):
