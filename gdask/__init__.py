@@ -20,6 +20,8 @@ _LAZY = {
     "tags": ("gdask.instruments", "tags"),
     "descriptor": ("gdask.io.describe", "descriptor"),
     "wcs": ("gdask.io.describe", "wcs"),
+    "tables": ("gdask.io.describe", "tables"),
+    "Run": ("gdask.reduction.run", "Run"),
     "Reduce": ("gdask.reduction.reduce", "Reduce"),
     "GdaskError": ("gdask.model", "GdaskError"),
     "cal_service": ("gdask.cal_service", None),

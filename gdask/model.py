@@ -98,7 +98,8 @@ class Settings(NamedTuple):
     wait: float = 120.0
 
 
-_CURRENT_SETTINGS: ContextVar[Settings] = ContextVar("gdask_settings", default=Settings())
+_DEFAULTS = Settings()
+_CURRENT_SETTINGS: ContextVar[Settings] = ContextVar("gdask_settings", default=_DEFAULTS)
 
 
 def settings() -> Settings:

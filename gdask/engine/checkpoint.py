@@ -26,7 +26,7 @@ import numpy as np
 
 from gdask import __version__
 from gdask.engine.scratch_locks import OLD, is_marked, marked
-from gdask.io.frames import lazy_small_results, object_array
+from gdask.io.frames import lazy_small_results, with_fetched
 from gdask.io.read import lazy_variables, stored_arrays
 from gdask.io.write import Output
 from gdask.model import DIMS, owner, settings
@@ -207,13 +207,6 @@ def _resume_one(
     stored = stored_arrays(path_in(folder, number, frame))
     pixels = lazy_variables({name: stored[name] for name in names})
     return frame.assign({name: (DIMS, array) for name, array in pixels.items()})
-
-
-def with_fetched(frame: Frame, results: Mapping[str, Sequence[object]]) -> Frame:
-    """Give the Frame with small results that have been computed: one item for each array."""
-    return frame.assign(
-        {name: ("detector", object_array(items)) for name, items in results.items()}
-    )
 
 
 @contextmanager

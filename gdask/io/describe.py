@@ -44,3 +44,14 @@ def wcs(frame: Frame) -> list[Any]:
                 cards[keyword] = cards[keyword] - shift
         each.append(WCS(cards))
     return each
+
+
+def tables(frame: Frame) -> dict[str, Any]:
+    """Give the tables of a Frame by name: one for the file, or a list with one for each array.
+
+    They are those of the file that it was opened from (OBJCAT, REFCAT, ASTROM, FRAMES, HISTORY, PROVENANCE, REDUCTION ...),
+    and in their place what has been found since. Raises GdaskError where they cannot be read, or are still to be computed.
+    """
+    from gdask.io.tables import source_tables, stored_tables
+
+    return stored_tables(frame) | source_tables(frame)

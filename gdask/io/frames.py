@@ -250,6 +250,13 @@ def small(frame: Frame, name: str, *, lazy_is_none: bool = False) -> Any:
     )
 
 
+def with_fetched(frame: Frame, results: Mapping[str, Sequence[object]]) -> Frame:
+    """Give the Frame with small results that have been computed: one item for each array."""
+    return frame.assign(
+        {name: ("detector", object_array(items)) for name, items in results.items()}
+    )
+
+
 # Lists of names --------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,13 @@ def open_frame(path: str | os.PathLike[str]) -> Frame:
     GdaskError
         The file is missing, not FITS, truncated, has no image, or its arrays differ in shape.
     """
+    return open_with(path, _lazy_variable)
+
+
+def open_with(
+    path: str | os.PathLike[str], variable_of: Callable[[str, StoredArray], Any]
+) -> Frame:
+    """Open a file as `open_frame` does, with variables that `variable_of` makes of name and stored array."""
     name = os.path.abspath(path)
     if not os.path.isfile(name):
         raise GdaskError(f"{name}: no such file")
@@ -55,7 +62,8 @@ def open_frame(path: str | os.PathLike[str]) -> Frame:
         raise GdaskError(
             f"{name}: arrays of different shapes {sorted(shapes)}; expected one shape for all arrays"
         )
-    return _assemble(name, stored, image_headers(units, name), units.has_tables)
+    variables = {key: variable_of(key, array) for key, array in stored.items() if key in DTYPES}
+    return _assemble(name, stored, variables, image_headers(units, name), units.has_tables)
 
 
 def open_many(paths: Sequence[str | os.PathLike[str]]) -> Frames:
@@ -80,13 +88,17 @@ def stored_arrays(path: str, units: FileUnits | None = None) -> dict[str, Stored
     }
 
 
-def lazy_variables(stored: dict[str, StoredArray]) -> dict[str, Any]:
+def lazy_variables(stored: Mapping[str, StoredArray]) -> dict[str, Any]:
     """Give the lazy array of each stored array that is a variable of Frames, one block for each detector."""
+    return {
+        name: _lazy_variable(name, array)[1] for name, array in stored.items() if name in DTYPES
+    }
+
+
+def _lazy_variable(name: str, stored: StoredArray) -> tuple[tuple[str, ...], Any]:
     from gdask.io.lazy_arrays import from_source
 
-    return {
-        name: from_source(array, f"read-{name}") for name, array in stored.items() if name in DTYPES
-    }
+    return DIMS, from_source(stored, f"read-{name}")
 
 
 def _variable_of(header: Header) -> str:
@@ -117,7 +129,11 @@ def _number(header: Header, keyword: str, default: float) -> float:
 
 
 def _assemble(
-    path: str, stored: dict[str, StoredArray], headers: Headers, has_tables: bool
+    path: str,
+    stored: Mapping[str, StoredArray],
+    variables: Mapping[str, Any],
+    headers: Headers,
+    has_tables: bool,
 ) -> Frame:
     import pandas as pd
     import xarray as xr
@@ -146,7 +162,6 @@ def _assemble(
         "file_start": [bottom, left],
         "file_identity": list(next(iter(stored.values())).planes[0].identity),
     }
-    variables = {name: (DIMS, array) for name, array in lazy_variables(stored).items()}
     if has_tables:
         attrs["tables"] = path
     return _with_geometry(xr.Dataset(variables, coords=coords, attrs=attrs), path, headers)

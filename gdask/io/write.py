@@ -24,7 +24,14 @@ from astropy.table import Table
 from gdask.headers import Header
 from gdask.instruments.rules import format_section, parse_section
 from gdask.io.checksum import add_checksums
-from gdask.io.frames import array_headers, geometries, primary_header, shape_of
+from gdask.io.frames import (
+    array_headers,
+    geometries,
+    lazy_small_results,
+    primary_header,
+    shape_of,
+    with_fetched,
+)
 from gdask.io.tables import each_table, source_tables, stored_tables, table_bytes
 from gdask.model import DIMS, EXTNAMES, GdaskError, owner, settings
 from gdask.types import Frame
@@ -165,15 +172,17 @@ def write(frame: Frame, path: str | os.PathLike[str]) -> str:
     """
     import dask
 
-    own = source_tables(frame)
     kept = {} if _is_cut(frame) else stored_tables(frame)
     output = start(frame, path)
+    lazy = lazy_small_results(frame)
     try:
-        dask.compute(*output.arrays)
+        values = dask.compute(*lazy.values(), *output.arrays)
+        frame = with_fetched(frame, dict(zip(lazy, values, strict=False)))
+        tables = kept | source_tables(frame)
     except BaseException:
         discard(output)
         raise
-    return finish(output, kept | own)
+    return finish(output, tables)
 
 
 def _is_cut(frame: Frame) -> bool:

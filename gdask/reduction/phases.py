@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gdask.engine import checkpoint
-from gdask.engine.checkpoint import with_fetched
 from gdask.engine.compute import compute, give_back
 from gdask.io import write
-from gdask.io.frames import lazy_small_results
+from gdask.io.frames import lazy_small_results, with_fetched
 from gdask.io.lazy_arrays import map_arrays
 from gdask.io.write import no_room
 from gdask.model import DQ, UNUSABLE, BadPixels, GdaskError

@@ -33,14 +33,17 @@ log = logging.getLogger("gdask")
 
 
 class Run:
-    """What a recipe is given. `run(step, x)` calls a step, `run.each` maps it, `run.save` ends a phase.
+    """What a recipe is given, and a notebook can make: `gdask.Run()`.
+
+    `run(step, x)` calls a step with the parameters of all layers and keeps its record, `run.each` maps a step of one Frame,
+    `run.calibration` finds calibrations, `run.save` and `run.fetch` end a phase, `run.write` and `run.store` make products.
 
     Parameters
     ----------
     layers
         Parameter layers from low to high, (name, settings).
     databases
-        Calibration databases in order.
+        Calibration databases in order; None are those of the configuration (`caldb config` shows them).
     user_cals
         Calibrations given by the user: type -> path.
     folder, scratch
@@ -54,7 +57,7 @@ class Run:
     def __init__(
         self,
         layers: Sequence[tuple[str, Mapping[str, object]]] = (),
-        databases: Sequence[Any] = (),
+        databases: Sequence[Any] | None = None,
         user_cals: Mapping[str, str] | None = None,
         folder: str = ".",
         scratch: str | None = None,
@@ -63,7 +66,7 @@ class Run:
         strict: bool = False,
     ) -> None:
         self.layers = tuple(layers)
-        self.databases = tuple(databases)
+        self._databases = None if databases is None else tuple(databases)
         self.user_cals = dict(user_cals or {})
         self.folder = os.path.abspath(folder)
         self.scratch = scratch or os.path.join(self.folder, ".gdask")

@@ -13,7 +13,7 @@ from gdask.instruments import descriptor
 from gdask.io.dask_internals import set_source
 from gdask.io.frames import array_headers, array_numbers, is_frame, sections, shape_of
 from gdask.io.lazy_arrays import Field, cut_out, map_planes, source_of
-from gdask.model import DIMS, DTYPES, GdaskError
+from gdask.model import DETECTOR, DIMS, DTYPES, GdaskError, X, Y
 from gdask.types import Frame
 
 #: One pixel of a kernel that gives several variables at once.
@@ -72,9 +72,10 @@ def array(frame: Frame, name: str) -> da.Array | None:
     """Give a variable's lazy array, one detector to a block, or None where the Frame has no such variable."""
     if name not in frame:
         return None
-    pixels = frame[name].data
-    if not hasattr(pixels, "dask"):
-        pixels = da.from_array(np.asarray(pixels), chunks=(1, -1, -1))
+    variable = frame[name]
+    if not variable.chunks:  # in memory, or read lazily by xarray
+        variable = variable.chunk({DETECTOR: 1, Y: -1, X: -1})
+    pixels = variable.data
     return pixels if pixels.numblocks[0] == pixels.shape[0] else pixels.rechunk({0: 1})
 
 
