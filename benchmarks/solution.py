@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gdask.kernels.astrometry.solve import solve
-from gdask.kernels.astrometry.star_association import Measurements
+from gdask.kernels.astrometry.measured_stars import Measurements
+from gdask.kernels.astrometry.solution import solve
 from gdask.kernels.geometry.projection import tangent_plane, tangent_sky
 
 CENTRE = (201.2925, -43.1015)
@@ -120,7 +120,7 @@ def run(stars: int, frames: int, field: str) -> dict[str, float]:
 
 def _offset(truth: Sky, stars: np.ndarray, centre: tuple[float, float]) -> float:
     """Robust scatter per axis of the brightest third about a cubic: what is common to all frames is not measured."""
-    from gdask.kernels.astrometry.matching import match_pairs
+    from gdask.kernels.astrometry.association import match_pairs
 
     x, y = tangent_plane(*tangent_sky(truth[0], truth[1], *CENTRE), *centre)
     found = stars[stars["n"] >= 2]

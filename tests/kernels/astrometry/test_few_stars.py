@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gdask.kernels.astrometry.distortion_terms import displace
-from gdask.kernels.astrometry.solve import solve
-from gdask.kernels.astrometry.star_association import Measurements, to_common
+from gdask.kernels.astrometry.measured_stars import Measurements, displace, to_common_plane
+from gdask.kernels.astrometry.solution import solve
 from gdask.kernels.geometry.projection import tangent_plane, tangent_sky
 
 CENTRE = (201.2925, -43.1015)
@@ -244,7 +243,7 @@ def test_a_frame_of_another_field_is_no_sparse_frame():
 
 
 def test_a_catalogue_moves_frames_without_stars_as_well():
-    from gdask.kernels.astrometry.reference_tie import Reference
+    from gdask.kernels.astrometry.joint_fit import Reference
 
     stars = field(40, 2)
     frames = [observe(stars, f, rays=2, pointing=0.02)[0] for f in range(5)]
@@ -258,7 +257,8 @@ def test_a_catalogue_moves_frames_without_stars_as_well():
     assert fit.how == "header" and fit.shift[1] == pytest.approx(-0.7, abs=0.05)
     dx, dy = displace(np.zeros(1), np.zeros(1), np.zeros(20))
     assert (
-        dx == dy == 0 and np.isfinite(to_common(moved[5], np.zeros(1), np.zeros(1), CENTRE)).all()
+        dx == dy == 0
+        and np.isfinite(to_common_plane(moved[5], np.zeros(1), np.zeros(1), CENTRE)).all()
     )
 
 
