@@ -28,9 +28,12 @@ def sky(n, seed=0):
 def observe(
     stars, f, *, pa=0.0, warp=0.006, pointing=0.05, turn=0.002, half=HALF, spread=6.0, seed=0
 ):
-    """One frame's measurements and its true distortion: a truth pointing near the centre, a header that is off by
-    `pointing` arcsec, a position angle off by `turn` degrees, quadratic and cubic terms of `warp` arcsec at 60 arcsec,
-    bright stars good to 0.2 mas."""
+    """Make up one frame's measurements; returns these and its true distortion.
+
+    It points near the centre; its header is off by `pointing` arcsec and its position angle by
+    `turn` degrees; it has quadratic and cubic terms of `warp` arcsec at 60 arcsec; bright stars are
+    good to 0.2 mas.
+    """
     rng = np.random.default_rng([seed, f])
     ra, dec, flux = stars
     ra0, dec0 = (float(v) for v in tangent_sky(*rng.uniform(-spread, spread, 2), *CENTRE))
@@ -49,8 +52,11 @@ def observe(
     return Measurements(f"N{f}.fits", u, v, error, error, bright, array, ra1, dec1, pa), terms
 
 
-def leftover(solution, stars, faintest=100.0):
-    """Bright stars' offsets from the truth (mas, East and North) after one global linear transform; their places."""
+def offsets_from_truth(solution, stars, faintest=100.0):
+    """Bright stars' offsets from the truth (mas, East and North) after one global linear transform.
+
+    Then the stars' places (arcsec) and their offsets before the transform.
+    """
     ra, dec, flux = stars
     x, y = tangent_plane(ra, dec, solution.ra, solution.dec)
     found = solution.stars[solution.stars["n"] >= 3]
@@ -65,8 +71,11 @@ def _without_linear(values, x, y):
     return values - (design @ np.linalg.lstsq(design, values.T, rcond=None)[0]).T
 
 
-def floor_of(warps, x, y):
-    """What no solution without a catalogue can see: the mean of the frames' distortions, without its linear part."""
+def invisible_distortion(warps, x, y):
+    """What no solution without a catalogue can see (mas).
+
+    That is the mean of the frames' distortions, without its linear part.
+    """
     basis = np.stack([(x / 60) ** i * (y / 60) ** j for i, j in POWERS])
     return _without_linear(np.mean(warps, axis=0) @ basis * 1000, x, y)
 
@@ -108,13 +117,13 @@ def test_nine_distorted_frames_reach_the_floor(pa):
     frames, warps = zip(*[observe(stars, f, pa=pa) for f in range(9)], strict=True)
     solution = solve(frames)
     assert all(f.ok and f.order == 3 and f.n > 900 and f.rms < 0.6 for f in solution.frames)
-    off, places, total = leftover(solution, stars)
+    off, places, total = offsets_from_truth(solution, stars)
     assert rms(off) < 2.0 and spread(off) < 1.0
     if pa == 0:
-        # Photon errors of 0.2 mas over 9 frames, and the mean distortion that stars alone do not show.
-        rest = off - floor_of(warps, *places)
+        # Photon errors of 0.2 mas over 9 frames, and the mean distortion that stars do not show.
+        rest = off - invisible_distortion(warps, *places)
         assert (
-            rms(off) < 1.2 * rms(floor_of(warps, *places)) + 0.2
+            rms(off) < 1.2 * rms(invisible_distortion(warps, *places)) + 0.2
             and spread(rest) < 0.35 * spread(off) + 0.1
         )
     # The group's origin is the headers' mean: 9 frames with errors of 50 mas and 0.002 degrees.
@@ -160,10 +169,9 @@ def test_faint_noise_does_not_shrink_the_sky():
         noise = np.random.default_rng(f).normal(0, 0.03, (2, len(frame.x)))
         errors = {"ex": frame.ex + 0.03, "ey": frame.ey + 0.03}
         frames.append(frame._replace(x=frame.x + noise[0], y=frame.y + noise[1], **errors))
-    _, (x, _), total = leftover(solve(frames), stars, 1.0)
-    assert (
-        abs(np.polyfit(x, total[0], 1)[0]) < 0.05
-    )  # mas per arcsec: 2e-5 for 6 frames of 0.1 mas per arcsec
+    _, (x, _), total = offsets_from_truth(solve(frames), stars, 1.0)
+    # mas per arcsec: 2e-5 for 6 frames of 0.1 mas per arcsec
+    assert abs(np.polyfit(x, total[0], 1)[0]) < 0.05
 
 
 @pytest.mark.parametrize(("n", "most"), [(110, 3), (400, 12)])
@@ -174,7 +182,7 @@ def test_few_stars_get_few_terms(n, most):
     assert all(f.ok and 4 <= f.n and f.terms <= most for f in solution.frames)
     worst = max(np.abs(np.array(f.correction_x + f.correction_y)).max() for f in solution.frames)
     assert worst < 0.25  # pointing errors of 50 mas, no wild polynomial
-    off, _, _ = leftover(solution, stars)
+    off, _, _ = offsets_from_truth(solution, stars)
     assert rms(off) < 3
 
 
@@ -206,7 +214,7 @@ def test_wrong_pointings_are_found_and_strangers_set_aside():
     assert "pair" in solution.frames[6].reason or "peak" in solution.frames[6].reason
     assert "too few" in solution.frames[7].reason
     assert np.hypot(solution.frames[2].shift[0] + 18, solution.frames[2].shift[1] - 12) < 0.5
-    off, _, total = leftover(solution, stars)
+    off, _, total = offsets_from_truth(solution, stars)
     assert rms(off) < 2.0 and np.abs(total.mean(axis=1)).max() < 100
 
 
@@ -224,7 +232,7 @@ def test_a_catalogue_ties_the_group_as_one():
         and solution.reference_tie.n > 400
         and 4 < solution.reference_tie.rms < 6
     )
-    _, _, total = leftover(solution, stars)
+    _, _, total = offsets_from_truth(solution, stars)
     assert (
         rms(total.mean(axis=1)) < 4 * 5 / np.sqrt(solution.reference_tie.n) + 0.2
         and spread(total) < 2.0
@@ -237,9 +245,8 @@ def test_a_catalogue_far_wider_than_the_field_and_without_its_brightest_stars():
     stars = sky(1200, seed=3)
     frames = [observe(stars, f)[0] for f in range(3)]
     rng = np.random.default_rng(6)
-    x, y = rng.uniform(
-        -600, 600, (2, 20000)
-    )  # of another population, too: it has next to nothing of the frames'
+    # Of another population, too: it has next to nothing of the frames' stars.
+    x, y = rng.uniform(-600, 600, (2, 20000))
     faint = (stars[2] < 60) & (stars[2] > 4)
     fx, fy = tangent_plane(stars[0][faint], stars[1][faint], *CENTRE)
     outside = np.maximum(abs(x), abs(y)) > 60
@@ -247,7 +254,7 @@ def test_a_catalogue_far_wider_than_the_field_and_without_its_brightest_stars():
     flux = np.append(10 ** rng.uniform(1, 3, outside.sum()), stars[2][faint])
     solution = solve(frames, reference=Reference(ra, dec, np.full(len(ra), 0.001), flux))
     assert solution.reference_tie.ok and solution.reference_tie.n > 200, solution.reference_tie
-    _, _, total = leftover(solution, stars)
+    _, _, total = offsets_from_truth(solution, stars)
     assert np.abs(np.median(total, axis=1)).max() < 0.3
 
 
@@ -264,7 +271,7 @@ def test_one_to_three_catalogue_stars_shift_the_group_where_they_agree(known, ok
         not ok or (solution.reference_tie.n, solution.reference_tie.terms) == (known, 2)
     ), solution.reference_tie
     if ok:
-        _, _, total = leftover(solution, stars)
+        _, _, total = offsets_from_truth(solution, stars)
         assert np.abs(np.median(total, axis=1)).max() < 6  # their turns and distortions stay
 
 
@@ -279,8 +286,11 @@ def isolated(stars, faintest, distance=0.5):
 
 
 def test_a_catalogue_takes_out_what_all_frames_share():
-    """Distortions of 10 mas differ from frame to frame; stars alone leave their mean. A catalogue of 2 mas takes it out
-    up to its own error and the number of terms that 1500 stars of it determine: to 0.2 mas beyond photon noise."""
+    """Distortions of 10 mas differ from frame to frame; stars alone leave their mean.
+
+    A catalogue of 2 mas takes it out up to its own error and the number of terms that 1500 stars of
+    it determine: to 0.2 mas beyond photon noise.
+    """
     stars = isolated(sky(5000), 0.0)
     frames = [observe(stars, f, warp=0.01)[0] for f in range(9)]
     known = np.flatnonzero(stars[2] > 20)
@@ -294,7 +304,7 @@ def test_a_catalogue_takes_out_what_all_frames_share():
     beyond = {}
     for name, catalogue in (("without", None), ("with", reference)):
         solution = solve(frames, reference=catalogue)
-        relative, _, absolute = leftover(solution, stars)
+        relative, _, absolute = offsets_from_truth(solution, stars)
         beyond[name] = [
             np.sqrt(max(rms(off) ** 2 - photon**2, 0.0)) for off in (relative, absolute)
         ]
@@ -304,13 +314,15 @@ def test_a_catalogue_takes_out_what_all_frames_share():
         and 1.8 < solution.reference_tie.rms < 2.2
     )
     assert beyond["with"][0] <= 0.2 and beyond["with"][1] <= 0.2, beyond
-    assert (
-        beyond["without"][0] > 2 * beyond["with"][0]
-    )  # the mean over nine frames of what they do not share
+    # Without: the mean over nine frames of what they do not share.
+    assert beyond["without"][0] > 2 * beyond["with"][0]
 
 
 def epochs(size, seed=0):
-    """Three epochs of four frames; every array of every epoch is displaced by about `size` arcsec per axis."""
+    """Three epochs of four frames.
+
+    Every array of every epoch is displaced by about `size` arcsec per axis.
+    """
     stars = sky(2000, seed)
     moves = np.random.default_rng(50 + seed).normal(0, size, (3, 4, 2))
     frames = []
@@ -334,15 +346,15 @@ def test_arrays_that_moved_between_epochs_are_found():
         assert len(fit.arrays) == 4 and np.isfinite(fit.arrays).all()
         straight = (0, 0, (0, 1.0, 0), (0, 0, 1.0))
         for k, (cx, cy) in enumerate(fit.arrays):
-            mine = (frame.array == k) & (frame.flux > 100)
+            bright = (frame.array == k) & (frame.flux > 100)
             _, dec = to_sky(
                 Geometry(*straight, frame.ra, frame.dec, frame.pa, cx, cy),
-                frame.x[mine],
-                frame.y[mine],
+                frame.x[bright],
+                frame.y[bright],
             )
-            star = free.stars[fit.star[mine]]
+            star = free.stars[fit.star[bright]]
             assert spread((dec - star["dec"]) * 3.6e6) < 0.5
-            assert np.allclose((dec - star["dec"]) * 3.6e6, fit.residual_y[mine] * 1000, atol=0.1)
+            assert np.allclose((dec - star["dec"]) * 3.6e6, fit.residual_y[bright] * 1000, atol=0.1)
 
 
 def test_arrays_that_stay_get_no_terms():
@@ -351,7 +363,7 @@ def test_arrays_that_stay_get_no_terms():
 
 @pytest.mark.parametrize(("stars", "overlap"), [(60, 1.0), (60, 0.6), (25, 1.0)])
 def test_blind_search(stars, overlap):
-    """Pointing wrong by up to 30 arcsec, angle by up to 2 degrees: found, or refused, never wrong."""
+    """Pointings off by up to 30 arcsec, angles by up to 2 degrees: found or refused, never wrong."""
     for seed in range(4):
         rng = np.random.default_rng([seed, stars])
         field = sky(int(stars * (120 / 84) ** 2), seed)
@@ -374,9 +386,8 @@ def test_blind_search(stars, overlap):
         assert all(f.ok for f in two.frames)
         ends = [np.array(f.shift) for f in two.frames]
         wrong = np.array(tangent_plane(ra0, dec0, ra, dec))
-        assert (
-            np.hypot(*(ends[1] - ends[0] - wrong)) < 0.9
-        )  # the plane turns about the middle: 2 degrees of 30 arcsec
+        # The plane turns about the middle: 2 degrees of 30 arcsec.
+        assert np.hypot(*(ends[1] - ends[0] - wrong)) < 0.9
 
 
 def test_from_three_stars_to_many_frames():
