@@ -353,8 +353,8 @@ def _shifts_from_start(
             continue
         x, y = apply_shift(shift, *places[f])
         dx, dy = instrument_vectors(problem, f, x - places[f][0], y - places[f][1])
-        x0, y0, equal, free = problem.x[rows[f]], problem.y[rows[f]], np.ones(len(x)), 1e-9
-        terms[f] = fit_terms(x0, y0, dx, dy, equal, 4, np.full(TERMS, free))
+        i, free = rows[f], np.full(TERMS, 1e-9)
+        terms[f] = fit_terms(problem.x[i], problem.y[i], dx, dy, np.ones(len(i)), 4, free)
         stars = _with_new_stars(stars, (x, y, sources[2]), tolerance)
     return FirstShifts(terms, tuple(contrast), tuple(reason))
 
@@ -377,11 +377,8 @@ def _with_new_stars(stars: SourceList, sources: SourceList, tolerance: Arcsec) -
     ratio = float(np.median(stars[2][near[ia]] / flux[ib])) if len(ia) else 1.0
     new = _other_rows(len(x), ib)
     added = (x[new], y[new], flux[new] * ratio)
-    return (
-        np.append(stars[0], added[0]),
-        np.append(stars[1], added[1]),
-        np.append(stars[2], added[2]),
-    )
+    x, y, flux = (np.append(old, more) for old, more in zip(stars, added, strict=True))
+    return x, y, flux
 
 
 def _other_rows(n: int, rows: np.ndarray) -> np.ndarray:

@@ -53,8 +53,8 @@ FULL_SUPPORT_FRAMES = 3
 MIN_SEEN_SHARE, MAX_MISS_CHANCE, NEVER_MISSED_SIGNAL = 0.25, 0.1, 20.0
 #: Brightest stars that are counted when it is asked how many a frame should show.
 MAX_EXPECTED_STARS = 300
-#: Rounds in which each frame is shifted onto the stars of the others; frames that are tried as the
-#: first one.
+#: Rounds in which each frame is shifted onto the stars of the others; and frames, at most, that are
+#: tried as the one with which these begin.
 SWEEPS, MAX_ANCHORS = 3, 20
 
 
@@ -97,18 +97,20 @@ class _Agreement(NamedTuple):
 _NO_AGREEMENT = _Agreement(0.0, 0.0, np.zeros(0, int), np.zeros(0, int), np.inf, 0)
 
 
-def is_no_defect(frames: Sequence[Measurements], problem: Problem, tolerance: Arcsec) -> np.ndarray:
-    """Bool per measurement: False for a defect of the detector.
+def flag_real_sources(
+    frames: Sequence[Measurements], problem: Problem, tolerance: Arcsec
+) -> np.ndarray:
+    """Flag the measurements (bool) that are no defects of the detector.
 
-    That is a source that keeps its place on the detector (to a quarter of the tolerance, arcsec)
-    while the telescope moves, in at least half of the frames that are pointed elsewhere. Frames
-    with MANY_SOURCES or more are not searched: their stars outweigh what defects the bad-pixel mask
-    has left, and should the telescope not have moved as a header says, all stars keep their places.
+    A defect is a source that keeps its place on the detector (to a quarter of the tolerance, in
+    arcsec) while the telescope moves, in at least half of the frames that are pointed elsewhere.
+    Frames with MANY_SOURCES or more are not searched: their stars outweigh what defects the
+    bad-pixel mask has left, and should the telescope not have moved as a header says, all stars
+    keep their places.
     """
     origin = np.zeros(1)
-    pointing = np.array([to_common_plane(f, origin, origin, problem.centre) for f in frames])[
-        :, :, 0
-    ]
+    pointings = [to_common_plane(f, origin, origin, problem.centre) for f in frames]
+    pointing = np.array(pointings)[:, :, 0]
     good = np.ones(len(problem.frame), bool)
     for f in range(len(frames)):
         i = frame_rows(problem, f)
@@ -175,33 +177,32 @@ def place_by_few_stars(
     ]
     lists = {f: _source_list(problem, frames[f], f, rows[f]) for f in sparse if len(rows[f])}
     fits, stars, star_of_source = _sweep(lists, known, search, tolerance)
-    common = _common_shift(fits, bool(placed.any()))
-    could = _frames_that_could_see(
-        frames, problem, stars, [f for f in range(len(frames)) if placed[f] or f in lists], 0.0
-    )
+    common_shift = _common_shift(fits, bool(placed.any()))
+    counted = [f for f in range(len(frames)) if placed[f] or f in lists]
+    could = _frames_that_could_see(frames, problem, stars, counted, 0.0)
     areas = {f: _field_area(frames[f]) for f in lists}
-    shared = _shared_stars(stars, could, star_of_source, fits, common, lists, areas)
+    shared = _shared_stars(stars, could, star_of_source, fits, common_shift, lists, areas)
     shared |= (np.arange(len(stars.x)) < len(known.x)) & (stars.seen >= 2)
     found: dict[int, _Agreement] = {}
     for f, sources in lists.items():
-        here = np.bincount(star_of_source[f], minlength=len(shared))
-        supported = np.where(shared & (stars.seen - here >= 1), stars.seen, 0)
+        seen_here = np.bincount(star_of_source[f], minlength=len(shared))
+        supported = np.where(shared & (stars.seen - seen_here >= 1), stars.seen, 0)
         fit = _best_agreement(stars._replace(seen=supported), sources, search, tolerance)
-        if _is_credible(fit, common, areas[f], search, tolerance):
+        if _is_credible(fit, common_shift, areas[f], search, tolerance):
             found[f] = fit
-    everywhere = [f for f in range(len(frames)) if placed[f] or f in found]
+    located = [f for f in range(len(frames)) if placed[f] or f in found]
     margin = 4 * tolerance + 2 * HEADER_ERROR
-    expected = _expected_stars(frames, problem, stars, shared, everywhere, sparse, margin)
+    expected = _expected_stars(frames, problem, stars, shared, located, sparse, margin)
     result = [Placement(0.0, 0.0, 0, reason) for reason in reasons]
     for f in sparse:
         n = len(found[f].star_rows) if f in found else 0
-        reason = _reason_for_none(n, *expected[f], untrusted[f])
+        reason = _reason_without_place(n, *expected[f], untrusted[f])
         fit = found[f] if n and not reason else _NO_AGREEMENT
         result[f] = Placement(fit.dx, fit.dy, n, reason)
     return result
 
 
-def _reason_for_none(n: int, expected: int, miss_chance: float, untrusted: str) -> str:
+def _reason_without_place(n: int, expected: int, miss_chance: float, untrusted: str) -> str:
     """Why a frame that shows n of the expected stars has no place, '' if it has one.
 
     miss_chance: that all the expected stars are missed.
@@ -278,7 +279,7 @@ def _shared_stars(
     could: np.ndarray,
     star_of_source: dict[int, np.ndarray],
     fits: dict[int, _Agreement],
-    common: tuple[Arcsec, Arcsec],
+    common_shift: tuple[Arcsec, Arcsec],
     lists: dict[int, SourceList],
     areas: dict[int, float],
 ) -> np.ndarray:
@@ -293,7 +294,7 @@ def _shared_stars(
         ln_ratio = np.abs(np.log(stars.flux)[:, None] - np.log(flux))
         alike += (ln_ratio <= MAX_LN_FLUX_RATIO).sum(axis=1) / len(lists)
         seen_here = np.isin(np.arange(len(stars.x)), star_of_source[f])
-        shift = np.hypot(fits[f].dx - common[0], fits[f].dy - common[1])
+        shift = np.hypot(fits[f].dx - common_shift[0], fits[f].dy - common_shift[1])
         farthest = np.where(seen_here, np.maximum(farthest, shift), farthest)
     area = np.mean(list(areas.values())) if areas else 1.0
     share = np.minimum(alike * np.pi * np.maximum(farthest, HEADER_ERROR) ** 2 / area, 1.0)
@@ -353,7 +354,11 @@ def _best_agreement(
 
 
 def _is_credible(
-    fit: _Agreement, common: tuple[Arcsec, Arcsec], area: float, search: Arcsec, tolerance: Arcsec
+    fit: _Agreement,
+    common_shift: tuple[Arcsec, Arcsec],
+    area: float,
+    search: Arcsec,
+    tolerance: Arcsec,
 ) -> bool:
     """Whether a frame's sources agree with the stars better than chance lets them.
 
@@ -364,7 +369,7 @@ def _is_credible(
     n = len(fit.star_rows)
     if n == 0 or (n == 1 and fit.sigma > SINGLE_STAR_MAX_SIGMA):
         return False
-    length = float(np.hypot(fit.dx - common[0], fit.dy - common[1]))
+    length = float(np.hypot(fit.dx - common_shift[0], fit.dy - common_shift[1]))
     length = min(max(length, HEADER_ERROR), search)
     further = (fit.alike * np.pi * tolerance**2 / area) ** (n - 1)
     return fit.alike * np.pi * length**2 / area * further <= MAX_FRAME_CHANCE

@@ -18,7 +18,7 @@ from gdask.kernels.astrometry.association import first_shifts, number_stars
 from gdask.kernels.astrometry.few_stars import (
     HEADER_ERROR,
     Stars,
-    is_no_defect,
+    flag_real_sources,
     place_by_few_stars,
     with_comparable_flux,
     with_outlines,
@@ -195,7 +195,7 @@ def solve(
         )
     frames = with_outlines(frames)
     centre = median_pointing(frames)
-    good = by_frame(frames, is_no_defect(frames, joint_problem(frames, centre), match_radius))
+    good = by_frame(frames, flag_real_sources(frames, joint_problem(frames, centre), match_radius))
     used = [good_sources(frame, rows) for frame, rows in zip(frames, good, strict=True)]
     variance = np.concatenate([(np.square(f.ex) + np.square(f.ey)) / 2 for f in used]).astype(float)
     problem, weights = joint_problem(used, centre), prior_weights(prior)

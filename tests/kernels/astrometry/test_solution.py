@@ -363,7 +363,7 @@ def test_arrays_that_stay_get_no_terms():
 
 @pytest.mark.parametrize(("stars", "overlap"), [(60, 1.0), (60, 0.6), (25, 1.0)])
 def test_blind_search(stars, overlap):
-    """Pointings off by up to 30 arcsec, angles by up to 2 degrees: found or refused, never wrong."""
+    """Pointings off by 30 arcsec, angles by up to 2 degrees: found or refused, never wrong."""
     for seed in range(4):
         rng = np.random.default_rng([seed, stars])
         field = sky(int(stars * (120 / 84) ** 2), seed)
