@@ -203,8 +203,8 @@ def solve(
     state, reasons, contrast = _solve_by_patterns(settings)
     placed = _Placed(*np.zeros((2, len(frames)), bool))
     if len(frames) > 1 and any(reasons):
-        doubts = untrusted or [""] * len(frames)
-        state, placed = _add_sparse_frames(settings, state, reasons, doubts)
+        untrusted = untrusted or [""] * len(frames)
+        state, placed = _add_sparse_frames(settings, state, reasons, untrusted)
     terms = centre_on_headers(used, state.problem, state.terms, state.active)
     terms[placed.by_header] = 0.0
     reference_tie = None
@@ -257,8 +257,10 @@ def _add_sparse_frames(
     good = total > 0 if patterned.any() else np.zeros(len(total), bool)
     seen = np.bincount(state.problem.star[state.problem.weight > 0], minlength=len(total))
     known = Stars(x[good], y[good], mean_flux(frames, state.problem)[good], seen[good])
-    given = settings.problem, known, settled, reasons, untrusted
-    places = place_by_few_stars(frames, *given, settings.search, settings.match_radius)
+    radii = settings.search, settings.match_radius
+    places = place_by_few_stars(
+        frames, settings.problem, known, settled, reasons, untrusted, *radii
+    )
     placed, terms = _Placed(*np.zeros((2, len(frames)), bool)), terms.copy()
     for f in map(int, np.flatnonzero(~settled)):
         place = places[f]
