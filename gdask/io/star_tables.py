@@ -12,7 +12,7 @@ import numpy as np
 from astropy.table import Table
 
 from gdask.io.frames import array_headers, grid_of, primary_header, small
-from gdask.kernels.astrometry.epochs import epoch_means, epochs_of
+from gdask.kernels.astrometry.residuals import epoch_means, number_epochs
 from gdask.kernels.geometry.grid import Grid, footprint, grid_to_sky
 from gdask.kernels.geometry.projection import from_sky, tangent_plane, tangent_sky
 from gdask.kernels.sources.centroids import APERTURES
@@ -247,7 +247,7 @@ def solution_tables(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
     if solution is None or not used:
         return {}
     mjd = np.array([source["mjd"] for source in used], float)
-    epoch, times = epochs_of(np.where(np.isfinite(mjd), mjd, 0.0))
+    epoch, times = number_epochs(np.where(np.isfinite(mjd), mjd, 0.0))
     rows = np.concatenate([source["residuals"] for source in used])
     frame = np.repeat(np.arange(len(used)), [len(source["residuals"]) for source in used])
     frames = Table(

@@ -12,10 +12,9 @@ from gdask.instruments import descriptor
 from gdask.io.catalog import at_epoch, read_catalog
 from gdask.io.frames import geometries, note, set_aside, small, warn, with_geometries, with_small
 from gdask.io.lazy_arrays import changed_scale
-from gdask.kernels.astrometry.reference_tie import Reference
-from gdask.kernels.astrometry.solution import FrameFit, Solution
-from gdask.kernels.astrometry.solve import solve
-from gdask.kernels.astrometry.star_association import Measurements
+from gdask.kernels.astrometry.joint_fit import Reference
+from gdask.kernels.astrometry.measured_stars import Measurements
+from gdask.kernels.astrometry.solution import FrameFit, Solution, solve
 from gdask.kernels.geometry.projection import pixel_area, to_plane
 from gdask.model import GdaskError
 from gdask.params import Range
@@ -250,8 +249,8 @@ def _solved(frames: Frames, solution: Solution, catalog: str = "") -> Frames:
             for way, names in ways.items()
         )
         text += f"; placed by {', '.join(each)}"
-    if solution.tie is not None:
-        tie = solution.tie
+    if solution.reference_tie is not None:
+        tie = solution.reference_tie
         text += (
             f"; tied to the catalogue by {tie.n} stars, rms {tie.rms:.1f} mas ({catalog})"
             if tie.ok
@@ -262,10 +261,10 @@ def _solved(frames: Frames, solution: Solution, catalog: str = "") -> Frames:
         for frame, fit in zip(frames, fits, strict=True)
     )
     frames = tuple(_doubtful(frame, fit) for frame, fit in zip(placed, fits, strict=True))
-    if solution.tie is None or solution.tie.ok:
+    if solution.reference_tie is None or solution.reference_tie.ok:
         return frames
     untied = (
-        f"not tied to the catalogue, positions stay on the telescope's pointing: {solution.tie.reason};"
+        f"not tied to the catalogue, positions stay on the telescope's pointing: {solution.reference_tie.reason};"
         " the catalogue must hold stars of this field that the frames show; `search` says how far the pointing may be off"
     )
     return tuple(frame if frame.attrs.get("warning") else warn(frame, untied) for frame in frames)
@@ -332,7 +331,7 @@ def _scale(frame: Frame, first: Frame, by_time: float, tolerance: float) -> Fram
 
 def _star_ratio(frame: Frame, first: Frame) -> float | None:
     """Median flux ratio (first / frame) of stars that both frames hold; None with fewer than five."""
-    from gdask.kernels.astrometry.matching import match_pairs
+    from gdask.kernels.astrometry.association import match_pairs
 
     one, other = (_sky_stars(each) for each in (first, frame))
     i, j = match_pairs(one[0], one[1], other[0], other[1], 0.2)

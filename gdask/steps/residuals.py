@@ -8,7 +8,7 @@ import numpy as np
 
 from gdask.instruments import descriptor
 from gdask.io.frames import geometries, shape_of, small, with_small
-from gdask.kernels.astrometry.epochs import MEASURED
+from gdask.kernels.astrometry.residuals import RESIDUAL_DTYPE
 from gdask.kernels.astrometry.solution import FrameFit, Solution
 from gdask.kernels.geometry.projection import pixel_area
 from gdask.kernels.sources.centroids import EDGE, FAILED, SATURATED
@@ -35,7 +35,7 @@ def with_residuals(frame: Frame, fit: FrameFit, solution: Solution) -> Frame:
         zip(small(frame, "stars"), geometries(frame), strict=True)
     ):
         good = usable(stars)
-        part = np.zeros(len(good), MEASURED)
+        part = np.zeros(len(good), RESIDUAL_DTYPE)
         scale, angle = np.sqrt(pixel_area(geometry, good["x"], good["y"])), np.radians(geometry.pa)
         c, s = np.cos(angle) ** 2 * scale**2, np.sin(angle) ** 2 * scale**2
         part["array"], part["x"], part["y"], part["flags"] = (

@@ -15,8 +15,8 @@ from scipy.spatial import cKDTree
 from benchmarks.centroids import CAMERAS, matched, scene
 from gdask.io.star_tables import add_star_columns, solution_tables
 from gdask.io.tables import source_tables
-from gdask.kernels.astrometry.epochs import MEASURED, epoch_means, epochs_of
-from gdask.kernels.astrometry.solution import STARS
+from gdask.kernels.astrometry.residuals import RESIDUAL_DTYPE, epoch_means, number_epochs
+from gdask.kernels.astrometry.solution import STAR_DTYPE
 from gdask.kernels.geometry.grid import Grid, grid_to_sky
 from gdask.kernels.geometry.projection import Geometry, tangent_plane, tangent_sky
 from gdask.kernels.sources.centroids import APERTURES, PHOTOMETRY, photometry
@@ -35,14 +35,14 @@ def night_of(
 ) -> tuple[list[dict], np.ndarray]:
     """Inputs of a stack as the alignment leaves them: nights 30 days apart, stars that move up to 5 mas a night."""
     rng = np.random.default_rng(seed)
-    table = np.zeros(stars, STARS)
+    table = np.zeros(stars, STAR_DTYPE)
     table["x"], table["y"] = rng.uniform(-40, 40, (2, stars))
     table["ra"], table["dec"] = tangent_sky(table["x"], table["y"], *CENTRE)
     table["n"] = sum(nights)
     motion, inputs = rng.normal(0, 5e-3, (stars, 2)), []
     for night, count in enumerate(nights):
         for frame in range(count):
-            rows = np.zeros(stars, MEASURED)
+            rows = np.zeros(stars, RESIDUAL_DTYPE)
             rows["star"], rows["array"], rows["flux"], rows["eflux"] = (
                 np.arange(stars),
                 np.arange(stars) % 4,
@@ -72,9 +72,9 @@ def night_of(
 
 
 def test_epochs_are_parted_by_nights_whatever_the_order():
-    number, mean = epochs_of(np.array([57900.2, 57880.1, 57880.3, 57900.4, 57881.2]))
+    number, mean = number_epochs(np.array([57900.2, 57880.1, 57880.3, 57900.4, 57881.2]))
     assert list(number) == [2, 0, 0, 2, 1] and mean == pytest.approx([57880.2, 57881.2, 57900.3])
-    assert len(epochs_of(np.zeros(0))[1]) == 0
+    assert len(number_epochs(np.zeros(0))[1]) == 0
 
 
 @pytest.mark.parametrize("floor", [0.5, 4.0])
@@ -108,7 +108,7 @@ def test_positions_by_epoch_show_the_motion_with_errors_that_hold(floor):
 
 
 def test_measurements_without_a_star_or_an_error_do_not_count():
-    rows = np.zeros(5, MEASURED)
+    rows = np.zeros(5, RESIDUAL_DTYPE)
     rows["star"], rows["edx"], rows["edy"] = [3, 3, -1, 3, 4], 1e-3, 1e-3
     rows["dx"], rows["edx"][3] = [0.001, 0.003, 0.5, 0.7, np.nan], np.nan
     out = epoch_means(rows, np.zeros(5, int), 0.0)

@@ -1,4 +1,11 @@
-"""What the joint astrometric solution gives: stars, and for each frame its correction and how it was reached."""
+"""The joint astrometric solution of all frames of a target, and its tie to a reference catalogue.
+
+Fitting each frame to the first one leaves the first frame's own distortion in the stack. Here star
+positions and the corrections of all frames come from one least-squares problem; only differences
+between frames are measurable, so the mean correction over the frames is zero, and what remains is
+the mean of the frames' true distortions: the distortion of one frame over the square root of their
+number. A reference catalogue, where given, then ties the whole group.
+"""
 
 from __future__ import annotations
 
@@ -7,38 +14,98 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gdask.kernels.astrometry.array_terms import with_frame
-from gdask.kernels.astrometry.distortion_terms import (
-    LEVELS,
-    ORDER,
+from gdask.kernels.astrometry.association import first_shifts, number_stars
+from gdask.kernels.astrometry.few_stars import (
+    HEADER_ERROR,
+    Stars,
+    flag_real_sources,
+    place_by_few_stars,
+    with_comparable_flux,
+    with_outlines,
+)
+from gdask.kernels.astrometry.joint_fit import (
+    Reference,
+    ReferenceTie,
+    centre_on_headers,
+    corrected_positions,
+    displaced_group,
+    fit_frames,
+    predictive_counts,
+    star_means,
+    supported_terms,
+    tie_to_reference,
+)
+from gdask.kernels.astrometry.measured_stars import (
+    ORDER_OF_COUNT,
+    TERM_COUNTS,
     TERMS,
+    Measurements,
+    Polynomials,
+    Problem,
+    by_frame,
+    common_vectors,
     displace,
-    normal_blocks,
-    solve_block,
+    frame_rows,
+    good_sources,
+    instrument_vectors,
+    joint_problem,
+    mean_flux,
+    median_pointing,
+    normal_matrices,
+    prior_weights,
+    solve_leading,
     to_polynomials,
 )
-from gdask.kernels.astrometry.few_stars import HEADER_ERROR
-from gdask.kernels.astrometry.joint_fit import positions, star_means
-from gdask.kernels.astrometry.reference_tie import Tie
-from gdask.kernels.astrometry.residuals import MAS, State, quality, star_flux
-from gdask.kernels.astrometry.star_association import Measurements, rows_of
+from gdask.kernels.astrometry.residuals import (
+    DEFAULT_FLOOR,
+    MAS,
+    FitState,
+    array_corrections,
+    array_groups,
+    at_stars,
+    frame_quality,
+    narrowed_radius,
+    noise_floor,
+    refit_arrays,
+    residuals,
+    robust_weights,
+)
 from gdask.kernels.geometry.projection import tangent_sky
+from gdask.model import GdaskError
 from gdask.types import Arcsec, Degrees
 
-#: What headers' position angles, the plate scale and its shears are good to: displacement at 60 arcsec from the pointing.
-TURN_ERROR: Arcsec = 0.003
-
-STARS = np.dtype([(n, "f8") for n in ("ra", "dec", "x", "y", "error", "flux")] + [("n", "i4")])
+#: Most terms that a correction polynomial of each order has, and those of the first pass.
+MAX_TERMS = {0: 2, 1: 6, 2: 12, 3: 20}
+MAX_FIRST_TERMS = 6
+#: Passes of numbering the stars and fitting; in the first of them the numbers of terms follow from
+#: those of the stars alone, and no frame is set aside before they have passed.
+PASSES, FIRST_PASSES = 4, 2
+#: Rounds of weights and fit in a pass; with displaced arrays the fit settles more slowly.
+FIT_ROUNDS, ARRAY_FIT_ROUNDS = 2, 8
+#: The fall of chi-square at which the fits of the first passes end.
+FIRST_SETTLED_CHI2 = 0.01
+#: How a reason begins that more stars or another place would not mend.
+RESIDUALS_REASON = "residuals"
+#: What headers' position angles, the plate scale and its shears are good to: displacement at 60
+#: arcsec from the pointing.
+HEADER_TURN_ERROR: Arcsec = 0.003
+#: Rows of the list of stars, see `Solution`.
+STAR_DTYPE = np.dtype([(n, "f8") for n in ("ra", "dec", "x", "y", "error", "flux")] + [("n", "i4")])
 
 
 class FrameFit(NamedTuple):
-    """One frame's correction and how it was reached. correction_x, correction_y: ten coefficients each (arcsec), as
-    `geometry.Geometry` takes them; terms and order in use; n: sources that other frames share; rms: weighted residual
-    per axis (mas); shift: what the header's pointing was off by, East and North (arcsec); star: row of each source in
-    the star list (-1 where the frame or the source was left out); residual_x, residual_y: measured minus star, East
-    and North (arcsec). ok False: set aside, for the reason given. how: "joint fit", "shift by 2 stars" or "header";
-    error: of the frame's place among the others, per axis (mas), `place_errors`. arrays: (correction_x, correction_y) of each array
-    where arrays of this epoch have displacements of their own; to be taken instead then."""
+    """One frame's correction and how it was reached.
+
+    correction_x, correction_y: ten coefficients each (arcsec), as `geometry.Geometry` takes them;
+    terms and order in use; n: sources that other frames share; rms: weighted residual per axis
+    (mas); shift: what the header's pointing was off by, East and North (arcsec); contrast: of the
+    first match (sigma). ok False: set aside, for the reason given. how: "joint fit", "shift by 2
+    stars" or "header"; error: of the frame's place among the others, per axis (mas), see
+    `_placement_errors`. star: row of each source in the star list (-1 where the frame or the source
+    was left out); residual_x, residual_y: measured minus star, East and North (arcsec). arrays:
+    (correction_x, correction_y) of each array where arrays of this epoch have displacements of
+    their own; to be taken instead then.
+    """
 
     name: str
     correction_x: tuple[float, ...]
@@ -56,22 +123,106 @@ class FrameFit(NamedTuple):
     star: np.ndarray
     residual_x: np.ndarray
     residual_y: np.ndarray
-    arrays: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...] = ()
+    arrays: tuple[Polynomials, ...] = ()
 
 
 class Solution(NamedTuple):
-    """Stars (dtype STARS: ra, dec in degrees; x, y about the centre, error per axis, in arcsec; mean flux; number of
-    frames), one FrameFit per input, the error beyond photon noise that the residuals show (mas), the tie or None."""
+    """The solution of all frames about its centre (ra, dec, degrees).
+
+    stars (dtype STAR_DTYPE): ra, dec in degrees; x, y about the centre, error per axis, in arcsec;
+    mean flux; number of frames. frames: one FrameFit per input. floor: the error beyond photon
+    noise that the residuals show (mas). reference_tie: to the catalogue, or None without one.
+    """
 
     ra: Degrees
     dec: Degrees
     stars: np.ndarray
     frames: tuple[FrameFit, ...]
     floor: float
-    tie: Tie | None
+    reference_tie: ReferenceTie | None
 
 
-def for_all_sources(fit: FrameFit, good: np.ndarray) -> FrameFit:
+class _Settings(NamedTuple):
+    """What stays the same in all passes: measurements without a star, and the choices of `solve`.
+
+    variance: per axis of each measurement by its photons (arcsec^2); prior: 1 / sigma^2 of the 20
+    terms.
+    """
+
+    problem: Problem
+    frames: list[Measurements]
+    variance: np.ndarray
+    order: int
+    prior: np.ndarray
+    search: Arcsec
+    match_radius: Arcsec
+    max_rms: Arcsec
+
+
+class _Placed(NamedTuple):
+    """How frames were placed that have no pattern (bool per frame): by few stars, by headers."""
+
+    by_few_stars: np.ndarray
+    by_header: np.ndarray
+
+
+def solve(
+    frames: Sequence[Measurements],
+    *,
+    order: int = 3,
+    prior: Arcsec = 0.01,
+    search: Arcsec = 3.0,
+    match_radius: Arcsec = 0.2,
+    max_rms: Arcsec = 0.05,
+    reference: Reference | None = None,
+    untrusted: Sequence[str] = (),
+) -> Solution:
+    """Solve star positions and the corrections of all frames together.
+
+    order: of the correction polynomial, at most (0..3); prior: expected size (arcsec, at 60 arcsec
+    from the pointing) of a frame's own distortion terms; search: how far (arcsec) header pointings
+    may be off before a blind search (30 arcsec, 2 degrees) starts; match_radius: how far (arcsec)
+    matched sources may lie apart after the first shift; a frame whose weighted rms exceeds max_rms
+    (arcsec) is set aside. Frames with too few stars for a pattern are shifted by those they have,
+    or keep their header's pointing (`few_stars.place_by_few_stars`); untrusted: per frame, why that
+    must not be ('' or nothing: it may). A single frame keeps its header's pointing, or is tied to
+    the reference. Without frames, or with another order, a GdaskError.
+    """
+    if not frames or not 0 <= order <= 3:
+        raise GdaskError(
+            f"astrometric solution: {len(frames)} frames, order {order};"
+            " expected frames and order 0..3"
+        )
+    frames = with_outlines(frames)
+    centre = median_pointing(frames)
+    good = by_frame(frames, flag_real_sources(frames, joint_problem(frames, centre), match_radius))
+    used = [good_sources(frame, rows) for frame, rows in zip(frames, good, strict=True)]
+    variance = np.concatenate([(np.square(f.ex) + np.square(f.ey)) / 2 for f in used]).astype(float)
+    problem, weights = joint_problem(used, centre), prior_weights(prior)
+    settings = _Settings(problem, used, variance, order, weights, search, match_radius, max_rms)
+    state, reasons, contrast = _solve_by_patterns(settings)
+    placed = _Placed(*np.zeros((2, len(frames)), bool))
+    if len(frames) > 1 and any(reasons):
+        untrusted = untrusted or [""] * len(frames)
+        state, placed = _add_sparse_frames(settings, state, reasons, untrusted)
+    terms = centre_on_headers(used, state.problem, state.terms, state.active)
+    terms[placed.by_header] = 0.0
+    reference_tie = None
+    if reference is not None:
+        x, y, total = star_means(state.problem, *corrected_positions(state.problem, terms))
+        seen = total > 0
+        stars = x[seen], y[seen], mean_flux(used, state.problem)[seen]
+        error, radii = 1 / np.sqrt(total[seen]), (search, match_radius)
+        move, reference_tie = tie_to_reference(reference, stars, error, centre, *radii, weights)
+        terms = displaced_group(used, state.problem, terms, move)
+    state = state._replace(terms=terms)
+    fits = _frame_fits(settings, state, contrast, reasons, placed)
+    fits = [_with_left_out(fit, rows) for fit, rows in zip(fits, good, strict=True)]
+    stars_found, floor = _star_list(used, state.problem, terms), MAS * state.floor
+    return Solution(*centre, stars_found, tuple(fits), floor, reference_tie)
+
+
+def _with_left_out(fit: FrameFit, good: np.ndarray) -> FrameFit:
     """The fit with a row for each measurement of the frame, those left out (-1, NaN) included."""
     if good.all():
         return fit
@@ -80,107 +231,220 @@ def for_all_sources(fit: FrameFit, good: np.ndarray) -> FrameFit:
     return fit._replace(star=star, residual_x=x, residual_y=y)
 
 
-def report(
-    frames: Sequence[Measurements],
-    state: State,
-    centre: tuple[Degrees, Degrees],
-    contrast: Sequence[float],
-    reasons: list[str],
-    tie: Tie | None,
-    sparse: tuple[np.ndarray, np.ndarray],
-    prior: np.ndarray,
-) -> Solution:
-    """The solution in the form in which it is given out. sparse: which frames were placed by few stars, by headers;
-    prior: 1 / sigma^2 of the frames' terms."""
-    problem = state.problem
-    xi, eta = positions(problem, state.terms)
-    x, y, total = star_means(problem, xi, eta)
-    stars = np.zeros(problem.stars, STARS)
-    stars["ra"], stars["dec"] = tangent_sky(x, y, *centre)
-    stars["x"], stars["y"], stars["flux"] = x, y, star_flux(frames, state)
+def _solve_by_patterns(settings: _Settings) -> tuple[FitState, list[str], tuple[float, ...]]:
+    """Solve the frames that have stars enough to be recognised by their pattern.
+
+    Returns the solution; why other frames are not in it (''); contrast of the matches (sigma).
+    """
+    problem, frames = settings.problem, settings.frames
+    found = first_shifts(problem, frames, settings.search, settings.match_radius)
+    reasons = list(found.reason)
+    active, shared = np.zeros(len(frames), np.int64), np.zeros(len(problem.x), bool)
+    state = FitState(problem, found.terms, active, shared, DEFAULT_FLOOR, array_groups(frames))
+    by_few_stars = np.zeros(len(frames), bool)
+    return _run_passes(settings, state, reasons, by_few_stars, 0), reasons, found.contrast
+
+
+def _add_sparse_frames(
+    settings: _Settings, state: FitState, reasons: list[str], untrusted: Sequence[str]
+) -> tuple[FitState, _Placed]:
+    """Place other frames by few stars or by their headers, and solve with them; edits reasons."""
+    frames = [with_comparable_flux(frame) for frame in settings.frames]
+    terms = centre_on_headers(frames, state.problem, state.terms, state.active)
+    patterned = np.array([not reason for reason in reasons])
+    settled = patterned | [reason.startswith(RESIDUALS_REASON) for reason in reasons]
+    x, y, total = star_means(state.problem, *corrected_positions(state.problem, terms))
+    good = total > 0 if patterned.any() else np.zeros(len(total), bool)
+    seen = np.bincount(state.problem.star[state.problem.weight > 0], minlength=len(total))
+    known = Stars(x[good], y[good], mean_flux(frames, state.problem)[good], seen[good])
+    radii = settings.search, settings.match_radius
+    places = place_by_few_stars(
+        frames, settings.problem, known, settled, reasons, untrusted, *radii
+    )
+    placed, terms = _Placed(*np.zeros((2, len(frames)), bool)), terms.copy()
+    for f in map(int, np.flatnonzero(~settled)):
+        place = places[f]
+        reasons[f] = place.reason
+        if not place.reason:
+            placed.by_few_stars[f], placed.by_header[f] = place.n > 0, place.n == 0
+            terms[f] = 0.0
+            shift = np.array([place.dx, place.dy])
+            terms[f, :2] = instrument_vectors(state.problem, f, *shift)
+    state = state._replace(terms=terms)
+    if placed.by_few_stars.any():
+        by_header = np.flatnonzero(placed.by_header).tolist()
+        for f in by_header:
+            reasons[f] = "by its header"  # takes no part in the fit
+        state = _run_passes(settings, state, reasons, placed.by_few_stars, FIRST_PASSES)
+        for f in by_header:
+            reasons[f] = ""
+    return state, placed
+
+
+def _run_passes(
+    settings: _Settings, state: FitState, reasons: list[str], by_few_stars: np.ndarray, first: int
+) -> FitState:
+    """Run the passes from number `first`; frames that fail leave, with their reasons (edited).
+
+    by_few_stars: frames (bool) that are to be shifted only.
+    """
+    number, narrow = first, False
+    while number < PASSES:
+        use = np.array([not reason for reason in reasons])
+        state = _run_pass(settings, state, use, by_few_stars, number, narrow)
+        number, narrow = number + 1, True
+        checked = number >= FIRST_PASSES and len(use) > 1
+        if checked and _set_aside(state, reasons, settings.max_rms):
+            number = min(number, FIRST_PASSES)
+    return state
+
+
+def _run_pass(
+    settings: _Settings,
+    state: FitState,
+    use: np.ndarray,
+    by_few_stars: np.ndarray,
+    number: int,
+    narrow: bool,
+) -> FitState:
+    """Number the stars anew, choose terms, then alternate robust weights and the fit.
+
+    use: frames (bool); number: of the pass; narrow: the match radius by the stars' scatter.
+    """
+    prior, variance, radius = settings.prior, settings.variance, settings.match_radius
+    xi, eta = corrected_positions(state.problem, state.terms)
+    known = star_means(state.problem, xi, eta)[:2] if number else (np.zeros(0), np.zeros(0))
+    radius = narrowed_radius(state, radius) if narrow else radius
+    problem = number_stars(state.problem, xi, eta, use, known, radius)
+    seen = use[problem.frame]
+    count = np.bincount(problem.star[seen], minlength=problem.stars)
+    shared = seen & (count[problem.star] >= 2)
+    sources = np.bincount(problem.frame[shared], minlength=len(use))
+    most = min(MAX_TERMS[settings.order], TERMS if number else MAX_FIRST_TERMS)
+    active = np.array([supported_terms(int(n), most) for n in sources], np.int64) * use
+    active[by_few_stars] = np.where(use & (sources > 0), TERM_COUNTS[0], 0)[by_few_stars]
+    floor, terms, arrays = state.floor, state.terms, state.arrays
+    late = number >= FIRST_PASSES
+    if late:
+        weight = robust_weights(problem, terms, variance, shared, floor)
+        active = predictive_counts(problem._replace(weight=weight), terms, active, prior)
+    displaced = arrays is not None and arrays.terms.any()
+    for _ in range(ARRAY_FIT_ROUNDS if displaced else FIT_ROUNDS):
+        weight = robust_weights(problem, terms, variance, shared, floor)
+        problem = problem._replace(weight=weight)
+        settled = {} if late else {"settled": FIRST_SETTLED_CHI2}
+        terms = fit_frames(at_stars(problem, terms), terms, active, prior, **settled)
+        if late and arrays is not None:
+            problem, arrays = refit_arrays(problem, terms, arrays)
+        floor = noise_floor(problem, terms, variance)
+    weight = robust_weights(problem, terms, variance, shared, floor)
+    alone = np.where(seen, 1 / (variance + floor**2), 0)
+    problem = problem._replace(weight=np.where(shared, weight, alone))
+    return FitState(problem, terms, active, shared, floor, arrays)
+
+
+def _set_aside(state: FitState, reasons: list[str], max_rms: Arcsec) -> bool:
+    """Set aside frames that fail; True if any newly did. Edits reasons."""
+    changed, quality = False, frame_quality(state)
+    for f, reason in enumerate(reasons):
+        if reason:
+            continue
+        n, rms = quality[f]
+        if not state.active[f]:
+            reasons[f] = f"only {n} sources are shared with other frames (at least 4)"
+        elif rms > MAS * max_rms:
+            reasons[f] = (
+                f"{RESIDUALS_REASON} of {rms:.1f} mas from {n} shared sources"
+                f" exceed {MAS * max_rms:g} mas"
+            )
+        changed |= bool(reasons[f])
+    return changed
+
+
+def _star_list(frames: Sequence[Measurements], problem: Problem, terms: np.ndarray) -> np.ndarray:
+    """The list of stars (dtype STAR_DTYPE)."""
+    x, y, total = star_means(problem, *corrected_positions(problem, terms))
+    stars = np.zeros(problem.stars, STAR_DTYPE)
+    stars["ra"], stars["dec"] = tangent_sky(x, y, *problem.centre)
+    stars["x"], stars["y"], stars["flux"] = x, y, mean_flux(frames, problem)
     stars["error"] = 1 / np.sqrt(np.where(total > 0, total, np.nan))
     stars["n"] = np.bincount(problem.star[problem.weight > 0], minlength=problem.stars)
-    fits, measured, errors = [], quality(state), place_errors(state, prior)
-    for f, frame in enumerate(frames):
-        i = rows_of(problem, f)
-        ok, terms, count = not reasons[f], state.terms[f], int(state.active[f])
-        n, rms = measured[f]
-        how, error = (
-            _how(n, errors[f], *(bool(kind[f]) for kind in sparse)) if ok else ("", float("nan"))
-        )
-        shift = (
-            problem.cosine[f] * terms[0] - problem.sine[f] * terms[1],
-            problem.sine[f] * terms[0] + problem.cosine[f] * terms[1],
-        )
-        rms = (
-            rms if n > 1 or not how.startswith("shift") else float("nan")
-        )  # one star alone fits always
-        cx, cy = to_polynomials(terms)
+    return stars
+
+
+def _frame_fits(
+    settings: _Settings,
+    state: FitState,
+    contrast: Sequence[float],
+    reasons: list[str],
+    placed: _Placed,
+) -> list[FrameFit]:
+    """What the solution says of each frame, for the sources that were used."""
+    problem = state.problem
+    quality, errors, fits = frame_quality(state), _placement_errors(state, settings.prior), []
+    dx, dy, _ = residuals(problem, state.terms)
+    shift = common_vectors(problem, np.arange(len(reasons)), *state.terms[:, :2].T)
+    for f, reason in enumerate(reasons):
+        i, (n, rms), count = frame_rows(problem, f), quality[f], int(state.active[f])
+        how, error = _placement(n, errors[f], placed.by_few_stars[f], placed.by_header[f])
+        if n <= 1 and how.startswith("shift") and not reason:
+            rms = float("nan")  # one star alone fits always
+        correction_x, correction_y = to_polynomials(state.terms[f])
         fits.append(
             FrameFit(
-                frame.name,
-                cx,
-                cy,
-                ORDER.get(count, 0),
-                count,
-                n,
-                rms,
-                (float(shift[0]), float(shift[1])),
-                contrast[f],
-                ok,
-                reasons[f],
-                how,
-                error,
-                np.where(ok, problem.star[i], -1),
-                xi[i] - x[problem.star[i]],
-                eta[i] - y[problem.star[i]],
-                _of_arrays(state, f),
+                name=settings.frames[f].name,
+                correction_x=correction_x,
+                correction_y=correction_y,
+                order=ORDER_OF_COUNT.get(count, 0),
+                terms=count,
+                n=n,
+                rms=rms,
+                shift=(float(shift[0][f]), float(shift[1][f])),
+                contrast=contrast[f],
+                ok=not reason,
+                reason=reason,
+                how="" if reason else how,
+                error=float("nan") if reason else error,
+                star=np.where(not reason, problem.star[i], -1),
+                residual_x=dx[i],
+                residual_y=dy[i],
+                arrays=array_corrections(state, f),
             )
         )
-    return Solution(*centre, stars, tuple(fits), MAS * state.floor, tie)
+    return fits
 
 
-def _of_arrays(state: State, f: int) -> tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]:
-    """The corrections of a frame's arrays, where they differ."""
-    arrays = state.arrays
-    if arrays is None or not arrays.values[arrays.of_frame[f]].any():
-        return ()
-    return tuple(
-        to_polynomials(with_frame(state.terms[f], arrays, int(g))) for g in arrays.of_frame[f]
-    )
-
-
-def _how(n: int, error: Arcsec, few: bool, by_header: bool) -> tuple[str, float]:
-    """How a frame was placed, in words, and the error per axis of its place among the others (mas)."""
+def _placement(n: int, error: Arcsec, by_few_stars: bool, by_header: bool) -> tuple[str, float]:
+    """How a frame was placed, in words, and the error per axis of its place (mas)."""
     if by_header or np.isnan(error):
         return "header", MAS * HEADER_ERROR
-    return f"shift by {n} star{'s' if n > 1 else ''}" if few else "joint fit", MAS * error
+    if by_few_stars:
+        return f"shift by {n} star{'s' if n > 1 else ''}", MAS * error
+    return "joint fit", MAS * error
 
 
-def place_errors(state: State, prior: np.ndarray) -> np.ndarray:
-    """Error per axis (arcsec) with which the terms in use place each frame, on average over its stars; NaN without any.
+def _placement_errors(state: FitState, prior: np.ndarray) -> np.ndarray:
+    """Error per axis (arcsec) with which the terms in use place each frame; NaN without any.
 
-    Of frames that are shifted only, at the pointing: their turn, scale and distortion (prior) move the few stars, and the
-    shift follows those.
+    On average over its stars. Of frames that are shifted only, at the pointing: their turn, scale
+    and distortion (prior) move the few stars, and the shift follows those.
     """
     problem, out = state.problem, np.full(len(state.active), np.nan)
     weight = np.where(state.shared, problem.weight, 0.0)
-    normals = normal_blocks(problem.frame, problem.x, problem.y, weight, len(out))
-    expected = np.append(np.full(6, TURN_ERROR), 1 / np.sqrt(prior[6:]))
-    for f in np.flatnonzero(state.active):
-        normal, n, total = normals[f], int(state.active[f]), normals[f, 0, 0]
+    normals = normal_matrices(problem.frame, problem.x, problem.y, weight, len(out))
+    expected = np.append(np.full(6, HEADER_TURN_ERROR), 1 / np.sqrt(prior[6:]))
+    for f in map(int, np.flatnonzero(state.active)):
+        normal, count, total = normals[f], int(state.active[f]), normals[f, 0, 0]
         if not total > 0:
             continue
         whole = normal + np.diag(prior)
-        variance = sum(solve_block(whole, normal[k], n)[k] for k in range(n)) / (2 * total)
-        if n == LEVELS[0]:
-            i = rows_of(problem, int(f))
-            for unit, size in zip(np.eye(TERMS)[n:], expected[n:], strict=True):
+        shares = (solve_leading(whole, normal[k], count)[k] for k in range(count))
+        variance = sum(shares) / (2 * total)
+        if count == TERM_COUNTS[0]:
+            i = frame_rows(problem, f)
+            for unit, size in zip(np.eye(TERMS)[count:], expected[count:], strict=True):
                 u, v = displace(problem.x[i], problem.y[i], unit)
-                variance += (
-                    size**2
-                    * ((weight[i] * u).sum() ** 2 + (weight[i] * v).sum() ** 2)
-                    / (2 * total**2)
-                )
+                moved = (weight[i] * u).sum() ** 2 + (weight[i] * v).sum() ** 2
+                variance += size**2 * moved / (2 * total**2)
         out[f] = np.sqrt(variance)
     return out

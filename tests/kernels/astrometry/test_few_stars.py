@@ -1,13 +1,12 @@
-"""Frames with none to a few stars: placed by them, or by their headers, or left out; never by a cosmic ray."""
+"""Frames with few or no stars: placed by those or by headers, or left out; never by cosmic rays."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from gdask.kernels.astrometry.distortion_terms import displace
-from gdask.kernels.astrometry.solve import solve
-from gdask.kernels.astrometry.star_association import Measurements, to_common
+from gdask.kernels.astrometry.measured_stars import Measurements, displace, to_common_plane
+from gdask.kernels.astrometry.solution import solve
 from gdask.kernels.geometry.projection import tangent_plane, tangent_sky
 
 CENTRE = (201.2925, -43.1015)
@@ -22,8 +21,12 @@ def field(stars, seed=0):
 
 
 def observe(stars, f, *, seed=0, pointing=0.25, rays=3, hot=0, dither=8.0, lost=(), pa=0.0):
-    """One frame: true pointing, header, sources in a scrambled order. rays: cosmic rays anywhere, of any brightness;
-    hot: defects at fixed places of the detector. Returns measurements and the true shift of the header."""
+    """Make up one frame, with its sources in a scrambled order.
+
+    rays: cosmic rays anywhere, of any brightness; hot: defects at fixed places of the detector;
+    lost: rows of the stars that it does not show. Returns measurements and the true shift of the
+    header.
+    """
     rng = np.random.default_rng([seed, f])
     ra0, dec0 = (float(v) for v in tangent_sky(*rng.uniform(-dither, dither, 2), *CENTRE))
     east, north, flux = (np.delete(v, lost) for v in stars)
@@ -65,7 +68,10 @@ def observe(stars, f, *, seed=0, pointing=0.25, rays=3, hot=0, dither=8.0, lost=
 
 
 def errors(frames, truths, solution):
-    """By how much each placed frame's shift is off, relative to their median (arcsec); NaN where it is set aside."""
+    """By how much each placed frame's shift is off, relative to their median (arcsec).
+
+    NaN where the frame is set aside.
+    """
     got = np.array([fit.shift if fit.ok else (np.nan, np.nan) for fit in solution.frames])
     off = got - np.array(truths)
     return np.hypot(*(off - np.nanmedian(off, axis=0)).T)
@@ -90,7 +96,7 @@ def test_a_few_stars_align_frames_to_the_precision_of_their_centroids(stars, ray
             assert all(0 < fit.error < 15 for fit in solution.frames)
 
 
-def bent(frame, rng):
+def distorted(frame, rng):
     """The frame with a turn, a scale and a distortion of its own."""
     terms = np.concatenate(
         [np.zeros(2), rng.normal(0, 0.002, 2), np.zeros(2), rng.normal(0, 0.01, 14)]
@@ -107,11 +113,12 @@ def test_the_error_of_a_place_by_few_stars_knows_of_the_frames_own_distortion():
             *[observe(field(1 + seed % 3, seed), f, seed=seed, rays=0) for f in range(4)],
             strict=True,
         )
-        solution = solve([bent(frame, rng) for frame in frames])
+        solution = solve([distorted(frame, rng) for frame in frames])
         off = np.array([fit.shift for fit in solution.frames]) - np.array(truths)
         off = 1000 * (off - off.mean(axis=0)) * np.sqrt(4 / 3)
         ratio += list(off / np.array([fit.error for fit in solution.frames])[:, None])
-    # so few measurements do not say what their errors beyond photon noise are: 3 mas are assumed, rather too much
+    # So few measurements do not say what their errors beyond photon noise are: 3 mas are assumed,
+    # rather too much.
     assert 0.35 < np.sqrt(np.mean(np.square(ratio))) < 1.1
     near, far = (np.array([[off], [-off], [3e4]]) for off in (2.0, 30.0))
     small, large = (
@@ -244,7 +251,7 @@ def test_a_frame_of_another_field_is_no_sparse_frame():
 
 
 def test_a_catalogue_moves_frames_without_stars_as_well():
-    from gdask.kernels.astrometry.reference_tie import Reference
+    from gdask.kernels.astrometry.joint_fit import Reference
 
     stars = field(40, 2)
     frames = [observe(stars, f, rays=2, pointing=0.02)[0] for f in range(5)]
@@ -258,7 +265,8 @@ def test_a_catalogue_moves_frames_without_stars_as_well():
     assert fit.how == "header" and fit.shift[1] == pytest.approx(-0.7, abs=0.05)
     dx, dy = displace(np.zeros(1), np.zeros(1), np.zeros(20))
     assert (
-        dx == dy == 0 and np.isfinite(to_common(moved[5], np.zeros(1), np.zeros(1), CENTRE)).all()
+        dx == dy == 0
+        and np.isfinite(to_common_plane(moved[5], np.zeros(1), np.zeros(1), CENTRE)).all()
     )
 
 

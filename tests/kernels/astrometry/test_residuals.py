@@ -1,4 +1,4 @@
-"""Three nights of stars that move, simulated, reduced as one: positions by epoch against the truth."""
+"""Positions by epoch against the truth: three simulated nights of moving stars, reduced as one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ NIGHTS = 3
 
 
 def moving_nights(out: Path, motion: float, **options: object) -> np.ndarray:
-    """Nights whose stars move by `motion` mas per night and axis (one sigma); the motions East and North (n, 2), mas."""
+    """Write nights whose stars move by `motion` mas per night and axis (one sigma).
+
+    Returns the motions East and North (n, 2), mas.
+    """
     night = gsaoi.prepare_night(
         gsaoi_options(nights=NIGHTS, n_std=0, bad_wcs=0, n_darks=0, **options)
     )
@@ -63,15 +66,18 @@ def reduced_as_one(folder: Path) -> None:
         reduction.runr()
 
 
-def about_the_truth(
+def errors_of_positions(
     image: Path, truth: Path, motions: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of clean isolated stars: errors (mas) after a quadratic per epoch, stated errors, star and epoch of each row."""
+    """Errors (mas) of clean isolated stars after a quadratic per epoch, and their stated errors.
+
+    Then the star and epoch of each row.
+    """
     objects, epochs = Table.read(image, hdu="OBJCAT"), Table.read(image, hdu="EPOCHS")
     catalog = Table.read(truth / "catalog.ecsv")
     catalog = catalog[catalog["field"] == "target"]
     centre = float(np.median(catalog["ra"])), float(np.median(catalog["dec"]))
-    true, mine = (
+    true, found = (
         1000 * np.column_stack(tangent_plane(t["ra"], t["dec"], *centre))
         for t in (catalog, Table(epochs["RA", "DEC"], names=("ra", "dec")))
     )
@@ -81,7 +87,7 @@ def about_the_truth(
     brightness = np.array([bright.get(star, 0.0) for star in epochs["STAR"]])
     top = np.argsort(-brightness)[:60]
     number = np.asarray(epochs["EPOCH"]) - 1
-    shifts = ((true + motions)[np.argsort(-flux)[:400]][:, None] - mine[top]).reshape(-1, 2)
+    shifts = ((true + motions)[np.argsort(-flux)[:400]][:, None] - found[top]).reshape(-1, 2)
     shifts = shifts[np.hypot(*shifts.T) < 1000]
     shift = max(shifts, key=lambda v: (np.hypot(*(shifts - v).T) < 15).sum())
     shift = np.median(shifts[np.hypot(*(shifts - shift).T) < 15], axis=0)
@@ -89,11 +95,11 @@ def about_the_truth(
     for k in range(NIGHTS):
         tree = cKDTree(true + k * motions)
         rows = np.flatnonzero((number == k) & clean)
-        distance, index = tree.query(mine[rows] + shift)
+        distance, index = tree.query(found[rows] + shift)
         around = np.array([flux[tree.query_ball_point(tree.data[i], 120.0)].sum() for i in index])
         use = (distance < 15) & (around < 1.03 * flux[index])
         rows, index = rows[use], index[use]
-        off, (x, y) = mine[rows] - tree.data[index], mine[rows].T / 1e4
+        off, (x, y) = found[rows] - tree.data[index], found[rows].T / 1e4
         error = np.column_stack([epochs["RA_ERR"][rows], epochs["DEC_ERR"][rows]])
         terms = np.column_stack([np.ones(len(x)), x, y, x * x, x * y, y * y])
         for axis in range(2):
@@ -103,7 +109,8 @@ def about_the_truth(
                 @ np.linalg.lstsq(terms * weight[:, None], off[:, axis] * weight, rcond=None)[0]
             )
         out.append((off, error, index, np.full(len(index), k)))
-    return tuple(np.concatenate(parts) for parts in zip(*out, strict=True))  # type: ignore[return-value]
+    errors, stated, stars, numbers = (np.concatenate(parts) for parts in zip(*out, strict=True))
+    return errors, stated, stars, numbers
 
 
 @pytest.mark.slow
@@ -117,13 +124,13 @@ def test_three_nights_of_moving_stars_reduced_as_one(
     monkeypatch.setenv("DRAGONSRC", str(tmp_path / "dragonsrc"))
     monkeypatch.chdir(tmp_path)
     reduced_as_one(tmp_path)
-    off, error, star, epoch = about_the_truth(tmp_path / IMAGE, tmp_path / "truth", motions)
+    off, error, star, epoch = errors_of_positions(tmp_path / IMAGE, tmp_path / "truth", motions)
     assert {int(k) for k in epoch} == {0, 1, 2} and len(off) > 150
     pulls = (off / error).ravel()
     assert 0.7 < np.median(np.abs(pulls)) / 0.6745 < 1.15 and (np.abs(pulls) > 6).mean() < 0.02
     rows = {(s, k): i for i, (s, k) in enumerate(zip(star, epoch, strict=True))}
-    both = [(rows[s, 0], rows[s, 2], s) for s, k in rows if k == 0 and (s, 2) in rows]
-    first, last, stars = (np.array(v) for v in zip(*both, strict=True))
+    seen_twice = [(rows[s, 0], rows[s, 2], s) for s, k in rows if k == 0 and (s, 2) in rows]
+    first, last, stars = (np.array(v) for v in zip(*seen_twice, strict=True))
     spread = np.hypot(error[first], error[last]) / 2
     assert len(stars) > 40 and (np.abs((off[last] - off[first]) / 2) < 6 * spread).mean() > 0.97
     assert np.median(spread) < 3.0  # mas per night: less than the motions

@@ -1,0 +1,428 @@
+"""Which source of one list is which of another, and which source of a frame is which star.
+
+First a blind shift (with a small rotation) by counting coordinate differences, then one-to-one
+pairs. Nearest neighbours are found by cells: thousands of short searches, each without a tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from gdask.kernels.astrometry.measured_stars import (
+    TERMS,
+    Measurements,
+    Problem,
+    SourceList,
+    fit_terms,
+    frame_rows,
+    instrument_vectors,
+)
+from gdask.types import Arcsec, Degrees
+
+#: The histogram's peak must stand this many sigma of the accidental pairs above them, with at least
+#: MIN_PAIRS pairs. With up to 10^5 bins, 5.5 sigma is reached by chance less than once in 1000
+#: searches (Poisson, expectation > 1).
+MIN_CONTRAST, MIN_PAIRS = 5.5, 4
+#: The peak must hold this share of the sources that could have matched: stars of different depth
+#: still do. A peak of CERTAIN_CONTRAST sigma is believed without: a catalogue may reach far beyond
+#: the field, or lack its brightest stars.
+MIN_PAIRED_SHARE, CERTAIN_CONTRAST = 0.1, 12.0
+#: Where the search within the wanted radius finds nothing, a blind one follows: this far (arcsec),
+#: turned by these angles (degrees). With fewer sources than WIDE_MIN_SOURCES any agreement among so
+#: many trials would be chance.
+WIDE_RADIUS: Arcsec = 30.0
+WIDE_MIN_SOURCES = 8
+WIDE_ROTATIONS = tuple(np.round(np.arange(-2.0, 2.01, 0.1), 1).tolist())
+#: Frames with most sources that are tried as the start of the common list.
+MAX_START_FRAMES = 3
+
+
+class Shift(NamedTuple):
+    """What takes list B onto list A.
+
+    (x, y) of B is turned by `rotation` (degrees, x towards y) about `centre` (arcsec) and scaled,
+    then moved by (dx, dy) arcsec. n pairs agree; contrast is the histogram's peak in sigma of
+    accidental pairs; ok is False, with the reason in words, where no peak convinces.
+    """
+
+    dx: Arcsec
+    dy: Arcsec
+    rotation: Degrees
+    scale: float
+    centre: tuple[Arcsec, Arcsec]
+    n: int
+    contrast: float
+    ok: bool
+    reason: str
+
+
+class FirstShifts(NamedTuple):
+    """First shift of each frame onto the common list of stars.
+
+    terms: (frames, 20), arcsec; contrast of the histogram's peak; what failed ('' if nothing).
+    """
+
+    terms: np.ndarray
+    contrast: tuple[float, ...]
+    reason: tuple[str, ...]
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _sorted_by_cell(
+    x: np.ndarray, y: np.ndarray, x0: float, y0: float, size: float, nx: int, ny: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where each cell of a grid begins among the rows, and the rows in the order of their cells.
+
+    size: of a cell, in the unit of the places; places that are not finite are in no cell.
+    """
+    count = np.zeros(nx * ny + 1, np.int64)
+    cell = np.full(x.size, -1, np.int64)
+    for k in range(x.size):
+        if np.isfinite(x[k]) and np.isfinite(y[k]):
+            cell[k] = int((y[k] - y0) / size) * nx + int((x[k] - x0) / size)
+            count[cell[k] + 1] += 1
+    start = np.cumsum(count)
+    fill, rows = start.copy(), np.empty(start[-1], np.int64)
+    for k in range(x.size):
+        if cell[k] >= 0:
+            rows[fill[cell[k]]] = k
+            fill[cell[k]] += 1
+    return start, rows
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def nearest(
+    xa: np.ndarray, ya: np.ndarray, xb: np.ndarray, yb: np.ndarray, radius: float
+) -> np.ndarray:
+    """The row of list A that is nearest to each place of list B.
+
+    It must be less than `radius` from it, else -1; of equals the first.
+    """
+    out = np.full(xb.size, -1, np.int64)
+    x0, x1, y0, y1, n = np.inf, -np.inf, np.inf, -np.inf, 0
+    for k in range(xa.size):
+        if np.isfinite(xa[k]) and np.isfinite(ya[k]):
+            x0, x1, n = min(x0, xa[k]), max(x1, xa[k]), n + 1
+            y0, y1 = min(y0, ya[k]), max(y1, ya[k])
+    if n == 0 or not radius > 0:
+        return out
+    # Cells no smaller than the radius, of which there are about as many as places.
+    size = max(radius, np.sqrt((x1 - x0) * (y1 - y0) / n), (x1 - x0 + y1 - y0) / n)
+    nx, ny = int((x1 - x0) / size) + 1, int((y1 - y0) / size) + 1
+    start, rows = _sorted_by_cell(xa, ya, x0, y0, size, nx, ny)
+    for k in range(xb.size):
+        u, v = xb[k] - x0, yb[k] - y0
+        if not (-radius < u < x1 - x0 + radius and -radius < v < y1 - y0 + radius):
+            continue
+        best = radius * radius
+        first, last = int(max(u - radius, 0.0) / size), min(int((u + radius) / size), nx - 1)
+        for j in range(int(max(v - radius, 0.0) / size), min(int((v + radius) / size), ny - 1) + 1):
+            for r in range(start[j * nx + first], start[j * nx + last + 1]):
+                a = rows[r]
+                d2 = (xa[a] - xb[k]) ** 2 + (ya[a] - yb[k]) ** 2
+                if d2 < best or (d2 == best and 0 <= a < out[k]):
+                    best, out[k] = d2, a
+    return out
+
+
+def match_pairs(
+    xa: np.ndarray, ya: np.ndarray, xb: np.ndarray, yb: np.ndarray, radius: Arcsec
+) -> tuple[np.ndarray, np.ndarray]:
+    """One-to-one pairs of two lists: each is the other's nearest, within radius.
+
+    The radius has the unit of the coordinates. Returns rows of both lists, rising in list A's.
+    """
+    if not len(xa) or not len(xb):
+        return np.zeros(0, int), np.zeros(0, int)
+    xa, ya, xb, yb = (np.ascontiguousarray(v, float) for v in (xa, ya, xb, yb))
+    to_b, to_a = nearest(xb, yb, xa, ya, radius), nearest(xa, ya, xb, yb, radius)
+    rows = np.flatnonzero(to_b >= 0)
+    rows = rows[to_a[to_b[rows]] == rows]
+    return rows, to_b[rows]
+
+
+def apply_shift(shift: Shift, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Take positions of list B (arcsec) onto list A."""
+    c, s = np.cos(np.radians(shift.rotation)), np.sin(np.radians(shift.rotation))
+    u, v = (x - shift.centre[0]) * shift.scale, (y - shift.centre[1]) * shift.scale
+    return shift.centre[0] + c * u - s * v + shift.dx, shift.centre[1] + s * u + c * v + shift.dy
+
+
+def find_shift(
+    list_a: SourceList,
+    list_b: SourceList,
+    radius: Arcsec,
+    *,
+    brightest: int = 300,
+    tolerance: Arcsec = 0.1,
+    rotations: Sequence[Degrees] = (0.0,),
+) -> Shift:
+    """Find the shift of list B onto list A by counting coordinate differences.
+
+    Positions in arcsec in (nearly) one tangent plane, fluxes in any unit: the `brightest` of each
+    list count, of A only those that B's field can reach within `radius` (arcsec). `tolerance`: how
+    far apart (arcsec) matched sources may lie before the fit (distortion). rotations: angles
+    (degrees) to try; with more than one the final rotation and scale are fitted, from at least 8
+    pairs. A wide blind search is radius 30, rotations -2..2 in steps of 0.1.
+    """
+    (xa, ya, flux_a), (xb, yb, flux_b) = list_a, list_b
+    fewest = min(len(xa), len(xb))
+    if fewest < MIN_PAIRS:
+        reason = f"{fewest} sources are too few to match (at least {MIN_PAIRS})"
+        return Shift(0.0, 0.0, 0.0, 1.0, (0.0, 0.0), 0, 0.0, False, reason)
+    xb, yb = _brightest_places(xb, yb, flux_b, np.ones(len(xb), bool), brightest)
+    centre = (float(xb.mean()), float(yb.mean()))
+    limit_x = np.ptp(xb) / 2 + np.abs(xb - centre[0]).max() / 2 + radius
+    limit_y = np.ptp(yb) / 2 + np.abs(yb - centre[1]).max() / 2 + radius
+    reachable = (np.abs(xa - centre[0]) <= limit_x) & (np.abs(ya - centre[1]) <= limit_y)
+    xa, ya = _brightest_places(xa, ya, flux_a, reachable, brightest)
+    best = Shift(0.0, 0.0, 0.0, 1.0, centre, 0, -1.0, True, "")
+    for angle in rotations:
+        trial = best._replace(dx=0.0, dy=0.0, rotation=angle)
+        x, y = apply_shift(trial, xb, yb)
+        dx, dy, count, contrast = _histogram_peak(
+            (xa[:, None] - x).ravel(), (ya[:, None] - y).ravel(), radius, tolerance
+        )
+        if contrast > best.contrast:
+            best = trial._replace(dx=dx, dy=dy, n=int(count), contrast=contrast)
+    refined = _refined(best, (xa, ya), (xb, yb), tolerance, len(rotations) > 1)
+    return _judged(refined, min(len(xa), len(xb)), radius)
+
+
+def _brightest_places(
+    x: np.ndarray, y: np.ndarray, flux: np.ndarray, keep: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the n brightest among the sources to keep (bool); the first of equals."""
+    rows = np.flatnonzero(keep & np.isfinite(flux) & np.isfinite(x) & np.isfinite(y))
+    rows = rows[np.argsort(-flux[rows], kind="stable")[:n]]
+    return x[rows], y[rows]
+
+
+def _histogram_peak(
+    dx: np.ndarray, dy: np.ndarray, radius: Arcsec, cell: Arcsec
+) -> tuple[Arcsec, Arcsec, int, float]:
+    """Centre of the fullest 3x3 bins of the differences, its count, and its contrast in sigma."""
+    n = max(int(np.ceil(2 * radius / cell)), 3)
+    near = np.flatnonzero((np.abs(dx) <= radius) & (np.abs(dy) <= radius))  # few, as a rule
+    dx, dy = dx[near], dy[near]
+    i = np.floor((dx + radius) / (2 * radius) * n).astype(int)
+    j = np.floor((dy + radius) / (2 * radius) * n).astype(int)
+    inside = (i >= 0) & (i < n) & (j >= 0) & (j < n)
+    top, most = _fullest_bins(i[inside], j[inside], n)
+    # Accidental pairs: those outside the peak, spread over the bins outside it.
+    background = max(9 * (np.count_nonzero(inside) - most) / max(n * n - 9, 1), 0.0)
+    contrast = (most - background) / np.sqrt(background + 1)
+    width = 2 * radius / n
+    dx_top, dy_top = (top % n + 0.5) * width - radius, (top // n + 0.5) * width - radius
+    return dx_top, dy_top, most, float(contrast)
+
+
+def _fullest_bins(i: np.ndarray, j: np.ndarray, n: int) -> tuple[int, int]:
+    """Middle of the 3x3 bins of an n x n histogram that hold most, and how many they hold.
+
+    i, j: column and row of each entry. The middle is row times n plus column; the first of equals.
+    """
+    if not len(i):
+        return 0, 0
+    if 50 * len(i) > n * n:
+        count = np.zeros((n + 2, n + 2), np.int64)
+        count[1:-1, 1:-1] = np.bincount(j * n + i, minlength=n * n).reshape(n, n)
+        rows = count[:-2] + count[1:-1] + count[2:]
+        nine = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
+        top = int(np.argmax(nine))
+        return top, int(nine.flat[top])
+    # Of few pairs only the bins around them are counted.
+    di, dj = np.meshgrid((-1, 0, 1), (-1, 0, 1))
+    u, v = i[:, None] + di.ravel(), j[:, None] + dj.ravel()
+    inside = (u >= 0) & (u < n) & (v >= 0) & (v < n)
+    bins, number = np.unique(v[inside] * n + u[inside], return_counts=True)
+    top = int(np.argmax(number))
+    return int(bins[top]), int(number[top])
+
+
+def _similarity(
+    xa: np.ndarray, ya: np.ndarray, xb: np.ndarray, yb: np.ndarray, turn: bool
+) -> tuple[float, float, float, float]:
+    """Least-squares shift of B's mean point, rotation (radians) and scale of B onto A.
+
+    Without turning, rotation and scale are 0 and 1.
+    """
+    mean_xa, mean_xb, mean_ya, mean_yb = xa.mean(), xb.mean(), ya.mean(), yb.mean()
+    u, v, p, q = xb - mean_xb, yb - mean_yb, xa - mean_xa, ya - mean_ya
+    size = (u * u + v * v).sum()
+    if not turn or not size > 0:
+        return mean_xa - mean_xb, mean_ya - mean_yb, 0.0, 1.0
+    c, s = (u * p + v * q).sum() / size, (u * q - v * p).sum() / size
+    rotation, scale = float(np.arctan2(s, c)), float(np.hypot(c, s))
+    return mean_xa - mean_xb, mean_ya - mean_yb, rotation, scale
+
+
+def _refined(
+    shift: Shift,
+    places_a: tuple[np.ndarray, np.ndarray],
+    places_b: tuple[np.ndarray, np.ndarray],
+    tolerance: Arcsec,
+    turn: bool,
+) -> Shift:
+    """Pair within the tolerance and fit the shift (and rotation and scale), six times.
+
+    The first two times within twice the tolerance, as the peak is known to a bin only.
+    """
+    (xa, ya), (xb, yb) = places_a, places_b
+    for step in range(6):
+        x, y = apply_shift(shift, xb, yb)
+        ia, ib = match_pairs(xa, ya, x, y, (2.0 if step < 2 else 1.0) * tolerance)
+        if len(ia) < MIN_PAIRS:
+            return shift._replace(n=len(ia))
+        dx, dy, angle, scale = _similarity(xa[ia], ya[ia], x[ib], y[ib], turn and len(ia) >= 8)
+        # The fit turns about the mean of the pairs; dx and dy refer to the fixed centre.
+        cx = shift.centre[0] + shift.dx - x[ib].mean()
+        cy = shift.centre[1] + shift.dy - y[ib].mean()
+        c, s = np.cos(angle) * scale, np.sin(angle) * scale
+        shift = shift._replace(
+            dx=float(shift.dx + dx + c * cx - s * cy - cx),
+            dy=float(shift.dy + dy + s * cx + c * cy - cy),
+            rotation=float(shift.rotation + np.degrees(angle)),
+            scale=float(shift.scale * scale),
+            n=len(ia),
+        )
+    return shift
+
+
+def _judged(shift: Shift, possible: int, radius: Arcsec) -> Shift:
+    """The shift, refused with the reason where its pairs, of those possible, do not convince."""
+    if shift.n < MIN_PAIRS:
+        reason = f"only {shift.n} sources pair up within {radius:g} arcsec"
+    elif shift.contrast < MIN_CONTRAST and shift.n < 0.5 * possible:
+        reason = (
+            f"no clear peak among the differences ({shift.contrast:.1f} sigma,"
+            f" {shift.n} of {possible} pairs)"
+        )
+    elif shift.n < MIN_PAIRED_SHARE * possible and shift.contrast < CERTAIN_CONTRAST:
+        reason = f"only {shift.n} of {possible} sources pair up"
+    else:
+        return shift
+    return shift._replace(ok=False, reason=reason)
+
+
+def first_shifts(
+    problem: Problem, frames: Sequence[Measurements], radius: Arcsec, tolerance: Arcsec
+) -> FirstShifts:
+    """Shift every frame onto a growing list that starts with the frame with most sources.
+
+    Where most frames do not fit the start, the next richest frame is tried as start. radius: of
+    the search; tolerance: within which sources of the list and a frame are the same (arcsec).
+    """
+    richest = np.argsort([-len(f.x) for f in frames], kind="stable")[:MAX_START_FRAMES]
+    best: FirstShifts | None = None
+    for start in map(int, richest):
+        found = _shifts_from_start(problem, frames, start, radius, tolerance)
+        if best is None or found.reason.count("") > best.reason.count(""):
+            best = found
+        if best.reason.count("") > len(frames) / 2:
+            break
+    assert best is not None
+    return best
+
+
+def _shifts_from_start(
+    problem: Problem, frames: Sequence[Measurements], start: int, radius: Arcsec, tolerance: Arcsec
+) -> FirstShifts:
+    """First shifts with one frame as the start of the list; the frames nearest to it come first."""
+    rows = [frame_rows(problem, f) for f in range(len(frames))]
+    places = [(problem.header_xi[i], problem.header_eta[i]) for i in rows]
+    middle = np.array([(x.mean(), y.mean()) if len(x) else (1e9, 1e9) for x, y in places])
+    by_distance = np.argsort(np.hypot(*(middle - middle[start]).T), kind="stable")
+    order = [int(f) for f in by_distance if f != start]
+    terms = np.zeros((len(frames), TERMS))
+    contrast, reason = [0.0] * len(frames), [""] * len(frames)
+    stars: SourceList = (*places[start], np.asarray(frames[start].flux, float))
+    tried: dict[int, int] = {}  # how long the list was when a frame was last tried
+    for f in order + order:
+        if (contrast[f] and not reason[f]) or tried.get(f) == len(stars[0]):
+            continue
+        tried[f] = len(stars[0])
+        sources: SourceList = (*places[f], np.asarray(frames[f].flux, float))
+        shift = _shift_near_or_wide(stars, sources, radius)
+        contrast[f], reason[f] = shift.contrast, shift.reason
+        if not shift.ok:
+            continue
+        x, y = apply_shift(shift, *places[f])
+        dx, dy = instrument_vectors(problem, f, x - places[f][0], y - places[f][1])
+        i, free = rows[f], np.full(TERMS, 1e-9)
+        terms[f] = fit_terms(problem.x[i], problem.y[i], dx, dy, np.ones(len(i)), 4, free)
+        stars = _with_new_stars(stars, (x, y, sources[2]), tolerance)
+    return FirstShifts(terms, tuple(contrast), tuple(reason))
+
+
+def _shift_near_or_wide(stars: SourceList, sources: SourceList, radius: Arcsec) -> Shift:
+    """Shift of the sources onto the stars, by a wide blind search where the near one fails."""
+    shift = find_shift(stars, sources, radius)
+    fewest = min(len(stars[0]), len(sources[0]))
+    if shift.ok or radius >= WIDE_RADIUS or fewest < WIDE_MIN_SOURCES:
+        return shift
+    wide = find_shift(stars, sources, WIDE_RADIUS, rotations=WIDE_ROTATIONS)
+    return wide if wide.ok else shift
+
+
+def _with_new_stars(stars: SourceList, sources: SourceList, tolerance: Arcsec) -> SourceList:
+    """The list of stars with those sources that are none of them; fluxes brought to the list's."""
+    x, y, flux = sources
+    near = rows_around(stars[0], stars[1], x, y, tolerance)
+    ia, ib = match_pairs(stars[0][near], stars[1][near], x, y, tolerance)
+    ratio = float(np.median(stars[2][near[ia]] / flux[ib])) if len(ia) else 1.0
+    new = _other_rows(len(x), ib)
+    added = (x[new], y[new], flux[new] * ratio)
+    x, y, flux = (np.append(old, more) for old, more in zip(stars, added, strict=True))
+    return x, y, flux
+
+
+def _other_rows(n: int, rows: np.ndarray) -> np.ndarray:
+    """The rows 0..n-1 that are not among `rows`."""
+    left = np.ones(n, bool)
+    left[rows] = False
+    return np.flatnonzero(left)
+
+
+def rows_around(
+    star_x: np.ndarray, star_y: np.ndarray, x: np.ndarray, y: np.ndarray, margin: Arcsec
+) -> np.ndarray:
+    """Rows of a list of stars within the rectangle around some places, and a margin.
+
+    The rest of the list need not be searched.
+    """
+    if not len(x):
+        return np.zeros(0, int)
+    inside = (star_x >= x.min() - margin) & (star_x <= x.max() + margin)
+    return np.flatnonzero(inside & (star_y >= y.min() - margin) & (star_y <= y.max() + margin))
+
+
+def number_stars(
+    problem: Problem,
+    xi: np.ndarray,
+    eta: np.ndarray,
+    use: np.ndarray,
+    known: tuple[np.ndarray, np.ndarray],
+    radius: Arcsec,
+) -> Problem:
+    """Give each measurement the number of its star: the nearest of a list, or a new one.
+
+    xi, eta: corrected positions; use: bool per frame; known: positions of the list, all in the
+    common plane (arcsec). One-to-one within a frame, within `radius` (arcsec).
+    """
+    finite = np.isfinite(known[0])
+    star_xi, star_eta = known[0][finite], known[1][finite]
+    star = np.zeros(len(xi), np.int64)
+    for f in map(int, np.flatnonzero(use)):
+        i = frame_rows(problem, f)
+        near = rows_around(star_xi, star_eta, xi[i], eta[i], radius)
+        ia, ib = match_pairs(star_xi[near], star_eta[near], xi[i], eta[i], radius)
+        star[i[ib]] = near[ia]
+        new = i[_other_rows(len(i), ib)]
+        star[new] = len(star_xi) + np.arange(len(new))
+        star_xi, star_eta = np.append(star_xi, xi[new]), np.append(star_eta, eta[new])
+    return problem._replace(star=star, stars=max(len(star_xi), 1))
