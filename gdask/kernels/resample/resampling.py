@@ -85,6 +85,21 @@ def resample_mask(mask: Mask, ymap: Floats, xmap: Floats, origin: tuple[int, int
     return _nearest(plain(mask, np.bool_), *maps, float(origin[0]), float(origin[1]))
 
 
+def flags_on_map(
+    dq: Flags, mended: Image, ymap: Floats, xmap: Floats, table: Image, threshold: Fraction
+) -> Flags:
+    """DQ of a window on the pixels of a map, by the rule of `resample`; NO_DATA outside.
+
+    mended: data of the window, not finite where no value is known. ymap, xmap: pixels of the window. table: weights as
+    `interpolation.weights` gives them. threshold: share of the absolute weight above which a bit is set.
+    """
+    near = _flags_near(dq, mended, table.shape[1])
+    maps = plain(ymap, np.float64), plain(xmap, np.float64)
+    return _flags_on_map(
+        plain(dq, np.uint16), near, *maps, table, (0,) * table.shape[1], float(threshold)
+    )
+
+
 def planes(
     data: Image, variance: Image, dq: Flags, ymap: Floats, xmap: Floats
 ) -> tuple[Image, Image, Flags]:
@@ -226,6 +241,34 @@ def _resample(
             out[j, i] = value * area_ratio
             out_var[j, i] = noise / squares * area_ratio
     return out, out_var, out_dq
+
+
+@njit(cache=True, nogil=True)
+def _flags_on_map(
+    dq: Flags,
+    near: Flags,
+    ymap: Floats,
+    xmap: Floats,
+    table: Image,
+    taps: tuple[int, ...],
+    threshold: float,
+) -> Flags:
+    """The DQ of `_resample` alone."""
+    out = np.full(ymap.shape, _NO_DATA, np.uint16)
+    half = len(taps) // 2
+    wy, wx, share = np.empty(len(taps), np.float32), np.empty(len(taps), np.float32), np.empty(16)
+    for j in range(ymap.shape[0]):
+        for i in range(ymap.shape[1]):
+            y, x = ymap[j, i], xmap[j, i]
+            if not (y >= -0.5 and y < dq.shape[0] - 0.5 and x >= -0.5 and x < dq.shape[1] - 0.5):
+                continue
+            iy, ix = math.floor(y), math.floor(x)
+            out[j, i] = 0
+            if near[iy + 1, ix + 1]:
+                _phase(table, taps, y - iy, wy)
+                _phase(table, taps, x - ix, wx)
+                out[j, i] = _flags(dq, wy, wx, iy + 1 - half, ix + 1 - half, threshold, share)
+    return out
 
 
 @njit(cache=True, nogil=True, inline="always")
