@@ -12,10 +12,10 @@ from gdask.io.lazy_arrays import map_blocks
 from gdask.io.read import Plane, on_disk, read_window
 from gdask.kernels.geometry.areas import area_factors
 from gdask.kernels.geometry.grid import Grid, Window, common_grid, footprint, input_window
-from gdask.kernels.geometry.pixel_map import MOST_ERROR, map_error, pixel_map
+from gdask.kernels.geometry.pixel_map import MAX_MAP_ERROR, map_error, pixel_map
 from gdask.kernels.geometry.projection import Geometry, pixel_area
 from gdask.kernels.geometry.wcs import grid_from_header, grid_header
-from gdask.kernels.resample.interpolation import noise_correlation, reach
+from gdask.kernels.resample.interpolation import kernel_margin, noise_correlation
 from gdask.kernels.resample.resampling import resample
 from gdask.model import DQ, GdaskError
 from gdask.params import Range
@@ -126,11 +126,11 @@ def _names(frame: Frame) -> tuple[str, ...]:
 
 
 def _checked(frame: Frame, grid: Grid) -> Frame:
-    """The Frame with the error of its sampled map (px) in `attrs["solution"]`; GdaskError where it exceeds MOST_ERROR."""
+    """The Frame with the error of its sampled map (px) in `attrs["solution"]`; GdaskError where it exceeds MAX_MAP_ERROR."""
     error = _map_error(frame, grid)
-    if error > MOST_ERROR:
+    if error > MAX_MAP_ERROR:
         raise GdaskError(
-            f"{frame.attrs['name']}: the sampled pixel map is wrong by {error:.1e} px, at most {MOST_ERROR:g} was expected;"
+            f"{frame.attrs['name']}: the sampled pixel map is wrong by {error:.1e} px, at most {MAX_MAP_ERROR:g} was expected;"
             " the fitted correction bends too fast: align with a lower order"
         )
     return frame.assign_attrs(solution=(frame.attrs.get("solution") or {}) | {"map_px": error})
@@ -270,7 +270,9 @@ def resample_window(
         )
         touched = y1, y2, x1, x2
         inside = (
-            input_window(geometry, three[0].shape, grid, touched, reach(source.interpolation))
+            input_window(
+                geometry, three[0].shape, grid, touched, kernel_margin(source.interpolation)
+            )
             if y1 < y2 and x1 < x2
             else None
         )

@@ -1,4 +1,4 @@
-"""The same resampling through reproject's own functions, for those who want its interpolation.
+"""Resampling by the methods of the package reproject, with the results and conventions of `resampling`.
 
 reproject spends its time on world coordinates, so it gets two APE-14 WCS that share a flat world: for interpolation
 and "adaptive" the output's pixel plane, for "exact" (which needs the sky) the array's pixel plane, one arcsec a pixel.
@@ -29,9 +29,9 @@ from gdask.kernels.resample.reproject_methods import (
     method_weights,
 )
 from gdask.kernels.resample.reproject_wcs import PixelMapWCS, SkyMapWCS, array_sky
-from gdask.kernels.resample.resampling import LEAST_GOOD, flags_on_map, mend, planes
+from gdask.kernels.resample.resampling import MIN_GOOD_WEIGHT, checked_planes, flags_on_map, mend
 from gdask.model import DQ, GdaskError
-from gdask.types import Flags, Fraction, Image, Pixels
+from gdask.types import Flags, Fraction, Image
 
 #: Holes that hold less than this share of the weight are overlooked: above the rounding of float32 sums, far below noise.
 HOLE_TOLERANCE = 1e-5
@@ -58,10 +58,10 @@ def resample_reprojected(
     method: one of reproject_methods.METHODS. threshold: a DQ bit is set where input pixels that have it hold more than
     this share of the absolute weight of the method. Outside the array: 0, 0, NO_DATA.
 
-    Pixels that cannot be mended get no weight where the others keep LEAST_GOOD of it; elsewhere the values are used as
+    Pixels that cannot be mended get no weight where the others keep MIN_GOOD_WEIGHT of it; elsewhere the values are used as
     they are (0 for what is not finite), flagged. Raises GdaskError for a method, shape or margin that does not fit.
     """
-    data, variance, dq = planes(data, variance, dq, ymap, xmap)
+    data, variance, dq = checked_planes(data, variance, dq, ymap, xmap)
     if map_margin < map_margin_of(method) or min(ymap.shape) <= 2 * map_margin:
         raise GdaskError(
             f"a map of {ymap.shape} came with a margin of {map_margin} for {method!r};"
@@ -70,22 +70,25 @@ def resample_reprojected(
     table = method_weights(method, area_ratio)
     mended, mended_var = mend(data, variance, dq)
     maps = ymap, xmap
-    wanted_y, wanted_x = (_without_margin(m, map_margin) - at for m, at in zip(maps, origin))
+    wanted_y, wanted_x = (
+        _without_margin(m, map_margin) - first for m, first in zip(maps, origin, strict=True)
+    )
     if method == "nearest-neighbor":
         place = np.floor(wanted_y + 0.5), np.floor(wanted_x + 0.5)
     else:
         place = wanted_y, wanted_x
     out_dq = flags_on_map(dq, mended, *place, table, threshold)
     known = np.isfinite(mended)
+    raw = [np.nan_to_num(plane, posinf=0, neginf=0) for plane in (data, variance)]
     inputs = [np.where(known, mended, 0), np.where(known, mended_var, 0)]
     if not known.all():
-        inputs += [known, np.nan_to_num(data), np.nan_to_num(variance, posinf=0)]
+        inputs += [known, *raw]
     out = _by_reproject(np.array(inputs, np.float32), maps, method, origin, map_margin)
     value, noise = out[:2] if known.all() else _without_holes(out)
     ny, nx = data.shape
     inside = (wanted_y >= -0.5) & (wanted_y < ny - 0.5) & (wanted_x >= -0.5) & (wanted_x < nx - 0.5)
     inside &= np.isfinite(value) & np.isfinite(noise)
-    nearest_noise = _nearest(np.where(known, mended_var, np.nan_to_num(variance)), *place)
+    nearest_noise = _nearest(np.where(known, mended_var, raw[1]), *place)
     noise = np.where(noise > 0, noise, nearest_noise)  # a spline undershoots beside a star
     ratio = np.float32(area_ratio)
     return (
@@ -99,9 +102,9 @@ def _by_reproject(
     inputs: Image, maps: tuple[Floats, Floats], method: str, origin: tuple[int, int], margin: int
 ) -> Image:
     """Return planes (n, ny, nx) on the wanted pixels of the map, by reproject's NumPy path in one call; NaN outside."""
-    maps = tuple(_without_margin(m, margin - map_margin_of(method)) for m in maps)  # type: ignore[assignment]
+    surplus, margin = margin - map_margin_of(method), map_margin_of(method)
+    maps = _without_margin(maps[0], surplus), _without_margin(maps[1], surplus)
     shape = maps[0].shape
-    margin = map_margin_of(method)
     out = np.empty((len(inputs), shape[0] - 2 * margin, shape[1] - 2 * margin), np.float32)
     kept: dict[str, Any] = {"output_array": out, "shape_out": out.shape, "return_footprint": False}
     if method == "exact":
@@ -118,23 +121,27 @@ def _by_reproject(
 
 
 def _without_holes(out: Image) -> tuple[Image, Image]:
-    """Return data and variance of planes (data, variance, known: all zero in holes; data, variance: as they are)."""
+    """Return data and variance of five resampled planes, as if holes had no weight where others keep enough of it.
+
+    out: data and variance that are zero in holes, the weight outside holes, and data and variance as they are.
+    """
     share = out[2]
-    as_it_is = ~(share >= LEAST_GOOD)
+    as_it_is = ~(share >= MIN_GOOD_WEIGHT)
     partial = ~as_it_is & (np.abs(share - 1) > HOLE_TOLERANCE)
     scale = 1 / np.where(partial, share, np.float32(1))
     return np.where(as_it_is, out[3], out[0] * scale), np.where(as_it_is, out[4], out[1] * scale)
 
 
-def _without_margin(plane: Floats, margin: Pixels) -> Floats:
-    cut = slice(int(margin), -int(margin) or None)
+def _without_margin(plane: Floats, margin: int) -> Floats:
+    """Return the inside of a plane, without `margin` pixels on each side."""
+    cut = slice(margin, -margin or None)
     return plane[cut, cut]
 
 
 def _nearest(plane: Image, y: Floats, x: Floats) -> Image:
     """Return the value of the nearest pixel, of the nearest in the array outside it."""
     j, i = (
-        np.clip(np.nan_to_num(np.floor(at + 0.5)), 0, n - 1).astype(np.intp)
-        for at, n in zip((y, x), plane.shape, strict=True)
+        np.clip(np.nan_to_num(np.floor(places + 0.5)), 0, n - 1).astype(np.intp)
+        for places, n in zip((y, x), plane.shape, strict=True)
     )
     return plane[j, i]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from gdask.kernels.geometry.projection import Floats
-from gdask.kernels.resample.interpolation import PHASES, weights
+from gdask.kernels.resample.interpolation import MEND_MARGIN, PHASES, kernel_weights
 from gdask.model import GdaskError
 from gdask.types import Image, Pixels
 
@@ -16,8 +16,6 @@ METHODS = ("nearest-neighbor", "bilinear", "bicubic", "adaptive", "exact")
 #: Methods whose output pixels depend on a few input pixels only: the same bits from any window with its margin.
 #: The others ("bicubic": the prefilter of the spline passes over all pixels) need whole arrays.
 LOCAL_METHODS = ("nearest-neighbor", "bilinear", "adaptive", "exact")
-#: Distance (pixels) from which on `gdask.kernels.resample.resampling.mend` looks at neighbours of a bad pixel.
-MEND_MARGIN = 2
 #: Width of the Gaussian of "adaptive" and half the side of the square that it is cut to, in pixels of the coarser of
 #: the two images; the weight is exp(-2 (distance / width)^2) (DeForest 2004). The width is reproject's default. Its
 #: default for the square (half of sample_region_width = 4) leaves errors of 0.5 % in the flux of single stars.
@@ -34,7 +32,7 @@ def margin_of(method: str, area_ratio: float = 1.0) -> Pixels | None:
     Raises GdaskError for an unknown method.
     """
     if method not in LOCAL_METHODS:
-        method_weights(method, area_ratio)  # raises for a name that does not exist
+        method_weights(method, area_ratio)  # raises for an unknown method
         return None
     return method_weights(method, area_ratio).shape[1] // 2 + MEND_MARGIN
 
@@ -48,7 +46,7 @@ def map_margin_of(method: str) -> int:
 
 
 def method_weights(method: str, area_ratio: float = 1.0, spline_taps: int = SPLINE_TAPS) -> Image:
-    """Return weights (PHASES + 1, taps), float32, along one axis, as `interpolation.weights` does for own kernels.
+    """Return weights (PHASES + 1, taps), float32, along one axis, as `interpolation.kernel_weights` does for own kernels.
 
     Rows are phases 0..1 past the left one of the middle two pixels, and sum to 1. "nearest-neighbor" has those of
     "bilinear", meant for places that are rounded to whole pixels. "exact" is that of pixels with parallel edges.
@@ -57,7 +55,7 @@ def method_weights(method: str, area_ratio: float = 1.0, spline_taps: int = SPLI
     if method not in METHODS:
         raise GdaskError(f"method came as {method!r}; expected one of {', '.join(METHODS)}")
     if method in ("nearest-neighbor", "bilinear"):
-        return weights("bilinear")
+        return kernel_weights("bilinear")
     size = math.sqrt(area_ratio)
     if method == "bicubic":
         half = spline_taps // 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gdask.kernels.geometry.areas import SPACING, area_factors
+from gdask.kernels.geometry.areas import AREA_NODE_SPACING, area_factors
 from gdask.kernels.geometry.grid import common_grid, grid_to_sky
 from gdask.kernels.geometry.pixel_map import pixel_map
 from gdask.kernels.geometry.projection import Geometry, from_sky, pixel_area
@@ -107,7 +107,9 @@ def test_factors_do_not_depend_on_the_window() -> None:
 def test_factors_between_nodes_are_exact_enough() -> None:
     grid = common_grid([MOVED], [(SIZE, SIZE)], 0.02, 0.0, 150.0, -30.0)
     factor = area_factors(MOVED, grid, (0, grid.shape[0], 0, grid.shape[1]), REFERENCE)[0]
-    at = SPACING // 2 + SPACING * np.arange(1, grid.shape[0] // SPACING - 1)
+    at = AREA_NODE_SPACING // 2 + AREA_NODE_SPACING * np.arange(
+        1, grid.shape[0] // AREA_NODE_SPACING - 1
+    )
     gx, gy = np.meshgrid(at.astype(float), at.astype(float))
     x, y = from_sky(MOVED, *grid_to_sky(grid, gx, gy))
     exact = pixel_area(STATIC, x, y) / pixel_area(MOVED, x, y)

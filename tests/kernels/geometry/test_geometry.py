@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from astropy.coordinates import SkyCoord
@@ -22,17 +20,15 @@ from gdask.kernels.geometry.grid import (
 from gdask.kernels.geometry.pixel_map import exact_map, map_error, pixel_map
 from gdask.kernels.geometry.projection import (
     Geometry,
-    from_dict,
     from_plane,
     from_sky,
     pixel_area,
     tangent_plane,
     tangent_sky,
-    to_dict,
     to_plane,
     to_sky,
 )
-from gdask.kernels.geometry.wcs import array_wcs, grid_from_header, grid_header, wcs_objects
+from gdask.kernels.geometry.wcs import array_wcs, grid_from_header, grid_header
 from gdask.model import GdaskError
 
 
@@ -110,10 +106,8 @@ def test_inverse_says_nan_where_the_polynomial_turns_over() -> None:
     assert np.isnan(x[1])
 
 
-def test_geometry_goes_through_json_and_rejects_half_polynomials() -> None:
+def test_half_polynomials_are_rejected() -> None:
     geometry = gsaoi(corrected=True)[0]
-    assert from_dict(json.loads(json.dumps(to_dict(geometry)))) == geometry
-    assert hash(geometry) == hash(from_dict(to_dict(geometry)))
     with pytest.raises(GdaskError, match="7 terms"):
         to_plane(geometry._replace(distortion_x=geometry.distortion_x[:7]), 0.0, 0.0)
 
@@ -274,7 +268,7 @@ def test_array_header_states_the_error_that_it_has() -> None:
 
 def test_header_of_a_linear_instrument_is_a_plain_tangent_plane() -> None:
     linear = Geometry(1, 1, (-190.0, 0.001, 0.18), (-191.0, 0.18, -0.001), 80.0, -60.0, 20.0)
-    (wcs,) = wcs_objects([linear], [FULL_ARRAY], "ICRS")
+    wcs = WCS(array_wcs(linear, FULL_ARRAY, "ICRS")[0])
     x, y = points(30)
     assert wcs.sip is None
     assert np.allclose(wcs.wcs.crval, (80, -60), rtol=0, atol=1e-12)

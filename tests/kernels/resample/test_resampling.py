@@ -24,8 +24,13 @@ from gdask.kernels.geometry.grid import common_grid, footprint, input_window, sk
 from gdask.kernels.geometry.pixel_map import pixel_map
 from gdask.kernels.geometry.projection import pixel_area, to_sky
 from gdask.kernels.geometry.wcs import array_wcs, grid_header
-from gdask.kernels.resample.interpolation import TAPS, noise_correlation, reach, weights
-from gdask.kernels.resample.resampling import mend, resample, resample_mask
+from gdask.kernels.resample.interpolation import (
+    TAPS,
+    kernel_margin,
+    kernel_weights,
+    noise_correlation,
+)
+from gdask.kernels.resample.resampling import mend, resample
 from gdask.model import DQ, GdaskError
 
 
@@ -33,7 +38,7 @@ from gdask.model import DQ, GdaskError
     ("name", "order"), [("bilinear", 1), ("cubic", 2), ("quintic", 5), ("lanczos3", 0)]
 )
 def test_kernel_is_exact_for_polynomials_of_its_order(name: str, order: int) -> None:
-    table = weights(name).astype(float)
+    table = kernel_weights(name).astype(float)
     phase = np.linspace(0, 1, len(table))[:, None]
     offset = np.arange(1 - TAPS[name] // 2, TAPS[name] // 2 + 1) - phase
     for power in range(order + 1):
@@ -43,7 +48,7 @@ def test_kernel_is_exact_for_polynomials_of_its_order(name: str, order: int) -> 
 
 def test_unknown_kernel_is_named() -> None:
     with pytest.raises(GdaskError, match=r"'sinc'.*quintic"):
-        weights("sinc")
+        kernel_weights("sinc")
 
 
 @pytest.mark.parametrize("name", TAPS)
@@ -84,7 +89,7 @@ def test_same_bits_from_any_tile(name: str) -> None:
     for _ in range(8):
         a, b = np.sort(rng.choice(np.arange(window[0], window[1]), 2, replace=False))
         c, d = np.sort(rng.choice(np.arange(window[2], window[3]), 2, replace=False))
-        crop = input_window(geometry, FULL_ARRAY, grid, (a, b, c, d), reach(name))
+        crop = input_window(geometry, FULL_ARRAY, grid, (a, b, c, d), kernel_margin(name))
         if crop is None:
             continue
         cut = [p[crop[0] : crop[1], crop[2] : crop[3]] for p in planes]
@@ -265,17 +270,6 @@ def test_whole_chain_is_reprojects_with_the_arrays_header() -> None:
     inside = (seen > 0) & (own[2] == 0)
     assert inside.mean() > 0.5
     assert np.abs(own[0] - full)[inside].max() < 2e-4 * data.max()
-
-
-def test_mask_takes_the_nearest_pixel() -> None:
-    rng = np.random.default_rng(5)
-    mask = rng.random((50, 60)) < 0.3
-    ymap, xmap = turned_map((45, 55))
-    inside = (ymap < 49.5) & (xmap < 59.5)
-    out = resample_mask(mask[3:, 4:], ymap, xmap, origin=(3, 4))
-    expected = mask[np.rint(ymap[inside]).astype(int), np.rint(xmap[inside]).astype(int)]
-    assert np.array_equal(out[inside], expected)
-    assert not out[~inside].any()
 
 
 def test_shapes_must_agree() -> None:
