@@ -15,7 +15,7 @@ from gdask.instruments import descriptor, tags
 from gdask.io.lazy_arrays import edges, from_tasks
 from gdask.kernels.geometry.grid import Grid, Window
 from gdask.kernels.stack.combine import combine
-from gdask.kernels.stack.grow import REACH, Planes, grown, without
+from gdask.kernels.stack.grow import GROW_MARGIN, Planes, combine_without_rejected, grow_rejected
 from gdask.model import GdaskError
 from gdask.params import Range
 from gdask.steps.frames import PIXEL, array, map_planes, note, pack, replaced, unpack, with_headers
@@ -28,7 +28,7 @@ Reject = Literal["none", "minmax", "sigclip", "varclip", "noiseclip"]
 #: Seconds to which exposure times are the same.
 SAME_TIME = 0.01
 #: Rows of a band of the stack, at least: its two rims do not touch.
-FEWEST_ROWS = 2 * REACH
+FEWEST_ROWS = 2 * GROW_MARGIN
 #: Rows in which rejected values' neighbours are left out at a time: what that takes beside the planes is a small part.
 ROWS = 16
 #: Bytes of all frames' pixels (data, variance, dq) that a task gathers: a tile of many frames is made in strips of rows.
@@ -211,11 +211,11 @@ def _combined(cubes: Planes, how: dict[str, object], grow: bool) -> Planes:
     rejected = np.zeros(cubes[0].shape, bool) if grow else None
     result = combine(*cubes, **how, rejected=rejected)[:3]  # type: ignore[arg-type]
     if rejected is not None:
-        near = grown(rejected)
+        near = grow_rejected(rejected)
         for start in range(0, rejected.shape[1], ROWS):
             rows = slice(start, start + ROWS)
             part = tuple(plane[rows] for plane in result)
-            without(
+            combine_without_rejected(
                 part,
                 tuple(cube[:, rows] for cube in cubes),
                 rejected[:, rows],
@@ -280,7 +280,7 @@ def _strip(
     sources: tuple[Source, ...], grid: Grid, window: Window, how: dict[str, object], grow: bool
 ) -> np.ndarray:
     """What lies around the window is looked at as far as it tells which neighbours of rejected values go."""
-    reach = REACH if grow else 0
+    reach = GROW_MARGIN if grow else 0
     (y1, y2, x1, x2), (ny, nx) = window, grid.shape
     around = max(y1 - reach, 0), min(y2 + reach, ny), max(x1 - reach, 0), min(x2 + reach, nx)
     shape = len(sources), around[1] - around[0], around[3] - around[2]
@@ -296,7 +296,7 @@ def _cubes(planes: tuple[np.ndarray, ...], count: int) -> tuple[np.ndarray, np.n
 
 
 class _Rim(NamedTuple):
-    """At one end of a band: the planes of the REACH outermost rows, and the rejected values of twice as many."""
+    """At one end of a band: the planes of the GROW_MARGIN outermost rows, and the rejected values of twice as many."""
 
     planes: Planes
     rejected: np.ndarray
@@ -306,8 +306,8 @@ def _rims(*planes: np.ndarray, count: int, how: dict[str, object]) -> tuple[_Rim
     """First and last rows of a band."""
     rims = []
     for rows, outer in (
-        (slice(None, 2 * REACH), slice(None, REACH)),
-        (slice(-2 * REACH, None), slice(-REACH, None)),
+        (slice(None, 2 * GROW_MARGIN), slice(None, GROW_MARGIN)),
+        (slice(-2 * GROW_MARGIN, None), slice(-GROW_MARGIN, None)),
     ):
         cubes = _cubes(tuple(plane[rows] for plane in planes), count)
         rejected = np.zeros(cubes[0].shape, bool)
@@ -343,19 +343,26 @@ def _grow_rims(
     out = packed.copy()
     (first, last), before, after = own[0, 0, 0], above[0, 0, 0], below[0, 0, 0]
     for mine, rows, other, at in (
-        (first, slice(None, REACH), before and before[1], slice(REACH, 2 * REACH)),
-        (last, slice(-REACH, None), after and after[0], slice(REACH, 2 * REACH)),
+        (
+            first,
+            slice(None, GROW_MARGIN),
+            before and before[1],
+            slice(GROW_MARGIN, 2 * GROW_MARGIN),
+        ),
+        (last, slice(-GROW_MARGIN, None), after and after[0], slice(GROW_MARGIN, 2 * GROW_MARGIN)),
     ):
         if other is None:
             continue
         both = (
-            (other.rejected[:, -REACH:], mine.rejected)
+            (other.rejected[:, -GROW_MARGIN:], mine.rejected)
             if rows.stop
-            else (mine.rejected, other.rejected[:, :REACH])
+            else (mine.rejected, other.rejected[:, :GROW_MARGIN])
         )
         result = tuple(np.ascontiguousarray(out[name][0, rows]) for name in PIXEL.names or ())
         context = np.concatenate(both, axis=1)
-        without(result, mine.planes, context[:, at], grown(context)[:, at], method)  # type: ignore[arg-type]
+        combine_without_rejected(
+            result, mine.planes, context[:, at], grow_rejected(context)[:, at], method
+        )  # type: ignore[arg-type]
         for name, plane in zip(PIXEL.names or (), result, strict=True):
             out[name][0, rows] = plane
     return out

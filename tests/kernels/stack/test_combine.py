@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gdask.kernels.stack.combine import METHODS, REJECTIONS, combine
-from gdask.kernels.stack.rejection import HIERARCHY, network
+from gdask.kernels.stack.rejection import HIERARCHY, sorting_network
 from gdask.model import DQ, GdaskError
 
 OPTIONS = {
@@ -282,7 +282,7 @@ def test_stars_stay_whole_when_the_seeing_changes(n: int) -> None:
 def test_sorting_network(n: int) -> None:
     """A network that sorts all rows of zeros and ones sorts everything (Knuth's 0-1 principle)."""
     rows = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
-    for a, b in network(n):
+    for a, b in sorting_network(n):
         rows[:, [a, b]] = np.sort(rows[:, [a, b]], axis=1)
     assert (np.diff(rows, axis=1) >= 0).all()
 

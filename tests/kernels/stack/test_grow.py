@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 from gdask.kernels.stack.combine import combine
-from gdask.kernels.stack.grow import grown, without
+from gdask.kernels.stack.grow import combine_without_rejected, grow_rejected
 from gdask.model import DIMS, DQ
 from gdask.steps import stack
 
@@ -36,7 +36,7 @@ def test_two_that_touch_take_their_neighbours_and_one_alone_none() -> None:
     rejected[0, 2, 2] = rejected[0, 3, 3] = rejected[0, 7, 7] = rejected[1, 3, 4] = True
     expected = np.zeros_like(rejected)
     expected[0, 1:4, 1:4] = expected[0, 2:5, 2:5] = True
-    np.testing.assert_array_equal(grown(rejected), expected)
+    np.testing.assert_array_equal(grow_rejected(rejected), expected)
 
 
 def test_rims_go_unbiased_and_a_pixel_keeps_what_nothing_could_replace() -> None:
@@ -46,8 +46,8 @@ def test_rims_go_unbiased_and_a_pixel_keeps_what_nothing_could_replace() -> None
     result = combine(data, variance, dq, **HOW, rejected=rejected)[:3]
     for one, other in zip(plain, result, strict=True):
         np.testing.assert_array_equal(one, other)
-    near = grown(rejected)
-    without(result, (data, variance, dq), rejected, near, "mean")
+    near = grow_rejected(rejected)
+    combine_without_rejected(result, (data, variance, dq), rejected, near, "mean")
     changed = result[0] != plain[0]
     lost = (near & ~rejected & (dq == 0)).any(axis=0)
     assert 20 < changed.sum() <= lost.sum()
@@ -56,7 +56,7 @@ def test_rims_go_unbiased_and_a_pixel_keeps_what_nothing_could_replace() -> None
     )  # 15 e- in one of seven; noise is 3.8 / sqrt(200)
     assert (result[1][changed] > plain[1][changed]).all()
     kept = [plane.copy() for plane in plain]
-    without(kept, (data, variance, dq), rejected, np.ones_like(near), "mean")
+    combine_without_rejected(kept, (data, variance, dq), rejected, np.ones_like(near), "mean")
     np.testing.assert_array_equal(kept[0], plain[0])  # nothing would be left
 
 
@@ -76,7 +76,7 @@ def test_chunks_do_not_show(chunks: tuple[int, int]) -> None:
     expected = [plane.copy() for plane in combine(*cube, **HOW)[:3]]
     rejected = np.zeros(cube[0].shape, bool)
     combine(*cube, **HOW, rejected=rejected)
-    without(expected, cube, rejected, grown(rejected), "mean")
+    combine_without_rejected(expected, cube, rejected, grow_rejected(rejected), "mean")
     frames = stack._in_whole_rows(tuple(frame(k, cube, chunks) for k in range(7)))
     packed = stack._stacked(frames, HOW, True).compute()[0]
     for name, plane in zip(("data", "variance", "dq"), expected, strict=True):
