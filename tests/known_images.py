@@ -1,4 +1,4 @@
-"""Inputs with known answers for the tests of geometry and resampling: arrays of GSAOI, pixel maps, noise, stars."""
+"""Inputs with known answers for tests of geometry and resampling: arrays, maps, noise, stars."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 #: Shape (ny, nx) of a GSAOI array.
 FULL_ARRAY = (2048, 2048)
-#: `turned_map`: output pixel over input pixel, angle (degrees), input (y, x) of the output pixel (0, 0).
+#: `turned_map`: output pixel over input pixel, angle (degrees), input (y, x) of the output pixel
+#: (0, 0).
 SCALE, TURN, SHIFT = 1.015, 0.9, (5.3, 22.7)
 #: Half the side (pixels) of the box in which `star_image` puts a star.
 STAR_BOX = 20
@@ -36,7 +37,10 @@ def gsaoi(
 
 
 def noisy_planes(shape: tuple[int, int], seed: int = 1, bad: float = 0.0) -> Planes:
-    """Data of 100 with noise of 5, variance of 20 to 30, and DQ bits in a share `bad` of the pixels."""
+    """Data of 100 with noise of 5, variance of 20 to 30, and DQ bits in a share of the pixels.
+
+    bad: that share.
+    """
     rng = np.random.default_rng(seed)
     dq = np.where(rng.random(shape) < bad, rng.choice([1, 2, 4, 8, 9], shape), 0).astype("u2")
     return rng.normal(100, 5, shape).astype("f4"), rng.uniform(20, 30, shape).astype("f4"), dq
@@ -49,7 +53,10 @@ def turned_map(
     shift: tuple[float, float] = SHIFT,
     margin: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A pixel map (ymap, xmap) with all sub-pixel phases, and `margin` pixels around the output of `shape`."""
+    """A pixel map (ymap, xmap) with all sub-pixel phases.
+
+    shape: of the output; `margin` pixels are added on each side.
+    """
     y, x = np.mgrid[-margin : shape[0] + margin, -margin : shape[1] + margin].astype(float)
     c, s = scale * math.cos(math.radians(turn)), scale * math.sin(math.radians(turn))
     return c * y + s * x + shift[0], c * x - s * y + shift[1]

@@ -1,13 +1,14 @@
 """Factors by which the areas of pixels change the sums and the variance of a resampled image.
 
-Four areas matter, all in arcsec^2. A_static: a pixel's area in the geometry that all frames share; a flat of uniform
-light holds it. A: its area on the sky, to which a frame's own distortion moves the pixel's outline; the flat does not
-hold it. A_ref: the area of the pixel for which the flat is 1. A_out: the area of an output pixel.
+Four areas matter, all in arcsec^2. A_static: a pixel's area in the geometry that all frames share;
+a flat of uniform light holds it. A: its area on the sky, to which a frame's own distortion moves
+the pixel's outline; the flat does not hold it. A_ref: the area of the pixel for which the flat is
+1. A_out: the area of an output pixel.
 
-A star puts its electrons into pixels whatever their outline. Sums over the output are therefore its electrons when a
-flat-fielded value times A_out / A_ref is further multiplied by A_static / A. The electrons' noise is that of A_out / A
-input pixels. The factor A_out / A_ref is already in the variance of the kernel (`resample`), so that
-A_static / A x A_static / A_ref remains.
+A star puts its electrons into pixels whatever their outline. Sums over the output are therefore its
+electrons when a flat-fielded value times A_out / A_ref is further multiplied by A_static / A. The
+electrons' noise is that of A_out / A input pixels. The factor A_out / A_ref is already in the
+variance of the kernel (`resample`), so that A_static / A x A_static / A_ref remains.
 """
 
 from __future__ import annotations
@@ -20,17 +21,21 @@ from gdask.kernels.geometry.grid import Grid, Window, grid_to_sky
 from gdask.kernels.geometry.projection import Floats, Geometry, from_sky, pixel_area
 from gdask.types import Image
 
-#: Output pixels between the nodes at which areas are computed. For GSAOI, linear interpolation is good to 1e-6.
+#: Output pixels between the nodes at which areas are computed. For GSAOI, linear interpolation is
+#: good to 1e-6.
 AREA_NODE_SPACING = 64
 
 
 def area_factors(
     geometry: Geometry, grid: Grid, window: Window, reference_area: float
 ) -> tuple[Image, Image]:
-    """Return the factors of data and of variance, float32 (y2 - y1, x2 - x1), for a window (y1, y2, x1, x2) of the grid.
+    """Return the factors of data and of variance for a window of the grid.
 
-    geometry: of one array of one frame. reference_area: A_ref (arcsec^2). Nodes lie on multiples of AREA_NODE_SPACING,
-    so that a pixel has the same bits in any window. The factor is 1 where a ratio of areas is not between 0.5 and 2.
+    geometry: of one array of one frame. window: (y1, y2, x1, x2). reference_area: A_ref (arcsec^2).
+    Both results are float32 (y2 - y1, x2 - x1). geometry: of one array of one frame.
+    reference_area: A_ref (arcsec^2). Nodes lie on multiples of AREA_NODE_SPACING, so that a pixel
+    has the same bits in any window. The factor is 1 where a ratio of areas is not between 0.5 and
+    2.
     """
     y1, y2, x1, x2 = window
     node_rows, node_columns = _nodes_around(y1, y2), _nodes_around(x1, x2)
@@ -59,7 +64,10 @@ def _nodes_around(start: int, stop: int) -> np.ndarray:
 def _interpolate_nodes(
     nodes: Floats, y1: int, y2: int, x1: int, x2: int, first_y: int, first_x: int
 ) -> Image:
-    """Interpolate node values linearly, along y and then along x; nodes[0, 0] is node (first_y, first_x)."""
+    """Interpolate node values linearly, along y and then along x.
+
+    nodes[0, 0] is the node (first_y, first_x); the result covers the pixels [y1, y2), [x1, x2).
+    """
     out = np.empty((y2 - y1, x2 - x1), np.float32)
     row = np.empty(nodes.shape[1])
     for y in range(y1, y2):

@@ -1,4 +1,4 @@
-"""The output tangent plane: the sky that its pixels show, the pixels that an array covers, the input that they need."""
+"""The output tangent plane: its pixels on the sky, in arrays, and the input that they need."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from gdask.types import Arcsec, Degrees, Pixels
 
 #: A rectangle of 0-based pixels, half-open: (y1, y2, x1, x2).
 Window = tuple[int, int, int, int]
-#: Spacing (pixels) of the points that trace an outline. GSAOI's distortion bends by 2e-3 pixel between them.
+#: Spacing (pixels) of the points that trace an outline. GSAOI's distortion bends by 2e-3 pixel
+#: between them.
 OUTLINE_STEP = 32
 
 
 class Grid(NamedTuple):
     """A gnomonic output image, with North up and East left at pa 0.
 
-    ra, dec: reference position (degrees), at the 0-based pixel (x_ref, y_ref). pa: direction of +y, East of North
-    (degrees). scale: arcsec per pixel. shape: (ny, nx).
+    ra, dec: reference position (degrees), at the 0-based pixel (x_ref, y_ref).
+    pa: direction of +y, East of North (degrees).
+    scale: arcsec per pixel.
+    shape: (ny, nx).
     """
 
     ra: Degrees
@@ -57,9 +60,10 @@ def common_grid(
     ra: Degrees,
     dec: Degrees,
 ) -> Grid:
-    """Return the smallest grid that holds all arrays of all frames, with (ra, dec) on the centre of a pixel.
+    """Return the smallest grid that holds all arrays, with (ra, dec) on the centre of a pixel.
 
-    geometries, shapes (ny, nx): one of each per array; their order does not matter. scale: arcsec per pixel.
+    geometries, shapes (ny, nx): one of each per array; their order does not matter. scale: arcsec
+    per pixel.
     """
     origin = Grid(ra, dec, pa, scale, 0.0, 0.0, (1, 1))
     lowest, highest = np.full(2, np.inf), np.full(2, -np.inf)
@@ -73,7 +77,10 @@ def common_grid(
 
 
 def footprint(geometry: Geometry, shape: tuple[int, int], grid: Grid) -> Window:
-    """Return the window of the grid that an array of `shape` can touch, with a pixel to spare; (0, 0, 0, 0) if none."""
+    """Return the window of the grid that an array can touch, with a pixel to spare.
+
+    shape: (ny, nx) of the array. (0, 0, 0, 0) if it does not touch the grid.
+    """
     x, y = sky_to_grid(grid, *to_sky(geometry, *outline((0, shape[0], 0, shape[1]))))
     return _window_around(x, y, 1, grid.shape) or (0, 0, 0, 0)
 
@@ -81,11 +88,12 @@ def footprint(geometry: Geometry, shape: tuple[int, int], grid: Grid) -> Window:
 def input_window(
     geometry: Geometry, shape: tuple[int, int], grid: Grid, out_window: Window, margin: int
 ) -> Window | None:
-    """Return the window of an array of `shape` that a window of the grid shows, with `margin` pixels around it.
+    """Return the window of an array that a window of the grid shows, with a margin.
 
-    None if the two do not touch. With the margin of a kernel (`interpolation.kernel_margin`), resampling from this
-    window equals resampling from the whole array. Where a part of the outline has no place in the array's plane, the
-    window is the whole array.
+    shape: (ny, nx) of the array. margin: pixels around what is shown. None if the two do not touch.
+    With the margin of a kernel (`interpolation.kernel_margin`), resampling from this window equals
+    resampling from the whole array. Where a part of the outline has no place in the array's plane,
+    the window is the whole array.
     """
     x, y = from_sky(geometry, *grid_to_sky(grid, *outline(out_window)))
     has_place = np.isfinite(x)
@@ -104,12 +112,15 @@ def outline(window: Window) -> tuple[Floats, Floats]:
 
 
 def _edge_points(start: int, stop: int) -> Floats:
-    """Return about every 32nd point from the outer edge of pixel `start` to that of pixel `stop` - 1."""
+    """Return points from the outer edge of pixel `start` to that of pixel `stop` - 1."""
     return np.linspace(start - 0.5, stop - 0.5, 2 + (stop - start) // OUTLINE_STEP)
 
 
 def _window_around(x: Floats, y: Floats, margin: int, shape: tuple[int, int]) -> Window | None:
-    """Return the window of whole pixels around finite points, with a margin, inside an image; None if it is empty."""
+    """Return the window of whole pixels around finite points, with a margin.
+
+    shape: (ny, nx) of the image that the window is cut to. None if it is empty.
+    """
     finite = np.isfinite(x) & np.isfinite(y)
     if not finite.any():
         return None
@@ -121,7 +132,10 @@ def _window_around(x: Floats, y: Floats, margin: int, shape: tuple[int, int]) ->
 
 
 def pack_grid(grid: Grid) -> Floats:
-    """Return the grid as an array for compiled code: RA, sin Dec, cos Dec, cos PA, sin PA, scale, x_ref, y_ref."""
+    """Return the grid as an array for compiled code.
+
+    The array is (RA, sin Dec, cos Dec, cos PA, sin PA, scale, x_ref, y_ref).
+    """
     d, p = math.radians(grid.dec), math.radians(grid.pa)
     values = [
         grid.ra,
@@ -146,6 +160,7 @@ def grid_sky_point(q: Floats, x: float, y: float) -> tuple[float, float]:
 
 @njit(cache=True, nogil=True)
 def _sky_points(q: Floats, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Return RA, Dec (degrees) of grid pixels."""
     ra, dec = np.empty_like(x), np.empty_like(x)
     for n in range(x.size):
         ra[n], dec[n] = grid_sky_point(q, x[n], y[n])
@@ -154,6 +169,7 @@ def _sky_points(q: Floats, x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 @njit(cache=True, nogil=True)
 def _grid_points(q: Floats, ra: Floats, dec: Floats) -> tuple[Floats, Floats]:
+    """Return the grid pixels of RA, Dec (degrees)."""
     x, y = np.empty_like(ra), np.empty_like(ra)
     for n in range(ra.size):
         xi, eta = project(q, ra[n], dec[n])

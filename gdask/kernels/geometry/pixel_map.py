@@ -1,8 +1,9 @@
 """The pixel map: the array coordinates that each output pixel shows.
 
-The exact chain of projections is computed on sparse nodes, with cubic Lagrange interpolation between them. Nodes lie on
-a lattice anchored at the grid's pixel (0, 0), and a pixel always uses the same 4 x 4 of them, computed point by point:
-its coordinates have the same bits whatever the tile.
+The exact chain of projections is computed on sparse nodes, with cubic Lagrange interpolation
+between them. Nodes lie on a lattice anchored at the grid's pixel (0, 0), and a pixel always uses
+the same 4 x 4 of them, computed point by point: its coordinates have the same bits whatever the
+tile.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ def pixel_map(
 ) -> tuple[Floats, Floats]:
     """Return the array coordinates (ymap, xmap) that the pixels of a window of the grid show.
 
-    window: (y1, y2, x1, x2). spacing: grid pixels between nodes. Both maps are float64 (y2 - y1, x2 - x1), in 0-based
-    frame pixels; NaN where the inverse distortion does not converge, far outside the array.
+    window: (y1, y2, x1, x2). spacing: grid pixels between nodes. Both maps are float64 (y2 - y1, x2
+    - x1), in 0-based frame pixels; NaN where the inverse distortion does not converge, far outside
+    the array.
     """
     y1, y2, x1, x2 = window
     first_y, first_x = y1 // spacing - 1, x1 // spacing - 1
@@ -63,14 +65,20 @@ def map_error(
 
 
 def _points_between_nodes(start: int, stop: int, step: int) -> np.ndarray:
-    """Return the odd multiples of `step`, half a node spacing, in [start, stop), and the two ends."""
+    """Return the odd multiples of `step` in [start, stop), and the two ends.
+
+    step: half a node spacing.
+    """
     multiples = np.arange(start // step * step, stop, step)
     halfway = multiples[(multiples >= start) & (multiples // step % 2 == 1)]
     return np.unique(np.concatenate([halfway, [start, stop - 1]]))
 
 
 def _cubic_node_weights(t: Floats) -> Floats:
-    """Return weights (t.size, 4) of nodes at -1, 0, 1, 2 for points t in [0, 1): the cubic through four nodes."""
+    """Return weights (t.size, 4) of nodes at -1, 0, 1, 2 for points t in [0, 1).
+
+    They are those of the cubic through four nodes (Lagrange).
+    """
     a, b, c, d = t + 1, t, t - 1, t - 2
     return np.stack([-b * c * d / 6, a * c * d / 2, -a * b * d / 2, a * b * c / 6], axis=1)
 
@@ -79,7 +87,10 @@ def _cubic_node_weights(t: Floats) -> Floats:
 def _exact_points(
     c: Floats, k: Floats, p: Floats, q: Floats, x: Floats, y: Floats
 ) -> tuple[Floats, Floats]:
-    """Return the array coordinates (y, x) of grid pixels. c, k, p: from pack_geometry. q: from pack_grid."""
+    """Return the array coordinates (y, x) of grid pixels.
+
+    c, k, p: from projection.pack_geometry. q: from grid.pack_grid.
+    """
     out_y, out_x = np.empty_like(x), np.empty_like(x)
     for n in range(x.size):
         ra, dec = grid_sky_point(q, x[n], y[n])
@@ -99,7 +110,10 @@ def _nodes(
     nx: int,
     spacing: int,
 ) -> tuple[Floats, Floats]:
-    """Return the array coordinates at the lattice points (first_y + j, first_x + i) * spacing of the grid."""
+    """Return the array coordinates (y, x) at the nodes.
+
+    Node (j, i) is the grid pixel ((first_y + j) * spacing, (first_x + i) * spacing).
+    """
     ynodes, xnodes = np.empty((ny, nx)), np.empty((ny, nx))
     for j in range(ny):
         for i in range(nx):
@@ -114,7 +128,7 @@ def _nodes(
 def _interpolate_nodes(
     nodes: Floats, weights: Floats, first_y: int, first_x: int, y1: int, y2: int, x1: int, x2: int
 ) -> Floats:
-    """Interpolate node values by cubics: first between four rows of nodes, then between four nodes of the result."""
+    """Interpolate node values by cubics, between four rows and then between four columns."""
     spacing = weights.shape[0]
     out = np.empty((y2 - y1, x2 - x1))
     row = np.empty(nodes.shape[1])

@@ -1,11 +1,12 @@
-"""The exact chain of one array: frame pixel, full-array pixel, instrument plane, tangent plane, sky, and back.
+"""The exact chain of projections between the pixels of one array and the sky.
 
-The instrument plane is in arcsec about the pointing origin. A static polynomial takes a pixel there, and a fitted one
-moves it by a few mas. Both directions are evaluated point by point in compiled scalar code with a fixed number of
-iterations, so that a point has the same bits in any company.
+The chain is: frame pixel, full-array pixel, instrument plane, tangent plane, sky, and back. The
+instrument plane is in arcsec about the pointing origin. A static polynomial takes a pixel there,
+and a fitted one moves it by a few mas. Both directions are evaluated point by point in compiled
+scalar code with a fixed number of iterations, so that a point has the same bits in any company.
 
-Arguments of compiled functions, all from `pack_geometry`: c, coefficients of the static polynomials [axis, power of y,
-power of x]; k, those of the fitted ones; p, the pointing.
+Arguments of compiled functions, all from `pack_geometry`: c, coefficients of the static polynomials
+[axis, power of y, power of x]; k, those of the fitted ones; p, the pointing.
 """
 
 from __future__ import annotations
@@ -24,23 +25,27 @@ from gdask.types import Degrees, Pixels
 Floats = npt.NDArray[np.float64]
 
 ARCSEC_PER_RADIAN = 180 * 3600 / math.pi
-#: Unit (arcsec) of the plane coordinates of the fitted correction, in which all its terms are of order 1.
+#: Unit (arcsec) of the plane coordinates of the fitted correction, in which all its terms are of
+#: order 1.
 CORRECTION_UNIT = 60.0
-#: Newton steps of the inverse. Quadratic convergence needs 5 over a whole GSAOI array, from the worst start.
+#: Newton steps of the inverse. Quadratic convergence needs 5 over a whole GSAOI array, from the
+#: worst start.
 NEWTON_STEPS = 9
 #: The last Newton step (pixels) above which a point has not converged.
 NEWTON_TOLERANCE = 1e-7
 
 
 class Geometry(NamedTuple):
-    """The place on the sky of the pixels of one array of one frame, as plain values that can be hashed.
+    """The pixels of one array of one frame on the sky, as plain values that can be hashed.
 
-    x0, y0: 1-based full-array pixel of the frame's 0-based pixel (0, 0) (a region of interest starts elsewhere).
-    distortion_x, distortion_y: polynomials of the full-array pixel, arcsec in the instrument plane (x East, y North
-    at position angle 0); terms 1, x, y, x2, xy, y2, x3, x2y ... to any order.
-    ra, dec: pointing (degrees), where the plane is (0, 0). pa: position angle (degrees),
-    xi = cos(pa) x + sin(pa) y, eta = -sin(pa) x + cos(pa) y.
-    correction_x, correction_y: polynomials of (x / 60, y / 60) in the static plane, arcsec, added in that plane.
+    x0, y0: 1-based full-array pixel of the frame's 0-based pixel (0, 0); a region of interest
+        starts elsewhere.
+    distortion_x, distortion_y: polynomials of the full-array pixel, arcsec in the instrument plane
+        (x East, y North at position angle 0); terms 1, x, y, x2, xy, y2, x3, x2y ... to any order.
+    ra, dec: pointing (degrees), where the plane is (0, 0).
+    pa: position angle (degrees), xi = cos(pa) x + sin(pa) y, eta = -sin(pa) x + cos(pa) y.
+    correction_x, correction_y: polynomials of (x / 60, y / 60) in the static plane, arcsec, added
+        in that plane.
     """
 
     x0: Pixels
@@ -55,7 +60,10 @@ class Geometry(NamedTuple):
 
 
 def to_plane(geometry: Geometry, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Floats, Floats]:
-    """Convert frame pixels (0-based) to the instrument plane (arcsec), correction included; any shape, broadcast."""
+    """Convert frame pixels (0-based) to the instrument plane (arcsec), correction included.
+
+    Arrays of any shapes that broadcast.
+    """
     return _evaluate(_plane_points, pack_geometry(geometry), x, y)
 
 
@@ -107,9 +115,10 @@ def tangent_sky(
 
 @lru_cache(maxsize=4096)
 def pack_geometry(geometry: Geometry) -> tuple[Floats, Floats, Floats]:
-    """Return the geometry as read-only arrays for compiled code: static and fitted coefficients, and the pointing.
+    """Return the geometry as read-only arrays for compiled code.
 
-    Coefficients are [axis, power of y, power of x]. The pointing is (RA, sin Dec, cos Dec, cos PA, sin PA, x0, y0).
+    They are the static and the fitted coefficients, and the pointing. Coefficients are [axis, power
+    of y, power of x]. The pointing is (RA, sin Dec, cos Dec, cos PA, sin PA, x0, y0).
     """
     point = np.concatenate(
         [_pointing(geometry.ra, geometry.dec, geometry.pa), [geometry.x0, geometry.y0]]
@@ -150,7 +159,7 @@ def powers(order: int) -> list[tuple[int, int]]:
 
 
 def _coefficient_arrays(cx: tuple[float, ...], cy: tuple[float, ...]) -> Floats:
-    """Return the terms of two polynomials as one array [axis, power of y, power of x], zero where there is none."""
+    """Return the terms of two polynomials as one array [axis, power of y, power of x]."""
     order = max(polynomial_order(len(cx)), polynomial_order(len(cy)))
     out = np.zeros((2, order + 1, order + 1))
     for axis, terms in enumerate((cx, cy)):
@@ -162,7 +171,10 @@ def _coefficient_arrays(cx: tuple[float, ...], cy: tuple[float, ...]) -> Floats:
 def _evaluate(
     points: Any, packed: tuple[Floats, ...], a: npt.ArrayLike, b: npt.ArrayLike
 ) -> tuple[Floats, Floats]:
-    """Run a compiled loop over points on broadcast float64 inputs, and give its results the shape of the inputs."""
+    """Run a compiled loop over points on inputs that broadcast.
+
+    The inputs are converted to float64, and the results have their shape.
+    """
     a, b = np.broadcast_arrays(np.asarray(a, np.float64), np.asarray(b, np.float64))
     out_a, out_b = points(*packed, np.ascontiguousarray(a).ravel(), np.ascontiguousarray(b).ravel())
     return out_a.reshape(a.shape)[()], out_b.reshape(a.shape)[()]
@@ -170,7 +182,10 @@ def _evaluate(
 
 @njit(cache=True, nogil=True)
 def _polynomial(c: Floats, x: float, y: float) -> tuple[float, float, float]:
-    """Return the value and the derivatives by x and y of sum c[j, i] x^i y^j, i + j <= order, by Horner's rule."""
+    """Return sum c[j, i] x^i y^j, i + j <= order, and its derivatives by x and y.
+
+    It is evaluated by Horner's rule.
+    """
     n = c.shape[0]
     value = 0.0
     dx = 0.0
@@ -208,9 +223,10 @@ def plane_point(
 
 @njit(cache=True, nogil=True)
 def pixel_point(c: Floats, k: Floats, xp: float, yp: float) -> tuple[float, float]:
-    """Return the full-array pixel of a plane position (arcsec), by a fixed number of steps of Newton's method.
+    """Return the full-array pixel of a plane position (arcsec), by Newton's method.
 
-    NaN where the polynomial turns over on the way, and where the last step is too long.
+    The number of steps is fixed. NaN where the polynomial turns over on the way, and where the last
+    step is too long.
     """
     x = 0.0
     y = 0.0
@@ -274,6 +290,7 @@ def array_point(c: Floats, k: Floats, p: Floats, ra: float, dec: float) -> tuple
 
 @njit(cache=True, nogil=True)
 def _plane_points(c: Floats, k: Floats, p: Floats, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Return the plane positions (arcsec) of frame pixels."""
     xp, yp = np.empty_like(x), np.empty_like(x)
     for n in range(x.size):
         xp[n], yp[n], _a, _b, _d, _e = plane_point(c, k, x[n] + p[5], y[n] + p[6])
@@ -282,6 +299,7 @@ def _plane_points(c: Floats, k: Floats, p: Floats, x: Floats, y: Floats) -> tupl
 
 @njit(cache=True, nogil=True)
 def _area_points(c: Floats, k: Floats, p: Floats, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Return the areas (arcsec^2) of frame pixels, twice, as the other loops return two arrays."""
     area = np.empty_like(x)
     for n in range(x.size):
         _u, _v, a, b, d, e = plane_point(c, k, x[n] + p[5], y[n] + p[6])
@@ -291,6 +309,7 @@ def _area_points(c: Floats, k: Floats, p: Floats, x: Floats, y: Floats) -> tuple
 
 @njit(cache=True, nogil=True)
 def _pixel_points(c: Floats, k: Floats, p: Floats, xp: Floats, yp: Floats) -> tuple[Floats, Floats]:
+    """Return the frame pixels of plane positions (arcsec)."""
     x, y = np.empty_like(xp), np.empty_like(xp)
     for n in range(xp.size):
         x[n], y[n] = pixel_point(c, k, xp[n], yp[n])
@@ -299,6 +318,7 @@ def _pixel_points(c: Floats, k: Floats, p: Floats, xp: Floats, yp: Floats) -> tu
 
 @njit(cache=True, nogil=True)
 def _sky_points(c: Floats, k: Floats, p: Floats, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Return RA, Dec (degrees) of frame pixels."""
     ra, dec = np.empty_like(x), np.empty_like(x)
     for n in range(x.size):
         ra[n], dec[n] = sky_point(c, k, p, x[n], y[n])
@@ -309,6 +329,7 @@ def _sky_points(c: Floats, k: Floats, p: Floats, x: Floats, y: Floats) -> tuple[
 def _array_points(
     c: Floats, k: Floats, p: Floats, ra: Floats, dec: Floats
 ) -> tuple[Floats, Floats]:
+    """Return the frame pixels of RA, Dec (degrees)."""
     x, y = np.empty_like(ra), np.empty_like(ra)
     for n in range(ra.size):
         x[n], y[n] = array_point(c, k, p, ra[n], dec[n])
@@ -317,6 +338,7 @@ def _array_points(
 
 @njit(cache=True, nogil=True)
 def _project_points(p: Floats, ra: Floats, dec: Floats) -> tuple[Floats, Floats]:
+    """Return xi, eta (arcsec) of RA, Dec (degrees)."""
     xi, eta = np.empty_like(ra), np.empty_like(ra)
     for n in range(ra.size):
         xi[n], eta[n] = project(p, ra[n], dec[n])
@@ -325,6 +347,7 @@ def _project_points(p: Floats, ra: Floats, dec: Floats) -> tuple[Floats, Floats]
 
 @njit(cache=True, nogil=True)
 def _deproject_points(p: Floats, xi: Floats, eta: Floats) -> tuple[Floats, Floats]:
+    """Return RA, Dec (degrees) of xi, eta (arcsec)."""
     ra, dec = np.empty_like(xi), np.empty_like(xi)
     for n in range(xi.size):
         ra[n], dec[n] = deproject(p, xi[n], eta[n])

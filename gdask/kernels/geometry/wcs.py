@@ -21,22 +21,26 @@ from gdask.kernels.geometry.projection import (
 from gdask.model import GdaskError
 from gdask.types import Degrees, Pixels
 
-#: Order of the SIP polynomials where a fitted correction makes the order of the exact chain too high for SIP.
+#: Order of the SIP polynomials where a fitted correction makes the order of the exact chain too
+#: high for SIP.
 SIP_ORDER = 5
-#: Points along each side of an array to which polynomials are fitted, and at which their error is measured.
+#: Points along each side of an array to which polynomials are fitted, and at which their error is
+#: measured.
 FIT_POINTS_PER_SIDE = 33
-#: The most by which sides of a reference image's pixels may differ (relative), and axes from a right angle (radian).
+#: The most by which sides of a reference image's pixels may differ (relative), and axes from a
+#: right angle (radian).
 SQUARENESS_TOLERANCE = 1e-4
 
 
 def array_wcs(
     geometry: Geometry, shape: tuple[int, int], radesys: str = "FK5"
 ) -> tuple[Header, Pixels]:
-    """Return TAN-SIP cards for one array of `shape` (ny, nx), and their greatest error over the array (pixels).
+    """Return TAN-SIP cards for one array, and their greatest error over it (pixels).
 
-    A cubic static distortion is exact in SIP about the pixel where the plane is zero (CRVAL is the pointing then).
-    With a fitted correction SIP is a fit, about the array's middle. AP and BP (sky to pixel) are good to 0.01 pixel:
-    a starting value for astropy's iteration. SIP: Shupe et al. 2005, ASPC 347, 491.
+    shape: (ny, nx) of the array. A cubic static distortion is exact in SIP about the pixel where
+    the plane is zero (CRVAL is the pointing then). With a fitted correction SIP is a fit, about the
+    array's middle. AP and BP (sky to pixel) are good to 0.01 pixel: a starting value for astropy's
+    iteration. SIP: Shupe et al. 2005, ASPC 347, 491.
     """
     order = polynomial_order(len(geometry.distortion_x))
     x0, y0 = (float(v) for v in from_plane(geometry, 0.0, 0.0))
@@ -105,7 +109,10 @@ def grid_from_header(header: Header, name: str = "reference") -> Grid:
 def _sample_points(
     geometry: Geometry, shape: tuple[int, int], x0: Pixels, y0: Pixels, ra: Degrees, dec: Degrees
 ) -> tuple[Floats, Floats, Floats]:
-    """Return points over an array: pixel offsets u, v from (x0, y0), and (xi, eta) about (ra, dec) in arcsec."""
+    """Return points over an array: offsets from a pixel, and tangent-plane coordinates.
+
+    The offsets u, v are from the pixel (x0, y0); (xi, eta) are in arcsec about (ra, dec).
+    """
     y, x = np.meshgrid(
         *(np.linspace(-0.5, n - 0.5, FIT_POINTS_PER_SIDE) for n in shape), indexing="ij"
     )
@@ -116,7 +123,10 @@ def _sample_points(
 def _fit_polynomials(
     u: Floats, v: Floats, values: Floats, order: int
 ) -> list[dict[tuple[int, int], float]]:
-    """Fit a polynomial without a constant to each row of `values`: its coefficients by powers of (u, v)."""
+    """Fit a polynomial in (u, v) without a constant to each row of `values`.
+
+    The results are coefficients by powers of (u, v).
+    """
     terms = powers(order)[1:]
     unit = max(np.abs(u).max(), np.abs(v).max())
     matrix = np.stack([(u / unit) ** i * (v / unit) ** j for i, j in terms], axis=1)
@@ -138,7 +148,10 @@ def _multiply(
 def _tan_cards(
     pixel: tuple[Pixels, Pixels], sky: tuple[Degrees, Degrees], cd: Floats, radesys: str, sip: str
 ) -> Header:
-    """Return the cards of a gnomonic projection; `pixel` (x, y) is 0-based, `cd` in degrees, `sip` the ending of CTYPE."""
+    """Return the cards of a gnomonic projection.
+
+    `pixel` (x, y) is 0-based, `cd` in degrees, `sip` the ending of CTYPE.
+    """
     header = Header()
     header["WCSAXES"] = 2
     for axis, name in enumerate(("RA---TAN", "DEC--TAN")):

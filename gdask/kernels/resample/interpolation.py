@@ -1,4 +1,7 @@
-"""Interpolation kernels as tables of weights: separable, with 2, 4 or 6 taps and without a prefilter."""
+"""Interpolation kernels as tables of weights.
+
+Kernels are separable, with 2, 4 or 6 taps and without a prefilter.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,16 @@ from gdask.kernels.geometry.projection import Floats
 from gdask.model import GdaskError
 from gdask.types import Image
 
-#: Taps (pixels along one axis) by kernel. "cubic": cubic convolution with a = -1/2 (Keys 1981), exact for parabolas.
-#: "lanczos3": sinc windowed by sinc, scaled to sum 1. "quintic": the fifth-order polynomial through six pixels
-#: (Lagrange), exact to that order, and therefore without a shift of centroids. The small shifts of the other kernels
-#: are flux errors, too, where the sub-pixel phase varies slowly.
+#: Taps (pixels along one axis) by kernel. "cubic": cubic convolution with a = -1/2 (Keys 1981),
+#: exact for parabolas. "lanczos3": sinc windowed by sinc, scaled to sum 1. "quintic": the
+#: fifth-order polynomial through six pixels (Lagrange), exact to that order, and therefore without
+#: a shift of centroids. The small shifts of the other kernels are flux errors, too, where the
+#: sub-pixel phase varies slowly.
 TAPS = {"bilinear": 2, "cubic": 4, "lanczos3": 6, "quintic": 6}
 #: Distance (pixels) up to which `resampling.mend` looks at the neighbours of a bad pixel.
 MEND_MARGIN = 2
-#: Sub-pixel phases at which kernels are tabulated. Linear interpolation between them is good to 1e-6.
+#: Sub-pixel phases at which kernels are tabulated. Linear interpolation between them is good to
+#: 1e-6.
 PHASES = 1024
 
 
@@ -25,8 +30,8 @@ PHASES = 1024
 def kernel_weights(interpolation: str) -> Image:
     """Return weights (PHASES + 1, taps), float32, of the pixels around a point along one axis.
 
-    interpolation: a key of TAPS. Rows are phases 0..1: how far (pixels) the point is past the left one of the middle
-    two pixels. Each row sums to 1. Raises GdaskError for an unknown name.
+    interpolation: a key of TAPS. Rows are phases 0..1: how far (pixels) the point is past the left
+    one of the middle two pixels. Each row sums to 1. Raises GdaskError for an unknown name.
     """
     if interpolation not in TAPS:
         raise GdaskError(
@@ -44,20 +49,27 @@ def kernel_weights(interpolation: str) -> Image:
 
 
 def kernel_margin(interpolation: str) -> int:
-    """Return how many input pixels a window needs around those that the output shows: the kernel's, and two for mending."""
+    """Return the input pixels that a window needs around those that the output shows.
+
+    They are those of the kernel, and two for mending.
+    """
     return kernel_weights(interpolation).shape[1] // 2 + MEND_MARGIN
 
 
 def noise_correlation(interpolation: str) -> float:
-    """Return the scatter of a resampled pixel of white noise over the input's, rms over all sub-pixel phases."""
+    """Return the scatter of a resampled pixel of white noise over that of an input pixel.
+
+    It is the rms over all sub-pixel phases in x and y.
+    """
     return float(np.mean(np.sum(kernel_weights(interpolation)[:-1].astype(float) ** 2, axis=1)))
 
 
 def lag_correlation(interpolation: str) -> Floats:
-    """Return the covariance of resampled white noise of variance 1 at lags of 0, 1, 2 ... pixels along one axis.
+    """Return the covariance of resampled white noise at lags of 0, 1, 2 ... pixels.
 
-    It is the mean over all sub-pixel phases, for output pixels as large as input pixels. With all lags of both signs it
-    sums to 1; the covariances along two axes multiply.
+    The lags are along one axis, and the input's variance is 1. It is the mean over all sub-pixel
+    phases, for output pixels as large as input pixels. With all lags of both signs it sums to 1;
+    the covariances along two axes multiply.
     """
     table = kernel_weights(interpolation)[:-1].astype(float)
     taps = table.shape[1]
@@ -67,10 +79,10 @@ def lag_correlation(interpolation: str) -> Floats:
 
 
 def aperture_noise(interpolation: str, radius: float) -> float:
-    """Return the rms of the sum in a round aperture over sqrt(sum of VAR), which is 1 for a large aperture.
+    """Return the rms of the sum in a round aperture over sqrt(sum of VAR).
 
-    radius: in output pixels; at half a pixel it is that of a single pixel (`noise_correlation`). Output and input pixels
-    are taken as equally large.
+    It is 1 for a large aperture. radius: in output pixels; at half a pixel it is that of a single
+    pixel (`noise_correlation`). Output and input pixels are taken as equally large.
     """
     half = int(radius) + 1
     y, x = np.mgrid[-half : half + 1, -half : half + 1]
@@ -86,7 +98,10 @@ def aperture_noise(interpolation: str, radius: float) -> float:
 
 
 def _weights_at_distance(interpolation: str, t: Floats) -> Floats:
-    """Return the weights of pixels at distances `t` >= 0 (pixels) from the point, not yet scaled to sum 1."""
+    """Return the weights of pixels at distances `t` >= 0 (pixels) from the point.
+
+    They are not yet scaled to sum 1.
+    """
     if interpolation == "bilinear":
         return np.maximum(1 - t, 0)
     if interpolation == "cubic":

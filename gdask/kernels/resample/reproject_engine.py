@@ -1,17 +1,19 @@
-"""Resampling by the methods of the package reproject, with the results and conventions of `resampling`.
+"""Resampling by the methods of reproject, with the conventions of `resampling`.
 
-reproject spends its time on world coordinates, so it gets two APE-14 WCS that share a flat world: for interpolation
-and "adaptive" the output's pixel plane, for "exact" (which needs the sky) the array's pixel plane, one arcsec a pixel.
-Either way the pixel map is a table that is looked up.
+reproject spends its time on world coordinates, so it gets two APE-14 WCS that share a flat world:
+for interpolation and "adaptive" the output's pixel plane, for "exact" (which needs the sky) the
+array's pixel plane, one arcsec a pixel. Either way the pixel map is a table that is looked up.
 
-Science and variance are planes of one call. DQ goes through gdask's compiled kernel, with the weights of the method
-(`reproject_methods.method_weights`). A million output pixels take, on one core, science and variance with holes:
-nearest-neighbor and bilinear 0.2 s, bicubic 0.5 s, adaptive 1.6 s, exact 14 s; gdask's own kernels 0.04 to 0.09 s.
+Science and variance are planes of one call. DQ goes through gdask's compiled kernel, with the
+weights of the method (`reproject_methods.method_weights`). A million output pixels take, on one
+core, science and variance with holes: nearest-neighbor and bilinear 0.2 s, bicubic 0.5 s, adaptive
+1.6 s, exact 14 s; gdask's own kernels 0.04 to 0.09 s.
 
-Units and variance are those of `resampling`: values are surface brightness, times `area_ratio`; reproject's own
-`conserve_flux` would multiply by the local area, which the flat has divided out already. reproject averages the
-variance with its weights, where `resampling` takes their squares: both are means of the input's variance, so that VAR is
-that of sums, and a single pixel scatters by reproject_methods.method_noise_correlation * sqrt(area_ratio) * sqrt(VAR).
+Units and variance are those of `resampling`: values are surface brightness, times `area_ratio`;
+reproject's own `conserve_flux` would multiply by the local area, which the flat has divided out
+already. reproject averages the variance with its weights, where `resampling` takes their squares:
+both are means of the input's variance, so that VAR is that of sums, and a single pixel scatters by
+reproject_methods.method_noise_correlation * sqrt(area_ratio) * sqrt(VAR).
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from gdask.kernels.resample.resampling import MIN_GOOD_WEIGHT, checked_planes, f
 from gdask.model import DQ, GdaskError
 from gdask.types import Flags, Fraction, Image
 
-#: Holes that hold less than this share of the weight are overlooked: above the rounding of float32 sums, far below noise.
+#: Holes that hold less than this share of the weight are overlooked: above the rounding of float32
+#: sums, far below noise.
 HOLE_TOLERANCE = 1e-5
 
 
@@ -52,14 +55,18 @@ def resample_reprojected(
 ) -> tuple[Image, Image, Flags]:
     """Resample a window of one array as `resampling.resample` does, by a method of reproject.
 
-    data, variance, dq: (ny, nx) window whose pixel (0, 0) is the array's 0-based (y, x) = `origin`, with a margin of
-    reproject_methods.margin_of (the whole array where that is None). ymap, xmap: array coordinates of each output pixel
-    and of `map_margin` pixels around the wanted window (at least reproject_methods.map_margin_of), NaN for none.
-    method: one of reproject_methods.METHODS. threshold: a DQ bit is set where input pixels that have it hold more than
-    this share of the absolute weight of the method. Outside the array: 0, 0, NO_DATA.
+    data, variance, dq: (ny, nx) window whose pixel (0, 0) is the array's 0-based (y, x) = `origin`,
+        with a margin of reproject_methods.margin_of (the whole array where that is None).
+    ymap, xmap: array coordinates of each output pixel, NaN for none, and of `map_margin` pixels
+        around the wanted window (at least reproject_methods.map_margin_of).
+    method: one of reproject_methods.METHODS.
+    threshold: a DQ bit is set where input pixels that have it hold more than this share of the
+        absolute weight of the method.
+    area_ratio: area of an output pixel over that of the input pixel for which the flat is 1.
 
-    Pixels that cannot be mended get no weight where the others keep MIN_GOOD_WEIGHT of it; elsewhere the values are used as
-    they are (0 for what is not finite), flagged. Raises GdaskError for a method, shape or margin that does not fit.
+    Pixels that cannot be mended get no weight where the others keep MIN_GOOD_WEIGHT of it;
+    elsewhere the values are used as they are (0 for what is not finite), flagged. Outside the array: 0, 0,
+    NO_DATA. Raises GdaskError for a method, shape or margin that does not fit.
     """
     data, variance, dq = checked_planes(data, variance, dq, ymap, xmap)
     if map_margin < map_margin_of(method) or min(ymap.shape) <= 2 * map_margin:
@@ -101,7 +108,10 @@ def resample_reprojected(
 def _by_reproject(
     inputs: Image, maps: tuple[Floats, Floats], method: str, origin: tuple[int, int], margin: int
 ) -> Image:
-    """Return planes (n, ny, nx) on the wanted pixels of the map, by reproject's NumPy path in one call; NaN outside."""
+    """Return planes on the wanted pixels of the map, by one call of reproject; NaN outside.
+
+    inputs: (n, ny, nx). margin: pixels of the map around the wanted ones.
+    """
     surplus, margin = margin - map_margin_of(method), map_margin_of(method)
     maps = _without_margin(maps[0], surplus), _without_margin(maps[1], surplus)
     shape = maps[0].shape
@@ -121,9 +131,10 @@ def _by_reproject(
 
 
 def _without_holes(out: Image) -> tuple[Image, Image]:
-    """Return data and variance of five resampled planes, as if holes had no weight where others keep enough of it.
+    """Return data and variance of five resampled planes, as if holes had no weight.
 
-    out: data and variance that are zero in holes, the weight outside holes, and data and variance as they are.
+    Where the others do not keep enough of it, values are used as they are. out: data and variance
+    that are zero in holes, the weight outside holes, and data and variance as they are.
     """
     share = out[2]
     as_it_is = ~(share >= MIN_GOOD_WEIGHT)

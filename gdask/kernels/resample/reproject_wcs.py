@@ -14,15 +14,16 @@ from gdask.kernels.geometry.projection import Floats
 
 #: RA (degrees) at which the flat sky of `array_sky` is, far from the jump between 360 and 0.
 SKY_RA = 180.0
-#: Steps by which `invert_map` inverts a map: each leaves a few per cent of the error (GSAOI's distortion).
+#: Steps by which `invert_map` inverts a map: each leaves a few per cent of the error (GSAOI's
+#: distortion).
 INVERSION_STEPS = 8
 
 
 class PixelMapWCS(BaseLowLevelWCS):
     """An APE-14 WCS between the pixels of an array and the pixel plane of an output window.
 
-    maps: (ymap, xmap), array pixels at each output pixel and at `margin` pixels around the window. None for the
-    output's own WCS: pixels are the world.
+    maps: (ymap, xmap), array pixels at each output pixel and at `margin` pixels around the window.
+    None for the output's own WCS: pixels are the world.
     """
 
     pixel_n_dim = 2
@@ -56,8 +57,9 @@ class PixelMapWCS(BaseLowLevelWCS):
 def array_sky(origin: tuple[int, int] = (0, 0)) -> WCS:
     """Return a WCS that calls an array's pixels the sky: RA and Dec in arcsec, on the equator.
 
-    origin: the array's (y, x) of the window's pixel (0, 0). A plate carree, so that differences are exact. Overlaps
-    of pixels of one arcsec are exact to 1e-7, as long as the array is smaller than a few degrees (10^4 pixels).
+    origin: the array's (y, x) of the window's pixel (0, 0). A plate carree, so that differences are
+    exact. Overlaps of pixels of one arcsec are exact to 1e-7, as long as the array is smaller than
+    a few degrees (10^4 pixels).
     """
     sky = WCS(naxis=2)
     sky.wcs.ctype = ["RA---CAR", "DEC--CAR"]
@@ -95,22 +97,23 @@ class SkyMapWCS(BaseLowLevelWCS):
         return self.sky.world_axis_object_classes
 
     def pixel_to_world_values(self, *pixel: Any) -> Any:
-        """Return RA, Dec (degrees) of the corners of output pixels: means of four values of the map."""
+        """Return RA, Dec (degrees) of corners of output pixels: means of four map values."""
         i, j = ((np.asarray(values) + 0.5).astype(np.intp) for values in pixel)
         y, x = ((m[j, i] + m[j, i + 1] + m[j + 1, i] + m[j + 1, i + 1]) / 4 for m in self.maps)
         return self.sky.pixel_to_world_values(x, y)
 
     def world_to_pixel_values(self, *world: Any) -> Any:
-        """Return output pixels (x, y): where reproject looks for overlaps, which it computes from RA and Dec."""
+        """Return output pixels (x, y), to tell reproject where to look for overlaps."""
         x, y = self.sky.world_to_pixel_values(*world)
         row, column = invert_map(self.maps, y, x)
         return column - 1, row - 1
 
 
 def invert_map(maps: tuple[Floats, Floats], y: Floats, x: Floats) -> tuple[Floats, Floats]:
-    """Return the places (row, column) of a pixel map at which it shows array pixels (y, x); beyond it a linear guess.
+    """Return the places (row, column) of a pixel map at which it shows array pixels (y, x).
 
-    maps: (ymap, xmap), smooth. A fixed number of steps with the mean slope of the map, to 1e-9 pixel.
+    Beyond the map's edges they are a linear guess. maps: (ymap, xmap), smooth. A fixed number of
+    steps with the mean slope of the map, to 1e-9 pixel.
     """
     shape = maps[0].shape
     rows, columns = np.meshgrid(*(np.linspace(0, n - 1, 9) for n in shape), indexing="ij")

@@ -1,17 +1,20 @@
-"""Resampling of the pixels of one array to the places of a pixel map: science, variance and DQ in one pass.
+"""Resampling of one array to the places of a pixel map: science, variance and DQ at once.
 
-Kernels are local: an output pixel needs a few input pixels only, and has the same bits from any window that holds them
-(a spline's prefilter needs all pixels). Bad pixels do not spread: isolated ones are mended from their neighbours for the
-kernel's sake, others get no weight. Both leave their flags.
+Kernels are local: an output pixel needs a few input pixels only, and has the same bits from any
+window that holds them (a spline's prefilter needs all pixels). Bad pixels do not spread: isolated
+ones are mended from their neighbours for the kernel's sake, others get no weight. Both leave their
+flags.
 
-Units. Flat-fielded pixels are surface brightness (the flat divides the pixel's area out, too), and values are
-interpolated as such. They are multiplied by `area_ratio`, the area of an output pixel over that of the input pixel to
-which the flat is normalised (the mean one), so that sums over the output are fluxes, wherever on the array.
+Units. Flat-fielded pixels are surface brightness (the flat divides the pixel's area out, too), and
+values are interpolated as such. They are multiplied by `area_ratio`, the area of an output pixel
+over that of the input pixel to which the flat is normalised (the mean one), so that sums over the
+output are fluxes, wherever on the array.
 
-Variance. Resampled noise is correlated between neighbours: one number per pixel cannot say both how a pixel and how a
-sum of many scatters. VAR is the one that sums need: that of independent pixels with the same noise per area, which is
-var * area_ratio^2 / (output area / input area) = var * area_ratio, where var is a kernel-weighted mean. A single pixel
-scatters by noise_correlation * sqrt(area_ratio) * sqrt(VAR).
+Variance. Resampled noise is correlated between neighbours: one number per pixel cannot say both how
+a pixel and how a sum of many scatters. VAR is the one that sums need: that of independent pixels
+with the same noise per area, which is var * area_ratio^2 / (output area / input area) = var *
+area_ratio, where var is a kernel-weighted mean. A single pixel scatters by noise_correlation *
+sqrt(area_ratio) * sqrt(VAR).
 """
 
 from __future__ import annotations
@@ -27,11 +30,12 @@ from gdask.kernels.resample.interpolation import PHASES, kernel_weights
 from gdask.model import DQ, UNUSABLE, GdaskError
 from gdask.types import Flags, Fraction, Image, Mask
 
-#: Share of the (signed) weight that known pixels must keep for unknown ones (outside, or not mended) to be left out.
-#: With less, all values are used as they are, flagged.
+#: Share of the (signed) weight that known pixels must keep for unknown ones (outside, or not
+#: mended) to be left out. With less, all values are used as they are, flagged.
 MIN_GOOD_WEIGHT = 0.5
 _BAD, _NO_DATA = int(UNUSABLE), int(DQ.NO_DATA)
-#: Bit that marks, beside the DQ bits, a neighbourhood with pixels that have no value (outside, or not mended).
+#: Bit that marks, beside the DQ bits, a neighbourhood with pixels that have no value (outside, or
+#: not mended).
 _HOLE = 0x8000
 
 
@@ -47,14 +51,18 @@ def resample(
     area_ratio: float = 1.0,
     origin: tuple[int, int] = (0, 0),
 ) -> tuple[Image, Image, Flags]:
-    """Resample a window of one array onto the pixels of `ymap`, `xmap` (see the module's text for units and variance).
+    """Resample a window of one array onto the pixels of a map.
 
-    data, variance, dq: (ny, nx) window whose pixel (0, 0) is the array's 0-based (y, x) = `origin`; with a margin of
-    interpolation.kernel_margin the result does not depend on the window. ymap, xmap: array coordinates of each output
-    pixel (pixel_map.pixel_map), NaN for none. interpolation: a key of interpolation.TAPS. threshold: a DQ bit is set
-    where input pixels that have it hold more than this share of the absolute weight. area_ratio: area of an output pixel
-    over that of the pixel for which the flat is 1. Outside the array: 0, 0, NO_DATA.
-    Raises GdaskError where shapes differ.
+    data, variance, dq: (ny, nx) window whose pixel (0, 0) is the array's 0-based (y, x) = `origin`.
+        With a margin of interpolation.kernel_margin the result does not depend on the window.
+    ymap, xmap: array coordinates of each output pixel (pixel_map.pixel_map), NaN for none.
+    interpolation: a key of interpolation.TAPS.
+    threshold: a DQ bit is set where input pixels that have it hold more than this share of the
+        absolute weight.
+    area_ratio: area of an output pixel over that of the input pixel for which the flat is 1.
+
+    Units and variance are those of the module's text. Outside the array: 0, 0, NO_DATA. Raises
+    GdaskError where shapes differ.
     """
     table = kernel_weights(interpolation)
     data, variance, dq = checked_planes(data, variance, dq, ymap, xmap)
@@ -68,10 +76,11 @@ def resample(
 
 
 def mend(data: Image, variance: Image, dq: Flags) -> tuple[Image, Image]:
-    """Return data and variance with each bad pixel estimated from good ones beside it, NaN where they are too few.
+    """Return data and variance with each bad pixel estimated from good ones beside it.
 
-    The estimate is a cubic through the four nearest pixels along the row and the column where these are all good, else
-    the mean of at least three good ones of the eight around. That is enough for a kernel's outer taps; the pixel stays
+    Where these are too few, the estimate is NaN. The estimate is a cubic through the four nearest
+    pixels along the row and the column where these are all good, else the mean of at least three
+    good ones of the eight around. That is enough for a kernel's outer taps; the pixel stays
     flagged. The inputs are not changed.
     """
     usable = (np.asarray(dq) & _BAD == 0) & np.isfinite(data) & np.isfinite(variance)
@@ -86,8 +95,9 @@ def flags_on_map(
 ) -> Flags:
     """Return the DQ of a window on the pixels of a map, by the rule of `resample`; NO_DATA outside.
 
-    mended: data of the window, not finite where no value is known. ymap, xmap: pixels of the window. table: weights as
-    `interpolation.kernel_weights` gives them. threshold: share of the absolute weight above which a bit is set.
+    mended: data of the window, not finite where no value is known. ymap, xmap: pixels of the
+    window. table: weights as `interpolation.kernel_weights` gives them. threshold: share of the
+    absolute weight above which a bit is set.
     """
     near = _flags_under_kernel(dq, mended, table.shape[1])
     maps = plain(ymap, np.float64), plain(xmap, np.float64)
@@ -99,9 +109,10 @@ def flags_on_map(
 def checked_planes(
     data: Image, variance: Image, dq: Flags, ymap: Floats, xmap: Floats
 ) -> tuple[Image, Image, Flags]:
-    """Return the planes in the memory layout of compiled code, with pixels that are not finite flagged NO_DATA.
+    """Return the planes in the memory layout of compiled code.
 
-    Raises GdaskError where shapes differ: compiled code would read beyond the smaller one.
+    Pixels that are not finite are flagged NO_DATA. Raises GdaskError where shapes differ: compiled
+    code would read beyond the smaller one.
     """
     if not (data.shape == variance.shape == dq.shape and ymap.shape == xmap.shape):
         shapes = ", ".join(str(a.shape) for a in (data, variance, dq, ymap, xmap))
@@ -128,9 +139,9 @@ def _mend(data: Image, variance: Image, usable: Mask) -> tuple[Image, Image]:
 
 @njit(cache=True, nogil=True)
 def _estimate(data: Image, variance: Image, usable: Mask, y: int, x: int) -> tuple[float, float]:
-    """Estimate a pixel from its neighbours as `mend` says; the cubic's weights are (-1, 4, 4, -1) / 6.
+    """Estimate a pixel from its neighbours as `mend` says.
 
-    The variance is the mean of the neighbours'.
+    The cubic's weights are (-1, 4, 4, -1) / 6. The variance is the mean of the neighbours'.
     """
     ny, nx = data.shape
     total = noise = value = 0.0
@@ -168,9 +179,11 @@ def _estimate(data: Image, variance: Image, usable: Mask, y: int, x: int) -> tup
 
 @njit(cache=True, nogil=True)
 def _flags_under_kernel(dq: Flags, mended: Image, taps: int) -> Flags:
-    """Return the OR of the flags under a kernel whose left middle tap is pixel (y - 1, x - 1): (ny + 1, nx + 1).
+    """Return the OR of the flags under a kernel, for each place of the kernel.
 
-    _HOLE is set where pixels under it are outside or have no value. Where the result is zero, all pixels are good.
+    The result is (ny + 1, nx + 1); at (y, x) the kernel's left middle tap is pixel (y - 1, x - 1).
+    _HOLE is set where pixels under it are outside or have no value. Where the result is zero, all
+    pixels are good.
     """
     ny, nx = dq.shape
     half = taps // 2
@@ -212,7 +225,8 @@ def _resample(
 ) -> tuple[Image, Image, Flags]:
     """Resample all output pixels; most see good pixels only and take the short way.
 
-    taps: a tuple for its length only, which the compiler then knows. That halves the time, and so do float32 sums.
+    taps: a tuple for its length only, which the compiler then knows. That halves the time, and so
+    do float32 sums.
     """
     ny, nx = data.shape
     out, out_var = np.zeros(ymap.shape, np.float32), np.zeros(ymap.shape, np.float32)
@@ -279,7 +293,7 @@ def _flags_on_map(
 
 @njit(cache=True, nogil=True, inline="always")
 def _weights_at_phase(table: Image, taps: tuple[int, ...], phase: float, w: Image) -> float:
-    """Fill `w` with the kernel's weights at a phase in [0, 1), and return the sum of their squares."""
+    """Fill `w` with the weights at a phase in [0, 1), and return the sum of their squares."""
     position = phase * PHASES
     k = int(position)
     f = np.float32(position - k)
@@ -294,7 +308,10 @@ def _weights_at_phase(table: Image, taps: tuple[int, ...], phase: float, w: Imag
 def _sums(
     data: Image, variance: Image, taps: tuple[int, ...], wy: Image, wx: Image, top: int, left: int
 ) -> tuple[float, float]:
-    """Return the sums of weight * data and of weight^2 * variance, where all pixels are inside and finite."""
+    """Return the sums of weight * data and of weight^2 * variance.
+
+    All pixels are inside and finite.
+    """
     value, noise = np.float32(0), np.float32(0)
     for a in range(len(taps)):
         row, row_noise = np.float32(0), np.float32(0)
@@ -310,7 +327,10 @@ def _sums(
 def _sums_of_known(
     data: Image, variance: Image, wy: Image, wx: Image, top: int, left: int
 ) -> tuple[float, float, float]:
-    """Return the sums of weight, weight * data and weight^2 * variance over pixels that are inside and finite."""
+    """Return the sums of weight, weight * data and weight^2 * variance over known pixels.
+
+    These are inside and finite.
+    """
     good = value = noise = 0.0
     for a in range(max(0, -top), min(wy.size, data.shape[0] - top)):
         for b in range(max(0, -left), min(wx.size, data.shape[1] - left)):

@@ -1,4 +1,7 @@
-"""Combination of many planes into one, pixel by pixel, with rejection, DQ hierarchy and propagated variance."""
+"""Combination of many planes into one, pixel by pixel.
+
+Values are chosen by their DQ, some of them are rejected, and variance is propagated.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,10 @@ _NO_DATA = int(DQ.NO_DATA)
 
 
 class _Stack(NamedTuple):
-    """The combined planes, each as one row of pixels; `used` is the number of planes that each pixel took."""
+    """The combined planes, each as one row of pixels.
+
+    used: number of planes that each pixel takes.
+    """
 
     data: Image
     variance: Image
@@ -69,8 +75,9 @@ REJECTIONS: dict[str, Choice] = {
     ),
 }
 
-#: n times the variance of the median of n standard normal values (index n), by numerical integration of the densities
-#: of the order statistics. They agree with the textbook tables (n = 3: 1.346) and with simulation.
+#: n times the variance of the median of n standard normal values (index n), by numerical
+#: integration of the densities of the order statistics. They agree with the textbook tables (n = 3:
+#: 1.346) and with simulation.
 _MEDIAN_VARIANCE = (
     *(0, 1, 1, 1.3460, 1.1928, 1.4342, 1.2885),
     *(1.4731, 1.3455, 1.4949, 1.3833, 1.5088, 1.4102, 1.5184),
@@ -82,8 +89,8 @@ _LOWER_MEDIAN_VARIANCE = (
     *(1.4731, 1.4975, 1.4949, 1.5105, 1.5088, 1.5197, 1.5184),
     *(1.5264, 1.5254, 1.5315, 1.5308, 1.5356, 1.5350, 1.5389),
 )
-#: Beyond the tables: pi/2 (1 - s/n), the limit of Laplace with a second term fitted to n = 20..200. s of the median of
-#: an even number of values, and of other medians.
+#: Beyond the tables: pi/2 (1 - s/n), the limit of Laplace with a second term fitted to n = 20..200.
+#: s of the median of an even number of values, and of other medians.
 _SECOND_TERM_EVEN, _SECOND_TERM = 1.34, 0.43
 
 
@@ -102,7 +109,10 @@ def _variance_factors(method: str, number: int) -> Floats:
 
 @njit(cache=True, nogil=True)
 def _average(size: int, dq: Flags, start: int, work: Work, out: _Stack) -> None:
-    """Put into `out` the mean of the used values of a block, their propagated variance, the OR of their bits."""
+    """Put the mean of the used values of a block into `out`.
+
+    Also their propagated variance, and the OR of their bits.
+    """
     total, spread = np.zeros(size), np.zeros(size)
     number, bits = np.zeros(size, np.uint16), np.zeros(size, np.uint16)
     for k in range(work.use.shape[0]):
@@ -155,7 +165,11 @@ def _average_weighted(weights: Image, start: int, size: int, work: Work, out: _S
 def _take_median(
     lower: bool, variance_factors: Floats, start: int, size: int, work: Work, out: _Stack
 ) -> None:
-    """Replace the means of `_average` by medians, or by lower medians, and their variances by those of medians."""
+    """Replace the means of `_average` by medians, and their variances by those of medians.
+
+    lower: take the lower of the middle two where their number is even. variance_factors: from
+    _variance_factors.
+    """
     for x in range(size):
         first, last = work.first[x], work.last[x]
         if last > first:
@@ -187,9 +201,10 @@ def _combine(
     out: _Stack,
     rejected: Mask,
 ) -> None:
-    """Combine planes (n, pixels) block by block into `out`, and mark what `reject` drops in `rejected`, if not empty.
+    """Combine planes (n, pixels) block by block into `out`.
 
-    weights, scale, zero: see `combine`. pairs: sorting_network. method, reject: codes of METHODS and REJECTIONS. low,
+    rejected: (n, pixels), to be set where `reject` drops a value, or (n, 0). weights, scale, zero:
+    see `combine`. pairs: sorting_network. method, reject: codes of METHODS and REJECTIONS. low,
     high, rounds, about_median: see `rejection`.
     """
     block = (data.shape[0], _BLOCK_PIXELS)
@@ -235,7 +250,10 @@ def _choice(table: dict[str, Choice], kind: str, name: str) -> Choice:
 
 
 def _weight_rows(weights: npt.ArrayLike | None, method: str, shape: tuple[int, ...]) -> Image:
-    """Return weights as (n, 1), (n, pixels), or (n, 0) for 1/variance; raises GdaskError for other shapes."""
+    """Return weights as (n, 1), (n, pixels), or (n, 0) for 1/variance.
+
+    Raises GdaskError for other shapes.
+    """
     if weights is None:
         return plain(np.empty((shape[0], 0)), np.float32)
     if method != "wtmean":
@@ -276,32 +294,36 @@ def combine(
     zero: npt.ArrayLike | None = None,
     rejected: Mask | None = None,
 ) -> tuple[Image, Image, Flags, Counts]:
-    """Combine planes (n, ny, nx) into data, variance, DQ and the number of planes used, each (ny, nx).
+    """Combine planes (n, ny, nx) into data, variance, DQ and number of planes, each (ny, nx).
 
-    The planes are first scaled: data * scale + zero and variance * scale^2 (`scale`, `zero`: one number per plane). Each
-    pixel then uses the planes whose DQ is least bad by `rejection.HIERARCHY`, never NO_DATA (16) or values that are not
-    finite. Of those `reject` (a key of REJECTIONS) drops some, and `method` (a key of METHODS) combines the rest;
-    `weights`, (n,) or (n, ny, nx), are for "wtmean". Output DQ is the OR of the bits of the used planes; with nothing to
-    use, data and variance are 0 and DQ is 16.
+    The planes are first scaled: data * scale + zero and variance * scale^2 (`scale`, `zero`: one
+    number per plane). Each pixel then uses the planes whose DQ is least bad by
+    `rejection.HIERARCHY`, never NO_DATA (16) or values that are not finite. Of those `reject` (a
+    key of REJECTIONS) drops some, and `method` (a key of METHODS) combines the rest; `weights`,
+    (n,) or (n, ny, nx), are for "wtmean". Output DQ is the OR of the bits of the used planes; with
+    nothing to use, data and variance are 0 and DQ is 16.
 
-    nlow, nhigh are for "minmax", the rest for clipping. lsigma, hsigma: limits below and above the centre. The centre is
-    the median (without `mclip`, the mean after the first round). Rounds go on until nothing changes or `max_iters` are
-    done, and never reject all. Fewer than 3 values are not clipped by scatter; of two that disagree, "varclip" keeps
-    both.
+    nlow, nhigh are for "minmax", the rest for clipping. lsigma, hsigma: limits below and above the
+    centre. The centre is the median (without `mclip`, the mean after the first round). Rounds go on
+    until nothing changes or `max_iters` are done, and never reject all. Fewer than 3 values are not
+    clipped by scatter; of two that disagree, "varclip" keeps both.
 
-    "sigclip" takes sigma as the population standard deviation of the values themselves, outliers included, so that at
-    limits of 3 a lone outlier among n < 8 always stays (it deviates by n / sqrt(n - 1) sigma at most). By simulation,
-    half of the outliers are rejected at 33 sigma of the other values for n = 8, at 9 for n = 9, at 5 for n = 12. Of good
-    Gaussian values none is lost for n < 8, 0.02 % for n = 9, 0.2 % for n = 32.
+    "sigclip" takes sigma as the population standard deviation of the values themselves, outliers
+    included, so that at limits of 3 a lone outlier among n < 8 always stays (it deviates by n /
+    sqrt(n - 1) sigma at most). By simulation, half of the outliers are rejected at 33 sigma of the
+    other values for n = 8, at 9 for n = 9, at 5 for n = 12. Of good Gaussian values none is lost
+    for n < 8, 0.02 % for n = 9, 0.2 % for n = 32.
 
-    "varclip", which knows the noise, finds 7 sigma from n = 3 on and loses 0.3 to 0.5 %. It also takes changes of the
-    seeing for outliers.
+    "varclip", which knows the noise, finds 7 sigma from n = 3 on and loses 0.3 to 0.5 %. It also
+    takes changes of the seeing for outliers.
 
-    "noiseclip", for sky-subtracted images, takes one sigma for all planes: the median of their variances plus, where
-    there is starlight, the scatter of most planes (10 to 30 % of the light), so that a star's core stays whole.
+    "noiseclip", for sky-subtracted images, takes one sigma for all planes: the median of their
+    variances plus, where there is starlight, the scatter of most planes (10 to 30 % of the light),
+    so that a star's core stays whole.
 
-    The median after symmetric min-max rejection is the median of all, and its variance is given as such. A trimmed mean
-    has the variance of the mean of the values that are left, up to a third too large.
+    The median after symmetric min-max rejection is the median of all, and its variance is given as
+    such. A trimmed mean has the variance of the mean of the values that are left, up to a third too
+    large.
 
     rejected: an array (n, ny, nx) of bool, to be set where `reject` dropped a value.
 

@@ -1,7 +1,8 @@
-"""Rejection of the neighbours of rejected values: the rims of cosmic rays, which are too faint for any limit.
+"""Rejection of the neighbours of rejected values: the faint rims of cosmic rays.
 
-A cosmic ray leaves charge below any limit beside the pixels that are found, and resampling spreads it. Of the charge of
-cosmic rays, 2 % (GSAOI; FLAMINGOS-2 in Y: 14 %) lies in pixels below 3 sigma of a frame, and 0.3 % (5 %) remains if the
+No limit finds these rims by their own light. A cosmic ray leaves charge below any limit beside the
+pixels that are found, and resampling spreads it. Of the charge of cosmic rays, 2 % (GSAOI;
+FLAMINGOS-2 in Y: 14 %) lies in pixels below 3 sigma of a frame, and 0.3 % (5 %) remains if the
 pixels that touch one above 3 sigma are rejected, too.
 """
 
@@ -18,10 +19,11 @@ from gdask.kernels.stack.noise_clip import MIN_STARLIGHT_SCATTER
 from gdask.kernels.stack.rejection import HIERARCHY
 from gdask.types import Flags, Image, Mask
 
-#: Distance (pixels) at which values decide whether a value is rejected: a rejected value has its neighbours rejected only
-#: if one of these is itself rejected.
+#: Distance (pixels) at which values decide whether a value is rejected: a rejected value has its
+#: neighbours rejected only if one of these is itself rejected.
 GROW_MARGIN = 2
-#: DQ bits of values that are used only where no frame has a better one: nothing is decided about them here.
+#: DQ bits of values that are used only where no frame has a better one: nothing is decided about
+#: them here.
 _WORSE_THAN_PERFECT = np.uint16(sum(int(bit) for bit in HIERARCHY))
 
 Planes = tuple[Image, Image, Flags]
@@ -31,8 +33,9 @@ Planes = tuple[Image, Image, Flags]
 def grow_rejected(rejected: Mask) -> Mask:
     """Return the 3 x 3 pixels about each rejected value that has a rejected neighbour in its plane.
 
-    rejected: (n, ny, nx), as the result. A single rejected value may be noise; resampled cosmic rays are wider than a
-    pixel. Neighbours are rejected whatever their values, so that the mean of the remaining values is not biased.
+    rejected: (n, ny, nx), as the result. A single rejected value may be noise; resampled cosmic
+    rays are wider than a pixel. Neighbours are rejected whatever their values, so that the mean of
+    the remaining values is not biased.
     """
     out = np.zeros_like(rejected)
     n, ny, nx = rejected.shape
@@ -54,16 +57,18 @@ def grow_rejected(rejected: Mask) -> Mask:
 def combine_without_rejected(
     result: Planes, planes: Planes, rejected: Mask, neighbours: Mask, method: str
 ) -> None:
-    """Combine again, without rejected values and their neighbours, the pixels of `result` that lose a value.
+    """Combine again the pixels of `result` from which neighbours of rejected values are dropped.
 
-    result: data, variance and DQ (ny, nx), changed in place. planes: data, variance and DQ (n, ny, nx). rejected,
-    neighbours: (n, ny, nx); see `grow_rejected`. method: a key of combine.METHODS. A pixel keeps all its values where
-    nothing as good would be left, and in starlight, where one frame more or less changes more than a rim does.
+    result: data, variance and DQ (ny, nx), changed in place. planes: data, variance and DQ (n, ny,
+    nx). rejected, neighbours: (n, ny, nx); see `grow_rejected`. method: a key of combine.METHODS. A
+    pixel keeps all its values where nothing as good would be left, and in starlight, where one
+    frame more or less changes more than a rim does.
     """
     n = len(planes[0])
     touched = np.flatnonzero(neighbours.any(axis=0))
 
     def at_touched(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the values (n, pixels) at the pixels that are touched."""
         return np.ascontiguousarray(plane.reshape(n, -1)[:, touched])
 
     data, variance, dq = (at_touched(plane) for plane in planes)
@@ -76,8 +81,8 @@ def combine_without_rejected(
         for values in (data, variance)
     )
     fewer = usable & ~is_neighbour
-    # Pixels that keep their values now are combined again, too: when fewer of their neighbours were known, they may have
-    # lost a value that they keep now.
+    # Pixels that keep their values now are combined again, too: when fewer of their neighbours were
+    # known, they may have lost a value that they keep now.
     again = (fewer != usable).any(axis=0)
     is_sky = (MIN_STARLIGHT_SCATTER * light) ** 2 < mean_variance
     use = np.where(fewer.any(axis=0) & is_sky, fewer, usable)

@@ -1,8 +1,9 @@
-"""Rejection by the noise that a pixel should have, for stacks of sky-subtracted images: stars keep their cores.
+"""Rejection by the noise that a pixel should have, which leaves the cores of stars whole.
 
-In starlight, frames differ by more than noise (seeing, Strehl ratio, throughput). Limits by the noise alone would cut the
-cores of stars, and limits by the scatter of the values would miss a lone outlier among few. Here the noise is the median
-variance of the planes, and starlight may scatter further, as far as most planes do.
+It is for stacks of sky-subtracted images. In starlight, frames differ by more than noise (seeing,
+Strehl ratio, throughput). Limits by the noise alone would cut the cores of stars, and limits by the
+scatter of the values would miss a lone outlier among few. Here the noise is the median variance of
+the planes, and starlight may scatter further, as far as most planes do.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from numba import njit
 
 from gdask.kernels.stack.rejection import Floats, Work, drop_outside, median_of_ordered
 
-#: Shares of a pixel's light by which frames may scatter beyond their noise before a value is clipped: the first always,
-#: up to the second where the values themselves scatter so. The first is what seeing whose width changes by 5 % does to
-#: cores and wings. Nine values tell their own scatter too roughly to go below it (with 3 %, the stars of a simulated
-#: FLAMINGOS-2 night lost 0.07 %). The second keeps a cosmic ray on a star from passing for seeing.
+#: Shares of a pixel's light by which frames may scatter beyond their noise before a value is
+#: clipped: the first always, up to the second where the values themselves scatter so. The first is
+#: what seeing whose width changes by 5 % does to cores and wings. Nine values tell their own
+#: scatter too roughly to go below it (with 3 %, the stars of a simulated FLAMINGOS-2 night lost
+#: 0.07 %). The second keeps a cosmic ray on a star from passing for seeing.
 MIN_STARLIGHT_SCATTER, MAX_STARLIGHT_SCATTER = 0.1, 0.3
 #: Standard deviation of Gaussian values over their median absolute deviation.
 _SIGMA_PER_MAD = 1.4826
@@ -27,8 +29,8 @@ def clip_noise(
 ) -> None:
     """Clip beyond low, high times the noise that a pixel should have, the same for all planes.
 
-    A cosmic ray's own variance is inflated by its charge; the median variance of the planes is not. Survivors are a
-    stretch of the ordered values. The other arguments are those of `rejection`.
+    A cosmic ray's own variance is inflated by its charge; the median variance of the planes is not.
+    Survivors are a stretch of the ordered values. The other arguments are those of `rejection`.
     """
     n = work.use.shape[0]
     least = np.full(size, np.float32(np.inf))  # variance of each pixel
@@ -57,9 +59,10 @@ def clip_noise(
 
 @njit(cache=True, nogil=True)
 def _expected_noise(centre: float, x: int, buffer: Floats, work: Work) -> float:
-    """Return the noise of one value of pixel x: the median variance and, in starlight, the robust scatter of the planes.
+    """Return the noise that one value of pixel x should have.
 
-    centre: median of the values. buffer: work space, one number per plane.
+    It is the median variance and, in starlight, the robust scatter of the planes. centre: median of
+    the values. buffer: work space, one number per plane.
     """
     number = 0
     for k in range(work.use.shape[0]):
@@ -89,9 +92,9 @@ def _median_of_buffer(buffer: Floats, number: int) -> float:
 def _clip_stretch(
     below: float, above: float, rounds: int, about_median: bool, x: int, work: Work
 ) -> bool:
-    """Narrow ordered[first:last] of pixel x to the values within the limits of its centre; True if any was dropped.
+    """Narrow ordered[first:last] of pixel x to the values within the limits of its centre.
 
-    below, above: limits in the unit of the data.
+    Returns True if any value was dropped. below, above: limits in the unit of the data.
     """
     ordered, first, last = work.ordered, work.first[x], work.last[x]
     for turn in range(rounds):

@@ -1,8 +1,8 @@
 """Rejection of values: which planes of each pixel `combine` uses, for a block of pixels at a time.
 
-Compiled functions take a block of `size` pixels in `work` and change it in place. low, high: limits of rejection.
-rounds: the most rounds of clipping. about_median: clip about the median in all rounds, not about the mean from the
-second on.
+Compiled functions take a block of `size` pixels in `work` and change it in place. low, high: limits
+of rejection. rounds: the most rounds of clipping. about_median: clip about the median in all
+rounds, not about the mean from the second on.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from gdask.types import Flags, Image, Mask
 
 Floats = npt.NDArray[np.float64]
 
-#: DQ bits that make a pixel worse, from bad to worst: the ranking of the field's standard reduction (DRAGONS).
-#: Non-linear (it has been corrected) and saturated pixels rank with perfect ones: otherwise a star that is saturated in
-#: the sharpest frames would be averaged over the other frames, and no flag would tell.
+#: DQ bits that make a pixel worse, from bad to worst: the ranking of the field's standard reduction
+#: (DRAGONS). Non-linear (it has been corrected) and saturated pixels rank with perfect ones:
+#: otherwise a star that is saturated in the sharpest frames would be averaged over the other
+#: frames, and no flag would tell.
 HIERARCHY = (DQ.COSMIC_RAY, DQ.OVERLAP, DQ.BAD_PIXEL, DQ.UNILLUMINATED, DQ.NO_DATA)
 _BITS = tuple(int(bit) for bit in HIERARCHY)
 _NO_DATA_RANK = len(HIERARCHY)
@@ -30,7 +31,10 @@ _NO_DATA_RANK = len(HIERARCHY)
 
 @lru_cache(maxsize=64)
 def sorting_network(number: int) -> npt.NDArray[np.int64]:
-    """Return Batcher's odd-even merge sort of `number` rows as pairs (n, 2) of rows to compare and exchange."""
+    """Return a sorting network for `number` rows: pairs (n, 2) of rows to compare and exchange.
+
+    It is Batcher's odd-even merge sort; whole rows of pixels are sorted at once.
+    """
     pairs = []
     merge = 1
     while merge < number:
@@ -48,9 +52,9 @@ def sorting_network(number: int) -> npt.NDArray[np.int64]:
 class Work(NamedTuple):
     """Buffers for a block of pixels: planes along the first axis, pixels along the last.
 
-    values, variances: scaled. ranks: how bad each value is, 0 the best. use: values that are used. ordered: usable
-    values in ascending order, then inf; those of ordered[first:last] survive rejection. trimmed: how many were rejected
-    in symmetric pairs, which do not change a median.
+    values, variances: scaled. ranks: how bad each value is, 0 the best. use: values that are used.
+    ordered: usable values in ascending order, then inf; those of ordered[first:last] survive
+    rejection. trimmed: how many were rejected in symmetric pairs, which do not change a median.
     """
 
     values: Image
@@ -74,7 +78,7 @@ def gather(
     size: int,
     work: Work,
 ) -> None:
-    """Fill a block with scaled values and variances, and find which of them are the least bad of their pixel."""
+    """Fill a block with scaled values and variances, and use the least bad ones of each pixel."""
     best = np.full(size, _NO_DATA_RANK, np.uint8)
     stop = start + size
     for k in range(data.shape[0]):
@@ -108,7 +112,10 @@ def _use_best(best: npt.NDArray[np.uint8], size: int, work: Work) -> None:
 
 @njit(cache=True, nogil=True)
 def sort_planes(pairs: npt.NDArray[np.int64], size: int, work: Work) -> None:
-    """Sort the used values of each pixel into work.ordered, all pixels of a row at once. pairs: sorting_network."""
+    """Sort the used values of each pixel into work.ordered.
+
+    pairs: from `sorting_network`.
+    """
     values, use, ordered = work.values, work.use, work.ordered
     for k in range(values.shape[0]):
         for x in range(size):
@@ -132,7 +139,10 @@ def median_of_ordered(ordered: Image, first: int, last: int, x: int) -> float:
 
 @njit(cache=True, nogil=True)
 def drop_outside(size: int, work: Work) -> None:
-    """Stop using values that are not in ordered[first:last]; of equal ones at an end, those of the earlier planes go."""
+    """Stop using values that are not in ordered[first:last].
+
+    Of equal values at an end, those of the earlier planes are dropped.
+    """
     low, high = np.zeros(size, np.float32), np.zeros(size, np.float32)
     inside = np.zeros(size, np.int64)
     for x in range(size):
@@ -151,7 +161,10 @@ def drop_outside(size: int, work: Work) -> None:
 
 @njit(cache=True, nogil=True)
 def _drop_ties(x: int, value: float, first: int, last: int, work: Work) -> None:
-    """Stop using as many of pixel x's values equal to `value` as are used beyond those in ordered[first:last]."""
+    """Stop using surplus values of pixel x that are equal to `value`.
+
+    As many are dropped as are used beyond those in ordered[first:last]; earlier planes first.
+    """
     surplus = 0
     for k in range(work.use.shape[0]):
         surplus += work.use[k, x] and work.values[k, x] == value
@@ -214,7 +227,7 @@ def clip_scatter(
 def _clip_pixel(
     low: float, high: float, rounds: int, about_median: bool, x: int, work: Work
 ) -> None:
-    """Narrow ordered[first:last] of pixel x round by round to the values within the limits of `clip_scatter`."""
+    """Narrow ordered[first:last] of pixel x, round by round, as `clip_scatter` says."""
     ordered, first, last = work.ordered, work.first[x], work.last[x]
     for turn in range(rounds):
         number = last - first

@@ -1,4 +1,4 @@
-"""Geometry chain, grid, pixel map and FITS headers against exact inverses, astropy and hand-made cases."""
+"""Geometry, grid, pixel map and FITS headers against exact inverses, astropy and plain cases."""
 
 from __future__ import annotations
 

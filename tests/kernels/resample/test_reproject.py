@@ -1,4 +1,4 @@
-"""Resampling by reproject's methods: known answers, tiles, DQ, noise, and reproject itself with headers."""
+"""Resampling by reproject's methods: known answers, tiles, DQ, noise, reproject with headers."""
 
 from __future__ import annotations
 
@@ -87,7 +87,10 @@ def test_ramp_comes_out_at_the_mapped_places(method: str) -> None:
     [("bilinear", 5e-3), ("bicubic", 1e-5), ("adaptive", 3e-4), ("exact", 1e-6)],
 )
 def test_stars_keep_their_fluxes(method: str, worst: float) -> None:
-    """Linear interpolation (gdask's own, too) errs by up to 0.5 % where the phase hardly changes over a star."""
+    """Linear interpolation errs by up to 0.5 % where the phase hardly changes over a star.
+
+    gdask's own bilinear kernel does the same.
+    """
     x, y = lattice((420, 420), 45)
     image = star_image((420, 420), x, y, np.full(x.size, 1e5), 3.0).astype("f4")
     planes = image, image + 1, np.zeros(image.shape, "u2")
@@ -106,7 +109,7 @@ def test_stars_keep_their_fluxes(method: str, worst: float) -> None:
 
 
 def distorted_case() -> tuple:
-    """An array with distortion and correction, its grid, and a window that holds an edge of the array."""
+    """An array with distortion, its grid, its pixels, and a window with an edge of the array."""
     geometry = gsaoi(corrected=True)[1]
     planes = noisy_planes(FULL_ARRAY, bad=0.02)
     planes[0][500:520, 500:540] = np.nan
@@ -147,7 +150,10 @@ def test_same_bits_from_any_tile(method: str) -> None:
 
 
 def test_flags_are_those_of_the_own_kernel() -> None:
-    """The same rule; only the weights differ. Of data with few bad pixels the bilinear values are the same, too."""
+    """The same rule; only the weights differ.
+
+    Of data with few bad pixels the bilinear values are the same, too.
+    """
     planes = noisy_planes((200, 230), bad=0.03)
     planes[0][60:70, 80:90] = np.nan
     maps = turned_map((150, 160))
@@ -221,7 +227,10 @@ def test_a_spline_leaves_no_negative_variance() -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("scale", [SCALE, 1.3])
 def test_pixels_scatter_by_the_noise_correlation_of_the_method(method: str, scale: float) -> None:
-    """Also: VAR is that of sums, which "nearest-neighbor" misses, for it takes pixels twice or not at all."""
+    """Pixels of white noise scatter as the method says, and sums over many pixels by VAR.
+
+    "nearest-neighbor" misses the latter, for it takes pixels twice or not at all.
+    """
     rng = np.random.default_rng(7)
     data, variance = rng.normal(0, 5, (440, 440)).astype("f4"), np.full((440, 440), 25, "f4")
     shape = (400, 400) if scale < 1.1 else (300, 300)
@@ -266,7 +275,7 @@ def test_weights_are_those_of_the_methods() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_pixel_map_gives_what_headers_give(method: str) -> None:
-    """reproject with two headers of tangent planes, 20 mas and 21 mas, against the map between them."""
+    """The map between two tangent planes of 20 and 21 mas gives what their headers give."""
     shape, data = (140, 150), noisy_planes((140, 150))[0]
 
     def tangent(scale: float, turn: float, pixel: tuple[float, float]) -> WCS:

@@ -1,4 +1,4 @@
-"""Interpolation and resampling of science, variance and DQ, against polynomials, known stars, noise and reproject."""
+"""Interpolation and resampling against polynomials, known stars, noise and reproject."""
 
 from __future__ import annotations
 
