@@ -29,10 +29,10 @@ from gdask.io.read import open_frame
 from gdask.io.stored import Memo
 from gdask.kernels.geometry.areas import area_factors
 from gdask.kernels.geometry.grid import Grid, common_grid, footprint, input_window
-from gdask.kernels.geometry.pixel_map import MOST_ERROR, map_error, pixel_map
+from gdask.kernels.geometry.pixel_map import MAX_MAP_ERROR, map_error, pixel_map
 from gdask.kernels.geometry.projection import Geometry, pixel_area
 from gdask.kernels.geometry.wcs import grid_from_header, grid_header
-from gdask.kernels.resample.interpolation import noise_correlation, reach
+from gdask.kernels.resample.interpolation import kernel_margin, noise_correlation
 from gdask.kernels.resample.resampling import resample
 from gdask.model import DIMS, DQ, GdaskError
 from gdask.params import Range
@@ -99,7 +99,7 @@ class Resampled(NamedTuple):
             x1, x2 = max(window[2], left), min(window[3], right)
             if y1 < y2 and x1 < x2:
                 touched = y1, y2, x1, x2
-                margin = reach(self.interpolation)
+                margin = kernel_margin(self.interpolation)
                 needed = input_window(geometry, self.size, self.grid, touched, margin)
                 if needed is not None:
                     found.append((number, touched, needed))
@@ -226,11 +226,11 @@ def resampled_source(frame: Frame) -> Resampled | None:
 
 
 def _checked(frame: Frame, grid: Grid) -> Frame:
-    """The Frame with the error of its sampled map (px) in its `solution`; GdaskError where it exceeds MOST_ERROR."""
+    """The Frame with the error of its sampled map (px) in its `solution`; GdaskError where it exceeds MAX_MAP_ERROR."""
     error = _map_error(frame, grid)
-    if error > MOST_ERROR:
+    if error > MAX_MAP_ERROR:
         raise GdaskError(
-            f"{frame.attrs['name']}: the sampled pixel map is wrong by {error:.1e} px, at most {MOST_ERROR:g} was expected;"
+            f"{frame.attrs['name']}: the sampled pixel map is wrong by {error:.1e} px, at most {MAX_MAP_ERROR:g} was expected;"
             " the fitted correction bends too fast: align with a lower order"
         )
     return with_small(frame, solution=(small(frame, "solution") or {}) | {"map_px": error})

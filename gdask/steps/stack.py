@@ -23,7 +23,7 @@ from gdask.io.frames import (
 from gdask.io.lazy_arrays import Source, band_chunks, gather, read_once
 from gdask.io.stored import Memo
 from gdask.kernels.stack.combine import combine
-from gdask.kernels.stack.grow import REACH, Planes, grown, without
+from gdask.kernels.stack.grow import GROW_MARGIN, Planes, combine_without_rejected, grow_rejected
 from gdask.model import GdaskError
 from gdask.params import Range
 from gdask.steps.frames import (
@@ -46,7 +46,7 @@ Reject = Literal["none", "minmax", "sigclip", "varclip", "noiseclip"]
 SAME_TIME = 0.01
 #: Rows in which rejected values' neighbours are left out at a time: what that takes beside the planes is a small part.
 GROWTH_ROWS = 16
-#: Rows of a strip, at least: of what surrounds it, REACH rows on each side, and the resampling kernel needs more beside.
+#: Rows of a strip, at least: of what surrounds it, GROW_MARGIN rows on each side, and the resampling kernel needs more beside.
 FEWEST_ROWS = 16
 #: Bytes that a combination takes for each byte of the strip's pixels: the cubes, the mask of what is rejected, sorting.
 COMBINATION_SHARE = 1.5
@@ -209,7 +209,7 @@ def _combined_array(frames: Frames, how: dict[str, Any], grow: bool) -> da.Array
         chunks = (chunks[0], band_chunks(size[0], BAND_ROWS), chunks[2])
     row_bytes = len(frames) * max(chunks[2]) * PIXEL.itemsize
     rows = min(strip_rows(row_bytes, FEWEST_ROWS), max(chunks[1]))
-    margin = REACH if grow else 0
+    margin = GROW_MARGIN if grow else 0
 
     def windows(_: int, detector: int, window: Window) -> list[tuple[int, Window]]:
         return [(detector, _widened(window, margin, size))]
@@ -269,7 +269,7 @@ def _stack_strip(
     grow: bool,
 ) -> np.ndarray:
     """Stack one strip with a margin, so that neighbours of rejected pixels are known."""
-    wide = _widened(strip, REACH if grow else 0, size)
+    wide = _widened(strip, GROW_MARGIN if grow else 0, size)
     shape = len(of_frames), wide[1] - wide[0], wide[3] - wide[2]
     cubes = np.empty(shape, "f4"), np.empty(shape, "f4"), np.empty(shape, "u2")
     for number, sources in enumerate(of_frames):
@@ -290,10 +290,12 @@ def _combined(cubes: Planes, how: dict[str, Any], grow: bool) -> Planes:
     rejected = np.zeros(cubes[0].shape, bool) if grow else None
     result = combine(*cubes, **how, rejected=rejected)[:3]
     if rejected is not None:
-        near = grown(rejected)
+        near = grow_rejected(rejected)
         for start in range(0, rejected.shape[1], GROWTH_ROWS):
             rows = slice(start, start + GROWTH_ROWS)
             part = tuple(plane[rows] for plane in result)
             inputs = tuple(cube[:, rows] for cube in cubes)
-            without(part, inputs, rejected[:, rows], near[:, rows], str(how["method"]))  # type: ignore[arg-type]
+            combine_without_rejected(
+                part, inputs, rejected[:, rows], near[:, rows], str(how["method"])
+            )  # type: ignore[arg-type]
     return result

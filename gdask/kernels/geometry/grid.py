@@ -1,4 +1,4 @@
-"""The output tangent plane: which sky each of its pixels shows, which pixels an array covers, which input they need."""
+"""The output tangent plane: its pixels on the sky, in arrays, and the input that they need."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from numba import njit
 from gdask.kernels.geometry.projection import Floats, Geometry, deproject, from_sky, project, to_sky
 from gdask.types import Arcsec, Degrees, Pixels
 
-#: Half-open (y1, y2, x1, x2) in 0-based pixels.
+#: A rectangle of 0-based pixels, half-open: (y1, y2, x1, x2).
 Window = tuple[int, int, int, int]
-#: Spacing (pixels) of the points that trace an outline; GSAOI's distortion bends by 2e-3 pixel between them.
+#: Spacing (pixels) of the points that trace an outline. GSAOI's distortion bends by 2e-3 pixel
+#: between them.
 OUTLINE_STEP = 32
 
 
 class Grid(NamedTuple):
-    """A gnomonic output image, a mirror of the sky as seen: at pa 0 North is up and East is left.
+    """A gnomonic output image, with North up and East left at pa 0.
 
-    ra, dec: reference position (degrees), at the 0-based pixel (x_ref, y_ref). pa: direction of +y, East of North
-    (degrees). scale: arcsec per pixel. shape: (ny, nx).
+    ra, dec: reference position (degrees), at the 0-based pixel (x_ref, y_ref).
+    pa: direction of +y, East of North (degrees).
+    scale: arcsec per pixel.
+    shape: (ny, nx).
     """
 
     ra: Degrees
@@ -36,14 +39,14 @@ class Grid(NamedTuple):
 
 
 def grid_to_sky(grid: Grid, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Floats, Floats]:
-    """Grid pixels (0-based) -> RA, Dec (degrees); any shape, broadcast."""
+    """Convert grid pixels (0-based) to RA, Dec (degrees); any shape, broadcast."""
     x, y = np.broadcast_arrays(np.asarray(x, np.float64), np.asarray(y, np.float64))
     ra, dec = _sky_points(pack_grid(grid), x.ravel(), y.ravel())
     return ra.reshape(x.shape)[()], dec.reshape(x.shape)[()]
 
 
 def sky_to_grid(grid: Grid, ra: npt.ArrayLike, dec: npt.ArrayLike) -> tuple[Floats, Floats]:
-    """RA, Dec (degrees) -> grid pixels (0-based); NaN on the other hemisphere."""
+    """Convert RA, Dec (degrees) to grid pixels (0-based); NaN on the other hemisphere."""
     ra, dec = np.broadcast_arrays(np.asarray(ra, np.float64), np.asarray(dec, np.float64))
     x, y = _grid_points(pack_grid(grid), ra.ravel(), dec.ravel())
     return x.reshape(ra.shape)[()], y.reshape(ra.shape)[()]
@@ -57,67 +60,82 @@ def common_grid(
     ra: Degrees,
     dec: Degrees,
 ) -> Grid:
-    """The smallest grid that holds all arrays of all frames, (ra, dec) on the centre of a pixel.
+    """Return the smallest grid that holds all arrays, with (ra, dec) on the centre of a pixel.
 
-    geometries, shapes: one of each per array. The order does not matter: pixels are counted from (ra, dec).
+    geometries, shapes (ny, nx): one of each per array; their order does not matter. scale: arcsec
+    per pixel.
     """
     origin = Grid(ra, dec, pa, scale, 0.0, 0.0, (1, 1))
-    low, high = np.full(2, np.inf), np.full(2, -np.inf)
+    lowest, highest = np.full(2, np.inf), np.full(2, -np.inf)
     for geometry, shape in zip(geometries, shapes, strict=True):
         xy = np.stack(sky_to_grid(origin, *to_sky(geometry, *outline((0, shape[0], 0, shape[1])))))
-        low, high = np.minimum(low, xy.min(axis=1)), np.maximum(high, xy.max(axis=1))
-    x1, y1 = (int(v) for v in np.floor(low + 0.5))
-    x2, y2 = (int(v) for v in np.ceil(high + 0.5))
+        lowest = np.minimum(lowest, xy.min(axis=1))
+        highest = np.maximum(highest, xy.max(axis=1))
+    x1, y1 = (int(v) for v in np.floor(lowest + 0.5))
+    x2, y2 = (int(v) for v in np.ceil(highest + 0.5))
     return origin._replace(x_ref=float(-x1), y_ref=float(-y1), shape=(y2 - y1, x2 - x1))
 
 
 def footprint(geometry: Geometry, shape: tuple[int, int], grid: Grid) -> Window:
-    """The window of the grid that an array of `shape` can touch, a pixel to spare; (0, 0, 0, 0) if none."""
+    """Return the window of the grid that an array can touch, with a pixel to spare.
+
+    shape: (ny, nx) of the array. (0, 0, 0, 0) if it does not touch the grid.
+    """
     x, y = sky_to_grid(grid, *to_sky(geometry, *outline((0, shape[0], 0, shape[1]))))
-    return _bounds(x, y, 1, grid.shape) or (0, 0, 0, 0)
+    return _window_around(x, y, 1, grid.shape) or (0, 0, 0, 0)
 
 
 def input_window(
     geometry: Geometry, shape: tuple[int, int], grid: Grid, out_window: Window, margin: int
 ) -> Window | None:
-    """The window of an array of `shape` that a window of the grid shows, and `margin` pixels around; None if none.
+    """Return the window of an array that a window of the grid shows, with a margin.
 
-    With a margin of a kernel's reach, resampling from this window equals resampling from the whole array.
+    shape: (ny, nx) of the array. margin: pixels around what is shown. None if the two do not touch.
+    With the margin of a kernel (`interpolation.kernel_margin`), resampling from this window equals
+    resampling from the whole array. Where a part of the outline has no place in the array's plane,
+    the window is the whole array.
     """
     x, y = from_sky(geometry, *grid_to_sky(grid, *outline(out_window)))
-    known = np.isfinite(x)
-    if known.all():
-        return _bounds(x, y, margin + 1, shape)
-    return (0, shape[0], 0, shape[1]) if known.any() else None
+    has_place = np.isfinite(x)
+    if has_place.all():
+        return _window_around(x, y, margin + 1, shape)
+    return (0, shape[0], 0, shape[1]) if has_place.any() else None
 
 
 def outline(window: Window) -> tuple[Floats, Floats]:
-    """Points (x, y) along the outer edges of a window's pixels, corners included."""
+    """Return points (x, y) along the outer edges of a window's pixels, corners included."""
     y1, y2, x1, x2 = window
-    xs, ys = _edge(x1, x2), _edge(y1, y2)
+    xs, ys = _edge_points(x1, x2), _edge_points(y1, y2)
     x = np.concatenate([xs, np.full(ys.size, x2 - 0.5), xs, np.full(ys.size, x1 - 0.5)])
     y = np.concatenate([np.full(xs.size, y1 - 0.5), ys, np.full(xs.size, y2 - 0.5), ys])
     return x, y
 
 
-def _edge(start: int, stop: int) -> Floats:
+def _edge_points(start: int, stop: int) -> Floats:
+    """Return points from the outer edge of pixel `start` to that of pixel `stop` - 1."""
     return np.linspace(start - 0.5, stop - 0.5, 2 + (stop - start) // OUTLINE_STEP)
 
 
-def _bounds(x: Floats, y: Floats, margin: int, shape: tuple[int, int]) -> Window | None:
-    """The window of whole pixels around finite points, with a margin, inside an image of `shape`; None if empty."""
-    known = np.isfinite(x) & np.isfinite(y)
-    if not known.any():
+def _window_around(x: Floats, y: Floats, margin: int, shape: tuple[int, int]) -> Window | None:
+    """Return the window of whole pixels around finite points, with a margin.
+
+    shape: (ny, nx) of the image that the window is cut to. None if it is empty.
+    """
+    finite = np.isfinite(x) & np.isfinite(y)
+    if not finite.any():
         return None
-    x1, y1 = (max(0, math.floor(v[known].min() + 0.5) - margin) for v in (x, y))
+    x1, y1 = (max(0, math.floor(v[finite].min() + 0.5) - margin) for v in (x, y))
     x2, y2 = (
-        min(n, math.ceil(v[known].max() + 0.5) + margin) for v, n in ((x, shape[1]), (y, shape[0]))
+        min(n, math.ceil(v[finite].max() + 0.5) + margin) for v, n in ((x, shape[1]), (y, shape[0]))
     )
     return (y1, y2, x1, x2) if x1 < x2 and y1 < y2 else None
 
 
 def pack_grid(grid: Grid) -> Floats:
-    """The grid as one array for compiled code: RA, sin Dec, cos Dec, cos PA, sin PA, scale, x_ref, y_ref."""
+    """Return the grid as an array for compiled code.
+
+    The array is (RA, sin Dec, cos Dec, cos PA, sin PA, scale, x_ref, y_ref).
+    """
     d, p = math.radians(grid.dec), math.radians(grid.pa)
     values = [
         grid.ra,
@@ -134,7 +152,7 @@ def pack_grid(grid: Grid) -> Floats:
 
 @njit(cache=True, nogil=True)
 def grid_sky_point(q: Floats, x: float, y: float) -> tuple[float, float]:
-    """RA, Dec (degrees) of a grid pixel."""
+    """Return RA, Dec (degrees) of a grid pixel. q: from `pack_grid`."""
     u = (q[6] - x) * q[5]
     v = (y - q[7]) * q[5]
     return deproject(q, q[3] * u + q[4] * v, q[3] * v - q[4] * u)
@@ -142,6 +160,7 @@ def grid_sky_point(q: Floats, x: float, y: float) -> tuple[float, float]:
 
 @njit(cache=True, nogil=True)
 def _sky_points(q: Floats, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Return RA, Dec (degrees) of grid pixels."""
     ra, dec = np.empty_like(x), np.empty_like(x)
     for n in range(x.size):
         ra[n], dec[n] = grid_sky_point(q, x[n], y[n])
@@ -150,6 +169,7 @@ def _sky_points(q: Floats, x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 @njit(cache=True, nogil=True)
 def _grid_points(q: Floats, ra: Floats, dec: Floats) -> tuple[Floats, Floats]:
+    """Return the grid pixels of RA, Dec (degrees)."""
     x, y = np.empty_like(ra), np.empty_like(ra)
     for n in range(ra.size):
         xi, eta = project(q, ra[n], dec[n])

@@ -1,7 +1,9 @@
-"""Where each output pixel looks in an array: the exact chain on sparse nodes, cubic Lagrange interpolation between.
+"""The pixel map: the array coordinates that each output pixel shows.
 
-Nodes lie on a lattice anchored at the grid's pixel (0, 0) and a pixel always uses the same 4 x 4 of them, computed
-point by point: a pixel's coordinates have the same bits whatever the tile.
+The exact chain of projections is computed on sparse nodes, with cubic Lagrange interpolation
+between them. Nodes lie on a lattice anchored at the grid's pixel (0, 0), and a pixel always uses
+the same 4 x 4 of them, computed point by point: its coordinates have the same bits whatever the
+tile.
 """
 
 from __future__ import annotations
@@ -10,46 +12,50 @@ import numpy as np
 from numba import njit
 
 from gdask.kernels.geometry.grid import Grid, Window, grid_sky_point, pack_grid
-from gdask.kernels.geometry.projection import Floats, Geometry, array_point, pack
+from gdask.kernels.geometry.projection import Floats, Geometry, array_point, pack_geometry
 from gdask.types import Pixels
 
-#: Pixels between nodes: GSAOI's distortion is then followed to 1e-8 pixel.
-SPACING = 32
-#: The most by which a sampled map may be wrong (pixels).
-MOST_ERROR: Pixels = 1e-4
+#: Output pixels between nodes. GSAOI's distortion is then followed to 1e-8 pixel.
+MAP_NODE_SPACING = 32
+#: The error of the interpolated map above which a frame is refused (pixels).
+MAX_MAP_ERROR: Pixels = 1e-4
 
 
 def pixel_map(
-    geometry: Geometry, grid: Grid, window: Window, spacing: int = SPACING
+    geometry: Geometry, grid: Grid, window: Window, spacing: int = MAP_NODE_SPACING
 ) -> tuple[Floats, Floats]:
-    """Array coordinates (ymap, xmap) that the pixels of a window of the grid show: 0-based frame pixels, float64.
+    """Return the array coordinates (ymap, xmap) that the pixels of a window of the grid show.
 
-    window: (y1, y2, x1, x2). NaN where the inverse distortion does not converge, far outside the array.
+    window: (y1, y2, x1, x2). spacing: grid pixels between nodes. Both maps are float64 (y2 - y1, x2
+    - x1), in 0-based frame pixels; NaN where the inverse distortion does not converge, far outside
+    the array.
     """
     y1, y2, x1, x2 = window
     first_y, first_x = y1 // spacing - 1, x1 // spacing - 1
     count = ((y2 - 1) // spacing + 3 - first_y, (x2 - 1) // spacing + 3 - first_x)
     ynodes, xnodes = _nodes(
-        *pack(geometry), pack_grid(grid), first_y, first_x, count[0], count[1], spacing
+        *pack_geometry(geometry), pack_grid(grid), first_y, first_x, count[0], count[1], spacing
     )
-    weights = _lagrange(np.arange(spacing) / spacing)
+    weights = _cubic_node_weights(np.arange(spacing) / spacing)
     place = weights, first_y, first_x, y1, y2, x1, x2
-    return _interpolate(ynodes, *place), _interpolate(xnodes, *place)
+    return _interpolate_nodes(ynodes, *place), _interpolate_nodes(xnodes, *place)
 
 
 def exact_map(geometry: Geometry, grid: Grid, x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """Array coordinates (y, x) of the grid pixels (x, y), 1-D, by the exact chain."""
-    return _exact(*pack(geometry), pack_grid(grid), x, y)
+    """Return the array coordinates (y, x) of the grid pixels (x, y), 1-D, by the exact chain."""
+    return _exact_points(*pack_geometry(geometry), pack_grid(grid), x, y)
 
 
-def map_error(geometry: Geometry, grid: Grid, window: Window, spacing: int = SPACING) -> Pixels:
-    """The greatest error (pixels) of `pixel_map` over a window, at points between the nodes, where it is greatest.
+def map_error(
+    geometry: Geometry, grid: Grid, window: Window, spacing: int = MAP_NODE_SPACING
+) -> Pixels:
+    """Return the greatest error (pixels) of `pixel_map` over a window, and 0 if all of it is NaN.
 
-    NaN pixels do not count; 0 if nothing else is there.
+    It is measured halfway between nodes, where it is greatest. Pixels that are NaN do not count.
     """
     y1, y2, x1, x2 = window
     step = max(1, spacing // 2)
-    x, y = np.meshgrid(_between(x1, x2, step), _between(y1, y2, step))
+    x, y = np.meshgrid(_points_between_nodes(x1, x2, step), _points_between_nodes(y1, y2, step))
     exact = exact_map(geometry, grid, x.ravel().astype(float), y.ravel().astype(float))
     worst = 0.0
     for sampled, truth in zip(pixel_map(geometry, grid, window, spacing), exact, strict=True):
@@ -58,24 +64,33 @@ def map_error(geometry: Geometry, grid: Grid, window: Window, spacing: int = SPA
     return worst
 
 
-def _between(start: int, stop: int, step: int) -> np.ndarray:
-    """Odd multiples of half a node spacing in [start, stop), and the ends."""
-    inner = np.arange(start // step * step, stop, step)
-    return np.unique(
-        np.concatenate([inner[(inner >= start) & (inner // step % 2 == 1)], [start, stop - 1]])
-    )
+def _points_between_nodes(start: int, stop: int, step: int) -> np.ndarray:
+    """Return the odd multiples of `step` in [start, stop), and the two ends.
+
+    step: half a node spacing.
+    """
+    multiples = np.arange(start // step * step, stop, step)
+    halfway = multiples[(multiples >= start) & (multiples // step % 2 == 1)]
+    return np.unique(np.concatenate([halfway, [start, stop - 1]]))
 
 
-def _lagrange(t: Floats) -> Floats:
-    """Weights (t.size, 4) of nodes at -1, 0, 1, 2 for points t in [0, 1): the cubic through four nodes."""
+def _cubic_node_weights(t: Floats) -> Floats:
+    """Return weights (t.size, 4) of nodes at -1, 0, 1, 2 for points t in [0, 1).
+
+    They are those of the cubic through four nodes (Lagrange).
+    """
     a, b, c, d = t + 1, t, t - 1, t - 2
     return np.stack([-b * c * d / 6, a * c * d / 2, -a * b * d / 2, a * b * c / 6], axis=1)
 
 
 @njit(cache=True, nogil=True)
-def _exact(
+def _exact_points(
     c: Floats, k: Floats, p: Floats, q: Floats, x: Floats, y: Floats
 ) -> tuple[Floats, Floats]:
+    """Return the array coordinates (y, x) of grid pixels.
+
+    c, k, p: from projection.pack_geometry. q: from grid.pack_grid.
+    """
     out_y, out_x = np.empty_like(x), np.empty_like(x)
     for n in range(x.size):
         ra, dec = grid_sky_point(q, x[n], y[n])
@@ -95,7 +110,10 @@ def _nodes(
     nx: int,
     spacing: int,
 ) -> tuple[Floats, Floats]:
-    """Array coordinates at the lattice points (first_y + j, first_x + i) * spacing of the grid."""
+    """Return the array coordinates (y, x) at the nodes.
+
+    Node (j, i) is the grid pixel ((first_y + j) * spacing, (first_x + i) * spacing).
+    """
     ynodes, xnodes = np.empty((ny, nx)), np.empty((ny, nx))
     for j in range(ny):
         for i in range(nx):
@@ -107,10 +125,10 @@ def _nodes(
 
 
 @njit(cache=True, nogil=True)
-def _interpolate(
+def _interpolate_nodes(
     nodes: Floats, weights: Floats, first_y: int, first_x: int, y1: int, y2: int, x1: int, x2: int
 ) -> Floats:
-    """Cubic interpolation of lattice values: the four rows of nodes are blended first, then the four in a row."""
+    """Interpolate node values by cubics, between four rows and then between four columns."""
     spacing = weights.shape[0]
     out = np.empty((y2 - y1, x2 - x1))
     row = np.empty(nodes.shape[1])

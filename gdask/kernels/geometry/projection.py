@@ -1,8 +1,12 @@
-"""One exact chain per array: frame pixel -> full-array pixel -> instrument plane -> tangent plane -> sky, and back.
+"""The exact chain of projections between the pixels of one array and the sky.
 
-The plane is in arcsec about the pointing origin; a static polynomial takes the pixel there and a fitted one moves it
-by a few mas. Both directions are evaluated point by point in compiled scalar code with a fixed number of iterations,
-so that a point has the same bits in any company.
+The chain is: frame pixel, full-array pixel, instrument plane, tangent plane, sky, and back. The
+instrument plane is in arcsec about the pointing origin. A static polynomial takes a pixel there,
+and a fitted one moves it by a few mas. Both directions are evaluated point by point in compiled
+scalar code with a fixed number of iterations, so that a point has the same bits in any company.
+
+Arguments of compiled functions, all from `pack_geometry`: c, coefficients of the static polynomials
+[axis, power of y, power of x]; k, those of the fitted ones; p, the pointing.
 """
 
 from __future__ import annotations
@@ -20,25 +24,28 @@ from gdask.types import Degrees, Pixels
 
 Floats = npt.NDArray[np.float64]
 
-#: arcsec in a radian.
-RADIAN = 180 * 3600 / math.pi
-#: The fitted correction is a polynomial of plane coordinates in this unit (arcsec): all its terms are of order 1.
+ARCSEC_PER_RADIAN = 180 * 3600 / math.pi
+#: Unit (arcsec) of the plane coordinates of the fitted correction, in which all its terms are of
+#: order 1.
 CORRECTION_UNIT = 60.0
-#: Newton steps of the inverse: quadratic convergence needs 5 over a whole GSAOI array, from the worst start.
+#: Newton steps of the inverse. Quadratic convergence needs 5 over a whole GSAOI array, from the
+#: worst start.
 NEWTON_STEPS = 9
-#: A point whose last Newton step is longer (pixels) has not converged.
+#: The last Newton step (pixels) above which a point has not converged.
 NEWTON_TOLERANCE = 1e-7
 
 
 class Geometry(NamedTuple):
-    """Where the pixels of one array of one frame look: values only, hashable, JSON through to_dict and from_dict.
+    """The pixels of one array of one frame on the sky, as plain values that can be hashed.
 
-    x0, y0: 1-based full-array pixel of the frame's 0-based pixel (0, 0) (a region of interest starts elsewhere).
-    distortion_x, distortion_y: polynomials of the full-array pixel, arcsec in the instrument's plane (x East, y North
-    at position angle 0); terms 1, x, y, x2, xy, y2, x3, x2y ... to any order.
-    ra, dec: pointing (degrees), where the plane is (0, 0). pa: position angle (degrees),
-    xi = cos(pa) x + sin(pa) y, eta = -sin(pa) x + cos(pa) y.
-    correction_x, correction_y: polynomials of the static plane's (x / 60, y / 60), arcsec, added in that plane.
+    x0, y0: 1-based full-array pixel of the frame's 0-based pixel (0, 0); a region of interest
+        starts elsewhere.
+    distortion_x, distortion_y: polynomials of the full-array pixel, arcsec in the instrument plane
+        (x East, y North at position angle 0); terms 1, x, y, x2, xy, y2, x3, x2y ... to any order.
+    ra, dec: pointing (degrees), where the plane is (0, 0).
+    pa: position angle (degrees), xi = cos(pa) x + sin(pa) y, eta = -sin(pa) x + cos(pa) y.
+    correction_x, correction_y: polynomials of (x / 60, y / 60) in the static plane, arcsec, added
+        in that plane.
     """
 
     x0: Pixels
@@ -52,70 +59,73 @@ class Geometry(NamedTuple):
     correction_y: tuple[float, ...] = ()
 
 
-def to_dict(geometry: Geometry) -> dict[str, Any]:
-    """The geometry as plain numbers and lists, for JSON."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in geometry._asdict().items()}
-
-
-def from_dict(values: dict[str, Any]) -> Geometry:
-    """The geometry that `to_dict` wrote."""
-    plain: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()
-    }
-    return Geometry(**plain)
-
-
 def to_plane(geometry: Geometry, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Floats, Floats]:
-    """Frame pixels (0-based) -> instrument plane (arcsec), correction included; any shape, broadcast."""
-    return _each(_plane_points, pack(geometry), x, y)
+    """Convert frame pixels (0-based) to the instrument plane (arcsec), correction included.
+
+    Arrays of any shapes that broadcast.
+    """
+    return _evaluate(_plane_points, pack_geometry(geometry), x, y)
 
 
 def from_plane(geometry: Geometry, xp: npt.ArrayLike, yp: npt.ArrayLike) -> tuple[Floats, Floats]:
-    """Instrument plane (arcsec) -> frame pixels (0-based), exact to 1e-7 pixel; NaN where it does not converge."""
-    return _each(_pixel_points, pack(geometry), xp, yp)
+    """Convert the instrument plane (arcsec) to frame pixels (0-based), exact to 1e-7 pixel.
+
+    NaN where Newton's method does not converge.
+    """
+    return _evaluate(_pixel_points, pack_geometry(geometry), xp, yp)
 
 
 def to_sky(geometry: Geometry, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Floats, Floats]:
-    """Frame pixels (0-based) -> RA, Dec (degrees), by the exact gnomonic projection."""
-    return _each(_sky_points, pack(geometry), x, y)
+    """Convert frame pixels (0-based) to RA, Dec (degrees), by the exact gnomonic projection."""
+    return _evaluate(_sky_points, pack_geometry(geometry), x, y)
 
 
 def from_sky(geometry: Geometry, ra: npt.ArrayLike, dec: npt.ArrayLike) -> tuple[Floats, Floats]:
-    """RA, Dec (degrees) -> frame pixels (0-based); NaN on the other hemisphere and where Newton does not converge."""
-    return _each(_array_points, pack(geometry), ra, dec)
+    """Convert RA, Dec (degrees) to frame pixels (0-based).
+
+    NaN on the other hemisphere and where Newton's method does not converge.
+    """
+    return _evaluate(_array_points, pack_geometry(geometry), ra, dec)
 
 
 def pixel_area(geometry: Geometry, x: npt.ArrayLike, y: npt.ArrayLike) -> Floats:
-    """Area of a pixel in the tangent plane (arcsec^2): the Jacobian of `to_plane` (equal to the sky's to 3e-7)."""
-    return _each(_area_points, pack(geometry), x, y)[0]
+    """Return the area of pixels in the tangent plane (arcsec^2): the Jacobian of `to_plane`.
+
+    It is the area on the sky to 3e-7.
+    """
+    return _evaluate(_area_points, pack_geometry(geometry), x, y)[0]
 
 
 def tangent_plane(
     ra: npt.ArrayLike, dec: npt.ArrayLike, ra0: Degrees, dec0: Degrees
 ) -> tuple[Floats, Floats]:
-    """RA, Dec (degrees) -> xi, eta (arcsec, East and North) about (ra0, dec0); NaN on the other hemisphere."""
-    return _each(_project_points, (_pointing(ra0, dec0, 0.0),), ra, dec)
+    """Convert RA, Dec (degrees) to xi, eta (arcsec, East and North) about (ra0, dec0).
+
+    NaN on the other hemisphere.
+    """
+    return _evaluate(_project_points, (_pointing(ra0, dec0, 0.0),), ra, dec)
 
 
 def tangent_sky(
     xi: npt.ArrayLike, eta: npt.ArrayLike, ra0: Degrees, dec0: Degrees
 ) -> tuple[Floats, Floats]:
-    """xi, eta (arcsec, East and North) about (ra0, dec0) -> RA, Dec (degrees)."""
-    return _each(_deproject_points, (_pointing(ra0, dec0, 0.0),), xi, eta)
+    """Convert xi, eta (arcsec, East and North) about (ra0, dec0) to RA, Dec (degrees)."""
+    return _evaluate(_deproject_points, (_pointing(ra0, dec0, 0.0),), xi, eta)
 
 
 @lru_cache(maxsize=4096)
-def pack(geometry: Geometry) -> tuple[Floats, Floats, Floats]:
-    """The geometry as read-only arrays for compiled code.
+def pack_geometry(geometry: Geometry) -> tuple[Floats, Floats, Floats]:
+    """Return the geometry as read-only arrays for compiled code.
 
-    Static and fitted coefficients [axis, power of y, power of x], and (RA, sin Dec, cos Dec, cos PA, sin PA, x0, y0).
+    They are the static and the fitted coefficients, and the pointing. Coefficients are [axis, power
+    of y, power of x]. The pointing is (RA, sin Dec, cos Dec, cos PA, sin PA, x0, y0).
     """
     point = np.concatenate(
         [_pointing(geometry.ra, geometry.dec, geometry.pa), [geometry.x0, geometry.y0]]
     )
     arrays = (
-        _coefficients(geometry.distortion_x, geometry.distortion_y),
-        _coefficients(geometry.correction_x, geometry.correction_y),
+        _coefficient_arrays(geometry.distortion_x, geometry.distortion_y),
+        _coefficient_arrays(geometry.correction_x, geometry.correction_y),
         point,
     )
     for array in arrays:
@@ -124,26 +134,32 @@ def pack(geometry: Geometry) -> tuple[Floats, Floats, Floats]:
 
 
 def _pointing(ra: Degrees, dec: Degrees, pa: Degrees) -> Floats:
+    """Return (RA, sin Dec, cos Dec, cos PA, sin PA), RA in degrees."""
     d, p = math.radians(dec), math.radians(pa)
     return np.array([ra, math.sin(d), math.cos(d), math.cos(p), math.sin(p)])
 
 
 def polynomial_order(count: int) -> int:
-    """Order of a complete polynomial in x and y with `count` terms (-1: none); GdaskError if no order has so many."""
+    """Return the order of a complete polynomial in x and y with `count` terms, -1 for none.
+
+    Raises GdaskError if no order has so many terms.
+    """
     order = (math.isqrt(8 * count + 1) - 3) // 2
     if (order + 1) * (order + 2) // 2 != count:
         raise GdaskError(
-            f"a polynomial in x and y came with {count} terms; expected 1, 3, 6, 10 ...: give all terms"
+            f"a polynomial in x and y came with {count} terms;"
+            " expected 1, 3, 6, 10 ...: give all terms"
         )
     return order
 
 
 def powers(order: int) -> list[tuple[int, int]]:
-    """Powers (of x, of y) of the terms 1, x, y, x2, xy, y2 ... up to `order`."""
+    """Return the powers (of x, of y) of the terms 1, x, y, x2, xy, y2 ... up to `order`."""
     return [(d - k, k) for d in range(order + 1) for k in range(d + 1)]
 
 
-def _coefficients(cx: tuple[float, ...], cy: tuple[float, ...]) -> Floats:
+def _coefficient_arrays(cx: tuple[float, ...], cy: tuple[float, ...]) -> Floats:
+    """Return the terms of two polynomials as one array [axis, power of y, power of x]."""
     order = max(polynomial_order(len(cx)), polynomial_order(len(cy)))
     out = np.zeros((2, order + 1, order + 1))
     for axis, terms in enumerate((cx, cy)):
@@ -152,10 +168,13 @@ def _coefficients(cx: tuple[float, ...], cy: tuple[float, ...]) -> Floats:
     return out
 
 
-def _each(
+def _evaluate(
     points: Any, packed: tuple[Floats, ...], a: npt.ArrayLike, b: npt.ArrayLike
 ) -> tuple[Floats, Floats]:
-    """Call a compiled loop over points on broadcast float64 inputs and give its results the inputs' shape."""
+    """Run a compiled loop over points on inputs that broadcast.
+
+    The inputs are converted to float64, and the results have their shape.
+    """
     a, b = np.broadcast_arrays(np.asarray(a, np.float64), np.asarray(b, np.float64))
     out_a, out_b = points(*packed, np.ascontiguousarray(a).ravel(), np.ascontiguousarray(b).ravel())
     return out_a.reshape(a.shape)[()], out_b.reshape(a.shape)[()]
@@ -163,7 +182,10 @@ def _each(
 
 @njit(cache=True, nogil=True)
 def _polynomial(c: Floats, x: float, y: float) -> tuple[float, float, float]:
-    """Value and derivatives by x and y of sum c[j, i] x^i y^j, i + j <= order (Horner)."""
+    """Return sum c[j, i] x^i y^j, i + j <= order, and its derivatives by x and y.
+
+    It is evaluated by Horner's rule.
+    """
     n = c.shape[0]
     value = 0.0
     dx = 0.0
@@ -184,7 +206,10 @@ def _polynomial(c: Floats, x: float, y: float) -> tuple[float, float, float]:
 def plane_point(
     c: Floats, k: Floats, xf: float, yf: float
 ) -> tuple[float, float, float, float, float, float]:
-    """Plane position (arcsec) of a full-array pixel, and its derivatives: xp, yp, dxp/dx, dxp/dy, dyp/dx, dyp/dy."""
+    """Return the plane position (arcsec) of a full-array pixel, and its derivatives.
+
+    In this order: xp, yp, dxp/dx, dxp/dy, dyp/dx, dyp/dy.
+    """
     xs, a, b = _polynomial(c[0], xf, yf)
     ys, d, e = _polynomial(c[1], xf, yf)
     if k.shape[1] == 0:
@@ -198,15 +223,19 @@ def plane_point(
 
 @njit(cache=True, nogil=True)
 def pixel_point(c: Floats, k: Floats, xp: float, yp: float) -> tuple[float, float]:
-    """Full-array pixel of a plane position (arcsec) by Newton's method, a fixed number of steps; NaN if it wanders."""
+    """Return the full-array pixel of a plane position (arcsec), by Newton's method.
+
+    The number of steps is fixed. NaN where the polynomial turns over on the way, and where the last
+    step is too long.
+    """
     x = 0.0
     y = 0.0
     step = 0.0
-    handed = c[0, 0, 1] * c[1, 1, 0] - c[0, 1, 0] * c[1, 0, 1]
+    handedness = c[0, 0, 1] * c[1, 1, 0] - c[0, 1, 0] * c[1, 0, 1]
     for _ in range(NEWTON_STEPS):
         u, v, a, b, d, e = plane_point(c, k, x, y)
         det = a * e - b * d
-        if not det * handed > 0:
+        if not det * handedness > 0:
             return math.nan, math.nan
         sx = ((xp - u) * e - (yp - v) * b) / det
         sy = ((yp - v) * a - (xp - u) * d) / det
@@ -220,7 +249,7 @@ def pixel_point(c: Floats, k: Floats, xp: float, yp: float) -> tuple[float, floa
 
 @njit(cache=True, nogil=True)
 def project(point: Floats, ra: float, dec: float) -> tuple[float, float]:
-    """Unrotated xi, eta (arcsec) of RA, Dec (degrees)."""
+    """Return xi, eta (arcsec, East and North) of RA, Dec (degrees); NaN on the other hemisphere."""
     dr = math.radians((ra - point[0] + 180.0) % 360.0 - 180.0)
     d = math.radians(dec)
     sd = math.sin(d)
@@ -229,14 +258,16 @@ def project(point: Floats, ra: float, dec: float) -> tuple[float, float]:
     cosine = sd * point[1] + side * point[2]
     if not cosine > 0:
         return math.nan, math.nan
-    return RADIAN * cd * math.sin(dr) / cosine, RADIAN * (sd * point[2] - side * point[1]) / cosine
+    return ARCSEC_PER_RADIAN * cd * math.sin(dr) / cosine, ARCSEC_PER_RADIAN * (
+        sd * point[2] - side * point[1]
+    ) / cosine
 
 
 @njit(cache=True, nogil=True)
 def deproject(point: Floats, xi: float, eta: float) -> tuple[float, float]:
-    """RA in [0, 360), Dec (degrees) of xi, eta (arcsec)."""
-    x = xi / RADIAN
-    y = eta / RADIAN
+    """Return RA in [0, 360) and Dec (degrees) of xi, eta (arcsec)."""
+    x = xi / ARCSEC_PER_RADIAN
+    y = eta / ARCSEC_PER_RADIAN
     side = point[2] - y * point[1]
     ra = (point[0] + math.degrees(math.atan2(x, side))) % 360.0
     return ra, math.degrees(math.atan2(point[1] + y * point[2], math.hypot(x, side)))
@@ -244,14 +275,14 @@ def deproject(point: Floats, xi: float, eta: float) -> tuple[float, float]:
 
 @njit(cache=True, nogil=True)
 def sky_point(c: Floats, k: Floats, p: Floats, x: float, y: float) -> tuple[float, float]:
-    """RA, Dec (degrees) of a frame pixel."""
+    """Return RA, Dec (degrees) of a frame pixel."""
     u, v, _a, _b, _d, _e = plane_point(c, k, x + p[5], y + p[6])
     return deproject(p, p[3] * u + p[4] * v, p[3] * v - p[4] * u)
 
 
 @njit(cache=True, nogil=True)
 def array_point(c: Floats, k: Floats, p: Floats, ra: float, dec: float) -> tuple[float, float]:
-    """Frame pixel of RA, Dec (degrees)."""
+    """Return the frame pixel of RA, Dec (degrees)."""
     xi, eta = project(p, ra, dec)
     x, y = pixel_point(c, k, p[3] * xi - p[4] * eta, p[4] * xi + p[3] * eta)
     return x - p[5], y - p[6]
@@ -259,6 +290,7 @@ def array_point(c: Floats, k: Floats, p: Floats, ra: float, dec: float) -> tuple
 
 @njit(cache=True, nogil=True)
 def _plane_points(c: Floats, k: Floats, p: Floats, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Return the plane positions (arcsec) of frame pixels."""
     xp, yp = np.empty_like(x), np.empty_like(x)
     for n in range(x.size):
         xp[n], yp[n], _a, _b, _d, _e = plane_point(c, k, x[n] + p[5], y[n] + p[6])
@@ -267,6 +299,7 @@ def _plane_points(c: Floats, k: Floats, p: Floats, x: Floats, y: Floats) -> tupl
 
 @njit(cache=True, nogil=True)
 def _area_points(c: Floats, k: Floats, p: Floats, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Return the areas (arcsec^2) of frame pixels, twice, as the other loops return two arrays."""
     area = np.empty_like(x)
     for n in range(x.size):
         _u, _v, a, b, d, e = plane_point(c, k, x[n] + p[5], y[n] + p[6])
@@ -276,6 +309,7 @@ def _area_points(c: Floats, k: Floats, p: Floats, x: Floats, y: Floats) -> tuple
 
 @njit(cache=True, nogil=True)
 def _pixel_points(c: Floats, k: Floats, p: Floats, xp: Floats, yp: Floats) -> tuple[Floats, Floats]:
+    """Return the frame pixels of plane positions (arcsec)."""
     x, y = np.empty_like(xp), np.empty_like(xp)
     for n in range(xp.size):
         x[n], y[n] = pixel_point(c, k, xp[n], yp[n])
@@ -284,6 +318,7 @@ def _pixel_points(c: Floats, k: Floats, p: Floats, xp: Floats, yp: Floats) -> tu
 
 @njit(cache=True, nogil=True)
 def _sky_points(c: Floats, k: Floats, p: Floats, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Return RA, Dec (degrees) of frame pixels."""
     ra, dec = np.empty_like(x), np.empty_like(x)
     for n in range(x.size):
         ra[n], dec[n] = sky_point(c, k, p, x[n], y[n])
@@ -294,6 +329,7 @@ def _sky_points(c: Floats, k: Floats, p: Floats, x: Floats, y: Floats) -> tuple[
 def _array_points(
     c: Floats, k: Floats, p: Floats, ra: Floats, dec: Floats
 ) -> tuple[Floats, Floats]:
+    """Return the frame pixels of RA, Dec (degrees)."""
     x, y = np.empty_like(ra), np.empty_like(ra)
     for n in range(ra.size):
         x[n], y[n] = array_point(c, k, p, ra[n], dec[n])
@@ -302,6 +338,7 @@ def _array_points(
 
 @njit(cache=True, nogil=True)
 def _project_points(p: Floats, ra: Floats, dec: Floats) -> tuple[Floats, Floats]:
+    """Return xi, eta (arcsec) of RA, Dec (degrees)."""
     xi, eta = np.empty_like(ra), np.empty_like(ra)
     for n in range(ra.size):
         xi[n], eta[n] = project(p, ra[n], dec[n])
@@ -310,6 +347,7 @@ def _project_points(p: Floats, ra: Floats, dec: Floats) -> tuple[Floats, Floats]
 
 @njit(cache=True, nogil=True)
 def _deproject_points(p: Floats, xi: Floats, eta: Floats) -> tuple[Floats, Floats]:
+    """Return RA, Dec (degrees) of xi, eta (arcsec)."""
     ra, dec = np.empty_like(xi), np.empty_like(xi)
     for n in range(xi.size):
         ra[n], dec[n] = deproject(p, xi[n], eta[n])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from astropy.io.fits import Header
@@ -22,53 +21,51 @@ from gdask.kernels.geometry.projection import (
 from gdask.model import GdaskError
 from gdask.types import Degrees, Pixels
 
-#: Order of the SIP polynomials where a fitted correction makes the chain's order higher than SIP's usefulness.
+#: Order of the SIP polynomials where a fitted correction makes the order of the exact chain too
+#: high for SIP.
 SIP_ORDER = 5
-#: Points along a side of an array to which the polynomials are fitted, and on which the error is measured.
-FIT_POINTS = 33
-#: How far a reference image's pixels may be from square, relative, and its axes from perpendicular (radian).
-SQUARE = 1e-4
+#: Points along each side of an array to which polynomials are fitted, and at which their error is
+#: measured.
+FIT_POINTS_PER_SIDE = 33
+#: The most by which sides of a reference image's pixels may differ (relative), and axes from a
+#: right angle (radian).
+SQUARENESS_TOLERANCE = 1e-4
 
 
 def array_wcs(
     geometry: Geometry, shape: tuple[int, int], radesys: str = "FK5"
 ) -> tuple[Header, Pixels]:
-    """TAN-SIP cards for one array of `shape` (ny, nx), and their greatest error over the array (pixels).
+    """Return TAN-SIP cards for one array, and their greatest error over it (pixels).
 
-    A cubic static distortion is exact in SIP about the pixel where the plane is zero (CRVAL is the pointing then).
-    With a fitted correction SIP is a fit, about the array's middle. AP, BP (sky to pixel) are a starting value.
+    shape: (ny, nx) of the array. A cubic static distortion is exact in SIP about the pixel where
+    the plane is zero (CRVAL is the pointing then). With a fitted correction SIP is a fit, about the
+    array's middle. AP and BP (sky to pixel) are good to 0.01 pixel: a starting value for astropy's
+    iteration. SIP: Shupe et al. 2005, ASPC 347, 491.
     """
     order = polynomial_order(len(geometry.distortion_x))
     x0, y0 = (float(v) for v in from_plane(geometry, 0.0, 0.0))
     if geometry.correction_x or geometry.correction_y or not math.isfinite(x0):
         order, x0, y0 = SIP_ORDER, (shape[1] - 1) / 2, (shape[0] - 1) / 2
     ra, dec = (float(v) for v in to_sky(geometry, x0, y0))
-    u, v, plane = _samples(geometry, shape, x0, y0, ra, dec)
-    forward = _fit(u, v, plane, order)
+    u, v, plane = _sample_points(geometry, shape, x0, y0, ra, dec)
+    forward = _fit_polynomials(u, v, plane, order)
     cd = np.array([[forward[axis][(1, 0)], forward[axis][(0, 1)]] for axis in (0, 1)])
-    sip = _combine(np.linalg.inv(cd), forward)
+    sip = _multiply(np.linalg.inv(cd), forward)
     model = [sum(c * u**i * v**j for (i, j), c in forward[axis].items()) for axis in (0, 1)]
     error = np.hypot(*(np.linalg.inv(cd) @ (np.stack(model) - plane)))
     header = _tan_cards((x0, y0), (ra, dec), cd / 3600, radesys, "-SIP" if order > 1 else "")
     if order > 1:
         linear = np.linalg.inv(cd) @ plane
-        back = _fit(linear[0], linear[1], np.stack([u - linear[0], v - linear[1]]), SIP_ORDER)
+        back = _fit_polynomials(
+            linear[0], linear[1], np.stack([u - linear[0], v - linear[1]]), SIP_ORDER
+        )
         _sip_cards(header, ("A", "B"), sip, order, 2)
         _sip_cards(header, ("AP", "BP"), back, SIP_ORDER, 1)
     return header, float(error.max())
 
 
-def wcs_objects(
-    geometries: Sequence[Geometry], shapes: Sequence[tuple[int, int]], radesys: str = "FK5"
-) -> tuple[WCS, ...]:
-    """An astropy WCS of each array (0-based pixels in astropy's usual calls). Not thread-safe: one copy per task."""
-    return tuple(
-        WCS(array_wcs(g, shape, radesys)[0]) for g, shape in zip(geometries, shapes, strict=True)
-    )
-
-
 def grid_header(grid: Grid, radesys: str = "FK5") -> Header:
-    """The plain TAN cards of an output image, with its size."""
+    """Return the plain TAN cards of an output image, with its size."""
     c, s = math.cos(math.radians(grid.pa)), math.sin(math.radians(grid.pa))
     cd = np.array([[-c, s], [s, c]]) * grid.scale / 3600
     header = _tan_cards((grid.x_ref, grid.y_ref), (grid.ra, grid.dec), cd, radesys, "")
@@ -79,44 +76,57 @@ def grid_header(grid: Grid, radesys: str = "FK5") -> Header:
 
 
 def grid_from_header(header: Header, name: str = "reference") -> Grid:
-    """The grid of an existing image (`name` is for messages).
+    """Return the grid of an existing image; `name` is for messages.
 
     Raises GdaskError unless it is a plain TAN image with square pixels, East to the left of North.
     """
     axes = tuple(str(header.get(f"CTYPE{axis}")) for axis in (1, 2))
     if axes != ("RA---TAN", "DEC--TAN"):
         raise GdaskError(
-            f"{name}: axes are {axes}; expected RA---TAN, DEC--TAN: give an image with a plain TAN WCS"
+            f"{name}: axes are {axes}; expected RA---TAN, DEC--TAN:"
+            " give an image with a plain TAN WCS"
         )
     if "NAXIS1" not in header or "NAXIS2" not in header:
         raise GdaskError(
-            f"{name}: NAXIS1 or NAXIS2 is missing; expected the size of an image: name an image extension"
+            f"{name}: NAXIS1 or NAXIS2 is missing; expected the size of an image:"
+            " name an image extension"
         )
     wcs = WCS(header, naxis=2)
     cd = wcs.pixel_scale_matrix
     scale = math.sqrt(abs(np.linalg.det(cd)))
     pa = math.atan2(cd[0, 1] + cd[1, 0], cd[1, 1] - cd[0, 0])
-    square = np.array([[-math.cos(pa), math.sin(pa)], [math.sin(pa), math.cos(pa)]]) * scale
-    if not scale > 0 or np.abs(cd - square).max() > SQUARE * scale:
+    square_cd = np.array([[-math.cos(pa), math.sin(pa)], [math.sin(pa), math.cos(pa)]]) * scale
+    if not scale > 0 or np.abs(cd - square_cd).max() > SQUARENESS_TOLERANCE * scale:
         raise GdaskError(
-            f"{name}: CD is {cd.tolist()}; expected square pixels, East left of North: resample it first"
+            f"{name}: CD is {cd.tolist()}; expected square pixels, East left of North:"
+            " resample it first"
         )
     (ra, dec), (x, y) = wcs.wcs.crval, wcs.wcs.crpix - 1
     shape = (int(header["NAXIS2"]), int(header["NAXIS1"]))
     return Grid(float(ra), float(dec), math.degrees(pa), scale * 3600, float(x), float(y), shape)
 
 
-def _samples(
+def _sample_points(
     geometry: Geometry, shape: tuple[int, int], x0: Pixels, y0: Pixels, ra: Degrees, dec: Degrees
 ) -> tuple[Floats, Floats, Floats]:
-    """Points over an array: pixel offsets u, v from (x0, y0), and (xi, eta) about (ra, dec) in arcsec."""
-    y, x = np.meshgrid(*(np.linspace(-0.5, n - 0.5, FIT_POINTS) for n in shape), indexing="ij")
+    """Return points over an array: offsets from a pixel, and tangent-plane coordinates.
+
+    The offsets u, v are from the pixel (x0, y0); (xi, eta) are in arcsec about (ra, dec).
+    """
+    y, x = np.meshgrid(
+        *(np.linspace(-0.5, n - 0.5, FIT_POINTS_PER_SIDE) for n in shape), indexing="ij"
+    )
     x, y = x.ravel(), y.ravel()
     return x - x0, y - y0, np.stack(tangent_plane(*to_sky(geometry, x, y), ra, dec))
 
 
-def _fit(u: Floats, v: Floats, values: Floats, order: int) -> list[dict[tuple[int, int], float]]:
-    """Least-squares polynomials without a constant: coefficients by powers of (u, v), for each row of `values`."""
+def _fit_polynomials(
+    u: Floats, v: Floats, values: Floats, order: int
+) -> list[dict[tuple[int, int], float]]:
+    """Fit a polynomial in (u, v) without a constant to each row of `values`.
+
+    The results are coefficients by powers of (u, v).
+    """
     terms = powers(order)[1:]
     unit = max(np.abs(u).max(), np.abs(v).max())
     matrix = np.stack([(u / unit) ** i * (v / unit) ** j for i, j in terms], axis=1)
@@ -127,10 +137,10 @@ def _fit(u: Floats, v: Floats, values: Floats, order: int) -> list[dict[tuple[in
     ]
 
 
-def _combine(
+def _multiply(
     matrix: Floats, polynomials: list[dict[tuple[int, int], float]]
 ) -> list[dict[tuple[int, int], float]]:
-    """The polynomials of matrix @ (p0, p1)."""
+    """Return the two polynomials of matrix @ (first polynomial, second polynomial)."""
     first, second = polynomials
     return [{key: a * first[key] + b * second[key] for key in first} for a, b in matrix]
 
@@ -138,7 +148,10 @@ def _combine(
 def _tan_cards(
     pixel: tuple[Pixels, Pixels], sky: tuple[Degrees, Degrees], cd: Floats, radesys: str, sip: str
 ) -> Header:
-    """Cards of a gnomonic projection; pixel is 0-based, cd in degrees."""
+    """Return the cards of a gnomonic projection.
+
+    `pixel` (x, y) is 0-based, `cd` in degrees, `sip` the ending of CTYPE.
+    """
     header = Header()
     header["WCSAXES"] = 2
     for axis, name in enumerate(("RA---TAN", "DEC--TAN")):
@@ -146,8 +159,8 @@ def _tan_cards(
         header[f"CUNIT{axis + 1}"] = "deg"
         header[f"CRPIX{axis + 1}"] = pixel[axis] + 1
         header[f"CRVAL{axis + 1}"] = sky[axis]
-        for other in (0, 1):
-            header[f"CD{axis + 1}_{other + 1}"] = float(cd[axis, other])
+        for pixel_axis in (0, 1):
+            header[f"CD{axis + 1}_{pixel_axis + 1}"] = float(cd[axis, pixel_axis])
     header["RADESYS"] = radesys
     if radesys == "FK5":
         header["EQUINOX"] = 2000.0
@@ -161,7 +174,7 @@ def _sip_cards(
     order: int,
     lowest: int,
 ) -> None:
-    """Add SIP coefficients from order `lowest` to `order`."""
+    """Add SIP coefficients of all orders from `lowest` to `order`."""
     for name, polynomial in zip(names, polynomials, strict=True):
         header[f"{name}_ORDER"] = order
         for (i, j), value in polynomial.items():

@@ -1,4 +1,7 @@
-"""Interpolation kernels as tables of weights: separable, 2, 4 or 6 taps, no prefilter."""
+"""Interpolation kernels as tables of weights.
+
+Kernels are separable, with 2, 4 or 6 taps and without a prefilter.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,25 @@ from gdask.kernels.geometry.projection import Floats
 from gdask.model import GdaskError
 from gdask.types import Image
 
-#: Taps by kernel. "cubic": cubic convolution with a = -1/2 (Keys 1981), exact for parabolas. "lanczos3": sinc windowed
-#: by sinc, scaled to sum 1. "quintic": the fifth-order polynomial through six pixels (Lagrange), exact to that order,
-#: which is why it moves no centroid: a slowly varying sub-pixel phase makes the others' small shifts a flux error too.
+#: Taps (pixels along one axis) by kernel. "cubic": cubic convolution with a = -1/2 (Keys 1981),
+#: exact for parabolas. "lanczos3": sinc windowed by sinc, scaled to sum 1. "quintic": the
+#: fifth-order polynomial through six pixels (Lagrange), exact to that order, and therefore without
+#: a shift of centroids. The small shifts of the other kernels are flux errors, too, where the
+#: sub-pixel phase varies slowly.
 TAPS = {"bilinear": 2, "cubic": 4, "lanczos3": 6, "quintic": 6}
-#: Sub-pixel phases at which kernels are tabulated; linear interpolation between them is good to 1e-6.
+#: Distance (pixels) up to which `resampling.mend` looks at the neighbours of a bad pixel.
+MEND_MARGIN = 2
+#: Sub-pixel phases at which kernels are tabulated. Linear interpolation between them is good to
+#: 1e-6.
 PHASES = 1024
 
 
 @lru_cache
-def weights(interpolation: str) -> Image:
-    """Weights (PHASES + 1, taps), float32, of the pixels around a point.
+def kernel_weights(interpolation: str) -> Image:
+    """Return weights (PHASES + 1, taps), float32, of the pixels around a point along one axis.
 
-    Rows are its phase, 0..1, past the left one of the middle two pixels; each sums to 1.
-    Raises GdaskError for an unknown name.
+    interpolation: a key of TAPS. Rows are phases 0..1: how far (pixels) the point is past the left
+    one of the middle two pixels. Each row sums to 1. Raises GdaskError for an unknown name.
     """
     if interpolation not in TAPS:
         raise GdaskError(
@@ -31,30 +39,39 @@ def weights(interpolation: str) -> Image:
         )
     taps = np.arange(1.0 - TAPS[interpolation] // 2, 1 + TAPS[interpolation] // 2)
     phase = np.linspace(0, 1, PHASES + 1)
-    table = (
-        _lagrange(phase, taps)
-        if interpolation == "quintic"
-        else _kernel(interpolation, phase, taps)
-    )
+    if interpolation == "quintic":
+        table = _quintic_weights(phase, taps)
+    else:
+        table = _weights_at_distance(interpolation, np.abs(phase[:, None] - taps))
     table = (table / table.sum(axis=1, keepdims=True)).astype(np.float32)
     table.setflags(write=False)
     return table
 
 
-def reach(interpolation: str) -> int:
-    """Pixels on each side that an output pixel can depend on: kernel, and two for mending. An input window's margin."""
-    return weights(interpolation).shape[1] // 2 + 2
+def kernel_margin(interpolation: str) -> int:
+    """Return the input pixels that a window needs around those that the output shows.
+
+    They are those of the kernel, and two for mending.
+    """
+    return kernel_weights(interpolation).shape[1] // 2 + MEND_MARGIN
 
 
 def noise_correlation(interpolation: str) -> float:
-    """Scatter of a resampled pixel of white noise over the input's, rms over all sub-pixel phases in x and y."""
-    return float(np.mean(np.sum(weights(interpolation)[:-1].astype(float) ** 2, axis=1)))
+    """Return the scatter of a resampled pixel of white noise over that of an input pixel.
+
+    It is the rms over all sub-pixel phases in x and y.
+    """
+    return float(np.mean(np.sum(kernel_weights(interpolation)[:-1].astype(float) ** 2, axis=1)))
 
 
 def lag_correlation(interpolation: str) -> Floats:
-    """Covariance of resampled white noise at lags of 0, 1, 2 ... output pixels along an axis, input pixels of the same
-    size, mean over all sub-pixel phases. With all lags of both signs it sums to 1; two axes multiply."""
-    table = weights(interpolation)[:-1].astype(float)
+    """Return the covariance of resampled white noise at lags of 0, 1, 2 ... pixels.
+
+    The lags are along one axis, and the input's variance is 1. It is the mean over all sub-pixel
+    phases, for output pixels as large as input pixels. With all lags of both signs it sums to 1;
+    the covariances along two axes multiply.
+    """
+    table = kernel_weights(interpolation)[:-1].astype(float)
     taps = table.shape[1]
     return np.array(
         [np.mean(np.sum(table[:, lag:] * table[:, : taps - lag], axis=1)) for lag in range(taps)]
@@ -62,9 +79,10 @@ def lag_correlation(interpolation: str) -> Floats:
 
 
 def aperture_noise(interpolation: str, radius: float) -> float:
-    """rms of the sum in a round aperture of `radius` output pixels over sqrt(sum of VAR): 1 for a large one.
+    """Return the rms of the sum in a round aperture over sqrt(sum of VAR).
 
-    Half a pixel's radius is a single pixel (`noise_correlation`). Output and input pixels are taken as equally large.
+    It is 1 for a large aperture. radius: in output pixels; at half a pixel it is that of a single
+    pixel (`noise_correlation`). Output and input pixels are taken as equally large.
     """
     half = int(radius) + 1
     y, x = np.mgrid[-half : half + 1, -half : half + 1]
@@ -74,29 +92,29 @@ def aperture_noise(interpolation: str, radius: float) -> float:
     smooth = np.apply_along_axis(
         np.convolve, 0, np.apply_along_axis(np.convolve, 1, disk, kernel), kernel
     )
-    reached = lags.size - 1
-    inside = smooth[reached : reached + disk.shape[0], reached : reached + disk.shape[1]]
+    border = lags.size - 1
+    inside = smooth[border : border + disk.shape[0], border : border + disk.shape[1]]
     return float(np.sqrt(np.sum(disk * inside) / np.sum(disk * disk)))
 
 
-def _kernel(interpolation: str, phase: Floats, taps: Floats) -> Floats:
-    """Weights as a function of the distance from the point."""
-    t = np.abs(phase[:, None] - taps)
+def _weights_at_distance(interpolation: str, t: Floats) -> Floats:
+    """Return the weights of pixels at distances `t` >= 0 (pixels) from the point.
+
+    They are not yet scaled to sum 1.
+    """
     if interpolation == "bilinear":
         return np.maximum(1 - t, 0)
     if interpolation == "cubic":
-        return np.where(
-            t < 1,
-            (1.5 * t - 2.5) * t * t + 1,
-            np.where(t < 2, ((-0.5 * t + 2.5) * t - 4) * t + 2, 0),
-        )
+        inner = (1.5 * t - 2.5) * t * t + 1
+        outer = ((-0.5 * t + 2.5) * t - 4) * t + 2
+        return np.where(t < 1, inner, np.where(t < 2, outer, 0))
     return np.where(t < 3, np.sinc(t) * np.sinc(t / 3), 0)
 
 
-def _lagrange(phase: Floats, taps: Floats) -> Floats:
-    """Weights of the polynomial through all taps."""
+def _quintic_weights(phase: Floats, taps: Floats) -> Floats:
+    """Return the weights (phase.size, taps.size) of the polynomial through all taps (Lagrange)."""
     table = np.ones((phase.size, taps.size))
-    for n, here in enumerate(taps):
-        for other in np.delete(taps, n):
-            table[:, n] *= (phase - other) / (here - other)
+    for n, tap in enumerate(taps):
+        for zero in np.delete(taps, n):
+            table[:, n] *= (phase - zero) / (tap - zero)
     return table

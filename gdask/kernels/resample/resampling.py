@@ -1,17 +1,20 @@
-"""Pixels of one array at the places that a pixel map gives: science, variance and DQ in one pass.
+"""Resampling of one array to the places of a pixel map: science, variance and DQ at once.
 
-Kernels are local, so an output pixel needs a few input pixels only and has the same bits from any window that holds
-them (a spline's prefilter needs all pixels). Bad pixels do not spread: isolated ones are mended from their neighbours
-for the kernel's sake, others get no weight; both leave their flags.
+Kernels are local: an output pixel needs a few input pixels only, and has the same bits from any
+window that holds them (a spline's prefilter needs all pixels). Bad pixels do not spread: isolated
+ones are mended from their neighbours for the kernel's sake, others get no weight. Both leave their
+flags.
 
-Units. Flat-fielded pixels are surface brightness (the flat divides the pixel's area out too), so values are
-interpolated as such; times `area_ratio` = area of an output pixel / area of the input pixel to which the flat is
-normalised (the mean one), sums over the output are fluxes, wherever on the array.
+Units. Flat-fielded pixels are surface brightness (the flat divides the pixel's area out, too), and
+values are interpolated as such. They are multiplied by `area_ratio`, the area of an output pixel
+over that of the input pixel to which the flat is normalised (the mean one), so that sums over the
+output are fluxes, wherever on the array.
 
-Variance. Resampled noise is correlated between neighbours: one number per pixel cannot say both how a pixel and how a
-sum of many scatters. VAR is the one that sums need: that of independent pixels with the same noise per area, which is
-var * area_ratio^2 / (output area / input area) = var * area_ratio, a kernel-weighted mean. A single pixel scatters by
-noise_correlation * sqrt(area_ratio) * sqrt(VAR).
+Variance. Resampled noise is correlated between neighbours: one number per pixel cannot say both how
+a pixel and how a sum of many scatters. VAR is the one that sums need: that of independent pixels
+with the same noise per area, which is var * area_ratio^2 / (output area / input area) = var *
+area_ratio, where var is a kernel-weighted mean. A single pixel scatters by noise_correlation *
+sqrt(area_ratio) * sqrt(VAR).
 """
 
 from __future__ import annotations
@@ -23,15 +26,16 @@ from numba import njit
 
 from gdask.kernels.arrays import plain
 from gdask.kernels.geometry.projection import Floats
-from gdask.kernels.resample.interpolation import PHASES, weights
+from gdask.kernels.resample.interpolation import PHASES, kernel_weights
 from gdask.model import DQ, UNUSABLE, GdaskError
 from gdask.types import Flags, Fraction, Image, Mask
 
-#: Pixels that cannot be mended are left out while the others keep this share of the (signed) weight; otherwise the
-#: values are used as they are, flagged.
-LEAST_GOOD = 0.5
+#: Share of the (signed) weight that known pixels must keep for unknown ones (outside, or not
+#: mended) to be left out. With less, all values are used as they are, flagged.
+MIN_GOOD_WEIGHT = 0.5
 _BAD, _NO_DATA = int(UNUSABLE), int(DQ.NO_DATA)
-#: Marks, beside the DQ bits, a neighbourhood with pixels that have no value (outside, or not mended).
+#: Bit that marks, beside the DQ bits, a neighbourhood with pixels that have no value (outside, or
+#: not mended).
 _HOLE = 0x8000
 
 
@@ -47,18 +51,23 @@ def resample(
     area_ratio: float = 1.0,
     origin: tuple[int, int] = (0, 0),
 ) -> tuple[Image, Image, Flags]:
-    """Resample a window of one array onto the pixels of `ymap`, `xmap` (see the module's text for units and variance).
+    """Resample a window of one array onto the pixels of a map.
 
-    data, variance, dq: (ny, nx) window whose pixel (0, 0) is the array's 0-based (y, x) = `origin`; with a margin of
-    interpolation.reach the result does not depend on the window. ymap, xmap: array coordinates of each output pixel
-    (pixelmap.pixel_map), NaN for none. interpolation: a key of interpolation.TAPS. threshold: a DQ bit is set where
-    input pixels that have it hold more than this share of the absolute weight. Outside the array: 0, 0, NO_DATA.
-    Raises GdaskError where shapes differ.
+    data, variance, dq: (ny, nx) window whose pixel (0, 0) is the array's 0-based (y, x) = `origin`.
+        With a margin of interpolation.kernel_margin the result does not depend on the window.
+    ymap, xmap: array coordinates of each output pixel (pixel_map.pixel_map), NaN for none.
+    interpolation: a key of interpolation.TAPS.
+    threshold: a DQ bit is set where input pixels that have it hold more than this share of the
+        absolute weight.
+    area_ratio: area of an output pixel over that of the input pixel for which the flat is 1.
+
+    Units and variance are those of the module's text. Outside the array: 0, 0, NO_DATA. Raises
+    GdaskError where shapes differ.
     """
-    table = weights(interpolation)
-    data, variance, dq = planes(data, variance, dq, ymap, xmap)
+    table = kernel_weights(interpolation)
+    data, variance, dq = checked_planes(data, variance, dq, ymap, xmap)
     mended, mended_var = mend(data, variance, dq)
-    near = _flags_near(dq, mended, table.shape[1])
+    near = _flags_under_kernel(dq, mended, table.shape[1])
     maps = plain(ymap, np.float64), plain(xmap, np.float64)
     scales = float(threshold), float(area_ratio), float(origin[0]), float(origin[1])
     return _resample(
@@ -67,10 +76,12 @@ def resample(
 
 
 def mend(data: Image, variance: Image, dq: Flags) -> tuple[Image, Image]:
-    """Data and variance with each bad pixel estimated from good ones beside it, NaN where they are too few.
+    """Return data and variance with each bad pixel estimated from good ones beside it.
 
-    Along row and column a cubic through the four nearest where all are good, else the mean of at least three of the
-    eight around. A kernel's outer taps need no more; the pixel stays flagged. The inputs are not changed.
+    Where these are too few, the estimate is NaN. The estimate is a cubic through the four nearest
+    pixels along the row and the column where these are all good, else the mean of at least three
+    good ones of the eight around. That is enough for a kernel's outer taps; the pixel stays
+    flagged. The inputs are not changed.
     """
     usable = (np.asarray(dq) & _BAD == 0) & np.isfinite(data) & np.isfinite(variance)
     if usable.all():
@@ -79,32 +90,44 @@ def mend(data: Image, variance: Image, dq: Flags) -> tuple[Image, Image]:
     return plain(mended[0], np.float32), plain(mended[1], np.float32)
 
 
-def resample_mask(mask: Mask, ymap: Floats, xmap: Floats, origin: tuple[int, int] = (0, 0)) -> Mask:
-    """The nearest pixel of a boolean mask whose pixel (0, 0) is the array's (y, x) = `origin`; False outside."""
+def flags_on_map(
+    dq: Flags, mended: Image, ymap: Floats, xmap: Floats, table: Image, threshold: Fraction
+) -> Flags:
+    """Return the DQ of a window on the pixels of a map, by the rule of `resample`; NO_DATA outside.
+
+    mended: data of the window, not finite where no value is known. ymap, xmap: pixels of the
+    window. table: weights as `interpolation.kernel_weights` gives them. threshold: share of the
+    absolute weight above which a bit is set.
+    """
+    near = _flags_under_kernel(dq, mended, table.shape[1])
     maps = plain(ymap, np.float64), plain(xmap, np.float64)
-    return _nearest(plain(mask, np.bool_), *maps, float(origin[0]), float(origin[1]))
+    return _flags_on_map(
+        plain(dq, np.uint16), near, *maps, table, (0,) * table.shape[1], float(threshold)
+    )
 
 
-def planes(
+def checked_planes(
     data: Image, variance: Image, dq: Flags, ymap: Floats, xmap: Floats
 ) -> tuple[Image, Image, Flags]:
-    """The planes in the memory layout of compiled code, pixels that are not finite flagged NO_DATA.
+    """Return the planes in the memory layout of compiled code.
 
-    Raises GdaskError where shapes differ (compiled code would read beyond the smaller one).
+    Pixels that are not finite are flagged NO_DATA. Raises GdaskError where shapes differ: compiled
+    code would read beyond the smaller one.
     """
     if not (data.shape == variance.shape == dq.shape and ymap.shape == xmap.shape):
         shapes = ", ".join(str(a.shape) for a in (data, variance, dq, ymap, xmap))
         raise GdaskError(
-            f"data, variance, dq, ymap, xmap are {shapes}; expected one shape for planes, one for maps"
+            f"data, variance, dq, ymap, xmap are {shapes};"
+            " expected one shape for planes, one for maps"
         )
-    known = np.isfinite(data) & np.isfinite(variance)
-    dq = dq if known.all() else np.where(known, dq, dq | np.uint16(_NO_DATA))
+    finite = np.isfinite(data) & np.isfinite(variance)
+    dq = dq if finite.all() else np.where(finite, dq, dq | np.uint16(_NO_DATA))
     return plain(data, np.float32), plain(variance, np.float32), plain(dq, np.uint16)
 
 
 @njit(cache=True, nogil=True)
 def _mend(data: Image, variance: Image, usable: Mask) -> tuple[Image, Image]:
-    """Copies with each unusable pixel replaced."""
+    """Return copies of data and variance with each unusable pixel replaced by its estimate."""
     out, out_var = data.copy(), variance.copy()
     ny, nx = data.shape
     for y in range(ny):
@@ -116,7 +139,10 @@ def _mend(data: Image, variance: Image, usable: Mask) -> tuple[Image, Image]:
 
 @njit(cache=True, nogil=True)
 def _estimate(data: Image, variance: Image, usable: Mask, y: int, x: int) -> tuple[float, float]:
-    """A pixel's value from its neighbours, (-1, 4, 4, -1) / 6 being the cubic; the variance is the mean of theirs."""
+    """Estimate a pixel from its neighbours as `mend` says.
+
+    The cubic's weights are (-1, 4, 4, -1) / 6. The variance is the mean of the neighbours'.
+    """
     ny, nx = data.shape
     total = noise = value = 0.0
     good = count = 0
@@ -152,10 +178,12 @@ def _estimate(data: Image, variance: Image, usable: Mask, y: int, x: int) -> tup
 
 
 @njit(cache=True, nogil=True)
-def _flags_near(dq: Flags, mended: Image, taps: int) -> Flags:
-    """OR of the flags under a kernel whose left middle tap is pixel (y - 1, x - 1), shape (ny + 1, nx + 1).
+def _flags_under_kernel(dq: Flags, mended: Image, taps: int) -> Flags:
+    """Return the OR of the flags under a kernel, for each place of the kernel.
 
-    _HOLE is set where pixels under it are outside or have no value. Zero means that the short way will do.
+    The result is (ny + 1, nx + 1); at (y, x) the kernel's left middle tap is pixel (y - 1, x - 1).
+    _HOLE is set where pixels under it are outside or have no value. Where the result is zero, all
+    pixels are good.
     """
     ny, nx = dq.shape
     half = taps // 2
@@ -195,9 +223,10 @@ def _resample(
     y0: float,
     x0: float,
 ) -> tuple[Image, Image, Flags]:
-    """Loop over output pixels; most see good pixels only and take the short way.
+    """Resample all output pixels; most see good pixels only and take the short way.
 
-    taps: a tuple for its length, which the compiler then knows: half the time. Sums are in float32 for the same reason.
+    taps: a tuple for its length only, which the compiler then knows. That halves the time, and so
+    do float32 sums.
     """
     ny, nx = data.shape
     out, out_var = np.zeros(ymap.shape, np.float32), np.zeros(ymap.shape, np.float32)
@@ -211,26 +240,60 @@ def _resample(
             if not (y >= -0.5 and y < ny - 0.5 and x >= -0.5 and x < nx - 0.5):
                 continue
             iy, ix = math.floor(y), math.floor(x)
-            squares = _phase(table, taps, y - iy, wy) * _phase(table, taps, x - ix, wx)
+            squares = _weights_at_phase(table, taps, y - iy, wy) * _weights_at_phase(
+                table, taps, x - ix, wx
+            )
             top, left = iy + 1 - half, ix + 1 - half
             around = near[iy + 1, ix + 1]
-            out_dq[j, i] = _flags(dq, wy, wx, top, left, threshold, share) if around else 0
+            out_dq[j, i] = (
+                _flags_by_weight(dq, wy, wx, top, left, threshold, share) if around else 0
+            )
             if not around & _HOLE:
-                value, noise = _sum(mended, mended_var, taps, wy, wx, top, left)
+                value, noise = _sums(mended, mended_var, taps, wy, wx, top, left)
             else:
-                good, value, noise = _sum_inside(mended, mended_var, wy, wx, top, left)
-                if good < LEAST_GOOD:
-                    good, value, noise = _sum_inside(data, variance, wy, wx, top, left)
-                scale = 1.0 / good if good >= LEAST_GOOD else 0.0
+                good, value, noise = _sums_of_known(mended, mended_var, wy, wx, top, left)
+                if good < MIN_GOOD_WEIGHT:
+                    good, value, noise = _sums_of_known(data, variance, wy, wx, top, left)
+                scale = 1.0 / good if good >= MIN_GOOD_WEIGHT else 0.0
                 value, noise = value * scale, noise * scale * scale
             out[j, i] = value * area_ratio
             out_var[j, i] = noise / squares * area_ratio
     return out, out_var, out_dq
 
 
+@njit(cache=True, nogil=True)
+def _flags_on_map(
+    dq: Flags,
+    near: Flags,
+    ymap: Floats,
+    xmap: Floats,
+    table: Image,
+    taps: tuple[int, ...],
+    threshold: float,
+) -> Flags:
+    """Return the DQ that `_resample` gives, without resampling data."""
+    out = np.full(ymap.shape, _NO_DATA, np.uint16)
+    half = len(taps) // 2
+    wy, wx, share = np.empty(len(taps), np.float32), np.empty(len(taps), np.float32), np.empty(16)
+    for j in range(ymap.shape[0]):
+        for i in range(ymap.shape[1]):
+            y, x = ymap[j, i], xmap[j, i]
+            if not (y >= -0.5 and y < dq.shape[0] - 0.5 and x >= -0.5 and x < dq.shape[1] - 0.5):
+                continue
+            iy, ix = math.floor(y), math.floor(x)
+            out[j, i] = 0
+            if near[iy + 1, ix + 1]:
+                _weights_at_phase(table, taps, y - iy, wy)
+                _weights_at_phase(table, taps, x - ix, wx)
+                out[j, i] = _flags_by_weight(
+                    dq, wy, wx, iy + 1 - half, ix + 1 - half, threshold, share
+                )
+    return out
+
+
 @njit(cache=True, nogil=True, inline="always")
-def _phase(table: Image, taps: tuple[int, ...], phase: float, w: Image) -> float:
-    """Fill w with the kernel at a phase in [0, 1); returns the sum of its squares."""
+def _weights_at_phase(table: Image, taps: tuple[int, ...], phase: float, w: Image) -> float:
+    """Fill `w` with the weights at a phase in [0, 1), and return the sum of their squares."""
     position = phase * PHASES
     k = int(position)
     f = np.float32(position - k)
@@ -242,10 +305,13 @@ def _phase(table: Image, taps: tuple[int, ...], phase: float, w: Image) -> float
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _sum(
+def _sums(
     data: Image, variance: Image, taps: tuple[int, ...], wy: Image, wx: Image, top: int, left: int
 ) -> tuple[float, float]:
-    """Sum of weight * data and of weight^2 * variance, all pixels inside and finite."""
+    """Return the sums of weight * data and of weight^2 * variance.
+
+    All pixels are inside and finite.
+    """
     value, noise = np.float32(0), np.float32(0)
     for a in range(len(taps)):
         row, row_noise = np.float32(0), np.float32(0)
@@ -258,10 +324,13 @@ def _sum(
 
 
 @njit(cache=True, nogil=True)
-def _sum_inside(
+def _sums_of_known(
     data: Image, variance: Image, wy: Image, wx: Image, top: int, left: int
 ) -> tuple[float, float, float]:
-    """Sum of weights, of weight * data and of weight^2 * variance over pixels that are inside and finite."""
+    """Return the sums of weight, weight * data and weight^2 * variance over known pixels.
+
+    These are inside and finite.
+    """
     good = value = noise = 0.0
     for a in range(max(0, -top), min(wy.size, data.shape[0] - top)):
         for b in range(max(0, -left), min(wx.size, data.shape[1] - left)):
@@ -275,10 +344,13 @@ def _sum_inside(
 
 
 @njit(cache=True, nogil=True)
-def _flags(
+def _flags_by_weight(
     dq: Flags, wy: Image, wx: Image, top: int, left: int, threshold: float, share: Floats
 ) -> int:
-    """DQ bits whose pixels hold more than `threshold` of the absolute weight. share: work space, one weight per bit."""
+    """Return the DQ bits whose pixels hold more than `threshold` of the absolute weight.
+
+    share: work space, the weight of each bit.
+    """
     share[:] = 0.0
     total = 0.0
     for a in range(wy.size):
@@ -299,16 +371,4 @@ def _flags(
     for bit in range(16):
         if share[bit] > threshold * total:
             out |= 1 << bit
-    return out
-
-
-@njit(cache=True, nogil=True)
-def _nearest(mask: Mask, ymap: Floats, xmap: Floats, y0: float, x0: float) -> Mask:
-    out = np.zeros(ymap.shape, np.bool_)
-    for j in range(ymap.shape[0]):
-        for i in range(ymap.shape[1]):
-            y = ymap[j, i] - y0 + 0.5
-            x = xmap[j, i] - x0 + 0.5
-            if y >= 0 and y < mask.shape[0] and x >= 0 and x < mask.shape[1]:
-                out[j, i] = mask[int(y), int(x)]
     return out

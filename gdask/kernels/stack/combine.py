@@ -1,4 +1,7 @@
-"""Stacking: many planes into one, pixel by pixel, with rejection, DQ hierarchy and propagated variance."""
+"""Combination of many planes into one, pixel by pixel.
+
+Values are chosen by their DQ, some of them are rejected, and variance is propagated.
+"""
 
 from __future__ import annotations
 
@@ -12,35 +15,39 @@ from numba import njit
 from gdask.kernels.arrays import plain
 from gdask.kernels.stack.noise_clip import clip_noise
 from gdask.kernels.stack.rejection import (
-    Factors,
+    Floats,
     Work,
     clip_scatter,
     clip_variance,
     gather,
-    middle,
-    network,
+    median_of_ordered,
     reject_minmax,
-    sort,
+    sort_planes,
+    sorting_network,
 )
 from gdask.model import DQ, GdaskError
 from gdask.types import Flags, Image, Mask
 
 Counts = npt.NDArray[np.uint16]
-_BLOCK = 512  # pixels worked on together; their buffers stay in the processor's cache
+#: Pixels that are worked on together. Their buffers stay in the processor's cache.
+_BLOCK_PIXELS = 512
 _NO_DATA = int(DQ.NO_DATA)
 
 
-class _Out(NamedTuple):
-    """One row for each product."""
+class _Stack(NamedTuple):
+    """The combined planes, each as one row of pixels.
+
+    used: number of planes that each pixel takes.
+    """
 
     data: Image
     variance: Image
     dq: Flags
-    count: Counts
+    used: Counts
 
 
 class Choice(NamedTuple):
-    """One row of METHODS or REJECTIONS: its number in the compiled code and what it does."""
+    """A method or a rejection: its number in the compiled code, and what it does."""
 
     code: int
     text: str
@@ -63,77 +70,49 @@ REJECTIONS: dict[str, Choice] = {
     "varclip": Choice(3, "clip beyond lsigma, hsigma times each value's sqrt(variance)"),
     "noiseclip": Choice(
         4,
-        "clip beyond lsigma, hsigma times the pixel's noise, and in starlight the planes' own scatter",
+        "clip beyond lsigma, hsigma times the pixel's noise,"
+        " and in starlight the planes' own scatter",
     ),
 }
 
-# n times the variance of the median, and of the lower median, of n standard normal values (index n), by numerical
-# integration of the densities of the order statistics; agrees with the textbook tables (n = 3: 1.346) and with
-# simulation. The limit is pi/2 (Laplace); the next term, fitted to n = 20..200, serves beyond the table.
-_MEDIAN = (
-    0,
-    1,
-    1,
-    1.3460,
-    1.1928,
-    1.4342,
-    1.2885,
-    1.4731,
-    1.3455,
-    1.4949,
-    1.3833,
-    1.5088,
-    1.4102,
-    1.5184,
-    1.4304,
-    1.5254,
-    1.4460,
-    1.5308,
-    1.4585,
-    1.5350,
-    1.4688,
+#: n times the variance of the median of n standard normal values (index n), by numerical
+#: integration of the densities of the order statistics. They agree with the textbook tables (n = 3:
+#: 1.346) and with simulation.
+_MEDIAN_VARIANCE = (
+    *(0, 1, 1, 1.3460, 1.1928, 1.4342, 1.2885),
+    *(1.4731, 1.3455, 1.4949, 1.3833, 1.5088, 1.4102, 1.5184),
+    *(1.4304, 1.5254, 1.4460, 1.5308, 1.4585, 1.5350, 1.4688),
 )
-_LOWER_MEDIAN = (
-    0,
-    1,
-    1.3634,
-    1.3460,
-    1.4418,
-    1.4342,
-    1.4773,
-    1.4731,
-    1.4975,
-    1.4949,
-    1.5105,
-    1.5088,
-    1.5197,
-    1.5184,
-    1.5264,
-    1.5254,
-    1.5315,
-    1.5308,
-    1.5356,
-    1.5350,
-    1.5389,
+#: The same for the lower median: the lower of the middle two values where their number is even.
+_LOWER_MEDIAN_VARIANCE = (
+    *(0, 1, 1.3634, 1.3460, 1.4418, 1.4342, 1.4773),
+    *(1.4731, 1.4975, 1.4949, 1.5105, 1.5088, 1.5197, 1.5184),
+    *(1.5264, 1.5254, 1.5315, 1.5308, 1.5356, 1.5350, 1.5389),
 )
+#: Beyond the tables: pi/2 (1 - s/n), the limit of Laplace with a second term fitted to n = 20..200.
+#: s of the median of an even number of values, and of other medians.
+_SECOND_TERM_EVEN, _SECOND_TERM = 1.34, 0.43
 
 
 @lru_cache(maxsize=64)
-def _efficiency(method: str, number: int) -> npt.NDArray[np.float64]:
-    """n * variance / variance of one value, for n = 0..number: 1 for means."""
+def _variance_factors(method: str, number: int) -> Floats:
+    """Return n * variance of the result / variance of one value, for n = 0..number: 1 for means."""
     if METHODS[method].code < 2:
         return plain(np.ones(number + 1), np.float64)
-    table = _LOWER_MEDIAN if method == "lmedian" else _MEDIAN
+    table = _LOWER_MEDIAN_VARIANCE if method == "lmedian" else _MEDIAN_VARIANCE
     n = np.maximum(np.arange(number + 1), 1)
-    second = np.where((n % 2 == 0) & (method == "median"), 1.34, 0.43)
+    second = np.where((n % 2 == 0) & (method == "median"), _SECOND_TERM_EVEN, _SECOND_TERM)
     values = np.pi / 2 * (1 - second / n)
     values[: len(table)] = table[: number + 1]
     return plain(values, np.float64)
 
 
 @njit(cache=True, nogil=True)
-def _average(size: int, dq: Flags, start: int, work: Work, out: _Out) -> None:
-    """Mean of the used values of a block, their propagated variance, the OR of their bits."""
+def _average(size: int, dq: Flags, start: int, work: Work, out: _Stack) -> None:
+    """Put the mean of the used values of a block into `out`.
+
+    Also their propagated variance, and the OR of their bits.
+    """
     total, spread = np.zeros(size), np.zeros(size)
     number, bits = np.zeros(size, np.uint16), np.zeros(size, np.uint16)
     for k in range(work.use.shape[0]):
@@ -154,12 +133,15 @@ def _average(size: int, dq: Flags, start: int, work: Work, out: _Out) -> None:
         out.data[start + x] = total[x] / n if n else 0.0
         out.variance[start + x] = spread[x] / (n * n) if n else 0.0
         out.dq[start + x] = bits[x] if n else np.uint16(_NO_DATA)
-        out.count[start + x] = number[x]
+        out.used[start + x] = number[x]
 
 
 @njit(cache=True, nogil=True)
-def _weight(weights: Image, start: int, size: int, work: Work, out: _Out) -> None:
-    """Replace the means of `_average` by weighted ones, where any weight is positive."""
+def _average_weighted(weights: Image, start: int, size: int, work: Work, out: _Stack) -> None:
+    """Replace the means of `_average` by weighted ones where any weight is positive.
+
+    weights: (n, 1), (n, pixels), or (n, 0) for 1/variance.
+    """
     per_plane = weights.shape[1] == 1
     for x in range(size):
         total = spread = norm = 0.0
@@ -167,7 +149,7 @@ def _weight(weights: Image, start: int, size: int, work: Work, out: _Out) -> Non
             if work.use[k, x]:
                 variance = np.float64(work.variances[k, x])
                 if weights.size:
-                    weight = np.float64(weights[k, 0 if per_plane else start + x])
+                    weight: float = np.float64(weights[k, 0 if per_plane else start + x])
                 else:
                     weight = 1 / variance if variance > 0 else 0.0
                 if 0 < weight < np.inf:
@@ -181,21 +163,23 @@ def _weight(weights: Image, start: int, size: int, work: Work, out: _Out) -> Non
 
 @njit(cache=True, nogil=True)
 def _take_median(
-    lower: bool, efficiency: Factors, start: int, size: int, work: Work, out: _Out
+    lower: bool, variance_factors: Floats, start: int, size: int, work: Work, out: _Stack
 ) -> None:
-    """Replace the means of `_average` by medians, and their variances by the medians' own."""
+    """Replace the means of `_average` by medians, and their variances by those of medians.
+
+    lower: take the lower of the middle two where their number is even. variance_factors: from
+    _variance_factors.
+    """
     for x in range(size):
         first, last = work.first[x], work.last[x]
         if last > first:
             number = last - first
-            even = lower and number % 2 == 0
-            out.data[start + x] = (
-                work.ordered[first + number // 2 - 1, x]
-                if even
-                else middle(work.ordered, first, last, x)
-            )
+            if lower and number % 2 == 0:
+                out.data[start + x] = work.ordered[first + number // 2 - 1, x]
+            else:
+                out.data[start + x] = median_of_ordered(work.ordered, first, last, x)
             untrimmed = number + work.trimmed[x]
-            out.variance[start + x] *= efficiency[untrimmed] * number / untrimmed
+            out.variance[start + x] *= variance_factors[untrimmed] * number / untrimmed
 
 
 @njit(cache=True, nogil=True)
@@ -204,37 +188,43 @@ def _combine(
     variance: Image,
     dq: Flags,
     weights: Image,
-    scale: Factors,
-    zero: Factors,
+    scale: Floats,
+    zero: Floats,
     pairs: npt.NDArray[np.int64],
-    efficiency: Factors,
+    variance_factors: Floats,
     method: int,
     reject: int,
     low: float,
     high: float,
     rounds: int,
     about_median: bool,
-    out: _Out,
+    out: _Stack,
     rejected: Mask,
 ) -> None:
-    block = (data.shape[0], _BLOCK)
+    """Combine planes (n, pixels) block by block into `out`.
+
+    rejected: (n, pixels), to be set where `reject` drops a value, or (n, 0). weights, scale, zero:
+    see `combine`. pairs: sorting_network. method, reject: codes of METHODS and REJECTIONS. low,
+    high, rounds, about_median: see `rejection`.
+    """
+    block = (data.shape[0], _BLOCK_PIXELS)
     work = Work(
         np.empty(block, np.float32),
         np.empty(block, np.float32),
         np.empty(block, np.uint8),
         np.empty(block, np.bool_),
         np.empty(block, np.float32),
-        np.empty(_BLOCK, np.int64),
-        np.empty(_BLOCK, np.int64),
-        np.empty(_BLOCK, np.int64),
+        np.empty(_BLOCK_PIXELS, np.int64),
+        np.empty(_BLOCK_PIXELS, np.int64),
+        np.empty(_BLOCK_PIXELS, np.int64),
     )
-    for start in range(0, data.shape[1], _BLOCK):
-        size = min(_BLOCK, data.shape[1] - start)
+    for start in range(0, data.shape[1], _BLOCK_PIXELS):
+        size = min(_BLOCK_PIXELS, data.shape[1] - start)
         gather(data, variance, dq, scale, zero, start, size, work)
         if rejected.size:
             rejected[:, start : start + size] = work.use[:, :size]
         if method >= 2 or reject >= 1:
-            sort(pairs, size, work)
+            sort_planes(pairs, size, work)
         if reject == 1:
             reject_minmax(low, high, size, work)
         elif reject == 2:
@@ -247,31 +237,37 @@ def _combine(
             rejected[:, start : start + size] &= ~work.use[:, :size]
         _average(size, dq, start, work, out)
         if method == 1:
-            _weight(weights, start, size, work, out)
+            _average_weighted(weights, start, size, work, out)
         elif method >= 2:
-            _take_median(method == 3, efficiency, start, size, work, out)
+            _take_median(method == 3, variance_factors, start, size, work, out)
 
 
 def _choice(table: dict[str, Choice], kind: str, name: str) -> Choice:
+    """Return an entry of METHODS or REJECTIONS; raises GdaskError for an unknown name."""
     if name not in table:
         raise GdaskError(f"unknown {kind} {name!r}: choose one of {', '.join(table)}")
     return table[name]
 
 
-def _weights(weights: npt.ArrayLike | None, method: str, shape: tuple[int, ...]) -> Image:
-    """Weights as (n, 1), (n, pixels), or an empty array for 1/variance."""
+def _weight_rows(weights: npt.ArrayLike | None, method: str, shape: tuple[int, ...]) -> Image:
+    """Return weights as (n, 1), (n, pixels), or (n, 0) for 1/variance.
+
+    Raises GdaskError for other shapes.
+    """
     if weights is None:
         return plain(np.empty((shape[0], 0)), np.float32)
     if method != "wtmean":
         raise GdaskError(f"weights were given for method {method!r}: only 'wtmean' uses them")
     if np.shape(weights) not in ((shape[0],), shape):
         raise GdaskError(
-            f"weights of shape {np.shape(weights)} for planes of {shape}: give one per plane or per pixel"
+            f"weights of shape {np.shape(weights)} for planes of {shape}:"
+            " give one per plane or per pixel"
         )
     return plain(weights, np.float32).reshape(shape[0], -1)
 
 
-def _factors(values: npt.ArrayLike | None, default: float, count: int, name: str) -> Factors:
+def _per_plane(values: npt.ArrayLike | None, default: float, count: int, name: str) -> Floats:
+    """Return one number per plane, `default` for None; raises GdaskError for other shapes."""
     factors = np.full(count, default) if values is None else np.asarray(values, dtype=np.float64)
     if factors.shape != (count,):
         raise GdaskError(
@@ -298,25 +294,36 @@ def combine(
     zero: npt.ArrayLike | None = None,
     rejected: Mask | None = None,
 ) -> tuple[Image, Image, Flags, Counts]:
-    """Combine planes (n, ny, nx) into data, variance, DQ and the number of planes used, each (ny, nx).
+    """Combine planes (n, ny, nx) into data, variance, DQ and number of planes, each (ny, nx).
 
-    First data * scale + zero and variance * scale^2 (`scale`, `zero`: one number per plane). Each pixel then uses the
-    planes whose DQ is least bad by `rejection.HIERARCHY`, never NO_DATA (16) or values that are not finite. Of those
-    `reject` (REJECTIONS) drops some, and `method` (METHODS) combines the rest; `weights`, (n,) or (n, ny, nx), are for
-    "wtmean". Output DQ is the OR of the used planes' bits; with nothing to use, data and variance are 0 and DQ is 16.
+    The planes are first scaled: data * scale + zero and variance * scale^2 (`scale`, `zero`: one
+    number per plane). Each pixel then uses the planes whose DQ is least bad by
+    `rejection.HIERARCHY`, never NO_DATA (16) or values that are not finite. Of those `reject` (a
+    key of REJECTIONS) drops some, and `method` (a key of METHODS) combines the rest; `weights`,
+    (n,) or (n, ny, nx), are for "wtmean". Output DQ is the OR of the bits of the used planes; with
+    nothing to use, data and variance are 0 and DQ is 16.
 
-    Clipping: the centre is the median (after the first round the mean, if not `mclip`); rounds go on until nothing
-    changes or `max_iters`, and never reject all. "sigclip" takes sigma as the population standard deviation of the
-    values themselves, outliers included, so that at limits of 3 a lone outlier among n < 8 always stays (it deviates by
-    n / sqrt(n - 1) sigma at most). By simulation half of the outliers go at 33 sigma of the others for n = 8, 9 for
-    n = 9, 5 for n = 12; of good Gaussian values it loses none for n < 8, 0.02 % for n = 9, 0.2 % for n = 32. "varclip",
-    which knows the noise, finds 7 sigma from n = 3 on and loses 0.3 to 0.5 %; it takes changes of the seeing for outliers,
-    too. "noiseclip", for sky-subtracted images, takes one sigma for all planes: the median of their variances plus, where
-    there is starlight, the scatter of most planes (10 to 30 % of the light), so that a star's core stays whole. Fewer than 3 values are not clipped by
-    scatter; of two that disagree, "varclip" keeps both.
+    nlow, nhigh are for "minmax", the rest for clipping. lsigma, hsigma: limits below and above the
+    centre. The centre is the median (without `mclip`, the mean after the first round). Rounds go on
+    until nothing changes or `max_iters` are done, and never reject all. Fewer than 3 values are not
+    clipped by scatter; of two that disagree, "varclip" keeps both.
 
-    The median after symmetric min-max rejection is the median of all, and its variance is given as such; a trimmed
-    mean has the variance of the mean of what is left, up to a third too large.
+    "sigclip" takes sigma as the population standard deviation of the values themselves, outliers
+    included, so that at limits of 3 a lone outlier among n < 8 always stays (it deviates by n /
+    sqrt(n - 1) sigma at most). By simulation, half of the outliers are rejected at 33 sigma of the
+    other values for n = 8, at 9 for n = 9, at 5 for n = 12. Of good Gaussian values none is lost
+    for n < 8, 0.02 % for n = 9, 0.2 % for n = 32.
+
+    "varclip", which knows the noise, finds 7 sigma from n = 3 on and loses 0.3 to 0.5 %. It also
+    takes changes of the seeing for outliers.
+
+    "noiseclip", for sky-subtracted images, takes one sigma for all planes: the median of their
+    variances plus, where there is starlight, the scatter of most planes (10 to 30 % of the light),
+    so that a star's core stays whole.
+
+    The median after symmetric min-max rejection is the median of all, and its variance is given as
+    such. A trimmed mean has the variance of the mean of the values that are left, up to a third too
+    large.
 
     rejected: an array (n, ny, nx) of bool, to be set where `reject` dropped a value.
 
@@ -325,29 +332,28 @@ def combine(
     chosen, rejection = _choice(METHODS, "method", method), _choice(REJECTIONS, "rejection", reject)
     if data.ndim != 3 or not data.shape == variance.shape == dq.shape:
         raise GdaskError(
-            f"planes of shapes {data.shape}, {variance.shape}, {dq.shape}: data, variance and DQ must agree"
+            f"planes of shapes {data.shape}, {variance.shape}, {dq.shape}:"
+            " data, variance and DQ must agree"
         )
     n, ny, nx = data.shape
     if reject == "minmax" and not 0 <= nlow + nhigh < n:
         raise GdaskError(
             f"min-max rejection of {nlow} low and {nhigh} high values leaves nothing of {n} planes"
         )
-    out = _Out(
+    out = _Stack(
         *(np.empty(ny * nx, dtype) for dtype in (np.float32, np.float32, np.uint16, np.uint16))
     )
     low, high = (nlow, nhigh) if reject == "minmax" else (lsigma, hsigma)
     rounds = 100 if max_iters is None else int(max_iters)
-    planes = (
-        plain(cube, dtype).reshape(n, -1)
-        for cube, dtype in ((data, np.float32), (variance, np.float32), (dq, np.uint16))
-    )
     _combine(
-        *planes,
-        _weights(weights, method, data.shape),
-        _factors(scale, 1.0, n, "scale"),
-        _factors(zero, 0.0, n, "zero"),
-        network(n),
-        _efficiency(method, n),
+        plain(data, np.float32).reshape(n, -1),
+        plain(variance, np.float32).reshape(n, -1),
+        plain(dq, np.uint16).reshape(n, -1),
+        _weight_rows(weights, method, data.shape),
+        _per_plane(scale, 1.0, n, "scale"),
+        _per_plane(zero, 0.0, n, "zero"),
+        sorting_network(n),
+        _variance_factors(method, n),
         chosen.code,
         rejection.code,
         float(low),
@@ -357,9 +363,10 @@ def combine(
         out,
         np.empty((n, 0), np.bool_) if rejected is None else rejected.reshape(n, -1),
     )
+    shape = ny, nx
     return (
-        out.data.reshape(ny, nx),
-        out.variance.reshape(ny, nx),
-        out.dq.reshape(ny, nx),
-        out.count.reshape(ny, nx),
+        out.data.reshape(shape),
+        out.variance.reshape(shape),
+        out.dq.reshape(shape),
+        out.used.reshape(shape),
     )

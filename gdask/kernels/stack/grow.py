@@ -1,33 +1,41 @@
-"""The neighbours of rejected values: the faint rims of cosmic rays, which no limit finds by their own light.
+"""Rejection of the neighbours of rejected values: the faint rims of cosmic rays.
 
-A cosmic ray leaves charge below any limit beside what is found, and resampling spreads it: 2 % of the charge of GSAOI's
-(14 % of FLAMINGOS-2's in Y) lies in pixels below 3 sigma of a frame, 0.3 % (5 %) if those that touch one above it go, too.
+No limit finds these rims by their own light. A cosmic ray leaves charge below any limit beside the
+pixels that are found, and resampling spreads it. Of the charge of cosmic rays, 2 % (GSAOI;
+FLAMINGOS-2 in Y: 14 %) lies in pixels below 3 sigma of a frame, and 0.3 % (5 %) remains if the
+pixels that touch one above 3 sigma are rejected, too.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
 from gdask.kernels.stack.combine import combine
-from gdask.kernels.stack.noise_clip import LEAST_SCATTER
+from gdask.kernels.stack.noise_clip import MIN_STARLIGHT_SCATTER
 from gdask.kernels.stack.rejection import HIERARCHY
 from gdask.types import Flags, Image, Mask
 
-#: How far (pixels) away values decide whether a value goes: a neighbour that goes does so for a neighbour of its own.
-REACH = 2
-#: Any of these bits, and a value is not grown over: it is used only where no frame has a better one.
-_WORSE = np.uint16(sum(int(bit) for bit in HIERARCHY))
+#: Distance (pixels) at which values decide whether a value is rejected: a rejected value has its
+#: neighbours rejected only if one of these is itself rejected.
+GROW_MARGIN = 2
+#: DQ bits of values that are used only where no frame has a better one: nothing is decided about
+#: them here.
+_WORSE_THAN_PERFECT = np.uint16(sum(int(bit) for bit in HIERARCHY))
 
 Planes = tuple[Image, Image, Flags]
 
 
 @njit(cache=True, nogil=True)
-def grown(rejected: Mask) -> Mask:
-    """The 3 x 3 pixels about each rejected value that has a rejected neighbour in its plane. rejected: (n, ny, nx).
+def grow_rejected(rejected: Mask) -> Mask:
+    """Return the 3 x 3 pixels about each rejected value that has a rejected neighbour in its plane.
 
-    One alone may be noise; resampled cosmic rays are wider than a pixel. What lies about it goes whatever its value, so
-    that the mean of what stays is not biased.
+    rejected: (n, ny, nx), as the result. A single rejected value may be noise; resampled cosmic
+    rays are wider than a pixel. Neighbours are rejected whatever their values, so that the mean of
+    the remaining values is not biased.
     """
     out = np.zeros_like(rejected)
     n, ny, nx = rejected.shape
@@ -46,31 +54,45 @@ def grown(rejected: Mask) -> Mask:
     return out
 
 
-def without(result: Planes, planes: Planes, rejected: Mask, neighbours: Mask, method: str) -> None:
-    """Combine again, without rejected values and neighbours (n, ny, nx), the pixels of `result` that lose a value.
+def combine_without_rejected(
+    result: Planes, planes: Planes, rejected: Mask, neighbours: Mask, method: str
+) -> None:
+    """Combine again the pixels of `result` from which neighbours of rejected values are dropped.
 
-    result: (ny, nx) planes, changed in place. A pixel keeps its value where nothing as good would be left, and in
-    starlight, where what a frame more or less changes is more than a rim.
+    result: data, variance and DQ (ny, nx), changed in place. planes: data, variance and DQ (n, ny,
+    nx). rejected, neighbours: (n, ny, nx); see `grow_rejected`. method: a key of combine.METHODS. A
+    pixel keeps all its values where nothing as good would be left, and in starlight, where one
+    frame more or less changes more than a rim does.
     """
     n = len(planes[0])
-    at = np.flatnonzero(neighbours.any(axis=0))
-    data, variance, dq, rejected, neighbours = (
-        np.ascontiguousarray(each.reshape(n, -1)[:, at]) for each in (*planes, rejected, neighbours)
-    )
-    usable = np.isfinite(data) & np.isfinite(variance) & ((dq & _WORSE) == 0) & ~rejected
+    touched = np.flatnonzero(neighbours.any(axis=0))
+
+    def at_touched(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the values (n, pixels) at the pixels that are touched."""
+        return np.ascontiguousarray(plane.reshape(n, -1)[:, touched])
+
+    data, variance, dq = (at_touched(plane) for plane in planes)
+    is_neighbour = at_touched(neighbours)
+    usable = np.isfinite(data) & np.isfinite(variance) & ((dq & _WORSE_THAN_PERFECT) == 0)
+    usable &= ~at_touched(rejected)
     number = np.maximum(usable.sum(axis=0), 1)
-    light, square = (
-        np.where(usable, each, 0).sum(axis=0, dtype=np.float64) / number
-        for each in (data, variance)
+    light, mean_variance = (
+        np.where(usable, values, 0).sum(axis=0, dtype=np.float64) / number
+        for values in (data, variance)
     )
-    fewer = usable & ~neighbours
-    lost = (fewer != usable).any(axis=0)
-    # Others are combined again, too: with fewer of their neighbours known they may have lost a value before.
-    use = np.where(fewer.any(axis=0) & ((LEAST_SCATTER * light) ** 2 < square), fewer, usable)
-    at, some = (
-        at[lost],
-        [np.ascontiguousarray(each[:, None, lost]) for each in (data, variance, dq)],
+    fewer = usable & ~is_neighbour
+    # Pixels that keep their values now are combined again, too: when fewer of their neighbours were
+    # known, they may have lost a value that they keep now.
+    again = (fewer != usable).any(axis=0)
+    is_sky = (MIN_STARLIGHT_SCATTER * light) ** 2 < mean_variance
+    use = np.where(fewer.any(axis=0) & is_sky, fewer, usable)
+    data, variance, dq = (
+        np.ascontiguousarray(plane[:, None, again]) for plane in (data, variance, dq)
     )
-    some[0][~use[:, None, lost]] = np.nan
-    for whole, part in zip(result, combine(*some, method=method, reject="none")[:3], strict=True):
-        whole.reshape(-1)[at] = part[0]
+    data[~use[:, None, again]] = np.nan
+    changed: tuple[npt.NDArray[Any], ...] = result
+    combined: tuple[npt.NDArray[Any], ...] = combine(
+        data, variance, dq, method=method, reject="none"
+    )
+    for whole, part in zip(changed, combined[:3], strict=True):
+        whole.reshape(-1)[touched[again]] = part[0]

@@ -1,8 +1,9 @@
-"""Rejection by the noise that a pixel should have, for stacks of sky-subtracted images: stars keep their cores.
+"""Rejection by the noise that a pixel should have, which leaves the cores of stars whole.
 
-Frames differ in starlight by more than noise (seeing, Strehl ratio, throughput), so that limits of the noise alone cut
-cores, and limits of the values' scatter miss a lone outlier among few. Here the noise is the planes' median variance, and
-starlight may scatter further, as far as most planes do.
+It is for stacks of sky-subtracted images. In starlight, frames differ by more than noise (seeing,
+Strehl ratio, throughput). Limits by the noise alone would cut the cores of stars, and limits by the
+scatter of the values would miss a lone outlier among few. Here the noise is the median variance of
+the planes, and starlight may scatter further, as far as most planes do.
 """
 
 from __future__ import annotations
@@ -10,28 +11,33 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from gdask.kernels.stack.rejection import Factors, Work, drop_outside, middle
+from gdask.kernels.stack.rejection import Floats, Work, drop_outside, median_of_ordered
 
-#: Share of a pixel's light by which frames may scatter beyond their noise (seeing, Strehl ratio, throughput) before a
-#: value counts as deviant: at least, and at most where the values themselves scatter so. The least is what seeing whose
-#: width changes by 5 % does to cores and wings: nine values tell their own scatter too roughly to go below it (with 3 %,
-#: the stars of a simulated FLAMINGOS-2 night lost 0.07 %). The most keeps a cosmic ray on a star from passing for seeing.
-LEAST_SCATTER, MOST_SCATTER = 0.1, 0.3
+#: Shares of a pixel's light by which frames may scatter beyond their noise before a value is
+#: clipped: the first always, up to the second where the values themselves scatter so. The first is
+#: what seeing whose width changes by 5 % does to cores and wings. Nine values tell their own
+#: scatter too roughly to go below it (with 3 %, the stars of a simulated FLAMINGOS-2 night lost
+#: 0.07 %). The second keeps a cosmic ray on a star from passing for seeing.
+MIN_STARLIGHT_SCATTER, MAX_STARLIGHT_SCATTER = 0.1, 0.3
+#: Standard deviation of Gaussian values over their median absolute deviation.
+_SIGMA_PER_MAD = 1.4826
 
 
 @njit(cache=True, nogil=True)
 def clip_noise(
     low: float, high: float, rounds: int, about_median: bool, size: int, work: Work
 ) -> None:
-    """Clip by the noise that the pixel should have, the same for all planes: survivors are a stretch of ordered values.
+    """Clip beyond low, high times the noise that a pixel should have, the same for all planes.
 
     A cosmic ray's own variance is inflated by its charge; the median variance of the planes is not.
+    Survivors are a stretch of the ordered values. The other arguments are those of `rejection`.
     """
     n = work.use.shape[0]
-    least, centre = np.full(size, np.float32(np.inf)), np.zeros(size)
+    least = np.full(size, np.float32(np.inf))  # variance of each pixel
+    centre = np.zeros(size)
     buffer = np.empty(n, np.float64)
     for x in range(size):
-        centre[x] = middle(work.ordered, 0, work.last[x], x) if work.last[x] else 0.0
+        centre[x] = median_of_ordered(work.ordered, 0, work.last[x], x) if work.last[x] else 0.0
     for k in range(n):
         use, variances = work.use[k], work.variances[k]
         for x in range(size):
@@ -45,33 +51,39 @@ def clip_noise(
                 work.ordered[0, x] < centre[x] - low * sigma
                 or work.ordered[last - 1, x] > centre[x] + high * sigma
             ):
-                sigma = _expected(centre[x], x, buffer, work)
+                sigma = _expected_noise(centre[x], x, buffer, work)
                 clipped |= _clip_stretch(low * sigma, high * sigma, rounds, about_median, x, work)
     if clipped:
         drop_outside(size, work)
 
 
 @njit(cache=True, nogil=True)
-def _expected(centre: float, x: int, buffer: Factors, work: Work) -> float:
-    """Noise of one value of a pixel: the median variance and, in starlight, the planes' own robust scatter."""
+def _expected_noise(centre: float, x: int, buffer: Floats, work: Work) -> float:
+    """Return the noise that one value of pixel x should have.
+
+    It is the median variance and, in starlight, the robust scatter of the planes. centre: median of
+    the values. buffer: work space, one number per plane.
+    """
     number = 0
     for k in range(work.use.shape[0]):
         if work.use[k, x]:
             buffer[number] = work.variances[k, x]
             number += 1
-    variance = _median(buffer, number)
+    variance = _median_of_buffer(buffer, number)
     for k in range(number):
         buffer[k] = abs(work.ordered[k, x] - centre)
-    scatter = 1.4826 * _median(buffer, number)  # of Gaussian values: the standard deviation
+    scatter = _SIGMA_PER_MAD * _median_of_buffer(buffer, number)
     light = max(centre, 0.0)
-    more = min(
-        max(scatter * scatter - variance, (LEAST_SCATTER * light) ** 2), (MOST_SCATTER * light) ** 2
+    beyond_noise = min(
+        max(scatter * scatter - variance, (MIN_STARLIGHT_SCATTER * light) ** 2),
+        (MAX_STARLIGHT_SCATTER * light) ** 2,
     )
-    return np.sqrt(variance + more)
+    return np.sqrt(variance + beyond_noise)
 
 
 @njit(cache=True, nogil=True)
-def _median(buffer: Factors, number: int) -> float:
+def _median_of_buffer(buffer: Floats, number: int) -> float:
+    """Return the median of the first `number` values."""
     values = np.sort(buffer[:number])
     return 0.5 * (values[(number - 1) // 2] + values[number // 2])
 
@@ -80,10 +92,13 @@ def _median(buffer: Factors, number: int) -> float:
 def _clip_stretch(
     below: float, above: float, rounds: int, about_median: bool, x: int, work: Work
 ) -> bool:
-    """Narrow ordered[first:last] of a pixel to what lies within the limits of its centre; True if anything went."""
+    """Narrow ordered[first:last] of pixel x to the values within the limits of its centre.
+
+    Returns True if any value was dropped. below, above: limits in the unit of the data.
+    """
     ordered, first, last = work.ordered, work.first[x], work.last[x]
     for turn in range(rounds):
-        centre = middle(ordered, first, last, x)
+        centre = median_of_ordered(ordered, first, last, x)
         if turn > 0 and not about_median:
             total = 0.0
             for k in range(first, last):

@@ -1,4 +1,9 @@
-"""The inside of `combine`: which planes of each pixel are used, for a block of pixels at a time."""
+"""Rejection of values: which planes of each pixel `combine` uses, for a block of pixels at a time.
+
+Compiled functions take a block of `size` pixels in `work` and change it in place. low, high: limits
+of rejection. rounds: the most rounds of clipping. about_median: clip about the median in all
+rounds, not about the mean from the second on.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +18,23 @@ from gdask.kernels.arrays import plain
 from gdask.model import DQ
 from gdask.types import Flags, Image, Mask
 
-Factors = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float64]
 
-#: What makes a pixel worse, from bad to worst: the ranking that the field's standard reduction uses. Non-linear (it has
-#: been corrected) and saturated rank with perfect: without them a star saturated in the sharpest frames would be
-#: averaged over the others, and no flag would tell.
+#: DQ bits that make a pixel worse, from bad to worst: the ranking of the field's standard reduction
+#: (DRAGONS). Non-linear (it has been corrected) and saturated pixels rank with perfect ones:
+#: otherwise a star that is saturated in the sharpest frames would be averaged over the other
+#: frames, and no flag would tell.
 HIERARCHY = (DQ.COSMIC_RAY, DQ.OVERLAP, DQ.BAD_PIXEL, DQ.UNILLUMINATED, DQ.NO_DATA)
 _BITS = tuple(int(bit) for bit in HIERARCHY)
 _NO_DATA_RANK = len(HIERARCHY)
 
 
 @lru_cache(maxsize=64)
-def network(number: int) -> npt.NDArray[np.int64]:
-    """Batcher's odd-even merge sort as pairs to compare and exchange: whole rows of pixels are sorted at once."""
+def sorting_network(number: int) -> npt.NDArray[np.int64]:
+    """Return a sorting network for `number` rows: pairs (n, 2) of rows to compare and exchange.
+
+    It is Batcher's odd-even merge sort; whole rows of pixels are sorted at once.
+    """
     pairs = []
     merge = 1
     while merge < number:
@@ -41,18 +50,21 @@ def network(number: int) -> npt.NDArray[np.int64]:
 
 
 class Work(NamedTuple):
-    """Buffers for a block of pixels: planes along the first axis, pixels along the second."""
+    """Buffers for a block of pixels: planes along the first axis, pixels along the last.
 
-    values: Image  # scaled
-    variances: Image  # scaled
+    values, variances: scaled. ranks: how bad each value is, 0 the best. use: values that are used.
+    ordered: usable values in ascending order, then inf; those of ordered[first:last] survive
+    rejection. trimmed: how many were rejected in symmetric pairs, which do not change a median.
+    """
+
+    values: Image
+    variances: Image
     ranks: npt.NDArray[np.uint8]
     use: Mask
-    ordered: Image  # usable values in ascending order, then inf
-    first: npt.NDArray[np.int64]  # ordered[first:last] survive
+    ordered: Image
+    first: npt.NDArray[np.int64]
     last: npt.NDArray[np.int64]
-    trimmed: npt.NDArray[
-        np.int64
-    ]  # values rejected in symmetric pairs: they do not change a median
+    trimmed: npt.NDArray[np.int64]
 
 
 @njit(cache=True, nogil=True)
@@ -60,13 +72,13 @@ def gather(
     data: Image,
     variance: Image,
     dq: Flags,
-    scale: Factors,
-    zero: Factors,
+    scale: Floats,
+    zero: Floats,
     start: int,
     size: int,
     work: Work,
 ) -> None:
-    """Scaled values and variances of a block, and which of them are the least bad of their pixel."""
+    """Fill a block with scaled values and variances, and use the least bad ones of each pixel."""
     best = np.full(size, _NO_DATA_RANK, np.uint8)
     stop = start + size
     for k in range(data.shape[0]):
@@ -87,6 +99,7 @@ def gather(
 
 @njit(cache=True, nogil=True)
 def _use_best(best: npt.NDArray[np.uint8], size: int, work: Work) -> None:
+    """Use the values of the best rank of each pixel; none where that is _NO_DATA_RANK."""
     number = np.zeros(size, np.uint16)
     for k in range(work.use.shape[0]):
         ranks, use = work.ranks[k], work.use[k]
@@ -98,7 +111,11 @@ def _use_best(best: npt.NDArray[np.uint8], size: int, work: Work) -> None:
 
 
 @njit(cache=True, nogil=True)
-def sort(pairs: npt.NDArray[np.int64], size: int, work: Work) -> None:
+def sort_planes(pairs: npt.NDArray[np.int64], size: int, work: Work) -> None:
+    """Sort the used values of each pixel into work.ordered.
+
+    pairs: from `sorting_network`.
+    """
     values, use, ordered = work.values, work.use, work.ordered
     for k in range(values.shape[0]):
         for x in range(size):
@@ -112,7 +129,8 @@ def sort(pairs: npt.NDArray[np.int64], size: int, work: Work) -> None:
 
 
 @njit(cache=True, nogil=True)
-def middle(ordered: Image, first: int, last: int, x: int) -> float:
+def median_of_ordered(ordered: Image, first: int, last: int, x: int) -> float:
+    """Return the median of ordered[first:last] of pixel x."""
     half = (first + last) // 2
     if (last - first) % 2:
         return np.float64(ordered[half, x])
@@ -121,7 +139,10 @@ def middle(ordered: Image, first: int, last: int, x: int) -> float:
 
 @njit(cache=True, nogil=True)
 def drop_outside(size: int, work: Work) -> None:
-    """Stop using what is not in ordered[first:last]; of equal values at an end, those of the earlier planes go."""
+    """Stop using values that are not in ordered[first:last].
+
+    Of equal values at an end, those of the earlier planes are dropped.
+    """
     low, high = np.zeros(size, np.float32), np.zeros(size, np.float32)
     inside = np.zeros(size, np.int64)
     for x in range(size):
@@ -140,6 +161,10 @@ def drop_outside(size: int, work: Work) -> None:
 
 @njit(cache=True, nogil=True)
 def _drop_ties(x: int, value: float, first: int, last: int, work: Work) -> None:
+    """Stop using surplus values of pixel x that are equal to `value`.
+
+    As many are dropped as are used beyond those in ordered[first:last]; earlier planes first.
+    """
     surplus = 0
     for k in range(work.use.shape[0]):
         surplus += work.use[k, x] and work.values[k, x] == value
@@ -153,6 +178,10 @@ def _drop_ties(x: int, value: float, first: int, last: int, work: Work) -> None:
 
 @njit(cache=True, nogil=True)
 def reject_minmax(low: float, high: float, size: int, work: Work) -> None:
+    """Drop the lowest and highest values, in proportion where planes are not usable (IRAF's rule).
+
+    low, high: how many to drop where all planes are usable.
+    """
     n = work.use.shape[0]
     for x in range(size):
         usable = work.last[x]
@@ -167,11 +196,14 @@ def reject_minmax(low: float, high: float, size: int, work: Work) -> None:
 def clip_scatter(
     low: float, high: float, rounds: int, about_median: bool, size: int, work: Work
 ) -> None:
-    """Survivors are a stretch of the ordered values, so only its two ends are tried."""
+    """Clip beyond low, high standard deviations of the values themselves.
+
+    Survivors are a stretch of the ordered values, so that only its two ends are tried.
+    """
     ordered = work.ordered
     total, squares, centre = np.zeros(size), np.zeros(size), np.zeros(size)
     for x in range(size):
-        centre[x] = middle(ordered, 0, work.last[x], x) if work.last[x] else 0.0
+        centre[x] = median_of_ordered(ordered, 0, work.last[x], x) if work.last[x] else 0.0
     for k in range(ordered.shape[0]):
         values = ordered[k]
         for x in range(size):
@@ -195,10 +227,11 @@ def clip_scatter(
 def _clip_pixel(
     low: float, high: float, rounds: int, about_median: bool, x: int, work: Work
 ) -> None:
+    """Narrow ordered[first:last] of pixel x, round by round, as `clip_scatter` says."""
     ordered, first, last = work.ordered, work.first[x], work.last[x]
     for turn in range(rounds):
         number = last - first
-        centre = middle(ordered, first, last, x)
+        centre = median_of_ordered(ordered, first, last, x)
         total = squares = 0.0
         for k in range(first, last):
             deviation = ordered[k, x] - centre
@@ -225,11 +258,12 @@ def _clip_pixel(
 def clip_variance(
     low: float, high: float, rounds: int, about_median: bool, size: int, work: Work
 ) -> None:
+    """Clip beyond low, high times the square root of each value's own variance."""
     n = work.use.shape[0]
     keep = np.empty(n, np.bool_)
     for x in range(size):
         for turn in range(rounds):
-            centre = middle(work.ordered, 0, work.last[x], x) if work.last[x] else 0.0
+            centre = median_of_ordered(work.ordered, 0, work.last[x], x) if work.last[x] else 0.0
             if turn > 0 and not about_median:
                 centre = work.ordered[: work.last[x], x].astype(np.float64).mean()
             kept = 0
@@ -244,7 +278,7 @@ def clip_variance(
             work.last[x] = 0
             for k in range(n):
                 work.use[k, x] = keep[k]
-                if keep[k]:  # insertion sort of the survivors
+                if keep[k]:  # an insertion sort puts the survivors in order
                     place = work.last[x]
                     while place > 0 and work.ordered[place - 1, x] > work.values[k, x]:
                         work.ordered[place, x] = work.ordered[place - 1, x]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gdask.kernels.stack.combine import METHODS, REJECTIONS, combine
-from gdask.kernels.stack.rejection import HIERARCHY, network
+from gdask.kernels.stack.rejection import HIERARCHY, sorting_network
 from gdask.model import DQ, GdaskError
 
 OPTIONS = {
@@ -46,14 +46,14 @@ def survivors(d: np.ndarray, v: np.ndarray, n: int, reject: str, mclip: bool = T
     limits = OPTIONS[reject]
     median = np.median(d)
     scatter, light = 1.4826 * np.median(np.abs(d - median)), max(float(median), 0.0)
-    more = min(max(scatter**2 - np.median(v), (0.1 * light) ** 2), (0.3 * light) ** 2)
-    expected = np.sqrt(np.median(v) + more)
+    beyond_noise = min(max(scatter**2 - np.median(v), (0.1 * light) ** 2), (0.3 * light) ** 2)
+    expected = np.sqrt(np.median(v) + beyond_noise)
     for turn in range(100 if "clip" in reject else 0):
-        some = d[keep].astype(float)
-        if reject == "sigclip" and some.size < 3 or reject == "noiseclip" and d.size < 3:
+        kept = d[keep].astype(float)
+        if reject == "sigclip" and kept.size < 3 or reject == "noiseclip" and d.size < 3:
             break
-        centre = np.median(some) if mclip or turn == 0 else some.mean()
-        sigma = {"sigclip": some.std(), "noiseclip": expected}.get(reject, np.sqrt(v))
+        centre = np.median(kept) if mclip or turn == 0 else kept.mean()
+        sigma = {"sigclip": kept.std(), "noiseclip": expected}.get(reject, np.sqrt(v))
         new = (
             keep
             & (d >= centre - limits["lsigma"] * sigma)
@@ -73,23 +73,23 @@ def reference(
     rank = np.zeros(dq.shape, int)
     for i, bit in enumerate(HIERARCHY):
         rank[(dq & bit) != 0] = i + 1
-    for at in np.ndindex(shape):
-        pick = (slice(None), *at)
+    for place in np.ndindex(shape):
+        pick = (slice(None), *place)
         use = (rank[pick] == rank[pick].min()) & (rank[pick] < len(HIERARCHY))
         if not use.any():
             continue
         keep = survivors(data[pick][use], variance[pick][use], len(data), reject, **more)
         d, v = data[pick][use][keep].astype(float), variance[pick][use][keep].astype(float)
         if method == "mean":
-            out[0][at], out[1][at] = d.mean(), v.mean() / d.size
+            out[0][place], out[1][place] = d.mean(), v.mean() / d.size
         elif method == "wtmean":
-            out[0][at], out[1][at] = (d / v).sum() / (1 / v).sum(), 1 / (1 / v).sum()
+            out[0][place], out[1][place] = (d / v).sum() / (1 / v).sum(), 1 / (1 / v).sum()
         else:
-            out[0][at] = np.median(d) if method == "median" else np.sort(d)[(d.size - 1) // 2]
-            out[1][at] = np.nan
+            out[0][place] = np.median(d) if method == "median" else np.sort(d)[(d.size - 1) // 2]
+            out[1][place] = np.nan
         if reject != "minmax":  # which of equal values goes is tested below
-            out[2][at] = np.bitwise_or.reduce(dq[pick][use][keep])
-        out[3][at] = d.size
+            out[2][place] = np.bitwise_or.reduce(dq[pick][use][keep])
+        out[3][place] = d.size
     return out
 
 
@@ -145,7 +145,7 @@ def test_each_pixel_alone(reject: str) -> None:
 
 
 def test_least_bad_is_used() -> None:
-    """From good to worse, one plane each: the output follows, and NO_DATA and NaN are never used."""
+    """From good to worse, one plane each: the output follows; NO_DATA and NaN are never used."""
     ranking = [DQ.SATURATED, *HIERARCHY[:-1]]
     for worst in range(len(ranking)):
         dq = np.array([int(bit) for bit in ranking[worst:]] + [16, 0], np.uint16).reshape(-1, 1, 1)
@@ -166,7 +166,10 @@ def test_least_bad_is_used() -> None:
 
 
 def test_minmax_ties_and_counts() -> None:
-    """int(n * nlow / nplanes + 0.001) go at each end, also of equal values, and then the earlier plane's."""
+    """The numbers that min-max rejection drops at each end, also of equal values.
+
+    They are int(n * nlow / nplanes + 0.001); of equal values, the earlier plane's go.
+    """
     data = np.array([9, 9, 3, 3, 5, 7], np.float32).reshape(6, 1, 1)
     variance = np.array([1, 2, 4, 8, 16, 32], np.float32).reshape(6, 1, 1)
     dq = np.array([0, 0, 2, 4, 0, 0], np.uint16).reshape(6, 1, 1)
@@ -251,8 +254,10 @@ def test_clipping_of_good_and_bad_values() -> None:
 
 @pytest.mark.parametrize("n", [5, 9])
 def test_stars_stay_whole_when_the_seeing_changes(n: int) -> None:
-    """Widths that change by 5 %: noiseclip leaves nearly all values of cores, varclip cuts them; both remove what a
-    cosmic ray leaves on the sky and on the star's wing."""
+    """Stars whose widths change by 5 % lose nearly no values to noiseclip, and many to varclip.
+
+    noiseclip still removes what a cosmic ray leaves on the sky and on the star's wing.
+    """
     rng = np.random.default_rng(n)
     y, x = np.mgrid[-20:21, -20:21]
     core = np.hypot(x, y) < 4
@@ -282,7 +287,7 @@ def test_stars_stay_whole_when_the_seeing_changes(n: int) -> None:
 def test_sorting_network(n: int) -> None:
     """A network that sorts all rows of zeros and ones sorts everything (Knuth's 0-1 principle)."""
     rows = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
-    for a, b in network(n):
+    for a, b in sorting_network(n):
         rows[:, [a, b]] = np.sort(rows[:, [a, b]], axis=1)
     assert (np.diff(rows, axis=1) >= 0).all()
 

@@ -8,11 +8,11 @@ import pytest
 import xarray as xr
 
 from gdask.kernels.stack.combine import combine
-from gdask.kernels.stack.grow import grown, without
+from gdask.kernels.stack.grow import combine_without_rejected, grow_rejected
 from gdask.model import DIMS, DQ
 from gdask.steps import stack
 
-HOW = {"method": "mean", "reject": "noiseclip", "lsigma": 3.0, "hsigma": 3.0}
+OPTIONS = {"method": "mean", "reject": "noiseclip", "lsigma": 3.0, "hsigma": 3.0}
 
 
 def planes(
@@ -36,28 +36,28 @@ def test_two_that_touch_take_their_neighbours_and_one_alone_none() -> None:
     rejected[0, 2, 2] = rejected[0, 3, 3] = rejected[0, 7, 7] = rejected[1, 3, 4] = True
     expected = np.zeros_like(rejected)
     expected[0, 1:4, 1:4] = expected[0, 2:5, 2:5] = True
-    np.testing.assert_array_equal(grown(rejected), expected)
+    np.testing.assert_array_equal(grow_rejected(rejected), expected)
 
 
 def test_rims_go_unbiased_and_a_pixel_keeps_what_nothing_could_replace() -> None:
     data, variance, dq = planes()
-    plain = combine(data, variance, dq, **HOW)[:3]
+    clipped = combine(data, variance, dq, **OPTIONS)[:3]
     rejected = np.zeros(data.shape, bool)
-    result = combine(data, variance, dq, **HOW, rejected=rejected)[:3]
-    for one, other in zip(plain, result, strict=True):
+    result = combine(data, variance, dq, **OPTIONS, rejected=rejected)[:3]
+    for one, other in zip(clipped, result, strict=True):
         np.testing.assert_array_equal(one, other)
-    near = grown(rejected)
-    without(result, (data, variance, dq), rejected, near, "mean")
-    changed = result[0] != plain[0]
-    lost = (near & ~rejected & (dq == 0)).any(axis=0)
+    neighbours = grow_rejected(rejected)
+    combine_without_rejected(result, (data, variance, dq), rejected, neighbours, "mean")
+    changed = result[0] != clipped[0]
+    lost = (neighbours & ~rejected & (dq == 0)).any(axis=0)
     assert 20 < changed.sum() <= lost.sum()
     assert (
-        plain[0][changed].mean() > 1.5 and abs(result[0][changed].mean()) < 1.0
+        clipped[0][changed].mean() > 1.5 and abs(result[0][changed].mean()) < 1.0
     )  # 15 e- in one of seven; noise is 3.8 / sqrt(200)
-    assert (result[1][changed] > plain[1][changed]).all()
-    kept = [plane.copy() for plane in plain]
-    without(kept, (data, variance, dq), rejected, np.ones_like(near), "mean")
-    np.testing.assert_array_equal(kept[0], plain[0])  # nothing would be left
+    assert (result[1][changed] > clipped[1][changed]).all()
+    kept = [plane.copy() for plane in clipped]
+    combine_without_rejected(kept, (data, variance, dq), rejected, np.ones_like(neighbours), "mean")
+    np.testing.assert_array_equal(kept[0], clipped[0])  # nothing would be left
 
 
 def frame(number: int, cube: tuple[np.ndarray, ...], chunks: tuple[int, int]) -> xr.Dataset:
@@ -73,11 +73,11 @@ def frame(number: int, cube: tuple[np.ndarray, ...], chunks: tuple[int, int]) ->
 )
 def test_chunks_do_not_show(chunks: tuple[int, int]) -> None:
     cube = planes()
-    expected = [plane.copy() for plane in combine(*cube, **HOW)[:3]]
+    expected = [plane.copy() for plane in combine(*cube, **OPTIONS)[:3]]
     rejected = np.zeros(cube[0].shape, bool)
-    combine(*cube, **HOW, rejected=rejected)
-    without(expected, cube, rejected, grown(rejected), "mean")
+    combine(*cube, **OPTIONS, rejected=rejected)
+    combine_without_rejected(expected, cube, rejected, grow_rejected(rejected), "mean")
     frames = stack._in_whole_rows(tuple(frame(k, cube, chunks) for k in range(7)))
-    packed = stack._stacked(frames, HOW, True).compute()[0]
+    packed = stack._stacked(frames, OPTIONS, True).compute()[0]
     for name, plane in zip(("data", "variance", "dq"), expected, strict=True):
         np.testing.assert_array_equal(packed[name], plane)
