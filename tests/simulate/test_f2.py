@@ -16,19 +16,28 @@ from gdask import dataselect
 from gdask.cli import simulate as command
 from gdask.model import GdaskError
 from gdask.simulate import f2, simulate_f2
-from gdask.simulate.exposure import Exposure
-from gdask.simulate.f2_headers import single
-from gdask.simulate.f2_optics import Circle, Probe, illumination, optics, shadow
-from gdask.simulate.f2_plan import sequence_of
-from gdask.simulate.f2_scene import DISC, add_galaxy, half_light
-from gdask.simulate.gemini_headers import telescope
-from gdask.simulate.geometry import Chip, Pose, pixel, pixel_to_sky, plane, sky_to_pixel
+from gdask.simulate.f2_headers import six_digits
+from gdask.simulate.f2_optics import Circle, Probe, illumination, optics, probe_tip, shadow
+from gdask.simulate.f2_plan import frame_order
+from gdask.simulate.gemini_headers import telescope_values
+from gdask.simulate.geometry import Chip, Pose, pixel_to_sky, plane, plane_to_pixel, sky_to_pixel
 from gdask.simulate.options import f2_options
-from gdask.simulate.psf import CORE, Moffat, parameters, radii, render
+from gdask.simulate.plan import Exposure
+from gdask.simulate.rendering import (
+    CORE_HALF_SIZE,
+    DISC_INDEX,
+    Moffat,
+    add_galaxy,
+    half_light,
+    profile_table,
+    render,
+    stamp_radii,
+)
 
 SIZE = 256
 CORNER = (2048 - SIZE) // 2
 SAMPLES = Path(os.environ.get("GDASK_SAMPLES", "/nowhere")) / "f2"
+FACTS, _ = f2.load_facts()
 GAIN, LINEARITY = 4.44, (0.9999107, -4.2854848e-8, 1.0096585e-12)
 pytestmark = pytest.mark.filterwarnings("ignore", category=FITSFixedWarning)
 
@@ -104,7 +113,7 @@ def planes(out: Path) -> list[np.ndarray]:
 def test_numbers_pass_through_six_digits_and_single_precision() -> None:
     """As they stand in headers of 2015 to 2023."""
     assert [
-        single(v) for v in (121.60118, -41.372847, 1064.9, 4.994171e-5, 57023.169758, 2.17987)
+        six_digits(v) for v in (121.60118, -41.372847, 1064.9, 4.994171e-5, 57023.169758, 2.17987)
     ] == [
         121.600997924805,
         -41.3727989196777,
@@ -118,7 +127,7 @@ def test_numbers_pass_through_six_digits_and_single_precision() -> None:
 def test_offsets_are_those_of_a_real_frame() -> None:
     """P, Q, PA and IAA of an archive header of 2015-01-01, and what it makes of them."""
     blank = Exposure(*([0.0] * len(Exposure._fields)))
-    cards = telescope(
+    cards = telescope_values(
         blank._replace(p=-9.88, q=-8.65, mjd=57023.17, ra=121.5975, dec=-41.37525), 180.0, 0.091
     )
     real = {
@@ -158,7 +167,7 @@ def test_distortion_is_radial_and_the_origin_stays() -> None:
     np.testing.assert_allclose([v[2] - v[0], u[2] - u[0]], [180.0 * 1.01, 0.0], atol=1e-9)
     np.testing.assert_allclose([v[1] - v[0], u[1] - u[0]], [108.0 * 1.01, 144.0 * 1.01], atol=1e-9)
     np.testing.assert_allclose(
-        pixel(chip, u, v), [[1001.0, 1601.0, 2001.0], [1003.0, 1803.0, 1003.0]], atol=1e-8
+        plane_to_pixel(chip, u, v), [[1001.0, 1601.0, 2001.0], [1003.0, 1803.0, 1003.0]], atol=1e-8
     )
 
 
@@ -185,16 +194,16 @@ def test_the_arm_of_the_guide_probe_shades_from_its_tip_outwards() -> None:
 def test_a_galaxy_without_size_is_a_star() -> None:
     psf, jacobian = (Moffat(1.0, 0.6, 3),), np.array([0.001, 0.1797, 0.1797, -0.001])
     star, galaxy = np.zeros((2, 101, 101), np.float32)
-    reach = radii(psf, np.array([1e8]))
+    radii = stamp_radii(psf, np.array([1e8]))
     render(
         star,
         np.array([50.3]),
         np.array([49.6]),
         np.array([1e8]),
         jacobian[None],
-        reach,
-        parameters(psf),
-        CORE,
+        radii,
+        profile_table(psf),
+        CORE_HALF_SIZE,
     )
     add_galaxy(galaxy, 50.3, 49.6, 1e8, jacobian, 0.0, psf, 1e-3, 1.0, 0.0, 0.0)
     assert np.abs(star - galaxy).max() / star.max() < 4e-4
@@ -224,7 +233,7 @@ def test_a_disc_has_its_flux_place_size_and_angle_on_the_sky(pa: float) -> None:
 
 
 def test_half_light_radius_of_an_exponential_disc() -> None:
-    r = half_light(DISC)
+    r = half_light(DISC_INDEX)
     assert (1 + r) * np.exp(-r) == pytest.approx(0.5, abs=1e-9)
 
 
@@ -316,24 +325,21 @@ def test_bright_stars_are_where_the_catalogue_and_astropy_say_with_their_flux(
 ) -> None:
     """Through truth files alone: aperture of 7 pixels, corrected for the Moffat profile."""
     prepared = f2.prepare_night(f2_options(size=SIZE, probe="none", pa=20.0))
+    (detector,) = prepared.detectors
+    pattern = detector.pattern
     exposure = next(e for e in prepared.exposures if e.kind == "science")
     x, y, flux = np.array([60.3, 180.8]), np.array([200.1, 70.55]), np.array([2000.0, 900.0])
-    ra, dec = pixel_to_sky(prepared.chip, exposure.pose, x + CORNER + 1, y + CORNER + 1)
+    ra, dec = pixel_to_sky(detector.chip, exposure.pose, x + CORNER + 1, y + CORNER + 1)
     stars = prepared.stars["target"]._replace(ra=ra, dec=dec, flux=flux)
-    none = prepared.galaxies["target"]
-    none = type(none)(none.field, [], *(np.zeros(0) for _ in none[2:]))
-    image = f2.expected(
-        prepared._replace(stars={"target": stars}, galaxies={"target": none}), exposure
-    ).astype(float)
-    image -= (
-        prepared.flat * exposure.light * exposure.exptime + prepared.pattern.dark * exposure.exptime
-    )
-    image /= np.maximum(prepared.pattern.response, 0.3)
+    only_stars = prepared._replace(stars={"target": stars}, galaxies={})
+    image = f2.expected(only_stars, exposure).astype(float)
+    image -= detector.flat * exposure.light * exposure.exptime + pattern.dark * exposure.exptime
+    image /= np.maximum(pattern.response, 0.3)
     rows, columns = np.mgrid[:SIZE, :SIZE]
     a = exposure.psf[0].fwhm / 2 / np.sqrt(2 ** (1 / 3) - 1) / 0.1797
     for i in range(2):
         r = np.hypot(columns - x[i], rows - y[i])
-        ok = (r < 7.0) & (prepared.pattern.bad == 0)
+        ok = (r < 7.0) & (pattern.bad == 0)
         model = (1 + r**2 / a**2) ** -3.0
         share = (1 - (1 + 49 / a**2) ** -2.0) * model[ok].sum() / model[r < 7.0].sum()
         assert image[ok].sum() / share == pytest.approx(
@@ -353,18 +359,15 @@ def test_a_small_frame_is_a_part_of_a_larger_one() -> None:
 
 def test_a_shadow_falls_on_some_frames_and_follows_the_guide_star() -> None:
     prepared = f2.prepare_night(f2_options(probe="edge"))
+    chip, probe, circle = prepared.detectors[0].chip, f2.probe_of(prepared), f2.lit_circle(FACTS)
     depths = []
     for exposure in prepared.exposures:
-        tip = np.array(f2.probe_tip(prepared.probe, prepared.chip, exposure))
+        tip = np.array(probe_tip(probe, chip, exposure))
         if exposure.kind != "science":
             assert np.isnan(tip).all()
             continue
-        depths.append(
-            prepared.circle.radius - np.hypot(*(tip - [prepared.circle.x, prepared.circle.y]))
-        )
-        x, y = sky_to_pixel(
-            prepared.chip, exposure.pose, *(np.array([v]) for v in prepared.probe[:2])
-        )
+        depths.append(circle.radius - np.hypot(*(tip - [circle.x, circle.y])))
+        x, y = sky_to_pixel(chip, exposure.pose, np.array([probe.ra]), np.array([probe.dec]))
         np.testing.assert_allclose(tip + 1.0, [x[0], y[0]])
     assert min(depths) < 0 and max(depths) > 100
 
@@ -383,7 +386,7 @@ def test_clocks_of_early_frames_are_stale(night: Path, offset_night: Path) -> No
                 if early
                 else end - opened > row["exptime"] * row["coadds"]
             )
-            assert abs(head["MJD-OBS"] - row["mjd"]) < 0.16 and head["MJD-OBS"] == single(
+            assert abs(head["MJD-OBS"] - row["mjd"]) < 0.16 and head["MJD-OBS"] == six_digits(
                 head["MJD-OBS"]
             )
 
@@ -422,9 +425,9 @@ def test_k_band_has_closed_flats_and_their_darks(offset_night: Path) -> None:
 
 
 def test_order_of_target_and_sky() -> None:
-    assert "".join(kind[1] for kind in sequence_of(3, 3)) == "ckkcck"
-    assert "".join(kind[1] for kind in sequence_of(4, 1)) == "ckccc"
-    assert sequence_of(2, 0) == ["science"] * 2
+    assert "".join(kind[1] for kind in frame_order(3, 3)) == "ckkcck"
+    assert "".join(kind[1] for kind in frame_order(4, 1)) == "ckccc"
+    assert frame_order(2, 0) == ["science"] * 2
 
 
 def test_a_frame_depends_on_the_seed_and_its_name_alone(night: Path, tmp_path: Path) -> None:

@@ -15,18 +15,31 @@ from astropy.wcs import WCS
 from gdask.cli import simulate as command
 from gdask.model import GdaskError
 from gdask.simulate import geometry, gsaoi, simulate_gsaoi
-from gdask.simulate.cosmics import cosmic_rays
-from gdask.simulate.detector import PLATEAU, Pattern, Readout, measured, read_out, well
-from gdask.simulate.geometry import Chip, Pose
-from gdask.simulate.gsaoi_plan import bad_frames, sequence
-from gdask.simulate.noise import generator
+from gdask.simulate.detector import (
+    PLATEAU,
+    Pattern,
+    Readout,
+    cosmic_rays,
+    full_well,
+    measured_electrons,
+    read_out,
+)
+from gdask.simulate.geometry import Pose
+from gdask.simulate.gsaoi_plan import frame_order, stale_frames
 from gdask.simulate.options import gsaoi_options
-from gdask.simulate.psf import CORE, Moffat, parameters, radii, render
+from gdask.simulate.rendering import (
+    CORE_HALF_SIZE,
+    Moffat,
+    profile_table,
+    render,
+    stamp_radii,
+)
+from gdask.simulate.seeds import generator
 
 SIZE = 256
 SAMPLES = Path(os.environ.get("GDASK_SAMPLES", "/nowhere")) / "gsaoi"
 FACTS, ARRAYS = gsaoi.load_facts()
-CHIPS = [Chip(np.array(a["distortion_x"]), np.array(a["distortion_y"])) for a in ARRAYS]
+CHIPS = gsaoi.chips_of(ARRAYS)
 FIRST_SKY = "S20170505S0098.fits"
 
 
@@ -67,7 +80,7 @@ def test_pixel_to_sky_is_the_projection_of_astropy() -> None:
 
 
 def test_origin_falls_where_target_and_offsets_land() -> None:
-    x, y = geometry.pixel(CHIPS[3], np.zeros(1), np.zeros(1))
+    x, y = geometry.plane_to_pixel(CHIPS[3], np.zeros(1), np.zeros(1))
     np.testing.assert_allclose([x[0], y[0]], [195.5, 212.2], atol=0.5)
 
 
@@ -77,6 +90,10 @@ def test_pixel_area_is_the_determinant_of_the_jacobian() -> None:
     np.testing.assert_allclose(geometry.pixel_area(CHIPS[1], x, y), ux * vy - uy * vx, rtol=1e-12)
 
 
+def no_latent(index: int, array: int) -> gsaoi.Latent:
+    raise AssertionError(f"no frame before has left a latent: {index}, {array}")
+
+
 @pytest.mark.parametrize(
     "psf", [(Moffat(0.42, 0.083, 4), Moffat(0.58, 0.45, 3)), (Moffat(1.0, 0.5, 3),)]
 )
@@ -84,8 +101,9 @@ def test_a_rendered_star_has_its_flux_and_place(psf: tuple[Moffat, ...]) -> None
     jacobian = np.array([[0.0197, 0.0004, 0.0002, 0.0195]])
     image = np.zeros((401, 401), np.float32)
     x, y = np.array([200.37]), np.array([199.81])
-    reach = radii(psf, np.array([1e7]))
-    render(image, x, y, np.array([1e7]), jacobian, reach, parameters(psf), CORE)
+    radii = stamp_radii(psf, np.array([1e7]))
+    table = profile_table(psf)
+    render(image, x, y, np.array([1e7]), jacobian, radii, table, CORE_HALF_SIZE)
     assert image.sum(dtype=float) == pytest.approx(1e7, rel=1e-3)
     near = np.s_[190:211, 190:211]
     fine = (np.arange(21 * 20) + 0.5) / 20 - 0.5 + 190
@@ -108,7 +126,9 @@ def test_measured_signal_is_the_inverse_of_the_linearity_polynomial() -> None:
     for array in ARRAYS:
         c0, c1, c2 = array["linearity"]
         for n in np.linspace(-50.0, 140000.0, 30):
-            assert measured(n * (c0 + n * (c1 + n * c2)), c0, c1, c2) == pytest.approx(n, abs=1e-3)
+            assert measured_electrons(n * (c0 + n * (c1 + n * c2)), c0, c1, c2) == pytest.approx(
+                n, abs=1e-3
+            )
 
 
 @pytest.mark.parametrize("coadds", [1, 4])
@@ -128,7 +148,7 @@ def test_noise_of_a_read(level: float, coadds: int) -> None:
 
 def test_saturated_pixels_read_a_plateau_and_very_bright_cores_read_low() -> None:
     readout = Readout(2.4, 10.0, 52000.0, tuple(ARRAYS[0]["linearity"]), 1, 1 / 15)
-    full = well(readout)
+    full = full_well(readout)
     expected = (full * np.array([[0.5, 1.2, 3.0, 6.0, 12.0, 30.0]])).astype(np.float32)
     raw = read_out(generator(1, "test"), expected, readout)[0]
     assert raw[0] < 0.6 * 52000
@@ -149,10 +169,10 @@ def test_cosmic_rays_have_the_asked_rate_and_stay_inside() -> None:
 
 
 def test_order_of_frames_and_of_bad_wcs_is_the_tutorial_nights() -> None:
-    order = sequence(9, 7)
+    order = frame_order(9, 7)
     assert "".join(kind[1] for kind in order) == "ccckkccckkccckkk"
-    assert sorted(bad_frames(order, 3)) == [10, 13, 14]
-    assert bad_frames(sequence(6, 0), 2) == {1, 2}
+    assert sorted(stale_frames(order, 3)) == [10, 13, 14]
+    assert stale_frames(frame_order(6, 0), 2) == {1, 2}
 
 
 def test_files_of_the_night_are_the_tutorials(night: Path, frames: Table) -> None:
@@ -270,7 +290,10 @@ def test_flux_and_centroid_of_stars_in_an_ideal_frame() -> None:
     exposure = next(e for e in prepared.exposures if e.kind == "sky")
     ones = np.ones((512, 512), np.float32)
     ideal = prepared._replace(
-        patterns=[Pattern(ones, 0 * ones, prepared.bad[0][:512, :512])] * 4, flats=[0 * ones] * 4
+        detectors=[
+            detector._replace(pattern=Pattern(ones, 0 * ones, detector.pattern.bad), flat=0 * ones)
+            for detector in prepared.detectors
+        ]
     )
     edge, x, y = 768, np.array([100.25, 400.5, 250.8]), np.array([110.6, 130.0, 390.37])
     flux = np.array([1e4, 3e3, 5e4])
@@ -281,7 +304,7 @@ def test_flux_and_centroid_of_stars_in_an_ideal_frame() -> None:
         ra, dec = geometry.pixel_to_sky(CHIPS[array], exposure.pose, x + edge + 1, y + edge + 1)
         stars = prepared.stars["sky"]._replace(ra=ra, dec=dec, flux=flux)
         image = gsaoi.expected(
-            ideal._replace(stars={"sky": stars}), exposure, array, lambda *_: None
+            ideal._replace(stars={"sky": stars}), exposure, array, no_latent
         ).astype(float)
         u, v = geometry.plane(CHIPS[array], columns + edge + 1.0, rows + edge + 1.0)
         for i in range(3):
@@ -300,13 +323,13 @@ def test_a_small_frame_is_a_part_of_a_larger_one() -> None:
     frame = [
         next(e for e in n.exposures if e.file == "S20170505S0095.fits") for n in (small, large)
     ]
-    images = [gsaoi.expected(n, e, 2, lambda *_: None) for n, e in zip((small, large), frame)]
+    images = [gsaoi.expected(n, e, 2, no_latent) for n, e in zip((small, large), frame)]
     np.testing.assert_allclose(images[0], images[1][32:96, 32:96], rtol=2e-6)
 
 
 def test_saturated_pixels_leave_a_latent_that_fades() -> None:
     prepared = gsaoi.prepare_night(gsaoi_options(size=512, n_flats=0, n_std=0))
-    find = gsaoi._latent_finder(prepared)
+    find = gsaoi.latent_finder(prepared)
     index = next(i for i, e in enumerate(prepared.exposures) if e.kind == "science")
     burnt = find(index, 1)  # the very bright star of array 2
     assert burnt.x.size > 20
