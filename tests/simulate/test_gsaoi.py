@@ -1,4 +1,4 @@
-"""The GSAOI simulator against what real headers say, against astropy's projection, and against its own truth."""
+"""GSAOI nights against real headers, astropy's projection and their own truth."""
 
 from __future__ import annotations
 
@@ -16,25 +16,11 @@ from gdask.cli import simulate as command
 from gdask.model import GdaskError
 from gdask.simulate import geometry, gsaoi, simulate_gsaoi
 from gdask.simulate.detector import (
-    PLATEAU,
     Pattern,
-    Readout,
-    cosmic_rays,
-    full_well,
-    measured_electrons,
-    read_out,
 )
 from gdask.simulate.geometry import Pose
 from gdask.simulate.gsaoi_plan import frame_order, stale_frames
 from gdask.simulate.options import gsaoi_options
-from gdask.simulate.rendering import (
-    CORE_HALF_SIZE,
-    Moffat,
-    profile_table,
-    render,
-    stamp_radii,
-)
-from gdask.simulate.seeds import generator
 
 SIZE = 256
 SAMPLES = Path(os.environ.get("GDASK_SAMPLES", "/nowhere")) / "gsaoi"
@@ -53,119 +39,21 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def frames(night: Path) -> Table:
+    """The night's table of frames, by file."""
     table = Table.read(night / "truth" / "frames.ecsv")
     table.add_index("file")
     return table
 
 
 def pose_of(row: Table.Row) -> Pose:
+    """Where a frame truly pointed."""
     return Pose(
         row["ra0"], row["dec0"], row["pa"], row["plate_scale"], np.array(json.loads(row["warp"]))
     )
 
 
-def test_pixel_to_sky_is_the_projection_of_astropy() -> None:
-    x, y = np.random.default_rng(1).uniform(-100.0, 2150.0, (2, 200))
-    pose = Pose(201.3, -43.1, 37.0, 1.0002, np.random.default_rng(2).normal(0.0, 0.01, (2, 7)))
-    ra, dec = geometry.pixel_to_sky(CHIPS[2], pose, x, y)
-    u, v = geometry.distort(pose, *geometry.plane(CHIPS[2], x, y))
-    wcs = WCS(naxis=2)
-    wcs.wcs.ctype, wcs.wcs.crval = ["RA---TAN", "DEC--TAN"], [pose.ra0, pose.dec0]
-    c, s = np.cos(np.radians(37.0)), np.sin(np.radians(37.0))
-    wcs.wcs.cd = np.array([[c, s], [-s, c]]) / 3600.0
-    np.testing.assert_allclose(np.array(wcs.wcs_pix2world(u, v, 1)), [ra, dec], rtol=0, atol=1e-11)
-    np.testing.assert_allclose(
-        geometry.sky_to_pixel(CHIPS[2], pose, ra, dec), [x, y], rtol=0, atol=1e-7
-    )
-
-
-def test_origin_falls_where_target_and_offsets_land() -> None:
-    x, y = geometry.plane_to_pixel(CHIPS[3], np.zeros(1), np.zeros(1))
-    np.testing.assert_allclose([x[0], y[0]], [195.5, 212.2], atol=0.5)
-
-
-def test_pixel_area_is_the_determinant_of_the_jacobian() -> None:
-    x, y = np.array([1.0, 700.0, 2048.0]), np.array([3.0, 1500.0])
-    ux, uy, vx, vy = geometry.jacobian(CHIPS[1], *np.meshgrid(x, y))
-    np.testing.assert_allclose(geometry.pixel_area(CHIPS[1], x, y), ux * vy - uy * vx, rtol=1e-12)
-
-
 def no_latent(index: int, array: int) -> gsaoi.Latent:
     raise AssertionError(f"no frame before has left a latent: {index}, {array}")
-
-
-@pytest.mark.parametrize(
-    "psf", [(Moffat(0.42, 0.083, 4), Moffat(0.58, 0.45, 3)), (Moffat(1.0, 0.5, 3),)]
-)
-def test_a_rendered_star_has_its_flux_and_place(psf: tuple[Moffat, ...]) -> None:
-    jacobian = np.array([[0.0197, 0.0004, 0.0002, 0.0195]])
-    image = np.zeros((401, 401), np.float32)
-    x, y = np.array([200.37]), np.array([199.81])
-    radii = stamp_radii(psf, np.array([1e7]))
-    table = profile_table(psf)
-    render(image, x, y, np.array([1e7]), jacobian, radii, table, CORE_HALF_SIZE)
-    assert image.sum(dtype=float) == pytest.approx(1e7, rel=1e-3)
-    near = np.s_[190:211, 190:211]
-    fine = (np.arange(21 * 20) + 0.5) / 20 - 0.5 + 190
-    dx, dy = np.meshgrid(fine - x[0], fine - y[0])
-    u, v = 0.0197 * dx + 0.0004 * dy, 0.0002 * dx + 0.0195 * dy
-    total = np.zeros_like(u)
-    for fraction, fwhm, beta in psf:
-        a2 = fwhm**2 / 4 / (2 ** (1 / beta) - 1)
-        total += fraction * (beta - 1) / (np.pi * a2) * (1 + (u * u + v * v) / a2) ** -beta
-    truth = total.reshape(21, 20, 21, 20).mean((1, 3)) * 1e7 * (0.0197 * 0.0195 - 0.0004 * 0.0002)
-    np.testing.assert_allclose(image[near], truth, rtol=3e-4)
-    weight = image[near].astype(float)
-    rows, columns = np.mgrid[near]
-    for axis in (columns, rows):
-        got, want = (weight * axis).sum() / weight.sum(), (truth * axis).sum() / truth.sum()
-        assert got == pytest.approx(want, abs=1e-4)
-
-
-def test_measured_signal_is_the_inverse_of_the_linearity_polynomial() -> None:
-    for array in ARRAYS:
-        c0, c1, c2 = array["linearity"]
-        for n in np.linspace(-50.0, 140000.0, 30):
-            assert measured_electrons(n * (c0 + n * (c1 + n * c2)), c0, c1, c2) == pytest.approx(
-                n, abs=1e-3
-            )
-
-
-@pytest.mark.parametrize("coadds", [1, 4])
-@pytest.mark.parametrize("level", [3.0, 100.0, 20000.0])
-def test_noise_of_a_read(level: float, coadds: int) -> None:
-    readout = Readout(2.0, 10.0, 50000.0, (1.0, 0.0, 0.0), coadds, 0.1)
-    raw = (
-        read_out(generator(1, "test"), np.full((300, 300), level, np.float32), readout).astype(
-            float
-        )
-        * 2.0
-    )
-    sigma = np.sqrt((level + 100.0) / coadds)
-    assert raw.mean() == pytest.approx(level, abs=4 * sigma / 300)
-    assert raw.std() == pytest.approx(sigma, rel=0.012)
-
-
-def test_saturated_pixels_read_a_plateau_and_very_bright_cores_read_low() -> None:
-    readout = Readout(2.4, 10.0, 52000.0, tuple(ARRAYS[0]["linearity"]), 1, 1 / 15)
-    full = full_well(readout)
-    expected = (full * np.array([[0.5, 1.2, 3.0, 6.0, 12.0, 30.0]])).astype(np.float32)
-    raw = read_out(generator(1, "test"), expected, readout)[0]
-    assert raw[0] < 0.6 * 52000
-    np.testing.assert_allclose(raw[1:4], PLATEAU * 52000, rtol=1e-3)
-    assert np.all(raw[1:4] >= 52000) and raw[3] > raw[4] > raw[5]
-    assert raw[5] < 0.1 * 52000
-
-
-def test_cosmic_rays_have_the_asked_rate_and_stay_inside() -> None:
-    counts = [cosmic_rays(generator(i, "cr"), (64, 80), 5.0) for i in range(200)]
-    tracks = np.array([hits.x.size > 0 for hits in counts])
-    assert tracks.mean() > 0.97
-    assert all(
-        (hits.x < 80).all() and (hits.y < 64).all() and (hits.electrons > 0).all()
-        for hits in counts
-    )
-    assert 5 * 2 < np.mean([hits.x.size for hits in counts]) < 5 * 10
 
 
 def test_order_of_frames_and_of_bad_wcs_is_the_tutorial_nights() -> None:
@@ -254,7 +142,7 @@ def test_bad_pixel_mask_is_the_truth_but_for_the_unlisted(night: Path) -> None:
 
 
 def linear_electrons(night: Path, row: Table.Row, array: int) -> tuple[np.ndarray, ...]:
-    """Linearised electrons, less dark current; FLAT, RESPONSE, good pixels, on the frame's window."""
+    """Linearised electrons without dark current, FLAT, RESPONSE, good pixels of the window."""
     raw = fits.getdata(night / "raw" / row["file"], array + 1).astype(float) * ARRAYS[array]["gain"]
     c0, c1, c2 = ARRAYS[array]["linearity"]
     planes = [
@@ -283,7 +171,10 @@ def test_level_and_noise_of_smooth_light(night: Path, frames: Table, file: str) 
 
 
 def test_flux_and_centroid_of_stars_in_an_ideal_frame() -> None:
-    """Stars put at known places of an array without faults: their light in an aperture, and where it is."""
+    """Stars at known places of an array without faults.
+
+    Checked are their light in an aperture, and where it is.
+    """
     prepared = gsaoi.prepare_night(
         gsaoi_options(size=512, field="sparse", n_flats=0, n_std=0, afterglow=0.0)
     )
