@@ -77,12 +77,14 @@ class Readout(NamedTuple):
 # Fixed pattern ----------------------------------------------------------------------------------
 
 
-def smooth_response(seed: int, array: str, full_size: int, rows: Array, columns: Array) -> Array:
+def smooth_response(
+    seed: int, array_name: str, full_size: int, rows: Array, columns: Array
+) -> Array:
     """The slowly varying response of an array, about 1, at 0-based rows and columns: (ny, nx).
 
     Waves of a few per cent, and a step at each readout channel (a strip of columns).
     """
-    rng = generator(seed, "array", array, "smooth")
+    rng = generator(seed, "array", array_name, "smooth")
     phases = rng.uniform(0.0, 2 * np.pi, (2, WAVES))
     amplitudes = rng.normal(0.0, WAVE_SIGMA, (WAVES, WAVES))
     channels = 1.0 + CHANNEL_SIGMA * rng.standard_normal(-(-full_size // CHANNEL_COLUMNS))
@@ -99,13 +101,13 @@ def smooth_response(seed: int, array: str, full_size: int, rows: Array, columns:
 
 
 def fixed_pattern(
-    seed: int, array: str, full_size: int, border: int, corner: int, size: int
+    seed: int, array_name: str, full_size: int, border: int, corner: int, size: int
 ) -> tuple[Pattern, BadBits]:
     """Pattern of the square window of `size` at (corner, corner), and the full array's bad pixels.
 
     The outer `border` pixels see no light. The same seed gives the same array whatever the window.
     """
-    rng = generator(seed, "array", array, "faults")
+    rng = generator(seed, "array", array_name, "faults")
     factor = np.ones((full_size, full_size), np.float32)
     heat = np.ones((full_size, full_size), np.float32)
     bad = np.zeros((full_size, full_size), np.uint8)
@@ -119,8 +121,8 @@ def fixed_pattern(
     bad[edge] |= REFERENCE
     window = np.s_[corner : corner + size, corner : corner + size]
     pixels = pixel_range(corner, size)
-    grain, leak = _pixel_normals(seed, array, full_size, corner, size)
-    response = smooth_response(seed, array, full_size, pixels, pixels).astype(np.float32) * (
+    grain, leak = _pixel_normals(seed, array_name, full_size, corner, size)
+    response = smooth_response(seed, array_name, full_size, pixels, pixels).astype(np.float32) * (
         1.0 + np.float32(GRAIN_SIGMA) * grain
     )
     dark = np.float32(DARK_MEDIAN) * np.exp(np.float32(DARK_SIGMA) * leak)
@@ -128,11 +130,11 @@ def fixed_pattern(
 
 
 def _pixel_normals(
-    seed: int, array: str, full_size: int, corner: int, size: int
+    seed: int, array_name: str, full_size: int, corner: int, size: int
 ) -> tuple[Image, Image]:
     """Unit normals for the response and the dark current of each pixel of a window."""
     blocks = [
-        generator(seed, "array", array, "rows", block).standard_normal(
+        generator(seed, "array", array_name, "rows", block).standard_normal(
             (2, ROW_BLOCK, full_size), dtype=np.float32
         )
         for block in range(corner // ROW_BLOCK, (corner + size - 1) // ROW_BLOCK + 1)

@@ -46,9 +46,7 @@ from gdask.simulate.night import (
     central_window,
     instrument_facts,
     light_on_array,
-    make_folders,
-    write_frames,
-    write_truth,
+    write_night,
 )
 from gdask.simulate.options import F2Options, f2_options
 from gdask.simulate.plan import Exposure, date_of
@@ -94,16 +92,7 @@ def simulate_f2(
     option that is unknown or out of its limits.
     """
     night = prepare_night(f2_options(**options))
-    raw, tables = make_folders(out)
-    counts = write_frames(night, camera(night), raw, progress)
-    chip, probe = night.detectors[0].chip, probe_of(night)
-
-    def tip(exposure: Exposure) -> dict[str, object]:
-        x, y = probe_tip(probe, chip, exposure)
-        return {"probe_x": x, "probe_y": y}
-
-    write_truth(night, counts, tables, scene=scene_facts(night), bits=BITS, more_columns=tip)
-    return sorted(raw / exposure.file for exposure in night.exposures)
+    return write_night(out, night, camera(night), progress)
 
 
 def load_facts() -> tuple[Facts, list[Facts]]:
@@ -111,28 +100,12 @@ def load_facts() -> tuple[Facts, list[Facts]]:
     return instrument_facts("f2", ("illumination", "read_modes", "zero_points"))
 
 
-def scene_facts(night: F2Night) -> dict[str, object]:
-    """What scene.json says of a FLAMINGOS-2 night alone."""
-    chip = night.detectors[0].chip
-    return {
-        "chip": {"u": chip.u.tolist(), "v": chip.v.tolist()},
-        "positions": POSITIONS,
-        "moffat": truth.MOFFAT,
-        "galaxy": GALAXY,
-        "pedestal": amplifier_pedestals(night).tolist(),
-        "pedestal_law": PEDESTAL,
-        "circle": lit_circle(night.facts)._asdict(),
-        "probe": probe_of(night)._asdict(),
-        "shadow": SHADOW,
-    }
-
-
 # Night ------------------------------------------------------------------------------------------
 
 
 def prepare_night(options: F2Options) -> F2Night:
     """Everything but the frames: detector, catalogues, plan."""
-    facts, (array,) = load_facts()
+    facts, (array_facts,) = load_facts()
     filter_facts = facts["filters"][options.filter]
     zero_point = facts["zero_points"][options.filter][0]
     circle, scale = lit_circle(facts), facts["wcs"]["pixel_scale"]
@@ -148,7 +121,7 @@ def prepare_night(options: F2Options) -> F2Night:
         instrument="F2",
         options=options,
         facts=facts,
-        detectors=[_detector(options, facts, array, chip, circle, mean_area)],
+        detectors=[_detector(options, facts, array_facts, chip, circle, mean_area)],
         pixel_scale=scale,
         pixel_diagonal=PIXEL_DIAGONAL,
         mean_area=mean_area,
@@ -184,7 +157,12 @@ def amplifier_pedestals(night: F2Night) -> npt.NDArray[np.float64]:
 
 
 def _detector(
-    options: F2Options, facts: Facts, array: Facts, chip: Chip, circle: Circle, mean_area: float
+    options: F2Options,
+    facts: Facts,
+    array_facts: Facts,
+    chip: Chip,
+    circle: Circle,
+    mean_area: float,
 ) -> Detector:
     """The array, with pattern and flat of the central window.
 
@@ -193,9 +171,9 @@ def _detector(
     corner = (FULL_SIZE - options.size) // 2
     pixels, nodes = pixel_range(corner, options.size), np.arange(7.5, FULL_SIZE, NODE_STEP)
     pattern, full_bad = fixed_pattern(
-        options.seed, array["name"], FULL_SIZE, 0, corner, options.size
+        options.seed, array_facts["name"], FULL_SIZE, 0, corner, options.size
     )
-    smooth = smooth_response(options.seed, array["name"], FULL_SIZE, nodes, nodes)
+    smooth = smooth_response(options.seed, array_facts["name"], FULL_SIZE, nodes, nodes)
     lit = distance_outside(circle, nodes, nodes) < 0
     level = float((smooth * pixel_area(chip, nodes + 1.0, nodes + 1.0))[lit].mean()) / mean_area
     response = pattern.response * illumination(circle, pixels, pixels) / np.float32(level)
@@ -203,7 +181,7 @@ def _detector(
     bad[distance_outside(circle, pixels, pixels) > 0] |= REFERENCE
     area = (pixel_area(chip, pixels + 1.0, pixels + 1.0) / mean_area).astype(np.float32)
     dark = _dark_current(facts["detector"], pattern, circle, pixels)
-    return Detector(array, chip, Pattern(response, dark, bad), area * response, full_bad)
+    return Detector(array_facts, chip, Pattern(response, dark, bad), area * response, full_bad)
 
 
 def _dark_current(
@@ -258,8 +236,8 @@ def _halo(field: str, sky: float) -> Halo | None:
 
 def camera(night: F2Night) -> Camera:
     """What FLAMINGOS-2 does to the frames of a night."""
-    facts, options, probe = night.facts, night.options, probe_of(night)
-    pedestals = amplifier_pedestals(night)
+    facts, options, chip = night.facts, night.options, night.detectors[0].chip
+    probe, pedestals = probe_of(night), amplifier_pedestals(night)
     return Camera(
         expected=lambda exposure, _: expected(night, exposure),
         readout=lambda exposure, _: readout(night, exposure),
@@ -268,6 +246,21 @@ def camera(night: F2Night) -> Camera:
             facts, options, exposure, (probe.ra, probe.dec)
         ),
         image_header=lambda exposure, _: f2_headers.image_header(facts, options, exposure),
+        frame_columns=lambda exposure: dict(
+            zip(("probe_x", "probe_y"), probe_tip(probe, chip, exposure))
+        ),
+        scene={
+            "chip": {"u": chip.u.tolist(), "v": chip.v.tolist()},
+            "positions": POSITIONS,
+            "moffat": truth.MOFFAT,
+            "galaxy": GALAXY,
+            "pedestal": pedestals.tolist(),
+            "pedestal_law": PEDESTAL,
+            "circle": lit_circle(facts)._asdict(),
+            "probe": probe._asdict(),
+            "shadow": SHADOW,
+        },
+        bits=BITS,
     )
 
 
@@ -276,12 +269,12 @@ def readout(night: F2Night, exposure: Exposure) -> Readout:
 
     Reads are summed, so that an ADU is worth fewer electrons and saturation comes later.
     """
-    array, reads = night.detectors[0].facts, exposure.lnrs
+    facts, reads = night.detectors[0].facts, exposure.lnrs
     return Readout(
-        gain=array["gain"] / reads,
-        read_noise=array["read_noise"][night.facts["read_modes"][str(reads)]],
-        saturation=array["saturation"] * reads,
-        linearity=tuple(array["linearity"]),
+        gain=facts["gain"] / reads,
+        read_noise=facts["read_noise"][night.facts["read_modes"][str(reads)]],
+        saturation=facts["saturation"] * reads,
+        linearity=tuple(facts["linearity"]),
         coadds=exposure.coadds,
         pedestal=night.facts["detector"]["read"] / exposure.exptime,
     )

@@ -228,11 +228,13 @@ def pointing(target: tuple[float, float], p: float, q: float, pa: float) -> tupl
 
 
 def _unit_vector(ra: Array, dec: Array) -> Array:
+    """Unit vectors towards sky positions, (3, n)."""
     a, d = np.radians(ra), np.radians(dec)
     return np.stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)])
 
 
 def _dot(axis: Array, vectors: Array) -> Array:
+    """Product of an axis with each of the vectors (3, n)."""
     return axis[0] * vectors[0] + axis[1] * vectors[1] + axis[2] * vectors[2]
 
 

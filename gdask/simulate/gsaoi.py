@@ -42,7 +42,7 @@ from gdask.simulate.gsaoi_plan import (
     TARGET,
     plan,
     read_time,
-    window,
+    frame_window,
 )
 from gdask.simulate.night import (
     NODE_STEP,
@@ -53,10 +53,8 @@ from gdask.simulate.night import (
     cutout,
     instrument_facts,
     light_on_array,
-    make_folders,
-    write_frames,
     write_mef,
-    write_truth,
+    write_night,
 )
 from gdask.simulate.options import GsaoiOptions, gsaoi_options
 from gdask.simulate.plan import Exposure
@@ -82,6 +80,7 @@ HALOS = {"crowded": (2.0, 35.0, 70.0, 1.5), "extended": (60.0, -5.0, 8.0, 1.0)}
 #: Two very bright stars: array, arcsec (u, v) from its middle, magnitude.
 BRIGHT_STARS = ((1, (2.4, 2.0), 10.4), (3, (-2.2, 1.5), 12.6))
 
+BITS = "bits: 1 dead 2 hot 4 cluster 8 reference 16 not in the BPM"
 POSITIONS = (
     "u, v = static distortion of the 1-based full-array pixel, arcsec; X, Y = plate_scale * (u, v)"
     " + sum of warp[0], warp[1] times the terms of u / warp_scale, v / warp_scale;"
@@ -111,23 +110,10 @@ def simulate_gsaoi(
     option that is unknown or out of its limits.
     """
     night = prepare_night(gsaoi_options(**options))
-    raw, tables = make_folders(out)
-    counts = write_frames(night, camera(night), raw, progress)
-    paths = [raw / exposure.file for exposure in night.exposures]
+    paths = write_night(out, night, camera(night), progress)
     if not night.options.no_bpm:
-        paths.append(write_bpm(night, raw))
-    write_truth(night, counts, tables, scene=scene_facts())
+        paths.append(write_bpm(night, Path(out) / "raw"))
     return sorted(paths)
-
-
-def scene_facts() -> dict[str, object]:
-    """What scene.json says of a GSAOI night alone."""
-    return {
-        "warp_terms": WARP_TERMS,
-        "warp_scale": WARP_SCALE,
-        "positions": POSITIONS,
-        "moffat": truth.MOFFAT,
-    }
 
 
 def load_facts() -> tuple[Facts, list[Facts]]:
@@ -189,15 +175,17 @@ def _detectors(
     corner = (FULL_SIZE - options.size) // 2
     pixels, nodes = pixel_range(corner, options.size) + 1.0, np.arange(8.5, FULL_SIZE, NODE_STEP)
     detectors, levels = [], []
-    for array, chip, zero_point in zip(arrays, chips, zero_points):
+    for array_facts, chip, zero_point in zip(arrays, chips, zero_points):
         efficiency = 10.0 ** (0.4 * (zero_point - np.mean(zero_points)))
         pattern, full_bad = fixed_pattern(
-            options.seed, array["name"], FULL_SIZE, facts["border"], corner, options.size
+            options.seed, array_facts["name"], FULL_SIZE, facts["border"], corner, options.size
         )
         pattern = pattern._replace(response=pattern.response * np.float32(efficiency))
         area = (pixel_area(chip, pixels, pixels) / mean_area).astype(np.float32)
-        detectors.append(Detector(array, chip, pattern, area * pattern.response, full_bad))
-        smooth = smooth_response(options.seed, array["name"], FULL_SIZE, nodes - 1.0, nodes - 1.0)
+        detectors.append(Detector(array_facts, chip, pattern, area * pattern.response, full_bad))
+        smooth = smooth_response(
+            options.seed, array_facts["name"], FULL_SIZE, nodes - 1.0, nodes - 1.0
+        )
         levels.append(
             efficiency * float((smooth * pixel_area(chip, nodes, nodes)).mean()) / mean_area
         )
@@ -264,6 +252,14 @@ def camera(night: GsaoiNight) -> Camera:
         image_header=lambda exposure, array: gsaoi_headers.image_header(
             facts, arrays, array, night.options, exposure
         ),
+        frame_columns=lambda _: {},
+        scene={
+            "warp_terms": WARP_TERMS,
+            "warp_scale": WARP_SCALE,
+            "positions": POSITIONS,
+            "moffat": truth.MOFFAT,
+        },
+        bits=BITS,
     )
 
 
@@ -282,11 +278,11 @@ def readout(night: GsaoiNight, exposure: Exposure, array: int) -> Readout:
 
 def expected(night: GsaoiNight, exposure: Exposure, array: int, latents: LatentFinder) -> Image:
     """Expected electrons per coadd on the frame's window of an array: the truth of its pixels."""
-    part = window(night.options.size, exposure.roi, array)
-    image = light_on_array(night, exposure, array, part)
-    dark = night.detectors[array].pattern.dark[cutout(night.options.size, part)]
+    window = frame_window(night.options.size, exposure.roi, array)
+    image = light_on_array(night, exposure, array, window)
+    dark = night.detectors[array].pattern.dark[cutout(night.options.size, window)]
     image += dark * np.float32(exposure.exptime)
-    _add_latents(night, exposure, array, image, part, latents)
+    _add_latents(night, exposure, array, image, window, latents)
     return image
 
 
@@ -306,15 +302,15 @@ def latent_finder(night: GsaoiNight) -> LatentFinder:
 
 def saturated_pixels(night: GsaoiNight, exposure: Exposure, array: int) -> Latent:
     """Pixels that bright stars saturate, from their noiseless images."""
-    part = window(night.options.size, exposure.roi, array)
+    window = frame_window(night.options.size, exposure.roi, array)
     well = full_well(readout(night, exposure, array))
     faintest = LATENT_MIN_PEAK * well / peak_fraction(exposure.psf, night.mean_area)
-    image = np.zeros((part.size, part.size), np.float32)
-    add_stars(night, exposure, array, image, part, brighter_than=faintest)
+    image = np.zeros((window.size, window.size), np.float32)
+    add_stars(night, exposure, array, image, window, brighter_than=faintest)
     image += np.float32(exposure.light * exposure.exptime)
     y, x = np.nonzero(image >= well)
     fill = np.minimum(image[y, x] / well, LATENT_MAX_FILL)
-    return Latent(y + part.true_y, x + part.x, fill)
+    return Latent(y + window.true_y, x + window.x, fill)
 
 
 def _add_latents(
@@ -322,7 +318,7 @@ def _add_latents(
     exposure: Exposure,
     array: int,
     image: Image,
-    part: Window,
+    window: Window,
     latents: LatentFinder,
 ) -> None:
     """Add the charge that recently saturated pixels release, in place.
@@ -337,7 +333,7 @@ def _add_latents(
         if not earlier.field or not 0.0 < age < LATENT_MAX_AGE:
             continue
         latent = latents(index, array)
-        y, x = latent.y - part.true_y, latent.x - part.x
+        y, x = latent.y - window.true_y, latent.x - window.x
         inside = (y >= 0) & (y < image.shape[0]) & (x >= 0) & (x < image.shape[1])
         end = age + exposure.exptime * exposure.coadds
         released = np.exp(-age / LATENT_DECAY_TIME) - np.exp(-end / LATENT_DECAY_TIME)

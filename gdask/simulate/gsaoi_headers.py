@@ -27,7 +27,7 @@ from gdask.simulate.gemini_headers import (
     telescope_values,
 )
 from gdask.simulate.geometry import FULL_SIZE, Window, offset, rotate
-from gdask.simulate.gsaoi_plan import SETUP_TIME, read_time, window
+from gdask.simulate.gsaoi_plan import SETUP_TIME, frame_window, read_time
 from gdask.simulate.options import GsaoiOptions
 from gdask.simulate.plan import MJD_0, SECONDS_PER_DAY, Exposure, date_of, utc
 from gdask.simulate.scene import Stars
@@ -152,9 +152,9 @@ def image_header(
     Without an exposure, that of the full-frame bad-pixel mask.
     """
     size, roi = (options.size, exposure.roi) if exposure else (FULL_SIZE, 0)
-    part = window(size, roi, array)
+    window = frame_window(size, roi, array)
     bitpix = -32 if exposure else 16
-    cards = image_cards((part.size, part.size), bitpix, unsigned=exposure is None)
+    cards = image_cards((window.size, window.size), bitpix, unsigned=exposure is None)
     cards += [
         ("EXTNAME", "SCI", "ad1406: added by AstroData"),
         ("EXTVER", array + 1, "ad1410: added by AstroData"),
@@ -163,18 +163,18 @@ def image_header(
         ("CCDSIZE", f"[1:{FULL_SIZE},1:{FULL_SIZE}]", "Array dimensions"),
         ("CCDSUM", "1 1", "Array binning"),
     ]
-    cards += _sections(part, array) + _wcs(facts, part, array, options, exposure, roi)
+    cards += _sections(window, array) + _wcs(facts, window, array, options, exposure, roi)
     lnrs = exposure.lnrs if exposure else 2
     return header(cards + _array_cards(arrays[array], array, facts, lnrs))
 
 
-def _sections(part: Window, array: int) -> list[CardLike]:
+def _sections(window: Window, array: int) -> list[CardLike]:
     """CCDSEC, amplifiers, DETSEC, DATASEC.
 
     Every second amplifier runs backwards, and so do the rows of the upper arrays.
     """
     dx, dy = DETSEC_ORIGIN[array]
-    x1, x2, y1, y2 = part.x + 1, part.x + part.size, part.y + 1, part.y + part.size
+    x1, x2, y1, y2 = window.x + 1, window.x + window.size, window.y + 1, window.y + window.size
     amplifiers = _amplifiers(x1, x2, y1, y2, upper=array > 1)
     last = "D" if array == 0 else "C"
     cards: list[CardLike] = []
@@ -188,7 +188,7 @@ def _sections(part: Window, array: int) -> list[CardLike]:
         ("CCDSEC", section(x1, x2, y1, y2), "Array section"),
         *cards[:before_detsec],
         ("DETSEC", section(x1 + dx, x2 + dx, y1 + dy, y2 + dy), "Detector section (wrt mosaic)"),
-        ("DATASEC", section(1, part.size, 1, part.size), "Current datasection of the frame"),
+        ("DATASEC", section(1, window.size, 1, window.size), "Current datasection of the frame"),
         *cards[before_detsec:],
     ]
 
@@ -210,7 +210,7 @@ def _amplifiers(x1: int, x2: int, y1: int, y2: int, upper: bool) -> list[tuple[s
 
 def _wcs(
     facts: Facts,
-    part: Window,
+    window: Window,
     array: int,
     options: GsaoiOptions,
     exposure: Exposure | None,
@@ -222,7 +222,7 @@ def _wcs(
     """
     wcs = facts["wcs"]
     dx, dy = DETSEC_ORIGIN[array] if roi else (0, 0)
-    crpix = (wcs["crpix"][array][0] - part.x - dx, wcs["crpix"][array][1] - part.y - dy)
+    crpix = (wcs["crpix"][array][0] - window.x - dx, wcs["crpix"][array][1] - window.y - dy)
     pa, crval = PARKED_PA, wcs["parked_crval"]
     if exposure is not None and exposure.field:
         pa, (offset_x, offset_y) = options.pa, wcs["crval_offset"]

@@ -68,7 +68,7 @@ CONTROLLER_ROI = 1024  # the controller's own region of interest, whose rows are
 ROW_ERROR = (1, 1, -1, -1)  # true rows are CCDSEC's plus this, by array
 
 
-def window(size: int, roi: int, array: int) -> Window:
+def frame_window(size: int, roi: int, array: int) -> Window:
     """The central `size` (or `roi`) square of an array.
 
     The controller's region of 1024 pixels has an error in its rows.
@@ -113,6 +113,7 @@ def first_numbers(options: GsaoiOptions) -> dict[str, int]:
 
 
 def _date(options: GsaoiOptions, night: int) -> datetime:
+    """Date in the names of a night's science frames."""
     return date_of(options.date) + timedelta(days=night)
 
 
@@ -186,8 +187,8 @@ def _science(options: GsaoiOptions, night: int, facts: dict[str, float]) -> Iter
         )
         for i, (kind, seconds, p, q) in enumerate(frames)
     )
-    far = None if options.n_sky else pointing(TARGET, *SKY_OFFSET, options.pa)
-    return with_stale_pointings(exposures, stale_frames(order, options.bad_wcs), far)
+    sky_pointing = None if options.n_sky else pointing(TARGET, *SKY_OFFSET, options.pa)
+    return with_stale_pointings(exposures, stale_frames(order, options.bad_wcs), sky_pointing)
 
 
 def frame_order(n_science: int, n_sky: int) -> list[str]:

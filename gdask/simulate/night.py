@@ -90,13 +90,19 @@ class Night(NamedTuple, Generic[AnyOptions]):
 
 
 class Camera(NamedTuple):
-    """What an instrument does to a frame: functions of the exposure, and of the array (from 0)."""
+    """What an instrument does to a frame, and what the truth says of it.
+
+    The functions take an exposure, and most of them an array (from 0).
+    """
 
     expected: Callable[[Exposure, int], Image]  # electrons per coadd, before noise
     readout: Callable[[Exposure, int], Readout]
     stored: Callable[[Exposure, Image], npt.NDArray[np.generic]]  # from ADU, mean of coadds
     primary_header: Callable[[Exposure], Header]
     image_header: Callable[[Exposure, int], Header]
+    frame_columns: Callable[[Exposure], dict[str, object]]  # added to the table of frames
+    scene: dict[str, object]  # added to scene.json
+    bits: str  # what the bits of the bad-pixel maps mean
 
 
 def instrument_facts(instrument: str, shared: tuple[str, ...]) -> tuple[Facts, list[Facts]]:
@@ -105,36 +111,31 @@ def instrument_facts(instrument: str, shared: tuple[str, ...]) -> tuple[Facts, l
     shared: names of the instrument's own facts that are added.
     """
     name = f"{instrument}.toml"
-    own = tomllib.loads((files("gdask.instruments") / name).read_text())
+    from_instrument = tomllib.loads((files("gdask.instruments") / name).read_text())
     facts = tomllib.loads((files("gdask.simulate") / name).read_text())
-    return facts | {key: own[key] for key in shared}, own["arrays"]
+    return facts | {key: from_instrument[key] for key in shared}, from_instrument["arrays"]
 
 
 # Writing ----------------------------------------------------------------------------------------
 
 
-def make_folders(out: str | Path) -> tuple[Path, Path]:
-    """Make the folders of raw frames and of the truth."""
-    folders = Path(out) / "raw", Path(out) / "truth"
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
-    return folders
-
-
-def write_frames(
+def write_night(
+    out: str | Path,
     night: Night[AnyOptions],
     camera: Camera,
-    folder: Path,
-    progress: Callable[[str], None] | None = None,
-) -> list[Counts]:
-    """Write every raw frame of a night, several at a time, and return what happened in each.
+    progress: Callable[[str], None] | None,
+) -> list[Path]:
+    """Write raw frames to out/raw, several at a time, and truth to out/truth.
 
-    progress: called with each file's name.
+    progress: called with each file's name. Returns the raw files, in order of their names.
     """
+    raw, tables = Path(out) / "raw", Path(out) / "truth"
+    for folder in (raw, tables):
+        folder.mkdir(parents=True, exist_ok=True)
     counts = []
     with ThreadPoolExecutor(WRITERS) as pool:
         jobs = [
-            pool.submit(write_exposure, night, camera, exposure, folder)
+            pool.submit(write_exposure, night, camera, exposure, raw)
             for exposure in night.exposures
         ]
         try:
@@ -144,7 +145,8 @@ def write_frames(
                     progress(exposure.file)
         finally:
             pool.shutdown(cancel_futures=True)
-    return counts
+    write_truth(night, camera, counts, tables)
+    return sorted(raw / exposure.file for exposure in night.exposures)
 
 
 def write_exposure(
@@ -181,22 +183,23 @@ def write_mef(
     `extensions` may be a generator, so that one array is in memory at a time. Data: float32, int32
     and uint8 as they are, uint16 with BZERO 32768.
     """
-    part = path.with_name(path.name + ".part")
+    unfinished = path.with_name(path.name + ".part")
     try:
-        with part.open("wb") as out:
+        with unfinished.open("wb") as out:
             out.write(primary.tostring().encode("ascii"))
             for header, data in extensions:
                 out.write(header.tostring().encode("ascii"))
                 raw = _big_endian(data)
                 out.write(raw)
                 out.write(bytes(-len(raw) % FITS_BLOCK))
-        os.replace(part, path)
+        os.replace(unfinished, path)
     finally:
-        part.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     return path
 
 
 def _big_endian(data: npt.NDArray[np.generic]) -> bytes:
+    """The bytes of data as FITS has them."""
     if data.dtype == np.uint16:
         data = (data.astype(np.int32) - 32768).astype(np.int16)
     return data.astype(data.dtype.newbyteorder(">"), copy=False).tobytes()
@@ -215,15 +218,15 @@ def light_on_array(
     night: Night[AnyOptions], exposure: Exposure, array: int, window: Window
 ) -> Image:
     """Expected electrons per coadd of all light on a window of an array, without dark current."""
-    detector, part = night.detectors[array], cutout(night.options.size, window)
+    detector, kept = night.detectors[array], cutout(night.options.size, window)
     image = np.zeros((window.size, window.size), np.float32)
     if exposure.field:
         add_stars(night, exposure, array, image, window)
         if exposure.field in night.galaxies:
             _add_galaxies(night, exposure, array, image, window)
-    image *= detector.pattern.response[part]
+    image *= detector.pattern.response[kept]
     light = _smooth_light(night, exposure, array, window) * exposure.exptime
-    image += (detector.flat[part] * light).astype(np.float32)
+    image += (detector.flat[kept] * light).astype(np.float32)
     return image
 
 
@@ -333,27 +336,17 @@ def _smooth_light(
 
 
 def write_truth(
-    night: Night[AnyOptions],
-    counts: list[Counts],
-    folder: Path,
-    *,
-    scene: dict[str, object],
-    bits: str = truth.BITS,
-    more_columns: Callable[[Exposure], dict[str, object]] = lambda _: {},
+    night: Night[AnyOptions], camera: Camera, counts: list[Counts], folder: Path
 ) -> None:
-    """Write every truth file of a night into `folder`.
-
-    scene: what the instrument adds to scene.json. bits: what the bits of the bad-pixel maps mean.
-    more_columns: what the instrument adds to the row of a frame.
-    """
+    """Write every truth file of a night into `folder`. counts: of each frame."""
     truth.write(
         folder,
         catalog=truth.source_catalog(night.stars, night.galaxies),
-        frames=truth.frame_table(night.exposures, counts, night.zero_point, more_columns),
+        frames=truth.frame_table(night.exposures, counts, night.zero_point, camera.frame_columns),
         cosmics=truth.cosmic_ray_table(night.exposures, counts),
         arrays=_planes(night),
-        scene=_shared_scene(night) | scene,
-        bits=bits,
+        scene=_shared_scene(night) | camera.scene,
+        bits=camera.bits,
     )
 
 

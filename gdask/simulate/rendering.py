@@ -62,10 +62,10 @@ def profile_table(psf: PSF) -> Array:
     Columns: fraction, a^2 (arcsec^2), beta, peak surface brightness (1/arcsec^2).
     """
     rows = []
-    for part in psf:
-        a2 = (part.fwhm / 2.0) ** 2 / (2.0 ** (1.0 / part.beta) - 1.0)
-        peak = part.fraction * (part.beta - 1) / (np.pi * a2)
-        rows.append((part.fraction, a2, float(part.beta), peak))
+    for component in psf:
+        a2 = (component.fwhm / 2.0) ** 2 / (2.0 ** (1.0 / component.beta) - 1.0)
+        peak = component.fraction * (component.beta - 1) / (np.pi * a2)
+        rows.append((component.fraction, a2, float(component.beta), peak))
     return np.array(rows)
 
 

@@ -22,7 +22,6 @@ from gdask.simulate.plan import Exposure
 from gdask.simulate.scene import Galaxies, Stars
 from gdask.types import Image
 
-BITS = "bits: 1 dead 2 hot 4 cluster 8 reference 16 not in the BPM"
 MOFFAT = (
     "fraction (beta - 1) / (pi a^2) (1 + r^2 / a^2)^-beta, "
     "a = fwhm / (2 sqrt(2^(1 / beta) - 1)), arcsec"
@@ -61,7 +60,7 @@ def write(
     cosmics: Table,
     arrays: Iterable[Planes],
     scene: dict[str, object],
-    bits: str = BITS,
+    bits: str,
 ) -> None:
     """Write every truth file into `folder`. bits: what the bits of the bad-pixel maps mean."""
     catalog.write(folder / "catalog.ecsv", format="ascii.ecsv", overwrite=True)

@@ -36,7 +36,7 @@ def moving_nights(out: Path, motion: float, **options: object) -> np.ndarray:
         now = night._replace(stars=night.stars | {"target": moved})
         counts.append(write_exposure(now, gsaoi.camera(now), exposure, out / "raw"))
     gsaoi.write_bpm(night, out / "raw")
-    write_truth(night, counts, out / "truth", scene=gsaoi.scene_facts())
+    write_truth(night, gsaoi.camera(night), counts, out / "truth")
     return motions
 
 
