@@ -187,7 +187,7 @@ def _detector(
 def _dark_current(
     detector: Facts, pattern: Pattern, circle: Circle, pixels: npt.NDArray[np.float64]
 ) -> Image:
-    """Dark current, e-/s: a wide spread from pixel to pixel, a glow at the corners, hot pixels."""
+    """Dark current, e-/s: a wide spread over the pixels, a glow at the corners, hot pixels."""
     ratio = pattern.dark / np.float32(DARK_MEDIAN)  # exp(0.3 z); times 10^3 to 10^5.5 where hot
     outside = distance_outside(circle, pixels, pixels)
     glow = 1.0 + detector["glow"] * (1.0 + outside / circle.radius) ** 2

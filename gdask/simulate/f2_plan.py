@@ -136,7 +136,7 @@ def _calibrations(options: F2Options, calibrations: CalibrationSet) -> Iterator[
 
 
 def _science(options: F2Options, facts: dict[str, Any]) -> Iterator[Exposure]:
-    """Dithers on the target; with offsets to sky, target, sky, sky, target and again."""
+    """Dithers on the target; with offsets to sky in the order target, sky, sky, target, repeated."""
     date = date_of(options.date)
     order = frame_order(options.n_science, options.n_sky)
     step = exposure_time(options, facts) * options.coadds + OVERHEAD
@@ -164,7 +164,8 @@ def _science(options: F2Options, facts: dict[str, Any]) -> Iterator[Exposure]:
 
 def frame_order(n_science: int, n_sky: int) -> list[str]:
     """Kinds of frames in order: ABBA while there are both, then the rest."""
-    left, order = {"science": n_science, "sky": n_sky}, []
+    left = {"science": n_science, "sky": n_sky}
+    order: list[str] = []
     for i in range(2 * (n_science + n_sky)):
         kind = ("science", "sky", "sky", "science")[i % 4]
         if not left[kind]:

@@ -71,7 +71,7 @@ FIELD_HALF_SIZE = 68.0  # arcsec: half the side of the square of stars, for any 
 LATENT_MAX_AGE = 900.0  # s: how far back a latent is traced
 LATENT_DECAY_TIME = 300.0  # s
 LATENT_MAX_FILL = 3.0  # wells
-#: Of the electrons that fill the well, in the peak: fainter stars are not looked at for latents.
+#: Stars whose peak pixel holds less than this fraction of the well are not searched for latents.
 LATENT_MIN_PEAK = 0.4
 
 #: Smooth light at the target, an unresolved background or a galaxy: e-/s in a mean pixel, arcsec
