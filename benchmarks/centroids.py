@@ -25,7 +25,7 @@ from scipy.spatial import cKDTree
 
 from gdask.kernels.sources.centroids import FAILED, MISFIT, NEIGHBOUR, refine
 from gdask.kernels.sources.detection import detect, measure_fwhm
-from gdask.simulate.psf import CORE, PSF, Moffat, parameters, render
+from gdask.simulate.rendering import CORE_HALF_SIZE, PSF, Moffat, profile_table, render
 
 SNR = (20.0, 50.0, 200.0, 1000.0, 5000.0)
 #: Errors beyond so many times the median's are outliers; their share is given.
@@ -71,7 +71,7 @@ def light(camera: Camera, dx: np.ndarray, dy: np.ndarray, jacobian: np.ndarray) 
                 jacobian[0] * (dx + nx) + jacobian[1] * (dy + ny),
                 jacobian[2] * (dx + nx) + jacobian[3] * (dy + ny),
             )
-            for _, a2, beta, peak in parameters(camera.psf):
+            for _, a2, beta, peak in profile_table(camera.psf):
                 total += wx * wy * peak * area * (1 + (u * u + v * v) / a2) ** -beta
     return total
 
@@ -130,7 +130,7 @@ def scene(camera: Camera, crowding: str, shape: str, size: int, seed: int) -> Sc
     jacobians = shapes(camera, shape, x, y, size)
     image = np.zeros((size, size), "f4")
     reach = np.full(len(x), 120 * camera.scale)
-    render(image, x, y, flux, jacobians, reach, parameters(camera.psf), CORE)
+    render(image, x, y, flux, jacobians, reach, profile_table(camera.psf), CORE_HALF_SIZE)
     mean = image.astype(float) + camera.sky
     variance = mean + camera.read**2
     data = rng.poisson(mean) + rng.normal(0, camera.read, mean.shape)

@@ -42,6 +42,8 @@ ONLY = {
     "recipes": {"steps"},  # what an astronomer copies needs nothing else
     "io": {"types", "model", "kernels"},
 }
+#: Rooms whose modules still import one another.
+WITH_CIRCLES = {"cluster"}
 BODY, LINES = 60, 300
 
 
@@ -80,12 +82,15 @@ def rooms(*names: str) -> list[Module]:
     return found
 
 
-def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """(dotted name, line) of everything that is imported, also inside functions, but not for type checkers alone."""
+def imported(tree: ast.AST, for_type_checkers: bool = False) -> Iterator[tuple[str, int]]:
+    """(dotted name, line) of everything that is imported, also inside functions.
+
+    for_type_checkers: whether also what is imported for type checkers alone.
+    """
     skipped = {
         id(node)
         for branch in ast.walk(tree)
-        if _for_type_checkers(branch)
+        if _for_type_checkers(branch) and not for_type_checkers
         for statement in branch.body
         for node in ast.walk(statement)
     }  # type: ignore[attr-defined]
@@ -142,6 +147,9 @@ def f(a):
     return dask.compute(a.values())
 """)
     assert [name for name, _ in imported(tree)] == ["dask", "gdask.io.read"]
+    assert sorted(name for name, _ in imported(tree, True)) == ["dask", "gdask.io.read", "xarray"]
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}, "e": {"f"}, "f": {"g"}, "g": {"e"}}
+    assert circles(graph) == [["b", "c"], ["e", "f", "g"]]
     (function,) = functions(tree)
     assert body_length(function) == 3
     assert sum(calls(node, {"dask.compute"}) for node in ast.walk(function)) == 1
@@ -176,6 +184,49 @@ def may_use(room: str) -> set[str]:
         return ONLY[room] | {room}
     left = {other for other, level in LEVELS.items() if level <= LEVELS[room]}
     return left | {"simulate"} if room == "cli" else left
+
+
+def import_graph() -> dict[str, set[str]]:
+    """The modules that each module imports: at its top, in functions and for type checkers.
+
+    `from package.module import name` is an import of the module, not of the package.
+    """
+    names = {module.name for module in modules()}
+    graph: dict[str, set[str]] = {}
+    for module in modules():
+        graph[module.name] = set()
+        for name, _ in imported(module.tree, for_type_checkers=True):
+            while name and name not in names:
+                name = name.rpartition(".")[0]
+            graph[module.name] |= {name} - {"", module.name}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import one another, directly or through others."""
+    reached: dict[str, set[str]] = {}
+    for start in graph:
+        found: set[str] = set()
+        ahead = list(graph[start])
+        while ahead:
+            name = ahead.pop()
+            if name not in found:
+                found.add(name)
+                ahead += graph[name]
+        reached[start] = found
+    groups = {
+        tuple(sorted(name for name in reached[start] if start in reached[name]))
+        for start in graph
+        if start in reached[start]
+    }
+    return sorted(list(group) for group in groups)
+
+
+def test_no_modules_import_one_another() -> None:
+    graph = import_graph()
+    assert sum(map(len, graph.values())) > 200  # the walk has found the imports
+    left = {name: graph[name] for name in graph if room_of(name) not in WITH_CIRCLES}
+    assert circles({name: imports & set(left) for name, imports in left.items()}) == []
 
 
 def test_kernels_are_numpy_in_numpy_out() -> None:

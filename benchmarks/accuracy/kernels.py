@@ -10,7 +10,7 @@ import numpy as np
 
 from gdask.kernels.resample.interpolation import TAPS, aperture_noise, noise_correlation
 from gdask.kernels.resample.resampling import resample
-from gdask.simulate.psf import PSF, Moffat, parameters, render
+from gdask.simulate.rendering import PSF, Moffat, profile_table, render
 
 #: FWHM of the core in input pixels: GSAOI Kshort and J at good Strehl ratio; FLAMINGOS-2 in good seeing has 2.5.
 STARS: dict[str, PSF] = {
@@ -176,7 +176,7 @@ def _image(psf: PSF, x: float, y: float, scale: float, size: int) -> np.ndarray:
         np.array([1e6]),
         one,
         np.array([5.0]),
-        parameters(psf),
+        profile_table(psf),
         12,
     )
     return image

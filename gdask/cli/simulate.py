@@ -1,4 +1,4 @@
-"""`gdask simulate INSTRUMENT OUT`: raw frames as the archive holds them, and the truth about them."""
+"""`gdask simulate INSTRUMENT OUT`: raw frames as in the archive, and the truth about them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import sys
 import time
 from collections.abc import Sequence
 
+import gdask.simulate
 from gdask.model import GdaskError
-from gdask.simulate.options import F2, GSAOI, Instrument
+from gdask.simulate.options import F2, GSAOI, OptionTable
 
 ABOUT = {
     "gsaoi": "a GSAOI imaging night: dome flats, a standard, target and offset sky",
@@ -17,7 +18,10 @@ ABOUT = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb; 0 when all was written, 2 when an option cannot be."""
+    """Run the command.
+
+    Returns 0 when all was written, 1 when a file could not be, 2 when an option cannot be.
+    """
     try:
         return _simulate(**vars(_parser().parse_args(argv)))
     except GdaskError as error:
@@ -32,41 +36,39 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gdask simulate", description="Raw nights with known truth."
     )
-    verbs = parser.add_subparsers(dest="instrument", required=True)
-    for instrument in (GSAOI, F2):
-        _add_verb(
-            verbs.add_parser(
-                instrument.name,
-                help=ABOUT[instrument.name],
-                formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-            ),
-            instrument,
+    commands = parser.add_subparsers(dest="instrument", required=True)
+    for table in (GSAOI, F2):
+        command = commands.add_parser(
+            table.name,
+            help=ABOUT[table.name],
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
+        _add_options(command, table)
     return parser
 
 
-def _add_verb(verb: argparse.ArgumentParser, instrument: Instrument) -> None:
-    verb.add_argument("out", help="folder: raw frames go to OUT/raw, truth to OUT/truth")
-    verb.add_argument("-q", "--quiet", action="store_true", help="no progress on standard error")
-    for name, default in instrument.defaults._asdict().items():
-        flag, about = "--" + name.replace("_", "-"), instrument.help[name]
+def _add_options(command: argparse.ArgumentParser, table: OptionTable) -> None:
+    """Add the arguments and options of an instrument's command."""
+    command.add_argument("out", help="folder: raw frames go to OUT/raw, truth to OUT/truth")
+    command.add_argument("-q", "--quiet", action="store_true", help="no progress on standard error")
+    for name, default in table.defaults._asdict().items():
+        flag, about = "--" + name.replace("_", "-"), table.help[name]
         if isinstance(default, bool):
-            verb.add_argument(flag, action="store_true", help=about)
-        else:
-            choices, kind = instrument.choices.get(name), type(default)
-            verb.add_argument(
-                flag,
-                type=kind,
-                default=default,
-                choices=choices,
-                help=about,
-                metavar=None if choices else kind.__name__.upper(),
-            )
+            command.add_argument(flag, action="store_true", help=about)
+            continue
+        choices, kind = table.choices.get(name), type(default)
+        command.add_argument(
+            flag,
+            type=kind,
+            default=default,
+            choices=choices,
+            help=about,
+            metavar=None if choices else kind.__name__.upper(),
+        )
 
 
 def _simulate(instrument: str, out: str, quiet: bool, **options: object) -> int:
-    import gdask.simulate
-
+    """Simulate a night and say where it is; returns 0."""
     start, done = time.monotonic(), 0
 
     def progress(file: str) -> None:

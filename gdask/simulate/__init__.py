@@ -1,5 +1,7 @@
-"""Raw nights with known truth. `simulate_gsaoi(out, seed=1, size=2048, ...)` and `simulate_f2` write one; nothing is
-loaded before."""
+"""Raw nights with known truth: `simulate_gsaoi(out, seed=1, size=2048, ...)` and `simulate_f2`.
+
+Nothing heavy is loaded before one of them is asked for.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Headers of simulated FLAMINGOS-2 files, card by card as the archive's, with the conventions of their date.
+"""Headers of simulated FLAMINGOS-2 files, card by card as in the archive at their date.
 
-The instrument's own numbers pass through six significant digits and single precision on their way into the header:
-a CRVAL above 100 degrees is good to 1.8 arcsec only, one above 10 to 0.18, and MJD-OBS to 0.05 days.
+The instrument's own numbers pass through six significant digits and single precision on their way
+into the header: a CRVAL above 100 degrees is good to 1.8 arcsec only, one above 10 to 0.18, and
+MJD-OBS to 0.05 days.
 """
 
 from __future__ import annotations
@@ -13,47 +14,61 @@ from typing import NamedTuple
 import numpy as np
 from astropy.io.fits import Header
 
-from gdask.simulate.exposure import Exposure, utc
-from gdask.simulate.f2_plan import OVERHEAD, READ_OUT, SETUP
+from gdask.simulate.f2_plan import OVERHEAD, READ_OUT_TIME, SETUP_TIME
 from gdask.simulate.gemini_headers import (
-    LONGITUDE,
+    PRIMARY,
+    CardLike,
     Facts,
     clock,
+    clock_values,
+    fifteen_digits,
+    header,
     hours_of,
+    image_cards,
+    primary_cards,
     semester,
-    telescope,
-    template,
+    telescope_values,
 )
-from gdask.simulate.mef import PRIMARY, CardLike, header, image_cards
-from gdask.simulate.noise import generator
+from gdask.simulate.geometry import FULL_SIZE, rotate
 from gdask.simulate.options import F2Options
-from gdask.simulate.sky import rotate, sidereal_time
+from gdask.simulate.plan import SECONDS_PER_DAY, Exposure, utc
+from gdask.simulate.seeds import generator
 
-FULL = 2048
 ALIGNMENT = 0.091  # instrument alignment angle (IAA), degrees
-STALE = 0.1  # days by which MJD-OBS may be off, before it is rounded
-KINDS = {"science": "target", "sky": "sky", "dark": "dark", "flat_on": "flat", "flat_off": "flat"}
+MAX_MJD_ERROR = 0.1  # days by which MJD-OBS may be off, before it is rounded
+HEADER_KINDS = {
+    "science": "target",
+    "sky": "sky",
+    "dark": "dark",
+    "flat_on": "flat",
+    "flat_off": "flat",
+}
 OBJECTS = {"dark": "Dark", "flat_on": "GCALflat", "flat_off": "GCALflat"}
 FIELD_OBJECTS = {"sparse": "J0140-3500", "crowded": "J0140-cluster", "extended": "J0140-galaxy"}
 OBSTYPES = {"dark": "DARK", "flat_on": "FLAT", "flat_off": "FLAT"}
-DK = ("DK_G0807", -28000)  # the blocker in the second filter wheel: name, position
+READ_MODES = {1: "Bright", 4: "Medium", 6: "Medium", 8: "Dark"}  # by number of reads
+DARK_BLOCKER = ("DK_G0807", -28000)  # in the second filter wheel: name, position
+OPEN_WHEEL_1, OPEN_WHEEL_2 = ("Open", -400), ("Open", 1000)  # name, position
 WCS_COMMENT = "WCS matrix element ({},{}) in (deg/pix)"
 
 
-class Clock(NamedTuple):
-    """Times of an exposure: UT of the frame's start, of the exposure, of its end as UTEND has it. MJD."""
+class FrameTimes(NamedTuple):
+    """Times of a frame, MJD (UT)."""
 
-    start: float
-    opened: float
-    end: float
-
-
-def single(value: float) -> float:
-    """A number as it arrives in the header: six significant digits, then single precision, then 15 digits."""
-    return float(f"{np.float32(f'{value:.6g}'):.15g}")
+    start: float  # of the frame
+    opened: float  # start of the exposure
+    end: float  # as UTEND has it
 
 
-def of_date(exposure: Exposure) -> Date:
+def six_digits(value: float) -> float:
+    """A number as it arrives in the header.
+
+    Six significant digits, then single precision, then 15 digits.
+    """
+    return fifteen_digits(np.float32(f"{value:.6g}"))
+
+
+def date_of_exposure(exposure: Exposure) -> Date:
     """UT date at the start of an exposure."""
     return utc(exposure.mjd).date()
 
@@ -67,27 +82,27 @@ def reference_pixel(facts: Facts, day: Date) -> tuple[float, float]:
 def primary_header(
     facts: Facts, options: F2Options, exposure: Exposure, guide_star: tuple[float, float]
 ) -> Header:
-    """The primary header of a raw frame. guide_star: degrees."""
-    kind = KINDS[exposure.kind]
+    """The primary header of a raw frame. guide_star: ra, dec, degrees."""
+    kind = facts["kinds"][HEADER_KINDS[exposure.kind]]
     values = (
         _identity(options, exposure)
-        | _time(facts, options, exposure)
+        | _times(facts, options, exposure)
         | _optics(facts, options, exposure)
     )
     if exposure.field:
-        values |= telescope(exposure, options.pa, ALIGNMENT)
+        values |= telescope_values(exposure, options.pa, ALIGNMENT)
     values |= {
         "P2ARA": round(guide_star[0], 8),
         "P2ADEC": round(guide_star[1], 8),
         "GCALSHUT": "OPEN" if exposure.kind == "flat_on" else "CLOSED",
     }
-    cards = template(facts, facts["kinds"][kind], values)
-    return header([*PRIMARY, *_of_the_time(facts, cards, exposure)])
+    cards = primary_cards(facts, kind, values)
+    return header([*PRIMARY, *_cards_of_the_date(facts, cards, exposure)])
 
 
-def _of_the_time(facts: Facts, cards: list[CardLike], exposure: Exposure) -> list[CardLike]:
-    """Cards that came, or changed their place, in the course of the years."""
-    since, day = facts["conventions"], of_date(exposure)
+def _cards_of_the_date(facts: Facts, cards: list[CardLike], exposure: Exposure) -> list[CardLike]:
+    """Add or move the cards that came, or changed their place, in the course of the years."""
+    since, day = facts["conventions"], date_of_exposure(exposure)
     if day < since["metadata"]:
         return [*cards[:-1], ("", "", ""), cards[-1]]
     release = ("RELEASE", cards[-1][1], "End of proprietary period YYY-MM-DD")
@@ -101,15 +116,12 @@ def _of_the_time(facts: Facts, cards: list[CardLike], exposure: Exposure) -> lis
 
 
 def _identity(options: F2Options, exposure: Exposure) -> dict[str, object]:
+    """What was observed, and for which programme."""
     on_sky = bool(exposure.field)
     program = f"{semester(exposure)}-Q-20" if on_sky else f"GS-CAL{exposure.file[1:9]}"
-    number = (
-        8
-        if on_sky
-        else {"flat_off": 4, "flat_on": 5, "dark": 7 if exposure.exptime == 2.0 else 3}[
-            exposure.kind
-        ]
-    )
+    dark_number = 7 if exposure.exptime == 2.0 else 3
+    numbers = {"flat_off": 4, "flat_on": 5, "dark": dark_number, "science": 8, "sky": 8}
+    number = numbers[exposure.kind]
     released = utc(exposure.mjd) + timedelta(days=540 if on_sky else 0)
     return {
         "OBJECT": OBJECTS.get(exposure.kind, FIELD_OBJECTS[options.field]),
@@ -123,40 +135,38 @@ def _identity(options: F2Options, exposure: Exposure) -> dict[str, object]:
     }
 
 
-def times(facts: Facts, options: F2Options, exposure: Exposure) -> Clock:
-    """When an exposure began and ended; early headers give the end of the exposure before it."""
-    duration = exposure.exptime * exposure.coadds + READ_OUT
+def frame_times(facts: Facts, options: F2Options, exposure: Exposure) -> FrameTimes:
+    """When an exposure began and ended.
+
+    Early headers give the end of the exposure before it.
+    """
+    duration = exposure.exptime * exposure.coadds + READ_OUT_TIME
     jitter = generator(options.seed, "clock", exposure.file).uniform(-0.2, 0.2)
-    opened = exposure.mjd + (SETUP + jitter) / 86400.0
-    end = opened + duration / 86400.0
-    if of_date(exposure) < facts["conventions"]["utend_own"]:
-        idle = OVERHEAD - SETUP - READ_OUT if exposure.number > 1 else 30.0
-        end = exposure.mjd - (idle - jitter) / 86400.0
-    return Clock(exposure.mjd, opened, end)
+    opened = exposure.mjd + (SETUP_TIME + jitter) / SECONDS_PER_DAY
+    end = opened + duration / SECONDS_PER_DAY
+    if date_of_exposure(exposure) < facts["conventions"]["utend_own"]:
+        idle = OVERHEAD - SETUP_TIME - READ_OUT_TIME if exposure.number > 1 else 30.0
+        end = exposure.mjd - (idle - jitter) / SECONDS_PER_DAY
+    return FrameTimes(exposure.mjd, opened, end)
 
 
-def modified_julian_date(options: F2Options, exposure: Exposure) -> float:
+def header_mjd(options: F2Options, exposure: Exposure) -> float:
     """MJD-OBS as the header has it: stale, rounded to a tenth of a day."""
-    key = (exposure.kind, int(exposure.mjd))
-    return single(exposure.mjd + generator(options.seed, "stale", *key).uniform(-STALE, STALE))
+    rng = generator(options.seed, "stale", exposure.kind, int(exposure.mjd))
+    return six_digits(exposure.mjd + rng.uniform(-MAX_MJD_ERROR, MAX_MJD_ERROR))
 
 
-def _time(facts: Facts, options: F2Options, exposure: Exposure) -> dict[str, object]:
-    mjd, at = exposure.mjd, times(facts, options, exposure)
-    ut, day = clock(hours_of(mjd), 1), of_date(exposure)
-    year = day.year + (utc(mjd) - datetime(day.year, 1, 1)).days / 365.25
-    return {
-        "UT": ut,
-        "TIME-OBS": ut,
-        "DATE": f"{day}",
-        "DATE-OBS": f"{day}",
-        "MJD-OBS": modified_julian_date(options, exposure),
-        "OBSEPOCH": single(year),
+def _times(facts: Facts, options: F2Options, exposure: Exposure) -> dict[str, object]:
+    """Clocks and times of a frame."""
+    mjd, times = exposure.mjd, frame_times(facts, options, exposure)
+    year = date_of_exposure(exposure).year
+    epoch = year + (utc(mjd) - datetime(year, 1, 1)).days / 365.25
+    return clock_values(mjd) | {
+        "MJD-OBS": header_mjd(options, exposure),
+        "OBSEPOCH": six_digits(epoch),
         "TRKEPOCH": round(mjd - 0.007, 6),
-        "LT": clock((hours_of(mjd) - 3.0) % 24.0, 1),
-        "ST": clock(sidereal_time(mjd, LONGITUDE) / 15.0, 1),
-        "UTSTART": clock(hours_of(at.opened), 6),
-        "UTEND": clock(hours_of(at.end), 6),
+        "UTSTART": clock(hours_of(times.opened), 6),
+        "UTEND": clock(hours_of(times.end), 6),
         "EXPTIME": exposure.exptime,
         "COADDS": exposure.coadds,
         "LNRS": exposure.lnrs,
@@ -165,37 +175,35 @@ def _time(facts: Facts, options: F2Options, exposure: Exposure) -> dict[str, obj
 
 
 def _optics(facts: Facts, options: F2Options, exposure: Exposure) -> dict[str, object]:
-    wheel = facts["filters"][options.filter]
-    first, place, second, other = wheel["wheel"], wheel["position"], "Open", 1000
-    if exposure.kind == "dark":
-        first, place, (second, other) = "Open", -400, DK
+    """Filter wheels and read mode."""
+    filter_facts, is_dark = facts["filters"][options.filter], exposure.kind == "dark"
+    wheel_1 = OPEN_WHEEL_1 if is_dark else (filter_facts["wheel"], filter_facts["position"])
+    wheel_2 = DARK_BLOCKER if is_dark else OPEN_WHEEL_2
     return {
-        "FILTER": second if exposure.kind == "dark" else first,
-        "FILTER1": first,
-        "FILTER2": second,
-        "FIL1STEP": place,
-        "FIL2STEP": other,
-        "FILT1ID": wheel["wheel"][-5:],
-        "WAVELENG": wheel["wavelength"],
-        "READMODE": {1: "Bright", 4: "Medium", 6: "Medium", 8: "Dark"}[exposure.lnrs],
+        "FILTER": wheel_2[0] if is_dark else wheel_1[0],
+        "FILTER1": wheel_1[0],
+        "FILTER2": wheel_2[0],
+        "FIL1STEP": wheel_1[1],
+        "FIL2STEP": wheel_2[1],
+        "FILT1ID": filter_facts["wheel"][-5:],
+        "WAVELENG": filter_facts["wavelength"],
+        "READMODE": READ_MODES[exposure.lnrs],
     }
 
 
-def extension_header(facts: Facts, options: F2Options, exposure: Exposure) -> Header:
+def image_header(facts: Facts, options: F2Options, exposure: Exposure) -> Header:
     """The header of the image: a cube of one plane, without sections or units."""
     added: list[CardLike] = [
         ("EXTNAME", "SCI", "ad1406: added by AstroData"),
         ("EXTVER", 1, "ad1410: added by AstroData"),
     ]
     last: list[CardLike] = []
-    if of_date(exposure) >= facts["conventions"]["added_last"]:
-        added, last = (
-            [],
-            [
-                ("EXTVER", 1, "Number assigned to a FITS extension."),
-                ("EXTNAME", "SCI", "Added by AstroData"),
-            ],
-        )
+    if date_of_exposure(exposure) >= facts["conventions"]["added_last"]:
+        added = []
+        last = [
+            ("EXTVER", 1, "Number assigned to a FITS extension."),
+            ("EXTNAME", "SCI", "Added by AstroData"),
+        ]
     cards: list[CardLike] = [
         *image_cards((1, options.size, options.size), 32),
         *added,
@@ -205,7 +213,7 @@ def extension_header(facts: Facts, options: F2Options, exposure: Exposure) -> He
         ),
         *((f"AMPDAC{n:02d}", 180.0, f"Preamp {n:02d} voltage (in bits)") for n in range(1, 33)),
         *_wcs(facts, options, exposure),
-        ("MJD-OBS", modified_julian_date(options, exposure), "MJD at start of observation"),
+        ("MJD-OBS", header_mjd(options, exposure), "MJD at start of observation"),
         ("INHERIT", False, "Inherits primary header"),
         ("CTYPE1", "RA---TAN", "RA---TAN X-axis"),
         ("CTYPE2", "DEC--TAN", "DEC--TAN Y-axis"),
@@ -219,28 +227,30 @@ def extension_header(facts: Facts, options: F2Options, exposure: Exposure) -> He
 
 
 def _wcs(facts: Facts, options: F2Options, exposure: Exposure) -> list[CardLike]:
-    """CRVAL from the claimed pointing; flats and darks keep what was left there."""
-    wcs, day, corner = facts["wcs"], of_date(exposure), (FULL - options.size) // 2
-    crpix = [single(pixel) - corner for pixel in reference_pixel(facts, day)]
-    cd = np.array(wcs["cd"][day >= facts["conventions"]["crpix"]]).reshape(2, 2)
-    (c11, c21), (c12, c22) = (rotate(*cd[:, i], options.pa) for i in (0, 1))
-    crval = exposure.claimed
-    if not exposure.field:
+    """The WCS: CRVAL is the claimed pointing; flats and darks keep what was left there."""
+    wcs, day = facts["wcs"], date_of_exposure(exposure)
+    corner = (FULL_SIZE - options.size) // 2
+    crpix = [six_digits(pixel) - corner for pixel in reference_pixel(facts, day)]
+    if exposure.field:
+        cd = np.array(wcs["cd"][day >= facts["conventions"]["crpix"]]).reshape(2, 2)
+        (c11, c21), (c12, c22) = (rotate(cd[0, i], cd[1, i], options.pa) for i in (0, 1))
+        crval = exposure.claimed
+    else:
         c11, c12, c21, c22 = wcs["parked_cd"]
-        crval = wcs["parked"][KINDS[exposure.kind]]
-    names = ("CD1_1", "CD1_2", "CD2_1", "CD2_2")
+        crval = wcs["parked"][HEADER_KINDS[exposure.kind]]
+    matrix = {(1, 1): c11, (1, 2): c12, (2, 1): c21, (2, 2): c22}
     return [
         *(
-            (name, single(float(value)), WCS_COMMENT.format(name[2], name[4]))
-            for name, value in zip(names, (c11, c12, c21, c22))
+            (f"CD{i}_{j}", six_digits(float(value)), WCS_COMMENT.format(i, j))
+            for (i, j), value in matrix.items()
         ),
         ("CD3_3", 1.0, WCS_COMMENT.format(3, 3)),
         *(
-            (f"CRPIX{n}", float(f"{np.float32(value):.15g}"), "Pixel at which reference applies")
+            (f"CRPIX{n}", fifteen_digits(np.float32(value)), "Pixel at which reference applies")
             for n, value in enumerate(crpix, 1)
         ),
         *(
-            (f"CRVAL{n}", single(value), "Ref pixel value in degrees")
+            (f"CRVAL{n}", six_digits(value), "Ref pixel value in degrees")
             for n, value in enumerate(crval, 1)
         ),
     ]

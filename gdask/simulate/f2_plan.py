@@ -1,7 +1,4 @@
-"""The plan of a simulated FLAMINGOS-2 night: every exposure, what its header will claim and what is true of it.
-
-All randomness of a frame comes from the seed and the frame's own name, so a frame does not depend on the others.
-"""
+"""The plan of a simulated FLAMINGOS-2 night: every exposure, in order."""
 
 from __future__ import annotations
 
@@ -11,21 +8,31 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gdask.simulate.exposure import NOWHERE, Exposure, file_name, pointing, sky_level, start_of
-from gdask.simulate.geometry import Pose
-from gdask.simulate.noise import generator
+from gdask.simulate.geometry import Pose, offset, pointing
 from gdask.simulate.options import F2Options
-from gdask.simulate.psf import Moffat
-from gdask.simulate.sky import offset
+from gdask.simulate.plan import (
+    Exposure,
+    calibration,
+    date_of,
+    dithered,
+    file_name,
+    sky_level,
+    spiral,
+    start_of,
+    with_stale_pointings,
+)
+from gdask.simulate.rendering import Moffat
+from gdask.simulate.seeds import generator
 
-TARGET = (25.0625, -35.0083)
+TARGET = (25.0625, -35.0083)  # degrees
 SKY_OFFSET = (330.0, -270.0)  # arcsec in p and q: 7.1 arcmin
-SETUP = 3.8  # s from the start of a frame (UT) to that of the exposure (UTSTART)
-READ_OUT = 7.2  # s from the end of the exposure to that of the read (UTEND)
+
+SETUP_TIME = 3.8  # s from the start of a frame (UT) to that of the exposure (UTSTART)
+READ_OUT_TIME = 7.2  # s from the end of the exposure to that of the read (UTEND)
 OVERHEAD = 17.0  # s between exposures
-BIG_OFFSET = 60.0  # s more that a big offset takes
-SHORT_DARK = 2.0  # s
-FAR_ERROR = 0.03  # CRVAL of the offset field is off by so much of the offset
+BIG_OFFSET_TIME = 60.0  # s more that a big offset takes
+SHORT_DARK_EXPTIME = 2.0  # s
+
 DITHERS = (
     (0.0, 0.0),
     (14.12, 9.4),
@@ -36,15 +43,25 @@ DITHERS = (
     (18.4, -0.35),
     (-0.45, -18.6),
     (-18.15, 0.5),
-)
+)  # arcsec
+DITHER_RADIUS = 20.0  # arcsec
+FULL_DITHER_SIZE = 512.0  # pixels: smaller frames have smaller dithers
+
+UNGUIDED_FACTOR = 4.0  # by which the pointing error of unguided frames is larger
+SKY_FIELD_WCS_ERROR = 0.03  # error of CRVAL on the sky field, as a fraction of the offset
+#: Rms of the plate scale, as a factor. Differential refraction at changing airmass makes a
+#: milliarcsecond at the edge of the field.
+PLATE_SCALE_SIGMA = 5e-6
+
+FIRST_SCIENCE_NUMBER = 75  # in the file names, as in the tutorial's night
 
 
-class Sequence(NamedTuple):
-    """Calibrations of one kind: where their light comes from (e-/s/pixel), how they are taken, where they are filed."""
+class CalibrationSet(NamedTuple):
+    """Calibrations of one kind that are taken in the same way."""
 
     kind: str
-    light: float
-    exptime: float
+    light: float  # e-/s in a mean pixel
+    exptime: float  # s
     coadds: int
     lnrs: int
     files: list[tuple[datetime, int]]  # date in the name, number
@@ -52,152 +69,103 @@ class Sequence(NamedTuple):
 
 
 def exposure_time(options: F2Options, facts: dict[str, Any]) -> float:
-    """Exposure time of a coadd of science frames, s."""
+    """Exposure time (s) of a coadd of science frames. facts: those of the filter."""
     return options.exptime if options.exptime > 0 else facts["exptime"]
 
 
 def plan(options: F2Options, facts: dict[str, Any]) -> list[Exposure]:
     """Every exposure: darks, flats, science. facts: those of the filter."""
     exposures: list[Exposure] = []
-    for sequence in sequences(options, facts):
-        exposures += _calibrations(options, sequence)
+    for calibrations in calibration_sets(options, facts):
+        exposures += _calibrations(options, calibrations)
     return exposures + list(_science(options, facts))
 
 
-def sequences(options: F2Options, facts: dict[str, Any]) -> list[Sequence]:
+def calibration_sets(options: F2Options, facts: dict[str, Any]) -> list[CalibrationSet]:
     """Darks and flats, filed as the tutorial's are: within eight days of the science."""
-    date, flat = datetime.strptime(options.date, "%Y%m%d"), facts["flat"]
-    n, off = options.n_lamps, options.n_lamps + options.n_lamps // 2
-    short = max(369, 75 + options.n_science + options.n_sky)
+    date, flat = date_of(options.date), facts["flat"]
+    n_on, n_off = options.n_lamps, options.n_lamps + options.n_lamps // 2
+    short = max(369, FIRST_SCIENCE_NUMBER + options.n_science + options.n_sky)
     on_day, off_day = date + timedelta(days=8), date + timedelta(days=5)
-    rows = [
-        Sequence(
-            "dark",
-            0.0,
-            exposure_time(options, facts),
-            options.coadds,
-            options.lnrs,
-            _dark_files(date, options.n_darks),
-            9.6,
-        ),
-        Sequence(
-            "dark",
-            0.0,
-            SHORT_DARK,
-            1,
-            1,
-            [(date, short + i) for i in range(options.n_short_darks)],
-            10.2,
-        ),
-        Sequence(
-            "flat_off",
-            flat["closed"],
-            flat["exptime"],
-            1,
-            1,
-            [(off_day, 1111 + i) for i in range(off)],
-            10.0,
-        ),
+    exptime, flat_exptime = exposure_time(options, facts), flat["exptime"]
+    dark_files = _dark_files(date, options.n_darks)
+    short_files = [(date, short + i) for i in range(options.n_short_darks)]
+    off_files = [(off_day, 1111 + i) for i in range(n_off)]
+    sets = [
+        CalibrationSet("dark", 0.0, exptime, options.coadds, options.lnrs, dark_files, 9.6),
+        CalibrationSet("dark", 0.0, SHORT_DARK_EXPTIME, 1, 1, short_files, 10.2),
+        CalibrationSet("flat_off", flat["closed"], flat_exptime, 1, 1, off_files, 10.0),
     ]
     if flat["lamp"]:
-        return [
-            *rows,
-            Sequence(
-                "flat_on",
-                flat["lamp"] + flat["closed"],
-                flat["exptime"],
-                1,
-                1,
-                [(on_day, 320 + i) for i in range(n)],
-                10.0,
-            ),
-        ]
-    return [
-        *rows,
-        Sequence(
-            "dark",
-            0.0,
-            flat["exptime"],
-            1,
-            1,
-            [(off_day, 1111 + off + i) for i in range(off)],
-            11.0,
-        ),
-    ]
+        light, files = flat["lamp"] + flat["closed"], [(on_day, 320 + i) for i in range(n_on)]
+        return [*sets, CalibrationSet("flat_on", light, flat_exptime, 1, 1, files, 10.0)]
+    files = [(off_day, 1111 + n_off + i) for i in range(n_off)]
+    return [*sets, CalibrationSet("dark", 0.0, flat_exptime, 1, 1, files, 11.0)]
 
 
 def _dark_files(date: datetime, count: int) -> list[tuple[datetime, int]]:
-    """Six of the evening before, one of the night, the rest of the night after: as the tutorial's darks are found."""
+    """Date and number of each dark, as the tutorial's darks are found.
+
+    Six of the evening before, one of the night, the rest of the night after.
+    """
     day = timedelta(days=1)
     files = [(date - day, 115 + i) for i in range(6)] + [(date, 10), (date + day, 12)]
     files += [(date + day, 438 + i) for i in range(max(0, count - len(files)))]
     return files[:count]
 
 
-def _calibrations(options: F2Options, sequence: Sequence) -> Iterator[Exposure]:
+def _calibrations(options: F2Options, calibrations: CalibrationSet) -> Iterator[Exposure]:
     """Exposures of one kind, each day's in a row."""
-    number = dict.fromkeys((day for day, _ in sequence.files), 0)
-    step = sequence.exptime * sequence.coadds + OVERHEAD
-    for day, filed in sequence.files:
-        name = file_name(day, filed)
-        light = sequence.light * (
-            1.0 + 0.002 * generator(options.seed, "frame", name).standard_normal()
-        )
-        start = start_of(day, sequence.hours, step * number[day])
-        number[day] += 1
-        yield Exposure(
-            name,
-            sequence.kind,
-            "",
-            0,
-            number[day],
-            start,
-            sequence.exptime,
-            sequence.coadds,
-            sequence.lnrs,
-            0,
-            0.0,
-            0.0,
-            0.0,
-            0.0,
-            np.nan,
-            np.nan,
-            (np.nan, np.nan),
-            False,
-            NOWHERE,
-            np.nan,
-            (),
-            light,
+    taken = dict.fromkeys((day for day, _ in calibrations.files), 0)
+    step = calibrations.exptime * calibrations.coadds + OVERHEAD
+    for day, number in calibrations.files:
+        start = start_of(day, calibrations.hours, step * taken[day])
+        taken[day] += 1
+        yield calibration(
+            options.seed,
+            file_name(day, number),
+            calibrations.kind,
+            night=0,
+            number=taken[day],
+            mjd=start,
+            exptime=calibrations.exptime,
+            coadds=calibrations.coadds,
+            lnrs=calibrations.lnrs,
+            light=calibrations.light,
         )
 
 
 def _science(options: F2Options, facts: dict[str, Any]) -> Iterator[Exposure]:
-    """Dithers on the target; with offsets to sky, in the order target, sky, sky, target and again."""
-    date, order = (
-        datetime.strptime(options.date, "%Y%m%d"),
-        sequence_of(options.n_science, options.n_sky),
-    )
-    bad = bad_frames(order, options.bad_wcs)
+    """Dithers on the target; with offsets to sky in the order target, sky, sky, target, repeated."""
+    date = date_of(options.date)
+    order = frame_order(options.n_science, options.n_sky)
     step = exposure_time(options, facts) * options.coadds + OVERHEAD
-    seconds, counts, claimed = 0.0, {"science": 0, "sky": 0}, None
-    for i, kind in enumerate(order):
-        seconds += 0.0 if i == 0 else step + BIG_OFFSET * (kind != order[i - 1])
-        p, q = dither(counts[kind], options.size)
-        counts[kind] += 1
-        if kind == "sky":
-            p, q = p + SKY_OFFSET[0], q + SKY_OFFSET[1]
-        exposure = _exposure(
-            options, facts, file_name(date, 75 + i), kind, i + 1, start_of(date, 2.5, seconds), p, q
+
+    def dither(i: int, _: str) -> tuple[float, float]:
+        return _dither(i, options.size)
+
+    exposures = (
+        _exposure(
+            options,
+            facts,
+            file_name(date, FIRST_SCIENCE_NUMBER + i),
+            kind,
+            i + 1,
+            start_of(date, 2.5, seconds),
+            p,
+            q,
         )
-        if i in bad and claimed is not None:
-            exposure = exposure._replace(bad_wcs=True, claimed=claimed)
-        claimed = exposure.claimed
-        yield exposure
+        for i, (kind, seconds, p, q) in enumerate(
+            dithered(order, step, BIG_OFFSET_TIME, dither, SKY_OFFSET)
+        )
+    )
+    return with_stale_pointings(exposures, stale_frames(order, options.bad_wcs))
 
 
-def sequence_of(n_science: int, n_sky: int) -> list[str]:
+def frame_order(n_science: int, n_sky: int) -> list[str]:
     """Kinds of frames in order: ABBA while there are both, then the rest."""
-    left, order = {"science": n_science, "sky": n_sky}, []
+    left = {"science": n_science, "sky": n_sky}
+    order: list[str] = []
     for i in range(2 * (n_science + n_sky)):
         kind = ("science", "sky", "sky", "science")[i % 4]
         if not left[kind]:
@@ -208,21 +176,22 @@ def sequence_of(n_science: int, n_sky: int) -> list[str]:
     return order
 
 
-def bad_frames(order: list[str], count: int) -> set[int]:
-    """Indices of the frames whose CRVAL is stale: those after a big offset, from the last one back; then any others."""
+def stale_frames(order: list[str], count: int) -> set[int]:
+    """Indices of the `count` frames whose CRVAL is stale.
+
+    Those after a big offset, from the last one back; then any others.
+    """
     ranked = [i for i in range(len(order) - 1, 0, -1) if order[i] != order[i - 1]]
     return set(list(dict.fromkeys(ranked + list(range(len(order) - 1, 0, -1))))[:count])
 
 
-def dither(i: int, size: int) -> tuple[float, float]:
-    """Offset (p, q) of the i-th frame of a field, arcsec: the tutorial's nine, then a spiral; less in small frames."""
-    shrink = min(1.0, size / 512.0)
+def _dither(i: int, size: int) -> tuple[float, float]:
+    """Offset (p, q) of the i-th frame of a field, arcsec: the tutorial's nine, then a spiral."""
+    shrink = min(1.0, size / FULL_DITHER_SIZE)
     if i < len(DITHERS):
         return round(DITHERS[i][0] * shrink, 4), round(DITHERS[i][1] * shrink, 4)
-    radius, angle = 20.0 * np.sqrt((i * 0.6180339887498949) % 1.0), np.radians(137.50776405 * i)
-    return round(float(radius * np.cos(angle)) * shrink, 2), round(
-        float(radius * np.sin(angle)) * shrink, 2
-    )
+    p, q = spiral(i, DITHER_RADIUS)
+    return round(float(p) * shrink, 2), round(float(q) * shrink, 2)
 
 
 def _exposure(
@@ -236,42 +205,41 @@ def _exposure(
     q: float,
 ) -> Exposure:
     """An exposure of the sky, with what is true of it drawn from the seed and its name."""
-    header = pointing(TARGET, p, q, options.pa)
+    is_sky = kind == "sky"
+    commanded = pointing(TARGET, p, q, options.pa)
     rng = generator(options.seed, "frame", file)
-    error = rng.normal(0.0, options.pointing * (4.0 if kind == "sky" else 1.0), 2)
-    truth = offset(*header, float(error[0]), float(error[1]))
+    error = rng.normal(0.0, options.pointing * (UNGUIDED_FACTOR if is_sky else 1.0), 2)
+    true_pointing = offset(*commanded, float(error[0]), float(error[1]))
     twist = generator(options.seed, "night", 0).normal(-0.02, 0.01) + rng.normal(0.0, 3e-4)
-    # differential refraction at changing airmass: a milliarcsec at the edge of the field
-    pose = Pose(
-        *truth, options.pa + float(twist), 1.0 + float(rng.normal(0.0, 5e-6)), np.zeros((2, 7))
-    )
-    claimed = (
-        pointing(TARGET, p - FAR_ERROR * q, q + FAR_ERROR * p, options.pa)
-        if kind == "sky"
-        else header
-    )
+    plate_scale = 1.0 + float(rng.normal(0.0, PLATE_SCALE_SIGMA))
+    claimed = commanded
+    if is_sky:
+        wrong_p, wrong_q = p - SKY_FIELD_WCS_ERROR * q, q + SKY_FIELD_WCS_ERROR * p
+        claimed = pointing(TARGET, wrong_p, wrong_q, options.pa)
     seeing = float(options.seeing * rng.lognormal(0.0, 0.03))
     usual = facts["sky"] if options.sky < 0 else options.sky
-    sky = sky_level(options.seed, usual, mjd, 0.02) * (1.01 if kind == "sky" else 1.0)
+    sky = sky_level(options.seed, usual, mjd, 0.02) * (1.01 if is_sky else 1.0)
     return Exposure(
-        file,
-        kind,
-        "target" if kind == "science" else "sky",
-        0,
-        number,
-        mjd,
-        exposure_time(options, facts),
-        options.coadds,
-        options.lnrs,
-        0,
-        *TARGET,
-        p,
-        q,
-        *header,
-        claimed,
-        False,
-        pose,
-        float(rng.normal(1.0, 0.01)),
-        (Moffat(1.0, seeing, 3),),
-        sky,
+        file=file,
+        kind=kind,
+        field="sky" if is_sky else "target",
+        night=0,
+        number=number,
+        mjd=mjd,
+        exptime=exposure_time(options, facts),
+        coadds=options.coadds,
+        lnrs=options.lnrs,
+        roi=0,
+        ra=TARGET[0],
+        dec=TARGET[1],
+        p=p,
+        q=q,
+        header_ra0=commanded[0],
+        header_dec0=commanded[1],
+        claimed=claimed,
+        bad_wcs=False,
+        pose=Pose(*true_pointing, options.pa + float(twist), plate_scale, np.zeros((2, 7))),
+        scale=float(rng.normal(1.0, 0.01)),
+        psf=(Moffat(1.0, seeing, 3),),
+        light=sky,
     )

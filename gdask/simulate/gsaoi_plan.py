@@ -1,7 +1,4 @@
-"""The plan of a simulated GSAOI night: every exposure, what its header will claim and what is true of it.
-
-All randomness of a frame comes from the seed and the frame's own name, so a frame does not depend on the others.
-"""
+"""The plan of a simulated GSAOI night: every exposure, in order."""
 
 from __future__ import annotations
 
@@ -10,20 +7,44 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
-from gdask.simulate.exposure import NOWHERE, Exposure, file_name, pointing, sky_level, start_of
-from gdask.simulate.geometry import Chip, Pose, plane
-from gdask.simulate.noise import generator
+from gdask.simulate.geometry import (
+    FULL_SIZE,
+    MIDDLE,
+    Chip,
+    Pose,
+    Window,
+    offset,
+    plane,
+    pointing,
+)
 from gdask.simulate.options import GsaoiOptions
-from gdask.simulate.psf import PSF, Moffat
-from gdask.simulate.sky import offset
+from gdask.simulate.plan import (
+    Exposure,
+    calibration,
+    date_of,
+    dithered,
+    file_name,
+    sky_level,
+    spiral,
+    start_of,
+    with_stale_pointings,
+)
+from gdask.simulate.rendering import PSF, Moffat
+from gdask.simulate.seeds import generator
 
-TARGET = (201.2925, -43.1015)  # NGC 5128, as in the field's tutorial night
-STANDARD = (185.41388, -0.12028)  # star 9132
+TARGET = (201.2925, -43.1015)  # degrees: NGC 5128, as in the field's tutorial night
+STANDARD = (185.41388, -0.12028)  # degrees: star 9132
 STANDARD_MAG = 11.9
+STANDARD_EXPTIME = 30.0  # s
 SKY_OFFSET = (210.0, -160.0)  # arcsec in p and q: 4.4 arcmin
-READ = 0.98971703  # s per read of a full frame; half of it in a region of interest
-STALE_OFFSET = 80.0  # s that a big offset takes
-SETUP = 7.5  # s from the start of a frame (UT) to that of the exposure (UTSTART)
+
+SETUP_TIME = 7.5  # s from the start of a frame (UT) to that of the exposure (UTSTART)
+READ_TIME = 0.98971703  # s per read of a full frame; half of it in a region of interest
+OVERHEAD = 14.0  # s between exposures
+BIG_OFFSET_TIME = 80.0  # s more that a big offset takes
+FLAT_EXPTIME, FLAT_CADENCE, FLAT_PAUSE = 8.0, 27.0, 396.0  # s; pause between lamp on and off
+STANDARD_CADENCE = 52.0  # s
+
 DITHERS = (
     (0.0, 0.0),
     (1.6875, 1.125),
@@ -34,12 +55,32 @@ DITHERS = (
     (0.0, 2.25),
     (-2.25, 0.0),
     (0.0, -2.25),
-)
+)  # arcsec
+DITHER_RADIUS = 2.4  # arcsec
+SKY_DITHER_STRETCH = 1.5  # of the dithers on the sky field
+FULL_DITHER_SIZE = 384.0  # pixels: smaller frames have smaller dithers
+
+UNGUIDED_FACTOR = 5.0  # by which the pointing error of unguided frames is larger
+#: Rms over the square -1..1 of a sum of the seven WARP_TERMS with unit normal coefficients.
+WARP_TERMS_RMS = 0.965
+
+CONTROLLER_ROI = 1024  # the controller's own region of interest, whose rows are one off
+ROW_ERROR = (1, 1, -1, -1)  # true rows are CCDSEC's plus this, by array
+
+
+def frame_window(size: int, roi: int, array: int) -> Window:
+    """The central `size` (or `roi`) square of an array.
+
+    The controller's region of 1024 pixels has an error in its rows.
+    """
+    n = roi or size
+    corner = (FULL_SIZE - n) // 2
+    return Window(corner, corner, n, corner + (ROW_ERROR[array] if roi == CONTROLLER_ROI else 0))
 
 
 def read_time(exposure: Exposure) -> float:
     """RDTIME: seconds per read."""
-    return READ / 2 if exposure.roi else READ
+    return READ_TIME / 2 if exposure.roi else READ_TIME
 
 
 def plan(
@@ -54,8 +95,11 @@ def plan(
     return exposures
 
 
-def numbers(options: GsaoiOptions) -> dict[str, int]:
-    """First file number of each sequence: the tutorial night's, moved up where a sequence grows into the next."""
+def first_numbers(options: GsaoiOptions) -> dict[str, int]:
+    """First file number of each sequence.
+
+    Those of the tutorial's night, moved up where a sequence grows into the next.
+    """
     off = max(60, 30 + options.n_flats)
     science = max(95, off + options.n_flats)
     std = max(114, science + options.n_science + options.n_sky)
@@ -69,83 +113,71 @@ def numbers(options: GsaoiOptions) -> dict[str, int]:
 
 
 def _date(options: GsaoiOptions, night: int) -> datetime:
-    return datetime.strptime(options.date, "%Y%m%d") + timedelta(days=night)
+    """Date in the names of a night's science frames."""
+    return date_of(options.date) + timedelta(days=night)
+
+
+def _science_step(options: GsaoiOptions) -> float:
+    """Seconds from one science frame (or its dark) to the next."""
+    return options.exptime * options.coadds + READ_TIME * options.lnrs / 2 + OVERHEAD
 
 
 def _calibrations(options: GsaoiOptions, night: int, facts: dict[str, float]) -> Iterator[Exposure]:
     """Dome flats in the afternoon before (UT of the day before), darks in the morning."""
-    date, first, n = _date(options, night), numbers(options), options.n_flats
-    lamp = facts["lamp"] + facts["thermal"]
-    rows = [("flat_on", i, -4.5, 27.0 * i, 8.0, 1, 2, lamp) for i in range(n)]
+    date, first, n = _date(options, night), first_numbers(options), options.n_flats
+    thermal = facts["thermal"]
+    lamp, flat = facts["lamp"] + thermal, (FLAT_EXPTIME, 1, 2)
+    dark = (options.exptime, options.coadds, options.lnrs)
+    step = _science_step(options)
+    rows = [("flat_on", i, -4.5, FLAT_CADENCE * i, flat, lamp) for i in range(n)]
     rows += [
-        ("flat_off", i, -4.5, 27.0 * (n + i) + 396.0, 8.0, 1, 2, facts["thermal"]) for i in range(n)
+        ("flat_off", i, -4.5, FLAT_CADENCE * (n + i) + FLAT_PAUSE, flat, thermal) for i in range(n)
     ]
-    step = options.exptime * options.coadds + READ * options.lnrs / 2 + 14.0
-    rows += [
-        ("dark", i, 10.5, step * i, options.exptime, options.coadds, options.lnrs, 0.0)
-        for i in range(options.n_darks)
-    ]
-    for kind, i, hours, seconds, exptime, coadds, lnrs, light in rows:
-        name = file_name(date, first[kind] + i)
-        light *= 1.0 + 0.002 * generator(options.seed, "frame", name).standard_normal()
-        yield Exposure(
-            name,
+    rows += [("dark", i, 10.5, step * i, dark, 0.0) for i in range(options.n_darks)]
+    for kind, i, hours, seconds, (exptime, coadds, lnrs), light in rows:
+        yield calibration(
+            options.seed,
+            file_name(date, first[kind] + i),
             kind,
-            "",
-            night,
-            i + 1,
-            start_of(date, hours, seconds),
-            exptime,
-            coadds,
-            lnrs,
-            0,
-            0.0,
-            0.0,
-            0.0,
-            0.0,
-            np.nan,
-            np.nan,
-            (np.nan, np.nan),
-            False,
-            NOWHERE,
-            np.nan,
-            (),
-            light,
+            night=night,
+            number=i + 1,
+            mjd=start_of(date, hours, seconds),
+            exptime=exptime,
+            coadds=coadds,
+            lnrs=lnrs,
+            light=light,
         )
 
 
 def _standards(
     options: GsaoiOptions, night: int, chips: list[Chip], facts: dict[str, float]
 ) -> Iterator[Exposure]:
-    """The standard in the middle of each array in turn, the evening before; seeing limited, in a region of interest."""
-    date, first = _date(options, night) - timedelta(days=1), numbers(options)["std"]
+    """The standard in the middle of each array in turn, the evening before.
+
+    Seeing limited, in a region of interest.
+    """
+    date, first = _date(options, night) - timedelta(days=1), first_numbers(options)["std"]
     for i in range(options.n_std):
-        u, v = plane(chips[i % 4], 1024.5, 1024.5)
+        u, v = plane(chips[i % 4], MIDDLE, MIDDLE)
         p, q = (-round(float(value) * 4) / 4 for value in (u, v))
-        mjd = start_of(date, 0.9, 52.0 * i)
-        yield _exposure(
-            options, file_name(date, first + i), "std", "std", night, i + 1, mjd, p, q, facts
-        )
+        mjd = start_of(date, 0.9, STANDARD_CADENCE * i)
+        yield _exposure(options, file_name(date, first + i), "std", night, i + 1, mjd, p, q, facts)
 
 
 def _science(options: GsaoiOptions, night: int, facts: dict[str, float]) -> Iterator[Exposure]:
     """Blocks of three frames on the target, each followed by its share of the sky frames."""
-    date, first = _date(options, night), numbers(options)["science"]
-    order = sequence(options.n_science, options.n_sky)
-    bad = bad_frames(order, options.bad_wcs)
-    seconds, counts, claimed = 0.0, {"science": 0, "sky": 0}, None
-    step = options.exptime * options.coadds + READ * options.lnrs / 2 + 14.0
-    for i, kind in enumerate(order):
-        seconds += 0.0 if i == 0 else step + STALE_OFFSET * (kind != order[i - 1])
-        p, q = _dither(counts[kind], options.size, 1.0 if kind == "science" else 1.5)
-        counts[kind] += 1
-        if kind == "sky":
-            p, q = p + SKY_OFFSET[0], q + SKY_OFFSET[1]
-        exposure = _exposure(
+    date, first = _date(options, night), first_numbers(options)["science"]
+    order = frame_order(options.n_science, options.n_sky)
+
+    def dither(i: int, kind: str) -> tuple[float, float]:
+        return _dither(i, options.size, 1.0 if kind == "science" else SKY_DITHER_STRETCH)
+
+    frames = dithered(order, _science_step(options), BIG_OFFSET_TIME, dither, SKY_OFFSET)
+    exposures = (
+        _exposure(
             options,
             file_name(date, first + i),
             kind,
-            "target" if kind == "science" else "sky",
             night,
             night * len(order) + i + 1,
             start_of(date, 2.4, seconds),
@@ -153,15 +185,17 @@ def _science(options: GsaoiOptions, night: int, facts: dict[str, float]) -> Iter
             q,
             facts,
         )
-        if i in bad:
-            stale = claimed if options.n_sky else pointing(TARGET, *SKY_OFFSET, options.pa)
-            exposure = exposure._replace(bad_wcs=True, claimed=stale)
-        claimed = exposure.claimed
-        yield exposure
+        for i, (kind, seconds, p, q) in enumerate(frames)
+    )
+    sky_pointing = None if options.n_sky else pointing(TARGET, *SKY_OFFSET, options.pa)
+    return with_stale_pointings(exposures, stale_frames(order, options.bad_wcs), sky_pointing)
 
 
-def sequence(n_science: int, n_sky: int) -> list[str]:
-    """Kinds of frames in order: three on the target, then sky, and again; the last sky block is the longest."""
+def frame_order(n_science: int, n_sky: int) -> list[str]:
+    """Kinds of frames in order: three on the target, then sky, and again.
+
+    The last sky block is the longest.
+    """
     blocks = max(1, -(-n_science // 3))
     order: list[str] = []
     for block in range(blocks):
@@ -170,8 +204,11 @@ def sequence(n_science: int, n_sky: int) -> list[str]:
     return order
 
 
-def bad_frames(order: list[str], count: int) -> set[int]:
-    """Indices of the frames whose CRVAL is stale: first frames after a big offset, and those that follow the last."""
+def stale_frames(order: list[str], count: int) -> set[int]:
+    """Indices of the `count` frames whose CRVAL is stale.
+
+    First frames after a big offset, and those that follow the last big offset.
+    """
     starts = [i for i in range(1, len(order)) if order[i] != order[i - 1]]
     last = starts[-1] if starts else 1
     ranked = (
@@ -184,19 +221,18 @@ def bad_frames(order: list[str], count: int) -> set[int]:
 
 
 def _dither(i: int, size: int, stretch: float) -> tuple[float, float]:
-    """Offset (p, q) of the i-th frame of a field, arcsec: the tutorial's nine, then a spiral; less in small frames."""
-    shrink = min(1.0, size / 384.0) * stretch
+    """Offset (p, q) of the i-th frame of a field, arcsec: the tutorial's nine, then a spiral."""
+    shrink = min(1.0, size / FULL_DITHER_SIZE) * stretch
     if i < len(DITHERS):
         return DITHERS[i][0] * shrink, DITHERS[i][1] * shrink
-    radius, angle = 2.4 * np.sqrt((i * 0.6180339887498949) % 1.0), np.radians(137.50776405 * i)
-    return round(radius * np.cos(angle) * shrink, 4), round(radius * np.sin(angle) * shrink, 4)
+    p, q = spiral(i, DITHER_RADIUS)
+    return round(p * shrink, 4), round(q * shrink, 4)
 
 
 def _exposure(
     options: GsaoiOptions,
     file: str,
     kind: str,
-    field: str,
     night: int,
     number: int,
     mjd: float,
@@ -205,44 +241,40 @@ def _exposure(
     facts: dict[str, float],
 ) -> Exposure:
     """An exposure of the sky, with what is true of it drawn from the seed and its name."""
-    std = kind == "std"
-    target = STANDARD if std else TARGET
-    header = pointing(target, p, q, options.pa)
+    is_std = kind == "std"
+    target = STANDARD if is_std else TARGET
+    commanded = pointing(target, p, q, options.pa)
     rng = generator(options.seed, "frame", file)
-    error = rng.normal(0.0, options.pointing * (5.0 if kind == "sky" else 1.0), 2)
-    truth = offset(*header, float(error[0]), float(error[1]))
+    error = rng.normal(0.0, options.pointing * (UNGUIDED_FACTOR if kind == "sky" else 1.0), 2)
+    true_pointing = offset(*commanded, float(error[0]), float(error[1]))
     twist = generator(options.seed, "night", night).normal(0.034, 0.01) + rng.normal(0.0, 0.0015)
-    # 0.965: rms over the square -1..1 of a sum of the seven terms with unit normal coefficients
-    warp = np.round(rng.normal(0.0, 1.0, (2, 7)) * options.warp / 0.965, 6)
-    pose = Pose(
-        *truth, options.pa + float(twist), 1.0 + float(rng.normal(0.0, 0.003 * options.warp)), warp
-    )
-    exptime, coadds, lnrs, roi = options.exptime, options.coadds, options.lnrs, 0
-    if std:
-        exptime, coadds, lnrs, roi = 30.0, 1, 2, options.roi
+    warp = np.round(rng.normal(0.0, 1.0, (2, 7)) * options.warp / WARP_TERMS_RMS, 6)
+    plate_scale = 1.0 + float(rng.normal(0.0, 0.003 * options.warp))
     usual = facts["sky"] if options.sky < 0 else options.sky
-    sky = sky_level(options.seed, usual, mjd, 0.012) * {"sky": 1.008, "std": 0.98}.get(field, 1.0)
+    sky = sky_level(options.seed, usual, mjd, 0.012) * {"sky": 1.008, "std": 0.98}.get(kind, 1.0)
     return Exposure(
-        file,
-        kind,
-        field,
-        night,
-        number,
-        mjd,
-        exptime,
-        coadds,
-        lnrs,
-        roi,
-        *target,
-        p,
-        q,
-        *header,
-        header,
-        False,
-        pose,
-        float(rng.normal(1.0, 0.01)),
-        _psf(rng, kind),
-        sky,
+        file=file,
+        kind=kind,
+        field="target" if kind == "science" else kind,
+        night=night,
+        number=number,
+        mjd=mjd,
+        exptime=STANDARD_EXPTIME if is_std else options.exptime,
+        coadds=1 if is_std else options.coadds,
+        lnrs=2 if is_std else options.lnrs,
+        roi=options.roi if is_std else 0,
+        ra=target[0],
+        dec=target[1],
+        p=p,
+        q=q,
+        header_ra0=commanded[0],
+        header_dec0=commanded[1],
+        claimed=commanded,
+        bad_wcs=False,
+        pose=Pose(*true_pointing, options.pa + float(twist), plate_scale, warp),
+        scale=float(rng.normal(1.0, 0.01)),
+        psf=_psf(rng, kind),
+        light=sky,
     )
 
 

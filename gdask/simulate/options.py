@@ -1,16 +1,19 @@
-"""What a simulated night can be asked for: names, defaults, meaning, limits. Light: the command line imports it."""
+"""Options of simulated nights: names, defaults, meaning, limits.
+
+The command line imports this module, so it must load nothing heavy.
+"""
 
 from __future__ import annotations
 
 import difflib
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gdask.model import GdaskError
 
 
 class GsaoiOptions(NamedTuple):
-    """A simulated GSAOI night; `HELP` says what each means."""
+    """Options of a simulated GSAOI night; `GSAOI_HELP` says what each means."""
 
     seed: int = 1
     size: int = 2048
@@ -38,7 +41,7 @@ class GsaoiOptions(NamedTuple):
 
 
 class F2Options(NamedTuple):
-    """A simulated FLAMINGOS-2 night; `F2_HELP` says what each means."""
+    """Options of a simulated FLAMINGOS-2 night; `F2_HELP` says what each means."""
 
     seed: int = 1
     size: int = 2048
@@ -64,10 +67,13 @@ class F2Options(NamedTuple):
     cr_rate: float = 0.4
 
 
-HELP = {
+GSAOI_HELP = {
     "seed": "the same seed gives the same bytes",
     "size": "central SIZE x SIZE pixels of each array (even, 64 to 2048)",
-    "roi": "region of interest of the standard's frames, pixels; -1: half of the size, at most 1024; 0: none",
+    "roi": (
+        "region of interest of the standard's frames, pixels; -1: half of the size, at most "
+        "1024; 0: none"
+    ),
     "n_science": "science frames on the target, each night",
     "n_sky": "science frames on the offset sky field, unguided, each night",
     "n_flats": "dome flats: so many with the lamp on and as many with it off",
@@ -86,31 +92,47 @@ HELP = {
     "warp": "distortion of each frame beyond the static one, arcsec rms over the field",
     "bad_wcs": "science frames whose CRVAL was not updated after an offset, each night",
     "cr_rate": "cosmic rays per second on a full array",
-    "afterglow": "charge that a saturated pixel holds back for later frames, as a fraction of the well",
+    "afterglow": (
+        "charge that a saturated pixel holds back for later frames, as a fraction of the well"
+    ),
     "no_bpm": "do not write the bad-pixel mask",
 }
 
-F2_HELP = HELP | {
-    "size": "central SIZE x SIZE pixels of the array (even, 64 to 2048); real frames are always whole",
+F2_HELP = GSAOI_HELP | {
+    "size": (
+        "central SIZE x SIZE pixels of the array (even, 64 to 2048); real frames are always whole"
+    ),
     "n_science": "science frames on the target",
-    "n_sky": "science frames on the offset sky field, with --dither offset; negative: as many as on the target",
+    "n_sky": (
+        "science frames on the offset sky field, with --dither offset; negative: as many as "
+        "on the target"
+    ),
     "n_darks": "dark frames with the exposure time of science frames",
     "n_short_darks": "dark frames of 2 s",
-    "n_lamps": "GCAL flats with the lamp on, and half as many again with its shutter closed; in K bands these alone, "
-    "and as many darks of their exposure time",
+    "n_lamps": (
+        "GCAL flats with the lamp on, and half as many again with its shutter closed; in K "
+        "bands these alone, and as many darks of their exposure time"
+    ),
     "date": "date in the names of science frames, YYYYMMDD; the calibrations' dates lie about it",
     "exptime": "exposure time of a coadd of science frames, s; 0 or negative: usual for the filter",
     "lnrs": "non-destructive read pairs of science frames and their darks",
     "coadds": "coadds of science frames and their darks (FLAMINGOS-2 sums them)",
-    "dither": "where the sky is measured: on the target's own frames, or on a field seven arcmin away",
+    "dither": (
+        "where the sky is measured: on the target's own frames, or on a field seven arcmin away"
+    ),
     "seeing": "full width at half maximum of a star, arcsec",
     "pointing": "pointing error of guided frames, arcsec rms",
-    "distortion": "radial distortion: by how much the scale 3 arcmin from the centre differs, as a fraction",
-    "probe": "shadow of the guide probe: none, one that enters at the edge in some dithers, or one deep in the field",
+    "distortion": (
+        "radial distortion: by how much the scale 3 arcmin from the centre differs, as a fraction"
+    ),
+    "probe": (
+        "shadow of the guide probe: none, one that enters at the edge in some dithers, or one "
+        "deep in the field"
+    ),
     "bad_wcs": "science frames whose CRVAL was not updated after an offset",
 }
 
-CHOICES: dict[str, tuple[object, ...]] = {
+GSAOI_CHOICES: dict[str, tuple[object, ...]] = {
     "filter": ("Z", "J", "H", "Kprime", "Kshort", "K"),
     "lnrs": (2, 8, 16),
     "field": ("crowded", "sparse", "extended"),
@@ -124,7 +146,8 @@ F2_CHOICES: dict[str, tuple[object, ...]] = {
     "probe": ("edge", "none", "deep"),
 }
 
-LIMITS: dict[str, tuple[float, float]] = {
+#: Least and largest value.
+GSAOI_LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "size": (64, 2048),
     "roi": (-1, 2046),
@@ -145,7 +168,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "afterglow": (0.0, 1.0),
 }
 
-F2_LIMITS = LIMITS | {
+F2_LIMITS = GSAOI_LIMITS | {
     "n_sky": (-1, 5000),
     "n_short_darks": (0, 1000),
     "n_lamps": (0, 1000),
@@ -155,43 +178,47 @@ F2_LIMITS = LIMITS | {
 }
 
 
-class Instrument(NamedTuple):
-    """What a simulated instrument can be asked for: options with their defaults, meaning, choices, limits."""
+class OptionTable(NamedTuple):
+    """The options of a simulated instrument."""
 
-    name: str
+    name: str  # of the instrument
     defaults: GsaoiOptions | F2Options
     help: dict[str, str]
     choices: dict[str, tuple[object, ...]]
     limits: dict[str, tuple[float, float]]
 
 
-GSAOI = Instrument("gsaoi", GsaoiOptions(), HELP, CHOICES, LIMITS)
-F2 = Instrument("f2", F2Options(), F2_HELP, F2_CHOICES, F2_LIMITS)
+GSAOI = OptionTable("gsaoi", GsaoiOptions(), GSAOI_HELP, GSAOI_CHOICES, GSAOI_LIMITS)
+F2 = OptionTable("f2", F2Options(), F2_HELP, F2_CHOICES, F2_LIMITS)
 
 
-def gsaoi_options(**given: object) -> GsaoiOptions:
-    """Options with defaults filled in, checked. Raises GdaskError that names the option, the value and the limits."""
-    options = _filled(GSAOI, given)
-    assert isinstance(options, GsaoiOptions)
+def gsaoi_options(**given: Any) -> GsaoiOptions:
+    """Fill in the defaults of GSAOI options, and check them.
+
+    Raises GdaskError that names the option, the value and the limits.
+    """
+    options = GsaoiOptions(**_checked(GSAOI, given))
     if options.roi > 0 and options.roi % 2:
         raise GdaskError(f"simulate gsaoi: roi is {options.roi}, which must be even")
     if options.size == 1024:
         raise GdaskError(
-            "simulate gsaoi: size 1024 looks like the instrument's region of interest; take 1020 or 1028"
+            "simulate gsaoi: size 1024 looks like the instrument's region of interest; "
+            "take 1020 or 1028"
         )
     if options.roi >= options.size:
         raise GdaskError(
             f"simulate gsaoi: roi is {options.roi}, expected less than the size, {options.size}"
         )
-    return options._replace(
-        roi=min(1024, options.size // 4 * 2) if options.roi < 0 else options.roi
-    )
+    roi = min(1024, options.size // 4 * 2) if options.roi < 0 else options.roi
+    return options._replace(roi=roi)
 
 
-def f2_options(**given: object) -> F2Options:
-    """Options with defaults filled in, checked. Raises GdaskError that names the option, the value and the limits."""
-    options = _filled(F2, given)
-    assert isinstance(options, F2Options)
+def f2_options(**given: Any) -> F2Options:
+    """Fill in the defaults of FLAMINGOS-2 options, and check them.
+
+    Raises GdaskError that names the option, the value and the limits.
+    """
+    options = F2Options(**_checked(F2, given))
     if options.dither == "on-target" and options.n_sky > 0:
         raise GdaskError(
             f"simulate f2: n_sky is {options.n_sky} with dither on-target, expected dither offset"
@@ -200,39 +227,36 @@ def f2_options(**given: object) -> F2Options:
     return options._replace(n_sky=n_sky if options.dither == "offset" else 0)
 
 
-def _filled(instrument: Instrument, given: dict[str, object]) -> GsaoiOptions | F2Options:
-    known = instrument.defaults._fields
+def _checked(table: OptionTable, given: dict[str, Any]) -> dict[str, Any]:
+    """All options of an instrument by name; GdaskError where one cannot be."""
+    instrument, defaults = table.name, table.defaults._asdict()
     for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            raise GdaskError(
-                f"simulate {instrument.name}: no option {name!r}"
-                + (f"; did you mean {near[0]!r}?" if near else "")
-            )
-    options = instrument.defaults._replace(**given)
-    for name, value in options._asdict().items():
-        _check(instrument, name, value)
+        if name not in defaults:
+            near = difflib.get_close_matches(name, defaults, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise GdaskError(f"simulate {instrument}: no option {name!r}{hint}")
+    options = defaults | given
+    for name, value in options.items():
+        _check_value(table, name, value)
+    date, size = options["date"], options["size"]
     try:
-        datetime.strptime(options.date, "%Y%m%d")
+        datetime.strptime(date, "%Y%m%d")
     except ValueError:
-        raise GdaskError(
-            f"simulate {instrument.name}: date is {options.date!r}, expected YYYYMMDD"
-        ) from None
-    if options.size % 2:
-        raise GdaskError(f"simulate {instrument.name}: size is {options.size}, which must be even")
+        raise GdaskError(f"simulate {instrument}: date is {date!r}, expected YYYYMMDD") from None
+    if size % 2:
+        raise GdaskError(f"simulate {instrument}: size is {size}, which must be even")
     return options
 
 
-def _check(instrument: Instrument, name: str, value: object) -> None:
-    kind, says = (
-        type(getattr(instrument.defaults, name)),
-        f"simulate {instrument.name}: {name} is {value!r}, expected",
-    )
-    fits = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
-    if not fits:
-        raise GdaskError(f"{says} {kind.__name__}")
-    if name in instrument.choices and value not in instrument.choices[name]:
-        raise GdaskError(f"{says} one of {', '.join(map(str, instrument.choices[name]))}")
-    low, high = instrument.limits.get(name, (None, None))
-    if low is not None and not low <= value <= high:  # type: ignore[operator]
-        raise GdaskError(f"{says} {low:g} to {high:g}")
+def _check_value(table: OptionTable, name: str, value: Any) -> None:
+    """Check the type, the choices and the limits of one option."""
+    kind = type(getattr(table.defaults, name))
+    complaint = f"simulate {table.name}: {name} is {value!r}, expected"
+    if not isinstance(value, (int, float) if kind is float else kind):
+        raise GdaskError(f"{complaint} {kind.__name__}")
+    if name in table.choices and value not in table.choices[name]:
+        raise GdaskError(f"{complaint} one of {', '.join(map(str, table.choices[name]))}")
+    if name in table.limits:
+        low, high = table.limits[name]
+        if not low <= value <= high:
+            raise GdaskError(f"{complaint} {low:g} to {high:g}")

@@ -1,4 +1,4 @@
-"""What is on the sky: catalogues of stars, and smooth light, of the fields that a simulated night looks at."""
+"""What is on the sky in the fields of a simulated night: stars, galaxies, and smooth light."""
 
 from __future__ import annotations
 
@@ -7,46 +7,57 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gdask.simulate.noise import generator
-from gdask.simulate.sky import deproject, project
+from gdask.simulate.geometry import deproject, project
+from gdask.simulate.seeds import generator
 
 Array = npt.NDArray[np.float64]
 
 
 class Stars(NamedTuple):
-    """Stars of one field, brightest first: ids, degrees, magnitudes, electrons per second at mean response."""
+    """Stars of one field, brightest first."""
 
     field: str
     id: list[str]
-    ra: Array
-    dec: Array
+    ra: Array  # degrees
+    dec: Array  # degrees
     mag: Array
-    flux: Array
+    flux: Array  # e-/s at mean response
+
+
+class Galaxies(NamedTuple):
+    """Galaxies of one field, brightest first."""
+
+    field: str
+    id: list[str]
+    ra: Array  # degrees
+    dec: Array  # degrees
+    mag: Array
+    flux: Array  # e-/s at mean response
+    radius: Array  # half-light radius of the disc along its major axis, arcsec
+    ratio: Array  # of the axes
+    angle: Array  # of the major axis, degrees East of North
+    bulge: Array  # fraction of the light in the bulge
 
 
 class Halo(NamedTuple):
-    """Smooth light amp (1 + r^2 / scale^2)^-power about (ra, dec): e-/s in a mean pixel, arcsec. Not convolved."""
+    """Smooth light amp (1 + r^2 / scale^2)^-power about a position, not convolved with the PSF."""
 
-    amp: float
-    ra: float
-    dec: float
-    scale: float
+    amp: float  # e-/s in a mean pixel
+    ra: float  # degrees
+    dec: float  # degrees
+    scale: float  # arcsec
     power: float
 
 
 class Density(NamedTuple):
-    """Stars per magnitude go as 10^(slope m) between `bright` and `faint`; `extra` more are even in `bright`..+1."""
+    """How many stars a field has: their number per magnitude goes as 10^(slope m)."""
 
     stars: int
-    bright: float
-    faint: float
+    bright: float  # magnitude of the brightest ...
+    faint: float  # ... and of the faintest
     slope: float
-    extra: int
+    extra: int  # more stars, spread evenly from `bright` to one magnitude fainter
 
-
-HALF_SIZE = (
-    68.0  # arcsec: half the side of the square that holds stars; covers GSAOI at any position angle
-)
 
 DENSITIES = {
     "crowded": Density(24000, 13.8, 22.5, 0.31, 60),
@@ -61,23 +72,27 @@ DENSITIES = {
     "f2-sky": Density(1300, 14.4, 23.8, 0.24, 0),
 }
 
-#: e-/s per mean pixel, arcsec North of the pointing, scale, power: light of an unresolved background, and a galaxy.
-HALOS = {"crowded": (2.0, 35.0, 70.0, 1.5), "extended": (60.0, -5.0, 8.0, 1.0)}
+#: Magnitudes of galaxies: the first is drawn evenly between these two ...
+FIRST_GALAXY_MAG = (15.5, 17.0)
+#: ... and the others lie exponentially above the faint limit, with this mean, down to this bound.
+FAINT_GALAXY_MAG, GALAXY_MAG_MEAN, BRIGHTEST_GALAXY_MAG = 21.5, 1.2, 15.0
+GALAXY_MAX_RADIUS = 5.0  # arcsec
 
 
 def star_field(
     seed: int,
     field: str,
     kind: str,
-    ra0: float,
-    dec0: float,
+    centre: tuple[float, float],
     zero_point: float,
+    half_size: float,
     placed: tuple[tuple[float, float, float], ...] = (),
-    half_size: float = HALF_SIZE,
 ) -> Stars:
-    """Stars of the `field`, drawn for `kind` (a key of DENSITIES) within `half_size` arcsec of (ra0, dec0).
+    """Draw the stars of a field within a square.
 
-    placed: (xi, eta, magnitude) of stars that must be there. The same seed gives the same sky whatever is observed.
+    kind: a key of DENSITIES. centre: degrees. half_size: half the side of the square, arcsec.
+    placed: (xi, eta, magnitude), arcsec from the centre, of stars that must be there.
+    The same seed gives the same sky whatever is observed.
     """
     density = DENSITIES[kind]
     rng = generator(seed, "scene", field, kind)
@@ -87,23 +102,52 @@ def star_field(
     mag = np.log10(low + rng.uniform(size=n) * (high - low)) / density.slope
     mag[: density.extra] = density.bright + rng.uniform(size=density.extra)
     if placed:
-        extra = np.array(placed)
-        xi, eta, mag = (
-            np.append(xi, extra[:, 0]),
-            np.append(eta, extra[:, 1]),
-            np.append(mag, extra[:, 2]),
-        )
+        placed_xi, placed_eta, placed_mag = np.array(placed).T
+        xi, eta = np.append(xi, placed_xi), np.append(eta, placed_eta)
+        mag = np.append(mag, placed_mag)
     order = np.argsort(mag, kind="stable")
-    ra, dec = deproject(xi[order], eta[order], ra0, dec0)
+    ra, dec = deproject(xi[order], eta[order], *centre)
     mag = mag[order]
-    return Stars(
+    names = [f"{field}-{i + 1:05d}" for i in range(mag.size)]
+    return Stars(field, names, ra, dec, mag, magnitude_to_flux(mag, zero_point))
+
+
+def galaxy_field(
+    seed: int,
+    field: str,
+    count: int,
+    centre: tuple[float, float],
+    zero_point: float,
+    half_size: float,
+) -> Galaxies:
+    """Draw `count` galaxies within a square, smaller when they are fainter.
+
+    The other arguments are those of `star_field`.
+    """
+    rng = generator(seed, "galaxies", field)
+    xi, eta = rng.uniform(-half_size, half_size, (2, count))
+    first = rng.uniform(*FIRST_GALAXY_MAG, min(1, count))
+    others = FAINT_GALAXY_MAG - rng.exponential(GALAXY_MAG_MEAN, max(0, count - 1))
+    mag = np.maximum(np.sort(np.append(first, others)), BRIGHTEST_GALAXY_MAG)
+    ra, dec = deproject(xi, eta, *centre)
+    radius = 0.5 * 10.0 ** (0.17 * (FAINT_GALAXY_MAG - mag)) * rng.lognormal(0.0, 0.25, count)
+    return Galaxies(
         field,
-        [f"{field}-{i + 1:05d}" for i in range(mag.size)],
+        [f"{field}-g{i + 1:04d}" for i in range(count)],
         ra,
         dec,
         mag,
-        10.0 ** (0.4 * (zero_point - mag)),
+        magnitude_to_flux(mag, zero_point),
+        np.minimum(radius, GALAXY_MAX_RADIUS),
+        ratio=rng.uniform(0.25, 1.0, count),
+        angle=rng.uniform(0.0, 180.0, count),
+        bulge=rng.uniform(0.0, 0.6, count),
     )
+
+
+def magnitude_to_flux(mag: Array, zero_point: float) -> Array:
+    """Flux (e-/s) of magnitudes; the zero point is the magnitude of 1 e-/s."""
+    return 10.0 ** (0.4 * (zero_point - mag))
 
 
 def halo_light(halo: Halo, ra: Array, dec: Array) -> Array:

@@ -1,7 +1,8 @@
-"""Truth beside simulated raw frames: catalogue, frames, flats, bad pixels, cosmic rays, scene.
+"""The truth beside simulated raw frames: catalogue, frames, flats, bad pixels, cosmic rays, scene.
 
-A star's electrons in a frame are flux x scale x exptime x RESPONSE(x, y); its pixel follows from the frame's ra0, dec0,
-pa, plate_scale and warp through the instrument's static geometry (scene.json says how).
+A star's electrons in a frame are flux x scale x exptime x RESPONSE(x, y); its pixel follows from
+the frame's ra0, dec0, pa, plate_scale and warp through the instrument's static geometry (scene.json
+says how).
 """
 
 from __future__ import annotations
@@ -16,32 +17,39 @@ import numpy.typing as npt
 from astropy.io import fits
 from astropy.table import Table, vstack
 
-from gdask.simulate.cosmics import Hits
-from gdask.simulate.exposure import Exposure
-from gdask.simulate.scene import Stars
+from gdask.simulate.detector import Hits
+from gdask.simulate.plan import Exposure
+from gdask.simulate.scene import Galaxies, Stars
 from gdask.types import Image
 
-BITS = "bits: 1 dead 2 hot 4 cluster 8 reference 16 not in the BPM"
-MOFFAT = "fraction (beta - 1) / (pi a^2) (1 + r^2 / a^2)^-beta, a = fwhm / (2 sqrt(2^(1 / beta) - 1)), arcsec"
+MOFFAT = (
+    "fraction (beta - 1) / (pi a^2) (1 + r^2 / a^2)^-beta, "
+    "a = fwhm / (2 sqrt(2^(1 / beta) - 1)), arcsec"
+)
 FLUX = "flux: e-/s for scale = 1 and mean response = 1 (all flux, no aperture loss)"
+HALO = "amp * (1 + r^2 / scale^2)^-power, e-/s in a mean pixel, seen through FLAT and scale"
+
+GALAXY_SHAPE = ("radius", "ratio", "angle", "bulge")
+#: Columns of the table of cosmic rays: 0-based pixel of the written image; array from 1.
+COSMIC_RAY_COLUMNS = {"file": "U40", "array": "u1", "x": "i2", "y": "i2", "electrons": "f4"}
 
 
 class Counts(NamedTuple):
-    """What happened in one frame, by array: number of saturated pixels, cosmic rays."""
+    """What happened in one frame, by array."""
 
-    saturated: tuple[int, ...]
-    hits: tuple[Hits, ...]
+    saturated: tuple[int, ...]  # number of pixels
+    hits: tuple[Hits, ...]  # cosmic rays
 
 
 class Planes(NamedTuple):
-    """What is true of one array on the window that is written."""
+    """What is true of one array on the window that is written, (ny, nx) each."""
 
     name: str
     flat: Image
     response: Image
-    area: npt.NDArray[np.float64]
-    dark: Image
-    bad: npt.NDArray[np.uint8]
+    area: npt.NDArray[np.float64]  # pixel solid angle over the mean
+    dark: Image  # e-/s
+    bad: npt.NDArray[np.uint8]  # bits
 
 
 def write(
@@ -52,82 +60,82 @@ def write(
     cosmics: Table,
     arrays: Iterable[Planes],
     scene: dict[str, object],
-    bits: str = BITS,
+    bits: str,
 ) -> None:
-    """Write every truth file into `folder`."""
+    """Write every truth file into `folder`. bits: what the bits of the bad-pixel maps mean."""
     catalog.write(folder / "catalog.ecsv", format="ascii.ecsv", overwrite=True)
     frames.write(folder / "frames.ecsv", format="ascii.ecsv", overwrite=True)
     cosmics.write(folder / "cosmic_rays.fits", overwrite=True)
     maps = []
     for number, planes in enumerate(arrays, 1):
-        _flat(planes).writeto(folder / f"flat_{number}.fits", overwrite=True)
+        _array_file(planes).writeto(folder / f"flat_{number}.fits", overwrite=True)
         maps.append(fits.ImageHDU(planes.bad, name="BAD", ver=number))
-    first = fits.PrimaryHDU()
-    first.header["COMMENT"] = bits
-    fits.HDUList([first, *maps]).writeto(folder / "bad_pixels.fits", overwrite=True)
+    primary = fits.PrimaryHDU()
+    primary.header["COMMENT"] = bits
+    fits.HDUList([primary, *maps]).writeto(folder / "bad_pixels.fits", overwrite=True)
     (folder / "scene.json").write_text(json.dumps(scene, indent=1))
 
 
-def star_catalog(fields: dict[str, Stars]) -> Table:
-    """The stars of all fields, as the catalogue lists them."""
-    tables = []
-    for name, stars in fields.items():
-        n = len(stars.id)
-        tables.append(
-            Table(
-                {
-                    "id": stars.id,
-                    "field": [name] * n,
-                    "kind": ["star"] * n,
-                    "ra": stars.ra,
-                    "dec": stars.dec,
-                    "mag": stars.mag,
-                    "flux": stars.flux,
-                }
-            )
-        )
-    table = vstack(tables, metadata_conflicts="silent")
-    table["ra"].unit = table["dec"].unit = "deg"
-    table["flux"].unit = "electron / s"
-    table.meta["comment"] = FLUX
-    return table
+def source_catalog(stars: dict[str, Stars], galaxies: dict[str, Galaxies]) -> Table:
+    """The sources of all fields: stars, then galaxies, if there are any, with their shapes."""
+    catalog = vstack(
+        [_sources("star", field, sources) for field, sources in stars.items()],
+        metadata_conflicts="silent",
+    )
+    catalog["ra"].unit = catalog["dec"].unit = "deg"
+    catalog["flux"].unit = "electron / s"
+    catalog.meta["comment"] = FLUX
+    if not galaxies:
+        return catalog
+    for name in GALAXY_SHAPE:
+        catalog[name] = np.nan
+    tables = [_sources("galaxy", field, sources) for field, sources in galaxies.items()]
+    return vstack([catalog, *tables], metadata_conflicts="silent")
+
+
+def _sources(kind: str, field: str, sources: Stars | Galaxies) -> Table:
+    """The sources of one kind in one field."""
+    count = len(sources.id)
+    columns = sources._asdict() | {"field": [field] * count, "kind": [kind] * count}
+    numbers = [name for name in sources._fields if name not in ("id", "field")]
+    return Table({name: columns[name] for name in ("id", "field", "kind", *numbers)})
 
 
 def frame_table(
     exposures: list[Exposure],
     counts: list[Counts],
     zero_point: float,
-    more: Callable[[Exposure], dict[str, object]] = lambda _: {},
+    more_columns: Callable[[Exposure], dict[str, object]],
 ) -> Table:
-    """One row for each frame; more: columns that the instrument adds."""
+    """One row for each frame. more_columns: those that the instrument adds."""
     rows = []
-    for e, count in zip(exposures, counts):
-        on_sky = bool(e.field)
+    for exposure, count in zip(exposures, counts):
+        on_sky, pose = bool(exposure.field), exposure.pose
         rows.append(
             {
-                "file": e.file,
-                "kind": e.kind,
-                "field": e.field,
-                "night": e.night,
-                "mjd": e.mjd,
-                "exptime": e.exptime,
-                "coadds": e.coadds,
-                "lnrs": e.lnrs,
-                "roi": e.roi,
-                "sky": e.light,
+                "file": exposure.file,
+                "kind": exposure.kind,
+                "field": exposure.field,
+                "night": exposure.night,
+                "mjd": exposure.mjd,
+                "exptime": exposure.exptime,
+                "coadds": exposure.coadds,
+                "lnrs": exposure.lnrs,
+                "roi": exposure.roi,
+                "sky": exposure.light,
                 "fault": "",
-                "bad_wcs": e.bad_wcs,
-                "ra0": e.pose.ra0,
-                "dec0": e.pose.dec0,
-                "pa": e.pose.pa,
-                "plate_scale": e.pose.plate_scale,
-                "header_ra0": e.header_ra0,
-                "header_dec0": e.header_dec0,
-                "scale": e.scale,
-                "psf": repr([tuple(part) for part in e.psf]) if on_sky else "",
+                "bad_wcs": exposure.bad_wcs,
+                "ra0": pose.ra0,
+                "dec0": pose.dec0,
+                "pa": pose.pa,
+                "plate_scale": pose.plate_scale,
+                "header_ra0": exposure.header_ra0,
+                "header_dec0": exposure.header_dec0,
+                "scale": exposure.scale,
+                "psf": repr([tuple(part) for part in exposure.psf]) if on_sky else "",
                 "zp": zero_point if on_sky else np.nan,
-                "warp": json.dumps(e.pose.warp.tolist()) if on_sky else "",
-                **more(e),
+                "warp": json.dumps(pose.warp.tolist()) if on_sky else "",
+                **more_columns(exposure),
                 "saturated": sum(count.saturated),
                 "cosmic_pixels": sum(hits.x.size for hits in count.hits),
             }
@@ -135,24 +143,20 @@ def frame_table(
     return Table(rows=rows)
 
 
-def cosmic_table(exposures: list[Exposure], counts: list[Counts]) -> Table:
-    """One row for each pixel that a cosmic ray hit: file, array 1..4, 0-based pixel of the written image, electrons."""
-    columns: dict[str, list[object]] = {
-        name: [] for name in ("file", "array", "x", "y", "electrons")
-    }
+def cosmic_ray_table(exposures: list[Exposure], counts: list[Counts]) -> Table:
+    """One row for each pixel that a cosmic ray hit; COSMIC_RAY_COLUMNS says what is in it."""
+    columns: dict[str, list[object]] = {name: [] for name in COSMIC_RAY_COLUMNS}
     for exposure, count in zip(exposures, counts):
-        for array, hits in enumerate(count.hits):
+        for array, hits in enumerate(count.hits, 1):
             columns["file"] += [exposure.file] * hits.x.size
-            columns["array"] += [array + 1] * hits.x.size
+            columns["array"] += [array] * hits.x.size
             for name in ("x", "y", "electrons"):
                 columns[name] += getattr(hits, name).tolist()
-    kinds = ("U40", "u1", "i2", "i2", "f4")
-    return Table(
-        {name: np.array(values, kind) for (name, values), kind in zip(columns.items(), kinds)}
-    )
+    return Table({name: np.array(columns[name], kind) for name, kind in COSMIC_RAY_COLUMNS.items()})
 
 
-def _flat(planes: Planes) -> fits.HDUList:
+def _array_file(planes: Planes) -> fits.HDUList:
+    """Flat, response, pixel area and dark current of one array."""
     hdus = [fits.PrimaryHDU()]
     hdus[0].header["ARRAY"] = planes.name
     for name, data, comment in (

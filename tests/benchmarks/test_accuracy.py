@@ -16,8 +16,8 @@ from benchmarks.accuracy.measure import apertures, linear_rest, measure, photon_
 from benchmarks.accuracy.scene import RADII, Scene, profile, read, stars_image
 from gdask.kernels.resample.resampling import resample
 from gdask.kernels.stack.combine import combine
-from gdask.simulate.cosmics import cosmic_rays
-from gdask.simulate.psf import Moffat, parameters, render
+from gdask.simulate.detector import cosmic_rays
+from gdask.simulate.rendering import Moffat, profile_table, render
 
 GOOD_SEEING = (Moffat(0.42, 0.083, 4), Moffat(0.58, 0.45, 3))
 
@@ -60,7 +60,7 @@ def test_the_model_is_the_simulated_image(scene: Scene) -> None:
         np.array([1e6]),
         one,
         np.array([5.0]),
-        parameters(GOOD_SEEING),
+        profile_table(GOOD_SEEING),
         12,
     )
     got = stars_image(want.shape, np.array([30.3]), np.array([29.8]), np.array([1e6]), table, 1e-3)
@@ -180,7 +180,7 @@ def _stack(hit: bool, reject: str) -> np.ndarray:
             [0.42, 0.083, 0.45, 1, 0, 0], [0.012, 0.0025, 0.012, 0.01, 1, 1]
         )
         image = np.zeros((230, 230), np.float32)
-        psf = parameters((Moffat(strehl, core, 4), Moffat(1 - strehl, halo, 3)))
+        psf = profile_table((Moffat(strehl, core, 4), Moffat(1 - strehl, halo, 3)))
         plain = np.tile([0.0197, 0.0, 0.0, 0.0197], (12, 1))
         render(
             image,

@@ -1,4 +1,4 @@
-"""The GSAOI simulator against what real headers say, against astropy's projection, and against its own truth."""
+"""GSAOI nights against real headers, astropy's projection and their own truth."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from astropy.wcs import WCS
 from gdask.cli import simulate as command
 from gdask.model import GdaskError
 from gdask.simulate import geometry, gsaoi, simulate_gsaoi
-from gdask.simulate.cosmics import cosmic_rays
-from gdask.simulate.detector import PLATEAU, Pattern, Readout, measured, read_out, well
-from gdask.simulate.geometry import Chip, Pose
-from gdask.simulate.gsaoi_plan import bad_frames, sequence
-from gdask.simulate.noise import generator
+from gdask.simulate.detector import (
+    Pattern,
+)
+from gdask.simulate.geometry import Pose
+from gdask.simulate.gsaoi_plan import frame_order, stale_frames
 from gdask.simulate.options import gsaoi_options
-from gdask.simulate.psf import CORE, Moffat, parameters, radii, render
 
 SIZE = 256
 SAMPLES = Path(os.environ.get("GDASK_SAMPLES", "/nowhere")) / "gsaoi"
 FACTS, ARRAYS = gsaoi.load_facts()
-CHIPS = [Chip(np.array(a["distortion_x"]), np.array(a["distortion_y"])) for a in ARRAYS]
+CHIPS = gsaoi.chips_of(ARRAYS)
 FIRST_SKY = "S20170505S0098.fits"
 
 
@@ -40,119 +39,28 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def frames(night: Path) -> Table:
+    """The night's table of frames, by file."""
     table = Table.read(night / "truth" / "frames.ecsv")
     table.add_index("file")
     return table
 
 
 def pose_of(row: Table.Row) -> Pose:
+    """Where a frame truly pointed."""
     return Pose(
         row["ra0"], row["dec0"], row["pa"], row["plate_scale"], np.array(json.loads(row["warp"]))
     )
 
 
-def test_pixel_to_sky_is_the_projection_of_astropy() -> None:
-    x, y = np.random.default_rng(1).uniform(-100.0, 2150.0, (2, 200))
-    pose = Pose(201.3, -43.1, 37.0, 1.0002, np.random.default_rng(2).normal(0.0, 0.01, (2, 7)))
-    ra, dec = geometry.pixel_to_sky(CHIPS[2], pose, x, y)
-    u, v = geometry.distort(pose, *geometry.plane(CHIPS[2], x, y))
-    wcs = WCS(naxis=2)
-    wcs.wcs.ctype, wcs.wcs.crval = ["RA---TAN", "DEC--TAN"], [pose.ra0, pose.dec0]
-    c, s = np.cos(np.radians(37.0)), np.sin(np.radians(37.0))
-    wcs.wcs.cd = np.array([[c, s], [-s, c]]) / 3600.0
-    np.testing.assert_allclose(np.array(wcs.wcs_pix2world(u, v, 1)), [ra, dec], rtol=0, atol=1e-11)
-    np.testing.assert_allclose(
-        geometry.sky_to_pixel(CHIPS[2], pose, ra, dec), [x, y], rtol=0, atol=1e-7
-    )
-
-
-def test_origin_falls_where_target_and_offsets_land() -> None:
-    x, y = geometry.pixel(CHIPS[3], np.zeros(1), np.zeros(1))
-    np.testing.assert_allclose([x[0], y[0]], [195.5, 212.2], atol=0.5)
-
-
-def test_pixel_area_is_the_determinant_of_the_jacobian() -> None:
-    x, y = np.array([1.0, 700.0, 2048.0]), np.array([3.0, 1500.0])
-    ux, uy, vx, vy = geometry.jacobian(CHIPS[1], *np.meshgrid(x, y))
-    np.testing.assert_allclose(geometry.pixel_area(CHIPS[1], x, y), ux * vy - uy * vx, rtol=1e-12)
-
-
-@pytest.mark.parametrize(
-    "psf", [(Moffat(0.42, 0.083, 4), Moffat(0.58, 0.45, 3)), (Moffat(1.0, 0.5, 3),)]
-)
-def test_a_rendered_star_has_its_flux_and_place(psf: tuple[Moffat, ...]) -> None:
-    jacobian = np.array([[0.0197, 0.0004, 0.0002, 0.0195]])
-    image = np.zeros((401, 401), np.float32)
-    x, y = np.array([200.37]), np.array([199.81])
-    reach = radii(psf, np.array([1e7]))
-    render(image, x, y, np.array([1e7]), jacobian, reach, parameters(psf), CORE)
-    assert image.sum(dtype=float) == pytest.approx(1e7, rel=1e-3)
-    near = np.s_[190:211, 190:211]
-    fine = (np.arange(21 * 20) + 0.5) / 20 - 0.5 + 190
-    dx, dy = np.meshgrid(fine - x[0], fine - y[0])
-    u, v = 0.0197 * dx + 0.0004 * dy, 0.0002 * dx + 0.0195 * dy
-    total = np.zeros_like(u)
-    for fraction, fwhm, beta in psf:
-        a2 = fwhm**2 / 4 / (2 ** (1 / beta) - 1)
-        total += fraction * (beta - 1) / (np.pi * a2) * (1 + (u * u + v * v) / a2) ** -beta
-    truth = total.reshape(21, 20, 21, 20).mean((1, 3)) * 1e7 * (0.0197 * 0.0195 - 0.0004 * 0.0002)
-    np.testing.assert_allclose(image[near], truth, rtol=3e-4)
-    weight = image[near].astype(float)
-    rows, columns = np.mgrid[near]
-    for axis in (columns, rows):
-        got, want = (weight * axis).sum() / weight.sum(), (truth * axis).sum() / truth.sum()
-        assert got == pytest.approx(want, abs=1e-4)
-
-
-def test_measured_signal_is_the_inverse_of_the_linearity_polynomial() -> None:
-    for array in ARRAYS:
-        c0, c1, c2 = array["linearity"]
-        for n in np.linspace(-50.0, 140000.0, 30):
-            assert measured(n * (c0 + n * (c1 + n * c2)), c0, c1, c2) == pytest.approx(n, abs=1e-3)
-
-
-@pytest.mark.parametrize("coadds", [1, 4])
-@pytest.mark.parametrize("level", [3.0, 100.0, 20000.0])
-def test_noise_of_a_read(level: float, coadds: int) -> None:
-    readout = Readout(2.0, 10.0, 50000.0, (1.0, 0.0, 0.0), coadds, 0.1)
-    raw = (
-        read_out(generator(1, "test"), np.full((300, 300), level, np.float32), readout).astype(
-            float
-        )
-        * 2.0
-    )
-    sigma = np.sqrt((level + 100.0) / coadds)
-    assert raw.mean() == pytest.approx(level, abs=4 * sigma / 300)
-    assert raw.std() == pytest.approx(sigma, rel=0.012)
-
-
-def test_saturated_pixels_read_a_plateau_and_very_bright_cores_read_low() -> None:
-    readout = Readout(2.4, 10.0, 52000.0, tuple(ARRAYS[0]["linearity"]), 1, 1 / 15)
-    full = well(readout)
-    expected = (full * np.array([[0.5, 1.2, 3.0, 6.0, 12.0, 30.0]])).astype(np.float32)
-    raw = read_out(generator(1, "test"), expected, readout)[0]
-    assert raw[0] < 0.6 * 52000
-    np.testing.assert_allclose(raw[1:4], PLATEAU * 52000, rtol=1e-3)
-    assert np.all(raw[1:4] >= 52000) and raw[3] > raw[4] > raw[5]
-    assert raw[5] < 0.1 * 52000
-
-
-def test_cosmic_rays_have_the_asked_rate_and_stay_inside() -> None:
-    counts = [cosmic_rays(generator(i, "cr"), (64, 80), 5.0) for i in range(200)]
-    tracks = np.array([hits.x.size > 0 for hits in counts])
-    assert tracks.mean() > 0.97
-    assert all(
-        (hits.x < 80).all() and (hits.y < 64).all() and (hits.electrons > 0).all()
-        for hits in counts
-    )
-    assert 5 * 2 < np.mean([hits.x.size for hits in counts]) < 5 * 10
+def no_latent(index: int, array: int) -> gsaoi.Latent:
+    raise AssertionError(f"no frame before has left a latent: {index}, {array}")
 
 
 def test_order_of_frames_and_of_bad_wcs_is_the_tutorial_nights() -> None:
-    order = sequence(9, 7)
+    order = frame_order(9, 7)
     assert "".join(kind[1] for kind in order) == "ccckkccckkccckkk"
-    assert sorted(bad_frames(order, 3)) == [10, 13, 14]
-    assert bad_frames(sequence(6, 0), 2) == {1, 2}
+    assert sorted(stale_frames(order, 3)) == [10, 13, 14]
+    assert stale_frames(frame_order(6, 0), 2) == {1, 2}
 
 
 def test_files_of_the_night_are_the_tutorials(night: Path, frames: Table) -> None:
@@ -234,7 +142,7 @@ def test_bad_pixel_mask_is_the_truth_but_for_the_unlisted(night: Path) -> None:
 
 
 def linear_electrons(night: Path, row: Table.Row, array: int) -> tuple[np.ndarray, ...]:
-    """Linearised electrons, less dark current; FLAT, RESPONSE, good pixels, on the frame's window."""
+    """Linearised electrons without dark current, FLAT, RESPONSE, good pixels of the window."""
     raw = fits.getdata(night / "raw" / row["file"], array + 1).astype(float) * ARRAYS[array]["gain"]
     c0, c1, c2 = ARRAYS[array]["linearity"]
     planes = [
@@ -263,14 +171,20 @@ def test_level_and_noise_of_smooth_light(night: Path, frames: Table, file: str) 
 
 
 def test_flux_and_centroid_of_stars_in_an_ideal_frame() -> None:
-    """Stars put at known places of an array without faults: their light in an aperture, and where it is."""
+    """Stars at known places of an array without faults.
+
+    Checked are their light in an aperture, and where it is.
+    """
     prepared = gsaoi.prepare_night(
         gsaoi_options(size=512, field="sparse", n_flats=0, n_std=0, afterglow=0.0)
     )
     exposure = next(e for e in prepared.exposures if e.kind == "sky")
     ones = np.ones((512, 512), np.float32)
     ideal = prepared._replace(
-        patterns=[Pattern(ones, 0 * ones, prepared.bad[0][:512, :512])] * 4, flats=[0 * ones] * 4
+        detectors=[
+            detector._replace(pattern=Pattern(ones, 0 * ones, detector.pattern.bad), flat=0 * ones)
+            for detector in prepared.detectors
+        ]
     )
     edge, x, y = 768, np.array([100.25, 400.5, 250.8]), np.array([110.6, 130.0, 390.37])
     flux = np.array([1e4, 3e3, 5e4])
@@ -281,7 +195,7 @@ def test_flux_and_centroid_of_stars_in_an_ideal_frame() -> None:
         ra, dec = geometry.pixel_to_sky(CHIPS[array], exposure.pose, x + edge + 1, y + edge + 1)
         stars = prepared.stars["sky"]._replace(ra=ra, dec=dec, flux=flux)
         image = gsaoi.expected(
-            ideal._replace(stars={"sky": stars}), exposure, array, lambda *_: None
+            ideal._replace(stars={"sky": stars}), exposure, array, no_latent
         ).astype(float)
         u, v = geometry.plane(CHIPS[array], columns + edge + 1.0, rows + edge + 1.0)
         for i in range(3):
@@ -300,13 +214,13 @@ def test_a_small_frame_is_a_part_of_a_larger_one() -> None:
     frame = [
         next(e for e in n.exposures if e.file == "S20170505S0095.fits") for n in (small, large)
     ]
-    images = [gsaoi.expected(n, e, 2, lambda *_: None) for n, e in zip((small, large), frame)]
+    images = [gsaoi.expected(n, e, 2, no_latent) for n, e in zip((small, large), frame)]
     np.testing.assert_allclose(images[0], images[1][32:96, 32:96], rtol=2e-6)
 
 
 def test_saturated_pixels_leave_a_latent_that_fades() -> None:
     prepared = gsaoi.prepare_night(gsaoi_options(size=512, n_flats=0, n_std=0))
-    find = gsaoi._latent_finder(prepared)
+    find = gsaoi.latent_finder(prepared)
     index = next(i for i, e in enumerate(prepared.exposures) if e.kind == "science")
     burnt = find(index, 1)  # the very bright star of array 2
     assert burnt.x.size > 20

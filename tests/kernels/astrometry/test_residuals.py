@@ -10,7 +10,8 @@ from astropy.table import Table
 from scipy.spatial import cKDTree
 
 from gdask.kernels.geometry.projection import tangent_plane
-from gdask.simulate import gsaoi, gsaoi_truth
+from gdask.simulate import gsaoi
+from gdask.simulate.night import write_exposure, write_truth
 from gdask.simulate.options import gsaoi_options
 
 IMAGE = "S20170505S0095_image.fits"
@@ -36,9 +37,9 @@ def moving_nights(out: Path, motion: float, **options: object) -> np.ndarray:
             ra=stars.ra + east / np.cos(np.radians(stars.dec)), dec=stars.dec + north
         )
         now = night._replace(stars=night.stars | {"target": moved})
-        counts.append(gsaoi.write_exposure(now, exposure, out / "raw", gsaoi._latent_finder(now)))
-    gsaoi._write_bpm(night, out / "raw")
-    gsaoi_truth.write(night, counts, out / "truth")
+        counts.append(write_exposure(now, gsaoi.camera(now), exposure, out / "raw"))
+    gsaoi.write_bpm(night, out / "raw")
+    write_truth(night, gsaoi.camera(night), counts, out / "truth")
     return motions
 
 
