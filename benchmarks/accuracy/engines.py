@@ -123,6 +123,6 @@ def kernel_speed(way: str) -> float:
             begun = time.process_time()
             kernel(*planes, area_ratio=SPEED_SCALE**2, **options)
             seconds.append(time.process_time() - begun)
-    except (GdaskError, ValueError):
+    except (GdaskError, KeyError, ValueError):
         return math.nan
     return float(data.size / 1e6 / min(seconds))
