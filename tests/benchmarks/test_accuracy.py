@@ -31,7 +31,10 @@ from gdask.kernels.stack.combine import combine
 from gdask.simulate.cosmics import cosmic_rays
 from gdask.simulate.psf import Moffat, parameters, render
 
-GOOD_SEEING = (Moffat(0.42, 0.083, 4), Moffat(0.58, 0.45, 3))
+GOOD_SEEING = interpolation.STARS["core of 4.2 pixels"]
+#: Places (pixels of the stack) and electrons of the stars of the rejection test.
+STAR_X, STAR_Y = np.random.default_rng(5).uniform(30, 190, (2, 12))
+STAR_FLUX = 10 ** np.random.default_rng(6).uniform(4, 6, 12)
 
 
 @pytest.fixture(scope="module")
@@ -65,23 +68,12 @@ def test_the_model_is_the_simulated_image(stack: MatchedStack) -> None:
     profile = radial_profile([tuple(part) for part in GOOD_SEEING], 0.02)
     light = np.trapezoid(2 * np.pi * RADII * profile, RADII)
     assert light == pytest.approx(1, abs=2e-3)  # the halo goes on
-    want = np.zeros((61, 61), np.float32)
-    one = np.array([[0.02, 0.0, 0.0, 0.02]])
-    render(
-        want,
-        np.array([30.3]),
-        np.array([29.8]),
-        np.array([1e6]),
-        one,
-        np.array([5.0]),
-        parameters(GOOD_SEEING),
-        12,
-    )
-    got = stars_image(
-        want.shape, np.array([30.3]), np.array([29.8]), np.array([1e6]), profile, 1e-3
-    )
-    np.testing.assert_allclose(got, want, atol=2e-3 * want.max())
-    assert got[18:43, 18:43].sum() == pytest.approx(want[18:43, 18:43].sum(), rel=3e-4)
+    expected = interpolation.star_image(GOOD_SEEING, 30.3, 29.8, 0.02, 61)
+    place = np.array([30.3]), np.array([29.8])
+    drawn = stars_image(expected.shape, *place, np.array([1e6]), profile, 1e-3)
+    np.testing.assert_allclose(drawn, expected, atol=2e-3 * expected.max())
+    middle = np.s_[18:43, 18:43]
+    assert drawn[middle].sum() == pytest.approx(expected[middle].sum(), rel=3e-4)
     assert np.isfinite(photon_limits(stack)[stack.frame_count > 0]).all()
 
 
@@ -173,22 +165,13 @@ def test_cosmic_rays_go_and_stars_stay() -> None:
     touched = np.abs(injected) > 1
 
     def removed(reject: str) -> float:
-        return (
-            1
-            - (stacks[True, reject] - stacks[False, reject])[touched].sum()
-            / injected[touched].sum()
-        )
+        left = stacks[True, reject] - stacks[False, reject]
+        return 1 - left[touched].sum() / injected[touched].sum()
 
     assert removed("noiseclip") > 0.98
     assert removed("sigclip") < 0.9
-    lost = (stacks[False, "none"] - stacks[False, "noiseclip"])[
-        _within_12_pixels_of_a_star()
-    ].sum() / _FLUX.sum()
-    assert abs(lost) < 5e-4
-
-
-_X, _Y = np.random.default_rng(5).uniform(30, 190, (2, 12))
-_FLUX = 10 ** np.random.default_rng(6).uniform(4, 6, 12)
+    loss = stacks[False, "none"] - stacks[False, "noiseclip"]
+    assert abs(loss[_near_stars()].sum() / STAR_FLUX.sum()) < 5e-4
 
 
 def _stack_of_nine(hit: bool, reject: str) -> np.ndarray:
@@ -205,17 +188,16 @@ def _stack_of_nine(hit: bool, reject: str) -> np.ndarray:
         plain = np.tile([0.0197, 0.0, 0.0, 0.0197], (12, 1))
         render(
             image,
-            _X * 1.015 + dx + 4,
-            _Y * 1.015 + dy + 4,
-            _FLUX * scale,
+            STAR_X * 1.015 + dx + 4,
+            STAR_Y * 1.015 + dy + 4,
+            STAR_FLUX * scale,
             plain,
             np.full(12, 3.0),
             psf,
             12,
         )
-        raw = rng.poisson(image + 1500).astype(np.float32) + rng.normal(0, 14, image.shape).astype(
-            np.float32
-        )
+        raw = rng.poisson(image + 1500).astype(np.float32)
+        raw += rng.normal(0, 14, image.shape).astype(np.float32)
         hits = cosmic_rays(rng, image.shape, 15)
         if hit:
             raw[hits.y, hits.x] += hits.electrons
@@ -230,6 +212,9 @@ def _stack_of_nine(hit: bool, reject: str) -> np.ndarray:
     return combine(data, variance, dq, reject=reject)[0].astype(float)
 
 
-def _within_12_pixels_of_a_star() -> np.ndarray:
+def _near_stars() -> np.ndarray:
+    """Pixels within 12 pixels of a star."""
     y, x = np.mgrid[0:210, 0:210]
-    return np.any([np.hypot(x - a, y - b) < 12 for a, b in zip(_X, _Y, strict=True)], axis=0)
+    return np.any(
+        [np.hypot(x - a, y - b) < 12 for a, b in zip(STAR_X, STAR_Y, strict=True)], axis=0
+    )
