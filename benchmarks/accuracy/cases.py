@@ -1,26 +1,27 @@
-"""What the scoreboard reduces: nights, catalogues, epochs; and the targets that it holds the results against."""
+"""What the scoreboard reduces: nights, catalogues, epochs; and the targets of its columns."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Case(NamedTuple):
     """One line of the scoreboard.
 
-    options: of the simulator, beside those of the size. catalog: error per axis (mas) of the reference catalogue that is
-    made from the truth; None: no catalogue. twin: measured with cosmic rays and without, with rejection and without.
+    options: of the simulator, beside those of the size. catalog: error per axis (mas) of the
+    reference catalogue that is made from the truth; None: no catalogue. twin: measured with cosmic
+    rays and without, with rejection and without.
     """
 
     name: str
     instrument: str
-    options: dict[str, object]
+    options: dict[str, Any]
     catalog: float | None = None
     twin: bool = False
 
 
-#: What stands for each size: options of every night of an instrument.
-SIZES: dict[str, dict[str, dict[str, object]]] = {
+#: Simulator's options of every night, by size and instrument.
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "full": {
         "gsaoi": {"n_std": 0, "bad_wcs": 0},
         "f2": {"probe": "none"},
@@ -30,10 +31,14 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
         "f2": {"probe": "none", "size": 1000, "cr_rate": 4.0, "n_science": 7},
     },
 }
-#: Fields of few stars need more of the sky to be measured on.
-SPARSE = {"full": {}, "small": {"size": 768}}
-#: Four reductions of one night, which may be smaller, with cosmic rays to spare.
-TWIN = {"full": {"cr_rate": 5.0}, "small": {"size": 384, "n_flats": 5, "cr_rate": 20.0}}
+#: More options of GSAOI fields of few stars, which need more of the sky to be measured on.
+SPARSE_FIELD_OPTIONS: dict[str, dict[str, Any]] = {"full": {}, "small": {"size": 768}}
+#: More options of a twin night: four reductions, so it may be smaller, with many cosmic rays.
+TWIN_OPTIONS: dict[str, dict[str, Any]] = {
+    "full": {"cr_rate": 5.0},
+    "small": {"size": 384, "n_flats": 5, "cr_rate": 20.0},
+}
+_THREE_EPOCHS = {"field": "crowded", "nights": 3, "n_science": 6, "n_sky": 4}
 
 CASES = (
     Case("gsaoi-sparse", "gsaoi", {"field": "sparse"}),
@@ -42,13 +47,8 @@ CASES = (
     Case("gsaoi-crowded-catalog", "gsaoi", {"field": "crowded"}, catalog=1.0),
     Case("gsaoi-crowded-pa37", "gsaoi", {"field": "crowded", "pa": 37.0}, catalog=1.0),
     Case("gsaoi-extended", "gsaoi", {"field": "extended"}, catalog=1.0),
-    Case("gsaoi-3-epochs", "gsaoi", {"field": "crowded", "nights": 3, "n_science": 6, "n_sky": 4}),
-    Case(
-        "gsaoi-3-epochs-catalog",
-        "gsaoi",
-        {"field": "crowded", "nights": 3, "n_science": 6, "n_sky": 4},
-        catalog=1.0,
-    ),
+    Case("gsaoi-3-epochs", "gsaoi", _THREE_EPOCHS),
+    Case("gsaoi-3-epochs-catalog", "gsaoi", _THREE_EPOCHS, catalog=1.0),
     Case("gsaoi-cosmic-rays", "gsaoi", {"field": "crowded", "seed": 2}, twin=True),
     Case("f2-sparse", "f2", {"field": "sparse"}),
     Case("f2-sparse-catalog", "f2", {"field": "sparse", "pa": 37.0}, catalog=10.0),
@@ -56,7 +56,7 @@ CASES = (
 
 
 class Target(NamedTuple):
-    """What a column should reach: its unit, the limits, and whose number it is to be compared with."""
+    """What a column should reach: its unit, lowest and highest value, and what it is."""
 
     unit: str
     low: float
@@ -93,7 +93,8 @@ TARGETS: dict[str, Target] = {
         "%", 98.0, 100.0, "isolated stars with S/N above 10 that are in OBJCAT"
     ),
 }
-#: Multi-epoch stacks and seeing-limited ones have limits of their own. F2: a tenth of a per cent of the seeing disc.
+#: Highest values of multi-epoch stacks and seeing-limited ones, by case and column.
+#: FLAMINGOS-2: a tenth of a per cent of the seeing disc.
 EXCEPTIONS = {
     "gsaoi-3-epochs": {"astrometry_mas": 0.3},
     "gsaoi-3-epochs-catalog": {"astrometry_mas": 0.3},
@@ -103,6 +104,6 @@ EXCEPTIONS = {
 
 
 def limits(case: str, column: str) -> tuple[float, float]:
-    """Lower and upper limit of a column for a case."""
+    """Lowest and highest value of a column for a case."""
     target = TARGETS[column]
     return target.low, EXCEPTIONS.get(case, {}).get(column, target.high)

@@ -1,4 +1,4 @@
-"""Simulated nights, kept by their options, and their reduction with the commands that users type."""
+"""Simulated nights, kept by their options, and their reduction with the commands of users."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from astropy.table import Table
 
-from benchmarks.accuracy.cases import SIZES, SPARSE, TWIN, Case
+from benchmarks.accuracy.cases import SIZES, SPARSE_FIELD_OPTIONS, TWIN_OPTIONS, Case
+from benchmarks.accuracy.positions import CATALOG_STARS
 from gdask import simulate
 from gdask.simulate.geometry import Chip, Pose, sky_to_pixel
 from gdask.simulate.gsaoi import load_facts
+from gdask.types import Mask
+
+#: Stars up to so many pixels beside an array are in the reference catalogue.
+CATALOG_MARGIN = 150
 
 
 class Reduced(NamedTuple):
-    """A stack, the truth of its night, seconds and peak memory (MB) of the command that made it."""
+    """A stack, the truth of its night, seconds and peak memory (MB) of the command."""
 
     image: Path
     truth: Path
@@ -29,155 +34,149 @@ class Reduced(NamedTuple):
     memory: float
 
 
-def night(case: Case, size: str, out: Path, **changes: object) -> Path:
-    """The folder of the case's raw frames and truth; simulated unless it is there already."""
+def simulated_night(case: Case, size: str, out: Path, **changes: object) -> Path:
+    """The folder of the case's raw frames and truth; simulated unless it is there already.
+
+    changes: options of the simulator that take the place of the case's.
+    """
     options = SIZES[size][case.instrument] | case.options
-    options |= SPARSE[size] if options["field"] != "crowded" and case.instrument == "gsaoi" else {}
-    options |= (TWIN[size] if case.twin else {}) | changes
+    if options["field"] != "crowded" and case.instrument == "gsaoi":
+        options |= SPARSE_FIELD_OPTIONS[size]
+    options |= (TWIN_OPTIONS[size] if case.twin else {}) | changes
     text = json.dumps([case.instrument, options], sort_keys=True)
-    folder = (
-        out
-        / "nights"
-        / f"{case.instrument}-{options['field']}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
-    )
+    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+    folder = out / "nights" / f"{case.instrument}-{options['field']}-{digest}"
     if not (folder / "complete").exists():
-        make = {"gsaoi": simulate.simulate_gsaoi, "f2": simulate.simulate_f2}[case.instrument]
-        make(folder, **options)
+        if case.instrument == "gsaoi":
+            simulate.simulate_gsaoi(folder, **options)
+        else:
+            simulate.simulate_f2(folder, **options)
         (folder / "complete").write_text(text)
     return folder
 
 
-def catalog_file(folder: Path, error_mas: float) -> Path:
-    """A reference catalogue: true stars on or near the frames with Gaussian errors per axis, the brightest 3000."""
+def make_catalog(folder: Path, error_mas: float) -> Path:
+    """A reference catalogue of the brightest true stars on or near the frames.
+
+    Places have Gaussian errors per axis.
+    """
     path = folder / f"catalog_{error_mas:g}mas.fits"
     stars = Table.read(folder / "truth" / "catalog.ecsv")
     stars = stars[(stars["field"] == "target") & (stars["kind"] == "star")]
-    stars = stars[_seen(folder / "truth", stars)]
-    stars = stars[np.argsort(stars["mag"], kind="stable")][:3000]
-    # Each night has a catalogue of its own: the same draw would give every case the same offset.
-    east, north = np.random.default_rng(
-        int(hashlib.sha256(folder.name.encode()).hexdigest()[:8], 16)
-    ).normal(0.0, error_mas / 3.6e6, (2, len(stars)))
-    ra = stars["ra"] + east / np.cos(np.radians(stars["dec"]))
-    Table({"RAJ2000": ra, "DEJ2000": stars["dec"] + north, "mag": stars["mag"]}).write(
+    stars = stars[_near_arrays(folder / "truth", stars)]
+    stars = stars[np.argsort(stars["mag"], kind="stable")][:CATALOG_STARS]
+    # Each night has a seed of its own: the same draw would give every case the same offset.
+    seed = int(hashlib.sha256(folder.name.encode()).hexdigest()[:8], 16)
+    errors = np.random.default_rng(seed).normal(0.0, error_mas / 3.6e6, (2, len(stars)))
+    ra = stars["ra"] + errors[0] / np.cos(np.radians(stars["dec"]))
+    Table({"RAJ2000": ra, "DEJ2000": stars["dec"] + errors[1], "mag": stars["mag"]}).write(
         path, overwrite=True
     )
     return path
 
 
-def _seen(truth: Path, stars: Table) -> np.ndarray:
-    """Stars that fall on an array of the first science frame, or within 150 pixels of one."""
-    scene, frames = (
-        json.loads((truth / "scene.json").read_text()),
-        Table.read(truth / "frames.ecsv"),
-    )
+def _near_arrays(truth: Path, stars: Table) -> Mask:
+    """Stars on an array of the first science frame, or within CATALOG_MARGIN of one."""
+    scene = json.loads((truth / "scene.json").read_text())
+    frames = Table.read(truth / "frames.ecsv")
     frame = frames[frames["kind"] == "science"][0]
-    pose = Pose(
-        frame["ra0"],
-        frame["dec0"],
-        frame["pa"],
-        frame["plate_scale"],
-        np.array(json.loads(str(frame["warp"]))),
-    )
+    warp = np.array(json.loads(str(frame["warp"])))
+    pose = Pose(frame["ra0"], frame["dec0"], frame["pa"], frame["plate_scale"], warp)
     if scene["instrument"] == "GSAOI":
         chips = [
-            Chip(np.array(a["distortion_x"]), np.array(a["distortion_y"])) for a in load_facts()[1]
+            Chip(np.array(array["distortion_x"]), np.array(array["distortion_y"]))
+            for array in load_facts()[1]
         ]
     else:
         chips = [Chip(np.array(scene["chip"]["u"]), np.array(scene["chip"]["v"]))]
-    seen = np.zeros(len(stars), bool)
+    farthest = scene["options"]["size"] / 2 + CATALOG_MARGIN
+    near = np.zeros(len(stars), bool)
     for chip in chips:
         x, y = sky_to_pixel(chip, pose, np.asarray(stars["ra"]), np.asarray(stars["dec"]))
-        seen |= (
-            np.maximum(np.abs(x - 1024.5), np.abs(y - 1024.5)) < scene["options"]["size"] / 2 + 150
-        )
-    return seen
+        near |= np.maximum(np.abs(x - 1024.5), np.abs(y - 1024.5)) < farthest
+    return near
 
 
 def calibrate(case: Case, folder: Path) -> Path:
-    """Flats (and for F2 darks and a bad-pixel mask) of a night, in a calibration database of their own."""
+    """Make a night's calibrations, in a database of their own; the folder where they are.
+
+    Flats, and for FLAMINGOS-2 darks and a bad-pixel mask.
+    """
     work = folder / "calibrations"
     work.mkdir(exist_ok=True)
     (work / "dragonsrc").write_text(f"[calibs]\ndatabases = {work}/cal_manager.db get store\n")
     for path in (work / "cal_manager.db", *work.glob("*.fits")):
         path.unlink(missing_ok=True)
     frames = Table.read(folder / "truth" / "frames.ecsv")
-    if case.instrument == "gsaoi":
-        run(work, "caldb", "init")
-        for bpm in sorted((folder / "raw").glob("bpm*.fits")):
-            run(work, "caldb", "add", str(bpm))
-        for number in sorted(set(frames["night"])):
-            flats = frames[
-                (frames["night"] == number) & np.isin(frames["kind"], ["flat_on", "flat_off"])
-            ]
-            run(work, "reduce", *paths(folder, flats))
-        return work
-    run(work, "caldb", "init")
-    long = float(json.loads((folder / "truth" / "scene.json").read_text())["exptime"])
-    darks = frames[frames["kind"] == "dark"]
     lamps = frames[np.isin(frames["kind"], ["flat_on", "flat_off"])]
-    same = np.abs(darks["exptime"] - long) < 0.1
-    run(work, "reduce", *paths(folder, darks[same]))
-    run(
-        work,
-        "reduce",
-        *paths(folder, lamps),
-        *paths(folder, darks[~same & (darks["exptime"] < 3)]),
-        "-r",
-        "makeProcessedBPM",
-    )
-    run(work, "reduce", *paths(folder, lamps), *_mask(case, work))
+    run_command(work, "caldb", "init")
+    if case.instrument == "gsaoi":
+        for bpm in sorted((folder / "raw").glob("bpm*.fits")):
+            run_command(work, "caldb", "add", str(bpm))
+        for number in sorted(set(frames["night"])):
+            run_command(work, "reduce", *raw_files(folder, lamps[lamps["night"] == number]))
+        return work
+    exptime = float(json.loads((folder / "truth" / "scene.json").read_text())["exptime"])
+    darks = frames[frames["kind"] == "dark"]
+    of_science = np.abs(darks["exptime"] - exptime) < 0.1
+    short = raw_files(folder, darks[~of_science & (darks["exptime"] < 3)])
+    run_command(work, "reduce", *raw_files(folder, darks[of_science]))
+    lamp_files = raw_files(folder, lamps)
+    run_command(work, "reduce", *lamp_files, *short, "-r", "makeProcessedBPM")
+    run_command(work, "reduce", *lamp_files, "-p", *_mask_parameters(case, work))
     return work
 
 
-def _mask(case: Case, calibrations: Path) -> list[str]:
-    """FLAMINGOS-2 has no mask in the archive: the user names the one that was made."""
-    return (
-        []
-        if case.instrument == "gsaoi"
-        else ["-p", f"addDQ:user_bpm={next(calibrations.glob('*_bpm.fits'))}"]
-    )
+def _mask_parameters(case: Case, calibrations: Path) -> list[str]:
+    """The mask that was made: FLAMINGOS-2 has none in the archive, so that the user names it."""
+    if case.instrument == "gsaoi":
+        return []
+    return [f"addDQ:user_bpm={next(calibrations.glob('*_bpm.fits'))}"]
 
 
-def paths(folder: Path, frames: Table) -> list[str]:
+def raw_files(folder: Path, frames: Table) -> list[str]:
     """The raw files of rows of the truth's table."""
     return [str(folder / "raw" / name) for name in sorted(frames["file"])]
 
 
-def stack(case: Case, folder: Path, calibrations: Path, work: Path, *parameters: str) -> Reduced:
-    """Reduce the science frames of a night to an image. parameters: more of `-p`."""
+def reduce_science(
+    case: Case, folder: Path, calibrations: Path, work: Path, *parameters: str
+) -> Reduced:
+    """Reduce the science frames of a night to an image, in the folder `work`.
+
+    parameters: more of `reduce -p`. RuntimeError where there is not one image.
+    """
     work.mkdir(parents=True, exist_ok=True)
     (work / "dragonsrc").write_text(f"[calibs]\ndatabases = {calibrations}/cal_manager.db get\n")
     for path in work.glob("*_image.fits"):
         path.unlink()
     frames = Table.read(folder / "truth" / "frames.ecsv")
-    science = frames[np.isin(frames["kind"], ["science", "sky"])]
-    chosen = [*parameters, *_mask(case, calibrations)[1:]]
+    science = raw_files(folder, frames[np.isin(frames["kind"], ["science", "sky"])])
+    chosen = [*parameters, *_mask_parameters(case, calibrations)]
     if case.catalog is not None:
-        chosen += [f"addReferenceCatalog:source={catalog_file(folder, case.catalog)}"]
+        chosen += [f"addReferenceCatalog:source={make_catalog(folder, case.catalog)}"]
         chosen += [f"determineAstrometricSolution:reference_error={case.catalog / 1000:g}"]
-    seconds, memory = run(
-        work, "reduce", *paths(folder, science), *(["-p", *chosen] if chosen else [])
-    )
+    seconds, memory = run_command(work, "reduce", *science, *(["-p", *chosen] if chosen else []))
     images = sorted(work.glob("*_image.fits"))
     if len(images) != 1:
-        raise RuntimeError(
-            f"{case.name}: {len(images)} images in {work}: {(work / 'reduce.log').read_text()[-1500:]}"
-        )
-    (image,) = images
-    return Reduced(image, folder / "truth", seconds, memory)
+        log = (work / "reduce.log").read_text()[-1500:]
+        raise RuntimeError(f"{case.name}: {len(images)} images in {work}: {log}")
+    return Reduced(images[0], folder / "truth", seconds, memory)
 
 
-def run(folder: Path, command: str, *arguments: str) -> tuple[float, float]:
-    """Run a command of the package in a folder: seconds, peak resident memory (MB). Its output goes to a file there."""
+def run_command(folder: Path, command: str, *arguments: str) -> tuple[float, float]:
+    """Run a command of the package in a folder; its output goes to a file there.
+
+    Returns seconds and peak resident memory (MB). RuntimeError where the exit code is above 1.
+    """
     code = f"import sys; from gdask.cli.{command} import main; sys.exit(main(sys.argv[1:]))"
-    environment: dict[str, Any] = os.environ | {"DRAGONSRC": str(folder / "dragonsrc")}
-    root = str(Path(__file__).resolve().parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
-    started = time.monotonic()
-    with (folder / f"{command}.log").open("w") as log:
+    root, search_path = str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")
+    environment = os.environ | {
+        "DRAGONSRC": str(folder / "dragonsrc"),
+        "PYTHONPATH": os.pathsep.join([root, *filter(None, [search_path])]),
+    }
+    started, path = time.monotonic(), folder / f"{command}.log"
+    with path.open("w") as log:
         child = subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
             cwd=folder,
@@ -188,7 +187,6 @@ def run(folder: Path, command: str, *arguments: str) -> tuple[float, float]:
         _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode not in (0, 1):
-        raise RuntimeError(
-            f"{command} in {folder} gave {child.returncode}: {(folder / f'{command}.log').read_text()[-2000:]}"
-        )
+        end = path.read_text()[-2000:]
+        raise RuntimeError(f"{command} in {folder} gave {child.returncode}: {end}")
     return time.monotonic() - started, usage.ru_maxrss / 1024

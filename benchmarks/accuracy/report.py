@@ -1,9 +1,10 @@
-"""The scoreboard as JSON, as a Markdown table with targets, and as plots (where matplotlib is installed)."""
+"""The scoreboard as JSON, as a Markdown table with targets, and as plots."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from benchmarks.accuracy.cases import TARGETS, limits
 
 #: Columns without a target that the table shows too.
-MORE = (
+MORE_COLUMNS = (
     "bright_stars",
     "photon_limit_mas",
     "rms_mas",
@@ -37,59 +38,54 @@ MORE = (
 )
 
 
-def verdict(case: str, column: str, figures: dict[str, float]) -> str:
-    """'' where the case has no such number; 'ok'; 'open' where it misses its target by less than two of its errors; 'SHORT'."""
+def judge(case: str, column: str, figures: dict[str, float]) -> str:
+    """'ok', 'SHORT' where the target is missed, 'open' where by less than two errors.
+
+    '' where the case has no such number.
+    """
     value = figures.get(column)
     if value is None or not math.isfinite(value):
         return ""
     low, high = limits(case, column)
-    off = max(low - value, value - high)
-    return "ok" if off <= 0 else "open" if off < 2 * (error_of(column, figures) or 0) else "SHORT"
+    missed_by = max(low - value, value - high)
+    if missed_by <= 0:
+        return "ok"
+    return "open" if missed_by < 2 * (error_of(column, figures) or 0) else "SHORT"
 
 
 def error_of(column: str, figures: dict[str, float]) -> float | None:
     """The error of the measurement itself, where it was measured."""
-    return figures.get(
-        f"{column.removesuffix('_percent')}_error_percent"
-        if column.endswith("_percent")
-        else f"{column}_error"
-    )
+    name = column.removesuffix("_percent")
+    return figures.get(f"{name}_error_percent" if name != column else f"{column}_error")
 
 
-def short(results: dict[str, dict[str, float]]) -> list[str]:
+def shortfalls(results: dict[str, dict[str, float]]) -> list[str]:
     """What falls short of its target, one line each."""
     lines = []
     for case, figures in results.items():
         for column, target in TARGETS.items():
-            if verdict(case, column, figures) == "SHORT":
+            if judge(case, column, figures) == "SHORT":
                 low, high = limits(case, column)
-                lines.append(
-                    f"{case}: {column} = {_number(column, figures)}, target {low:g} to {high:g} {target.unit}".rstrip()
-                )
+                value = number(column, figures)
+                text = f"{case}: {column} = {value}, target {low:g} to {high:g} {target.unit}"
+                lines.append(text.rstrip())
     return lines
 
 
 def markdown(results: dict[str, dict[str, float]], size: str) -> str:
-    """Cases down, columns across: the figures with targets (what misses is marked SHORT), then the others."""
-    lines = [
-        f"# Accuracy, {size} size",
-        "",
-        "Targets: "
-        + "; ".join(
-            f"`{name}` {target.low:g} to {target.high:g} {target.unit} ({target.about})"
-            for name, target in TARGETS.items()
-        )
-        + ".",
-        "",
-    ]
-    for columns in (tuple(TARGETS), MORE):
-        lines += ["| case | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
-        for case, figures in results.items():
-            lines.append(
-                f"| {case} | " + " | ".join(_cell(case, name, figures) for name in columns) + " |"
-            )
-        lines.append("")
-    missing = short(results)
+    """Cases down, columns across: figures with targets (a miss is marked SHORT), then others."""
+    targets = "; ".join(
+        f"`{name}` {target.low:g} to {target.high:g} {target.unit} ({target.about})"
+        for name, target in TARGETS.items()
+    )
+    lines = [f"# Accuracy, {size} size", "", f"Targets: {targets}.", ""]
+    for columns in (tuple(TARGETS), MORE_COLUMNS):
+        rows = [
+            [case, *(_cell(case, name, figures) for name in columns)]
+            for case, figures in results.items()
+        ]
+        lines += [*table_lines(["case", *columns], rows), ""]
+    missing = shortfalls(results)
     lines += [
         "(open): misses its target by less than twice the error of its measurement.",
         "",
@@ -100,24 +96,30 @@ def markdown(results: dict[str, dict[str, float]], size: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _number(name: str, figures: dict[str, float]) -> str:
+def table_lines(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
+    lines = [f"| {' | '.join(row)} |" for row in (columns, *rows)]
+    return [lines[0], "|" + "---|" * len(columns), *lines[1:]]
+
+
+def number(name: str, figures: dict[str, float]) -> str:
+    """A figure with its error, where it was measured; '' where there is no such figure."""
+    if not math.isfinite(figures.get(name, math.nan)):
+        return ""
     error = error_of(name, figures)
-    return f"{figures[name]:.4g}" + (
-        f" +- {error:.2g}" if error is not None and math.isfinite(error) else ""
-    )
+    known = error is not None and math.isfinite(error)
+    return f"{figures[name]:.4g}" + (f" +- {error:.2g}" if known else "")
 
 
 def _cell(case: str, name: str, figures: dict[str, float]) -> str:
-    if not math.isfinite(figures.get(name, math.nan)):
-        return ""
-    mark = verdict(case, name, figures) if name in TARGETS else ""
-    return _number(name, figures) + {"SHORT": " SHORT", "open": " (open)"}.get(mark, "")
+    mark = judge(case, name, figures) if name in TARGETS else ""
+    return number(name, figures) + {"SHORT": " SHORT", "open": " (open)"}.get(mark, "")
 
 
 def write(results: dict[str, dict[str, float]], size: str, out: Path) -> Path:
-    """accuracy.json and accuracy.md in `out`; the path of the table."""
+    """Write accuracy.json and accuracy.md into `out`; the path of the table."""
     (out / "accuracy.json").write_text(
-        json.dumps({"size": size, "cases": results, "short": short(results)}, indent=1)
+        json.dumps({"size": size, "cases": results, "short": shortfalls(results)}, indent=1)
     )
     table = out / "accuracy.md"
     table.write_text(markdown(results, size))
@@ -125,7 +127,10 @@ def write(results: dict[str, dict[str, float]], size: str, out: Path) -> Path:
 
 
 def plot(case: str, plots: dict[str, np.ndarray], out: Path) -> None:
-    """Position residuals, flux ratios, pulls and background of one case as a PNG; nothing without matplotlib."""
+    """Draw position residuals, flux ratios, pulls and background of one case as a PNG.
+
+    Nothing without matplotlib.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:

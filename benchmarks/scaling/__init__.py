@@ -1,1 +1,1 @@
-"""How the time and the memory of a reduction grow with frames and workers; `python -m benchmarks.scaling`."""
+"""How the time and the memory of a reduction grow with frames and workers."""

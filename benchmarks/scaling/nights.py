@@ -1,4 +1,4 @@
-"""Simulated GSAOI nights for these measurements, and their reduction."""
+"""Simulated nights for measurements of scaling, and their reduction."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from astropy.table import Table
 
-PARAMETERS = {"prepare:bad_wcs": "fix", "skyCorrect:offset_sky": False}
+if TYPE_CHECKING:
+    from gdask import Reduce
+
+#: Parameters of the image's reduction, as the tutorial gives them.
+IMAGE_PARAMETERS = {"prepare:bad_wcs": "fix", "skyCorrect:offset_sky": False}
 
 
 def make_night(folder: str | Path, frames: int, size: int) -> Path:
-    """A raw night with so many science frames, half on target and half on sky, and with a flat made from 3+3 lamps."""
+    """A raw GSAOI night with 3+3 lamps; half of its science frames are on target, half on sky."""
     from gdask.simulate import simulate_gsaoi
 
     folder = Path(folder)
@@ -31,8 +36,11 @@ def make_night(folder: str | Path, frames: int, size: int) -> Path:
     return folder
 
 
-def first_of(night: Path, frames: int, folder: Path) -> Path:
-    """The first science frames of a night, and its flats, as a night of their own (links to the same files)."""
+def first_frames_of(night: Path, frames: int, folder: Path) -> Path:
+    """The first science frames of a night, and its flats, as a night of their own.
+
+    Its files are links to the same files.
+    """
     if not (folder / "truth" / "frames.ecsv").is_file():
         rows = Table.read(night / "truth" / "frames.ecsv")
         science = [row["file"] for row in rows if row["kind"] in ("science", "sky")][:frames]
@@ -50,7 +58,7 @@ def first_of(night: Path, frames: int, folder: Path) -> Path:
 
 @contextmanager
 def working_in(folder: str | Path) -> Iterator[None]:
-    """Inside: `folder` is the working folder, with calibration databases of its own."""
+    """Work in a folder, with a calibration database of its own."""
     before, configured = os.getcwd(), os.environ.get("DRAGONSRC")
     os.chdir(folder)
     Path("dragonsrc").write_text("[calibs]\ndatabases = cal_manager.db get store\n")
@@ -59,28 +67,31 @@ def working_in(folder: str | Path) -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
-        os.environ.pop("DRAGONSRC") if configured is None else os.environ.__setitem__(
-            "DRAGONSRC", configured
-        )
+        if configured is None:
+            del os.environ["DRAGONSRC"]
+        else:
+            os.environ["DRAGONSRC"] = configured
 
 
-def files(kinds: tuple[str, ...]) -> list[str]:
+def raw_files_of_kinds(kinds: tuple[str, ...]) -> list[str]:
     """Raw files of these kinds, below the working folder, in order of time."""
     rows = Table.read("truth/frames.ecsv")
     return sorted(os.path.join("raw", row["file"]) for row in rows if row["kind"] in kinds)
 
 
 def reduce_night(folder: str | Path, cluster: str, memory: str | None = None) -> list[str]:
-    """The flat (once for a folder), then the image; gives the products' names."""
+    """Make the flat (once for a folder), then the image; returns the products' names."""
     from gdask import Reduce
 
     make_flat(folder, cluster, memory)
     with working_in(folder):
-        return _reduce(Reduce(), files(("science", "sky")), PARAMETERS, cluster, memory)
+        return _reduce(
+            Reduce(), raw_files_of_kinds(("science", "sky")), IMAGE_PARAMETERS, cluster, memory
+        )
 
 
 def make_flat(folder: str | Path, cluster: str, memory: str | None = None) -> None:
-    """A night's flat and its database, where it has none."""
+    """Make a night's flat and its calibration database, where it has none."""
     from gdask import Reduce, cal_service
 
     with working_in(folder):
@@ -89,7 +100,7 @@ def make_flat(folder: str | Path, cluster: str, memory: str | None = None) -> No
             database.init()
             for bpm in sorted(Path("raw").glob("bpm*.fits")):
                 database.add_cal(str(bpm))
-            _reduce(Reduce(), files(("flat_on", "flat_off")), {}, cluster, memory)
+            _reduce(Reduce(), raw_files_of_kinds(("flat_on", "flat_off")), {}, cluster, memory)
 
 
 def make_f2_night(folder: str | Path, frames: int, size: int) -> Path:
@@ -105,25 +116,23 @@ def make_f2_night(folder: str | Path, frames: int, size: int) -> Path:
 
 
 def reduce_f2_night(folder: str | Path, cluster: str, memory: str | None = None) -> list[str]:
-    """Dark, bad-pixel mask and flat (once for a folder), then the image; gives the products' names."""
+    """Make dark, bad-pixel mask and flat (once for a folder), then the image.
+
+    Returns the products' names.
+    """
     from gdask import Reduce, cal_service
 
     def reduced(paths: list[str], recipe: str = "default", **parameters: object) -> list[str]:
         reduction = Reduce()
         reduction.recipename = recipe
-        return _reduce(
-            reduction,
-            paths,
-            {key.replace("__", ":"): value for key, value in parameters.items()},
-            cluster,
-            memory,
-        )
+        named = {key.replace("__", ":"): value for key, value in parameters.items()}
+        return _reduce(reduction, paths, named, cluster, memory)
 
     with working_in(folder):
         science, lamps, darks = (
-            files(("science",)),
-            files(("flat_on", "flat_off")),
-            files(("dark",)),
+            raw_files_of_kinds(("science",)),
+            raw_files_of_kinds(("flat_on", "flat_off")),
+            raw_files_of_kinds(("dark",)),
         )
         rows = Table.read("truth/frames.ecsv")
         short = [
@@ -141,7 +150,7 @@ def reduce_f2_night(folder: str | Path, cluster: str, memory: str | None = None)
 
 
 def _reduce(
-    reduction: object,
+    reduction: Reduce,
     paths: list[str],
     parameters: dict[str, object],
     cluster: str,

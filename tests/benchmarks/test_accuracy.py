@@ -1,5 +1,8 @@
-"""The scoreboard in small: its measurements on the night that the tests share, its report, and the numbers that chose
-the interpolation and the rejection. `python -m benchmarks.accuracy` measures more, on larger nights."""
+"""The scoreboard in small.
+
+Its measurements on the night that the tests share, its report, and the numbers that chose the
+interpolation and the rejection. `python -m benchmarks.accuracy` measures more, on larger nights.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +13,42 @@ import numpy as np
 import pytest
 from conftest import Night
 
-from benchmarks.accuracy import kernels, nights, report
+from benchmarks.accuracy import interpolation, nights, report
 from benchmarks.accuracy.cases import CASES, TARGETS, Case, limits
-from benchmarks.accuracy.measure import apertures, linear_rest, measure, photon_limit, robust
-from benchmarks.accuracy.scene import RADII, Scene, profile, read, stars_image
+from benchmarks.accuracy.matched_stack import (
+    RADII,
+    MatchedStack,
+    radial_profile,
+    read_matched_stack,
+    stars_image,
+)
+from benchmarks.accuracy.measure import figures_of_merit
+from benchmarks.accuracy.photometry import aperture_sums
+from benchmarks.accuracy.positions import photon_limits
+from benchmarks.accuracy.statistics import linear_residuals, robust_sigma
 from gdask.kernels.resample.resampling import resample
 from gdask.kernels.stack.combine import combine
-from gdask.simulate.detector import cosmic_rays
-from gdask.simulate.rendering import Moffat, profile_table, render
+from gdask.simulate.cosmics import cosmic_rays
+from gdask.simulate.psf import Moffat, parameters, render
 
-GOOD_SEEING = (Moffat(0.42, 0.083, 4), Moffat(0.58, 0.45, 3))
+GOOD_SEEING = interpolation.STARS["core of 4.2 pixels"]
+#: Places (pixels of the stack) and electrons of the stars of the rejection test.
+STAR_X, STAR_Y = np.random.default_rng(5).uniform(30, 190, (2, 12))
+STAR_FLUX = 10 ** np.random.default_rng(6).uniform(4, 6, 12)
 
 
 @pytest.fixture(scope="module")
-def scene(night: Night, reduced: Path) -> Scene:
-    return read(reduced / "S20170505S0095_image.fits", night.truth)
+def stack(night: Night, reduced: Path) -> MatchedStack:
+    return read_matched_stack(reduced / "S20170505S0095_image.fits", night.truth)
 
 
-def test_the_small_night(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own limits: 5 frames of four arrays of 320 pixels, no catalogue, stars that are bright enough for 2 mas."""
-    monkeypatch.setattr("benchmarks.accuracy.measure.BRIGHT", 0.1)
-    figures, plots = measure(scene)
+def test_the_small_night(stack: MatchedStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five frames of four arrays of 320 pixels have limits of their own.
+
+    No catalogue; stars that are bright enough for 2 mas.
+    """
+    monkeypatch.setattr("benchmarks.accuracy.positions.BRIGHT_PHOTON_LIMIT", 0.1)
+    figures, plots = figures_of_merit(stack)
     assert figures["sky_pull"] == pytest.approx(1, abs=0.03)
     assert figures["sky_pull_plain"] == pytest.approx(1, abs=0.06)
     assert figures["aperture_pull"] == pytest.approx(1, abs=0.08)
@@ -45,48 +63,38 @@ def test_the_small_night(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.isfinite(plots["background"]).any()
 
 
-def test_the_model_is_the_simulated_image(scene: Scene) -> None:
-    """A star's profile on the stack holds all its light, and its core agrees with the simulator's own pixels."""
-    table = profile([tuple(part) for part in GOOD_SEEING], 0.02)
-    assert np.trapezoid(2 * np.pi * RADII * table, RADII) == pytest.approx(
-        1, abs=2e-3
-    )  # the halo goes on
-    want = np.zeros((61, 61), np.float32)
-    one = np.array([[0.02, 0.0, 0.0, 0.02]])
-    render(
-        want,
-        np.array([30.3]),
-        np.array([29.8]),
-        np.array([1e6]),
-        one,
-        np.array([5.0]),
-        profile_table(GOOD_SEEING),
-        12,
-    )
-    got = stars_image(want.shape, np.array([30.3]), np.array([29.8]), np.array([1e6]), table, 1e-3)
-    np.testing.assert_allclose(got, want, atol=2e-3 * want.max())
-    assert got[18:43, 18:43].sum() == pytest.approx(want[18:43, 18:43].sum(), rel=3e-4)
-    assert np.isfinite(photon_limit(scene)[scene.frames > 0]).all()
+def test_the_model_is_the_simulated_image(stack: MatchedStack) -> None:
+    """A star's profile holds all its light; its core agrees with the simulator's own pixels."""
+    profile = radial_profile([tuple(part) for part in GOOD_SEEING], 0.02)
+    light = np.trapezoid(2 * np.pi * RADII * profile, RADII)
+    assert light == pytest.approx(1, abs=2e-3)  # the halo goes on
+    expected = interpolation.star_image(GOOD_SEEING, 30.3, 29.8, 0.02, 61)
+    place = np.array([30.3]), np.array([29.8])
+    drawn = stars_image(expected.shape, *place, np.array([1e6]), profile, 1e-3)
+    np.testing.assert_allclose(drawn, expected, atol=2e-3 * expected.max())
+    middle = np.s_[18:43, 18:43]
+    assert drawn[middle].sum() == pytest.approx(expected[middle].sum(), rel=3e-4)
+    assert np.isfinite(photon_limits(stack)[stack.frame_count > 0]).all()
 
 
 def test_measurements_find_what_is_put_in() -> None:
     rng = np.random.default_rng(2)
     x, y = rng.uniform(0, 1000, (2, 60))
     bent = np.array([3 + 0.01 * x, -2 * y / 1000 + 1e-6 * (x - 500) ** 2])
-    rest = linear_rest(x, y, bent)
-    assert np.abs(rest[0]).max() < 1e-9 and 0.03 < rest[1].std() < 0.2
+    residuals = linear_residuals(x, y, bent)
+    assert np.abs(residuals[0]).max() < 1e-9 and 0.03 < residuals[1].std() < 0.2
     data = rng.normal(0, 2, (200, 200)).astype(np.float32) + 7
     data[100, 100] += 500
     dq = np.zeros(data.shape, np.uint16)
-    total, error = apertures(
+    total, error = aperture_sums(
         data, np.full_like(data, 4), dq, np.array([100.0]), np.array([100.0]), 5.0
     )
     assert total[0] == pytest.approx(500, abs=5 * error[0]) and error[0] == pytest.approx(
         2 * (np.pi * 25) ** 0.5, rel=0.1
     )
     dq[100, 102] = 1
-    assert np.isnan(apertures(data, data, dq, np.array([100.0]), np.array([100.0]), 5.0)[0][0])
-    assert robust(rng.normal(5, 3, 40000)) == pytest.approx(3, rel=0.03)
+    assert np.isnan(aperture_sums(data, data, dq, np.array([100.0]), np.array([100.0]), 5.0)[0][0])
+    assert robust_sigma(rng.normal(5, 3, 40000)) == pytest.approx(3, rel=0.03)
 
 
 def test_the_report_marks_what_falls_short(tmp_path: Path) -> None:
@@ -124,18 +132,20 @@ def test_nights_are_kept_by_their_options(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(nights.simulate, "simulate_gsaoi", simulate)
     case = Case("one", "gsaoi", {"field": "sparse"})
-    first = nights.night(case, "small", tmp_path)
+    first = nights.simulated_night(case, "small", tmp_path)
     assert (
-        nights.night(case, "small", tmp_path)
+        nights.simulated_night(case, "small", tmp_path)
         == first
-        != nights.night(case, "small", tmp_path, cr_rate=0.0)
+        != nights.simulated_night(case, "small", tmp_path, cr_rate=0.0)
     )
     assert len(made) == 2 and made[1]["cr_rate"] == 0.0
 
 
 def test_quintic_moves_no_star() -> None:
-    """Centroids and fluxes through each kernel, whatever the phase: the numbers of docs/accuracy.md."""
-    figures = {kernel: kernels._star(GOOD_SEEING, kernel) for kernel in ("quintic", "cubic")}
+    """Centroids and fluxes through each kernel at any phase: the numbers of docs/accuracy.md."""
+    figures = {
+        kernel: interpolation.star_figures(GOOD_SEEING, kernel) for kernel in ("quintic", "cubic")
+    }
     assert figures["quintic"]["centroid_worst_mas"] < 0.01
     assert figures["cubic"]["centroid_worst_mas"] > 0.05
     assert (
@@ -145,9 +155,9 @@ def test_quintic_moves_no_star() -> None:
 
 
 def test_cosmic_rays_go_and_stars_stay() -> None:
-    """Nine frames, resampled and stacked, with and without cosmic rays and rejection; the noise is the same."""
+    """With and without cosmic rays and rejection; the noise of the nine frames is the same."""
     stacks = {
-        (hit, reject): _stack(hit, reject)
+        (hit, reject): _stack_of_nine(hit, reject)
         for hit in (True, False)
         for reject in ("none", "sigclip", "noiseclip")
     }
@@ -155,23 +165,17 @@ def test_cosmic_rays_go_and_stars_stay() -> None:
     touched = np.abs(injected) > 1
 
     def removed(reject: str) -> float:
-        return (
-            1
-            - (stacks[True, reject] - stacks[False, reject])[touched].sum()
-            / injected[touched].sum()
-        )
+        left = stacks[True, reject] - stacks[False, reject]
+        return 1 - left[touched].sum() / injected[touched].sum()
 
     assert removed("noiseclip") > 0.98
     assert removed("sigclip") < 0.9
-    lost = (stacks[False, "none"] - stacks[False, "noiseclip"])[_near_stars()].sum() / _FLUX.sum()
-    assert abs(lost) < 5e-4
+    loss = stacks[False, "none"] - stacks[False, "noiseclip"]
+    assert abs(loss[_near_stars()].sum() / STAR_FLUX.sum()) < 5e-4
 
 
-_X, _Y = np.random.default_rng(5).uniform(30, 190, (2, 12))
-_FLUX = 10 ** np.random.default_rng(6).uniform(4, 6, 12)
-
-
-def _stack(hit: bool, reject: str) -> np.ndarray:
+def _stack_of_nine(hit: bool, reject: str) -> np.ndarray:
+    """Nine dithered frames of the same stars and noise, with or without cosmic rays."""
     y, x = np.mgrid[0:210, 0:210].astype(float)
     planes = []
     for number in range(9):
@@ -180,21 +184,20 @@ def _stack(hit: bool, reject: str) -> np.ndarray:
             [0.42, 0.083, 0.45, 1, 0, 0], [0.012, 0.0025, 0.012, 0.01, 1, 1]
         )
         image = np.zeros((230, 230), np.float32)
-        psf = profile_table((Moffat(strehl, core, 4), Moffat(1 - strehl, halo, 3)))
+        psf = parameters((Moffat(strehl, core, 4), Moffat(1 - strehl, halo, 3)))
         plain = np.tile([0.0197, 0.0, 0.0, 0.0197], (12, 1))
         render(
             image,
-            _X * 1.015 + dx + 4,
-            _Y * 1.015 + dy + 4,
-            _FLUX * scale,
+            STAR_X * 1.015 + dx + 4,
+            STAR_Y * 1.015 + dy + 4,
+            STAR_FLUX * scale,
             plain,
             np.full(12, 3.0),
             psf,
             12,
         )
-        raw = rng.poisson(image + 1500).astype(np.float32) + rng.normal(0, 14, image.shape).astype(
-            np.float32
-        )
+        raw = rng.poisson(image + 1500).astype(np.float32)
+        raw += rng.normal(0, 14, image.shape).astype(np.float32)
         hits = cosmic_rays(rng, image.shape, 15)
         if hit:
             raw[hits.y, hits.x] += hits.electrons
@@ -210,5 +213,8 @@ def _stack(hit: bool, reject: str) -> np.ndarray:
 
 
 def _near_stars() -> np.ndarray:
+    """Pixels within 12 pixels of a star."""
     y, x = np.mgrid[0:210, 0:210]
-    return np.any([np.hypot(x - a, y - b) < 12 for a, b in zip(_X, _Y, strict=True)], axis=0)
+    return np.any(
+        [np.hypot(x - a, y - b) < 12 for a, b in zip(STAR_X, STAR_Y, strict=True)], axis=0
+    )

@@ -1,4 +1,4 @@
-"""The paper scheduler of benchmarks/scaling against cases whose answer is known."""
+"""The modelled scheduler of benchmarks/scaling against cases whose answer is known."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from benchmarks.scaling.model import (
     LATENCY,
     Machine,
     Phase,
-    Record,
+    RunRecord,
     Task,
-    campaign,
-    client_of,
+    client_seconds,
     makespan,
-    stacking,
+    repeated_phase,
+    stacking_phase,
 )
 
 
@@ -47,7 +47,7 @@ def test_the_scheduler_gives_out_one_after_another() -> None:
 
 def test_a_campaign_is_the_phase_again_and_again() -> None:
     phase = Phase("phase 1", chain(3), 0.0, 0.0, 0.0)
-    many = campaign(phase, 8)
+    many = repeated_phase(phase, 8)
     assert len(many.tasks) == 24 and sum(task.seconds for task in many.tasks) == 24.0
     assert (
         makespan(many.tasks, Machine(1, 0.0, 0.0)) == 24.0
@@ -61,16 +61,21 @@ def test_stacks_have_longer_tiles_and_more_of_them() -> None:
     phase = Phase(
         "phase 5", (sources, *tiles, Task("catalogue", 1.5, 0.0, 0, (1, 2))), 0.0, 0.0, 0.0
     )
-    assert [task.seconds for task in stacking(phase, 4, split=1).tasks] == [0.0, 4.0, 4.0, 1.5]
-    more = stacking(phase, 32, split=4)
+    assert [task.seconds for task in stacking_phase(phase, 4, split=1).tasks] == [
+        0.0,
+        4.0,
+        4.0,
+        1.5,
+    ]
+    more = stacking_phase(phase, 32, split=4)
     assert len(more.tasks) == 10 and sum(task.seconds for task in more.tasks) == 65.5
     assert makespan(more.tasks, Machine(8, 0.0, 0.0)) == pytest.approx(9.5, abs=0.01)
 
 
 def test_the_client_takes_a_constant_and_so_much_for_each_frame() -> None:
     few, many = (
-        Record(seconds, 0, 0, 0.0, 0.0, (Phase("phase 1", (), 0.0, wall, 0.0),))
+        RunRecord(seconds, 0, 0, 0.0, 0.0, (Phase("phase 1", (), 0.0, wall, 0.0),))
         for seconds, wall in ((30.0, 22.0), (60.0, 40.0))
     )
-    assert client_of((16, few), (64, many)) == (4.0, 0.25)
-    assert client_of((16, few), (16, few)) == (0.0, 0.5)
+    assert client_seconds((16, few), (64, many)) == (4.0, 0.25)
+    assert client_seconds((16, few), (16, few)) == (0.0, 0.5)

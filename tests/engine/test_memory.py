@@ -262,7 +262,7 @@ import json, logging, sys
 from pathlib import Path
 import gdask.engine.memory as memory, gdask.engine.compute as progress
 from benchmarks.scaling.nights import reduce_f2_night, reduce_night
-from benchmarks.scaling.scratch import forget_peak, resident
+from benchmarks.scaling.scratch import reset_peak, resident_bytes
 
 reduce_night = reduce_f2_night if sys.argv[2] == "f2" else reduce_night
 
@@ -275,10 +275,10 @@ def planned(tasks, available, threads, what, base=0.0, fixed=False):
     return result
 
 def measured(*args):
-    forget_peak()
-    before = resident()
+    reset_peak()
+    before = resident_bytes()
     result = real(*args)
-    rows[-1] += [resident(peak=True) - before]
+    rows[-1] += [resident_bytes(peak=True) - before]
     return result
 
 memory.fit, progress._here = planned, measured
@@ -297,13 +297,13 @@ def measured_phases(
     import json
 
     from benchmarks.scaling.nights import make_f2_night, make_night
-    from benchmarks.scaling.scratch import MALLOC
+    from benchmarks.scaling.scratch import MALLOC_SETTINGS
 
     (make_f2_night if instrument == "f2" else make_night)(folder, frames, size)
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(folder), instrument],
-        env=os.environ | MALLOC | {"PYTHONPATH": str(root)},
+        env=os.environ | MALLOC_SETTINGS | {"PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
         check=False,
@@ -342,11 +342,14 @@ def test_no_phase_takes_more_than_was_projected(
 @pytest.mark.slow
 def test_the_peak_does_not_grow_with_the_number_of_frames(tmp_path: Path) -> None:
     """Of the whole process tree, and of its open files; the frames of the shorter run are the first ones of the longer."""
-    from benchmarks.scaling.nights import first_of, make_night
-    from benchmarks.scaling.one import measured_here
+    from benchmarks.scaling.nights import first_frames_of, make_night
+    from benchmarks.scaling.measured_run import measure_in_threads
 
     night = make_night(tmp_path / "night", 64, 320)
-    few, many = measured_here(first_of(night, 16, tmp_path / "few")), measured_here(night)
+    few, many = (
+        measure_in_threads(first_frames_of(night, 16, tmp_path / "few")),
+        measure_in_threads(night),
+    )
     print(few, many)
     assert many["peak"] < 1.1 * few["peak"] and many["files"] <= few["files"] + 4
     assert many["tasks"] / 64 < 1.1 * few["tasks"] / 16

@@ -284,7 +284,7 @@ def image_of(
     order: int | None = None,
 ) -> dict:
     """The image of the night in `folder` (its flat is made first, in the same way, where `folder` has none)."""
-    from benchmarks.scaling.nights import PARAMETERS, files, working_in
+    from benchmarks.scaling.nights import IMAGE_PARAMETERS, raw_files_of_kinds, working_in
 
     def reduce(paths: Sequence[str], parameters: Mapping[str, object]) -> Path:
         reduction = Reduce()
@@ -297,8 +297,8 @@ def image_of(
     with working_in(folder), as_asked(rows, order):
         if not Path("cal_manager.db").exists():
             cal_service.set_local_database().init()
-            reduce(files(("flat_on", "flat_off")), {})
-        product = reduce(files(("science", "sky")), PARAMETERS)
+            reduce(raw_files_of_kinds(("flat_on", "flat_off")), {})
+        product = reduce(raw_files_of_kinds(("science", "sky")), IMAGE_PARAMETERS)
         found = content(product)
         product.unlink()
     return found

@@ -18,7 +18,7 @@ from astropy.table import Table
 from astropy.wcs import WCS
 
 import gdask
-from benchmarks import truth
+from benchmarks.accuracy.truth import compare_with_truth
 from gdask import GdaskError, Reduce, cal_service, cli
 from gdask.engine import compute as progress
 from gdask.engine.compute import COMPUTES
@@ -174,7 +174,7 @@ def test_north_is_up_and_east_is_left(reduced: Path) -> None:
 
 
 def test_the_stack_agrees_with_the_truth(reduced: Path, night: object) -> None:
-    found = truth.measure(str(reduced / IMAGE), str(night.truth))
+    found = compare_with_truth(str(reduced / IMAGE), str(night.truth))
     assert found["stars"] > 25 and found["recovered"] >= 0.9
     assert found["mad_x_mas"] < 2.5 and found["mad_y_mas"] < 2.5
     assert (
@@ -615,14 +615,14 @@ def test_a_larger_night_against_the_truth(tmp_path: Path, monkeypatch: pytest.Mo
     reduce(files["flat_on flat_off"])
     standard = reduce(files["std"])
     assert not standard.set_aside and fits.getheader(standard.output_filenames[0])["NCOMBINE"] == 4
-    found = truth.measure(standard.output_filenames[0], "truth", "std")
+    found = compare_with_truth(standard.output_filenames[0], "truth", "std")
     assert found["recovered"] >= 0.9 and found["mad_x_mas"] < 5 and found["mad_y_mas"] < 5
     image = reduce(
         sorted(files["science sky"]),
         uparms={"skyCorrect:offset_sky": False, "prepare:bad_wcs": "fix"},
     )
     assert not image.set_aside and fits.getheader(image.output_filenames[0])["NCOMBINE"] == 9
-    found = truth.measure(image.output_filenames[0], "truth")
+    found = compare_with_truth(image.output_filenames[0], "truth")
     assert found["recovered"] >= 0.98 and found["mad_x_mas"] <= 1.2 and found["mad_y_mas"] <= 1.2
     assert abs(found["flux_ratio"] - 1) < 0.03 and abs(found["rotation_deg"]) < 0.02
     assert found["edge_step_median_abs_e"] < 1.0
