@@ -2,7 +2,7 @@
 
     python -m benchmarks.centroids [--quick] [--json FILE]
 
-Scenes of stars at known places, drawn by the simulator's renderer, go through `detect` and `refine` as the pipeline
+Scenes of stars at known places, drawn by the simulator's renderer, go through `detect` and `fit_positions` as the pipeline
 does it. A table gives for each instrument, crowding and shape of the star image, by S/N: rms error over the bound,
 bias against the pixel phase, and the width of the pulls, for positions and for fluxes. Only stars without warning flags count; `hidden` is the share
 of them that have an undetected neighbour (within 1.5 FWHM, above 3 % of the flux), and is left out of the errors, too.
@@ -23,7 +23,7 @@ import numpy as np
 from scipy.sparse import csc_matrix
 from scipy.spatial import cKDTree
 
-from gdask.kernels.sources.centroids import FAILED, MISFIT, NEIGHBOUR, refine
+from gdask.kernels.sources.centroids import FAILED, MISFIT, NEIGHBOUR, fit_positions
 from gdask.kernels.sources.detection import detect, measure_fwhm
 from gdask.simulate.psf import CORE, PSF, Moffat, parameters, render
 
@@ -194,7 +194,7 @@ def measure(
     started = time.process_time()
     catalog, _ = detect(s.data, s.variance, dq, threshold=2.0, min_pixels=8, mesh=32)
     found = time.process_time()
-    out = refine(
+    out = fit_positions(
         s.data,
         s.variance,
         dq,

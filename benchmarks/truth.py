@@ -18,7 +18,7 @@ from scipy.spatial import cKDTree
 
 from gdask.io.tables import geometries_of
 from gdask.kernels.geometry.projection import Geometry, tangent_plane, to_sky
-from gdask.kernels.sources.centroids import refine
+from gdask.kernels.sources.centroids import fit_positions
 from gdask.kernels.sources.detection import detect, measure_fwhm
 from gdask.steps.resample import reference_area
 
@@ -51,7 +51,7 @@ def measure(image: str, truth: str, field: str = "target") -> dict[str, float]:
         flux *= area_unit(folder, geometries_of(astrom), astrom["ARRAY"])
     found_all, _ = detect(data, variance, dq, threshold=1.5, min_pixels=8, mesh=128)
     fwhm = measure_fwhm(found_all)
-    found = refine(
+    found = fit_positions(
         data, variance, dq, found_all["X_IMAGE"] - 1, found_all["Y_IMAGE"] - 1, fwhm=fwhm
     )
     pixel = 3600 * float(np.sqrt(abs(np.linalg.det(wcs.pixel_scale_matrix))))

@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 
 from benchmarks.accuracy.scene import APERTURE, RADII, RING, Scene, coverage, with_model
 from gdask.kernels.geometry.projection import to_sky
-from gdask.kernels.sources.centroids import refine
+from gdask.kernels.sources.centroids import fit_positions
 from gdask.kernels.sources.detection import detect, measure_fwhm
 
 #: DQ bits without which a pixel can be measured: bad, cosmic ray, no data, unilluminated.
@@ -54,7 +54,7 @@ def _centroids(scene: Scene) -> tuple[float, np.ndarray]:
         scene.data, scene.variance, scene.dq, threshold=1.5, min_pixels=8, mesh=128
     )
     fwhm = float(measure_fwhm(detected))
-    return fwhm, refine(
+    return fwhm, fit_positions(
         scene.data,
         scene.variance,
         scene.dq,

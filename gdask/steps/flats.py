@@ -236,7 +236,7 @@ def _difference(bright: Frame, faint: Frame) -> Frame:
 
 
 def _histogram(data: Image, dq: Flags) -> object:
-    return stats.histogram(data, (dq & np.uint16(UNUSABLE)) != 0)
+    return stats.mergeable_histogram(data, (dq & np.uint16(UNUSABLE)) != 0)
 
 
 def _median(counts: np.ndarray) -> np.ndarray:
@@ -264,6 +264,6 @@ def _bad_in_flat(data: Image, dq: Flags, lower: float | None, upper: float | Non
 
 def _bad_in_dark(data: Image, dq: Flags, lower: float | None, upper: float | None) -> Flags:
     if upper is None:
-        level, sigma, _ = stats.background(data, None)
+        level, sigma, _ = stats.fit_sky_level(data, None)
         upper = level + 10.0 * sigma
     return flat_kernels.bpm_from_dark(data, dq, lower, upper)

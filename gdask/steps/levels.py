@@ -10,7 +10,7 @@ from gdask.instruments import instrument_of
 from gdask.io.read import affine
 from gdask.kernels.geometry.grid import Grid, common_grid, sky_to_grid
 from gdask.kernels.geometry.projection import Geometry, to_sky
-from gdask.kernels.sky.levels import cell_medians, solve_levels
+from gdask.kernels.sky.levels import sky_cell_medians, solve_levels
 from gdask.model import UNUSABLE
 from gdask.params import Range
 from gdask.steps.frames import array, map_planes, note, pending
@@ -92,7 +92,7 @@ def _cell_levels(
     good = (dq & np.uint16(UNUSABLE)) == 0
     if objects is not None:
         good &= ~objects
-    cell, level, error, _ = cell_medians(data, good, _cells(geometry, data.shape, grid))
+    cell, level, error, _ = sky_cell_medians(data, good, _cells(geometry, data.shape, grid))
     return np.stack([cell.astype(np.float64), level, error])
 
 

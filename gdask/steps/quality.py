@@ -11,7 +11,12 @@ from gdask.instruments import descriptor, instrument_of, tags
 from gdask.io.lazy_arrays import map_blocks
 from gdask.io.read import read_window, reopen
 from gdask.kernels.detector import quality as dq_kernels
-from gdask.kernels.detector.probe_shadows import cell_counts, cell_medians, pixels_of, shadow_cells
+from gdask.kernels.detector.probe_shadows import (
+    binned_medians,
+    binned_usable_counts,
+    find_shadows,
+    unbin_window,
+)
 from gdask.kernels.geometry.projection import from_sky, to_sky
 from gdask.model import DQ
 from gdask.params import Range
@@ -105,7 +110,7 @@ def flag_shadows(frames: Frames, *, depth: Annotated[float, Range(0.02, 1)] = 0.
             (n, cells[0]) for n, d, cells in units if (d, cells.shape) == (array_number, shape)
         ]
         places = _places([frames[n] for n, _ in alike], array_number)
-        found = shadow_cells([levels for _, levels in alike], places, depth)
+        found = find_shadows([levels for _, levels in alike], places, depth)
         shadows |= {(n, array_number): mask for (n, _), mask in zip(alike, found, strict=True)}
     pixels = [0] * len(frames)
     for n, d, cells in units:
@@ -129,7 +134,7 @@ def flag_shadows(frames: Frames, *, depth: Annotated[float, Range(0.02, 1)] = 0.
 
 def _cells(data: Image, dq: Flags) -> np.ndarray:
     """Median level, and number of usable pixels, of each cell: (2, my, mx)."""
-    return np.stack([cell_medians(data, dq), cell_counts(dq)])
+    return np.stack([binned_medians(data, dq), binned_usable_counts(dq)])
 
 
 def _places(frames: list[Frame], number: int) -> np.ndarray:
@@ -155,7 +160,7 @@ def _with_shadow(frame: Frame, masks: list[Mask]) -> Frame:
 
 
 def _flag_shadow(dq: Flags, cells: Mask, window: tuple[int, int, int, int]) -> Flags:
-    return dq | np.where(pixels_of(cells, *window), np.uint16(DQ.UNILLUMINATED), np.uint16(0))
+    return dq | np.where(unbin_window(cells, *window), np.uint16(DQ.UNILLUMINATED), np.uint16(0))
 
 
 def _open_bpm(path: str) -> Frame:
@@ -352,5 +357,7 @@ def _flag_outside(
     radius: float,
 ) -> Flags:
     y1, _, x1, _ = window
-    outside = dq_kernels.circle_mask(dq.shape, corner[0] + x1, corner[1] + y1, centre, radius)
+    outside = dq_kernels.outside_circle_mask(
+        dq.shape, corner[0] + x1, corner[1] + y1, centre, radius
+    )
     return dq | np.where(outside, np.uint16(DQ.UNILLUMINATED), np.uint16(0))

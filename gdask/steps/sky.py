@@ -15,7 +15,7 @@ from gdask.engine.memory import rows_within
 from gdask.io.lazy_arrays import from_tasks, map_blocks
 from gdask.io.read import Plane, on_disk, read_window
 from gdask.kernels.stack.combine import combine
-from gdask.kernels.statistics import background
+from gdask.kernels.statistics import fit_sky_level
 from gdask.model import DQ, UNUSABLE, GdaskError
 from gdask.params import Range
 from gdask.steps.frames import (
@@ -173,7 +173,7 @@ def _level(planes: tuple[Plane, ...]) -> np.ndarray:
     mask = (_whole(planes[1], "u2") & np.uint16(UNUSABLE)) != 0
     if len(planes) > 2:
         mask |= _whole(planes[2], "bool")
-    return np.full((1, 1, 1), float(background(_whole(planes[0], "f4"), mask)[0]))
+    return np.full((1, 1, 1), float(fit_sky_level(_whole(planes[0], "f4"), mask)[0]))
 
 
 def _master(

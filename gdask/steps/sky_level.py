@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gdask.instruments import instrument_of
-from gdask.kernels.sky.target_light import Verdict, judge
+from gdask.kernels.sky.target_light import TargetLight, find_target_light
 from gdask.kernels.sources.background import background_mesh
 from gdask.model import UNUSABLE
 from gdask.steps.frames import array, map_planes, pending
@@ -58,20 +58,20 @@ def choose_level(
         return SkyLevel(usual, "usual: background not measured on like frames")
     names = {frame.attrs["name"] for frame in frames}
     away = tuple(sky for sky in skies if sky.attrs["name"] not in names)
-    verdict = judge(
+    verdict = find_target_light(
         _cells_of(frames), _cells_of(away) if away else None, _times(frames), _times(away)
     )
-    if verdict.fills and not away:
+    if verdict.fills_field and not away:
         log.warning(
             "sky_correct: light in %.0f %% of the field, and no sky frames off the target: light smoother than the dithers is"
             " subtracted with the sky. Reduce together with frames of an empty field beside it (separateSky:ref_sky=NAMES"
             " says which they are)",
             100 * verdict.share,
         )
-    return SkyLevel("none" if verdict.fills and away else usual, _reason(verdict, bool(away)))
+    return SkyLevel("none" if verdict.fills_field and away else usual, _reason(verdict, bool(away)))
 
 
-def _reason(verdict: Verdict, away: bool) -> str:
+def _reason(verdict: TargetLight, away: bool) -> str:
     light = f"light in {100 * verdict.share:.0f} % of the field"
     return (
         f"{light}, {verdict.excess:+.0f} +- {verdict.error:.0f} e- over the sky frames"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from gdask.kernels.arrays import plain
+from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.geometry.grid import Grid, Window, grid_to_sky
 from gdask.kernels.geometry.projection import Floats, Geometry, from_sky, pixel_area
 from gdask.types import Image
@@ -39,7 +39,9 @@ def area_factors(
     for nodes in (moved, moved * static / reference):
         nodes = np.where(np.isfinite(nodes) & (nodes > 0.5) & (nodes < 2.0), nodes, 1.0)
         factors.append(
-            _between(plain(nodes, np.float64), y1, y2, x1, x2, int(ynodes[0]), int(xnodes[0]))
+            _between(
+                as_kernel_input(nodes, np.float64), y1, y2, x1, x2, int(ynodes[0]), int(xnodes[0])
+            )
         )
     return factors[0], factors[1]
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from gdask.kernels.arrays import plain
+from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.stack.noise_clip import clip_noise
 from gdask.kernels.stack.rejection import (
     Factors,
@@ -122,13 +122,13 @@ _LOWER_MEDIAN = (
 def _efficiency(method: str, number: int) -> npt.NDArray[np.float64]:
     """n * variance / variance of one value, for n = 0..number: 1 for means."""
     if METHODS[method].code < 2:
-        return plain(np.ones(number + 1), np.float64)
+        return as_kernel_input(np.ones(number + 1), np.float64)
     table = _LOWER_MEDIAN if method == "lmedian" else _MEDIAN
     n = np.maximum(np.arange(number + 1), 1)
     second = np.where((n % 2 == 0) & (method == "median"), 1.34, 0.43)
     values = np.pi / 2 * (1 - second / n)
     values[: len(table)] = table[: number + 1]
-    return plain(values, np.float64)
+    return as_kernel_input(values, np.float64)
 
 
 @njit(cache=True, nogil=True)
@@ -261,14 +261,14 @@ def _choice(table: dict[str, Choice], kind: str, name: str) -> Choice:
 def _weights(weights: npt.ArrayLike | None, method: str, shape: tuple[int, ...]) -> Image:
     """Weights as (n, 1), (n, pixels), or an empty array for 1/variance."""
     if weights is None:
-        return plain(np.empty((shape[0], 0)), np.float32)
+        return as_kernel_input(np.empty((shape[0], 0)), np.float32)
     if method != "wtmean":
         raise GdaskError(f"weights were given for method {method!r}: only 'wtmean' uses them")
     if np.shape(weights) not in ((shape[0],), shape):
         raise GdaskError(
             f"weights of shape {np.shape(weights)} for planes of {shape}: give one per plane or per pixel"
         )
-    return plain(weights, np.float32).reshape(shape[0], -1)
+    return as_kernel_input(weights, np.float32).reshape(shape[0], -1)
 
 
 def _factors(values: npt.ArrayLike | None, default: float, count: int, name: str) -> Factors:
@@ -277,7 +277,7 @@ def _factors(values: npt.ArrayLike | None, default: float, count: int, name: str
         raise GdaskError(
             f"{name} of shape {factors.shape} for {count} planes: give one number per plane"
         )
-    return plain(factors, np.float64)
+    return as_kernel_input(factors, np.float64)
 
 
 def combine(
@@ -338,7 +338,7 @@ def combine(
     low, high = (nlow, nhigh) if reject == "minmax" else (lsigma, hsigma)
     rounds = 100 if max_iters is None else int(max_iters)
     planes = (
-        plain(cube, dtype).reshape(n, -1)
+        as_kernel_input(cube, dtype).reshape(n, -1)
         for cube, dtype in ((data, np.float32), (variance, np.float32), (dq, np.uint16))
     )
     _combine(

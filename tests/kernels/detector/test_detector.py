@@ -247,7 +247,7 @@ def test_background_of_noise(rng: np.random.Generator) -> None:
     """No bias, and the scatter sigma / sqrt(n) of an ideal estimate, also under a mask."""
     n = 40000
     planes = rng.normal(700, 30, (150, n)).astype(np.float32)
-    results = [stats.background(plane) for plane in planes]
+    results = [stats.fit_sky_level(plane) for plane in planes]
     levels = np.array([result.level for result in results])
     unit = 30 / np.sqrt(n)
     assert abs(levels.mean() - 700) < 4 * unit / np.sqrt(len(levels))
@@ -255,9 +255,9 @@ def test_background_of_noise(rng: np.random.Generator) -> None:
     assert np.mean([result.sigma for result in results]) == pytest.approx(30, rel=2e-3)
     mask = rng.random(n) < 0.3
     spoilt = np.where(mask, rng.choice([-1e4, np.nan, 1e5], n), planes[0]).astype(np.float32)
-    level, sigma, number = stats.background(spoilt, mask)
+    level, sigma, number = stats.fit_sky_level(spoilt, mask)
     assert number == (~mask).sum() and abs(level - 700) < 5 * unit and abs(sigma - 30) < 1
-    assert stats.background(spoilt, mask) == stats.background(
+    assert stats.fit_sky_level(spoilt, mask) == stats.background(
         spoilt.reshape(200, 200), mask.reshape(200, 200)
     )
 
@@ -269,19 +269,19 @@ def test_background_among_stars(rng: np.random.Generator, number: int, most: flo
     rest = plane.ravel()
     for _ in range(10):
         rest = rest[np.abs(rest - np.median(rest)) < 3 * rest.std()]
-    level = stats.background(plane.astype(np.float32)).level
+    level = stats.fit_sky_level(plane.astype(np.float32)).level
     assert -0.01 < level < min(most, max(0.8 * np.median(rest), 0.04))
 
 
 def test_background_of_odd_planes(rng: np.random.Generator) -> None:
-    nothing = stats.background(np.full((9, 9), np.nan, np.float32))
+    nothing = stats.fit_sky_level(np.full((9, 9), np.nan, np.float32))
     assert np.isnan(nothing.level) and nothing.n == 0
-    assert stats.background(np.full((300, 300), 5, np.float32)) == (5, 0, 90000)
+    assert stats.fit_sky_level(np.full((300, 300), 5, np.float32)) == (5, 0, 90000)
     with pytest.raises(GdaskError, match="cut it to the plane"):
-        stats.background(np.full((300, 300), 5, np.float32), np.ones((9, 9), bool))
+        stats.fit_sky_level(np.full((300, 300), 5, np.float32), np.ones((9, 9), bool))
     few = rng.normal(10, 1, 60).astype(np.float32)
-    assert stats.background(few).level == pytest.approx(np.median(few))
-    assert stats.background(rng.uniform(0, 1, 50000).astype(np.float32)).level == pytest.approx(
+    assert stats.fit_sky_level(few).level == pytest.approx(np.median(few))
+    assert stats.fit_sky_level(rng.uniform(0, 1, 50000).astype(np.float32)).level == pytest.approx(
         0.5, abs=0.01
     )
 
@@ -303,21 +303,21 @@ def test_median_over_many_planes(rng: np.random.Generator) -> None:
     masks = [rng.random((101, 53)) < 0.1 for _ in planes]
     planes[1][0, 0], masks[1][0, 0] = np.nan, False
     whole = stats.median_from_histograms(
-        *(stats.histogram(p, m) for p, m in zip(planes, masks, strict=True))
+        *(stats.mergeable_histogram(p, m) for p, m in zip(planes, masks, strict=True))
     )
     good = np.concatenate([p[~m & np.isfinite(p)] for p, m in zip(planes, masks, strict=True)])
     assert whole == pytest.approx(np.median(good), rel=1e-4)
     cuts = [
-        stats.histogram(p[y : y + 17], m[y : y + 17])
+        stats.mergeable_histogram(p[y : y + 17], m[y : y + 17])
         for p, m in zip(planes, masks, strict=True)
         for y in range(0, 101, 17)
     ]
     assert stats.median_from_histograms(*cuts[::-1]) == whole
     for values in ([-3e20, -2e20, 5], [1e-30], [-4, 8], [-7, -6, -5, -4], [-0.0, 0.0, 0.0]):
         array = np.array(values, np.float32)
-        assert stats.median_from_histograms(stats.histogram(array)) == pytest.approx(
+        assert stats.median_from_histograms(stats.mergeable_histogram(array)) == pytest.approx(
             np.median(array), rel=1e-4, abs=1e-35
         )
     assert np.isnan(
-        stats.median_from_histograms(stats.histogram(planes[0], np.ones_like(masks[0])))
+        stats.median_from_histograms(stats.mergeable_histogram(planes[0], np.ones_like(masks[0])))
     )

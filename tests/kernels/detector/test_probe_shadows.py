@@ -7,11 +7,11 @@ import pytest
 from helpers import computed, raw, with_pixels
 
 from gdask.kernels.detector.probe_shadows import (
-    CELL,
-    cell_counts,
-    cell_medians,
-    pixels_of,
-    shadow_cells,
+    BIN_SIZE,
+    binned_medians,
+    binned_usable_counts,
+    find_shadows,
+    unbin_window,
 )
 from gdask.model import DQ
 from gdask.steps import flag_shadows, measure_shadows
@@ -31,7 +31,7 @@ def light_left(tip: float) -> np.ndarray:
 
 
 def cells_of(light: np.ndarray, seed: int = 1) -> np.ndarray:
-    return cell_medians(
+    return binned_medians(
         np.random.default_rng(seed).normal(light, np.sqrt(LEVEL)).astype(np.float32), DARK
     )
 
@@ -39,8 +39,8 @@ def cells_of(light: np.ndarray, seed: int = 1) -> np.ndarray:
 def flagged(tips: list[float], places: list[tuple[float, float]]) -> list[np.ndarray]:
     levels = [cells_of(LEVEL * light_left(tip), seed) for seed, tip in enumerate(tips)]
     return [
-        pixels_of(cells, 0, SIZE, 0, SIZE) & ~OUTSIDE
-        for cells in shadow_cells(levels, places, 0.15)
+        unbin_window(cells, 0, SIZE, 0, SIZE) & ~OUTSIDE
+        for cells in find_shadows(levels, places, 0.15)
     ]
 
 
@@ -103,16 +103,19 @@ def stars(number: int, brightest: float, seed: int = 5) -> np.ndarray:
 )
 def test_nothing_is_flagged_without_a_probe(what: str, light: object) -> None:
     levels = [cells_of(LEVEL + np.roll(light(), shift, 1), shift) for shift in (0, 16)]  # type: ignore[operator]
-    assert not any(mask.any() for mask in shadow_cells(levels, [(0, 0), (16, 0)], 0.15))
+    assert not any(mask.any() for mask in find_shadows(levels, [(0, 0), (16, 0)], 0.15))
 
 
 def test_cells_at_the_pixels_of_a_window() -> None:
     cells = np.random.default_rng(2).random((6, 5)) > 0.5
-    whole = cells.repeat(CELL, 0).repeat(CELL, 1)
-    np.testing.assert_array_equal(pixels_of(cells, 7, 90, 3, 71), whole[7:90, 3:71])
+    whole = cells.repeat(BIN_SIZE, 0).repeat(BIN_SIZE, 1)
+    np.testing.assert_array_equal(unbin_window(cells, 7, 90, 3, 71), whole[7:90, 3:71])
     dq = np.zeros((40, 50), np.uint16)
     dq[3, 5] = DQ.BAD_PIXEL
-    assert cell_counts(dq)[0, 0] == CELL**2 - 1 and cell_counts(dq).sum() == 40 * 50 - 1
+    assert (
+        binned_usable_counts(dq)[0, 0] == BIN_SIZE**2 - 1
+        and binned_usable_counts(dq).sum() == 40 * 50 - 1
+    )
 
 
 @pytest.mark.parametrize("rows", [None, 97])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gdask.kernels.sky.levels import cell_medians, solve_levels
+from gdask.kernels.sky.levels import sky_cell_medians, solve_levels
 from gdask.model import GdaskError
 
 
@@ -16,15 +16,15 @@ def test_cell_medians_are_numpy_s():
     good = rng.uniform(size=data.shape) > 0.3
     cells = (7 + np.arange(15)[:, None] // 5 * 10 + np.arange(25) // 5).astype("i4")
     cells[0, 0] = -1
-    number, median, error, count = cell_medians(data, good, cells)
+    number, median, error, count = sky_cell_medians(data, good, cells)
     full = np.repeat(np.repeat(cells, 8, axis=0), 8, axis=1)
     assert list(number) == sorted(set(cells[cells >= 0]))
     for n, m, e, k in zip(number, median, error, count, strict=True):
         values = data[good & (full == n) & np.isfinite(data)]
         assert k == len(values) and m == pytest.approx(np.median(values.astype(float)), abs=1e-9)
         assert e == pytest.approx(1.2533 * values.std() / np.sqrt(k), rel=0.15)
-    assert list(cell_medians(data, good, full.astype("i4"))[1]) == list(median)
-    few = cell_medians(
+    assert list(sky_cell_medians(data, good, full.astype("i4"))[1]) == list(median)
+    few = sky_cell_medians(
         data, np.arange(data.size).reshape(data.shape) % 29 == 0, cells, min_pixels=64
     )
     assert len(few[0]) == 0
@@ -33,7 +33,7 @@ def test_cell_medians_are_numpy_s():
 def test_planes_that_do_not_agree_are_refused():
     data = np.ones((100, 100), "f4")
     with pytest.raises(GdaskError, match="do not agree"):
-        cell_medians(data, data[:50] > 0, np.zeros((10, 10), "i4"))
+        sky_cell_medians(data, data[:50] > 0, np.zeros((10, 10), "i4"))
 
 
 def observations(seed, frames=9, spoiled=0.0):
@@ -104,7 +104,7 @@ def test_no_steps_from_pixels_to_offsets():
         part = sky[y0 : y0 + 512, x0 : x0 + 512]
         data = (part + truth[unit] + rng.normal(size=part.shape) * 45).astype("f4")
         yy, xx = np.mgrid[y0 + 4 : y0 + 512 : 8, x0 + 4 : x0 + 512 : 8]
-        number, median, error, _ = cell_medians(
+        number, median, error, _ = sky_cell_medians(
             data, part < 1860, (yy // 32 * 20 + xx // 32).astype("i4")
         )
         rows.append((np.full(len(number), unit), number, median, error))

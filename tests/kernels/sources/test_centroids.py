@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from benchmarks.centroids import CAMERAS, measure
-from gdask.kernels.sources.centroids import FAILED, MISFIT, NEIGHBOUR, positions, refine
+from gdask.kernels.sources.centroids import (
+    FAILED,
+    MISFIT,
+    NEIGHBOUR,
+    fit_positions,
+    fit_positions_and_image,
+)
 from gdask.kernels.sources.detection import detect
 from gdask.kernels.sources.photometry import aperture_fluxes
 from gdask.kernels.sources.psf import round_forms, smooth_forms
@@ -85,19 +91,19 @@ def test_apertures_do_not_count_neighbours_nor_bad_pixels():
     data, variance, dq = scene(x, y, flux)
     dq[62, 41] = 1
     data[62, 41] = 5e5
-    out, fit = positions(data, variance, dq, x, y, fwhm=4.7)
+    out, fit = fit_positions_and_image(data, variance, dq, x, y, fwhm=4.7)
     radii = np.array([4.7, 9.4])
     bad = dq != 0
     got, noise, lost = aperture_fluxes(
-        fit.left,
+        fit.residual,
         variance,
         bad,
-        fit.p,
+        fit.params,
         out["sky"].astype(float),
         np.zeros(5),
         fit.forms,
-        fit.table,
-        fit.step,
+        fit.profile,
+        fit.profile_step,
         radii,
     )
     known = 1 - np.exp(-(radii**2) / (2 * 2.0**2))
@@ -109,13 +115,13 @@ def test_apertures_do_not_count_neighbours_nor_bad_pixels():
 
 def test_a_lone_star_and_one_bright_pixel_do_not_stop_it():
     data, variance, dq = scene([60.4], [59.7], [2e4])
-    out = refine(data, variance, dq, np.array([60.0]), np.array([60.0]), fwhm=4.7)
+    out = fit_positions(data, variance, dq, np.array([60.0]), np.array([60.0]), fwhm=4.7)
     assert np.hypot(out["x"] - 60.4, out["y"] - 59.7) < 0.2 and abs(out["flux"] / 2e4 - 1) < 0.1
     assert out["ex"] > 0.002 * 4.7 and out["eflux"] > 0
     data[:] = np.random.default_rng(0).normal(0, 30, data.shape)
     data[40, 40] = 5e4
     catalog, _ = detect(data, variance, dq, threshold=2.0, min_pixels=5, mesh=32)
-    refine(
+    fit_positions(
         data,
         variance,
         dq,
