@@ -1,4 +1,4 @@
-"""Sky levels made consistent, against offsets that are known."""
+"""Sky levels of frames are made to agree: medians of cells, and offsets that are known."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gdask.kernels.sky.levels import sky_cell_medians, solve_levels
 from gdask.model import GdaskError
 
 
-def test_cell_medians_are_numpy_s():
+def test_cell_medians_are_those_of_numpy():
     rng = np.random.default_rng(1)
     data = rng.normal(2000, 45, (120, 200)).astype("f4") + np.arange(200, dtype="f4")
     data[3, 4] = np.nan
@@ -37,7 +37,11 @@ def test_planes_that_do_not_agree_are_refused():
 
 
 def observations(seed, frames=9, spoiled=0.0):
-    """unit, cell, level, error of dithered frames of four arrays over a starry sky; the true offset of each unit."""
+    """Levels in sky cells of dithered frames of four arrays over a starry sky.
+
+    Returns unit, cell, level and error of each row, and the true offset of each unit. A share
+    `spoiled` of the levels is too high.
+    """
     rng = np.random.default_rng(seed)
     scene = rng.exponential(30, (90, 90))
     truth = rng.uniform(-10, 10, 4 * frames) + np.repeat(rng.normal(0, 20, frames), 4)
@@ -60,8 +64,8 @@ def test_offsets_of_dithered_arrays(spoiled):
     rows, truth = observations(2, spoiled=spoiled)
     levels = solve_levels(*rows)
     assert len(set(levels.group)) == 1 and levels.cells.min() > 700
-    off = levels.offset - truth
-    assert np.ptp(off) < 0.5 and (off - off.mean()).std() < 0.15
+    error = levels.offset - truth
+    assert np.ptp(error) < 0.5 and (error - error.mean()).std() < 0.15
     assert 0.7 < levels.rms < 1.3
     weights = levels.cells / levels.cells.sum()
     assert abs((weights * levels.offset).sum()) < 0.05 * truth.std()
@@ -85,20 +89,13 @@ def test_groups_without_overlap_keep_their_own_level():
     assert len(solve_levels(unit[:0], cell[:0], level[:0], error[:0]).offset) == 0
 
 
-def test_no_steps_from_pixels_to_offsets():
-    """Three dithered frames of one starry sky: what remains of levels 30 e- apart is below half an electron."""
+def test_pixels_of_dithered_frames_give_their_offsets():
+    """Three dithered frames of one starry sky, with levels 30 e- apart, then agree to 0.8 e-."""
     rng = np.random.default_rng(5)
     sky = np.full((640, 640), 1800.0)
     for y, x, flux in zip(*rng.integers(5, 635, (2, 300)), rng.pareto(1, 300) * 2000, strict=True):
-        yy, xx = np.mgrid[max(y - 20, 0) : y + 21, max(x - 20, 0) : x + 21]
-        sky[max(y - 20, 0) : y + 21, max(x - 20, 0) : x + 21] += (
-            flux
-            / 60
-            * (1 + ((yy - y) ** 2 + (xx - x) ** 2) / 9)[
-                : 640 - max(y - 20, 0), : 640 - max(x - 20, 0)
-            ]
-            ** -2
-        )
+        yy, xx = np.mgrid[max(y - 20, 0) : min(y + 21, 640), max(x - 20, 0) : min(x + 21, 640)]
+        sky[yy, xx] += flux / 60 * (1 + ((yy - y) ** 2 + (xx - x) ** 2) / 9) ** -2
     truth, rows = (-10.0, 3.0, 20.0), []
     for unit, (y0, x0) in enumerate(((0, 0), (64, 30), (100, 128))):
         part = sky[y0 : y0 + 512, x0 : x0 + 512]
@@ -109,5 +106,5 @@ def test_no_steps_from_pixels_to_offsets():
         )
         rows.append((np.full(len(number), unit), number, median, error))
     levels = solve_levels(*(np.concatenate(column) for column in zip(*rows, strict=True)))
-    off = levels.offset - truth
-    assert np.ptp(off) < 0.8 and levels.cells.min() > 100
+    error = levels.offset - truth
+    assert np.ptp(error) < 0.8 and levels.cells.min() > 100

@@ -1,4 +1,4 @@
-"""Detection and centroids against stars whose places, fluxes and widths are known."""
+"""Detection and positions against stars whose places, fluxes and widths are known."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ SEEING = ((1.0, 25.4, 3.0),)
 
 
 def moffat(r2, star):
+    """Share of a star's light per pixel at a squared distance; star: Moffat components."""
     total = 0.0
     for share, fwhm, beta in star:
         a2 = (fwhm / 2) ** 2 / (2 ** (1 / beta) - 1)
@@ -25,7 +26,10 @@ def moffat(r2, star):
 
 
 def field(shape, x, y, flux, star, *, sky=1500.0, read=10.0, seed=0):
-    """data, variance (float32), dq: stars on a sky that slopes by 5 %, with photon and read noise."""
+    """Simulate stars on a sky that slopes by 5 %, with photon and read noise.
+
+    Returns data, variance (both float32) and dq.
+    """
     yy, xx = np.mgrid[: shape[0], : shape[1]].astype(float)
     light = np.zeros(shape)
     for xc, yc, f in zip(x, y, flux, strict=True):
@@ -37,12 +41,14 @@ def field(shape, x, y, flux, star, *, sky=1500.0, read=10.0, seed=0):
 
 
 def grid(n, spacing, seed=1):
+    """x, y of n * n stars on a lattice, displaced by up to half a pixel."""
     rng = np.random.default_rng(seed)
     g = np.arange(n) * spacing + spacing / 2
     return tuple(a.ravel() + rng.uniform(-0.5, 0.5, n * n) for a in np.meshgrid(g, g))
 
 
 def nearest(catalog, x, y):
+    """Index of the source nearest to each place (0-based pixels), and its distance."""
     d = np.hypot(
         catalog["X_IMAGE"] - 1 - np.reshape(x, (-1, 1)),
         catalog["Y_IMAGE"] - 1 - np.reshape(y, (-1, 1)),
