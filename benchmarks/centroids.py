@@ -356,6 +356,7 @@ def table(name: str, rows: list[dict[str, float]]) -> str:
 
 
 def main() -> None:
+    """Measure scenes of each kind, and print a table for each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

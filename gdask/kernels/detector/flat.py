@@ -16,6 +16,7 @@ _BAD, _NO_DATA, _UNILLUMINATED = (
 
 @njit(cache=True, nogil=True)
 def _quotient(data: Image, flat: Image) -> Image:
+    """Compiled part of `flat_data`."""
     out = np.empty(data.size, dtype=np.float32)
     for i in range(data.size):
         out[i] = data[i] / flat[i] if 0 < flat[i] < np.inf else data[i]
@@ -26,6 +27,7 @@ def _quotient(data: Image, flat: Image) -> Image:
 def _quotient_variance(
     data: Image, variance: Image, flat: Image, flat_variance: Image, level: float
 ) -> Image:
+    """Compiled part of `flat_variance`."""
     out = np.empty(data.size, dtype=np.float32)
     for i in range(data.size):
         inverse = 1.0 / flat[i] if 0 < flat[i] < np.inf else 0.0

@@ -17,6 +17,7 @@ Coefficients = tuple[float, float, float]
 
 @njit(cache=True, nogil=True)
 def _linearize(data: Image, factor: float, c0: float, c1: float, c2: float) -> Image:
+    """Compiled part of `linearize`; factor: electrons per coadd and ADU of the data."""
     out = np.empty(data.size, dtype=np.float32)
     for i in range(data.size):
         electrons = data[i] * factor
@@ -26,6 +27,7 @@ def _linearize(data: Image, factor: float, c0: float, c1: float, c2: float) -> I
 
 @njit(cache=True, nogil=True)
 def _shift_poisson(variance: Image, raw: Image, corrected: Image, divisor: float) -> Image:
+    """Compiled part of `linearize_variance`; divisor: gain times averaged coadds."""
     out = np.empty(variance.size, dtype=np.float32)
     no_counts = np.float32(0)
     for i in range(variance.size):

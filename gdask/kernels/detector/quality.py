@@ -27,6 +27,7 @@ _NON_LINEAR_BIT, _SATURATED_BIT, _NO_DATA_BIT = (
 def _flag_levels(
     data: npt.NDArray[np.float32], flags: Flags, non_linear: float, saturated: float
 ) -> None:
+    """Compiled part of `flag_levels`: add the bit of each pixel's level to `flags`."""
     for i in range(data.size):
         value = data[i]
         bit = 0

@@ -11,6 +11,7 @@ from gdask.types import Electrons, Image
 
 @njit(cache=True, nogil=True)
 def _variance(electrons: Image, constant: float, per_electron: float) -> Image:
+    """Compiled part of `add_variance`: constant + max(electrons, 0) * per_electron."""
     out = np.empty(electrons.size, dtype=np.float32)
     for i in range(electrons.size):
         out[i] = constant + max(electrons[i], np.float32(0)) * per_electron

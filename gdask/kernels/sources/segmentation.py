@@ -264,10 +264,7 @@ def _box_mean(data: np.ndarray, bad: np.ndarray, half: int) -> tuple[np.ndarray,
 def _follow_wings(
     core: np.ndarray, mean: np.ndarray, count: np.ndarray, sigma: np.ndarray, limit: float
 ) -> np.ndarray:
-    """Add to the core pixels what is connected to them and bright enough.
-
-    The local mean must be above `limit` sigma of that mean.
-    """
+    """Add to the core what is connected to it and above `limit` sigma of the local mean."""
     ny, nx = core.shape
     out = core.copy()
     stack = np.empty(ny * nx, np.int64)

@@ -95,9 +95,8 @@ def subtract_star(
             u = a * dx * dx + b * dx * dy + c * dy * dy
             n = int(u)
             if n + 1 < profile.shape[1]:
-                residual[j, i] -= f * (
-                    profile[0, n] + (u - n) * (profile[0, n + 1] - profile[0, n])
-                )
+                value = profile[0, n] + (u - n) * (profile[0, n + 1] - profile[0, n])
+                residual[j, i] -= f * value
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -131,9 +130,9 @@ def fit_star(
 ) -> bool:
     """Fit one star by Gauss and Newton's method; returns whether it worked.
 
-    star: x, y, flux, sky, slope in x and in y, improved in place; the slopes take up the
-    light of a halo. errors: theirs, set in place. radius: that of the fit, and longest_move: the
-    most by which the position moves in one of the `steps`, both in pixels.
+    star: x, y, flux, sky, slope in x and in y, improved in place; the slopes take up the light of
+    a halo. errors: theirs, set in place. radius: that of the fit, and longest_move: the most by
+    which the position moves in one of the `steps`, both in pixels.
     """
     ny, nx = residual.shape
     normal, right, g = np.zeros((6, 6)), np.zeros(6), np.zeros(6)
@@ -152,8 +151,7 @@ def fit_star(
                 slope *= star[2]
                 g[0] = slope * (form[0] * dx + form[1] * dy)
                 g[1] = slope * (form[1] * dx + form[2] * dy)
-                g[2] = share
-                g[3], g[4], g[5] = 1.0, dx / radius, dy / radius
+                g[2], g[3], g[4], g[5] = share, 1.0, dx / radius, dy / radius
                 w = 1.0 / variance[j, i]
                 r = residual[j, i] - star[2] * share - star[3] - star[4] * g[4] - star[5] * g[5]
                 for a in range(6):
@@ -211,7 +209,6 @@ def fit_all_stars(
                 subtract_star(residual, x0, y0, flux, form, profile, profile_step, radii[k])
             for a in range(6):
                 star[a] = params[k, a]
-            radius, longest_move = FIT_RADIUS_FWHM * fwhm, 0.25 * fwhm
             ok = fit_star(
                 residual,
                 variance,
@@ -221,8 +218,8 @@ def fit_all_stars(
                 form,
                 profile,
                 profile_step,
-                radius,
-                longest_move,
+                FIT_RADIUS_FWHM * fwhm,
+                0.25 * fwhm,
                 steps,
             )
             distance2 = (star[0] - x[k]) ** 2 + (star[1] - y[k]) ** 2
