@@ -173,25 +173,26 @@ def _catalog(
 
     The columns of background and threshold stay 0, those of coordinates and magnitudes NaN.
     """
-    t = m.moments(labels, peak, smoothed, sky_free, variance, dq, bad)
-    a, b, theta = m.ellipses(t)
-    aperture = m.apertures(sky_free, variance, bad, labels, t)
-    out = np.zeros(len(t), CATALOG)
+    table = m.moments(labels, peak, smoothed, sky_free, variance, dq, bad)
+    a, b, theta = m.ellipses(table)
+    aperture = m.kron_apertures(sky_free, variance, bad, labels, table)
+    out = np.zeros(len(table), CATALOG)
     for name in ("X_WORLD", "Y_WORLD", "MAG_AUTO", "MAGERR_AUTO"):
         out[name] = np.nan
-    out["NUMBER"] = np.arange(1, len(t) + 1)
-    out["X_IMAGE"], out["Y_IMAGE"] = t[:, m.XM] + 1, t[:, m.YM] + 1
+    out["NUMBER"] = np.arange(1, len(table) + 1)
+    out["X_IMAGE"], out["Y_IMAGE"] = table[:, m.XM] + 1, table[:, m.YM] + 1
     out["A_IMAGE"], out["B_IMAGE"], out["THETA_IMAGE"] = a, b, np.degrees(theta)
-    out["ERRX2_IMAGE"], out["ERRY2_IMAGE"] = t[:, m.EXX], t[:, m.EYY]
-    out["ERRXY_IMAGE"], out["ISOAREA_IMAGE"] = t[:, m.EXY], t[:, m.AREA]
-    out["FLUX_ISO"], out["FLUX_MAX"] = t[:, m.FLUX], t[:, m.PEAK]
+    out["ERRX2_IMAGE"], out["ERRY2_IMAGE"] = table[:, m.EXX], table[:, m.EYY]
+    out["ERRXY_IMAGE"], out["ISOAREA_IMAGE"] = table[:, m.EXY], table[:, m.AREA]
+    out["FLUX_ISO"], out["FLUX_MAX"] = table[:, m.FLUX], table[:, m.PEAK]
     out["FLUX_AUTO"], out["FLUXERR_AUTO"] = aperture[:, m.F_AUTO], np.sqrt(aperture[:, m.V_AUTO])
     out["KRON_RADIUS"], out["FLUX_RADIUS"] = aperture[:, m.R_KRON], aperture[:, m.R_HALF]
     out["ELLIPTICITY"] = 1 - b / a
-    out["IMAFLAGS_ISO"], out["NIMAFLAGS_ISO"] = t[:, m.DQ_OR], t[:, m.DQ_COUNT]
-    out["FWHM_IMAGE"] = m.core_fwhm(labels, sky_free, bad, t)
+    out["IMAFLAGS_ISO"], out["NIMAFLAGS_ISO"] = table[:, m.DQ_OR], table[:, m.DQ_COUNT]
+    out["FWHM_IMAGE"] = m.core_fwhm(labels, sky_free, bad, table)
     ny, nx = labels.shape
-    edge = (t[:, m.X0] == 0) | (t[:, m.Y0] == 0) | (t[:, m.X1] == nx - 1) | (t[:, m.Y1] == ny - 1)
+    edge = (table[:, m.X0] == 0) | (table[:, m.X1] == nx - 1)
+    edge |= (table[:, m.Y0] == 0) | (table[:, m.Y1] == ny - 1)
     saturated = (out["IMAFLAGS_ISO"] & int(DQ.SATURATED)) != 0
     out["FLAGS"] = (
         FLAG_CROWDED * (aperture[:, m.SUSPECT] > 0)

@@ -29,7 +29,7 @@ CORE_PEAK_SHARE = 0.4
 #: moments and errors of the position; peak; DQ bits and number of flagged pixels; extent.
 (AREA, GOOD, FLUX, XM, YM, XX, YY, XY, EXX, EYY, EXY) = range(11)
 (PEAK, DQ_OR, DQ_COUNT, X0, X1, Y0, Y1) = range(11, 18)
-#: Columns of `apertures`.
+#: Columns of `kron_apertures`.
 (R_KRON, F_AUTO, V_AUTO, R_HALF, SUSPECT, CUT) = range(6)
 
 
@@ -51,17 +51,17 @@ def moments(
     smoothing is taken away from the shapes.
     """
     n, nx = peak.size, labels.shape[1]
-    t = np.zeros((n, 18))
+    table = np.zeros((n, 18))
     weight = np.zeros(n)
-    t[:, PEAK] = -np.inf
-    t[:, X0] = t[:, Y0] = 1e9
-    t[:, X1] = t[:, Y1] = -1.0
+    table[:, PEAK] = -np.inf
+    table[:, X0] = table[:, Y0] = 1e9
+    table[:, X1] = table[:, Y1] = -1.0
     for y in range(labels.shape[0]):
         for x in range(nx):
             k = labels[y, x] - 1
             if k < 0:
                 continue
-            row = t[k]
+            row = table[k]
             w = float(smoothed[y, x])
             dx, dy = x - float(peak[k] % nx), y - float(peak[k] // nx)
             weight[k] += w
@@ -84,7 +84,7 @@ def moments(
                 row[EXY] += v * dx * dy
                 row[PEAK] = max(row[PEAK], data[y, x])
     for k in range(n):
-        row = t[k]
+        row = table[k]
         for c in (XM, YM, XX, YY, XY):
             row[c] /= weight[k]
         mx, my = row[XM], row[YM]
@@ -95,31 +95,34 @@ def moments(
         row[YM] += peak[k] // nx
         for c in (EXX, EYY, EXY):
             row[c] /= weight[k] * weight[k]
-    return t
+    return table
 
 
-def ellipses(t: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def ellipses(table: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Semi-axes a, b and angle of the ellipses of a table of `moments`.
 
     The axes are in pixels, at least sqrt(1/12); the angle is in radians from x towards y.
     """
-    xx, yy, xy = np.maximum(t[:, XX], PIXEL_MOMENT), np.maximum(t[:, YY], PIXEL_MOMENT), t[:, XY]
+    xx, yy = np.maximum(table[:, XX], PIXEL_MOMENT), np.maximum(table[:, YY], PIXEL_MOMENT)
+    xy = table[:, XY]
     mean, half = (xx + yy) / 2, np.sqrt(((xx - yy) / 2) ** 2 + xy**2)
     a, b = np.sqrt(mean + half), np.sqrt(np.maximum(mean - half, PIXEL_MOMENT))
     return a, b, 0.5 * np.arctan2(2 * xy, xx - yy)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def core_fwhm(labels: np.ndarray, data: np.ndarray, bad: np.ndarray, t: np.ndarray) -> np.ndarray:
+def core_fwhm(
+    labels: np.ndarray, data: np.ndarray, bad: np.ndarray, table: np.ndarray
+) -> np.ndarray:
     """FWHM in pixels of each source's core.
 
     It is that of a Gaussian, from ln(value) against r^2, weighted by value^2, for the good pixels
     of the source above 0.4 of its peak. NaN with fewer than 4 of them or where the light does not
     fall outwards.
     """
-    out = np.full(t.shape[0], np.nan)
-    for k in range(t.shape[0]):
-        row = t[k]
+    out = np.full(table.shape[0], np.nan)
+    for k in range(table.shape[0]):
+        row = table[k]
         n, s0, s1, s2, z0, z1 = 0, 0.0, 0.0, 0.0, 0.0, 0.0
         for y in range(int(row[Y0]), int(row[Y1]) + 1):
             for x in range(int(row[X0]), int(row[X1]) + 1):
@@ -215,7 +218,7 @@ def _sum_rings(
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _measure_rings(ring: np.ndarray, out: np.ndarray) -> None:
-    """Set the columns of `apertures` from the rings of one source; radii in semi-axes."""
+    """Set the columns of `kron_apertures` from the rings of one source; radii in semi-axes."""
     rv, v = 0.0, 0.0
     for i in range(ring.shape[1]):
         rv += (i + 0.5) / RINGS * ring[0, i]
@@ -239,36 +242,40 @@ def _measure_rings(ring: np.ndarray, out: np.ndarray) -> None:
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _apertures(
+def _kron_apertures(
     data: np.ndarray,
     variance: np.ndarray,
     bad: np.ndarray,
     labels: np.ndarray,
-    t: np.ndarray,
+    table: np.ndarray,
     a: np.ndarray,
     b: np.ndarray,
     theta: np.ndarray,
 ) -> np.ndarray:
-    """Compiled part of `apertures`; theta in radians."""
-    out = np.zeros((t.shape[0], 6))
+    """Compiled part of `kron_apertures`; theta in radians."""
+    out = np.zeros((table.shape[0], 6))
     ring = np.zeros((5, int(RINGS * MAX_KRON)))
-    for k in range(t.shape[0]):
+    for k in range(table.shape[0]):
         c, s = np.cos(theta[k]), np.sin(theta[k])
         ia, ib = 1.0 / a[k] ** 2, 1.0 / b[k] ** 2
         cxx, cyy, cxy = c * c * ia + s * s * ib, s * s * ia + c * c * ib, 2.0 * c * s * (ia - ib)
         half = int(min(MAX_KRON * a[k], MAX_KRON_PIXELS)) + 1
-        _sum_rings(data, variance, bad, labels, k, t[k, XM], t[k, YM], cxx, cyy, cxy, half, ring)
+        _sum_rings(
+            data, variance, bad, labels, k, table[k, XM], table[k, YM], cxx, cyy, cxy, half, ring
+        )
         _measure_rings(ring, out[k])
         out[k, R_HALF] *= np.sqrt(a[k] * b[k])
     return out
 
 
-def apertures(data: Image, variance: Image, bad: Mask, labels: Flags, t: np.ndarray) -> np.ndarray:
+def kron_apertures(
+    data: Image, variance: Image, bad: Mask, labels: Flags, table: np.ndarray
+) -> np.ndarray:
     """Kron photometry of each source: a float64 table (n, 6) with the columns named above.
 
     They are: Kron radius in units of a and b, flux and its variance in that ellipse, half-light
     radius (pixels), whether more than 10 % of the ellipse was replaced (neighbours, bad pixels),
-    whether the array's edge cuts it. data must be free of sky; t is a table of `moments`.
+    whether the array's edge cuts it. data must be free of sky; table is one of `moments`.
     """
-    a, b, theta = ellipses(t)
-    return _apertures(data, variance, bad, labels, t, a, b, theta)
+    a, b, theta = ellipses(table)
+    return _kron_apertures(data, variance, bad, labels, table, a, b, theta)
