@@ -10,10 +10,10 @@ import numpy as np
 
 from gdask.types import Flags, Image, Mask
 
-#: The Kron aperture has KRON_FACTOR Kron radii, but not less than MIN_KRON semi-axes.
-KRON_FACTOR, MIN_KRON = 2.5, 3.5
+#: The Kron aperture has KRON_FACTOR Kron radii, but not less than MIN_KRON_AXES semi-axes.
+KRON_FACTOR, MIN_KRON_AXES = 2.5, 3.5
 #: Kron radii are measured within so many semi-axes of the isophotal ellipse ...
-MAX_KRON = 6.0
+MAX_KRON_AXES = 6.0
 #: ... and never further than this.
 MAX_KRON_PIXELS = 150.0
 #: Elliptical apertures are sums of rings, so many of them to each semi-axis.
@@ -224,7 +224,7 @@ def _measure_rings(ring: np.ndarray, out: np.ndarray) -> None:
         rv += (i + 0.5) / RINGS * ring[0, i]
         v += ring[0, i]
     kron = KRON_FACTOR * rv / v if v > 0 and rv > 0 else 0.0
-    n = int(RINGS * min(max(kron, MIN_KRON), MAX_KRON))
+    n = int(RINGS * min(max(kron, MIN_KRON_AXES), MAX_KRON_AXES))
     total = np.zeros(5)
     for i in range(n):
         for c in range(5):
@@ -254,12 +254,12 @@ def _kron_apertures(
 ) -> np.ndarray:
     """Compiled part of `kron_apertures`; theta in radians."""
     out = np.zeros((table.shape[0], 6))
-    ring = np.zeros((5, int(RINGS * MAX_KRON)))
+    ring = np.zeros((5, int(RINGS * MAX_KRON_AXES)))
     for k in range(table.shape[0]):
         c, s = np.cos(theta[k]), np.sin(theta[k])
         ia, ib = 1.0 / a[k] ** 2, 1.0 / b[k] ** 2
         cxx, cyy, cxy = c * c * ia + s * s * ib, s * s * ia + c * c * ib, 2.0 * c * s * (ia - ib)
-        half = int(min(MAX_KRON * a[k], MAX_KRON_PIXELS)) + 1
+        half = int(min(MAX_KRON_AXES * a[k], MAX_KRON_PIXELS)) + 1
         _sum_rings(
             data, variance, bad, labels, k, table[k, XM], table[k, YM], cxx, cyy, cxy, half, ring
         )
