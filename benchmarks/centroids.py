@@ -32,7 +32,7 @@ from gdask.kernels.sources.detection import detect, measure_fwhm
 from gdask.simulate.psf import CORE, PSF, Moffat, parameters, render
 
 SNR = (20.0, 50.0, 200.0, 1000.0, 5000.0)
-#: Errors beyond so many sigma, as the median tells it, are outliers; their share is given.
+#: Errors beyond this many sigma, estimated from the median, are outliers; their share is given.
 OUTLIER_SIGMA = 6.0
 #: From the median of |x| of a Gaussian to its sigma.
 MEDIAN_PER_SIGMA = 0.6745
@@ -200,9 +200,9 @@ def measure(
     """Let the pipeline's kernels measure a scene.
 
     Returns for each star of the scene that was found (within half a FWHM): snr; dx, dy (pixels) and
-    ratio, what the measured x, y and flux are over the true ones; bx, by, bf and ex, ey, ef, their
-    bounds and claimed errors; flags; px, py, the pixel phase; hidden. Also all, the S/N of all
-    stars that are not near the edge, and times, the seconds of detection and fits.
+    ratio, measured minus true x and y, and measured over true flux; bx, by, bf and ex, ey, ef,
+    their bounds and claimed errors; flags; px, py, the pixel phase; hidden. Also all, the S/N of
+    all stars that are not near the edge, and times, the seconds of detection and fits.
     """
     s = scene(camera, crowding, shape, size, seed)
     dq = np.zeros(s.data.shape, "u2")
@@ -321,7 +321,7 @@ def _row(whole: dict[str, np.ndarray], snr: float) -> dict[str, float]:
 
 
 def _without_outliers(pull: np.ndarray) -> np.ndarray:
-    """Which values are within OUTLIER_SIGMA of 0, sigma being told by the median."""
+    """Which values are within OUTLIER_SIGMA of 0, with sigma estimated from the median."""
     return np.abs(pull) < OUTLIER_SIGMA * _median(np.abs(pull)) / MEDIAN_PER_SIGMA
 
 

@@ -19,7 +19,7 @@ _BINS_PER_SIGMA, _HALF_RANGE_SIGMA = 16, 6
 _SKY_BINS = 2 * _HALF_RANGE_SIGMA * _BINS_PER_SIGMA
 #: Windows of the Gaussian fits: one-sided (3 sigma below to 1 above the centre) and symmetric.
 _FIT_BELOW_SIGMA, _FIT_ABOVE_SIGMA, _FIT_SYMMETRIC_SIGMA = 3.0, 1.0, 3.0
-#: About so many pixels make the first guess.
+#: The first guess is made from about this many pixels.
 _FIRST_GUESS_PIXELS = 65536
 #: A histogram has a sky peak where this share of the good pixels is within 1 sigma of the centre.
 _MIN_PEAK_SHARE = 0.05

@@ -1,6 +1,6 @@
 """Find the shadow of a guide probe's arm on flat-fielded frames, and follow it to its faint tip.
 
-The frames are looked at in square bins of BIN_SIZE pixels.
+The frames are measured in square bins of BIN_SIZE pixels.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from scipy import ndimage
 from gdask.model import UNUSABLE
 from gdask.types import Flags, Fraction, Image, Mask
 
-#: Pixels of a bin's side. Every other pixel of its rows and columns is looked at: 64 of 256.
+#: Pixels of a bin's side. Every other pixel of its rows and columns is used: 64 of 256.
 BIN_SIZE = 16
 #: A shadow reaches from its darkest part out to where this fraction of the light is missing ...
 MIN_MISSING_LIGHT = 0.01
-#: ... and so many bins further.
+#: ... and this many bins further.
 GROWN_BINS = 3
 #: What covers more than this part of the bins is no shadow: then the rest of the field is brighter
 #: than the sky.
@@ -65,7 +65,7 @@ def find_shadows(
 def binned_medians(data: Image, dq: Flags) -> BinnedLevels:
     """Median of the usable pixels in each bin; NaN where less than a quarter of the bin is usable.
 
-    data, dq: (ny, nx); every other row and column is looked at. Returns (my, mx) float64 in the
+    data, dq: (ny, nx); every other row and column is used. Returns (my, mx) float64 in the
     unit of the data. Of an even number of pixels the lower middle one is taken.
     """
     good = (dq & np.uint16(UNUSABLE)) == 0
@@ -147,6 +147,9 @@ def _move_bins(bins: BinnedLevels, shift: npt.NDArray[np.float64]) -> BinnedLeve
 
 
 def _overlap(shift: int, size: int) -> tuple[slice, slice]:
-    """Where the shifted bins of one axis arrive, and whence; empty where nothing overlaps."""
+    """Where the shifted bins of one axis arrive, and where they come from.
+
+    Both slices are empty where nothing overlaps.
+    """
     low, high = min(max(shift, 0), size), max(min(size + shift, size), 0)
     return slice(low, max(high, low)), slice(low - shift, max(high, low) - shift)

@@ -13,7 +13,7 @@ Floats = npt.NDArray[np.float64]
 
 #: A mesh cell holds light of the target where it is brighter than the field's darkest cells by
 #: more than this fraction of the sky's level. With off-target sky frames, which share the errors
-#: of the flat, a smaller excess can be told than without them.
+#: of the flat, a smaller excess can be seen than without them.
 MIN_EXCESS_WITH_SKY, MIN_EXCESS_WITHOUT_SKY = 0.003, 0.02
 #: The level of the darkest cells is this quantile of all.
 DARKEST_QUANTILE = 0.1

@@ -38,9 +38,9 @@ FIRST_SKY_INNER_FWHM, FIRST_SKY_OUTER_FWHM = 3.0, 4.5
 FIRST_SWEEPS, FINAL_SWEEPS = 2, 15
 #: A star is subtracted to where its light is this share of the sky noise.
 SUBTRACTION_LIMIT = 0.05
-#: Stars whose form tells that of the array: S/N of at least this, ...
+#: The form of the image is measured on stars with an S/N above this, ...
 MIN_FORM_SNR = 30
-#: ... and neighbours' light of at most this share of their own peak.
+#: ... and with neighbours' light below this share of their own peak.
 MAX_FORM_NEIGHBOUR_LIGHT = 0.05
 #: With fewer of them, the first star image is kept.
 MIN_FORM_STARS = 5
@@ -51,9 +51,9 @@ class StarFits(NamedTuple):
 
     residual: the pixels without the stars. params, errors: (n, 6) x, y, flux, sky and its slopes,
     and their errors. weights: of the Gaussians of the mean star image; profile, profile_step: that
-    image as a table. forms: (n, 3). image_stars: indices of the stars that could tell the star
-    image, from bright to faint. failed: whether each fit failed. bad: pixels left out. sky_error:
-    of the local sky of each star, NaN where unknown.
+    image as a table. forms: (n, 3). image_stars: indices of the stars on which the star image was
+    measured, from bright to faint. failed: whether each fit failed. bad: pixels left out.
+    sky_error: of the local sky of each star, NaN where unknown.
     """
 
     residual: Image
@@ -165,7 +165,7 @@ def fit_stars(
     """Fit all stars of an array, first with a round star image, then with the improved one.
 
     data, variance: float32 (ny, nx). bad: pixels to leave out. x, y: detections. clean: which of
-    them may tell the star image. The final image is made without the stars' neighbours.
+    them may be used for the star image. The final image is made without the stars' neighbours.
     """
     first = _fit_with_round_image(data, variance, bad, x, y, clean, fwhm)
     params, errors, residual = first.params, first.errors, first.residual

@@ -20,7 +20,7 @@ from gdask.kernels.sources.star_fit import FIT_RADIUS_FWHM
 from gdask.model import DQ, UNUSABLE
 from gdask.types import Flags, Image, Pixels
 
-#: Flags of a position, told in `fit_positions`.
+#: Flags of a position; `fit_positions` says what they mean.
 NEIGHBOUR, SATURATED, EDGE, BAD_NEAR, FAILED, MISFIT = 1, 2, 4, 8, 16, 32
 
 POSITIONS = np.dtype(
@@ -28,7 +28,7 @@ POSITIONS = np.dtype(
     + [("sky", "f4"), ("chi2", "f4"), ("flags", "i2")]
 )
 
-#: Radii of apertures in units of the FWHM, and the rows that come of them.
+#: Radii of apertures in units of the FWHM, and the dtype of stars measured in them.
 APERTURES = (0.75, 1.0, 1.5, 2.0, 3.0)
 PHOTOMETRY = np.dtype(
     [*POSITIONS.descr, *((n, "f4", (len(APERTURES),)) for n in ("aper", "eaper", "lost"))]
@@ -39,10 +39,10 @@ MAX_NEIGHBOUR_LIGHT = 0.02
 #: A star is flagged MISFIT where its chi-square per pixel, over what the array's good stars of this
 #: flux have, exceeds this.
 MAX_CHI2 = 2.0
-#: With fewer good stars, no growth of chi-square with the S/N is told.
+#: With fewer good stars than this, the growth of chi-square with the S/N is not measured.
 MIN_CHI2_STARS = 8
-#: Errors due to the star image's own error, of positions (FWHM) and of fluxes (fraction), where too
-#: few stars tell it.
+#: Errors due to the star image's own error, of positions (FWHM) and of fluxes (fraction), that are
+#: assumed where there are too few stars to measure them.
 DEFAULT_POSITION_FLOOR_FWHM, DEFAULT_FLUX_FLOOR = 0.002, 0.002
 
 
@@ -114,7 +114,7 @@ def fit_positions_and_image(
 
 
 def _pixel_flags(dq: Flags, x: np.ndarray, y: np.ndarray, fwhm: Pixels) -> np.ndarray:
-    """Flags of positions that pixels tell: SATURATED, BAD_NEAR and EDGE."""
+    """Flags of positions that come from their surroundings: SATURATED, BAD_NEAR and EDGE."""
     ny, nx = dq.shape
     near = _flags_near(dq, x, y, fwhm)
     flags = SATURATED * ((near & int(DQ.SATURATED)) != 0) + BAD_NEAR * ((near & int(UNUSABLE)) != 0)

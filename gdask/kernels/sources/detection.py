@@ -97,8 +97,8 @@ def _clean_inputs(data: Image, variance: Image, dq: Flags) -> tuple[Image, Image
 def _fill_saturated(smoothed: Image, sky_free: Image, dq: Flags) -> None:
     """Raise saturated pixels to one plateau above everything, in place in `smoothed`.
 
-    So the dead core of a star does not split it into a ring of sources. Saturated pixels do not
-    count towards min_pixels: saturation alone never makes a source.
+    This keeps the dead core of a star from splitting it into a ring of sources. Saturated pixels
+    do not count towards min_pixels: saturation alone never makes a source.
     """
     other_defects = np.uint16(UNUSABLE & ~DQ.SATURATED)
     core = ((dq & np.uint16(DQ.SATURATED)) != 0) & ((dq & other_defects) == 0)

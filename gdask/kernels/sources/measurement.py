@@ -12,17 +12,17 @@ from gdask.types import Flags, Image, Mask
 
 #: The Kron aperture has KRON_FACTOR Kron radii, but not less than MIN_KRON_AXES semi-axes.
 KRON_FACTOR, MIN_KRON_AXES = 2.5, 3.5
-#: Kron radii are measured within so many semi-axes of the isophotal ellipse ...
+#: Kron radii are measured within this many semi-axes of the isophotal ellipse ...
 MAX_KRON_AXES = 6.0
 #: ... and never further than this.
 MAX_KRON_PIXELS = 150.0
-#: Elliptical apertures are sums of rings, so many of them to each semi-axis.
+#: Elliptical apertures are sums of rings; this is the number of rings to each semi-axis.
 RINGS = 20
 #: Second moments (pixels^2) of a square pixel, the least that a shape may have, and of the 3x3
 #: smoothing kernel, which is taken away from shapes.
 PIXEL_MOMENT, SMOOTH_MOMENT = 1.0 / 12.0, 0.5
-#: Pixels above this share of the peak tell the width of a core: they follow a Gaussian for AO and
-#: seeing cores alike.
+#: The width of a core is measured on pixels above this share of the peak: they follow a Gaussian
+#: for AO and seeing cores alike.
 CORE_PEAK_SHARE = 0.4
 
 #: Columns of `moments`: pixels of the isophote, good ones among them, flux; position, second

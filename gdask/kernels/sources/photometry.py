@@ -2,7 +2,7 @@
 
 Weights come from a smooth model of the variance (that of the sky about a star, and a part that
 follows its image). The noise of a pixel is in its own variance, and weights from that would make
-faint stars fainter. `star_fit` tells what `params`, `forms`, `profile` and `profile_step` are.
+faint stars fainter. `star_fit` explains `params`, `forms`, `profile` and `profile_step`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from gdask.types import Pixels
 CORE_RADIUS_FWHM = 0.8
 #: Radii of the annulus of the local sky, in FWHM.
 SKY_INNER_FWHM, SKY_OUTER_FWHM = 2.5, 5.0
-#: So many points along each side of a pixel tell how much of it is inside an aperture.
+#: Number of points along each side of a pixel, to measure how much of it is inside an aperture.
 SUBPIXELS = 5
-#: With fewer stars than this, no error beyond the variance can be told.
+#: With fewer stars than this, no error beyond the variance is measured.
 MIN_FLOOR_STARS = 8
 
-#: Columns of `star_fluxes`. The core columns are what the core alone says of x, y (pixels) and flux
-#: beyond the whole fit, and the variances of these three.
+#: Columns of `star_fluxes`. The core columns are the changes of x, y (pixels) and flux if they were
+#: measured on the core alone and not on the whole star, and the variances of these three.
 (FLUX, FLUX_ERROR, SKY, CHI2, CORE_X, CORE_Y, CORE_FLUX) = range(7)
 (VAR_CORE_X, VAR_CORE_Y, VAR_CORE_FLUX, SKY_ERROR) = range(7, 11)
 
@@ -269,8 +269,8 @@ def error_beyond(difference: np.ndarray, variance: np.ndarray) -> float:
 def error_floors(table: np.ndarray, flux: np.ndarray, stars: np.ndarray) -> tuple[Pixels, float]:
     """Errors of positions (pixels) and of fluxes (as a fraction) due to the star image's own error.
 
-    They do not depend on the S/N. They come from bright isolated stars, by what their cores say
-    beyond the whole fit: with a right star image, that would be noise alone. table: of
+    They do not depend on the S/N. They come from the differences between core and whole fit of
+    bright isolated stars: with a right star image, those would be noise alone. table: of
     `star_fluxes`; flux: fitted fluxes; stars: indices from bright to faint, of which the brightest
     third counts, at least 8 (unseen neighbours disturb the others more). NaN with fewer.
     """

@@ -20,16 +20,17 @@ PROFILE_RADIUS_FWHM = 14.0
 FIRST_PROFILE_RADIUS_FWHM = 8.0
 #: Sigma of the Gaussians that make up the mean image, in FWHM.
 GAUSSIAN_SIGMAS_FWHM = 0.25 * 1.45 ** np.arange(10)
-#: So many of them, from the narrowest, are used within FIRST_PROFILE_RADIUS_FWHM.
+#: Number of them, from the narrowest, that is used within FIRST_PROFILE_RADIUS_FWHM.
 FIRST_GAUSSIANS = 9
-#: So many of the brightest stars weigh alike in the mean image, others by the square of their flux.
+#: Number of the brightest stars that weigh alike in the mean image; others weigh by the square of
+#: their flux.
 EQUAL_WEIGHT_STARS = 8
 #: Most stars that make the mean image.
 MAX_PROFILE_STARS = 60
 #: Entries of the profile, in equal steps of r^2.
 PROFILE_ENTRIES = 4096
-#: (stars, terms): with at least so many stars, a form has so many terms (1, linear, quadratic in x
-#: and y).
+#: (stars, terms): number of terms (1, linear, quadratic in x and y) of a form, for at least that
+#: number of stars.
 FORM_TERMS = ((30, 6), (12, 3), (5, 1))
 #: Most stars whose forms are fitted.
 MAX_FORM_STARS = 300
@@ -145,8 +146,8 @@ def mean_star_image(
     sigmas = GAUSSIAN_SIGMAS_FWHM[: None if isolated else FIRST_GAUSSIANS]
     sigma2 = (sigmas * fwhm) ** 2
     basis = np.exp(-r2[seen, None] / (2 * sigma2)) / (2 * np.pi * sigma2)
-    # Errors of a ring: a relative part, a sky part that falls with its number of pixels, and what
-    # the scatter of the stars tells.
+    # Errors of a ring: a relative part, a sky part that falls with its number of pixels, and that
+    # from the scatter of the stars.
     sky_part = 2e-4 * value.max() / np.sqrt(np.sqrt(r2[seen] / fwhm**2) + 0.3)
     error = np.hypot(0.02 * value.clip(min=0) + sky_part, scatter)
     pedestal = np.full(len(value), 1 / fwhm**2)

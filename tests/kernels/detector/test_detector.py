@@ -173,7 +173,7 @@ def test_flat_variance_is_the_scatter(rng: np.random.Generator) -> None:
 def test_flat_noise_of_the_sky_goes_with_the_sky(rng: np.random.Generator) -> None:
     """The flat's noise on the sky is not in a frame minus a sky frame through the same flat.
 
-    So the variance leaves it out at the level of the sky.
+    The variance therefore leaves it out at the level of the sky.
     """
     shape, sky, star = (400, 500), 20000.0, 3000.0
     true = rng.uniform(0.7, 1.3, shape)

@@ -51,7 +51,7 @@ def flagged(tips: list[float], places: list[tuple[float, float]]) -> list[np.nda
 
 
 def test_a_tip_too_faint_to_be_seen_is_flagged_where_the_guide_star_says() -> None:
-    """The first frame's arm tells where the second one's ends.
+    """The first frame's arm shows where that of the second ends.
 
     There 2 % of the light is missing at the edge of the field.
     """
