@@ -182,13 +182,13 @@ def test_centroids_are_near_the_cramer_rao_bound(star, fwhm, n, spacing, flux):
     noise = np.random.default_rng(7).normal(0, 0.3, (2, n * n))
     data, variance, dq = field((n * spacing,) * 2, x, y, np.full(n * n, flux), star)
     out = fit_positions(data, variance, dq, x + noise[0], y + noise[1], fwhm=fwhm)
-    off = np.concatenate([out["x"] - x, out["y"] - y])
+    error = np.concatenate([out["x"] - x, out["y"] - y])
     bound = cramer_rao(flux, star)
-    sampling = 4 / np.sqrt(len(off))  # 5.7 sigma of an rms
-    assert np.sqrt((off**2).mean()) < 1.12 * bound * (1 + sampling)
-    pull = off / np.concatenate([out["ex"], out["ey"]])
+    sampling = 4 / np.sqrt(len(error))  # 5.7 sigma of an rms
+    assert np.sqrt((error**2).mean()) < 1.12 * bound * (1 + sampling)
+    pull = error / np.concatenate([out["ex"], out["ey"]])
     assert abs(np.sqrt((pull**2).mean()) - 1) < 0.1 + sampling
-    assert abs(off.mean()) < 5 * bound / np.sqrt(len(off))
+    assert abs(error.mean()) < 5 * bound / np.sqrt(len(error))
 
 
 def test_positions_carry_their_warnings():
