@@ -205,9 +205,9 @@ def import_graph() -> dict[str, set[str]]:
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
     """Groups of modules that import one another, directly or through others."""
     reached: dict[str, set[str]] = {}
-    for start in graph:
+    for start, neighbours in graph.items():
         found: set[str] = set()
-        ahead = list(graph[start])
+        ahead = list(neighbours)
         while ahead:
             name = ahead.pop()
             if name not in found:

@@ -10,12 +10,12 @@ kernel's doing.
 from __future__ import annotations
 
 import numpy as np
+from gdask.simulate.psf import PSF, Moffat, parameters, render
 
 from benchmarks.accuracy.report import table_lines
 from gdask.kernels.geometry.projection import Floats
 from gdask.kernels.resample.interpolation import TAPS, aperture_noise, noise_correlation
 from gdask.kernels.resample.resampling import resample
-from gdask.simulate.psf import PSF, Moffat, parameters, render
 from gdask.types import Image
 
 #: FWHM of the core in input pixels: GSAOI Kshort and J at good Strehl ratio; FLAMINGOS-2 in good

@@ -1,4 +1,4 @@
-"""How kernels take their arrays: one memory layout, so that numba compiles each kernel once."""
+"""Give kernels their arrays in one memory layout, so that numba compiles each kernel once."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from gdask.model import GdaskError
 from gdask.types import Image
 
 
-def plain(array: npt.ArrayLike, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """A read-only, contiguous, native view of `array` (a copy only where it is not so already).
+def as_kernel_input(array: npt.ArrayLike, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """View `array` as read-only, contiguous and of native byte order; copy only if it is not so.
 
-    numba makes another specialisation for each layout, byte order and writability that it meets, and arrays that come
-    from another process are read-only. Seconds of compilation are saved by giving it always the same.
+    numba compiles another specialisation for each layout, byte order and writability that it
+    meets, and arrays that come from another process are read-only. Giving it always the same kind
+    of array saves seconds of compilation.
     """
     view = np.asarray(array, dtype=dtype, order="C").view()
     view.flags.writeable = False
     return view
 
 
-def rows(*planes: npt.ArrayLike) -> tuple[Image, ...]:
-    """float32 arrays of one shape, each as one row, for kernels that treat every pixel alone.
+def flatten_planes(*planes: npt.ArrayLike) -> tuple[Image, ...]:
+    """Flatten arrays of one shape to one-dimensional float32, for kernels that work pixel by pixel.
 
     Raises GdaskError where the shapes differ: compiled code would read beyond the smaller one.
     """
     shapes = [np.shape(plane) for plane in planes]
     if len(set(shapes)) > 1:
         raise GdaskError(
-            f"planes of shapes {shapes} cannot be combined pixel by pixel: cut them to one shape first"
+            f"planes of shapes {shapes} cannot be combined pixel by pixel: "
+            "cut them to one shape first"
         )
-    return tuple(plain(plane, np.float32).reshape(-1) for plane in planes)
+    return tuple(as_kernel_input(plane, np.float32).reshape(-1) for plane in planes)

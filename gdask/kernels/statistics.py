@@ -1,4 +1,4 @@
-"""Levels of planes with stars: robust sky level, medians, and one median over many planes without gathering them."""
+"""Sky level of a plane with stars, and the median of many planes that are never held together."""
 
 from __future__ import annotations
 
@@ -8,31 +8,42 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from gdask.kernels.arrays import plain
+from gdask.kernels.arrays import as_kernel_input
 from gdask.model import GdaskError
 from gdask.types import Image, Mask
 
 Counts = npt.NDArray[np.int64]
 
-_BINS_PER_SIGMA, _HALF_RANGE = 16, 6  # the sky histogram: bins of sigma/16 over +-6 sigma
-_BINS = 2 * _HALF_RANGE * _BINS_PER_SIGMA
-_BELOW, _ABOVE, _SYMMETRIC = 3.0, 1.0, 3.0  # windows of the fit, in sigma
-_SAMPLE = 65536  # pixels of the first guess
-_PEAK_FRACTION = 0.05  # of the good pixels within 1 sigma of the peak, or it is none
-_FEWEST = 200  # good pixels below which no histogram is fitted
-_MAD_TO_SIGMA = 1.482602218505602  # 1 / (normal quantile of 3/4)
-_KEY_SHIFT = 10  # 13 of 23 mantissa bits are kept: bins 1.2e-4 wide, relative
+#: The histogram of the sky has bins of sigma / 16 and covers +-6 sigma.
+_BINS_PER_SIGMA, _HALF_RANGE_SIGMA = 16, 6
+_SKY_BINS = 2 * _HALF_RANGE_SIGMA * _BINS_PER_SIGMA
+#: Windows of the Gaussian fits: one-sided (3 sigma below to 1 above the centre) and symmetric.
+_FIT_BELOW_SIGMA, _FIT_ABOVE_SIGMA, _FIT_SYMMETRIC_SIGMA = 3.0, 1.0, 3.0
+#: The first guess is made from about this many pixels.
+_FIRST_GUESS_PIXELS = 65536
+#: A histogram has a sky peak where this share of the good pixels is within 1 sigma of the centre.
+_MIN_PEAK_SHARE = 0.05
+#: With fewer good pixels than this, no histogram is fitted.
+_MIN_HISTOGRAM_PIXELS = 200
+#: 1 / (normal quantile of 3/4): from the median absolute deviation to sigma.
+_MAD_TO_SIGMA = 1.482602218505602
+#: A mergeable histogram keeps 13 of the 23 mantissa bits: its bins are 1.2e-4 wide, relative.
+_DROPPED_MANTISSA_BITS = 10
 
 
-class Background(NamedTuple):
-    """A sky level: `level` and `sigma` (pixel noise) in the units of the data, from `n` good pixels."""
+class SkyLevelFit(NamedTuple):
+    """Sky level of a plane.
+
+    `level` and `sigma` (noise of a pixel) are in the units of the data; `n` counts the good pixels.
+    """
 
     level: float
     sigma: float
     n: int
 
 
-def _good(data: Image, mask: Mask | None, stride: int = 1) -> Image:
+def _good_values(data: Image, mask: Mask | None, stride: int = 1) -> Image:
+    """Finite values outside `mask`, of every `stride`-th pixel."""
     values = np.asarray(data, dtype=np.float32).reshape(-1)[::stride]
     good = np.isfinite(values)
     if mask is not None:
@@ -40,18 +51,18 @@ def _good(data: Image, mask: Mask | None, stride: int = 1) -> Image:
     return values[good]
 
 
-def _bits(mask: Mask | None, values: Image) -> Mask:
-    """The mask as one row; of no length where there is none."""
-    bits = plain(np.empty(0) if mask is None else mask, np.bool_).reshape(-1)
-    if mask is not None and bits.size != values.size:
+def _flat_mask(mask: Mask | None, values: Image) -> Mask:
+    """Flatten the mask to one dimension; of length 0 where there is none."""
+    flat = as_kernel_input(np.empty(0) if mask is None else mask, np.bool_).reshape(-1)
+    if mask is not None and flat.size != values.size:
         raise GdaskError(
-            f"a mask of {bits.size} pixels for a plane of {values.size}: cut it to the plane"
+            f"a mask of {flat.size} pixels for a plane of {values.size}: cut it to the plane"
         )
-    return bits
+    return flat
 
 
-def _robust(values: Image) -> tuple[float, float]:
-    """Median and scatter (from the median absolute deviation; the standard deviation where that is 0)."""
+def _median_and_scatter(values: Image) -> tuple[float, float]:
+    """Median and scaled median absolute deviation (where that is 0, the standard deviation)."""
     if values.size == 0:
         return np.nan, np.nan
     level = np.median(values)
@@ -60,8 +71,9 @@ def _robust(values: Image) -> tuple[float, float]:
 
 
 @njit(cache=True, nogil=True)
-def _count(data: Image, mask: Mask, low: float, bins_per_unit: float) -> tuple[Counts, int]:
-    counts = np.zeros(_BINS, np.int64)
+def _count_sky(data: Image, mask: Mask, low: float, bins_per_unit: float) -> tuple[Counts, int]:
+    """Histogram of the unmasked pixels from `low` on, and the number of all good pixels."""
+    counts = np.zeros(_SKY_BINS, np.int64)
     number = 0
     masked = mask.size > 0
     for i in range(data.size):
@@ -69,23 +81,24 @@ def _count(data: Image, mask: Mask, low: float, bins_per_unit: float) -> tuple[C
             continue
         number += np.isfinite(data[i])
         position = (data[i] - low) * bins_per_unit
-        if 0 <= position < _BINS:  # false for NaN
+        if 0 <= position < _SKY_BINS:  # false for NaN
             counts[int(position)] += 1
     return counts, number
 
 
 @njit(cache=True, nogil=True)
-def _fit_parabola(counts: Counts, low: float, high: float) -> tuple[float, float]:
-    """Centre and sigma of a Gaussian through the counts with low < t < high (t in first-guess sigma).
+def _fit_gaussian(counts: Counts, low: float, high: float) -> tuple[float, float]:
+    """Centre and sigma of a Gaussian through the counts with low < t < high (in guessed sigma).
 
-    The log of a Gaussian is a parabola, so this is Poisson regression with a log link: exact maximum likelihood for
-    binned counts in a truncated window, concave, by Newton's method. Returns NaN where it does not converge.
+    The logarithm of a Gaussian is a parabola, so this is Poisson regression with a logarithmic
+    link: the exact maximum likelihood for binned counts in a truncated window. It is concave and
+    is solved by Newton's method. Returns NaN where that does not converge.
     """
     a, b, c = np.log(counts.max() + 1.0), 0.0, -0.5
     for _ in range(50):
         g0 = g1 = g2 = h0 = h1 = h2 = h3 = h4 = 0.0
         for i in range(counts.size):
-            t = (i + 0.5) / _BINS_PER_SIGMA - _HALF_RANGE
+            t = (i + 0.5) / _BINS_PER_SIGMA - _HALF_RANGE_SIGMA
             if low < t < high:
                 model = np.exp(min(a + t * (b + t * c), 60.0))
                 rest = counts[i] - model
@@ -109,102 +122,107 @@ def _fit_parabola(counts: Counts, low: float, high: float) -> tuple[float, float
 
 
 @njit(cache=True, nogil=True)
-def _fit_window(counts: Counts, below: float, above: float) -> tuple[float, float]:
-    """The Gaussian whose fit within centre - below * sigma .. centre + above * sigma is itself."""
+def _fit_moving_window(counts: Counts, below: float, above: float) -> tuple[float, float]:
+    """Fit a Gaussian within `below` and `above` sigma of its own centre, by iteration."""
     centre, sigma = 0.0, 1.0
     for _ in range(15):
-        last = centre
-        centre, sigma = _fit_parabola(counts, centre - below * sigma, centre + above * sigma)
-        if not abs(centre - last) > 1e-3:
+        last_centre = centre
+        centre, sigma = _fit_gaussian(counts, centre - below * sigma, centre + above * sigma)
+        if not abs(centre - last_centre) > 1e-3:
             break
     return centre, sigma
 
 
-def background(data: Image, mask: Mask | None = None) -> Background:
-    """Sky level of a plane with stars (any shape), without the pixels of `mask` and those that are not finite.
+def fit_sky_level(data: Image, mask: Mask | None = None) -> SkyLevelFit:
+    """Fit the sky level of a plane with stars (any shape).
 
-    A Gaussian is fitted (maximum likelihood) to the histogram of all good pixels between -3 and +1 sigma of its own
-    centre, where starlight, which only adds, matters least. Where a symmetric window (3 sigma) agrees with it to the
-    noise of the fits, there is no starlight to avoid and the more precise symmetric fit is taken. A fixed-stride
-    sample of about 65536 pixels only sets the histogram's first range. Deterministic.
+    Masked and non-finite pixels are ignored.
 
-    Measured: noise of the level on pure Gaussian noise 1.03 sigma/sqrt(n), no bias (the one-sided fit: 1.95); in
-    crowded fields about 0.7 of the bias of a sigma-clipped median (0.24 sigma where that is 0.31, 1.05 where it is
-    1.5); photon noise being skew, up to 0.35 e- below the mean for a sky of 700 e-, the same for frames alike.
+    A Gaussian is fitted (maximum likelihood) to the histogram of all good pixels between -3 and
+    +1 sigma of its own centre, where starlight, which only adds, matters least. Where a symmetric
+    window (3 sigma) agrees with it to the noise of the fits, there is no starlight to avoid and
+    the more precise symmetric fit is taken. A fixed-stride sample of about 65536 pixels only sets
+    the first range of the histogram. The result is deterministic.
 
-    With no good pixel: NaN, NaN, 0. With fewer than 200, or a histogram without a peak: median and scaled median
-    absolute deviation (of the sample).
+    Measured: on pure Gaussian noise the level has a noise of 1.03 sigma / sqrt(n) and no bias (the
+    one-sided fit: 1.95 sigma / sqrt(n)). In crowded fields its bias is about 0.7 of that of a
+    sigma-clipped median (0.24 sigma where that is 0.31, 1.05 where it is 1.5). Photon noise is
+    skew: the level is up to 0.35 e- below the mean for a sky of 700 e-, the same for similar
+    frames.
+
+    With no good pixel: NaN, NaN, 0. With fewer than 200, or a histogram without a peak: median and
+    scaled median absolute deviation (of the sample).
     """
-    values = plain(data, np.float32).reshape(-1)
-    bits = _bits(mask, values)
-    sample = _good(data, mask, max(1, values.size // _SAMPLE) | 1)
-    if sample.size < _FEWEST:
-        sample = _good(data, mask)
-    level, sigma = guess = _robust(sample)
+    values = as_kernel_input(data, np.float32).reshape(-1)
+    flat_mask = _flat_mask(mask, values)
+    sample = _good_values(data, mask, max(1, values.size // _FIRST_GUESS_PIXELS) | 1)
+    if sample.size < _MIN_HISTOGRAM_PIXELS:
+        sample = _good_values(data, mask)
+    level, sigma = guess = _median_and_scatter(sample)
     number = sample.size
+    bins = (np.arange(_SKY_BINS) + 0.5) / _BINS_PER_SIGMA - _HALF_RANGE_SIGMA
     for _ in range(6):
-        if sample.size < _FEWEST or not sigma > 0:
+        if sample.size < _MIN_HISTOGRAM_PIXELS or not sigma > 0:
             break
-        counts, number = _count(values, bits, level - _HALF_RANGE * sigma, _BINS_PER_SIGMA / sigma)
-        centre, width = _peak(counts)
-        near = np.abs((np.arange(_BINS) + 0.5) / _BINS_PER_SIGMA - _HALF_RANGE - centre) < width
+        low = level - _HALF_RANGE_SIGMA * sigma
+        counts, number = _count_sky(values, flat_mask, low, _BINS_PER_SIGMA / sigma)
+        centre, width = _fit_peak(counts)
+        near_peak = np.abs(bins - centre) < width
         if not (
-            abs(centre) < _HALF_RANGE
+            abs(centre) < _HALF_RANGE_SIGMA
             and 0.05 < width < 5
-            and counts[near].sum() > _PEAK_FRACTION * number
+            and counts[near_peak].sum() > _MIN_PEAK_SHARE * number
         ):
             level, sigma = guess
             break
         level, sigma = level + centre * sigma, sigma * width
         if abs(centre) < 0.5 and 0.7 < width < 1.4:
             break
-    return Background(level, sigma, int(number))
+    return SkyLevelFit(level, sigma, int(number))
 
 
-def _peak(counts: Counts) -> tuple[float, float]:
-    """Centre and sigma of the sky's peak, in first-guess sigma: of the symmetric fit where the lower side agrees."""
-    centre, sigma = _fit_window(counts, _BELOW, _ABOVE)
-    symmetric = _fit_window(counts, _SYMMETRIC, _SYMMETRIC)
-    noise = (
-        1.7 * sigma / np.sqrt(max(counts.sum(), 1))
-    )  # of the difference of the two fits, by simulation
+def _fit_peak(counts: Counts) -> tuple[float, float]:
+    """Centre and sigma of the sky's peak, in guessed sigma.
+
+    They are those of the symmetric fit where the fit of the lower side agrees with it.
+    """
+    centre, sigma = _fit_moving_window(counts, _FIT_BELOW_SIGMA, _FIT_ABOVE_SIGMA)
+    symmetric = _fit_moving_window(counts, _FIT_SYMMETRIC_SIGMA, _FIT_SYMMETRIC_SIGMA)
+    # The noise of the difference of the two fits was found by simulation.
+    noise = 1.7 * sigma / np.sqrt(max(counts.sum(), 1))
     return symmetric if abs(symmetric[0] - centre) < 5 * noise else (centre, sigma)
 
 
-def median(values: Image, mask: Mask | None = None) -> float:
-    """Exact median of the finite pixels outside `mask` (mean of the middle two of an even number); NaN if none."""
-    good = _good(values, mask)
-    return float(np.median(good)) if good.size else float("nan")
-
-
 @njit(cache=True, nogil=True)
-def _count_keys(bits: npt.NDArray[np.uint32], mask: Mask) -> npt.NDArray[np.int32]:
-    counts = np.zeros(1 << (32 - _KEY_SHIFT), np.int32)
+def _count_bit_patterns(patterns: npt.NDArray[np.uint32], mask: Mask) -> npt.NDArray[np.int32]:
+    """Count float32 bit patterns by their upper bits, in the order of the numbers they mean."""
+    counts = np.zeros(1 << (32 - _DROPPED_MANTISSA_BITS), np.int32)
     masked = mask.size > 0
-    for i in range(bits.size):
-        pattern = bits[i]
+    for i in range(patterns.size):
+        pattern = patterns[i]
         if (masked and mask[i]) or (pattern & 0x7F800000) == 0x7F800000:  # NaN, infinite
             continue
         ordered = (pattern ^ 0xFFFFFFFF) if pattern & 0x80000000 else (pattern | 0x80000000)
-        counts[ordered >> _KEY_SHIFT] += 1
+        counts[ordered >> _DROPPED_MANTISSA_BITS] += 1
     return counts
 
 
-def histogram(data: Image, mask: Mask | None = None) -> Counts:
-    """A plane's part of `median_from_histograms`: rows (bin number, count), of shape (2, occupied bins).
+def mergeable_histogram(data: Image, mask: Mask | None = None) -> Counts:
+    """Histogram of a plane for `median_from_histograms`: rows (bin number, count), (2, bins).
 
-    The bins are those of the float32 numbers themselves with a mantissa of 13 bits: the same for every plane, 1.2e-4
-    wide relative to the value whatever its size, and merged by adding, so that no chunking and no order matters.
+    Only occupied bins are kept. The bins are the float32 numbers themselves with a mantissa of
+    13 bits: the same for every plane, and 1.2e-4 wide relative to the value whatever its size.
+    Histograms are merged by adding, so that neither chunks nor their order matter.
     """
-    values = plain(data, np.float32).reshape(-1)
-    counts = _count_keys(values.view(np.uint32), _bits(mask, values))
+    values = as_kernel_input(data, np.float32).reshape(-1)
+    counts = _count_bit_patterns(values.view(np.uint32), _flat_mask(mask, values))
     occupied = np.flatnonzero(counts)
     return np.stack([occupied, counts[occupied]]).astype(np.int64)
 
 
-def _edge(key: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Lower edge of a bin of `histogram`."""
-    ordered = key.astype(np.uint64) << np.uint64(_KEY_SHIFT)
+def _lower_edges(bins: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Values at the lower edges of bins of `mergeable_histogram`, given by number."""
+    ordered = bins.astype(np.uint64) << np.uint64(_DROPPED_MANTISSA_BITS)
     negative = ordered < 0x80000000
     pattern = np.where(
         negative, ordered ^ np.uint64(0xFFFFFFFF), ordered & np.uint64(0x7FFFFFFF)
@@ -212,17 +230,22 @@ def _edge(key: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     return pattern.view(np.float32).astype(np.float64)
 
 
-def median_from_histograms(*parts: Counts) -> float:
-    """The median over all pixels of the planes whose `histogram` are the `parts`, to 6e-5 of its value; NaN if none."""
-    keys, place = np.unique(np.concatenate([part[0] for part in parts]), return_inverse=True)
-    counts = np.zeros(keys.size, dtype=np.int64)
-    np.add.at(counts, place, np.concatenate([part[1] for part in parts]))
+def median_from_histograms(*histograms: Counts) -> float:
+    """Median of all pixels of several planes, from a `mergeable_histogram` of each.
+
+    It is right to 6e-5 of its value; NaN where there is no pixel.
+    """
+    bins, places = np.unique(
+        np.concatenate([histogram[0] for histogram in histograms]), return_inverse=True
+    )
+    counts = np.zeros(bins.size, dtype=np.int64)
+    np.add.at(counts, places, np.concatenate([histogram[1] for histogram in histograms]))
     cumulative = np.cumsum(counts)
-    if keys.size == 0:
+    if bins.size == 0:
         return float("nan")
     number = cumulative[-1]
     ranks = np.array([(number - 1) // 2, number // 2])
     found = np.searchsorted(cumulative, ranks, side="right")
-    low, high = _edge(keys[found]), _edge(keys[found] + 1)
+    low, high = _lower_edges(bins[found]), _lower_edges(bins[found] + 1)
     fraction = (ranks - (cumulative[found] - counts[found]) + 0.5) / counts[found]
     return float(np.mean(low + fraction * (high - low)))

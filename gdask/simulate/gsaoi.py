@@ -40,9 +40,9 @@ from gdask.simulate.gsaoi_plan import (
     STANDARD,
     STANDARD_MAG,
     TARGET,
+    frame_window,
     plan,
     read_time,
-    frame_window,
 )
 from gdask.simulate.night import (
     NODE_STEP,

@@ -10,7 +10,7 @@ from gdask.instruments import descriptor, instrument_of, tags
 from gdask.io.frames import note, records, refuse_part, with_headers, with_records, with_small
 from gdask.io.lazy_arrays import map_arrays, map_planes, of_all_arrays
 from gdask.kernels.detector import flat as flat_kernels
-from gdask.kernels.statistics import background, histogram, median_from_histograms
+from gdask.kernels.statistics import fit_sky_level, median_from_histograms, mergeable_histogram
 from gdask.model import UNUSABLE, GdaskError
 from gdask.params import Range
 from gdask.steps.frames import PIXEL, arrays_of, on_group, pack, replaced, unpack, with_arrays
@@ -223,7 +223,7 @@ def _difference(bright: Frame, faint: Frame) -> Frame:
 
 
 def _histogram(data: Image, dq: Flags) -> object:
-    return histogram(data, (dq & np.uint16(UNUSABLE)) != 0)
+    return mergeable_histogram(data, (dq & np.uint16(UNUSABLE)) != 0)
 
 
 def _over(data: Image, level: float) -> Image:
@@ -247,6 +247,6 @@ def _bad_in_flat(data: Image, dq: Flags, lower: float | None, upper: float | Non
 
 def _bad_in_dark(data: Image, dq: Flags, lower: float | None, upper: float | None) -> Flags:
     if upper is None:
-        level, sigma, _ = background(data, None)
+        level, sigma, _ = fit_sky_level(data, None)
         upper = level + 10.0 * sigma
     return flat_kernels.bpm_from_dark(data, dq, lower, upper)

@@ -12,7 +12,7 @@ from gdask.io.frames import geometries, note, shape_of, small, with_small
 from gdask.io.lazy_arrays import changed_scale, map_arrays
 from gdask.kernels.geometry.grid import Grid, common_grid, sky_to_grid
 from gdask.kernels.geometry.projection import Geometry, to_sky
-from gdask.kernels.sky.levels import cell_medians, solve_levels
+from gdask.kernels.sky.levels import sky_cell_medians, solve_levels
 from gdask.model import UNUSABLE, GdaskError
 from gdask.params import Range
 from gdask.steps.frames import array, arrays_of, on_group, with_arrays
@@ -84,7 +84,7 @@ def _cell_levels(
     good = (dq & np.uint16(UNUSABLE)) == 0
     if objects is not None:
         good &= ~objects
-    cell, level, error, _ = cell_medians(data, good, _cell_numbers(geometry, data.shape, grid))
+    cell, level, error, _ = sky_cell_medians(data, good, _cell_numbers(geometry, data.shape, grid))
     return np.stack([cell.astype(np.float64), level, error])
 
 

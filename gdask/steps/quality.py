@@ -22,7 +22,12 @@ from gdask.io.frames import (
 from gdask.io.lazy_arrays import Source, gather, map_arrays, map_planes, read_apart
 from gdask.io.read import open_frame
 from gdask.kernels.detector import quality as dq_kernels
-from gdask.kernels.detector.probe_shadows import cell_counts, cell_medians, pixels_of, shadow_cells
+from gdask.kernels.detector.probe_shadows import (
+    binned_medians,
+    binned_usable_counts,
+    find_shadows,
+    unbin_window,
+)
 from gdask.kernels.geometry.projection import from_sky, to_sky
 from gdask.model import DQ
 from gdask.params import Range
@@ -108,7 +113,7 @@ def flag_shadows(frames: Frames, *, depth: Annotated[float, Range(0.02, 1)] = 0.
             (n, cells[0]) for n, d, cells in units if (d, cells.shape) == (array_number, shape)
         ]
         places = _places([frames[n] for n, _ in alike], array_number)
-        found = shadow_cells([levels for _, levels in alike], places, depth)
+        found = find_shadows([levels for _, levels in alike], places, depth)
         shadows |= {(n, array_number): mask for (n, _), mask in zip(alike, found, strict=True)}
     pixels = [0] * len(frames)
     for n, d, cells in units:
@@ -132,7 +137,7 @@ def flag_shadows(frames: Frames, *, depth: Annotated[float, Range(0.02, 1)] = 0.
 
 def _level_and_count_in_cells(data: Image, dq: Flags) -> np.ndarray:
     """Median level, and number of usable pixels, of each cell: (2, my, mx)."""
-    return np.stack([cell_medians(data, dq), cell_counts(dq)])
+    return np.stack([binned_medians(data, dq), binned_usable_counts(dq)])
 
 
 def _places(frames: list[Frame], number: int) -> np.ndarray:
@@ -158,7 +163,7 @@ def _with_shadow(frame: Frame, masks: list[Mask]) -> Frame:
 
 
 def _flag_shadow(dq: Flags, cells: Mask, window: Window) -> Flags:
-    return dq | np.where(pixels_of(cells, *window), np.uint16(DQ.UNILLUMINATED), np.uint16(0))
+    return dq | np.where(unbin_window(cells, *window), np.uint16(DQ.UNILLUMINATED), np.uint16(0))
 
 
 def _add_levels(
@@ -357,5 +362,7 @@ def _flag_outside(
     radius: float,
 ) -> Flags:
     y1, _, x1, _ = window
-    outside = dq_kernels.circle_mask(dq.shape, corner[0] + x1, corner[1] + y1, centre, radius)
+    outside = dq_kernels.outside_circle_mask(
+        dq.shape, corner[0] + x1, corner[1] + y1, centre, radius
+    )
     return dq | np.where(outside, np.uint16(DQ.UNILLUMINATED), np.uint16(0))

@@ -12,7 +12,7 @@ from dask.base import tokenize
 from gdask.io.frames import note, records, sky_names, with_headers, with_records
 from gdask.io.lazy_arrays import Source, band_chunks, gather, map_planes
 from gdask.kernels.stack.combine import combine
-from gdask.kernels.statistics import background
+from gdask.kernels.statistics import fit_sky_level
 from gdask.model import DQ, UNUSABLE, GdaskError
 from gdask.params import Range
 from gdask.steps.frames import (
@@ -162,7 +162,7 @@ def _level(sources: tuple[Source, ...], detector: int, window: Window, whole: Wi
     mask = (dq & np.uint16(UNUSABLE)) != 0
     for found in objects:
         mask |= found
-    return float(background(data, mask)[0])
+    return float(fit_sky_level(data, mask)[0])
 
 
 def _master(

@@ -10,7 +10,7 @@ import numpy as np
 from gdask.instruments import instrument_of
 from gdask.io.frames import small, with_small
 from gdask.io.lazy_arrays import map_arrays
-from gdask.kernels.sky.target_light import Verdict, judge
+from gdask.kernels.sky.target_light import TargetLight, find_target_light
 from gdask.kernels.sources.background import background_mesh
 from gdask.model import UNUSABLE
 from gdask.steps.frames import arrays_of
@@ -56,28 +56,28 @@ def choose_level(
         return SkyLevel(usual, "usual: background not measured on like frames")
     names = {frame.attrs["name"] for frame in frames}
     away = tuple(sky for sky in skies if sky.attrs["name"] not in names)
-    verdict = judge(
+    light = find_target_light(
         _backgrounds_of(frames),
         _backgrounds_of(away) if away else None,
         _times(frames),
         _times(away),
     )
-    if verdict.fills and not away:
+    if light.fills_field and not away:
         log.warning(
             "sky_correct: light in %.0f %% of the field, and no sky frames off the target: light smoother than the dithers is"
             " subtracted with the sky. Reduce together with frames of an empty field beside it (separateSky:ref_sky=NAMES"
             " says which they are)",
-            100 * verdict.share,
+            100 * light.share,
         )
-    return SkyLevel("none" if verdict.fills and away else usual, _reason(verdict, bool(away)))
+    return SkyLevel("none" if light.fills_field and away else usual, _reason(light, bool(away)))
 
 
-def _reason(verdict: Verdict, away: bool) -> str:
-    light = f"light in {100 * verdict.share:.0f} % of the field"
+def _reason(light: TargetLight, away: bool) -> str:
+    seen = f"light in {100 * light.share:.0f} % of the field"
     return (
-        f"{light}, {verdict.excess:+.0f} +- {verdict.error:.0f} e- over the sky frames"
+        f"{seen}, {light.excess:+.0f} +- {light.error:.0f} e- over the sky frames"
         if away
-        else f"{light}, no frames off target"
+        else f"{seen}, no frames off target"
     )
 
 

@@ -12,7 +12,7 @@ from gdask.io.lazy_arrays import Source, gather, map_arrays, map_planes
 from gdask.kernels.geometry.grid import Grid, sky_to_grid
 from gdask.kernels.geometry.projection import Geometry, to_sky
 from gdask.kernels.geometry.wcs import grid_from_header
-from gdask.kernels.sources.centroids import PHOTOMETRY, POSITIONS, photometry, refine
+from gdask.kernels.sources.centroids import PHOTOMETRY, POSITIONS, fit_photometry, fit_positions
 from gdask.kernels.sources.detection import detect, measure_fwhm, object_mask
 from gdask.params import Range
 from gdask.steps.frames import array, arrays_of, with_arrays
@@ -86,7 +86,9 @@ def _stars(
     fwhm = measure_fwhm(catalog)
     if not np.isfinite(fwhm):
         return np.zeros(0, POSITIONS)
-    return refine(data, variance, dq, catalog["X_IMAGE"] - 1, catalog["Y_IMAGE"] - 1, fwhm=fwhm)
+    return fit_positions(
+        data, variance, dq, catalog["X_IMAGE"] - 1, catalog["Y_IMAGE"] - 1, fwhm=fwhm
+    )
 
 
 def _photometry(
@@ -96,7 +98,9 @@ def _photometry(
     fwhm = measure_fwhm(catalog)
     if not np.isfinite(fwhm):
         return np.zeros(0, PHOTOMETRY)
-    return photometry(data, variance, dq, catalog["X_IMAGE"] - 1, catalog["Y_IMAGE"] - 1, fwhm=fwhm)
+    return fit_photometry(
+        data, variance, dq, catalog["X_IMAGE"] - 1, catalog["Y_IMAGE"] - 1, fwhm=fwhm
+    )
 
 
 def objects_from_stack(frames: Frames, deep: Frame, aligned: Frames) -> Frames:

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Night
+from gdask.simulate.cosmics import cosmic_rays
+from gdask.simulate.psf import Moffat, parameters, render
 
 from benchmarks.accuracy import interpolation, nights, report
 from benchmarks.accuracy.cases import CASES, TARGETS, Case, limits
@@ -28,8 +30,6 @@ from benchmarks.accuracy.positions import photon_limits
 from benchmarks.accuracy.statistics import linear_residuals, robust_sigma
 from gdask.kernels.resample.resampling import resample
 from gdask.kernels.stack.combine import combine
-from gdask.simulate.cosmics import cosmic_rays
-from gdask.simulate.psf import Moffat, parameters, render
 
 GOOD_SEEING = interpolation.STARS["core of 4.2 pixels"]
 #: Places (pixels of the stack) and electrons of the stars of the rejection test.

@@ -342,8 +342,8 @@ def test_no_phase_takes_more_than_was_projected(
 @pytest.mark.slow
 def test_the_peak_does_not_grow_with_the_number_of_frames(tmp_path: Path) -> None:
     """Of the whole process tree, and of its open files; the frames of the shorter run are the first ones of the longer."""
-    from benchmarks.scaling.nights import first_frames_of, make_night
     from benchmarks.scaling.measured_run import measure_in_threads
+    from benchmarks.scaling.nights import first_frames_of, make_night
 
     night = make_night(tmp_path / "night", 64, 320)
     few, many = (

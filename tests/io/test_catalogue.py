@@ -19,7 +19,7 @@ from gdask.kernels.astrometry.residuals import RESIDUAL_DTYPE, epoch_means, numb
 from gdask.kernels.astrometry.solution import STAR_DTYPE
 from gdask.kernels.geometry.grid import Grid, grid_to_sky
 from gdask.kernels.geometry.projection import Geometry, tangent_plane, tangent_sky
-from gdask.kernels.sources.centroids import APERTURES, PHOTOMETRY, photometry
+from gdask.kernels.sources.centroids import APERTURES, PHOTOMETRY, fit_photometry
 from gdask.kernels.sources.detection import CATALOG, detect, measure_fwhm
 
 IMAGE = "S20170505S0095_image.fits"
@@ -227,7 +227,7 @@ def test_errors_of_fluxes_and_positions_are_as_large_as_they_are():
     s = scene(camera, "sparse", "varying", 512, 8)
     dq = np.zeros(s.data.shape, "u2")
     found, _ = detect(s.data, s.variance, dq, threshold=2.0, min_pixels=8, mesh=64)
-    out = photometry(
+    out = fit_photometry(
         s.data, s.variance, dq, found["X_IMAGE"] - 1, found["Y_IMAGE"] - 1, fwhm=measure_fwhm(found)
     )
     mine = matched(s, out, camera.fwhm)

@@ -20,10 +20,10 @@ import gdask
 from gdask import Reduce
 from gdask.headers import read_headers
 from gdask.instruments import f2, view
-from gdask.kernels.detector.probe_shadows import cell_medians, pixels_of, shadow_cells
-from gdask.kernels.detector.quality import circle_mask
+from gdask.kernels.detector.probe_shadows import binned_medians, find_shadows, unbin_window
+from gdask.kernels.detector.quality import outside_circle_mask
 from gdask.kernels.geometry.projection import to_sky
-from gdask.kernels.sources.centroids import refine
+from gdask.kernels.sources.centroids import fit_positions
 from gdask.model import DQ, GdaskError
 from gdask.reduction.recipe_library import find_recipe
 from gdask.simulate import simulate_f2
@@ -194,7 +194,7 @@ def test_stars_are_where_they_are_in_the_sky(tutorial: Path, night: Path) -> Non
         & (x < data.shape[1] - 20)
         & (y < data.shape[0] - 20)
     )
-    found = refine(data, variance, dq, x[inside], y[inside], fwhm=3.4)
+    found = fit_positions(data, variance, dq, x[inside], y[inside], fwhm=3.4)
     good = (found["flags"] == 0) & np.isfinite(found["ex"])
     dx, dy = (found[name][good] - true[inside][good] for name, true in (("x", x), ("y", y)))
     assert good.sum() > 5
@@ -307,7 +307,7 @@ def test_outside_the_circle_nothing_is_lit_but_darks_do_not_care(night: Path) ->
     unlit = (computed(science)["dq"][0] & DQ.UNILLUMINATED) != 0
     np.testing.assert_array_equal(unlit, outside)
     np.testing.assert_array_equal(
-        circle_mask((SIZE, SIZE), 1500, 1700, (1049.9, 1054.9), 1054.1), outside
+        outside_circle_mask((SIZE, SIZE), 1500, 1700, (1049.9, 1054.9), 1054.1), outside
     )
     assert not (computed(dark)["dq"] & DQ.UNILLUMINATED).any()
 
@@ -379,8 +379,8 @@ def test_shadows_from_the_edge_are_flagged(width: int, flagged: bool) -> None:
     data = (random.normal(17000, 130, (512, 512)) * np.where(bar, 0.6, 1.0)).astype(np.float32)
     spot = np.hypot(x - 100, y - 400) < 25  # dark, but not from the edge
     data[spot] *= 0.7
-    (cells,) = shadow_cells([cell_medians(data, np.zeros((512, 512), np.uint16))], [(0, 0)], 0.15)
-    mask = pixels_of(cells, 0, 512, 0, 512)
+    (cells,) = find_shadows([binned_medians(data, np.zeros((512, 512), np.uint16))], [(0, 0)], 0.15)
+    mask = unbin_window(cells, 0, 512, 0, 512)
     assert mask[bar].all() == flagged and not mask[spot].any()
     assert mask.mean() < (0.2 if flagged else 1e-9)
 

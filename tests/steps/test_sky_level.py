@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 from helpers import on_disk, raw, shape_of, with_pixels
 
-from gdask.kernels.sky.target_light import interpolated, interpolation_error, judge
+from gdask.kernels.sky.target_light import (
+    find_target_light,
+    interpolate_in_time,
+    interpolation_error,
+)
 from gdask.model import GdaskError
 from gdask.steps import measure_background, sky_correct
 from gdask.steps.sky_level import choose_level
@@ -32,8 +36,10 @@ def cells(
 
 def test_a_galaxy_over_the_whole_field_is_seen_against_the_sky_frames() -> None:
     galaxy = 3000.0 * (1 + RADIUS**2 / 4) ** -0.8
-    verdict = judge(cells(galaxy, TIMES), cells(0.0, SKY_TIMES, seed=2), TIMES, SKY_TIMES)
-    assert verdict.fills and verdict.share > 0.8
+    verdict = find_target_light(
+        cells(galaxy, TIMES), cells(0.0, SKY_TIMES, seed=2), TIMES, SKY_TIMES
+    )
+    assert verdict.fills_field and verdict.share > 0.8
     assert verdict.excess == pytest.approx(np.median(galaxy), abs=60) and 5 < verdict.error < 60
 
 
@@ -48,22 +54,28 @@ def test_a_galaxy_over_the_whole_field_is_seen_against_the_sky_frames() -> None:
     ],
 )
 def test_nothing_else_fills_the_field(what: str, light: np.ndarray | float) -> None:
-    verdict = judge(cells(light, TIMES), cells(0.0, SKY_TIMES, seed=2), TIMES, SKY_TIMES)
-    assert not verdict.fills and verdict.share < 0.3
+    verdict = find_target_light(
+        cells(light, TIMES), cells(0.0, SKY_TIMES, seed=2), TIMES, SKY_TIMES
+    )
+    assert not verdict.fills_field and verdict.share < 0.3
 
 
 def test_without_sky_frames_the_fixed_pattern_is_allowed_for() -> None:
     flat = (
         cells(0.0, TIMES) / cells(0.0, TIMES, drift=0.0).mean(axis=0, keepdims=True) * LEVEL
     )  # patterns of the flat: none
-    assert not judge(flat, None, TIMES, np.zeros(0)).fills
-    filled = judge(flat + 3000.0 * (1 + RADIUS**2 / 4) ** -0.8, None, TIMES, np.zeros(0))
-    assert filled.fills and np.isnan(filled.excess)
+    assert not find_target_light(flat, None, TIMES, np.zeros(0)).fills_field
+    filled = find_target_light(
+        flat + 3000.0 * (1 + RADIUS**2 / 4) ** -0.8, None, TIMES, np.zeros(0)
+    )
+    assert filled.fills_field and np.isnan(filled.excess)
 
 
 def test_interpolation_in_time_and_its_error() -> None:
     times, values = np.array([30.0, 0.0, 10.0, 20.0]), np.array([7.0, 1.0, 3.0, 5.0])
-    np.testing.assert_allclose(interpolated([5.0, -9.0, 99.0], times, values), [2.0, 1.0, 7.0])
+    np.testing.assert_allclose(
+        interpolate_in_time([5.0, -9.0, 99.0], times, values), [2.0, 1.0, 7.0]
+    )
     assert interpolation_error(times, values) == pytest.approx(0.0, abs=1e-12)
     assert interpolation_error(times, np.array([7.0, 1.0, 4.0, 5.0])) == pytest.approx(
         np.sqrt((1 + 0.25) / 2)

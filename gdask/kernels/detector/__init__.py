@@ -1,1 +1,1 @@
-"""Kernels of the detector: data quality, linearity, variance, flat field, shadows."""
+"""Kernels of the detector: data quality, linearity, variance, flat field, probe shadows."""

@@ -1,11 +1,11 @@
-"""Dividing by a flat, and what a flat or a dark says about bad pixels."""
+"""Divide by a flat field, and find bad pixels on flats and darks."""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit
 
-from gdask.kernels.arrays import rows
+from gdask.kernels.arrays import flatten_planes
 from gdask.model import DQ
 from gdask.types import Flags, Image, Mask
 
@@ -16,6 +16,7 @@ _BAD, _NO_DATA, _UNILLUMINATED = (
 
 @njit(cache=True, nogil=True)
 def _quotient(data: Image, flat: Image) -> Image:
+    """Compiled part of `flat_data`."""
     out = np.empty(data.size, dtype=np.float32)
     for i in range(data.size):
         out[i] = data[i] / flat[i] if 0 < flat[i] < np.inf else data[i]
@@ -26,6 +27,7 @@ def _quotient(data: Image, flat: Image) -> Image:
 def _quotient_variance(
     data: Image, variance: Image, flat: Image, flat_variance: Image, level: float
 ) -> Image:
+    """Compiled part of `flat_variance`."""
     out = np.empty(data.size, dtype=np.float32)
     for i in range(data.size):
         inverse = 1.0 / flat[i] if 0 < flat[i] < np.inf else 0.0
@@ -36,35 +38,43 @@ def _quotient_variance(
 
 
 def flat_data(data: Image, flat: Image) -> Image:
-    """data / flat; unchanged where the flat is not a positive number (`flat_flags` says so in the DQ)."""
-    return _quotient(*rows(data, flat)).reshape(np.shape(data))
+    """Divide data by a flat of the same shape.
+
+    Data stay unchanged where the flat is not a positive number; `flat_flags` says so in the DQ.
+    """
+    raw, response = flatten_planes(data, flat)
+    return _quotient(raw, response).reshape(np.shape(data))
 
 
 def flat_variance(
     data: Image, variance: Image, flat: Image, flat_variance: Image, level: float = 0.0
 ) -> Image:
-    """Variance of data / flat, (var + (data/flat - level)^2 var_flat) / flat^2, for `data` and `variance` *before* division.
+    """Variance of data / flat: (var + (data/flat - level)^2 var_flat) / flat^2.
 
-    level: light, in units of data / flat, whose flat-field error does not stay: that of the sky (`sky_level`), which is
-    subtracted by frames that went through the same flat, pixel by pixel.
+    `data` and `variance` are those *before* the division. level: the light, in units of data /
+    flat, whose flat-field error does not stay. That is the sky's (`sky_level`), which is subtracted
+    by frames that went through the same flat, pixel by pixel.
     """
-    raw, noise, by, by_noise = rows(data, variance, flat, flat_variance)
-    return _quotient_variance(raw, noise, by, by_noise, float(level)).reshape(np.shape(data))
+    raw, noise, response, response_variance = flatten_planes(data, variance, flat, flat_variance)
+    quotient_variance = _quotient_variance(raw, noise, response, response_variance, float(level))
+    return quotient_variance.reshape(np.shape(data))
 
 
 def sky_level(data: Image, dq: Flags, flat: Image, flat_dq: Flags) -> float:
-    """Median of data / flat over every fourth usable pixel along each axis; 0 where none is usable."""
-    cut = np.s_[::4, ::4]
-    good = (dq[cut] == 0) & (flat_dq[cut] == 0) & (flat[cut] > 0) & np.isfinite(data[cut])
-    return float(np.median(data[cut][good] / flat[cut][good])) if good.any() else 0.0
+    """Median of data / flat over the usable ones of every fourth pixel along each axis.
+
+    It is 0 where no pixel is usable: one with DQ 0 in data and flat, and a positive flat.
+    """
+    grid = np.s_[::4, ::4]
+    good = (dq[grid] == 0) & (flat_dq[grid] == 0) & (flat[grid] > 0) & np.isfinite(data[grid])
+    return float(np.median(data[grid][good] / flat[grid][good])) if good.any() else 0.0
 
 
 def flat_flags(dq: Flags, flat: Image, flat_dq: Flags) -> Flags:
-    """DQ of data / flat: the bits of both, and no-data where the flat is not a positive number."""
-    useless = ~((flat > 0) & (flat < np.inf))
-    return (
-        np.asarray(dq, dtype=np.uint16) | np.asarray(flat_dq, dtype=np.uint16) | useless * _NO_DATA
-    )
+    """DQ of data / flat: the bits of both, and no data (16) where the flat is not positive."""
+    not_positive = ~((flat > 0) & (flat < np.inf))
+    both_flags = np.asarray(dq, dtype=np.uint16) | np.asarray(flat_dq, dtype=np.uint16)
+    return both_flags | not_positive * _NO_DATA
 
 
 def divide(
@@ -76,7 +86,7 @@ def divide(
     flat_dq: Flags,
     level: float = 0.0,
 ) -> tuple[Image, Image, Flags]:
-    """Data, variance and DQ after division by the flat: `flat_data`, `flat_variance` and `flat_flags` together."""
+    """Divide data, variance and DQ by a flat: `flat_data`, `flat_variance` and `flat_flags`."""
     quotient_variance = flat_variance(data, variance, flat, flat_variance_, level)
     return flat_data(data, flat), quotient_variance, flat_flags(dq, flat, flat_dq)
 
@@ -84,27 +94,29 @@ def divide(
 def threshold(
     flat: Image, dq: Flags, lower: float = 0.01, upper: float = 10.0
 ) -> tuple[Image, Flags]:
-    """A normalised flat that can be divided by, and its DQ.
+    """Make a normalised flat one that can be divided by; returns it and its DQ.
 
-    Pixels outside lower..upper (or NaN) that are not bad already become unilluminated (64). Those, and any pixel below
-    `lower`, bad or not, get the value 1. The limits 0.01 and 10 are those of the field's standard reduction.
+    Pixels outside lower..upper (or NaN) that are not bad already become unilluminated (64). Those,
+    and any pixel below `lower`, bad or not, get the value 1. The limits 0.01 and 10 are those of
+    the field's standard reduction.
     """
-    outside = ~((flat >= lower) & (flat <= upper))
-    flags = dq | (outside & ((dq & _BAD) == 0)) * _UNILLUMINATED
+    flags = dq | (_outside(flat, lower, upper) & ((dq & _BAD) == 0)) * _UNILLUMINATED
     useless = ((flags & _UNILLUMINATED) != 0) | ~(flat >= lower)
     return np.where(useless, np.float32(1), flat).astype(np.float32), flags.astype(np.uint16)
 
 
 def _outside(values: Image, lower: float | None, upper: float | None) -> Mask:
+    """Whether each value is outside lower..upper (None: no limit) or NaN."""
     low = -np.inf if lower is None else lower
     high = np.inf if upper is None else upper
     return ~((values >= low) & (values <= high))
 
 
 def bpm_from_flat(flat: Image, dq: Flags | None, lower: float | None, upper: float | None) -> Flags:
-    """Bad-pixel mask from a normalised flat: 1 outside lower..upper (None: no limit) or NaN, and where `dq` says bad.
+    """Bad-pixel mask from a normalised flat.
 
-    Unilluminated pixels (64 in `dq`) are kept as 64 alone: what the optics hide is not a defect of the detector.
+    It is 1 outside lower..upper (None: no limit) or NaN, and where `dq` says bad. Unilluminated
+    pixels (64 in `dq`) are kept as 64 alone: what the optics hide is no defect of the detector.
     """
     bad = _outside(flat, lower, upper)
     if dq is None:
@@ -114,6 +126,9 @@ def bpm_from_flat(flat: Image, dq: Flags | None, lower: float | None, upper: flo
 
 
 def bpm_from_dark(dark: Image, dq: Flags | None, lower: float | None, upper: float | None) -> Flags:
-    """Bad-pixel mask from a stacked short dark (electrons): 1 outside lower..upper or NaN, and where `dq` says bad."""
+    """Bad-pixel mask from a stacked short dark (electrons).
+
+    It is 1 outside lower..upper (None: no limit) or NaN, and where `dq` says bad.
+    """
     bad = _outside(dark, lower, upper)
     return (bad if dq is None else bad | ((dq & _BAD) != 0)).astype(np.uint16)

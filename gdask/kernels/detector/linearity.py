@@ -1,6 +1,7 @@
-"""Detector non-linearity: a cubic without constant term in electrons per coadd, N' = c0 N + c1 N^2 + c2 N^3.
+"""Detector non-linearity, a cubic in electrons per coadd: N' = c0 N + c1 N^2 + c2 N^3.
 
-The form and the coefficients are those of the instrument teams, as the field's standard reduction uses them.
+The form and the coefficients are those of the instrument teams, as the field's standard reduction
+uses them.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from gdask.kernels.arrays import rows
+from gdask.kernels.arrays import flatten_planes
 from gdask.types import Image
 
 Coefficients = tuple[float, float, float]
@@ -16,6 +17,7 @@ Coefficients = tuple[float, float, float]
 
 @njit(cache=True, nogil=True)
 def _linearize(data: Image, factor: float, c0: float, c1: float, c2: float) -> Image:
+    """Compiled part of `linearize`; factor: electrons per coadd and ADU of the data."""
     out = np.empty(data.size, dtype=np.float32)
     for i in range(data.size):
         electrons = data[i] * factor
@@ -25,27 +27,32 @@ def _linearize(data: Image, factor: float, c0: float, c1: float, c2: float) -> I
 
 @njit(cache=True, nogil=True)
 def _shift_poisson(variance: Image, raw: Image, corrected: Image, divisor: float) -> Image:
+    """Compiled part of `linearize_variance`; divisor: gain times averaged coadds."""
     out = np.empty(variance.size, dtype=np.float32)
-    none = np.float32(0)
+    no_counts = np.float32(0)
     for i in range(variance.size):
-        out[i] = variance[i] + (max(corrected[i], none) - max(raw[i], none)) / divisor
+        out[i] = variance[i] + (max(corrected[i], no_counts) - max(raw[i], no_counts)) / divisor
     return out
 
 
 def linearize(data: Image, coefficients: Coefficients, gain: float, coadds: int = 1) -> Image:
-    """Linearised data, ADU in and out, any shape.
+    """Linearise data of any shape; ADU in and out.
 
-    `gain` is in e-/ADU (1 for data in electrons); `coadds` is the number of coadds that are *summed* in the data (1
-    where they are averaged), because the detector is non-linear per coadd.
+    `gain` is in e-/ADU (1 for data in electrons). `coadds` is the number of coadds that are
+    *summed* in the data (1 where they are averaged), because the detector is non-linear per coadd.
     """
     c0, c1, c2 = (float(c) for c in coefficients)
-    return _linearize(*rows(data), float(gain / coadds), c0, c1, c2).reshape(np.shape(data))
+    (raw,) = flatten_planes(data)
+    return _linearize(raw, float(gain / coadds), c0, c1, c2).reshape(np.shape(data))
 
 
 def linearized_level(
     level: float, coefficients: Coefficients, gain: float, coadds: int = 1
 ) -> float:
-    """A saturation or non-linear level (ADU, in the data's own units) after `linearize`."""
+    """Saturation or non-linear level after `linearize`, from that before; both in ADU.
+
+    `coefficients`, `gain` and `coadds` are those of `linearize`.
+    """
     c0, c1, c2 = coefficients
     electrons = level * gain / coadds
     return level * (c0 + electrons * (c1 + electrons * c2))
@@ -58,11 +65,13 @@ def linearize_variance(
     gain: float = 1.0,
     coadds_averaged: int = 1,
 ) -> Image:
-    """Variance that already holds Poisson noise, after the data were linearised (the FLAMINGOS-2 order of steps).
+    """Correct a variance that already holds Poisson noise, after its data were linearised.
 
-    The photons are those of the corrected counts, so the Poisson part grows by (corrected - raw) / (gain * coadds),
-    with negative counts taken as none, as `variance.add_variance` takes them. `gain` is 1 for data in electrons;
-    `coadds_averaged` is 1 where coadds are summed. Units: those of the data, squared.
+    This is the FLAMINGOS-2 order of steps. The photons are those of the corrected counts, so the
+    Poisson part grows by (corrected - raw) / (gain * coadds), with negative counts taken as none,
+    as `variance.add_variance` takes them. `gain` is 1 for data in electrons; `coadds_averaged` is
+    1 where coadds are summed. Units: those of the data, squared.
     """
-    planes = rows(variance, data_raw, data_corrected)
-    return _shift_poisson(*planes, float(gain * coadds_averaged)).reshape(np.shape(variance))
+    noise, raw, corrected = flatten_planes(variance, data_raw, data_corrected)
+    divisor = float(gain * coadds_averaged)
+    return _shift_poisson(noise, raw, corrected, divisor).reshape(np.shape(variance))

@@ -5,40 +5,31 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from gdask.kernels.arrays import rows
+from gdask.kernels.arrays import flatten_planes
 from gdask.types import Electrons, Image
 
 
 @njit(cache=True, nogil=True)
 def _variance(electrons: Image, constant: float, per_electron: float) -> Image:
+    """Compiled part of `add_variance`: constant + max(electrons, 0) * per_electron."""
     out = np.empty(electrons.size, dtype=np.float32)
     for i in range(electrons.size):
         out[i] = constant + max(electrons[i], np.float32(0)) * per_electron
     return out
 
 
-def read_noise_variance(shape: tuple[int, ...], read_noise_e: Electrons) -> Image:
-    """Variance of the read noise alone (e-^2). `read_noise_e` is that of the whole frame, coadds considered."""
-    return np.full(shape, read_noise_e**2, dtype=np.float32)
-
-
-def poisson_variance(data_e: Image, coadds_averaged: int = 1) -> Image:
-    """Variance of the photon noise (e-^2) of data in electrons: max(data, 0) / coadds.
-
-    An average of c coadds holds c times the photons that its value says (GSAOI); a sum holds just those (pass 1: F2).
-    """
-    return add_variance(data_e, 0.0, coadds_averaged, read=False)
-
-
 def add_variance(
     data_e: Image, read_noise: Electrons, coadds: int = 1, poisson: bool = True, read: bool = True
 ) -> Image:
-    """Variance (e-^2) of data in electrons: read_noise^2 + max(data, 0) / coadds, either term optional.
+    """Variance (e-^2) of data in electrons: read_noise^2 + max(data, 0) / coadds.
 
-    `read_noise` is that of the whole frame (already divided by sqrt(coadds) where coadds are averaged); `coadds` counts
-    the *averaged* ones, 1 where they are summed. NaN stays NaN.
+    Either term can be left out (`read`, `poisson`). `read_noise` is that of the whole frame
+    (already divided by sqrt(coadds) where coadds are averaged). `coadds` counts the *averaged*
+    ones, 1 where they are summed: an average of c coadds holds c times the photons that its value
+    says (GSAOI), a sum holds just those (FLAMINGOS-2). NaN stays NaN.
     """
     constant = read_noise**2 if read else 0.0
     if not poisson:
         return np.full(np.shape(data_e), constant, dtype=np.float32)
-    return _variance(*rows(data_e), float(constant), 1.0 / coadds).reshape(np.shape(data_e))
+    (electrons,) = flatten_planes(data_e)
+    return _variance(electrons, float(constant), 1.0 / coadds).reshape(np.shape(data_e))

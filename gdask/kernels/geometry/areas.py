@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from gdask.kernels.arrays import plain
+from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.geometry.grid import Grid, Window, grid_to_sky
 from gdask.kernels.geometry.projection import Floats, Geometry, from_sky, pixel_area
 from gdask.types import Image
@@ -48,7 +48,7 @@ def area_factors(
     factors = []
     for ratios in (of_data, of_data * static_area / reference_area):
         plausible = np.isfinite(ratios) & (ratios > 0.5) & (ratios < 2.0)
-        nodes = plain(np.where(plausible, ratios, 1.0), np.float64)
+        nodes = as_kernel_input(np.where(plausible, ratios, 1.0), np.float64)
         factors.append(
             _interpolate_nodes(nodes, y1, y2, x1, x2, int(node_rows[0]), int(node_columns[0]))
         )

@@ -24,7 +24,7 @@ import math
 import numpy as np
 from numba import njit
 
-from gdask.kernels.arrays import plain
+from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.geometry.projection import Floats
 from gdask.kernels.resample.interpolation import PHASES, kernel_weights
 from gdask.model import DQ, UNUSABLE, GdaskError
@@ -68,7 +68,7 @@ def resample(
     data, variance, dq = checked_planes(data, variance, dq, ymap, xmap)
     mended, mended_var = mend(data, variance, dq)
     near = _flags_under_kernel(dq, mended, table.shape[1])
-    maps = plain(ymap, np.float64), plain(xmap, np.float64)
+    maps = as_kernel_input(ymap, np.float64), as_kernel_input(xmap, np.float64)
     scales = float(threshold), float(area_ratio), float(origin[0]), float(origin[1])
     return _resample(
         data, variance, dq, mended, mended_var, near, *maps, table, (0,) * table.shape[1], *scales
@@ -85,9 +85,13 @@ def mend(data: Image, variance: Image, dq: Flags) -> tuple[Image, Image]:
     """
     usable = (np.asarray(dq) & _BAD == 0) & np.isfinite(data) & np.isfinite(variance)
     if usable.all():
-        return plain(data, np.float32), plain(variance, np.float32)
-    mended = _mend(plain(data, np.float32), plain(variance, np.float32), plain(usable, np.bool_))
-    return plain(mended[0], np.float32), plain(mended[1], np.float32)
+        return as_kernel_input(data, np.float32), as_kernel_input(variance, np.float32)
+    mended = _mend(
+        as_kernel_input(data, np.float32),
+        as_kernel_input(variance, np.float32),
+        as_kernel_input(usable, np.bool_),
+    )
+    return as_kernel_input(mended[0], np.float32), as_kernel_input(mended[1], np.float32)
 
 
 def flags_on_map(
@@ -100,9 +104,9 @@ def flags_on_map(
     absolute weight above which a bit is set.
     """
     near = _flags_under_kernel(dq, mended, table.shape[1])
-    maps = plain(ymap, np.float64), plain(xmap, np.float64)
+    maps = as_kernel_input(ymap, np.float64), as_kernel_input(xmap, np.float64)
     return _flags_on_map(
-        plain(dq, np.uint16), near, *maps, table, (0,) * table.shape[1], float(threshold)
+        as_kernel_input(dq, np.uint16), near, *maps, table, (0,) * table.shape[1], float(threshold)
     )
 
 
@@ -122,7 +126,11 @@ def checked_planes(
         )
     finite = np.isfinite(data) & np.isfinite(variance)
     dq = dq if finite.all() else np.where(finite, dq, dq | np.uint16(_NO_DATA))
-    return plain(data, np.float32), plain(variance, np.float32), plain(dq, np.uint16)
+    return (
+        as_kernel_input(data, np.float32),
+        as_kernel_input(variance, np.float32),
+        as_kernel_input(dq, np.uint16),
+    )
 
 
 @njit(cache=True, nogil=True)

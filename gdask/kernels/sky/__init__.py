@@ -1,1 +1,1 @@
-"""Kernels of the sky background."""
+"""Kernels of the sky: levels that agree between frames, and targets that fill the field."""

@@ -1,4 +1,7 @@
-"""Shapes and fluxes of segmented sources, as SExtractor defines them (Bertin & Arnouts 1996 and its manual)."""
+"""Shapes and fluxes of segmented sources, as SExtractor defines them.
+
+The definitions are those of Bertin & Arnouts (1996, A&AS 117, 393) and of SExtractor's manual.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,26 @@ import numpy as np
 
 from gdask.types import Flags, Image, Mask
 
-KRON_FACTOR, KRON_MIN = 2.5, 3.5
-#: Kron radii are measured within 6 times the isophotal ellipse, never further than this many pixels.
-KRON_REACH, MAX_REACH = 6.0, 150.0
-#: Elliptical apertures are sums of rings, so many of them to each semi-axis.
+#: The Kron aperture has KRON_FACTOR Kron radii, but not less than MIN_KRON_AXES semi-axes.
+KRON_FACTOR, MIN_KRON_AXES = 2.5, 3.5
+#: Kron radii are measured within this many semi-axes of the isophotal ellipse ...
+MAX_KRON_AXES = 6.0
+#: ... and never further than this.
+MAX_KRON_PIXELS = 150.0
+#: Elliptical apertures are sums of rings; this is the number of rings to each semi-axis.
 RINGS = 20
-#: Second moments of a square pixel and of the 3x3 smoothing kernel, both taken away from or kept out of the shapes.
+#: Second moments (pixels^2) of a square pixel, the least that a shape may have, and of the 3x3
+#: smoothing kernel, which is taken away from shapes.
 PIXEL_MOMENT, SMOOTH_MOMENT = 1.0 / 12.0, 0.5
-#: Pixels above this share of the peak tell the width of a core: they follow a Gaussian for AO and seeing cores alike.
-CORE = 0.4
+#: The width of a core is measured on pixels above this share of the peak: they follow a Gaussian
+#: for AO and seeing cores alike.
+CORE_PEAK_SHARE = 0.4
 
-(AREA, GOOD, FLUX, XM, YM, XX, YY, XY, EXX, EYY, EXY, TOP, DQ_OR, DQ_COUNT, X0, X1, Y0, Y1) = range(
-    18
-)
+#: Columns of `moments`: pixels of the isophote, good ones among them, flux; position, second
+#: moments and errors of the position; peak; DQ bits and number of flagged pixels; extent.
+(AREA, GOOD, FLUX, XM, YM, XX, YY, XY, EXX, EYY, EXY) = range(11)
+(PEAK, DQ_OR, DQ_COUNT, X0, X1, Y0, Y1) = range(11, 18)
+#: Columns of `kron_apertures`.
 (R_KRON, F_AUTO, V_AUTO, R_HALF, SUSPECT, CUT) = range(6)
 
 
@@ -27,7 +37,7 @@ CORE = 0.4
 def moments(
     labels: np.ndarray,
     peak: np.ndarray,
-    shape: np.ndarray,
+    smoothed: np.ndarray,
     data: np.ndarray,
     variance: np.ndarray,
     dq: np.ndarray,
@@ -35,23 +45,24 @@ def moments(
 ) -> np.ndarray:
     """Isophotal sums of each source: a float64 table (n, 18) with the columns named above.
 
-    labels int32 (ny, nx), peak flat index of each source's peak; shape is the smoothed plane, whose values weigh
-    positions and shapes (always positive above the threshold); data and variance give flux and errors, good pixels
-    only; dq is OR-ed and counted. Positions are 0-based pixels, shapes are rid of the smoothing.
+    labels: int32 (ny, nx). peak: flat index of each source's peak. smoothed: the plane whose values
+    weigh positions and shapes (always positive above the threshold). data and variance give flux
+    and errors, from good pixels only; dq is OR-ed and counted. Positions are 0-based pixels; the
+    smoothing is taken away from the shapes.
     """
     n, nx = peak.size, labels.shape[1]
-    t = np.zeros((n, 18))
+    table = np.zeros((n, 18))
     weight = np.zeros(n)
-    t[:, TOP] = -np.inf
-    t[:, X0] = t[:, Y0] = 1e9
-    t[:, X1] = t[:, Y1] = -1.0
+    table[:, PEAK] = -np.inf
+    table[:, X0] = table[:, Y0] = 1e9
+    table[:, X1] = table[:, Y1] = -1.0
     for y in range(labels.shape[0]):
         for x in range(nx):
             k = labels[y, x] - 1
             if k < 0:
                 continue
-            row = t[k]
-            w = float(shape[y, x])
+            row = table[k]
+            w = float(smoothed[y, x])
             dx, dy = x - float(peak[k] % nx), y - float(peak[k] // nx)
             weight[k] += w
             row[AREA] += 1.0
@@ -71,9 +82,9 @@ def moments(
                 row[EXX] += v * dx * dx
                 row[EYY] += v * dy * dy
                 row[EXY] += v * dx * dy
-                row[TOP] = max(row[TOP], data[y, x])
+                row[PEAK] = max(row[PEAK], data[y, x])
     for k in range(n):
-        row = t[k]
+        row = table[k]
         for c in (XM, YM, XX, YY, XY):
             row[c] /= weight[k]
         mx, my = row[XM], row[YM]
@@ -84,29 +95,44 @@ def moments(
         row[YM] += peak[k] // nx
         for c in (EXX, EYY, EXY):
             row[c] /= weight[k] * weight[k]
-    return t
+    return table
 
 
-def ellipses(t: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Semi-axes a, b (pixels, at least sqrt(1/12)) and angle (radians from x towards y) of a table of `moments`."""
-    xx, yy, xy = np.maximum(t[:, XX], PIXEL_MOMENT), np.maximum(t[:, YY], PIXEL_MOMENT), t[:, XY]
+def ellipses(table: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Semi-axes a, b and angle of the ellipses of a table of `moments`.
+
+    The axes are in pixels, at least sqrt(1/12); the angle is in radians from x towards y.
+    """
+    xx, yy = np.maximum(table[:, XX], PIXEL_MOMENT), np.maximum(table[:, YY], PIXEL_MOMENT)
+    xy = table[:, XY]
     mean, half = (xx + yy) / 2, np.sqrt(((xx - yy) / 2) ** 2 + xy**2)
     a, b = np.sqrt(mean + half), np.sqrt(np.maximum(mean - half, PIXEL_MOMENT))
     return a, b, 0.5 * np.arctan2(2 * xy, xx - yy)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def core_fwhm(labels: np.ndarray, data: np.ndarray, bad: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """FWHM in pixels of each source's core: ln(value) against r^2, weighted by value^2, for the good pixels of the
-    source above 0.4 of its peak; NaN with fewer than 4 of them or where light does not fall outwards."""
-    out = np.full(t.shape[0], np.nan)
-    for k in range(t.shape[0]):
-        row = t[k]
+def core_fwhm(
+    labels: np.ndarray, data: np.ndarray, bad: np.ndarray, table: np.ndarray
+) -> np.ndarray:
+    """FWHM in pixels of each source's core.
+
+    It is that of a Gaussian, from ln(value) against r^2, weighted by value^2, for the good pixels
+    of the source above 0.4 of its peak. NaN with fewer than 4 of them or where the light does not
+    fall outwards.
+    """
+    out = np.full(table.shape[0], np.nan)
+    for k in range(table.shape[0]):
+        row = table[k]
         n, s0, s1, s2, z0, z1 = 0, 0.0, 0.0, 0.0, 0.0, 0.0
         for y in range(int(row[Y0]), int(row[Y1]) + 1):
             for x in range(int(row[X0]), int(row[X1]) + 1):
                 value = float(data[y, x])
-                if labels[y, x] != k + 1 or bad[y, x] or value <= CORE * row[TOP] or value <= 0:
+                if (
+                    labels[y, x] != k + 1
+                    or bad[y, x]
+                    or value <= CORE_PEAK_SHARE * row[PEAK]
+                    or value <= 0
+                ):
                     continue
                 q = (x - row[XM]) ** 2 + (y - row[YM]) ** 2
                 w = value * value
@@ -124,7 +150,7 @@ def core_fwhm(labels: np.ndarray, data: np.ndarray, bad: np.ndarray, t: np.ndarr
 
 
 @numba.njit(cache=True, nogil=True)
-def _pixel(
+def _pixel_or_opposite(
     data: np.ndarray,
     variance: np.ndarray,
     bad: np.ndarray,
@@ -135,8 +161,11 @@ def _pixel(
     xc: float,
     yc: float,
 ) -> tuple[float, float, int]:
-    """Value and variance of a pixel for source k: a bad or a neighbour's pixel is replaced by the one opposite the
-    source's centre, or by sky. Third: 0 as measured, 1 replaced."""
+    """Value and variance of a pixel of source k, and 1 where it was replaced, else 0.
+
+    A bad pixel or one of a neighbour is replaced by the one opposite the source's centre, or by
+    sky (0).
+    """
     if not bad[y, x] and (labels[y, x] == 0 or labels[y, x] == k + 1):
         return data[y, x], variance[y, x], 0
     x2, y2 = int(np.rint(2 * xc - x)), int(np.rint(2 * yc - y))
@@ -148,7 +177,7 @@ def _pixel(
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _rings(
+def _sum_rings(
     data: np.ndarray,
     variance: np.ndarray,
     bad: np.ndarray,
@@ -162,37 +191,40 @@ def _rings(
     half: int,
     ring: np.ndarray,
 ) -> None:
-    """Sums of source k in elliptical rings, RINGS to each semi-axis: value, variance, pixels in the array, those of
-    them replaced, all pixels."""
+    """Sum up source k in elliptical rings, RINGS to each semi-axis.
+
+    The rows of `ring` are set to: value, variance, pixels in the array, replaced ones among them,
+    all pixels.
+    """
     ny, nx = data.shape
     ring[:] = 0.0
     for y in range(int(yc) - half, int(yc) + half + 1):
         for x in range(int(xc) - half, int(xc) + half + 1):
-            i = int(
-                RINGS
-                * np.sqrt(cxx * (x - xc) ** 2 + cyy * (y - yc) ** 2 + cxy * (x - xc) * (y - yc))
-            )
+            q = cxx * (x - xc) ** 2 + cyy * (y - yc) ** 2 + cxy * (x - xc) * (y - yc)
+            i = int(RINGS * np.sqrt(q))
             if i >= ring.shape[1]:
                 continue
             ring[4, i] += 1.0
             if y < 0 or x < 0 or y >= ny or x >= nx:
                 continue
-            value, noise, swapped = _pixel(data, variance, bad, labels, k, x, y, xc, yc)
+            value, noise, replaced = _pixel_or_opposite(
+                data, variance, bad, labels, k, x, y, xc, yc
+            )
             ring[0, i] += value
             ring[1, i] += noise
             ring[2, i] += 1.0
-            ring[3, i] += swapped
+            ring[3, i] += replaced
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _kron(ring: np.ndarray, out: np.ndarray) -> None:
-    """Kron radius (in semi-axes), flux and variance within it, half-light radius (in semi-axes), two warnings."""
+def _measure_rings(ring: np.ndarray, out: np.ndarray) -> None:
+    """Set the columns of `kron_apertures` from the rings of one source; radii in semi-axes."""
     rv, v = 0.0, 0.0
     for i in range(ring.shape[1]):
         rv += (i + 0.5) / RINGS * ring[0, i]
         v += ring[0, i]
     kron = KRON_FACTOR * rv / v if v > 0 and rv > 0 else 0.0
-    n = int(RINGS * min(max(kron, KRON_MIN), KRON_REACH))
+    n = int(RINGS * min(max(kron, MIN_KRON_AXES), MAX_KRON_AXES))
     total = np.zeros(5)
     for i in range(n):
         for c in range(5):
@@ -210,32 +242,40 @@ def _kron(ring: np.ndarray, out: np.ndarray) -> None:
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _apertures(
+def _kron_apertures(
     data: np.ndarray,
     variance: np.ndarray,
     bad: np.ndarray,
     labels: np.ndarray,
-    t: np.ndarray,
+    table: np.ndarray,
     a: np.ndarray,
     b: np.ndarray,
     theta: np.ndarray,
 ) -> np.ndarray:
-    out = np.zeros((t.shape[0], 6))
-    ring = np.zeros((5, int(RINGS * KRON_REACH)))
-    for k in range(t.shape[0]):
+    """Compiled part of `kron_apertures`; theta in radians."""
+    out = np.zeros((table.shape[0], 6))
+    ring = np.zeros((5, int(RINGS * MAX_KRON_AXES)))
+    for k in range(table.shape[0]):
         c, s = np.cos(theta[k]), np.sin(theta[k])
         ia, ib = 1.0 / a[k] ** 2, 1.0 / b[k] ** 2
         cxx, cyy, cxy = c * c * ia + s * s * ib, s * s * ia + c * c * ib, 2.0 * c * s * (ia - ib)
-        half = int(min(KRON_REACH * a[k], MAX_REACH)) + 1
-        _rings(data, variance, bad, labels, k, t[k, XM], t[k, YM], cxx, cyy, cxy, half, ring)
-        _kron(ring, out[k])
+        half = int(min(MAX_KRON_AXES * a[k], MAX_KRON_PIXELS)) + 1
+        _sum_rings(
+            data, variance, bad, labels, k, table[k, XM], table[k, YM], cxx, cyy, cxy, half, ring
+        )
+        _measure_rings(ring, out[k])
         out[k, R_HALF] *= np.sqrt(a[k] * b[k])
     return out
 
 
-def apertures(data: Image, variance: Image, bad: Mask, labels: Flags, t: np.ndarray) -> np.ndarray:
-    """Kron photometry of each source: a float64 table (n, 6): Kron radius in units of a and b, flux and its variance
-    in that ellipse, half-light radius (pixels), whether more than 10 % of the ellipse was replaced (neighbours, bad
-    pixels), whether the array's edge cuts it. data must be sky-free; t is a table of `moments`."""
-    a, b, theta = ellipses(t)
-    return _apertures(data, variance, bad, labels, t, a, b, theta)
+def kron_apertures(
+    data: Image, variance: Image, bad: Mask, labels: Flags, table: np.ndarray
+) -> np.ndarray:
+    """Kron photometry of each source: a float64 table (n, 6) with the columns named above.
+
+    They are: Kron radius in units of a and b, flux and its variance in that ellipse, half-light
+    radius (pixels), whether more than 10 % of the ellipse was replaced (neighbours, bad pixels),
+    whether the array's edge cuts it. data must be free of sky; table is one of `moments`.
+    """
+    a, b, theta = ellipses(table)
+    return _kron_apertures(data, variance, bad, labels, table, a, b, theta)

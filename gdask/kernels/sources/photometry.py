@@ -1,7 +1,8 @@
-"""Fluxes of fitted stars on what all other stars leave: by the star image, and in circular apertures.
+"""Fluxes of fitted stars: by the star image, and in circular apertures, all other stars subtracted.
 
-Weights come from a smooth model of the variance (that of the sky about a star, and a part that follows its image): the
-noise of a pixel is in its own variance, and weights from it would make faint stars fainter.
+Weights come from a smooth model of the variance (that of the sky about a star, and a part that
+follows its image). The noise of a pixel is in its own variance, and weights from that would make
+faint stars fainter. `star_fit` explains `params`, `forms`, `profile` and `profile_step`.
 """
 
 from __future__ import annotations
@@ -9,18 +10,27 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from gdask.kernels.sources.star_fit import light
+from gdask.kernels.sources.star_fit import FIT_RADIUS_FWHM, star_light
 from gdask.types import Pixels
 
-#: In units of the FWHM: radius of the fit, of its inner part, the annulus of the local sky.
-FIT, CORE, SKY_IN, SKY_OUT = 2.5, 0.8, 2.5, 5.0
-#: Points to a pixel's side at which the edge of an aperture is followed.
-EDGE_POINTS = 5
+#: Radius of the inner part of a fit, in FWHM.
+CORE_RADIUS_FWHM = 0.8
+#: Radii of the annulus of the local sky, in FWHM.
+SKY_INNER_FWHM, SKY_OUTER_FWHM = 2.5, 5.0
+#: Number of points along each side of a pixel, to measure how much of it is inside an aperture.
+SUBPIXELS = 5
+#: With fewer stars than this, no error beyond the variance is measured.
+MIN_FLOOR_STARS = 8
+
+#: Columns of `star_fluxes`. The core columns are the changes of x, y (pixels) and flux if they were
+#: measured on the core alone and not on the whole star, and the variances of these three.
+(FLUX, FLUX_ERROR, SKY, CHI2, CORE_X, CORE_Y, CORE_FLUX) = range(7)
+(VAR_CORE_X, VAR_CORE_Y, VAR_CORE_FLUX, SKY_ERROR) = range(7, 11)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def local_sky(
-    left: np.ndarray,
+    residual: np.ndarray,
     variance: np.ndarray,
     bad: np.ndarray,
     x: float,
@@ -28,8 +38,12 @@ def local_sky(
     inner: float,
     outer: float,
 ) -> tuple[float, float, float]:
-    """Clipped mean of an annulus (pixels), its error, and the mean variance of a pixel there."""
-    ny, nx = left.shape
+    """Clipped mean (2.5 sigma) of an annulus with radii in pixels.
+
+    Returns the mean, its error, and the mean variance of a pixel there; NaN with fewer than 8
+    pixels.
+    """
+    ny, nx = residual.shape
     low, high, mean, sigma, n, v = -np.inf, np.inf, 0.0, 0.0, 0.0, 0.0
     for _ in range(4):
         n, s1, s2, v = 0.0, 0.0, 0.0, 0.0
@@ -38,7 +52,7 @@ def local_sky(
                 r2 = (i - x) ** 2 + (j - y) ** 2
                 if bad[j, i] or r2 < inner * inner or r2 > outer * outer:
                     continue
-                z = left[j, i]
+                z = residual[j, i]
                 if low <= z <= high:
                     n += 1.0
                     s1 += z
@@ -53,81 +67,97 @@ def local_sky(
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _mean_share(
+def _mean_share_in_annulus(
     bad: np.ndarray,
     x: float,
     y: float,
     form: np.ndarray,
-    table: np.ndarray,
-    step: float,
+    profile: np.ndarray,
+    profile_step: float,
     inner: float,
     outer: float,
 ) -> float:
-    """Mean share of a star's light in a pixel of its annulus."""
+    """Mean share of a star's light in a pixel of its annulus (radii in pixels)."""
     total, n = 0.0, 0.0
     for j in range(max(int(y - outer), 0), min(int(y + outer) + 2, bad.shape[0])):
         for i in range(max(int(x - outer), 0), min(int(x + outer) + 2, bad.shape[1])):
             r2 = (i - x) ** 2 + (j - y) ** 2
             if not bad[j, i] and inner * inner <= r2 <= outer * outer:
-                total += light(i - x, j - y, form, table, step)[0]
+                total += star_light(i - x, j - y, form, profile, profile_step)[0]
                 n += 1.0
     return total / n if n > 0 else 0.0
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def star_fluxes(
-    left: np.ndarray,
+def _variance_slope(
     variance: np.ndarray,
     bad: np.ndarray,
-    p: np.ndarray,
+    x: float,
+    y: float,
+    flux: float,
+    form: np.ndarray,
+    profile: np.ndarray,
+    profile_step: float,
+    radius: float,
+    sky_variance: float,
+) -> float:
+    """Variance beyond that of the sky, per unit of the star's modelled light; at least 0."""
+    extra, model = 0.0, 0.0
+    for j in range(max(int(y - radius), 0), min(int(y + radius) + 2, bad.shape[0])):
+        for i in range(max(int(x - radius), 0), min(int(x + radius) + 2, bad.shape[1])):
+            if not bad[j, i] and (i - x) ** 2 + (j - y) ** 2 < radius * radius:
+                extra += variance[j, i] - sky_variance
+                model += flux * star_light(i - x, j - y, form, profile, profile_step)[0]
+    return max(extra / model, 0.0) if model > 0 else 0.0
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def star_fluxes(
+    residual: np.ndarray,
+    variance: np.ndarray,
+    bad: np.ndarray,
+    params: np.ndarray,
     forms: np.ndarray,
-    table: np.ndarray,
-    step: float,
+    profile: np.ndarray,
+    profile_step: float,
     fwhm: float,
 ) -> np.ndarray:
-    """Fluxes with position and local sky known: a float64 table (n, 11) of flux, error, sky, chi-square per pixel,
-    what the core (CORE FWHM) alone says of x, y (pixels) and flux beyond the whole, the variances of these three, and the
-    error of the sky.
+    """Fit the flux of each star with position and local sky known.
 
-    left: residual pixels with all stars of p (x, y, flux ...) taken out. NaN where too little is measured.
+    residual: the pixels with all stars of params (x, y, flux ...) subtracted. Returns a float64
+    table (n, 11): flux and its error, sky, chi-square per pixel, the six core columns, and the
+    error of the sky, named above. NaN where too little is measured.
     """
-    ny, nx = left.shape
-    out = np.full((p.shape[0], 11), np.nan)
-    radius = FIT * fwhm
-    for k in range(p.shape[0]):
-        x, y, flux, form = p[k, 0], p[k, 1], p[k, 2], forms[k]
-        sky, e_sky, v_sky = local_sky(left, variance, bad, x, y, SKY_IN * fwhm, SKY_OUT * fwhm)
+    ny, nx = residual.shape
+    out = np.full((params.shape[0], 11), np.nan)
+    radius, core = FIT_RADIUS_FWHM * fwhm, CORE_RADIUS_FWHM * fwhm
+    inner, outer = SKY_INNER_FWHM * fwhm, SKY_OUTER_FWHM * fwhm
+    for k in range(params.shape[0]):
+        x, y, flux, form = params[k, 0], params[k, 1], params[k, 2], forms[k]
+        sky, e_sky, v_sky = local_sky(residual, variance, bad, x, y, inner, outer)
         if not (np.isfinite(sky) and v_sky > 0 and flux > 0):
             continue
-        y0, y1 = max(int(y - radius), 0), min(int(y + radius) + 2, ny)
-        x0, x1 = max(int(x - radius), 0), min(int(x + radius) + 2, nx)
-        extra, model = 0.0, 0.0
-        for j in range(y0, y1):
-            for i in range(x0, x1):
-                if not bad[j, i] and (i - x) ** 2 + (j - y) ** 2 < radius * radius:
-                    extra += variance[j, i] - v_sky
-                    model += flux * light(i - x, j - y, form, table, step)[0]
-        slope = max(extra / model, 0.0) if model > 0 else 0.0
-        own = _mean_share(bad, x, y, form, table, step, SKY_IN * fwhm, SKY_OUT * fwhm)
-        s = np.zeros((2, 6))
+        slope = _variance_slope(
+            variance, bad, x, y, flux, form, profile, profile_step, radius, v_sky
+        )
+        sky_share = _mean_share_in_annulus(bad, x, y, form, profile, profile_step, inner, outer)
+        s = np.zeros((2, 6))  # sums over the whole star and over its core
         chi2, n, ws = 0.0, 0.0, 0.0
-        for j in range(y0, y1):
-            for i in range(x0, x1):
+        for j in range(max(int(y - radius), 0), min(int(y + radius) + 2, ny)):
+            for i in range(max(int(x - radius), 0), min(int(x + radius) + 2, nx)):
                 dx, dy = i - x, j - y
                 r2 = dx * dx + dy * dy
                 if bad[j, i] or r2 > radius * radius:
                     continue
-                share, g = light(dx, dy, form, table, step)
-                gx, gy = (
-                    flux * g * (form[0] * dx + form[1] * dy),
-                    flux * g * (form[1] * dx + form[2] * dy),
-                )
+                share, g = star_light(dx, dy, form, profile, profile_step)
+                gx = flux * g * (form[0] * dx + form[1] * dy)
+                gy = flux * g * (form[1] * dx + form[2] * dy)
                 w = 1.0 / (v_sky + slope * flux * share)
-                r = left[j, i] - sky
+                r = residual[j, i] - sky
                 chi2 += w * r * r
                 n += 1.0
                 ws += w * share
-                for part in range(2 if r2 < (CORE * fwhm) ** 2 else 1):
+                for part in range(2 if r2 < core**2 else 1):
                     s[part, 0] += w * share * r
                     s[part, 1] += w * share * share
                     s[part, 2] += w * gx * r
@@ -136,52 +166,49 @@ def star_fluxes(
                     s[part, 5] += w * gy * gy
         if n < 8 or not s[0, 1] > 0 or not s[1, 1] > 0 or not s[1, 3] > 0 or not s[1, 5] > 0:
             continue
-        # What is left of the star's own light is in its annulus, too: both are linear in the change of flux.
-        whole = s[0, 1] - ws * own
+        # What is left of the star's light is in its annulus, too: both are linear in the change of
+        # flux.
+        whole = s[0, 1] - ws * sky_share
         if not whole > 0.1 * s[0, 1]:
             continue
         change = s[0, 0] / whole
-        out[k, 0] = flux + change
-        out[k, 1] = np.sqrt(s[0, 1] + (ws * e_sky) ** 2) / whole
-        out[k, 2], out[k, 3] = (
-            sky - change * own,
-            (chi2 - s[0, 0] ** 2 / s[0, 1]) / max(n - 4.0, 1.0),
-        )
-        out[k, 10] = e_sky
+        out[k, FLUX] = flux + change
+        out[k, FLUX_ERROR] = np.sqrt(s[0, 1] + (ws * e_sky) ** 2) / whole
+        out[k, SKY] = sky - change * sky_share
+        out[k, CHI2] = (chi2 - s[0, 0] ** 2 / s[0, 1]) / max(n - 4.0, 1.0)
+        out[k, SKY_ERROR] = e_sky
         for c in range(3):
             a, b = (2, 3) if c == 0 else ((4, 5) if c == 1 else (0, 1))
-            out[k, 4 + c] = s[1, a] / s[1, b] - s[0, a] / s[0, b]
-            out[k, 7 + c] = 1.0 / s[1, b] - 1.0 / s[0, b]
+            out[k, CORE_X + c] = s[1, a] / s[1, b] - s[0, a] / s[0, b]
+            out[k, VAR_CORE_X + c] = 1.0 / s[1, b] - 1.0 / s[0, b]
     return out
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def aperture_fluxes(
-    left: np.ndarray,
+    residual: np.ndarray,
     variance: np.ndarray,
     bad: np.ndarray,
-    p: np.ndarray,
+    params: np.ndarray,
     sky: np.ndarray,
-    e_sky: np.ndarray,
+    sky_error: np.ndarray,
     forms: np.ndarray,
-    table: np.ndarray,
-    step: float,
+    profile: np.ndarray,
+    profile_step: float,
     radii: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Flux and its variance in circles of `radii` pixels, (n, radii) each, and how much of each circle is bad.
+    """Flux and its variance in circles of `radii` pixels (rising), and the bad share of each.
 
-    left: residual pixels with all stars of p taken out: each is put back alone, so that neighbours do not count. A bad
-    pixel counts as the star image says. Pixels at the rim count by the share of their area that is inside.
+    residual: the pixels with all stars of params subtracted. Each star is put back alone, so that
+    neighbours do not count. A bad pixel, or one outside the array, counts as the star image says.
+    Pixels at the rim count by the share of their area that is inside. sky, sky_error: of each star.
+    Returns three arrays of shape (stars, radii).
     """
-    ny, nx = left.shape
-    m = radii.size
-    flux, noise, lost = (
-        np.zeros((p.shape[0], m)),
-        np.zeros((p.shape[0], m)),
-        np.zeros((p.shape[0], m)),
-    )
-    for k in range(p.shape[0]):
-        x, y, f = p[k, 0], p[k, 1], p[k, 2]
+    ny, nx = residual.shape
+    n, m = params.shape[0], radii.size
+    flux, noise, lost = np.zeros((n, m)), np.zeros((n, m)), np.zeros((n, m))
+    for k in range(n):
+        x, y, star_flux = params[k, 0], params[k, 1], params[k, 2]
         widest = radii[m - 1] + 1.0
         for j in range(int(np.floor(y - widest)), int(y + widest) + 2):
             for i in range(int(np.floor(x - widest)), int(x + widest) + 2):
@@ -189,62 +216,68 @@ def aperture_fluxes(
                 r = np.sqrt(dx * dx + dy * dy)
                 if r > widest:
                     continue
-                inside = (
+                measured = (
                     0 <= j < ny
                     and 0 <= i < nx
                     and not bad[min(max(j, 0), ny - 1), min(max(i, 0), nx - 1)]
                 )
-                value = f * light(dx, dy, forms[k], table, step)[0]
-                if inside:
-                    value += left[j, i] - sky[k]
+                value = star_flux * star_light(dx, dy, forms[k], profile, profile_step)[0]
+                if measured:
+                    value += residual[j, i] - sky[k]
                 for c in range(m):
                     if r > radii[c] + 0.75:
                         continue
-                    area = 1.0 if r < radii[c] - 0.75 else _inside(dx, dy, radii[c])
+                    area = 1.0 if r < radii[c] - 0.75 else _share_inside(dx, dy, radii[c])
                     flux[k, c] += area * value
-                    noise[k, c] += area * variance[j, i] if inside else 0.0
-                    lost[k, c] += 0.0 if inside else area
+                    noise[k, c] += area * variance[j, i] if measured else 0.0
+                    lost[k, c] += 0.0 if measured else area
         for c in range(m):
             area = np.pi * radii[c] ** 2
-            noise[k, c] += (area * e_sky[k]) ** 2
+            noise[k, c] += (area * sky_error[k]) ** 2
             lost[k, c] /= area
     return flux, noise, lost
 
 
 @numba.njit(cache=True, nogil=True)
-def _inside(dx: float, dy: float, radius: float) -> float:
-    """Share of the pixel at (dx, dy) that lies within the radius."""
+def _share_inside(dx: float, dy: float, radius: float) -> float:
+    """Share of the area of the pixel at (dx, dy) that lies within the radius."""
     n = 0
-    for j in range(EDGE_POINTS):
-        for i in range(EDGE_POINTS):
-            u, v = dx + (i + 0.5) / EDGE_POINTS - 0.5, dy + (j + 0.5) / EDGE_POINTS - 0.5
+    for j in range(SUBPIXELS):
+        for i in range(SUBPIXELS):
+            u, v = dx + (i + 0.5) / SUBPIXELS - 0.5, dy + (j + 0.5) / SUBPIXELS - 0.5
             n += u * u + v * v < radius * radius
-    return n / (EDGE_POINTS * EDGE_POINTS)
+    return n / (SUBPIXELS * SUBPIXELS)
 
 
-def excess(difference: np.ndarray, variance: np.ndarray) -> float:
-    """The error beyond `variance` that differences show about their median, which is common to all stars:
-    median(d^2 / (variance + excess^2)) is that of a Gaussian. NaN with fewer than 8."""
+def error_beyond(difference: np.ndarray, variance: np.ndarray) -> float:
+    """Find the error, beyond `variance`, that differences show about their median.
+
+    The median is common to all stars and does not count. With the right error e, the median of
+    d^2 / (variance + e^2) is that of a squared Gaussian, 0.4549. NaN with fewer than 8.
+    """
     good = np.isfinite(difference) & np.isfinite(variance) & (variance > 0)
-    if good.sum() < 8:
+    if good.sum() < MIN_FLOOR_STARS:
         return float("nan")
     d2, v = (difference[good] - np.median(difference[good])) ** 2, variance[good]
     low, high = 0.0, float(np.sqrt(d2.max()) * 2)
     for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if np.median(d2 / (v + middle**2)) > 0.4549 else (low, middle)
+        half = (low + high) / 2
+        low, high = (half, high) if np.median(d2 / (v + half**2)) > 0.4549 else (low, half)
     return high if high > 1e-6 * np.sqrt(d2.max()) else 0.0
 
 
-def floors(table: np.ndarray, flux: np.ndarray, stars: np.ndarray) -> tuple[Pixels, float]:
-    """Errors of positions (pixels) and of fluxes (as a fraction) that the star image's own error makes, whatever the S/N.
+def error_floors(table: np.ndarray, flux: np.ndarray, stars: np.ndarray) -> tuple[Pixels, float]:
+    """Errors of positions (pixels) and of fluxes (as a fraction) due to the star image's own error.
 
-    From bright isolated stars: what their cores say beyond the whole fit, with a right star image noise alone.
-    table: of `star_fluxes`; stars: from bright to faint, of which the brightest third counts, at least 8 (unseen neighbours
-    disturb the others more). NaN with fewer.
+    They do not depend on the S/N. They come from the differences between core and whole fit of
+    bright isolated stars: with a right star image, those would be noise alone. table: of
+    `star_fluxes`; flux: fitted fluxes; stars: indices from bright to faint, of which the brightest
+    third counts, at least 8 (unseen neighbours disturb the others more). NaN with fewer.
     """
-    stars = stars[: max(8, len(stars) // 3)]
-    place = [excess(table[stars, 4 + axis], table[stars, 7 + axis]) for axis in (0, 1)]
-    return float(np.hypot(*place) / np.sqrt(2)), excess(
-        table[stars, 6] / flux[stars], table[stars, 9] / flux[stars] ** 2
+    stars = stars[: max(MIN_FLOOR_STARS, len(stars) // 3)]
+    core, flux = table[stars], flux[stars]
+    error_x = error_beyond(core[:, CORE_X], core[:, VAR_CORE_X])
+    error_y = error_beyond(core[:, CORE_Y], core[:, VAR_CORE_Y])
+    return float(np.hypot(error_x, error_y) / np.sqrt(2)), error_beyond(
+        core[:, CORE_FLUX] / flux, core[:, VAR_CORE_FLUX] / flux**2
     )

@@ -1,4 +1,4 @@
-"""Which pixels belong to which source: smoothing, thresholds and the splitting of blends."""
+"""Decide which pixels belong to which source: smoothing, thresholds and the splitting of blends."""
 
 from __future__ import annotations
 
@@ -7,23 +7,27 @@ import numpy as np
 
 from gdask.types import Image, Mask
 
-#: sqrt(sum of squares) of the 3x3 kernel 1 2 1 / 2 4 2 / 1 2 1 over 16: what white noise becomes.
-SMOOTH_NOISE = 0.375
-#: A peak is a source of its own when it rises above its highest saddle by this many sigma of the smoothed noise
-#: (the highest of some 100 independent noise bumps on a broad core reaches 3.5) ...
-PEAK_SIGMA = 5.0
-#: ... and by this fraction of the saddle, so that flat-field ripple and speckle in a bright halo is not split off.
-PEAK_FRACTION = 0.05
-#: Wings are followed in the mean of (2 WING_HALF + 1)^2 pixels, down to WING_SIGMA sigma of that mean.
-WING_HALF = 4
-WING_SIGMA = 2.0
+#: sqrt(sum of squares) of the 3x3 kernel 1 2 1 / 2 4 2 / 1 2 1 over 16: the noise of smoothed white
+#: noise of sigma 1.
+SMOOTHED_NOISE = 0.375
+#: A peak is a source of its own when it rises above its highest saddle by this many sigma of the
+#: smoothed noise (the highest of some 100 independent noise bumps on a broad core reaches 3.5) ...
+MIN_RISE_SIGMA = 5.0
+#: ... and by this fraction of the saddle, so that flat-field ripple and speckle in a bright halo is
+#: not split off.
+MIN_RISE_FRACTION = 0.05
+#: Wings are followed in the mean of (2 WING_HALF_WIDTH + 1)^2 pixels, down to MIN_WING_SIGMA sigma
+#: of that mean.
+WING_HALF_WIDTH = 4
+MIN_WING_SIGMA = 2.0
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def smooth(data: np.ndarray, bad: np.ndarray) -> np.ndarray:
-    """data under the 3x3 kernel 1 2 1 / 2 4 2 / 1 2 1, bad pixels left out and the rest renormalised.
+def smooth_3x3(data: np.ndarray, bad: np.ndarray) -> np.ndarray:
+    """Smooth data with the 3x3 kernel 1 2 1 / 2 4 2 / 1 2 1, without the bad pixels.
 
-    data float32 (ny, nx), bad bool; the result, float32, is 0 where less than 3/8 of the kernel's weight is good.
+    The weights of the good pixels are renormalised. data: float32 (ny, nx), bad: bool. The result,
+    float32, is 0 where less than 3/8 of the kernel's weight is good.
     """
     ny, nx = data.shape
     out = np.zeros((ny, nx), np.float32)
@@ -60,6 +64,7 @@ def smooth(data: np.ndarray, bad: np.ndarray) -> np.ndarray:
 
 @numba.njit(cache=True, nogil=True)
 def _root(parent: np.ndarray, i: int) -> int:
+    """Find the basin into which basin i was merged."""
     while parent[i] != i:
         parent[i] = parent[parent[i]]
         i = parent[i]
@@ -67,7 +72,7 @@ def _root(parent: np.ndarray, i: int) -> int:
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _grow(
+def _flood_basins(
     order: np.ndarray,
     smoothed: np.ndarray,
     variance: np.ndarray,
@@ -75,8 +80,11 @@ def _grow(
     min_area: int,
     labels: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Flood from the top: each pixel joins the highest basin beside it; where basins meet, the lower one is swallowed
-    unless it stands out. A later contact lies lower, so the first one decides. Returns (parent, peak, blended)."""
+    """Flood from the top: each pixel joins the highest basin beside it.
+
+    Where basins meet, the lower one is swallowed unless it stands out. A later contact lies lower,
+    so the first one decides. Edits labels; returns (parent, peak, blended) of each basin.
+    """
     ny, nx = smoothed.shape
     parent = np.zeros(order.size + 1, np.int64)
     peak = np.zeros(order.size + 1, np.int64)
@@ -101,17 +109,15 @@ def _grow(
             for xx in range(max(x - 1, 0), min(x + 2, nx)):
                 if labels[yy, xx] == 0:
                     continue
-                other = _root(parent, labels[yy, xx])
-                if other == best:
+                neighbour = _root(parent, labels[yy, xx])
+                if neighbour == best:
                     continue
-                high, low = (
-                    min(best, other),
-                    max(best, other),
-                )  # numbered from the highest peak down
+                # Basins are numbered from the highest peak down.
+                high, low = min(best, neighbour), max(best, neighbour)
                 ty, tx = peak[low] // nx, peak[low] % nx
                 rise = smoothed[ty, tx] - value
-                noise = np.sqrt(np.fmax(variance[ty, tx], sigma[ty, tx] ** 2)) * SMOOTH_NOISE
-                limit = max(PEAK_SIGMA * noise, PEAK_FRACTION * value)
+                noise = np.sqrt(np.fmax(variance[ty, tx], sigma[ty, tx] ** 2)) * SMOOTHED_NOISE
+                limit = max(MIN_RISE_SIGMA * noise, MIN_RISE_FRACTION * value)
                 if rise >= limit and area[low] >= min_area:
                     blended[low] = True
                     blended[high] = True
@@ -127,11 +133,14 @@ def _grow(
 
 
 @numba.njit(cache=True, nogil=True)
-def _number(
+def _number_sources(
     labels: np.ndarray, bad: np.ndarray, parent: np.ndarray, blended: np.ndarray, min_pixels: int
 ) -> np.ndarray:
-    """Resolve merged basins, drop those without enough good pixels, number the rest 1..n from the highest peak down.
-    Edits labels; returns the old number of each new one."""
+    """Resolve merged basins, drop those without enough good pixels, and number the rest.
+
+    Sources are numbered 1..n from the highest peak down. Edits labels; returns the basin of each
+    source.
+    """
     good = np.zeros(parent.size, np.int64)
     ny, nx = labels.shape
     for i in range(1, parent.size):
@@ -161,28 +170,34 @@ def _number(
 def segment(
     smoothed: Image, variance: Image, sigma: Image, bad: Mask, *, threshold: float, min_pixels: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Split a smoothed, sky-free plane into sources.
+    """Split a smoothed plane without sky into sources.
 
-    smoothed and sigma (sky noise before smoothing) are float32 (ny, nx) in one unit, variance is that of a pixel with
-    the sources' own photons, in the unit squared. Pixels above threshold * sigma count, connected by sides or corners,
-    at least min_pixels of them not bad (a quarter of it for a peak that stands out of a brighter neighbour).
-    Returns labels (ny, nx) int32, 0 for sky and 1..n from the highest peak down; peak, the flat index of each peak;
-    blended, True where a source touches another.
+    smoothed and sigma (sky noise before smoothing) are float32 (ny, nx) in one unit. variance is
+    that of a pixel with the sources' own photons, in the unit squared. Pixels above threshold *
+    sigma count, connected by sides or corners, at least min_pixels of them not bad (a quarter of it
+    for a peak that stands out of a brighter neighbour).
+    Returns labels (ny, nx) int32, 0 for sky and 1..n from the highest peak down; peak, the flat
+    index of each peak; blended, True where a source touches another.
     """
     pixels = np.flatnonzero(smoothed > np.float32(threshold) * sigma)
     order = pixels[np.argsort(-smoothed.ravel()[pixels], kind="stable")]
     labels = np.zeros(smoothed.shape, np.int32)
-    parent, peak, blended = _grow(order, smoothed, variance, sigma, max(min_pixels // 4, 3), labels)
-    kept = _number(labels, bad, parent, blended, min_pixels)
+    parent, peak, blended = _flood_basins(
+        order, smoothed, variance, sigma, max(min_pixels // 4, 3), labels
+    )
+    kept = _number_sources(labels, bad, parent, blended, min_pixels)
     return labels, peak[kept], blended[kept]
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def connected(
+def connected_regions(
     smoothed: np.ndarray, sigma: np.ndarray, bad: np.ndarray, threshold: float, min_pixels: int
 ) -> np.ndarray:
-    """The pixels of `segment` without splitting blends: bool (ny, nx), True in connected regions above threshold *
-    sigma with at least min_pixels good pixels. Arguments as there."""
+    """Find the pixels of sources as `segment` does, without splitting blends.
+
+    Returns bool (ny, nx), True in connected regions above threshold * sigma with at least
+    min_pixels good pixels. The arguments are those of `segment`.
+    """
     ny, nx = smoothed.shape
     seen = np.zeros((ny, nx), np.bool_)
     out = np.zeros((ny, nx), np.bool_)
@@ -212,7 +227,7 @@ def connected(
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _box_mean(data: np.ndarray, bad: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of the good pixels within `half` of each pixel, and how many they are."""
+    """Mean of the good pixels of the square within `half` of each pixel, and how many they are."""
     ny, nx = data.shape
     mean = np.zeros((ny, nx), np.float32)
     count = np.zeros((ny, nx), np.float32)
@@ -246,10 +261,10 @@ def _box_mean(data: np.ndarray, bad: np.ndarray, half: int) -> tuple[np.ndarray,
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _flood(
+def _follow_wings(
     core: np.ndarray, mean: np.ndarray, count: np.ndarray, sigma: np.ndarray, limit: float
 ) -> np.ndarray:
-    """Object pixels, and what is connected to them with a local mean above `limit` sigma of that mean."""
+    """Add to the core what is connected to it and above `limit` sigma of the local mean."""
     ny, nx = core.shape
     out = core.copy()
     stack = np.empty(ny * nx, np.int64)
@@ -273,11 +288,12 @@ def _flood(
     return out
 
 
-def wings(data: Image, bad: Mask, core: Mask, sigma: Image) -> Mask:
-    """The object mask that a sky estimate needs: the pixels of sources (`core`) and their faint wings.
+def with_wings(data: Image, bad: Mask, core: Mask, sigma: Image) -> Mask:
+    """Add the faint wings of sources to their pixels (`core`): the object mask for a sky estimate.
 
-    data: sky-free plane, float32 (ny, nx); sigma: sky noise per pixel. Wings are pixels connected to a source where
-    the mean of 9x9 good pixels is above 2 of its own sigma: a star is followed down to a quarter of the sky noise.
+    data: plane without sky, float32 (ny, nx). sigma: sky noise per pixel. Wings are pixels
+    connected to a source where the mean of 9x9 good pixels is above 2 of its own sigma: a star is
+    followed down to a quarter of the sky noise.
     """
-    mean, count = _box_mean(data, bad, WING_HALF)
-    return _flood(core, mean, count, sigma, WING_SIGMA)
+    mean, count = _box_mean(data, bad, WING_HALF_WIDTH)
+    return _follow_wings(core, mean, count, sigma, MIN_WING_SIGMA)

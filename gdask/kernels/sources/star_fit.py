@@ -1,7 +1,11 @@
-"""Fits of an array's star image to its stars, one at a time on what all others leave.
+"""Fit an array's star image to its stars, one at a time on what all others leave.
 
-The star image is a table in q = a dx^2 + 2 b dx dy + c dy^2, the *form* (a, b, c) being that of the star's place on the
-array: (1, 0, 1) is the round mean image, and sqrt(a c - b^2) keeps its light.
+The star image is a `profile`: a table in q = a dx^2 + 2 b dx dy + c dy^2 with steps of
+`profile_step`. The *form* (a, b, c) is that of the star's place on the array: (1, 0, 1) is the
+round mean image, and the factor sqrt(a c - b^2) keeps its light. Row 0 of the profile is the share
+of the star's light in a pixel, row 1 is -2 x its derivative by q.
+
+Stars are rows of `params`: x, y (0-based pixels), flux, sky, and the slopes of the sky in x and y.
 """
 
 from __future__ import annotations
@@ -9,15 +13,18 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-#: In units of the FWHM: radius of the fit.
-FIT = 2.5
-#: The move (pixels) below which a star is left alone after the second sweep.
-SETTLED = 0.003
+#: Radius of the fit, in FWHM.
+FIT_RADIUS_FWHM = 2.5
+#: A star that moves by less than this is left alone after the second sweep.
+SETTLED_MOVE_PIXELS = 0.003
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def solve(a: np.ndarray, b: np.ndarray) -> tuple[bool, np.ndarray]:
-    """Cholesky in place of a symmetric positive matrix; returns the solution and leaves the inverse's diagonal in b."""
+def solve_cholesky(a: np.ndarray, b: np.ndarray) -> tuple[bool, np.ndarray]:
+    """Solve a x = b for a symmetric positive matrix by Cholesky's method, in place.
+
+    Returns whether it worked, and the solution; b then holds the diagonal of the inverse of a.
+    """
     n = b.size
     for i in range(n):
         for j in range(i + 1):
@@ -50,75 +57,84 @@ def solve(a: np.ndarray, b: np.ndarray) -> tuple[bool, np.ndarray]:
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def light(
-    dx: float, dy: float, form: np.ndarray, table: np.ndarray, step: float
+def star_light(
+    dx: float, dy: float, form: np.ndarray, profile: np.ndarray, profile_step: float
 ) -> tuple[float, float]:
-    """Share of a star's light in the pixel at (dx, dy) from it, and -2 x its derivative by q; 0 beyond the table."""
-    u = (form[0] * dx * dx + 2.0 * form[1] * dx * dy + form[2] * dy * dy) / step
+    """Share of a star's light in the pixel at (dx, dy) from it, and -2 x its derivative by q.
+
+    Both are 0 beyond the profile.
+    """
+    u = (form[0] * dx * dx + 2.0 * form[1] * dx * dy + form[2] * dy * dy) / profile_step
     n = int(u)
-    if n + 1 >= table.shape[1]:
+    if n + 1 >= profile.shape[1]:
         return 0.0, 0.0
     root, t = np.sqrt(form[0] * form[2] - form[1] * form[1]), u - n
-    value = table[0, n] + t * (table[0, n + 1] - table[0, n])
-    return root * value, root * (table[1, n] + t * (table[1, n + 1] - table[1, n]))
+    value = profile[0, n] + t * (profile[0, n + 1] - profile[0, n])
+    return root * value, root * (profile[1, n] + t * (profile[1, n + 1] - profile[1, n]))
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def subtract(
-    left: np.ndarray,
+def subtract_star(
+    residual: np.ndarray,
     x: float,
     y: float,
     flux: float,
     form: np.ndarray,
-    table: np.ndarray,
-    step: float,
-    reach: float,
+    profile: np.ndarray,
+    profile_step: float,
+    radius: float,
 ) -> None:
-    """Take a star out of `left`, in place, to `reach` pixels."""
-    ny, nx = left.shape
-    a, b, c = form[0] / step, 2.0 * form[1] / step, form[2] / step
+    """Subtract a star from `residual`, in place, out to `radius` pixels."""
+    ny, nx = residual.shape
+    a, b, c = form[0] / profile_step, 2.0 * form[1] / profile_step, form[2] / profile_step
     f = flux * np.sqrt(form[0] * form[2] - form[1] * form[1])
-    for j in range(max(int(y - reach), 0), min(int(y + reach) + 2, ny)):
+    for j in range(max(int(y - radius), 0), min(int(y + radius) + 2, ny)):
         dy = j - y
-        for i in range(max(int(x - reach), 0), min(int(x + reach) + 2, nx)):
+        for i in range(max(int(x - radius), 0), min(int(x + radius) + 2, nx)):
             dx = i - x
             u = a * dx * dx + b * dx * dy + c * dy * dy
             n = int(u)
-            if n + 1 < table.shape[1]:
-                left[j, i] -= f * (table[0, n] + (u - n) * (table[0, n + 1] - table[0, n]))
+            if n + 1 < profile.shape[1]:
+                value = profile[0, n] + (u - n) * (profile[0, n + 1] - profile[0, n])
+                residual[j, i] -= f * value
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def take_out(
-    left: np.ndarray,
-    p: np.ndarray,
+def subtract_all_stars(
+    residual: np.ndarray,
+    params: np.ndarray,
     forms: np.ndarray,
-    table: np.ndarray,
-    step: float,
-    reach: np.ndarray,
+    profile: np.ndarray,
+    profile_step: float,
+    radii: np.ndarray,
 ) -> None:
-    """Take all stars out of `left`, in place."""
-    for k in range(p.shape[0]):
-        subtract(left, p[k, 0], p[k, 1], p[k, 2], forms[k], table, step, reach[k])
+    """Subtract all stars from `residual`, in place, each out to its radius (pixels)."""
+    for k in range(params.shape[0]):
+        x, y, flux = params[k, 0], params[k, 1], params[k, 2]
+        subtract_star(residual, x, y, flux, forms[k], profile, profile_step, radii[k])
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def fit_one(
-    left: np.ndarray,
+def fit_star(
+    residual: np.ndarray,
     variance: np.ndarray,
     bad: np.ndarray,
-    p: np.ndarray,
-    e: np.ndarray,
+    star: np.ndarray,
+    errors: np.ndarray,
     form: np.ndarray,
-    table: np.ndarray,
-    step: float,
+    profile: np.ndarray,
+    profile_step: float,
     radius: float,
-    longest_step: float,
+    longest_move: float,
     steps: int,
 ) -> bool:
-    """Gauss-Newton for (x, y, flux, sky, slope in x, slope in y) in p, errors to e; the slopes take up a halo.
-    Returns whether it worked."""
-    ny, nx = left.shape
+    """Fit one star by Gauss and Newton's method; returns whether it worked.
+
+    star: x, y, flux, sky, slope in x and in y, improved in place; the slopes take up the light of
+    a halo. errors: theirs, set in place. radius: that of the fit, and longest_move: the most by
+    which the position moves in one of the `steps`, both in pixels.
+    """
+    ny, nx = residual.shape
     normal, right, g = np.zeros((6, 6)), np.zeros(6), np.zeros(6)
     ok = False
     for _ in range(steps):
@@ -126,121 +142,122 @@ def fit_one(
             right[a] = 0.0
             for b in range(6):
                 normal[a, b] = 0.0
-        for j in range(max(int(p[1] - radius), 0), min(int(p[1] + radius) + 2, ny)):
-            for i in range(max(int(p[0] - radius), 0), min(int(p[0] + radius) + 2, nx)):
-                dx, dy = i - p[0], j - p[1]
+        for j in range(max(int(star[1] - radius), 0), min(int(star[1] + radius) + 2, ny)):
+            for i in range(max(int(star[0] - radius), 0), min(int(star[0] + radius) + 2, nx)):
+                dx, dy = i - star[0], j - star[1]
                 if bad[j, i] or not variance[j, i] > 0 or dx * dx + dy * dy > radius * radius:
                     continue
-                share, slope = light(dx, dy, form, table, step)
-                slope *= p[2]
-                g[0], g[1], g[2] = (
-                    slope * (form[0] * dx + form[1] * dy),
-                    slope * (form[1] * dx + form[2] * dy),
-                    share,
-                )
-                g[3], g[4], g[5] = 1.0, dx / radius, dy / radius
+                share, slope = star_light(dx, dy, form, profile, profile_step)
+                slope *= star[2]
+                g[0] = slope * (form[0] * dx + form[1] * dy)
+                g[1] = slope * (form[1] * dx + form[2] * dy)
+                g[2], g[3], g[4], g[5] = share, 1.0, dx / radius, dy / radius
                 w = 1.0 / variance[j, i]
-                r = left[j, i] - p[2] * share - p[3] - p[4] * g[4] - p[5] * g[5]
+                r = residual[j, i] - star[2] * share - star[3] - star[4] * g[4] - star[5] * g[5]
                 for a in range(6):
                     right[a] += w * g[a] * r
                     for b in range(a + 1):
                         normal[a, b] += w * g[a] * g[b]
-        ok, change = solve(normal, right)
+        ok, change = solve_cholesky(normal, right)
         if not ok:
             return False
-        longest = max(abs(change[0]), abs(change[1]))
-        scale = min(1.0, longest_step / longest) if longest > 0 else 1.0
+        move = max(abs(change[0]), abs(change[1]))
+        scale = min(1.0, longest_move / move) if move > 0 else 1.0
         for a in range(6):
-            p[a] += scale * change[a] if a < 2 else change[a]
-            e[a] = np.sqrt(right[a])
-        if longest < 0.3 * SETTLED:
+            star[a] += scale * change[a] if a < 2 else change[a]
+            errors[a] = np.sqrt(right[a])
+        if move < 0.3 * SETTLED_MOVE_PIXELS:
             break
     return ok
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def fit_all(
-    left: np.ndarray,
+def fit_all_stars(
+    residual: np.ndarray,
     variance: np.ndarray,
     bad: np.ndarray,
     order: np.ndarray,
     x: np.ndarray,
     y: np.ndarray,
-    p: np.ndarray,
-    e: np.ndarray,
+    params: np.ndarray,
+    errors: np.ndarray,
     forms: np.ndarray,
-    table: np.ndarray,
-    step: float,
+    profile: np.ndarray,
+    profile_step: float,
     fwhm: float,
-    reach: np.ndarray,
+    radii: np.ndarray,
     sweeps: int,
-    taken: bool,
+    subtracted: bool,
 ) -> np.ndarray:
-    """From bright to faint, fit each star on what is left when all others are subtracted; again for all, then for those
-    that still move (close pairs, which take turns to converge).
+    """Fit each star on what is left when all others are subtracted; returns which fits failed.
 
-    left: the pixels; all stars are taken out in place (taken: they are already). x, y: detections, from which a fit may
-    move by one FWHM. p, e: parameters and errors, improved in place. Returns which fits failed.
+    The first two sweeps fit all stars, in the given order (bright to faint); further ones fit those
+    that still move: close pairs, which take turns to converge. residual: the pixels, from which all
+    stars are subtracted in place (subtracted: they are already). x, y: detections, from which a fit
+    may move by one FWHM. params, errors: improved in place. radii: to which stars are subtracted.
     """
     failed = np.zeros(x.size, np.bool_)
-    one, error, steps = np.zeros(6), np.zeros(6), 5 if taken else 3
+    star, error, steps = np.zeros(6), np.zeros(6), 5 if subtracted else 3
     moved = np.ones(x.size)
     for sweep in range(sweeps):
         for k in order:
-            if sweep > 1 and not moved[k] > SETTLED:
+            if sweep > 1 and not moved[k] > SETTLED_MOVE_PIXELS:
                 continue
-            if sweep > 0 or taken:
-                subtract(left, p[k, 0], p[k, 1], -p[k, 2], forms[k], table, step, reach[k])
+            form = forms[k]
+            if sweep > 0 or subtracted:
+                x0, y0, flux = params[k, 0], params[k, 1], -params[k, 2]
+                subtract_star(residual, x0, y0, flux, form, profile, profile_step, radii[k])
             for a in range(6):
-                one[a] = p[k, a]
-            ok = fit_one(
-                left,
+                star[a] = params[k, a]
+            ok = fit_star(
+                residual,
                 variance,
                 bad,
-                one,
+                star,
                 error,
-                forms[k],
-                table,
-                step,
-                FIT * fwhm,
+                form,
+                profile,
+                profile_step,
+                FIT_RADIUS_FWHM * fwhm,
                 0.25 * fwhm,
                 steps,
             )
-            failed[k] = not (
-                ok and one[2] > 0 and (one[0] - x[k]) ** 2 + (one[1] - y[k]) ** 2 < fwhm * fwhm
-            )
+            distance2 = (star[0] - x[k]) ** 2 + (star[1] - y[k]) ** 2
+            failed[k] = not (ok and star[2] > 0 and distance2 < fwhm * fwhm)
             moved[k] = 0.0
             if not failed[k]:
-                moved[k] = np.hypot(one[0] - p[k, 0], one[1] - p[k, 1])
+                moved[k] = np.hypot(star[0] - params[k, 0], star[1] - params[k, 1])
                 for a in range(6):
-                    p[k, a] = one[a]
-                    e[k, a] = error[a]
-            subtract(left, p[k, 0], p[k, 1], p[k, 2], forms[k], table, step, reach[k])
+                    params[k, a] = star[a]
+                    errors[k, a] = error[a]
+            x0, y0, flux = params[k, 0], params[k, 1], params[k, 2]
+            subtract_star(residual, x0, y0, flux, form, profile, profile_step, radii[k])
     return failed
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def fit_shapes(
-    left: np.ndarray,
+def fit_forms(
+    residual: np.ndarray,
     variance: np.ndarray,
     bad: np.ndarray,
-    p: np.ndarray,
+    params: np.ndarray,
     forms: np.ndarray,
-    table: np.ndarray,
-    step: float,
+    profile: np.ndarray,
+    profile_step: float,
     radius: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The form that fits each star best: (n, 3), and its errors; NaN where none does.
+    """Fit the form of each star; returns the forms (n, 3) and their errors, NaN where a fit fails.
 
-    left: residual pixels; each star is put back before its fit. Position, flux and sky are fitted with it.
+    residual: the pixels without the stars; each star is put back before its fit. Position, flux and
+    sky are fitted with the form, within `radius` pixels.
     """
-    ny, nx = left.shape
-    n = p.shape[0]
+    ny, nx = residual.shape
+    n = params.shape[0]
     out, errors = np.full((n, 3), np.nan), np.full((n, 3), np.nan)
     normal, right, g, v = np.zeros((7, 7)), np.zeros(7), np.zeros(7), np.zeros(7)
     for k in range(n):
-        v[:4], v[4:] = p[k, :4], forms[k]
-        v[3] = p[k, 3]
+        x, y, flux = params[k, 0], params[k, 1], params[k, 2]
+        v[:4], v[4:] = params[k, :4], forms[k]
         ok = False
         for _ in range(6):
             normal[:], right[:] = 0.0, 0.0
@@ -248,14 +265,14 @@ def fit_shapes(
             if not root2 > 0.05:
                 ok = False
                 break
-            for j in range(max(int(p[k, 1] - radius), 0), min(int(p[k, 1] + radius) + 2, ny)):
-                for i in range(max(int(p[k, 0] - radius), 0), min(int(p[k, 0] + radius) + 2, nx)):
-                    rx, ry = i - p[k, 0], j - p[k, 1]
+            for j in range(max(int(y - radius), 0), min(int(y + radius) + 2, ny)):
+                for i in range(max(int(x - radius), 0), min(int(x + radius) + 2, nx)):
+                    rx, ry = i - x, j - y
                     if bad[j, i] or not variance[j, i] > 0 or rx * rx + ry * ry > radius * radius:
                         continue
                     dx, dy = i - v[0], j - v[1]
-                    share, slope = light(dx, dy, v[4:], table, step)
-                    own, _ = light(rx, ry, forms[k], table, step)
+                    share, slope = star_light(dx, dy, v[4:], profile, profile_step)
+                    subtracted, _ = star_light(rx, ry, forms[k], profile, profile_step)
                     slope *= v[2]
                     g[0], g[1] = slope * (v[4] * dx + v[5] * dy), slope * (v[5] * dx + v[6] * dy)
                     g[2], g[3] = share, 1.0
@@ -263,18 +280,18 @@ def fit_shapes(
                     g[5] = -slope * dx * dy - v[2] * share * v[5] / root2
                     g[6] = -0.5 * slope * dy * dy + v[2] * share * 0.5 * v[4] / root2
                     w = 1.0 / variance[j, i]
-                    r = left[j, i] + p[k, 2] * own - v[2] * share - v[3]
+                    r = residual[j, i] + flux * subtracted - v[2] * share - v[3]
                     for a in range(7):
                         right[a] += w * g[a] * r
                         for b in range(a + 1):
                             normal[a, b] += w * g[a] * g[b]
-            ok, change = solve(normal, right)
+            ok, change = solve_cholesky(normal, right)
             if not ok:
                 break
             largest = max(abs(change[4]), abs(change[5]), abs(change[6]))
-            damp = min(1.0, 0.3 / largest) if largest > 0 else 1.0
+            damping = min(1.0, 0.3 / largest) if largest > 0 else 1.0
             for a in range(7):
-                v[a] += damp * change[a]
+                v[a] += damping * change[a]
             if largest < 1e-4:
                 break
         if ok:

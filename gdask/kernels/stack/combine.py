@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from gdask.kernels.arrays import plain
+from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.stack.noise_clip import clip_noise
 from gdask.kernels.stack.rejection import (
     Floats,
@@ -98,13 +98,13 @@ _SECOND_TERM_EVEN, _SECOND_TERM = 1.34, 0.43
 def _variance_factors(method: str, number: int) -> Floats:
     """Return n * variance of the result / variance of one value, for n = 0..number: 1 for means."""
     if METHODS[method].code < 2:
-        return plain(np.ones(number + 1), np.float64)
+        return as_kernel_input(np.ones(number + 1), np.float64)
     table = _LOWER_MEDIAN_VARIANCE if method == "lmedian" else _MEDIAN_VARIANCE
     n = np.maximum(np.arange(number + 1), 1)
     second = np.where((n % 2 == 0) & (method == "median"), _SECOND_TERM_EVEN, _SECOND_TERM)
     values = np.pi / 2 * (1 - second / n)
     values[: len(table)] = table[: number + 1]
-    return plain(values, np.float64)
+    return as_kernel_input(values, np.float64)
 
 
 @njit(cache=True, nogil=True)
@@ -255,7 +255,7 @@ def _weight_rows(weights: npt.ArrayLike | None, method: str, shape: tuple[int, .
     Raises GdaskError for other shapes.
     """
     if weights is None:
-        return plain(np.empty((shape[0], 0)), np.float32)
+        return as_kernel_input(np.empty((shape[0], 0)), np.float32)
     if method != "wtmean":
         raise GdaskError(f"weights were given for method {method!r}: only 'wtmean' uses them")
     if np.shape(weights) not in ((shape[0],), shape):
@@ -263,7 +263,7 @@ def _weight_rows(weights: npt.ArrayLike | None, method: str, shape: tuple[int, .
             f"weights of shape {np.shape(weights)} for planes of {shape}:"
             " give one per plane or per pixel"
         )
-    return plain(weights, np.float32).reshape(shape[0], -1)
+    return as_kernel_input(weights, np.float32).reshape(shape[0], -1)
 
 
 def _per_plane(values: npt.ArrayLike | None, default: float, count: int, name: str) -> Floats:
@@ -273,7 +273,7 @@ def _per_plane(values: npt.ArrayLike | None, default: float, count: int, name: s
         raise GdaskError(
             f"{name} of shape {factors.shape} for {count} planes: give one number per plane"
         )
-    return plain(factors, np.float64)
+    return as_kernel_input(factors, np.float64)
 
 
 def combine(
@@ -346,9 +346,9 @@ def combine(
     low, high = (nlow, nhigh) if reject == "minmax" else (lsigma, hsigma)
     rounds = 100 if max_iters is None else int(max_iters)
     _combine(
-        plain(data, np.float32).reshape(n, -1),
-        plain(variance, np.float32).reshape(n, -1),
-        plain(dq, np.uint16).reshape(n, -1),
+        as_kernel_input(data, np.float32).reshape(n, -1),
+        as_kernel_input(variance, np.float32).reshape(n, -1),
+        as_kernel_input(dq, np.uint16).reshape(n, -1),
         _weight_rows(weights, method, data.shape),
         _per_plane(scale, 1.0, n, "scale"),
         _per_plane(zero, 0.0, n, "zero"),

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from gdask.kernels.arrays import plain
+from gdask.kernels.arrays import as_kernel_input
 from gdask.model import DQ
 from gdask.types import Flags, Image, Mask
 
@@ -46,7 +46,7 @@ def sorting_network(number: int) -> npt.NDArray[np.int64]:
                         pairs.append((i, i + step))
             step //= 2
         merge *= 2
-    return plain(np.array(pairs, dtype=np.int64).reshape(-1, 2), np.int64)
+    return as_kernel_input(np.array(pairs, dtype=np.int64).reshape(-1, 2), np.int64)
 
 
 class Work(NamedTuple):

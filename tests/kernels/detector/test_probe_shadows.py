@@ -1,17 +1,19 @@
-"""The guide probe's shadow: found where it is deep, followed to where it is lost, and nothing else taken for one."""
+"""The shadow of a guide probe is found and followed to its tip; nothing else is taken for one."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from helpers import computed, raw, with_pixels
 
 from gdask.kernels.detector.probe_shadows import (
-    CELL,
-    cell_counts,
-    cell_medians,
-    pixels_of,
-    shadow_cells,
+    BIN_SIZE,
+    binned_medians,
+    binned_usable_counts,
+    find_shadows,
+    unbin_window,
 )
 from gdask.model import DQ
 from gdask.steps import flag_shadows, measure_shadows
@@ -24,28 +26,35 @@ DARK = np.where(OUTSIDE, DQ.UNILLUMINATED, 0).astype(np.uint16)
 
 
 def light_left(tip: float) -> np.ndarray:
-    """What an arm along y = 256 leaves of the light: 40 % is gone beyond its tip, which fades over 12 pixels."""
+    """Fraction of the light that an arm along y = 256 leaves.
+
+    40 % is gone beyond the tip, which fades over 12 pixels.
+    """
     return 1 - 0.4 / (1 + np.exp(np.clip((X - tip) / -12, -50, 50))) * np.exp(
         -(((Y - 256) / 30) ** 4)
     )
 
 
-def cells_of(light: np.ndarray, seed: int = 1) -> np.ndarray:
-    return cell_medians(
-        np.random.default_rng(seed).normal(light, np.sqrt(LEVEL)).astype(np.float32), DARK
-    )
+def noisy_medians(light: np.ndarray, seed: int = 1) -> np.ndarray:
+    """Binned medians of a frame with this light and the photon noise of LEVEL."""
+    data = np.random.default_rng(seed).normal(light, np.sqrt(LEVEL)).astype(np.float32)
+    return binned_medians(data, DARK)
 
 
 def flagged(tips: list[float], places: list[tuple[float, float]]) -> list[np.ndarray]:
-    levels = [cells_of(LEVEL * light_left(tip), seed) for seed, tip in enumerate(tips)]
+    """Lit pixels of frames that are flagged, with arms that reach to `tips` (x)."""
+    levels = [noisy_medians(LEVEL * light_left(tip), seed) for seed, tip in enumerate(tips)]
     return [
-        pixels_of(cells, 0, SIZE, 0, SIZE) & ~OUTSIDE
-        for cells in shadow_cells(levels, places, 0.15)
+        unbin_window(bins, 0, SIZE, 0, SIZE) & ~OUTSIDE
+        for bins in find_shadows(levels, places, 0.15)
     ]
 
 
 def test_a_tip_too_faint_to_be_seen_is_flagged_where_the_guide_star_says() -> None:
-    """The first frame's arm tells where the second's ends: 2 % of the light is missing there at the edge of the field."""
+    """The first frame's arm shows where that of the second ends.
+
+    There 2 % of the light is missing at the edge of the field.
+    """
     tips = [440.0, 543.0]
     deep, faint = flagged(tips, [(tip, 256.0) for tip in tips])
     for mask, tip in ((deep, tips[0]), (faint, tips[1])):
@@ -57,13 +66,14 @@ def test_a_tip_too_faint_to_be_seen_is_flagged_where_the_guide_star_says() -> No
 
 
 def test_a_frame_whose_arm_is_elsewhere_keeps_its_light() -> None:
-    """Unguided, far away, or visibly without the shadow that another frame's would make."""
+    """It is unguided, far away, or visibly without the shadow that another frame's would make."""
     assert not flagged([440.0, 900.0], [(440.0, 256.0), (np.nan, np.nan)])[1].any()
     assert not flagged([440.0, 900.0], [(440.0, 256.0), (9000.0, -5000.0)])[1].any()
     assert not flagged([440.0, 900.0], [(440.0, 256.0), (440.0, 256.0)])[1].any()
 
 
-def stars(number: int, brightest: float, seed: int = 5) -> np.ndarray:
+def star_light(number: int, brightest: float, seed: int = 5) -> np.ndarray:
+    """Light of stars with a power law of fluxes and Moffat profiles."""
     random, light = np.random.default_rng(seed), np.zeros((SIZE, SIZE))
     for x, y, flux in zip(
         *random.uniform(0, SIZE, (2, number)),
@@ -79,11 +89,12 @@ def stars(number: int, brightest: float, seed: int = 5) -> np.ndarray:
 @pytest.mark.parametrize(
     ("what", "light"),
     [
-        ("sparse", lambda: stars(40, 3000.0)),
+        ("sparse", lambda: star_light(40, 3000.0)),
         (
             "crowded",
             lambda: (
-                stars(3000, 3000.0) + 850 * (1 + ((X - 256) ** 2 + (Y - 256) ** 2) / 150**2) ** -1.5
+                star_light(3000, 3000.0)
+                + 850 * (1 + ((X - 256) ** 2 + (Y - 256) ** 2) / 150**2) ** -1.5
             ),
         ),
         ("extended", lambda: 17000 * (1 + ((X - 256) ** 2 + (Y - 256) ** 2) / 40**2) ** -1.2),
@@ -101,22 +112,27 @@ def stars(number: int, brightest: float, seed: int = 5) -> np.ndarray:
         ),
     ],
 )
-def test_nothing_is_flagged_without_a_probe(what: str, light: object) -> None:
-    levels = [cells_of(LEVEL + np.roll(light(), shift, 1), shift) for shift in (0, 16)]  # type: ignore[operator]
-    assert not any(mask.any() for mask in shadow_cells(levels, [(0, 0), (16, 0)], 0.15))
+def test_nothing_is_flagged_without_a_probe(what: str, light: Callable[[], np.ndarray]) -> None:
+    scene = light()
+    levels = [noisy_medians(LEVEL + np.roll(scene, shift, 1), shift) for shift in (0, 16)]
+    assert not any(mask.any() for mask in find_shadows(levels, [(0, 0), (16, 0)], 0.15))
 
 
-def test_cells_at_the_pixels_of_a_window() -> None:
-    cells = np.random.default_rng(2).random((6, 5)) > 0.5
-    whole = cells.repeat(CELL, 0).repeat(CELL, 1)
-    np.testing.assert_array_equal(pixels_of(cells, 7, 90, 3, 71), whole[7:90, 3:71])
+def test_bins_are_given_to_the_pixels_of_a_window() -> None:
+    bins = np.random.default_rng(2).random((6, 5)) > 0.5
+    whole = bins.repeat(BIN_SIZE, 0).repeat(BIN_SIZE, 1)
+    np.testing.assert_array_equal(unbin_window(bins, 7, 90, 3, 71), whole[7:90, 3:71])
+
+
+def test_usable_pixels_of_bins_are_counted() -> None:
     dq = np.zeros((40, 50), np.uint16)
     dq[3, 5] = DQ.BAD_PIXEL
-    assert cell_counts(dq)[0, 0] == CELL**2 - 1 and cell_counts(dq).sum() == 40 * 50 - 1
+    counts = binned_usable_counts(dq)
+    assert counts[0, 0] == BIN_SIZE**2 - 1 and counts.sum() == 40 * 50 - 1
 
 
 @pytest.mark.parametrize("rows", [None, 97])
-def test_steps_flag_and_tell(night: object, rows: int | None) -> None:
+def test_steps_flag_the_shadows_and_report_them(night: object, rows: int | None) -> None:
     frames = []
     for number, tip in enumerate((200.0, 318.0)):
         frame = raw(night.science[0])

@@ -1,30 +1,30 @@
-"""Sky levels made consistent, against offsets that are known."""
+"""Sky levels of frames are made to agree: medians of cells, and offsets that are known."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from gdask.kernels.sky.levels import cell_medians, solve_levels
+from gdask.kernels.sky.levels import sky_cell_medians, solve_levels
 from gdask.model import GdaskError
 
 
-def test_cell_medians_are_numpy_s():
+def test_cell_medians_are_those_of_numpy():
     rng = np.random.default_rng(1)
     data = rng.normal(2000, 45, (120, 200)).astype("f4") + np.arange(200, dtype="f4")
     data[3, 4] = np.nan
     good = rng.uniform(size=data.shape) > 0.3
     cells = (7 + np.arange(15)[:, None] // 5 * 10 + np.arange(25) // 5).astype("i4")
     cells[0, 0] = -1
-    number, median, error, count = cell_medians(data, good, cells)
+    number, median, error, count = sky_cell_medians(data, good, cells)
     full = np.repeat(np.repeat(cells, 8, axis=0), 8, axis=1)
     assert list(number) == sorted(set(cells[cells >= 0]))
     for n, m, e, k in zip(number, median, error, count, strict=True):
         values = data[good & (full == n) & np.isfinite(data)]
         assert k == len(values) and m == pytest.approx(np.median(values.astype(float)), abs=1e-9)
         assert e == pytest.approx(1.2533 * values.std() / np.sqrt(k), rel=0.15)
-    assert list(cell_medians(data, good, full.astype("i4"))[1]) == list(median)
-    few = cell_medians(
+    assert list(sky_cell_medians(data, good, full.astype("i4"))[1]) == list(median)
+    few = sky_cell_medians(
         data, np.arange(data.size).reshape(data.shape) % 29 == 0, cells, min_pixels=64
     )
     assert len(few[0]) == 0
@@ -33,11 +33,15 @@ def test_cell_medians_are_numpy_s():
 def test_planes_that_do_not_agree_are_refused():
     data = np.ones((100, 100), "f4")
     with pytest.raises(GdaskError, match="do not agree"):
-        cell_medians(data, data[:50] > 0, np.zeros((10, 10), "i4"))
+        sky_cell_medians(data, data[:50] > 0, np.zeros((10, 10), "i4"))
 
 
 def observations(seed, frames=9, spoiled=0.0):
-    """unit, cell, level, error of dithered frames of four arrays over a starry sky; the true offset of each unit."""
+    """Levels in sky cells of dithered frames of four arrays over a starry sky.
+
+    Returns unit, cell, level and error of each row, and the true offset of each unit. A share
+    `spoiled` of the levels is too high.
+    """
     rng = np.random.default_rng(seed)
     scene = rng.exponential(30, (90, 90))
     truth = rng.uniform(-10, 10, 4 * frames) + np.repeat(rng.normal(0, 20, frames), 4)
@@ -60,8 +64,8 @@ def test_offsets_of_dithered_arrays(spoiled):
     rows, truth = observations(2, spoiled=spoiled)
     levels = solve_levels(*rows)
     assert len(set(levels.group)) == 1 and levels.cells.min() > 700
-    off = levels.offset - truth
-    assert np.ptp(off) < 0.5 and (off - off.mean()).std() < 0.15
+    error = levels.offset - truth
+    assert np.ptp(error) < 0.5 and (error - error.mean()).std() < 0.15
     assert 0.7 < levels.rms < 1.3
     weights = levels.cells / levels.cells.sum()
     assert abs((weights * levels.offset).sum()) < 0.05 * truth.std()
@@ -85,29 +89,22 @@ def test_groups_without_overlap_keep_their_own_level():
     assert len(solve_levels(unit[:0], cell[:0], level[:0], error[:0]).offset) == 0
 
 
-def test_no_steps_from_pixels_to_offsets():
-    """Three dithered frames of one starry sky: what remains of levels 30 e- apart is below half an electron."""
+def test_pixels_of_dithered_frames_give_their_offsets():
+    """Three dithered frames of one starry sky, with levels 30 e- apart, then agree to 0.8 e-."""
     rng = np.random.default_rng(5)
     sky = np.full((640, 640), 1800.0)
     for y, x, flux in zip(*rng.integers(5, 635, (2, 300)), rng.pareto(1, 300) * 2000, strict=True):
-        yy, xx = np.mgrid[max(y - 20, 0) : y + 21, max(x - 20, 0) : x + 21]
-        sky[max(y - 20, 0) : y + 21, max(x - 20, 0) : x + 21] += (
-            flux
-            / 60
-            * (1 + ((yy - y) ** 2 + (xx - x) ** 2) / 9)[
-                : 640 - max(y - 20, 0), : 640 - max(x - 20, 0)
-            ]
-            ** -2
-        )
+        yy, xx = np.mgrid[max(y - 20, 0) : min(y + 21, 640), max(x - 20, 0) : min(x + 21, 640)]
+        sky[yy, xx] += flux / 60 * (1 + ((yy - y) ** 2 + (xx - x) ** 2) / 9) ** -2
     truth, rows = (-10.0, 3.0, 20.0), []
     for unit, (y0, x0) in enumerate(((0, 0), (64, 30), (100, 128))):
         part = sky[y0 : y0 + 512, x0 : x0 + 512]
         data = (part + truth[unit] + rng.normal(size=part.shape) * 45).astype("f4")
         yy, xx = np.mgrid[y0 + 4 : y0 + 512 : 8, x0 + 4 : x0 + 512 : 8]
-        number, median, error, _ = cell_medians(
+        number, median, error, _ = sky_cell_medians(
             data, part < 1860, (yy // 32 * 20 + xx // 32).astype("i4")
         )
         rows.append((np.full(len(number), unit), number, median, error))
     levels = solve_levels(*(np.concatenate(column) for column in zip(*rows, strict=True)))
-    off = levels.offset - truth
-    assert np.ptp(off) < 0.8 and levels.cells.min() > 100
+    error = levels.offset - truth
+    assert np.ptp(error) < 0.8 and levels.cells.min() > 100

@@ -1,4 +1,4 @@
-"""Detection and centroids against stars whose places, fluxes and widths are known."""
+"""Detection and positions against stars whose places, fluxes and widths are known."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from gdask.kernels.sources.background import background_mesh, spread_mesh
-from gdask.kernels.sources.centroids import BAD_NEAR, EDGE, NEIGHBOUR, SATURATED, refine
+from gdask.kernels.sources.background import background_mesh, interpolate_mesh
+from gdask.kernels.sources.centroids import BAD_NEAR, EDGE, NEIGHBOUR, SATURATED, fit_positions
 from gdask.kernels.sources.detection import CATALOG, detect, measure_fwhm, object_mask
 from gdask.model import DQ, GdaskError
 
@@ -17,6 +17,7 @@ SEEING = ((1.0, 25.4, 3.0),)
 
 
 def moffat(r2, star):
+    """Share of a star's light per pixel at a squared distance; star: Moffat components."""
     total = 0.0
     for share, fwhm, beta in star:
         a2 = (fwhm / 2) ** 2 / (2 ** (1 / beta) - 1)
@@ -25,7 +26,10 @@ def moffat(r2, star):
 
 
 def field(shape, x, y, flux, star, *, sky=1500.0, read=10.0, seed=0):
-    """data, variance (float32), dq: stars on a sky that slopes by 5 %, with photon and read noise."""
+    """Simulate stars on a sky that slopes by 5 %, with photon and read noise.
+
+    Returns data, variance (both float32) and dq.
+    """
     yy, xx = np.mgrid[: shape[0], : shape[1]].astype(float)
     light = np.zeros(shape)
     for xc, yc, f in zip(x, y, flux, strict=True):
@@ -37,12 +41,14 @@ def field(shape, x, y, flux, star, *, sky=1500.0, read=10.0, seed=0):
 
 
 def grid(n, spacing, seed=1):
+    """x, y of n * n stars on a lattice, displaced by up to half a pixel."""
     rng = np.random.default_rng(seed)
     g = np.arange(n) * spacing + spacing / 2
     return tuple(a.ravel() + rng.uniform(-0.5, 0.5, n * n) for a in np.meshgrid(g, g))
 
 
 def nearest(catalog, x, y):
+    """Index of the source nearest to each place (0-based pixels), and its distance."""
     d = np.hypot(
         catalog["X_IMAGE"] - 1 - np.reshape(x, (-1, 1)),
         catalog["Y_IMAGE"] - 1 - np.reshape(y, (-1, 1)),
@@ -104,7 +110,7 @@ def test_background_follows_a_ramp_under_stars():
     data, _, dq = field((256, 256), x, y, np.full(64, 3e4), ((1.0, 4.0, 4.0),))
     level, sigma = background_mesh(data, dq != 0, 64)
     truth = 1500 * (1 + 0.05 * np.arange(256) / 256)
-    assert np.abs(spread_mesh(level, data.shape)[128, 40:216] - truth[40:216]).max() < 12
+    assert np.abs(interpolate_mesh(level, data.shape)[128, 40:216] - truth[40:216]).max() < 12
     assert 38 < sigma.mean() < 46
 
 
@@ -175,14 +181,14 @@ def test_centroids_are_near_the_cramer_rao_bound(star, fwhm, n, spacing, flux):
     x, y = grid(n, spacing)
     noise = np.random.default_rng(7).normal(0, 0.3, (2, n * n))
     data, variance, dq = field((n * spacing,) * 2, x, y, np.full(n * n, flux), star)
-    out = refine(data, variance, dq, x + noise[0], y + noise[1], fwhm=fwhm)
-    off = np.concatenate([out["x"] - x, out["y"] - y])
+    out = fit_positions(data, variance, dq, x + noise[0], y + noise[1], fwhm=fwhm)
+    error = np.concatenate([out["x"] - x, out["y"] - y])
     bound = cramer_rao(flux, star)
-    sampling = 4 / np.sqrt(len(off))  # 5.7 sigma of an rms
-    assert np.sqrt((off**2).mean()) < 1.12 * bound * (1 + sampling)
-    pull = off / np.concatenate([out["ex"], out["ey"]])
+    sampling = 4 / np.sqrt(len(error))  # 5.7 sigma of an rms
+    assert np.sqrt((error**2).mean()) < 1.12 * bound * (1 + sampling)
+    pull = error / np.concatenate([out["ex"], out["ey"]])
     assert abs(np.sqrt((pull**2).mean()) - 1) < 0.1 + sampling
-    assert abs(off.mean()) < 5 * bound / np.sqrt(len(off))
+    assert abs(error.mean()) < 5 * bound / np.sqrt(len(error))
 
 
 def test_positions_carry_their_warnings():
@@ -190,14 +196,14 @@ def test_positions_carry_their_warnings():
     y = np.array([60.0, 60.0, 120.0, 60.0, 100.0])
     data, variance, dq = field((200, 200), x, y, [2e5, 1e6, 1e6, 3e5, 1e6], AO)
     dq[120, 120], dq[62, 160] = int(DQ.SATURATED), int(DQ.BAD_PIXEL)
-    flags = refine(data, variance, dq, x, y, fwhm=4.3)["flags"]
+    flags = fit_positions(data, variance, dq, x, y, fwhm=4.3)["flags"]
     assert flags[0] & NEIGHBOUR and flags[2] & SATURATED and flags[3] & BAD_NEAR and flags[4] & EDGE
     assert not flags[2] & (EDGE | NEIGHBOUR) and not flags[3] & (SATURATED | EDGE | NEIGHBOUR)
-    assert len(refine(data, variance, dq, x[:0], y[:0], fwhm=4.3)) == 0
+    assert len(fit_positions(data, variance, dq, x[:0], y[:0], fwhm=4.3)) == 0
 
 
 def test_a_close_pair_is_fitted_together():
     x, y = np.array([80.2, 86.0, 30.4, 130.7, 40.1]), np.array([80.4, 78.0, 30.2, 130.3, 120.6])
     data, variance, dq = field((160, 160), x, y, [1e6, 5e5, 1e6, 1e6, 1e6], AO)
-    out = refine(data, variance, dq, x + 0.2, y - 0.2, fwhm=4.3)
+    out = fit_positions(data, variance, dq, x + 0.2, y - 0.2, fwhm=4.3)
     assert np.hypot(out["x"] - x, out["y"] - y).max() < 0.06
