@@ -16,7 +16,7 @@ import numpy as np
 
 from gdask.headers import Header, frame_headers, parse_header
 from gdask.kernels.geometry.grid import Grid
-from gdask.kernels.geometry.projection import Geometry, from_dict, to_dict
+from gdask.kernels.geometry.projection import Geometry
 from gdask.model import DIMS, DTYPES, GdaskError
 from gdask.types import Frame, Headers
 
@@ -171,12 +171,13 @@ def with_geometries(frame: Frame, found: Sequence[Geometry]) -> Frame:
 
 @lru_cache(maxsize=4096)
 def _geometry(text: str) -> Geometry:
-    return from_dict(json.loads(text))
+    values = json.loads(text)
+    return Geometry(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 @lru_cache(maxsize=4096)
 def _text_of(geometry: Geometry) -> str:
-    return json.dumps(to_dict(geometry))
+    return json.dumps(geometry._asdict())
 
 
 def grid_of(frame: Frame) -> Grid | None:
