@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from gdask.cluster.profiles import load_profiles, profile_of
 from gdask.cluster.report import check, performance_report
 
+from gdask.model import use_settings
+
 __all__ = ["ONE_THREAD", "available_cores", "connect", "load_profiles", "profile_of"]
 
 #: One thread pool per core is enough: libraries must not start their own inside a worker.
@@ -62,13 +64,11 @@ def connect(
         import dask
 
         workers = profile.get("workers") or available_cores()
-        settings = {
-            "scheduler": "threads",
-            "num_workers": workers,
-            "gdask.threads": workers,
-            "gdask.engine.memory": memory,
-        }
-        with dask.config.set(settings), performance_report(report, None):
+        with (
+            dask.config.set(scheduler="threads", num_workers=workers),
+            use_settings(threads=workers, memory=memory),
+            performance_report(report, None),
+        ):
             yield None
         return
     from gdask.cluster.start import client_of

@@ -176,7 +176,7 @@ def _check_surroundings(workers: Mapping[str, Mapping[str, object]]) -> None:
                 else f"has {found['free'] / 1e6:.0f} MB free"
             )  # type: ignore[operator]
             log.warning(
-                "worker %s on %s: its scratch folder %s %s; set gdask.scratch to a local disk with room",
+                "worker %s on %s: its scratch folder %s %s; set scratch: of the profile to a local disk with room",
                 worker,
                 found["host"],
                 found["scratch"],

@@ -20,9 +20,9 @@ from distributed.utils import get_ip
 from gdask.cluster import ONE_THREAD, available_cores
 from gdask.cluster.checks import checked_workers
 from gdask.cluster.profiles import Profile
-from gdask.cluster.watch import PATIENCE, Counters
+from gdask.cluster.watch import Counters
 
-from gdask.model import GdaskError
+from gdask.model import GdaskError, Settings, settings, use_settings
 
 log = logging.getLogger("gdask")
 
@@ -30,6 +30,7 @@ log = logging.getLogger("gdask")
 SYSTEMS = {"slurm": "SLURMCluster", "pbs": "PBSCluster"}
 #: A worker leaves before its job's wall time: by this share of it and at most by so many seconds.
 MARGIN_SHARE, MARGIN_MOST = 0.1, 300
+DEFAULTS = Settings()
 
 
 @contextmanager
@@ -47,12 +48,15 @@ def client_of(profile: Profile, where: str, memory: int | None = None) -> Iterat
     patient = {"distributed.deploy.lost-worker-timeout": "1 hour"} if kind == "processes" else {}
     with (
         _libraries_quiet(),
-        dask.config.set({"gdask.flush": kind != "processes"} | patient),
+        dask.config.set(patient),
+        use_settings(
+            flush=kind != "processes",
+            patience=float(profile.get("patience", DEFAULTS.patience)),
+            wait=float(profile.get("wait", DEFAULTS.wait)),
+        ) as chosen,
         begin(profile, where, memory) as client,
-        checked_workers(
-            client, where, float(profile.get("wait", 120)), started=kind != "scheduler"
-        ),
-        dask.config.set(_allowed(client, memory) | _watching(client, profile)),
+        checked_workers(client, where, chosen.wait, started=kind != "scheduler"),
+        use_settings(dashboard=_announced(client), **_allowed(client, memory)),
     ):
         client.register_plugin(Counters())
         yield client
@@ -82,8 +86,8 @@ def _libraries_quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _watching(client: Client, profile: Profile) -> dict[str, Any]:
-    """Settings by which a compute is watched; the dashboard's address, which is said once, where there is a dashboard."""
+def _announced(client: Client) -> str:
+    """Log the number of workers and the dashboard; give its address, empty where there is none."""
     link = client.dashboard_link if importlib.util.find_spec("bokeh") else ""
     workers = len(client.scheduler_info(n_workers=-1)["workers"])
     log.info(
@@ -92,11 +96,7 @@ def _watching(client: Client, profile: Profile) -> dict[str, Any]:
         "s" * (workers != 1),
         f"; dashboard: {link}" if link else "",
     )
-    return {
-        "gdask.patience": float(profile.get("patience", PATIENCE)),
-        "gdask.wait": float(profile.get("wait", 120)),
-        "gdask.dashboard": link,
-    }
+    return link
 
 
 def _allowed(client: Client, memory: int | None) -> dict[str, Any]:
@@ -110,9 +110,9 @@ def _allowed(client: Client, memory: int | None) -> dict[str, Any]:
     )  # above it a worker begins no task
     threads = max((worker["nthreads"] for worker in workers), default=1)
     return {
-        "gdask.engine.memory": share * min(limits) if limits else None,
-        "gdask.share": share,
-        "gdask.threads": threads,
+        "memory": share * min(limits) if limits else None,
+        "share": share,
+        "threads": threads,
     }
 
 
@@ -361,12 +361,8 @@ def lifetime(walltime: str) -> list[str]:
 
 
 def scratch_of(profile: Profile) -> str | None:
-    """Where workers keep what is for themselves alone: the profile's, `gdask.scratch` of dask's configuration, the job's."""
-    return (
-        profile.get("scratch")
-        or dask.config.get("gdask.scratch", None)
-        or os.environ.get("SLURM_TMPDIR")
-    )
+    """Where workers keep what is for themselves alone: the profile's folder, that of the settings, or the job's."""
+    return profile.get("scratch") or settings().scratch or os.environ.get("SLURM_TMPDIR")
 
 
 def _security(profile: Profile, where: str) -> Security | None:

@@ -16,8 +16,6 @@ log = logging.getLogger("gdask")
 
 #: Seconds between two looks at the scheduler.
 INTERVAL = 2.0
-#: A worker that has tasks and neither ends one nor is given another for so long is replaced (s); `patience:` of a profile.
-PATIENCE = 900.0
 
 
 class Seen(NamedTuple):

@@ -1,4 +1,4 @@
-"""The vocabulary of a Frame: dimension and variable names, data types, DQ bits, and the checks on them. Whose a file is."""
+"""The vocabulary of a Frame (dimensions, variables, data types, DQ bits), errors, settings of a run, owners of files."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import functools
 import hashlib
 import os
 import re
+from collections.abc import Iterator
+from contextvars import ContextVar
 from enum import IntFlag
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,6 +75,45 @@ class BadFile(BadPixels):
     def __reduce__(self) -> tuple[type[BadFile], tuple[str, str]]:
         (item,) = self.reasons.items()
         return BadFile, item
+
+
+class Settings(NamedTuple):
+    """How the computes of a run are planned, written and watched; `gdask.cluster.connect` sets them in the client."""
+
+    #: Bytes that one worker (for threads, this process) may use; None: a share of what the machine has.
+    memory: float | None = None
+    #: Tasks that run at a time in one worker.
+    threads: int = 1
+    #: Share of a worker's memory limit that may be in use before it begins no further task.
+    share: float = 1.0
+    #: Whether written files are flushed to the disk: needed where workers are on other hosts.
+    flush: bool = False
+    #: Folder for what workers keep for themselves; None: the batch job's, or dask's default.
+    scratch: str | None = None
+    #: Address of dask's dashboard; empty where there is none.
+    dashboard: str = ""
+    #: Seconds after which a worker that has tasks, ends none and is given none is replaced.
+    patience: float = 900.0
+    #: Seconds without any worker, at the start or later, after which a run ends.
+    wait: float = 120.0
+
+
+_CURRENT_SETTINGS: ContextVar[Settings] = ContextVar("gdask_settings", default=Settings())
+
+
+def settings() -> Settings:
+    """The settings that hold here. A new thread has the defaults: read them before it starts."""
+    return _CURRENT_SETTINGS.get()
+
+
+@contextlib.contextmanager
+def use_settings(**changes: Any) -> Iterator[Settings]:
+    """Inside the `with` block, these fields of the settings are changed. ValueError for a name that is no field."""
+    token = _CURRENT_SETTINGS.set(settings()._replace(**changes))
+    try:
+        yield settings()
+    finally:
+        _CURRENT_SETTINGS.reset(token)
 
 
 @functools.cache

@@ -27,7 +27,7 @@ import numpy as np
 from gdask import __version__
 from gdask.engine.scratch_locks import OLD, is_marked, marked
 from gdask.io.write import Output
-from gdask.model import DIMS, owner
+from gdask.model import DIMS, owner, settings
 from gdask.types import Frame, Frames
 
 log = logging.getLogger("gdask")
@@ -99,17 +99,10 @@ def _store(path: str, arrays: Mapping[str, np.ndarray]) -> str:
     np.savez(content, **arrays)
     with open(path, "wb") as file:
         file.write(content.getbuffer())
-        if _flushes():
+        if settings().flush:  # a host that ends must not take along what others count on
             file.flush()
             os.fsync(file.fileno())
     return hashlib.sha256(content.getbuffer()).hexdigest()
-
-
-def _flushes() -> bool:
-    """Whether what is written is flushed (on a cluster of hosts): a host that ends must not take along what others count on."""
-    import dask
-
-    return bool(dask.config.get("gdask.flush", False))
 
 
 def windows_of(outputs: Sequence[Output], values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:

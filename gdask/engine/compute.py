@@ -13,7 +13,7 @@ from typing import Any
 
 from gdask.engine import memory
 from gdask.engine.display import Meter, meter
-from gdask.model import GdaskError
+from gdask.model import GdaskError, settings
 
 log = logging.getLogger("gdask")
 
@@ -96,12 +96,12 @@ def _metered(display: Meter) -> Iterator[None]:
     from gdask.cluster.usage import Usage, counters
 
     process, (read, written), done = psutil.Process(), counters(), threading.Event()
-    peak = process.memory_info().rss
+    peak, allowed = process.memory_info().rss, int(memory.budget())
 
     def usage() -> Usage:
         nonlocal peak
         now, peak = counters(), max(peak, process.memory_info().rss)
-        return Usage(now[0] - read, now[1] - written, peak, int(memory.budget()))
+        return Usage(now[0] - read, now[1] - written, peak, allowed)
 
     def watch() -> None:
         while not done.wait(0.5):
@@ -134,12 +134,11 @@ def give_back() -> None:
 
 def _on_cluster(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Sequence[Any]:
     """On the workers of a client. Where they die over a task: again with half as many at a time, as often as that goes."""
-    import dask
     from distributed import KilledWorker
 
     from gdask.cluster.watch import Fewer, fewer
 
-    threads = at_once = dask.config.get("gdask.threads", 1)
+    threads = at_once = settings().threads
     projection = memory.fit(tasks, memory.budget(), threads, text, fixed=True)[1]
     _report(text, projection, threads, threads)
     begun = time.time()
@@ -166,19 +165,15 @@ def _on_cluster(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Se
 
 
 def _once(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Sequence[Any]:
-    import dask
     from dask.core import flatten
     from distributed import KilledWorker, as_completed
 
-    from gdask.cluster.watch import PATIENCE, Watch
+    from gdask.cluster.watch import Watch
 
     packed = client.get(tasks, keys, sync=False)
     futures = list(flatten(packed))
-    with meter(text, dask.config.get("gdask.dashboard", "")) as display:
-        patience, wait = (
-            float(dask.config.get(f"gdask.{name}", other))
-            for name, other in (("patience", PATIENCE), ("wait", 120.0))
-        )
+    with meter(text, settings().dashboard) as display:
+        patience, wait = settings().patience, settings().wait
         watch = Watch(client, display.show, lambda: client.cancel(futures), patience, wait)
         try:
             with watch:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gdask.model import GdaskError, UsageError
+from gdask.model import GdaskError, UsageError, settings
 
 #: Bytes of a process before any pixels: interpreter, libraries, compiled kernels. Reductions of small nights hold 320 to 400 MB.
 BASE = 420e6
@@ -108,16 +108,12 @@ def of_the_machine() -> float:
 
 def budget() -> float:
     """Bytes that one worker may use: what `gdask.cluster.connect` has set, from --memory or the workers, else the machine's."""
-    import dask
-
-    return float(dask.config.get("gdask.engine.memory", None) or SHARE * of_the_machine())
+    return float(settings().memory or SHARE * of_the_machine())
 
 
 def rows_within(row_bytes: float, most: int, fewest: int) -> int:
     """Rows of a band of which one task gathers `row_bytes` for each row: as many as the budget allows, within limits."""
-    import dask
-
-    threads = max(int(dask.config.get("gdask.threads", 1)), 1)
+    threads = max(settings().threads, 1)
     return int(np.clip((budget() - BASE) / threads * GATHERED / max(row_bytes, 1), fewest, most))
 
 
@@ -144,10 +140,8 @@ def fit(
 
 
 def _refusal(what: str, available: float, base: float, projection: Projection, threads: int) -> str:
-    import dask
-
     needed, gib = base + projection.peak, 2**30
-    knob = np.ceil(needed / float(dask.config.get("gdask.share", 1.0)) / gib * 10 + 0.5) / 10
+    knob = np.ceil(needed / settings().share / gib * 10 + 0.5) / 10
     return (
         f"{what}: needs {needed / gib:.2f} GiB in one worker ({base / gib:.2f} for the process, {projection.peak / gib:.2f} at the peak of "
         f"{projection.tasks} tasks, {projection.largest / gib:.2f} for the largest); {available / gib:.2f} GiB may be used; "

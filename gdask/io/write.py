@@ -22,7 +22,7 @@ from astropy.table import Table
 
 from gdask.io.checksum import add_checksums
 from gdask.io.tables import each_table, table_bytes
-from gdask.model import EXTNAMES, GdaskError, owner
+from gdask.model import EXTNAMES, GdaskError, owner, settings
 from gdask.types import Frame
 
 BLOCK = 2880
@@ -285,15 +285,11 @@ def _reserve(file: BufferedWriter, total: int) -> None:
 
 
 def _writer(array: object, path: str, places: Sequence[Place], bitpix: int) -> object:
-    import dask
     from dask.base import tokenize
 
     from gdask.io.lazy_arrays import edges, map_blocks
 
     array = array.rechunk({0: 1})  # type: ignore[attr-defined]  # a no-op but for a user's own chunks
-    flush = bool(
-        dask.config.get("gdask.flush", False)
-    )  # workers on other hosts: what they wrote is in their memory
     return map_blocks(
         _write_block,
         array,
@@ -304,7 +300,7 @@ def _writer(array: object, path: str, places: Sequence[Place], bitpix: int) -> o
         path=path,
         places=tuple(places),
         bitpix=bitpix,
-        flush=flush,
+        flush=settings().flush,  # workers on other hosts: what they wrote is in their memory
         edges=edges(array.chunks),
     )
 

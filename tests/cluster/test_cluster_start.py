@@ -20,6 +20,7 @@ from gdask.cluster.__main__ import main as tool
 from gdask.cluster.start import job_options, lifetime, worker_options
 
 from gdask import GdaskError
+from gdask.model import use_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -241,7 +242,9 @@ def test_threads_and_scratch_of_workers_are_remarked(
     monkeypatch.setattr(checks, "SCRATCH", 1e18)
     with connect(scheduler.scheduler_address):
         pass
-    assert "OMP_NUM_THREADS=8" in caplog.text and "MB free; set gdask.scratch" in caplog.text
+    assert (
+        "OMP_NUM_THREADS=8" in caplog.text and "MB free; set scratch: of the profile" in caplog.text
+    )
 
 
 def test_lost_connections_are_not_told_twice(
@@ -507,14 +510,12 @@ def test_workers_come_with_the_work_live_as_long_and_keep_their_files_where_the_
 
 
 def test_lifetimes_and_scratch_of_jobs_and_hosts_are_data() -> None:
-    import dask
-
     own = {"lifetime": "50m", "lifetime_stagger": "5m"}
     words = ["--lifetime", "50m", "--lifetime-stagger", "5m"]
     assert job_options(profile_of("slurm") | own)["worker_extra_args"] == words
     assert worker_options(profile_of("ssh:one") | own)[-5:] == [*words, "--lifetime-restart"]
     assert job_options(profile_of("slurm") | {"scratch": "/local"})["local_directory"] == "/local"
-    with dask.config.set({"gdask.scratch": "/node"}):
+    with use_settings(scratch="/node"):
         assert worker_options(profile_of("ssh:one"))[-2:] == ["--local-directory", "/node"]
 
 

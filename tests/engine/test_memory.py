@@ -25,7 +25,7 @@ from gdask.engine.memory import (
     rows_within,
 )
 from gdask.io.read import Plane, lazy_variables
-from gdask.model import UsageError
+from gdask.model import UsageError, use_settings
 from gdask.steps.frames import map_planes
 
 # Arithmetic ---------------------------------------------------------------------------------------------------------
@@ -148,10 +148,10 @@ def test_what_the_refusal_names_is_enough() -> None:
 
 
 def test_bands_are_lower_where_memory_is_short() -> None:
-    with dask.config.set({"gdask.engine.memory": BASE + 1e9, "gdask.threads": 1}):
+    with use_settings(memory=BASE + 1e9, threads=1):
         assert rows_within(1e6, 256, 16) == 150
         assert rows_within(1e9, 256, 16) == 16 and rows_within(10, 256, 16) == 256
-    with dask.config.set({"gdask.engine.memory": BASE + 1e9, "gdask.threads": 2}):
+    with use_settings(memory=BASE + 1e9, threads=2):
         assert rows_within(1e6, 256, 16) == 75
 
 
@@ -163,7 +163,8 @@ def test_nothing_runs_that_does_not_fit() -> None:
         return plane
 
     with (
-        dask.config.set({"gdask.engine.memory": BASE + 1e4, "scheduler": "threads"}),
+        use_settings(memory=BASE + 1e4),
+        dask.config.set(scheduler="threads"),
         pytest.raises(GdaskError, match="phase 7: needs"),
     ):
         compute([map_planes(kernel, planes(1), dtype="f8")], "phase 7")
