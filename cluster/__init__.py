@@ -6,16 +6,25 @@ started is in `gdask.cluster.start`, what its workers are asked before they get 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from gdask.cluster.profiles import load_profiles, profile_of
-from gdask.cluster.report import check, performance_report
 
-from gdask.model import use_settings
+from gdask.model import GdaskError, UsageError, use_settings
 
-__all__ = ["ONE_THREAD", "available_cores", "connect", "load_profiles", "profile_of"]
+__all__ = [
+    "ONE_THREAD",
+    "available_cores",
+    "Usage",
+    "connect",
+    "counters",
+    "load_profiles",
+    "profile_of",
+]
 
 #: One thread pool per core is enough: libraries must not start their own inside a worker.
 ONE_THREAD = {
@@ -46,7 +55,7 @@ def connect(
     memory
         Bytes that each worker (for threads, this process) may use; None is the profile's, or what there is.
     report
-        File for a report of what the time was spent on (`gdask.cluster.report`); None for none.
+        File for a report of what the time was spent on (`performance_report`); None for none.
 
     Yields
     ------
@@ -59,7 +68,7 @@ def connect(
         of what makes the bits, or other files.
     """
     profile = profile_of(spec, profiles)
-    check(report)
+    require_bokeh(report)
     if profile["kind"] == "threads":
         import dask
 
@@ -83,3 +92,67 @@ def connect(
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Usage(NamedTuple):
+    """Bytes read and written in a compute; memory of the fullest worker and its limit (0: none); number of workers."""
+
+    read: int = 0
+    written: int = 0
+    memory: int = 0
+    limit: int = 0
+    workers: int = 0
+
+
+def counters() -> tuple[int, int]:
+    """Bytes that this process has read and written so far; zeros where the system does not count."""
+    import psutil
+
+    try:
+        found = psutil.Process().io_counters()
+    except (AttributeError, OSError):
+        return 0, 0
+    return getattr(found, "read_chars", found.read_bytes), getattr(
+        found, "write_chars", found.write_bytes
+    )
+
+
+def require_bokeh(path: str | None) -> None:
+    """UsageError where a report is asked for that cannot be made: without bokeh."""
+    if path and importlib.util.find_spec("bokeh") is None:
+        raise UsageError("--performance-report: needs bokeh: pip install 'gdask[dashboard]'")
+
+
+@contextmanager
+def performance_report(path: str | None, client: object | None) -> Iterator[None]:
+    """Inside, what is computed goes into a report, written to `path` at the end, also where it fails; None is no report.
+
+    On a cluster: task stream, worker memory, bandwidth, profile (`distributed.performance_report`). On threads: the task
+    stream, and memory and processor use (`dask.diagnostics`). GdaskError where the file cannot be written.
+    """
+    if path is None:
+        yield
+        return
+    try:
+        with open(path, "a"):
+            pass
+    except OSError as error:
+        raise GdaskError(
+            f"--performance-report {path}: cannot be written ({error.strerror})"
+        ) from None
+    if client is not None:
+        from distributed import performance_report as of_cluster
+
+        with of_cluster(filename=path, mode="inline"):
+            yield
+        return
+    from dask.diagnostics import Profiler, ResourceProfiler, visualize
+
+    tasks, resources = Profiler(), ResourceProfiler(dt=0.5)
+    try:
+        with tasks, resources:
+            yield
+    finally:
+        shown = [each for each in (tasks, resources) if each.results]
+        if shown:
+            visualize(shown, filename=path, show=False, save=True, mode="inline")

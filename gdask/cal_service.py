@@ -6,7 +6,15 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from gdask.caldb.config import Database, config_text, database_at, only_database, open_databases
+from gdask.caldb.association import (
+    DEFAULT_CONFIG,
+    Database,
+    config_file,
+    database_at,
+    only_database,
+    open_databases,
+    sqlite_path,
+)
 from gdask.model import GdaskError
 
 FITS_ENDINGS = (".fits", ".fits.gz", ".fits.bz2", ".fits.fz")
@@ -94,4 +102,33 @@ def fits_files(folder: str | os.PathLike[str], walk: bool = False) -> list[Path]
         path
         for path in Path(folder).glob(pattern)
         if path.name.endswith(FITS_ENDINGS) and path.is_file()
+    )
+
+
+def config_text(config: str | os.PathLike[str] | None = None) -> str:
+    """What `caldb config` prints: the file in force and every database with its kind, flags and state."""
+    path = config_file(config)
+    origin = (
+        path
+        or f"none ({DEFAULT_CONFIG} does not exist and $DRAGONSRC is not set): built-in default"
+    )
+    blocks = [f"Configuration file: {origin}"]
+    for database in open_databases(config):
+        blocks.append(
+            f"\n{database.name}\n  Type:  {_kind(database)}\n  Get:   {database.get}\n"
+            f"  Store: {database.store}"
+        )
+    return "\n".join(blocks)
+
+
+def _kind(database: Database) -> str:
+    if not database.url:
+        return "remote service (never asked: gdask does not download calibrations)"
+    path = sqlite_path(database)
+    if path is None:
+        return "PostgreSQL"
+    return (
+        "SQLite file"
+        if path.exists()
+        else "SQLite file (does not exist yet: made when first needed)"
     )

@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from gdask.caldb.config import Database
-from gdask.caldb.describe import caltype_name, describe
+from gdask.caldb.association import Database
+from gdask.caldb.database import add, caltype_name, describe
 from gdask.model import GdaskError, owner
 
 
@@ -36,8 +36,6 @@ def store(path: str | os.PathLike[str], databases: Sequence[Database]) -> Path:
 
     Returns the copy's path. GdaskError if the file is not a processed calibration or a BPM.
     """
-    from gdask.caldb.database import add
-
     caltype = describe(path)["caltype"]
     if caltype is None:
         raise GdaskError(

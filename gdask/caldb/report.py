@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from gdask.caldb.rules import Association, Candidate
+from gdask.caldb.association import Association, Candidate
 
 
 def explain(association: Association, limit: int | None = 5) -> str:

@@ -7,9 +7,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from gdask.caldb.config import (
+from gdask.caldb.association import (
     Database,
-    config_text,
     database_at,
     only_database,
     open_databases,
@@ -197,6 +196,8 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> int:
+    from gdask.cal_service import config_text
+
     print(config_text(options.config))
     if options.database:
         print(f"\nInstead, by --database: {database_at(options.database).name}")

@@ -7,7 +7,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 
-from gdask.cli import common
+from gdask.cli import expand_files, parser_for, run_command, split_commas
 from gdask.dataselect.selection import Selection, parse_expression, select
 
 DESCRIPTION = """\
@@ -27,12 +27,12 @@ Unless --strict, exposure_time matches within 1 % and filter_name is the short n
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `dataselect`; returns the exit code: 0 ok, 1 failed (also if a file could not be read), 2 wrong usage."""
     parser = build_parser()
-    return common.run(parser, argv, choose)
+    return run_command(parser, argv, choose)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `dataselect`."""
-    parser = common.parser_for("dataselect", DESCRIPTION, EXAMPLES)
+    parser = parser_for("dataselect", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "inputs",
         nargs="*",
@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def choose(options: argparse.Namespace) -> int:
     """Select, then print or write."""
-    tags, xtags = common.split_commas(options.tags), common.split_commas(options.xtags)
+    tags, xtags = split_commas(options.tags), split_commas(options.xtags)
     if options.debug:
         print(options, file=sys.stderr)
     expression = (
@@ -79,7 +79,7 @@ def choose(options: argparse.Namespace) -> int:
     if not options.inputs and sys.stdin is not None and sys.stdin.isatty():
         print("dataselect: no files given (dataselect --help)", file=sys.stderr)
         return 2
-    selection = select(common.expand_files(options.inputs, stdin=True), tags, xtags, expression)
+    selection = select(expand_files(options.inputs, stdin=True), tags, xtags, expression)
     if options.output:
         write_list(options.output, selection.files, tags, xtags, options.expression)
     if options.verbose or not options.output:

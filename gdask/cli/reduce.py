@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from gdask.cli import common
+from gdask.cli import expand_files, parser_for, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = common.parser_for(
+    parser = parser_for(
         "reduce",
         "Reduce a list of files with the recipe that fits the first one.",
         "  reduce @flats.list\n  reduce @science.list -r checkWCS\n"
@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 done, 1 failed or frames left out, 2 usage."""
     parser = build_parser()
-    return common.run(parser, argv, lambda args: _reduce(parser, args))
+    return run_command(parser, argv, lambda args: _reduce(parser, args))
 
 
 def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
@@ -96,7 +96,7 @@ def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
     logutils.config(args.logfile, "quiet" if args.quiet else "debug" if args.debug else "standard")
     reduction = Reduce()
-    reduction.files.extend(common.expand_files(args.files))
+    reduction.files.extend(expand_files(args.files))
     if not reduction.files:
         raise UsageError(f"{' '.join(args.files)}: names no file; the list is empty")
     reduction.recipename, reduction.suffix, reduction.cluster, reduction.strict = (

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from gdask.cli import common
+from gdask.cli import parser_for, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = common.parser_for(
+    parser = parser_for(
         "replay",
         "Make a product again, in a temporary folder, from the inputs, calibrations, recipe and parameters that it names,\n"
         "and compare: every byte of data, tables and headers but times.\n"
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 the same, 1 something differs or cannot be replayed, 2 usage."""
-    return common.run(build_parser(), argv, _replay)
+    return run_command(build_parser(), argv, _replay)
 
 
 def _replay(args: argparse.Namespace) -> int:

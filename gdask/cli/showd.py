@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from gdask.cli import common
+from gdask.cli import expand_files, parser_for, run_command, split_commas
 from gdask.instruments import DESCRIPTORS, View, view
 from gdask.instruments.rules import unknown
 from gdask.model import GdaskError, UsageError
@@ -28,13 +28,13 @@ descriptors:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `showd`; returns the exit code: 0 ok, 1 failed (also if a file could not be read), 2 wrong usage."""
-    return common.run(build_parser(), argv, show)
+    return run_command(build_parser(), argv, show)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `showd`."""
     names = textwrap.fill(", ".join(DESCRIPTORS), 100, initial_indent="  ", subsequent_indent="  ")
-    parser = common.parser_for("showd", DESCRIPTION, EXAMPLES + names)
+    parser = parser_for("showd", DESCRIPTION, EXAMPLES + names)
     parser.add_argument(
         "inputs",
         nargs="*",
@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def show(options: argparse.Namespace) -> int:
     """Read the headers, print the table."""
-    names = common.split_commas(options.descriptors)
+    names = split_commas(options.descriptors)
     if options.debug:
         print(options, file=sys.stderr)
     for name in names:
@@ -73,7 +73,7 @@ def show(options: argparse.Namespace) -> int:
         print("showd: no files given (showd --help)", file=sys.stderr)
         return 2
     rows, failed = [["filename", *names]], 0
-    for path in common.expand_files(options.inputs, stdin=True):
+    for path in expand_files(options.inputs, stdin=True):
         try:
             file = view(path)
             rows.append([path, *(str(_value(file, name, not options.long)) for name in names)])

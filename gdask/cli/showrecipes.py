@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from gdask.cli import common
+from gdask.cli import existing_file, parser_for, run_command
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 done, 1 failed, 2 usage."""
-    parser = common.parser_for(
+    parser = parser_for(
         "showrecipes",
         "Show the recipes for a file, or the text of one of them.",
         "  showrecipes raw/S20170505S0095.fits -r reduce",
@@ -15,8 +15,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("file", help="a FITS file")
     parser.add_argument("-r", "--recipe", help="recipe whose text is shown")
     parser.add_argument("--all", action="store_true", help="list every recipe of every instrument")
-    return common.run(
-        parser, argv, lambda args: _show(common.existing(args.file), args.recipe, args.all)
+    return run_command(
+        parser, argv, lambda args: _show(existing_file(args.file), args.recipe, args.all)
     )
 
 

@@ -93,7 +93,7 @@ def _metered(display: Meter) -> Iterator[None]:
     """Inside, bytes and memory of this process are shown twice a second; at a good end, the phase's line."""
     import psutil
 
-    from gdask.cluster.usage import Usage, counters
+    from gdask.cluster import Usage, counters
 
     process, (read, written), done = psutil.Process(), counters(), threading.Event()
     peak, allowed = process.memory_info().rss, int(memory.budget())

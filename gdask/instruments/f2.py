@@ -6,9 +6,8 @@ import math
 import re
 from typing import Any
 
-from gdask.instruments import f2_array, gemini, pointing
+from gdask.instruments import f2_array, gemini, rules
 from gdask.instruments.f2_array import geometries, true_sections
-from gdask.instruments.f2_spectra import central_wavelength, dispersion, slit_width
 from gdask.instruments.rules import (
     Descriptor,
     Rule,
@@ -184,6 +183,40 @@ def _size(header: Any) -> list[int] | None:
     return None if None in (ny, nx) else [0, nx, 0, ny]
 
 
+def central_wavelength(
+    view: View, asMicrometers: bool = False, asNanometers: bool = False, asAngstroms: bool = False
+) -> float | None:
+    """Metres unless asked otherwise; some filters' WAVELENG is wrong: see setting_nm in the facts."""
+    angstrom = view.number("WAVELENG")
+    nm = None if angstrom is None else angstrom * 0.1
+    nm = view.facts["setting_nm"].get(view("filter_name", keepID=True), nm)
+    if nm is not None and nm < 0:
+        first = (view("filter_name", pretty=True) or " ")[0]
+        nm = view.facts["r3k_nm"].get(first) if view("disperser", pretty=True) == "R3K" else None
+    return (
+        None if nm is None else gemini.to_unit(nm * 1e-9, asMicrometers, asNanometers, asAngstroms)
+    )
+
+
+def dispersion(
+    view: View, asMicrometers: bool = False, asNanometers: bool = False, asAngstroms: bool = False
+) -> list[float] | None:
+    """Metres per pixel along y unless asked otherwise, of the grism behind this filter; None for any other pair."""
+    grism, name = view("disperser", pretty=True), view("filter_name", keepID=True)
+    nm = view.facts["dispersion_nm"].get(grism, {}).get(name)
+    return (
+        None
+        if nm is None
+        else [gemini.to_unit(nm * 1e-9, asMicrometers, asNanometers, asAngstroms)] * len(view.ext)
+    )
+
+
+def slit_width(view: View) -> float | None:
+    """Arcsec, of a slit named by its width in pixels."""
+    match, scale = re.match(r"(\d+)pix-slit$", view("focal_plane_mask") or ""), view("pixel_scale")
+    return int(match[1]) * scale if match and scale else None
+
+
 def focal_plane_mask(view: View, pretty: bool = False, stripID: bool = False) -> str | None:
     """Name of the mask. In images MASKNAME may hold anything: MOSPOS 'Open' wins."""
     position = view.text("MOSPOS")
@@ -244,7 +277,7 @@ def nominal_photometric_zeropoint(view: View) -> list[float | None]:
 
 
 def pixel_scale(view: View) -> float | None:
-    return pointing.pixel_scale(view) or view.number("PIXSCALE")
+    return rules.pixel_scale(view) or view.number("PIXSCALE")
 
 
 def position_angle(view: View) -> float | None:
@@ -270,7 +303,7 @@ def detector_y_offset(view: View) -> float | None:
 
 def wcs_icrs(view: View) -> tuple[float | None, float | None]:
     """Reference position of the WCS, degrees; that of a non-sidereal frame is apparent place, made ICRS."""
-    ra, dec = pointing.wcs_position(view)
+    ra, dec = rules.wcs_position(view)
     if ra is None or dec is None:
         return ra, dec
     when = view("ut_datetime")
@@ -278,7 +311,7 @@ def wcs_icrs(view: View) -> tuple[float | None, float | None]:
         return math.degrees(math.radians(ra)), math.degrees(
             math.radians(dec)
         )  # to the last digit of the listings
-    return pointing.apparent_to_icrs(ra, dec, when)
+    return f2_array.apparent_to_icrs(ra, dec, when)
 
 
 def group_id(view: View) -> str:

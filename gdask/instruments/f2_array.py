@@ -6,11 +6,11 @@ header WCS, whose reference pixel is constant (the offsets go to CRVAL).
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 from typing import TYPE_CHECKING, Any
 
-from gdask.instruments import pointing
-from gdask.instruments.rules import View, as_number, clean, parse_section
+from gdask.instruments.rules import View, as_number, cd_matrix, celestial, clean, parse_section
 from gdask.model import GdaskError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def position_angle(view: View) -> float:
     keyword = as_number(view.get("PA"))
     if keyword is not None and abs(keyword) <= 360:
         return float(keyword)
-    matrix = pointing.cd_matrix(next(iter(pointing.celestial(view)), None))
+    matrix = cd_matrix(next(iter(celestial(view)), None))
     # s [[sin pa, cos pa], [cos pa, -sin pa]]
     return (
         0.0
@@ -82,7 +82,7 @@ def position_angle(view: View) -> float:
 
 def _pointing(view: View, number: int) -> tuple[float, float]:
     """RA, Dec (degrees) at the reference pixel: of the WCS, else of the target."""
-    header = pointing.celestial(view)[number]
+    header = celestial(view)[number]
     values = [
         None if header is None else as_number(clean(header, name)) for name in ("CRVAL1", "CRVAL2")
     ]
@@ -93,7 +93,7 @@ def _pointing(view: View, number: int) -> tuple[float, float]:
 
 def _reference_pixel(view: View, number: int) -> tuple[float, float] | None:
     """CRPIX as the header has it."""
-    header = pointing.celestial(view)[number] or view.ext[number]
+    header = celestial(view)[number] or view.ext[number]
     values = [as_number(clean(header, name)) for name in ("CRPIX1", "CRPIX2")]
     return None if None in values else (float(values[0]), float(values[1]))  # type: ignore[arg-type]
 
@@ -103,3 +103,32 @@ def _optics(view: View) -> dict[str, Any]:
     taken, epochs = view("ut_date"), view.facts["optics"]
     fitting = [epoch for epoch in epochs if taken is None or epoch["from"] <= taken]
     return fitting[-1] if fitting else epochs[0]
+
+
+def apparent_to_icrs(ra: float, dec: float, when: dt.datetime) -> tuple[float, float]:
+    """Apparent place (equinox of date, geocentric, degrees) at a UTC time -> ICRS, by the SOFA routines (pyerfa)."""
+    import warnings
+
+    import erfa
+
+    with (
+        warnings.catch_warnings()
+    ):  # a date that no leap second is known for: good to seconds, enough here
+        warnings.simplefilter("ignore", erfa.ErfaWarning)
+        utc = erfa.dtf2d(
+            "UTC",
+            when.year,
+            when.month,
+            when.day,
+            when.hour,
+            when.minute,
+            when.second + when.microsecond / 1e6,
+        )
+        tt = erfa.taitt(*erfa.utctai(*utc))
+    tdb = erfa.tttdb(*tt, erfa.dtdb(*tt, 0.0, 0.0, 0.0, 0.0))
+    # The equation of the origins changes by 0.1 mas in a minute: UTC in the place of TDB does no harm, and gives the
+    # digits that the field's listings show.
+    _, origins = erfa.apci13(*utc)
+    astrometry, _ = erfa.apci13(*tdb)
+    found = erfa.aticq(math.radians(ra) + origins, math.radians(dec), astrometry)
+    return math.degrees(found[0]) % 360.0, math.degrees(found[1])

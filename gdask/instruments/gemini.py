@@ -1,58 +1,144 @@
-"""Descriptors that all Gemini instruments share. An instrument's own module adds to them or replaces them by name."""
+"""Tags and descriptors that all Gemini instruments share. An instrument's own module adds to them or replaces them by name."""
 
 from __future__ import annotations
 
 import re
+import tomllib
+from pathlib import Path
 
 import numpy as np
 
-from gdask.instruments import pointing, rules
-from gdask.instruments.gemini_tags import TAGS
+from gdask.instruments import rules
 from gdask.instruments.rules import (
     Descriptor,
+    Rule,
+    TagSet,
     View,
     component,
     keyword,
     number,
     section,
+    tagset,
     with_id_only,
     without_id,
 )
 
-__all__ = ["DESCRIPTORS", "TAGS"]
-
+_FACTS = tomllib.loads(Path(__file__).with_name("gemini.toml").read_text(encoding="utf-8"))
+#: Keywords of processed calibrations, DRAGONS' and Gemini IRAF's.
+PROCESSED = frozenset(_FACTS["processed"])
 #: Nominal centres of the wavelength bands, micron (Gemini's convention, as the archive lists wavelength_band).
-BANDS = {
-    "u": 0.35,
-    "g": 0.475,
-    "r": 0.63,
-    "i": 0.78,
-    "Z": 0.9,
-    "Y": 1.02,
-    "X": 1.1,
-    "J": 1.2,
-    "H": 1.65,
-    "K": 2.2,
-    "L": 3.4,
-    "M": 4.8,
-    "N": 11.7,
-    "Q": 18.3,
-}
+BANDS: dict[str, float] = _FACTS["wavelength_bands"]
 #: Central wavelengths of common filters, micron, where an instrument's facts have none of that name.
-FILTERS = {
-    "u": 0.35,
-    "g": 0.475,
-    "r": 0.63,
-    "i": 0.78,
-    "z": 0.925,
-    "Y": 1.02,
-    "J": 1.25,
-    "H": 1.635,
-    "K": 2.2,
-    "FeII": 1.644,
-}
+FILTERS: dict[str, float] = _FACTS["filters"]
 #: Factor from metres to the unit that an option asks for.
 UNITS = {"asMicrometers": 1e6, "asNanometers": 1e9, "asAngstroms": 1e10}
+
+
+# Tags
+
+
+def observatory(view: View) -> TagSet:
+    site = view.text("OBSERVAT").upper()
+    known = {"GEMINI-NORTH": " NORTH", "GEMINI-SOUTH": " SOUTH"}
+    return tagset(f"{view.facts['name']} GEMINI{known.get(site, '')}")
+
+
+def acquisition(view: View) -> TagSet | None:
+    return tagset("ACQUISITION") if view.get("OBSCLASS") in ("acq", "acqCal") else None
+
+
+def pointing(view: View) -> TagSet | None:
+    """AZEL_TARGET: the telescope does not follow the sky."""
+    if view.get("FRAME") != "AZEL_TOPO":
+        return None
+    return tagset("AZEL_TARGET AT_ZENITH" if view("airmass") == 1.0 else "AZEL_TARGET")
+
+
+def sidereal(view: View) -> TagSet | None:
+    if not {view.get("TRKFRAME"), view.get("FRAME")} & {"FK5", "APPT"}:
+        return None
+    still = view.number("DECTRACK") == 0 and view.number("RATRACK") == 0
+    return tagset("SIDEREAL" if still else "NON_SIDEREAL")
+
+
+def gcal_flat(view: View) -> TagSet | None:
+    name = view.text("GCALLAMP")
+    return tagset("GCALFLAT FLAT CAL") if name == "IRhigh" or name.startswith("QH") else None
+
+
+def lamp(view: View) -> TagSet | None:
+    """State of the GCAL lamp: its name stays in the header when it is off, the shutter tells."""
+    name, shutter = view.text("GCALLAMP"), view.get("GCALSHUT")
+    continuum = name in ("IRhigh", "IRlow") or name.startswith("QH")
+    if shutter == "OPEN" and continuum:
+        return tagset("GCAL_IR_ON LAMPON", blocked_by="PROCESSED")
+    if shutter == "CLOSED" and (continuum or name == "No Value"):
+        return tagset("GCAL_IR_OFF LAMPOFF", blocked_by="PROCESSED PINHOLE")
+    return None
+
+
+def bad_pixel_mask(view: View) -> TagSet | None:
+    if not {"BPMASK", "PROCBPM"} & set(view.phu):
+        return None
+    return tagset(
+        "BPM CAL PROCESSED",
+        blocks="IMAGE SPECT NON_SIDEREAL AZEL_TARGET GCALFLAT LAMPON LAMPOFF "
+        "GCAL_IR_ON GCAL_IR_OFF DARK",
+    )
+
+
+def slit_mask(view: View) -> TagSet | None:
+    return tagset("MASK", blocks="IMAGE SPECT") if view.text("OBSTYPE").upper() == "MASK" else None
+
+
+def mode(view: View) -> TagSet | None:
+    """OBSMODE, where an instrument writes it: IMAGE, or a kind of spectrum."""
+    name = view.text("OBSMODE").upper()
+    return tagset(name if name == "IMAGE" else f"{name} SPECT") if name else None
+
+
+def chopping(view: View) -> TagSet | None:
+    return tagset("NODCHOP") if view.get("DATATYPE") == "marked-nodandchop" else None
+
+
+def status(view: View) -> tuple[TagSet, ...]:
+    """How far the reduction went: time stamps of the steps in the primary header."""
+    keywords = set(view.phu)
+    found = [tagset("PREPARED" if any("PREPAR" in one for one in keywords) else "UNPREPARED")]
+    if "GEM-TLM" not in keywords:
+        found.append(tagset("RAW"))
+    if keywords & PROCESSED:
+        found.append(tagset("PROCESSED"))
+    if keywords & {"GIFRINGE", "PROCFRNG"}:
+        found.append(tagset("FRINGE CAL"))
+    if "EXTRACT" in keywords:
+        found.append(tagset("EXTRACTED"))
+    if view.get("PROCTELL"):
+        found.append(tagset("TELLURIC CAL"))
+    if keywords & {"PROCSCI", "GMOSAIC"} and view.get("OBSTYPE") == "OBJECT":
+        found.append(tagset("PROCESSED_SCIENCE PROCESSED", blocks="RAW"))
+    for part, tag in (("TRIMOVER", "OVERSCAN_TRIMMED"), ("SUBOVER", "OVERSCAN_SUBTRACTED")):
+        if any(part in one for one in keywords):
+            found.append(tagset(tag))
+    return tuple(found)
+
+
+TAGS: dict[str, Rule] = {
+    "observatory": observatory,
+    "acquisition": acquisition,
+    "pointing": pointing,
+    "sidereal": sidereal,
+    "gcal_flat": gcal_flat,
+    "lamp": lamp,
+    "bad_pixel_mask": bad_pixel_mask,
+    "slit_mask": slit_mask,
+    "mode": mode,
+    "chopping": chopping,
+    "status": status,
+}
+
+
+# Descriptors
 
 
 def to_unit(metres: float, asMicrometers: bool, asNanometers: bool, asAngstroms: bool) -> float:
@@ -226,7 +312,7 @@ def detector_bin(name: str) -> Descriptor:
 
 
 def local_time(view: View) -> object:
-    return pointing.parse_time(view.text("LT"))
+    return rules.parse_time(view.text("LT"))
 
 
 def array_name(view: View) -> list[str | None]:
@@ -292,7 +378,7 @@ DESCRIPTORS: dict[str, Descriptor] = {
     "coadds": coadds,
     "data_label": keyword("DATALAB"),
     "data_section": section("DATASEC"),
-    "dec": pointing.dec,
+    "dec": rules.dec,
     "decker": component("DECKER"),
     "detector_name": keyword("DETNAME"),
     "detector_roi_setting": constant("Fixed"),
@@ -330,12 +416,12 @@ DESCRIPTORS: dict[str, Descriptor] = {
     "observation_id": keyword("OBSID"),
     "observation_type": keyword("OBSTYPE"),
     "overscan_section": section("OVERSEC"),
-    "pixel_scale": pointing.pixel_scale,
+    "pixel_scale": rules.pixel_scale,
     "position_angle": number("PA"),
     "program_id": keyword("GEMPRGID"),
     "pupil_mask": component("PUPILMSK"),
     "qa_state": qa_state,
-    "ra": pointing.ra,
+    "ra": rules.ra,
     **{f"raw_{band}": percentile(f"RAW{band.upper()}") for band in ("bg", "cc", "iq", "wv")},
     "read_mode": keyword("READMODE"),
     "read_noise": lambda view: view.each("RDNOISE"),
@@ -344,17 +430,17 @@ DESCRIPTORS: dict[str, Descriptor] = {
     "saturation_level": lambda view: view.each("SATLEVEL"),
     "slit": keyword("SLIT"),
     "slit_width": constant(None),
-    "target_dec": pointing.target_dec,
-    "target_ra": pointing.target_ra,
+    "target_dec": rules.target_dec,
+    "target_ra": rules.target_ra,
     "telescope": keyword("TELESCOP"),
     "telescope_x_offset": number("XOFFSET"),
     "telescope_y_offset": number("YOFFSET"),
-    "ut_date": pointing.ut_date,
-    "ut_datetime": pointing.ut_datetime,
-    "ut_time": pointing.ut_time,
+    "ut_date": rules.ut_date,
+    "ut_datetime": rules.ut_datetime,
+    "ut_time": rules.ut_time,
     "wavefront_sensor": wavefront_sensor,
     "wavelength_band": wavelength_band,
-    "wcs_dec": lambda view: pointing.wcs_position(view)[1],
-    "wcs_ra": lambda view: pointing.wcs_position(view)[0],
+    "wcs_dec": lambda view: rules.wcs_position(view)[1],
+    "wcs_ra": lambda view: rules.wcs_position(view)[0],
     "well_depth_setting": keyword("WELDEPTH"),
 }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gdask.instruments import pointing
 from gdask.instruments.rules import (
     Descriptor,
     View,
     as_number,
+    cd_matrix,
+    celestial,
     clean,
     from_header_if_prepared,
     parse_section,
@@ -40,8 +41,8 @@ def geometries(view: View, shape: tuple[int, int]) -> tuple[Geometry, ...]:
     from gdask.kernels.geometry.projection import Geometry
 
     found, scale = [], view.facts["pixel_scale"] / 3600
-    for section, header in zip(true_sections(view, shape), pointing.celestial(view), strict=True):
-        matrix = pointing.cd_matrix(header)
+    for section, header in zip(true_sections(view, shape), celestial(view), strict=True):
+        matrix = cd_matrix(header)
         (a, b), (d, e) = [[-scale, 0.0], [0.0, scale]] if matrix is None else matrix.tolist()
         values = [
             None if header is None else as_number(clean(header, key))

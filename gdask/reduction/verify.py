@@ -332,7 +332,7 @@ def _one_wcs(header: fits.Header, size: fits.Header, seen: View) -> Iterator[str
 
     from astropy.wcs import WCS
 
-    from gdask.instruments.pointing import cd_matrix
+    from gdask.instruments.rules import cd_matrix
 
     matrix = cd_matrix(header)
     if matrix is None or not np.linalg.det(matrix):

@@ -30,10 +30,8 @@ from gdask.caldb import (
     specs_for,
     store,
 )
-from gdask.caldb.config import only_database
-from gdask.caldb.database import SCHEMA_VERSION, _engine, add, init, remove, rows
-from gdask.caldb.describe import DESCRIPTORS
-from gdask.caldb.rules import judge, spec_of
+from gdask.caldb.association import judge, only_database, spec_of
+from gdask.caldb.database import DESCRIPTORS, SCHEMA_VERSION, _engine, add, init, remove, rows
 from gdask.cli.caldb import main
 from gdask.io.headers import read_headers
 from gdask.model import GdaskError

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+from gdask.cal_service import config_text
 from gdask.caldb import associate, database_at, open_databases
-from gdask.caldb.config import config_text
 from gdask.caldb.database import SCHEMA_VERSION, _connection, add, init, remove, rows
 from gdask.cli.caldb import main
 from gdask.model import GdaskError

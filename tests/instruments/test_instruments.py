@@ -17,7 +17,7 @@ from astropy.io import fits
 
 from gdask import instruments
 from gdask.instruments import descriptor, instrument_of, register, step_defaults, tags, view
-from gdask.instruments.pointing import apparent_to_icrs
+from gdask.instruments.f2_array import apparent_to_icrs
 from gdask.instruments.rules import parse_section, resolve, tagset
 from gdask.io.headers import read_headers, repair_card
 from gdask.model import GdaskError

@@ -1,23 +1,168 @@
-"""Which calibration fits a frame: rules as data (rules.toml), a ranking with every rule's verdict as the result."""
+"""Which calibration fits a frame: the databases that are asked, the rules as data (rules.toml), the ranking.
+
+Databases: the lines `databases` in section [calibs] of ~/.dragons/dragonsrc, or ./cal_manager.db. The result is a ranking
+of what is registered, with every rule's verdict.
+"""
 
 from __future__ import annotations
 
+import configparser
 import datetime as dt
 import os
+import shlex
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
-from gdask.caldb.config import Database
-from gdask.caldb.describe import Row, caltype_name, describe, what_is_wrong
 from gdask.model import GdaskError
 from gdask.types import Headers
 
 if TYPE_CHECKING:
     from gdask.types import Frame
 
+DEFAULT_NAME = "cal_manager.db"
+DEFAULT_CONFIG = "~/.dragons/dragonsrc"
+
+
+class Database(NamedTuple):
+    """One place where calibrations are registered. A remote service has an empty url: it is listed, never asked."""
+
+    name: str  # to show: the path as the user wrote it, or the URL without its password
+    url: str  # SQLAlchemy's URL, password included
+    get: bool = True
+    store: bool = True
+
+    def __repr__(self) -> str:
+        """Without the url, which may hold a password."""
+        return f"Database({self.name!r}, get={self.get}, store={self.store})"
+
+
+def config_file(config: str | os.PathLike[str] | None = None) -> Path | None:
+    """The configuration file in force: the one given, else $DRAGONSRC, else ~/.dragons/dragonsrc, else None.
+
+    A file that the user named but that is not there is a GdaskError; the absence of the default file is not.
+    """
+    named = config if config is not None else os.environ.get("DRAGONSRC") or None
+    path = Path(named if named is not None else DEFAULT_CONFIG).expanduser()
+    if path.is_file():
+        return path
+    if named is None:
+        return None
+    origin = "--config" if config is not None else "$DRAGONSRC"
+    raise GdaskError(
+        f"{path}: no such configuration file, though {origin} names it; correct it or leave it out"
+    )
+
+
+def database_lines(path: Path) -> tuple[str, ...]:
+    """The non-empty lines of `databases` (formerly `database_dir`) in section [calibs] of a configuration file."""
+    parser = configparser.ConfigParser(interpolation=None)  # a URL may hold %-escapes
+    try:
+        parser.read_string(path.read_text(encoding="utf-8"), source=str(path))
+    except (configparser.Error, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise GdaskError(
+            f"{path}: not a readable configuration file ({reason}); expected [calibs] and a line "
+            f"'databases = PATH get store'"
+        ) from error
+    section = parser["calibs"] if parser.has_section("calibs") else {}
+    text = section.get("databases") or section.get("database_dir") or ""
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def database_at(place: str | os.PathLike[str], get: bool = True, store: bool = True) -> Database:
+    """The Database at a path (file or folder, `~` allowed) or a PostgreSQL URL."""
+    text = os.fspath(place)
+    if "://" in text:
+        return _database_of_url(text, get, store)
+    path = Path(text).expanduser()
+    if path.is_dir() or text.endswith(os.sep):
+        path, text = path / DEFAULT_NAME, os.path.join(text, DEFAULT_NAME)
+    return Database(text, f"sqlite:///{path.absolute()}", get, store)
+
+
+def _database_of_url(url: str, get: bool, store: bool) -> Database:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise GdaskError(
+            f"a calibration database's URL is not understood ({error}); expected postgresql://user@host/name"
+        ) from error
+    scheme = parts.scheme.split("+")[0]
+    if scheme in {"http", "https"}:
+        return Database(url, "", get, store)
+    if scheme not in {"postgresql", "postgres"}:
+        raise GdaskError(
+            f"{scheme}://...: unknown kind of calibration database; expected a path or a postgresql:// URL"
+        )
+    rest = url.split("://", 1)[1]
+    user = f"{parts.username}@" if parts.username else ""
+    port = f":{parts.port}" if parts.port else ""
+    shown = f"postgresql://{user}{parts.hostname or ''}{port}{parts.path}"
+    return Database(shown, f"postgresql+psycopg://{rest}", get, store)
+
+
+def _parse_line(line: str, source: Path) -> Database:
+    try:
+        place, *flags = shlex.split(line)
+    except ValueError as error:
+        raise GdaskError(
+            f"{source}: cannot read the line 'databases = {line}' ({error}); quote the path"
+        ) from error
+    unknown = [flag for flag in flags if flag not in {"get", "store"}]
+    if unknown:
+        raise GdaskError(
+            f"{source}: unknown word '{unknown[0]}' after a database; expected 'get', 'store' or both"
+        )
+    # As DRAGONS has it: no word means get; once there is a word, get must be among them.
+    get, store = not flags or "get" in flags, "store" in flags
+    if _is_host(place):
+        return Database(place, "", get, store)
+    return database_at(place, get, store)
+
+
+def _is_host(place: str) -> bool:
+    """Whether a bare word is a remote host (archive.gemini.edu), as the field's configuration files have it."""
+    path = Path(place).expanduser()
+    return not (path.exists() or "/" in place or path.suffix in {"", ".db", ".sqlite", ".sqlite3"})
+
+
+def open_databases(config: str | os.PathLike[str] | None = None) -> tuple[Database, ...]:
+    """The calibration databases in the order in which they are asked. Nothing is created or connected to here.
+
+    Without a configuration (or without databases in it): cal_manager.db in the working folder, get and store.
+    """
+    path = config_file(config)
+    found = (
+        tuple(_parse_line(line, path) for line in database_lines(path)) if path is not None else ()
+    )
+    return found or (database_at(DEFAULT_NAME),)
+
+
+def only_database(databases: tuple[Database, ...]) -> Database:
+    """The one database that `caldb init`, `add` and `remove` act on: the only one, or the only one with 'store'."""
+    local = [database for database in databases if database.url]
+    choices = local if len(local) == 1 else [database for database in local if database.store]
+    if len(choices) == 1:
+        return choices[0]
+    names = ", ".join(database.name for database in local) or "none"
+    raise GdaskError(
+        f"calibration databases configured: {names}; exactly one is needed here: name it with --database"
+    )
+
+
+def sqlite_path(database: Database) -> Path | None:
+    """The file of a SQLite database; None for other kinds."""
+    prefix = "sqlite:///"
+    return Path(database.url.removeprefix(prefix)) if database.url.startswith(prefix) else None
+
+
+#: One file as the store knows it: {column: value}, None where unknown.
+Row = dict[str, Any]
 TOLERANCE = (
     0.01  # numbers closer than this are the same: headers round exposure times (60.001 s, 60.002 s)
 )
@@ -88,6 +233,7 @@ def associate(
     Databases are asked in order; the first with a fitting calibration wins. Within one: most preferences met, nearest
     in time, the later one, name. A calibration that is gone or changed on disk is not chosen. Only headers are read.
     """
+    from gdask.caldb.database import caltype_name, describe, rows
     from gdask.instruments import view
     from gdask.io.headers import read_headers
 
@@ -98,7 +244,7 @@ def associate(
     found = [
         (order, database.name, row)
         for order, database in enumerate(asked)
-        for row in _rows(database, caltype, frame["instrument"])
+        for row in rows(database, caltype, frame["instrument"])
     ]
     ranking = check_files(rank(frame, found, spec)) if spec is not None else ()
     chosen = ranking[0] if ranking and not ranking[0].failed else None
@@ -147,6 +293,8 @@ def judge(frame: Row, row: Row, spec: Spec) -> tuple[Verdict, ...]:
 
 def check_files(ranking: Sequence[Candidate]) -> tuple[Candidate, ...]:
     """Look at the files of the candidates that fit, rank those that are gone or changed last, drop second copies."""
+    from gdask.caldb.database import what_is_wrong
+
     checked, seen = [], set()
     for candidate in ranking:
         if not candidate.failed:
@@ -200,12 +348,6 @@ def spec_of(entry: Mapping[str, Any], where: str = "rules") -> Spec:
 @lru_cache(maxsize=1)
 def _shipped_rules() -> dict[str, dict[str, dict[str, Any]]]:
     return tomllib.loads((Path(__file__).parent / "rules.toml").read_text(encoding="utf-8"))
-
-
-def _rows(database: Database, caltype: str, instrument: str) -> list[Row]:
-    from gdask.caldb.database import rows
-
-    return rows(database, caltype, instrument)
 
 
 def _merit(candidate: Candidate) -> tuple[Any, ...]:
