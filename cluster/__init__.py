@@ -80,10 +80,10 @@ def connect(
         ):
             yield None
         return
-    from gdask.cluster.start import client_of
+    from gdask.cluster.start import connected_client
 
     with (
-        client_of(profile, f"--cluster {spec}", memory) as client,
+        connected_client(profile, f"--cluster {spec}", memory) as client,
         performance_report(report, client),
     ):
         yield client

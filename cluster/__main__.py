@@ -42,9 +42,10 @@ def _check(spec: str) -> int:
             if client is None:
                 print("threads of this process")
                 return 0
-            for address, worker in client.scheduler_info(n_workers=-1)["workers"].items():  # type: ignore[attr-defined]
+            for address, worker in client.scheduler_info(n_workers=-1)["workers"].items():
                 print(
-                    f"{address}  {worker['nthreads']} thread{'s' * (worker['nthreads'] > 1)}  {worker['memory_limit'] / 2**30:.1f} GiB"
+                    f"{address}  {worker['nthreads']} thread{'s' * (worker['nthreads'] > 1)}  "
+                    f"{worker['memory_limit'] / 2**30:.1f} GiB"
                 )
     except GdaskError as error:
         print(error, file=sys.stderr)

@@ -22,7 +22,7 @@ from gdask.model import GdaskError, owner
 log = logging.getLogger("gdask")
 
 #: What makes the bits of a product, or carries the graphs: these must be the same everywhere.
-PACKAGES = (
+SAME_VERSION_PACKAGES = (
     "gdask",
     "dask",
     "distributed",
@@ -35,7 +35,7 @@ PACKAGES = (
     "msgpack",
 )
 #: Bytes that a worker's own scratch folder should have free.
-SCRATCH = 1e9
+SCRATCH_MIN_FREE_BYTES = 1e9
 
 
 class SameFiles(WorkerPlugin):
@@ -48,13 +48,13 @@ class SameFiles(WorkerPlugin):
 
     def setup(self, worker: object) -> None:
         """Called by every worker as it starts, and by those that are there already."""
-        problem = same_file(self.path, self.text)
+        problem = shared_file_problem(self.path, self.text)
         if problem:  # an exception alone would be logged, and the worker be given work
             worker.loop.add_callback(worker.close, reason=problem)  # type: ignore[attr-defined]
             raise RuntimeError(problem)
 
 
-def same_file(path: str, text: str) -> str:
+def shared_file_problem(path: str, text: str) -> str:
     """What is wrong with a file of this run as a worker sees it; nothing where it is the same."""
     try:
         with open(path) as file:
@@ -64,7 +64,7 @@ def same_file(path: str, text: str) -> str:
     return "" if found == text else f"sees another folder under the name {os.path.dirname(path)}"
 
 
-def surroundings(dask_worker: object) -> dict[str, object]:
+def worker_environment(dask_worker: object) -> dict[str, object]:
     """Of a worker: host, scratch folder, bytes free there (-1: not writable), the settings of thread pools, its threads."""
     import shutil
     import socket
@@ -96,7 +96,7 @@ def checked_workers(client: Client, where: str, wait: float, started: bool) -> I
     cloudpickle.register_pickle_by_value(module)
     try:
         _check_files(client, where, str(token), text)
-        _check_surroundings(client.run(surroundings, on_error="ignore"))
+        _warn_of_environment(client.run(worker_environment, on_error="ignore"))
         client.register_plugin(SameFiles(str(token), text))
         try:
             yield
@@ -128,34 +128,39 @@ def _wait_for_one(client: Client, where: str, wait: float, started: bool) -> Non
 
 
 def _check_versions(client: Client, where: str) -> None:
-    found = client.get_versions(packages=list(PACKAGES))
-    here = _relevant(found["client"])
+    found = client.get_versions(packages=list(SAME_VERSION_PACKAGES))
+    here = _versions_of_packages(found["client"])
     for who, there in [
         ("the scheduler", found["scheduler"]),
         *((f"worker {name}", v) for name, v in found["workers"].items()),
     ]:
-        for name, version in (_relevant(there) if isinstance(there, Mapping) else {}).items():
+        for name, version in (
+            _versions_of_packages(there) if isinstance(there, Mapping) else {}
+        ).items():
             if version != here[name]:
                 raise GdaskError(
-                    f"{where}: {who} has {name} {version or 'not at all'}, here it is {here[name]}; "
+                    f"{where}: {who} has {name} {version or 'not at all'}, here it is "
+                    f"{here[name]}; "
                     "start it from the same Python environment"
                 )
 
 
-def _relevant(versions: Mapping[str, Mapping[str, str]]) -> dict[str, str | None]:
+def _versions_of_packages(versions: Mapping[str, Mapping[str, str]]) -> dict[str, str | None]:
     python = ".".join(str(versions["packages"].get("python", "?")).split(".")[:2])
-    return {"python": python} | {name: versions["packages"].get(name) for name in PACKAGES}
+    return {"python": python} | {
+        name: versions["packages"].get(name) for name in SAME_VERSION_PACKAGES
+    }
 
 
 def _check_files(client: Client, where: str, path: str, text: str) -> None:
-    for worker, problem in client.run(same_file, path, text, on_error="return").items():
+    for worker, problem in client.run(shared_file_problem, path, text, on_error="return").items():
         if problem:
             raise GdaskError(
                 f"{where}: worker {worker} {problem}; work in a folder that all hosts share"
             )
 
 
-def _check_surroundings(workers: Mapping[str, Mapping[str, object]]) -> None:
+def _warn_of_environment(workers: Mapping[str, Mapping[str, object]]) -> None:
     """Warnings for what costs speed or may fail later."""
     for worker, found in workers.items():
         many = [
@@ -163,20 +168,22 @@ def _check_surroundings(workers: Mapping[str, Mapping[str, object]]) -> None:
         ]  # type: ignore[attr-defined]
         if many:
             log.warning(
-                "worker %s on %s: %s; start it with %s=1, or libraries' threads compete for its cores",
+                "worker %s on %s: %s; start it with %s=1, or libraries' threads compete for "
+                "its cores",
                 worker,
                 found["host"],
                 ", ".join(many),
                 "=1 ".join(ONE_THREAD),
             )
-        if found["free"] < SCRATCH:  # type: ignore[operator]
+        if found["free"] < SCRATCH_MIN_FREE_BYTES:  # type: ignore[operator]
             room = (
                 "cannot be written"
                 if found["free"] == -1
                 else f"has {found['free'] / 1e6:.0f} MB free"
             )  # type: ignore[operator]
             log.warning(
-                "worker %s on %s: its scratch folder %s %s; set scratch: of the profile to a local disk with room",
+                "worker %s on %s: its scratch folder %s %s; set scratch: of the profile to a "
+                "local disk with room",
                 worker,
                 found["host"],
                 found["scratch"],

@@ -15,10 +15,10 @@ from gdask.cluster import Usage, counters
 log = logging.getLogger("gdask")
 
 #: Seconds between two looks at the scheduler.
-INTERVAL = 2.0
+LOOK_INTERVAL_S = 2.0
 
 
-class Seen(NamedTuple):
+class WorkerState(NamedTuple):
     """One worker as its scheduler knows it: a number that changes with its tasks (0: none), bytes, what looks after it."""
 
     busy: int
@@ -38,8 +38,8 @@ class Counters(WorkerPlugin):
         worker.metrics["gdask"] = lambda worker: counters()  # type: ignore[attr-defined]
 
 
-def look(dask_scheduler: object) -> dict[str, tuple]:
-    """Runs on the scheduler: `Seen` of each worker by its address."""
+def worker_states(dask_scheduler: object) -> dict[str, tuple]:
+    """Runs on the scheduler: `WorkerState` of each worker by its address."""
     found = {}
     for address, worker in dask_scheduler.workers.items():  # type: ignore[attr-defined]
         tasks = tuple(sorted(str(task.key) for task in worker.processing))
@@ -55,7 +55,7 @@ def look(dask_scheduler: object) -> dict[str, tuple]:
     return found
 
 
-class Watch:
+class WorkerWatch:
     """A thread that looks at the scheduler during one compute. `failure` is set, and `cancel` called, where it must end.
 
     Parameters
@@ -105,19 +105,20 @@ class Watch:
         with suppress(OSError):  # the scheduler has gone: so be it, if the results are here
             self._account(self._look(), self.client.run(counters, on_error="ignore"))
 
-    def _look(self) -> dict[str, Seen]:
+    def _look(self) -> dict[str, WorkerState]:
         return {
-            address: Seen(*values) for address, values in self.client.run_on_scheduler(look).items()
+            address: WorkerState(*values)
+            for address, values in self.client.run_on_scheduler(worker_states).items()
         }
 
     def _watch(self) -> None:
-        while not self._done.wait(INTERVAL):
+        while not self._done.wait(LOOK_INTERVAL_S):
             try:
-                self._once(self._look())
-            except Exception as error:  # noqa: BLE001 - the scheduler is gone, which the compute itself finds out
+                self._look_once(self._look())
+            except Exception as error:  # noqa: BLE001 - gone, which the compute itself finds out
                 log.debug("no look at the scheduler: %s", error)
 
-    def _once(self, seen: Mapping[str, Seen]) -> None:
+    def _look_once(self, seen: Mapping[str, WorkerState]) -> None:
         now = time.monotonic()
         self._account(
             seen,
@@ -133,10 +134,12 @@ class Watch:
             self.failure = f"no worker has been there for {self.wait:.0f} s"
             self.cancel()
         for address, one in seen.items():
-            if self._stands_still(address, one.busy, now):
-                self._replace(address, one.nanny)
+            if self._has_stalled(address, one.busy, now):
+                self._replace_worker(address, one.nanny)
 
-    def _account(self, seen: Mapping[str, Seen], counted: Mapping[str, tuple[int, int]]) -> None:
+    def _account(
+        self, seen: Mapping[str, WorkerState], counted: Mapping[str, tuple[int, int]]
+    ) -> None:
         """Bytes since the beginning, also of workers that have left; the most memory of a worker so far."""
         self._last |= counted
         read, written = (
@@ -146,18 +149,18 @@ class Watch:
         fullest = max(
             seen.values(),
             key=lambda one: one.memory / max(one.limit, 1),
-            default=Seen(0, 0, self.usage.limit, 0, 0, None),
+            default=WorkerState(0, 0, self.usage.limit, 0, 0, None),
         )
         self.usage = Usage(
             read, written, max(fullest.memory, self.usage.memory), fullest.limit, len(seen)
         )
 
-    def _stands_still(self, address: str, busy: int, now: float) -> bool:
+    def _has_stalled(self, address: str, busy: int, now: float) -> bool:
         if not busy or self._since.get(address, (0, 0.0))[0] != busy:
             self._since[address] = (busy, now)
         return now - self._since[address][1] > self.patience
 
-    def _replace(self, address: str, nanny: str | None) -> None:
+    def _replace_worker(self, address: str, nanny: str | None) -> None:
         log.warning(
             "worker %s has ended no task for %.0f s: %s",
             address,
@@ -171,17 +174,18 @@ class Watch:
         if nanny:
             self.client.restart_workers([address], timeout=60, raise_for_error=False)
         else:
-            self.client.run_on_scheduler(_remove, address)
+            self.client.run_on_scheduler(_remove_worker, address)
 
 
-async def _remove(address: str, dask_scheduler: object) -> None:
-    await dask_scheduler.remove_worker(address, stimulus_id=f"gdask-still-{address}", safe=False)  # type: ignore[attr-defined]
+async def _remove_worker(address: str, dask_scheduler: Any) -> None:
+    stimulus = f"gdask-still-{address}"
+    await dask_scheduler.remove_worker(address, stimulus_id=stimulus, safe=False)
 
 
-# Fewer tasks at a time ----------------------------------------------------------------------------------------------
+# Fewer tasks at a time
 
 
-class Fewer(WorkerPlugin):
+class TaskLimit(WorkerPlugin):
     """Every worker, also one that comes later, runs at most so many tasks at a time, until the plugin is taken off."""
 
     name = "gdask-fewer"
@@ -197,10 +201,10 @@ class Fewer(WorkerPlugin):
         worker.state.nthreads = self.before
 
 
-def fewer(client: Client, now: int) -> int:
+def halve_task_limit(client: Client, now: int) -> int:
     """Halve the number of tasks that a worker runs at a time, which is `now`. Gives the new number; 0, and nothing is done, after 1."""
     if now > 1:
-        client.register_plugin(Fewer(now // 2))
+        client.register_plugin(TaskLimit(now // 2))
     return now // 2
 
 

@@ -54,7 +54,8 @@ class _File(logging.FileHandler):
             return super()._open()
         except OSError as error:
             raise UsageError(
-                f"--logfile {self.baseFilename}: cannot be written ({error.strerror}); name another one"
+                f"--logfile {self.baseFilename}: cannot be written ({error.strerror}); name "
+                "another one"
             ) from error
 
     def handleError(self, record: logging.LogRecord) -> None:

@@ -91,10 +91,12 @@ def check(step: str, parameter: Parameter, value: object) -> object:
     converted = _convert(where, parameter, value)
     if parameter.choices and converted not in parameter.choices:
         raise UsageError(
-            f"{where}: {value!r} came; expected {describe(parameter)}{closest(str(value), parameter.choices)}"
+            f"{where}: {value!r} came; expected "
+            f"{describe(parameter)}{closest(str(value), parameter.choices)}"
         )
     low, high = parameter.limits
-    if (low is not None and converted < low) or (high is not None and converted > high):  # type: ignore[operator]
+    number = converted if isinstance(converted, int | float) else 0.0
+    if (low is not None and number < low) or (high is not None and number > high):
         raise UsageError(f"{where}: {value!r} came; expected {describe(parameter)}")
     return converted
 

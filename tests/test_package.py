@@ -165,8 +165,10 @@ def test_packages_listed_are_those_that_exist() -> None:
 
 def test_everything_comes_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     code = (
-        "import json, gdask, gdask.recipes.gsaoi_image as recipe, gdask.cluster as cluster, gdask.instruments as facts;"
-        "print(json.dumps([gdask.__file__, recipe.__file__, cluster.__file__, facts.__file__, sorted(cluster.load_profiles())]))"
+        "import json, gdask, gdask.recipes.gsaoi_image as recipe, gdask.cluster as cluster, "
+        "gdask.instruments as facts;"
+        "print(json.dumps([gdask.__file__, recipe.__file__, cluster.__file__, facts.__file__, "
+        "sorted(cluster.load_profiles())]))"
     )
     *files, profiles = json.loads(run(installed / "python", "-c", code, cwd=tmp_path))
     assert all(Path(file).is_relative_to(installed.parent) for file in files), files

@@ -35,7 +35,7 @@ def sums(folder: Path) -> dict[str, str]:
     }
 
 
-# What is written where ----------------------------------------------------------------------------------------------
+# What is written where
 
 
 @pytest.mark.parametrize("suffix", ["/../x", "_a/b", "_\0"])
@@ -147,7 +147,7 @@ def test_inputs_may_be_read_only(raw: Path, tmp_path: Path) -> None:
     assert list(tmp_path.glob("*_made.fits"))
 
 
-# What is run --------------------------------------------------------------------------------------------------------
+# What is run
 
 EVIL = "from pathlib import Path\nPath(__file__).with_name('RAN').touch()\n"
 
@@ -250,7 +250,8 @@ def test_nothing_is_asked_of_the_network(
     for name in ("getaddrinfo", "gethostbyname", "create_connection"):
         monkeypatch.setattr(socket, name, refuse)
     (tmp_path / "rc").write_text(
-        "[calibs]\ndatabases = c.db get store\n    https://archive.gemini.edu get\n    archive.gemini.edu get\n"
+        "[calibs]\ndatabases = c.db get store\n    https://archive.gemini.edu get\n    "
+        "archive.gemini.edu get\n"
     )
     monkeypatch.setenv("DRAGONSRC", str(tmp_path / "rc"))
     monkeypatch.chdir(tmp_path)
@@ -296,7 +297,7 @@ def test_a_planted_checkpoint_is_not_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "RAN").exists()
 
 
-# Network ------------------------------------------------------------------------------------------------------------
+# Network
 
 
 def test_processes_and_dashboards_listen_on_localhost() -> None:
@@ -367,7 +368,8 @@ def test_tls_lets_in_who_has_a_certificate_and_nobody_else(tmp_path: Path) -> No
         assert address.startswith("tls://127.0.0.1:")
         profile = tmp_path / "tls.yaml"
         profile.write_text(
-            f"kind: scheduler\naddress: {address}\ntls: {{ca: {certificate}, cert: {certificate}, key: {key}}}\n"
+            f"kind: scheduler\naddress: {address}\ntls: {{ca: {certificate}, cert: "
+            f"{certificate}, key: {key}}}\n"
         )
         with connect(str(profile)) as client:
             assert client.submit(sum, [1, 2, 3]).result() == 6
@@ -395,7 +397,8 @@ def test_tls_lets_in_who_has_a_certificate_and_nobody_else(tmp_path: Path) -> No
             capture_output=True,
         )
         profile.write_text(
-            f"kind: scheduler\ntimeout: 3\naddress: {address}\ntls: {{ca: {other}, cert: {other}, key: {other_key}}}\n"
+            f"kind: scheduler\ntimeout: 3\naddress: {address}\ntls: {{ca: {other}, cert: "
+            f"{other}, key: {other_key}}}\n"
         )
         with pytest.raises(GdaskError), connect(str(profile)):
             pass

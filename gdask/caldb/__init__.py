@@ -13,14 +13,14 @@ from gdask.caldb.association import (
     Association,
     Candidate,
     Database,
-    Spec,
-    Verdict,
+    RuleVerdict,
+    TypeRules,
     associate,
     database_at,
     needed_types,
     open_databases,
-    rank,
-    specs_for,
+    rank_calibrations,
+    rules_for,
 )
 from gdask.caldb.report import explain
 
@@ -37,15 +37,15 @@ __all__ = [  # noqa: PLE0604 (the names are strings: keys of the table)
     "Association",
     "Candidate",
     "Database",
-    "Spec",
-    "Verdict",
+    "TypeRules",
+    "RuleVerdict",
     "associate",
     "database_at",
     "explain",
     "needed_types",
     "open_databases",
-    "rank",
-    "specs_for",
+    "rank_calibrations",
+    "rules_for",
     *_LAZY,
 ]
 

@@ -90,14 +90,16 @@ def _database_of_url(url: str, get: bool, store: bool) -> Database:
         _ = parts.port
     except ValueError as error:
         raise GdaskError(
-            f"a calibration database's URL is not understood ({error}); expected postgresql://user@host/name"
+            f"a calibration database's URL is not understood ({error}); expected "
+            "postgresql://user@host/name"
         ) from error
     scheme = parts.scheme.split("+")[0]
     if scheme in {"http", "https"}:
         return Database(url, "", get, store)
     if scheme not in {"postgresql", "postgres"}:
         raise GdaskError(
-            f"{scheme}://...: unknown kind of calibration database; expected a path or a postgresql:// URL"
+            f"{scheme}://...: unknown kind of calibration database; expected a path or a "
+            "postgresql:// URL"
         )
     rest = url.split("://", 1)[1]
     user = f"{parts.username}@" if parts.username else ""
@@ -116,7 +118,8 @@ def _parse_line(line: str, source: Path) -> Database:
     unknown = [flag for flag in flags if flag not in {"get", "store"}]
     if unknown:
         raise GdaskError(
-            f"{source}: unknown word '{unknown[0]}' after a database; expected 'get', 'store' or both"
+            f"{source}: unknown word '{unknown[0]}' after a database; expected 'get', 'store' "
+            "or both"
         )
     # As DRAGONS has it: no word means get; once there is a word, get must be among them.
     get, store = not flags or "get" in flags, "store" in flags
@@ -151,7 +154,8 @@ def only_database(databases: tuple[Database, ...]) -> Database:
         return choices[0]
     names = ", ".join(database.name for database in local) or "none"
     raise GdaskError(
-        f"calibration databases configured: {names}; exactly one is needed here: name it with --database"
+        f"calibration databases configured: {names}; exactly one is needed here: name it with "
+        "--database"
     )
 
 
@@ -163,12 +167,12 @@ def sqlite_path(database: Database) -> Path | None:
 
 #: One file as the store knows it: {column: value}, None where unknown.
 Row = dict[str, Any]
-TOLERANCE = (
+NUMBER_TOLERANCE = (
     0.01  # numbers closer than this are the same: headers round exposure times (60.001 s, 60.002 s)
 )
 
 
-class Spec(NamedTuple):
+class TypeRules(NamedTuple):
     """The rules for one type of calibration of one instrument, as rules.toml explains them."""
 
     needed_by: tuple[str, ...] = ()
@@ -181,7 +185,7 @@ class Spec(NamedTuple):
     note: str = ""
 
 
-class Verdict(NamedTuple):
+class RuleVerdict(NamedTuple):
     """One rule applied to one calibration."""
 
     rule: str
@@ -198,11 +202,11 @@ class Candidate(NamedTuple):
     database: str
     order: int  # of its database: those asked first win
     days: float | None  # its time minus the frame's
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[RuleVerdict, ...]
     row: Row
 
     @property
-    def failed(self) -> tuple[Verdict, ...]:
+    def failed(self) -> tuple[RuleVerdict, ...]:
         """The rules that rule it out."""
         return tuple(
             verdict for verdict in self.verdicts if verdict.required and not verdict.passed
@@ -219,14 +223,14 @@ class Association(NamedTuple):
     candidates: tuple[Candidate, ...]  # best first
     ties: tuple[str, ...]  # paths exactly as good as the chosen one
     databases: tuple[str, ...]  # the ones that were asked
-    spec: Spec | None  # None: no rules for this instrument and type
+    rules: TypeRules | None  # None: no rules for this instrument and type
 
 
 def associate(
     source: Headers | Frame | str | os.PathLike[str],
     caltype: str,
     databases: Sequence[Database],
-    spec: Spec | None = None,
+    rules: TypeRules | None = None,
 ) -> Association:
     """Find the calibration of a type ('processed_flat', 'flat' ...) for a frame, given by path, Headers or Frame.
 
@@ -239,17 +243,19 @@ def associate(
 
     source = read_headers(source) if isinstance(source, str | os.PathLike) else source
     caltype, frame = caltype_name(caltype), describe(source)
-    spec = spec if spec is not None else specs_for(source).get(caltype)
+    rules = rules if rules is not None else rules_for(source).get(caltype)
     asked = [database for database in databases if database.get and database.url]
     found = [
         (order, database.name, row)
         for order, database in enumerate(asked)
         for row in rows(database, caltype, frame["instrument"])
     ]
-    ranking = check_files(rank(frame, found, spec)) if spec is not None else ()
+    ranking = check_files(rank_calibrations(frame, found, rules)) if rules is not None else ()
     chosen = ranking[0] if ranking and not ranking[0].failed else None
     ties = tuple(
-        other.path for other in ranking[1:] if chosen and _merit(other)[:4] == _merit(chosen)[:4]
+        other.path
+        for other in ranking[1:]
+        if chosen and _ranking_key(other)[:4] == _ranking_key(chosen)[:4]
     )
     return Association(
         view(source).path,
@@ -259,11 +265,13 @@ def associate(
         ranking,
         ties,
         tuple(database.name for database in asked),
-        spec,
+        rules,
     )
 
 
-def rank(frame: Row, found: Iterable[tuple[int, str, Row]], spec: Spec) -> tuple[Candidate, ...]:
+def rank_calibrations(
+    frame: Row, found: Iterable[tuple[int, str, Row]], rules: TypeRules
+) -> tuple[Candidate, ...]:
     """Apply the rules to calibrations given as (order of database, its name, row), best first."""
     candidates = [
         Candidate(
@@ -272,77 +280,82 @@ def rank(frame: Row, found: Iterable[tuple[int, str, Row]], spec: Spec) -> tuple
             database,
             order,
             _days(frame, row),
-            judge(frame, row, spec),
+            judge_calibration(frame, row, rules),
             row,
         )
         for order, database, row in found
     ]
-    return tuple(sorted(candidates, key=_merit))
+    return tuple(sorted(candidates, key=_ranking_key))
 
 
-def judge(frame: Row, row: Row, spec: Spec) -> tuple[Verdict, ...]:
+def judge_calibration(frame: Row, row: Row, rules: TypeRules) -> tuple[RuleVerdict, ...]:
     """Every rule's verdict on one calibration, in the order: equal, arrays, time, preferences."""
-    verdicts = [_equal(frame, row, name, required=True) for name in spec.equal]
-    verdicts.append(_arrays(frame, row))
-    if spec.max_days is not None:
-        verdicts.append(_within(frame, row, spec.max_days))
-    if spec.valid_from:
-        verdicts.append(_valid_from(frame, row))
-    return (*verdicts, *(_equal(frame, row, name, required=False) for name in spec.prefer))
+    verdicts = [_judge_equality(frame, row, name, required=True) for name in rules.equal]
+    verdicts.append(_judge_arrays(frame, row))
+    if rules.max_days is not None:
+        verdicts.append(_judge_time(frame, row, rules.max_days))
+    if rules.valid_from:
+        verdicts.append(_judge_valid_from(frame, row))
+    return (
+        *verdicts,
+        *(_judge_equality(frame, row, name, required=False) for name in rules.prefer),
+    )
 
 
 def check_files(ranking: Sequence[Candidate]) -> tuple[Candidate, ...]:
     """Look at the files of the candidates that fit, rank those that are gone or changed last, drop second copies."""
-    from gdask.caldb.database import what_is_wrong
+    from gdask.caldb.database import file_problem
 
     checked, seen = [], set()
     for candidate in ranking:
         if not candidate.failed:
             if candidate.row.get("md5") in seen:
                 continue
-            trouble = what_is_wrong(candidate.row)
-            verdict = Verdict("file", not trouble, f"file: {trouble or 'as registered'}")
+            trouble = file_problem(candidate.row)
+            verdict = RuleVerdict("file", not trouble, f"file: {trouble or 'as registered'}")
             candidate = candidate._replace(verdicts=(*candidate.verdicts, verdict))
             if not trouble and candidate.row.get("md5"):
                 seen.add(candidate.row["md5"])
         checked.append(candidate)
-    return tuple(sorted(checked, key=_merit))
+    return tuple(sorted(checked, key=_ranking_key))
 
 
-def needed_types(tags: Iterable[str], specs: Mapping[str, Spec]) -> tuple[str, ...]:
+def needed_types(tags: Iterable[str], rules_by_type: Mapping[str, TypeRules]) -> tuple[str, ...]:
     """The types of calibration that a frame with these tags can need, by the rules of its instrument."""
     have = set(tags)
     return tuple(
         caltype
-        for caltype, spec in specs.items()
-        if not spec.on_request
-        and have.issuperset(spec.needed_by)
-        and not have.intersection(spec.not_for)
+        for caltype, rules in rules_by_type.items()
+        if not rules.on_request
+        and have.issuperset(rules.needed_by)
+        and not have.intersection(rules.not_for)
     )
 
 
-def specs_for(source: Headers | Frame | str | os.PathLike[str]) -> dict[str, Spec]:
+def rules_for(source: Headers | Frame | str | os.PathLike[str]) -> dict[str, TypeRules]:
     """The rules by type of calibration for a frame's instrument: the shipped ones, then those in its own facts."""
     from gdask.instruments import instrument_of
 
     instrument = instrument_of(source)
     table = _shipped_rules().get(instrument.name, {}) | instrument.facts.get("calibrations", {})
     return {
-        caltype: spec_of(entry, f"{instrument.name}, {caltype}") for caltype, entry in table.items()
+        caltype: rules_from_table(entry, f"{instrument.name}, {caltype}")
+        for caltype, entry in table.items()
     }
 
 
-def spec_of(entry: Mapping[str, Any], where: str = "rules") -> Spec:
+def rules_from_table(entry: Mapping[str, Any], where: str = "rules") -> TypeRules:
     """A Spec from a table of TOML; GdaskError for a word that is none of its fields."""
-    unknown = sorted(set(entry) - set(Spec._fields))
+    unknown = sorted(set(entry) - set(TypeRules._fields))
     if unknown:
         raise GdaskError(
-            f"association rules of {where}: unknown '{unknown[0]}'; expected {', '.join(Spec._fields)}"
+            f"association rules of {where}: unknown '{unknown[0]}'; expected "
+            f"{', '.join(TypeRules._fields)}"
         )
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
     }
-    return Spec(**values)
+    return TypeRules(**values)
 
 
 @lru_cache(maxsize=1)
@@ -350,7 +363,7 @@ def _shipped_rules() -> dict[str, dict[str, dict[str, Any]]]:
     return tomllib.loads((Path(__file__).parent / "rules.toml").read_text(encoding="utf-8"))
 
 
-def _merit(candidate: Candidate) -> tuple[Any, ...]:
+def _ranking_key(candidate: Candidate) -> tuple[Any, ...]:
     """Smaller is better; the first four say how good it is, the others only make the order certain."""
     missed = sum(not verdict.passed for verdict in candidate.verdicts if not verdict.required)
     days = candidate.days
@@ -376,55 +389,59 @@ def _label(name: str) -> str:
     return name.removesuffix("_name").replace("_", " ")
 
 
-def _equal(frame: Row, row: Row, name: str, required: bool) -> Verdict:
+def _judge_equality(frame: Row, row: Row, name: str, required: bool) -> RuleVerdict:
     wanted, found, label = frame.get(name), row.get(name), _label(name)
     if wanted is None or found is None:
         where = "the frame" if wanted is None else "the calibration"
-        return Verdict(label, False, f"{label}: unknown in {where} (no such keyword?)", required)
+        return RuleVerdict(
+            label, False, f"{label}: unknown in {where} (no such keyword?)", required
+        )
     if wanted == found:
-        return Verdict(label, True, f"{label}: {wanted}", required)
+        return RuleVerdict(label, True, f"{label}: {wanted}", required)
     numbers = isinstance(wanted, int | float) and isinstance(found, int | float)
-    if numbers and abs(wanted - found) <= TOLERANCE:
-        return Verdict(label, True, f"{label}: {found} taken as equal to {wanted}", required)
+    if numbers and abs(wanted - found) <= NUMBER_TOLERANCE:
+        return RuleVerdict(label, True, f"{label}: {found} taken as equal to {wanted}", required)
     verb = "wanted" if required else "preferred"
-    return Verdict(label, False, f"{label}: {wanted} {verb}, {found} found", required)
+    return RuleVerdict(label, False, f"{label}: {wanted} {verb}, {found} found", required)
 
 
-def _within(frame: Row, row: Row, limit: float) -> Verdict:
+def _judge_time(frame: Row, row: Row, limit: float) -> RuleVerdict:
     days = _days(frame, row)
     if days is None:
-        return Verdict("time", False, "time: unknown (no date or time in the header)")
-    return Verdict("time", abs(days) <= limit, f"time: {abs(days):.1f} d apart, limit {limit:g} d")
+        return RuleVerdict("time", False, "time: unknown (no date or time in the header)")
+    return RuleVerdict(
+        "time", abs(days) <= limit, f"time: {abs(days):.1f} d apart, limit {limit:g} d"
+    )
 
 
-def _valid_from(frame: Row, row: Row) -> Verdict:
+def _judge_valid_from(frame: Row, row: Row) -> RuleVerdict:
     """The date counts, not the hour: a calibration serves the whole of the UT day that it is valid from."""
     when, start = frame["ut_datetime"], row["ut_datetime"]
     if when is None or start is None:
-        return Verdict("valid from", False, "valid from: unknown (no date in the header)")
+        return RuleVerdict("valid from", False, "valid from: unknown (no date in the header)")
     passed = start.date() <= when.date()
     text = f"valid from: {start.date()}" + ("" if passed else f", the frame is of {when.date()}")
-    return Verdict("valid from", passed, text)
+    return RuleVerdict("valid from", passed, text)
 
 
-def _arrays(frame: Row, row: Row) -> Verdict:
+def _judge_arrays(frame: Row, row: Row) -> RuleVerdict:
     """Each array of the frame must lie within the calibration's array of the same name (same place if unnamed)."""
     named = all(one["array_name"] and all(one["array_name"]) for one in (frame, row))
-    ours, theirs = _pieces(frame, named), _pieces(row, named)
+    ours, theirs = _sections_by_array(frame, named), _sections_by_array(row, named)
     for key, (section, shape) in ours.items():
         if key not in theirs:
-            return Verdict(
+            return RuleVerdict(
                 "arrays",
                 False,
                 f"arrays: {key} wanted, {', '.join(map(str, theirs)) or 'none'} found",
             )
         other, other_shape = theirs[key]
         if section is None or other is None:
-            return Verdict("arrays", False, f"arrays: {key}: section unknown (no DETSEC?)")
+            return RuleVerdict("arrays", False, f"arrays: {key}: section unknown (no DETSEC?)")
         x1, x2, y1, y2 = section
         inside = other[0] <= x1 and x2 <= other[1] and other[2] <= y1 and y2 <= other[3]
         if not inside:
-            return Verdict(
+            return RuleVerdict(
                 "arrays",
                 False,
                 f"arrays: {key}: {section} wanted, {other} found (0-based [x1, x2, y1, y2])",
@@ -432,15 +449,17 @@ def _arrays(frame: Row, row: Row) -> Verdict:
         if (
             section == other and shape != other_shape
         ):  # the section in the header is not the real one
-            return Verdict(
+            return RuleVerdict(
                 "arrays", False, f"arrays: {key}: {shape} pixels wanted, {other_shape} found"
             )
-    return Verdict(
+    return RuleVerdict(
         "arrays", bool(ours), "arrays: all covered" if ours else "arrays: the frame has none"
     )
 
 
-def _pieces(row: Row, named: bool) -> dict[str, tuple[list[int] | None, list[int] | None]]:
+def _sections_by_array(
+    row: Row, named: bool
+) -> dict[str, tuple[list[int] | None, list[int] | None]]:
     """{array name, or its number: (section, shape)} of a row."""
     sections, shapes = row["detector_section"] or [], row["shape"] or []
     names = (

@@ -39,7 +39,8 @@ def store(path: str | os.PathLike[str], databases: Sequence[Database]) -> Path:
     caltype = describe(path)["caltype"]
     if caltype is None:
         raise GdaskError(
-            f"{path}: not a processed calibration (flat, dark, BPM ...), so it cannot be stored as one"
+            f"{path}: not a processed calibration (flat, dark, BPM ...), so it cannot be "
+            "stored as one"
         )
     copy = cache(path, caltype)
     for database in databases:

@@ -47,7 +47,7 @@ DESCRIPTORS: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("coadds", "detector_x_bin", "detector_y_bin"), int),
     **dict.fromkeys(("array_name", "detector_section"), list),
 }
-PRETTY = frozenset(
+SHORT_NAMED = frozenset(
     {"filter_name"}
 )  # without component numbers: the same filter may have had several
 #: Types of calibration, and the tags that make a file one (first match wins).
@@ -131,7 +131,7 @@ def describe(source: str | os.PathLike[str] | Headers | Frame) -> Row:
     seen = view(source)
     row: Row = {}
     for name, fit in DESCRIPTORS.items():
-        value = seen(name, **({"pretty": True} if name in PRETTY else {}))
+        value = seen(name, **({"pretty": True} if name in SHORT_NAMED else {}))
         row[name] = None if value is None else fit(value)
     row["caltype"] = caltype_of(seen.tags)
     row["shape"] = [[header.get("NAXIS1"), header.get("NAXIS2")] for header in seen.ext]
@@ -158,7 +158,7 @@ def md5_of(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def what_is_wrong(row: Row) -> str:
+def file_problem(row: Row) -> str:
     """Why a registered file cannot be used: gone, unreadable or changed; '' if it is as it was when registered.
 
     Same size and time: taken as unchanged. Same size, other time: the checksum decides.
@@ -166,7 +166,10 @@ def what_is_wrong(row: Row) -> str:
     try:
         status = os.stat(row["path"])
         if status.st_size != row["size"]:
-            return f"changed on disk: {status.st_size} bytes, {row['size']} when registered; add it again"
+            return (
+                f"changed on disk: {status.st_size} bytes, {row['size']} when registered; add "
+                "it again"
+            )
         if status.st_mtime_ns != row["mtime_ns"] and md5_of(row["path"]) != row["md5"]:
             return "changed on disk: another checksum than when registered; add it again"
     except OSError as error:
@@ -235,20 +238,22 @@ def _read(connection: sa.Connection, query: sa.Select, database: Database) -> li
         found = [dict(row) for row in connection.execute(query).mappings()]
     except (ValueError, TypeError, RecursionError, sa.exc.StatementError) as error:
         raise GdaskError(
-            f"{database.name}: damaged: an entry cannot be read ({error}); move the file away and add the "
+            f"{database.name}: damaged: an entry cannot be read ({error}); move the file away "
+            "and add the "
             f"calibrations again"
         ) from error
     for row in found:
         for name, value in row.items():
-            if not _fits(name, value):
+            if not _is_valid(name, value):
                 raise GdaskError(
-                    f"{database.name}: damaged: {name} of {row.get('name')!r} is {str(value)[:40]!r}; "
+                    f"{database.name}: damaged: {name} of {row.get('name')!r} is "
+                    f"{str(value)[:40]!r}; "
                     f"'caldb remove' it and add it again"
                 )
     return found
 
 
-def _fits(name: str, value: object) -> bool:
+def _is_valid(name: str, value: object) -> bool:
     if value is None:
         return True
     if name in ("detector_section", "shape"):
@@ -294,10 +299,11 @@ def exists(database: Database) -> bool:
 
 @lru_cache(maxsize=16)
 def _engine(url: str) -> sa.Engine:
-    # No pool: a connection lives for one operation, so nothing stays locked or open between them or across a fork.
+    # No pool: a connection lives for one operation, so nothing stays locked or open between them or
+    # across a fork.
     if url.startswith("sqlite"):
-        # isolation_level None: we say BEGIN ourselves. The journal stays SQLite's default one: the write-ahead log
-        # needs shared memory, which network file systems do not have.
+        # isolation_level None: we say BEGIN ourselves. The journal stays SQLite's default one: the
+        # write-ahead log needs shared memory, which network file systems do not have.
         file = sa.URL.create(
             "sqlite", database=url.removeprefix("sqlite:///")
         )  # any character may be in its name
@@ -316,7 +322,8 @@ def _connection(database: Database, write: bool = False) -> Iterator[sa.Connecti
     """A connection in one transaction; to write, the tables are made or brought up to date first."""
     if not database.url:
         raise GdaskError(
-            f"{database.name}: a remote service, which gdask does not use; name a file or a postgresql:// URL"
+            f"{database.name}: a remote service, which gdask does not use; name a file or a "
+            "postgresql:// URL"
         )
     try:
         path = sqlite_path(database)
@@ -333,7 +340,7 @@ def _connection(database: Database, write: bool = False) -> Iterator[sa.Connecti
             f"{database.name}: PostgreSQL needs its driver: pip install 'gdask[postgresql]'"
         ) from error
     except (sa.exc.SQLAlchemyError, OSError) as error:
-        raise GdaskError(_what_failed(database, error)) from error
+        raise GdaskError(_failure_message(database, error)) from error
     except UnicodeDecodeError as error:  # the driver's, for texts in a damaged file
         raise GdaskError(
             f"{database.name}: damaged or not a calibration database ({error}); move it away "
@@ -360,7 +367,8 @@ def _make_tables(connection: sa.Connection, database: Database) -> None:
         return
     if version is not None and version > SCHEMA_VERSION:
         raise GdaskError(
-            f"{database.name}: made by a newer gdask (layout {version}, this one knows {SCHEMA_VERSION}); "
+            f"{database.name}: made by a newer gdask (layout {version}, this one knows "
+            f"{SCHEMA_VERSION}); "
             f"update gdask or name another database"
         )
     if connection.dialect.name == "postgresql":
@@ -396,7 +404,8 @@ def _check_is_sqlite(path: os.PathLike[str]) -> None:
         start = file.read(len(_SQLITE_MAGIC))
     if start not in {b"", _SQLITE_MAGIC}:
         raise GdaskError(
-            f"{path}: not a calibration database, so it is not wiped; move it away or name another one"
+            f"{path}: not a calibration database, so it is not wiped; move it away or name "
+            "another one"
         )
 
 
@@ -408,17 +417,23 @@ def _readable(database: Database) -> bool:
         return False
 
 
-def _what_failed(database: Database, error: Exception) -> str:
+def _failure_message(database: Database, error: Exception) -> str:
     reason = (
         str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error)
         .strip()
         .splitlines()[0]
     )
     if "locked" in reason:
-        return f"{database.name}: kept locked by another process for {BUSY_SECONDS} s; try again when it has ended"
+        return (
+            f"{database.name}: kept locked by another process for {BUSY_SECONDS} s; try again "
+            "when it has ended"
+        )
     if "not a database" in reason or "malformed" in reason:
         return (
             f"{database.name}: damaged or not a calibration database ({reason}); move it away "
             f"and add the calibrations again"
         )
-    return f"{database.name}: the calibration database cannot be used ({reason}); check the path and its permissions"
+    return (
+        f"{database.name}: the calibration database cannot be used ({reason}); check the path "
+        "and its permissions"
+    )

@@ -29,8 +29,9 @@ VERBS = {
     "replay": "make a product again from what it says of itself, and compare",
     "simulate": "write a raw night with known truth",
 }
-#: Of lists: bytes of one, names and lists in all, lists inside each other. Far above what a reduction can use.
-LONGEST, MOST_NAMES, MOST_LISTS, DEEPEST = 16 << 20, 200_000, 1000, 20
+#: Of lists: bytes of one, names and lists in all, lists inside each other. Far above what a
+#: reduction can use.
+LIST_MAX_BYTES, MAX_NAMES, MAX_LISTS, MAX_LIST_DEPTH = 16 << 20, 200_000, 1000, 20
 EXIT_CODES = (
     "exit code: 0 done; 1 failed, or something was left out; 2 wrong usage: nothing was done"
 )
@@ -49,24 +50,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         print(
-            f"gdask: no verb '{verb}'{f', did you mean {close[0]}?' if close else ''}  (gdask --help lists them)",
+            f"gdask: no verb '{verb}'{f', did you mean {close[0]}?' if close else ''}  (gdask "
+            "--help lists them)",
             file=sys.stderr,
         )
         return 2
-    return _load(verb)(args[1:])
+    return _command_of(verb)(args[1:])
 
 
 def usage() -> str:
     """The text of `gdask --help`."""
     lines = "\n".join(f"  {verb:<12} {about}" for verb, about in VERBS.items())
     return (
-        f"usage: gdask VERB [options] ...\n\nReduce Gemini near-infrared imaging (GSAOI, FLAMINGOS-2).\n\n"
+        "usage: gdask VERB [options] ...\n\nReduce Gemini near-infrared imaging (GSAOI, "
+        "FLAMINGOS-2).\n\n"
         f"verbs (VERB --help tells more; those that DRAGONS has are also commands):\n{lines}\n\n"
         "  --version    show the version\n  --help       show this"
     )
 
 
-def _load(verb: str) -> Callable[[list[str]], int]:
+def _command_of(verb: str) -> Callable[[list[str]], int]:
     """The verb's main. Imported now: a command loads only what it needs."""
     name = f"gdask.cli.{verb}"
     try:
@@ -74,10 +77,10 @@ def _load(verb: str) -> Callable[[list[str]], int]:
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
-        return lambda argv: _absent(verb)
+        return lambda argv: _report_absent(verb)
 
 
-def _absent(verb: str) -> int:
+def _report_absent(verb: str) -> int:
     print(f"gdask: {verb} is not part of this installation", file=sys.stderr)
     return 1
 
@@ -92,19 +95,19 @@ def expand_files(args: Iterable[str], *, stdin: bool = False) -> list[str]:
     names = list(args)
     if stdin and (not names or "-" in names):
         at = names.index("-") if names else 0
-        names[at : at + 1] = _piped()
+        names[at : at + 1] = _names_from_pipe()
     found: list[str] = []
     opened: list[str] = []
     for name in names:
-        _expand(name, (), found, opened)
+        _expand_name(name, (), found, opened)
     return found
 
 
-def _expand(name: str, lists: tuple[str, ...], found: list[str], opened: list[str]) -> None:
+def _expand_name(name: str, lists: tuple[str, ...], found: list[str], opened: list[str]) -> None:
     if "\0" in name:
         raise UsageError(f"{name!r}{_origin(lists)}: not a name of a file")
     if name.startswith("@"):
-        _listed(name[1:], lists, found, opened)
+        _expand_list(name[1:], lists, found, opened)
     elif glob.has_magic(name) and not os.path.exists(name):
         matching = sorted(glob.glob(name))
         if not matching:
@@ -114,53 +117,56 @@ def _expand(name: str, lists: tuple[str, ...], found: list[str], opened: list[st
         found += matching
     else:
         found.append(name)
-    if len(found) > MOST_NAMES:
-        raise UsageError(f"more than {MOST_NAMES} names{_origin(lists)}; give fewer")
+    if len(found) > MAX_NAMES:
+        raise UsageError(f"more than {MAX_NAMES} names{_origin(lists)}; give fewer")
 
 
-def _listed(name: str, lists: tuple[str, ...], found: list[str], opened: list[str]) -> None:
+def _expand_list(name: str, lists: tuple[str, ...], found: list[str], opened: list[str]) -> None:
     beside = os.path.join(os.path.dirname(lists[-1]), name) if lists else name
     path = name if os.path.exists(name) else beside
     if os.path.realpath(path) in map(os.path.realpath, lists):
         raise UsageError(f"@{name}: the list contains itself ({' -> '.join((*lists, path))})")
     opened.append(path)
-    if len(lists) >= DEEPEST or len(opened) > MOST_LISTS:
+    if len(lists) >= MAX_LIST_DEPTH or len(opened) > MAX_LISTS:
         raise UsageError(
-            f"@{name}: more than {DEEPEST} lists inside each other, or {MOST_LISTS} in all; write one with all names"
+            f"@{name}: more than {MAX_LIST_DEPTH} lists inside each other, or {MAX_LISTS} in all; "
+            "write one with all names"
         )
     try:
-        lines = _text(path).splitlines()
+        lines = _list_text(path).splitlines()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise UsageError(f"@{name}: the list cannot be read{_origin(lists)}: {reason}") from error
-    for line in _names(lines):
-        _expand(line, (*lists, path), found, opened)
+    for line in _names_in(lines):
+        _expand_name(line, (*lists, path), found, opened)
 
 
 def _origin(lists: tuple[str, ...]) -> str:
     return f" (named in {lists[-1]})" if lists else ""
 
 
-def _text(path: str) -> str:
+def _list_text(path: str) -> str:
     """Text of a list. ValueError where it is none: a device, binary, too long, a pipe that has a name."""
     of_the_shell = path.startswith(("/dev/fd/", "/proc/self/fd/", "/dev/stdin"))  # @<(command)
     if not (of_the_shell or stat.S_ISREG(os.stat(path).st_mode) or os.path.isdir(path)):
         raise ValueError("not a regular file")
     with open(path, "rb") as stream:
-        content = stream.read(LONGEST + 1)
-    if len(content) > LONGEST:
+        content = stream.read(LIST_MAX_BYTES + 1)
+    if len(content) > LIST_MAX_BYTES:
         raise ValueError("too long")
     return content.decode("utf-8-sig")
 
 
-def _names(lines: Iterable[str]) -> list[str]:
+def _names_in(lines: Iterable[str]) -> list[str]:
     """Names without comments: a # at the beginning of a line or after a blank."""
     cut = (f" {line}".partition(" #")[0].strip() for line in lines)
     return [name for name in cut if name]
 
 
-def _piped() -> list[str]:
-    return [] if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty() else _names(sys.stdin)
+def _names_from_pipe() -> list[str]:
+    return (
+        [] if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty() else _names_in(sys.stdin)
+    )
 
 
 def existing_file(path: str) -> str:
@@ -200,7 +206,8 @@ def run_command(
     except KeyboardInterrupt as stop:
         by = f" by {stop.args[0]}" if stop.args else ""
         print(
-            f"{parser.prog}: stopped{by}; unfinished products are discarded, the same command again goes on from the last phase"
+            f"{parser.prog}: stopped{by}; unfinished products are discarded, the same command "
+            "again goes on from the last phase"
             if parser.prog == "reduce"
             else f"{parser.prog}: stopped{by}",
             file=sys.stderr,

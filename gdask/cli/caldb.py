@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except GdaskError as error:
-        return _complain(error)
+        return _print_error(error)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -137,7 +137,8 @@ def _add(options: argparse.Namespace) -> int:
         if os.path.isdir(path):
             results = [_add_one(database, file) for file in fits_files(path, options.walk)]
             print(
-                f"{path}: {sum(results)} of {len(results)} FITS files are calibrations and were added"
+                f"{path}: {sum(results)} of {len(results)} FITS files are calibrations and "
+                "were added"
             )
             code = code if any(results) else 1
         elif not _add_one(database, path):
@@ -151,7 +152,7 @@ def _add_one(database: Database, path: str | os.PathLike[str]) -> bool:
     try:
         row = add(database, path)
     except GdaskError as error:
-        _complain(error)
+        _print_error(error)
         return False
     print(f"{path}: added to {database.name} as {row['caltype']} of {row['instrument']}")
     return True
@@ -166,7 +167,7 @@ def _remove(options: argparse.Namespace) -> int:
             database.remove_cal(name)
             print(f"{os.path.basename(name)}: removed from {database.name}")
         except GdaskError as error:
-            code = _complain(error)
+            code = _print_error(error)
     return code
 
 
@@ -183,7 +184,8 @@ def _list(options: argparse.Namespace) -> int:
         for row in found:
             gone = "" if os.path.exists(row["path"]) else "  (gone from disk)"
             print(
-                f"{row['name']:<{width}}  {row['caltype']:<19} {row['instrument']:<6} {row['filter_name'] or '-':<10} "
+                f"{row['name']:<{width}}  {row['caltype']:<19} {row['instrument']:<6} "
+                f"{row['filter_name'] or '-':<10} "
                 f"{row['ut_datetime'] or '-'!s:.10}  {os.path.dirname(row['path'])}{gone}"
             )
         if not found:
@@ -205,13 +207,13 @@ def _config(options: argparse.Namespace) -> int:
 
 
 def _why(options: argparse.Namespace) -> int:
-    from gdask.caldb import associate, explain, needed_types, specs_for
+    from gdask.caldb import associate, explain, needed_types, rules_for
     from gdask.instruments import tags
     from gdask.io.headers import read_headers
 
     headers = read_headers(options.file)
     found = tags(headers)
-    types = (options.type,) if options.type else needed_types(found, specs_for(headers))
+    types = (options.type,) if options.type else needed_types(found, rules_for(headers))
     if not types:
         print(f"{options.file}: needs no calibration (tags {' '.join(sorted(found))})")
     answers = [associate(headers, caltype, _databases(options)) for caltype in types]
@@ -219,11 +221,11 @@ def _why(options: argparse.Namespace) -> int:
         print("\n" * bool(number) + explain(answer, limit=None))
     missing = [answer for answer in answers if answer.chosen is None]
     return int(
-        any(not (answer.spec and answer.spec.note) for answer in missing)
+        any(not (answer.rules and answer.rules.note) for answer in missing)
     )  # a note: its absence is usual
 
 
-def _complain(error: GdaskError) -> int:
+def _print_error(error: GdaskError) -> int:
     print(f"caldb: {error}", file=sys.stderr)
     return 1
 

@@ -27,7 +27,7 @@ Unless --strict, exposure_time matches within 1 % and filter_name is the short n
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `dataselect`; returns the exit code: 0 ok, 1 failed (also if a file could not be read), 2 wrong usage."""
     parser = build_parser()
-    return run_command(parser, argv, choose)
+    return run_command(parser, argv, select_and_print)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def choose(options: argparse.Namespace) -> int:
+def select_and_print(options: argparse.Namespace) -> int:
     """Select, then print or write."""
     tags, xtags = split_commas(options.tags), split_commas(options.xtags)
     if options.debug:
@@ -97,7 +97,8 @@ def write_list(
     shown = " ".join((expression or "none").split())
     with open(path, "w", encoding="utf-8") as out:
         out.write(
-            f"# Includes tags: {', '.join(tags) or 'any'}\n# Excludes tags: {', '.join(xtags) or 'none'}\n"
+            f"# Includes tags: {', '.join(tags) or 'any'}\n# Excludes tags: "
+            f"{', '.join(xtags) or 'none'}\n"
             f"# Descriptor expression: {shown}\n"
         )
         out.writelines(f"{name}\n" for name in files)

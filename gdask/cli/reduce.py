@@ -45,7 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--cluster",
         metavar="SPEC",
         default="threads",
-        help="where to compute: threads[:N], processes[:N], tcp://host:port, a scheduler file, slurm, pbs, ssh:hosts, FILE.yaml",
+        help=(
+            "where to compute: threads[:N], processes[:N], tcp://host:port, a scheduler file, "
+            "slurm, pbs, ssh:hosts, FILE.yaml"
+        ),
     )
     parser.add_argument(
         "--memory",
@@ -79,7 +82,8 @@ def main(argv: list[str] | None = None) -> int:
 def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.qa or args.ql:
         parser.error(
-            "--qa and --ql are not offered: gdask has one mode, science quality (sq); leave the option out"
+            "--qa and --ql are not offered: gdask has one mode, science quality (sq); leave "
+            "the option out"
         )
     if not args.files:
         taken = next(
@@ -122,7 +126,8 @@ def _calibration(text: str) -> tuple[str, str]:
     kind, colon, path = text.partition(":")
     if not colon:
         raise UsageError(
-            f"--user_cal {text}: expected KIND:FILE, such as processed_flat:S20170505S0030_flat.fits"
+            f"--user_cal {text}: expected KIND:FILE, such as "
+            "processed_flat:S20170505S0030_flat.fits"
         )
     return kind, path
 

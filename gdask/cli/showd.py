@@ -11,7 +11,7 @@ from typing import Any
 
 from gdask.cli import expand_files, parser_for, run_command, split_commas
 from gdask.instruments import DESCRIPTORS, View, view
-from gdask.instruments.rules import unknown
+from gdask.instruments.rules import unknown_descriptor
 from gdask.model import GdaskError, UsageError
 
 DESCRIPTION = """\
@@ -68,7 +68,7 @@ def show(options: argparse.Namespace) -> int:
         print(options, file=sys.stderr)
     for name in names:
         if name not in DESCRIPTORS:
-            raise UsageError(unknown(name, DESCRIPTORS))
+            raise UsageError(unknown_descriptor(name, DESCRIPTORS))
     if not options.inputs and sys.stdin is not None and sys.stdin.isatty():
         print("showd: no files given (showd --help)", file=sys.stderr)
         return 2

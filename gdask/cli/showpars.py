@@ -43,6 +43,7 @@ def _show(path: str, name: str | None) -> int:
         default = facts.get(key, parameter.default)
         layer = f" ({instrument.name})" if key in facts else ""
         print(
-            f"    {key:18} {default!s:10} {params.describe(parameter)}{layer}\n{'':8}{parameter.help}"
+            f"    {key:18} {default!s:10} "
+            f"{params.describe(parameter)}{layer}\n{'':8}{parameter.help}"
         )
     return 0

@@ -13,9 +13,11 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = parser_for(
         "verify",
-        "Check files, raw or reduced: checksums, structure, pixels, units, WCS, provenance. One line for each fault.\n"
+        "Check files, raw or reduced: checksums, structure, pixels, units, WCS, provenance. "
+        "One line for each fault.\n"
         "exit code: 0 all is well, 1 something is wrong, 2 wrong usage",
-        "  gdask verify S20170505S0095_image.fits\n  gdask verify raw\n  gdask verify @science.list",
+        "  gdask verify S20170505S0095_image.fits\n  gdask verify raw\n  gdask verify "
+        "@science.list",
     )
     parser.add_argument("files", nargs="*", help="FITS files, folders, or @FILE for a list of them")
     parser.add_argument("-q", "--quiet", action="store_true", help="print faults only")

@@ -21,13 +21,18 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from gdask.instruments import DESCRIPTORS, View, view
-from gdask.instruments.rules import parse_date, parse_time, unknown
+from gdask.instruments.rules import parse_date, parse_time, unknown_descriptor
 from gdask.model import GdaskError, UsageError
 
-MAX_LENGTH = 2000
-MAX_DEPTH = 40
-#: Relative difference up to which values count as equal, unless strict (DRAGONS' dataselect has the first two).
-TOLERANCE = {"exposure_time": 1e-2, "central_wavelength": 1e-5, "effective_wavelength": 1e-5}
+EXPRESSION_MAX_LENGTH = 2000
+EXPRESSION_MAX_DEPTH = 40
+#: Relative difference up to which values count as equal, unless strict (DRAGONS' dataselect has the
+#: first two).
+RELATIVE_TOLERANCE = {
+    "exposure_time": 1e-2,
+    "central_wavelength": 1e-5,
+    "effective_wavelength": 1e-5,
+}
 #: Descriptors that are compared by their short names, unless strict.
 SHORT_NAMES = frozenset({"filter_name", "disperser", "detector_name"})
 
@@ -110,20 +115,20 @@ class Values:
 def parse_expression(text: str, strict: bool = False) -> Expression:
     """The expression as a function of a file's values. GdaskError that points at what is not understood."""
     line = " ".join(text.splitlines()).replace("\t", " ").strip()
-    if len(line) > MAX_LENGTH:
+    if len(line) > EXPRESSION_MAX_LENGTH:
         raise UsageError(
-            f"the expression has {len(line)} characters; at most {MAX_LENGTH} are understood"
+            f"the expression has {len(line)} characters; at most {EXPRESSION_MAX_LENGTH} are understood"
         )
-    scope = _Scope(line, strict)
+    source = _ExpressionText(line, strict)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(line, mode="eval")
     except SyntaxError as error:
-        scope.refuse(_hint(line, error), (error.offset or 1) - 1)
+        source.refuse(_hint(line, error), (error.offset or 1) - 1)
     except (RecursionError, MemoryError, ValueError) as error:
         raise UsageError(f"the expression is too deeply nested, or no text: {error}") from None
-    return Expression(line, strict, _truth(tree.body, scope, 0))
+    return Expression(line, strict, _truth(tree.body, source, 0))
 
 
 def _hint(line: str, error: SyntaxError) -> str:
@@ -137,7 +142,7 @@ def _hint(line: str, error: SyntaxError) -> str:
     return (error.msg or "invalid syntax").partition(". ")[0]
 
 
-class _Scope(NamedTuple):
+class _ExpressionText(NamedTuple):
     """The text, for messages that point at a place in it, and how strictly to compare."""
 
     line: str
@@ -151,29 +156,29 @@ class _Scope(NamedTuple):
         raise UsageError(f"expression not understood: {why}\n  {self.line}\n  {' ' * where}^")
 
 
-def _truth(node: ast.expr, scope: _Scope, depth: int) -> Value:
+def _truth(node: ast.expr, source: _ExpressionText, depth: int) -> Value:
     """A part of the expression that is true or false."""
-    if depth > MAX_DEPTH:
-        scope.refuse(f"nested more than {MAX_DEPTH} deep", node)
+    if depth > EXPRESSION_MAX_DEPTH:
+        source.refuse(f"nested more than {EXPRESSION_MAX_DEPTH} deep", node)
     if isinstance(node, ast.BoolOp):
-        parts = [_truth(part, scope, depth + 1) for part in node.values]
+        parts = [_truth(part, source, depth + 1) for part in node.values]
         combine = all if isinstance(node.op, ast.And) else any
         return lambda lookup: combine(part(lookup) for part in parts)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        part = _truth(node.operand, scope, depth + 1)
+        part = _truth(node.operand, source, depth + 1)
         return lambda lookup: not part(lookup)
     if isinstance(node, ast.Compare):
-        return _comparison(node, scope, depth)
+        return _comparison(node, source, depth)
     if isinstance(node, ast.Constant) and isinstance(node.value, bool):
         return lambda lookup: node.value
     if isinstance(node, (ast.Constant, ast.Tuple, ast.List)):
-        scope.refuse("a comparison is expected here, such as exposure_time==60", node)
-    value = _value(node, scope, depth)
+        source.refuse("a comparison is expected here, such as exposure_time==60", node)
+    value = _value(node, source, depth)
 
     def truth(lookup: Lookup) -> bool:
         found = value(lookup)
         if found is not None and not isinstance(found, bool):
-            scope.refuse(
+            source.refuse(
                 f"this is {found!r}, neither true nor false; compare it with something", node
             )
         return bool(found)
@@ -181,31 +186,33 @@ def _truth(node: ast.expr, scope: _Scope, depth: int) -> Value:
     return truth
 
 
-def _comparison(node: ast.Compare, scope: _Scope, depth: int) -> Value:
+def _comparison(node: ast.Compare, source: _ExpressionText, depth: int) -> Value:
     """`a < b <= c`, `a in (b, c)`: true if every neighbouring pair compares."""
     operands = [node.left, *node.comparators]
     names = [one.id for one in operands if isinstance(one, ast.Name)]
-    convert = next((_TIMES[name] for name in names if name in _TIMES), None)
+    convert = next((_TIME_CONVERTERS[name] for name in names if name in _TIME_CONVERTERS), None)
     tolerance = (
-        0.0 if scope.strict else max((TOLERANCE.get(name, 0.0) for name in names), default=0.0)
+        0.0
+        if source.strict
+        else max((RELATIVE_TOLERANCE.get(name, 0.0) for name in names), default=0.0)
     )
     for op, right in zip(node.ops, node.comparators):
         if isinstance(op, (ast.Is, ast.IsNot)):
-            scope.refuse("use == and != instead of 'is'", node)
+            source.refuse("use == and != instead of 'is'", node)
         if isinstance(op, (ast.In, ast.NotIn)) and not isinstance(
             right, (ast.Tuple, ast.List, ast.Name)
         ):
-            scope.refuse("a list is expected after 'in', such as ('H', 'Kshort')", right)
-    values = [_value(one, scope, depth + 1, convert) for one in operands]
+            source.refuse("a list is expected after 'in', such as ('H', 'Kshort')", right)
+    values = [_value(one, source, depth + 1, convert) for one in operands]
 
     def compare(lookup: Lookup) -> bool:
         found = [value(lookup) for value in values]
         for op, left, right, at in zip(node.ops, found, found[1:], operands[1:]):
             try:
-                if not holds(op, left, right, tolerance):
+                if not comparison_holds(op, left, right, tolerance):
                     return False
             except TypeError:
-                scope.refuse(
+                source.refuse(
                     f"{left!r} cannot be compared with {right!r}"
                     f"{' (text needs quotes, numbers none)' if not convert else ''}",
                     at,
@@ -216,32 +223,32 @@ def _comparison(node: ast.Compare, scope: _Scope, depth: int) -> Value:
 
 
 def _value(
-    node: ast.expr, scope: _Scope, depth: int, convert: Callable[[str], Any] | None = None
+    node: ast.expr, source: _ExpressionText, depth: int, convert: Callable[[str], Any] | None = None
 ) -> Value:
     """A descriptor, a literal or a list of them. Literals beside a time or date are converted here."""
-    if depth > MAX_DEPTH:
-        scope.refuse(f"nested more than {MAX_DEPTH} deep", node)
+    if depth > EXPRESSION_MAX_DEPTH:
+        source.refuse(f"nested more than {EXPRESSION_MAX_DEPTH} deep", node)
     if isinstance(node, ast.Name):
-        return _name(node, scope)
+        return _name(node, source)
     if isinstance(node, (ast.Tuple, ast.List)):
-        parts = [_value(part, scope, depth + 1, convert) for part in node.elts]
+        parts = [_value(part, source, depth + 1, convert) for part in node.elts]
         return lambda lookup: [part(lookup) for part in parts]
-    literal = _literal(node, scope)
+    literal = _literal(node, source)
     if convert is not None and isinstance(literal, str):
         literal = convert(literal)
         if literal is None:
-            scope.refuse(f"this is not {convert.__doc__}", node)
+            source.refuse(f"this is not {convert.__doc__}", node)
     return lambda lookup: literal
 
 
-def _name(node: ast.Name, scope: _Scope) -> Value:
+def _name(node: ast.Name, source: _ExpressionText) -> Value:
     name = node.id
     if name not in DESCRIPTORS and name != "tags":
-        scope.refuse(unknown(name, [*DESCRIPTORS, "tags"]), node)
+        source.refuse(unknown_descriptor(name, [*DESCRIPTORS, "tags"]), node)
     return lambda lookup: lookup[name]
 
 
-def _literal(node: ast.expr, scope: _Scope) -> Any:
+def _literal(node: ast.expr, source: _ExpressionText) -> Any:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
         number = node.operand.value if isinstance(node.operand, ast.Constant) else None
         if isinstance(number, (int, float)) and not isinstance(number, bool):
@@ -256,8 +263,9 @@ def _literal(node: ast.expr, scope: _Scope) -> Any:
         ast.BinOp: "arithmetic",
         ast.Subscript: "'[...]'",
     }
-    scope.refuse(
-        f"{kind.get(type(node), type(node).__name__)} is not allowed; use descriptors, comparisons, "
+    source.refuse(
+        f"{kind.get(type(node), type(node).__name__)} is not allowed; use descriptors, "
+        "comparisons, "
         "and, or, not, in",
         node,
     )
@@ -280,7 +288,7 @@ def _as_time(text: str) -> dt.time | None:
     return parse_time(text.strip())
 
 
-_TIMES: dict[str, Callable[[str], Any]] = {
+_TIME_CONVERTERS: dict[str, Callable[[str], Any]] = {
     "ut_datetime": _as_datetime,
     "ut_date": _as_date,
     "ut_time": _as_time,
@@ -290,63 +298,72 @@ _TIMES: dict[str, Callable[[str], Any]] = {
 
 # How values compare
 
-_ORDER = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge}
+_ORDER_OPERATORS = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
 
 
-def holds(op: ast.cmpop, left: Any, right: Any, tolerance: float) -> bool:
+def comparison_holds(op: ast.cmpop, left: Any, right: Any, tolerance: float) -> bool:
     """One comparison of two values. TypeError if they are of kinds that do not compare."""
     if isinstance(op, (ast.In, ast.NotIn)):
-        return _within(left, right, tolerance) is isinstance(op, ast.In)
+        return _is_in(left, right, tolerance) is isinstance(op, ast.In)
     if isinstance(op, (ast.Eq, ast.NotEq)):
-        return _equal(left, right, tolerance) is isinstance(op, ast.Eq)
-    return _ordered(_ORDER[type(op)], left, right)
+        return _values_equal(left, right, tolerance) is isinstance(op, ast.Eq)
+    return _in_order(_ORDER_OPERATORS[type(op)], left, right)
 
 
-def _equal(left: Any, right: Any, tolerance: float) -> bool:
-    if isinstance(left, list) and _nested(left) > _nested(right):
-        return bool(left) and all(_equal(one, right, tolerance) for one in left)
-    if isinstance(right, list) and _nested(right) > _nested(left):
-        return _equal(right, left, tolerance)
+def _values_equal(left: Any, right: Any, tolerance: float) -> bool:
+    if isinstance(left, list) and _nesting_depth(left) > _nesting_depth(right):
+        return bool(left) and all(_values_equal(one, right, tolerance) for one in left)
+    if isinstance(right, list) and _nesting_depth(right) > _nesting_depth(left):
+        return _values_equal(right, left, tolerance)
     if isinstance(left, list):
-        return len(left) == len(right) and all(_equal(a, b, tolerance) for a, b in zip(left, right))
+        return len(left) == len(right) and all(
+            _values_equal(a, b, tolerance) for a, b in zip(left, right)
+        )
     if left is None or right is None:
         return left is right
-    if _kind(left) != _kind(right):
+    if _comparable_type(left) != _comparable_type(right):
         raise TypeError
     if isinstance(left, (int, float)):
         return abs(left - right) <= tolerance * max(abs(left), abs(right))
     return left == right
 
 
-def _ordered(compare: Callable[[Any, Any], bool], left: Any, right: Any) -> bool:
+def _in_order(compare: Callable[[Any, Any], bool], left: Any, right: Any) -> bool:
     for values, flipped in ((left, False), (right, True)):
         if isinstance(values, list):
             return bool(values) and all(
-                _ordered(compare, left, one) if flipped else _ordered(compare, one, right)
+                _in_order(compare, left, one) if flipped else _in_order(compare, one, right)
                 for one in values
             )
     if left is None or right is None:
         return False
-    if _kind(left) != _kind(right):
+    if _comparable_type(left) != _comparable_type(right):
         raise TypeError
     return compare(left, right)
 
 
-def _within(left: Any, right: Any, tolerance: float) -> bool:
+def _is_in(left: Any, right: Any, tolerance: float) -> bool:
     if right is None:
         return False
     if isinstance(right, str) and isinstance(left, str):
         return left in right
     if not isinstance(right, (list, frozenset)):
         raise TypeError
-    if isinstance(left, list) and _nested(left) >= _nested(right := list(right)):
-        return bool(left) and all(_within(one, right, tolerance) for one in left)
-    return any(_equal(left, one, tolerance) for one in right)
+    if isinstance(left, list) and _nesting_depth(left) >= _nesting_depth(right := list(right)):
+        return bool(left) and all(_is_in(one, right, tolerance) for one in left)
+    return any(_values_equal(left, one, tolerance) for one in right)
 
 
-def _nested(value: Any) -> int:
-    return 1 + max((_nested(one) for one in value), default=0) if isinstance(value, list) else 0
+def _nesting_depth(value: Any) -> int:
+    return (
+        1 + max((_nesting_depth(one) for one in value), default=0) if isinstance(value, list) else 0
+    )
 
 
-def _kind(value: Any) -> type:
+def _comparable_type(value: Any) -> type:
     return float if isinstance(value, (bool, int, float)) else type(value)

@@ -136,7 +136,7 @@ def _on_cluster(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Se
     """On the workers of a client. Where they die over a task: again with half as many at a time, as often as that goes."""
     from distributed import KilledWorker
 
-    from gdask.cluster.watch import Fewer, fewer
+    from gdask.cluster.watch import TaskLimit, halve_task_limit
 
     threads = at_once = settings().threads
     projection = memory.fit(tasks, memory.budget(), threads, text, fixed=True)[1]
@@ -148,7 +148,7 @@ def _on_cluster(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Se
                 with _losses_named(text):
                     return _once(client, tasks, keys, text)
             except KilledWorker as error:
-                at_once = fewer(client, at_once)
+                at_once = halve_task_limit(client, at_once)
                 if not at_once:
                     raise GdaskError(_died(client, text, error, begun, projection)) from None
                 log.warning(
@@ -161,20 +161,20 @@ def _on_cluster(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Se
     finally:
         if at_once < threads:
             with suppress(Exception):  # the scheduler may be gone, and the plugin with it
-                client.unregister_worker_plugin(Fewer.name)
+                client.unregister_worker_plugin(TaskLimit.name)
 
 
 def _once(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Sequence[Any]:
     from dask.core import flatten
     from distributed import KilledWorker, as_completed
 
-    from gdask.cluster.watch import Watch
+    from gdask.cluster.watch import WorkerWatch
 
     packed = client.get(tasks, keys, sync=False)
     futures = list(flatten(packed))
     with meter(text, settings().dashboard) as display:
         patience, wait = settings().patience, settings().wait
-        watch = Watch(client, display.show, lambda: client.cancel(futures), patience, wait)
+        watch = WorkerWatch(client, display.show, lambda: client.cancel(futures), patience, wait)
         try:
             with watch:
                 for number, done in enumerate(as_completed(futures), 1):

@@ -11,7 +11,7 @@ import numpy as np
 from astropy.io import fits
 
 from gdask.instruments import View, view
-from gdask.instruments.rules import COMPANIONS
+from gdask.instruments.rules import COMPANION_EXTENSIONS
 from gdask.io.checksum import wrong_sums
 from gdask.io.headers import BLOCK, Unit, each_unit, is_tiled, open_stream
 from gdask.io.read import Plane, read_layout, read_window
@@ -155,7 +155,7 @@ def _companions(units: Sequence[Unit]) -> Found:
     arrays = groups.get("SCI", [])
     if not arrays and not any(_is_image(unit) or unit.header.get("NAXIS") for unit in units):
         yield "", "no image extension; SCI arrays were expected"
-    for name in sorted(COMPANIONS & set(groups)):
+    for name in sorted(COMPANION_EXTENSIONS & set(groups)):
         if arrays and len(groups[name]) != len(arrays):
             yield (
                 name,

@@ -58,7 +58,7 @@ def pipe(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
 
 
-# typewalk -----------------------------------------------------------------------------------------------------------
+# typewalk
 
 
 def test_typewalk(night: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +110,7 @@ def test_typewalk_names_what_it_cannot_read(
     assert typewalk.main(["-f", "("]) == 2
 
 
-# dataselect and showd -----------------------------------------------------------------------------------------------
+# dataselect and showd
 
 
 def test_dataselect(night: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,7 +221,7 @@ def test_lists(night: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert expand_files(["a.fits"], stdin=True) == ["a.fits"]
 
 
-# gdask --------------------------------------------------------------------------------------------------------------
+# gdask
 
 
 def test_gdask(night: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -242,7 +242,8 @@ def test_commands_end_quietly_and_load_little(night: Path) -> None:
     code = (
         "import sys; from gdask.cli import main; import gdask.cli.showd, gdask.cli.dataselect; "
         "code = main(['typewalk', '-d', 'raw']); "
-        "heavy = {'dask', 'xarray', 'numba', 'scipy', 'sqlalchemy', 'matplotlib'} & set(sys.modules); "
+        "heavy = {'dask', 'xarray', 'numba', 'scipy', 'sqlalchemy', 'matplotlib'} & "
+        "set(sys.modules); "
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )
     with subprocess.Popen(
@@ -254,7 +255,7 @@ def test_commands_end_quietly_and_load_little(night: Path) -> None:
     assert started.returncode == 0
 
 
-# Listings of the field's own commands ---------------------------------------------------------------------------------
+# Listings of the field's own commands
 
 
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="no sample data at hand")

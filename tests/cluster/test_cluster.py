@@ -123,7 +123,8 @@ def test_functions_of_a_users_file_reach_worker_processes(tmp_path: Path) -> Non
 
     path = tmp_path / "mine.py"
     path.write_text(
-        "def plus(block, amount):\n    return shifted(block) + amount\n\n\ndef shifted(block):\n    return block + 1\n"
+        "def plus(block, amount):\n    return shifted(block) + amount\n\n\ndef "
+        "shifted(block):\n    return block + 1\n"
     )
     module = load_file(str(path))
     path.unlink()  # the workers have nothing to import it from

@@ -72,7 +72,7 @@ def hang(block: np.ndarray) -> np.ndarray:
 NUMBERS, EMPTY = da.arange(4, chunks=2), np.empty(0, int)
 
 
-# Workers that stand still -------------------------------------------------------------------------------------------
+# Workers that stand still
 
 
 def test_a_worker_that_stands_still_is_replaced(
@@ -120,13 +120,16 @@ def test_a_run_without_workers_ends_in_one_line(
             threading.Timer(1.0, cluster.scale, (0,)).start()
             with pytest.raises(
                 GdaskError,
-                match="phase 5: a test: no worker has been there for 3 s; the same command again goes on",
+                match=(
+                    "phase 5: a test: no worker has been there for 3 s; the same command again "
+                    "goes on"
+                ),
             ) as caught:
                 compute([NUMBERS.map_blocks(rest, dtype=int, meta=EMPTY)], "phase 5: a test")
     assert "\n" not in str(caught.value)
 
 
-# Memory -------------------------------------------------------------------------------------------------------------
+# Memory
 
 
 @pytest.mark.slow
@@ -167,7 +170,7 @@ def test_a_task_that_never_fits_is_reported_with_phase_and_numbers(
     assert "also with one task at a time" in said and "--memory" in said and "\n" not in said
 
 
-# Disks --------------------------------------------------------------------------------------------------------------
+# Disks
 
 
 @pytest.mark.slow
@@ -196,7 +199,7 @@ def test_a_disk_that_fills(calibrated: Path, reduced: Path, night: object, where
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-# Networks -----------------------------------------------------------------------------------------------------------
+# Networks
 
 #: `ssh HOST COMMAND` where a host is a network namespace of this machine.
 SSH = """#!/usr/bin/env bash
@@ -259,9 +262,8 @@ def test_a_host_that_is_cut_off(
     (tmp_path / "ssh").chmod(0o755)
     with hosts() as names:
         Path("hosts.yaml").write_text(
-            f"like: ssh\nhosts: {names}\nhost: 10.99.0.1\ncommand: {tmp_path / 'ssh'}\npython: {sys.executable}\n".replace(
-                "'", ""
-            )
+            f"like: ssh\nhosts: {names}\nhost: 10.99.0.1\ncommand: {tmp_path / 'ssh'}\npython: "
+            f"{sys.executable}\n".replace("'", "")
         )
         running = command(night, "hosts.yaml")
         wait_for(phase, running, 1.0)

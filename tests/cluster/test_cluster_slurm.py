@@ -20,7 +20,8 @@ pytestmark = pytest.mark.skipif(bool(slurm_node.missing()), reason=f"SLURM: {slu
 BIN = Path(sys.executable).parent
 PARAMETERS = ["-p", "prepare:bad_wcs=fix", "skyCorrect:offset_sky=False"]
 
-#: The default recipe with a task, in the phase that ends at the given call, that never ends the first time it is run.
+#: The default recipe with a task, in the phase that ends at the given call, that never ends the
+#: first time it is run.
 STUCK = '''
 import os
 import time
@@ -216,5 +217,6 @@ def test_worker_jobs_that_reach_their_wall_time_are_replaced(
 def profile(folder: Path, jobs: int = 2, walltime: str = "00:20:00") -> None:
     (folder / "mine.yaml").write_text(
         f"like: slurm\njobs: {jobs}\nadaptive: false\nwait: 60\n"
-        f"options: {{cores: 1, processes: 1, memory: 3GiB, interface: lo, walltime: '{walltime}', log_directory: '{folder}'}}\n"
+        f"options: {{cores: 1, processes: 1, memory: 3GiB, interface: lo, walltime: "
+        f"'{walltime}', log_directory: '{folder}'}}\n"
     )

@@ -57,7 +57,7 @@ def scheduler() -> Iterator[LocalCluster]:
         yield cluster
 
 
-# Profiles -----------------------------------------------------------------------------------------------------------
+# Profiles
 
 
 def test_specs_of_hosts_and_batch_systems() -> None:
@@ -149,7 +149,7 @@ def test_workers_leave_before_the_wall_time(walltime: str, options: list[str]) -
     assert lifetime(walltime) == options
 
 
-# Checks of workers --------------------------------------------------------------------------------------------------
+# Checks of workers
 
 
 def test_a_worker_with_another_version_is_refused(
@@ -181,8 +181,8 @@ def test_a_worker_that_sees_other_files_is_refused(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         checks,
-        "same_file",
-        lambda path, text, real=checks.same_file: real(path + ".elsewhere", text),
+        "shared_file_problem",
+        lambda path, text, real=checks.shared_file_problem: real(path + ".elsewhere", text),
     )
     with (
         pytest.raises(
@@ -193,7 +193,7 @@ def test_a_worker_that_sees_other_files_is_refused(
         pass
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "token").write_text("another")
-    assert "sees another folder" in checks.same_file.__defaults__[0](
+    assert "sees another folder" in checks.shared_file_problem.__defaults__[0](
         str(tmp_path / "token"), "this"
     )
 
@@ -239,7 +239,7 @@ def test_threads_and_scratch_of_workers_are_remarked(
     from gdask.cluster import checks
 
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
-    monkeypatch.setattr(checks, "SCRATCH", 1e18)
+    monkeypatch.setattr(checks, "SCRATCH_MIN_FREE_BYTES", 1e18)
     with connect(scheduler.scheduler_address):
         pass
     assert (
@@ -283,7 +283,8 @@ def test_a_scheduler_without_workers(tmp_path: Path) -> None:
 
 def test_certificates_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text(
-        "kind: scheduler\naddress: tls://127.0.0.1:9\ntls: {ca: no.pem, cert: no.pem, key: no.pem}\n"
+        "kind: scheduler\naddress: tls://127.0.0.1:9\ntls: {ca: no.pem, cert: no.pem, key: "
+        "no.pem}\n"
     )
     with (
         pytest.raises(GdaskError, match=r"no\.pem: no such file"),
@@ -294,9 +295,12 @@ def test_certificates_that_are_not_there(tmp_path: Path) -> None:
         pass
 
 
-# ssh ----------------------------------------------------------------------------------------------------------------
+# ssh
 
-SSH = 'while [[ $1 == -* ]]; do [[ $1 == -o ]] && shift; shift; done; echo "$1" >> ../hosts; shift; exec bash -c "$1"'
+SSH = (
+    'while [[ $1 == -* ]]; do [[ $1 == -o ]] && shift; shift; done; echo "$1" >> ../hosts; '
+    'shift; exec bash -c "$1"'
+)
 
 
 def test_workers_over_ssh(commands: Path, tmp_path: Path) -> None:
@@ -326,7 +330,7 @@ def test_a_host_that_cannot_be_reached_is_named(commands: Path, tmp_path: Path) 
         pass
 
 
-# Batch systems ------------------------------------------------------------------------------------------------------
+# Batch systems
 
 
 def test_without_the_batch_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -458,12 +462,14 @@ def test_only_a_job_whose_command_was_stopped_goes_into_the_queue_again(
     stand_in(
         commands,
         "python",
-        'trap "exit 0" TERM; while [[ $1 != --scheduler-file ]]; do shift; done; echo there > "$2"; while true; do sleep 0.1; done',
+        'trap "exit 0" TERM; while [[ $1 != --scheduler-file ]]; do shift; done; echo there > '
+        '"$2"; while true; do sleep 0.1; done',
     )
     stand_in(
         commands,
         "work",
-        f"until [ -e working ]; do sleep 0.1; done; touch begun; {'exec sleep 60' if code is None else f'exit {code}'}",
+        "until [ -e working ]; do sleep 0.1; done; touch begun; "
+        f"{'exec sleep 60' if code is None else f'exit {code}'}",
     )
     environment = dict(os.environ) | {"SLURM_JOB_ID": "1", "GDASK_PYTHON": "python"}
     job = subprocess.Popen(
@@ -482,7 +488,7 @@ def test_only_a_job_whose_command_was_stopped_goes_into_the_queue_again(
     assert Path("../requeued").exists() == said
 
 
-# Good citizens ------------------------------------------------------------------------------------------------------
+# Good citizens
 
 
 def test_workers_come_with_the_work_live_as_long_and_keep_their_files_where_the_profile_says(
@@ -491,7 +497,8 @@ def test_workers_come_with_the_work_live_as_long_and_keep_their_files_where_the_
     """`adaptive`, `lifetime` with its stagger, and `scratch` of a profile."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.yaml").write_text(
-        f"kind: processes\nworkers: 2\nadaptive: true\nlifetime: 2 hours\nlifetime_stagger: 10 minutes\nscratch: {tmp_path}/own\n"
+        "kind: processes\nworkers: 2\nadaptive: true\nlifetime: 2 hours\nlifetime_stagger: 10 "
+        f"minutes\nscratch: {tmp_path}/own\n"
     )
     with connect(str(tmp_path / "p.yaml")) as client:
         assert len(client.scheduler_info(n_workers=-1)["workers"]) == 1

@@ -156,7 +156,7 @@ def f2(ext: dict | None = None, **phu: object) -> Headers:
     return Headers(header({**F2, **phu}), (header(common),))
 
 
-# Tags ---------------------------------------------------------------------------------------------------------------
+# Tags
 
 BASE = {"GEMINI", "SOUTH", "RAW", "UNPREPARED", "SIDEREAL"}
 LAMP = {"GCALLAMP": "IRhigh", "OBSTYPE": "FLAT", "OBJECT": "GCALflat", "OBSCLASS": "dayCal"}
@@ -321,7 +321,7 @@ def test_a_set_of_tags_falls_as_a_whole() -> None:
     }
 
 
-# Descriptors --------------------------------------------------------------------------------------------------------
+# Descriptors
 
 
 def test_gsaoi_numbers() -> None:
@@ -701,7 +701,8 @@ def test_a_frame_is_a_source() -> None:
 def test_a_third_instrument(tmp_path: Path) -> None:
     facts = tmp_path / "third.toml"
     facts.write_text(
-        'name = "THIRD"\ninstrume = ["Old3"]\n[filters]\nred = 0.7\n[steps.stack_frames]\nmethod = "median"\n'
+        'name = "THIRD"\ninstrume = ["Old3"]\n[filters]\nred = '
+        '0.7\n[steps.stack_frames]\nmethod = "median"\n'
     )
     module = ModuleType("third")
     module.TAGS = {"kind": lambda v: tagset("IMAGE") if v.get("MIRROR") == "IN" else None}
@@ -725,7 +726,7 @@ def test_a_third_instrument(tmp_path: Path) -> None:
             instruments._BY_INSTRUME.pop(name)
 
 
-# Reading headers ----------------------------------------------------------------------------------------------------
+# Reading headers
 
 
 @pytest.fixture
@@ -809,7 +810,8 @@ def test_unreadable_files_are_named(mef: Path, tmp_path: Path) -> None:
     [
         ("OBJECT  = 'never closed", "OBJECT", "never closed"),
         (
-            "OBSERVER= 'a name that is far too long and so goes on and on up to the end of the card of x",
+            "OBSERVER= 'a name that is far too long and so goes on and on up to the end of the "
+            "card of x",
             "OBSERVER",
             "a name",
         ),
@@ -852,7 +854,7 @@ def test_duplicated_blank_and_foreign_cards(mef: Path) -> None:
     assert any("BAD KEY" in text for text in phu["COMMENT"])
 
 
-# Real headers -------------------------------------------------------------------------------------------------------
+# Real headers
 
 
 def dumped(path: Path) -> Headers:
@@ -883,7 +885,8 @@ def test_real_headers() -> None:
                 assert key not in instruments.DESCRIPTORS
                 continue
             got = found[key] if key in found else as_json(seen(key))
-            # apparent place to ICRS: to 1e-12 of a degree; all else to the last digit, types and signs of zero included
+            # apparent place to ICRS: to 1e-12 of a degree; all else to the last digit, types and
+            # signs of zero included
             place = key in ("ra", "dec", "wcs_ra", "wcs_dec")
             same = (
                 got == pytest.approx(value, abs=1e-12)
