@@ -1,4 +1,7 @@
-"""The calibration service from Python: `caldb = cal_service.set_local_database(); caldb.init(); caldb.add_cal(path)`."""
+"""The calibration service from Python.
+
+`caldb = cal_service.set_local_database(); caldb.init(); caldb.add_cal(path)`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from gdask.caldb.association import (
     Database,
     config_file,
     database_at,
-    only_database,
     open_databases,
     sqlite_path,
 )
@@ -30,7 +32,7 @@ class Entry(NamedTuple):
 
 
 class LocalDB:
-    """A calibration database that the user manages: the methods that the field's scripts use, and nothing else."""
+    """A calibration database that the user manages: the methods that the field's scripts use."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -49,7 +51,10 @@ class LocalDB:
         return config_text()
 
     def init(self, wipe: bool = False) -> None:
-        """Make the database if it does not exist; `wipe=True` forgets every entry (files stay on disk)."""
+        """Make the database if it does not exist; `wipe=True` deletes every entry.
+
+        The calibration files stay on disk.
+        """
         from gdask.caldb.database import init
 
         init(self.database, wipe)
@@ -61,7 +66,10 @@ class LocalDB:
         add(self.database, path)
 
     def add_directory(self, path: str | os.PathLike[str], walk: bool = False) -> list[str]:
-        """Register the calibrations in a folder (`walk`: in those below, too). Returns their paths; others are skipped."""
+        """Register the calibrations in a folder; returns their paths. Other files are skipped.
+
+        With `walk`, those in the folders below, too.
+        """
         added = []
         for file in fits_files(path, walk):
             try:
@@ -72,7 +80,10 @@ class LocalDB:
         return added
 
     def remove_cal(self, name: str | os.PathLike[str]) -> None:
-        """Forget a calibration by file name (its folder is ignored); GdaskError if there is none of that name."""
+        """Delete the entry of a calibration by file name (its folder is ignored).
+
+        Raises GdaskError if there is none of that name.
+        """
         from gdask.caldb.database import remove
 
         if not remove(self.database, os.fspath(name)):
@@ -91,12 +102,31 @@ class LocalDB:
 
 
 def set_local_database(path: str | os.PathLike[str] | None = None) -> LocalDB:
-    """The calibration database at a path or postgresql:// URL, by default the configured one (./cal_manager.db if none)."""
+    """The calibration database at a path or postgresql:// URL.
+
+    By default it is the configured one, ./cal_manager.db without a configuration.
+    """
     return LocalDB(database_at(path) if path is not None else only_database(open_databases()))
 
 
+def only_database(databases: tuple[Database, ...]) -> Database:
+    """The one database that `caldb init`, `add` and `remove` act on.
+
+    It is the only one, or the only one with 'store'. Raises GdaskError where there is no such one.
+    """
+    local = [database for database in databases if database.url]
+    choices = local if len(local) == 1 else [database for database in local if database.store]
+    if len(choices) == 1:
+        return choices[0]
+    names = ", ".join(database.name for database in local) or "none"
+    raise GdaskError(
+        f"calibration databases configured: {names}; exactly one is needed here: name it with "
+        "--database"
+    )
+
+
 def fits_files(folder: str | os.PathLike[str], walk: bool = False) -> list[Path]:
-    """The FITS files in a folder, by name."""
+    """The FITS files in a folder, sorted by path; with `walk`, those below it, too."""
     pattern = "**/*" if walk else "*"
     return sorted(
         path
@@ -106,7 +136,7 @@ def fits_files(folder: str | os.PathLike[str], walk: bool = False) -> list[Path]
 
 
 def config_text(config: str | os.PathLike[str] | None = None) -> str:
-    """What `caldb config` prints: the file in force and every database with its kind, flags and state."""
+    """What `caldb config` prints: the file in force and every database with its flags and state."""
     path = config_file(config)
     origin = (
         path

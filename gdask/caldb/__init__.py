@@ -1,7 +1,10 @@
-"""The calibration store: where calibrations are registered (SQLite or PostgreSQL), and which one fits a frame and why.
+"""The calibration store: where calibrations are registered, and which one fits a frame and why.
 
-association: the databases that are asked and which calibration fits (rules.toml has the rules, by instrument and type).
-database: what is known of a file, and the tables.  report: an association in words.  copies: under ./calibrations/.
+association: which databases are asked, and which calibration fits (rules.toml holds the rules,
+by instrument and type of calibration).
+database: what is known of a file, and the tables in SQLite or PostgreSQL.
+report: an association in words.
+copies: copies of calibrations under ./calibrations/.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Which calibration fits a frame: the databases that are asked, the rules as data (rules.toml), the ranking.
+"""Which calibration fits a frame: databases, rules as data (rules.toml), and a ranking.
 
-Databases: the lines `databases` in section [calibs] of ~/.dragons/dragonsrc, or ./cal_manager.db. The result is a ranking
-of what is registered, with every rule's verdict.
+Databases are the lines `databases` in section [calibs] of ~/.dragons/dragonsrc, or
+./cal_manager.db. The ranking of what is registered keeps the verdict of every rule.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ DEFAULT_CONFIG = "~/.dragons/dragonsrc"
 
 
 class Database(NamedTuple):
-    """One place where calibrations are registered. A remote service has an empty url: it is listed, never asked."""
+    """One place where calibrations are registered.
+
+    A remote service has an empty url: it is listed and never asked.
+    """
 
     name: str  # to show: the path as the user wrote it, or the URL without its password
     url: str  # SQLAlchemy's URL, password included
@@ -41,9 +44,10 @@ class Database(NamedTuple):
 
 
 def config_file(config: str | os.PathLike[str] | None = None) -> Path | None:
-    """The configuration file in force: the one given, else $DRAGONSRC, else ~/.dragons/dragonsrc, else None.
+    """The configuration file in force, None if there is none.
 
-    A file that the user named but that is not there is a GdaskError; the absence of the default file is not.
+    It is the one given, else $DRAGONSRC, else ~/.dragons/dragonsrc. Raises GdaskError where the
+    user named a file that does not exist; the default file may be absent.
     """
     named = config if config is not None else os.environ.get("DRAGONSRC") or None
     path = Path(named if named is not None else DEFAULT_CONFIG).expanduser()
@@ -58,7 +62,7 @@ def config_file(config: str | os.PathLike[str] | None = None) -> Path | None:
 
 
 def database_lines(path: Path) -> tuple[str, ...]:
-    """The non-empty lines of `databases` (formerly `database_dir`) in section [calibs] of a configuration file."""
+    """The non-empty lines of `databases` (formerly `database_dir`) in section [calibs]."""
     parser = configparser.ConfigParser(interpolation=None)  # a URL may hold %-escapes
     try:
         parser.read_string(path.read_text(encoding="utf-8"), source=str(path))
@@ -129,34 +133,22 @@ def _parse_line(line: str, source: Path) -> Database:
 
 
 def _is_host(place: str) -> bool:
-    """Whether a bare word is a remote host (archive.gemini.edu), as the field's configuration files have it."""
+    """Whether a bare word is a remote host, as in the field's files (archive.gemini.edu)."""
     path = Path(place).expanduser()
     return not (path.exists() or "/" in place or path.suffix in {"", ".db", ".sqlite", ".sqlite3"})
 
 
 def open_databases(config: str | os.PathLike[str] | None = None) -> tuple[Database, ...]:
-    """The calibration databases in the order in which they are asked. Nothing is created or connected to here.
+    """The calibration databases in the order in which they are asked.
 
-    Without a configuration (or without databases in it): cal_manager.db in the working folder, get and store.
+    Without a configuration (or without databases in it): cal_manager.db in the working folder, get
+    and store. Nothing is created or connected to here.
     """
     path = config_file(config)
     found = (
         tuple(_parse_line(line, path) for line in database_lines(path)) if path is not None else ()
     )
     return found or (database_at(DEFAULT_NAME),)
-
-
-def only_database(databases: tuple[Database, ...]) -> Database:
-    """The one database that `caldb init`, `add` and `remove` act on: the only one, or the only one with 'store'."""
-    local = [database for database in databases if database.url]
-    choices = local if len(local) == 1 else [database for database in local if database.store]
-    if len(choices) == 1:
-        return choices[0]
-    names = ", ".join(database.name for database in local) or "none"
-    raise GdaskError(
-        f"calibration databases configured: {names}; exactly one is needed here: name it with "
-        "--database"
-    )
 
 
 def sqlite_path(database: Database) -> Path | None:
@@ -167,9 +159,10 @@ def sqlite_path(database: Database) -> Path | None:
 
 #: One file as the store knows it: {column: value}, None where unknown.
 Row = dict[str, Any]
-NUMBER_TOLERANCE = (
-    0.01  # numbers closer than this are the same: headers round exposure times (60.001 s, 60.002 s)
-)
+#: Section and shape of each array of a file, by its name or number.
+_Sections = dict[str, tuple[list[int] | None, list[int] | None]]
+#: Numbers closer than this are the same: headers round exposure times (60.001 s, 60.002 s).
+NUMBER_TOLERANCE = 0.01
 
 
 class TypeRules(NamedTuple):
@@ -208,13 +201,11 @@ class Candidate(NamedTuple):
     @property
     def failed(self) -> tuple[RuleVerdict, ...]:
         """The rules that rule it out."""
-        return tuple(
-            verdict for verdict in self.verdicts if verdict.required and not verdict.passed
-        )
+        return tuple(one for one in self.verdicts if one.required and not one.passed)
 
 
 class Association(NamedTuple):
-    """The answer: the path of the calibration to use (None if none fits) and the ranking that led to it."""
+    """The path of the calibration to use (None if none fits), and the ranking behind it."""
 
     frame: str
     instrument: str
@@ -232,10 +223,11 @@ def associate(
     databases: Sequence[Database],
     rules: TypeRules | None = None,
 ) -> Association:
-    """Find the calibration of a type ('processed_flat', 'flat' ...) for a frame, given by path, Headers or Frame.
+    """Find the calibration of a type ('processed_flat', 'flat' ...) for a frame.
 
-    Databases are asked in order; the first with a fitting calibration wins. Within one: most preferences met, nearest
-    in time, the later one, name. A calibration that is gone or changed on disk is not chosen. Only headers are read.
+    The first database with a fitting calibration wins. Within one: most preferences met, nearest in
+    time, the later one, name. A calibration that is gone or changed on disk is not chosen. Only
+    headers are read.
     """
     from gdask.caldb.database import caltype_name, describe, rows
     from gdask.instruments import view
@@ -273,18 +265,10 @@ def rank_calibrations(
     frame: Row, found: Iterable[tuple[int, str, Row]], rules: TypeRules
 ) -> tuple[Candidate, ...]:
     """Apply the rules to calibrations given as (order of database, its name, row), best first."""
-    candidates = [
-        Candidate(
-            row["path"],
-            row["name"],
-            database,
-            order,
-            _days(frame, row),
-            judge_calibration(frame, row, rules),
-            row,
-        )
-        for order, database, row in found
-    ]
+    candidates = []
+    for order, database, row in found:
+        days, verdicts = _days(frame, row), judge_calibration(frame, row, rules)
+        candidates.append(Candidate(row["path"], row["name"], database, order, days, verdicts, row))
     return tuple(sorted(candidates, key=_ranking_key))
 
 
@@ -303,7 +287,10 @@ def judge_calibration(frame: Row, row: Row, rules: TypeRules) -> tuple[RuleVerdi
 
 
 def check_files(ranking: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Look at the files of the candidates that fit, rank those that are gone or changed last, drop second copies."""
+    """Look at the files of the candidates that fit.
+
+    Those that are gone or changed are ranked last, second copies of a file are dropped.
+    """
     from gdask.caldb.database import file_problem
 
     checked, seen = [], set()
@@ -321,7 +308,7 @@ def check_files(ranking: Sequence[Candidate]) -> tuple[Candidate, ...]:
 
 
 def needed_types(tags: Iterable[str], rules_by_type: Mapping[str, TypeRules]) -> tuple[str, ...]:
-    """The types of calibration that a frame with these tags can need, by the rules of its instrument."""
+    """The types of calibration that a frame with these tags can need."""
     have = set(tags)
     return tuple(
         caltype
@@ -333,7 +320,7 @@ def needed_types(tags: Iterable[str], rules_by_type: Mapping[str, TypeRules]) ->
 
 
 def rules_for(source: Headers | Frame | str | os.PathLike[str]) -> dict[str, TypeRules]:
-    """The rules by type of calibration for a frame's instrument: the shipped ones, then those in its own facts."""
+    """The rules for a frame's instrument by type of calibration: its own facts, else the shipped."""
     from gdask.instruments import instrument_of
 
     instrument = instrument_of(source)
@@ -364,7 +351,7 @@ def _shipped_rules() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def _ranking_key(candidate: Candidate) -> tuple[Any, ...]:
-    """Smaller is better; the first four say how good it is, the others only make the order certain."""
+    """Sort key, smaller is better: four parts for how good it is, the others for a certain order."""
     missed = sum(not verdict.passed for verdict in candidate.verdicts if not verdict.required)
     days = candidate.days
     distance = abs(days) if days is not None else float("inf")
@@ -385,12 +372,9 @@ def _days(frame: Row, row: Row) -> float | None:
     return (row["ut_datetime"] - frame["ut_datetime"]) / dt.timedelta(days=1)
 
 
-def _label(name: str) -> str:
-    return name.removesuffix("_name").replace("_", " ")
-
-
 def _judge_equality(frame: Row, row: Row, name: str, required: bool) -> RuleVerdict:
-    wanted, found, label = frame.get(name), row.get(name), _label(name)
+    wanted, found = frame.get(name), row.get(name)
+    label = name.removesuffix("_name").replace("_", " ")
     if wanted is None or found is None:
         where = "the frame" if wanted is None else "the calibration"
         return RuleVerdict(
@@ -415,7 +399,7 @@ def _judge_time(frame: Row, row: Row, limit: float) -> RuleVerdict:
 
 
 def _judge_valid_from(frame: Row, row: Row) -> RuleVerdict:
-    """The date counts, not the hour: a calibration serves the whole of the UT day that it is valid from."""
+    """Whether the calibration is valid on the UT day of the frame; hours do not count."""
     when, start = frame["ut_datetime"], row["ut_datetime"]
     if when is None or start is None:
         return RuleVerdict("valid from", False, "valid from: unknown (no date in the header)")
@@ -425,41 +409,35 @@ def _judge_valid_from(frame: Row, row: Row) -> RuleVerdict:
 
 
 def _judge_arrays(frame: Row, row: Row) -> RuleVerdict:
-    """Each array of the frame must lie within the calibration's array of the same name (same place if unnamed)."""
+    """Whether each array of the frame lies within the calibration's array of the same name.
+
+    Where arrays have no names, those at the same place are compared.
+    """
     named = all(one["array_name"] and all(one["array_name"]) for one in (frame, row))
-    ours, theirs = _sections_by_array(frame, named), _sections_by_array(row, named)
-    for key, (section, shape) in ours.items():
-        if key not in theirs:
-            return RuleVerdict(
-                "arrays",
-                False,
-                f"arrays: {key} wanted, {', '.join(map(str, theirs)) or 'none'} found",
-            )
-        other, other_shape = theirs[key]
-        if section is None or other is None:
-            return RuleVerdict("arrays", False, f"arrays: {key}: section unknown (no DETSEC?)")
-        x1, x2, y1, y2 = section
-        inside = other[0] <= x1 and x2 <= other[1] and other[2] <= y1 and y2 <= other[3]
-        if not inside:
-            return RuleVerdict(
-                "arrays",
-                False,
-                f"arrays: {key}: {section} wanted, {other} found (0-based [x1, x2, y1, y2])",
-            )
-        if (
-            section == other and shape != other_shape
-        ):  # the section in the header is not the real one
-            return RuleVerdict(
-                "arrays", False, f"arrays: {key}: {shape} pixels wanted, {other_shape} found"
-            )
-    return RuleVerdict(
-        "arrays", bool(ours), "arrays: all covered" if ours else "arrays: the frame has none"
-    )
+    wanted, found = _sections_by_array(frame, named), _sections_by_array(row, named)
+    problem = next((text for key in wanted if (text := _array_problem(key, wanted, found))), "")
+    if problem:
+        return RuleVerdict("arrays", False, f"arrays: {problem}")
+    text = "arrays: all covered" if wanted else "arrays: the frame has none"
+    return RuleVerdict("arrays", bool(wanted), text)
 
 
-def _sections_by_array(
-    row: Row, named: bool
-) -> dict[str, tuple[list[int] | None, list[int] | None]]:
+def _array_problem(key: str, wanted: _Sections, found: _Sections) -> str:
+    """Why the calibration does not cover this array of the frame; '' where it does."""
+    if key not in found:
+        return f"{key} wanted, {', '.join(map(str, found)) or 'none'} found"
+    (section, shape), (covered, covered_shape) = wanted[key], found[key]
+    if section is None or covered is None:
+        return f"{key}: section unknown (no DETSEC?)"
+    x1, x2, y1, y2 = section
+    if not (covered[0] <= x1 and x2 <= covered[1] and covered[2] <= y1 and y2 <= covered[3]):
+        return f"{key}: {section} wanted, {covered} found (0-based [x1, x2, y1, y2])"
+    if section == covered and shape != covered_shape:  # the header's section is not the real one
+        return f"{key}: {shape} pixels wanted, {covered_shape} found"
+    return ""
+
+
+def _sections_by_array(row: Row, named: bool) -> _Sections:
     """{array name, or its number: (section, shape)} of a row."""
     sections, shapes = row["detector_section"] or [], row["shape"] or []
     names = (

@@ -8,9 +8,10 @@ from gdask.caldb.association import Association, Candidate
 
 
 def explain(association: Association, limit: int | None = 5) -> str:
-    """Which calibration was chosen for a frame and why, or why none fits, with at most `limit` candidates (None: all).
+    """Which calibration was chosen for a frame and why, or why none fits.
 
-    Each candidate has its name, how far it is in time, and the rules that it failed, or all of them if it fits.
+    At most `limit` candidates are listed (None: all). Each has its name, how far it is in time, and
+    the rules that it failed, or all of them if it fits.
     """
     lines = [_headline(association)]
     shown = association.candidates[:limit]

@@ -1,4 +1,7 @@
-"""The command line: `gdask VERB ...`, and what its commands share: lists of files, and a main that always ends well."""
+"""The command line, `gdask VERB ...`, and what its commands share.
+
+Shared are lists of files, and a main function that ends with a message and an exit code.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,7 @@ def usage() -> str:
 
 
 def _command_of(verb: str) -> Callable[[list[str]], int]:
-    """The verb's main. Imported now: a command loads only what it needs."""
+    """The main function of a verb. Imported now: a command loads only what it needs."""
     name = f"gdask.cli.{verb}"
     try:
         return importlib.import_module(name).main
@@ -86,16 +89,19 @@ def _report_absent(verb: str) -> int:
 
 
 def expand_files(args: Iterable[str], *, stdin: bool = False) -> list[str]:
-    """File names from a command line: `@LIST` becomes the names in that file, a pattern the files that match it.
+    """File names from a command line.
 
-    A list has one name per line; blank lines and what follows a # are ignored; it may hold patterns and other @LISTs
-    (looked for in the working folder, then beside the list). With `stdin`, no arguments or '-' stand for the names
-    that come through a pipe. UsageError if a list is missing, contains itself, is no list, or a pattern matches nothing.
+    `@LIST` becomes the names in that file, a pattern the files that match it. A list has one name per
+    line; blank lines and what follows a # are ignored; it may hold patterns and other @LISTs (looked
+    for in the working folder, then beside the list). With `stdin`, no arguments or '-' stand for the
+    names that come through a pipe.
+
+    Raises UsageError if a list is missing, contains itself, is no list, or a pattern matches nothing.
     """
     names = list(args)
     if stdin and (not names or "-" in names):
-        at = names.index("-") if names else 0
-        names[at : at + 1] = _names_from_pipe()
+        place = names.index("-") if names else 0
+        names[place : place + 1] = _names_from_pipe()
     found: list[str] = []
     opened: list[str] = []
     for name in names:
@@ -104,6 +110,7 @@ def expand_files(args: Iterable[str], *, stdin: bool = False) -> list[str]:
 
 
 def _expand_name(name: str, lists: tuple[str, ...], found: list[str], opened: list[str]) -> None:
+    """Append the files that one name stands for. `lists`: the lists that it was found in."""
     if "\0" in name:
         raise UsageError(f"{name!r}{_origin(lists)}: not a name of a file")
     if name.startswith("@"):
@@ -146,9 +153,12 @@ def _origin(lists: tuple[str, ...]) -> str:
 
 
 def _list_text(path: str) -> str:
-    """Text of a list. ValueError where it is none: a device, binary, too long, a pipe that has a name."""
-    of_the_shell = path.startswith(("/dev/fd/", "/proc/self/fd/", "/dev/stdin"))  # @<(command)
-    if not (of_the_shell or stat.S_ISREG(os.stat(path).st_mode) or os.path.isdir(path)):
+    """Text of a list.
+
+    Raises ValueError where it is none: a device, binary, too long, a pipe that has a name.
+    """
+    from_shell = path.startswith(("/dev/fd/", "/proc/self/fd/", "/dev/stdin"))  # @<(command)
+    if not (from_shell or stat.S_ISREG(os.stat(path).st_mode) or os.path.isdir(path)):
         raise ValueError("not a regular file")
     with open(path, "rb") as stream:
         content = stream.read(LIST_MAX_BYTES + 1)
@@ -164,6 +174,7 @@ def _names_in(lines: Iterable[str]) -> list[str]:
 
 
 def _names_from_pipe() -> list[str]:
+    """Names from standard input, none if it is a terminal."""
     return (
         [] if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty() else _names_in(sys.stdin)
     )
@@ -186,9 +197,10 @@ def run_command(
     argv: Sequence[str] | None,
     command: Callable[[argparse.Namespace], int],
 ) -> int:
-    """Parse the command line, run the command, return its exit code: 0 ok, 1 failed, 2 wrong usage.
+    """Parse the command line, run the command, return its exit code.
 
-    A GdaskError or OSError becomes a message; a closed pipe (`| head`) ends quietly; Ctrl-C gives 130, SIGTERM 143.
+    The code is 0 ok, 1 failed, 2 wrong usage. A GdaskError or OSError becomes a message; a closed
+    pipe (`| head`) ends quietly; Ctrl-C gives 130, SIGTERM 143.
     """
     try:
         options = parser.parse_args(argv)
@@ -199,9 +211,8 @@ def run_command(
     except SystemExit as leave:  # argparse has printed the help or the error
         return int(leave.code or 0)
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # nothing more to flush at exit
+        # Python flushes at exit: there must be something to flush to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as stop:
         by = f" by {stop.args[0]}" if stop.args else ""
@@ -228,7 +239,10 @@ def run_command(
 
 @contextmanager
 def _terminated_in_order() -> Iterator[None]:
-    """Inside, SIGTERM (a batch system's, a shutdown's) is what Ctrl-C is: what was begun is discarded on the way out."""
+    """Inside, SIGTERM acts like Ctrl-C: what was begun is discarded on the way out.
+
+    Batch systems and shutdowns send it.
+    """
 
     def stop(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough

@@ -7,10 +7,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from gdask.cal_service import LocalDB, config_text, fits_files, only_database
 from gdask.caldb.association import (
     Database,
     database_at,
-    only_database,
     open_databases,
     sqlite_path,
 )
@@ -18,7 +18,8 @@ from gdask.model import GdaskError
 
 DESCRIPTION = """\
 Register calibrations, and see which one a frame gets and why.
-The database is that of ~/.dragons/dragonsrc (or $DRAGONSRC), section [calibs], lines 'databases = PATH get store';
+The database is that of ~/.dragons/dragonsrc (or $DRAGONSRC), section [calibs], \
+lines 'databases = PATH get store';
 without that, cal_manager.db in the working folder, which needs no set-up."""
 
 EXAMPLES = """\
@@ -130,8 +131,6 @@ def _init(options: argparse.Namespace) -> int:
 
 
 def _add(options: argparse.Namespace) -> int:
-    from gdask.cal_service import fits_files
-
     database, code = only_database(_databases(options)), 0
     for path in options.files:
         if os.path.isdir(path):
@@ -159,8 +158,6 @@ def _add_one(database: Database, path: str | os.PathLike[str]) -> bool:
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from gdask.cal_service import LocalDB
-
     database, code = LocalDB(only_database(_databases(options))), 0
     for name in options.files:
         try:
@@ -198,8 +195,6 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> int:
-    from gdask.cal_service import config_text
-
     print(config_text(options.config))
     if options.database:
         print(f"\nInstead, by --database: {database_at(options.database).name}")

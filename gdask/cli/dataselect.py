@@ -11,21 +11,29 @@ from gdask.cli import expand_files, parser_for, run_command, split_commas
 from gdask.dataselect.selection import Selection, parse_expression, select
 
 DESCRIPTION = """\
-Print the files that have all the tags given, none of the excluded ones, and for which the expression is true.
-With -o they go to a list, which other commands take as @LIST. `showd --help` lists the descriptors."""
+Print the files that have all the tags given, none of the excluded ones, and for which the \
+expression is true.
+With -o they go to a list, which other commands take as @LIST. `showd --help` lists \
+the descriptors."""
 
 EXAMPLES = """\
   dataselect raw/*.fits --tags FLAT --expr "filter_name=='Kshort'" -o flats.list
   dataselect raw/*.fits --expr 'observation_class=="science" and exposure_time==60.'
-  dataselect raw/*.fits --expr "ut_datetime>='2017-05-05 02:30:00' and object in ('9132', 'NGC5128')"
+  dataselect raw/*.fits --expr "ut_datetime>='2017-05-05 02:30:00' and \
+object in ('9132', 'NGC5128')"
   dataselect @night.list --xtags CAL | showd -d object,exposure_time
 
-In an expression: descriptors, == != < <= > >=, and, or, not, in, numbers, quoted text, dates as text.
-Unless --strict, exposure_time matches within 1 % and filter_name is the short name (Kshort, not Kshort_G1105)."""
+In an expression: descriptors, == != < <= > >=, and, or, not, in, numbers, quoted text, \
+dates as text.
+Unless --strict, exposure_time matches within 1 % and filter_name is the short name \
+(Kshort, not Kshort_G1105)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `dataselect`; returns the exit code: 0 ok, 1 failed (also if a file could not be read), 2 wrong usage."""
+    """Run `dataselect`; returns the exit code.
+
+    0 ok, 1 failed (also if a file could not be read), 2 wrong usage.
+    """
     parser = build_parser()
     return run_command(parser, argv, select_and_print)
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from gdask.cli import expand_files, parser_for, run_command
+
+if TYPE_CHECKING:
+    from gdask.reduction.reduce import Reduce
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -68,8 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
         "-q", "--quiet", action="store_true", help="only warnings and errors on the screen"
     )
     parser.add_argument("--debug", action="store_true", help="more on the screen")
-    parser.add_argument("--qa", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--ql", action="store_true", help=argparse.SUPPRESS)
+    for mode in ("--qa", "--ql"):  # DRAGONS' other modes
+        parser.add_argument(mode, action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -116,7 +120,7 @@ def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     try:
         reduction.runr()
     finally:
-        _account_of(reduction)
+        _print_account(reduction)
     return 1 if reduction.set_aside else 0
 
 
@@ -132,11 +136,11 @@ def _calibration(text: str) -> tuple[str, str]:
     return kind, path
 
 
-def _account_of(reduction: object) -> None:
-    """What was made, and a table of what was left out, where, and why."""
-    for name in reduction.output_filenames:  # type: ignore[attr-defined]
+def _print_account(reduction: Reduce) -> None:
+    """Print what was made, and a table of what was left out, where, and why."""
+    for name in reduction.output_filenames:
         print(name)
-    rows = [("file", "left out at", "because"), *reduction.set_aside]  # type: ignore[attr-defined]
+    rows = [("file", "left out at", "because"), *reduction.set_aside]
     if len(rows) > 1:
         first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
         lines = [f"{name:{first}}  {step:{second}}  {reason}" for name, step, reason in rows]

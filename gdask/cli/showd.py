@@ -27,7 +27,10 @@ descriptors:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `showd`; returns the exit code: 0 ok, 1 failed (also if a file could not be read), 2 wrong usage."""
+    """Run `showd`; returns the exit code.
+
+    0 ok, 1 failed (also if a file could not be read), 2 wrong usage.
+    """
     return run_command(build_parser(), argv, show)
 
 
@@ -88,7 +91,10 @@ def show(options: argparse.Namespace) -> int:
 
 
 def table(rows: list[list[str]]) -> str:
-    """Columns three blanks apart, the first to the left, the others to the right, the heading between lines."""
+    """Columns three blanks apart, the heading between lines.
+
+    The first column is aligned to the left, the others to the right.
+    """
     widths = [max(map(len, column)) for column in zip(*rows)]
     rule = "-" * (sum(widths) + 3 * (len(widths) - 1))
     lines = [

@@ -34,7 +34,7 @@ def _show(path: str, name: str | None, everything: bool) -> int:
     modules = recipe_library.libraries() if everything else [recipe_library.library_for(tags(path))]
     for module in modules:
         print(f"{module.__name__} for {' '.join(sorted(module.TAGS))}")
-        for recipe, function in recipe_library.recipes_of(module).items():
-            same = f" ({function.__name__})" if recipe == "default" else ""
-            print(f"    {recipe + same:32} {(inspect.getdoc(function) or '').splitlines()[0]}")
+        for recipe_name, function in recipe_library.recipes_of(module).items():
+            same = f" ({function.__name__})" if recipe_name == "default" else ""
+            print(f"    {recipe_name + same:32} {(inspect.getdoc(function) or '').splitlines()[0]}")
     return 0

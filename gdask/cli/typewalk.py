@@ -15,7 +15,8 @@ from gdask.instruments import tags
 from gdask.model import GdaskError, UsageError
 
 DESCRIPTION = """\
-List the FITS files of a folder, and of the folders below it, with their tags (what kind of data they are).
+List the FITS files of a folder, and of the folders below it, with their tags \
+(what kind of data they are).
 With --tags only files that have all of them are shown; with --or, files that have any of them."""
 
 EXAMPLES = """\
@@ -26,7 +27,8 @@ EXAMPLES = """\
 
 FITS_NAME = r".*\.(fits|fit|fts)(\.(gz|bz2|fz))?$|.*\.fz$"
 INDENT = " " * 5
-COLUMN = 40  # where the tags begin, as in DRAGONS' listing
+#: Column where the tags begin, as in DRAGONS' listing.
+COLUMN = 40
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,11 +1,14 @@
-"""Selection of files by tags and by an expression of descriptors, such as `filter_name=='Kshort' and exposure_time>10`.
+"""Selection of files by tags and by an expression of descriptors.
 
-The expression is parsed, its tree checked against a white list, and never evaluated as Python code.
+An expression such as `filter_name=='Kshort' and exposure_time>10` is parsed, its tree checked
+against a white list, and never evaluated as Python code.
 
 - Names are descriptors, or `tags` (`'FLAT' in tags`).
-- Unless strict, exposure_time equals within 1 % and a wavelength within 1e-5, and filter_name, disperser and
-  detector_name are the short ("pretty") names, as in DRAGONS' dataselect. `!=` is always the opposite of `==`.
-- A value per array (gain, array_name ...) compared with one value: true if it is true for every array.
+- Unless strict, exposure_time equals within 1 % and a wavelength within 1e-5, and filter_name,
+  disperser and detector_name are the short ("pretty") names, as in DRAGONS' dataselect. `!=` is
+  always the opposite of `==`.
+- A value per array (gain, array_name ...) compared with one value is true if it is true for every
+  array.
 - An unknown value (None) equals only None and is neither less nor greater than anything.
 """
 
@@ -24,7 +27,9 @@ from gdask.instruments import DESCRIPTORS, View, view
 from gdask.instruments.rules import parse_date, parse_time, unknown_descriptor
 from gdask.model import GdaskError, UsageError
 
+#: Characters of an expression.
 EXPRESSION_MAX_LENGTH = 2000
+#: Parts of an expression inside each other.
 EXPRESSION_MAX_DEPTH = 40
 #: Relative difference up to which values count as equal, unless strict (DRAGONS' dataselect has the
 #: first two).
@@ -40,7 +45,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Lookup(Protocol):
-    """What an expression is applied to: anything that gives the value of a name, a dict for example."""
+    """What an expression is applied to: anything that gives the value of a name, like a dict."""
 
     def __getitem__(self, name: str, /) -> Any: ...
 
@@ -60,7 +65,7 @@ class Expression(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Files that match, in order; files that could not be read, with the reason; all tags that were seen."""
+    """Files that match, in order; files that could not be read, with the reason; all tags seen."""
 
     files: list[str]
     skipped: dict[str, str]
@@ -73,11 +78,12 @@ def select(
     xtags: Iterable[str] = (),
     expression: Expression | str | None = None,
 ) -> Selection:
-    """Files that have all `tags`, none of `xtags`, and for which the expression is true. Reads headers only.
+    """Files with all `tags`, none of `xtags`, and for which the expression is true.
 
-    A file whose header cannot be read is skipped with a warning. GdaskError if the expression is wrong.
+    Only headers are read. A file whose header cannot be read is skipped with a warning. Raises
+    GdaskError if the expression is wrong.
     """
-    wanted, unwanted = ({tag.upper() for tag in some} for some in (tags, xtags))
+    wanted, unwanted = ({tag.upper() for tag in names} for names in (tags, xtags))
     test = parse_expression(expression) if isinstance(expression, str) else expression
     chosen: list[str] = []
     skipped: dict[str, str] = {}
@@ -113,11 +119,15 @@ class Values:
 
 
 def parse_expression(text: str, strict: bool = False) -> Expression:
-    """The expression as a function of a file's values. GdaskError that points at what is not understood."""
+    """The expression as a function of a file's values.
+
+    Raises UsageError, which points at what is not understood.
+    """
     line = " ".join(text.splitlines()).replace("\t", " ").strip()
     if len(line) > EXPRESSION_MAX_LENGTH:
         raise UsageError(
-            f"the expression has {len(line)} characters; at most {EXPRESSION_MAX_LENGTH} are understood"
+            f"the expression has {len(line)} characters; at most {EXPRESSION_MAX_LENGTH} are "
+            "understood"
         )
     source = _ExpressionText(line, strict)
     try:
@@ -134,16 +144,19 @@ def parse_expression(text: str, strict: bool = False) -> Expression:
 def _hint(line: str, error: SyntaxError) -> str:
     if not line:
         return "it is empty"
-    at = max((error.offset or 1) - 1, 0)
-    if "=" in line[at : at + 1] or "==" in (error.msg or ""):
+    column = max((error.offset or 1) - 1, 0)
+    if "=" in line[column : column + 1] or "==" in (error.msg or ""):
         return "use == to compare"
-    if line[at : at + 1] in "&|":
+    if line[column : column + 1] in "&|":
         return "use 'and' and 'or'"
     return (error.msg or "invalid syntax").partition(". ")[0]
 
 
 class _ExpressionText(NamedTuple):
-    """The text, for messages that point at a place in it, and how strictly to compare."""
+    """The text of an expression, for messages that point at a place in it.
+
+    strict: whether numbers and names are compared exactly.
+    """
 
     line: str
     strict: bool
@@ -207,7 +220,7 @@ def _comparison(node: ast.Compare, source: _ExpressionText, depth: int) -> Value
 
     def compare(lookup: Lookup) -> bool:
         found = [value(lookup) for value in values]
-        for op, left, right, at in zip(node.ops, found, found[1:], operands[1:]):
+        for op, left, right, operand in zip(node.ops, found, found[1:], operands[1:]):
             try:
                 if not comparison_holds(op, left, right, tolerance):
                     return False
@@ -215,7 +228,7 @@ def _comparison(node: ast.Compare, source: _ExpressionText, depth: int) -> Value
                 source.refuse(
                     f"{left!r} cannot be compared with {right!r}"
                     f"{' (text needs quotes, numbers none)' if not convert else ''}",
-                    at,
+                    operand,
                 )
         return True
 
@@ -225,7 +238,10 @@ def _comparison(node: ast.Compare, source: _ExpressionText, depth: int) -> Value
 def _value(
     node: ast.expr, source: _ExpressionText, depth: int, convert: Callable[[str], Any] | None = None
 ) -> Value:
-    """A descriptor, a literal or a list of them. Literals beside a time or date are converted here."""
+    """A descriptor, a literal or a list of them.
+
+    Literals beside a time or date are converted here.
+    """
     if depth > EXPRESSION_MAX_DEPTH:
         source.refuse(f"nested more than {EXPRESSION_MAX_DEPTH} deep", node)
     if isinstance(node, ast.Name):
@@ -307,7 +323,10 @@ _ORDER_OPERATORS = {
 
 
 def comparison_holds(op: ast.cmpop, left: Any, right: Any, tolerance: float) -> bool:
-    """One comparison of two values. TypeError if they are of kinds that do not compare."""
+    """Whether one comparison of two values is true.
+
+    Raises TypeError if they are of kinds that do not compare.
+    """
     if isinstance(op, (ast.In, ast.NotIn)):
         return _is_in(left, right, tolerance) is isinstance(op, ast.In)
     if isinstance(op, (ast.Eq, ast.NotEq)):

@@ -14,7 +14,7 @@ import pytest
 from astropy.io import fits
 
 from gdask import instruments
-from gdask.cal_service import set_local_database
+from gdask.cal_service import only_database, set_local_database
 from gdask.caldb import (
     Database,
     associate,
@@ -30,7 +30,7 @@ from gdask.caldb import (
     rules_for,
     store,
 )
-from gdask.caldb.association import judge_calibration, only_database, rules_from_table
+from gdask.caldb.association import judge_calibration, rules_from_table
 from gdask.caldb.database import DESCRIPTORS, SCHEMA_VERSION, _engine, add, init, remove, rows
 from gdask.cli.caldb import main
 from gdask.io.headers import read_headers
