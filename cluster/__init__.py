@@ -1,7 +1,8 @@
-"""Where the work runs: threads of this process, processes of this machine, hosts, a batch system, or a running scheduler.
+"""Where the work runs: threads, processes of this machine, hosts, a batch system, a scheduler.
 
-Profiles are data, `profiles.yaml` beside this file or a file of the user's (`gdask.cluster.profiles`); how each kind is
-started is in `gdask.cluster.start`, what its workers are asked before they get work in `gdask.cluster.checks`.
+Profiles are data: `profiles.yaml` beside this file, or a file of the user's
+(`gdask.cluster.profiles`). How each kind is started is in `gdask.cluster.start`, the checks of
+workers before they get work in `gdask.cluster.checks`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gdask.cluster.profiles import load_profiles, profile_of
 
@@ -41,19 +42,21 @@ def connect(
     profiles: str | None = None,
     memory: int | None = None,
     report: str | None = None,
-) -> Iterator[object | None]:
+) -> Iterator[Any]:
     """Make `spec` the place where everything inside the `with` block is computed.
 
     Parameters
     ----------
     spec
-        `threads` or `threads:N` (this process), `processes` or `processes:N` (worker processes on this machine),
-        `ssh:host1,host2`, `slurm` or `pbs` with or without `:N` jobs, `tcp://host:port` or `tls://...` (an existing
-        scheduler), the path of a scheduler file, a YAML of profiles (`FILE.yaml` or `FILE.yaml:NAME`).
+        `threads` or `threads:N` (this process), `processes` or `processes:N` (worker processes on
+        this machine), `ssh:host1,host2`, `slurm` or `pbs` with or without `:N` jobs,
+        `tcp://host:port` or `tls://...` (an existing scheduler), the path of a scheduler file, a
+        YAML of profiles (`FILE.yaml` or `FILE.yaml:NAME`).
     profiles
         A YAML file of profiles; the shipped ones are always known.
     memory
-        Bytes that each worker (for threads, this process) may use; None is the profile's, or what there is.
+        Bytes that each worker (for threads, this process) may use; None is the profile's limit, or
+        what the machine has.
     report
         File for a report of what the time was spent on (`performance_report`); None for none.
 
@@ -64,8 +67,8 @@ def connect(
     Raises
     ------
     GdaskError
-        An unknown spec, a scheduler that does not answer, no worker in time, or workers that are unfit: other versions
-        of what makes the bits, or other files.
+        An unknown spec, a scheduler that does not answer, no worker in time, or workers that are
+        unfit: other versions of what makes the bits, or other files.
     """
     profile = profile_of(spec, profiles)
     require_bokeh(report)
@@ -95,7 +98,11 @@ def available_cores() -> int:
 
 
 class Usage(NamedTuple):
-    """Bytes read and written in a compute; memory of the fullest worker and its limit (0: none); number of workers."""
+    """What a compute reads, writes and holds.
+
+    read, written: bytes. memory, limit: bytes of the fullest worker and its limit (0: none).
+    workers: their number.
+    """
 
     read: int = 0
     written: int = 0
@@ -105,7 +112,7 @@ class Usage(NamedTuple):
 
 
 def counters() -> tuple[int, int]:
-    """Bytes that this process has read and written so far; zeros where the system does not count."""
+    """Bytes that this process has read and written so far; zeros where nothing counts them."""
     import psutil
 
     try:
@@ -118,17 +125,18 @@ def counters() -> tuple[int, int]:
 
 
 def require_bokeh(path: str | None) -> None:
-    """UsageError where a report is asked for that cannot be made: without bokeh."""
+    """Raise UsageError where a report is asked for that cannot be made: without bokeh."""
     if path and importlib.util.find_spec("bokeh") is None:
         raise UsageError("--performance-report: needs bokeh: pip install 'gdask[dashboard]'")
 
 
 @contextmanager
 def performance_report(path: str | None, client: object | None) -> Iterator[None]:
-    """Inside, what is computed goes into a report, written to `path` at the end, also where it fails; None is no report.
+    """Inside, record what is computed; write the report to `path` at the end, also on failure.
 
-    On a cluster: task stream, worker memory, bandwidth, profile (`distributed.performance_report`). On threads: the task
-    stream, and memory and processor use (`dask.diagnostics`). GdaskError where the file cannot be written.
+    On a cluster: task stream, worker memory, bandwidth, profile (`distributed.performance_report`).
+    On threads: the task stream, and memory and processor use (`dask.diagnostics`). None is no
+    report. Raises GdaskError where the file cannot be written.
     """
     if path is None:
         yield
@@ -141,9 +149,9 @@ def performance_report(path: str | None, client: object | None) -> Iterator[None
             f"--performance-report {path}: cannot be written ({error.strerror})"
         ) from None
     if client is not None:
-        from distributed import performance_report as of_cluster
+        from distributed import performance_report as report_of_cluster
 
-        with of_cluster(filename=path, mode="inline"):
+        with report_of_cluster(filename=path, mode="inline"):
             yield
         return
     from dask.diagnostics import Profiler, ResourceProfiler, visualize

@@ -1,4 +1,4 @@
-"""`python -m gdask.cluster profiles` lists the profiles, `... script slurm` prints a batch script, `... check SPEC` tries one."""
+"""List the profiles (`profiles`), print a batch script (`script`), try a spec (`check`)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from gdask.cluster import connect, load_profiles
 
 from gdask.model import GdaskError
 
+DESCRIPTION = (
+    "`python -m gdask.cluster profiles` lists the profiles, `... script slurm` prints a batch "
+    "script, `... check SPEC` tries one."
+)
 SCRIPTS = {"slurm": "slurm_batch.sh", "pbs": "pbs_batch.sh"}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 done, 1 failed, 2 usage."""
-    parser = argparse.ArgumentParser(prog="python -m gdask.cluster", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m gdask.cluster", description=DESCRIPTION)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("profiles", help="the shipped profiles")
     verbs.add_parser(

@@ -1,4 +1,7 @@
-"""What a `--cluster SPEC` means: a profile, which is data, from the shipped `profiles.yaml` or a file of the user's."""
+"""What a `--cluster SPEC` means: a profile, which is data.
+
+Profiles come from the shipped `profiles.yaml` or a file of the user's.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,7 @@ ADDRESSES = ("tcp://", "tls://", "ucx://")
 def profile_of(spec: str, profiles: str | None = None) -> Profile:
     """The profile that a spec means, as a dictionary with `kind` and the options of that kind.
 
-    UsageError where the spec is not known, GdaskError where a file of profiles is not what it should be.
+    Raises UsageError where the spec is not known, GdaskError where a file of profiles is malformed.
     """
     if spec.startswith(ADDRESSES):
         return {"kind": "scheduler", "address": spec}

@@ -1,4 +1,7 @@
-"""A distributed Client for each kind of profile: connects or starts what is needed, and ends what it has started."""
+"""A distributed Client for each kind of profile.
+
+It connects to, or starts, what is needed, and ends what it has started.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,9 @@ log = logging.getLogger("gdask")
 
 #: Batch systems that dask-jobqueue serves, by the name in a profile.
 BATCH_SYSTEMS = {"slurm": "SLURMCluster", "pbs": "PBSCluster"}
-#: A worker leaves before its job's wall time: by this share of it and at most by so many seconds.
+#: A worker leaves before its job's wall time by this share of it, and at most by so many seconds.
 LIFETIME_MARGIN_SHARE, LIFETIME_MARGIN_MAX_S = 0.1, 300
+#: The settings of a profile that does not name them.
 DEFAULTS = Settings()
 
 
@@ -65,9 +69,9 @@ def connected_client(profile: Profile, where: str, memory: int | None = None) ->
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Inside, what dask says of lost connections, some of it with tracebacks, is left to gdask, which says it in a line.
+    """Inside, what dask logs of lost connections is suppressed: gdask says it in a line.
 
-    DASK_LOGGING__DISTRIBUTED brings it back.
+    Some of it comes with tracebacks. DASK_LOGGING__DISTRIBUTED brings it back.
     """
     libraries = (
         set()
@@ -88,7 +92,7 @@ def _quiet_libraries() -> Iterator[None]:
 
 
 def _log_workers(client: Client) -> str:
-    """Log the number of workers and the dashboard; give its address, empty where there is none."""
+    """Log the number of workers and the dashboard's address; return it, empty without one."""
     link = client.dashboard_link if importlib.util.find_spec("bokeh") else ""
     workers = len(client.scheduler_info(n_workers=-1)["workers"])
     log.info(
@@ -101,14 +105,13 @@ def _log_workers(client: Client) -> str:
 
 
 def _planning_settings(client: Client, memory: int | None) -> dict[str, Any]:
-    """Settings by which a phase is planned: bytes of a worker, the share of them that may be in use, threads that share them."""
+    """Settings by which a phase is planned: memory (bytes), share, threads of a worker."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     limits = [worker["memory_limit"] for worker in workers if worker["memory_limit"]] + (
         [memory] if memory else []
     )
-    share = float(
-        dask.config.get("distributed.worker.memory.pause") or 1.0
-    )  # above it a worker begins no task
+    # Above this share of its limit a worker begins no task.
+    share = float(dask.config.get("distributed.worker.memory.pause") or 1.0)
     threads = max((worker["nthreads"] for worker in workers), default=1)
     return {
         "memory": share * min(limits) if limits else None,
@@ -119,6 +122,7 @@ def _planning_settings(client: Client, memory: int | None) -> dict[str, Any]:
 
 @contextmanager
 def _existing_scheduler(profile: Profile, where: str, memory: int | None) -> Iterator[Client]:
+    """The client of a scheduler that runs already."""
     given = {key: profile[key] for key in ("address", "scheduler_file") if key in profile}
     try:
         client = Client(
@@ -141,7 +145,10 @@ def _existing_scheduler(profile: Profile, where: str, memory: int | None) -> Ite
 
 @contextmanager
 def _current(client: Client) -> Iterator[Client]:
-    """The client as the place of all computes inside. A default client that fails or is shut down would stay that place."""
+    """Inside, the client is the place of all computes.
+
+    A default client that fails or is shut down would stay that place.
+    """
     with client, client.as_current(), dask.config.set(scheduler="dask.distributed"):
         yield client
 
@@ -150,6 +157,7 @@ def _current(client: Client) -> Iterator[Client]:
 def _local_processes(profile: Profile, where: str, memory: int | None) -> Iterator[Client]:
     # Of workers only what gdask says itself is of use; theirs at the end (the scheduler left first)
     # would be long and no news.
+    """A scheduler in this process and worker processes on this machine."""
     worker_environment = ONE_THREAD | {
         "DASK_LOGGING__DISTRIBUTED": os.environ.get("DASK_LOGGING__DISTRIBUTED", "critical")
     }
@@ -176,7 +184,10 @@ def _local_processes(profile: Profile, where: str, memory: int | None) -> Iterat
 
 @contextmanager
 def _ssh_hosts(profile: Profile, where: str, memory: int | None) -> Iterator[Client]:
-    """A scheduler in this process and workers on other hosts, started by the `ssh` command with the user's settings."""
+    """A scheduler in this process and workers on other hosts.
+
+    The workers are started by the `ssh` command with the user's settings.
+    """
     command = shlex.split(profile.get("command", "ssh -o BatchMode=yes"))
     if shutil.which(command[0]) is None:
         raise GdaskError(
@@ -266,7 +277,7 @@ def worker_options(profile: Profile) -> list[str]:
 def _failures_named(
     started: Mapping[str, subprocess.Popen], where: str, client: Client
 ) -> Iterator[None]:
-    """An error for want of workers says what ssh has said."""
+    """Inside, an error for want of workers is extended by what ssh has said."""
     try:
         yield
     except GdaskError as error:
@@ -327,7 +338,10 @@ def _batch_system(profile: Profile, where: str, memory: int | None) -> Iterator[
 
 
 def job_options(profile: Profile, memory: int | None = None) -> dict[str, Any]:
-    """The options of a dask-jobqueue cluster: the profile's, one thread pool for each core, a lifetime within the wall time."""
+    """The options of a dask-jobqueue cluster.
+
+    They are the profile's, with one thread pool for each core and a lifetime within the wall time.
+    """
     options = dict(profile.get("options", {}))
     extra = list(options.pop("worker_extra_args", []))
     if profile.get("lifetime"):
@@ -355,7 +369,10 @@ def job_options(profile: Profile, memory: int | None = None) -> dict[str, Any]:
 
 
 def lifetime(walltime: str) -> list[str]:
-    """Worker options so that workers leave before the wall time (D-HH:MM:SS, HH:MM:SS, MM:SS or minutes), not all at once."""
+    """Worker options so that workers leave before the wall time, and not all at once.
+
+    The wall time is D-HH:MM:SS, HH:MM:SS, MM:SS or minutes.
+    """
     days, _, clock = walltime.rpartition("-")
     parts = [int(part) for part in clock.split(":")] if ":" in clock or days else [0, int(clock), 0]
     parts = parts + [0] * (3 - len(parts)) if days else [0] * (3 - len(parts)) + parts
@@ -365,12 +382,12 @@ def lifetime(walltime: str) -> list[str]:
 
 
 def scratch_of(profile: Profile) -> str | None:
-    """Where workers keep what is for themselves alone: the profile's folder, that of the settings, or the job's."""
+    """Folder for what a worker keeps for itself: the profile's, the settings', or the job's."""
     return profile.get("scratch") or settings().scratch or os.environ.get("SLURM_TMPDIR")
 
 
 def _security(profile: Profile, where: str) -> Security | None:
-    """Certificates: the profile's `tls: {ca, cert, key}`; None takes those of dask's configuration."""
+    """Certificates of the profile, `tls: {ca, cert, key}`; None takes dask's configuration."""
     names = {"ca": "tls_ca_file", "cert": "cert", "key": "key"}
     given = profile.get("tls")
     if given is None:
@@ -402,6 +419,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Inside, these environment variables are set."""
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
     try:

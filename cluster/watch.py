@@ -1,4 +1,8 @@
-"""Watching workers while they compute: bytes and memory; one that stands still is replaced; fewer tasks at a time."""
+"""Watch workers while they compute.
+
+Their bytes and memory are shown, a worker that stands still is replaced, and workers that run
+out of memory are given fewer tasks at a time.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,11 @@ LOOK_INTERVAL_S = 2.0
 
 
 class WorkerState(NamedTuple):
-    """One worker as its scheduler knows it: a number that changes with its tasks (0: none), bytes, what looks after it."""
+    """One worker as its scheduler knows it.
+
+    busy: a number that changes with its tasks (0: none). memory, limit, read, written: bytes.
+    nanny: address of the process that looks after it, None if there is none.
+    """
 
     busy: int
     memory: int
@@ -30,18 +38,18 @@ class WorkerState(NamedTuple):
 
 
 class Counters(WorkerPlugin):
-    """Adds bytes read and written to what a worker tells its scheduler with each heartbeat."""
+    """Adds the bytes read and written to what a worker reports with each heartbeat."""
 
     name = "gdask-counters"
 
-    def setup(self, worker: object) -> None:
-        worker.metrics["gdask"] = lambda worker: counters()  # type: ignore[attr-defined]
+    def setup(self, worker: Any) -> None:
+        worker.metrics["gdask"] = lambda worker: counters()
 
 
-def worker_states(dask_scheduler: object) -> dict[str, tuple]:
-    """Runs on the scheduler: `WorkerState` of each worker by its address."""
+def worker_states(dask_scheduler: Any) -> dict[str, tuple]:
+    """Values of `WorkerState` of each worker by its address; runs on the scheduler."""
     found = {}
-    for address, worker in dask_scheduler.workers.items():  # type: ignore[attr-defined]
+    for address, worker in dask_scheduler.workers.items():
         tasks = tuple(sorted(str(task.key) for task in worker.processing))
         read, written = worker.metrics.get("gdask") or (0, 0)
         found[address] = (
@@ -56,7 +64,9 @@ def worker_states(dask_scheduler: object) -> dict[str, tuple]:
 
 
 class WorkerWatch:
-    """A thread that looks at the scheduler during one compute. `failure` is set, and `cancel` called, where it must end.
+    """A thread that looks at the scheduler during one compute.
+
+    `failure` is set, and `cancel` called, where the compute must end.
 
     Parameters
     ----------
@@ -140,7 +150,10 @@ class WorkerWatch:
     def _account(
         self, seen: Mapping[str, WorkerState], counted: Mapping[str, tuple[int, int]]
     ) -> None:
-        """Bytes since the beginning, also of workers that have left; the most memory of a worker so far."""
+        """Update `usage`: bytes since the beginning and the most memory of one worker.
+
+        Workers that have left count, too.
+        """
         self._last |= counted
         read, written = (
             sum(max(now[k] - self._first.get(one, (0, 0))[k], 0) for one, now in self._last.items())
@@ -186,7 +199,10 @@ async def _remove_worker(address: str, dask_scheduler: Any) -> None:
 
 
 class TaskLimit(WorkerPlugin):
-    """Every worker, also one that comes later, runs at most so many tasks at a time, until the plugin is taken off."""
+    """Limits the tasks that a worker runs at a time, until the plugin is taken off.
+
+    Workers that come later are limited, too.
+    """
 
     name = "gdask-fewer"
 
@@ -202,14 +218,20 @@ class TaskLimit(WorkerPlugin):
 
 
 def halve_task_limit(client: Client, now: int) -> int:
-    """Halve the number of tasks that a worker runs at a time, which is `now`. Gives the new number; 0, and nothing is done, after 1."""
+    """Halve the number of tasks that a worker runs at a time, which is `now`.
+
+    Returns the new number; after 1 it is 0, and nothing is done.
+    """
     if now > 1:
         client.register_plugin(TaskLimit(now // 2))
     return now // 2
 
 
 def memory_deaths(client: Client, since: float) -> list[int]:
-    """Bytes that workers held when their nannies ended them for want of memory, since a moment (s of the epoch)."""
+    """Bytes that workers held when their nannies ended them for want of memory.
+
+    since: only those from this moment on (seconds of the epoch).
+    """
     return [
         int(event["rss"])
         for stamp, event in client.get_events("worker-restart-memory")

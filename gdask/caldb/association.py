@@ -320,7 +320,7 @@ def needed_types(tags: Iterable[str], rules_by_type: Mapping[str, TypeRules]) ->
 
 
 def rules_for(source: Headers | Frame | str | os.PathLike[str]) -> dict[str, TypeRules]:
-    """The rules for a frame's instrument by type of calibration: its own facts, else the shipped."""
+    """The rules for a frame's instrument by type: those of its own facts, else the shipped."""
     from gdask.instruments import instrument_of
 
     instrument = instrument_of(source)
@@ -351,7 +351,7 @@ def _shipped_rules() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def _ranking_key(candidate: Candidate) -> tuple[Any, ...]:
-    """Sort key, smaller is better: four parts for how good it is, the others for a certain order."""
+    """Sort key, smaller is better: four parts for how good it is, others for a fixed order."""
     missed = sum(not verdict.passed for verdict in candidate.verdicts if not verdict.required)
     days = candidate.days
     distance = abs(days) if days is not None else float("inf")

@@ -91,12 +91,13 @@ def _report_absent(verb: str) -> int:
 def expand_files(args: Iterable[str], *, stdin: bool = False) -> list[str]:
     """File names from a command line.
 
-    `@LIST` becomes the names in that file, a pattern the files that match it. A list has one name per
-    line; blank lines and what follows a # are ignored; it may hold patterns and other @LISTs (looked
-    for in the working folder, then beside the list). With `stdin`, no arguments or '-' stand for the
-    names that come through a pipe.
+    `@LIST` becomes the names in that file, a pattern the files that match it. A list has one name
+    per line; blank lines and what follows a # are ignored; it may hold patterns and other @LISTs
+    (looked for in the working folder, then beside the list). With `stdin`, no arguments or '-'
+    stand for the names that come through a pipe.
 
-    Raises UsageError if a list is missing, contains itself, is no list, or a pattern matches nothing.
+    Raises UsageError if a list is missing, contains itself, is no list, or if a pattern matches
+    nothing.
     """
     names = list(args)
     if stdin and (not names or "-" in names):

@@ -32,13 +32,14 @@ def true_sections(view: View, shape: tuple[int, int]) -> tuple[Section, ...]:
 
     Raises GdaskError where nothing tells it.
     """
-    found = tuple(section_of(view, number, shape) for number in range(len(view.ext)))
-    if None in found:
+    sections = [section_of(view, number, shape) for number in range(len(view.ext))]
+    found = tuple(section for section in sections if section is not None)
+    if len(found) < len(sections):
         raise GdaskError(
             f"{view.path}: {shape[1]} x {shape[0]} pixels, and no CRPIX1, CRPIX2 that tell "
             "which part of the array"
         )
-    return found  # type: ignore[return-value]
+    return found
 
 
 def section_of(view: View, number: int, shape: tuple[int, int]) -> Section | None:
@@ -52,7 +53,8 @@ def section_of(view: View, number: int, shape: tuple[int, int]) -> Section | Non
         return 0, nx, 0, ny
     section = parse_section(view.each("DETSEC")[number])
     if section and (section[3] - section[2], section[1] - section[0]) == tuple(shape):
-        return tuple(section)  # type: ignore[return-value]
+        x1, x2, y1, y2 = section
+        return x1, x2, y1, y2
     pixel = _reference_pixel(view, number)
     if pixel is None:
         return None
@@ -100,13 +102,11 @@ def position_angle(view: View) -> float:
 def _pointing(view: View, number: int) -> tuple[float, float]:
     """RA, Dec (degrees) at the reference pixel: of the WCS, else of the target."""
     header = celestial_headers(view)[number]
-    values = [
-        None if header is None else as_number(header_value(header, name))
-        for name in ("CRVAL1", "CRVAL2")
-    ]
-    if None in values:
+    names = ("CRVAL1", "CRVAL2") if header is not None else ()
+    values = [as_number(header_value(header, name)) for name in names]
+    if not values or None in values:
         values = [view("target_ra") or 0.0, view("target_dec") or 0.0]
-    return float(values[0]), float(values[1])  # type: ignore[arg-type]
+    return float(values[0]), float(values[1])
 
 
 def _reference_pixel(view: View, number: int) -> tuple[float, float] | None:
