@@ -39,8 +39,8 @@ OPTIONS: dict[str, dict[str, type | tuple[type, ...]]] = {
     },
     "jobqueue": {"system": str, "jobs": int, "adaptive": bool, "options": dict},
 }
-#: Those that every kind but threads takes; workers that gdask starts, too, have scratch and a
-#: lifetime.
+#: Options that every kind but threads takes; workers that gdask starts have scratch and a lifetime,
+#: too.
 WATCH_OPTIONS: dict[str, type | tuple[type, ...]] = {"wait": (int, float), "patience": (int, float)}
 WORKER_OPTIONS: dict[str, type | tuple[type, ...]] = {
     "scratch": str,

@@ -48,8 +48,8 @@ def connected_client(profile: Profile, where: str, memory: int | None = None) ->
         "jobqueue": _batch_system,
     }[kind]
     # Checkpoints that other hosts wrote must be safe before they are called complete. A nanny that
-    # takes longer than dask's 15 s to start a worker anew (a busy machine) is not closed for it:
-    # the cluster would be without its workers.
+    # takes longer than dask's 15 s to start a worker anew (a busy machine) is not closed: the
+    # cluster would lose its workers.
     patient = {"distributed.deploy.lost-worker-timeout": "1 hour"} if kind == "processes" else {}
     with (
         _quiet_libraries(),
@@ -155,13 +155,13 @@ def _current(client: Client) -> Iterator[Client]:
 
 @contextmanager
 def _local_processes(profile: Profile, where: str, memory: int | None) -> Iterator[Client]:
-    # Of workers only what gdask says itself is of use; theirs at the end (the scheduler left first)
-    # would be long and no news.
     """A scheduler in this process and worker processes on this machine."""
-    worker_environment = ONE_THREAD | {
+    # Workers are silent: gdask itself says what is of use, and what they log at the end (the
+    # scheduler left first) is long and no news.
+    environment = ONE_THREAD | {
         "DASK_LOGGING__DISTRIBUTED": os.environ.get("DASK_LOGGING__DISTRIBUTED", "critical")
     }
-    with _environment(worker_environment):
+    with _environment(environment):
         cluster = LocalCluster(
             n_workers=1 if profile.get("adaptive") else profile.get("workers") or available_cores(),
             threads_per_worker=profile.get("threads", 1),
@@ -174,7 +174,7 @@ def _local_processes(profile: Profile, where: str, memory: int | None) -> Iterat
             lifetime=profile.get("lifetime"),
             lifetime_stagger=profile.get("lifetime_stagger", "0 s"),
             lifetime_restart=True,
-            env=worker_environment,  # of those that come later, too
+            env=environment,  # of workers that come later, too
         )
     with cluster, _current(Client(cluster, set_as_default=False)) as client:
         if profile.get("adaptive"):

@@ -1,4 +1,7 @@
-"""What SECURITY.md promises: data runs nothing and decides nothing about what is written, inputs are never replaced."""
+"""What SECURITY.md promises of data, inputs, networks and certificates.
+
+Data runs nothing and decides nothing about what is written; inputs are never replaced.
+"""
 
 from __future__ import annotations
 
@@ -197,7 +200,7 @@ def test_a_recipe_file_is_run_when_it_is_named(tmp_path: Path) -> None:
 def test_a_product_names_no_code(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a product says of its recipe is looked up among the shipped ones; a file is the user's to name."""
+    """A product's recipe is looked up among the shipped ones; only the user names a file."""
     from gdask.reduction.replay import Account, _recipe
 
     monkeypatch.chdir(tmp_path)
@@ -236,7 +239,10 @@ def test_profiles_are_data(tmp_path: Path) -> None:
 def test_nothing_is_asked_of_the_network(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Remote services of a configuration are listed and never asked; a host in a name is a file that is not there."""
+    """Remote services of a configuration are listed and never asked.
+
+    A host in a file name is a file that does not exist.
+    """
     import socket
 
     from gdask import cli
@@ -319,7 +325,10 @@ def test_processes_and_dashboards_listen_on_localhost() -> None:
 
 @pytest.mark.slow
 def test_tls_lets_in_who_has_a_certificate_and_nobody_else(tmp_path: Path) -> None:
-    """Scheduler and worker with distributed's Security; gdask's profile connects, plain text does not."""
+    """gdask's profile with certificates connects, plain text does not.
+
+    Scheduler and worker are started with distributed's Security.
+    """
     from distributed import Client, LocalCluster
     from distributed.security import Security
     from gdask.cluster import connect

@@ -32,8 +32,8 @@ VERBS = {
     "replay": "make a product again from what it says of itself, and compare",
     "simulate": "write a raw night with known truth",
 }
-#: Of lists: bytes of one, names and lists in all, lists inside each other. Far above what a
-#: reduction can use.
+#: Bounds of lists: bytes of one, names and lists in all, lists inside each other. They are far
+#: above what a reduction can use.
 LIST_MAX_BYTES, MAX_NAMES, MAX_LISTS, MAX_LIST_DEPTH = 16 << 20, 200_000, 1000, 20
 EXIT_CODES = (
     "exit code: 0 done; 1 failed, or something was left out; 2 wrong usage: nothing was done"

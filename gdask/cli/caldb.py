@@ -215,9 +215,8 @@ def _why(options: argparse.Namespace) -> int:
     for number, answer in enumerate(answers):
         print("\n" * bool(number) + explain(answer, limit=None))
     missing = [answer for answer in answers if answer.chosen is None]
-    return int(
-        any(not (answer.rules and answer.rules.note) for answer in missing)
-    )  # a note: its absence is usual
+    # Rules with a note: such a calibration is usually absent.
+    return int(any(not (answer.rules and answer.rules.note) for answer in missing))
 
 
 def _print_error(error: GdaskError) -> int:

@@ -105,8 +105,8 @@ def write_list(
     shown = " ".join((expression or "none").split())
     with open(path, "w", encoding="utf-8") as out:
         out.write(
-            f"# Includes tags: {', '.join(tags) or 'any'}\n# Excludes tags: "
-            f"{', '.join(xtags) or 'none'}\n"
+            f"# Includes tags: {', '.join(tags) or 'any'}\n"
+            f"# Excludes tags: {', '.join(xtags) or 'none'}\n"
             f"# Descriptor expression: {shown}\n"
         )
         out.writelines(f"{name}\n" for name in files)

@@ -102,7 +102,7 @@ def lyot_stop(view: View) -> str | None:
 
 
 def camera(view: View, pretty: bool = False, stripID: bool = False) -> str:
-    """Focal ratio: of the Lyot stop, else of the keyword FOCUS, else told by the pixel scale."""
+    """Focal ratio from the Lyot stop, else from the keyword FOCUS, else from the pixel scale."""
     name = lyot_stop(view)
     if name is None or not name.startswith("f/"):
         focus = view.text("FOCUS")
@@ -333,9 +333,8 @@ def wcs_icrs(view: View) -> tuple[float | None, float | None]:
         return ra, dec
     when = view("ut_datetime")
     if when is None or "NON_SIDEREAL" not in view.tags:
-        return math.degrees(math.radians(ra)), math.degrees(
-            math.radians(dec)
-        )  # to the last digit of the listings
+        # To radians and back: so the last digits are those of the field's listings.
+        return math.degrees(math.radians(ra)), math.degrees(math.radians(dec))
     return f2_array.apparent_to_icrs(ra, dec, when)
 
 

@@ -132,23 +132,16 @@ def apparent_to_icrs(ra: float, dec: float, when: dt.datetime) -> tuple[float, f
 
     import erfa
 
-    with (
-        warnings.catch_warnings()
-    ):  # a date that no leap second is known for: good to seconds, enough here
+    seconds = when.second + when.microsecond / 1e6
+    date = (when.year, when.month, when.day, when.hour, when.minute, seconds)
+    with warnings.catch_warnings():
+        # A date for which no leap second is known yet is right within seconds: enough here.
         warnings.simplefilter("ignore", erfa.ErfaWarning)
-        utc = erfa.dtf2d(
-            "UTC",
-            when.year,
-            when.month,
-            when.day,
-            when.hour,
-            when.minute,
-            when.second + when.microsecond / 1e6,
-        )
+        utc = erfa.dtf2d("UTC", *date)
         tt = erfa.taitt(*erfa.utctai(*utc))
     tdb = erfa.tttdb(*tt, erfa.dtdb(*tt, 0.0, 0.0, 0.0, 0.0))
-    # The equation of the origins changes by 0.1 mas in a minute: UTC in the place of TDB does no
-    # harm, and gives the digits that the field's listings show.
+    # The equation of the origins changes by 0.1 mas in a minute: UTC in the place of TDB is
+    # harmless, and gives the digits that the field's listings show.
     _, origins = erfa.apci13(*utc)
     astrometry, _ = erfa.apci13(*tdb)
     found = erfa.aticq(math.radians(ra) + origins, math.radians(dec), astrometry)

@@ -138,10 +138,10 @@ def wcs_value(axis: int, ctype: str) -> Descriptor:
             and header_value(first, f"CTYPE{axis}") is not None
         )
         source = first if whole else view.phu
-        kind = str(header_value(source, f"CTYPE{axis}")).removesuffix(
-            "-SIP"
-        )  # products carry their distortion
-        return as_number(header_value(source, f"CRVAL{axis}")) if kind == ctype else None
+        found = str(header_value(source, f"CTYPE{axis}"))
+        if found.removesuffix("-SIP") != ctype:  # products carry their distortion
+            return None
+        return as_number(header_value(source, f"CRVAL{axis}"))
 
     return value_of
 
@@ -183,9 +183,9 @@ DESCRIPTORS: dict[str, Descriptor] = {
 
 Section = tuple[int, int, int, int]
 
-#: From this date the rows of the central 1K x 1K region of interest are one off: +1 on arrays 1 and
-#: 2, -1 on 3 and 4 (found by the field on standards; the only region of interest that the
-#: instrument offers).
+#: From this date the rows of the central 1K x 1K region of interest are off by one: +1 on arrays 1
+#: and 2, -1 on arrays 3 and 4 (found by the field on standards). It is the only region of interest
+#: that the instrument offers; x1, x2, y1, y2, 0-based half-open.
 CENTRAL_ROI = [512, 1536, 512, 1536]
 ROW_SHIFT_FROM = date(2013, 5, 13)
 ROW_SHIFT = (1, 1, -1, -1)
@@ -219,8 +219,8 @@ def geometries(view: View, shape: tuple[int, int]) -> tuple[Geometry, ...]:
         )
         for section, array in zip(true_sections(view, shape), view.facts["arrays"], strict=False)
     ]
-    # A region of interest has the origin of DETSEC taken from CRPIX, anything else that of CCDSEC:
-    # what fits is right.
+    # In a region of interest the origin of DETSEC was taken from CRPIX, otherwise that of CCDSEC:
+    # the one that fits is right.
     fits = [(_rigid_fit(view, plain, keyword), keyword) for keyword in ("CCDSEC", "DETSEC")]
     (angle, residual), keyword = min(fits, key=lambda fit: fit[0][1])
     ra, dec = _pointing(view, keyword)

@@ -368,9 +368,8 @@ def celestial_headers(view: View) -> list[Any]:
     found = []
     for header in view.ext:
         source = header if header_value(header, "CRVAL1") is not None else view.phu
-        types = [
-            str(header_value(source, name)).removesuffix("-SIP") for name in ("CTYPE1", "CTYPE2")
-        ]  # products' distortion
+        types = [str(header_value(source, name)) for name in ("CTYPE1", "CTYPE2")]
+        types = [name.removesuffix("-SIP") for name in types]  # products carry their distortion
         found.append(source if types == ["RA---TAN", "DEC--TAN"] else None)
     return found
 

@@ -27,7 +27,7 @@ NIGHT = {  # name: OBJECT, OBSCLASS, EXPTIME, FILTER1
 
 @pytest.fixture
 def night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a night of raw files (headers that matter, no pixels), and a terminal as standard input."""
+    """A folder with raw files of a night, headers without pixels; a terminal as standard input."""
     monkeypatch.chdir(tmp_path)
     Path("raw/deep").mkdir(parents=True)
     for name, (target, kind, seconds, filter_name) in NIGHT.items():
@@ -68,8 +68,10 @@ def test_typewalk(night: Path, capsys: pytest.CaptureFixture[str]) -> None:
         == f"""
 directory:  raw
      S20170504S0114.fits ............... (GEMINI) (GSAOI) (IMAGE) (RAW) (SOUTH) (UNPREPARED)
-     S20170505S0030.fits ............... (CAL) (DOMEFLAT) (FLAT) (GEMINI) (GSAOI) (IMAGE) (LAMPON) (RAW) (SOUTH) (UNPREPARED)
-     S20170505S0060.fits ............... (CAL) (DOMEFLAT) (FLAT) (GEMINI) (GSAOI) (IMAGE) (LAMPOFF) (RAW) (SOUTH) (UNPREPARED)
+     S20170505S0030.fits ............... (CAL) (DOMEFLAT) (FLAT) (GEMINI) (GSAOI) (IMAGE) \
+(LAMPON) (RAW) (SOUTH) (UNPREPARED)
+     S20170505S0060.fits ............... (CAL) (DOMEFLAT) (FLAT) (GEMINI) (GSAOI) (IMAGE) \
+(LAMPOFF) (RAW) (SOUTH) (UNPREPARED)
 
 directory:  raw/deep
      S20170505S0095.fits ............... (GEMINI) (GSAOI) (IMAGE) (RAW) (SOUTH) (UNPREPARED)

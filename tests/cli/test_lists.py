@@ -1,4 +1,4 @@
-"""@LISTs as people and other programs write them: names, or one line that says what is wrong; never a hang."""
+"""@LISTs as people and other programs write them: names, or one line with the fault; no hang."""
 
 from __future__ import annotations
 

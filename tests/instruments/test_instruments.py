@@ -1,4 +1,4 @@
-"""Headers, tags and descriptors, on synthetic headers of each convention; on real ones where they are at hand."""
+"""Headers, tags and descriptors, on synthetic headers and on real ones where there are any."""
 
 from __future__ import annotations
 
@@ -576,7 +576,7 @@ def test_quality(met: str, quality: str, state: str) -> None:
 
 
 def test_apparent_place() -> None:
-    """Against astropy's full transformation, at 1 mas (it wants polar motion, which is below that)."""
+    """Compare with astropy's full transformation at 1 mas: polar motion is below that."""
     from astropy.coordinates import CIRS, SkyCoord
     from astropy.time import Time
     from astropy.utils import iers
@@ -593,16 +593,22 @@ def test_apparent_place() -> None:
 
 
 def test_prepared_files_tell_their_levels() -> None:
-    own = {"GAIN": 1.0, "RDNOISE": 13.0, "SATLEVEL": 1e5, "NONLINEA": 9e4, "BUNIT": "electron"}
-    made = gsaoi(own, **DONE)
+    prepared_values = {
+        "GAIN": 1.0,
+        "RDNOISE": 13.0,
+        "SATLEVEL": 1e5,
+        "NONLINEA": 9e4,
+        "BUNIT": "electron",
+    }
+    made = gsaoi(prepared_values, **DONE)
     assert [
         descriptor(made, name)[1]
         for name in ("gain", "read_noise", "saturation_level", "non_linear_level")
     ] == [1.0, 13.0, 1e5, 9e4]
-    assert descriptor(gsaoi(own), "gain")[1] == 2.01  # raw: the header is not asked
+    assert descriptor(gsaoi(prepared_values), "gain")[1] == 2.01  # raw: the header is not asked
     bare = gsaoi({"GAIN": 1.0}, **DONE)  # in electrons
     assert descriptor(bare, "saturation_level")[0] == pytest.approx(52400 * 2.434)
-    assert descriptor(f2(own, **DONE), "exposure_time") == 20.0
+    assert descriptor(f2(prepared_values, **DONE), "exposure_time") == 20.0
     companions = tuple(header({"EXTNAME": name, "GAIN": 7.0}) for name in ("VAR", "DQ"))
     assert descriptor(made._replace(ext=made.ext + companions), "gain") == [1.0] * 4
     assert len(view(Headers(made.phu, companions[1:])).ext) == 1
@@ -858,7 +864,7 @@ def test_duplicated_blank_and_foreign_cards(mef: Path) -> None:
 
 
 def dumped(path: Path) -> Headers:
-    """Headers from a text listing: cards line by line, units divided by lines such as '--- HDU 1 ---'."""
+    """Headers from a text listing: a card per line, units divided by '--- HDU 1 ---'."""
     units: list[list[str]] = []
     for line in path.read_text(encoding="latin-1").splitlines():
         if re.match(r"--- .* ---", line):
