@@ -45,6 +45,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-c", "--config", metavar="FILE", help="TOML file of parameters, overridden by -p"
     )
+    _add_run_options(parser)
+    return parser
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Options of how the reduction runs: where, with what memory and log."""
     parser.add_argument(
         "--cluster",
         metavar="SPEC",
@@ -74,7 +80,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="more on the screen")
     for mode in ("--qa", "--ql"):  # DRAGONS' other modes
         parser.add_argument(mode, action="store_true", help=argparse.SUPPRESS)
-    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
