@@ -1,21 +1,31 @@
-"""Where the work runs: threads of this process, processes of this machine, hosts, a batch system, or a running scheduler.
+"""Where the work runs: threads, processes of this machine, hosts, a batch system, a scheduler.
 
-Profiles are data, `profiles.yaml` beside this file or a file of the user's (`gdask.cluster.profiles`); how each kind is
-started is in `gdask.cluster.start`, what its workers are asked before they get work in `gdask.cluster.checks`.
+Profiles are data: `profiles.yaml` beside this file, or a file of the user's
+(`gdask.cluster.profiles`). How each kind is started is in `gdask.cluster.start`, the checks of
+workers before they get work in `gdask.cluster.checks`.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from gdask.cluster.profiles import load_profiles, profile_of
-from gdask.cluster.report import check, performance_report
 
-from gdask.model import use_settings
+from gdask.model import GdaskError, UsageError, use_settings
 
-__all__ = ["ONE_THREAD", "available_cores", "connect", "load_profiles", "profile_of"]
+__all__ = [
+    "ONE_THREAD",
+    "Usage",
+    "available_cores",
+    "connect",
+    "counters",
+    "load_profiles",
+    "profile_of",
+]
 
 #: One thread pool per core is enough: libraries must not start their own inside a worker.
 ONE_THREAD = {
@@ -32,21 +42,23 @@ def connect(
     profiles: str | None = None,
     memory: int | None = None,
     report: str | None = None,
-) -> Iterator[object | None]:
+) -> Iterator[Any]:
     """Make `spec` the place where everything inside the `with` block is computed.
 
     Parameters
     ----------
     spec
-        `threads` or `threads:N` (this process), `processes` or `processes:N` (worker processes on this machine),
-        `ssh:host1,host2`, `slurm` or `pbs` with or without `:N` jobs, `tcp://host:port` or `tls://...` (an existing
-        scheduler), the path of a scheduler file, a YAML of profiles (`FILE.yaml` or `FILE.yaml:NAME`).
+        `threads` or `threads:N` (this process), `processes` or `processes:N` (worker processes on
+        this machine), `ssh:host1,host2`, `slurm` or `pbs` with or without `:N` jobs,
+        `tcp://host:port` or `tls://...` (an existing scheduler), the path of a scheduler file, a
+        YAML of profiles (`FILE.yaml` or `FILE.yaml:NAME`).
     profiles
         A YAML file of profiles; the shipped ones are always known.
     memory
-        Bytes that each worker (for threads, this process) may use; None is the profile's, or what there is.
+        Bytes that each worker (for threads, this process) may use; None is the profile's limit, or
+        what the machine has.
     report
-        File for a report of what the time was spent on (`gdask.cluster.report`); None for none.
+        File for a report of what the time was spent on (`performance_report`); None for none.
 
     Yields
     ------
@@ -55,11 +67,11 @@ def connect(
     Raises
     ------
     GdaskError
-        An unknown spec, a scheduler that does not answer, no worker in time, or workers that are unfit: other versions
-        of what makes the bits, or other files.
+        An unknown spec, a scheduler that does not answer, no worker in time, or workers that are
+        unfit: other versions of what makes the bits, or other files.
     """
     profile = profile_of(spec, profiles)
-    check(report)
+    require_bokeh(report)
     if profile["kind"] == "threads":
         import dask
 
@@ -71,10 +83,10 @@ def connect(
         ):
             yield None
         return
-    from gdask.cluster.start import client_of
+    from gdask.cluster.start import connected_client
 
     with (
-        client_of(profile, f"--cluster {spec}", memory) as client,
+        connected_client(profile, f"--cluster {spec}", memory) as client,
         performance_report(report, client),
     ):
         yield client
@@ -83,3 +95,72 @@ def connect(
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Usage(NamedTuple):
+    """What a compute reads, writes and holds.
+
+    read, written: bytes. memory, limit: bytes of the fullest worker and its limit (0: none).
+    workers: their number.
+    """
+
+    read: int = 0
+    written: int = 0
+    memory: int = 0
+    limit: int = 0
+    workers: int = 0
+
+
+def counters() -> tuple[int, int]:
+    """Bytes that this process has read and written so far; zeros where nothing counts them."""
+    import psutil
+
+    try:
+        found = psutil.Process().io_counters()
+    except (AttributeError, OSError):
+        return 0, 0
+    return getattr(found, "read_chars", found.read_bytes), getattr(
+        found, "write_chars", found.write_bytes
+    )
+
+
+def require_bokeh(path: str | None) -> None:
+    """Raise UsageError where a report is asked for that cannot be made: without bokeh."""
+    if path and importlib.util.find_spec("bokeh") is None:
+        raise UsageError("--performance-report: needs bokeh: pip install 'gdask[dashboard]'")
+
+
+@contextmanager
+def performance_report(path: str | None, client: object | None) -> Iterator[None]:
+    """Inside, record what is computed; write the report to `path` at the end, also on failure.
+
+    On a cluster: task stream, worker memory, bandwidth, profile (`distributed.performance_report`).
+    On threads: the task stream, and memory and processor use (`dask.diagnostics`). None is no
+    report. Raises GdaskError where the file cannot be written.
+    """
+    if path is None:
+        yield
+        return
+    try:
+        with open(path, "a"):
+            pass
+    except OSError as error:
+        raise GdaskError(
+            f"--performance-report {path}: cannot be written ({error.strerror})"
+        ) from None
+    if client is not None:
+        from distributed import performance_report as report_of_cluster
+
+        with report_of_cluster(filename=path, mode="inline"):
+            yield
+        return
+    from dask.diagnostics import Profiler, ResourceProfiler, visualize
+
+    tasks, resources = Profiler(), ResourceProfiler(dt=0.5)
+    try:
+        with tasks, resources:
+            yield
+    finally:
+        shown = [each for each in (tasks, resources) if each.results]
+        if shown:
+            visualize(shown, filename=path, show=False, save=True, mode="inline")

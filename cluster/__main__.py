@@ -1,4 +1,4 @@
-"""`python -m gdask.cluster profiles` lists the profiles, `... script slurm` prints a batch script, `... check SPEC` tries one."""
+"""List the profiles (`profiles`), print a batch script (`script`), try a spec (`check`)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from gdask.cluster import connect, load_profiles
 
 from gdask.model import GdaskError
 
+DESCRIPTION = (
+    "`python -m gdask.cluster profiles` lists the profiles, `... script slurm` prints a batch "
+    "script, `... check SPEC` tries one."
+)
 SCRIPTS = {"slurm": "slurm_batch.sh", "pbs": "pbs_batch.sh"}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 done, 1 failed, 2 usage."""
-    parser = argparse.ArgumentParser(prog="python -m gdask.cluster", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m gdask.cluster", description=DESCRIPTION)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("profiles", help="the shipped profiles")
     verbs.add_parser(
@@ -42,9 +46,10 @@ def _check(spec: str) -> int:
             if client is None:
                 print("threads of this process")
                 return 0
-            for address, worker in client.scheduler_info(n_workers=-1)["workers"].items():  # type: ignore[attr-defined]
+            for address, worker in client.scheduler_info(n_workers=-1)["workers"].items():
                 print(
-                    f"{address}  {worker['nthreads']} thread{'s' * (worker['nthreads'] > 1)}  {worker['memory_limit'] / 2**30:.1f} GiB"
+                    f"{address}  {worker['nthreads']} thread{'s' * (worker['nthreads'] > 1)}  "
+                    f"{worker['memory_limit'] / 2**30:.1f} GiB"
                 )
     except GdaskError as error:
         print(error, file=sys.stderr)

@@ -1,6 +1,8 @@
-"""What workers are asked before they get work: the same software, the same files, room for scratch, one thread pool each.
+"""Checks of workers before they get work.
 
-Everything here that runs on a worker travels to it by value, so that a worker without gdask can say so.
+They must have the same software and see the same files; scratch without room and thread pools
+of libraries are warned of. Everything here that runs on a worker travels to it by value, so that
+a worker without gdask can say so.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 from distributed import Client, WorkerPlugin
@@ -22,7 +25,7 @@ from gdask.model import GdaskError, owner
 log = logging.getLogger("gdask")
 
 #: What makes the bits of a product, or carries the graphs: these must be the same everywhere.
-PACKAGES = (
+SAME_VERSION_PACKAGES = (
     "gdask",
     "dask",
     "distributed",
@@ -34,28 +37,28 @@ PACKAGES = (
     "cloudpickle",
     "msgpack",
 )
-#: Bytes that a worker's own scratch folder should have free.
-SCRATCH = 1e9
+#: Bytes that should be free in a worker's scratch folder.
+SCRATCH_MIN_FREE_BYTES = 1e9
 
 
 class SameFiles(WorkerPlugin):
-    """Ends a worker that does not see this run's working folder; one that comes later than the others is asked too."""
+    """Ends a worker that does not see this run's working folder, also one that comes later."""
 
     name = "gdask-same-files"
 
     def __init__(self, path: str, text: str) -> None:
         self.path, self.text = path, text
 
-    def setup(self, worker: object) -> None:
+    def setup(self, worker: Any) -> None:
         """Called by every worker as it starts, and by those that are there already."""
-        problem = same_file(self.path, self.text)
+        problem = shared_file_problem(self.path, self.text)
         if problem:  # an exception alone would be logged, and the worker be given work
-            worker.loop.add_callback(worker.close, reason=problem)  # type: ignore[attr-defined]
+            worker.loop.add_callback(worker.close, reason=problem)
             raise RuntimeError(problem)
 
 
-def same_file(path: str, text: str) -> str:
-    """What is wrong with a file of this run as a worker sees it; nothing where it is the same."""
+def shared_file_problem(path: str, text: str) -> str:
+    """What is wrong with a file of this run as a worker sees it; '' where it is the same."""
     try:
         with open(path) as file:
             found = file.read()
@@ -64,12 +67,12 @@ def same_file(path: str, text: str) -> str:
     return "" if found == text else f"sees another folder under the name {os.path.dirname(path)}"
 
 
-def surroundings(dask_worker: object) -> dict[str, object]:
-    """Of a worker: host, scratch folder, bytes free there (-1: not writable), the settings of thread pools, its threads."""
+def worker_environment(dask_worker: Any) -> dict[str, Any]:
+    """Host, scratch folder, bytes free there (-1: not writable), thread-pool variables."""
     import shutil
     import socket
 
-    folder = dask_worker.local_directory  # type: ignore[attr-defined]
+    folder = dask_worker.local_directory
     free = shutil.disk_usage(folder).free if os.access(folder, os.W_OK) else -1
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     return {
@@ -84,7 +87,7 @@ def surroundings(dask_worker: object) -> dict[str, object]:
 def checked_workers(client: Client, where: str, wait: float, started: bool) -> Iterator[None]:
     """Inside, the workers of `client` have been checked, and those that join are.
 
-    Raises GdaskError where no worker comes within `wait` seconds, or one is unfit: the first one, with what to do.
+    Raises GdaskError where no worker comes within `wait` seconds or one is unfit, with what to do.
     """
     _wait_for_one(client, where, wait, started)
     _check_versions(client, where)
@@ -96,7 +99,7 @@ def checked_workers(client: Client, where: str, wait: float, started: bool) -> I
     cloudpickle.register_pickle_by_value(module)
     try:
         _check_files(client, where, str(token), text)
-        _check_surroundings(client.run(surroundings, on_error="ignore"))
+        _warn_of_environment(client.run(worker_environment, on_error="ignore"))
         client.register_plugin(SameFiles(str(token), text))
         try:
             yield
@@ -108,7 +111,10 @@ def checked_workers(client: Client, where: str, wait: float, started: bool) -> I
 
 
 def _forget(client: Client) -> None:
-    """Take the plugin off a scheduler that lives on: later workers of others have nothing to do with this run's files."""
+    """Take the plugin off a scheduler that lives on.
+
+    Later workers of others have nothing to do with this run's files.
+    """
     try:
         client.unregister_worker_plugin(SameFiles.name)
     except Exception as error:  # noqa: BLE001 - the scheduler is gone: so is the plugin
@@ -128,55 +134,62 @@ def _wait_for_one(client: Client, where: str, wait: float, started: bool) -> Non
 
 
 def _check_versions(client: Client, where: str) -> None:
-    found = client.get_versions(packages=list(PACKAGES))
-    here = _relevant(found["client"])
+    found: Any = client.get_versions(packages=list(SAME_VERSION_PACKAGES))
+    here = _versions_of_packages(found["client"])
     for who, there in [
         ("the scheduler", found["scheduler"]),
         *((f"worker {name}", v) for name, v in found["workers"].items()),
     ]:
-        for name, version in (_relevant(there) if isinstance(there, Mapping) else {}).items():
+        for name, version in (
+            _versions_of_packages(there) if isinstance(there, Mapping) else {}
+        ).items():
             if version != here[name]:
                 raise GdaskError(
-                    f"{where}: {who} has {name} {version or 'not at all'}, here it is {here[name]}; "
+                    f"{where}: {who} has {name} {version or 'not at all'}, here it is "
+                    f"{here[name]}; "
                     "start it from the same Python environment"
                 )
 
 
-def _relevant(versions: Mapping[str, Mapping[str, str]]) -> dict[str, str | None]:
+def _versions_of_packages(versions: Mapping[str, Mapping[str, str]]) -> dict[str, str | None]:
     python = ".".join(str(versions["packages"].get("python", "?")).split(".")[:2])
-    return {"python": python} | {name: versions["packages"].get(name) for name in PACKAGES}
+    return {"python": python} | {
+        name: versions["packages"].get(name) for name in SAME_VERSION_PACKAGES
+    }
 
 
 def _check_files(client: Client, where: str, path: str, text: str) -> None:
-    for worker, problem in client.run(same_file, path, text, on_error="return").items():
+    for worker, problem in client.run(shared_file_problem, path, text, on_error="return").items():
         if problem:
             raise GdaskError(
                 f"{where}: worker {worker} {problem}; work in a folder that all hosts share"
             )
 
 
-def _check_surroundings(workers: Mapping[str, Mapping[str, object]]) -> None:
-    """Warnings for what costs speed or may fail later."""
+def _warn_of_environment(workers: Mapping[str, Mapping[str, Any]]) -> None:
+    """Warn of what costs speed or may fail later."""
     for worker, found in workers.items():
         many = [
             f"{name}={value or 'unset'}" for name, value in found["pools"].items() if value != "1"
-        ]  # type: ignore[attr-defined]
+        ]
         if many:
             log.warning(
-                "worker %s on %s: %s; start it with %s=1, or libraries' threads compete for its cores",
+                "worker %s on %s: %s; start it with %s=1, or libraries' threads compete for "
+                "its cores",
                 worker,
                 found["host"],
                 ", ".join(many),
                 "=1 ".join(ONE_THREAD),
             )
-        if found["free"] < SCRATCH:  # type: ignore[operator]
+        if found["free"] < SCRATCH_MIN_FREE_BYTES:
             room = (
                 "cannot be written"
                 if found["free"] == -1
                 else f"has {found['free'] / 1e6:.0f} MB free"
-            )  # type: ignore[operator]
+            )
             log.warning(
-                "worker %s on %s: its scratch folder %s %s; set scratch: of the profile to a local disk with room",
+                "worker %s on %s: its scratch folder %s %s; set scratch: of the profile to a "
+                "local disk with room",
                 worker,
                 found["host"],
                 found["scratch"],

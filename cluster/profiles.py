@@ -1,4 +1,7 @@
-"""What a `--cluster SPEC` means: a profile, which is data, from the shipped `profiles.yaml` or a file of the user's."""
+"""What a `--cluster SPEC` means: a profile, which is data.
+
+Profiles come from the shipped `profiles.yaml` or a file of the user's.
+"""
 
 from __future__ import annotations
 
@@ -36,35 +39,43 @@ OPTIONS: dict[str, dict[str, type | tuple[type, ...]]] = {
     },
     "jobqueue": {"system": str, "jobs": int, "adaptive": bool, "options": dict},
 }
-#: Those that every kind but threads takes; workers that gdask starts, too, have scratch and a lifetime.
-WATCHED: dict[str, type | tuple[type, ...]] = {"wait": (int, float), "patience": (int, float)}
-STARTED: dict[str, type | tuple[type, ...]] = {
+#: Options that every kind but threads takes; workers that gdask starts have scratch and a lifetime,
+#: too.
+WATCH_OPTIONS: dict[str, type | tuple[type, ...]] = {"wait": (int, float), "patience": (int, float)}
+WORKER_OPTIONS: dict[str, type | tuple[type, ...]] = {
     "scratch": str,
     "lifetime": str,
     "lifetime_stagger": str,
 }
 for _kind, _taken in OPTIONS.items():
-    _taken |= {} if _kind == "threads" else WATCHED if _kind == "scheduler" else WATCHED | STARTED
+    _taken |= (
+        {}
+        if _kind == "threads"
+        else WATCH_OPTIONS
+        if _kind == "scheduler"
+        else WATCH_OPTIONS | WORKER_OPTIONS
+    )
 ADDRESSES = ("tcp://", "tls://", "ucx://")
 
 
 def profile_of(spec: str, profiles: str | None = None) -> Profile:
     """The profile that a spec means, as a dictionary with `kind` and the options of that kind.
 
-    UsageError where the spec is not known, GdaskError where a file of profiles is not what it should be.
+    Raises UsageError where the spec is not known, GdaskError where a file of profiles is malformed.
     """
     if spec.startswith(ADDRESSES):
         return {"kind": "scheduler", "address": spec}
     file, _, chosen = spec.partition(":")
     if file.endswith((".yaml", ".yml")):
-        return _checked(_of_file(file, chosen), f"--cluster {spec}")
+        return _checked_profile(_profile_of_file(file, chosen), f"--cluster {spec}")
     if os.path.isfile(spec):
         return {"kind": "scheduler", "scheduler_file": os.path.abspath(spec)}
     known = load_profiles(profiles)
     name, *counts = spec.split(":")
     if name not in known:
         raise UsageError(
-            f"--cluster {spec}: not known{closest(name, known)}; expected tcp://host:port, a scheduler file that exists, "
+            f"--cluster {spec}: not known{_suggestion(name, known)}; expected tcp://host:port, a "
+            "scheduler file that exists, "
             f"FILE.yaml, or one of {', '.join(sorted(known))}"
         )
     profile = dict(known[name])
@@ -72,20 +83,23 @@ def profile_of(spec: str, profiles: str | None = None) -> Profile:
         profile["hosts"] = [host for host in counts.pop(0).split(",") if host]
     if counts:
         _set_count(profile, ":".join(counts), spec, name)
-    return _checked(profile, f"--cluster {spec}")
+    return _checked_profile(profile, f"--cluster {spec}")
 
 
 def load_profiles(path: str | None = None) -> dict[str, Profile]:
     """The shipped profiles, and those of the user's file over them."""
-    known = _parse(
+    known = _parse_profiles(
         resources.files(__package__).joinpath("profiles.yaml").read_text(), "profiles.yaml"
     )
     if path:
-        known |= {name: _like(profile, known, path) for name, profile in _read(path).items()}
+        known |= {
+            name: _resolve_like(profile, known, path)
+            for name, profile in _read_profiles(path).items()
+        }
     return known
 
 
-def closest(name: str, known: Iterable[str]) -> str:
+def _suggestion(name: str, known: Iterable[str]) -> str:
     """' (did you mean X?)', or nothing."""
     near = difflib.get_close_matches(name, list(known), 1)
     return f" (did you mean {near[0]}?)" if near else ""
@@ -99,49 +113,52 @@ def _set_count(profile: Profile, count: str, spec: str, name: str) -> None:
     profile["jobs" if profile["kind"] == "jobqueue" else "workers"] = int(count)
 
 
-def _of_file(path: str, name: str) -> Profile:
+def _profile_of_file(path: str, name: str) -> Profile:
     """The one profile of a file, or the one with this name."""
-    content, known = _read(path), load_profiles()
+    content, known = _read_profiles(path), load_profiles()
     if "kind" in content or "like" in content:
-        return _like(content, known, path)
+        return _resolve_like(content, known, path)
     if not name and len(content) == 1:
         (name,) = content
     if name not in content:
-        what = f"{name!r} is not in it{closest(name, content)}" if name else "several profiles"
+        what = f"{name!r} is not in it{_suggestion(name, content)}" if name else "several profiles"
         raise UsageError(
-            f"{path}: {what}; expected --cluster {path}:NAME with one of {', '.join(map(str, content))}"
+            f"{path}: {what}; expected --cluster {path}:NAME with one of "
+            f"{', '.join(map(str, content))}"
         )
-    return _like(content[name], known, path)
+    return _resolve_like(content[name], known, path)
 
 
-def _like(profile: object, known: Mapping[str, Profile], path: str) -> Profile:
+def _resolve_like(profile: object, known: Mapping[str, Profile], path: str) -> Profile:
     """A profile of the user's with what it takes over from a shipped one."""
     if not isinstance(profile, dict):
         raise GdaskError(
-            f"{path}: {profile!r} where a profile was expected: kind: and its options, or like: and a name"
+            f"{path}: {profile!r} where a profile was expected: kind: and its options, or "
+            "like: and a name"
         )
     name = profile.get("like")
     if name is None:
         return profile
     if name not in known:
         raise GdaskError(
-            f"{path}: like: {name}{closest(str(name), known)}; expected one of {', '.join(sorted(known))}"
+            f"{path}: like: {name}{_suggestion(str(name), known)}; expected one of "
+            f"{', '.join(sorted(known))}"
         )
     base, own = known[name], {key: value for key, value in profile.items() if key != "like"}
     options = {**base.get("options", {}), **(own.get("options") or {})}
     return base | own | ({"options": options} if options else {})
 
 
-def _read(path: str) -> dict[str, Any]:
+def _read_profiles(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read()
     except OSError as error:
         raise UsageError(f"--cluster {path}: cannot be read ({error.strerror})") from None
-    return _parse(text, path)
+    return _parse_profiles(text, path)
 
 
-def _parse(text: str, path: str) -> dict[str, Any]:
+def _parse_profiles(text: str, path: str) -> dict[str, Any]:
     import yaml
 
     try:
@@ -150,7 +167,8 @@ def _parse(text: str, path: str) -> dict[str, Any]:
         where = getattr(error, "problem_mark", None)
         line = f"line {where.line + 1}: " if where else ""
         raise GdaskError(
-            f"{path}: {line}not YAML ({getattr(error, 'problem', error)}); expected kind: and its options"
+            f"{path}: {line}not YAML ({getattr(error, 'problem', error)}); expected kind: and "
+            "its options"
         ) from None
     if not isinstance(content, dict) or not content:
         raise GdaskError(
@@ -159,7 +177,7 @@ def _parse(text: str, path: str) -> dict[str, Any]:
     return content
 
 
-def _checked(profile: Profile, where: str) -> Profile:
+def _checked_profile(profile: Profile, where: str) -> Profile:
     """The profile, with its options known and of the right type."""
     kind = profile.get("kind")
     if kind not in OPTIONS:
@@ -169,7 +187,9 @@ def _checked(profile: Profile, where: str) -> Profile:
             continue
         if name not in OPTIONS[kind]:
             raise GdaskError(
-                f"{where}: {name} is no option of kind {kind}{closest(str(name), OPTIONS[kind])}; it takes {', '.join(OPTIONS[kind])}"
+                f"{where}: {name} is no option of kind "
+                f"{kind}{_suggestion(str(name), OPTIONS[kind])}; it takes "
+                f"{', '.join(OPTIONS[kind])}"
             )
         wanted = OPTIONS[kind][name]
         if not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool):

@@ -1,4 +1,7 @@
-"""A distributed Client for each kind of profile: connects or starts what is needed, and ends what it has started."""
+"""A distributed Client for each kind of profile.
+
+It connects to, or starts, what is needed, and ends what it has started.
+"""
 
 from __future__ import annotations
 
@@ -27,27 +30,29 @@ from gdask.model import GdaskError, Settings, settings, use_settings
 log = logging.getLogger("gdask")
 
 #: Batch systems that dask-jobqueue serves, by the name in a profile.
-SYSTEMS = {"slurm": "SLURMCluster", "pbs": "PBSCluster"}
-#: A worker leaves before its job's wall time: by this share of it and at most by so many seconds.
-MARGIN_SHARE, MARGIN_MOST = 0.1, 300
+BATCH_SYSTEMS = {"slurm": "SLURMCluster", "pbs": "PBSCluster"}
+#: A worker leaves before its job's wall time by this share of it, and at most by so many seconds.
+LIFETIME_MARGIN_SHARE, LIFETIME_MARGIN_MAX_S = 0.1, 300
+#: The settings of a profile that does not name them.
 DEFAULTS = Settings()
 
 
 @contextmanager
-def client_of(profile: Profile, where: str, memory: int | None = None) -> Iterator[Client]:
+def connected_client(profile: Profile, where: str, memory: int | None = None) -> Iterator[Client]:
     """The client of a profile, its workers checked; `where` begins the text of errors."""
     kind = profile["kind"]
     begin = {
-        "scheduler": _existing,
-        "processes": _local,
-        "ssh": _over_ssh,
+        "scheduler": _existing_scheduler,
+        "processes": _local_processes,
+        "ssh": _ssh_hosts,
         "jobqueue": _batch_system,
     }[kind]
-    # Checkpoints that other hosts wrote must be safe before they are called complete. A nanny that takes longer than dask's
-    # 15 s to start a worker anew (a busy machine) is not closed for it: the cluster would be without its workers.
+    # Checkpoints that other hosts wrote must be safe before they are called complete. A nanny that
+    # takes longer than dask's 15 s to start a worker anew (a busy machine) is not closed: the
+    # cluster would lose its workers.
     patient = {"distributed.deploy.lost-worker-timeout": "1 hour"} if kind == "processes" else {}
     with (
-        _libraries_quiet(),
+        _quiet_libraries(),
         dask.config.set(patient),
         use_settings(
             flush=kind != "processes",
@@ -56,17 +61,17 @@ def client_of(profile: Profile, where: str, memory: int | None = None) -> Iterat
         ) as chosen,
         begin(profile, where, memory) as client,
         checked_workers(client, where, chosen.wait, started=kind != "scheduler"),
-        use_settings(dashboard=_announced(client), **_allowed(client, memory)),
+        use_settings(dashboard=_log_workers(client), **_planning_settings(client, memory)),
     ):
         client.register_plugin(Counters())
         yield client
 
 
 @contextmanager
-def _libraries_quiet() -> Iterator[None]:
-    """Inside, what dask says of lost connections, some of it with tracebacks, is left to gdask, which says it in a line.
+def _quiet_libraries() -> Iterator[None]:
+    """Inside, what dask logs of lost connections is suppressed: gdask says it in a line.
 
-    DASK_LOGGING__DISTRIBUTED brings it back.
+    Some of it comes with tracebacks. DASK_LOGGING__DISTRIBUTED brings it back.
     """
     libraries = (
         set()
@@ -86,8 +91,8 @@ def _libraries_quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _announced(client: Client) -> str:
-    """Log the number of workers and the dashboard; give its address, empty where there is none."""
+def _log_workers(client: Client) -> str:
+    """Log the number of workers and the dashboard's address; return it, empty without one."""
     link = client.dashboard_link if importlib.util.find_spec("bokeh") else ""
     workers = len(client.scheduler_info(n_workers=-1)["workers"])
     log.info(
@@ -99,15 +104,14 @@ def _announced(client: Client) -> str:
     return link
 
 
-def _allowed(client: Client, memory: int | None) -> dict[str, Any]:
-    """Settings by which a phase is planned: bytes of a worker, the share of them that may be in use, threads that share them."""
+def _planning_settings(client: Client, memory: int | None) -> dict[str, Any]:
+    """Settings by which a phase is planned: memory (bytes), share, threads of a worker."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     limits = [worker["memory_limit"] for worker in workers if worker["memory_limit"]] + (
         [memory] if memory else []
     )
-    share = float(
-        dask.config.get("distributed.worker.memory.pause") or 1.0
-    )  # above it a worker begins no task
+    # Above this share of its limit a worker begins no task.
+    share = float(dask.config.get("distributed.worker.memory.pause") or 1.0)
     threads = max((worker["nthreads"] for worker in workers), default=1)
     return {
         "memory": share * min(limits) if limits else None,
@@ -117,7 +121,8 @@ def _allowed(client: Client, memory: int | None) -> dict[str, Any]:
 
 
 @contextmanager
-def _existing(profile: Profile, where: str, memory: int | None) -> Iterator[Client]:
+def _existing_scheduler(profile: Profile, where: str, memory: int | None) -> Iterator[Client]:
+    """The client of a scheduler that runs already."""
     given = {key: profile[key] for key in ("address", "scheduler_file") if key in profile}
     try:
         client = Client(
@@ -140,18 +145,23 @@ def _existing(profile: Profile, where: str, memory: int | None) -> Iterator[Clie
 
 @contextmanager
 def _current(client: Client) -> Iterator[Client]:
-    """The client as the place of all computes inside. A default client that fails or is shut down would stay that place."""
+    """Inside, the client is the place of all computes.
+
+    A default client that fails or is shut down would stay that place.
+    """
     with client, client.as_current(), dask.config.set(scheduler="dask.distributed"):
         yield client
 
 
 @contextmanager
-def _local(profile: Profile, where: str, memory: int | None) -> Iterator[Client]:
-    # Of workers only what gdask says itself is of use; theirs at the end (the scheduler left first) would be long and no news.
-    surroundings = ONE_THREAD | {
+def _local_processes(profile: Profile, where: str, memory: int | None) -> Iterator[Client]:
+    """A scheduler in this process and worker processes on this machine."""
+    # Workers are silent: gdask itself says what is of use, and what they log at the end (the
+    # scheduler left first) is long and no news.
+    environment = ONE_THREAD | {
         "DASK_LOGGING__DISTRIBUTED": os.environ.get("DASK_LOGGING__DISTRIBUTED", "critical")
     }
-    with _environment(surroundings):
+    with _environment(environment):
         cluster = LocalCluster(
             n_workers=1 if profile.get("adaptive") else profile.get("workers") or available_cores(),
             threads_per_worker=profile.get("threads", 1),
@@ -164,7 +174,7 @@ def _local(profile: Profile, where: str, memory: int | None) -> Iterator[Client]
             lifetime=profile.get("lifetime"),
             lifetime_stagger=profile.get("lifetime_stagger", "0 s"),
             lifetime_restart=True,
-            env=surroundings,  # of those that come later, too
+            env=environment,  # of workers that come later, too
         )
     with cluster, _current(Client(cluster, set_as_default=False)) as client:
         if profile.get("adaptive"):
@@ -173,12 +183,16 @@ def _local(profile: Profile, where: str, memory: int | None) -> Iterator[Client]
 
 
 @contextmanager
-def _over_ssh(profile: Profile, where: str, memory: int | None) -> Iterator[Client]:
-    """A scheduler in this process and workers on other hosts, started by the `ssh` command with the user's settings."""
+def _ssh_hosts(profile: Profile, where: str, memory: int | None) -> Iterator[Client]:
+    """A scheduler in this process and workers on other hosts.
+
+    The workers are started by the `ssh` command with the user's settings.
+    """
     command = shlex.split(profile.get("command", "ssh -o BatchMode=yes"))
     if shutil.which(command[0]) is None:
         raise GdaskError(
-            f"{where}: no command {command[0]}; install an ssh client, or name another with command: in a YAML"
+            f"{where}: no command {command[0]}; install an ssh client, or name another with "
+            "command: in a YAML"
         )
     security = _security(profile, where)
     cluster = LocalCluster(
@@ -200,7 +214,7 @@ def _over_ssh(profile: Profile, where: str, memory: int | None) -> Iterator[Clie
         finally:
             client.shutdown()  # the workers leave when their scheduler does
             for process in started.values():
-                _end(process)
+                _end_process(process)
 
 
 def _start_over_ssh(
@@ -263,7 +277,7 @@ def worker_options(profile: Profile) -> list[str]:
 def _failures_named(
     started: Mapping[str, subprocess.Popen], where: str, client: Client
 ) -> Iterator[None]:
-    """An error for want of workers says what ssh has said."""
+    """Inside, an error for want of workers is extended by what ssh has said."""
     try:
         yield
     except GdaskError as error:
@@ -280,7 +294,7 @@ def _failures_named(
         raise GdaskError(f"{error} ({text})") from None
 
 
-def _end(process: subprocess.Popen) -> None:
+def _end_process(process: subprocess.Popen) -> None:
     try:
         process.wait(10)
     except subprocess.TimeoutExpired:
@@ -298,22 +312,23 @@ def _batch_system(profile: Profile, where: str, memory: int | None) -> Iterator[
         jobqueue = importlib.import_module("dask_jobqueue")
     except ImportError:
         raise GdaskError(
-            f"{where}: needs dask-jobqueue: pip install 'gdask[jobqueue]'; a batch script does without "
+            f"{where}: needs dask-jobqueue: pip install 'gdask[jobqueue]'; a batch script does "
+            "without "
             "(python -m gdask.cluster script slurm)"
         ) from None
     system, options = profile.get("system"), job_options(profile, memory)
-    if system not in SYSTEMS:
-        raise GdaskError(f"{where}: system: {system}; expected {' or '.join(SYSTEMS)}")
-    submit = getattr(jobqueue, SYSTEMS[system]).job_cls.submit_command.split()[0]
+    if system not in BATCH_SYSTEMS:
+        raise GdaskError(f"{where}: system: {system}; expected {' or '.join(BATCH_SYSTEMS)}")
+    submit = getattr(jobqueue, BATCH_SYSTEMS[system]).job_cls.submit_command.split()[0]
     if shutil.which(submit) is None:
         raise GdaskError(
             f"{where}: no command {submit} on this machine; run gdask where jobs are submitted from"
         )
     try:
-        cluster = getattr(jobqueue, SYSTEMS[system])(**options, silence_logs=40)
+        cluster = getattr(jobqueue, BATCH_SYSTEMS[system])(**options, silence_logs=40)
     except (TypeError, ValueError) as error:
         raise GdaskError(
-            f"{where}: options: {_first_line(error)}; see dask-jobqueue's {SYSTEMS[system]}"
+            f"{where}: options: {_first_line(error)}; see dask-jobqueue's {BATCH_SYSTEMS[system]}"
         ) from None
     jobs = profile.get("jobs", 1)
     with cluster, _current(Client(cluster, set_as_default=False)) as client:
@@ -323,7 +338,10 @@ def _batch_system(profile: Profile, where: str, memory: int | None) -> Iterator[
 
 
 def job_options(profile: Profile, memory: int | None = None) -> dict[str, Any]:
-    """The options of a dask-jobqueue cluster: the profile's, one thread pool for each core, a lifetime within the wall time."""
+    """The options of a dask-jobqueue cluster.
+
+    They are the profile's, with one thread pool for each core and a lifetime within the wall time.
+    """
     options = dict(profile.get("options", {}))
     extra = list(options.pop("worker_extra_args", []))
     if profile.get("lifetime"):
@@ -351,29 +369,33 @@ def job_options(profile: Profile, memory: int | None = None) -> dict[str, Any]:
 
 
 def lifetime(walltime: str) -> list[str]:
-    """Worker options so that workers leave before the wall time (D-HH:MM:SS, HH:MM:SS, MM:SS or minutes), not all at once."""
+    """Worker options so that workers leave before the wall time, and not all at once.
+
+    The wall time is D-HH:MM:SS, HH:MM:SS, MM:SS or minutes.
+    """
     days, _, clock = walltime.rpartition("-")
     parts = [int(part) for part in clock.split(":")] if ":" in clock or days else [0, int(clock), 0]
     parts = parts + [0] * (3 - len(parts)) if days else [0] * (3 - len(parts)) + parts
     seconds = int(days or 0) * 86400 + parts[0] * 3600 + parts[1] * 60 + parts[2]
-    margin = min(MARGIN_SHARE * seconds, MARGIN_MOST)
+    margin = min(LIFETIME_MARGIN_SHARE * seconds, LIFETIME_MARGIN_MAX_S)
     return ["--lifetime", f"{seconds - margin:.0f}s", "--lifetime-stagger", f"{margin / 2:.0f}s"]
 
 
 def scratch_of(profile: Profile) -> str | None:
-    """Where workers keep what is for themselves alone: the profile's folder, that of the settings, or the job's."""
+    """Folder for what a worker keeps for itself: the profile's, the settings', or the job's."""
     return profile.get("scratch") or settings().scratch or os.environ.get("SLURM_TMPDIR")
 
 
 def _security(profile: Profile, where: str) -> Security | None:
-    """Certificates: the profile's `tls: {ca, cert, key}`; None takes those of dask's configuration."""
+    """Certificates of the profile, `tls: {ca, cert, key}`; None takes dask's configuration."""
     names = {"ca": "tls_ca_file", "cert": "cert", "key": "key"}
     given = profile.get("tls")
     if given is None:
         return None
     if set(given) != set(names):
         raise GdaskError(
-            f"{where}: tls: expected ca, cert and key, three file names; came {', '.join(map(str, given)) or 'nothing'}"
+            f"{where}: tls: expected ca, cert and key, three file names; came "
+            f"{', '.join(map(str, given)) or 'nothing'}"
         )
     missing = [path for path in given.values() if not os.path.isfile(str(path))]
     if missing:
@@ -397,6 +419,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Inside, these environment variables are set."""
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
     try:

@@ -1,4 +1,8 @@
-"""Watching workers while they compute: bytes and memory; one that stands still is replaced; fewer tasks at a time."""
+"""Watch workers while they compute.
+
+Their bytes and memory are shown, a worker that stands still is replaced, and workers that run
+out of memory are given fewer tasks at a time.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,20 @@ from contextlib import suppress
 from typing import Any, NamedTuple, Self
 
 from distributed import Client, WorkerPlugin
-from gdask.cluster.usage import Usage, counters
+from gdask.cluster import Usage, counters
 
 log = logging.getLogger("gdask")
 
 #: Seconds between two looks at the scheduler.
-INTERVAL = 2.0
+LOOK_INTERVAL_S = 2.0
 
 
-class Seen(NamedTuple):
-    """One worker as its scheduler knows it: a number that changes with its tasks (0: none), bytes, what looks after it."""
+class WorkerState(NamedTuple):
+    """One worker as its scheduler knows it.
+
+    busy: a number that changes with its tasks (0: none). memory, limit, read, written: bytes.
+    nanny: address of the process that looks after it, None if there is none.
+    """
 
     busy: int
     memory: int
@@ -30,18 +38,18 @@ class Seen(NamedTuple):
 
 
 class Counters(WorkerPlugin):
-    """Adds bytes read and written to what a worker tells its scheduler with each heartbeat."""
+    """Adds the bytes read and written to what a worker reports with each heartbeat."""
 
     name = "gdask-counters"
 
-    def setup(self, worker: object) -> None:
-        worker.metrics["gdask"] = lambda worker: counters()  # type: ignore[attr-defined]
+    def setup(self, worker: Any) -> None:
+        worker.metrics["gdask"] = lambda worker: counters()
 
 
-def look(dask_scheduler: object) -> dict[str, tuple]:
-    """Runs on the scheduler: `Seen` of each worker by its address."""
+def worker_states(dask_scheduler: Any) -> dict[str, tuple]:
+    """Values of `WorkerState` of each worker by its address; runs on the scheduler."""
     found = {}
-    for address, worker in dask_scheduler.workers.items():  # type: ignore[attr-defined]
+    for address, worker in dask_scheduler.workers.items():
         tasks = tuple(sorted(str(task.key) for task in worker.processing))
         read, written = worker.metrics.get("gdask") or (0, 0)
         found[address] = (
@@ -55,8 +63,10 @@ def look(dask_scheduler: object) -> dict[str, tuple]:
     return found
 
 
-class Watch:
-    """A thread that looks at the scheduler during one compute. `failure` is set, and `cancel` called, where it must end.
+class WorkerWatch:
+    """A thread that looks at the scheduler during one compute.
+
+    `failure` is set, and `cancel` called, where the compute must end.
 
     Parameters
     ----------
@@ -105,19 +115,20 @@ class Watch:
         with suppress(OSError):  # the scheduler has gone: so be it, if the results are here
             self._account(self._look(), self.client.run(counters, on_error="ignore"))
 
-    def _look(self) -> dict[str, Seen]:
+    def _look(self) -> dict[str, WorkerState]:
         return {
-            address: Seen(*values) for address, values in self.client.run_on_scheduler(look).items()
+            address: WorkerState(*values)
+            for address, values in self.client.run_on_scheduler(worker_states).items()
         }
 
     def _watch(self) -> None:
-        while not self._done.wait(INTERVAL):
+        while not self._done.wait(LOOK_INTERVAL_S):
             try:
-                self._once(self._look())
-            except Exception as error:  # noqa: BLE001 - the scheduler is gone, which the compute itself finds out
+                self._look_once(self._look())
+            except Exception as error:  # noqa: BLE001 - gone, which the compute itself finds out
                 log.debug("no look at the scheduler: %s", error)
 
-    def _once(self, seen: Mapping[str, Seen]) -> None:
+    def _look_once(self, seen: Mapping[str, WorkerState]) -> None:
         now = time.monotonic()
         self._account(
             seen,
@@ -133,11 +144,16 @@ class Watch:
             self.failure = f"no worker has been there for {self.wait:.0f} s"
             self.cancel()
         for address, one in seen.items():
-            if self._stands_still(address, one.busy, now):
-                self._replace(address, one.nanny)
+            if self._has_stalled(address, one.busy, now):
+                self._replace_worker(address, one.nanny)
 
-    def _account(self, seen: Mapping[str, Seen], counted: Mapping[str, tuple[int, int]]) -> None:
-        """Bytes since the beginning, also of workers that have left; the most memory of a worker so far."""
+    def _account(
+        self, seen: Mapping[str, WorkerState], counted: Mapping[str, tuple[int, int]]
+    ) -> None:
+        """Update `usage`: bytes since the beginning and the most memory of one worker.
+
+        Workers that have left count, too.
+        """
         self._last |= counted
         read, written = (
             sum(max(now[k] - self._first.get(one, (0, 0))[k], 0) for one, now in self._last.items())
@@ -146,18 +162,18 @@ class Watch:
         fullest = max(
             seen.values(),
             key=lambda one: one.memory / max(one.limit, 1),
-            default=Seen(0, 0, self.usage.limit, 0, 0, None),
+            default=WorkerState(0, 0, self.usage.limit, 0, 0, None),
         )
         self.usage = Usage(
             read, written, max(fullest.memory, self.usage.memory), fullest.limit, len(seen)
         )
 
-    def _stands_still(self, address: str, busy: int, now: float) -> bool:
+    def _has_stalled(self, address: str, busy: int, now: float) -> bool:
         if not busy or self._since.get(address, (0, 0.0))[0] != busy:
             self._since[address] = (busy, now)
         return now - self._since[address][1] > self.patience
 
-    def _replace(self, address: str, nanny: str | None) -> None:
+    def _replace_worker(self, address: str, nanny: str | None) -> None:
         log.warning(
             "worker %s has ended no task for %.0f s: %s",
             address,
@@ -171,18 +187,22 @@ class Watch:
         if nanny:
             self.client.restart_workers([address], timeout=60, raise_for_error=False)
         else:
-            self.client.run_on_scheduler(_remove, address)
+            self.client.run_on_scheduler(_remove_worker, address)
 
 
-async def _remove(address: str, dask_scheduler: object) -> None:
-    await dask_scheduler.remove_worker(address, stimulus_id=f"gdask-still-{address}", safe=False)  # type: ignore[attr-defined]
+async def _remove_worker(address: str, dask_scheduler: Any) -> None:
+    stimulus = f"gdask-still-{address}"
+    await dask_scheduler.remove_worker(address, stimulus_id=stimulus, safe=False)
 
 
-# Fewer tasks at a time ----------------------------------------------------------------------------------------------
+# Fewer tasks at a time
 
 
-class Fewer(WorkerPlugin):
-    """Every worker, also one that comes later, runs at most so many tasks at a time, until the plugin is taken off."""
+class TaskLimit(WorkerPlugin):
+    """Limits the tasks that a worker runs at a time, until the plugin is taken off.
+
+    Workers that come later are limited, too.
+    """
 
     name = "gdask-fewer"
 
@@ -197,15 +217,21 @@ class Fewer(WorkerPlugin):
         worker.state.nthreads = self.before
 
 
-def fewer(client: Client, now: int) -> int:
-    """Halve the number of tasks that a worker runs at a time, which is `now`. Gives the new number; 0, and nothing is done, after 1."""
+def halve_task_limit(client: Client, now: int) -> int:
+    """Halve the number of tasks that a worker runs at a time, which is `now`.
+
+    Returns the new number; after 1 it is 0, and nothing is done.
+    """
     if now > 1:
-        client.register_plugin(Fewer(now // 2))
+        client.register_plugin(TaskLimit(now // 2))
     return now // 2
 
 
 def memory_deaths(client: Client, since: float) -> list[int]:
-    """Bytes that workers held when their nannies ended them for want of memory, since a moment (s of the epoch)."""
+    """Bytes that workers held when their nannies ended them for want of memory.
+
+    since: only those from this moment on (seconds of the epoch).
+    """
     return [
         int(event["rss"])
         for stamp, event in client.get_events("worker-restart-memory")

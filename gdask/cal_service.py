@@ -1,4 +1,7 @@
-"""The calibration service from Python: `caldb = cal_service.set_local_database(); caldb.init(); caldb.add_cal(path)`."""
+"""The calibration service from Python.
+
+`caldb = cal_service.set_local_database(); caldb.init(); caldb.add_cal(path)`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,14 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from gdask.caldb.config import Database, config_text, database_at, only_database, open_databases
+from gdask.caldb.association import (
+    DEFAULT_CONFIG,
+    Database,
+    config_file,
+    database_at,
+    open_databases,
+    sqlite_path,
+)
 from gdask.model import GdaskError
 
 FITS_ENDINGS = (".fits", ".fits.gz", ".fits.bz2", ".fits.fz")
@@ -22,7 +32,7 @@ class Entry(NamedTuple):
 
 
 class LocalDB:
-    """A calibration database that the user manages: the methods that the field's scripts use, and nothing else."""
+    """A calibration database that the user manages: the methods that the field's scripts use."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -41,7 +51,10 @@ class LocalDB:
         return config_text()
 
     def init(self, wipe: bool = False) -> None:
-        """Make the database if it does not exist; `wipe=True` forgets every entry (files stay on disk)."""
+        """Make the database if it does not exist; `wipe=True` deletes every entry.
+
+        The calibration files stay on disk.
+        """
         from gdask.caldb.database import init
 
         init(self.database, wipe)
@@ -53,7 +66,10 @@ class LocalDB:
         add(self.database, path)
 
     def add_directory(self, path: str | os.PathLike[str], walk: bool = False) -> list[str]:
-        """Register the calibrations in a folder (`walk`: in those below, too). Returns their paths; others are skipped."""
+        """Register the calibrations in a folder; returns their paths. Other files are skipped.
+
+        With `walk`, those in the folders below, too.
+        """
         added = []
         for file in fits_files(path, walk):
             try:
@@ -64,7 +80,10 @@ class LocalDB:
         return added
 
     def remove_cal(self, name: str | os.PathLike[str]) -> None:
-        """Forget a calibration by file name (its folder is ignored); GdaskError if there is none of that name."""
+        """Delete the entry of a calibration by file name (its folder is ignored).
+
+        Raises GdaskError if there is none of that name.
+        """
         from gdask.caldb.database import remove
 
         if not remove(self.database, os.fspath(name)):
@@ -83,15 +102,63 @@ class LocalDB:
 
 
 def set_local_database(path: str | os.PathLike[str] | None = None) -> LocalDB:
-    """The calibration database at a path or postgresql:// URL, by default the configured one (./cal_manager.db if none)."""
+    """The calibration database at a path or postgresql:// URL.
+
+    By default it is the configured one, ./cal_manager.db without a configuration.
+    """
     return LocalDB(database_at(path) if path is not None else only_database(open_databases()))
 
 
+def only_database(databases: tuple[Database, ...]) -> Database:
+    """The one database that `caldb init`, `add` and `remove` act on.
+
+    It is the only one, or the only one with 'store'. Raises GdaskError where there is no such one.
+    """
+    local = [database for database in databases if database.url]
+    choices = local if len(local) == 1 else [database for database in local if database.store]
+    if len(choices) == 1:
+        return choices[0]
+    names = ", ".join(database.name for database in local) or "none"
+    raise GdaskError(
+        f"calibration databases configured: {names}; exactly one is needed here: name it with "
+        "--database"
+    )
+
+
 def fits_files(folder: str | os.PathLike[str], walk: bool = False) -> list[Path]:
-    """The FITS files in a folder, by name."""
+    """The FITS files in a folder, sorted by path; with `walk`, those below it, too."""
     pattern = "**/*" if walk else "*"
     return sorted(
         path
         for path in Path(folder).glob(pattern)
         if path.name.endswith(FITS_ENDINGS) and path.is_file()
+    )
+
+
+def config_text(config: str | os.PathLike[str] | None = None) -> str:
+    """What `caldb config` prints: the file in force and every database with its flags and state."""
+    path = config_file(config)
+    origin = (
+        path
+        or f"none ({DEFAULT_CONFIG} does not exist and $DRAGONSRC is not set): built-in default"
+    )
+    blocks = [f"Configuration file: {origin}"]
+    for database in open_databases(config):
+        blocks.append(
+            f"\n{database.name}\n  Type:  {_kind(database)}\n  Get:   {database.get}\n"
+            f"  Store: {database.store}"
+        )
+    return "\n".join(blocks)
+
+
+def _kind(database: Database) -> str:
+    if not database.url:
+        return "remote service (never asked: gdask does not download calibrations)"
+    path = sqlite_path(database)
+    if path is None:
+        return "PostgreSQL"
+    return (
+        "SQLite file"
+        if path.exists()
+        else "SQLite file (does not exist yet: made when first needed)"
     )

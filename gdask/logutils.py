@@ -10,7 +10,7 @@ from gdask.model import UsageError
 
 
 def config(file_name: str | None = "reduce.log", mode: str = "standard") -> None:
-    """Send the log to the screen and to a file; calling it again changes both, without doubled lines.
+    """Send the log to the screen and to a file; a second call replaces both.
 
     Parameters
     ----------
@@ -19,7 +19,7 @@ def config(file_name: str | None = "reduce.log", mode: str = "standard") -> None
     mode
         'standard', 'quiet' (screen: warnings only), or 'debug'.
 
-    Raises UsageError, with the first line, where the file cannot be written.
+    Raises UsageError, at the first line, where the file cannot be written.
     """
     logger = logging.getLogger("gdask")
     for handler in list(logger.handlers):
@@ -39,7 +39,7 @@ def config(file_name: str | None = "reduce.log", mode: str = "standard") -> None
 
 
 class _Plain(logging.Formatter):
-    """Messages as they are; warnings and errors say so."""
+    """Messages as they are; warnings and errors begin with the name of their level."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -47,14 +47,15 @@ class _Plain(logging.Formatter):
 
 
 class _File(logging.FileHandler):
-    """A log file that cannot be written stops a run before it begins, and is no reason to stop it later."""
+    """A log file that stops a run before it begins if it cannot be written, and never later."""
 
     def _open(self) -> TextIOWrapper:
         try:
             return super()._open()
         except OSError as error:
             raise UsageError(
-                f"--logfile {self.baseFilename}: cannot be written ({error.strerror}); name another one"
+                f"--logfile {self.baseFilename}: cannot be written ({error.strerror}); name "
+                "another one"
             ) from error
 
     def handleError(self, record: logging.LogRecord) -> None:

@@ -1,7 +1,8 @@
 """A step's keyword-only signature is its parameter table: names, types, defaults, limits, help.
 
-A parameter's type is its annotation: bool, int, float, str, a `Literal`, `X | None`, or `Annotated[X, Range(low, high)]`.
-Layers, low to high: signature, instrument TOML, config file, `-p par=value`, `-p step:par=value`, pinned in the recipe.
+A parameter's type is its annotation: bool, int, float, str, a `Literal`, `X | None`, or
+`Annotated[X, Range(low, high)]`. Layers, low to high: signature, instrument TOML, config file,
+`-p par=value`, `-p step:par=value`, pinned in the recipe.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Setting(NamedTuple):
 
 
 #: Understood for every step, whatever its signature.
-COMMON: tuple[Parameter, ...] = (
+COMMON_PARAMETERS: tuple[Parameter, ...] = (
     Parameter("skip_primitive", bool, False, False, (), Range(), "leave this step out"),
     Parameter(
         "write_outputs", bool, False, False, (), Range(), "write this step's output frames to disk"
@@ -55,7 +56,10 @@ COMMON: tuple[Parameter, ...] = (
 
 
 def snake_case(name: str) -> str:
-    """The gdask name of a DRAGONS step or recipe: skyCorrect -> sky_correct, ADUToElectrons -> adu_to_electrons."""
+    """The gdask name of a DRAGONS step or recipe.
+
+    skyCorrect -> sky_correct, ADUToElectrons -> adu_to_electrons.
+    """
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
     return spaced.lower()
 
@@ -64,18 +68,21 @@ def parameters(step: Callable[..., object]) -> dict[str, Parameter]:
     """The parameters of a step by name, those common to all steps last."""
     hints = typing.get_type_hints(step, include_extras=True)
     texts = _help_texts(inspect.getdoc(step) or "")
-    own = {
+    of_step = {
         name: _parameter(name, hints.get(name, str), value.default, texts.get(name, ""))
         for name, value in inspect.signature(step).parameters.items()
         if value.kind is inspect.Parameter.KEYWORD_ONLY
     }
-    return own | {common.name: common for common in COMMON if common.name not in own}
+    return of_step | {
+        common.name: common for common in COMMON_PARAMETERS if common.name not in of_step
+    }
 
 
 def check(step: str, parameter: Parameter, value: object) -> object:
-    """`value` (text from a command line, or a Python value) as the parameter's type, within its limits.
+    """`value` (text from a command line, or a Python value) as the parameter's type.
 
-    Raises UsageError with the step, the parameter, what came and what was expected.
+    Raises UsageError with the step, the parameter, what came and what was expected, where it is of
+    another type or outside the parameter's limits.
     """
     where = f"{step}:{parameter.name}"
     if value is None or (
@@ -91,16 +98,18 @@ def check(step: str, parameter: Parameter, value: object) -> object:
     converted = _convert(where, parameter, value)
     if parameter.choices and converted not in parameter.choices:
         raise UsageError(
-            f"{where}: {value!r} came; expected {describe(parameter)}{closest(str(value), parameter.choices)}"
+            f"{where}: {value!r} came; expected "
+            f"{describe(parameter)}{closest(str(value), parameter.choices)}"
         )
     low, high = parameter.limits
-    if (low is not None and converted < low) or (high is not None and converted > high):  # type: ignore[operator]
+    number = converted if isinstance(converted, int | float) else 0.0
+    if (low is not None and number < low) or (high is not None and number > high):
         raise UsageError(f"{where}: {value!r} came; expected {describe(parameter)}")
     return converted
 
 
 def describe(parameter: Parameter) -> str:
-    """What the parameter takes, in words: 'one of exit, fix', 'a number from 0 to 1', 'True or False' ..."""
+    """What the parameter takes, in words: 'one of exit, fix', 'a number from 0 up to 1' ..."""
     words = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}.get(
         parameter.kind, "a value"
     )
@@ -115,7 +124,7 @@ def describe(parameter: Parameter) -> str:
 
 
 def closest(name: str, names: Iterable[object]) -> str:
-    """' (did you mean X?)' for the nearest of `names`, or nothing."""
+    """'; did you mean X?' for the nearest of `names`, or nothing."""
     found = difflib.get_close_matches(name.lower(), [str(other).lower() for other in names], 1, 0.5)
     match = next((other for other in names if found and str(other).lower() == found[0]), None)
     return f"; did you mean {match}?" if match is not None else ""
@@ -128,12 +137,16 @@ def parse_pairs(pairs: Iterable[str]) -> dict[str, str]:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise UsageError(f"-p {pair}: expected parameter=value or step:parameter=value")
-        found[_key(key.strip())] = value.strip().strip("'\"")
+        found[_key_in_snake_case(key.strip())] = value.strip().strip("'\"")
     return found
 
 
 def read_config(path: str) -> dict[str, object]:
-    """Parameters from a TOML file: `par = value` for every step that has it, tables [step] for one step."""
+    """Parameters from a TOML file.
+
+    `par = value` holds for every step that has it, a table [step] for one step. Raises UsageError
+    where the file cannot be read.
+    """
     import tomllib
 
     try:
@@ -150,14 +163,14 @@ def read_config(path: str) -> dict[str, object]:
             if isinstance(value, dict)
             else {key: value}
         )
-        found |= {_key(name): inner for name, inner in entries.items()}
+        found |= {_key_in_snake_case(name): inner for name, inner in entries.items()}
     return found
 
 
 def normalise(settings: Mapping[str, object] | Iterable[tuple[str, object]]) -> dict[str, object]:
-    """The user's parameters, from a dictionary or a list of pairs, with step names in snake case."""
+    """The user's parameters, a dictionary or a list of pairs, with step names in snake case."""
     items = settings.items() if isinstance(settings, Mapping) else settings
-    return {_key(key): value for key, value in items}
+    return {_key_in_snake_case(key): value for key, value in items}
 
 
 def check_user(
@@ -190,7 +203,8 @@ def resolve(
 ) -> dict[str, Setting]:
     """The value of each parameter of a step and the layer that it came from.
 
-    `layers` go from low to high, (name, settings) with keys 'par' or 'step:par'; within a layer 'step:par' wins.
+    `layers` go from low to high, (name, settings) with keys 'par' or 'step:par'; within a layer
+    'step:par' wins.
     """
     name = step.__name__
     table = parameters(step)
@@ -208,8 +222,10 @@ def resolve(
 
 def own_values(step: Callable[..., object], settings: Mapping[str, Setting]) -> dict[str, object]:
     """The resolved values that a step itself takes, without those common to all steps."""
-    own = {name for name, parameter in parameters(step).items() if parameter not in COMMON}
-    return {name: setting.value for name, setting in settings.items() if name in own}
+    of_step = {
+        name for name, parameter in parameters(step).items() if parameter not in COMMON_PARAMETERS
+    }
+    return {name: setting.value for name, setting in settings.items() if name in of_step}
 
 
 def changed(settings: Mapping[str, Setting]) -> str:
@@ -221,7 +237,7 @@ def changed(settings: Mapping[str, Setting]) -> str:
     )
 
 
-def _key(key: str) -> str:
+def _key_in_snake_case(key: str) -> str:
     step, colon, name = key.rpartition(":")
     return f"{snake_case(step)}{colon}{name}"
 
@@ -268,7 +284,10 @@ def _convert(where: str, parameter: Parameter, value: object) -> object:
 
 
 def _help_texts(doc: str) -> dict[str, str]:
-    """The first line of each entry of a numpydoc Parameters section, by name ('name' or 'a, b' on a line of its own)."""
+    """First line of each entry of a numpydoc Parameters section, by name.
+
+    An entry begins with 'name' or 'a, b' on a line of its own.
+    """
     texts: dict[str, str] = {}
     lines = doc.splitlines()
     for number, line in enumerate(lines[:-1]):

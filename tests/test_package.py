@@ -1,4 +1,4 @@
-"""What is shipped works by itself: an sdist, the wheel made from it, installed where the checkout is out of sight."""
+"""What is shipped works by itself: an sdist, and the wheel made from it, away from the checkout."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run(*command: str | os.PathLike[str], cwd: Path, expect: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist and the wheel that was built from it (`build` does it in this order)."""
+    """A folder with the sdist and the wheel that was built from it, in this order."""
     source, out = tmp_path_factory.mktemp("source") / "gdask", tmp_path_factory.mktemp("dist")
     shutil.copytree(ROOT, source, ignore=LITTER)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -69,7 +69,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bin folder of a fresh environment: the wheel, and what it needs borrowed from the one that runs this test."""
+    """The bin folder of a fresh environment with the wheel.
+
+    What the wheel needs is borrowed from the environment that runs this test.
+    """
     home = tmp_path_factory.mktemp("venv")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
     python = home / "bin" / "python"
@@ -165,8 +168,10 @@ def test_packages_listed_are_those_that_exist() -> None:
 
 def test_everything_comes_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     code = (
-        "import json, gdask, gdask.recipes.gsaoi_image as recipe, gdask.cluster as cluster, gdask.instruments as facts;"
-        "print(json.dumps([gdask.__file__, recipe.__file__, cluster.__file__, facts.__file__, sorted(cluster.load_profiles())]))"
+        "import json, gdask, gdask.recipes.gsaoi_image as recipe, gdask.cluster as cluster, "
+        "gdask.instruments as facts;"
+        "print(json.dumps([gdask.__file__, recipe.__file__, cluster.__file__, facts.__file__, "
+        "sorted(cluster.load_profiles())]))"
     )
     *files, profiles = json.loads(run(installed / "python", "-c", code, cwd=tmp_path))
     assert all(Path(file).is_relative_to(installed.parent) for file in files), files
@@ -254,7 +259,7 @@ def test_recipes_make_a_flat_and_an_image(installed: Path, night: Path) -> None:
 
 @pytest.mark.slow
 def test_tutorial_as_it_is_written(installed: Path, tmp_path: Path) -> None:
-    """The tutorial's commands (docs/gsaoi.md), then the README's Python code, character by character."""
+    """Run the tutorial's commands (docs/gsaoi.md), then the README's Python code, as written."""
     run(
         installed / "gdask",
         "simulate",

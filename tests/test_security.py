@@ -1,4 +1,7 @@
-"""What SECURITY.md promises: data runs nothing and decides nothing about what is written, inputs are never replaced."""
+"""What SECURITY.md promises of data, inputs, networks and certificates.
+
+Data runs nothing and decides nothing about what is written; inputs are never replaced.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ def sums(folder: Path) -> dict[str, str]:
     }
 
 
-# What is written where ----------------------------------------------------------------------------------------------
+# What is written where
 
 
 @pytest.mark.parametrize("suffix", ["/../x", "_a/b", "_\0"])
@@ -147,7 +150,7 @@ def test_inputs_may_be_read_only(raw: Path, tmp_path: Path) -> None:
     assert list(tmp_path.glob("*_made.fits"))
 
 
-# What is run --------------------------------------------------------------------------------------------------------
+# What is run
 
 EVIL = "from pathlib import Path\nPath(__file__).with_name('RAN').touch()\n"
 
@@ -197,7 +200,7 @@ def test_a_recipe_file_is_run_when_it_is_named(tmp_path: Path) -> None:
 def test_a_product_names_no_code(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a product says of its recipe is looked up among the shipped ones; a file is the user's to name."""
+    """A product's recipe is looked up among the shipped ones; only the user names a file."""
     from gdask.reduction.replay import Account, _recipe
 
     monkeypatch.chdir(tmp_path)
@@ -236,7 +239,10 @@ def test_profiles_are_data(tmp_path: Path) -> None:
 def test_nothing_is_asked_of_the_network(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Remote services of a configuration are listed and never asked; a host in a name is a file that is not there."""
+    """Remote services of a configuration are listed and never asked.
+
+    A host in a file name is a file that does not exist.
+    """
     import socket
 
     from gdask import cli
@@ -250,7 +256,8 @@ def test_nothing_is_asked_of_the_network(
     for name in ("getaddrinfo", "gethostbyname", "create_connection"):
         monkeypatch.setattr(socket, name, refuse)
     (tmp_path / "rc").write_text(
-        "[calibs]\ndatabases = c.db get store\n    https://archive.gemini.edu get\n    archive.gemini.edu get\n"
+        "[calibs]\ndatabases = c.db get store\n    https://archive.gemini.edu get\n    "
+        "archive.gemini.edu get\n"
     )
     monkeypatch.setenv("DRAGONSRC", str(tmp_path / "rc"))
     monkeypatch.chdir(tmp_path)
@@ -296,7 +303,7 @@ def test_a_planted_checkpoint_is_not_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "RAN").exists()
 
 
-# Network ------------------------------------------------------------------------------------------------------------
+# Network
 
 
 def test_processes_and_dashboards_listen_on_localhost() -> None:
@@ -318,7 +325,10 @@ def test_processes_and_dashboards_listen_on_localhost() -> None:
 
 @pytest.mark.slow
 def test_tls_lets_in_who_has_a_certificate_and_nobody_else(tmp_path: Path) -> None:
-    """Scheduler and worker with distributed's Security; gdask's profile connects, plain text does not."""
+    """gdask's profile with certificates connects, plain text does not.
+
+    Scheduler and worker are started with distributed's Security.
+    """
     from distributed import Client, LocalCluster
     from distributed.security import Security
     from gdask.cluster import connect
@@ -367,7 +377,8 @@ def test_tls_lets_in_who_has_a_certificate_and_nobody_else(tmp_path: Path) -> No
         assert address.startswith("tls://127.0.0.1:")
         profile = tmp_path / "tls.yaml"
         profile.write_text(
-            f"kind: scheduler\naddress: {address}\ntls: {{ca: {certificate}, cert: {certificate}, key: {key}}}\n"
+            f"kind: scheduler\naddress: {address}\ntls: {{ca: {certificate}, cert: "
+            f"{certificate}, key: {key}}}\n"
         )
         with connect(str(profile)) as client:
             assert client.submit(sum, [1, 2, 3]).result() == 6
@@ -395,7 +406,8 @@ def test_tls_lets_in_who_has_a_certificate_and_nobody_else(tmp_path: Path) -> No
             capture_output=True,
         )
         profile.write_text(
-            f"kind: scheduler\ntimeout: 3\naddress: {address}\ntls: {{ca: {other}, cert: {other}, key: {other_key}}}\n"
+            f"kind: scheduler\ntimeout: 3\naddress: {address}\ntls: {{ca: {other}, cert: "
+            f"{other}, key: {other_key}}}\n"
         )
         with pytest.raises(GdaskError), connect(str(profile)):
             pass

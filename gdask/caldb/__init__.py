@@ -1,43 +1,59 @@
-"""The calibration store: where calibrations are registered (SQLite or PostgreSQL), and which one fits a frame and why.
+"""The calibration store: where calibrations are registered, and which one fits a frame and why.
 
-config: which databases to use.  database: the tables.  describe: what is known of a file, from its headers.
-rules: which calibration fits (rules.toml holds the rules, by instrument and type).  report: the same in words.
-copies: copies under ./calibrations/.
+association: which databases are asked, and which calibration fits (rules.toml holds the rules,
+by instrument and type of calibration).
+database: what is known of a file, and the tables in SQLite or PostgreSQL.
+report: an association in words.
+copies: copies of calibrations under ./calibrations/.
 """
 
 from __future__ import annotations
 
-from gdask.caldb.config import Database, database_at, open_databases
-from gdask.caldb.copies import cache, cache_path, store
-from gdask.caldb.describe import caltype_name, describe
-from gdask.caldb.report import explain
-from gdask.caldb.rules import (
+import importlib
+from typing import Any
+
+from gdask.caldb.association import (
     Association,
     Candidate,
-    Spec,
-    Verdict,
+    Database,
+    RuleVerdict,
+    TypeRules,
     associate,
+    database_at,
     needed_types,
-    rank,
-    specs_for,
+    open_databases,
+    rank_calibrations,
+    rules_for,
 )
+from gdask.caldb.report import explain
 
-__all__ = [
+#: Public name -> module; imported when first used, because these load SQLAlchemy.
+_LAZY = {
+    "cache": "gdask.caldb.copies",
+    "cache_path": "gdask.caldb.copies",
+    "caltype_name": "gdask.caldb.database",
+    "describe": "gdask.caldb.database",
+    "store": "gdask.caldb.copies",
+}
+
+__all__ = [  # noqa: PLE0604 (the names are strings: keys of the table)
     "Association",
     "Candidate",
     "Database",
-    "Spec",
-    "Verdict",
+    "TypeRules",
+    "RuleVerdict",
     "associate",
-    "cache",
-    "cache_path",
-    "caltype_name",
     "database_at",
-    "describe",
     "explain",
     "needed_types",
     "open_databases",
-    "rank",
-    "specs_for",
-    "store",
+    "rank_calibrations",
+    "rules_for",
+    *_LAZY,
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'gdask.caldb' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from gdask.caldb.config import Database
-from gdask.caldb.describe import caltype_name, describe
+from gdask.caldb.association import Database
+from gdask.caldb.database import add, caltype_name, describe
 from gdask.model import GdaskError, owner
 
 
@@ -20,7 +20,10 @@ def cache_path(
 
 
 def cache(path: str | os.PathLike[str], caltype: str, folder: str | os.PathLike[str] = ".") -> Path:
-    """Copy a calibration to its cache path (whole or not at all), unless it is there already; the copy's path."""
+    """Copy a calibration to its cache path, whole or not at all; returns the copy's path.
+
+    Nothing is done if it is there already. Raises GdaskError where it cannot be copied.
+    """
     source, target = Path(path), cache_path(path, caltype, folder)
     try:
         if not _same(source, target):
@@ -32,16 +35,15 @@ def cache(path: str | os.PathLike[str], caltype: str, folder: str | os.PathLike[
 
 
 def store(path: str | os.PathLike[str], databases: Sequence[Database]) -> Path:
-    """Keep a product: copy it to its cache path and register the copy in every database marked 'store'.
+    """Copy a product to its cache path and register the copy in databases marked 'store'.
 
-    Returns the copy's path. GdaskError if the file is not a processed calibration or a BPM.
+    Returns the copy's path. Raises GdaskError if the file is not a processed calibration or a BPM.
     """
-    from gdask.caldb.database import add
-
     caltype = describe(path)["caltype"]
     if caltype is None:
         raise GdaskError(
-            f"{path}: not a processed calibration (flat, dark, BPM ...), so it cannot be stored as one"
+            f"{path}: not a processed calibration (flat, dark, BPM ...), so it cannot be "
+            "stored as one"
         )
     copy = cache(path, caltype)
     for database in databases:
@@ -51,21 +53,22 @@ def store(path: str | os.PathLike[str], databases: Sequence[Database]) -> Path:
 
 
 def _same(source: Path, target: Path) -> bool:
+    """Whether the target is the source, or has its size and time of modification."""
     if not target.exists():
         return False
-    ours, theirs = source.stat(), target.stat()
-    return os.path.samestat(ours, theirs) or (ours.st_size, ours.st_mtime_ns) == (
-        theirs.st_size,
-        theirs.st_mtime_ns,
+    wanted, found = source.stat(), target.stat()
+    return os.path.samestat(wanted, found) or (wanted.st_size, wanted.st_mtime_ns) == (
+        found.st_size,
+        found.st_mtime_ns,
     )
 
 
 def _copy_whole(source: Path, target: Path) -> None:
+    """Copy under a temporary name, flush to disk, rename."""
     partial = target.with_name(f".{target.name}.{owner()}.part")
     try:
-        partial.unlink(
-            missing_ok=True
-        )  # a file of its own: what a link of that name points at is not touched
+        # A new file: what a link of that name points at is not touched.
+        partial.unlink(missing_ok=True)
         shutil.copy2(source, partial)
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())

@@ -1,29 +1,71 @@
-"""The tables of the calibration store, in SQLite or PostgreSQL, through SQLAlchemy with bound parameters only."""
+"""The tables of the calibration store, and what it knows of a file from its headers.
+
+SQLite or PostgreSQL, through SQLAlchemy with bound parameters only.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
+import difflib
+import hashlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.schema import CreateColumn, CreateTable
 
-from gdask.caldb.config import Database, sqlite_path
-from gdask.caldb.describe import Row, describe_file
+from gdask.caldb.association import Database, Row, sqlite_path
 from gdask.model import GdaskError
+from gdask.types import Headers
+
+if TYPE_CHECKING:
+    from gdask.types import Frame
+
+#: Descriptors whose values are text.
+TEXT_DESCRIPTORS = (
+    "data_label",
+    "filter_name",
+    "disperser",
+    "lyot_stop",
+    "focal_plane_mask",
+    "camera",
+    "read_mode",
+    "read_speed_setting",
+    "gain_setting",
+    "well_depth_setting",
+)
+#: Descriptors that the store keeps, one column each, and how a value is made fit for its column.
+DESCRIPTORS: dict[str, Callable[[Any], Any]] = {
+    "instrument": str,
+    "ut_datetime": lambda value: value,
+    **dict.fromkeys(TEXT_DESCRIPTORS, str),
+    "exposure_time": float,
+    **dict.fromkeys(("coadds", "detector_x_bin", "detector_y_bin"), int),
+    **dict.fromkeys(("array_name", "detector_section"), list),
+}
+#: Kept without component numbers: the same filter may have had several.
+SHORT_NAMED = frozenset({"filter_name"})
+#: Types of calibration, and the tags that make a file one (first match wins).
+CALTYPES: dict[str, frozenset[str]] = {
+    "processed_bpm": frozenset({"BPM"}),
+    "processed_flat": frozenset({"PROCESSED", "FLAT"}),
+    "processed_dark": frozenset({"PROCESSED", "DARK"}),
+    "processed_arc": frozenset({"PROCESSED", "ARC"}),
+    "processed_standard": frozenset({"PROCESSED", "STANDARD"}),
+}
 
 SCHEMA_VERSION = 1
-BUSY_SECONDS = 30  # how long a writer waits for another one
+#: How long a writer waits for another one (s).
+BUSY_SECONDS = 30
 _SQLITE_MAGIC = b"SQLite format 3\x00"
-_SCHEMA_LOCK = (
-    0x6764_6173  # any constant: one process at a time makes the tables of a PostgreSQL database
-)
+#: Any constant: one process at a time makes the tables of a PostgreSQL database.
+_SCHEMA_LOCK = 0x6764_6173
 
 _META = sa.MetaData()
 # The names leave room for the tables of DRAGONS, whose own cal_manager.db may be the same file.
@@ -40,16 +82,7 @@ CALIBRATIONS = sa.Table(
     sa.Column("caltype", sa.Text, nullable=False),
     sa.Column("instrument", sa.Text, nullable=False),
     sa.Column("ut_datetime", sa.DateTime),
-    sa.Column("data_label", sa.Text),
-    sa.Column("filter_name", sa.Text),
-    sa.Column("disperser", sa.Text),
-    sa.Column("lyot_stop", sa.Text),
-    sa.Column("focal_plane_mask", sa.Text),
-    sa.Column("camera", sa.Text),
-    sa.Column("read_mode", sa.Text),
-    sa.Column("read_speed_setting", sa.Text),
-    sa.Column("gain_setting", sa.Text),
-    sa.Column("well_depth_setting", sa.Text),
+    *(sa.Column(name, sa.Text) for name in TEXT_DESCRIPTORS),
     sa.Column("exposure_time", sa.Float),
     sa.Column("coadds", sa.Integer),
     sa.Column("detector_x_bin", sa.Integer),
@@ -61,8 +94,87 @@ CALIBRATIONS = sa.Table(
 _SEARCH = sa.Index("gdask_calibrations_search", CALIBRATIONS.c.instrument, CALIBRATIONS.c.caltype)
 
 
+def caltype_name(text: str) -> str:
+    """The full name of a type of calibration: 'flat' gives 'processed_flat'.
+
+    Raises GdaskError, with the closest name, for a type that does not exist.
+    """
+    name = text.strip().lower()
+    for candidate in (name, f"processed_{name}"):
+        if candidate in CALTYPES:
+            return candidate
+    short = {caltype.removeprefix("processed_"): caltype for caltype in CALTYPES}
+    near = difflib.get_close_matches(name.removeprefix("processed_"), short, n=1, cutoff=0.4)
+    hint = f"; did you mean '{short[near[0]]}'?" if near else ""
+    raise GdaskError(
+        f"'{text}': unknown type of calibration; expected one of {', '.join(CALTYPES)}{hint}"
+    )
+
+
+def caltype_of(tags: Iterable[str]) -> str | None:
+    """The type of calibration that a file with these tags is, None if it is not one."""
+    return next((caltype for caltype, needed in CALTYPES.items() if needed.issubset(tags)), None)
+
+
+def describe(source: str | os.PathLike[str] | Headers | Frame) -> Row:
+    """The descriptors of a file as a row of the store, from headers alone.
+
+    'caltype' is None for a file that is not a calibration; 'shape' lists [nx, ny] of each array.
+    """
+    from gdask.instruments import view
+
+    seen = view(source)
+    row: Row = {}
+    for name, fit in DESCRIPTORS.items():
+        value = seen(name, **({"pretty": True} if name in SHORT_NAMED else {}))
+        row[name] = None if value is None else fit(value)
+    row["caltype"] = caltype_of(seen.tags)
+    row["shape"] = [[header.get("NAXIS1"), header.get("NAXIS2")] for header in seen.ext]
+    return row
+
+
+def describe_file(path: str | os.PathLike[str]) -> Row:
+    """The row of `describe` with the file's identity.
+
+    Absolute path, name, size in bytes, mtime in ns, md5 of the whole file.
+    """
+    full = os.path.abspath(os.fspath(path))
+    row = describe(full)
+    status = os.stat(full)
+    row |= {"path": full, "name": os.path.basename(full), "md5": md5_of(full)}
+    return row | {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def md5_of(path: str | os.PathLike[str]) -> str:
+    """The MD5 sum of a file in hexadecimal: the field's checksum, no secret depends on it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def file_problem(row: Row) -> str:
+    """Why a registered file cannot be used: gone, unreadable or changed; '' if it can.
+
+    A file of the same size and time is taken as unchanged; with another time the checksum decides.
+    """
+    try:
+        status = os.stat(row["path"])
+        if status.st_size != row["size"]:
+            return (
+                f"changed on disk: {status.st_size} bytes, {row['size']} when registered; add "
+                "it again"
+            )
+        if status.st_mtime_ns != row["mtime_ns"] and md5_of(row["path"]) != row["md5"]:
+            return "changed on disk: another checksum than when registered; add it again"
+    except OSError as error:
+        return f"gone from disk ({error.strerror}: {row['path']})"
+    return ""
+
+
 def add(database: Database, path: str | os.PathLike[str]) -> Row:
-    """Register a calibration file (again: its entry is renewed). Returns its row; GdaskError if it is not one."""
+    """Register a calibration file, or renew its entry; returns its row.
+
+    Raises GdaskError if the file is not a processed calibration or a BPM.
+    """
     row = describe_file(path)
     if row["caltype"] is None:
         raise GdaskError(
@@ -83,20 +195,24 @@ def add(database: Database, path: str | os.PathLike[str]) -> Row:
 
 
 def remove(database: Database, name: str) -> int:
-    """Forget every entry with this file name (folders are ignored; files stay on disk). Returns how many there were."""
+    """Delete the entries with this file name; returns how many there were.
+
+    Folders in the name are ignored; the files stay on disk.
+    """
     if not exists(database):
         return 0
     with _connection(database, write=True) as connection:
-        found = connection.execute(
-            sa.delete(CALIBRATIONS).where(CALIBRATIONS.c.name == os.path.basename(name))
-        )
-        return found.rowcount
+        statement = sa.delete(CALIBRATIONS).where(CALIBRATIONS.c.name == os.path.basename(name))
+        return connection.execute(statement).rowcount
 
 
 def rows(
     database: Database, caltype: str | None = None, instrument: str | None = None
 ) -> list[Row]:
-    """All entries, or those of a type and an instrument, ordered by name and path; none if there is no database yet."""
+    """All entries, or those of a type and an instrument, ordered by name and path.
+
+    There are none if the database does not exist yet.
+    """
     if not exists(database):
         return []
     query = sa.select(CALIBRATIONS).order_by(CALIBRATIONS.c.name, CALIBRATIONS.c.path)
@@ -110,32 +226,37 @@ def rows(
             return _read(connection, query, database)
     if version is None:
         return []
-    with _connection(
-        database, write=True
-    ) as connection:  # an older one: opening it to write brings it up to date
+    # An older database: opening it to write brings it up to date.
+    with _connection(database, write=True) as connection:
         return _read(connection, query, database)
 
 
 def _read(connection: sa.Connection, query: sa.Select, database: Database) -> list[Row]:
-    """Rows with values of the columns' types; GdaskError that names the entry where another program left others."""
+    """Rows with values of the columns' types.
+
+    Raises GdaskError, with the name of the entry, where another program has left other values.
+    """
     try:
         found = [dict(row) for row in connection.execute(query).mappings()]
     except (ValueError, TypeError, RecursionError, sa.exc.StatementError) as error:
         raise GdaskError(
-            f"{database.name}: damaged: an entry cannot be read ({error}); move the file away and add the "
+            f"{database.name}: damaged: an entry cannot be read ({error}); move the file away "
+            "and add the "
             f"calibrations again"
         ) from error
     for row in found:
         for name, value in row.items():
-            if not _fits(name, value):
+            if not _is_valid(name, value):
                 raise GdaskError(
-                    f"{database.name}: damaged: {name} of {row.get('name')!r} is {str(value)[:40]!r}; "
+                    f"{database.name}: damaged: {name} of {row.get('name')!r} is "
+                    f"{str(value)[:40]!r}; "
                     f"'caldb remove' it and add it again"
                 )
     return found
 
 
-def _fits(name: str, value: object) -> bool:
+def _is_valid(name: str, value: object) -> bool:
+    """Whether a column may hold this value."""
     if value is None:
         return True
     if name in ("detector_section", "shape"):
@@ -149,15 +270,22 @@ def _fits(name: str, value: object) -> bool:
         )
     if name == "array_name":
         return isinstance(value, list) and all(one is None or isinstance(one, str) for one in value)
-    kind = CALIBRATIONS.c[name].type
-    wanted = {sa.Text: str, sa.String: str, sa.Float: (int, float), sa.DateTime: dt.datetime}.get(
-        type(kind), int
-    )
-    return isinstance(value, wanted) and not (isinstance(value, float) and not math.isfinite(value))
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    types: dict[type, type | tuple[type, ...]] = {
+        sa.Text: str,
+        sa.String: str,
+        sa.Float: (int, float),
+        sa.DateTime: dt.datetime,
+    }
+    return isinstance(value, types.get(type(CALIBRATIONS.c[name].type), int))
 
 
 def init(database: Database, wipe: bool = False) -> None:
-    """Make the tables where they are missing; with `wipe`, forget every entry first. Calibration files stay on disk."""
+    """Make the tables where they are missing; with `wipe`, delete every entry first.
+
+    Calibration files stay on disk.
+    """
     path = sqlite_path(database)
     if wipe and path is not None and path.exists():
         _check_is_sqlite(path)
@@ -181,13 +309,13 @@ def exists(database: Database) -> bool:
 
 @lru_cache(maxsize=16)
 def _engine(url: str) -> sa.Engine:
-    # No pool: a connection lives for one operation, so nothing stays locked or open between them or across a fork.
+    # No pool: a connection lives for one operation, so nothing stays locked or open between them or
+    # across a fork.
     if url.startswith("sqlite"):
-        # isolation_level None: we say BEGIN ourselves. The journal stays SQLite's default one: the write-ahead log
-        # needs shared memory, which network file systems do not have.
-        file = sa.URL.create(
-            "sqlite", database=url.removeprefix("sqlite:///")
-        )  # any character may be in its name
+        # isolation_level None: we say BEGIN ourselves. The journal stays SQLite's default one: the
+        # write-ahead log needs shared memory, which network file systems do not have.
+        # Not from the text: any character may be in the file's name.
+        file = sa.URL.create("sqlite", database=url.removeprefix("sqlite:///"))
         return sa.create_engine(
             file,
             poolclass=sa.NullPool,
@@ -200,10 +328,14 @@ def _engine(url: str) -> sa.Engine:
 
 @contextmanager
 def _connection(database: Database, write: bool = False) -> Iterator[sa.Connection]:
-    """A connection in one transaction; to write, the tables are made or brought up to date first."""
+    """A connection in one transaction.
+
+    To write, the tables are made or brought up to date first. Raises GdaskError with what failed.
+    """
     if not database.url:
         raise GdaskError(
-            f"{database.name}: a remote service, which gdask does not use; name a file or a postgresql:// URL"
+            f"{database.name}: a remote service, which gdask does not use; name a file or a "
+            "postgresql:// URL"
         )
     try:
         path = sqlite_path(database)
@@ -220,7 +352,7 @@ def _connection(database: Database, write: bool = False) -> Iterator[sa.Connecti
             f"{database.name}: PostgreSQL needs its driver: pip install 'gdask[postgresql]'"
         ) from error
     except (sa.exc.SQLAlchemyError, OSError) as error:
-        raise GdaskError(_what_failed(database, error)) from error
+        raise GdaskError(_failure_message(database, error)) from error
     except UnicodeDecodeError as error:  # the driver's, for texts in a damaged file
         raise GdaskError(
             f"{database.name}: damaged or not a calibration database ({error}); move it away "
@@ -230,9 +362,8 @@ def _connection(database: Database, write: bool = False) -> Iterator[sa.Connecti
 
 def _begin(connection: sa.Connection) -> None:
     if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql(
-            "BEGIN IMMEDIATE"
-        )  # the write lock now, so that the wait is one and never a deadlock
+        # The write lock is taken now: there is one wait for it and never a deadlock.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _version(connection: sa.Connection) -> int | None:
@@ -247,7 +378,8 @@ def _make_tables(connection: sa.Connection, database: Database) -> None:
         return
     if version is not None and version > SCHEMA_VERSION:
         raise GdaskError(
-            f"{database.name}: made by a newer gdask (layout {version}, this one knows {SCHEMA_VERSION}); "
+            f"{database.name}: made by a newer gdask (layout {version}, this one knows "
+            f"{SCHEMA_VERSION}); "
             f"update gdask or name another database"
         )
     if connection.dialect.name == "postgresql":
@@ -283,7 +415,8 @@ def _check_is_sqlite(path: os.PathLike[str]) -> None:
         start = file.read(len(_SQLITE_MAGIC))
     if start not in {b"", _SQLITE_MAGIC}:
         raise GdaskError(
-            f"{path}: not a calibration database, so it is not wiped; move it away or name another one"
+            f"{path}: not a calibration database, so it is not wiped; move it away or name "
+            "another one"
         )
 
 
@@ -295,17 +428,20 @@ def _readable(database: Database) -> bool:
         return False
 
 
-def _what_failed(database: Database, error: Exception) -> str:
-    reason = (
-        str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error)
-        .strip()
-        .splitlines()[0]
-    )
+def _failure_message(database: Database, error: Exception) -> str:
+    cause = getattr(error, "orig", None) or getattr(error, "strerror", None) or error
+    reason = str(cause).strip().splitlines()[0]
     if "locked" in reason:
-        return f"{database.name}: kept locked by another process for {BUSY_SECONDS} s; try again when it has ended"
+        return (
+            f"{database.name}: kept locked by another process for {BUSY_SECONDS} s; try again "
+            "when it has ended"
+        )
     if "not a database" in reason or "malformed" in reason:
         return (
             f"{database.name}: damaged or not a calibration database ({reason}); move it away "
             f"and add the calibrations again"
         )
-    return f"{database.name}: the calibration database cannot be used ({reason}); check the path and its permissions"
+    return (
+        f"{database.name}: the calibration database cannot be used ({reason}); check the path "
+        "and its permissions"
+    )

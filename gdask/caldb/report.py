@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 
-from gdask.caldb.rules import Association, Candidate
+from gdask.caldb.association import Association, Candidate
 
 
 def explain(association: Association, limit: int | None = 5) -> str:
-    """Which calibration was chosen for a frame and why, or why none fits, with at most `limit` candidates (None: all).
+    """Which calibration was chosen for a frame and why, or why none fits.
 
-    Each candidate has its name, how far it is in time, and the rules that it failed, or all of them if it fits.
+    At most `limit` candidates are listed (None: all). Each has its name, how far it is in time, and
+    the rules that it failed, or all of them if it fits.
     """
     lines = [_headline(association)]
     shown = association.candidates[:limit]
     for number, candidate in enumerate(shown, start=1):
-        lines.append(f"  {number}. {_place(candidate)}")
-        lines.extend(f"       {text}" for text in _reasons(candidate))
+        lines.append(f"  {number}. {_candidate_line(candidate)}")
+        lines.extend(f"       {text}" for text in _verdict_lines(candidate))
     left = len(association.candidates) - len(shown)
     if left:
         lines.append(f"  ... and {left} more")
@@ -34,22 +35,25 @@ def _headline(association: Association) -> str:
     if association.chosen is not None:
         return f"{subject}: {association.chosen}"
     count = len(association.candidates)
-    if association.spec is None:
+    if association.rules is None:
         return f"{subject}: none, because {association.instrument} has no rules for it"
     where = ", ".join(association.databases) or "no database (none is marked 'get')"
     if not count:
         return f"{subject}: none is registered for {association.instrument} in {where}"
-    return f"{subject}: none of the {count} registered for {association.instrument} fits ({where}); nearest first:"
+    return (
+        f"{subject}: none of the {count} registered for {association.instrument} fits "
+        f"({where}); nearest first:"
+    )
 
 
-def _place(candidate: Candidate) -> str:
+def _candidate_line(candidate: Candidate) -> str:
     if candidate.days is None:
         return candidate.path
     when = "later" if candidate.days >= 0 else "earlier"
     return f"{candidate.path} ({abs(candidate.days):.1f} d {when}) in {candidate.database}"
 
 
-def _reasons(candidate: Candidate) -> list[str]:
+def _verdict_lines(candidate: Candidate) -> list[str]:
     if candidate.failed:
         return [f"failed  {verdict.text}" for verdict in candidate.failed]
     return [
@@ -59,10 +63,10 @@ def _reasons(candidate: Candidate) -> list[str]:
 
 
 def _advice(association: Association) -> list[str]:
-    if association.spec is None:
+    if association.rules is None:
         return []
-    if association.spec.note:
-        return [f"  Note: {association.spec.note}"]
+    if association.rules.note:
+        return [f"  Note: {association.rules.note}"]
     return [
         "  Make one with 'reduce', add one with 'caldb add FILE', or name one with",
         f"  'reduce --user_cal {association.caltype}:FILE'.",

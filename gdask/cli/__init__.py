@@ -1,13 +1,24 @@
-"""The command line: `gdask VERB ...`; the field's verbs are also commands of their own."""
+"""The command line, `gdask VERB ...`, and what its commands share.
+
+Shared are lists of files, and a main function that ends with a message and an exit code.
+"""
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import glob
 import importlib
+import os
+import signal
+import stat
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from gdask import __version__
+from gdask.model import GdaskError, UsageError
 
 VERBS = {
     "typewalk": "list the files of a folder with their tags",
@@ -21,6 +32,12 @@ VERBS = {
     "replay": "make a product again from what it says of itself, and compare",
     "simulate": "write a raw night with known truth",
 }
+#: Bounds of lists: bytes of one, names and lists in all, lists inside each other. They are far
+#: above what a reduction can use.
+LIST_MAX_BYTES, MAX_NAMES, MAX_LISTS, MAX_LIST_DEPTH = 16 << 20, 200_000, 1000, 20
+EXIT_CODES = (
+    "exit code: 0 done; 1 failed, or something was left out; 2 wrong usage: nothing was done"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,34 +53,218 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         print(
-            f"gdask: no verb '{verb}'{f', did you mean {close[0]}?' if close else ''}  (gdask --help lists them)",
+            f"gdask: no verb '{verb}'{f', did you mean {close[0]}?' if close else ''}  (gdask "
+            "--help lists them)",
             file=sys.stderr,
         )
         return 2
-    return _load(verb)(args[1:])
+    return _command_of(verb)(args[1:])
 
 
 def usage() -> str:
     """The text of `gdask --help`."""
     lines = "\n".join(f"  {verb:<12} {about}" for verb, about in VERBS.items())
     return (
-        f"usage: gdask VERB [options] ...\n\nReduce Gemini near-infrared imaging (GSAOI, FLAMINGOS-2).\n\n"
+        "usage: gdask VERB [options] ...\n\nReduce Gemini near-infrared imaging (GSAOI, "
+        "FLAMINGOS-2).\n\n"
         f"verbs (VERB --help tells more; those that DRAGONS has are also commands):\n{lines}\n\n"
         "  --version    show the version\n  --help       show this"
     )
 
 
-def _load(verb: str) -> Callable[[list[str]], int]:
-    """The verb's main. Imported now: a command loads only what it needs."""
+def _command_of(verb: str) -> Callable[[list[str]], int]:
+    """The main function of a verb. Imported now: a command loads only what it needs."""
     name = f"gdask.cli.{verb}"
     try:
         return importlib.import_module(name).main
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
-        return lambda argv: _absent(verb)
+        return lambda argv: _report_absent(verb)
 
 
-def _absent(verb: str) -> int:
+def _report_absent(verb: str) -> int:
     print(f"gdask: {verb} is not part of this installation", file=sys.stderr)
     return 1
+
+
+def expand_files(args: Iterable[str], *, stdin: bool = False) -> list[str]:
+    """File names from a command line.
+
+    `@LIST` becomes the names in that file, a pattern the files that match it. A list has one name
+    per line; blank lines and what follows a # are ignored; it may hold patterns and other @LISTs
+    (looked for in the working folder, then beside the list). With `stdin`, no arguments or '-'
+    stand for the names that come through a pipe.
+
+    Raises UsageError if a list is missing, contains itself, is no list, or if a pattern matches
+    nothing.
+    """
+    names = list(args)
+    if stdin and (not names or "-" in names):
+        place = names.index("-") if names else 0
+        names[place : place + 1] = _names_from_pipe()
+    found: list[str] = []
+    opened: list[str] = []
+    for name in names:
+        _expand_name(name, (), found, opened)
+    return found
+
+
+def _expand_name(name: str, lists: tuple[str, ...], found: list[str], opened: list[str]) -> None:
+    """Append the files that one name stands for. `lists`: the lists that it was found in."""
+    if "\0" in name:
+        raise UsageError(f"{name!r}{_origin(lists)}: not a name of a file")
+    if name.startswith("@"):
+        _expand_list(name[1:], lists, found, opened)
+    elif glob.has_magic(name) and not os.path.exists(name):
+        matching = sorted(glob.glob(name))
+        if not matching:
+            raise UsageError(
+                f"no file matches {name}{_origin(lists)}; check the pattern and the folder"
+            )
+        found += matching
+    else:
+        found.append(name)
+    if len(found) > MAX_NAMES:
+        raise UsageError(f"more than {MAX_NAMES} names{_origin(lists)}; give fewer")
+
+
+def _expand_list(name: str, lists: tuple[str, ...], found: list[str], opened: list[str]) -> None:
+    beside = os.path.join(os.path.dirname(lists[-1]), name) if lists else name
+    path = name if os.path.exists(name) else beside
+    if os.path.realpath(path) in map(os.path.realpath, lists):
+        raise UsageError(f"@{name}: the list contains itself ({' -> '.join((*lists, path))})")
+    opened.append(path)
+    if len(lists) >= MAX_LIST_DEPTH or len(opened) > MAX_LISTS:
+        raise UsageError(
+            f"@{name}: more than {MAX_LIST_DEPTH} lists inside each other, or {MAX_LISTS} in all; "
+            "write one with all names"
+        )
+    try:
+        lines = _list_text(path).splitlines()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise UsageError(f"@{name}: the list cannot be read{_origin(lists)}: {reason}") from error
+    for line in _names_in(lines):
+        _expand_name(line, (*lists, path), found, opened)
+
+
+def _origin(lists: tuple[str, ...]) -> str:
+    return f" (named in {lists[-1]})" if lists else ""
+
+
+def _list_text(path: str) -> str:
+    """Text of a list.
+
+    Raises ValueError where it is none: a device, binary, too long, a pipe that has a name.
+    """
+    from_shell = path.startswith(("/dev/fd/", "/proc/self/fd/", "/dev/stdin"))  # @<(command)
+    if not (from_shell or stat.S_ISREG(os.stat(path).st_mode) or os.path.isdir(path)):
+        raise ValueError("not a regular file")
+    with open(path, "rb") as stream:
+        content = stream.read(LIST_MAX_BYTES + 1)
+    if len(content) > LIST_MAX_BYTES:
+        raise ValueError("too long")
+    return content.decode("utf-8-sig")
+
+
+def _names_in(lines: Iterable[str]) -> list[str]:
+    """Names without comments: a # at the beginning of a line or after a blank."""
+    cut = (f" {line}".partition(" #")[0].strip() for line in lines)
+    return [name for name in cut if name]
+
+
+def _names_from_pipe() -> list[str]:
+    """Names from standard input, none if it is a terminal."""
+    return (
+        [] if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty() else _names_in(sys.stdin)
+    )
+
+
+def existing_file(path: str) -> str:
+    """The path of a file named on the command line; UsageError where there is no such file."""
+    if not os.path.exists(path):
+        raise UsageError(f"{path}: no such file; check the name and the folder")
+    return path
+
+
+def split_commas(values: Iterable[str] | None) -> list[str]:
+    """Parts of comma-separated arguments."""
+    return [part.strip() for value in values or () for part in value.split(",") if part.strip()]
+
+
+def run_command(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    command: Callable[[argparse.Namespace], int],
+) -> int:
+    """Parse the command line, run the command, return its exit code.
+
+    The code is 0 ok, 1 failed, 2 wrong usage. A GdaskError or OSError becomes a message; a closed
+    pipe (`| head`) ends quietly; Ctrl-C gives 130, SIGTERM 143.
+    """
+    try:
+        options = parser.parse_args(argv)
+        with _terminated_in_order():
+            code = command(options)
+            sys.stdout.flush()
+        return code
+    except SystemExit as leave:  # argparse has printed the help or the error
+        return int(leave.code or 0)
+    except BrokenPipeError:
+        # Python flushes at exit: there must be something to flush to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt as stop:
+        by = f" by {stop.args[0]}" if stop.args else ""
+        print(
+            f"{parser.prog}: stopped{by}; unfinished products are discarded, the same command "
+            "again goes on from the last phase"
+            if parser.prog == "reduce"
+            else f"{parser.prog}: stopped{by}",
+            file=sys.stderr,
+        )
+        return 128 + (signal.SIGTERM if stop.args else signal.SIGINT)
+    except GdaskError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except OSError as error:
+        what = (
+            f"{error.filename}: {error.strerror}"
+            if error.filename and error.strerror
+            else str(error)
+        )
+        print(f"{parser.prog}: {what}", file=sys.stderr)
+        return 1
+
+
+@contextmanager
+def _terminated_in_order() -> Iterator[None]:
+    """Inside, SIGTERM acts like Ctrl-C: what was begun is discarded on the way out.
+
+    Batch systems and shutdowns send it.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        raise KeyboardInterrupt("SIGTERM")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def parser_for(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """An argument parser whose help shows the description and the examples as they are written."""
+    return argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=f"examples:\n{examples}\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=True,
+    )

@@ -7,11 +7,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from gdask.caldb.config import (
+from gdask.cal_service import LocalDB, config_text, fits_files, only_database
+from gdask.caldb.association import (
     Database,
-    config_text,
     database_at,
-    only_database,
     open_databases,
     sqlite_path,
 )
@@ -19,7 +18,8 @@ from gdask.model import GdaskError
 
 DESCRIPTION = """\
 Register calibrations, and see which one a frame gets and why.
-The database is that of ~/.dragons/dragonsrc (or $DRAGONSRC), section [calibs], lines 'databases = PATH get store';
+The database is that of ~/.dragons/dragonsrc (or $DRAGONSRC), section [calibs], \
+lines 'databases = PATH get store';
 without that, cal_manager.db in the working folder, which needs no set-up."""
 
 EXAMPLES = """\
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except GdaskError as error:
-        return _complain(error)
+        return _print_error(error)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -131,14 +131,13 @@ def _init(options: argparse.Namespace) -> int:
 
 
 def _add(options: argparse.Namespace) -> int:
-    from gdask.cal_service import fits_files
-
     database, code = only_database(_databases(options)), 0
     for path in options.files:
         if os.path.isdir(path):
             results = [_add_one(database, file) for file in fits_files(path, options.walk)]
             print(
-                f"{path}: {sum(results)} of {len(results)} FITS files are calibrations and were added"
+                f"{path}: {sum(results)} of {len(results)} FITS files are calibrations and "
+                "were added"
             )
             code = code if any(results) else 1
         elif not _add_one(database, path):
@@ -152,22 +151,20 @@ def _add_one(database: Database, path: str | os.PathLike[str]) -> bool:
     try:
         row = add(database, path)
     except GdaskError as error:
-        _complain(error)
+        _print_error(error)
         return False
     print(f"{path}: added to {database.name} as {row['caltype']} of {row['instrument']}")
     return True
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from gdask.cal_service import LocalDB
-
     database, code = LocalDB(only_database(_databases(options))), 0
     for name in options.files:
         try:
             database.remove_cal(name)
             print(f"{os.path.basename(name)}: removed from {database.name}")
         except GdaskError as error:
-            code = _complain(error)
+            code = _print_error(error)
     return code
 
 
@@ -184,7 +181,8 @@ def _list(options: argparse.Namespace) -> int:
         for row in found:
             gone = "" if os.path.exists(row["path"]) else "  (gone from disk)"
             print(
-                f"{row['name']:<{width}}  {row['caltype']:<19} {row['instrument']:<6} {row['filter_name'] or '-':<10} "
+                f"{row['name']:<{width}}  {row['caltype']:<19} {row['instrument']:<6} "
+                f"{row['filter_name'] or '-':<10} "
                 f"{row['ut_datetime'] or '-'!s:.10}  {os.path.dirname(row['path'])}{gone}"
             )
         if not found:
@@ -204,25 +202,24 @@ def _config(options: argparse.Namespace) -> int:
 
 
 def _why(options: argparse.Namespace) -> int:
-    from gdask.caldb import associate, explain, needed_types, specs_for
+    from gdask.caldb import associate, explain, needed_types, rules_for
     from gdask.headers import read_headers
     from gdask.instruments import tags
 
     headers = read_headers(options.file)
     found = tags(headers)
-    types = (options.type,) if options.type else needed_types(found, specs_for(headers))
+    types = (options.type,) if options.type else needed_types(found, rules_for(headers))
     if not types:
         print(f"{options.file}: needs no calibration (tags {' '.join(sorted(found))})")
     answers = [associate(headers, caltype, _databases(options)) for caltype in types]
     for number, answer in enumerate(answers):
         print("\n" * bool(number) + explain(answer, limit=None))
     missing = [answer for answer in answers if answer.chosen is None]
-    return int(
-        any(not (answer.spec and answer.spec.note) for answer in missing)
-    )  # a note: its absence is usual
+    # Rules with a note: such a calibration is usually absent.
+    return int(any(not (answer.rules and answer.rules.note) for answer in missing))
 
 
-def _complain(error: GdaskError) -> int:
+def _print_error(error: GdaskError) -> int:
     print(f"caldb: {error}", file=sys.stderr)
     return 1
 

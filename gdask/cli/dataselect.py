@@ -7,32 +7,40 @@ import difflib
 import sys
 from collections.abc import Sequence
 
-from gdask.cli import common
+from gdask.cli import expand_files, parser_for, run_command, split_commas
 from gdask.dataselect.selection import Selection, parse_expression, select
 
 DESCRIPTION = """\
-Print the files that have all the tags given, none of the excluded ones, and for which the expression is true.
-With -o they go to a list, which other commands take as @LIST. `showd --help` lists the descriptors."""
+Print the files that have all the tags given, none of the excluded ones, and for which the \
+expression is true.
+With -o they go to a list, which other commands take as @LIST. `showd --help` lists \
+the descriptors."""
 
 EXAMPLES = """\
   dataselect raw/*.fits --tags FLAT --expr "filter_name=='Kshort'" -o flats.list
   dataselect raw/*.fits --expr 'observation_class=="science" and exposure_time==60.'
-  dataselect raw/*.fits --expr "ut_datetime>='2017-05-05 02:30:00' and object in ('9132', 'NGC5128')"
+  dataselect raw/*.fits --expr "ut_datetime>='2017-05-05 02:30:00' and \
+object in ('9132', 'NGC5128')"
   dataselect @night.list --xtags CAL | showd -d object,exposure_time
 
-In an expression: descriptors, == != < <= > >=, and, or, not, in, numbers, quoted text, dates as text.
-Unless --strict, exposure_time matches within 1 % and filter_name is the short name (Kshort, not Kshort_G1105)."""
+In an expression: descriptors, == != < <= > >=, and, or, not, in, numbers, quoted text, \
+dates as text.
+Unless --strict, exposure_time matches within 1 % and filter_name is the short name \
+(Kshort, not Kshort_G1105)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `dataselect`; returns the exit code: 0 ok, 1 failed (also if a file could not be read), 2 wrong usage."""
+    """Run `dataselect`; returns the exit code.
+
+    0 ok, 1 failed (also if a file could not be read), 2 wrong usage.
+    """
     parser = build_parser()
-    return common.run(parser, argv, choose)
+    return run_command(parser, argv, select_and_print)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `dataselect`."""
-    parser = common.parser_for("dataselect", DESCRIPTION, EXAMPLES)
+    parser = parser_for("dataselect", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "inputs",
         nargs="*",
@@ -66,9 +74,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def choose(options: argparse.Namespace) -> int:
+def select_and_print(options: argparse.Namespace) -> int:
     """Select, then print or write."""
-    tags, xtags = common.split_commas(options.tags), common.split_commas(options.xtags)
+    tags, xtags = split_commas(options.tags), split_commas(options.xtags)
     if options.debug:
         print(options, file=sys.stderr)
     expression = (
@@ -79,7 +87,7 @@ def choose(options: argparse.Namespace) -> int:
     if not options.inputs and sys.stdin is not None and sys.stdin.isatty():
         print("dataselect: no files given (dataselect --help)", file=sys.stderr)
         return 2
-    selection = select(common.expand_files(options.inputs, stdin=True), tags, xtags, expression)
+    selection = select(expand_files(options.inputs, stdin=True), tags, xtags, expression)
     if options.output:
         write_list(options.output, selection.files, tags, xtags, options.expression)
     if options.verbose or not options.output:
@@ -97,7 +105,8 @@ def write_list(
     shown = " ".join((expression or "none").split())
     with open(path, "w", encoding="utf-8") as out:
         out.write(
-            f"# Includes tags: {', '.join(tags) or 'any'}\n# Excludes tags: {', '.join(xtags) or 'none'}\n"
+            f"# Includes tags: {', '.join(tags) or 'any'}\n"
+            f"# Excludes tags: {', '.join(xtags) or 'none'}\n"
             f"# Descriptor expression: {shown}\n"
         )
         out.writelines(f"{name}\n" for name in files)

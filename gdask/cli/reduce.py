@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
-from gdask.cli import common
+from gdask.cli import expand_files, parser_for, run_command
+
+if TYPE_CHECKING:
+    from gdask.reduction.reduce import Reduce
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = common.parser_for(
+    parser = parser_for(
         "reduce",
         "Reduce a list of files with the recipe that fits the first one.",
         "  reduce @flats.list\n  reduce @science.list -r checkWCS\n"
@@ -41,11 +45,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-c", "--config", metavar="FILE", help="TOML file of parameters, overridden by -p"
     )
+    _add_run_options(parser)
+    return parser
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Options of how the reduction runs: where, with what memory and log."""
     parser.add_argument(
         "--cluster",
         metavar="SPEC",
         default="threads",
-        help="where to compute: threads[:N], processes[:N], tcp://host:port, a scheduler file, slurm, pbs, ssh:hosts, FILE.yaml",
+        help=(
+            "where to compute: threads[:N], processes[:N], tcp://host:port, a scheduler file, "
+            "slurm, pbs, ssh:hosts, FILE.yaml"
+        ),
     )
     parser.add_argument(
         "--memory",
@@ -65,21 +78,21 @@ def build_parser() -> argparse.ArgumentParser:
         "-q", "--quiet", action="store_true", help="only warnings and errors on the screen"
     )
     parser.add_argument("--debug", action="store_true", help="more on the screen")
-    parser.add_argument("--qa", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--ql", action="store_true", help=argparse.SUPPRESS)
-    return parser
+    for mode in ("--qa", "--ql"):  # DRAGONS' other modes
+        parser.add_argument(mode, action="store_true", help=argparse.SUPPRESS)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 done, 1 failed or frames left out, 2 usage."""
     parser = build_parser()
-    return common.run(parser, argv, lambda args: _reduce(parser, args))
+    return run_command(parser, argv, lambda args: _reduce(parser, args))
 
 
 def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.qa or args.ql:
         parser.error(
-            "--qa and --ql are not offered: gdask has one mode, science quality (sq); leave the option out"
+            "--qa and --ql are not offered: gdask has one mode, science quality (sq); leave "
+            "the option out"
         )
     if not args.files:
         taken = next(
@@ -96,7 +109,7 @@ def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
     logutils.config(args.logfile, "quiet" if args.quiet else "debug" if args.debug else "standard")
     reduction = Reduce()
-    reduction.files.extend(common.expand_files(args.files))
+    reduction.files.extend(expand_files(args.files))
     if not reduction.files:
         raise UsageError(f"{' '.join(args.files)}: names no file; the list is empty")
     reduction.recipename, reduction.suffix, reduction.cluster, reduction.strict = (
@@ -112,7 +125,7 @@ def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     try:
         reduction.runr()
     finally:
-        _account_of(reduction)
+        _print_account(reduction)
     return 1 if reduction.set_aside else 0
 
 
@@ -122,16 +135,17 @@ def _calibration(text: str) -> tuple[str, str]:
     kind, colon, path = text.partition(":")
     if not colon:
         raise UsageError(
-            f"--user_cal {text}: expected KIND:FILE, such as processed_flat:S20170505S0030_flat.fits"
+            f"--user_cal {text}: expected KIND:FILE, such as "
+            "processed_flat:S20170505S0030_flat.fits"
         )
     return kind, path
 
 
-def _account_of(reduction: object) -> None:
-    """What was made, and a table of what was left out, where, and why."""
-    for name in reduction.output_filenames:  # type: ignore[attr-defined]
+def _print_account(reduction: Reduce) -> None:
+    """Print what was made, and a table of what was left out, where, and why."""
+    for name in reduction.output_filenames:
         print(name)
-    rows = [("file", "left out at", "because"), *reduction.set_aside]  # type: ignore[attr-defined]
+    rows = [("file", "left out at", "because"), *reduction.set_aside]
     if len(rows) > 1:
         first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
         lines = [f"{name:{first}}  {step:{second}}  {reason}" for name, step, reason in rows]

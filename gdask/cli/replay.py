@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 
-from gdask.cli import common
+from gdask.cli import parser_for, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = common.parser_for(
+    parser = parser_for(
         "replay",
-        "Make a product again, in a temporary folder, from the inputs, calibrations, recipe and parameters that it names,\n"
+        "Make a product again, in a temporary folder, from the inputs, calibrations, recipe "
+        "and parameters that it names,\n"
         "and compare: every byte of data, tables and headers but times.\n"
-        "exit code: 0 the same, 1 something differs or an input is missing or changed, 2 wrong usage",
-        "  gdask replay S20170505S0095_image.fits\n  gdask replay product.fits --inputs /archive/2017 calibrations",
+        "exit code: 0 the same, 1 something differs or an input is missing or changed, 2 wrong "
+        "usage",
+        "  gdask replay S20170505S0095_image.fits\n  gdask replay product.fits --inputs "
+        "/archive/2017 calibrations",
     )
     parser.add_argument("product", help="a product of reduce")
     parser.add_argument(
@@ -25,7 +28,10 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         action="extend",
         default=[],
-        help="folders to look for inputs in, and below (also: the working folder, that of the product)",
+        help=(
+            "folders to look for inputs in, and below (also: the working folder, that of the "
+            "product)"
+        ),
     )
     parser.add_argument(
         "-r",
@@ -52,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 the same, 1 something differs or cannot be replayed, 2 usage."""
-    return common.run(build_parser(), argv, _replay)
+    return run_command(build_parser(), argv, _replay)
 
 
 def _replay(args: argparse.Namespace) -> int:

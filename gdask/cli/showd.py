@@ -9,9 +9,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from gdask.cli import common
+from gdask.cli import expand_files, parser_for, run_command, split_commas
 from gdask.instruments import DESCRIPTORS, View, view
-from gdask.instruments.rules import unknown
+from gdask.instruments.rules import unknown_descriptor
 from gdask.model import GdaskError, UsageError
 
 DESCRIPTION = """\
@@ -27,14 +27,17 @@ descriptors:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `showd`; returns the exit code: 0 ok, 1 failed (also if a file could not be read), 2 wrong usage."""
-    return common.run(build_parser(), argv, show)
+    """Run `showd`; returns the exit code.
+
+    0 ok, 1 failed (also if a file could not be read), 2 wrong usage.
+    """
+    return run_command(build_parser(), argv, show)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `showd`."""
     names = textwrap.fill(", ".join(DESCRIPTORS), 100, initial_indent="  ", subsequent_indent="  ")
-    parser = common.parser_for("showd", DESCRIPTION, EXAMPLES + names)
+    parser = parser_for("showd", DESCRIPTION, EXAMPLES + names)
     parser.add_argument(
         "inputs",
         nargs="*",
@@ -63,17 +66,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def show(options: argparse.Namespace) -> int:
     """Read the headers, print the table."""
-    names = common.split_commas(options.descriptors)
+    names = split_commas(options.descriptors)
     if options.debug:
         print(options, file=sys.stderr)
     for name in names:
         if name not in DESCRIPTORS:
-            raise UsageError(unknown(name, DESCRIPTORS))
+            raise UsageError(unknown_descriptor(name, DESCRIPTORS))
     if not options.inputs and sys.stdin is not None and sys.stdin.isatty():
         print("showd: no files given (showd --help)", file=sys.stderr)
         return 2
     rows, failed = [["filename", *names]], 0
-    for path in common.expand_files(options.inputs, stdin=True):
+    for path in expand_files(options.inputs, stdin=True):
         try:
             file = view(path)
             rows.append([path, *(str(_value(file, name, not options.long)) for name in names)])
@@ -88,7 +91,10 @@ def show(options: argparse.Namespace) -> int:
 
 
 def table(rows: list[list[str]]) -> str:
-    """Columns three blanks apart, the first to the left, the others to the right, the heading between lines."""
+    """Columns three blanks apart, the heading between lines.
+
+    The first column is aligned to the left, the others to the right.
+    """
     widths = [max(map(len, column)) for column in zip(*rows)]
     rule = "-" * (sum(widths) + 3 * (len(widths) - 1))
     lines = [

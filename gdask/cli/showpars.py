@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from gdask.cli import common
+from gdask.cli import existing_file, parser_for, run_command
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 done, 1 failed, 2 usage."""
-    parser = common.parser_for(
+    parser = parser_for(
         "showpars",
         "Show the parameters of a step, with the defaults for the file's instrument.",
         "  showpars raw/S20170505S0095.fits skyCorrect",
@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
         nargs="?",
         help="step name, as in skyCorrect or sky_correct; without it, all steps are listed",
     )
-    return common.run(parser, argv, lambda args: _show(common.existing(args.file), args.step))
+    return run_command(parser, argv, lambda args: _show(existing_file(args.file), args.step))
 
 
 def _show(path: str, name: str | None) -> int:
@@ -43,6 +43,7 @@ def _show(path: str, name: str | None) -> int:
         default = facts.get(key, parameter.default)
         layer = f" ({instrument.name})" if key in facts else ""
         print(
-            f"    {key:18} {default!s:10} {params.describe(parameter)}{layer}\n{'':8}{parameter.help}"
+            f"    {key:18} {default!s:10} "
+            f"{params.describe(parameter)}{layer}\n{'':8}{parameter.help}"
         )
     return 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from gdask.cli import common
+from gdask.cli import existing_file, parser_for, run_command
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 done, 1 failed, 2 usage."""
-    parser = common.parser_for(
+    parser = parser_for(
         "showrecipes",
         "Show the recipes for a file, or the text of one of them.",
         "  showrecipes raw/S20170505S0095.fits -r reduce",
@@ -15,8 +15,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("file", help="a FITS file")
     parser.add_argument("-r", "--recipe", help="recipe whose text is shown")
     parser.add_argument("--all", action="store_true", help="list every recipe of every instrument")
-    return common.run(
-        parser, argv, lambda args: _show(common.existing(args.file), args.recipe, args.all)
+    return run_command(
+        parser, argv, lambda args: _show(existing_file(args.file), args.recipe, args.all)
     )
 
 
@@ -34,7 +34,7 @@ def _show(path: str, name: str | None, everything: bool) -> int:
     modules = recipe_library.libraries() if everything else [recipe_library.library_for(tags(path))]
     for module in modules:
         print(f"{module.__name__} for {' '.join(sorted(module.TAGS))}")
-        for recipe, function in recipe_library.recipes_of(module).items():
-            same = f" ({function.__name__})" if recipe == "default" else ""
-            print(f"    {recipe + same:32} {(inspect.getdoc(function) or '').splitlines()[0]}")
+        for recipe_name, function in recipe_library.recipes_of(module).items():
+            same = f" ({function.__name__})" if recipe_name == "default" else ""
+            print(f"    {recipe_name + same:32} {(inspect.getdoc(function) or '').splitlines()[0]}")
     return 0

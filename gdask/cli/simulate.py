@@ -1,4 +1,4 @@
-"""`gdask simulate INSTRUMENT OUT`: raw frames as in the archive, and the truth about them."""
+"""`gdask simulate INSTRUMENT OUT`: raw frames as the archive has them, and their truth."""
 
 from __future__ import annotations
 

@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterator, Sequence
 
 from gdask import __version__
-from gdask.cli import common
+from gdask.cli import parser_for, run_command, split_commas
 from gdask.instruments import tags
 from gdask.model import GdaskError, UsageError
 
 DESCRIPTION = """\
-List the FITS files of a folder, and of the folders below it, with their tags (what kind of data they are).
+List the FITS files of a folder, and of the folders below it, with their tags \
+(what kind of data they are).
 With --tags only files that have all of them are shown; with --or, files that have any of them."""
 
 EXAMPLES = """\
@@ -26,17 +27,18 @@ EXAMPLES = """\
 
 FITS_NAME = r".*\.(fits|fit|fts)(\.(gz|bz2|fz))?$|.*\.fz$"
 INDENT = " " * 5
-COLUMN = 40  # where the tags begin, as in DRAGONS' listing
+#: Column where the tags begin, as in DRAGONS' listing.
+COLUMN = 40
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `typewalk`; returns the exit code: 0 ok, 1 failed, 2 wrong usage."""
-    return common.run(build_parser(), argv, walk)
+    return run_command(build_parser(), argv, walk)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `typewalk`."""
-    parser = common.parser_for("typewalk", DESCRIPTION, EXAMPLES)
+    parser = parser_for("typewalk", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "-d", "--dir", default=".", metavar="DIR", help="folder to look into (default: this one)"
     )
@@ -137,7 +139,7 @@ def _matches(found: set[str], wanted: set[str], any_of: bool) -> bool:
 
 
 def _upper(names: list[str] | None) -> list[str]:
-    return [name.upper() for name in common.split_commas(names)]
+    return [name.upper() for name in split_commas(names)]
 
 
 def _regex(text: str, flags: int = 0) -> re.Pattern[str]:

@@ -6,16 +6,18 @@ import argparse
 import os
 import sys
 
-from gdask.cli import common
+from gdask.cli import expand_files, parser_for, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = common.parser_for(
+    parser = parser_for(
         "verify",
-        "Check files, raw or reduced: checksums, structure, pixels, units, WCS, provenance. One line for each fault.\n"
+        "Check files, raw or reduced: checksums, structure, pixels, units, WCS, provenance. "
+        "One line for each fault.\n"
         "exit code: 0 all is well, 1 something is wrong, 2 wrong usage",
-        "  gdask verify S20170505S0095_image.fits\n  gdask verify raw\n  gdask verify @science.list",
+        "  gdask verify S20170505S0095_image.fits\n  gdask verify raw\n  gdask verify "
+        "@science.list",
     )
     parser.add_argument("files", nargs="*", help="FITS files, folders, or @FILE for a list of them")
     parser.add_argument("-q", "--quiet", action="store_true", help="print faults only")
@@ -25,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 all is well, 1 something is wrong, 2 usage."""
     parser = build_parser()
-    return common.run(parser, argv, lambda args: _verify(parser, args))
+    return run_command(parser, argv, lambda args: _verify(parser, args))
 
 
 def _verify(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
@@ -35,7 +37,7 @@ def _verify(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if not args.files:
         parser.error("no files; give file names, folders or @LIST")
     bad = total = 0
-    for name in common.expand_files(args.files):
+    for name in expand_files(args.files):
         folder = os.path.isdir(name)
         paths = [str(path) for path in fits_files(name)] if folder else [name]
         if folder and not paths:

@@ -10,7 +10,10 @@ __all__ = ["expr_parser", "select_data"]
 
 
 def expr_parser(expression: str, strict: bool = False) -> Expression:
-    """Parse an expression for `select_data`. `strict`: exact numbers, filter names with component numbers."""
+    """Parse an expression for `select_data`.
+
+    With `strict`, numbers are compared exactly and filter names with component numbers.
+    """
     return parse_expression(expression, strict)
 
 
@@ -20,9 +23,10 @@ def select_data(
     xtags: Iterable[str] = (),
     expression: Expression | str | None = None,
 ) -> list[str]:
-    """Files, in order, that have all `tags` and none of `xtags` and for which the expression is true.
+    """Files, in order, with all `tags`, none of `xtags`, and for which the expression is true.
 
-    A file whose header cannot be read is skipped with a warning. GdaskError if the expression is wrong.
+    A file whose header cannot be read is skipped with a warning. Raises GdaskError if the
+    expression is wrong.
     """
     if isinstance(inputs, str):
         inputs = [inputs]

@@ -1,11 +1,14 @@
-"""Selection of files by tags and by an expression of descriptors, such as `filter_name=='Kshort' and exposure_time>10`.
+"""Selection of files by tags and by an expression of descriptors.
 
-The expression is parsed, its tree checked against a white list, and never evaluated as Python code.
+An expression such as `filter_name=='Kshort' and exposure_time>10` is parsed, its tree checked
+against a white list, and never evaluated as Python code.
 
 - Names are descriptors, or `tags` (`'FLAT' in tags`).
-- Unless strict, exposure_time equals within 1 % and a wavelength within 1e-5, and filter_name, disperser and
-  detector_name are the short ("pretty") names, as in DRAGONS' dataselect. `!=` is always the opposite of `==`.
-- A value per array (gain, array_name ...) compared with one value: true if it is true for every array.
+- Unless strict, exposure_time equals within 1 % and a wavelength within 1e-5, and filter_name,
+  disperser and detector_name are the short ("pretty") names, as in DRAGONS' dataselect. `!=` is
+  always the opposite of `==`.
+- A value per array (gain, array_name ...) compared with one value is true if it is true for every
+  array.
 - An unknown value (None) equals only None and is neither less nor greater than anything.
 """
 
@@ -14,21 +17,27 @@ from __future__ import annotations
 import ast
 import datetime as dt
 import logging
+import operator
 import os
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn, Protocol
 
-from gdask.dataselect.compare import holds
 from gdask.instruments import DESCRIPTORS, View, view
-from gdask.instruments.pointing import parse_date, parse_time
-from gdask.instruments.rules import unknown
+from gdask.instruments.rules import parse_date, parse_time, unknown_descriptor
 from gdask.model import GdaskError, UsageError
 
-MAX_LENGTH = 2000
-MAX_DEPTH = 40
-#: Relative difference up to which values count as equal, unless strict (DRAGONS' dataselect has the first two).
-TOLERANCE = {"exposure_time": 1e-2, "central_wavelength": 1e-5, "effective_wavelength": 1e-5}
+#: Characters of an expression.
+EXPRESSION_MAX_LENGTH = 2000
+#: Parts of an expression inside each other.
+EXPRESSION_MAX_DEPTH = 40
+#: Relative difference up to which values count as equal, unless strict (DRAGONS' dataselect has the
+#: first two).
+RELATIVE_TOLERANCE = {
+    "exposure_time": 1e-2,
+    "central_wavelength": 1e-5,
+    "effective_wavelength": 1e-5,
+}
 #: Descriptors that are compared by their short names, unless strict.
 SHORT_NAMES = frozenset({"filter_name", "disperser", "detector_name"})
 
@@ -36,7 +45,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Lookup(Protocol):
-    """What an expression is applied to: anything that gives the value of a name, a dict for example."""
+    """What an expression is applied to: anything that gives the value of a name, like a dict."""
 
     def __getitem__(self, name: str, /) -> Any: ...
 
@@ -56,7 +65,7 @@ class Expression(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Files that match, in order; files that could not be read, with the reason; all tags that were seen."""
+    """Files that match, in order; files that could not be read, with the reason; all tags seen."""
 
     files: list[str]
     skipped: dict[str, str]
@@ -69,11 +78,12 @@ def select(
     xtags: Iterable[str] = (),
     expression: Expression | str | None = None,
 ) -> Selection:
-    """Files that have all `tags`, none of `xtags`, and for which the expression is true. Reads headers only.
+    """Files with all `tags`, none of `xtags`, and for which the expression is true.
 
-    A file whose header cannot be read is skipped with a warning. GdaskError if the expression is wrong.
+    Only headers are read. A file whose header cannot be read is skipped with a warning. Raises
+    GdaskError if the expression is wrong.
     """
-    wanted, unwanted = ({tag.upper() for tag in some} for some in (tags, xtags))
+    wanted, unwanted = ({tag.upper() for tag in names} for names in (tags, xtags))
     test = parse_expression(expression) if isinstance(expression, str) else expression
     chosen: list[str] = []
     skipped: dict[str, str] = {}
@@ -109,37 +119,44 @@ class Values:
 
 
 def parse_expression(text: str, strict: bool = False) -> Expression:
-    """The expression as a function of a file's values. GdaskError that points at what is not understood."""
+    """The expression as a function of a file's values.
+
+    Raises UsageError, which points at what is not understood.
+    """
     line = " ".join(text.splitlines()).replace("\t", " ").strip()
-    if len(line) > MAX_LENGTH:
+    if len(line) > EXPRESSION_MAX_LENGTH:
         raise UsageError(
-            f"the expression has {len(line)} characters; at most {MAX_LENGTH} are understood"
+            f"the expression has {len(line)} characters; at most {EXPRESSION_MAX_LENGTH} are "
+            "understood"
         )
-    scope = _Scope(line, strict)
+    source = _ExpressionText(line, strict)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(line, mode="eval")
     except SyntaxError as error:
-        scope.refuse(_hint(line, error), (error.offset or 1) - 1)
+        source.refuse(_hint(line, error), (error.offset or 1) - 1)
     except (RecursionError, MemoryError, ValueError) as error:
         raise UsageError(f"the expression is too deeply nested, or no text: {error}") from None
-    return Expression(line, strict, _truth(tree.body, scope, 0))
+    return Expression(line, strict, _truth(tree.body, source, 0))
 
 
 def _hint(line: str, error: SyntaxError) -> str:
     if not line:
         return "it is empty"
-    at = max((error.offset or 1) - 1, 0)
-    if "=" in line[at : at + 1] or "==" in (error.msg or ""):
+    column = max((error.offset or 1) - 1, 0)
+    if "=" in line[column : column + 1] or "==" in (error.msg or ""):
         return "use == to compare"
-    if line[at : at + 1] in "&|":
+    if line[column : column + 1] in "&|":
         return "use 'and' and 'or'"
     return (error.msg or "invalid syntax").partition(". ")[0]
 
 
-class _Scope(NamedTuple):
-    """The text, for messages that point at a place in it, and how strictly to compare."""
+class _ExpressionText(NamedTuple):
+    """The text of an expression, for messages that point at a place in it.
+
+    strict: whether numbers and names are compared exactly.
+    """
 
     line: str
     strict: bool
@@ -152,29 +169,29 @@ class _Scope(NamedTuple):
         raise UsageError(f"expression not understood: {why}\n  {self.line}\n  {' ' * where}^")
 
 
-def _truth(node: ast.expr, scope: _Scope, depth: int) -> Value:
+def _truth(node: ast.expr, source: _ExpressionText, depth: int) -> Value:
     """A part of the expression that is true or false."""
-    if depth > MAX_DEPTH:
-        scope.refuse(f"nested more than {MAX_DEPTH} deep", node)
+    if depth > EXPRESSION_MAX_DEPTH:
+        source.refuse(f"nested more than {EXPRESSION_MAX_DEPTH} deep", node)
     if isinstance(node, ast.BoolOp):
-        parts = [_truth(part, scope, depth + 1) for part in node.values]
+        parts = [_truth(part, source, depth + 1) for part in node.values]
         combine = all if isinstance(node.op, ast.And) else any
         return lambda lookup: combine(part(lookup) for part in parts)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        part = _truth(node.operand, scope, depth + 1)
+        part = _truth(node.operand, source, depth + 1)
         return lambda lookup: not part(lookup)
     if isinstance(node, ast.Compare):
-        return _comparison(node, scope, depth)
+        return _comparison(node, source, depth)
     if isinstance(node, ast.Constant) and isinstance(node.value, bool):
         return lambda lookup: node.value
     if isinstance(node, (ast.Constant, ast.Tuple, ast.List)):
-        scope.refuse("a comparison is expected here, such as exposure_time==60", node)
-    value = _value(node, scope, depth)
+        source.refuse("a comparison is expected here, such as exposure_time==60", node)
+    value = _value(node, source, depth)
 
     def truth(lookup: Lookup) -> bool:
         found = value(lookup)
         if found is not None and not isinstance(found, bool):
-            scope.refuse(
+            source.refuse(
                 f"this is {found!r}, neither true nor false; compare it with something", node
             )
         return bool(found)
@@ -182,34 +199,36 @@ def _truth(node: ast.expr, scope: _Scope, depth: int) -> Value:
     return truth
 
 
-def _comparison(node: ast.Compare, scope: _Scope, depth: int) -> Value:
+def _comparison(node: ast.Compare, source: _ExpressionText, depth: int) -> Value:
     """`a < b <= c`, `a in (b, c)`: true if every neighbouring pair compares."""
     operands = [node.left, *node.comparators]
     names = [one.id for one in operands if isinstance(one, ast.Name)]
-    convert = next((_TIMES[name] for name in names if name in _TIMES), None)
+    convert = next((_TIME_CONVERTERS[name] for name in names if name in _TIME_CONVERTERS), None)
     tolerance = (
-        0.0 if scope.strict else max((TOLERANCE.get(name, 0.0) for name in names), default=0.0)
+        0.0
+        if source.strict
+        else max((RELATIVE_TOLERANCE.get(name, 0.0) for name in names), default=0.0)
     )
     for op, right in zip(node.ops, node.comparators):
         if isinstance(op, (ast.Is, ast.IsNot)):
-            scope.refuse("use == and != instead of 'is'", node)
+            source.refuse("use == and != instead of 'is'", node)
         if isinstance(op, (ast.In, ast.NotIn)) and not isinstance(
             right, (ast.Tuple, ast.List, ast.Name)
         ):
-            scope.refuse("a list is expected after 'in', such as ('H', 'Kshort')", right)
-    values = [_value(one, scope, depth + 1, convert) for one in operands]
+            source.refuse("a list is expected after 'in', such as ('H', 'Kshort')", right)
+    values = [_value(one, source, depth + 1, convert) for one in operands]
 
     def compare(lookup: Lookup) -> bool:
         found = [value(lookup) for value in values]
-        for op, left, right, at in zip(node.ops, found, found[1:], operands[1:]):
+        for op, left, right, operand in zip(node.ops, found, found[1:], operands[1:]):
             try:
-                if not holds(op, left, right, tolerance):
+                if not comparison_holds(op, left, right, tolerance):
                     return False
             except TypeError:
-                scope.refuse(
+                source.refuse(
                     f"{left!r} cannot be compared with {right!r}"
                     f"{' (text needs quotes, numbers none)' if not convert else ''}",
-                    at,
+                    operand,
                 )
         return True
 
@@ -217,32 +236,35 @@ def _comparison(node: ast.Compare, scope: _Scope, depth: int) -> Value:
 
 
 def _value(
-    node: ast.expr, scope: _Scope, depth: int, convert: Callable[[str], Any] | None = None
+    node: ast.expr, source: _ExpressionText, depth: int, convert: Callable[[str], Any] | None = None
 ) -> Value:
-    """A descriptor, a literal or a list of them. Literals beside a time or date are converted here."""
-    if depth > MAX_DEPTH:
-        scope.refuse(f"nested more than {MAX_DEPTH} deep", node)
+    """A descriptor, a literal or a list of them.
+
+    Literals beside a time or date are converted here.
+    """
+    if depth > EXPRESSION_MAX_DEPTH:
+        source.refuse(f"nested more than {EXPRESSION_MAX_DEPTH} deep", node)
     if isinstance(node, ast.Name):
-        return _name(node, scope)
+        return _name(node, source)
     if isinstance(node, (ast.Tuple, ast.List)):
-        parts = [_value(part, scope, depth + 1, convert) for part in node.elts]
+        parts = [_value(part, source, depth + 1, convert) for part in node.elts]
         return lambda lookup: [part(lookup) for part in parts]
-    literal = _literal(node, scope)
+    literal = _literal(node, source)
     if convert is not None and isinstance(literal, str):
         literal = convert(literal)
         if literal is None:
-            scope.refuse(f"this is not {convert.__doc__}", node)
+            source.refuse(f"this is not {convert.__doc__}", node)
     return lambda lookup: literal
 
 
-def _name(node: ast.Name, scope: _Scope) -> Value:
+def _name(node: ast.Name, source: _ExpressionText) -> Value:
     name = node.id
     if name not in DESCRIPTORS and name != "tags":
-        scope.refuse(unknown(name, [*DESCRIPTORS, "tags"]), node)
+        source.refuse(unknown_descriptor(name, [*DESCRIPTORS, "tags"]), node)
     return lambda lookup: lookup[name]
 
 
-def _literal(node: ast.expr, scope: _Scope) -> Any:
+def _literal(node: ast.expr, source: _ExpressionText) -> Any:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
         number = node.operand.value if isinstance(node.operand, ast.Constant) else None
         if isinstance(number, (int, float)) and not isinstance(number, bool):
@@ -257,8 +279,9 @@ def _literal(node: ast.expr, scope: _Scope) -> Any:
         ast.BinOp: "arithmetic",
         ast.Subscript: "'[...]'",
     }
-    scope.refuse(
-        f"{kind.get(type(node), type(node).__name__)} is not allowed; use descriptors, comparisons, "
+    source.refuse(
+        f"{kind.get(type(node), type(node).__name__)} is not allowed; use descriptors, "
+        "comparisons, "
         "and, or, not, in",
         node,
     )
@@ -281,9 +304,85 @@ def _as_time(text: str) -> dt.time | None:
     return parse_time(text.strip())
 
 
-_TIMES: dict[str, Callable[[str], Any]] = {
+_TIME_CONVERTERS: dict[str, Callable[[str], Any]] = {
     "ut_datetime": _as_datetime,
     "ut_date": _as_date,
     "ut_time": _as_time,
     "local_time": _as_time,
 }
+
+
+# How values compare
+
+_ORDER_OPERATORS = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
+
+
+def comparison_holds(op: ast.cmpop, left: Any, right: Any, tolerance: float) -> bool:
+    """Whether one comparison of two values is true.
+
+    Raises TypeError if they are of kinds that do not compare.
+    """
+    if isinstance(op, (ast.In, ast.NotIn)):
+        return _is_in(left, right, tolerance) is isinstance(op, ast.In)
+    if isinstance(op, (ast.Eq, ast.NotEq)):
+        return _values_equal(left, right, tolerance) is isinstance(op, ast.Eq)
+    return _in_order(_ORDER_OPERATORS[type(op)], left, right)
+
+
+def _values_equal(left: Any, right: Any, tolerance: float) -> bool:
+    if isinstance(left, list) and _nesting_depth(left) > _nesting_depth(right):
+        return bool(left) and all(_values_equal(one, right, tolerance) for one in left)
+    if isinstance(right, list) and _nesting_depth(right) > _nesting_depth(left):
+        return _values_equal(right, left, tolerance)
+    if isinstance(left, list):
+        return len(left) == len(right) and all(
+            _values_equal(a, b, tolerance) for a, b in zip(left, right)
+        )
+    if left is None or right is None:
+        return left is right
+    if _comparable_type(left) != _comparable_type(right):
+        raise TypeError
+    if isinstance(left, (int, float)):
+        return abs(left - right) <= tolerance * max(abs(left), abs(right))
+    return left == right
+
+
+def _in_order(compare: Callable[[Any, Any], bool], left: Any, right: Any) -> bool:
+    for values, flipped in ((left, False), (right, True)):
+        if isinstance(values, list):
+            return bool(values) and all(
+                _in_order(compare, left, one) if flipped else _in_order(compare, one, right)
+                for one in values
+            )
+    if left is None or right is None:
+        return False
+    if _comparable_type(left) != _comparable_type(right):
+        raise TypeError
+    return compare(left, right)
+
+
+def _is_in(left: Any, right: Any, tolerance: float) -> bool:
+    if right is None:
+        return False
+    if isinstance(right, str) and isinstance(left, str):
+        return left in right
+    if not isinstance(right, (list, frozenset)):
+        raise TypeError
+    if isinstance(left, list) and _nesting_depth(left) >= _nesting_depth(right := list(right)):
+        return bool(left) and all(_is_in(one, right, tolerance) for one in left)
+    return any(_values_equal(left, one, tolerance) for one in right)
+
+
+def _nesting_depth(value: Any) -> int:
+    return (
+        1 + max((_nesting_depth(one) for one in value), default=0) if isinstance(value, list) else 0
+    )
+
+
+def _comparable_type(value: Any) -> type:
+    return float if isinstance(value, (bool, int, float)) else type(value)

@@ -81,7 +81,7 @@ def _metered(display: Meter) -> Iterator[None]:
     """Inside, bytes and memory of this process are shown twice a second; at a good end, the phase's line."""
     import psutil
 
-    from gdask.cluster.usage import Usage, counters
+    from gdask.cluster import Usage, counters
 
     process, (read, written), done = psutil.Process(), counters(), threading.Event()
     peak, allowed = process.memory_info().rss, int(memory.budget())
@@ -124,7 +124,7 @@ def _on_cluster(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Se
     """On the workers of a client. Where they die over a task: again with half as many at a time, as often as that goes."""
     from distributed import KilledWorker
 
-    from gdask.cluster.watch import Fewer, fewer
+    from gdask.cluster.watch import TaskLimit, halve_task_limit
 
     threads = at_once = settings().threads
     projection = memory.fit(tasks, memory.budget(), threads, text, fixed=True)[1]
@@ -136,7 +136,7 @@ def _on_cluster(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Se
                 with _losses_named(text):
                     return _once(client, tasks, keys, text)
             except KilledWorker as error:
-                at_once = fewer(client, at_once)
+                at_once = halve_task_limit(client, at_once)
                 if not at_once:
                     raise GdaskError(_died(client, text, error, begun, projection)) from None
                 log.warning(
@@ -149,7 +149,7 @@ def _on_cluster(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Se
     finally:
         if at_once < threads:
             with suppress(Exception):  # the scheduler may be gone, and the plugin with it
-                client.unregister_worker_plugin(Fewer.name)
+                client.unregister_worker_plugin(TaskLimit.name)
 
 
 def _once(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Sequence[Any]:

@@ -35,7 +35,7 @@ class Meter:
             self._bar.update(self._task, completed=done, total=total)
 
     def show(self, usage: Any) -> None:
-        """Bytes and memory (`gdask.cluster.watch.Usage`), on the bar, or in the log if it is time for it."""
+        """Bytes and memory (`gdask.cluster.Usage`), on the bar, or in the log if it is time for it."""
         self.amounts = amounts(usage)
         if self._bar:
             self._bar.update(self._task, amounts=f"{self.amounts} {self.dashboard}".rstrip())

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from gdask.headers import frame_headers, read_headers
 from gdask.instruments import f2, gemini, gsaoi
-from gdask.instruments.rules import Instrument, View, clean, unknown
+from gdask.instruments.rules import (
+    Descriptor,
+    Instrument,
+    Rule,
+    TagSet,
+    array_headers,
+    as_number,
+    header_value,
+    option_names,
+    resolve,
+    unknown_descriptor,
+)
 from gdask.model import GdaskError
 from gdask.types import Headers
 
@@ -32,10 +45,79 @@ DESCRIPTORS: list[str] = sorted(gemini.DESCRIPTORS)
 _BY_INSTRUME: dict[str, Instrument] = {}
 
 
-def register(toml_path: str | os.PathLike[str], module: ModuleType) -> Instrument:
-    """Make an instrument known: its facts (a TOML with at least `name`) and its module of rules (see rules.py).
+class View:
+    """What the rules see of one file. Calling it gives a descriptor: `view("gain")`."""
 
-    Files are recognised by INSTRUME, in any case, equal to `name` or to one of the optional list `instrume`.
+    def __init__(
+        self,
+        headers: Headers,
+        facts: Mapping[str, Any],
+        rules: Mapping[str, Rule],
+        descriptors: Mapping[str, Descriptor],
+    ) -> None:
+        self.phu, self.path = headers.phu, headers.path
+        self.ext = array_headers(headers.ext)
+        self.facts = facts
+        self._rules, self._descriptors = rules, descriptors
+
+    def __call__(self, name: str, **options: Any) -> Any:
+        function = self._descriptors.get(name)
+        if function is None:
+            raise GdaskError(unknown_descriptor(name, self._descriptors))
+        allowed = option_names(function) if options else ()
+        if not set(options) <= set(allowed):
+            raise GdaskError(
+                f"descriptor {name} takes the options {', '.join(allowed) or 'none'}; got "
+                f"{', '.join(options)}"
+            )
+        return function(self, **options)
+
+    def accepts(self, name: str, option: str) -> bool:
+        """Whether a descriptor has an option (False if there is no such descriptor)."""
+        return name in self._descriptors and option in option_names(self._descriptors[name])
+
+    @cached_property
+    def tags(self) -> frozenset[str]:
+        """All tags of the file."""
+        found = (rule(self) for rule in self._rules.values())
+        return resolve(
+            one for sets in found if sets for one in ((sets,) if isinstance(sets, TagSet) else sets)
+        )
+
+    @property
+    def prepared(self) -> bool:
+        """Whether `prepare` has been run on the file: arrays carry their own keywords then."""
+        return "PREPARED" in self.tags
+
+    def get(self, keyword: str) -> Any:
+        """Value in the primary header; None if it is missing or blank."""
+        return header_value(self.phu, keyword)
+
+    def given(self, keyword: str) -> Any:
+        """Value in the primary header; '' for an empty string, None if there is none."""
+        return header_value(self.phu, keyword, empty="")
+
+    def text(self, keyword: str) -> str:
+        """Value in the primary header as text, '' if it is missing."""
+        value = self.get(keyword)
+        return "" if value is None else str(value)
+
+    def number(self, keyword: str) -> Any:
+        """Number in the primary header, also if written as text; None if there is none."""
+        return as_number(self.get(keyword))
+
+    def each(self, keyword: str) -> list[Any]:
+        """Value in the header of each array."""
+        return [header_value(header, keyword) for header in self.ext]
+
+
+def register(toml_path: str | os.PathLike[str], module: ModuleType) -> Instrument:
+    """Make an instrument known from a TOML of facts (at least `name`) and a module of rules.
+
+    What the module of rules holds is explained in rules.py. Files are recognised by INSTRUME, in
+    any case, equal to `name` or to an entry of the optional list `instrume`.
+
+    Raises GdaskError where the facts cannot be read or have no `name`.
     """
     path = Path(toml_path)
     try:
@@ -52,9 +134,12 @@ def register(toml_path: str | os.PathLike[str], module: ModuleType) -> Instrumen
 
 
 def instrument_of(source: Any) -> Instrument:
-    """The instrument of a file, its Headers or its Frame. GdaskError if gdask does not know it."""
+    """The instrument of a file, its Headers or its Frame.
+
+    Raises GdaskError where INSTRUME is missing or names an instrument that gdask does not know.
+    """
     headers = _headers(source)
-    name = clean(headers.phu, "INSTRUME")
+    name = header_value(headers.phu, "INSTRUME")
     instrument = _BY_INSTRUME.get(str(name).upper())
     if instrument is None:
         what = "has no INSTRUME keyword" if name is None else f"is of instrument '{name}'"
@@ -64,7 +149,10 @@ def instrument_of(source: Any) -> Instrument:
 
 
 def view(source: Any) -> View:
-    """All tags and descriptors of one file, headers read once: `v = view(path)`, then `v.tags` and `v("gain")`."""
+    """The tags and descriptors of one file, whose headers are read once.
+
+    With `v = view(path)`, `v.tags` are the tags and `v("gain")` is the value of a descriptor.
+    """
     headers = _headers(source)
     _, facts, module = instrument_of(headers)
     return View(
@@ -83,11 +171,14 @@ def tags(source: Any) -> set[str]:
 def descriptor(source: Any, name: str, **options: Any) -> Any:
     """Value of a descriptor: one value, or one for each array in a list; None where unknown.
 
-    Sections are 0-based half-open [x1, x2, y1, y2], wavelengths metres, angles degrees, times datetime objects (UT).
-    Options where they make sense: `pretty`, `stripID`; `asMicrometers`, `asNanometers`, `asAngstroms`.
+    Sections are 0-based half-open [x1, x2, y1, y2]. Wavelengths are in metres, angles in degrees,
+    times are datetime objects (UT). Options, where they make sense: `pretty`, `stripID`;
+    `asMicrometers`, `asNanometers`, `asAngstroms`.
+
+    Raises GdaskError for a name that is no descriptor.
     """
     if name not in DESCRIPTORS:
-        raise GdaskError(unknown(name, DESCRIPTORS))
+        raise GdaskError(unknown_descriptor(name, DESCRIPTORS))
     return view(source)(name, **options)
 
 
@@ -97,7 +188,7 @@ def step_defaults(instrument: Instrument, step_name: str) -> dict[str, Any]:
 
 
 def _headers(source: Any) -> Headers:
-    """Headers of a path, of themselves, or of a Frame."""
+    """Headers of a path, of Headers, or of a Frame (attrs with phu, headers and path)."""
     if isinstance(source, Headers):
         return source
     if isinstance(source, (str, os.PathLike)):

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gdask.instruments import f2_array, gemini, pointing
+from gdask.instruments import f2_array, gemini, rules, spectra
 from gdask.instruments.f2_array import geometries, true_sections
-from gdask.instruments.f2_spectra import central_wavelength, dispersion, slit_width
 from gdask.instruments.rules import (
     Descriptor,
     Rule,
     TagSet,
-    View,
     as_number,
-    clean,
     format_section,
     from_header_if_prepared,
+    header_value,
     parse_section,
     tagset,
-    with_id_only,
-    without_id,
+    up_to_component_number,
+    without_component_number,
 )
+
+if TYPE_CHECKING:
+    from gdask.instruments import View
 
 __all__ = ["DESCRIPTORS", "TAGS", "geometries", "true_sections"]
 
@@ -48,18 +49,20 @@ def is_spectrum(view: View) -> bool:
 
 def slit(view: View) -> TagSet | None:
     deckers, mask = (view.get("DECKER"), view.get("DCKERPOS")), view.text("MOSPOS")
-    return _behind("LS", view) if "Long_slit" in deckers or re.match(r".?pix-slit", mask) else None
+    return (
+        _slit_tags("LS", view) if "Long_slit" in deckers or re.match(r".?pix-slit", mask) else None
+    )
 
 
 def mask(view: View) -> TagSet | None:
     named = "mos" in (view.get("DECKER"), view.get("DCKERPOS")) or view.text("MOSPOS").startswith(
         "mos"
     )
-    return _behind("MOS", view) if named else None
+    return _slit_tags("MOS", view) if named else None
 
 
-def _behind(what: str, view: View) -> TagSet:
-    """A spectrum through a slit or mask, or an image through it (an acquisition)."""
+def _slit_tags(what: str, view: View) -> TagSet:
+    """Tags of a spectrum through a slit or mask, or of an image through it (an acquisition)."""
     return (
         tagset(f"{what} SPECT")
         if is_spectrum(view)
@@ -99,7 +102,7 @@ def lyot_stop(view: View) -> str | None:
 
 
 def camera(view: View, pretty: bool = False, stripID: bool = False) -> str:
-    """Focal ratio: of the Lyot stop, else of the keyword FOCUS, else told by the pixel scale."""
+    """Focal ratio from the Lyot stop, else from the keyword FOCUS, else from the pixel scale."""
     name = lyot_stop(view)
     if name is None or not name.startswith("f/"):
         focus = view.text("FOCUS")
@@ -108,13 +111,16 @@ def camera(view: View, pretty: bool = False, stripID: bool = False) -> str:
             fine = scale is not None and scale <= view.facts["camera_scale"]
             focus = "f/32" if fine else view.facts["camera"]
         name = focus + (view.facts["camera_id"] if focus == view.facts["camera"] else "_G9999")
-    return without_id(name) if pretty or stripID else name
+    return without_component_number(name) if pretty or stripID else name
 
 
 def filter_name(
     view: View, pretty: bool = False, stripID: bool = False, keepID: bool = False
 ) -> str | None:
-    """Filters in the beam, joined by '&'. pretty: only those that matter, without component numbers; keepID: with."""
+    """Filters in the beam, joined by '&'.
+
+    With `pretty`, only those that matter, without component numbers; with `keepID`, those with.
+    """
     names = [view.get("FILTER1"), view.get("FILTER2")]
     if None in names:
         names = [view.get("FILT1POS"), view.get("FILT2POS")]
@@ -125,14 +131,17 @@ def filter_name(
         names.append(third)
     wheels = [str(name) for name in names]
     if keepID:
-        parts = [with_id_only(name) for name in wheels]
+        parts = [up_to_component_number(name) for name in wheels]
     else:
-        parts = [without_id(name) for name in wheels] if pretty or stripID else wheels
-    return _relevant(parts) if pretty or keepID else "&".join(parts)
+        parts = [without_component_number(name) for name in wheels] if pretty or stripID else wheels
+    return _filters_that_matter(parts) if pretty or keepID else "&".join(parts)
 
 
-def _relevant(parts: list[str]) -> str:
-    """Without the open positions; 'dark', 'blank' or 'open' where no light or all of it passes."""
+def _filters_that_matter(parts: list[str]) -> str:
+    """Filters joined by '&', without open positions.
+
+    'dark', 'blank' or 'open' where no light or all of it passes.
+    """
     wheels = parts[:2]
     if any("DK" in part for part in wheels):
         return "dark"
@@ -144,13 +153,16 @@ def _relevant(parts: list[str]) -> str:
 
 def disperser(view: View, pretty: bool = False, stripID: bool = False) -> str | None:
     value = view.text("GRISM") or view.text("GRISMPOS")
-    return (without_id(value) if pretty or stripID else value) or None
+    return (without_component_number(value) if pretty or stripID else value) or None
 
 
-def array_part(name: str) -> Descriptor:
-    """Descriptor: a section, from the keyword if the file is prepared. Raw headers have none: see f2_array."""
+def section_or_pixels(name: str) -> Descriptor:
+    """Descriptor: a section, from the keyword if the file is prepared.
 
-    def of(view: View, pretty: bool = False) -> list[Any]:
+    Raw headers have none: f2_array finds it.
+    """
+
+    def value_of(view: View, pretty: bool = False) -> list[Any]:
         found = (
             [parse_section(value) for value in view.each(name)]
             if view.prepared
@@ -159,11 +171,11 @@ def array_part(name: str) -> Descriptor:
         found = [value or _section(view, number) for number, value in enumerate(found)]
         return [format_section(value) for value in found] if pretty else found
 
-    return of
+    return value_of
 
 
 def _section(view: View, number: int) -> list[int] | None:
-    size = _size(view.ext[number])
+    size = _all_pixels(view.ext[number])
     section = f2_array.section_of(view, number, (size[3], size[1])) if size else None
     return list(section) if section else None
 
@@ -175,13 +187,53 @@ def data_section(view: View, pretty: bool = False) -> list[Any]:
         if view.prepared
         else [None] * len(view.ext)
     )
-    found = [value or _size(header) for value, header in zip(found, view.ext)]
+    found = [value or _all_pixels(header) for value, header in zip(found, view.ext)]
     return [format_section(value) for value in found] if pretty else found
 
 
-def _size(header: Any) -> list[int] | None:
-    ny, nx = (as_number(clean(header, name)) for name in ("NAXIS2", "NAXIS1"))
+def _all_pixels(header: Any) -> list[int] | None:
+    ny, nx = (as_number(header_value(header, name)) for name in ("NAXIS2", "NAXIS1"))
     return None if None in (ny, nx) else [0, nx, 0, ny]
+
+
+def central_wavelength(
+    view: View, asMicrometers: bool = False, asNanometers: bool = False, asAngstroms: bool = False
+) -> float | None:
+    """Metres unless an option asks for another unit.
+
+    Some filters' WAVELENG is wrong: see setting_nm in the facts.
+    """
+    angstrom = view.number("WAVELENG")
+    nm = None if angstrom is None else angstrom * 0.1
+    nm = view.facts["setting_nm"].get(view("filter_name", keepID=True), nm)
+    if nm is not None and nm < 0:
+        first = (view("filter_name", pretty=True) or " ")[0]
+        nm = view.facts["r3k_nm"].get(first) if view("disperser", pretty=True) == "R3K" else None
+    return (
+        None if nm is None else spectra.to_unit(nm * 1e-9, asMicrometers, asNanometers, asAngstroms)
+    )
+
+
+def dispersion(
+    view: View, asMicrometers: bool = False, asNanometers: bool = False, asAngstroms: bool = False
+) -> list[float] | None:
+    """Metres per pixel along y unless an option asks for another unit.
+
+    That of the grism behind this filter; None for a pair that the facts do not know.
+    """
+    grism, name = view("disperser", pretty=True), view("filter_name", keepID=True)
+    nm = view.facts["dispersion_nm"].get(grism, {}).get(name)
+    return (
+        None
+        if nm is None
+        else [spectra.to_unit(nm * 1e-9, asMicrometers, asNanometers, asAngstroms)] * len(view.ext)
+    )
+
+
+def slit_width(view: View) -> float | None:
+    """Arcsec, for a slit named by its width in pixels; None for any other mask."""
+    match, scale = re.match(r"(\d+)pix-slit$", view("focal_plane_mask") or ""), view("pixel_scale")
+    return int(match[1]) * scale if match and scale else None
 
 
 def focal_plane_mask(view: View, pretty: bool = False, stripID: bool = False) -> str | None:
@@ -244,7 +296,7 @@ def nominal_photometric_zeropoint(view: View) -> list[float | None]:
 
 
 def pixel_scale(view: View) -> float | None:
-    return pointing.pixel_scale(view) or view.number("PIXSCALE")
+    return rules.pixel_scale(view) or view.number("PIXSCALE")
 
 
 def position_angle(view: View) -> float | None:
@@ -253,32 +305,37 @@ def position_angle(view: View) -> float | None:
     return None if value is None else (value + view.facts["ipa_offset"]) % 360
 
 
-def swapped(name: str) -> Descriptor:
-    """Descriptor: a telescope offset; the detector's axes are swapped and reversed against the telescope's."""
+def reversed_offset(name: str) -> Descriptor:
+    """Descriptor: a telescope offset with the other sign.
 
-    def of(view: View) -> float | None:
+    The detector's axes are swapped and reversed against the telescope's.
+    """
+
+    def value_of(view: View) -> float | None:
         value = view.number(name)
         return None if value is None else -value
 
-    return of
+    return value_of
 
 
 def detector_y_offset(view: View) -> float | None:
-    value = gemini.per_pixel("POFFSET", -1)(view)
+    value = gemini.offset_in_pixels("POFFSET", -1)(view)
     return -value if value is not None and view.get("INPORT") == 1 else value
 
 
 def wcs_icrs(view: View) -> tuple[float | None, float | None]:
-    """Reference position of the WCS, degrees; that of a non-sidereal frame is apparent place, made ICRS."""
-    ra, dec = pointing.wcs_position(view)
+    """Reference position of the WCS, degrees, ICRS.
+
+    The header of a non-sidereal frame has the apparent place, which is converted.
+    """
+    ra, dec = rules.wcs_position(view)
     if ra is None or dec is None:
         return ra, dec
     when = view("ut_datetime")
     if when is None or "NON_SIDEREAL" not in view.tags:
-        return math.degrees(math.radians(ra)), math.degrees(
-            math.radians(dec)
-        )  # to the last digit of the listings
-    return pointing.apparent_to_icrs(ra, dec, when)
+        # To radians and back: so the last digits are those of the field's listings.
+        return math.degrees(math.radians(ra)), math.degrees(math.radians(dec))
+    return f2_array.apparent_to_icrs(ra, dec, when)
 
 
 def group_id(view: View) -> str:
@@ -300,12 +357,12 @@ def group_id(view: View) -> str:
 
 
 DESCRIPTORS: dict[str, Descriptor] = {
-    "array_section": array_part("ARRAYSEC"),
+    "array_section": section_or_pixels("ARRAYSEC"),
     "camera": camera,
     "central_wavelength": central_wavelength,
     "data_section": data_section,
-    "detector_section": array_part("DETSEC"),
-    "detector_x_offset": gemini.per_pixel("QOFFSET", -1),
+    "detector_section": section_or_pixels("DETSEC"),
+    "detector_x_offset": gemini.offset_in_pixels("QOFFSET", -1),
     "detector_y_offset": detector_y_offset,
     "disperser": disperser,
     "dispersion": dispersion,
@@ -323,8 +380,8 @@ DESCRIPTORS: dict[str, Descriptor] = {
     "read_noise": from_header_if_prepared("RDNOISE", read_noise),
     "saturation_level": from_header_if_prepared("SATLEVEL", saturation_level),
     "slit_width": slit_width,
-    "telescope_x_offset": swapped("YOFFSET"),
-    "telescope_y_offset": swapped("XOFFSET"),
+    "telescope_x_offset": reversed_offset("YOFFSET"),
+    "telescope_y_offset": reversed_offset("XOFFSET"),
     "wcs_dec": lambda view: wcs_icrs(view)[1],
     "wcs_ra": lambda view: wcs_icrs(view)[0],
 }

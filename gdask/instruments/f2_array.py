@@ -1,42 +1,60 @@
 """Where the array of FLAMINGOS-2 looks: its section, pointing, and geometry.
 
-No static distortion is known beyond the linear one. At position angle 0, +y is East and +x is North. Pointing: the
-header WCS, whose reference pixel is constant (the offsets go to CRVAL).
+No static distortion is known beyond the linear one. At position angle 0, +y is East and +x is
+North. The pointing is that of the header WCS, whose reference pixel is constant (the offsets go
+to CRVAL).
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 from typing import TYPE_CHECKING, Any
 
-from gdask.instruments import pointing
-from gdask.instruments.rules import View, as_number, clean, parse_section
+from gdask.instruments.rules import (
+    as_number,
+    cd_matrix,
+    celestial_headers,
+    header_value,
+    parse_section,
+)
 from gdask.model import GdaskError
 
 if TYPE_CHECKING:
+    from gdask.instruments import View
     from gdask.kernels.geometry.projection import Geometry
 
 Section = tuple[int, int, int, int]
 
 
 def true_sections(view: View, shape: tuple[int, int]) -> tuple[Section, ...]:
-    """0-based half-open (x1, x2, y1, y2) of the pixels on the full array; GdaskError if nothing tells it."""
-    found = tuple(section_of(view, number, shape) for number in range(len(view.ext)))
-    if None in found:
+    """The part of the full array that the pixels are, 0-based half-open (x1, x2, y1, y2).
+
+    Raises GdaskError where nothing tells it.
+    """
+    sections = [section_of(view, number, shape) for number in range(len(view.ext))]
+    found = tuple(section for section in sections if section is not None)
+    if len(found) < len(sections):
         raise GdaskError(
-            f"{view.path}: {shape[1]} x {shape[0]} pixels, and no CRPIX1, CRPIX2 that tell which part of the array"
+            f"{view.path}: {shape[1]} x {shape[0]} pixels, and no CRPIX1, CRPIX2 that tell "
+            "which part of the array"
         )
-    return found  # type: ignore[return-value]
+    return found
 
 
 def section_of(view: View, number: int, shape: tuple[int, int]) -> Section | None:
-    """The section of an array: all of it, DETSEC if its size is right, else by how far its reference pixel is shifted."""
+    """The section of an array; None where nothing tells it.
+
+    It is all of the array for a full frame, DETSEC if its size is right, else it follows from how
+    far the reference pixel is shifted.
+    """
     ny, nx = view.facts["array_shape"]
     if tuple(shape) == (ny, nx):
         return 0, nx, 0, ny
     section = parse_section(view.each("DETSEC")[number])
     if section and (section[3] - section[2], section[1] - section[0]) == tuple(shape):
-        return tuple(section)  # type: ignore[return-value]
+        x1, x2, y1, y2 = section
+        return x1, x2, y1, y2
     pixel = _reference_pixel(view, number)
     if pixel is None:
         return None
@@ -49,7 +67,7 @@ def section_of(view: View, number: int, shape: tuple[int, int]) -> Section | Non
 
 
 def geometries(view: View, shape: tuple[int, int]) -> tuple[Geometry, ...]:
-    """The geometry of the array as the headers have it: scale and axes, pointing, no fitted correction."""
+    """The geometry of the array from the headers: scale and axes, pointing, no fit."""
     from gdask.kernels.geometry.projection import Geometry
 
     scale = _optics(view)["pixel_scale"]
@@ -65,13 +83,14 @@ def geometries(view: View, shape: tuple[int, int]) -> tuple[Geometry, ...]:
 def position_angle(view: View) -> float:
     """Degrees East of North of the telescope's position angle.
 
-    The keyword PA; where it says nothing (-9999), the CD matrix: it differs from PA by up to 0.18 degrees, with the
-    position angle and the year, and its two axes by 0.09 before 2017.
+    It is the keyword PA; where that says nothing (-9999), the CD matrix gives it. The matrix
+    differs from PA by up to 0.18 degrees, depending on the position angle and the year, and its two
+    axes differ by 0.09 degrees before 2017.
     """
     keyword = as_number(view.get("PA"))
     if keyword is not None and abs(keyword) <= 360:
         return float(keyword)
-    matrix = pointing.cd_matrix(next(iter(pointing.celestial(view)), None))
+    matrix = cd_matrix(next(iter(celestial_headers(view)), None))
     # s [[sin pa, cos pa], [cos pa, -sin pa]]
     return (
         0.0
@@ -82,20 +101,19 @@ def position_angle(view: View) -> float:
 
 def _pointing(view: View, number: int) -> tuple[float, float]:
     """RA, Dec (degrees) at the reference pixel: of the WCS, else of the target."""
-    header = pointing.celestial(view)[number]
-    values = [
-        None if header is None else as_number(clean(header, name)) for name in ("CRVAL1", "CRVAL2")
-    ]
-    if None in values:
+    header = celestial_headers(view)[number]
+    names = ("CRVAL1", "CRVAL2") if header is not None else ()
+    values = [as_number(header_value(header, name)) for name in names]
+    if not values or None in values:
         values = [view("target_ra") or 0.0, view("target_dec") or 0.0]
-    return float(values[0]), float(values[1])  # type: ignore[arg-type]
+    return float(values[0]), float(values[1])
 
 
 def _reference_pixel(view: View, number: int) -> tuple[float, float] | None:
     """CRPIX as the header has it."""
-    header = pointing.celestial(view)[number] or view.ext[number]
-    values = [as_number(clean(header, name)) for name in ("CRPIX1", "CRPIX2")]
-    return None if None in values else (float(values[0]), float(values[1]))  # type: ignore[arg-type]
+    header = celestial_headers(view)[number] or view.ext[number]
+    x, y = (as_number(header_value(header, name)) for name in ("CRPIX1", "CRPIX2"))
+    return None if x is None or y is None else (float(x), float(y))
 
 
 def _optics(view: View) -> dict[str, Any]:
@@ -103,3 +121,28 @@ def _optics(view: View) -> dict[str, Any]:
     taken, epochs = view("ut_date"), view.facts["optics"]
     fitting = [epoch for epoch in epochs if taken is None or epoch["from"] <= taken]
     return fitting[-1] if fitting else epochs[0]
+
+
+def apparent_to_icrs(ra: float, dec: float, when: dt.datetime) -> tuple[float, float]:
+    """ICRS position (degrees) of an apparent place at a UTC time, by SOFA (pyerfa).
+
+    ra, dec: apparent geocentric place, equinox of date, degrees.
+    """
+    import warnings
+
+    import erfa
+
+    seconds = when.second + when.microsecond / 1e6
+    date = (when.year, when.month, when.day, when.hour, when.minute, seconds)
+    with warnings.catch_warnings():
+        # A date for which no leap second is known yet is right within seconds: enough here.
+        warnings.simplefilter("ignore", erfa.ErfaWarning)
+        utc = erfa.dtf2d("UTC", *date)
+        tt = erfa.taitt(*erfa.utctai(*utc))
+    tdb = erfa.tttdb(*tt, erfa.dtdb(*tt, 0.0, 0.0, 0.0, 0.0))
+    # The equation of the origins changes by 0.1 mas in a minute: UTC in the place of TDB is
+    # harmless, and gives the digits that the field's listings show.
+    _, origins = erfa.apci13(*utc)
+    astrometry, _ = erfa.apci13(*tdb)
+    found = erfa.aticq(math.radians(ra) + origins, math.radians(dec), astrometry)
+    return math.degrees(found[0]) % 360.0, math.degrees(found[1])

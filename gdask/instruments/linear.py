@@ -1,57 +1,67 @@
-"""For instruments without static distortion: geometry from the header WCS, properties of arrays from the facts."""
+"""Rules for instruments without static distortion.
+
+Geometry comes from the header WCS, properties of arrays from the facts.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gdask.instruments import pointing
 from gdask.instruments.rules import (
     Descriptor,
-    View,
     as_number,
-    clean,
+    cd_matrix,
+    celestial_headers,
     from_header_if_prepared,
+    header_value,
     parse_section,
 )
 from gdask.model import GdaskError
 
 if TYPE_CHECKING:
+    from gdask.instruments import View
     from gdask.kernels.geometry.projection import Geometry
 
 Section = tuple[int, int, int, int]
 
 
 def true_sections(view: View, shape: tuple[int, int]) -> tuple[Section, ...]:
-    """0-based half-open (x1, x2, y1, y2) of each array's pixels: DETSEC if its size is right, else all of the array."""
+    """The part of the full array that each array's pixels are, 0-based (x1, x2, y1, y2).
+
+    It is DETSEC if its size is right, else all of the array. Raises GdaskError where neither fits.
+    """
     found: list[Section] = []
     for value in view.each("DETSEC"):
         section = parse_section(value) or [0, 0, 0, 0]
         fits = (section[3] - section[2], section[1] - section[0]) == tuple(shape)
         if not fits and tuple(shape) != tuple(view.facts["array_shape"]):
             raise GdaskError(
-                f"{view.path}: {shape[1]} x {shape[0]} pixels and no DETSEC that tells which part of the array"
+                f"{view.path}: {shape[1]} x {shape[0]} pixels and no DETSEC that tells which "
+                "part of the array"
             )
-        found.append(tuple(section) if fits else (0, shape[1], 0, shape[0]))  # type: ignore[arg-type]
+        x1, x2, y1, y2 = section if fits else (0, shape[1], 0, shape[0])
+        found.append((x1, x2, y1, y2))
     return tuple(found)
 
 
 def geometries(view: View, shape: tuple[int, int]) -> tuple[Geometry, ...]:
-    """Each array as its header's CD matrix, CRPIX and CRVAL have it; the facts' pixel scale, North up, without a WCS."""
+    """The geometry of each array from its CD matrix, CRPIX and CRVAL.
+
+    Without a WCS, it is the facts' pixel scale with North up, at the target.
+    """
     from gdask.kernels.geometry.projection import Geometry
 
     found, scale = [], view.facts["pixel_scale"] / 3600
-    for section, header in zip(true_sections(view, shape), pointing.celestial(view), strict=True):
-        matrix = pointing.cd_matrix(header)
+    for section, header in zip(true_sections(view, shape), celestial_headers(view), strict=True):
+        matrix = cd_matrix(header)
         (a, b), (d, e) = [[-scale, 0.0], [0.0, scale]] if matrix is None else matrix.tolist()
-        values = [
-            None if header is None else as_number(clean(header, key))
+        wcs = [
+            None if header is None else as_number(header_value(header, key))
             for key in ("CRPIX1", "CRPIX2", "CRVAL1", "CRVAL2")
         ]
-        x, y, ra, dec = (
-            values
-            if None not in values
-            else (shape[1] / 2, shape[0] / 2, view("target_ra") or 0.0, view("target_dec") or 0.0)
-        )
+        target = [view("target_ra") or 0.0, view("target_dec") or 0.0]
+        values: list[Any] = [shape[1] / 2, shape[0] / 2, *target] if None in wcs else wcs
+        x, y, ra, dec = values
         x, y = x + section[0], y + section[2]
         east, north = ((-3600 * (i * x + j * y), 3600 * i, 3600 * j) for i, j in ((a, b), (d, e)))
         found.append(
@@ -61,13 +71,17 @@ def geometries(view: View, shape: tuple[int, int]) -> tuple[Geometry, ...]:
 
 
 def fact(name: str, keyword: str) -> Descriptor:
-    """Descriptor: a fact of each array ([[arrays]], in the order of the extensions); the keyword, once prepared."""
+    """Descriptor: a fact of each array ([[arrays]], in the order of the extensions).
+
+    Once the file is prepared, the keyword.
+    """
     return from_header_if_prepared(
         keyword, lambda view: [entry.get(name) for entry, _ in zip(view.facts["arrays"], view.ext)]
     )
 
 
-#: What an instrument's arrays have in ADU and electrons: gain (e-/ADU), read noise (e-), levels (ADU).
+#: What an instrument's arrays have in ADU and electrons: gain (e-/ADU), read noise (e-), levels
+#: (ADU).
 DESCRIPTORS: dict[str, Descriptor] = {
     "gain": fact("gain", "GAIN"),
     "read_noise": fact("read_noise", "RDNOISE"),

@@ -57,4 +57,6 @@ def remarks(association: Association) -> list[str]:
     """What the log should say of an association: values taken as equal, and the note where there is no calibration."""
     if association.chosen:
         return [v.text for v in association.candidates[0].verdicts if "taken as equal" in v.text]
-    return [association.spec.note] if association.spec is not None and association.spec.note else []
+    return (
+        [association.rules.note] if association.rules is not None and association.rules.note else []
+    )

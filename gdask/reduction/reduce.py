@@ -227,7 +227,7 @@ def _check_cluster(spec: str) -> None:
 
 
 def _caltype(kind: str, path: str) -> str:
-    from gdask.caldb.describe import CALTYPES
+    from gdask.caldb.database import CALTYPES
     from gdask.instruments import tags
     from gdask.params import closest
 

@@ -12,7 +12,7 @@ from astropy.io import fits
 
 from gdask.headers import BLOCK, Unit, each_unit, is_tiled, open_stream
 from gdask.instruments import View, view
-from gdask.instruments.rules import COMPANIONS
+from gdask.instruments.rules import COMPANION_EXTENSIONS
 from gdask.io.checksum import wrong_sums
 from gdask.io.read import stored_arrays
 from gdask.io.stored import StoredArray
@@ -156,7 +156,7 @@ def _companions(units: Sequence[Unit]) -> Found:
     arrays = groups.get("SCI", [])
     if not arrays and not any(_is_image(unit) or unit.header.get("NAXIS") for unit in units):
         yield "", "no image extension; SCI arrays were expected"
-    for name in sorted(COMPANIONS & set(groups)):
+    for name in sorted(COMPANION_EXTENSIONS & set(groups)):
         if arrays and len(groups[name]) != len(arrays):
             yield (
                 name,
@@ -330,7 +330,7 @@ def _one_wcs(header: fits.Header, size: fits.Header, seen: View) -> Iterator[str
 
     from astropy.wcs import WCS
 
-    from gdask.instruments.pointing import cd_matrix
+    from gdask.instruments.rules import cd_matrix
 
     matrix = cd_matrix(header)
     if matrix is None or not np.linalg.det(matrix):

@@ -14,7 +14,7 @@ import pytest
 from astropy.io import fits
 
 from gdask import instruments
-from gdask.cal_service import set_local_database
+from gdask.cal_service import only_database, set_local_database
 from gdask.caldb import (
     Database,
     associate,
@@ -26,14 +26,12 @@ from gdask.caldb import (
     explain,
     needed_types,
     open_databases,
-    rank,
-    specs_for,
+    rank_calibrations,
+    rules_for,
     store,
 )
-from gdask.caldb.config import only_database
-from gdask.caldb.database import SCHEMA_VERSION, _engine, add, init, remove, rows
-from gdask.caldb.describe import DESCRIPTORS
-from gdask.caldb.rules import judge, spec_of
+from gdask.caldb.association import judge_calibration, rules_from_table
+from gdask.caldb.database import DESCRIPTORS, SCHEMA_VERSION, _engine, add, init, remove, rows
 from gdask.cli.caldb import main
 from gdask.headers import read_headers
 from gdask.model import GdaskError
@@ -70,18 +68,22 @@ def gsaoi_row(name="S1_flat.fits", days=0.0, **changes):
     return row | changes
 
 
-def best(frame, candidates, spec):
-    return rank(frame, [(0, "cal.db", row) for row in candidates], spec)
+def best(frame, candidates, rules):
+    return rank_calibrations(frame, [(0, "cal.db", row) for row in candidates], rules)
 
 
-def failures(frame, row, spec):
-    return {verdict.rule: verdict.text for verdict in judge(frame, row, spec) if not verdict.passed}
+def failures(frame, row, rules):
+    return {
+        verdict.rule: verdict.text
+        for verdict in judge_calibration(frame, row, rules)
+        if not verdict.passed
+    }
 
 
 # --- rules
 
 
-GSAOI, F2 = (specs_for(Headers(fits.Header({"INSTRUME": name}), ())) for name in ("GSAOI", "F2"))
+GSAOI, F2 = (rules_for(Headers(fits.Header({"INSTRUME": name}), ())) for name in ("GSAOI", "F2"))
 FLAT, DARK, BPM = (
     GSAOI[caltype] for caltype in ("processed_flat", "processed_dark", "processed_bpm")
 )
@@ -180,13 +182,15 @@ def test_dark_must_match(change, rule):
 def test_near_equal_exposure_times_are_one_and_the_verdict_says_so():
     texts = [
         verdict.text
-        for verdict in judge(gsaoi_row(exposure_time=60.001), gsaoi_row(exposure_time=60.002), DARK)
+        for verdict in judge_calibration(
+            gsaoi_row(exposure_time=60.001), gsaoi_row(exposure_time=60.002), DARK
+        )
     ]
     assert "exposure time: 60.002 taken as equal to 60.001" in texts
 
 
 def test_f2_flat_prefers_but_does_not_require_the_read_mode():
-    spec = F2["processed_flat"]
+    rules = F2["processed_flat"]
     f2 = {
         "disperser": "Open",
         "lyot_stop": "f/16_G5830",
@@ -195,12 +199,12 @@ def test_f2_flat_prefers_but_does_not_require_the_read_mode():
     }
     other = f2 | {"read_mode": "8"}
     ranking = best(
-        gsaoi_row(**f2), [gsaoi_row("near", 1, **other), gsaoi_row("far", 50, **f2)], spec
+        gsaoi_row(**f2), [gsaoi_row("near", 1, **other), gsaoi_row("far", 50, **f2)], rules
     )
     assert [candidate.name for candidate in ranking] == ["far", "near"]
     assert not ranking[1].failed
     assert "focal plane mask" in failures(
-        gsaoi_row(**f2), gsaoi_row(**f2 | {"focal_plane_mask": "2pix-slit"}), spec
+        gsaoi_row(**f2), gsaoi_row(**f2 | {"focal_plane_mask": "2pix-slit"}), rules
     )
 
 
@@ -221,9 +225,9 @@ def test_needed_types():
 
 
 def test_rules_from_a_table():
-    assert spec_of({"equal": ["camera"], "max_days": 7}).equal == ("camera",)
+    assert rules_from_table({"equal": ["camera"], "max_days": 7}).equal == ("camera",)
     with pytest.raises(GdaskError, match="unknown 'max_day'; expected"):
-        spec_of({"max_day": 7})
+        rules_from_table({"max_day": 7})
 
 
 def test_type_names():
@@ -262,7 +266,8 @@ def test_configuration_lines(tmp_path, monkeypatch):
         tmp_path,
         monkeypatch,
         "[calibs]\ndatabases = ~/night get store\n  'b c.db'\n\n  x/c.db store\n"
-        "  https://archive.gemini.edu get\n  archive.gemini.edu get\n  postgresql://me:s%40c@host:5433/cals get\n",
+        "  https://archive.gemini.edu get\n  archive.gemini.edu get\n  "
+        "postgresql://me:s%40c@host:5433/cals get\n",
     )
     night, second, third, *remote, server = open_databases()
     assert night == (

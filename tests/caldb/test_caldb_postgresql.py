@@ -1,4 +1,4 @@
-"""The calibration store on a real PostgreSQL server, which this test starts for itself on loopback."""
+"""The calibration store on a real PostgreSQL server, which this test starts on loopback."""
 
 import os
 import secrets
@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+from gdask.cal_service import config_text
 from gdask.caldb import associate, database_at, open_databases
-from gdask.caldb.config import config_text
 from gdask.caldb.database import SCHEMA_VERSION, _connection, add, init, remove, rows
 from gdask.cli.caldb import main
 from gdask.model import GdaskError
@@ -35,7 +35,7 @@ def _programs():
 
 
 def _user():
-    """Whom the server runs as: PostgreSQL refuses root, so root needs the user that Debian's package makes."""
+    """User that the server runs as: it refuses root, which needs the user of Debian's package."""
     if os.geteuid() != 0:
         return None
     import pwd
@@ -50,7 +50,10 @@ def _user():
 
 @pytest.fixture(scope="module")
 def server():
-    """URL of a private server: own folder, loopback only, a free port, a password; stopped and removed at the end."""
+    """URL of a private server: own folder, loopback only, a free port, a password.
+
+    It is stopped and removed at the end.
+    """
     pytest.importorskip("psycopg", reason="no PostgreSQL driver: pip install 'gdask[postgresql]'")
     programs, user = _programs(), _user()
     if programs is None:
@@ -186,10 +189,10 @@ def test_entries_and_association(database, tmp_path):
         write_flat(tmp_path / f"S{n}_flat.fits", f"2017-05-{n:02}T19:30:00", seed=n)
         for n in (1, 3, 9)
     ]
-    other = write_flat(
+    second_flat = write_flat(
         tmp_path / "o'; DROP TABLE gdask_calibrations; --_flat.fits", filter_name="J", seed=20
     )
-    for path in (*flats, other, *flats):
+    for path in (*flats, second_flat, *flats):
         add(database, path)
     assert len(rows(database)) == 4
     answer = associate(science, "flat", (database,))
@@ -197,7 +200,7 @@ def test_entries_and_association(database, tmp_path):
     assert answer.candidates[-1].failed[0].text == "filter: Kshort wanted, J found"
     assert answer.candidates[0].row["detector_section"][1] == [0, 2048, 0, 2048]
     assert answer.candidates[0].row["exposure_time"] == 60.0
-    assert remove(database, other.name) == 1
+    assert remove(database, second_flat.name) == 1
     assert len(rows(database, "processed_flat", "GSAOI")) == 3
     assert rows(database, "processed_dark", "GSAOI") == []
     init(database)

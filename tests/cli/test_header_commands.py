@@ -11,8 +11,7 @@ import pytest
 from astropy.io import fits
 
 from gdask import cli
-from gdask.cli import dataselect, showd, typewalk
-from gdask.cli.common import expand_files
+from gdask.cli import dataselect, expand_files, showd, typewalk
 from gdask.model import GdaskError
 
 SAMPLES = Path(__file__).resolve().parents[3] / "shared" / "samples"
@@ -28,7 +27,7 @@ NIGHT = {  # name: OBJECT, OBSCLASS, EXPTIME, FILTER1
 
 @pytest.fixture
 def night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a night of raw files (headers that matter, no pixels), and a terminal as standard input."""
+    """A folder with raw files of a night, headers without pixels; a terminal as standard input."""
     monkeypatch.chdir(tmp_path)
     Path("raw/deep").mkdir(parents=True)
     for name, (target, kind, seconds, filter_name) in NIGHT.items():
@@ -59,7 +58,7 @@ def pipe(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
 
 
-# typewalk -----------------------------------------------------------------------------------------------------------
+# typewalk
 
 
 def test_typewalk(night: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,8 +68,10 @@ def test_typewalk(night: Path, capsys: pytest.CaptureFixture[str]) -> None:
         == f"""
 directory:  raw
      S20170504S0114.fits ............... (GEMINI) (GSAOI) (IMAGE) (RAW) (SOUTH) (UNPREPARED)
-     S20170505S0030.fits ............... (CAL) (DOMEFLAT) (FLAT) (GEMINI) (GSAOI) (IMAGE) (LAMPON) (RAW) (SOUTH) (UNPREPARED)
-     S20170505S0060.fits ............... (CAL) (DOMEFLAT) (FLAT) (GEMINI) (GSAOI) (IMAGE) (LAMPOFF) (RAW) (SOUTH) (UNPREPARED)
+     S20170505S0030.fits ............... (CAL) (DOMEFLAT) (FLAT) (GEMINI) (GSAOI) (IMAGE) \
+(LAMPON) (RAW) (SOUTH) (UNPREPARED)
+     S20170505S0060.fits ............... (CAL) (DOMEFLAT) (FLAT) (GEMINI) (GSAOI) (IMAGE) \
+(LAMPOFF) (RAW) (SOUTH) (UNPREPARED)
 
 directory:  raw/deep
      S20170505S0095.fits ............... (GEMINI) (GSAOI) (IMAGE) (RAW) (SOUTH) (UNPREPARED)
@@ -111,7 +112,7 @@ def test_typewalk_names_what_it_cannot_read(
     assert typewalk.main(["-f", "("]) == 2
 
 
-# dataselect and showd -----------------------------------------------------------------------------------------------
+# dataselect and showd
 
 
 def test_dataselect(night: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,7 +223,7 @@ def test_lists(night: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert expand_files(["a.fits"], stdin=True) == ["a.fits"]
 
 
-# gdask --------------------------------------------------------------------------------------------------------------
+# gdask
 
 
 def test_gdask(night: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,7 +244,8 @@ def test_commands_end_quietly_and_load_little(night: Path) -> None:
     code = (
         "import sys; from gdask.cli import main; import gdask.cli.showd, gdask.cli.dataselect; "
         "code = main(['typewalk', '-d', 'raw']); "
-        "heavy = {'dask', 'xarray', 'numba', 'scipy', 'sqlalchemy', 'matplotlib'} & set(sys.modules); "
+        "heavy = {'dask', 'xarray', 'numba', 'scipy', 'sqlalchemy', 'matplotlib'} & "
+        "set(sys.modules); "
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )
     with subprocess.Popen(
@@ -255,7 +257,7 @@ def test_commands_end_quietly_and_load_little(night: Path) -> None:
     assert started.returncode == 0
 
 
-# Listings of the field's own commands ---------------------------------------------------------------------------------
+# Listings of the field's own commands
 
 
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="no sample data at hand")

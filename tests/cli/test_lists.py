@@ -1,4 +1,4 @@
-"""@LISTs as people and other programs write them: names, or one line that says what is wrong; never a hang."""
+"""@LISTs as people and other programs write them: names, or one line with the fault; no hang."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gdask import cli
-from gdask.cli import common
+from gdask.cli import expand_files
 from gdask.model import UsageError
 
 
@@ -37,7 +37,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_names_in_lists_of_any_editor(content: bytes, names: list[str]) -> None:
     Path("x.list").write_bytes(content)
-    assert common.expand_files(["@x.list"]) == names
+    assert expand_files(["@x.list"]) == names
 
 
 def test_five_thousand_names(capsys: pytest.CaptureFixture) -> None:
@@ -46,7 +46,7 @@ def test_five_thousand_names(capsys: pytest.CaptureFixture) -> None:
         "".join(f"raw/S20170505S{number:04d}.fits\n" for number in range(5000))
     )
     begin = time.monotonic()
-    assert len(common.expand_files(["@x.list"])) == 5000 and time.monotonic() - begin < 5
+    assert len(expand_files(["@x.list"])) == 5000 and time.monotonic() - begin < 5
     assert cli.main(["reduce", "@x.list"]) == 2
     said = capsys.readouterr().err
     assert (
@@ -61,7 +61,7 @@ def test_lists_in_lists() -> None:
     Path("all.list").write_text("@sub/night.list\nz.fits\n")
     Path("sub/night.list").write_text("@more.list\ny.fits\n")
     Path("sub/more.list").write_text("x.fits\n")
-    assert common.expand_files(["@all.list"]) == ["x.fits", "y.fits", "z.fits"]
+    assert expand_files(["@all.list"]) == ["x.fits", "y.fits", "z.fits"]
 
 
 def chain(length: int, links: int = 1) -> None:
@@ -127,7 +127,7 @@ def test_lists_that_are_none(
     make()
     begin = time.monotonic()
     with pytest.raises(UsageError) as error:
-        common.expand_files([given])
+        expand_files([given])
     assert words in str(error.value) and "\n" not in str(error.value)
     assert cli.main(["reduce", given]) == 2
     assert capsys.readouterr().err.count("\n") == 1 and time.monotonic() - begin < 5
@@ -138,7 +138,7 @@ def test_a_list_from_the_shell() -> None:
     read, write = os.pipe()
     os.write(write, b"a.fits\n")
     os.close(write)
-    assert common.expand_files([f"@/dev/fd/{read}"]) == ["a.fits"]
+    assert expand_files([f"@/dev/fd/{read}"]) == ["a.fits"]
     os.close(read)
 
 

@@ -1,7 +1,8 @@
-"""A SLURM of one node for tests: munged, slurmctld and slurmd of this machine, in a folder of their own, on loopback.
+"""A SLURM of one node for tests: munged, slurmctld and slurmd of this machine, on loopback.
 
-Nothing is installed and nothing outside the folder is written: configuration, key, sockets, spool and logs are in it, the
-ports are free ones. Needs root, and Debian's packages slurm-wlm and munge (or the like).
+Nothing is installed and nothing outside its folder is written: configuration, key, sockets, spool
+and logs are in it, the ports are free ones. Needs root, and Debian's packages slurm-wlm and munge
+(or the like).
 """
 
 from __future__ import annotations
@@ -136,7 +137,10 @@ def _output(command: list[str], environment: dict[str, str]) -> str:
 
 
 def until(ready: object, seconds: float, folder: Path | None = None) -> None:
-    """Wait for `ready()`, looking five times a second; TimeoutError after so many seconds, with the logs in `folder`."""
+    """Wait for `ready()`, looking five times a second.
+
+    Raises TimeoutError after so many seconds, with the logs in `folder`.
+    """
     end = time.monotonic() + seconds
     while not ready():  # type: ignore[operator]
         if time.monotonic() > end:

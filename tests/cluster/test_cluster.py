@@ -33,9 +33,9 @@ def test_the_same_bits_with_one_thread_two_and_on_processes(
     reduction.uparms = {"prepare:bad_wcs": "fix", "skyCorrect:offset_sky": False}
     reduction.cluster = cluster
     reduction.runr()
-    mine, other = planes(IMAGE), planes(reduced / IMAGE)
-    assert mine.keys() == other.keys() and {"SCI", "VAR", "DQ"} <= {name for name, _ in mine}
-    assert [key for key in mine if mine[key] != other[key]] == []
+    found, expected = planes(IMAGE), planes(reduced / IMAGE)
+    assert found.keys() == expected.keys() and {"SCI", "VAR", "DQ"} <= {name for name, _ in found}
+    assert [key for key in found if found[key] != expected[key]] == []
 
 
 def test_specs_of_clusters() -> None:
@@ -123,7 +123,8 @@ def test_functions_of_a_users_file_reach_worker_processes(tmp_path: Path) -> Non
 
     path = tmp_path / "mine.py"
     path.write_text(
-        "def plus(block, amount):\n    return shifted(block) + amount\n\n\ndef shifted(block):\n    return block + 1\n"
+        "def plus(block, amount):\n    return shifted(block) + amount\n\n\ndef "
+        "shifted(block):\n    return block + 1\n"
     )
     module = load_file(str(path))
     path.unlink()  # the workers have nothing to import it from

@@ -1,4 +1,7 @@
-"""Workers that run out of memory or stand still, disks that fill, hosts that are cut off: the run goes on, or says what happened."""
+"""Faults of workers and machines: the run goes on, or says in a line what happened.
+
+Workers run out of memory or stand still, disks fill, hosts are cut off.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ SELF = sys.modules[__name__]
 
 @contextmanager
 def workers(folder: Path, text: str) -> Iterator[distributed.Client]:
-    """A cluster by a profile; functions of this file reach its workers."""
+    """A cluster from a profile; functions of this file reach its workers."""
     (folder / "p.yaml").write_text(f"kind: processes\n{text}\n")
     cloudpickle.register_pickle_by_value(SELF)
     try:
@@ -44,7 +47,7 @@ def workers(folder: Path, text: str) -> Iterator[distributed.Client]:
 
 
 def hold(block: np.ndarray, size: int) -> np.ndarray:
-    """The block; so many bytes are in use for two seconds."""
+    """Return the block; so many bytes are in use for two seconds."""
     held = np.ones(size, np.uint8)
     time.sleep(2)
     return block + held[0] - 1
@@ -72,7 +75,7 @@ def hang(block: np.ndarray) -> np.ndarray:
 NUMBERS, EMPTY = da.arange(4, chunks=2), np.empty(0, int)
 
 
-# Workers that stand still -------------------------------------------------------------------------------------------
+# Workers that stand still
 
 
 def test_a_worker_that_stands_still_is_replaced(
@@ -103,7 +106,7 @@ def test_a_task_that_hangs_everywhere_ends_the_run_in_one_line(
 def test_a_run_without_workers_ends_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They have left, and nobody starts others."""
+    """The workers have left, and nobody starts others."""
     monkeypatch.chdir(tmp_path)
     with distributed.LocalCluster(
         n_workers=1,
@@ -120,13 +123,16 @@ def test_a_run_without_workers_ends_in_one_line(
             threading.Timer(1.0, cluster.scale, (0,)).start()
             with pytest.raises(
                 GdaskError,
-                match="phase 5: a test: no worker has been there for 3 s; the same command again goes on",
+                match=(
+                    "phase 5: a test: no worker has been there for 3 s; the same command again "
+                    "goes on"
+                ),
             ) as caught:
                 compute([NUMBERS.map_blocks(rest, dtype=int, meta=EMPTY)], "phase 5: a test")
     assert "\n" not in str(caught.value)
 
 
-# Memory -------------------------------------------------------------------------------------------------------------
+# Memory
 
 
 @pytest.mark.slow
@@ -167,14 +173,17 @@ def test_a_task_that_never_fits_is_reported_with_phase_and_numbers(
     assert "also with one task at a time" in said and "--memory" in said and "\n" not in said
 
 
-# Disks --------------------------------------------------------------------------------------------------------------
+# Disks
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not IS_ROOT, reason="a file system of its own needs root")
 @pytest.mark.parametrize("where", ["threads", "processes:2"])
 def test_a_disk_that_fills(calibrated: Path, reduced: Path, night: object, where: str) -> None:
-    """The working folder's disk has room for less than a phase: one line, nothing half-written; with room, the same bytes."""
+    """The working folder's disk has room for less than a phase.
+
+    The run ends in one line and leaves nothing half-written; with room it gives the same bytes.
+    """
     disk = calibrated.parent / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", disk], check=True)
@@ -196,7 +205,7 @@ def test_a_disk_that_fills(calibrated: Path, reduced: Path, night: object, where
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-# Networks -----------------------------------------------------------------------------------------------------------
+# Networks
 
 #: `ssh HOST COMMAND` where a host is a network namespace of this machine.
 SSH = """#!/usr/bin/env bash
@@ -207,7 +216,10 @@ exec ip netns exec "$1" bash -c "$2"
 
 @contextmanager
 def hosts() -> Iterator[list[str]]:
-    """Two hosts with addresses of their own, 10.99.0.2 and 10.99.0.3, on a switch that this one, 10.99.0.1, is on; gives their names."""
+    """Names of two hosts with addresses of their own, 10.99.0.2 and 10.99.0.3.
+
+    They are on a switch with this host, 10.99.0.1.
+    """
     switch, names = (
         f"gdask{os.getpid() % 10000}",
         [f"gdask{os.getpid() % 10000}{letter}" for letter in "ab"],
@@ -254,14 +266,13 @@ def cannot() -> str:
 def test_a_host_that_is_cut_off(
     calibrated: Path, reduced: Path, night: object, tmp_path: Path, phase: int
 ) -> None:
-    """The link to one of two worker hosts goes down in the middle of a phase: the other one does its work."""
+    """One of two hosts loses its link in the middle of a phase: the other does its work."""
     (tmp_path / "ssh").write_text(SSH)
     (tmp_path / "ssh").chmod(0o755)
     with hosts() as names:
         Path("hosts.yaml").write_text(
-            f"like: ssh\nhosts: {names}\nhost: 10.99.0.1\ncommand: {tmp_path / 'ssh'}\npython: {sys.executable}\n".replace(
-                "'", ""
-            )
+            f"like: ssh\nhosts: {names}\nhost: 10.99.0.1\ncommand: {tmp_path / 'ssh'}\npython: "
+            f"{sys.executable}\n".replace("'", "")
         )
         running = command(night, "hosts.yaml")
         wait_for(phase, running, 1.0)

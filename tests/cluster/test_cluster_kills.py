@@ -1,4 +1,4 @@
-"""SIGKILL of whatever takes part in a reduction, at seeded moments: the same command again gives the same bytes."""
+"""SIGKILL of any process of a reduction at seeded moments: the same command again, same bytes."""
 
 from __future__ import annotations
 
@@ -53,8 +53,11 @@ def wait_for(phases: int, process: subprocess.Popen, more: float) -> None:
 
 
 def assert_same_bytes(reduced: Path) -> None:
-    mine, other = planes(IMAGE), planes(reduced / IMAGE)
-    assert mine.keys() == other.keys() and [key for key in mine if mine[key] != other[key]] == []
+    found, expected = planes(IMAGE), planes(reduced / IMAGE)
+    assert (
+        found.keys() == expected.keys()
+        and [key for key in found if found[key] != expected[key]] == []
+    )
     assert [
         path.name for path in Path().iterdir() if path.name.endswith(".part")
     ] == [] and not Path(".gdask").exists()
@@ -117,7 +120,7 @@ def with_signal(process: psutil.Process, number: int) -> bool:
 
 
 def workers_of(nannies: list[subprocess.Popen]) -> list[psutil.Process]:
-    """The worker processes: children of the nannies that are Python's and no helpers of multiprocessing."""
+    """The worker processes: Python children of the nannies, without multiprocessing's helpers."""
     children = [
         child
         for nanny in nannies
@@ -158,7 +161,10 @@ def test_a_command_that_is_killed_goes_on(calibrated: Path, reduced: Path, night
 def test_whatever_is_killed(
     calibrated: Path, reduced: Path, night: object, kind: str, seed: int
 ) -> None:
-    """At a seeded moment of a seeded phase; where the command ends over it, a new cluster and the same command."""
+    """A kill at a seeded moment of a seeded phase.
+
+    Where the command ends over it, a new cluster and the same command follow.
+    """
     moment = random.Random(f"{kind} {seed}")
     with cluster() as (scheduler, nannies):
         first = command(night, SCHEDULER)

@@ -1,4 +1,7 @@
-"""The GSAOI reduction through a real SLURM of one node: a batch script, worker jobs, and jobs that reach their wall time."""
+"""The GSAOI reduction through a real SLURM of one node.
+
+By a batch script, by worker jobs, and by jobs that reach their wall time.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ pytestmark = pytest.mark.skipif(bool(slurm_node.missing()), reason=f"SLURM: {slu
 BIN = Path(sys.executable).parent
 PARAMETERS = ["-p", "prepare:bad_wcs=fix", "skyCorrect:offset_sky=False"]
 
-#: The default recipe with a task, in the phase that ends at the given call, that never ends the first time it is run.
+#: The default recipe with a task, in the phase that ends at the given call, that never ends the
+#: first time it is run.
 STUCK = '''
 import os
 import time
@@ -44,7 +48,8 @@ def reduce(run, frames):
     targets, skies = mask_sky_sources(run, calibrate(run, frames))
     targets = run(sky_correct, run(associate_sky, targets, skies), skies)
     first = targets[0]
-    data = first["data"].data.map_blocks(hang_once, marker=os.path.abspath("hanging"), dtype="f4", meta=first["data"].data._meta)
+    data, marker = first["data"].data, os.path.abspath("hanging")
+    data = data.map_blocks(hang_once, marker=marker, dtype="f4", meta=data._meta)
     targets = (first.assign(data=(first["data"].dims, data)), *targets[1:])
     frames = align(run, run.save(run.each(detect_sources, targets)))
     return run.write(stack(run, frames), "_image")
@@ -89,7 +94,10 @@ def script(capsys: pytest.CaptureFixture) -> None:
 
 
 def shorten(job: str, environment: dict[str, str], seconds: int) -> None:
-    """Once the job hangs: its wall time ends so many seconds from now (SLURM looks every 30 s whether to warn)."""
+    """Once the job hangs, let its wall time end so many seconds from now.
+
+    SLURM looks every 30 s whether to warn.
+    """
     slurm_node.until(Path("hanging").exists, 600)
     change(
         job,
@@ -112,14 +120,20 @@ def nobody_is_here() -> bool:
 
 def assert_same_bytes(reduced: Path) -> None:
     """`reduced` was made by threads."""
-    mine, other = planes(IMAGE), planes(reduced / IMAGE)
-    assert mine.keys() == other.keys() and [key for key in mine if mine[key] != other[key]] == []
+    found, expected = planes(IMAGE), planes(reduced / IMAGE)
+    assert (
+        found.keys() == expected.keys()
+        and [key for key in found if found[key] != expected[key]] == []
+    )
 
 
 def test_a_batch_job_that_reaches_its_wall_time_goes_on(
     slurm: dict, science: list, reduced: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """It hangs until SLURM's warning, puts itself into the queue again, and goes on from its last complete phase."""
+    """The job hangs until SLURM's warning, and puts itself into the queue again.
+
+    It goes on from its last complete phase.
+    """
     script(capsys)
     job = submit(
         slurm,
@@ -216,5 +230,6 @@ def test_worker_jobs_that_reach_their_wall_time_are_replaced(
 def profile(folder: Path, jobs: int = 2, walltime: str = "00:20:00") -> None:
     (folder / "mine.yaml").write_text(
         f"like: slurm\njobs: {jobs}\nadaptive: false\nwait: 60\n"
-        f"options: {{cores: 1, processes: 1, memory: 3GiB, interface: lo, walltime: '{walltime}', log_directory: '{folder}'}}\n"
+        f"options: {{cores: 1, processes: 1, memory: 3GiB, interface: lo, walltime: "
+        f"'{walltime}', log_directory: '{folder}'}}\n"
     )

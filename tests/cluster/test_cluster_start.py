@@ -1,4 +1,7 @@
-"""Each way of starting workers, each check of them, each error in one line; batch systems here are stand-ins on PATH."""
+"""Each way of starting workers, each check of them, each error in one line.
+
+Batch systems are stand-ins on PATH here.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ def scheduler() -> Iterator[LocalCluster]:
         yield cluster
 
 
-# Profiles -----------------------------------------------------------------------------------------------------------
+# Profiles
 
 
 def test_specs_of_hosts_and_batch_systems() -> None:
@@ -74,10 +77,10 @@ def test_specs_of_hosts_and_batch_systems() -> None:
 
 
 def test_a_yaml_of_the_users(tmp_path: Path) -> None:
-    one = tmp_path / "one.yaml"
-    one.write_text("like: slurm\njobs: 9\noptions: {queue: fast, cores: 2}\n")
-    mine, shipped = profile_of(str(one)), profile_of("slurm")
-    assert mine["jobs"] == 9 and mine["options"] == shipped["options"] | {
+    single = tmp_path / "one.yaml"
+    single.write_text("like: slurm\njobs: 9\noptions: {queue: fast, cores: 2}\n")
+    found, shipped = profile_of(str(single)), profile_of("slurm")
+    assert found["jobs"] == 9 and found["options"] == shipped["options"] | {
         "queue": "fast",
         "cores": 2,
     }
@@ -149,7 +152,7 @@ def test_workers_leave_before_the_wall_time(walltime: str, options: list[str]) -
     assert lifetime(walltime) == options
 
 
-# Checks of workers --------------------------------------------------------------------------------------------------
+# Checks of workers
 
 
 def test_a_worker_with_another_version_is_refused(
@@ -181,8 +184,8 @@ def test_a_worker_that_sees_other_files_is_refused(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         checks,
-        "same_file",
-        lambda path, text, real=checks.same_file: real(path + ".elsewhere", text),
+        "shared_file_problem",
+        lambda path, text, real=checks.shared_file_problem: real(path + ".elsewhere", text),
     )
     with (
         pytest.raises(
@@ -193,7 +196,7 @@ def test_a_worker_that_sees_other_files_is_refused(
         pass
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "token").write_text("another")
-    assert "sees another folder" in checks.same_file.__defaults__[0](
+    assert "sees another folder" in checks.shared_file_problem.__defaults__[0](
         str(tmp_path / "token"), "this"
     )
 
@@ -201,7 +204,10 @@ def test_a_worker_that_sees_other_files_is_refused(
 def test_a_worker_that_comes_later_is_asked_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ends itself where it does not see the working folder: here, a worker after the token is gone."""
+    """A worker ends itself where it does not see the working folder.
+
+    Here it is one that comes after the token is gone.
+    """
     monkeypatch.chdir(tmp_path)
     with LocalCluster(
         n_workers=1,
@@ -239,7 +245,7 @@ def test_threads_and_scratch_of_workers_are_remarked(
     from gdask.cluster import checks
 
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
-    monkeypatch.setattr(checks, "SCRATCH", 1e18)
+    monkeypatch.setattr(checks, "SCRATCH_MIN_FREE_BYTES", 1e18)
     with connect(scheduler.scheduler_address):
         pass
     assert (
@@ -250,7 +256,10 @@ def test_threads_and_scratch_of_workers_are_remarked(
 def test_lost_connections_are_not_told_twice(
     scheduler: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """dask's words for them come with tracebacks: seen where a scheduler was killed in the middle of a phase."""
+    """dask's words for lost connections, some with tracebacks, are suppressed.
+
+    They were seen where a scheduler was killed in the middle of a phase.
+    """
     monkeypatch.delenv("DASK_LOGGING__DISTRIBUTED", raising=False)
     names = (
         "distributed.batched",
@@ -283,7 +292,8 @@ def test_a_scheduler_without_workers(tmp_path: Path) -> None:
 
 def test_certificates_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text(
-        "kind: scheduler\naddress: tls://127.0.0.1:9\ntls: {ca: no.pem, cert: no.pem, key: no.pem}\n"
+        "kind: scheduler\naddress: tls://127.0.0.1:9\ntls: {ca: no.pem, cert: no.pem, key: "
+        "no.pem}\n"
     )
     with (
         pytest.raises(GdaskError, match=r"no\.pem: no such file"),
@@ -294,13 +304,19 @@ def test_certificates_that_are_not_there(tmp_path: Path) -> None:
         pass
 
 
-# ssh ----------------------------------------------------------------------------------------------------------------
+# ssh
 
-SSH = 'while [[ $1 == -* ]]; do [[ $1 == -o ]] && shift; shift; done; echo "$1" >> ../hosts; shift; exec bash -c "$1"'
+SSH = (
+    'while [[ $1 == -* ]]; do [[ $1 == -o ]] && shift; shift; done; echo "$1" >> ../hosts; '
+    'shift; exec bash -c "$1"'
+)
 
 
 def test_workers_over_ssh(commands: Path, tmp_path: Path) -> None:
-    """A stand-in for ssh that stays on this machine: two hosts, one worker each, in this folder with one thread pool."""
+    """Two hosts with one worker each, in this folder with one thread pool.
+
+    The stand-in for ssh stays on this machine.
+    """
     stand_in(commands, "ssh", SSH)
     (tmp_path / "hosts.yaml").write_text("like: ssh\nhosts: [one, two]\nhost: 127.0.0.1\n")
     with connect(str(tmp_path / "hosts.yaml"), memory=2**30) as client:
@@ -326,7 +342,7 @@ def test_a_host_that_cannot_be_reached_is_named(commands: Path, tmp_path: Path) 
         pass
 
 
-# Batch systems ------------------------------------------------------------------------------------------------------
+# Batch systems
 
 
 def test_without_the_batch_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -379,7 +395,10 @@ def test_options_that_dask_jobqueue_does_not_know(commands: Path, tmp_path: Path
 def test_batch_scripts_hold_scheduler_workers_and_command(
     system: str, commands: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """The script as it is printed, with stand-ins that start two workers here; the command's exit code is the job's."""
+    """The script as it is printed, with stand-ins that start two workers here.
+
+    The command's exit code is the job's.
+    """
     assert tool(["script", system]) == 0
     Path("gdask.sh").write_text(capsys.readouterr().out)
     twice = '"$@" & one=$!; "$@" & two=$!; trap "kill $one $two" TERM; wait; wait'
@@ -416,7 +435,8 @@ if __name__ == "__main__":
     with connect(sys.argv[2]) as client:
         client.wait_for_workers(2, timeout=60)
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
-        print(len(workers), "workers of %.1f GiB" % (min(w["memory_limit"] for w in workers) / 2**30))
+        least = min(w["memory_limit"] for w in workers)
+        print(len(workers), "workers of %.1f GiB" % (least / 2**30))
     sys.exit(5)
 """
 
@@ -448,7 +468,11 @@ def test_the_profiles_and_a_check_are_printed(
 def test_only_a_job_whose_command_was_stopped_goes_into_the_queue_again(
     commands: Path, code: int | None, said: bool, left: int
 ) -> None:
-    """The warning comes while the workers are told to leave (the command has ended), or while the command works (None)."""
+    """Only a job whose command was stopped goes into the queue again.
+
+    The warning comes while the workers are told to leave (the command has ended), or while the
+    command works (None).
+    """
     stand_in(
         commands,
         "srun",
@@ -458,12 +482,14 @@ def test_only_a_job_whose_command_was_stopped_goes_into_the_queue_again(
     stand_in(
         commands,
         "python",
-        'trap "exit 0" TERM; while [[ $1 != --scheduler-file ]]; do shift; done; echo there > "$2"; while true; do sleep 0.1; done',
+        'trap "exit 0" TERM; while [[ $1 != --scheduler-file ]]; do shift; done; echo there > '
+        '"$2"; while true; do sleep 0.1; done',
     )
     stand_in(
         commands,
         "work",
-        f"until [ -e working ]; do sleep 0.1; done; touch begun; {'exec sleep 60' if code is None else f'exit {code}'}",
+        "until [ -e working ]; do sleep 0.1; done; touch begun; "
+        f"{'exec sleep 60' if code is None else f'exit {code}'}",
     )
     environment = dict(os.environ) | {"SLURM_JOB_ID": "1", "GDASK_PYTHON": "python"}
     job = subprocess.Popen(
@@ -482,7 +508,7 @@ def test_only_a_job_whose_command_was_stopped_goes_into_the_queue_again(
     assert Path("../requeued").exists() == said
 
 
-# Good citizens ------------------------------------------------------------------------------------------------------
+# Good citizens
 
 
 def test_workers_come_with_the_work_live_as_long_and_keep_their_files_where_the_profile_says(
@@ -491,7 +517,8 @@ def test_workers_come_with_the_work_live_as_long_and_keep_their_files_where_the_
     """`adaptive`, `lifetime` with its stagger, and `scratch` of a profile."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.yaml").write_text(
-        f"kind: processes\nworkers: 2\nadaptive: true\nlifetime: 2 hours\nlifetime_stagger: 10 minutes\nscratch: {tmp_path}/own\n"
+        "kind: processes\nworkers: 2\nadaptive: true\nlifetime: 2 hours\nlifetime_stagger: 10 "
+        f"minutes\nscratch: {tmp_path}/own\n"
     )
     with connect(str(tmp_path / "p.yaml")) as client:
         assert len(client.scheduler_info(n_workers=-1)["workers"]) == 1
@@ -510,10 +537,10 @@ def test_workers_come_with_the_work_live_as_long_and_keep_their_files_where_the_
 
 
 def test_lifetimes_and_scratch_of_jobs_and_hosts_are_data() -> None:
-    own = {"lifetime": "50m", "lifetime_stagger": "5m"}
+    ending = {"lifetime": "50m", "lifetime_stagger": "5m"}
     words = ["--lifetime", "50m", "--lifetime-stagger", "5m"]
-    assert job_options(profile_of("slurm") | own)["worker_extra_args"] == words
-    assert worker_options(profile_of("ssh:one") | own)[-5:] == [*words, "--lifetime-restart"]
+    assert job_options(profile_of("slurm") | ending)["worker_extra_args"] == words
+    assert worker_options(profile_of("ssh:one") | ending)[-5:] == [*words, "--lifetime-restart"]
     assert job_options(profile_of("slurm") | {"scratch": "/local"})["local_directory"] == "/local"
     with use_settings(scratch="/node"):
         assert worker_options(profile_of("ssh:one"))[-2:] == ["--local-directory", "/node"]

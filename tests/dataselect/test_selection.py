@@ -9,7 +9,7 @@ import pytest
 from astropy.io import fits
 
 from gdask.dataselect import expr_parser, select_data
-from gdask.dataselect.selection import MAX_LENGTH, parse_expression, select
+from gdask.dataselect.selection import EXPRESSION_MAX_LENGTH, parse_expression, select
 from gdask.model import GdaskError
 
 FILE = {
@@ -143,7 +143,7 @@ def test_refusals_point_at_the_place(text: str, column: int, why: str) -> None:
 def test_limits(text: str) -> None:
     with pytest.raises(GdaskError):
         parse_expression(text)(FILE)
-    assert MAX_LENGTH >= 500
+    assert EXPRESSION_MAX_LENGTH >= 500
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ from pathlib import Path
 import dask.array as da
 import numpy as np
 import pytest
-from gdask.cluster import connect
-from gdask.cluster.usage import Usage
+from gdask.cluster import Usage, connect
 
 from gdask import GdaskError
 from gdask.cli import main

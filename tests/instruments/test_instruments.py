@@ -1,4 +1,4 @@
-"""Headers, tags and descriptors, on synthetic headers of each convention; on real ones where they are at hand."""
+"""Headers, tags and descriptors, on synthetic headers and on real ones where there are any."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from astropy.io import fits
 from gdask import instruments
 from gdask.headers import read_headers, repair_card
 from gdask.instruments import descriptor, instrument_of, register, step_defaults, tags, view
-from gdask.instruments.pointing import apparent_to_icrs
+from gdask.instruments.f2_array import apparent_to_icrs
 from gdask.instruments.rules import parse_section, resolve, tagset
 from gdask.model import GdaskError
 from gdask.types import Headers
@@ -156,7 +156,7 @@ def f2(ext: dict | None = None, **phu: object) -> Headers:
     return Headers(header({**F2, **phu}), (header(common),))
 
 
-# Tags ---------------------------------------------------------------------------------------------------------------
+# Tags
 
 BASE = {"GEMINI", "SOUTH", "RAW", "UNPREPARED", "SIDEREAL"}
 LAMP = {"GCALLAMP": "IRhigh", "OBSTYPE": "FLAT", "OBJECT": "GCALflat", "OBSCLASS": "dayCal"}
@@ -321,7 +321,7 @@ def test_a_set_of_tags_falls_as_a_whole() -> None:
     }
 
 
-# Descriptors --------------------------------------------------------------------------------------------------------
+# Descriptors
 
 
 def test_gsaoi_numbers() -> None:
@@ -576,7 +576,7 @@ def test_quality(met: str, quality: str, state: str) -> None:
 
 
 def test_apparent_place() -> None:
-    """Against astropy's full transformation, at 1 mas (it wants polar motion, which is below that)."""
+    """Compare with astropy's full transformation at 1 mas: polar motion is below that."""
     from astropy.coordinates import CIRS, SkyCoord
     from astropy.time import Time
     from astropy.utils import iers
@@ -593,16 +593,22 @@ def test_apparent_place() -> None:
 
 
 def test_prepared_files_tell_their_levels() -> None:
-    own = {"GAIN": 1.0, "RDNOISE": 13.0, "SATLEVEL": 1e5, "NONLINEA": 9e4, "BUNIT": "electron"}
-    made = gsaoi(own, **DONE)
+    prepared_values = {
+        "GAIN": 1.0,
+        "RDNOISE": 13.0,
+        "SATLEVEL": 1e5,
+        "NONLINEA": 9e4,
+        "BUNIT": "electron",
+    }
+    made = gsaoi(prepared_values, **DONE)
     assert [
         descriptor(made, name)[1]
         for name in ("gain", "read_noise", "saturation_level", "non_linear_level")
     ] == [1.0, 13.0, 1e5, 9e4]
-    assert descriptor(gsaoi(own), "gain")[1] == 2.01  # raw: the header is not asked
+    assert descriptor(gsaoi(prepared_values), "gain")[1] == 2.01  # raw: the header is not asked
     bare = gsaoi({"GAIN": 1.0}, **DONE)  # in electrons
     assert descriptor(bare, "saturation_level")[0] == pytest.approx(52400 * 2.434)
-    assert descriptor(f2(own, **DONE), "exposure_time") == 20.0
+    assert descriptor(f2(prepared_values, **DONE), "exposure_time") == 20.0
     companions = tuple(header({"EXTNAME": name, "GAIN": 7.0}) for name in ("VAR", "DQ"))
     assert descriptor(made._replace(ext=made.ext + companions), "gain") == [1.0] * 4
     assert len(view(Headers(made.phu, companions[1:])).ext) == 1
@@ -701,7 +707,8 @@ def test_a_frame_is_a_source() -> None:
 def test_a_third_instrument(tmp_path: Path) -> None:
     facts = tmp_path / "third.toml"
     facts.write_text(
-        'name = "THIRD"\ninstrume = ["Old3"]\n[filters]\nred = 0.7\n[steps.stack_frames]\nmethod = "median"\n'
+        'name = "THIRD"\ninstrume = ["Old3"]\n[filters]\nred = '
+        '0.7\n[steps.stack_frames]\nmethod = "median"\n'
     )
     module = ModuleType("third")
     module.TAGS = {"kind": lambda v: tagset("IMAGE") if v.get("MIRROR") == "IN" else None}
@@ -725,7 +732,7 @@ def test_a_third_instrument(tmp_path: Path) -> None:
             instruments._BY_INSTRUME.pop(name)
 
 
-# Reading headers ----------------------------------------------------------------------------------------------------
+# Reading headers
 
 
 @pytest.fixture
@@ -809,7 +816,10 @@ def test_unreadable_files_are_named(mef: Path, tmp_path: Path) -> None:
     [
         ("OBJECT  = 'never closed", "OBJECT", "never closed"),
         (
-            "OBSERVER= 'a name that is far too long and so goes on and on up to the end of the card of x",
+            (
+                "OBSERVER= 'a name that is far too long and so goes on and on up to the end of the "
+                "card of x"
+            ),
             "OBSERVER",
             "a name",
         ),
@@ -852,11 +862,11 @@ def test_duplicated_blank_and_foreign_cards(mef: Path) -> None:
     assert any("BAD KEY" in text for text in phu["COMMENT"])
 
 
-# Real headers -------------------------------------------------------------------------------------------------------
+# Real headers
 
 
 def dumped(path: Path) -> Headers:
-    """Headers from a text listing: cards line by line, units divided by lines such as '--- HDU 1 ---'."""
+    """Headers from a text listing: a card per line, units divided by '--- HDU 1 ---'."""
     units: list[list[str]] = []
     for line in path.read_text(encoding="latin-1").splitlines():
         if re.match(r"--- .* ---", line):
@@ -883,7 +893,8 @@ def test_real_headers() -> None:
                 assert key not in instruments.DESCRIPTORS
                 continue
             got = found[key] if key in found else as_json(seen(key))
-            # apparent place to ICRS: to 1e-12 of a degree; all else to the last digit, types and signs of zero included
+            # apparent place to ICRS: to 1e-12 of a degree; all else to the last digit, types and
+            # signs of zero included
             place = key in ("ra", "dec", "wcs_ra", "wcs_dec")
             same = (
                 got == pytest.approx(value, abs=1e-12)

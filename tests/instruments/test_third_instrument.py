@@ -1,4 +1,4 @@
-"""An instrument that gdask does not know, from a TOML and a few lines of rules: raw frames to a stack."""
+"""An instrument that gdask does not know, from a TOML and a few rules: raw frames to a stack."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def kind(view):
     return tagset("IMAGE FLAT CAL" if view.get("OBSTYPE") == "FLAT" else "IMAGE")
 
 def lamp(view):
-    return tagset({"on": "LAMPON", "off": "LAMPOFF"}.get(view.get("LAMP"), ""), blocked_by="PROCESSED")
+    state = {"on": "LAMPON", "off": "LAMPOFF"}.get(view.get("LAMP"), "")
+    return tagset(state, blocked_by="PROCESSED")
 
 TAGS = {"kind": kind, "lamp": lamp}
 """
@@ -78,7 +79,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def wcs(east: float, north: float) -> WCS:
-    """The true WCS of a frame pointed at the target plus an offset (arcsec): North up, East left."""
+    """True WCS of a frame pointed at the target plus an offset (arcsec); North up, East left."""
     found = WCS(naxis=2)
     found.wcs.ctype = "RA---TAN", "DEC--TAN"
     found.wcs.crpix = 96.5, 96.5
@@ -214,7 +215,7 @@ def test_a_new_instrument_from_raw_to_stack(
 
 
 def check_stack(path: str, catalog: tuple[np.ndarray, ...]) -> None:
-    """Every star is where it should be (up to the pointing's mean error) with the right flux, on a flat sky."""
+    """Check positions (up to the pointing's mean error) and fluxes of all stars, and the sky."""
     with fits.open(path) as hdus:
         data, dq, where = hdus["SCI"].data, hdus["DQ"].data, WCS(hdus["SCI"].header)
     y, x = np.mgrid[: data.shape[0], : data.shape[1]]

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from gdask import params
 from gdask.caldb import Database, associate, database_at, open_databases
 from gdask.caldb.database import rows
-from gdask.cli import common, main
+from gdask.cli import expand_files, main
 from gdask.dataselect.selection import Values, parse_expression
 from gdask.headers import read_headers, repair_card
 from gdask.instruments import DESCRIPTORS, view
@@ -565,7 +565,7 @@ def test_lists(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     def attempt(content: bytes) -> None:
         Path("a.list").write_bytes(content)
-        names = common.expand_files(["@a.list"])
+        names = expand_files(["@a.list"])
         assert all(isinstance(name, str) for name in names)
 
     line = st.one_of(
