@@ -136,7 +136,7 @@ def _calibrations(options: F2Options, calibrations: CalibrationSet) -> Iterator[
 
 
 def _science(options: F2Options, facts: dict[str, Any]) -> Iterator[Exposure]:
-    """Dithers on the target; with offsets to sky in the order target, sky, sky, target, repeated."""
+    """Dithers on the target; with offsets to sky, as target, sky, sky, target, repeated."""
     date = date_of(options.date)
     order = frame_order(options.n_science, options.n_sky)
     step = exposure_time(options, facts) * options.coadds + OVERHEAD
