@@ -10,12 +10,12 @@ kernel's doing.
 from __future__ import annotations
 
 import numpy as np
-from gdask.simulate.psf import PSF, Moffat, parameters, render
 
 from benchmarks.accuracy.report import table_lines
 from gdask.kernels.geometry.projection import Floats
 from gdask.kernels.resample.interpolation import TAPS, aperture_noise, noise_correlation
 from gdask.kernels.resample.resampling import resample
+from gdask.simulate.rendering import PSF, Moffat, profile_table, render
 from gdask.types import Image
 
 #: FWHM of the core in input pixels: GSAOI Kshort and J at good Strehl ratio; FLAMINGOS-2 in good
@@ -195,7 +195,7 @@ def star_image(psf: PSF, x: float, y: float, scale: float, size: int) -> Image:
         np.array([1e6]),
         matrix,
         np.array([5.0]),
-        parameters(psf),
+        profile_table(psf),
         12,
     )
     return image

@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 from benchmarks.accuracy.matched_stack import RADII, MatchedStack
 from benchmarks.accuracy.statistics import excess, linear_residuals, rms, robust_sigma
 from gdask.kernels.geometry.projection import Floats
-from gdask.kernels.sources.centroids import refine
+from gdask.kernels.sources.centroids import fit_positions
 from gdask.kernels.sources.detection import detect, measure_fwhm
 from gdask.types import Flags, Image, Mask
 
@@ -28,7 +28,7 @@ def find_stars(data: Image, variance: Image, dq: Flags) -> tuple[float, np.ndarr
     detected, _ = detect(data, variance, dq, threshold=1.5, min_pixels=8, mesh=128)
     fwhm = float(measure_fwhm(detected))
     x, y = detected["X_IMAGE"] - 1, detected["Y_IMAGE"] - 1
-    return fwhm, refine(data, variance, dq, x, y, fwhm=fwhm)
+    return fwhm, fit_positions(data, variance, dq, x, y, fwhm=fwhm)
 
 
 def nearest_found(

@@ -1,10 +1,7 @@
-"""The only place that builds tasks: lazy arrays (detector, y, x) from kernels, from files, and gathered from many sources.
+"""Lazy arrays (detector, y, x) of dask: from sources, from kernels, one block for each array or band of rows.
 
-A *source* gives pixels by window: `read(detector, window, memo)`. A file's variable is one (`StoredArray`), and so is what
-a kernel makes pixel by pixel of other sources (`Mapped`). An array that was made from a source remembers it, until
-somebody changes the array. `gather` builds tasks that read windows of many arrays: from their sources where they have
-one, else from the blocks of the array that the windows touch. Nothing else has to know where pixels live.
-
+This module and `gather` are the only places that build tasks. An array that was made from a source remembers it, until
+somebody changes the array; what a kernel makes pixel by pixel of such arrays has a source, too (`sources.Mapped`).
 Each task declares the bytes that it needs (`Need`), which the projection of memory reads.
 """
 
@@ -12,10 +9,10 @@ from __future__ import annotations
 
 import functools
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from itertools import accumulate
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import dask.array as da
 import numpy as np
@@ -24,22 +21,12 @@ from dask.highlevelgraph import HighLevelGraph
 
 from gdask.io import dask_internals
 from gdask.io.dask_internals import Chunks, set_source
-from gdask.io.stored import Memo, StoredArray
-from gdask.types import Window
+from gdask.io.sources import Cut, Mapped
+from gdask.io.stored import StoredArray
 
 _AXES = ("detector", "y", "x")
 #: What is not in task_memory.toml is taken to need so many bytes for each pixel and so many times its inputs.
 _UNKNOWN_TASK = {"scratch": 16.0, "inputs": 2.0}
-
-
-class Source(Protocol):
-    """What gives pixels by window."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]: ...
-    @property
-    def dtype(self) -> np.dtype: ...
-    def read(self, detector: int, window: Window, memo: Memo) -> np.ndarray: ...
 
 
 class Need(NamedTuple):
@@ -48,102 +35,6 @@ class Need(NamedTuple):
     pixels: float
     item: float
     scratch: float
-
-
-class Mapped(NamedTuple):
-    """What a kernel makes of other sources pixel by pixel. `values` are its arguments that go by the detector."""
-
-    kernel: Callable[..., np.ndarray]
-    sources: tuple[Any, ...]  # None where the kernel is given None
-    values: Mapping[str, tuple]
-    shared: Mapping[str, Any]
-    windowed: bool
-    dtype: np.dtype
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return next(source.shape for source in self.sources if source is not None)
-
-    def read(self, detector: int, window: Window, memo: Memo) -> np.ndarray:
-        planes = [
-            None if one is None else read_once(one, detector, window, memo) for one in self.sources
-        ]
-        given = dict(self.shared) | {name: items[detector] for name, items in self.values.items()}
-        if self.windowed:
-            given["window"] = window
-        return np.asarray(self.kernel(*planes, **given))
-
-
-class Cut(NamedTuple):
-    """A part of another source: for each detector, the other's detector and where its pixel (0, 0) lies there (y, x)."""
-
-    source: Any
-    places: tuple[tuple[int, int, int], ...]
-    size: tuple[int, int]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return (len(self.places), *self.size)
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.source.dtype
-
-    def read(self, detector: int, window: Window, memo: Memo) -> np.ndarray:
-        number, y, x = self.places[detector]
-        y1, y2, x1, x2 = window
-        return read_once(self.source, number, (y1 + y, y2 + y, x1 + x, x2 + x), memo)
-
-
-class Field(NamedTuple):
-    """One variable of a source of records."""
-
-    records: Any
-    name: str
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.records.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.records.dtype[self.name]
-
-    def read(self, detector: int, window: Window, memo: Memo) -> np.ndarray:
-        return np.ascontiguousarray(read_once(self.records, detector, window, memo)[self.name])
-
-
-class Blocks(NamedTuple):
-    """Blocks of a lazy array that a task was given, as a source; `corners` are the (detector, y, x) of each block's first
-    pixel."""
-
-    blocks: tuple[np.ndarray, ...]
-    corners: tuple[tuple[int, int, int], ...]
-    shape: tuple[int, int, int]
-    dtype: np.dtype
-
-    def read(self, detector: int, window: Window, memo: Memo) -> np.ndarray:
-        y1, y2, x1, x2 = window
-        out = np.empty((y2 - y1, x2 - x1), self.dtype)
-        for block, (first, top, left) in zip(self.blocks, self.corners, strict=True):
-            if not first <= detector < first + block.shape[0]:
-                continue
-            ya, yb = max(y1, top), min(y2, top + block.shape[1])
-            xa, xb = max(x1, left), min(x2, left + block.shape[2])
-            if ya < yb and xa < xb:
-                plane = block[detector - first]
-                out[ya - y1 : yb - y1, xa - x1 : xb - x1] = plane[
-                    ya - top : yb - top, xa - left : xb - left
-                ]
-        return out
-
-
-def read_once(source: Source, detector: int, window: Window, memo: Memo) -> np.ndarray:
-    """Read a window of a source, or give what the same task has read before. Nobody may write into the result."""
-    key = id(source), detector, window
-    if key not in memo:
-        memo[key] = source.read(detector, window, memo)
-    return memo[key]
 
 
 def source_of(array: object) -> Any:
@@ -182,7 +73,7 @@ def need_of(
     return Need(pixels, row.get("result", item), scratch)
 
 
-def _with_need(
+def with_need(
     function: Callable[..., object], need: Need, bound: Mapping[str, object]
 ) -> Callable[..., object]:
     call = functools.partial(function, **bound)
@@ -191,11 +82,11 @@ def _with_need(
 
 
 @functools.cache
-def _empty(dtype: np.dtype, dimensions: int) -> np.ndarray:
+def empty_meta(dtype: np.dtype, dimensions: int) -> np.ndarray:
     return np.empty((0,) * dimensions, dtype)
 
 
-def _block_pixels(chunks: Chunks) -> int:
+def block_pixels(chunks: Chunks) -> int:
     return max(chunks[1], default=0) * max(chunks[2], default=0)
 
 
@@ -229,20 +120,20 @@ def map_blocks(
         The block's (detector, band, 0) comes first among the arguments.
     """
     dtype = np.dtype(dtype)
-    pixels = [_block_pixels(array.chunks) for array in arrays if array.ndim == 3]
+    pixels = [block_pixels(array.chunks) for array in arrays if array.ndim == 3]
     if len(chunks) == 3:
-        pixels.append(_block_pixels(chunks))
+        pixels.append(block_pixels(chunks))
     taken = sum(
-        _item_bytes(array) * _block_pixels(array.chunks) for array in arrays if array.ndim == 3
+        _item_bytes(array) * block_pixels(array.chunks) for array in arrays if array.ndim == 3
     )
     item = 0.5 if dtype == object else float(dtype.itemsize)
     need = need_of(measured or function, max(pixels, default=1), item, taken)
     inputs = [(array, _AXES[: array.ndim]) for array in arrays]
     return dask_internals.blockwise_array(
-        _with_need(function, need, bound),
+        with_need(function, need, bound),
         name,
         chunks,
-        _empty(dtype, len(chunks)),
+        empty_meta(dtype, len(chunks)),
         inputs,
         _AXES[: len(chunks)],
         placed,
@@ -454,139 +345,7 @@ def _plane_of(block: Any) -> Any:
 def _call_for_value(
     place: tuple[int, ...], *blocks: Any, dtype_of_value: np.dtype, **how: Any
 ) -> np.ndarray:
-    return _boxed(_call_kernel(place, *blocks, **how), dtype_of_value)
-
-
-def gather(
-    function: Callable[..., np.ndarray],
-    arrays: Sequence[Any],
-    *,
-    name: str,
-    dtype: np.dtype | str,
-    chunks: Chunks,
-    windows: Callable[[int, int, Window], Sequence[tuple[int, Window]]],
-    values: Sequence[da.Array] = (),
-    scratch: float,
-    **bound: object,
-) -> da.Array:
-    """Give the array whose blocks are each made by one task from windows of many arrays.
-
-    Parameters
-    ----------
-    function
-        function(sources, detector, window, *values, **bound) -> plane of the window; `sources` has a source for each of
-        `arrays`, so that the task can read one after another, and no more of each than it needs at a time.
-    arrays
-        Lazy arrays (detector, y, x), or sources. An array that has a source is read from it inside the task. Of any other
-        the task waits for the blocks that its windows touch.
-    chunks
-        Of the result. Where the result has one value for each detector: ((1, 1, ...),).
-    windows
-        windows(number of the array, detector, window of the result) -> the (detector, window) pairs of that array that the
-        task reads.
-    values
-        Arrays of shape (detector,) of which the function is given all blocks of this detector, in order.
-    scratch
-        Bytes that a task takes beside its result.
-    """
-    sources = tuple(source_of(array) if isinstance(array, da.Array) else array for array in arrays)
-    shared_key = f"sources-{name}"
-    tasks: dict[Any, Any] = {shared_key: dask_internals.shared_value(shared_key, sources)}
-    lazy = [number for number, source in enumerate(sources) if source is None]
-    places = {number: _BlockFinder(arrays[number]) for number in lazy}
-    need = Need(
-        _block_pixels(chunks) if len(chunks) == 3 else 1, float(np.dtype(dtype).itemsize), scratch
-    )
-    how = {"bound": bound, "whole": len(chunks) == 1, "dtype_of_value": np.dtype(dtype)}
-    call = _with_need(_gather_block, need, {"function": function} | how)
-    for key, detector, window in _blocks_of(name, chunks):
-        found, parts = [], []
-        for number in lazy:
-            keys, corners = places[number].touched(windows(number, detector, window))
-            found += [dask_internals.reference(one) for one in keys]
-            parts.append((number, corners, arrays[number].shape, arrays[number].dtype))
-        given = [dask_internals.reference((value.name, detector)) for value in values]
-        tasks[key] = dask_internals.task(
-            key,
-            call,
-            dask_internals.reference(shared_key),
-            detector,
-            window,
-            tuple(parts),
-            len(given),
-            *given,
-            *found,
-        )
-    inputs = [*(arrays[number] for number in lazy), *values]
-    graph = HighLevelGraph.from_collections(name, tasks, inputs)
-    return da.Array(graph, name, chunks, meta=_empty(np.dtype(dtype), len(chunks)))
-
-
-def _blocks_of(name: str, chunks: Chunks) -> Iterator[tuple[tuple, int, Window]]:
-    """Key, detector and window of each block of a result."""
-    if len(chunks) == 1:
-        yield from (
-            ((name, detector), detector, (0, 0, 0, 0)) for detector in range(len(chunks[0]))
-        )
-        return
-    _, ys, xs = edges(chunks)
-    for detector in range(len(chunks[0])):
-        for j in range(len(chunks[1])):
-            for i in range(len(chunks[2])):
-                yield (name, detector, j, i), detector, (ys[j], ys[j + 1], xs[i], xs[i + 1])
-
-
-class _BlockFinder:
-    """Finds the blocks of one lazy array that windows touch."""
-
-    def __init__(self, array: da.Array) -> None:
-        self.name, self.edges = array.name, edges(array.chunks)
-
-    def touched(
-        self, windows: Sequence[tuple[int, Window]]
-    ) -> tuple[list[tuple], tuple[tuple[int, int, int], ...]]:
-        """Keys of the blocks, and the (detector, y, x) of each one's first pixel."""
-        found: dict[tuple[int, ...], tuple[int, int, int]] = {}
-        for detector, (y1, y2, x1, x2) in windows:
-            spans = [
-                self._span(axis, *bounds)
-                for axis, bounds in enumerate(((detector, detector + 1), (y1, y2), (x1, x2)))
-            ]
-            for d in spans[0]:
-                for j in spans[1]:
-                    for i in spans[2]:
-                        found[d, j, i] = (self.edges[0][d], self.edges[1][j], self.edges[2][i])
-        return [(self.name, *place) for place in found], tuple(found.values())
-
-    def _span(self, axis: int, start: int, stop: int) -> range:
-        if start >= stop:
-            return range(0)
-        first = np.searchsorted(self.edges[axis], start, side="right") - 1
-        return range(int(first), int(np.searchsorted(self.edges[axis], stop, side="left")))
-
-
-def _gather_block(
-    sources: tuple[Any, ...],
-    detector: int,
-    window: Window,
-    parts: tuple[tuple[int, tuple[tuple[int, int, int], ...], tuple[int, int, int], np.dtype], ...],
-    n_values: int,
-    *given: Any,
-    function: Callable[..., np.ndarray],
-    bound: Mapping[str, object],
-    whole: bool,
-    dtype_of_value: np.dtype,
-) -> np.ndarray:
-    filled, blocks = list(sources), list(given[n_values:])
-    for number, corners, shape, dtype in parts:
-        filled[number] = Blocks(tuple(blocks[: len(corners)]), corners, shape, dtype)
-        del blocks[: len(corners)]
-    result = function(
-        tuple(filled), detector, window, *(value[0] for value in given[:n_values]), **bound
-    )
-    if not whole:
-        return result[None]
-    return _boxed(result, dtype_of_value)
+    return boxed(_call_kernel(place, *blocks, **how), dtype_of_value)
 
 
 def of_all_arrays(
@@ -595,22 +354,22 @@ def of_all_arrays(
     """Give function(*values of all detectors) for each detector, (detector,), made by one task."""
     name = _name_of(function, [values], str(dtype))
     count, together = values.shape[0], f"all-{name}"
-    call = _with_need(function, need_of(function, 1, 8.0, 0.0), {})
+    call = with_need(function, need_of(function, 1, 8.0, 0.0), {})
     boxes = [dask_internals.reference((values.name, detector)) for detector in range(count)]
     tasks: dict[Any, Any] = {together: dask_internals.task(together, _call_unboxed, call, *boxes)}
     for detector in range(count):
         key = (name, detector)
         result = dask_internals.reference(together)
-        tasks[key] = dask_internals.task(key, _boxed, result, np.dtype(dtype))
+        tasks[key] = dask_internals.task(key, boxed, result, np.dtype(dtype))
     graph = HighLevelGraph.from_collections(name, tasks, [values])
-    return da.Array(graph, name, ((1,) * count,), meta=_empty(np.dtype(dtype), 1))
+    return da.Array(graph, name, ((1,) * count,), meta=empty_meta(np.dtype(dtype), 1))
 
 
 def _call_unboxed(function: Callable[..., object], *boxes: np.ndarray) -> object:
     return function(*(box[0] for box in boxes))
 
 
-def _boxed(value: object, dtype: np.dtype) -> np.ndarray:
+def boxed(value: object, dtype: np.dtype) -> np.ndarray:
     boxed = np.empty(1, dtype)
     boxed[0] = value
     return boxed

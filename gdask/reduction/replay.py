@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gdask.caldb.describe import md5_of
+from gdask.caldb.database import md5_of
 from gdask.headers import Unit, each_unit, open_stream
 from gdask.io.tables import read_rows
 from gdask.model import GdaskError

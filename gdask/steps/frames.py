@@ -12,7 +12,8 @@ import numpy as np
 from gdask.instruments import descriptor
 from gdask.io.dask_internals import set_source
 from gdask.io.frames import array_headers, array_numbers, is_frame, sections, shape_of
-from gdask.io.lazy_arrays import Field, cut_out, map_planes, source_of
+from gdask.io.lazy_arrays import cut_out, map_planes, source_of
+from gdask.io.sources import Field
 from gdask.model import DETECTOR, DIMS, DTYPES, GdaskError, X, Y
 from gdask.types import Frame
 

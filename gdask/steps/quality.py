@@ -19,8 +19,10 @@ from gdask.io.frames import (
     with_provenance,
     with_small,
 )
-from gdask.io.lazy_arrays import Source, gather, map_arrays, map_planes, read_apart
+from gdask.io.gather import gather
+from gdask.io.lazy_arrays import map_arrays, map_planes, read_apart
 from gdask.io.read import open_frame
+from gdask.io.sources import Source
 from gdask.kernels.detector import quality as dq_kernels
 from gdask.kernels.detector.probe_shadows import (
     binned_medians,

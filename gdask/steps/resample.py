@@ -24,8 +24,10 @@ from gdask.io.frames import (
     with_headers,
     with_small,
 )
-from gdask.io.lazy_arrays import Source, band_chunks, gather, read_once, source_of
+from gdask.io.gather import gather
+from gdask.io.lazy_arrays import band_chunks, source_of
 from gdask.io.read import open_frame
+from gdask.io.sources import Source, read_once
 from gdask.io.stored import Memo
 from gdask.kernels.geometry.areas import area_factors
 from gdask.kernels.geometry.grid import Grid, common_grid, footprint, input_window

@@ -10,7 +10,9 @@ import numpy as np
 from dask.base import tokenize
 
 from gdask.io.frames import note, records, sky_names, with_headers, with_records
-from gdask.io.lazy_arrays import Source, band_chunks, gather, map_planes
+from gdask.io.gather import gather
+from gdask.io.lazy_arrays import band_chunks, map_planes
+from gdask.io.sources import Source
 from gdask.kernels.stack.combine import combine
 from gdask.kernels.statistics import fit_sky_level
 from gdask.model import DQ, UNUSABLE, GdaskError

@@ -8,7 +8,9 @@ import numpy as np
 from dask.base import tokenize
 
 from gdask.io.frames import array_headers, geometries, shape_of, with_small
-from gdask.io.lazy_arrays import Source, gather, map_arrays, map_planes
+from gdask.io.gather import gather
+from gdask.io.lazy_arrays import map_arrays, map_planes
+from gdask.io.sources import Source
 from gdask.kernels.geometry.grid import Grid, sky_to_grid
 from gdask.kernels.geometry.projection import Geometry, to_sky
 from gdask.kernels.geometry.wcs import grid_from_header

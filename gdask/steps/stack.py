@@ -20,7 +20,9 @@ from gdask.io.frames import (
     with_records,
     with_small,
 )
-from gdask.io.lazy_arrays import Source, band_chunks, gather, read_once
+from gdask.io.gather import gather
+from gdask.io.lazy_arrays import band_chunks
+from gdask.io.sources import Source, read_once
 from gdask.io.stored import Memo
 from gdask.kernels.stack.combine import combine
 from gdask.kernels.stack.grow import GROW_MARGIN, Planes, combine_without_rejected, grow_rejected

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from conftest import Night
 from gdask.simulate.cosmics import cosmic_rays
-from gdask.simulate.psf import Moffat, parameters, render
 
 from benchmarks.accuracy import interpolation, nights, report
 from benchmarks.accuracy.cases import CASES, TARGETS, Case, limits
@@ -30,6 +29,7 @@ from benchmarks.accuracy.positions import photon_limits
 from benchmarks.accuracy.statistics import linear_residuals, robust_sigma
 from gdask.kernels.resample.resampling import resample
 from gdask.kernels.stack.combine import combine
+from gdask.simulate.rendering import Moffat, profile_table, render
 
 GOOD_SEEING = interpolation.STARS["core of 4.2 pixels"]
 #: Places (pixels of the stack) and electrons of the stars of the rejection test.
@@ -184,7 +184,7 @@ def _stack_of_nine(hit: bool, reject: str) -> np.ndarray:
             [0.42, 0.083, 0.45, 1, 0, 0], [0.012, 0.0025, 0.012, 0.01, 1, 1]
         )
         image = np.zeros((230, 230), np.float32)
-        psf = parameters((Moffat(strehl, core, 4), Moffat(1 - strehl, halo, 3)))
+        psf = profile_table((Moffat(strehl, core, 4), Moffat(1 - strehl, halo, 3)))
         plain = np.tile([0.0197, 0.0, 0.0, 0.0197], (12, 1))
         render(
             image,
