@@ -32,8 +32,12 @@ def margin_of(method: str, area_ratio: float = 1.0) -> int | None:
     """Return the input pixels that a window needs around those shown, None for all pixels.
 
     method: one of REPROJECT_METHODS. area_ratio: area of an output pixel over that of an input
-    pixel. The influence of a pixel on a spline falls by 2 + sqrt(3) a pixel, to below a float32's
-    rounding in 12, but is nowhere zero. Raises GdaskError for an unknown method.
+    pixel. Raises GdaskError for an unknown method.
+
+    The influence of a pixel on a spline falls by 2 + sqrt(3) a pixel and is nowhere zero. Of
+    160,000 pixels among stars of up to 3e6 electrons, a margin of 12 pixels changed the last bits
+    of 15, of 16 pixels those of 1, of 20 pixels none. A window of 430 x 430 pixels takes 0.16 s, an
+    array of 2048 x 2048 pixels 3 s, nearly all for the prefilter.
     """
     if method not in LOCAL_METHODS:
         method_weights(method, area_ratio)  # raises for an unknown method
