@@ -32,10 +32,8 @@ def area_factors(
     """Return the factors of data and of variance for a window of the grid.
 
     geometry: of one array of one frame. window: (y1, y2, x1, x2). reference_area: A_ref (arcsec^2).
-    Both results are float32 (y2 - y1, x2 - x1). geometry: of one array of one frame.
-    reference_area: A_ref (arcsec^2). Nodes lie on multiples of AREA_NODE_SPACING, so that a pixel
-    has the same bits in any window. The factor is 1 where a ratio of areas is not between 0.5 and
-    2.
+    Both results are float32 (y2 - y1, x2 - x1), and 1 where a ratio of areas is not between 0.5
+    and 2. Nodes lie on multiples of AREA_NODE_SPACING: a pixel has the same bits in any window.
     """
     y1, y2, x1, x2 = window
     node_rows, node_columns = _nodes_around(y1, y2), _nodes_around(x1, x2)

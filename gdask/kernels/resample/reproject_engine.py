@@ -59,14 +59,14 @@ def resample_reprojected(
         with a margin of reproject_methods.margin_of (the whole array where that is None).
     ymap, xmap: array coordinates of each output pixel, NaN for none, and of `map_margin` pixels
         around the wanted window (at least reproject_methods.map_margin_of).
-    method: one of reproject_methods.METHODS.
+    method: one of reproject_methods.REPROJECT_METHODS.
     threshold: a DQ bit is set where input pixels that have it hold more than this share of the
         absolute weight of the method.
     area_ratio: area of an output pixel over that of the input pixel for which the flat is 1.
 
     Pixels that cannot be mended get no weight where the others keep MIN_GOOD_WEIGHT of it;
-    elsewhere the values are used as they are (0 for what is not finite), flagged. Outside the array: 0, 0,
-    NO_DATA. Raises GdaskError for a method, shape or margin that does not fit.
+    elsewhere the values are used as they are (0 for what is not finite), flagged. Outside the
+    array: 0, 0, NO_DATA. Raises GdaskError for a method, shape or margin that does not fit.
     """
     data, variance, dq = checked_planes(data, variance, dq, ymap, xmap)
     if map_margin < map_margin_of(method) or min(ymap.shape) <= 2 * map_margin:
@@ -116,17 +116,21 @@ def _by_reproject(
     maps = _without_margin(maps[0], surplus), _without_margin(maps[1], surplus)
     shape = maps[0].shape
     out = np.empty((len(inputs), shape[0] - 2 * margin, shape[1] - 2 * margin), np.float32)
-    kept: dict[str, Any] = {"output_array": out, "shape_out": out.shape, "return_footprint": False}
+    options: dict[str, Any] = {
+        "output_array": out,
+        "shape_out": out.shape,
+        "return_footprint": False,
+    }
     if method == "exact":
-        reproject_exact((inputs, array_sky(origin)), SkyMapWCS(maps), **kept)
+        reproject_exact((inputs, array_sky(origin)), SkyMapWCS(maps), **options)
         return out
     window = PixelMapWCS((maps[0] - origin[0], maps[1] - origin[1]), margin)
-    kept["roundtrip_coords"] = False
+    options["roundtrip_coords"] = False
     if method == "adaptive":
-        kept |= {"kernel_width": ADAPTIVE_WIDTH, "sample_region_width": 2 * ADAPTIVE_HALF_SIDE}
-        reproject_adaptive((inputs, window), PixelMapWCS(), boundary_mode="ignore", **kept)
+        options |= {"kernel_width": ADAPTIVE_WIDTH, "sample_region_width": 2 * ADAPTIVE_HALF_SIDE}
+        reproject_adaptive((inputs, window), PixelMapWCS(), boundary_mode="ignore", **options)
     else:
-        reproject_interp((inputs, window), PixelMapWCS(), order=method, **kept)
+        reproject_interp((inputs, window), PixelMapWCS(), order=method, **options)
     return out
 
 
@@ -150,7 +154,7 @@ def _without_margin(plane: Floats, margin: int) -> Floats:
 
 
 def _nearest(plane: Image, y: Floats, x: Floats) -> Image:
-    """Return the value of the nearest pixel, of the nearest in the array outside it."""
+    """Return the value of the pixel of the array that is nearest to each place (y, x)."""
     j, i = (
         np.clip(np.nan_to_num(np.floor(places + 0.5)), 0, n - 1).astype(np.intp)
         for places, n in zip((y, x), plane.shape, strict=True)

@@ -9,11 +9,11 @@ import numpy as np
 from gdask.kernels.geometry.projection import Floats
 from gdask.kernels.resample.interpolation import MEND_MARGIN, PHASES, kernel_weights
 from gdask.model import GdaskError
-from gdask.types import Image, Pixels
+from gdask.types import Image
 
 #: Methods by their names in reproject: three orders of `reproject_interp`, `reproject_adaptive`,
 #: `reproject_exact`.
-METHODS = ("nearest-neighbor", "bilinear", "bicubic", "adaptive", "exact")
+REPROJECT_METHODS = ("nearest-neighbor", "bilinear", "bicubic", "adaptive", "exact")
 #: Methods whose output pixels depend on a few input pixels only: the same bits from any window with
 #: its margin. The others ("bicubic": the prefilter of the spline passes over all pixels) need whole
 #: arrays.
@@ -28,17 +28,22 @@ ADAPTIVE_WIDTH, ADAPTIVE_HALF_SIDE = 1.3, 2.5
 SPLINE_TAPS, ALL_SPLINE_TAPS = 6, 24
 
 
-def margin_of(method: str, area_ratio: float = 1.0) -> Pixels | None:
+def margin_of(method: str, area_ratio: float = 1.0) -> int | None:
     """Return the input pixels that a window needs around those shown, None for all pixels.
 
-    method: one of METHODS. area_ratio: area of an output pixel over that of an input pixel. The
-    influence of a pixel on a spline falls by 2 + sqrt(3) a pixel, to below a float32's rounding in
-    12, but is nowhere zero. Raises GdaskError for an unknown method.
+    method: one of REPROJECT_METHODS. area_ratio: area of an output pixel over that of an input
+    pixel. Raises GdaskError for an unknown method.
+
+    The influence of a pixel on a spline falls by 2 + sqrt(3) a pixel and is nowhere zero. Of
+    160,000 pixels among stars of up to 3e6 electrons, a margin of 12 pixels changed the last bits
+    of 15, of 16 pixels those of 1, of 20 pixels none. A window of 430 x 430 pixels takes 0.16 s, an
+    array of 2048 x 2048 pixels 3 s, nearly all for the prefilter.
     """
     if method not in LOCAL_METHODS:
         method_weights(method, area_ratio)  # raises for an unknown method
         return None
-    return method_weights(method, area_ratio).shape[1] // 2 + MEND_MARGIN
+    turned = 1 if map_margin_of(method) else 0  # corners of turned pixels, and local scale
+    return method_weights(method, area_ratio).shape[1] // 2 + turned + MEND_MARGIN
 
 
 def map_margin_of(method: str) -> int:
@@ -57,8 +62,10 @@ def method_weights(method: str, area_ratio: float = 1.0, spline_taps: int = SPLI
     "nearest-neighbor" has those of "bilinear", meant for places that are rounded to whole pixels.
     "exact" is that of pixels with parallel edges. Raises GdaskError for an unknown method.
     """
-    if method not in METHODS:
-        raise GdaskError(f"method came as {method!r}; expected one of {', '.join(METHODS)}")
+    if method not in REPROJECT_METHODS:
+        raise GdaskError(
+            f"method came as {method!r}; expected one of {', '.join(REPROJECT_METHODS)}"
+        )
     if method in ("nearest-neighbor", "bilinear"):
         return kernel_weights("bilinear")
     size = math.sqrt(area_ratio)
@@ -89,10 +96,12 @@ def method_noise_correlation(method: str, area_ratio: float = 1.0) -> float:
     CORRPIX is this times sqrt(area_ratio). At a ratio of 1: nearest-neighbor 1, bilinear 0.667,
     bicubic 0.874, adaptive 0.434, exact 0.667.
 
-    White noise scatters so to 1.1 % (turns of 0.9 to 37 degrees, sides of output pixels of 0.8 to
-    1.3 input pixels). VAR is that of sums over many pixels to 4 % there (CORRFAC 1), but for
-    "nearest-neighbor", which takes some pixels twice and others not at all: sums scatter by 1.3
-    sqrt(sum VAR) for sides of 1.3, by 1.16 at a turn of 37 degrees.
+    Measured on white noise, pixels scatter so to 1.1 % (turns of 0.9 to 37 degrees, output pixels
+    with sides of 0.8 to 1.3 input pixels). The rms of a sum over many pixels is sqrt(sum VAR)
+    (CORRFAC is 1) to 0.5 %, to 2.5 % for sides of 1.3. Not so for "nearest-neighbor", which takes
+    some pixels twice and others not at all: there it is 1.015 sqrt(sum VAR) for a side of 1.015 and
+    a turn of up to 5 degrees, 1.16 at 37 degrees, 1.3 for a side of 1.3. These are
+    sqrt(area_ratio * sum over output pixels of the autocorrelation of the weights).
     """
     if method == "nearest-neighbor":
         return 1.0
