@@ -14,9 +14,11 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, Union
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union
 
 from gdask.model import UsageError
+
+Step = TypeVar("Step", bound=Callable[..., Any])
 
 
 class Range(NamedTuple):
@@ -194,6 +196,28 @@ def check_user(
             )
         for owner in [step] if step else [owner for owner in tables if name in tables[owner]]:
             check(owner, tables[owner][name], value)
+
+
+def refuses(conflict: Callable[[Mapping[str, Any]], str]) -> Callable[[Step], Step]:
+    """Give a step a check of its values together: `conflict` of them says what is wrong, '' if nothing."""
+
+    def with_check(step: Step) -> Step:
+        step.conflict = conflict  # type: ignore[attr-defined]
+        return step
+
+    return with_check
+
+
+def check_together(
+    steps: Mapping[str, Callable[..., object]], layers: Iterable[tuple[str, Mapping[str, object]]]
+) -> None:
+    """Raise UsageError where values of a step do not go together (`refuses`), before any pixel is read."""
+    layers = list(layers)
+    for name, step in steps.items():
+        conflict = getattr(step, "conflict", None)
+        text = conflict(own_values(step, resolve(step, layers, {}))) if conflict else ""
+        if text:
+            raise UsageError(f"{name}: {text}")
 
 
 def resolve(

@@ -102,6 +102,7 @@ class Reduce:
         params.check_user(given, steps_in(recipe))
         params.check_user(self.config, known_steps() | steps_in(recipe), "-c")
         layers = [("config", dict(self.config)), ("user", given)]
+        params.check_together(steps_in(recipe), layers)
         screening.check_files_given({**self.config, **given}, steps_in(recipe))
         for name in remove_stale_parts(os.getcwd()):
             log.info("removed %s, left by a run that did not end", name)

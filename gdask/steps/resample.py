@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import dask.array as da
 import numpy as np
@@ -27,19 +27,17 @@ from gdask.io.frames import (
 from gdask.io.gather import gather
 from gdask.io.lazy_arrays import band_chunks, source_of
 from gdask.io.read import open_frame
-from gdask.io.sources import Source, read_once
-from gdask.io.stored import Memo
-from gdask.kernels.geometry.areas import area_factors
-from gdask.kernels.geometry.grid import Grid, common_grid, footprint, input_window
+from gdask.io.sources import Source
+from gdask.kernels.geometry.grid import Grid, common_grid, footprint
 from gdask.kernels.geometry.pixel_map import MAX_MAP_ERROR, map_error, pixel_map
 from gdask.kernels.geometry.projection import Geometry, pixel_area
 from gdask.kernels.geometry.wcs import grid_from_header, grid_header
-from gdask.kernels.resample.interpolation import kernel_margin, noise_correlation
-from gdask.kernels.resample.resampling import resample
-from gdask.model import DIMS, DQ, GdaskError
-from gdask.params import Range
-from gdask.steps.frames import PIXEL, arrays_of, on_group, pack, unpack
-from gdask.types import Flags, Frame, Frames, Image, Window
+from gdask.kernels.resample.interpolation import noise_correlation
+from gdask.model import DIMS, GdaskError
+from gdask.params import Range, refuses
+from gdask.steps.frames import PIXEL, arrays_of, on_group, unpack
+from gdask.steps.resampled import INTERPOLATIONS, Resampled
+from gdask.types import Frame, Frames, Window
 
 #: Side (pixels) of an output tile of a few frames. Tiles are squares, so that what they need of an array that lies askew is
 #: little more than they show; dask's ordering takes time and memory with the square of their number (3192: 16 s, 2.5 GB).
@@ -51,98 +49,17 @@ MANY = 32
 TILE_BYTES = 70.0
 
 
-class Resampled(NamedTuple):
-    """A source of PIXEL: the pixels of a frame as a grid shows them.
-
-    Attributes
-    ----------
-    sources
-        Sources of data, variance and dq of the frame.
-    geometries, footprints
-        Of each array: its geometry, and the window of the grid that it can touch.
-    size
-        (ny, nx) of the arrays.
-    ratio
-        Area of an output pixel over that of the pixel for which a flat is 1.
-    identity
-        Stands for all of it in names of arrays.
-    """
-
-    sources: tuple[Any, ...]
-    geometries: tuple[Geometry, ...]
-    footprints: tuple[Window, ...]
-    size: tuple[int, int]
-    grid: Grid
-    interpolation: str
-    ratio: float
-    identity: str
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return (1, *self.grid.shape)
-
-    @property
-    def dtype(self) -> np.dtype:
-        return PIXEL
-
-    def read(self, detector: int, window: Window, memo: Memo) -> np.ndarray:
-        shape = window[1] - window[0], window[3] - window[2]
-        planes = np.empty(shape, "f4"), np.empty(shape, "f4"), np.empty(shape, "u2")
-        self.fill(window, planes)
-        return pack(*planes)
-
-    def input_windows(self, window: Window) -> list[tuple[int, Window, Window]]:
-        """Give (array, part of the window that it touches, window of the array that this part needs)."""
-        found = []
-        for number, (geometry, (top, bottom, left, right)) in enumerate(
-            zip(self.geometries, self.footprints, strict=True)
-        ):
-            y1, y2 = max(window[0], top), min(window[1], bottom)
-            x1, x2 = max(window[2], left), min(window[3], right)
-            if y1 < y2 and x1 < x2:
-                touched = y1, y2, x1, x2
-                margin = kernel_margin(self.interpolation)
-                needed = input_window(geometry, self.size, self.grid, touched, margin)
-                if needed is not None:
-                    found.append((number, touched, needed))
-        return found
-
-    def fill(self, window: Window, planes: tuple[Image, Image, Flags]) -> None:
-        """Put a window of the grid into data, variance and DQ planes.
-
-        The bits of a pixel do not depend on the window. Where two arrays overlap, the better pixel is taken; DQ is NO_DATA
-        where there is none.
-        """
-        for plane, nothing in zip(planes, (0, 0, DQ.NO_DATA), strict=True):
-            plane[:] = nothing
-        for number, touched, needed in self.input_windows(window):
-            memo: Memo = {}
-            given = [read_once(source, number, needed, memo) for source in self.sources]
-            y1, y2, x1, x2 = touched
-            rows, columns = (
-                slice(y1 - window[0], y2 - window[0]),
-                slice(x1 - window[2], x2 - window[2]),
-            )
-            part = tuple(plane[rows, columns] for plane in planes)
-            _merge(part, self._array(number, given, touched, needed))  # type: ignore[arg-type]
-
-    def _array(
-        self, number: int, given: Sequence[np.ndarray], touched: Window, needed: Window
-    ) -> tuple[Image, Image, Flags]:
-        """One array as a part of the grid shows it."""
-        geometry = self.geometries[number]
-        data, variance, dq = resample(
-            *given,
-            *pixel_map(geometry, self.grid, touched),
-            interpolation=self.interpolation,
-            area_ratio=self.ratio,
-            origin=(needed[0], needed[2]),
-        )
-        area = self.grid.scale**2 / self.ratio
-        of_data, of_variance = area_factors(geometry, self.grid, touched, area)
-        return data * of_data, variance * of_variance, dq
+def _engine_conflict(values: Mapping[str, Any]) -> str:
+    engine, wanted = values["engine"], values["interpolation"]
+    if wanted is None or wanted in INTERPOLATIONS[engine]:
+        return ""
+    return (
+        f"interpolation={wanted} is not of engine={engine}, which has {', '.join(INTERPOLATIONS[engine])};"
+        " set resampleToCommonFrame:engine or another interpolation"
+    )
 
 
+@refuses(_engine_conflict)
 @on_group
 def resample_to_common_frame(
     frames: Frames,
@@ -150,7 +67,18 @@ def resample_to_common_frame(
     pixel_scale: Annotated[float, Range(0.001, 10)] | None = None,
     pa: Annotated[float, Range(-360, 360)] = 0.0,
     reference: str | None = None,
-    interpolation: Literal["bilinear", "cubic", "quintic", "lanczos3"] = "quintic",
+    engine: Literal["gdask", "reproject"] = "gdask",
+    interpolation: Literal[
+        "quintic",
+        "bilinear",
+        "cubic",
+        "lanczos3",
+        "nearest-neighbor",
+        "bicubic",
+        "adaptive",
+        "exact",
+    ]
+    | None = None,
 ) -> Frames:
     """Resample every frame onto one tangent plane at the target, North up and East left. [resampleToCommonFrame]
 
@@ -162,36 +90,73 @@ def resample_to_common_frame(
         Position angle of the output's +y axis, degrees East of North.
     reference
         Image whose pixel grid is taken instead.
+    engine
+        gdask: compiled kernels of its own; reproject: the package of that name (slower; docs/accuracy.md compares them).
     interpolation
-        Interpolation kernel.
+        Of gdask: quintic, bilinear, cubic, lanczos3; of reproject: nearest-neighbor, bilinear, bicubic, adaptive, exact.
+        None: the engine's default, quintic or bilinear.
     """
+    if conflict := _engine_conflict({"engine": engine, "interpolation": interpolation}):
+        raise GdaskError(f"resample_to_common_frame: {conflict}")
+    method = interpolation or INTERPOLATIONS[engine][0]
     scale = pixel_scale or float(instrument_of(frames[0]).facts["output_pixel_scale"])
     grid = _grid_of_file(reference) if reference else _grid_of_frames(frames, scale, pa)
     radesys = str(primary_header(frames[0]).get("FRAME", "FK5")).strip().upper()
     header = grid_header(grid, radesys if radesys in ("FK5", "ICRS", "FK4") else "FK5")
     frames = tuple(_checked(frame, grid) for frame in frames)
     worst = max(small(frame, "solution")["map_px"] for frame in frames)
-    text = f"{grid.shape[1]} x {grid.shape[0]} pixels of {grid.scale:g} arcsec, {interpolation}, map good to {worst:.1e} px"
+    text = f"{grid.shape[1]} x {grid.shape[0]} pixels of {grid.scale:g} arcsec, {_in_words(engine, method)}, map good to {worst:.1e} px"
     side = SIDE if len(frames) < MANY else SIDE // 2
     return tuple(
-        note(_resample_frame(frame, grid, header, interpolation, side), text) for frame in frames
+        note(_resample_frame(frame, grid, header, (engine, method), side), text) for frame in frames
     )
 
 
-def correlation(interpolation: str, ratio: float) -> dict[str, tuple[object, str]]:
-    """Header keywords that say how resampled noise is correlated. ratio: area of an output over that of an input pixel.
+def _in_words(engine: str, method: str) -> str:
+    return method if engine == "gdask" else f"{engine} {method}"
+
+
+def correlation(
+    interpolation: str, ratio: float, engine: str = "gdask", sums: float = 1.0
+) -> dict[str, tuple[object, str]]:
+    """Give header keywords that say how resampled noise is correlated.
 
     VAR is that of sums: the rms of a sum over many pixels is CORRFAC sqrt(sum of VAR), that of single pixels is CORRPIX
-    sqrt(VAR), the mean over all sub-pixel phases; `interpolation.aperture_noise` gives what lies between.
+    sqrt(VAR), the mean over all sub-pixel phases; `interpolation.aperture_noise` gives what lies between for gdask's kernels.
+
+    Parameters
+    ----------
+    interpolation, engine
+        As resample_to_common_frame takes them.
+    ratio
+        Area of an output pixel over that of an input pixel.
+    sums
+        CORRFAC: 1, but for reproject's nearest-neighbor.
     """
+    if engine == "gdask":
+        noise = noise_correlation(interpolation)
+    else:
+        from gdask.kernels.resample.reproject_methods import method_noise_correlation
+
+        noise = method_noise_correlation(interpolation, ratio)
     return {
-        "INTERPOL": (interpolation, "Interpolation kernel"),
-        "CORRFAC": (1.0, "rms of a sum of many pixels / sqrt(sum VAR)"),
-        "CORRPIX": (
-            round(noise_correlation(interpolation) * ratio**0.5, 5),
-            "rms of one pixel / sqrt(VAR)",
-        ),
+        "INTERPOL": (_in_words(engine, interpolation), "Interpolation kernel"),
+        "CORRFAC": (round(sums, 5), "rms of a sum of many pixels / sqrt(sum VAR)"),
+        "CORRPIX": (round(noise * ratio**0.5, 5), "rms of one pixel / sqrt(VAR)"),
     }
+
+
+def _noise_of_sums(source: Resampled) -> float:
+    """CORRFAC: the nearest pixel is taken twice here and not at all there, as a part of the map shows; else 1."""
+    if source.interpolation != "nearest-neighbor":
+        return 1.0
+    y1, y2, x1, x2 = source.footprints[0]
+    y, x = (y1 + y2) // 2, (x1 + x2) // 2
+    half = min(y2 - y1, x2 - x1, 512) // 2
+    maps = pixel_map(source.geometries[0], source.grid, (y - half, y + half, x - half, x + half))
+    nearest = np.floor(np.column_stack([np.ravel(plane) for plane in maps]) + 0.5)
+    _, taken = np.unique(nearest, axis=0, return_counts=True)
+    return float(np.sqrt(np.sum(taken**2) / np.sum(taken)))
 
 
 def reference_area(geometries: tuple[Geometry, ...], shape: tuple[int, int]) -> float:
@@ -250,7 +215,10 @@ def _map_error(frame: Frame, grid: Grid) -> float:
     return worst
 
 
-def _resample_frame(frame: Frame, grid: Grid, header: Any, interpolation: str, side: int) -> Frame:
+def _resample_frame(
+    frame: Frame, grid: Grid, header: Any, how: tuple[str, str], side: int
+) -> Frame:
+    """how: engine and interpolation."""
     found, size = geometries(frame), shape_of(frame)
     area = (
         frame.attrs.get("reference_area")
@@ -260,14 +228,14 @@ def _resample_frame(frame: Frame, grid: Grid, header: Any, interpolation: str, s
     ratio = grid.scale**2 / area
     arrays = arrays_of(frame)
     footprints = tuple(footprint(each, size, grid) for each in found)
-    identity = tokenize([each.name for each in arrays], found, grid, interpolation, ratio)
-    source = Resampled((), found, footprints, size, grid, interpolation, ratio, identity)
+    identity = tokenize([each.name for each in arrays], found, grid, how, ratio)
+    source = Resampled((), found, footprints, size, grid, *how, ratio, identity)
     variables = unpack(_tiles(arrays, source, side))
     base = array_headers(frame)[0].copy()
     for keyword in _ARRAY_KEYWORDS:
         base.remove(keyword, ignore_missing=True)
     base.update(header)
-    base.update(correlation(interpolation, ratio))
+    base.update(correlation(how[1], ratio, how[0], _noise_of_sums(source)))
     onto = _on_grid(frame, variables, grid, Header.of(base))
     onto = with_headers(onto, primary={"PIXSCALE": (grid.scale, "Pixel scale (arcsec)")})
     placed = {"geometry": found, **(small(frame, "solution") or {})}
@@ -295,7 +263,7 @@ def _tiles(arrays: Sequence[da.Array], source: Resampled, side: int) -> da.Array
     chunks = ((1,), *(band_chunks(length, side) for length in source.grid.shape))
 
     def windows(_: int, __: int, window: Window) -> list[tuple[int, Window]]:
-        return [(number, needed) for number, _, needed in source.input_windows(window)]
+        return [(part.array, part.needed) for part in source.parts(window)]
 
     packed = gather(
         _resample_tile,
@@ -353,9 +321,3 @@ _ARRAY_KEYWORDS = (
     "FRAMEID",
     *(f"AMP{kind}{number}" for kind in ("NAME", "SEC") for number in range(1, 5)),
 )
-
-
-def _merge(result: tuple[Image, Image, Flags], added: tuple[Image, Image, Flags]) -> None:
-    better = added[2] < result[2]
-    for old, new in zip(result, added, strict=True):
-        old[better] = new[better]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import dask.array as da
@@ -16,7 +16,7 @@ from gdask.io.sources import Source
 from gdask.kernels.stack.combine import combine
 from gdask.kernels.statistics import fit_sky_level
 from gdask.model import DQ, UNUSABLE, GdaskError
-from gdask.params import Range
+from gdask.params import Range, refuses
 from gdask.steps.frames import (
     BAND_ROWS,
     PIXEL,
@@ -41,6 +41,12 @@ _FEWEST_ROWS = 16
 _LEVEL_BYTES, _SUBTRACTION_BYTES, _COMBINATION_SHARE = 20.0, 8.0, 2.5
 
 
+def _level_conflict(values: Mapping[str, Any]) -> str:
+    both = values["offset_sky"] and values["scale_sky"]
+    return "offset_sky and scale_sky are both True; set one of them to False" if both else ""
+
+
+@refuses(_level_conflict)
 @on_group
 def sky_correct(
     frames: Frames,
@@ -80,10 +86,8 @@ def sky_correct(
     nlow, nhigh
         Values rejected at each end by minmax.
     """
-    if offset_sky and scale_sky:
-        raise GdaskError(
-            "sky_correct: offset_sky and scale_sky are both True; set one of them to False"
-        )
+    if conflict := _level_conflict({"offset_sky": offset_sky, "scale_sky": scale_sky}):
+        raise GdaskError(f"sky_correct: {conflict}")
     for frame in frames:
         if sky_names(frame) is None:
             raise GdaskError(

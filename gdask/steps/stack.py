@@ -38,7 +38,8 @@ from gdask.steps.frames import (
     strip_rows,
     unpack,
 )
-from gdask.steps.resample import TILE_BYTES, Resampled, resampled_source
+from gdask.steps.resample import TILE_BYTES, resampled_source
+from gdask.steps.resampled import Resampled
 from gdask.types import Frame, Frames, Window
 
 Operation = Literal["mean", "wtmean", "median", "lmedian"]
