@@ -1,0 +1,67 @@
+"""docs/interactive.md, as a notebook would run it: raw to stack with public functions alone."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gdask
+
+ROOT = Path(__file__).parents[1]
+
+
+def cells(page: str) -> list[str]:
+    """The Python of a page, cell by cell."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+def run_cells(page: str, names: dict[str, Any]) -> dict[str, Any]:
+    """Run a page's cells one after another in one name space; give what they left."""
+    for number, cell in enumerate(cells(page), 1):
+        exec(compile(cell, f"{page}, cell {number}", "exec"), names)
+    return names
+
+
+@pytest.fixture
+def folder(night: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "raw").symlink_to(Path(night.science[0]).parent)
+    (tmp_path / "dragonsrc").write_text("[calibs]\ndatabases = cal_manager.db get store\n")
+    monkeypatch.setenv("DRAGONSRC", str(tmp_path / "dragonsrc"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_page_goes_from_raw_to_stack(folder: Path) -> None:
+    left = run_cells("docs/interactive.md", {})
+    image = left["image"]
+    assert len(left["aligned"]) == 5 and "cells agree" in left["aligned"][0].attrs["note"]
+    assert float(image.data.max()) > 1e4 and float(image.variance.median()) > 0
+    tables = gdask.tables(image)
+    assert len(tables["OBJCAT"][0]) > 20 and "ASTROM" in tables and "FRAMES" in tables
+    copy = gdask.open(gdask.write(image, "copy.fits"))
+    again = gdask.tables(copy)
+    assert set(again) == set(tables)
+    for name, table in tables.items():
+        pairs = (
+            zip(table, again[name], strict=True)
+            if isinstance(table, list)
+            else [(table, again[name])]
+        )
+        for one, other in pairs:
+            assert one.colnames == other.colnames and len(one) == len(other), name
+            assert one.as_array().tobytes() == other.as_array().tobytes(), name
+    np.testing.assert_array_equal(copy.data, image.data)
+
+
+def test_the_readme_goes_to_its_end(folder: Path) -> None:
+    interactive = cells("README.md")[-1]
+    raw = sorted(str(path) for path in (folder / "raw").glob("S*.fits"))
+    names: dict[str, Any] = {}
+    exec(compile(interactive.replace("raw/S20170505S0095.fits", raw[0]), "README", "exec"), names)
+    assert names["frame"].dq.compute().dtype == np.uint16
+    assert any(name.endswith("_electrons.fits") for name in os.listdir())
