@@ -22,6 +22,7 @@ from copy import copy
 from functools import lru_cache
 from typing import Any, BinaryIO, NamedTuple, cast
 
+import numpy as np
 from astropy.io import fits
 
 from gdask.model import GdaskError
@@ -406,9 +407,19 @@ def parse_header(text: str) -> Header:
     return Header(_parsed(line.ljust(max(-(-len(line) // CARD), 1) * CARD)) for line in lines)
 
 
+def coordinate(frame: Any, name: str) -> np.ndarray:
+    """Give the values of a Frame's coordinate.
+
+    `Dataset.chunk` and `open_dataset(chunks=...)` make coordinates lazy, too. They are computed in
+    this thread, whatever scheduler is set: steps ask for them again and again.
+    """
+    held = frame.coords[name].data
+    return np.asarray(held.compute(scheduler="synchronous") if hasattr(held, "dask") else held)
+
+
 def frame_headers(frame: Any) -> Headers:
     """Give the headers of a Frame: its attribute `phu` and its coordinate `header`."""
-    ext = tuple(parse_header(text) for text in frame.coords["header"].to_numpy().ravel().tolist())
+    ext = tuple(parse_header(text) for text in coordinate(frame, "header").ravel().tolist())
     return Headers(parse_header(frame.attrs["phu"]), ext, str(frame.attrs.get("path", "")))
 
 

@@ -20,6 +20,7 @@ import gdask
 from gdask import Reduce
 from gdask.headers import read_headers
 from gdask.instruments import f2, view
+from gdask.io.frames import array_headers, with_headers
 from gdask.kernels.detector.probe_shadows import binned_medians, find_shadows, unbin_window
 from gdask.kernels.detector.quality import outside_circle_mask
 from gdask.kernels.geometry.projection import to_sky
@@ -28,7 +29,6 @@ from gdask.model import DQ, GdaskError
 from gdask.reduction.recipe_library import find_recipe
 from gdask.simulate import simulate_f2
 from gdask.steps import add_dq, prepare, stack_frames
-from gdask.steps.frames import with_headers
 
 SIZE = 288
 
@@ -294,7 +294,7 @@ def test_outside_the_circle_nothing_is_lit_but_darks_do_not_care(night: Path) ->
     frames = []
     for path in (files["science"][0], files["long"][0]):
         frame = gdask.open(path)
-        header = frame.attrs["headers"][0]
+        header = array_headers(frame)[0]
         header = {
             "CRPIX1": [header["CRPIX1"] + 880 - 1500],
             "CRPIX2": [header["CRPIX2"] + 880 - 1700],
