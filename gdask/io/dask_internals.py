@@ -14,6 +14,7 @@ import dask.array as da
 from dask._task_spec import DataNode, Task, TaskRef
 from dask.base import collections_to_expr, get_scheduler
 from dask.blockwise import blockwise
+from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
 from dask.layers import ArrayBlockIdDep
 
@@ -108,6 +109,16 @@ def run_order(tasks: Tasks) -> dict[Any, int]:
     return dict(order(tasks))
 
 
+def needs_of(node: Any) -> tuple[Hashable, ...]:
+    """Give the keys of the results that one node of a graph needs."""
+    return tuple(node.dependencies)
+
+
+def flat_list(nested: object) -> list[Any]:
+    """Give the items of nested lists, such as the keys of an array's blocks, in one list."""
+    return list(flatten(nested))
+
+
 def scheduler_of_user() -> Any:
     """Give the scheduler that is set for computes: a function, a distributed client's method, or None."""
     return get_scheduler()
@@ -115,7 +126,7 @@ def scheduler_of_user() -> Any:
 
 def take_apart(node: Any) -> Node:
     """Give the parts of one node of an optimised graph."""
-    needs = tuple(node.dependencies)
+    needs = needs_of(node)
     if hasattr(node, "target"):
         return Node("alias", needs, arguments=(node.target,))
     if not hasattr(node, "func"):
