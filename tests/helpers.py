@@ -7,7 +7,15 @@ import dask.array as da
 import numpy as np
 
 import gdask
-from gdask.steps.frames import with_arrays, with_headers
+from gdask.io.frames import (
+    geometries,
+    lazy_small_results,
+    pixel_variables,
+    small_results,
+    with_geometries,
+    with_headers,
+)
+from gdask.steps.frames import with_arrays
 from gdask.steps.pointing import prepare
 from gdask.types import Frame, Frames
 
@@ -67,8 +75,8 @@ def electrons(path: str, seed: int = 1, rows: int | None = None, **limits: float
 
 
 def computed(frame: Frame) -> dict[str, np.ndarray]:
-    """All variables of a Frame as plain arrays, in one compute."""
-    names = list(frame.data_vars)
+    """All pixels of a Frame as plain arrays by variable, in one compute."""
+    names = pixel_variables(frame)
     return dict(zip(names, dask.compute(*(frame[name].data for name in names)), strict=True))
 
 
@@ -83,14 +91,13 @@ def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Non
 
 
 def on_disk(frames: Frames, folder: object) -> Frames:
-    """The Frames written to `folder` and opened again; attributes that files do not hold are kept."""
+    """The Frames written to `folder` and opened again; what files do not hold is kept."""
     result = []
     for frame in frames:
         again = gdask.open(gdask.write(frame, f"{folder}/{frame.attrs['name']}"))
-        kept = {
-            key: frame.attrs[key]
-            for key in ("geometry", "results", "provenance")
-            if key in frame.attrs
-        }
-        result.append(again.assign_attrs(kept))
+        kept = set(small_results(frame)) - set(lazy_small_results(frame))
+        again = again.assign({name: frame[name].variable for name in kept})
+        if "provenance" in frame.attrs:
+            again = again.assign_attrs(provenance=frame.attrs["provenance"])
+        result.append(with_geometries(again, geometries(frame)))
     return tuple(result)

@@ -20,6 +20,7 @@ import gdask
 from gdask import Reduce
 from gdask.headers import read_headers
 from gdask.instruments import f2, view
+from gdask.io.frames import with_headers
 from gdask.kernels.detector.probe_shadows import binned_medians, find_shadows, unbin_window
 from gdask.kernels.detector.quality import outside_circle_mask
 from gdask.kernels.geometry.projection import to_sky
@@ -28,7 +29,6 @@ from gdask.model import DQ, GdaskError
 from gdask.reduction.recipe_library import find_recipe
 from gdask.simulate import simulate_f2
 from gdask.steps import add_dq, prepare, stack_frames
-from gdask.steps.frames import with_headers
 
 SIZE = 288
 

@@ -14,12 +14,13 @@ from helpers import assert_same, computed, on_disk, raw, shape_of, with_pixels
 import gdask
 from gdask import steps
 from gdask.instruments import descriptor
+from gdask.io.frames import with_headers
 from gdask.kernels.geometry.grid import grid_to_sky
 from gdask.kernels.geometry.projection import from_sky, tangent_plane, tangent_sky, to_sky
 from gdask.kernels.sources.centroids import POSITIONS
 from gdask.model import DQ, GdaskError
 from gdask.reduction.run import Run
-from gdask.steps.frames import replaced, with_headers
+from gdask.steps.frames import replaced
 from gdask.steps.pointing import find_bad_wcs
 from gdask.types import Frame, Frames
 

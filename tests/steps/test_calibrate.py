@@ -9,18 +9,18 @@ import dask.array as da
 import numpy as np
 import pytest
 from astropy.io import fits
+from gdask.steps.regions import match_window, true_sections
 from helpers import BANDS, assert_same, computed, electrons, flags, ramp, raw, shape_of, with_pixels
 
 import gdask
 from gdask import steps
 from gdask.instruments import descriptor, instrument_of
+from gdask.io.frames import with_headers
 from gdask.kernels.detector import flat as flat_kernels
 from gdask.kernels.detector import quality as dq_kernels
 from gdask.kernels.detector.linearity import linearize, linearized_level
 from gdask.kernels.detector.variance import add_variance
 from gdask.model import DQ, GdaskError
-from gdask.steps.frames import with_headers
-from gdask.steps.regions import match_window, true_sections
 from gdask.types import Frame
 
 

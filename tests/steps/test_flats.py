@@ -11,9 +11,9 @@ from helpers import BANDS, assert_same, computed, electrons, flags, ramp, shape_
 
 from gdask import steps
 from gdask.instruments import descriptor
+from gdask.io.frames import with_headers
 from gdask.kernels.stack.combine import METHODS, REJECTIONS, combine
 from gdask.model import DQ, GdaskError
-from gdask.steps.frames import with_headers
 from gdask.types import Frame, Frames
 
 

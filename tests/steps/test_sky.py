@@ -14,9 +14,9 @@ from helpers import BANDS, assert_same, computed, on_disk, raw, shape_of, with_p
 import gdask
 from gdask import steps
 from gdask.instruments import descriptor
+from gdask.io.frames import with_headers
 from gdask.kernels.geometry.projection import tangent_sky
 from gdask.model import DQ, GdaskError
-from gdask.steps.frames import with_headers
 from gdask.steps.sky import levels, transfer_objects
 from gdask.steps.sky_frames import separation
 from gdask.types import Frame, Frames

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers import computed, raw, with_pixels
 
+from gdask.io.frames import with_headers
 from gdask.kernels.detector.probe_shadows import (
     BIN_SIZE,
     binned_medians,
@@ -17,7 +18,6 @@ from gdask.kernels.detector.probe_shadows import (
 )
 from gdask.model import DQ
 from gdask.steps import flag_shadows, measure_shadows
-from gdask.steps.frames import with_headers
 
 SIZE, LEVEL, RADIUS = 512, 17000.0, 250.0
 Y, X = np.mgrid[:SIZE, :SIZE].astype(float)
