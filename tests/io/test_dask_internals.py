@@ -20,13 +20,15 @@ from gdask.io.dask_internals import Node
 ROOT = Path(__file__).resolve().parents[2]
 #: The package's modules as they lie in a working copy.
 PACKAGE = (ROOT / "gdask", ROOT / "recipes", ROOT / "cluster")
-#: What dask and distributed document, as far as gdask may use it: modules with all names in them, and single names.
-DOCUMENTED_MODULES = ("dask.array", "dask.config", "dask.diagnostics", "dask.threaded")
+#: Modules whose names are documented, and single names that are, as far as gdask uses them.
+DOCUMENTED_MODULES = ("dask.array", "dask.config", "dask.diagnostics")
 DOCUMENTED_NAMES = (
     "dask",
     "dask.base.tokenize",
     "dask.callbacks.Callback",
+    "dask.compute",
     "dask.highlevelgraph.HighLevelGraph",
+    "dask.threaded.get",
 )
 
 
@@ -402,13 +404,13 @@ def _dotted(node: ast.AST) -> str:
 
 
 def is_documented(name: str) -> bool:
-    if any(part.startswith("_") and not part.startswith("__") for part in name.split(".")):
+    """Whether a dotted name, or what leads to it, is among those that the documentation lists."""
+    if any(part.startswith("_") for part in name.split(".")):
         return False
-    if name in DOCUMENTED_NAMES or name in ("dask.array", "dask.config", "dask.threaded"):
-        return True
-    if any(name.startswith(f"{allowed}.") for allowed in (*DOCUMENTED_MODULES, *DOCUMENTED_NAMES[1:])):
-        return True
-    return name.count(".") == 1 and name.split(".")[1] in dask.__all__
+    leads_to_one = any(known.startswith(f"{name}.") for known in DOCUMENTED_NAMES)
+    below_one = any(f"{name}.".startswith(f"{module}.") for module in DOCUMENTED_MODULES)
+    below_name = any(name.startswith(f"{known}.") for known in DOCUMENTED_NAMES[1:])
+    return name in DOCUMENTED_NAMES or leads_to_one or below_one or below_name
 
 
 def test_no_other_module_uses_parts_of_dask_that_are_not_documented() -> None:
