@@ -155,13 +155,13 @@ def _on_cluster(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Se
 def _once(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Sequence[Any]:
     from distributed import KilledWorker, as_completed
 
-    from gdask.cluster.watch import Watch
+    from gdask.cluster.watch import WorkerWatch
 
     packed = client.get(tasks, keys, sync=False)
     futures = flat_list(packed)
     with meter(text, settings().dashboard) as display:
         patience, wait = settings().patience, settings().wait
-        watch = Watch(client, display.show, lambda: client.cancel(futures), patience, wait)
+        watch = WorkerWatch(client, display.show, lambda: client.cancel(futures), patience, wait)
         try:
             with watch:
                 for number, done in enumerate(as_completed(futures), 1):
