@@ -23,8 +23,7 @@ from astropy.table import Table
 from helpers import assert_same, computed, electrons, flags, ramp, shape_of, with_pixels
 
 import gdask
-from gdask.engine import checkpoint
-from gdask.engine import scratch_locks
+from gdask.engine import checkpoint, scratch_locks
 from gdask.io import write
 from gdask.io.frames import array_headers, with_headers
 from gdask.io.lazy_arrays import changed_scale, from_source, is_stored, read_apart, source_of
@@ -344,9 +343,12 @@ def test_written_files_verify_and_come_back(path: str, tmp_path: Path) -> None:
     assert list(found["NOTES"]["N"]) == [1, 2]
 
 
-def test_a_flipped_bit_is_noticed(product: str) -> None:
+@pytest.mark.parametrize("unit", [("SCI", 1), ("VAR", 2), ("DQ", 4), ("ASTROM", 1)])
+def test_a_flipped_bit_is_noticed(product: str, unit: tuple[str, int]) -> None:
+    with fits.open(product) as hdus:
+        place = hdus[unit].fileinfo()["datLoc"] + hdus[unit].size // 2
     with open(product, "r+b") as file:
-        file.seek(-5000, os.SEEK_END)
+        file.seek(place)
         (byte,) = file.read(1)
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 1]))
