@@ -40,7 +40,7 @@ def test_the_page_goes_from_raw_to_stack(folder: Path) -> None:
     left = run_cells("docs/interactive.md", {})
     image = left["image"]
     assert len(left["aligned"]) == 5 and "cells agree" in left["aligned"][0].attrs["note"]
-    assert float(image.data.max()) > 1e4 and float(image.variance.median()) > 0
+    assert float(image.data.max()) > 1e4 and float(image.variance.mean()) > 0
     tables = gdask.tables(image)
     assert len(tables["OBJCAT"][0]) > 20 and "ASTROM" in tables and "FRAMES" in tables
     copy = gdask.open(gdask.write(image, "copy.fits"))

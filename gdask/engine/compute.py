@@ -13,7 +13,7 @@ from typing import Any
 
 from gdask.engine import memory
 from gdask.engine.display import Meter, meter
-from gdask.io.dask_internals import optimised_tasks, scheduler_of_user
+from gdask.io.dask_internals import flat_list, optimised_tasks, scheduler_of_user
 from gdask.model import GdaskError, settings
 
 log = logging.getLogger("gdask")
@@ -153,16 +153,15 @@ def _on_cluster(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Se
 
 
 def _once(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Sequence[Any]:
-    from dask.core import flatten
     from distributed import KilledWorker, as_completed
 
-    from gdask.cluster.watch import Watch
+    from gdask.cluster.watch import WorkerWatch
 
     packed = client.get(tasks, keys, sync=False)
-    futures = list(flatten(packed))
+    futures = flat_list(packed)
     with meter(text, settings().dashboard) as display:
         patience, wait = settings().patience, settings().wait
-        watch = Watch(client, display.show, lambda: client.cancel(futures), patience, wait)
+        watch = WorkerWatch(client, display.show, lambda: client.cancel(futures), patience, wait)
         try:
             with watch:
                 for number, done in enumerate(as_completed(futures), 1):

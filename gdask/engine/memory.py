@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gdask.io.dask_internals import Node, bare_function, key_of, run_order, take_apart
+from gdask.io.dask_internals import Node, bare_function, key_of, needs_of, run_order, take_apart
 from gdask.model import GdaskError, UsageError, settings
 
 #: Bytes of a process before any pixels: interpreter, libraries, compiled kernels. Reductions of small nights hold 320 to 400 MB.
@@ -145,7 +145,7 @@ def _costed(graph: Mapping[Any, Any]) -> tuple[list, dict[object, tuple], dict[o
     """Keys in dask's order, what each needs, what each costs."""
     priority = run_order(graph)
     keys = sorted(graph, key=priority.__getitem__)
-    needs = {key: tuple(graph[key].dependencies) for key in keys}
+    needs = {key: needs_of(graph[key]) for key in keys}
     costs: dict[object, Cost] = {}
     for key in _after_inputs(keys, needs):
         costs[key] = cost_of(graph[key], costs)
@@ -260,7 +260,7 @@ def _fused(parts: Node, costs: Mapping[Any, Cost]) -> Cost:
         key = key_of(argument)
         known[name] = costs[key]._replace(scratch=0.0, base=_OUTSIDE) if key in costs else NOTHING
     inner = parts.inner or {}
-    needs = {key: tuple(task.dependencies) for key, task in inner.items()}
+    needs = {key: needs_of(task) for key, task in inner.items()}
     keys = [key for key in _after_inputs([parts.result], needs) if key not in known]
     for key in keys:
         known[key] = cost_of(inner[key], known)

@@ -11,9 +11,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import dask.array as da
-from dask._task_spec import DataNode, Task, TaskRef
+from dask._task_spec import Alias, DataNode, NestedContainer, Task, TaskRef
 from dask.base import collections_to_expr, get_scheduler
 from dask.blockwise import blockwise
+from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
 from dask.layers import ArrayBlockIdDep
 
@@ -27,7 +28,7 @@ class Node(NamedTuple):
     """One node of a graph, taken apart for the projection of memory.
 
     kind: "task" (`function` of `arguments`), "alias" (another name of `arguments[0]`, a key), "value" (`arguments[0]`),
-    "list" (results put together) or "fused" (`inner` tasks that run as one; `arguments` are what `names` stand for inside;
+    "list" (results put together, as lists or other containers) or "fused" (`inner` tasks that run as one; `arguments` are what `names` stand for inside;
     `result` is the key of the inner task that gives the result).
     """
 
@@ -108,6 +109,16 @@ def run_order(tasks: Tasks) -> dict[Any, int]:
     return dict(order(tasks))
 
 
+def needs_of(node: Any) -> tuple[Hashable, ...]:
+    """Give the keys of the results that one node of a graph needs."""
+    return tuple(node.dependencies)
+
+
+def flat_list(nested: object) -> list[Any]:
+    """Give the items of nested lists, such as the keys of an array's blocks, in one list."""
+    return list(flatten(nested))
+
+
 def scheduler_of_user() -> Any:
     """Give the scheduler that is set for computes: a function, a distributed client's method, or None."""
     return get_scheduler()
@@ -115,28 +126,24 @@ def scheduler_of_user() -> Any:
 
 def take_apart(node: Any) -> Node:
     """Give the parts of one node of an optimised graph."""
-    needs = tuple(node.dependencies)
-    if hasattr(node, "target"):
+    needs = needs_of(node)
+    if isinstance(node, Alias):
         return Node("alias", needs, arguments=(node.target,))
-    if not hasattr(node, "func"):
-        kind = "list" if needs else "value"
-        return Node(kind, needs, arguments=(getattr(node, "value", None),))
-    name = getattr(node.func, "__name__", "")
-    if name == "_execute_subgraph":
+    if isinstance(node, DataNode):
+        return Node("value", needs, arguments=(node.value,))
+    if isinstance(node, NestedContainer):
+        return Node("list", needs, arguments=tuple(node.args))
+    if getattr(node.func, "__name__", "") == "_execute_subgraph":
         inner, result, names, *given = node.args
         return Node("fused", needs, None, tuple(given), inner, tuple(names), result)
-    if name == "_pass_extra_kwargs":
-        first = node.args[0]
-        function = getattr(first, "value", first)
-        return Node("task", needs, function, tuple(node.args[1:]))
     return Node("task", needs, node.func, tuple(node.args))
 
 
 def key_of(argument: object) -> Hashable | None:
     """Give the key that an argument of a task refers to; None where it is a value."""
-    return (
-        getattr(argument, "key", None) if type(argument).__name__ in ("TaskRef", "Alias") else None
-    )
+    if isinstance(argument, Alias):
+        return argument.target
+    return argument.key if isinstance(argument, TaskRef) else None
 
 
 def bare_function(function: Any) -> Any:

@@ -198,7 +198,7 @@ def table_bytes(name: str, table: Table, version: int | None) -> bytes:
     for number, column in enumerate(table.colnames, 1):
         if table[column].description:
             hdu.header[f"TCOMM{number}"] = table[column].description
-    hdu.add_checksum()
+    hdu.add_checksum(when="checksum")  # without a comment: the time, and the same bytes never again
     memory = io.BytesIO()
     fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(memory)
     return memory.getvalue()[BLOCK:]

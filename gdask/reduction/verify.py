@@ -202,7 +202,7 @@ def _array(stored: Mapping[str, StoredArray], number: int) -> Found:
     packed = any(plane.offset < 0 for plane in planes.values())  # is unpacked whole at each window
     for y1 in range(0, ny, ny if packed else ROWS):
         y2 = min(y1 + (ny if packed else ROWS), ny)
-        read = {key: array[number, y1:y2] for key, array in stored.items()}
+        read = {key: array.read(number, (y1, y2, 0, nx), {}) for key, array in stored.items()}
         good = read["dq"] == 0 if "dq" in read else np.ones((y2 - y1, nx), bool)
         if "data" in read:
             finite = np.isfinite(read["data"])
@@ -226,10 +226,13 @@ def _array(stored: Mapping[str, StoredArray], number: int) -> Found:
     for key, count in counts.items():
         if count:
             calls = "" if key == "dq" or "dq" not in planes else ", though DQ calls them good"
-            yield f"{EXTNAMES[key]},{number}", f"{count} of {ny * nx} pixels {words[key]}{calls}"
+            yield (
+                f"{EXTNAMES[key]},{number + 1}",
+                f"{count} of {ny * nx} pixels {words[key]}{calls}",
+            )
     if "data" in planes and not low < high:  # also where nothing is finite
         yield (
-            f"SCI,{number}",
+            f"SCI,{number + 1}",
             f"all pixels are {low:g}" if low == high else "no pixel has a finite value",
         )
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import xarray as xr
 from astropy.io import fits
 from astropy.table import Table
 from scipy.spatial import cKDTree
 
 from benchmarks.centroids import CAMERAS, matched, scene
+from gdask.headers import Header
+from gdask.io.frames import grid_of, grid_text, one_image_coords, small, with_fetched, with_small
 from gdask.io.star_tables import add_star_columns, solution_tables
 from gdask.io.tables import source_tables
 from gdask.kernels.astrometry.residuals import RESIDUAL_DTYPE, epoch_means, number_epochs
@@ -21,6 +23,7 @@ from gdask.kernels.geometry.grid import Grid, grid_to_sky
 from gdask.kernels.geometry.projection import Geometry, tangent_plane, tangent_sky
 from gdask.kernels.sources.centroids import APERTURES, PHOTOMETRY, fit_photometry
 from gdask.kernels.sources.detection import CATALOG, detect, measure_fwhm
+from gdask.types import Frame
 
 IMAGE = "S20170505S0095_image.fits"
 CENTRE = (150.0, -30.0)
@@ -135,7 +138,7 @@ def test_residuals_are_small_rows_and_frames_are_named_once():
     assert solution_tables([{"name": "S.fits", "geometry": ()}]) == {}
 
 
-def stack_of(stars: np.ndarray, factor: float | None) -> SimpleNamespace:
+def stack_of(stars: np.ndarray, factor: float | None) -> Frame:
     """A stack of 100 x 100 pixels at position angle 90 of two frames, the second one on its left half."""
     grid = Grid(*CENTRE, 90.0, 0.1, 49.5, 49.5, (100, 100))
     whole = Geometry(1, 1, (-5.05, 0.1, 0.0), (-5.05, 0.0, 0.1), *CENTRE, 0.0)
@@ -146,17 +149,19 @@ def stack_of(stars: np.ndarray, factor: float | None) -> SimpleNamespace:
     inputs[0]["stars"]["ra"], inputs[0]["stars"]["dec"] = grid_to_sky(
         grid, [20.0, 80.0, 50.3], [30.0, 60.0, 50.0]
     )
-    header = fits.Header({"CORRFAC": factor}) if factor else fits.Header()
+    header = Header.of(fits.Header({"CORRFAC": factor}) if factor else fits.Header())
     catalog = np.zeros(len(stars), CATALOG)
     catalog["FLUX_AUTO"], catalog["FLUXERR_AUTO"] = 1e4, 100.0
-    attrs = {
-        "phu": fits.Header({"EXPTIME": 10.0}),
-        "headers": (header,),
-        "grid": grid,
-        "inputs": inputs,
-        "results": {"objcat": (catalog,), "stars": (stars,)},
-    }
-    return SimpleNamespace(attrs=attrs, sizes={"detector": 1})
+    frame = xr.Dataset(
+        coords=one_image_coords((100, 100), header),
+        attrs={
+            "name": IMAGE,
+            "phu": Header.of(fits.Header({"EXPTIME": 10.0})).text,
+            "grid": grid_text(grid),
+        },
+    )
+    frame = with_fetched(frame, {"objcat": (catalog,), "stars": (stars,)})
+    return with_small(frame, inputs=tuple(inputs))
 
 
 def test_columns_of_a_stack_have_known_answers():
@@ -187,7 +192,7 @@ def test_columns_of_a_stack_have_known_answers():
     np.testing.assert_allclose(wide["FLUXERR_AUTO"], 150.0)
     assert wide["MAGERR_PSF"][0] == pytest.approx(1.0857 * 0.015, rel=1e-3)
     np.testing.assert_allclose(
-        (wide["RA"], wide["DEC"]), grid_to_sky(frame.attrs["grid"], stars["x"], stars["y"])
+        (wide["RA"], wide["DEC"]), grid_to_sky(grid_of(frame), stars["x"], stars["y"])
     )
     seen = sorted(int(n) for n in wide["N_FRAMES"])
     assert seen == [1, 1, 2] or seen == [1, 2, 2]
@@ -195,7 +200,7 @@ def test_columns_of_a_stack_have_known_answers():
     floor = 0.5 / np.sqrt(wide["N_FRAMES"][0])
     assert plain["RA_ERR"][0] == pytest.approx(np.hypot(1000 * 0.1 * 0.03, floor), rel=1e-3)
     assert plain["DEC_ERR"][0] == pytest.approx(np.hypot(1000 * 0.1 * 0.01, floor), rel=1e-3)
-    for source in frame.attrs["inputs"]:
+    for source in small(frame, "inputs"):
         source.update(placed="joint fit", error_mas=0.4)
     with_terms = source_tables(frame)["OBJCAT"][0]
     assert with_terms["DEC_ERR"][0] == pytest.approx(
@@ -209,8 +214,7 @@ def test_columns_of_a_stack_have_known_answers():
 def test_a_stack_of_one_frame_has_a_catalogue_too():
     stars = np.zeros(1, PHOTOMETRY)
     stars["x"], stars["y"], stars["flux"], stars["fwhm"] = 20.0, 30.0, 1e4, 4.0
-    frame = stack_of(stars, None)
-    frame.attrs["inputs"] = ({"name": "S.fits", "geometry": ()},)
+    frame = with_small(stack_of(stars, None), inputs=({"name": "S.fits", "geometry": ()},))
     tables = source_tables(frame)
     assert (
         set(tables) == {"OBJCAT"}

@@ -23,10 +23,12 @@ from astropy.table import Table
 from helpers import assert_same, computed, electrons, flags, ramp, shape_of, with_pixels
 
 import gdask
-from gdask.engine import checkpoint
-from gdask.engine import scratch_locks as owners
+from gdask.engine import checkpoint, scratch_locks
 from gdask.io import write
-from gdask.io.read import affine, on_disk, open_frame, read_layout, read_window, reopen
+from gdask.io.frames import array_headers, with_headers
+from gdask.io.lazy_arrays import changed_scale, from_source, is_stored, read_apart, source_of
+from gdask.io.read import lazy_variables, open_frame, stored_arrays
+from gdask.io.stored import read_window
 from gdask.model import GdaskError, host, owner
 
 IO_COUNTS = Path("/proc/self/io")
@@ -76,7 +78,7 @@ def test_pixels_are_those_of_astropy(path: str) -> None:
         expected = np.stack([hdu.data for hdu in hdus[1:]]).astype("f4")
     np.testing.assert_array_equal(frame.data.data.compute(), expected)
     assert np.ptp(expected) > 1000
-    assert frame.attrs["name"] == Path(path).name and len(frame.attrs["headers"]) == 4
+    assert frame.attrs["name"] == Path(path).name and len(array_headers(frame)) == 4
 
 
 @pytest.mark.skipif(not IO_COUNTS.exists(), reason="the system does not count what is read")
@@ -84,11 +86,12 @@ def test_opening_reads_headers_and_a_band_reads_its_rows(path: str, tmp_path: Pa
     size = full_size(path, tmp_path / "big.fits")
     gdask.open(path)  # imports
     before = bytes_read()
-    frame = open_frame(tmp_path / "big.fits", rows=64)
+    frame = open_frame(tmp_path / "big.fits")
     assert bytes_read() - before < 0.01 * size
-    frame.data[0, :1, :1].data.compute()
+    banded = read_apart(frame.data.data, rows=64)
+    banded[0, :1, :1].compute()
     before = bytes_read()
-    frame.data[2, 130:140].data.compute()
+    banded[2, 130:140].compute()
     assert bytes_read() - before < 1.1 * 64 * 2048 * 4
 
 
@@ -117,35 +120,44 @@ def test_compressed_files_give_the_same_pixels(path: str, tmp_path: Path, form: 
 
 
 def test_graph_names_follow_the_files_identity(copy: Path) -> None:
-    first = open_frame(copy, rows=64)
-    assert set(open_frame(copy, rows=64).data.data.__dask_graph__()) == set(
-        first.data.data.__dask_graph__()
+    def keys(pixels: da.Array) -> set:
+        return set(pixels.__dask_graph__())
+
+    first = open_frame(copy).data.data
+    assert keys(open_frame(copy).data.data) == keys(first)
+    bands, again = (read_apart(first, rows=64) for _ in range(2))
+    assert keys(bands) == keys(again)
+    others = [first, bands, read_apart(first, 32), read_apart(first, 64, tag="other")]
+    assert len({array.name for array in others}) == len(others)
+    code = (
+        "import gdask.io.read as r, gdask.io.lazy_arrays as l;"
+        f" print(l.read_apart(r.open_frame({str(copy)!r}).data.data, rows=64).name)"
     )
-    assert open_frame(copy, rows=64, tag="other").data.data.name != first.data.data.name
-    assert open_frame(copy, rows=32).data.data.name != first.data.data.name
-    code = f"import gdask.io.read as r; print(r.open_frame({str(copy)!r}, rows=64).data.data.name)"
     elsewhere = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert elsewhere.stdout.strip() == first.data.data.name
+    assert elsewhere.stdout.strip() == bands.name
     os.utime(copy, ns=(1, 1))
-    assert open_frame(copy, rows=64).data.data.name != first.data.data.name
+    assert open_frame(copy).data.data.name != first.name
 
 
 @pytest.mark.parametrize("rows", [1, 64, 97, 5000])
-def test_reopened_in_row_bands_the_pixels_are_the_same(product: str, rows: int) -> None:
+def test_read_apart_in_row_bands_the_pixels_are_the_same(product: str, rows: int) -> None:
     whole = gdask.open(product)
-    banded = reopen(whole, rows=rows, tag="other")
-    assert banded.data.data.chunks[1][0] == min(rows, whole.sizes["y"])
-    assert banded.data.data.name != whole.data.data.name
-    assert_same(computed(whole), computed(banded))
+    for name, variable in whole.data_vars.items():
+        banded = read_apart(variable.data, rows=rows, tag="other")
+        assert banded.chunks[1][0] == min(rows, whole.sizes["y"])
+        assert banded.name != variable.data.name and is_stored(source_of(banded)), name
+        assert banded.dtype == variable.dtype
+        assert banded.compute().tobytes() == variable.data.compute().tobytes()
 
 
 def test_parts_of_rows_are_those_of_whole_rows(product: str, path: str) -> None:
     for file in (product, path):
-        for planes in read_layout(file).values():
-            ny, nx = planes[0].shape
-            whole = read_window(planes[0], 0, ny, 0, nx, np.dtype("f4"))
+        for array in stored_arrays(file).values():
+            plane = array.planes[0]
+            ny, nx = plane.shape
+            whole = read_window(plane, 0, ny, 0, nx, np.dtype("f4"))
             for y1, y2, x1, x2 in (
                 (3, 40, 5, nx // 3),
                 (0, ny, nx - 7, nx),
@@ -154,46 +166,102 @@ def test_parts_of_rows_are_those_of_whole_rows(product: str, path: str) -> None:
                 (4, 9, 2, nx - 1),
             ):
                 np.testing.assert_array_equal(
-                    read_window(planes[0], y1, y2, x1, x2, np.dtype("f4")), whole[y1:y2, x1:x2]
+                    read_window(plane, y1, y2, x1, x2, np.dtype("f4")), whole[y1:y2, x1:x2]
                 )
 
 
-def test_reopening_keeps_what_is_not_on_disk(product: str) -> None:
+def test_a_stored_array_is_read_like_an_array(product: str) -> None:
+    """By numbers, slices with steps, and lists of detectors, as xarray reads it."""
+    stored = stored_arrays(product)["data"]
+    whole = gdask.open(product).data.data.compute()
+    assert (stored.shape, stored.ndim, stored.dtype) == (whole.shape, 3, whole.dtype)
+    for key in (
+        (slice(None), slice(None), slice(None)),
+        (2, slice(3, 40), slice(5, 6)),
+        (slice(1, 3), slice(None, None, 7), slice(250, 2, -3)),
+        ([0, 3], 17, slice(10, 20)),
+        (-1, -1, -1),
+        (slice(0), slice(None), slice(None)),
+        (slice(None), slice(5, 5), slice(None)),
+        1,
+        (slice(None), 4),
+    ):
+        np.testing.assert_array_equal(stored[key], whole[key])
+
+
+def test_only_pixels_that_nobody_changed_are_read_from_their_file(product: str) -> None:
+    frame = open_frame(product)
+    assert all(is_stored(source_of(frame[name].data)) for name in frame.data_vars)
+    attributes = frame.assign_attrs(note="x").drop_vars("dq")
+    assert is_stored(source_of(attributes["data"].data))
+    for other in (frame.chunk({"y": 10}), frame.isel(y=slice(10)), frame * 1, frame.compute()):
+        assert source_of(other["data"].data) is None
+
+
+def test_reading_apart_keeps_what_is_not_on_disk(product: str) -> None:
     """A variable that a step has changed must not silently become the file's again."""
     frame = gdask.open(product)
     changed = with_pixels(frame, data=ramp(shape_of(frame), 77))
-    assert_same(computed(changed), computed(reopen(changed, rows=50, tag="x")))
+    found = read_apart(changed["data"].data, rows=50, tag="x")
+    assert found.chunks[1][0] == 50
+    assert found.compute().tobytes() == ramp(shape_of(frame), 77).tobytes()
 
 
 @pytest.mark.parametrize(
-    "how", [lambda data: data * 2, lambda data: data.compute() * 2], ids=["lazy", "in memory"]
+    "how",
+    [lambda data: data * 2, lambda data: data.copy(data=data.values * 2).chunk({"y": 50})],
+    ids=["lazy", "in memory"],
 )
 def test_pixels_that_were_assigned_are_not_taken_from_the_file(product: str, how: object) -> None:
     frame = open_frame(product)
     expected = 2 * frame.data.values
     changed = frame.assign(data=how(frame["data"]))
-    with pytest.raises(GdaskError, match="data is not on disk yet"):
-        on_disk(changed, "data")
-    on_disk(changed, "dq"), on_disk(frame.chunk({"y": 10}), "data")
-    np.testing.assert_array_equal(reopen(changed, rows=33, tag="t").data.values, expected)
+    assert source_of(changed["data"].data) is None and is_stored(source_of(changed["dq"].data))
+    apart = read_apart(changed["data"].data, rows=33, tag="t")
+    np.testing.assert_array_equal(apart.compute(), expected)
 
 
-def test_affine_reads_scaled_and_shifted_pixels(product: str) -> None:
+def test_changed_scale_reads_scaled_and_shifted_pixels(product: str) -> None:
+    """Once, again on the result, and in other blocks; the same bits for pixels that are on no disk."""
     frame = gdask.open(product)
     scales, offsets = [2.0, 1.0, 0.5, 1.0], [1.5, 0.0, -3.0, 1000.0]
     expected = frame.data.data.compute().astype("f8") * np.reshape(scales, (4, 1, 1)) + np.reshape(
         offsets, (4, 1, 1)
     )
-    changed = affine(frame, "data", scales, offsets)
-    np.testing.assert_allclose(changed.data.data.compute(), expected, rtol=1e-6)
-    np.testing.assert_allclose(
-        reopen(changed, rows=33, tag="t").data.data.compute(), expected, rtol=1e-6
-    )
-    again = affine(changed, "data", [0.5, 1.0, 2.0, 1.0], [0.0] * 4)
+    changed = changed_scale(frame.data.data, scales, offsets)
+    assert is_stored(source_of(changed)) and changed.dtype == np.float32
+    np.testing.assert_allclose(changed.compute(), expected, rtol=1e-6)
+    apart = read_apart(changed, rows=33, tag="t")
+    assert apart.compute().tobytes() == changed.compute().tobytes()
+    again = changed_scale(changed, [0.5, 1.0, 2.0, 1.0], [0.0] * 4)
     expected = expected * np.reshape([0.5, 1.0, 2.0, 1.0], (4, 1, 1))
-    np.testing.assert_allclose(again.data.data.compute(), expected, rtol=1e-6)
-    with pytest.raises(GdaskError, match="not on disk"):
-        affine(with_pixels(frame, data=ramp(shape_of(frame), 3)), "data", scales, offsets)
+    np.testing.assert_allclose(again.compute(), expected, rtol=1e-6)
+    assert len({frame.data.data.name, changed.name, apart.name, again.name}) == 4
+    in_memory = with_pixels(frame, data=frame.data.values)["data"].data
+    assert source_of(in_memory) is None
+    lazily = changed_scale(in_memory, scales, offsets)
+    assert lazily.dtype == np.float32
+    assert lazily.compute().tobytes() == changed.compute().tobytes()
+
+
+def test_lazy_variables_are_those_of_frames(product: str) -> None:
+    """What a file has beside them, such as an array of weights, is no variable."""
+    with fits.open(product) as hdus:
+        weights = [fits.ImageHDU(hdus["SCI", n].data, name="WEIGHT", ver=n) for n in range(1, 5)]
+        fits.HDUList([*hdus, *weights]).writeto(Path(product).with_name("more.fits"))
+    stored = stored_arrays(str(Path(product).with_name("more.fits")))
+    assert set(stored) == {"data", "variance", "dq", "weight"}
+    assert set(lazy_variables(stored)) == {"data", "variance", "dq"}
+
+
+def test_a_compressed_array_is_no_source(path: str, tmp_path: Path) -> None:
+    """A window of it costs the whole array: tasks take its blocks, and do not read it again each."""
+    target = tmp_path / f"{Path(path).name}.gz"
+    target.write_bytes(gzip.compress(Path(path).read_bytes()))
+    (plain, packed) = (stored_arrays(str(file))["data"] for file in (path, target))
+    assert plain.is_windowed and not packed.is_windowed
+    assert source_of(from_source(plain, "read")) is plain
+    assert source_of(from_source(packed, "read")) is None
 
 
 def test_messages_for_files_that_are_not_whole(copy: Path) -> None:
@@ -240,11 +308,13 @@ def test_written_files_verify_and_come_back(path: str, tmp_path: Path) -> None:
     dq = frame.dq.data.compute()
     dq[2, :256, :256] = every
     frame = with_pixels(frame, rows=50, dq=dq, objects=flags(dq.shape, 5) > 0)
-    frame.attrs["tables"] = {
+    tables = {
         "OBJCAT": [Table({"X": [1.5 * n], "NAME": ["a"]}) for n in range(4)],
         "NOTES": Table({"N": [1, 2]}),
     }
-    written = gdask.write(frame, tmp_path / "S1.fits")
+    output = write.start(frame, tmp_path / "S1.fits")
+    dask.compute(*output.arrays)
+    written = write.finish(output, tables)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with fits.open(written, checksum=True) as hdus:
@@ -261,18 +331,24 @@ def test_written_files_verify_and_come_back(path: str, tmp_path: Path) -> None:
             np.testing.assert_array_equal(hdus["SCI", 4].data, frame.data[3].data.compute())
             assert hdus["OBJCAT", 3].data["X"][0] == 3.0 and list(hdus["NOTES"].data["N"]) == [1, 2]
     again = gdask.open(written)
-    assert {name: again[name].dtype for name in again} == {
+    assert {name: again[name].dtype for name in again.data_vars} == {
         "data": "f4",
         "variance": "f4",
         "dq": "u2",
         "objects": "?",
     }
     assert_same(computed(frame), computed(again))
+    found = gdask.tables(gdask.open(gdask.write(again, tmp_path / "S2.fits")))
+    assert [table["X"][0] for table in found["OBJCAT"]] == [0.0, 1.5, 3.0, 4.5]
+    assert list(found["NOTES"]["N"]) == [1, 2]
 
 
-def test_a_flipped_bit_is_noticed(product: str) -> None:
+@pytest.mark.parametrize("unit", [("SCI", 1), ("VAR", 2), ("DQ", 4), ("ASTROM", 1)])
+def test_a_flipped_bit_is_noticed(product: str, unit: tuple[str, int]) -> None:
+    with fits.open(product) as hdus:
+        place = hdus[unit].fileinfo()["datLoc"] + hdus[unit].size // 2
     with open(product, "r+b") as file:
-        file.seek(-5000, os.SEEK_END)
+        file.seek(place)
         (byte,) = file.read(1)
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 1]))
@@ -284,8 +360,6 @@ def test_a_flipped_bit_is_noticed(product: str) -> None:
 
 
 def test_ccddata_reads_what_is_written(path: str, tmp_path: Path) -> None:
-    from gdask.steps.frames import with_headers
-
     frame = with_headers(electrons(path), each={"BUNIT": ["electron"] * 4})
     written = gdask.write(frame, tmp_path / "S1.fits")
     ccd = CCDData.read(written, hdu=1)
@@ -347,7 +421,7 @@ def test_leftovers_of_dead_processes_are_removed_those_of_living_ones_are_not(
     for name in (*names.values(), "e.part", ".f.123.part"):
         (tmp_path / name).touch()
     os.utime(tmp_path / names["old"], (time.time() - 90000,) * 2)
-    assert sorted(owners.remove_stale_parts(str(tmp_path))) == sorted(
+    assert sorted(scratch_locks.remove_stale_parts(str(tmp_path))) == sorted(
         [names["stale"], names["old"]]
     )
     assert parts_of(tmp_path) == sorted([names["live"], names["other"], "e.part", ".f.123.part"])
@@ -382,7 +456,7 @@ def test_a_run_knows_whether_another_one_is_at_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str, silent: float, taken: bool
 ) -> None:
     """Here by the process, elsewhere by the mark, which a living run touches."""
-    monkeypatch.setattr(owners, "BEAT", 0.3)
+    monkeypatch.setattr(scratch_locks, "BEAT", 0.3)
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     other = (
         tmp_path
@@ -396,7 +470,7 @@ def test_a_run_knows_whether_another_one_is_at_work(
     if silent == 1:
         toucher.start()
     try:
-        with owners.marked(str(tmp_path)) as found:
+        with scratch_locks.marked(str(tmp_path)) as found:
             assert found == taken and other.exists() == taken
             (mine,) = (path for path in tmp_path.iterdir() if path != other)
             first = mine.stat().st_mtime_ns
@@ -410,11 +484,11 @@ def test_a_run_knows_whether_another_one_is_at_work(
 def test_a_mark_that_nobody_touches_is_that_of_a_dead_run_of_another_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(owners, "BEAT", 0.1)
-    monkeypatch.setattr(owners, "SILENT", 0.5)
+    monkeypatch.setattr(scratch_locks, "BEAT", 0.1)
+    monkeypatch.setattr(scratch_locks, "SILENT", 0.5)
     (tmp_path / "in-use.elsewhere-00000000-1-0a1b2c3d").touch()
     begun = time.monotonic()
-    with owners.marked(str(tmp_path)) as found:
+    with scratch_locks.marked(str(tmp_path)) as found:
         assert not found and 0.4 < time.monotonic() - begun < 10
 
 
@@ -516,12 +590,12 @@ def test_blocks_narrower_than_the_array_are_checked_row_by_row(path: str, tmp_pa
 
 
 def test_another_code_has_other_checkpoints(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    frame = electrons(path).assign_attrs(pending={})
+    frame = electrons(path)
     first = checkpoint.folder_of((frame,), ("data",), "s")
     assert checkpoint.folder_of((frame,), ("data",), "s") == first
     monkeypatch.setattr(checkpoint, "__version__", "0.0")
-    checkpoint.code.cache_clear()
+    checkpoint.code_digest.cache_clear()
     try:
         assert checkpoint.folder_of((frame,), ("data",), "s") != first
     finally:
-        checkpoint.code.cache_clear()
+        checkpoint.code_digest.cache_clear()

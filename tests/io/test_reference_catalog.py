@@ -111,7 +111,8 @@ def test_steps_attach_it_to_every_frame(night: object, tmp_path: Path) -> None:
     frames = steps.add_reference_catalog(
         gdask.open_many(night.science[:2]), source=str(tmp_path / "g.csv")
     )
-    assert all(len(frame.attrs["refcat"]) == 40 for frame in frames)
+    assert [frame.attrs["refcat"] for frame in frames] == [str(tmp_path / "g.csv")] * 2
+    assert all(len(read_catalog(frame.attrs["refcat"])) == 40 for frame in frames)
     (without, _) = steps.add_reference_catalog(gdask.open_many(night.science[:2]))
     assert "refcat" not in without.attrs and "none given" in without.attrs["note"]
 

@@ -15,12 +15,14 @@ from helpers import assert_same, computed, raw
 
 import gdask
 from gdask.engine.compute import COMPUTES
+from gdask.io.frames import lazy_small_results, note, records, set_aside, small, with_small
+from gdask.io.lazy_arrays import is_stored, map_arrays, source_of
 from gdask.model import GdaskError
 from gdask.params import Range
 from gdask.reduction.provenance import product_name
 from gdask.reduction.run import Run
 from gdask.steps import add_var, adu_to_electrons, detect_sources
-from gdask.steps.frames import aside, map_planes, note, pending, with_arrays
+from gdask.steps.frames import with_arrays
 from gdask.types import Frame, Frames
 
 
@@ -40,12 +42,13 @@ def twice(
 
 def measured(frame: Frame) -> Frame:
     """A step with a small result."""
-    return pending(frame, top=map_planes(np.max, frame["data"].data, dtype="f8", whole=True))
+    return with_small(frame, top=map_arrays(np.max, frame["data"].data, dtype="f8"))
 
 
 def drop_second(frames: Frames) -> Frames:
     return tuple(
-        aside(frame, "as asked") if number == 1 else frame for number, frame in enumerate(frames)
+        set_aside(frame, "as asked") if number == 1 else frame
+        for number, frame in enumerate(frames)
     )
 
 
@@ -69,8 +72,8 @@ def test_steps_are_called_with_the_users_parameters(frames: Frames, tmp_path: Pa
     expected = frames[0].data.data.compute()
     np.testing.assert_allclose(run(twice, frames[0]).data.data.compute(), 3 * expected, rtol=1e-6)
     dealt = run.each(twice, frames, tuple(frames[::-1]))
-    assert [json.loads(f.attrs["history"][-1]["args"])["factor"] for f in dealt] == [3.0] * 3
-    assert json.loads(dealt[0].attrs["history"][-1]["args"])["from"] == {"factor": "user"}
+    assert [json.loads(records(f, "history")[-1]["args"])["factor"] for f in dealt] == [3.0] * 3
+    assert json.loads(records(dealt[0], "history")[-1]["args"])["from"] == {"factor": "user"}
     assert [f.attrs["name"] for f in dealt] == [f.attrs["name"] for f in frames]
     assert all("history" not in frame.attrs for frame in frames)
 
@@ -103,18 +106,15 @@ def test_a_value_that_the_recipe_pins_is_reported(
 ) -> None:
     run = Run([("user", {"twice:factor": "3"})], folder=str(tmp_path))
     frame = run(twice, frames[0], factor=5.0)
-    assert json.loads(frame.attrs["history"][-1]["args"])["factor"] == 5.0
+    assert json.loads(records(frame, "history")[-1]["args"])["factor"] == 5.0
     assert "twice:factor=3 is pinned by the recipe to 5.0" in messages(caplog)
 
 
 def test_instrument_defaults_lie_below_the_users(frames: Frames, tmp_path: Path) -> None:
     def args(run: Run) -> dict:
-        frame = raw(frames[0].attrs["path"])
-        return json.loads(
-            run.each(
-                detect_sources, run.each(add_var, run.each(adu_to_electrons, (with_dq(frame),)))
-            )[0].attrs["history"][-1]["args"]
-        )
+        electrons = run.each(adu_to_electrons, (with_dq(raw(frames[0].attrs["path"])),))
+        (found,) = run.each(detect_sources, run.each(add_var, electrons))
+        return json.loads(records(found, "history")[-1]["args"])
 
     assert args(Run(folder=str(tmp_path)))["min_pixels"] == 20
     assert args(Run([("user", {"min_pixels": 9})], folder=str(tmp_path)))["min_pixels"] == 9
@@ -138,7 +138,7 @@ def test_frames_set_aside_are_reported_and_gone(
 
 def test_nothing_left_is_an_error_in_words(frames: Frames, run: Run) -> None:
     def drop_all(frames: Frames) -> Frames:
-        return tuple(aside(frame, "as asked") for frame in frames)
+        return tuple(set_aside(frame, "as asked") for frame in frames)
 
     with pytest.raises(GdaskError, match="drop_all: every frame was set aside"):
         run(drop_all, frames)
@@ -157,13 +157,15 @@ def test_a_phase_is_one_compute_and_fetches_small_results(
         for frame, original in zip(saved, frames, strict=True):
             expected = 2 * original.data.data.compute()
             assert frame.data.data.compute().tobytes() == expected.tobytes()
-            assert [float(top.item()) for top in frame.attrs["results"]["top"]] == [
+            assert [float(top) for top in small(frame, "top")] == [
                 plane.max() for plane in expected
             ]
-            assert frame.attrs["pending"] == {}
+            assert lazy_small_results(frame) == {}
         fetched = run.fetch(run.each(measured, saved))
         assert COMPUTES["count"] == before + 2
-    assert "data" in fetched[0].attrs["layout"]
+    for frame, original in zip(fetched, saved, strict=True):
+        assert frame["data"].data.name == original["data"].data.name
+        assert is_stored(source_of(frame["data"].data))
 
 
 def test_the_next_run_goes_on_from_a_complete_phase(frames: Frames, tmp_path: Path) -> None:
@@ -178,9 +180,7 @@ def test_the_next_run_goes_on_from_a_complete_phase(frames: Frames, tmp_path: Pa
     assert COMPUTES["count"] == before
     for one, other, expected in zip(first, second, pixels, strict=True):
         assert_same(expected, computed(other))
-        assert [a.item() for a in one.attrs["results"]["top"]] == [
-            a.item() for a in other.attrs["results"]["top"]
-        ]
+        assert small(one, "top") == small(other, "top") and len(small(one, "top")) == 4
     (folder,) = (tmp_path / ".gdask").iterdir()
     (folder / "complete").unlink()  # as if it had been killed
     (folder / f"00001_{frames[1].attrs['name']}").write_bytes(b"half")
@@ -287,7 +287,17 @@ def test_a_missing_calibration_is_explained(frames: Frames, workspace: Path) -> 
     assert run.calibration("processed_bpm", frames, required=False) == (None, None, None)
 
 
-def test_by_rows_reads_bands(frames: Frames, run: Run) -> None:
-    banded = run.by_rows(frames, rows=100)
-    assert banded[0].data.data.chunks[1] == (100, 100, 100, 20)
-    assert_same(computed(frames[0]), computed(banded[0]))
+def test_a_small_result_is_asked_for_before_it_is_computed(frames: Frames, run: Run) -> None:
+    (frame,) = run.each(measured, frames[:1])
+    with pytest.raises(GdaskError, match="top is not computed yet; end the phase with run.save"):
+        small(frame, "top")
+    assert small(frame, "top", lazy_is_none=True) is None and small(frame, "bottom") is None
+
+
+def test_databases_are_those_of_the_configuration_unless_they_are_given(workspace: Path) -> None:
+    from gdask.caldb import database_at, open_databases
+
+    assert [str(each) for each in Run().databases] == [str(each) for each in open_databases()]
+    assert Run(databases=()).databases == ()
+    mine = database_at(str(workspace / "mine.db"))
+    assert Run(databases=[mine]).databases == (mine,)
