@@ -1,0 +1,34 @@
+"""Headers of FITS files, read without the pixels."""
+
+from gdask.headers.header import Header, coordinate, frame_headers, parse_header
+from gdask.headers.reading import (
+    BLOCK,
+    FileUnits,
+    Unit,
+    each_unit,
+    image_headers,
+    is_tiled,
+    open_stream,
+    read_headers,
+    read_units,
+    repair_card,
+    untiled,
+)
+
+__all__ = [
+    "BLOCK",
+    "FileUnits",
+    "Header",
+    "Unit",
+    "coordinate",
+    "each_unit",
+    "frame_headers",
+    "image_headers",
+    "is_tiled",
+    "open_stream",
+    "parse_header",
+    "read_headers",
+    "read_units",
+    "repair_card",
+    "untiled",
+]
