@@ -8,12 +8,12 @@ workers before they get work in `gdask.cluster.checks`.
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from gdask.cluster.profiles import load_profiles, profile_of
+from gdask.cluster.usage import ONE_THREAD, Usage, available_cores, counters
 
 from gdask.model import GdaskError, UsageError, use_settings
 
@@ -26,14 +26,6 @@ __all__ = [
     "load_profiles",
     "profile_of",
 ]
-
-#: One thread pool per core is enough: libraries must not start their own inside a worker.
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
-}
 
 
 @contextmanager
@@ -90,38 +82,6 @@ def connect(
         performance_report(report, client),
     ):
         yield client
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class Usage(NamedTuple):
-    """What a compute reads, writes and holds.
-
-    read, written: bytes. memory, limit: bytes of the fullest worker and its limit (0: none).
-    workers: their number.
-    """
-
-    read: int = 0
-    written: int = 0
-    memory: int = 0
-    limit: int = 0
-    workers: int = 0
-
-
-def counters() -> tuple[int, int]:
-    """Bytes that this process has read and written so far; zeros where nothing counts them."""
-    import psutil
-
-    try:
-        found = psutil.Process().io_counters()
-    except (AttributeError, OSError):
-        return 0, 0
-    return getattr(found, "read_chars", found.read_bytes), getattr(
-        found, "write_chars", found.write_bytes
-    )
 
 
 def require_bokeh(path: str | None) -> None:

@@ -20,9 +20,9 @@ import dask
 from distributed import Client, LocalCluster
 from distributed.security import Security
 from distributed.utils import get_ip
-from gdask.cluster import ONE_THREAD, available_cores
 from gdask.cluster.checks import checked_workers
 from gdask.cluster.profiles import Profile
+from gdask.cluster.usage import ONE_THREAD, available_cores
 from gdask.cluster.watch import Counters
 
 from gdask.model import GdaskError, Settings, settings, use_settings

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from gdask.caldb.association import (
+from gdask.caldb.config import (
     DEFAULT_CONFIG,
     Database,
     config_file,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
     import xarray as xr
-
-    from gdask.headers import Header
 
     Frame: TypeAlias = xr.Dataset
     Frames: TypeAlias = tuple[xr.Dataset, ...]
@@ -28,14 +26,6 @@ Fraction: TypeAlias = float
 Image: TypeAlias = npt.NDArray[np.float32]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Flags: TypeAlias = npt.NDArray[np.uint16]
-
-
-class Headers(NamedTuple):
-    """The headers of one multi-extension file: the primary one and one for each image extension, in file order."""
-
-    phu: Header
-    ext: tuple[Header, ...]
-    path: str = ""
 
 
 #: Half-open (y1, y2, x1, x2) in 0-based pixels of an array or an image.

@@ -15,16 +15,14 @@ from typing import Any
 from gdask.caldb.association import (
     Association,
     Candidate,
-    Database,
     RuleVerdict,
     TypeRules,
     associate,
-    database_at,
     needed_types,
-    open_databases,
     rank_calibrations,
     rules_for,
 )
+from gdask.caldb.config import Database, database_at, open_databases
 from gdask.caldb.report import explain
 
 #: Public name -> module; imported when first used, because these load SQLAlchemy.

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from gdask.caldb.association import Database
+from gdask.caldb.config import Database
 from gdask.caldb.database import add, caltype_name, describe
 from gdask.model import GdaskError, owner
 

@@ -20,9 +20,9 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.schema import CreateColumn, CreateTable
 
-from gdask.caldb.association import Database, Row, sqlite_path
+from gdask.caldb.config import Database, Row, sqlite_path
+from gdask.headers import Headers
 from gdask.model import GdaskError
-from gdask.types import Headers
 
 if TYPE_CHECKING:
     from gdask.types import Frame

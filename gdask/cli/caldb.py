@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gdask.cal_service import LocalDB, config_text, fits_files, only_database
-from gdask.caldb.association import (
+from gdask.caldb.config import (
     Database,
     database_at,
     open_databases,

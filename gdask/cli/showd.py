@@ -11,7 +11,7 @@ from typing import Any
 
 from gdask.cli import expand_files, parser_for, run_command, split_commas
 from gdask.instruments import DESCRIPTORS, View, view
-from gdask.instruments.rules import unknown_descriptor
+from gdask.instruments.view import unknown_descriptor
 from gdask.model import GdaskError, UsageError
 
 DESCRIPTION = """\

@@ -24,7 +24,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from gdask.instruments import DESCRIPTORS, View, view
-from gdask.instruments.rules import parse_date, parse_time, unknown_descriptor
+from gdask.instruments.rules import parse_date, parse_time
+from gdask.instruments.view import unknown_descriptor
 from gdask.model import GdaskError, UsageError
 
 #: Characters of an expression.

@@ -1,6 +1,6 @@
 """Headers of FITS files, read without the pixels."""
 
-from gdask.headers.header import Header, coordinate, frame_headers, parse_header
+from gdask.headers.header import Header, Headers, coordinate, frame_headers, parse_header
 from gdask.headers.reading import (
     BLOCK,
     FileUnits,
@@ -19,6 +19,7 @@ __all__ = [
     "BLOCK",
     "FileUnits",
     "Header",
+    "Headers",
     "Unit",
     "coordinate",
     "each_unit",

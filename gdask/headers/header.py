@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from astropy.io import fits
 
-from gdask.types import Headers
-
 CARD = 80  # characters of a card (FITS standard 4.0, section 3.3)
 COMMENTARY = ("COMMENT", "HISTORY", "")
 
@@ -138,6 +136,14 @@ class Header(Mapping[str, Any]):
             if at is None
             else at
         )
+
+
+class Headers(NamedTuple):
+    """The headers of one multi-extension file: the primary one and one for each image extension, in file order."""
+
+    phu: Header
+    ext: tuple[Header, ...]
+    path: str = ""
 
 
 @lru_cache(

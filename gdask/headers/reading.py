@@ -22,9 +22,8 @@ from typing import BinaryIO, NamedTuple, cast
 
 from astropy.io import fits
 
-from gdask.headers.header import CARD, Header
+from gdask.headers.header import CARD, Header, Headers
 from gdask.model import GdaskError
-from gdask.types import Headers
 
 BLOCK = 2880  # bytes in a FITS record (FITS standard 4.0, section 3.1)
 BITPIX = (8, 16, 32, 64, -32, -64)

@@ -4,28 +4,14 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gdask.headers import frame_headers, read_headers
+from gdask.headers import Headers, frame_headers, read_headers
 from gdask.instruments import f2, gemini, gsaoi
-from gdask.instruments.rules import (
-    Descriptor,
-    Instrument,
-    Rule,
-    TagSet,
-    array_headers,
-    as_number,
-    header_value,
-    option_names,
-    resolve,
-    unknown_descriptor,
-)
+from gdask.instruments.view import Instrument, View, header_value, unknown_descriptor
 from gdask.model import GdaskError
-from gdask.types import Headers
 
 __all__ = [
     "DESCRIPTORS",
@@ -43,72 +29,6 @@ __all__ = [
 DESCRIPTORS: list[str] = sorted(gemini.DESCRIPTORS)
 
 _BY_INSTRUME: dict[str, Instrument] = {}
-
-
-class View:
-    """What the rules see of one file. Calling it gives a descriptor: `view("gain")`."""
-
-    def __init__(
-        self,
-        headers: Headers,
-        facts: Mapping[str, Any],
-        rules: Mapping[str, Rule],
-        descriptors: Mapping[str, Descriptor],
-    ) -> None:
-        self.phu, self.path = headers.phu, headers.path
-        self.ext = array_headers(headers.ext)
-        self.facts = facts
-        self._rules, self._descriptors = rules, descriptors
-
-    def __call__(self, name: str, **options: Any) -> Any:
-        function = self._descriptors.get(name)
-        if function is None:
-            raise GdaskError(unknown_descriptor(name, self._descriptors))
-        allowed = option_names(function) if options else ()
-        if not set(options) <= set(allowed):
-            raise GdaskError(
-                f"descriptor {name} takes the options {', '.join(allowed) or 'none'}; got "
-                f"{', '.join(options)}"
-            )
-        return function(self, **options)
-
-    def accepts(self, name: str, option: str) -> bool:
-        """Whether a descriptor has an option (False if there is no such descriptor)."""
-        return name in self._descriptors and option in option_names(self._descriptors[name])
-
-    @cached_property
-    def tags(self) -> frozenset[str]:
-        """All tags of the file."""
-        found = (rule(self) for rule in self._rules.values())
-        return resolve(
-            one for sets in found if sets for one in ((sets,) if isinstance(sets, TagSet) else sets)
-        )
-
-    @property
-    def prepared(self) -> bool:
-        """Whether `prepare` has been run on the file: arrays carry their own keywords then."""
-        return "PREPARED" in self.tags
-
-    def get(self, keyword: str) -> Any:
-        """Value in the primary header; None if it is missing or blank."""
-        return header_value(self.phu, keyword)
-
-    def given(self, keyword: str) -> Any:
-        """Value in the primary header; '' for an empty string, None if there is none."""
-        return header_value(self.phu, keyword, empty="")
-
-    def text(self, keyword: str) -> str:
-        """Value in the primary header as text, '' if it is missing."""
-        value = self.get(keyword)
-        return "" if value is None else str(value)
-
-    def number(self, keyword: str) -> Any:
-        """Number in the primary header, also if written as text; None if there is none."""
-        return as_number(self.get(keyword))
-
-    def each(self, keyword: str) -> list[Any]:
-        """Value in the header of each array."""
-        return [header_value(header, keyword) for header in self.ext]
 
 
 def register(toml_path: str | os.PathLike[str], module: ModuleType) -> Instrument:

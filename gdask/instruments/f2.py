@@ -9,21 +9,16 @@ from typing import TYPE_CHECKING, Any
 from gdask.instruments import f2_array, gemini, rules, spectra
 from gdask.instruments.f2_array import geometries, true_sections
 from gdask.instruments.rules import (
-    Descriptor,
-    Rule,
-    TagSet,
-    as_number,
     format_section,
     from_header_if_prepared,
-    header_value,
     parse_section,
-    tagset,
     up_to_component_number,
     without_component_number,
 )
+from gdask.instruments.view import Descriptor, Rule, TagSet, as_number, header_value, tagset
 
 if TYPE_CHECKING:
-    from gdask.instruments import View
+    from gdask.instruments.view import View
 
 __all__ = ["DESCRIPTORS", "TAGS", "geometries", "true_sections"]
 

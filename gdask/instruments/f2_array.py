@@ -11,17 +11,12 @@ import datetime as dt
 import math
 from typing import TYPE_CHECKING, Any
 
-from gdask.instruments.rules import (
-    as_number,
-    cd_matrix,
-    celestial_headers,
-    header_value,
-    parse_section,
-)
+from gdask.instruments.rules import cd_matrix, celestial_headers, parse_section
+from gdask.instruments.view import as_number, header_value
 from gdask.model import GdaskError
 
 if TYPE_CHECKING:
-    from gdask.instruments import View
+    from gdask.instruments.view import View
     from gdask.kernels.geometry.projection import Geometry
 
 Section = tuple[int, int, int, int]

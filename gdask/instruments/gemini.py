@@ -12,20 +12,17 @@ from typing import TYPE_CHECKING
 
 from gdask.instruments import rules, spectra
 from gdask.instruments.rules import (
-    Descriptor,
-    Rule,
-    TagSet,
     from_component_keyword,
     from_keyword,
     from_number_keyword,
     from_section_keyword,
-    tagset,
     up_to_component_number,
     without_component_number,
 )
+from gdask.instruments.view import Descriptor, Rule, TagSet, tagset
 
 if TYPE_CHECKING:
-    from gdask.instruments import View
+    from gdask.instruments.view import View
 
 _FACTS = tomllib.loads(Path(__file__).with_name("gemini.toml").read_text(encoding="utf-8"))
 #: Keywords of processed calibrations, DRAGONS' and Gemini IRAF's.

@@ -16,23 +16,18 @@ import numpy as np
 
 from gdask.instruments import gemini
 from gdask.instruments.rules import (
-    Descriptor,
-    Rule,
-    TagSet,
-    as_number,
     from_component_keyword,
     from_header_if_prepared,
     from_keyword,
     from_number_keyword,
     from_section_keyword,
-    header_value,
     parse_section,
-    tagset,
 )
+from gdask.instruments.view import Descriptor, Rule, TagSet, as_number, header_value, tagset
 from gdask.model import GdaskError
 
 if TYPE_CHECKING:
-    from gdask.instruments import View
+    from gdask.instruments.view import View
     from gdask.kernels.geometry.projection import Geometry
 
 __all__ = ["DESCRIPTORS", "TAGS", "geometries", "true_sections"]

@@ -8,18 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gdask.instruments.rules import (
-    Descriptor,
-    as_number,
     cd_matrix,
     celestial_headers,
     from_header_if_prepared,
-    header_value,
     parse_section,
 )
+from gdask.instruments.view import Descriptor, as_number, header_value
 from gdask.model import GdaskError
 
 if TYPE_CHECKING:
-    from gdask.instruments import View
+    from gdask.instruments.view import View
     from gdask.kernels.geometry.projection import Geometry
 
 Section = tuple[int, int, int, int]

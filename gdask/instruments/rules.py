@@ -13,107 +13,13 @@ the other descriptors.
 from __future__ import annotations
 
 import datetime as dt
-import difflib
-import inspect
 import math
 import re
-from collections.abc import Callable, Iterable
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from astropy.io.fits import VerifyError
 
-if TYPE_CHECKING:
-    from gdask.headers import Header
-    from gdask.instruments import View
-
-#: Names of the extensions that accompany an array of pixels and are not one themselves.
-COMPANION_EXTENSIONS = frozenset({"VAR", "DQ", "OBJMASK"})
-
-
-class Instrument(NamedTuple):
-    """An instrument: its name, the facts (the content of its TOML) and its module of rules."""
-
-    name: str
-    facts: dict[str, Any]
-    module: ModuleType
-
-
-class TagSet(NamedTuple):
-    """Tags that are set together or not at all.
-
-    They are dropped if one of them is blocked by another set, if a tag of `blocked_by` is set, or
-    if a tag of `if_present` is missing.
-    """
-
-    add: frozenset[str]
-    blocks: frozenset[str] = frozenset()
-    blocked_by: frozenset[str] = frozenset()
-    if_present: frozenset[str] = frozenset()
-
-
-def tagset(add: str, blocks: str = "", blocked_by: str = "", if_present: str = "") -> TagSet:
-    """A TagSet from blank-separated names."""
-    return TagSet(*(frozenset(names.split()) for names in (add, blocks, blocked_by, if_present)))
-
-
-Rule = Callable[["View"], "TagSet | tuple[TagSet, ...] | None"]
-Descriptor = Callable[..., Any]
-
-
-def resolve(sets: Iterable[TagSet]) -> frozenset[str]:
-    """The tags of a file from the sets that its rules give.
-
-    Sets that block others are applied first, sets that can be blocked or need others last.
-    """
-    tags: set[str] = set()
-    blocked: set[str] = set()
-    for one in sorted(sets, key=lambda s: (len(s.if_present), len(s.blocked_by), -len(s.blocks))):
-        if one.if_present <= tags and not tags & one.blocked_by and not one.add & blocked:
-            tags |= one.add
-            blocked |= one.blocks
-    return frozenset(tags)
-
-
-def array_headers(headers: tuple[Header, ...]) -> tuple[Header, ...]:
-    """The headers of the arrays of pixels.
-
-    These are the extensions named SCI or without a name; without any, those that do not accompany
-    an array; without any of these, all (a bad-pixel mask may hold nothing but DQ).
-    """
-    names = [str(header_value(header, "EXTNAME") or "SCI").upper() for header in headers]
-    for wanted in (lambda n: n == "SCI", lambda n: n not in COMPANION_EXTENSIONS):
-        chosen = tuple(header for header, name in zip(headers, names) if wanted(name))
-        if chosen:
-            return chosen
-    return headers
-
-
-def header_value(header: Header, keyword: str, empty: str | None = None) -> Any:
-    """Value of a keyword, text without blanks at its ends.
-
-    None if it is missing, undefined or unreadable; `empty` for a text of blanks.
-    """
-    try:
-        value = header.get(keyword)
-    except (VerifyError, ValueError, AttributeError):  # a card that cannot be parsed is no value
-        return None
-    if isinstance(value, str):
-        return value.strip() or empty
-    return value if isinstance(value, (bool, int, float)) else None
-
-
-def as_number(value: Any) -> Any:
-    """int or float, also from text; None for anything else, NaN and infinity included."""
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return value
+from gdask.instruments.view import Descriptor, View, as_number, header_value
 
 
 def from_keyword(name: str) -> Descriptor:
@@ -200,21 +106,6 @@ def parse_section(text: Any) -> list[int] | None:
 def format_section(one: list[int] | None) -> str | None:
     """[0, 2048, 512, 1536] -> '[1:2048,513:1536]'."""
     return None if one is None else f"[{one[0] + 1}:{one[1]},{one[2] + 1}:{one[3]}]"
-
-
-def option_names(function: Descriptor) -> tuple[str, ...]:
-    """Names of a descriptor's options."""
-    return tuple(inspect.signature(function).parameters)[1:]
-
-
-def unknown_descriptor(name: str, known: Iterable[str]) -> str:
-    """Message for a descriptor that does not exist."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return (
-        f"no descriptor '{name}'; the closest is '{close[0]}'"
-        if close
-        else f"no descriptor '{name}' ('showd --help' lists them; text needs quotes)"
-    )
 
 
 # Time and position of a frame

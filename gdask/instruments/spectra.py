@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gdask.instruments.rules import as_number
+from gdask.instruments.view import as_number
 
 if TYPE_CHECKING:
-    from gdask.instruments import View
+    from gdask.instruments.view import View
 
 #: Factor from metres to the unit that an option asks for.
 PER_METRE = {"asMicrometers": 1e6, "asNanometers": 1e9, "asAngstroms": 1e10}

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 
-from gdask.headers import FileUnits, Header, image_headers, read_units
+from gdask.headers import FileUnits, Header, Headers, image_headers, read_units
 from gdask.instruments import instrument_of, view
 from gdask.io.stored import FITS_TYPES, Plane, StoredArray
 from gdask.model import DIMS, DTYPES, EXTNAMES, GdaskError
-from gdask.types import Frame, Frames, Headers
+from gdask.types import Frame, Frames
 
 _COMPRESSED = (".gz", ".bz2", ".fz", ".Z", ".zip")
 

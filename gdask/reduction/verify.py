@@ -10,14 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from astropy.io import fits
 
-from gdask.headers import BLOCK, Unit, each_unit, is_tiled, open_stream
+from gdask.headers import BLOCK, Headers, Unit, each_unit, is_tiled, open_stream
 from gdask.instruments import View, view
-from gdask.instruments.rules import COMPANION_EXTENSIONS
+from gdask.instruments.view import COMPANION_EXTENSIONS
 from gdask.io.checksum import wrong_sums
 from gdask.io.read import stored_arrays
 from gdask.io.stored import StoredArray
 from gdask.model import DTYPES, EXTNAMES, GdaskError
-from gdask.types import Headers
 
 #: All DQ bits that have a meaning.
 KNOWN_BITS = 0x7F

@@ -33,9 +33,8 @@ from gdask.caldb import (
 from gdask.caldb.association import judge_calibration, rules_from_table
 from gdask.caldb.database import DESCRIPTORS, SCHEMA_VERSION, _engine, add, init, remove, rows
 from gdask.cli.caldb import main
-from gdask.headers import read_headers
+from gdask.headers import Headers, read_headers
 from gdask.model import GdaskError
-from gdask.types import Headers
 
 NIGHT = dt.datetime(2017, 5, 5, 2, 30)
 FULL = [[2048, 4096, 0, 2048], [0, 2048, 0, 2048], [0, 2048, 2048, 4096], [2048, 4096, 2048, 4096]]

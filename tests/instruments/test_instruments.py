@@ -16,12 +16,12 @@ import pytest
 from astropy.io import fits
 
 from gdask import instruments
-from gdask.headers import read_headers, repair_card
+from gdask.headers import Headers, read_headers, repair_card
 from gdask.instruments import descriptor, instrument_of, register, step_defaults, tags, view
 from gdask.instruments.f2_array import apparent_to_icrs
-from gdask.instruments.rules import parse_section, resolve, tagset
+from gdask.instruments.rules import parse_section
+from gdask.instruments.view import resolve, tagset
 from gdask.model import GdaskError
-from gdask.types import Headers
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 ARRAYS = ("H2RG-032-074", "H2RG-032-064", "H2RG-032-071", "H2RG-032-061")

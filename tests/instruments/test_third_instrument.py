@@ -41,7 +41,7 @@ match_radius = 0.5
 
 RULES = """
 from gdask.instruments.linear import DESCRIPTORS, geometries, true_sections
-from gdask.instruments.rules import tagset
+from gdask.instruments.view import tagset
 
 def kind(view):
     return tagset("IMAGE FLAT CAL" if view.get("OBSTYPE") == "FLAT" else "IMAGE")

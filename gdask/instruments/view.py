@@ -1,0 +1,184 @@
+"""What the rules of an instrument see of one file, and how tags come of them."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from astropy.io.fits import VerifyError
+
+from gdask.headers import Header, Headers
+from gdask.model import GdaskError
+
+#: Names of the extensions that accompany an array of pixels and are not one themselves.
+COMPANION_EXTENSIONS = frozenset({"VAR", "DQ", "OBJMASK"})
+
+
+class Instrument(NamedTuple):
+    """An instrument: its name, the facts (the content of its TOML) and its module of rules."""
+
+    name: str
+    facts: dict[str, Any]
+    module: ModuleType
+
+
+class TagSet(NamedTuple):
+    """Tags that are set together or not at all.
+
+    They are dropped if one of them is blocked by another set, if a tag of `blocked_by` is set, or
+    if a tag of `if_present` is missing.
+    """
+
+    add: frozenset[str]
+    blocks: frozenset[str] = frozenset()
+    blocked_by: frozenset[str] = frozenset()
+    if_present: frozenset[str] = frozenset()
+
+
+def tagset(add: str, blocks: str = "", blocked_by: str = "", if_present: str = "") -> TagSet:
+    """A TagSet from blank-separated names."""
+    return TagSet(*(frozenset(names.split()) for names in (add, blocks, blocked_by, if_present)))
+
+
+Rule = Callable[["View"], "TagSet | tuple[TagSet, ...] | None"]
+Descriptor = Callable[..., Any]
+
+
+def resolve(sets: Iterable[TagSet]) -> frozenset[str]:
+    """The tags of a file from the sets that its rules give.
+
+    Sets that block others are applied first, sets that can be blocked or need others last.
+    """
+    tags: set[str] = set()
+    blocked: set[str] = set()
+    for one in sorted(sets, key=lambda s: (len(s.if_present), len(s.blocked_by), -len(s.blocks))):
+        if one.if_present <= tags and not tags & one.blocked_by and not one.add & blocked:
+            tags |= one.add
+            blocked |= one.blocks
+    return frozenset(tags)
+
+
+def array_headers(headers: tuple[Header, ...]) -> tuple[Header, ...]:
+    """The headers of the arrays of pixels.
+
+    These are the extensions named SCI or without a name; without any, those that do not accompany
+    an array; without any of these, all (a bad-pixel mask may hold nothing but DQ).
+    """
+    names = [str(header_value(header, "EXTNAME") or "SCI").upper() for header in headers]
+    for wanted in (lambda n: n == "SCI", lambda n: n not in COMPANION_EXTENSIONS):
+        chosen = tuple(header for header, name in zip(headers, names) if wanted(name))
+        if chosen:
+            return chosen
+    return headers
+
+
+def header_value(header: Header, keyword: str, empty: str | None = None) -> Any:
+    """Value of a keyword, text without blanks at its ends.
+
+    None if it is missing, undefined or unreadable; `empty` for a text of blanks.
+    """
+    try:
+        value = header.get(keyword)
+    except (VerifyError, ValueError, AttributeError):  # a card that cannot be parsed is no value
+        return None
+    if isinstance(value, str):
+        return value.strip() or empty
+    return value if isinstance(value, (bool, int, float)) else None
+
+
+def as_number(value: Any) -> Any:
+    """int or float, also from text; None for anything else, NaN and infinity included."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return value
+
+
+def option_names(function: Descriptor) -> tuple[str, ...]:
+    """Names of a descriptor's options."""
+    return tuple(inspect.signature(function).parameters)[1:]
+
+
+def unknown_descriptor(name: str, known: Iterable[str]) -> str:
+    """Message for a descriptor that does not exist."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return (
+        f"no descriptor '{name}'; the closest is '{close[0]}'"
+        if close
+        else f"no descriptor '{name}' ('showd --help' lists them; text needs quotes)"
+    )
+
+
+class View:
+    """What the rules see of one file. Calling it gives a descriptor: `view("gain")`."""
+
+    def __init__(
+        self,
+        headers: Headers,
+        facts: Mapping[str, Any],
+        rules: Mapping[str, Rule],
+        descriptors: Mapping[str, Descriptor],
+    ) -> None:
+        self.phu, self.path = headers.phu, headers.path
+        self.ext = array_headers(headers.ext)
+        self.facts = facts
+        self._rules, self._descriptors = rules, descriptors
+
+    def __call__(self, name: str, **options: Any) -> Any:
+        function = self._descriptors.get(name)
+        if function is None:
+            raise GdaskError(unknown_descriptor(name, self._descriptors))
+        allowed = option_names(function) if options else ()
+        if not set(options) <= set(allowed):
+            raise GdaskError(
+                f"descriptor {name} takes the options {', '.join(allowed) or 'none'}; got "
+                f"{', '.join(options)}"
+            )
+        return function(self, **options)
+
+    def accepts(self, name: str, option: str) -> bool:
+        """Whether a descriptor has an option (False if there is no such descriptor)."""
+        return name in self._descriptors and option in option_names(self._descriptors[name])
+
+    @cached_property
+    def tags(self) -> frozenset[str]:
+        """All tags of the file."""
+        found = (rule(self) for rule in self._rules.values())
+        return resolve(
+            one for sets in found if sets for one in ((sets,) if isinstance(sets, TagSet) else sets)
+        )
+
+    @property
+    def prepared(self) -> bool:
+        """Whether `prepare` has been run on the file: arrays carry their own keywords then."""
+        return "PREPARED" in self.tags
+
+    def get(self, keyword: str) -> Any:
+        """Value in the primary header; None if it is missing or blank."""
+        return header_value(self.phu, keyword)
+
+    def given(self, keyword: str) -> Any:
+        """Value in the primary header; '' for an empty string, None if there is none."""
+        return header_value(self.phu, keyword, empty="")
+
+    def text(self, keyword: str) -> str:
+        """Value in the primary header as text, '' if it is missing."""
+        value = self.get(keyword)
+        return "" if value is None else str(value)
+
+    def number(self, keyword: str) -> Any:
+        """Number in the primary header, also if written as text; None if there is none."""
+        return as_number(self.get(keyword))
+
+    def each(self, keyword: str) -> list[Any]:
+        """Value in the header of each array."""
+        return [header_value(header, keyword) for header in self.ext]
