@@ -84,6 +84,15 @@ class Run:
         self._phase = 0
         self._remarks: dict[str, dict[str, None]] = {}
 
+    @property
+    def databases(self) -> tuple[Any, ...]:
+        """The calibration databases in order; those of the configuration where none were given."""
+        if self._databases is None:
+            from gdask.caldb import open_databases
+
+            self._databases = open_databases()
+        return self._databases
+
     def __call__(
         self, step: Callable[..., object], frames: object, *others: object, **pinned: object
     ) -> object:
