@@ -12,8 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from gdask.cluster.profiles import load_profiles, profile_of
-from gdask.cluster.usage import ONE_THREAD, Usage, available_cores, counters
+from gdask.cluster.profiles import (
+    ONE_THREAD,
+    Usage,
+    available_cores,
+    counters,
+    load_profiles,
+    profile_of,
+)
 
 from gdask.model import GdaskError, UsageError, use_settings
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import cloudpickle
 from distributed import Client, WorkerPlugin
-from gdask.cluster.usage import ONE_THREAD
+from gdask.cluster.profiles import ONE_THREAD
 
 from gdask.model import GdaskError, owner
 

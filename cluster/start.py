@@ -21,8 +21,7 @@ from distributed import Client, LocalCluster
 from distributed.security import Security
 from distributed.utils import get_ip
 from gdask.cluster.checks import checked_workers
-from gdask.cluster.profiles import Profile
-from gdask.cluster.usage import ONE_THREAD, available_cores
+from gdask.cluster.profiles import ONE_THREAD, Profile, available_cores
 from gdask.cluster.watch import Counters
 
 from gdask.model import GdaskError, Settings, settings, use_settings

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, Self
 
 from distributed import Client, WorkerPlugin
-from gdask.cluster.usage import Usage, counters
+from gdask.cluster.profiles import Usage, counters
 
 log = logging.getLogger("gdask")
 

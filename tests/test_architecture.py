@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from conftest import Night
+
+from gdask.cli import main as cli_main
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {
@@ -41,8 +44,6 @@ ONLY = {
     "recipes": {"steps"},  # what an astronomer copies needs nothing else
     "io": {"types", "model", "kernels", "headers", "instruments"},
 }
-#: Rooms whose modules still import one another.
-WITH_CIRCLES: set[str] = set()
 BODY, LINES = 60, 450
 
 
@@ -224,8 +225,7 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
 def test_no_modules_import_one_another() -> None:
     graph = import_graph()
     assert sum(map(len, graph.values())) > 200  # the walk has found the imports
-    left = {name: graph[name] for name in graph if room_of(name) not in WITH_CIRCLES}
-    assert circles({name: imports & set(left) for name, imports in left.items()}) == []
+    assert circles(graph) == []
 
 
 def test_kernels_are_numpy_in_numpy_out() -> None:
@@ -296,6 +296,68 @@ def test_only_the_run_computes() -> None:
     assert {name for name in found if not name.startswith("gdask.engine.compute.")} <= {
         "gdask.io.write.write"
     }
+
+
+# The road of a night ------------------------------------------------------------------------------
+
+
+def test_few_rooms_in_few_layers() -> None:
+    assert len({module.room for module in modules()} - {""}) <= 18
+    assert len(ROWS) <= 8
+
+
+#: Counts the modules whose functions the client enters in a command, imports apart. Work of tasks is on other threads.
+ENTERED = """
+import sys
+from gdask import cli
+
+seen = set()
+
+def profile(frame, event, argument):
+    name = frame.f_globals.get("__name__", "")
+    if event != "call" or not name.startswith("gdask") or name in seen:
+        return
+    caller = frame
+    while caller is not None:
+        if caller.f_code.co_name == "<module>" and caller.f_globals.get("__name__") != "__main__":
+            return
+        caller = caller.f_back
+    seen.add(name)
+
+if __name__ == "__main__":
+    sys.setprofile(profile)
+    code = cli.main(sys.argv[1:])
+    sys.setprofile(None)
+    print("ENTERED", *sorted(seen))
+    sys.exit(code)
+"""
+#: The most modules between the command and the written stack. The target is 45: docs/architecture.md says what is in the way.
+MOST_ENTERED = 63
+
+
+def test_a_reader_of_a_night_enters_few_modules(
+    night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DRAGONSRC", str(tmp_path / "dragonsrc"))
+    Path("dragonsrc").write_text("[calibs]\ndatabases = cal_manager.db get store\n")
+    Path("entered.py").write_text(ENTERED)
+    assert cli_main(["caldb", "init"]) == 0
+    assert cli_main(["reduce", "-q", *night.flat_on, *night.flat_off]) == 0
+    command = [
+        "reduce",
+        *night.sequence,
+        "-p",
+        "prepare:bad_wcs=fix",
+        "skyCorrect:offset_sky=False",
+    ]
+    done = subprocess.run(
+        [sys.executable, "entered.py", *command], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    entered = done.stdout.partition("ENTERED ")[2].split()
+    assert len(entered) > 30  # the count has seen the night
+    assert len(entered) <= MOST_ENTERED, entered
 
 
 # Safety -------------------------------------------------------------------------------------------------------------

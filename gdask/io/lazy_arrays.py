@@ -21,8 +21,7 @@ from dask.highlevelgraph import HighLevelGraph
 
 from gdask.io import dask_internals
 from gdask.io.dask_internals import Chunks, set_source
-from gdask.io.sources import Cut, Mapped
-from gdask.io.stored import StoredArray
+from gdask.io.sources import Cut, Mapped, StoredArray
 
 _AXES = ("detector", "y", "x")
 #: What is not in task_memory.toml is taken to need so many bytes for each pixel and so many times its inputs.

@@ -1,17 +1,16 @@
-"""Sources: what gives pixels by window. A file's variable is one (`StoredArray`), and so is what follows from others.
-
-Nothing else has to know where pixels live: a task that needs a window asks the source, which reads a file, or calls the
-kernels that make these pixels of what it reads.
-"""
+"""Sources: what gives pixels by window. A file's variable is one, and so is what kernels make of others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from astropy.io import fits
 
-from gdask.io.stored import Memo
+from gdask.headers import each_unit, is_tiled, open_stream
+from gdask.model import BadFile
 from gdask.types import Window
 
 
@@ -119,3 +118,196 @@ def read_once(source: Source, detector: int, window: Window, memo: Memo) -> np.n
     if key not in memo:
         memo[key] = source.read(detector, window, memo)
     return memo[key]
+
+
+#: FITS BITPIX -> NumPy type on disk (FITS standard 4.0, section 5).
+FITS_TYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
+#: Results of sources by (source, detector, window), so that one task computes what several need only once.
+Memo = dict[tuple[int, int, Window], np.ndarray]
+
+
+class Plane(NamedTuple):
+    """Where the pixels of one array lie in a file.
+
+    offset is in bytes, -1 where the file is compressed and the array is decoded by its extension's number. identity is
+    size (bytes) and modification time (ns) of the file when its headers were read. zero and scale are BZERO and BSCALE.
+    """
+
+    path: str
+    identity: tuple[int, int]
+    extension: int
+    offset: int
+    fits_type: str
+    zero: float
+    scale: float
+    shape: tuple[int, int]
+
+
+class StoredArray(NamedTuple):
+    """One variable of a file: the planes of its arrays, as an array-like of shape (detector, y, x).
+
+    Attributes
+    ----------
+    planes
+        The place of each array's pixels.
+    dtype
+        Type that pixels are given in, native byte order.
+    changes
+        For each array, (scale, offset) pairs that are applied to its pixels in this order, in `dtype`'s arithmetic.
+    """
+
+    planes: tuple[Plane, ...]
+    dtype: np.dtype
+    changes: tuple[tuple[tuple[float, float], ...], ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (len(self.planes), *self.planes[0].shape)
+
+    @property
+    def ndim(self) -> int:
+        return 3
+
+    @property
+    def is_windowed(self) -> bool:
+        """Tell whether a window costs no more than its pixels: a compressed array is decoded whole."""
+        return all(plane.offset >= 0 for plane in self.planes)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        """Read by detector, y and x: whole numbers, slices, or lists of whole numbers for the detector."""
+        keys = (
+            (*key, *[slice(None)] * 3)[:3]
+            if isinstance(key, tuple)
+            else (key, slice(None), slice(None))
+        )
+        detectors = np.arange(len(self.planes))[keys[0]]
+        rows, columns = (
+            _bounds(one, size) for one, size in zip(keys[1:], self.shape[1:], strict=True)
+        )
+        window = (rows[0], rows[1], columns[0], columns[1])
+        pixels = [self.read(int(number), window, {}) for number in np.atleast_1d(detectors)]
+        cut = (
+            np.stack(pixels)[:, rows[2], :][:, :, columns[2]]
+            if pixels
+            else np.empty((0, *self.shape[1:]), self.dtype)
+        )
+        picked = (
+            0 if np.ndim(detectors) == 0 else slice(None),
+            *(0 if isinstance(one, (int, np.integer)) else slice(None) for one in keys[1:]),
+        )
+        return cut[picked]
+
+    def read(self, detector: int, window: Window, memo: Memo) -> np.ndarray:
+        """Read the pixels [y1:y2, x1:x2] of one array.
+
+        Raises BadFile where the file is not the one whose headers were read.
+        """
+        pixels = read_window(self.planes[detector], *window, self.dtype)
+        for scale, offset in self.changes[detector] if self.changes else ():
+            pixels = pixels * scale + offset
+        return pixels
+
+    def changed(self, scales: Sequence[float], offsets: Sequence[float]) -> StoredArray:
+        """Give the array with each detector's pixels multiplied and then shifted when they are read."""
+        before = self.changes or ((),) * len(self.planes)
+        added = zip(scales, offsets, strict=True)
+        return self._replace(
+            changes=tuple((*old, pair) for old, pair in zip(before, added, strict=True))
+        )
+
+
+def _bounds(key: Any, size: int) -> tuple[int, int, Any]:
+    """First and last + 1 of the pixels that a key takes, and the key within them."""
+    taken = np.arange(size)[key]
+    if np.ndim(taken) == 0:
+        return int(taken), int(taken) + 1, slice(None)
+    if not len(taken):
+        return 0, 0, slice(None)
+    first, last = int(taken.min()), int(taken.max()) + 1
+    return first, last, taken - first
+
+
+def read_window(plane: Plane, y1: int, y2: int, x1: int, x2: int, dtype: np.dtype) -> np.ndarray:
+    """Read the pixels [y1:y2, x1:x2] of one array, in native byte order as `dtype`.
+
+    Raises BadFile where the file is not the one whose headers were read.
+    """
+    if plane.offset < 0:
+        _check_unchanged(plane, plane.path)
+        return _decode(plane, y1, y2, x1, x2, dtype)
+    width, item = plane.shape[1], np.dtype(plane.fits_type).itemsize
+    try:
+        # Looked at once it is open: a network file system asks its server then, and not for every look at a name.
+        with open(plane.path, "rb", buffering=0) as file:
+            _check_unchanged(plane, file.fileno())
+            if (
+                2 * (x2 - x1) < width
+            ):  # a tile of an image: not whole rows, which each tile beside it would read again
+                starts = (plane.offset + (y * width + x1) * item for y in range(y1, y2))
+                rows = (os.pread(file.fileno(), (x2 - x1) * item, start) for start in starts)
+                raw = np.frombuffer(bytearray(b"".join(rows)), plane.fits_type)
+                width, x1, x2 = x2 - x1, 0, x2 - x1
+            else:
+                start = plane.offset + y1 * width * item
+                raw = np.fromfile(file, plane.fits_type, (y2 - y1) * width, offset=start)
+    except FileNotFoundError as error:
+        raise BadFile(
+            plane.path, f"vanished during the run ({error.strerror}); put it back and run again"
+        ) from None
+    except OSError as error:
+        raise BadFile(
+            plane.path,
+            f"cannot be read during the run ({error.strerror}); make it readable and run again",
+        ) from None
+    if raw.size != (y2 - y1) * width:
+        raise BadFile(
+            plane.path,
+            f"extension {plane.extension} ends before row {y2}: it was cut short; copy it again",
+        )
+    return _to_type(raw.reshape(y2 - y1, width)[:, x1:x2], plane, dtype)
+
+
+def _to_type(raw: np.ndarray, plane: Plane, dtype: np.dtype) -> np.ndarray:
+    if plane.zero == 32768 and plane.scale == 1 and raw.dtype.itemsize == 2:
+        unsigned = raw.astype(np.int16).view(np.uint16) ^ np.uint16(0x8000)
+        return unsigned.astype(dtype, copy=False)
+    if plane.zero == 0 and plane.scale == 1:
+        if raw.dtype.newbyteorder("=") == dtype and raw.flags.c_contiguous:
+            return raw.byteswap(inplace=True).view(dtype) if raw.dtype != dtype else raw
+        return raw.astype(dtype)
+    return (raw * plane.scale + plane.zero).astype(dtype)
+
+
+def _check_unchanged(plane: Plane, file: str | int) -> None:
+    try:
+        stat = os.stat(file)
+    except OSError as error:
+        raise BadFile(
+            plane.path, f"vanished during the run ({error.strerror}); put it back and run again"
+        ) from None
+    if (stat.st_size, stat.st_mtime_ns) != plane.identity:
+        raise BadFile(plane.path, "changed during the run; run again with the file at rest")
+
+
+def _decode(plane: Plane, y1: int, y2: int, x1: int, x2: int, dtype: np.dtype) -> np.ndarray:
+    """Read from a compressed file: this array is unpacked whole."""
+    try:
+        pixels = _unpacked(plane, dtype)
+    except Exception as error:  # decompressors raise errors of many kinds
+        raise BadFile(
+            plane.path,
+            f"extension {plane.extension} cannot be decompressed ({error}); copy it again",
+        ) from error
+    return np.ascontiguousarray(pixels.reshape(plane.shape)[y1:y2, x1:x2].astype(dtype))
+
+
+def _unpacked(plane: Plane, dtype: np.dtype) -> np.ndarray:
+    with open_stream(plane.path) as stream:
+        for unit in each_unit(stream, plane.path):
+            if is_tiled(unit.header):
+                break
+            if unit.number == plane.extension:
+                raw = np.frombuffer(bytearray(stream.read(unit.size)), plane.fits_type)
+                return _to_type(raw, plane, dtype)
+    with fits.open(plane.path, memmap=False) as hdus:
+        return np.asarray(hdus[plane.extension].data)

@@ -77,10 +77,10 @@ class Reduce:
         from gdask import params
         from gdask.cluster import connect
         from gdask.engine import checkpoint
+        from gdask.engine.checkpoint import remove_stale_parts
         from gdask.engine.memory import parse_bytes
-        from gdask.engine.scratch_locks import remove_stale_parts
         from gdask.instruments import tags
-        from gdask.reduction import screening, targets
+        from gdask.reduction import screening
         from gdask.reduction.recipe_library import known_steps, locate, steps_in
 
         self.output_filenames, self.set_aside = [], []
@@ -110,8 +110,8 @@ class Reduce:
             "recipe %s: %d file%s", recipe.__name__, len(paths), "" if len(paths) == 1 else "s"
         )
         frames = self._keep(screening.screen(frames, recipe, module))
-        if limit := targets.field_of_one_target(frames[0], recipe, layers):
-            frames = self._keep(targets.one_target(frames, limit))
+        if limit := screening.field_of_one_target(frames[0], recipe, layers):
+            frames = self._keep(screening.one_target(frames, limit))
         with (
             checkpoint.scratch_of(os.getcwd(), paths) as scratch,
             connect(self.cluster, memory=allowed, report=self.performance_report),
@@ -132,8 +132,7 @@ class Reduce:
         from gdask.caldb import open_databases
         from gdask.reduction.provenance import with_reduction
         from gdask.reduction.run import Run
-        from gdask.reduction.screening import identity_of, without_bad
-        from gdask.reduction.targets import with_skies
+        from gdask.reduction.screening import identity_of, with_skies, without_bad
 
         folder = os.getcwd()
         while True:

@@ -26,7 +26,7 @@ _WHERE = {
     "separate_sky": "sky_frames",
     "associate_sky": "sky_frames",
     "sky_correct": "sky",
-    "measure_background": "sky_level",
+    "measure_background": "levels",
     "detect_sources": "sources",
     "add_reference_catalog": "astrometry",
     "adjust_wcs_to_reference": "astrometry",

@@ -28,8 +28,14 @@ from gdask.io.gather import gather
 from gdask.io.lazy_arrays import band_chunks, source_of
 from gdask.io.read import open_frame
 from gdask.io.sources import Source
-from gdask.kernels.geometry.grid import Grid, common_grid, footprint
-from gdask.kernels.geometry.pixel_map import MAX_MAP_ERROR, map_error, pixel_map
+from gdask.kernels.geometry.grid import (
+    MAX_MAP_ERROR,
+    Grid,
+    common_grid,
+    footprint,
+    map_error,
+    pixel_map,
+)
 from gdask.kernels.geometry.projection import Geometry, pixel_area
 from gdask.kernels.geometry.wcs import grid_from_header, grid_header
 from gdask.kernels.resample.interpolation import noise_correlation

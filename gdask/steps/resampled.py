@@ -7,11 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gdask.io.sources import read_once
-from gdask.io.stored import Memo
+from gdask.io.sources import Memo, read_once
 from gdask.kernels.geometry.areas import area_factors
-from gdask.kernels.geometry.grid import Grid, input_window
-from gdask.kernels.geometry.pixel_map import pixel_map
+from gdask.kernels.geometry.grid import Grid, input_window, pixel_map
 from gdask.kernels.geometry.projection import Geometry
 from gdask.kernels.resample.interpolation import kernel_margin
 from gdask.kernels.resample.resampling import resample

@@ -29,8 +29,8 @@ from gdask.steps.frames import (
     unpack,
     with_arrays,
 )
+from gdask.steps.levels import SkyLevel, choose_level
 from gdask.steps.sky_frames import middle_of_exposure
-from gdask.steps.sky_level import SkyLevel, choose_level
 from gdask.types import Frame, Frames, Image, Window
 
 #: Rows of a strip of sky frames that a task combines at a time, at least.

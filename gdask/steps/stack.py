@@ -22,8 +22,7 @@ from gdask.io.frames import (
 )
 from gdask.io.gather import gather
 from gdask.io.lazy_arrays import band_chunks
-from gdask.io.sources import Source, read_once
-from gdask.io.stored import Memo
+from gdask.io.sources import Memo, Source, read_once
 from gdask.kernels.stack.combine import combine
 from gdask.kernels.stack.grow import GROW_MARGIN, Planes, combine_without_rejected, grow_rejected
 from gdask.model import GdaskError

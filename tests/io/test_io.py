@@ -23,12 +23,12 @@ from astropy.table import Table
 from helpers import assert_same, computed, electrons, flags, ramp, shape_of, with_pixels
 
 import gdask
-from gdask.engine import checkpoint, scratch_locks
+from gdask.engine import checkpoint
 from gdask.io import write
 from gdask.io.frames import array_headers, with_headers
 from gdask.io.lazy_arrays import changed_scale, from_source, is_stored, read_apart, source_of
 from gdask.io.read import lazy_variables, open_frame, stored_arrays
-from gdask.io.stored import read_window
+from gdask.io.sources import read_window
 from gdask.model import GdaskError, host, owner
 
 IO_COUNTS = Path("/proc/self/io")
@@ -421,7 +421,7 @@ def test_leftovers_of_dead_processes_are_removed_those_of_living_ones_are_not(
     for name in (*names.values(), "e.part", ".f.123.part"):
         (tmp_path / name).touch()
     os.utime(tmp_path / names["old"], (time.time() - 90000,) * 2)
-    assert sorted(scratch_locks.remove_stale_parts(str(tmp_path))) == sorted(
+    assert sorted(checkpoint.remove_stale_parts(str(tmp_path))) == sorted(
         [names["stale"], names["old"]]
     )
     assert parts_of(tmp_path) == sorted([names["live"], names["other"], "e.part", ".f.123.part"])
@@ -456,7 +456,7 @@ def test_a_run_knows_whether_another_one_is_at_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str, silent: float, taken: bool
 ) -> None:
     """Here by the process, elsewhere by the mark, which a living run touches."""
-    monkeypatch.setattr(scratch_locks, "BEAT", 0.3)
+    monkeypatch.setattr(checkpoint, "BEAT", 0.3)
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     other = (
         tmp_path
@@ -470,7 +470,7 @@ def test_a_run_knows_whether_another_one_is_at_work(
     if silent == 1:
         toucher.start()
     try:
-        with scratch_locks.marked(str(tmp_path)) as found:
+        with checkpoint.marked(str(tmp_path)) as found:
             assert found == taken and other.exists() == taken
             (mine,) = (path for path in tmp_path.iterdir() if path != other)
             first = mine.stat().st_mtime_ns
@@ -484,11 +484,11 @@ def test_a_run_knows_whether_another_one_is_at_work(
 def test_a_mark_that_nobody_touches_is_that_of_a_dead_run_of_another_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scratch_locks, "BEAT", 0.1)
-    monkeypatch.setattr(scratch_locks, "SILENT", 0.5)
+    monkeypatch.setattr(checkpoint, "BEAT", 0.1)
+    monkeypatch.setattr(checkpoint, "SILENT", 0.5)
     (tmp_path / "in-use.elsewhere-00000000-1-0a1b2c3d").touch()
     begun = time.monotonic()
-    with scratch_locks.marked(str(tmp_path)) as found:
+    with checkpoint.marked(str(tmp_path)) as found:
         assert not found and 0.4 < time.monotonic() - begun < 10
 
 

@@ -17,7 +17,7 @@ from gdask.kernels.sky.target_light import (
 )
 from gdask.model import GdaskError
 from gdask.steps import measure_background, sky_correct
-from gdask.steps.sky_level import choose_level
+from gdask.steps.levels import choose_level
 from gdask.types import Frames
 
 LEVEL = 15000.0

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from gdask.kernels.geometry.areas import AREA_NODE_SPACING, area_factors
-from gdask.kernels.geometry.grid import common_grid, grid_to_sky
-from gdask.kernels.geometry.pixel_map import pixel_map
+from gdask.kernels.geometry.grid import common_grid, grid_to_sky, pixel_map
 from gdask.kernels.geometry.projection import Geometry, from_sky, pixel_area
 from gdask.kernels.resample.interpolation import (
     TAPS,

@@ -12,12 +12,14 @@ from known_images import FULL_ARRAY, gsaoi
 from gdask.kernels.geometry.grid import (
     Grid,
     common_grid,
+    exact_map,
     footprint,
     grid_to_sky,
     input_window,
+    map_error,
+    pixel_map,
     sky_to_grid,
 )
-from gdask.kernels.geometry.pixel_map import exact_map, map_error, pixel_map
 from gdask.kernels.geometry.projection import (
     Geometry,
     from_plane,

@@ -21,8 +21,7 @@ from known_images import (
 from reproject import reproject_adaptive, reproject_exact, reproject_interp
 from scipy.ndimage import map_coordinates
 
-from gdask.kernels.geometry.grid import Window, common_grid, footprint, input_window
-from gdask.kernels.geometry.pixel_map import pixel_map
+from gdask.kernels.geometry.grid import Window, common_grid, footprint, input_window, pixel_map
 from gdask.kernels.resample.reproject_engine import resample_reprojected
 from gdask.kernels.resample.reproject_methods import (
     ALL_SPLINE_TAPS,

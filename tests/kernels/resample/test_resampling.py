@@ -20,8 +20,7 @@ from known_images import (
 )
 from reproject import reproject_interp
 
-from gdask.kernels.geometry.grid import common_grid, footprint, input_window, sky_to_grid
-from gdask.kernels.geometry.pixel_map import pixel_map
+from gdask.kernels.geometry.grid import common_grid, footprint, input_window, pixel_map, sky_to_grid
 from gdask.kernels.geometry.projection import pixel_area, to_sky
 from gdask.kernels.geometry.wcs import array_wcs, grid_header
 from gdask.kernels.resample.interpolation import (
