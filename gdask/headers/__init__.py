@@ -1,6 +1,6 @@
 """Headers of FITS files, read without the pixels."""
 
-from gdask.headers.header import Header, Headers, coordinate, frame_headers, parse_header
+from gdask.headers.header import Header, Headers, frame_headers, parse_header
 from gdask.headers.reading import (
     BLOCK,
     FileUnits,
@@ -21,7 +21,6 @@ __all__ = [
     "Header",
     "Headers",
     "Unit",
-    "coordinate",
     "each_unit",
     "frame_headers",
     "image_headers",

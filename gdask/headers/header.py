@@ -8,8 +8,9 @@ from copy import copy
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np
 from astropy.io import fits
+
+from gdask.model import coordinate
 
 CARD = 80  # characters of a card (FITS standard 4.0, section 3.3)
 COMMENTARY = ("COMMENT", "HISTORY", "")
@@ -153,16 +154,6 @@ def parse_header(text: str) -> Header:
     """Give the Header whose `text` this is."""
     lines = text.split("\n") if text else []
     return Header(_parsed(line.ljust(max(-(-len(line) // CARD), 1) * CARD)) for line in lines)
-
-
-def coordinate(frame: Any, name: str) -> np.ndarray:
-    """Give the values of a Frame's coordinate.
-
-    `Dataset.chunk` and `open_dataset(chunks=...)` make coordinates lazy, too. They are computed in
-    this thread, whatever scheduler is set: steps ask for them again and again.
-    """
-    held = frame.coords[name].data
-    return np.asarray(held.compute(scheduler="synchronous") if hasattr(held, "dask") else held)
 
 
 def frame_headers(frame: Any) -> Headers:

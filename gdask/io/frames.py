@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from gdask.headers import Header, Headers, coordinate, frame_headers, parse_header
+from gdask.headers import Header, Headers, frame_headers, parse_header
 from gdask.kernels.geometry.grid import Grid
 from gdask.kernels.geometry.projection import Geometry
-from gdask.model import DIMS, DTYPES, GdaskError
+from gdask.model import DIMS, DTYPES, GdaskError, coordinate
 from gdask.types import Frame
 
 #: 0-based half-open (x1, x2, y1, y2) of an array's pixels on the full array.
