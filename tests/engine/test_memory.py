@@ -282,7 +282,9 @@ def test_every_declaration_is_of_a_function_that_is_there() -> None:
     for label, row in declared_memory().items():
         module, _, name = label.rpartition(".")
         assert callable(getattr(importlib.import_module(module), name)), label
-        assert row.keys() <= {"scratch", "result"} and all(value >= 0 for value in row.values())
+        assert row.keys() <= {"scratch", "fixed", "result"} and all(
+            value >= 0 for value in row.values()
+        )
 
 
 # Measured -----------------------------------------------------------------------------------------------------------
