@@ -1,4 +1,4 @@
-"""What a compute needs is known before it runs: arithmetic on small graphs, declarations, measurements."""
+"""What a compute needs is known before it runs: arithmetic, declarations, measurements."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from gdask.model import UsageError, use_settings
 from gdask.steps.frames import STRIP_BYTES, strip_rows
 from gdask.types import Window
 
-# Arithmetic ---------------------------------------------------------------------------------------------------------
+# Arithmetic ------------------------------------------------------------------------------------
 
 
 def double(plane: np.ndarray) -> np.ndarray:
@@ -74,7 +74,7 @@ def test_sizes_that_are_none(text: str) -> None:
 
 
 def test_the_peak_is_the_most_that_is_there_at_once() -> None:
-    """Blocks of one megabyte: two sources into a sum, then a reduction to one number, array by array."""
+    """Two sources into a sum, then a reduction to one number, in bytes."""
     from dask._task_spec import Task, TaskRef
 
     from gdask.engine import memory
@@ -123,7 +123,8 @@ def test_more_at_a_time_needs_more_and_fewer_are_chosen_to_fit() -> None:
     assert threads in (2, 3) and BASE + projection.peak <= BASE + 0.6 * four
     with pytest.raises(
         GdaskError,
-        match=r"phase 1: needs 0\.\d+ GiB in one worker .* GiB may be used; give --memory \d+\.\dGiB",
+        match=r"phase 1: needs 0\.\d+ GiB in one worker .* GiB may be used;"
+        r" give --memory \d+\.\dGiB",
     ) as caught:
         fit(tasks, BASE + 0.5 * alone, 4, "phase 1")
     assert "\n" not in str(caught.value)
@@ -175,7 +176,7 @@ def test_a_gathering_task_needs_what_it_declares_and_the_blocks_it_is_given() ->
 
 
 def test_strips_hold_a_fixed_number_of_bytes() -> None:
-    """However much memory is allowed: the names of graphs, and so checkpoints, do not depend on it."""
+    """However much memory is allowed: names of graphs, and so checkpoints, do not depend on it."""
     for memory in (None, BASE + 1e8, BASE + 1e11):
         with use_settings(memory=memory, threads=2):
             assert strip_rows(1e6, 16) == STRIP_BYTES / 1e6
@@ -237,13 +238,13 @@ def test_headers_that_do_not_change_are_shared_and_others_are_copied(tmp_path: P
     assert primary_header(scaled) is primary_header(frame)
 
 
-# Declarations -------------------------------------------------------------------------------------------------------
+# Declarations ----------------------------------------------------------------------------------
 
 
 def test_all_functions_of_the_recipes_are_declared(
     calibrated: Path, night: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is not is projected with a guess that is high: fewer frames at a time than there could be."""
+    """What is not is projected with a guess that is high: fewer at a time than there could be."""
     from gdask.engine import memory
     from gdask.io import lazy_arrays
 
@@ -287,7 +288,7 @@ def test_every_declaration_is_of_a_function_that_is_there() -> None:
         )
 
 
-# Measured -----------------------------------------------------------------------------------------------------------
+# Measured --------------------------------------------------------------------------------------
 
 MEASURE = """
 import json, logging, sys
@@ -325,7 +326,10 @@ print(json.dumps(rows))
 def measured_phases(
     folder: Path, frames: int, size: int, instrument: str = "gsaoi"
 ) -> list[tuple[str, float, float]]:
-    """(phase, bytes projected, bytes measured) of a reduction with one task at a time; both beyond what was there before."""
+    """(phase, bytes projected, bytes measured) of a reduction with one task at a time.
+
+    Both are beyond what was there before.
+    """
     import json
 
     from benchmarks.scaling.nights import make_f2_night, make_night
@@ -373,7 +377,10 @@ def test_no_phase_takes_more_than_was_projected(
 
 @pytest.mark.slow
 def test_the_peak_does_not_grow_with_the_number_of_frames(tmp_path: Path) -> None:
-    """Of the whole process tree, and of its open files; the frames of the shorter run are the first ones of the longer."""
+    """Of the whole process tree, and of its open files.
+
+    The frames of the shorter run are the first ones of the longer.
+    """
     from benchmarks.scaling.measured_run import measure_in_threads
     from benchmarks.scaling.nights import first_frames_of, make_night
 
@@ -387,7 +394,7 @@ def test_the_peak_does_not_grow_with_the_number_of_frames(tmp_path: Path) -> Non
     assert many["tasks"] / 64 < 1.1 * few["tasks"] / 16
 
 
-# Same bytes ---------------------------------------------------------------------------------------------------------
+# Same bytes ------------------------------------------------------------------------------------
 
 
 def test_little_memory_gives_the_same_bytes(calibrated: Path, reduced: Path, night: object) -> None:

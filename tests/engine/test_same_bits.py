@@ -1,10 +1,14 @@
-"""The same bits for any chunking, any order in which tasks end, any number of workers and any memory: step by step, and whole.
+"""The same bits for any chunking, order of tasks, number of workers and memory.
 
-Steps come from the registry (`gdask.steps.__all__`): one that the sequence below does not call fails the first test.
+Step by step, and of whole reductions.
+
+Steps come from the registry (`gdask.steps.__all__`): one that the sequence below does not call
+fails the first test.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,11 +28,18 @@ import gdask
 from gdask import Reduce, cal_service, params, steps
 from gdask.engine import compute as engine
 from gdask.headers import Header
-from gdask.io.frames import array_headers, frames_in, geometries, map_frames, primary_header
+from gdask.io.frames import (
+    array_headers,
+    frames_in,
+    geometries,
+    map_frames,
+    pixel_variables,
+    primary_header,
+)
 from gdask.reduction.run import Run
 from gdask.types import Frame
 
-#: What bounds the rows that a task makes at a time: in a graph that is built, in strips inside a task.
+#: What bounds the rows that a task makes at a time: in a graph, and in strips inside a task.
 BAND_ROWS = ("gdask.steps.sky.BAND_ROWS", "gdask.steps.stack.BAND_ROWS")
 STRIP_ROWS = ("gdask.steps.sky.strip_rows", "gdask.steps.stack.strip_rows")
 #: Side of the tiles that a resampled frame is made in.
@@ -41,7 +52,7 @@ NOW = re.compile(rf"{datetime.now(UTC):%Y-%m}-\d\dT\d\d:")
 OF_THE_RUN = ("HISTORY", "PROVENANCE", "REDUCTION")
 
 
-# Step by step -------------------------------------------------------------------------------------------------------
+# Step by step ----------------------------------------------------------------------------------
 
 
 def bits(value: object) -> object:
@@ -62,7 +73,7 @@ def bits(value: object) -> object:
 
 
 def outcome(result: object, most: int = 2) -> dict[str, object]:
-    """Everything that the first frames of a step's result say: pixels, small results, headers, geometry."""
+    """All that the first frames of a result say: pixels, small results, headers, geometry."""
     frames = frames_in(result)[:most]
     lazy = {f"{n} {name}": f[name].data for n, f in enumerate(frames) for name in f.data_vars}
     values = dict(zip(lazy, dask.compute(*lazy.values(), scheduler="threads"), strict=True))
@@ -90,13 +101,18 @@ def heights(ny: int, rng: random.Random) -> tuple[int, ...]:
 
 
 def rechunked(value: object, rng: random.Random) -> object:
-    """The Frames, each in bands of random heights of its own."""
-    return map_frames(lambda frame: frame.chunk({"y": heights(frame.sizes["y"], rng)}), value)
+    """The Frames, the pixels of each in bands of random heights of its own."""
+
+    def in_bands(frame: Frame) -> Frame:
+        bands = {"y": heights(frame.sizes["y"], rng)}
+        return frame.assign({name: frame[name].chunk(bands) for name in pixel_variables(frame)})
+
+    return map_frames(in_bands, value)
 
 
 @contextmanager
 def rows_at_a_time(band: int, strip: int, side: int | None = None) -> Iterator[None]:
-    """Inside, tasks make bands of so many rows, in strips of so many; resampled tiles have this side."""
+    """Inside, tasks make bands of so many rows in strips of so many, and tiles of this side."""
     with pytest.MonkeyPatch.context() as patch:
         for name in BAND_ROWS:
             patch.setattr(name, band)
@@ -213,7 +229,7 @@ def test_every_step_gives_the_same_bits_in_any_chunks(
     assert run.differ == []
 
 
-# Whole reductions ---------------------------------------------------------------------------------------------------
+# Whole reductions ------------------------------------------------------------------------------
 
 
 def in_random_order(seed: int) -> Any:
@@ -257,7 +273,10 @@ def scheduled_by(get: Any) -> Iterator[None]:
 
 @contextmanager
 def as_asked(rows: int | None, order: int | None) -> Iterator[None]:
-    """Inside, bands are `rows` high, made in strips of half that; and tasks run in the random `order`; None leaves these as they are."""
+    """Inside, bands have `rows` rows, strips half as many, and tasks run in the random `order`.
+
+    None leaves these as they are.
+    """
     bands = rows_at_a_time(rows, max(rows // 2, 5)) if rows else nullcontext()
     with bands, scheduled_by(in_random_order(order)) if order is not None else nullcontext():
         yield
@@ -280,7 +299,7 @@ def image_of(
     rows: int | None = None,
     order: int | None = None,
 ) -> dict:
-    """The image of the night in `folder` (its flat is made first, in the same way, where `folder` has none)."""
+    """The image of the night in `folder`; its flat is made in the same way, where it has none."""
     from benchmarks.scaling.nights import IMAGE_PARAMETERS, raw_files_of_kinds, working_in
 
     def reduce(paths: Sequence[str], parameters: Mapping[str, object]) -> Path:
@@ -353,12 +372,12 @@ def test_the_flat_has_the_same_bits(small: tuple[Path, dict], tmp_path: Path) ->
     assert content(mine) == content(other) and found == expected
 
 
-# Names of graphs ----------------------------------------------------------------------------------------------------
+# Names of graphs -------------------------------------------------------------------------------
 
 
 @contextmanager
 def recorded_names() -> Iterator[list[tuple[str, ...]]]:
-    """Inside: the names of the arrays and of all tasks of each compute, but of those that write files.
+    """Inside: the names of the arrays and layers of each compute, but of those that write files.
 
     What writes a file has the file's temporary name in its own.
     """
@@ -378,6 +397,23 @@ def recorded_names() -> Iterator[list[tuple[str, ...]]]:
 
 
 @contextmanager
+def files_of_one_time() -> Iterator[None]:
+    """Inside, checkpoints have one time of modification, which is in names of their arrays."""
+    from gdask.io import write
+
+    real = write.finish
+
+    def finish(*given: object, **options: object) -> str:
+        path = real(*given, **options)
+        os.utime(path, ns=(1, 1))
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "finish", finish)
+        yield
+
+
+@contextmanager
 def nothing_is_refused() -> Iterator[None]:
     """Inside, nothing is refused for want of memory: what fits is not the question here."""
     from gdask.engine import memory
@@ -393,7 +429,7 @@ def nothing_is_refused() -> Iterator[None]:
 def test_names_of_graphs_do_not_depend_on_the_memory_that_is_allowed(
     small: tuple[Path, dict], tmp_path: Path
 ) -> None:
-    """Of the flat's and the image's recipe: a run that is given more memory, or less, finds the checkpoints."""
+    """Of the flat's and the image's recipe: with more memory, or less, checkpoints are found."""
     from benchmarks.scaling.nights import IMAGE_PARAMETERS, raw_files_of_kinds, working_in
 
     def names_with(memory: float, kinds: tuple[str, ...], **parameters: object) -> list:
@@ -407,7 +443,7 @@ def test_names_of_graphs_do_not_depend_on_the_memory_that_is_allowed(
 
     for part in ("raw", "truth"):
         (tmp_path / part).symlink_to(small[0] / part)
-    with working_in(tmp_path), nothing_is_refused():
+    with working_in(tmp_path), nothing_is_refused(), files_of_one_time():
         cal_service.set_local_database().init()
         little, much = (names_with(memory, ("flat_on", "flat_off")) for memory in (4e8, 8e9))
         assert len(little) >= 2 and little == much
