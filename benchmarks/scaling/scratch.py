@@ -1,11 +1,13 @@
-"""Memory that each kernel takes beyond its inputs and its result: the source of memory.toml.
+"""Memory that each task takes beyond its inputs and its result: the source of task_memory.toml.
 
-    python -m benchmarks.scaling.scratch FOLDER
+    python -m benchmarks.scaling.scratch FOLDER [f2]
 
-runs the flat and the image recipe on a simulated night in FOLDER (raw/) with one thread, and prints
-for each function of a task the most bytes it took beyond inputs and result: for each pixel of its
-largest plane, and as a share of its inputs. Linux only (the kernel's own record of a process's
-peak, reset before each call).
+runs the flat and the image recipe on a simulated night in FOLDER (raw/; `f2`: of FLAMINGOS-2, all
+its recipes) with one thread, and prints for each function of a task the most that it took beyond
+inputs and result, and the size of its result, beside what is declared: in bytes for each pixel of
+its largest plane (gdask/io/task_memory.toml), and in MB (for tasks of `gdask.io.gather`, whose
+steps declare bytes). Linux only (the kernel's own record of a process's peak, reset before each
+call).
 """
 
 from __future__ import annotations
@@ -13,11 +15,14 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from gdask.io.lazy_arrays import Need
 
 #: Environment in which freed memory goes back to the system at once, so that the peak of a call
 #: starts from what is truly in use.
@@ -26,6 +31,9 @@ MALLOC_SETTINGS = {
     "MALLOC_TRIM_THRESHOLD_": "0",
     "MALLOC_ARENA_MAX": "1",
 }
+
+#: Bytes that Python and NumPy may take for a while beside any declaration.
+SMALL = 3e5
 
 
 def resident_bytes(peak: bool = False) -> int:
@@ -49,94 +57,86 @@ def size_of(value: object) -> int:
     return sum(size_of(item) for item in value) if isinstance(value, tuple) else 64
 
 
-class ScratchRecord:
-    """The call of each function with the largest scratch: rows of scratch, pixels, inputs, result.
+class Measured(NamedTuple):
+    """The call of one function with the largest scratch: all in bytes but the declaration's pixels."""
 
-    All but the pixels in bytes.
-    """
+    scratch: float
+    result: float
+    need: Need
+
+
+class ScratchRecord:
+    """The call of each function with the largest scratch, and the one with the largest result."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, tuple[int, int, int, int]] = {}
+        self.rows: dict[str, Measured] = {}
 
-    def wrap(
-        self, function: Callable[..., object], label: Callable[[dict], str]
+    def with_need(
+        self, function: Callable[..., object], need: Need, bound: Mapping[str, object]
     ) -> Callable[..., object]:
-        """The function, measured at each call under the label of its keyword arguments."""
+        """What `gdask.io.lazy_arrays.with_need` gives, measured at each call."""
+        call, label = functools.partial(function, **bound), label_of(function, bound)
 
         @functools.wraps(function)
-        def measured(*args: object, **kwargs: object) -> object:
+        def measured(*args: object) -> object:
             reset_peak()
             before = resident_bytes()
-            result = function(*args, **kwargs)
+            result = call(*args)
             taken = resident_bytes(peak=True) - before
-            arrays = [a for a in args if isinstance(a, np.ndarray)]
-            pixels = max(
-                [a.size for a in arrays if a.dtype != object] + [np.size(np.asarray(result))]
-            )
-            inputs, gives = sum(size_of(a) for a in arrays), size_of(result)
-            row = (taken - gives, pixels, inputs, gives)
-            self.rows[label(kwargs)] = max(row, self.rows.get(label(kwargs), row))
+            gives = size_of(result)
+            self._add(label, Measured(taken - gives, gives, need))
             return result
 
+        measured.need = need  # type: ignore[attr-defined]
         return measured
 
+    def _add(self, label: str, row: Measured) -> None:
+        """Keep the row whose scratch exceeds its declaration the most, with the largest result."""
+        old = self.rows.get(label, row)
+        worse = max(old, row, key=lambda each: each.scratch / max(each.need.scratch, 1.0))
+        result = max(old.result, row.result) if old.need == row.need else worse.result
+        self.rows[label] = worse._replace(result=result)
+
     def report(self) -> str:
-        """A table, one line for each function."""
-        head = "B/pixel", "x inputs", "inputs/px", "result/px", "pixels"
-        widths = 8, 8, 9, 9, 9
-        titles = " ".join(f"{text:>{width}}" for text, width in zip(head, widths, strict=True))
-        lines = [f"{'function':<58} {titles}"]
-        for name, (scratch, pixels, inputs, result) in sorted(self.rows.items()):
-            lines.append(
-                f"{name:<58} {scratch / pixels:8.2f} {scratch / max(inputs, 1):8.2f}"
-                f" {inputs / pixels:9.2f} {result / pixels:9.3f} {pixels:9d}"
-            )
+        """A table, one line for each function; `!` marks what exceeds its declaration."""
+        titles = ("B/pixel", "declared", "MB", "declared", "result", "declared", "pixels")
+        lines = [f"{'function':<58} " + " ".join(f"{title:>9}" for title in titles)]
+        for name, (scratch, result, need) in sorted(self.rows.items()):
+            pixels = need.pixels
+            values = (scratch / pixels, need.scratch / pixels, scratch / 1e6, need.scratch / 1e6)
+            sizes = (result / pixels, need.item)
+            numbers = " ".join(f"{value:9.2f}" for value in (*values, *sizes))
+            exceeds = scratch > need.scratch + SMALL or result > pixels * need.item + SMALL
+            lines.append(f"{name:<58} {numbers} {pixels:9.0f} {'!' if exceeds else ''}")
         return "\n".join(lines)
 
 
-def _label(function: str, options: dict[str, Any]) -> str:
-    """The kernel that a call was given, else the function itself."""
-    kernel = options.get("kernel")
-    return f"{kernel.__module__}.{kernel.__qualname__}" if kernel else function
+def label_of(function: Callable[..., object], bound: Mapping[str, object]) -> str:
+    """Module and name of the kernel that a task is given, else of the function itself."""
+    kernel = bound.get("kernel") or bound.get("function") or function
+    return f"{kernel.__module__}.{kernel.__qualname__}"  # type: ignore[attr-defined]
 
 
-def main(folder: str) -> None:
+def main(folder: str, instrument: str = "gsaoi") -> None:
     """Reduce the night in `folder` and print the table."""
     if any(os.environ.get(key) != value for key, value in MALLOC_SETTINGS.items()):
         os.execve(
             sys.executable,
-            [sys.executable, "-m", "benchmarks.scaling.scratch", *sys.argv[1:]],
-            os.environ | MALLOC_SETTINGS,
+            [sys.executable, "-P", "-m", "benchmarks.scaling.scratch", *sys.argv[1:]],
+            os.environ | MALLOC_SETTINGS | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
-    import gdask.io.read
-    import gdask.io.write
-    import gdask.steps.frames
-    import gdask.steps.quality
-    import gdask.steps.resample
-    import gdask.steps.sky
-    import gdask.steps.stack
-    from benchmarks.scaling.nights import reduce_night
+    from benchmarks.scaling.nights import reduce_f2_night, reduce_night
+    from gdask.io import gather, lazy_arrays
 
     record = ScratchRecord()
-    for module, name in (
-        (gdask.io.read, "_read_block"),
-        (gdask.io.write, "_write_block"),
-        (gdask.steps.frames, "_call"),
-        (gdask.steps.quality, "_packed_saturation"),
-        (gdask.steps.resample, "_resample_tile"),
-        (gdask.steps.stack, "_stack_tile"),
-        (gdask.steps.sky, "_combine_skies"),
-        (gdask.steps.sky, "_level"),
-        (gdask.steps.sky, "_minus_sky"),
-    ):
-        label = functools.partial(_label, f"{module.__name__}.{name}")
-        setattr(module, name, record.wrap(getattr(module, name), label))
+    for module in (lazy_arrays, gather):
+        module.with_need = record.with_need  # type: ignore[attr-defined]
     for _ in range(2):  # the first pass loads or compiles the kernels
         record.rows.clear()
         Path(folder, "cal_manager.db").unlink(missing_ok=True)  # the flat once more
-        reduce_night(folder, "threads:1")
+        (reduce_f2_night if instrument == "f2" else reduce_night)(folder, "threads:1")
     print(record.report())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

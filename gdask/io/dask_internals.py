@@ -20,6 +20,8 @@ from dask.layers import ArrayBlockIdDep
 
 #: A graph: tasks by key.
 Tasks = Mapping[Any, Any]
+#: How names of layers begin that put values into blocks, and cut or join blocks, and change none.
+_ARRANGING = ("xarray-", "rechunk-", "getitem-", "concatenate-")
 #: Sizes of an array's blocks along each axis.
 Chunks = tuple[tuple[int, ...], ...]
 
@@ -90,6 +92,12 @@ def source_of(array: object) -> Any:
     """Give what `set_source` remembered; None for arrays that are anything else by now."""
     layers = getattr(getattr(array, "dask", None), "layers", {})
     return getattr(layers.get(getattr(array, "name", None)), "gdask_source", None)
+
+
+def is_only_chunked(array: object) -> bool:
+    """Tell whether a dask array is values in memory that xarray has put into blocks, such as by `Dataset.chunk`, and cut."""
+    layers = getattr(getattr(array, "dask", None), "layers", {})
+    return bool(layers) and all(name.startswith(_ARRANGING) for name in layers)
 
 
 def optimised_tasks(arrays: Sequence[object]) -> dict[Any, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gdask.headers import Header, Headers, frame_headers, parse_header
+from gdask.io.dask_internals import is_only_chunked
 from gdask.kernels.geometry.grid import Grid
 from gdask.kernels.geometry.projection import Geometry
 from gdask.model import DIMS, DTYPES, GdaskError, coordinate
@@ -224,9 +225,12 @@ def small_results(frame: Frame) -> list[str]:
 
 def lazy_small_results(frame: Frame) -> dict[str, Any]:
     """Give the small results that are still to be computed, by name."""
-    return {
-        name: frame[name].data for name in small_results(frame) if hasattr(frame[name].data, "dask")
-    }
+    return {name: frame[name].data for name in small_results(frame) if _is_lazy(frame[name].data)}
+
+
+def _is_lazy(held: Any) -> bool:
+    """Whether a result is still to be computed; not where Dataset.chunk has made blocks of a computed one."""
+    return hasattr(held, "dask") and not is_only_chunked(held)
 
 
 def small(frame: Frame, name: str, *, lazy_is_none: bool = False) -> Any:
@@ -237,13 +241,13 @@ def small(frame: Frame, name: str, *, lazy_is_none: bool = False) -> Any:
     if name not in frame.data_vars:
         return None
     held = frame[name].data
-    if hasattr(held, "dask"):
+    if _is_lazy(held):
         if lazy_is_none:
             return None
         raise GdaskError(
             f"{frame.attrs['name']}: {name} is not computed yet; end the phase with run.save or run.fetch"
         )
-    values = np.asarray(held)
+    values = held.compute(scheduler="synchronous") if hasattr(held, "dask") else np.asarray(held)
     return (
         values.item()
         if values.ndim == 0

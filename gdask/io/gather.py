@@ -26,6 +26,7 @@ def gather(
     windows: Callable[[int, int, Window], Sequence[tuple[int, Window]]],
     values: Sequence[da.Array] = (),
     scratch: float,
+    result_bytes: float | None = None,
     **bound: object,
 ) -> da.Array:
     """Give the array whose blocks are each made by one task from windows of many arrays.
@@ -47,15 +48,17 @@ def gather(
         Arrays of shape (detector,) of which the function is given all blocks of this detector, in order.
     scratch
         Bytes that a task takes beside its result.
+    result_bytes
+        Bytes of one block of the result, where its shape and dtype do not say it: an object for each detector.
     """
     sources = tuple(source_of(array) if isinstance(array, da.Array) else array for array in arrays)
     shared_key = f"sources-{name}"
     tasks: dict[Any, Any] = {shared_key: dask_internals.shared_value(shared_key, sources)}
     lazy = [number for number, source in enumerate(sources) if source is None]
     places = {number: _BlockFinder(arrays[number]) for number in lazy}
-    need = Need(
-        block_pixels(chunks) if len(chunks) == 3 else 1, float(np.dtype(dtype).itemsize), scratch
-    )
+    pixels = block_pixels(chunks) if len(chunks) == 3 else 1
+    item = float(np.dtype(dtype).itemsize) if result_bytes is None else result_bytes / pixels
+    need = Need(pixels, item, scratch)
     how = {"bound": bound, "whole": len(chunks) == 1, "dtype_of_value": np.dtype(dtype)}
     call = with_need(_gather_block, need, {"function": function} | how)
     for key, detector, window in _blocks_of(name, chunks):

@@ -68,7 +68,8 @@ def need_of(
 ) -> Need:
     """Give what a task needs: `pixels` of its largest plane, bytes of a pixel of the result and of all its inputs."""
     row = declared_memory().get(f"{function.__module__}.{function.__name__}", _UNKNOWN_TASK)
-    scratch = row.get("scratch", 0.0) * pixels + row.get("inputs", 0.0) * input_bytes
+    scratch = row.get("scratch", 0.0) * pixels + row.get("fixed", 0.0)
+    scratch += row.get("inputs", 0.0) * input_bytes
     return Need(pixels, row.get("result", item), scratch)
 
 

@@ -35,10 +35,13 @@ from gdask.types import Frame, Frames, Image, Window
 
 #: Rows of a strip of sky frames that a task combines at a time, at least.
 _FEWEST_ROWS = 16
-#: Bytes that tasks take beside their result. For each pixel of the array: its level (data, flags, mask and what sorting
-#: them takes), and a subtraction in bands. For each byte of a strip's pixels: a combination (the cubes, and as much again
-#: for sorting). Measured by `python -m benchmarks.scaling.scratch`, with a fifth added.
-_LEVEL_BYTES, _SUBTRACTION_BYTES, _COMBINATION_SHARE = 20.0, 8.0, 2.5
+#: Bytes that tasks take beside their result, measured by `python -m benchmarks.scaling.scratch`, with a fifth to a third
+#: added: for each pixel of the array, its level (10: data, flags, mask, sorting).
+_LEVEL_BYTES = 13.0
+#: For each pixel of a band, a subtraction (42: data, variance, flags and sky of the band, and products of them).
+_SUBTRACTION_BYTES = 50.0
+#: For each byte of the pixels of all frames in a strip, a combination (1.0 to 1.1: the cubes; it goes pixel by pixel).
+_COMBINATION_SHARE = 1.3
 
 
 def _level_conflict(values: Mapping[str, Any]) -> str:
@@ -275,7 +278,7 @@ def _subtract(
         chunks=(master.chunks[0], (master.shape[1],), master.chunks[2]),
         windows=lambda _, detector, window: [(detector, window)],
         values=at_levels,
-        scratch=_SUBTRACTION_BYTES * master.shape[1] * master.shape[2],
+        scratch=_SUBTRACTION_BYTES * min(BAND_ROWS, master.shape[1]) * master.shape[2],
         **how,
     )
     primary = chosen | {"SKYFRMS": (len(skies), "sky frames combined")}

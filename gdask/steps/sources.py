@@ -22,7 +22,8 @@ from gdask.types import Flags, Frame, Frames, Image, Mask, Window
 
 #: Pixels between the points at which an array's place on a stack is computed exactly.
 BLOCK = 16
-#: Bytes for each pixel of an array that looking up its place on a stack takes (indices, interpolated twice).
+#: Bytes for each pixel of an array that looking up its place on a stack takes (indices, interpolated twice): measured 31
+#: beside the stack's mask, with a quarter added.
 _LOOK_UP_BYTES = 40.0
 
 

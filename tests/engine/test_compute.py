@@ -47,7 +47,7 @@ def test_what_results_share_is_computed_once() -> None:
     assert len(CALLS) == 3
 
 
-# How far it is ------------------------------------------------------------------------------------------------------
+# How far it is ---------------------------------------------------------------------------------
 
 
 def _writes(block: np.ndarray, path: str) -> np.ndarray:
@@ -132,7 +132,7 @@ def test_bytes_and_memory_of_workers_are_counted(
     assert "1 worker so far" in caplog.text
 
 
-# Reports ------------------------------------------------------------------------------------------------------------
+# Reports ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("where", ["threads", "processes:1"])

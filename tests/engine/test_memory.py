@@ -1,10 +1,12 @@
-"""What a compute needs is known before it runs: the arithmetic on small graphs, the declarations, and what is measured."""
+"""What a compute needs is known before it runs: arithmetic, declarations, measurements."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import dask
@@ -12,23 +14,22 @@ import dask.array as da
 import numpy as np
 import psutil
 import pytest
+from gdask.io.stored import Plane, StoredArray
 
 from gdask import GdaskError, Reduce
 from gdask.engine.compute import compute
-from gdask.engine.memory import (
-    BASE,
-    Projection,
-    declared,
-    fit,
-    parse_bytes,
-    project,
-    rows_within,
-)
-from gdask.io.read import Plane, lazy_variables
+from gdask.engine.memory import BASE, Projection, fit, parse_bytes, project
+from gdask.io.dask_internals import optimised_tasks
+from gdask.io.frames import array_headers, primary_header, with_headers
+from gdask.io.gather import gather
+from gdask.io.lazy_arrays import declared_memory, map_arrays, map_planes
+from gdask.io.read import lazy_variables
+from gdask.io.sources import Source
 from gdask.model import UsageError, use_settings
-from gdask.steps.frames import map_planes
+from gdask.steps.frames import STRIP_BYTES, strip_rows
+from gdask.types import Window
 
-# Arithmetic ---------------------------------------------------------------------------------------------------------
+# Arithmetic ------------------------------------------------------------------------------------
 
 
 def double(plane: np.ndarray) -> np.ndarray:
@@ -42,15 +43,12 @@ def add(*planes: np.ndarray) -> np.ndarray:
 def planes(seed: int) -> da.Array:
     """Three arrays of 500 x 500 float32 pixels in a file that is never read."""
     plane = Plane(f"/nowhere/{seed}.fits", (0, 0), 1, 2880, ">f4", 0.0, 1.0, (500, 500))
-    return lazy_variables(
-        {"data": (plane, plane._replace(extension=2), plane._replace(extension=3))}
-    )["data"]
+    arrays = tuple(plane._replace(extension=number) for number in (1, 2, 3))
+    return lazy_variables({"data": StoredArray(arrays, np.dtype("f4"))})["data"]
 
 
 def tasks_of(*arrays: da.Array) -> dict:
-    from gdask.engine.compute import _graph
-
-    return _graph(arrays)
+    return optimised_tasks(arrays)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +74,7 @@ def test_sizes_that_are_none(text: str) -> None:
 
 
 def test_the_peak_is_the_most_that_is_there_at_once() -> None:
-    """Blocks of one megabyte: two sources into a sum, then a reduction to one number, array by array."""
+    """Two sources into a sum, then a reduction to one number, in bytes."""
     from dask._task_spec import Task, TaskRef
 
     from gdask.engine import memory
@@ -110,9 +108,7 @@ def test_results_that_nothing_waits_for_any_more_are_gone() -> None:
 
 def add_up(seed: int) -> da.Array:
     """One number for each detector, through two kernels."""
-    return map_planes(
-        float_sum, map_planes(double, planes(seed), dtype="f8"), dtype=object, whole=True
-    )
+    return map_arrays(float_sum, map_planes(double, planes(seed), dtype="f8"))
 
 
 def float_sum(plane: np.ndarray) -> float:
@@ -127,7 +123,8 @@ def test_more_at_a_time_needs_more_and_fewer_are_chosen_to_fit() -> None:
     assert threads in (2, 3) and BASE + projection.peak <= BASE + 0.6 * four
     with pytest.raises(
         GdaskError,
-        match=r"phase 1: needs 0\.\d+ GiB in one worker .* GiB may be used; give --memory \d+\.\dGiB",
+        match=r"phase 1: needs 0\.\d+ GiB in one worker .* GiB may be used;"
+        r" give --memory \d+\.\dGiB",
     ) as caught:
         fit(tasks, BASE + 0.5 * alone, 4, "phase 1")
     assert "\n" not in str(caught.value)
@@ -147,12 +144,43 @@ def test_what_the_refusal_names_is_enough() -> None:
     )
 
 
-def test_bands_are_lower_where_memory_is_short() -> None:
-    with use_settings(memory=BASE + 1e9, threads=1):
-        assert rows_within(1e6, 256, 16) == 150
-        assert rows_within(1e9, 256, 16) == 16 and rows_within(10, 256, 16) == 256
-    with use_settings(memory=BASE + 1e9, threads=2):
-        assert rows_within(1e6, 256, 16) == 75
+def band_of_many(
+    sources: tuple[Source, ...], detector: int, window: Window, **bound: object
+) -> np.ndarray:
+    raise AssertionError("never run")
+
+
+def test_a_gathering_task_needs_what_it_declares_and_the_blocks_it_is_given() -> None:
+    """Sources are read inside the task; blocks of other lazy arrays are there before it begins."""
+
+    def gathered(arrays: list[da.Array], **more: object) -> Projection:
+        array = gather(
+            band_of_many,
+            arrays,
+            name="gathered",
+            dtype="f4",
+            chunks=((1,), (100, 400), (500,)),
+            windows=lambda _, detector, window: [(detector, window)],
+            scratch=3e6,
+            **more,
+        )
+        return project(tasks_of(array))
+
+    largest = 4.0 * 400 * 500
+    stored = gathered([planes(1), planes(2)])
+    assert stored.largest == largest + 3e6 and stored.tasks == 3  # two blocks, and the sources
+    changed = planes(1) + np.float32(1)
+    one = gathered([changed, planes(2)])
+    assert one.largest == pytest.approx(largest + 3e6 + 4.0 * 500 * 500)
+    assert gathered([planes(1)], result_bytes=7e6).largest == 1e7
+
+
+def test_strips_hold_a_fixed_number_of_bytes() -> None:
+    """However much memory is allowed: names of graphs, and so checkpoints, do not depend on it."""
+    for memory in (None, BASE + 1e8, BASE + 1e11):
+        with use_settings(memory=memory, threads=2):
+            assert strip_rows(1e6, 16) == STRIP_BYTES / 1e6
+            assert strip_rows(1e9, 16) == 16 and strip_rows(0, 16) == STRIP_BYTES
 
 
 def test_nothing_runs_that_does_not_fit() -> None:
@@ -187,7 +215,6 @@ def test_headers_that_do_not_change_are_shared_and_others_are_copied(tmp_path: P
     from astropy.io import fits
 
     import gdask
-    from gdask.steps.frames import with_headers
 
     arrays = [
         fits.ImageHDU(np.ones((4, 4), "f4"), fits.Header({"GAIN": 2.0}), name="SCI", ver=ver)
@@ -201,35 +228,32 @@ def test_headers_that_do_not_change_are_shared_and_others_are_copied(tmp_path: P
         with_headers(frame, primary={"OBJECT": "star"}),
         with_headers(frame, each={"GAIN": [3.0, 4.0]}),
     )
-    assert (frame.attrs["phu"]["OBJECT"], named.attrs["phu"]["OBJECT"]) == ("sky", "star")
-    assert [h["GAIN"] for h in (*frame.attrs["headers"], *scaled.attrs["headers"])] == [
-        2.0,
-        2.0,
-        3.0,
-        4.0,
-    ]
-    assert (
-        named.attrs["headers"] is frame.attrs["headers"]
-        and scaled.attrs["phu"] is frame.attrs["phu"]
-    )
+    objects = [primary_header(each)["OBJECT"] for each in (frame, named, scaled)]
+    assert objects == ["sky", "star", "sky"]
+    gains = [header["GAIN"] for each in (frame, scaled) for header in array_headers(each)]
+    assert gains == [2.0, 2.0, 3.0, 4.0]
+    texts = [each.coords["header"].to_numpy().tolist() for each in (frame, named)]
+    assert all(one is other for one, other in zip(*texts, strict=True))
+    assert scaled.attrs["phu"] is frame.attrs["phu"]
+    assert primary_header(scaled) is primary_header(frame)
 
 
-# Declarations -------------------------------------------------------------------------------------------------------
+# Declarations ----------------------------------------------------------------------------------
 
 
 def test_all_functions_of_the_recipes_are_declared(
     calibrated: Path, night: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is not is projected with a guess that is high: fewer frames at a time than there could be."""
+    """What is not is projected with a guess that is high: fewer at a time than there could be."""
     from gdask.engine import memory
+    from gdask.io import lazy_arrays
 
     seen: set[str] = set()
-    real = memory._of_task
+    real_need = lazy_arrays.need_of
 
-    def noting(label: str, options: dict, inputs: list) -> memory.Cost:
-        kernel = options.get("kernel")
-        seen.add(f"{kernel.__module__}.{kernel.__name__}" if kernel else label)
-        return real(label, options, inputs)
+    def noting(function: Callable[..., object], *sizes: float) -> lazy_arrays.Need:
+        seen.add(f"{function.__module__}.{function.__name__}")
+        return real_need(function, *sizes)
 
     counts: list[int] = []
     real_fit = memory.fit
@@ -238,7 +262,7 @@ def test_all_functions_of_the_recipes_are_declared(
         counts.append(len(graph))
         return real_fit(graph, *more, **options)
 
-    monkeypatch.setattr(memory, "_of_task", noting)
+    monkeypatch.setattr(lazy_arrays, "need_of", noting)
     monkeypatch.setattr(memory, "fit", counting)
     for files, parameters in (
         ([*night.flat_on, *night.flat_off], {}),
@@ -248,14 +272,23 @@ def test_all_functions_of_the_recipes_are_declared(
         reduction.files.extend(files)
         reduction.uparms = parameters
         reduction.runr()
-    assert {name for name in seen if name.startswith("gdask.")} - set(declared()) == set()
+    assert {name for name in seen if name.startswith("gdask.")} - set(declared_memory()) == set()
     assert len(seen) > 20
     assert max(counts[1:-1]) < 100 * len(
         night.sequence
     )  # tasks of a phase, for each frame; the last phase's go with the image's area
 
 
-# Measured -----------------------------------------------------------------------------------------------------------
+def test_every_declaration_is_of_a_function_that_is_there() -> None:
+    for label, row in declared_memory().items():
+        module, _, name = label.rpartition(".")
+        assert callable(getattr(importlib.import_module(module), name)), label
+        assert row.keys() <= {"scratch", "fixed", "result"} and all(
+            value >= 0 for value in row.values()
+        )
+
+
+# Measured --------------------------------------------------------------------------------------
 
 MEASURE = """
 import json, logging, sys
@@ -293,7 +326,10 @@ print(json.dumps(rows))
 def measured_phases(
     folder: Path, frames: int, size: int, instrument: str = "gsaoi"
 ) -> list[tuple[str, float, float]]:
-    """(phase, bytes projected, bytes measured) of a reduction with one task at a time; both beyond what was there before."""
+    """(phase, bytes projected, bytes measured) of a reduction with one task at a time.
+
+    Both are beyond what was there before.
+    """
     import json
 
     from benchmarks.scaling.nights import make_f2_night, make_night
@@ -341,7 +377,10 @@ def test_no_phase_takes_more_than_was_projected(
 
 @pytest.mark.slow
 def test_the_peak_does_not_grow_with_the_number_of_frames(tmp_path: Path) -> None:
-    """Of the whole process tree, and of its open files; the frames of the shorter run are the first ones of the longer."""
+    """Of the whole process tree, and of its open files.
+
+    The frames of the shorter run are the first ones of the longer.
+    """
     from benchmarks.scaling.measured_run import measure_in_threads
     from benchmarks.scaling.nights import first_frames_of, make_night
 
@@ -355,11 +394,11 @@ def test_the_peak_does_not_grow_with_the_number_of_frames(tmp_path: Path) -> Non
     assert many["tasks"] / 64 < 1.1 * few["tasks"] / 16
 
 
-# Same bytes ---------------------------------------------------------------------------------------------------------
+# Same bytes ------------------------------------------------------------------------------------
 
 
 def test_little_memory_gives_the_same_bytes(calibrated: Path, reduced: Path, night: object) -> None:
-    """As little as the largest task needs: lower bands, one task at a time."""
+    """As little as the largest task needs: one task at a time."""
     from test_cluster import IMAGE
     from test_cluster import planes as planes_of
 

@@ -1,10 +1,14 @@
-"""The same bits for any chunking, any order in which tasks end, any number of workers and any memory: step by step, and whole.
+"""The same bits for any chunking, order of tasks, number of workers and memory.
 
-Steps come from the registry (`gdask.steps.__all__`): one that the sequence below does not call fails the first test.
+Step by step, and of whole reductions.
+
+Steps come from the registry (`gdask.steps.__all__`): one that the sequence below does not call
+fails the first test.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,34 +26,33 @@ from helpers import on_disk
 
 import gdask
 from gdask import Reduce, cal_service, params, steps
+from gdask.engine import compute as engine
 from gdask.headers import Header
+from gdask.io.frames import (
+    array_headers,
+    frames_in,
+    geometries,
+    map_frames,
+    pixel_variables,
+    primary_header,
+)
 from gdask.reduction.run import Run
-from gdask.steps.frames import frames_in, map_frames
+from gdask.types import Frame
 
-#: What chooses the height of bands by the memory that is allowed.
-CHOOSERS = (
-    "gdask.steps.frames.rows_within",
-    "gdask.steps.sky.rows_within",
-    "gdask.steps.stack.rows_within",
-)
-#: What a Frame carries beside pixels that must not depend on how they are chunked.
-CARRIED = (
-    "geometry",
-    "solution",
-    "phu",
-    "headers",
-    "skies",
-    "set_aside",
-    "grid",
-    "source_geometry",
-)
+#: What bounds the rows that a task makes at a time: in a graph, and in strips inside a task.
+BAND_ROWS = ("gdask.steps.sky.BAND_ROWS", "gdask.steps.stack.BAND_ROWS")
+STRIP_ROWS = ("gdask.steps.sky.strip_rows", "gdask.steps.stack.strip_rows")
+#: Side of the tiles that a resampled frame is made in.
+TILE_SIDE = "gdask.steps.resample.SIDE"
+#: Attributes of a Frame that must not depend on how its pixels are chunked.
+CARRIED = ("skies", "set_aside", "grid", "reference_area", "refcat")
 #: A time of this run, in a header.
 NOW = re.compile(rf"{datetime.now(UTC):%Y-%m}-\d\dT\d\d:")
 #: Tables of a product that hold times of the run, or the parameters that differ here.
 OF_THE_RUN = ("HISTORY", "PROVENANCE", "REDUCTION")
 
 
-# Step by step -------------------------------------------------------------------------------------------------------
+# Step by step ----------------------------------------------------------------------------------
 
 
 def bits(value: object) -> object:
@@ -70,20 +73,24 @@ def bits(value: object) -> object:
 
 
 def outcome(result: object, most: int = 2) -> dict[str, object]:
-    """Everything that the first frames of a step's result say."""
+    """All that the first frames of a result say: pixels, small results, headers, geometry."""
     frames = frames_in(result)[:most]
     lazy = {f"{n} {name}": f[name].data for n, f in enumerate(frames) for name in f.data_vars}
-    lazy |= {
-        f"{n} pending {name}": value
-        for n, f in enumerate(frames)
-        for name, value in f.attrs["pending"].items()
-    }
     values = dict(zip(lazy, dask.compute(*lazy.values(), scheduler="threads"), strict=True))
     return {name: bits(value) for name, value in values.items()} | {
-        f"{n} {name}": bits(f.attrs[name])
+        f"{n} {name}": bits(value)
         for n, f in enumerate(frames)
-        for name in CARRIED
-        if name in f.attrs
+        for name, value in carried(f).items()
+    }
+
+
+def carried(frame: Frame) -> dict[str, object]:
+    """What a Frame carries beside its variables."""
+    return {name: frame.attrs[name] for name in CARRIED if name in frame.attrs} | {
+        "primary header": primary_header(frame),
+        "headers": array_headers(frame),
+        "geometry": geometries(frame),
+        "places": [frame.coords[name].to_numpy() for name in ("y", "x", "y_offset", "x_offset")],
     }
 
 
@@ -94,16 +101,25 @@ def heights(ny: int, rng: random.Random) -> tuple[int, ...]:
 
 
 def rechunked(value: object, rng: random.Random) -> object:
-    """The Frames, each in bands of random heights of its own."""
-    return map_frames(lambda frame: frame.chunk({"y": heights(frame.sizes["y"], rng)}), value)
+    """The Frames, the pixels of each in bands of random heights of its own."""
+
+    def in_bands(frame: Frame) -> Frame:
+        bands = {"y": heights(frame.sizes["y"], rng)}
+        return frame.assign({name: frame[name].chunk(bands) for name in pixel_variables(frame)})
+
+    return map_frames(in_bands, value)
 
 
 @contextmanager
-def bands_of(choose: Any) -> Iterator[None]:
-    """Inside, the height of bands is what `choose(row_bytes, most, fewest)` says."""
+def rows_at_a_time(band: int, strip: int, side: int | None = None) -> Iterator[None]:
+    """Inside, tasks make bands of so many rows in strips of so many, and tiles of this side."""
     with pytest.MonkeyPatch.context() as patch:
-        for chooser in CHOOSERS:
-            patch.setattr(chooser, choose)
+        for name in BAND_ROWS:
+            patch.setattr(name, band)
+        for name in STRIP_ROWS:
+            patch.setattr(name, lambda row_bytes, fewest: strip)
+        if side:
+            patch.setattr(TILE_SIDE, side)
         yield
 
 
@@ -132,9 +148,8 @@ class Checked(Run):
         expected = outcome(step(*given, **values))
         for seed in range(self.chunkings):
             rng = random.Random(f"{step.__name__} {seed}")
-            with bands_of(
-                lambda row_bytes, most, fewest, rng=rng: rng.randint(min(fewest, 16), most)
-            ):
+            rows = rng.randint(16, 256), rng.randint(5, 100), rng.randint(50, 300)
+            with rows_at_a_time(*rows):
                 found = outcome(step(*(rechunked(each, rng) for each in given), **values))
             wrong = [
                 name
@@ -152,7 +167,7 @@ def all_steps(run: Checked, night: Any, folder: Path) -> None:
     def lamps(paths: list[str]) -> Any:
         frames = run(
             steps.add_dq,
-            run(steps.prepare, run.by_rows(gdask.open_many(paths))),
+            run(steps.prepare, gdask.open_many(paths)),
             (None,) * len(paths),
             hidden_saturation=False,
             latency=False,
@@ -163,7 +178,7 @@ def all_steps(run: Checked, night: Any, folder: Path) -> None:
         steps.normalize_flat,
         run(steps.make_lamp_flat, lamps([*night.flat_on[:2], *night.flat_off[:2]])),
     )
-    (flat,) = on_disk((run(steps.threshold_flatfield, level).assign_attrs(pending={}),), folder)
+    (flat,) = on_disk((run(steps.threshold_flatfield, level),), folder)
     dark = run(steps.stack_frames, lamps(night.dark), reject_method="varclip")
     run(steps.make_bpm, flat, dark)
     (dark,) = on_disk((dark,), folder)
@@ -190,9 +205,7 @@ def all_steps(run: Checked, night: Any, folder: Path) -> None:
         steps.determine_astrometric_solution,
         run(steps.add_reference_catalog, targets, source=str(catalogue(night, folder))),
     )
-    targets = run(
-        steps.adjust_wcs_to_reference, tuple(f.assign_attrs(solution=None) for f in targets)
-    )
+    targets = run(steps.adjust_wcs_to_reference, tuple(f.drop_vars("solution") for f in targets))
     targets = run(steps.match_sky_levels, run.fetch(run(steps.measure_sky_levels, targets)))
     targets = run(steps.resample_to_common_frame, run(steps.scale_counts_to_reference, targets))
     run(steps.detect_sources, run(steps.stack_frames, targets), products="catalog", mesh=128)
@@ -216,7 +229,7 @@ def test_every_step_gives_the_same_bits_in_any_chunks(
     assert run.differ == []
 
 
-# Whole reductions ---------------------------------------------------------------------------------------------------
+# Whole reductions ------------------------------------------------------------------------------
 
 
 def in_random_order(seed: int) -> Any:
@@ -260,8 +273,11 @@ def scheduled_by(get: Any) -> Iterator[None]:
 
 @contextmanager
 def as_asked(rows: int | None, order: int | None) -> Iterator[None]:
-    """Inside, bands are `rows` high, and tasks run in the random `order`; None leaves these as they are."""
-    bands = bands_of(lambda row_bytes, most, fewest: rows) if rows else nullcontext()
+    """Inside, bands have `rows` rows, strips half as many, and tasks run in the random `order`.
+
+    None leaves these as they are.
+    """
+    bands = rows_at_a_time(rows, max(rows // 2, 5)) if rows else nullcontext()
     with bands, scheduled_by(in_random_order(order)) if order is not None else nullcontext():
         yield
 
@@ -283,7 +299,7 @@ def image_of(
     rows: int | None = None,
     order: int | None = None,
 ) -> dict:
-    """The image of the night in `folder` (its flat is made first, in the same way, where `folder` has none)."""
+    """The image of the night in `folder`; its flat is made in the same way, where it has none."""
     from benchmarks.scaling.nights import IMAGE_PARAMETERS, raw_files_of_kinds, working_in
 
     def reduce(paths: Sequence[str], parameters: Mapping[str, object]) -> Path:
@@ -354,3 +370,84 @@ def test_the_flat_has_the_same_bits(small: tuple[Path, dict], tmp_path: Path) ->
     found = image_of(tmp_path, order=4, rows=40)
     (mine,), (other,) = tmp_path.glob("*_flat.fits"), folder.glob("*_flat.fits")
     assert content(mine) == content(other) and found == expected
+
+
+# Names of graphs -------------------------------------------------------------------------------
+
+
+@contextmanager
+def recorded_names() -> Iterator[list[tuple[str, ...]]]:
+    """Inside: the names of the arrays and layers of each compute, but of those that write files.
+
+    What writes a file has the file's temporary name in its own.
+    """
+    names: list[tuple[str, ...]] = []
+    real = engine.compute
+
+    def recording(arrays: Sequence[Any], text: str) -> tuple[object, ...]:
+        kept = [array for array in arrays if not array.name.startswith("write-")]
+        layers = {layer for array in arrays for layer in array.dask.layers}
+        names.append(tuple(array.name for array in kept))
+        names.append(tuple(sorted(name for name in layers if not name.startswith("write-"))))
+        return real(arrays, text)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gdask.reduction.phases.compute", recording)
+        yield names
+
+
+@contextmanager
+def files_of_one_time() -> Iterator[None]:
+    """Inside, checkpoints have one time of modification, which is in names of their arrays."""
+    from gdask.io import write
+
+    real = write.finish
+
+    def finish(*given: object, **options: object) -> str:
+        path = real(*given, **options)
+        os.utime(path, ns=(1, 1))
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "finish", finish)
+        yield
+
+
+@contextmanager
+def nothing_is_refused() -> Iterator[None]:
+    """Inside, nothing is refused for want of memory: what fits is not the question here."""
+    from gdask.engine import memory
+
+    with pytest.MonkeyPatch.context() as patch:
+        real = memory.fit
+        patch.setattr(
+            memory, "fit", lambda graph, available, *more, **how: real(graph, 1e12, *more, **how)
+        )
+        yield
+
+
+def test_names_of_graphs_do_not_depend_on_the_memory_that_is_allowed(
+    small: tuple[Path, dict], tmp_path: Path
+) -> None:
+    """Of the flat's and the image's recipe: with more memory, or less, checkpoints are found."""
+    from benchmarks.scaling.nights import IMAGE_PARAMETERS, raw_files_of_kinds, working_in
+
+    def names_with(memory: float, kinds: tuple[str, ...], **parameters: object) -> list:
+        reduction = Reduce()
+        reduction.files.extend(raw_files_of_kinds(kinds))
+        reduction.uparms.update(parameters)
+        reduction.memory = memory
+        with recorded_names() as names:
+            reduction.runr()
+        return names
+
+    for part in ("raw", "truth"):
+        (tmp_path / part).symlink_to(small[0] / part)
+    with working_in(tmp_path), nothing_is_refused(), files_of_one_time():
+        cal_service.set_local_database().init()
+        little, much = (names_with(memory, ("flat_on", "flat_off")) for memory in (4e8, 8e9))
+        assert len(little) >= 2 and little == much
+        kinds = ("science", "sky")
+        little, much = (names_with(memory, kinds, **IMAGE_PARAMETERS) for memory in (4e8, 8e9))
+        assert len(little) >= 2 * 5 and little == much
+        assert sum(len(names) for names in little) > 100

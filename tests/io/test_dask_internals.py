@@ -163,6 +163,21 @@ def test_source_of_an_array_goes_through_xarray(pixels: np.ndarray) -> None:
     assert dask_internals.source_of((frame["data"] * 2).data) is None
 
 
+def test_is_only_chunked_where_xarray_made_blocks_of_values(pixels: np.ndarray) -> None:
+    import xarray as xr
+
+    frame = xr.Dataset({"data": (("detector", "y", "x"), pixels), "top": ("detector", [1.0, 2.0])})
+    chunked = frame.chunk({"y": 2})
+    assert all(dask_internals.is_only_chunked(chunked[name].data) for name in frame.data_vars)
+    assert all(dask_internals.is_only_chunked(v.data) for v in chunked.chunk(detector=1).values())
+    cut = chunked.isel(detector=[1], y=slice(1, 3))
+    joined = xr.concat([chunked.isel(detector=[1]), chunked], "detector")
+    for part in (cut, joined):
+        assert all(dask_internals.is_only_chunked(each.data) for each in part.values())
+    for other in (chunked["top"].data + 1, array_of(pixels), pixels, None):
+        assert not dask_internals.is_only_chunked(other)
+
+
 # Running --------------------------------------------------------------------------------------
 
 CALLS: list[int] = []

@@ -294,6 +294,20 @@ def test_a_small_result_is_asked_for_before_it_is_computed(frames: Frames, run: 
     assert small(frame, "top", lazy_is_none=True) is None and small(frame, "bottom") is None
 
 
+def test_small_results_stay_computed_where_a_frame_is_put_into_other_blocks(
+    frames: Frames, run: Run, no_compute: None
+) -> None:
+    import dask
+
+    with dask.config.set(scheduler="threads"):
+        saved = run.fetch(run.each(measured, frames[:1]))
+    (frame,) = saved
+    for other in (frame.chunk({"y": 50}), frame.chunk({"detector": 1, "y": 50})):
+        assert small(other, "top") == small(frame, "top") and lazy_small_results(other) == {}
+    one = frame.chunk({"y": 50}).isel(detector=[2])
+    assert small(one, "top") == small(frame, "top")[2:3]
+
+
 def test_databases_are_those_of_the_configuration_unless_they_are_given(workspace: Path) -> None:
     from gdask.caldb import database_at, open_databases
 
