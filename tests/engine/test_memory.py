@@ -14,7 +14,6 @@ import dask.array as da
 import numpy as np
 import psutil
 import pytest
-from gdask.io.stored import Plane, StoredArray
 
 from gdask import GdaskError, Reduce
 from gdask.engine.compute import compute
@@ -24,7 +23,7 @@ from gdask.io.frames import array_headers, primary_header, with_headers
 from gdask.io.gather import gather
 from gdask.io.lazy_arrays import declared_memory, map_arrays, map_planes
 from gdask.io.read import lazy_variables
-from gdask.io.sources import Source
+from gdask.io.sources import Plane, Source, StoredArray
 from gdask.model import UsageError, use_settings
 from gdask.steps.frames import STRIP_BYTES, strip_rows
 from gdask.types import Window
