@@ -21,14 +21,14 @@ sys.path += [
     str(path) for path in (_TESTS, _TESTS.parent, _TESTS / "cluster", _TESTS / "reduction")
 ]
 
-# A shell's background jobs ignore interrupts, and so would what they start: tests that interrupt need them.
+# A shell's background jobs ignore interrupts, and so would what they start: some tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FILTERED = ("science", "sky", "flat_on", "flat_off", "dark", "std")
 
 
 class Night(NamedTuple):
-    """Raw files of a night by kind (in order of time), all science frames (target and sky), and where they are."""
+    """Raw files of a night by kind, in order of time, and the folder that they are in."""
 
     folder: Path
     science: list[str]
@@ -57,7 +57,10 @@ def no_scheduler_is_left() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
-    """Crowded field, 5 frames on target and 4 on sky of which 3 have a bad WCS, 3+3 flats, 3 darks, 3 standards."""
+    """A crowded field: 5 frames on target and 4 on sky, of which 3 have a bad WCS.
+
+    With 3 + 3 flats, 3 darks and 3 standards.
+    """
     from astropy.table import Table
 
     from gdask.simulate import simulate_gsaoi
@@ -75,7 +78,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
 
 @contextmanager
 def _working_folder(folder: Path, night: Night, *other_databases: Path) -> Iterator[Path]:
-    """Inside: `folder` is the working folder, with raw/ and a configuration of calibration databases of its own."""
+    """Make `folder` the working folder, with raw/ and its own list of calibration databases."""
     (folder / "raw").symlink_to(night.folder / "raw")
     lines = ["cal_manager.db get store", *(f"{path} get" for path in other_databases)]
     (folder / "dragonsrc").write_text("[calibs]\ndatabases = " + "\n    ".join(lines) + "\n")
@@ -87,7 +90,7 @@ def _working_folder(folder: Path, night: Night, *other_databases: Path) -> Itera
 
 @pytest.fixture(scope="session")
 def reduced(night: Night, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the night was reduced: BPM registered, flat made, science frames stacked."""
+    """A folder where the night was reduced: BPM registered, flat made, science frames stacked."""
     from gdask import Reduce, cal_service
 
     folder = tmp_path_factory.mktemp("reduced")
@@ -117,7 +120,10 @@ def workspace(night: Night, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def calibrated(night: Night, reduced: Path, tmp_path: Path) -> Iterator[Path]:
-    """The working folder of one test: raw/, and the BPM and the flat of `reduced` in a database that is only read."""
+    """The working folder of one test: raw/, and the BPM and the flat of `reduced`.
+
+    They are in a database that is only read.
+    """
     folder = tmp_path / "work"
     folder.mkdir()
     with _working_folder(folder, night, reduced / "cal_manager.db"):
@@ -150,7 +156,7 @@ def _quiet_log() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _fast() -> Iterator[None]:
-    """Two test processes on two cores: no library starts more threads. And nothing waits for the disk."""
+    """No library starts threads of its own, and nothing waits for the disk."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)

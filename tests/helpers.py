@@ -19,7 +19,7 @@ from gdask.steps.frames import with_arrays
 from gdask.steps.pointing import prepare
 from gdask.types import Frame, Frames
 
-#: Heights of the row bands that every pixel-wise step is tried with: whole arrays, several even ones, uneven ones.
+#: Heights (rows) of the bands that every pixel-wise step is tried with. None: whole arrays.
 BANDS = (None, 64, 97)
 
 
@@ -66,7 +66,7 @@ def raw(
 
 
 def electrons(path: str, seed: int = 1, rows: int | None = None, **limits: float) -> Frame:
-    """A raw file's headers, prepared, with a ramp as data, another as variance, and flags in 5 % of the pixels."""
+    """A raw file's headers, prepared, with ramps as data and variance, 5 % of pixels flagged."""
     frame = raw(path, seed, rows, **limits)
     shape = shape_of(frame)
     return with_pixels(
