@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from astropy.io import fits
 
-from gdask.model import GdaskError
+from gdask.model import GdaskError, coordinate
 from gdask.types import Headers
 
 BLOCK = 2880  # bytes in a FITS record (FITS standard 4.0, section 3.1)
@@ -408,7 +408,7 @@ def parse_header(text: str) -> Header:
 
 def frame_headers(frame: Any) -> Headers:
     """Give the headers of a Frame: its attribute `phu` and its coordinate `header`."""
-    ext = tuple(parse_header(text) for text in frame.coords["header"].to_numpy().ravel().tolist())
+    ext = tuple(parse_header(text) for text in coordinate(frame, "header").ravel().tolist())
     return Headers(parse_header(frame.attrs["phu"]), ext, str(frame.attrs.get("path", "")))
 
 

@@ -30,6 +30,16 @@ DTYPES: dict[str, np.dtype] = {
 EXTNAMES: dict[str, str] = {"data": "SCI", "variance": "VAR", "dq": "DQ", "objects": "OBJMASK"}
 
 
+def coordinate(frame: Any, name: str) -> np.ndarray:
+    """Give the values of a Frame's coordinate.
+
+    `Dataset.chunk` and `open_dataset(chunks=...)` make coordinates lazy, too. They are computed in
+    this thread, whatever scheduler is set: steps ask for them again and again.
+    """
+    held = frame.coords[name].data
+    return np.asarray(held.compute(scheduler="synchronous") if hasattr(held, "dask") else held)
+
+
 class DQ(IntFlag):
     """Data-quality bits, the field's own (as DRAGONS writes them)."""
 

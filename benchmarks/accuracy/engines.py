@@ -27,6 +27,8 @@ ENGINES = {
 }
 #: The kernel of each engine: science, variance and DQ of one array at the places of a pixel map.
 KERNELS: dict[str, Callable] = {"gdask": resample, "reproject": resample_reprojected}
+#: What the kernel of each engine calls its interpolation.
+KERNEL_OPTIONS = {"gdask": "interpolation", "reproject": "method"}
 #: The step's own choice: no parameter is given.
 DEFAULT = "default"
 #: Ways of resampling, "engine:interpolation".
@@ -106,7 +108,7 @@ def kernel_speed(way: str) -> float:
     NaN where the engine does not know the interpolation.
     """
     engine, interpolation = _split(way)
-    options = {} if way == DEFAULT else {"interpolation": interpolation}
+    options = {} if way == DEFAULT else {KERNEL_OPTIONS[engine]: interpolation}
     kernel = KERNELS["gdask" if way == DEFAULT else engine]
     rng, shape = np.random.default_rng(1), (SPEED_SIZE, SPEED_SIZE)
     data = rng.normal(1000, 30, shape).astype(np.float32)

@@ -18,7 +18,7 @@ from gdask.headers import Header, frame_headers, parse_header
 from gdask.io.dask_internals import is_only_chunked
 from gdask.kernels.geometry.grid import Grid
 from gdask.kernels.geometry.projection import Geometry
-from gdask.model import DIMS, DTYPES, GdaskError
+from gdask.model import DIMS, DTYPES, GdaskError, coordinate
 from gdask.types import Frame, Headers
 
 #: 0-based half-open (x1, x2, y1, y2) of an array's pixels on the full array.
@@ -89,7 +89,7 @@ def object_array(items: Sequence[object]) -> np.ndarray:
 def sections(frame: Frame) -> tuple[Section, ...]:
     """Give where the pixels of each array lie on the full array."""
     y, x = (_start_and_size(frame, name) for name in ("y", "x"))
-    down, right = (frame.coords[name].to_numpy().tolist() for name in ("y_offset", "x_offset"))
+    down, right = (coordinate(frame, name).tolist() for name in ("y_offset", "x_offset"))
     return tuple(
         (x[0] + dx, x[0] + dx + x[1], y[0] + dy, y[0] + dy + y[1])
         for dx, dy in zip(right, down, strict=True)
@@ -109,7 +109,7 @@ def _start_and_size(frame: Frame, name: str) -> tuple[int, int]:
 
 def array_numbers(frame: Frame) -> list[int]:
     """Give the number (from 1) that each array of the Frame has in its file."""
-    return [int(number) for number in frame.coords["array_number"].to_numpy()]
+    return [int(number) for number in coordinate(frame, "array_number")]
 
 
 def one_image_coords(shape: tuple[int, int], header: Header) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def geometries(frame: Frame) -> tuple[Geometry, ...]:
     """Give the geometry of each array, for the pixels that the Frame has; () where none is known yet."""
     if "geometry" not in frame.coords:
         return ()
-    stored = [_geometry(text) for text in frame.coords["geometry"].to_numpy().tolist()]
+    stored = [_geometry(text) for text in coordinate(frame, "geometry").tolist()]
     return tuple(
         geometry._replace(x0=x1 + 1.0, y0=y1 + 1.0)
         for geometry, (x1, _, y1, _) in zip(stored, sections(frame), strict=True)

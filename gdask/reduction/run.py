@@ -86,11 +86,11 @@ class Run:
 
     @property
     def databases(self) -> tuple[Any, ...]:
-        """The calibration databases in order; where none were given, those of the configuration."""
+        """The calibration databases in order; those of the configuration where none were given."""
         if self._databases is None:
             from gdask.caldb import open_databases
 
-            self._databases = tuple(open_databases())
+            self._databases = open_databases()
         return self._databases
 
     def __call__(

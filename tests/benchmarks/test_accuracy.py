@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Night
-from gdask.simulate.cosmics import cosmic_rays
 
 from benchmarks.accuracy import interpolation, nights, report
 from benchmarks.accuracy.cases import CASES, TARGETS, Case, limits
@@ -29,6 +28,7 @@ from benchmarks.accuracy.positions import photon_limits
 from benchmarks.accuracy.statistics import linear_residuals, robust_sigma
 from gdask.kernels.resample.resampling import resample
 from gdask.kernels.stack.combine import combine
+from gdask.simulate.detector import cosmic_rays
 from gdask.simulate.rendering import Moffat, profile_table, render
 
 GOOD_SEEING = interpolation.STARS["core of 4.2 pixels"]

@@ -19,6 +19,7 @@ def test_each_way_is_told_to_the_step() -> None:
         "resampleToCommonFrame:interpolation=adaptive",
     )
     assert len(engines.WAYS) == 8 and set(engines.KERNELS) == set(engines.ENGINES)
+    assert set(engines.KERNEL_OPTIONS) == set(engines.ENGINES)
 
 
 def test_a_kernel_has_a_speed_where_its_interpolation_is_known() -> None:

@@ -7,12 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from astropy.io import fits
 
+import gdask
 from gdask import instruments
 from gdask.cal_service import only_database, set_local_database
 from gdask.caldb import (
@@ -438,10 +438,7 @@ def test_associate(night):
 
 def test_associate_takes_a_frame(night):
     register(night)
-    headers = read_headers(night["science"])
-    frame = SimpleNamespace(
-        attrs={"phu": headers.phu, "headers": headers.ext, "path": headers.path}
-    )
+    frame = gdask.open(night["science"])
     assert associate(frame, "flat", open_databases()) == associate(
         night["science"], "flat", open_databases()
     )

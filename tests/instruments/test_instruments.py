@@ -9,14 +9,15 @@ import json
 import math
 import re
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 import pytest
+import xarray as xr
 from astropy.io import fits
 
 from gdask import instruments
-from gdask.headers import read_headers, repair_card
+from gdask.headers import Header, read_headers, repair_card
 from gdask.instruments import descriptor, instrument_of, register, step_defaults, tags, view
 from gdask.instruments.f2_array import apparent_to_icrs
 from gdask.instruments.rules import parse_section, resolve, tagset
@@ -699,7 +700,11 @@ def test_wrong_names_are_refused_with_the_closest() -> None:
 
 def test_a_frame_is_a_source() -> None:
     made = gsaoi()
-    frame = SimpleNamespace(attrs={"phu": made.phu, "headers": made.ext, "path": "x.fits"})
+    texts = np.array([Header.of(header).text for header in made.ext], object)
+    frame = xr.Dataset(
+        coords={"header": ("detector", texts)},
+        attrs={"phu": Header.of(made.phu).text, "path": "x.fits"},
+    )
     assert descriptor(frame, "array_name") == list(ARRAYS)
     assert tags(frame) == tags(made)
 

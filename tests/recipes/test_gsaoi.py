@@ -436,11 +436,13 @@ def test_a_recipe_of_the_users(calibrated: Path, night: object) -> None:
     (calibrated / "mine.py").write_text(
         "import numpy as np\n"
         "from gdask.recipes.common import calibrate\n"
-        "from gdask.steps.frames import map_planes, with_arrays, array\n"
+        "from gdask.io.lazy_arrays import map_planes\n"
+        "from gdask.steps.frames import with_arrays, array\n"
         "def kernel(plane, factor):\n    return plane * np.float32(factor)\n"
         "def brighten(frame, *, factor: float = 2.0):\n"
         "    '''Multiply.\n\n    Parameters\n    ----------\n    factor\n        By what.\n    '''\n"
-        "    return with_arrays(frame, data=map_planes(kernel, array(frame, 'data'), dtype='f4', factor=factor))\n"
+        "    brighter = map_planes(kernel, array(frame, 'data'), dtype='f4', factor=factor)\n"
+        "    return with_arrays(frame, data=brighter)\n"
         "def bright(run, frames):\n    '''Calibrated and brightened.'''\n"
         "    frames = calibrate(run, frames)\n    return run.write_each(run.each(brighten, frames), '_bright')\n"
     )
@@ -584,14 +586,17 @@ def interrupt(*args: object, **kwargs: object) -> object:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("rows", [32, 100])
-def test_flats_are_the_same_in_other_row_bands(
-    calibrated: Path, reduced: Path, night: object, rows: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("strip_bytes", [1.0, 5e5])
+def test_flats_are_the_same_in_other_strips(
+    calibrated: Path,
+    reduced: Path,
+    night: object,
+    strip_bytes: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from gdask.reduction.run import Run
-
-    original = Run.by_rows
-    monkeypatch.setattr(Run, "by_rows", lambda run, frames: original(run, frames, rows=rows))
+    """A stack is made in bands of rows, each in strips of as many rows as a task may hold."""
+    monkeypatch.setattr("gdask.steps.frames.STRIP_BYTES", strip_bytes)
+    monkeypatch.setattr("gdask.steps.stack.BAND_ROWS", 97)
     reduce([*night.flat_on, *night.flat_off])
     assert planes(FLAT) == planes(reduced / FLAT)
 

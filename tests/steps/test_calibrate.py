@@ -7,20 +7,21 @@ from datetime import datetime, timedelta
 
 import dask.array as da
 import numpy as np
+import pandas as pd
 import pytest
 from astropy.io import fits
-from gdask.steps.regions import match_window, true_sections
 from helpers import BANDS, assert_same, computed, electrons, flags, ramp, raw, shape_of, with_pixels
 
 import gdask
 from gdask import steps
 from gdask.instruments import descriptor, instrument_of
-from gdask.io.frames import with_headers
+from gdask.io.frames import array_headers, primary_header, records, sections, with_headers
 from gdask.kernels.detector import flat as flat_kernels
 from gdask.kernels.detector import quality as dq_kernels
 from gdask.kernels.detector.linearity import linearize, linearized_level
 from gdask.kernels.detector.variance import add_variance
 from gdask.model import DQ, GdaskError
+from gdask.steps.frames import match_region, with_arrays
 from gdask.types import Frame
 
 
@@ -85,8 +86,8 @@ def test_frames_are_never_edited_in_place(path: str) -> None:
     frame = electrons(path)
     before = (
         {name: frame[name].data.name for name in frame},
-        frame.attrs["phu"].tostring(),
-        [h.tostring() for h in frame.attrs["headers"]],
+        frame.attrs["phu"],
+        [h.text for h in array_headers(frame)],
     )
     flat = flat_like(path)
     for result in (
@@ -100,8 +101,8 @@ def test_frames_are_never_edited_in_place(path: str) -> None:
         assert result is not frame
         after = (
             {name: frame[name].data.name for name in frame},
-            frame.attrs["phu"].tostring(),
-            [h.tostring() for h in frame.attrs["headers"]],
+            frame.attrs["phu"],
+            [h.text for h in array_headers(frame)],
         )
         assert after == before
 
@@ -116,7 +117,7 @@ def test_linearity_is_the_kernel_with_each_arrays_coefficients(path: str) -> Non
         expected = linearize(data[number], tuple(array["linearity"]), array["gain"])
         np.testing.assert_array_equal(result[number], expected)
         level = linearized_level(array["saturation"], tuple(array["linearity"]), array["gain"])
-        assert corrected.attrs["headers"][number]["SATLEVEL"] == pytest.approx(level)
+        assert array_headers(corrected)[number]["SATLEVEL"] == pytest.approx(level)
     assert np.abs(result / data - 1).max() > 0.005
 
 
@@ -126,8 +127,8 @@ def test_electrons_have_unit_gain_and_levels_follow(path: str) -> None:
     after, gain = computed(converted), np.float32([2.434, 2.010, 2.411, 2.644])[:, None, None]
     np.testing.assert_allclose(after["data"], before["data"] * gain, rtol=1e-6)
     np.testing.assert_allclose(after["variance"], before["variance"] * gain**2, rtol=1e-6)
-    assert [h["GAIN"] for h in converted.attrs["headers"]] == [1.0] * 4
-    assert {h["BUNIT"] for h in converted.attrs["headers"]} == {"electron"}
+    assert [h["GAIN"] for h in array_headers(converted)] == [1.0] * 4
+    assert {h["BUNIT"] for h in array_headers(converted)} == {"electron"}
     level = [52400 * 2.434, 50250 * 2.010, 53700 * 2.411, 52300 * 2.644]
     assert descriptor(converted, "saturation_level") == pytest.approx(level)
 
@@ -146,7 +147,7 @@ def test_variance_is_read_noise_and_photons(
             data[number], round(noise[number], 2), coadds, poisson=poisson, read=read
         )
         np.testing.assert_allclose(computed(result)["variance"][number], expected, rtol=1e-3)
-    assert result.attrs["headers"][0]["VARNOISE"] == ", ".join(
+    assert array_headers(result)[0]["VARNOISE"] == ", ".join(
         kind for kind, on in (("read", read), ("Poisson", poisson)) if on
     )
 
@@ -162,7 +163,7 @@ def test_a_dark_is_subtracted(path: str, night: object) -> None:
             "dq": one["dq"] | two["dq"],
         },
     )
-    assert result.attrs["phu"]["DARKIM"] == dark.attrs["name"]
+    assert primary_header(result)["DARKIM"] == dark.attrs["name"]
     assert steps.dark_correct(frame, None) is frame
 
 
@@ -183,33 +184,43 @@ def test_a_flat_divides(path: str) -> None:
 # ---- regions of interest
 
 
-def sections(frame: Frame, corners: list[tuple[int, int]], size: int) -> Frame:
-    """The frame with these 0-based corners of its arrays in the header, DETSEC left alone."""
+def opened_at(
+    frame: Frame, corners: list[tuple[int, int]], folder: object, name: str = "at.fits"
+) -> Frame:
+    """The frame with these 0-based corners (x, y) of its arrays in its headers, as a file.
+
+    DETSEC is left alone.
+    """
+    size = frame.sizes["x"]
     text = [f"[{x + 1}:{x + size},{y + 1}:{y + size}]" for x, y in corners]
-    return with_headers(frame, each={"CCDSEC": text, "ARRAYSEC": text})
+    frame = with_headers(frame, each={"CCDSEC": text, "ARRAYSEC": text})
+    return gdask.open(gdask.write(frame, f"{folder}/{name}"))
 
 
-def full_frame(path: str, ny: int = 2048) -> Frame:
-    """A full frame whose pixel (d, y, x) is 10000 d + y + x / 4096; only what is asked for is made."""
-    frame = sections(electrons(path), [(0, 0)] * 4, ny)
-    d, y, x = da.arange(4, chunks=1), da.arange(ny, chunks=256), da.arange(ny, chunks=ny)
-    values = (10000.0 * d[:, None, None] + y[None, :, None] + x[None, None, :] / 4096).astype("f4")
-    return (
-        frame.drop_vars(list(frame))
-        .assign(
-            {
-                name: (("detector", "y", "x"), values.astype(kind))
-                for name, kind in (("data", "f4"), ("variance", "f4"), ("dq", "u2"))
-            }
-        )
-        .assign_attrs(layout={})
+def square(frame: Frame, size: int, **variables: da.Array) -> Frame:
+    """The frame as one whose arrays have size x size pixels and are whole, with these variables."""
+    nowhere = ("detector", np.zeros(4, int))
+    pixels = pd.RangeIndex(size)
+    bare = frame.drop_vars([*frame.data_vars, "y", "x"]).assign_coords(
+        y=pixels, x=pixels, y_offset=nowhere, x_offset=nowhere
     )
+    whole = {"file_shape": [4, size, size], "file_start": [0, 0]}
+    return with_arrays(bare.assign_attrs(whole), **variables)
 
 
-def test_a_full_frame_is_cut_to_each_arrays_window(path: str) -> None:
+def full_frame(path: str, size: int = 2048) -> Frame:
+    """A full frame whose pixel (d, y, x) is 10000 d + y + x / 4096; only what is asked for is made."""
+    d, y, x = (da.arange(n, chunks=chunk) for n, chunk in ((4, 1), (size, 256), (size, size)))
+    values = 10000.0 * d[:, None, None] + y[None, :, None] + x[None, None, :] / 4096
+    kinds = {"data": "f4", "variance": "f4", "dq": "u2"}
+    planes = {name: values.astype(kind) for name, kind in kinds.items()}
+    return square(electrons(path), size, **planes)
+
+
+def test_a_full_frame_is_cut_to_each_arrays_window(path: str, tmp_path: object) -> None:
     corners = [(10, 20), (1700, 30), (500, 1728), (0, 0)]
-    frame = sections(electrons(path, rows=64), corners, 320)
-    cut = match_window(full_frame(path), frame)
+    frame = opened_at(electrons(path), corners, tmp_path)
+    cut = match_region(full_frame(path), frame)
     assert cut.data.data.chunks == frame.data.data.chunks
     data = computed(cut)["data"]
     for number, (x, y) in enumerate(corners):
@@ -221,31 +232,35 @@ def test_a_full_frame_is_cut_to_each_arrays_window(path: str) -> None:
     ("date", "shift"), [("2013-05-12", (0, 0, 0, 0)), ("2017-05-04", (1, 1, -1, -1))]
 )
 def test_the_central_kilopixel_is_a_row_off_since_2013(
-    night: object, date: str, shift: tuple[int, ...]
+    night: object, date: str, shift: tuple[int, ...], tmp_path: object
 ) -> None:
     path = night.std[0]
     frame = with_headers(gdask.open(path), primary={"DATE-OBS": date})
     zeros = da.zeros((4, 1024, 1024), "f4", chunks=(1, 512, 1024))
-    frame = (
-        frame.drop_vars("data").assign(data=(("detector", "y", "x"), zeros)).assign_attrs(layout={})
-    )
-    frame = sections(frame, [(512, 512)] * 4, 1024)
-    assert true_sections(frame) == tuple((512, 1536, 512 + s, 1536 + s) for s in shift)
-    cut = match_window(full_frame(path), frame)
+    frame = opened_at(square(frame, 1024, data=zeros), [(512, 512)] * 4, tmp_path)
+    assert sections(frame) == tuple((512, 1536, 512 + s, 1536 + s) for s in shift)
+    cut = match_region(full_frame(path), frame)
     first = [float(cut.data[d, 0, 0].data.compute()) - 10000 * d for d in range(4)]
     assert first == [512.125 + s for s in shift]
 
 
-def test_a_calibration_that_does_not_cover_the_frame_is_refused(path: str) -> None:
-    frame = sections(electrons(path), [(10, 20)] * 4, 320)
+def test_a_calibration_that_does_not_cover_the_frame_is_refused(
+    path: str, tmp_path: object
+) -> None:
+    frame = opened_at(electrons(path), [(10, 20)] * 4, tmp_path)
     with pytest.raises(GdaskError, match=f"{frame.attrs['name']} needs .* use a full-frame one"):
-        match_window(electrons(path), frame)
+        match_region(electrons(path), frame)
 
 
-def test_bands_of_a_calibration_follow_those_of_the_frame(path: str, tmp_path: object) -> None:
-    flat = gdask.open(gdask.write(flat_like(path), f"{tmp_path}/flat.fits"))
-    frame = electrons(path, rows=64)
-    assert match_window(flat, frame).data.data.chunks == frame.data.data.chunks
+@pytest.mark.parametrize("rows", BANDS)
+def test_a_calibration_in_a_file_is_that_in_memory(
+    path: str, tmp_path: object, rows: int | None
+) -> None:
+    flat = flat_like(path)
+    stored = gdask.open(gdask.write(flat, f"{tmp_path}/{flat.attrs['name']}"))
+    frame = electrons(path, rows=rows)
+    results = [computed(steps.flat_correct(frame, each)) for each in (flat, stored)]
+    assert_same(*results)
 
 
 # ---- data quality
@@ -287,19 +302,21 @@ def test_the_hole_of_a_saturated_star_is_flagged(path: str) -> None:
 def test_static_and_user_masks_are_both_used(path: str, night: object, tmp_path: object) -> None:
     frame = raw(path, low=200.0, high=400.0)
     bpm = gdask.open(night.bpm)
-    mine = np.zeros(shape_of(frame), "u2")
-    mine[1, 33, 44] = mine[3, 200:202, 7] = 1
-    user = gdask.write(with_pixels(frame, dq=mine).drop_vars("data"), f"{tmp_path}/mine_bpm.fits")
+    user_flags = np.zeros(shape_of(frame), "u2")
+    user_flags[1, 33, 44] = user_flags[3, 200:202, 7] = 1
+    user = gdask.write(
+        with_pixels(frame, dq=user_flags).drop_vars("data"), f"{tmp_path}/mine_bpm.fits"
+    )
     (result,) = steps.add_dq((frame,), (bpm,), user_bpm=user)
-    section = true_sections(frame)
+    section = sections(frame)
     static = np.stack(
         [
             bpm.data[d, s[2] : s[3], s[0] : s[1]].data.compute().astype("u2")
             for d, s in enumerate(section)
         ]
     )
-    np.testing.assert_array_equal(computed(result)["dq"], static | mine)
-    assert static.any() and [row["filename"] for row in result.attrs["provenance"]][1:] == [
+    np.testing.assert_array_equal(computed(result)["dq"], static | user_flags)
+    assert static.any() and [row["filename"] for row in records(result, "provenance")][1:] == [
         bpm.attrs["name"],
         "mine_bpm.fits",
     ]
@@ -311,9 +328,12 @@ def test_static_and_user_masks_are_both_used(path: str, night: object, tmp_path:
 
 
 @pytest.mark.parametrize("rows", BANDS)
-def test_the_outer_four_rows_and_columns_see_no_light(path: str, rows: int | None) -> None:
+def test_the_outer_four_rows_and_columns_see_no_light(
+    path: str, rows: int | None, tmp_path: object
+) -> None:
     corners = [(0, 0), (1728, 0), (1728, 1728), (100, 2)]
-    frame = sections(raw(path, low=200.0, high=400.0, rows=rows), corners, 320)
+    frame = opened_at(raw(path, low=200.0, high=400.0), corners, tmp_path)
+    frame = with_pixels(frame, rows, data=computed(frame)["data"])
     (result,) = steps.add_dq((frame,), (None,), latency=False)
     for dq, (x1, y1) in zip(computed(result)["dq"], corners, strict=True):
         y, x = np.mgrid[y1 : y1 + 320, x1 : x1 + 320]
@@ -322,7 +342,7 @@ def test_the_outer_four_rows_and_columns_see_no_light(path: str, rows: int | Non
         )
 
 
-def at(
+def taken(
     path: str,
     folder: object,
     name: str,
@@ -343,15 +363,15 @@ def at(
         | {"DATE-OBS": f"{start:%Y-%m-%d}"},
     )
     if corner is not None:
-        frame = sections(frame, [(corner, corner)] * 4, 320)
+        return opened_at(frame, [(corner, corner)] * 4, folder, name)
     return gdask.open(gdask.write(frame, f"{folder}/{name}"))
 
 
 def test_saturated_pixels_of_earlier_frames_are_latent(path: str, tmp_path: object) -> None:
     early, soon, late = (
-        at(path, tmp_path, "a.fits", 0, (50, 60)),
-        at(path, tmp_path, "b.fits", 120, (90, 90)),
-        at(path, tmp_path, "c.fits", 901, None),
+        taken(path, tmp_path, "a.fits", 0, (50, 60)),
+        taken(path, tmp_path, "b.fits", 120, (90, 90)),
+        taken(path, tmp_path, "c.fits", 901, None),
     )
     result = [
         computed(frame)["dq"] for frame in steps.add_dq((late, early, soon), (None, None, None))
@@ -374,8 +394,8 @@ def test_saturated_pixels_of_earlier_frames_are_latent(path: str, tmp_path: obje
 def test_latent_images_keep_their_place_on_the_array(path: str, tmp_path: object) -> None:
     """The same pixel of the array in two regions of interest that are 30 pixels apart."""
     early, soon = (
-        at(path, tmp_path, "a.fits", 0, (50, 60), corner=100),
-        at(path, tmp_path, "b.fits", 100, None, corner=130),
+        taken(path, tmp_path, "a.fits", 0, (50, 60), corner=100),
+        taken(path, tmp_path, "b.fits", 100, None, corner=130),
     )
     dq = computed(steps.add_dq((early, soon), (None, None))[1])["dq"]
     np.testing.assert_array_equal(

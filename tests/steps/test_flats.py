@@ -11,7 +11,7 @@ from helpers import BANDS, assert_same, computed, electrons, flags, ramp, shape_
 
 from gdask import steps
 from gdask.instruments import descriptor
-from gdask.io.frames import with_headers
+from gdask.io.frames import array_headers, primary_header, records, with_headers
 from gdask.kernels.stack.combine import METHODS, REJECTIONS, combine
 from gdask.model import DQ, GdaskError
 from gdask.types import Frame, Frames
@@ -106,17 +106,17 @@ def test_a_stack_says_what_is_in_it(night: object) -> None:
     frames = tuple(
         with_headers(frame, primary={"AIRMASS": 1.0 + 0.1 * n}) for n, frame in enumerate(frames)
     )
-    phu = steps.stack_frames(frames).attrs["phu"]
+    phu = primary_header(steps.stack_frames(frames))
     assert phu["NCOMBINE"] == 5 and [phu[f"IMCMB{n:03d}"] for n in range(1, 6)] == [
         f.attrs["name"] for f in frames
     ]
     assert (
         phu["EXPTIME"] == 60.0 and phu["TOTEXP"] == 300.0 and phu["AIRMASS"] == pytest.approx(1.2)
     )
-    assert [row["filename"] for row in steps.stack_frames(frames).attrs["provenance"]] == [
+    assert [row["filename"] for row in records(steps.stack_frames(frames), "provenance")] == [
         f.attrs["name"] for f in frames
     ]
-    assert "NCOMBINE" not in frames[0].attrs["phu"]
+    assert "NCOMBINE" not in primary_header(frames[0])
 
 
 def test_frames_that_do_not_belong_together_are_refused(night: object) -> None:
@@ -139,7 +139,7 @@ def test_red_flats_are_lamp_on_minus_lamp_off(night: object) -> None:
     np.testing.assert_array_equal(computed(result)["data"], on["data"] - off["data"])
     np.testing.assert_array_equal(computed(result)["variance"], on["variance"] + off["variance"])
     np.testing.assert_array_equal(computed(result)["dq"], on["dq"] | off["dq"])
-    assert len(result.attrs["provenance"]) == 6
+    assert len(records(result, "provenance")) == 6
 
 
 def test_blue_flats_are_lamp_on_alone(night: object) -> None:
@@ -212,8 +212,8 @@ def test_a_bpm_holds_what_flat_and_dark_say(night: object) -> None:
     )
     assert (
         list(mask) == ["dq"]
-        and mask.attrs["phu"]["OBJECT"] == "BPM"
-        and "BUNIT" not in mask.attrs["headers"][0]
+        and primary_header(mask)["OBJECT"] == "BPM"
+        and "BUNIT" not in array_headers(mask)[0]
     )
     result = computed(mask)["dq"]
     hidden = (one["dq"] & DQ.UNILLUMINATED) != 0

@@ -14,10 +14,10 @@ from helpers import BANDS, assert_same, computed, on_disk, raw, shape_of, with_p
 import gdask
 from gdask import steps
 from gdask.instruments import descriptor
-from gdask.io.frames import with_headers
+from gdask.io.frames import geometries, primary_header, sky_names, with_geometries, with_headers
 from gdask.kernels.geometry.projection import tangent_sky
 from gdask.model import DQ, GdaskError
-from gdask.steps.sky import levels, transfer_objects
+from gdask.steps.sky import sky_levels, transfer_objects
 from gdask.steps.sky_frames import separation
 from gdask.types import Frame, Frames
 
@@ -35,10 +35,8 @@ def placed(
     frame = with_headers(raw(path), primary=clock | primary)
     centre = float(descriptor(frame, "target_ra")), float(descriptor(frame, "target_dec"))
     ra, dec = tangent_sky(east, north, *centre)
-    moved = tuple(
-        geometry._replace(ra=float(ra), dec=float(dec)) for geometry in frame.attrs["geometry"]
-    )
-    return frame.assign_attrs(name=name, geometry=moved)
+    moved = tuple(geometry._replace(ra=float(ra), dec=float(dec)) for geometry in geometries(frame))
+    return with_geometries(frame.assign_attrs(name=name), moved)
 
 
 def names(frames: Frames) -> str:
@@ -70,11 +68,11 @@ def test_unguided_frames_are_sky(night: object, no_compute: None) -> None:
         f.attrs["path"] for f in skies
     ] == night.sky
     assert (
-        {f.attrs["phu"]["OBJFRAME"] for f in targets}
-        == {f.attrs["phu"]["SKYFRAME"] for f in skies}
+        {primary_header(f)["OBJFRAME"] for f in targets}
+        == {primary_header(f)["SKYFRAME"] for f in skies}
         == {"TRUE"}
     )
-    assert "not guided" in targets[0].attrs["note"] and "OBJFRAME" not in frames[0].attrs["phu"]
+    assert "not guided" in targets[0].attrs["note"] and "OBJFRAME" not in primary_header(frames[0])
 
 
 def test_one_kind_spreads_over_its_group_and_the_rest_is_the_other(guided: str) -> None:
@@ -142,7 +140,7 @@ def test_separation_of_positions() -> None:
 
 def skies_of(frames: Frames, **how: object) -> list[str]:
     return [
-        " ".join(name.removesuffix(".fits") for name in frame.attrs["skies"])
+        " ".join(name.removesuffix(".fits") for name in sky_names(frame))
         for frame in frames
         if "set_aside" not in frame.attrs
     ]
@@ -156,7 +154,7 @@ def dithered(guided: str) -> Frames:
 
 def test_a_frame_is_never_its_own_sky(dithered: Frames) -> None:
     result = steps.associate_sky(dithered, dithered, distance=0.0)
-    assert [frame.attrs["name"] in frame.attrs["skies"] for frame in result] == [False] * 5
+    assert [frame.attrs["name"] in sky_names(frame) for frame in result] == [False] * 5
     assert skies_of(result) == [" ".join(f"S{m}" for m in range(5) if m != n) for n in range(5)]
     assert all("skies" not in frame.attrs for frame in dithered)
 
@@ -201,7 +199,7 @@ def test_a_frame_without_sky_is_set_aside_with_the_reason(dithered: Frames) -> N
     (alone,) = steps.associate_sky(dithered[:1], dithered, distance=50.0)
     assert "at least 50 arcsec away" in alone.attrs["set_aside"]
     (kept,) = steps.associate_sky(dithered[:1], dithered, distance=50.0, keep_lonely=True)
-    assert "set_aside" not in kept.attrs and kept.attrs["skies"] == ()
+    assert "set_aside" not in kept.attrs and sky_names(kept) == ()
 
 
 # ---- sky_correct
@@ -239,11 +237,6 @@ def sky_frames(night: object, tmp_path_factory: pytest.TempPathFactory) -> Frame
     return on_disk(tuple(frames), tmp_path_factory.mktemp("sky"))
 
 
-def stored(folder: Path, *frames: Frame) -> Frames:
-    """Frames whose pixels were set, as files: sky_correct reads its frames from where they are on disk."""
-    return on_disk(frames, folder)
-
-
 def corrected(
     frames: Frames, skies: Frames, number: int, **how: object
 ) -> tuple[np.ndarray, Frame]:
@@ -254,15 +247,15 @@ def corrected(
 
 def test_levels_are_those_of_each_array(sky_frames: Frames, tmp_path: Path) -> None:
     for frame, level in zip(sky_frames, LEVELS, strict=True):
-        found = levels(frame).compute().ravel()
+        found = sky_levels(frame).compute()
         np.testing.assert_allclose(found, level * ARRAYS.ravel(), atol=6)
     data, objects = sky_frames[0].data.data.compute(), np.zeros(shape_of(sky_frames[0]), bool)
     objects[:, :110] = True
     data[objects] += 300
-    (frame,) = stored(tmp_path, with_pixels(sky_frames[0], data=data, objects=objects))
-    np.testing.assert_allclose(levels(frame).compute().ravel(), LEVELS[0] * ARRAYS.ravel(), atol=30)
+    (frame,) = on_disk((with_pixels(sky_frames[0], data=data, objects=objects),), tmp_path)
+    np.testing.assert_allclose(sky_levels(frame).compute(), LEVELS[0] * ARRAYS.ravel(), atol=30)
     assert (
-        levels(frame, mask_objects=False).compute().ravel() > LEVELS[0] * ARRAYS.ravel() + 200
+        sky_levels(frame, mask_objects=False).compute() > LEVELS[0] * ARRAYS.ravel() + 200
     ).all()
 
 
@@ -279,7 +272,7 @@ def test_the_structure_goes_and_the_level_as_asked(sky_frames: Frames, how: dict
     pattern = structure(data.shape)
     pattern = pattern - pattern.mean()
     assert abs((data * pattern).sum() / (pattern**2).sum()) < 0.02
-    assert frame.attrs["phu"]["SKYFRMS"] == 4
+    assert primary_header(frame)["SKYFRMS"] == 4
 
 
 def test_a_scaled_sky_takes_out_multiplicative_structure(night: object, tmp_path: Path) -> None:
@@ -298,7 +291,7 @@ def test_a_scaled_sky_takes_out_multiplicative_structure(night: object, tmp_path
                 dq=np.zeros(shape, "u2"),
             )
         )
-    frames = stored(tmp_path, *frames)
+    frames = on_disk(tuple(frames), tmp_path)
     data, _ = corrected(frames, frames, 2, offset_sky=False, scale_sky=True)
     assert np.std(data) < 3.5 and np.abs(np.median(data, axis=(1, 2))).max() < 8
     wrong, _ = corrected(frames, frames, 0, offset_sky=True, scale_sky=False)
@@ -322,7 +315,7 @@ def test_a_frame_is_not_part_of_its_own_sky(sky_frames: Frames, tmp_path: Path) 
     stars = sky_frames[1].data.data.compute()
     stars[:, 50:60, 50:60] += 4000
     changed = list(sky_frames)
-    (changed[1],) = stored(tmp_path, with_pixels(sky_frames[1], data=stars))
+    (changed[1],) = on_disk((with_pixels(sky_frames[1], data=stars),), tmp_path)
     (with_star, _), (without, _) = (
         corrected(
             tuple(f),
@@ -338,7 +331,7 @@ def test_a_frame_is_not_part_of_its_own_sky(sky_frames: Frames, tmp_path: Path) 
     np.testing.assert_allclose((with_star - without)[:, 50:60, 50:60], 4000, atol=0.01)
     assert "S1.fits" not in [
         value
-        for key, value in corrected(sky_frames, sky_frames, 1)[1].attrs["phu"].items()
+        for key, value in primary_header(corrected(sky_frames, sky_frames, 1)[1]).items()
         if key.startswith("SKYFR")
     ]
 
@@ -348,7 +341,7 @@ def test_variance_and_flags_of_the_sky_arrive(sky_frames: Frames, tmp_path: Path
     for frame in sky_frames[1:]:
         dq = np.zeros(shape_of(frame), "u2")
         dq[:, 7, 7] = DQ.NO_DATA  # in every sky frame
-        skies += stored(tmp_path, with_pixels(frame, dq=dq))
+        skies += on_disk((with_pixels(frame, dq=dq),), tmp_path)
     associated = steps.associate_sky(sky_frames[:1], tuple(skies))
     (result,) = steps.sky_correct(
         associated,
@@ -385,16 +378,17 @@ def test_without_any_sky_only_the_level_goes(sky_frames: Frames) -> None:
     )
 
 
-def test_frames_have_to_be_on_disk(sky_frames: Frames) -> None:
-    """Else a combination of skies would keep the pixels of all of them until the last one needs none."""
-    for name in ("data", "variance", "dq"):
-        changed = with_pixels(sky_frames[1], **{name: computed(sky_frames[1])[name]})
-        for frames, skies in ((sky_frames, (changed, *sky_frames[2:])), ((changed,), sky_frames)):
-            associated = steps.associate_sky(frames[:1], skies)
-            with pytest.raises(
-                GdaskError, match=f"S1.fits: {name} is not on disk yet; end the phase with run.save"
-            ):
-                steps.sky_correct(associated, skies)
+@pytest.mark.parametrize("name", ["data", "variance", "dq"])
+@pytest.mark.parametrize("is_sky", [True, False])
+def test_the_same_bits_of_frames_that_are_not_on_disk(
+    sky_frames: Frames, name: str, is_sky: bool
+) -> None:
+    """The frame itself, or one of its sky frames, with a variable in memory."""
+    number = 1 if is_sky else 0
+    changed = with_pixels(sky_frames[number], 97, **{name: computed(sky_frames[number])[name]})
+    frames = tuple(changed if n == number else frame for n, frame in enumerate(sky_frames))
+    in_memory, stored = (computed(corrected(f, f, 0)[1]) for f in (frames, sky_frames))
+    assert_same(in_memory, stored)
 
 
 @pytest.mark.parametrize("ending", ["gz", "fz"])
@@ -415,13 +409,14 @@ def test_the_same_bits_from_files_that_are_compressed(
                         quantize_level=0,
                     )
                     for hdu in hdus[1:]
+                    if isinstance(hdu, fits.ImageHDU)
                 ]
                 hdus = fits.HDUList([hdus[0], *images])
             hdus.writeto(tmp_path / f"{name}.{ending}")
         again = gdask.open(tmp_path / f"{name}.{ending}")
-        packed.append(again.assign_attrs(name=name, geometry=frame.attrs["geometry"]))
-    plain, other = (corrected(frames, frames, 1)[1] for frames in (sky_frames, tuple(packed)))
-    assert_same(computed(plain), computed(other))
+        packed.append(with_geometries(again.assign_attrs(name=name), geometries(frame)))
+    plain, compressed = (corrected(f, f, 1)[1] for f in (sky_frames, tuple(packed)))
+    assert_same(computed(plain), computed(compressed))
 
 
 def test_one_array_for_each_group_of_skies(sky_frames: Frames) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers import on_disk, raw, shape_of, with_pixels
 
+from gdask.io.frames import lazy_small_results, primary_header, with_fetched
 from gdask.kernels.sky.target_light import (
     find_target_light,
     interpolate_in_time,
@@ -86,10 +87,9 @@ def test_interpolation_in_time_and_its_error() -> None:
 def group(path: str, first: int, light: np.ndarray | float, seed: int) -> Frames:
     measured = cells(light, TIMES, seed=seed)
     return tuple(
-        raw(path).assign_attrs(
-            name=f"S{first + n}.fits",
-            skies=(),
-            results={"background": tuple(np.repeat(measured[n], 2, axis=0))},
+        with_fetched(
+            raw(path).assign_attrs(name=f"S{first + n}.fits", skies="[]"),
+            {"background": tuple(np.repeat(measured[n], 2, axis=0))},
         )
         for n in range(3)
     )
@@ -116,7 +116,7 @@ def test_the_choice_and_its_reason(night: object, caplog: pytest.LogCaptureFixtu
         and "separateSky:ref_sky" in caplog.text
         and "no sky frames off the target" in caplog.text
     )
-    unmeasured = tuple(frame.assign_attrs(results={}) for frame in skies)
+    unmeasured = tuple(frame.drop_vars("background") for frame in skies)
     assert choose_level(filled, unmeasured, None, None).mode == "offset"
 
 
@@ -140,20 +140,20 @@ def test_the_users_choice_wins(night: object) -> None:
 def test_the_header_says_what_was_chosen(night: object, tmp_path: Path) -> None:
     frame = group(night.science[0], 0, 0.0, 1)[0]
     (frame,) = (
-        stored.assign_attrs(skies=())
+        stored.assign_attrs(skies="[]")
         for stored in on_disk((with_pixels(frame, dq=np.zeros(shape_of(frame), "u2")),), tmp_path)
     )
     (result,) = sky_correct((frame,), (frame,))
     assert (
-        result.attrs["phu"]["SKYLEVEL"] == "offset"
-        and "no frames off target" in result.attrs["phu"]["SKYWHY"]
+        primary_header(result)["SKYLEVEL"] == "offset"
+        and "no frames off target" in primary_header(result)["SKYWHY"]
     )
 
 
 def test_cells_of_a_frame(night: object) -> None:
     frame = raw(night.science[0], low=100.0, high=20000.0)
     frame = measure_background(with_pixels(frame, dq=np.zeros(shape_of(frame), "u2")))
-    (first, *_) = np.ravel(frame.attrs["pending"]["background"].compute())
+    (first, *_) = np.ravel(lazy_small_results(frame)["background"].compute())
     assert (
         first.shape == (8, 8)
         and (np.diff(first.mean(axis=1)) > 0).all()

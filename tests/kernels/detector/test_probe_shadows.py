@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import computed, raw, with_pixels
 
-from gdask.io.frames import with_headers
+from gdask.io.frames import lazy_small_results, with_fetched, with_headers
 from gdask.kernels.detector.probe_shadows import (
     BIN_SIZE,
     binned_medians,
@@ -147,9 +147,8 @@ def test_steps_flag_the_shadows_and_report_them(night: object, rows: int | None)
             name=f"S{number}.fits"
         )
         frame = measure_shadows(with_headers(frame))
-        results = {"shadows": tuple(np.ravel(frame.attrs["pending"]["shadows"].compute()))}
-        moved = tuple(g._replace(x0=g.x0 - (tip - 200.0)) for g in frame.attrs["geometry"])
-        frames.append(frame.assign_attrs(results=results, geometry=moved))
+        frame = with_fetched(frame, {"shadows": lazy_small_results(frame)["shadows"].compute()})
+        frames.append(frame.assign_coords(x=frame.indexes["x"] - round(tip - 200.0)))
     deep, faint = flag_shadows(tuple(frames))
     masks = [(computed(frame)["dq"] & DQ.UNILLUMINATED) != 0 for frame in (deep, faint)]
     assert masks[0][:, 140:180, 210:].all() and masks[1][:, 140:180, 300:].all()

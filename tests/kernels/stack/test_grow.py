@@ -68,16 +68,23 @@ def frame(number: int, cube: tuple[np.ndarray, ...], chunks: tuple[int, int]) ->
     return xr.Dataset(variables, attrs={"name": f"N{number}"})
 
 
+@pytest.mark.parametrize("rows", [1, 3, 16])
 @pytest.mark.parametrize(
     "chunks", [(41, 60), (4, 60), (5, 7), (20, 60), (39, 60), (8, 13), (2, 60)]
 )
-def test_chunks_do_not_show(chunks: tuple[int, int]) -> None:
+def test_chunks_and_strips_do_not_show(
+    chunks: tuple[int, int], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task stacks its block in strips of `rows` rows."""
+    monkeypatch.setattr("gdask.steps.frames.STRIP_BYTES", 1.0)
+    monkeypatch.setattr(stack, "FEWEST_ROWS", rows)
+    monkeypatch.setattr(stack, "BAND_ROWS", 17)
     cube = planes()
     expected = [plane.copy() for plane in combine(*cube, **OPTIONS)[:3]]
     rejected = np.zeros(cube[0].shape, bool)
     combine(*cube, **OPTIONS, rejected=rejected)
     combine_without_rejected(expected, cube, rejected, grow_rejected(rejected), "mean")
-    frames = stack._in_whole_rows(tuple(frame(k, cube, chunks) for k in range(7)))
-    packed = stack._stacked(frames, OPTIONS, True).compute()[0]
+    frames = tuple(frame(k, cube, chunks) for k in range(7))
+    packed = stack._combined_array(frames, OPTIONS, True).compute()[0]
     for name, plane in zip(("data", "variance", "dq"), expected, strict=True):
         np.testing.assert_array_equal(packed[name], plane)
