@@ -59,8 +59,10 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "S20170505S0914.fits": (
         keywords(EXPTIME=None),
         "headers",
-        "no exposure time from its headers (EXPTIME missing or not valid);"
-        " repair them and run again",
+        (
+            "no exposure time from its headers (EXPTIME missing or not valid);"
+            " repair them and run again"
+        ),
     ),
     "S20170505S0915.fits": (
         lambda path: (edited(path), scribble(str(path), float("nan"), 1, 2, 3, 4)),
