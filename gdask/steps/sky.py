@@ -269,7 +269,7 @@ def _subtract(
     at_levels = levels if between else (sky_levels(frame, mask_objects),)
     arrays = [*arrays_of(frame), master]
     identity = [each.name for each in (*arrays, *at_levels)]
-    how = {"scale": level.mode == "scale", "between": between}
+    how: dict[str, Any] = {"scale": level.mode == "scale", "between": between}
     packed = gather(
         _minus_sky,
         arrays,

@@ -1,6 +1,9 @@
-"""Whatever is in a file, a list or an option: a value or a GdaskError, in bounded time and memory, never a traceback.
+"""Whatever is in a file, a list or an option: a value or a GdaskError, never a traceback.
 
-By default a few hundred inputs, always the same; `make test-slow` tries many thousands, others each time.
+In bounded time and memory.
+
+By default a few hundred inputs, always the same; `make test-slow` tries many thousands, others
+each time.
 """
 
 from __future__ import annotations
@@ -44,7 +47,10 @@ few_or_many = pytest.mark.parametrize("count", [40, pytest.param(1500, marks=pyt
 def fuzz(
     count: int, name: str, strategy: st.SearchStrategy, attempt: Callable[[object], object]
 ) -> None:
-    """Try `count` inputs. What it raises other than a GdaskError fails, as do 10 s for one input and 400 MB for all."""
+    """Try `count` inputs.
+
+    An error other than GdaskError fails, as do 10 s for one input and 400 MB for all.
+    """
 
     @settings(
         max_examples=count,
@@ -94,11 +100,12 @@ def _account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         kernel(10.0, 20.0, 10.1, 20.1)
     yield
     print(
-        f"\nfuzz: {sum(TRIED.values())} inputs: {', '.join(f'{name} {number}' for name, number in TRIED.items())}"
+        f"\nfuzz: {sum(TRIED.values())} inputs: "
+        + ", ".join(f"{name} {number}" for name, number in TRIED.items())
     )
 
 
-# Headers ------------------------------------------------------------------------------------------------------------
+# Headers ---------------------------------------------------------------------------------------
 
 PHU = {
     "INSTRUME": "GSAOI",
@@ -248,7 +255,10 @@ def show(value: object) -> str:
 
 
 def look_at(path: Path) -> None:
-    """All that a command does to a file before it computes: tags, descriptors, layout; `verify` for the rest."""
+    """All that a command does to a file before it computes: tags, descriptors, places of pixels.
+
+    `verify` does the rest.
+    """
     report = verify(path)
     assert all("\n" not in str(fault) for fault in report.faults), report.faults
     seen = view(read_headers(path))
@@ -326,7 +336,7 @@ def test_cards(count: int) -> None:
     )
 
 
-# Bytes --------------------------------------------------------------------------------------------------------------
+# Bytes -----------------------------------------------------------------------------------------
 
 flips = st.lists(
     st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=6
@@ -467,7 +477,7 @@ def test_values_in_a_database(count: int, night: object, tmp_path: Path) -> None
     fuzz(count // 2, "database values", st.tuples(st.sampled_from(names), kinds), attempt)
 
 
-# Options and lists --------------------------------------------------------------------------------------------------
+# Options and lists -----------------------------------------------------------------------------
 
 words = st.sampled_from(
     [

@@ -222,7 +222,7 @@ def test_pixels_that_were_assigned_are_not_taken_from_the_file(product: str, how
 
 
 def test_changed_scale_reads_scaled_and_shifted_pixels(product: str) -> None:
-    """Once, again on the result, and in other blocks; the same bits for pixels that are on no disk."""
+    """Once, again on the result, in other blocks; the same bits for pixels that are on no disk."""
     frame = gdask.open(product)
     scales, offsets = [2.0, 1.0, 0.5, 1.0], [1.5, 0.0, -3.0, 1000.0]
     expected = frame.data.data.compute().astype("f8") * np.reshape(scales, (4, 1, 1)) + np.reshape(
@@ -255,7 +255,7 @@ def test_lazy_variables_are_those_of_frames(product: str) -> None:
 
 
 def test_a_compressed_array_is_no_source(path: str, tmp_path: Path) -> None:
-    """A window of it costs the whole array: tasks take its blocks, and do not read it again each."""
+    """A window of it costs the whole array: tasks take its blocks, none reads it again."""
     target = tmp_path / f"{Path(path).name}.gz"
     target.write_bytes(gzip.compress(Path(path).read_bytes()))
     (plain, packed) = (stored_arrays(str(file))["data"] for file in (path, target))
@@ -458,10 +458,8 @@ def test_a_run_knows_whether_another_one_is_at_work(
     """Here by the process, elsewhere by the mark, which a living run touches."""
     monkeypatch.setattr(checkpoint, "BEAT", 0.3)
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    other = (
-        tmp_path
-        / f"in-use.{'elsewhere-00000000' if whose == 'other host' else host()}-{sleeper.pid}-0a1b2c3d"
-    )
+    where = "elsewhere-00000000" if whose == "other host" else host()
+    other = tmp_path / f"in-use.{where}-{sleeper.pid}-0a1b2c3d"
     other.touch()
     if whose == "dead":
         sleeper.kill(), sleeper.wait()
@@ -493,7 +491,10 @@ def test_a_mark_that_nobody_touches_is_that_of_a_dead_run_of_another_host(
 
 
 def test_checkpoints_are_kept_for_those_who_come_back(tmp_path: Path) -> None:
-    """A reduction that ends well removes its own, those of others stay for a week; a second one at once has its own."""
+    """A reduction that ends well removes its own, those of others stay for a week.
+
+    A second reduction at the same time has its own.
+    """
     inputs = ["a.fits", "b.fits"]
     with pytest.raises(RuntimeError), checkpoint.scratch_of(str(tmp_path), inputs) as first:
         Path(first, "x").mkdir()
