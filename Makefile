@@ -3,7 +3,7 @@
 #   make demo        simulate a small raw GSAOI night in demo/, reduce it as the tutorial does, say where the image is
 #   make test        run the tests (minutes)
 #   make test-slow   run the tests at full size, too, and those that need a real server
-#   make lint        check style
+#   make lint        check style, line lengths and types
 #   make clean       remove what these made
 #
 # Another interpreter or place:   make test PYTHON=/path/to/python3.12 VENV=/tmp/gdask-venv
@@ -50,7 +50,7 @@ $(VENV)/installed-slow: $(VENV)/installed-test
 	@touch $@
 
 $(VENV)/installed-lint: $(VENV)/made pyproject.toml
-	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check ruff
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable . 'ruff==0.17.*' 'mypy==2.4.*'
 	@touch $@
 
 # The field's tutorial, as it is typed (docs/gsaoi.md explains each line).
@@ -87,7 +87,10 @@ test-slow: $(VENV)/installed-slow
 	"$(BIN)/python" -P -m pytest -n $(JOBS) --dist loadfile $(PYTEST)
 
 lint: $(VENV)/installed-lint
+	"$(BIN)/ruff" format --check .
 	"$(BIN)/ruff" check .
+	"$(BIN)/mypy" --no-error-summary -p gdask
+	"$(BIN)/mypy" --no-error-summary --explicit-package-bases cluster recipes
 
 clean:
 	rm -rf "$(VENV)" $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .mypy_cache
