@@ -2,7 +2,7 @@
 
 from gdask.headers.header import Header, Headers, frame_headers, parse_header
 from gdask.headers.reading import (
-    BLOCK,
+    RECORD_BYTES,
     FileUnits,
     Unit,
     each_unit,
@@ -16,7 +16,7 @@ from gdask.headers.reading import (
 )
 
 __all__ = [
-    "BLOCK",
+    "RECORD_BYTES",
     "FileUnits",
     "Header",
     "Headers",

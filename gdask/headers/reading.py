@@ -25,7 +25,7 @@ from astropy.io import fits
 from gdask.headers.header import CARD, Header, Headers
 from gdask.model import GdaskError
 
-BLOCK = 2880  # bytes in a FITS record (FITS standard 4.0, section 3.1)
+RECORD_BYTES = 2880  # bytes in a FITS record (FITS standard 4.0, section 3.1)
 BITPIX = (8, 16, 32, 64, -32, -64)
 MAX_CARDS = 100_000  # far above any header: what has more has lost its END
 MAX_BYTES = 1 << 50  # far above any file
@@ -174,7 +174,7 @@ def _header_cards(stream: BinaryIO, name: str, number: int) -> tuple[bytes, list
     cards: list[str] = []
     whole = b""
     while True:
-        block = stream.read(BLOCK)
+        block = stream.read(RECORD_BYTES)
         whole += block
         if not cards and not block.startswith(start):
             if number:
@@ -189,7 +189,7 @@ def _header_cards(stream: BinaryIO, name: str, number: int) -> tuple[bytes, list
             raise GdaskError(
                 f"{name}: header of extension {number} has no end; copy the file again"
             )
-        if len(block) < BLOCK:
+        if len(block) < RECORD_BYTES:
             raise GdaskError(
                 f"{name}: header of extension {number} is cut short (no END card); copy the file again"
             )
@@ -243,13 +243,13 @@ def _data_bytes(header: Header, name: str) -> int:
 
 def _skip(stream: BinaryIO, end: int, name: str, number: int) -> None:
     """Step to the record after `end`, the end of a unit's data; its last byte is read to know that it is there."""
-    if end > stream.tell() or end % BLOCK:
+    if end > stream.tell() or end % RECORD_BYTES:
         stream.seek(end - 1)
         if not stream.read(1):
             raise GdaskError(
                 f"{name}: pixels of extension {number} are cut short; copy the file again"
             )
-    stream.seek(end + -end % BLOCK)
+    stream.seek(end + -end % RECORD_BYTES)
 
 
 def is_tiled(header: Header) -> bool:

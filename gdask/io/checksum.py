@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 from astropy.io import fits
 
-from gdask.headers import BLOCK, each_unit, open_stream
+from gdask.headers import RECORD_BYTES, each_unit, open_stream
 
 
 def add_checksums(file: io.BufferedRandom) -> None:
@@ -31,7 +31,7 @@ def wrong_sums(path: str) -> list[tuple[int, str]]:
             wanted = [unit.header.get(name) for name in ("DATASUM", "CHECKSUM")]
             if wanted == [None, None]:
                 continue
-            total = _sum_stream(stream, unit.size + -unit.size % BLOCK)
+            total = _sum_stream(stream, unit.size + -unit.size % RECORD_BYTES)
             if wanted[0] is not None and str(wanted[0]).strip() != str(total):
                 wrong.append(
                     (
@@ -39,7 +39,9 @@ def wrong_sums(path: str) -> list[tuple[int, str]]:
                         f"DATASUM is {wanted[0]}, of the data that are there {total}; copy the file again",
                     )
                 )
-            whole = _fold(_sum_words(unit.raw.ljust(-(-len(unit.raw) // BLOCK) * BLOCK)) + total)
+            whole = _fold(
+                _sum_words(unit.raw.ljust(-(-len(unit.raw) // RECORD_BYTES) * RECORD_BYTES)) + total
+            )
             if (
                 wanted[1] is not None
                 and whole not in (0, 0xFFFFFFFF)

@@ -10,7 +10,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 
-from gdask.headers import BLOCK
+from gdask.headers import RECORD_BYTES
 from gdask.io.catalog import read_catalog
 from gdask.io.frames import array_numbers, geometries, grid_of, small
 from gdask.io.star_tables import add_star_columns, solution_tables
@@ -201,4 +201,4 @@ def table_bytes(name: str, table: Table, version: int | None) -> bytes:
     hdu.add_checksum(when="checksum")  # without a comment: the time, and the same bytes never again
     memory = io.BytesIO()
     fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(memory)
-    return memory.getvalue()[BLOCK:]
+    return memory.getvalue()[RECORD_BYTES:]

@@ -30,7 +30,7 @@ class StoredBackendArray(BackendArray):
         )
 
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
-        return self.stored[key]
+        return self.stored.select(key)
 
 
 class GdaskBackend(BackendEntrypoint):

@@ -91,6 +91,24 @@ def test_blockwise_array_without_place_gives_the_blocks_alone(pixels: np.ndarray
     np.testing.assert_array_equal(result.compute(scheduler="synchronous"), 11 * pixels)
 
 
+def test_array_of_tasks_has_their_results_as_blocks(pixels: np.ndarray) -> None:
+    array = array_of(pixels, "given", chunks=(1, 4, 4))
+    tasks = {
+        ("made", number): dask_internals.task(
+            ("made", number), _sums_of, dask_internals.reference(("given", number, 0, 0))
+        )
+        for number in range(2)
+    }
+    result = dask_internals.array_of_tasks("made", tasks, [array], ((1, 1),), np.empty(0, "f4"))
+    assert result.name == "made" and result.dtype == np.float32
+    expected = pixels.sum(axis=(1, 2))
+    np.testing.assert_array_equal(result.compute(scheduler="synchronous"), expected)
+
+
+def _sums_of(block: np.ndarray) -> np.ndarray:
+    return block.sum(axis=(1, 2))
+
+
 def test_task_is_called_with_results_where_references_stand() -> None:
     graph = {
         "one": dask_internals.task("one", plus, 1),
