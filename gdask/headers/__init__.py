@@ -1,6 +1,6 @@
 """Headers of FITS files, read without the pixels."""
 
-from gdask.headers.header import Header, Headers, frame_headers, parse_header
+from gdask.headers.header import CARD_LENGTH, Header, Headers, frame_headers, parse_header
 from gdask.headers.reading import (
     RECORD_BYTES,
     FileUnits,
@@ -12,10 +12,10 @@ from gdask.headers.reading import (
     read_headers,
     read_units,
     repair_card,
-    untiled,
 )
 
 __all__ = [
+    "CARD_LENGTH",
     "RECORD_BYTES",
     "FileUnits",
     "Header",
@@ -30,5 +30,4 @@ __all__ = [
     "read_headers",
     "read_units",
     "repair_card",
-    "untiled",
 ]

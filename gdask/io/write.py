@@ -101,7 +101,7 @@ def start(
     *,
     bare: bool = False,
 ) -> Output:
-    """Lay out the file of a Frame under a temporary name, and give the lazy arrays that write its pixels.
+    """Lay out the file of a Frame under a temporary name; give lazy arrays that write its pixels.
 
     `bare` headers say where the pixels lie and no more: for checkpoints, whose Frames keep their
     headers (headers with their WCS took a third of the client's time for a frame). Raises
@@ -169,7 +169,7 @@ def _remedy(error: OSError) -> str:
 
 
 def no_room(error: OSError) -> bool:
-    """Tell whether there is no room: the disk, a quota, or the largest size of a file is used up."""
+    """Tell whether there was no room: a full disk, a quota, or the limit of a file's size."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

@@ -149,14 +149,14 @@ def stack_of(stars: np.ndarray, factor: float | None) -> Frame:
     inputs[0]["stars"]["ra"], inputs[0]["stars"]["dec"] = grid_to_sky(
         grid, [20.0, 80.0, 50.3], [30.0, 60.0, 50.0]
     )
-    header = Header.of(fits.Header({"CORRFAC": factor}) if factor else fits.Header())
+    header = Header.from_astropy(fits.Header({"CORRFAC": factor}) if factor else fits.Header())
     catalog = np.zeros(len(stars), CATALOG)
     catalog["FLUX_AUTO"], catalog["FLUXERR_AUTO"] = 1e4, 100.0
     frame = xr.Dataset(
         coords=one_image_coords((100, 100), header),
         attrs={
             "name": IMAGE,
-            "phu": Header.of(fits.Header({"EXPTIME": 10.0})).text,
+            "phu": Header.from_astropy(fits.Header({"EXPTIME": 10.0})).text,
             "grid": grid_text(grid),
         },
     )
