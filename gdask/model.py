@@ -91,7 +91,7 @@ class BadPixels(GdaskError):
 
 
 class BadFile(BadPixels):
-    """A file whose pixels cannot be read: cut short, changed or gone after its headers were read."""
+    """A file whose pixels cannot be read: it was cut short, or changed or gone during the run."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__({path: reason})

@@ -136,7 +136,7 @@ def repair_card(card: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Make a string value of invalid text: an open quote, INDEF, NaN, 12:34:56 without quotes ..."""
+    """Make a string value of invalid text: an open quote, INDEF, NaN, 12:34:56 unquoted ..."""
     text = text[1:] if text.startswith("'") else text.partition(" /")[0]
     room = CARD_LENGTH - 12
     text = text.strip().replace("'", "''")[:room]

@@ -1,4 +1,4 @@
-"""The catalogue of a stack: known answers, errors as large as they are, units that can be read."""
+"""The catalogue of a stack: known answers, errors of the right size, units that can be read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ def robust(pulls: np.ndarray) -> float:
 def night_of(
     stars: int = 400, nights: tuple[int, ...] = (5, 5, 4), seed: int = 0
 ) -> tuple[list[dict], np.ndarray]:
-    """Inputs of a stack as the alignment leaves them: nights 30 days apart, stars that move up to 5 mas a night."""
+    """Make the inputs of a stack as the alignment leaves them.
+
+    Nights are 30 days apart; stars move up to 5 mas from one to the next.
+    """
     rng = np.random.default_rng(seed)
     table = np.zeros(stars, STAR_DTYPE)
     table["x"], table["y"] = rng.uniform(-40, 40, (2, stars))
@@ -82,7 +85,7 @@ def test_epochs_are_parted_by_nights_whatever_the_order():
 
 @pytest.mark.parametrize("floor", [0.5, 4.0])
 def test_positions_by_epoch_show_the_motion_with_errors_that_hold(floor):
-    """The solution takes motions for errors: what it says of them may be far too much."""
+    """The solution takes motions for errors, so the errors that it states may be far too large."""
     inputs, motion = night_of()
     for source in inputs:
         source["floor_mas"] = floor
@@ -139,7 +142,10 @@ def test_residuals_are_small_rows_and_frames_are_named_once():
 
 
 def stack_of(stars: np.ndarray, factor: float | None) -> Frame:
-    """A stack of 100 x 100 pixels at position angle 90 of two frames, the second one on its left half."""
+    """Make a stack of two frames, of 100 x 100 pixels at position angle 90 degrees.
+
+    The second frame lies on its left half.
+    """
     grid = Grid(*CENTRE, 90.0, 0.1, 49.5, 49.5, (100, 100))
     whole = Geometry(1, 1, (-5.05, 0.1, 0.0), (-5.05, 0.0, 0.1), *CENTRE, 0.0)
     half = whole._replace(distortion_y=(-10.05, 0.0, 0.1))
@@ -196,7 +202,8 @@ def test_columns_of_a_stack_have_known_answers():
     )
     seen = sorted(int(n) for n in wide["N_FRAMES"])
     assert seen == [1, 1, 2] or seen == [1, 2, 2]
-    # +y is East at this angle: the error along y is that of RA; 0.5 mas of the alignment over sqrt(frames)
+    # +y is East at this angle, so the error along y is that of RA; the alignment adds 0.5 mas over
+    # sqrt(frames).
     floor = 0.5 / np.sqrt(wide["N_FRAMES"][0])
     assert plain["RA_ERR"][0] == pytest.approx(np.hypot(1000 * 0.1 * 0.03, floor), rel=1e-3)
     assert plain["DEC_ERR"][0] == pytest.approx(np.hypot(1000 * 0.1 * 0.01, floor), rel=1e-3)
@@ -226,7 +233,7 @@ def test_a_stack_of_one_frame_has_a_catalogue_too():
     )
 
 
-def test_errors_of_fluxes_and_positions_are_as_large_as_they_are():
+def test_errors_of_fluxes_and_positions_match_their_scatter():
     camera = CAMERAS["f2"]
     s = scene(camera, "sparse", "varying", 512, 8)
     dq = np.zeros(s.data.shape, "u2")
@@ -302,7 +309,7 @@ def test_tables_of_a_product_are_read_with_units_and_descriptions(reduced: Path)
 def test_pulls_of_a_catalogue_against_the_truth_of_its_night(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Frames without a distortion of their own: what is left is noise, and must be what the errors say."""
+    """Frames have no distortion of their own: all scatter is noise, as large as the errors."""
     from gdask import Reduce, cal_service
     from gdask.simulate import simulate_gsaoi
 
@@ -341,7 +348,11 @@ def test_pulls_of_a_catalogue_against_the_truth_of_its_night(
 
 
 def pulls_against_truth(objects: Table, catalog: Table) -> tuple[np.ndarray, np.ndarray]:
-    """Pulls of RA and Dec after one quadratic transform, and of FLUX_PSF after one zero point, of clean isolated stars."""
+    """Give the pulls of positions and fluxes of clean isolated stars.
+
+    They are those of RA and Dec after one quadratic transform, and of FLUX_PSF after one zero
+    point.
+    """
     catalog = catalog[(catalog["field"] == "target") & (catalog["kind"] == "star")]
     good = (
         (objects["FLAGS_PSF"] == 0)

@@ -53,7 +53,7 @@ def tasks_by_function(tasks: dict) -> dict[str, Node]:
     return {part.function.__name__: part for part in parts if part.kind == "task"}
 
 
-# Building -------------------------------------------------------------------------------------
+# Building --------------------------------------------------------------------------------------
 
 
 def with_place(place: tuple[int, ...], block: np.ndarray, level: np.ndarray) -> np.ndarray:
@@ -196,7 +196,7 @@ def test_is_only_chunked_where_xarray_made_blocks_of_values(pixels: np.ndarray) 
         assert not dask_internals.is_only_chunked(other)
 
 
-# Running --------------------------------------------------------------------------------------
+# Running ---------------------------------------------------------------------------------------
 
 CALLS: list[int] = []
 
@@ -258,7 +258,7 @@ def test_scheduler_of_user_leads_to_the_client_of_a_cluster() -> None:
         assert dask_internals.scheduler_of_user().__self__ is client
 
 
-# Taking apart ---------------------------------------------------------------------------------
+# Taking apart ----------------------------------------------------------------------------------
 
 
 def test_take_apart_a_task() -> None:
@@ -382,7 +382,7 @@ def test_bare_function_is_what_was_written() -> None:
     assert dask_internals.bare_function(Callable_()) is Callable_
 
 
-# The room -------------------------------------------------------------------------------------
+# The room --------------------------------------------------------------------------------------
 
 
 def test_each_function_has_a_test() -> None:

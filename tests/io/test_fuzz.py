@@ -1,6 +1,7 @@
-"""Whatever is in a file, a list or an option: a value or a GdaskError, in bounded time and memory, never a traceback.
+"""Random content of files, lists and options gives a value or a GdaskError, never a traceback.
 
-By default a few hundred inputs, always the same; `make test-slow` tries many thousands, others each time.
+Time and memory are bounded, too. By default a few hundred inputs are tried, always the same;
+`make test-slow` tries many thousands, others each time.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ from gdask.model import GdaskError
 from gdask.reduction.recipe_library import known_steps
 from gdask.reduction.verify import verify
 
-SECONDS = 10
-BYTES = 400 << 20
+MAX_SECONDS_OF_ONE_INPUT = 10
+MAX_BYTES_OF_ALL_INPUTS = 400 << 20
+#: Inputs tried so far, by what they are.
 TRIED: dict[str, int] = {}
 
 few_or_many = pytest.mark.parametrize("count", [40, pytest.param(1500, marks=pytest.mark.slow)])
@@ -44,7 +46,10 @@ few_or_many = pytest.mark.parametrize("count", [40, pytest.param(1500, marks=pyt
 def fuzz(
     count: int, name: str, strategy: st.SearchStrategy, attempt: Callable[[object], object]
 ) -> None:
-    """Try `count` inputs. What it raises other than a GdaskError fails, as do 10 s for one input and 400 MB for all."""
+    """Try `count` inputs.
+
+    An error that is no GdaskError fails the test, as do 10 s for one input and 400 MB for all.
+    """
 
     @settings(
         max_examples=count,
@@ -60,24 +65,24 @@ def fuzz(
         with bounded(), contextlib.suppress(GdaskError):
             attempt(value)
 
-    before = peak()
+    before = peak_memory()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         one()
-    assert peak() - before < BYTES
+    assert peak_memory() - before < MAX_BYTES_OF_ALL_INPUTS
 
 
-def peak() -> int:
+def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
     def stop(*_: object) -> None:
-        raise AssertionError(f"no answer within {SECONDS} s")
+        raise AssertionError(f"no answer within {MAX_SECONDS_OF_ONE_INPUT} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS_OF_ONE_INPUT)
     try:
         yield
     finally:
@@ -89,16 +94,15 @@ def bounded() -> Iterator[None]:
 def _account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     path = tmp_path_factory.mktemp("warm") / "S1.fits"
     path.write_bytes(mef([], "GSAOI"))
-    look_at(path)  # imports and compiles what is measured below
+    read_before_computing(path)  # imports and compiles what is measured below
     for kernel in (tangent_plane, tangent_sky):
         kernel(10.0, 20.0, 10.1, 20.1)
     yield
-    print(
-        f"\nfuzz: {sum(TRIED.values())} inputs: {', '.join(f'{name} {number}' for name, number in TRIED.items())}"
-    )
+    counts = ", ".join(f"{name} {number}" for name, number in TRIED.items())
+    print(f"\nfuzz: {sum(TRIED.values())} inputs: {counts}")
 
 
-# Headers ------------------------------------------------------------------------------------------------------------
+# Headers ---------------------------------------------------------------------------------------
 
 PHU = {
     "INSTRUME": "GSAOI",
@@ -214,15 +218,15 @@ changes = st.lists(
 
 
 def mef(edits: list[tuple[str, str, str]], instrument: str) -> bytes:
-    """A file of 4 arrays of 8 x 6 pixels with edited cards."""
+    """Give the bytes of a file of 4 arrays of 8 x 6 pixels with edited cards."""
     units = [
         {"SIMPLE": "T", "BITPIX": "8", "NAXIS": "0", "EXTEND": "T"}
-        | {k: show(v) for k, v in PHU.items()}
+        | {k: card_value(v) for k, v in PHU.items()}
         | {"INSTRUME": f"'{instrument}'"}
     ]
     units += [
         {"XTENSION": "'IMAGE   '"}
-        | {k: show(v) for k, v in EXT.items() if k != "XTENSION"}
+        | {k: card_value(v) for k, v in EXT.items() if k != "XTENSION"}
         | {"GCOUNT": "1"}
     ] * 4
     parts = []
@@ -243,12 +247,15 @@ def mef(edits: list[tuple[str, str, str]], instrument: str) -> bytes:
     return b"".join(parts)
 
 
-def show(value: object) -> str:
+def card_value(value: object) -> str:
     return f"'{value}'" if isinstance(value, str) else "T" if value is True else str(value)
 
 
-def look_at(path: Path) -> None:
-    """All that a command does to a file before it computes: tags, descriptors, layout; `verify` for the rest."""
+def read_before_computing(path: Path) -> None:
+    """Do what commands do with a file before they compute.
+
+    They find tags, descriptors and layout; `verify` does the rest.
+    """
     report = verify(path)
     assert all("\n" not in str(fault) for fault in report.faults), report.faults
     seen = view(read_headers(path))
@@ -265,7 +272,7 @@ def test_headers(count: int, tmp_path: Path) -> None:
 
     def attempt(case: tuple[list[tuple[str, str, str]], str]) -> None:
         path.write_bytes(mef(*case))
-        look_at(path)
+        read_before_computing(path)
 
     fuzz(
         count,
@@ -294,7 +301,7 @@ def test_headers_that_were_found(instrument: str, keyword: str, text: str, tmp_p
     path = tmp_path / "S1.fits"
     path.write_bytes(mef([(keyword, "set", text)], instrument))
     with contextlib.suppress(GdaskError):
-        look_at(path)
+        read_before_computing(path)
 
 
 @few_or_many
@@ -326,7 +333,7 @@ def test_cards(count: int) -> None:
     )
 
 
-# Bytes --------------------------------------------------------------------------------------------------------------
+# Bytes -----------------------------------------------------------------------------------------
 
 flips = st.lists(
     st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=6
@@ -336,7 +343,7 @@ cut = st.one_of(st.just(1.0), st.just(1.0), st.floats(0, 1))
 
 @pytest.fixture(scope="module")
 def whole() -> bytes:
-    """A small product: SCI, VAR, DQ of 4 arrays and a table, with checksums."""
+    """Give the bytes of a small product: SCI, VAR, DQ of 4 arrays and a table, with checksums."""
     units = [fits.PrimaryHDU(header=fits.Header(PHU))]
     ramp = np.arange(48, dtype=np.float32).reshape(6, 8)
     for number in range(1, 5):
@@ -367,7 +374,7 @@ def whole() -> bytes:
 def flipped(
     content: bytes, case: tuple[list[tuple[float, int]], float], headers_only: bool = False
 ) -> bytes:
-    """Bytes changed, at places given as parts of the length; the end cut off."""
+    """Give content with bytes changed, at places given as parts of its length, and cut off."""
     changed = bytearray(content)
     for place, mask in case[0]:
         at = int(place * len(changed))
@@ -384,7 +391,7 @@ def test_flipped_bytes(count: int, headers_only: bool, whole: bytes, tmp_path: P
 
     def attempt(case: tuple[list[tuple[float, int]], float]) -> None:
         path.write_bytes(flipped(whole, case, headers_only))
-        look_at(path)
+        read_before_computing(path)
 
     fuzz(count, "flipped bytes", st.tuples(flips, cut), attempt)
 
@@ -411,7 +418,7 @@ def test_flipped_bytes_of_compressed_files(
 
     def attempt(case: tuple[list[tuple[float, int]], float]) -> None:
         path.write_bytes(flipped(packed, case))
-        look_at(path)
+        read_before_computing(path)
 
     fuzz(count // 2, f"flipped bytes {form}", st.tuples(flips, cut), attempt)
 
@@ -467,7 +474,7 @@ def test_values_in_a_database(count: int, night: object, tmp_path: Path) -> None
     fuzz(count // 2, "database values", st.tuples(st.sampled_from(names), kinds), attempt)
 
 
-# Options and lists --------------------------------------------------------------------------------------------------
+# Options and lists -----------------------------------------------------------------------------
 
 words = st.sampled_from(
     [

@@ -46,17 +46,20 @@ def copy(path: str, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def product(path: str, tmp_path: Path) -> str:
-    """A written SCI/VAR/DQ file with known pixels."""
+    """Write a SCI/VAR/DQ file with known pixels and give its path."""
     return gdask.write(electrons(path), tmp_path / "S1_product.fits")
 
 
 def bytes_read() -> int:
-    """Bytes that this process has asked the system for."""
+    """Count the bytes that this process has asked the system for."""
     return int(IO_COUNTS.read_text().partition("rchar:")[2].split()[0])
 
 
 def full_size(path: str, target: Path, size: int = 2048) -> int:
-    """A sparse file with the headers of `path` and arrays of `size` x `size` zeros; its length."""
+    """Write a sparse file with the headers of `path` and arrays of `size` x `size` zeros.
+
+    Returns its length in bytes.
+    """
     with fits.open(path) as hdus, open(target, "wb") as file:
         file.write(hdus[0].header.tostring().encode())
         for hdu in hdus[1:]:
@@ -68,7 +71,7 @@ def full_size(path: str, target: Path, size: int = 2048) -> int:
         return file.tell()
 
 
-# ---- reading
+# Reading ---------------------------------------------------------------------------------------
 
 
 def test_pixels_are_those_of_astropy(path: str) -> None:
@@ -171,7 +174,7 @@ def test_parts_of_rows_are_those_of_whole_rows(product: str, path: str) -> None:
 
 
 def test_a_stored_array_is_read_like_an_array(product: str) -> None:
-    """By numbers, slices with steps, and lists of detectors, as xarray reads it."""
+    """It is indexed by numbers, slices with steps, and lists of detectors, as xarray does."""
     stored = stored_arrays(product)["data"]
     whole = gdask.open(product).data.data.compute()
     assert (stored.shape, stored.dtype) == (whole.shape, whole.dtype)
@@ -222,7 +225,10 @@ def test_pixels_that_were_assigned_are_not_taken_from_the_file(product: str, how
 
 
 def test_changed_scale_reads_scaled_and_shifted_pixels(product: str) -> None:
-    """Once, again on the result, and in other blocks; the same bits for pixels that are on no disk."""
+    """So it does a second time and in other blocks.
+
+    Pixels that are not on disk get the same bits.
+    """
     frame = gdask.open(product)
     scales, offsets = [2.0, 1.0, 0.5, 1.0], [1.5, 0.0, -3.0, 1000.0]
     expected = frame.data.data.compute().astype("f8") * np.reshape(scales, (4, 1, 1)) + np.reshape(
@@ -245,7 +251,7 @@ def test_changed_scale_reads_scaled_and_shifted_pixels(product: str) -> None:
 
 
 def test_lazy_variables_are_those_of_frames(product: str) -> None:
-    """What a file has beside them, such as an array of weights, is no variable."""
+    """Other arrays of a file, such as weights, are no variables."""
     with fits.open(product) as hdus:
         weights = [fits.ImageHDU(hdus["SCI", n].data, name="WEIGHT", ver=n) for n in range(1, 5)]
         fits.HDUList([*hdus, *weights]).writeto(Path(product).with_name("more.fits"))
@@ -255,7 +261,7 @@ def test_lazy_variables_are_those_of_frames(product: str) -> None:
 
 
 def test_a_compressed_array_is_no_source(path: str, tmp_path: Path) -> None:
-    """A window of it costs the whole array: tasks take its blocks, and do not read it again each."""
+    """Each window of it would cost the whole array, so tasks take its blocks instead."""
     target = tmp_path / f"{Path(path).name}.gz"
     target.write_bytes(gzip.compress(Path(path).read_bytes()))
     (plain, packed) = (stored_arrays(str(file))["data"] for file in (path, target))
@@ -291,7 +297,7 @@ def test_arrays_of_different_shape_are_refused(copy: Path) -> None:
         gdask.open(copy)
 
 
-# ---- writing
+# Writing ---------------------------------------------------------------------------------------
 
 
 def test_bytes_are_the_same_for_any_chunking(path: str, tmp_path: Path) -> None:
@@ -399,7 +405,7 @@ def test_a_product_is_not_there_before_it_is_whole(path: str, tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
-# ---- checkpoints
+# Checkpoints -----------------------------------------------------------------------------------
 
 
 def parts_of(folder: Path) -> list[str]:
@@ -409,7 +415,7 @@ def parts_of(folder: Path) -> list[str]:
 def test_leftovers_of_dead_processes_are_removed_those_of_living_ones_are_not(
     tmp_path: Path,
 ) -> None:
-    """Of another host's nothing is known but when they were written last."""
+    """Those of another host are judged by the time when they were written last."""
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     names = {
@@ -455,13 +461,11 @@ def test_names_of_temporaries_are_one_hosts_and_one_processes(tmp_path: Path) ->
 def test_a_run_knows_whether_another_one_is_at_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str, silent: float, taken: bool
 ) -> None:
-    """Here by the process, elsewhere by the mark, which a living run touches."""
+    """On this host by the process, on another one by the mark that a living run touches."""
     monkeypatch.setattr(checkpoint, "BEAT", 0.3)
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    other = (
-        tmp_path
-        / f"in-use.{'elsewhere-00000000' if whose == 'other host' else host()}-{sleeper.pid}-0a1b2c3d"
-    )
+    where = "elsewhere-00000000" if whose == "other host" else host()
+    other = tmp_path / f"in-use.{where}-{sleeper.pid}-0a1b2c3d"
     other.touch()
     if whose == "dead":
         sleeper.kill(), sleeper.wait()
@@ -493,7 +497,10 @@ def test_a_mark_that_nobody_touches_is_that_of_a_dead_run_of_another_host(
 
 
 def test_checkpoints_are_kept_for_those_who_come_back(tmp_path: Path) -> None:
-    """A reduction that ends well removes its own, those of others stay for a week; a second one at once has its own."""
+    """A reduction that ends well removes its own; those of others stay for a week.
+
+    A second reduction at the same time has checkpoints of its own.
+    """
     inputs = ["a.fits", "b.fits"]
     with pytest.raises(RuntimeError), checkpoint.scratch_of(str(tmp_path), inputs) as first:
         Path(first, "x").mkdir()
@@ -530,7 +537,7 @@ def test_small_results_survive_in_a_checkpoint(tmp_path: Path) -> None:
 
 @pytest.fixture
 def stored(path: str, tmp_path: Path) -> tuple[Path, Path]:
-    """A whole checkpoint of one Frame, and the file in it."""
+    """Write a whole checkpoint of one Frame; give its folder and the file in it."""
     output = write.start(electrons(path), tmp_path / "c" / "00000_S1.fits", ["data", "dq"])
     windows = checkpoint.windows_of([output], dask.compute(*output.arrays))
     write.finish(output, checksum=False)

@@ -96,8 +96,10 @@ def test_a_votable_cannot_read_other_files(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("201.3")
     (tmp_path / "g.xml").write_text(
         f'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY s SYSTEM "file://{tmp_path}/secret">]>\n'
-        '<VOTABLE version="1.3"><RESOURCE><TABLE><FIELD name="ra" datatype="double"/><FIELD name="dec" datatype="double"/>'
-        "<DATA><TABLEDATA><TR><TD>&s;</TD><TD>-43.1</TD></TR></TABLEDATA></DATA></TABLE></RESOURCE></VOTABLE>"
+        '<VOTABLE version="1.3"><RESOURCE><TABLE>'
+        '<FIELD name="ra" datatype="double"/><FIELD name="dec" datatype="double"/>'
+        "<DATA><TABLEDATA><TR><TD>&s;</TD><TD>-43.1</TD></TR></TABLEDATA></DATA>"
+        "</TABLE></RESOURCE></VOTABLE>"
     )
     try:
         catalog = read_catalog(str(tmp_path / "g.xml"))
