@@ -194,8 +194,8 @@ def each_unit(stream: BinaryIO, name: str) -> Iterator[Unit]:
     """
     number = 0
     while (cards := _header_cards(stream, name, number)) is not None:
-        raw, kept = cards
-        header = Header.from_cards(kept)
+        raw, texts = cards
+        header = Header.from_cards(texts)
         begin, size = stream.tell(), _data_bytes(header, name)
         yield Unit(number, raw, header, begin, size)
         _skip(stream, begin + size, name, number)

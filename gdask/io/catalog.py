@@ -76,11 +76,11 @@ def read_catalog(path: str) -> Table:
     """
     table = _read(path)
     columns = {wanted: _position_column(table, wanted, path) for wanted in _POSITION_NAMES}
-    good = np.ones(len(table), bool)
+    has_position = np.ones(len(table), bool)
     values = {}
     for wanted, name in columns.items():
         values[wanted] = _degrees(table, name, path)
-        good &= np.isfinite(values[wanted])
+        has_position &= np.isfinite(values[wanted])
     catalog = Table({"Id": np.arange(1, len(table) + 1)} | values)
     for wanted, (names, unit) in _OPTIONAL_COLUMNS.items():
         found = _numeric_column(table, names, unit)
@@ -89,7 +89,7 @@ def read_catalog(path: str) -> Table:
     for name in table.colnames:
         if "mag" in name.lower() and np.issubdtype(table[name].dtype, np.floating):
             catalog[name] = np.ma.filled(table[name], np.nan)
-    return catalog[good]
+    return catalog[has_position]
 
 
 def _read(path: str) -> Table:

@@ -72,11 +72,11 @@ def blockwise_array(
     lazy arrays and copies them for each block, which was most of what the client did between
     computes (1.7 against 0.35 ms for a call).
     """
-    given: list[object] = [ArrayBlockIdDep(chunks), axes] if placed else []
+    arguments: list[object] = [ArrayBlockIdDep(chunks), axes] if placed else []
     for array, its_axes in inputs:
-        given += [array.name, its_axes]
+        arguments += [array.name, its_axes]
     blocks = {array.name: array.numblocks for array, _ in inputs}
-    layer = blockwise(function, name, axes, *given, numblocks=blocks)
+    layer = blockwise(function, name, axes, *arguments, numblocks=blocks)
     return array_of_tasks(name, layer, [array for array, _ in inputs], chunks, meta)
 
 
@@ -174,8 +174,8 @@ def take_apart(node: Any) -> Node:
     if isinstance(node, NestedContainer):
         return Node("list", needs, arguments=tuple(node.args))
     if getattr(node.func, "__name__", "") == "_execute_subgraph":
-        inner, result, names, *given = node.args
-        return Node("fused", needs, None, tuple(given), inner, tuple(names), result)
+        inner, result, names, *arguments = node.args
+        return Node("fused", needs, None, tuple(arguments), inner, tuple(names), result)
     return Node("task", needs, node.func, tuple(node.args))
 
 

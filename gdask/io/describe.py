@@ -31,21 +31,21 @@ def wcs(frame: Frame) -> list[Any]:
     from gdask.io.frames import array_headers, geometries, shape_of
     from gdask.kernels.geometry.wcs import array_wcs
 
-    found = geometries(frame)
-    if found:
-        return [WCS(array_wcs(geometry, shape_of(frame))[0]) for geometry in found]
+    array_geometries = geometries(frame)
+    if array_geometries:
+        return [WCS(array_wcs(geometry, shape_of(frame))[0]) for geometry in array_geometries]
     y, x = (
         int(frame.indexes[name][0]) - start
         for name, start in zip(("y", "x"), frame.attrs["file_start"], strict=True)
     )
-    each = []
+    plain = []
     for header in array_headers(frame):
         cards = header.copy()
         for keyword, shift in (("CRPIX1", x), ("CRPIX2", y)):
             if shift and isinstance(cards.get(keyword), (int, float)):
                 cards[keyword] = cards[keyword] - shift
-        each.append(WCS(cards))
-    return each
+        plain.append(WCS(cards))
+    return plain
 
 
 def tables(frame: Frame) -> dict[str, Any]:

@@ -30,7 +30,12 @@ class Source(Protocol):
     def shape(self) -> tuple[int, int, int]: ...
     @property
     def dtype(self) -> np.dtype: ...
-    def read(self, detector: int, window: Window, memo: Memo) -> np.ndarray: ...
+    def read(self, detector: int, window: Window, memo: Memo) -> np.ndarray:
+        """Give the pixels [y1:y2, x1:x2] of one array (detector from 0), as a plane.
+
+        What the source reads of other sources for this is kept in `memo`, by `read_once`.
+        """
+        ...
 
 
 def read_once(source: Source, detector: int, window: Window, memo: Memo) -> np.ndarray:
@@ -164,13 +169,13 @@ class StoredArray(NamedTuple):
 
 def _span_of(key: Any, size: int) -> tuple[int, int, Any]:
     """Give first and last + 1 of the pixels of an axis that a key takes, and the key in them."""
-    taken = np.arange(size)[key]
-    if np.ndim(taken) == 0:
-        return int(taken), int(taken) + 1, slice(None)
-    if not len(taken):
+    pixels = np.arange(size)[key]
+    if np.ndim(pixels) == 0:
+        return int(pixels), int(pixels) + 1, slice(None)
+    if not len(pixels):
         return 0, 0, slice(None)
-    first, last = int(taken.min()), int(taken.max()) + 1
-    return first, last, taken - first
+    first, last = int(pixels.min()), int(pixels.max()) + 1
+    return first, last, pixels - first
 
 
 # Sources that are made of other sources --------------------------------------------------------

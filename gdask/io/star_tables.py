@@ -166,10 +166,10 @@ def magnitudes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Give -2.5 log10(flux / seconds) and its error; NaN where the flux is not positive."""
     flux = np.asarray(flux, float)
-    good = flux > 0
+    positive = flux > 0
     value, noise = np.full(flux.shape, np.nan, "f4"), np.full(flux.shape, np.nan, "f4")
-    value[good] = -2.5 * np.log10(flux[good] / seconds)
-    noise[good] = 2.5 / np.log(10) * np.asarray(error, float)[good] / flux[good]
+    value[positive] = -2.5 * np.log10(flux[positive] / seconds)
+    noise[positive] = 2.5 / np.log(10) * np.asarray(error, float)[positive] / flux[positive]
     return value, noise
 
 
@@ -205,12 +205,12 @@ def _error_floor_mas(inputs: Sequence[Mapping[str, Any]]) -> float:
 
     It is 0 without a solution.
     """
-    found = [
+    floors = [
         float(source["floor_mas"])
         for source in inputs
         if np.isfinite(source.get("floor_mas", np.nan))
     ]
-    return found[0] if found else 0.0
+    return floors[0] if floors else 0.0
 
 
 def _placement_error_mas(inputs: Sequence[Mapping[str, Any]]) -> float:
@@ -218,13 +218,13 @@ def _placement_error_mas(inputs: Sequence[Mapping[str, Any]]) -> float:
 
     It is 0 without a solution, or where all frames were placed by their headers.
     """
-    found = [
+    errors = [
         float(source["error_mas"])
         for source in inputs
         if source.get("placed", "header") != "header"
     ]
-    found = [error for error in found if np.isfinite(error)]
-    return float(np.sqrt(np.mean(np.square(found)))) if found else 0.0
+    errors = [error for error in errors if np.isfinite(error)]
+    return float(np.sqrt(np.mean(np.square(errors)))) if errors else 0.0
 
 
 def _solved_input(inputs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -250,11 +250,11 @@ def star_numbers(
         np.column_stack(tangent_plane(a, d, *solution["centre"]))
         for a, d in ((ra, dec), (stars["ra"], stars["dec"]))
     )
-    held = np.flatnonzero(np.isfinite(star_positions).all(axis=1) & (stars["n"] > 0))
-    if len(held):
-        distance, index = cKDTree(star_positions[held]).query(np.nan_to_num(positions, nan=1e9))
+    solved = np.flatnonzero(np.isfinite(star_positions).all(axis=1) & (stars["n"] > 0))
+    if len(solved):
+        distance, index = cKDTree(star_positions[solved]).query(np.nan_to_num(positions, nan=1e9))
         near = distance < SAME_STAR_MAX_FWHM * fwhm
-        out[near] = held[index[near]] + 1
+        out[near] = solved[index[near]] + 1
     return out
 
 

@@ -72,7 +72,7 @@ def stored_tables(frame: Frame) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if not path:
         return found
-    kept = [
+    numbers = [
         number
         for number in range(1, frame.attrs["file_shape"][0] + 1)
         if number in array_numbers(frame)
@@ -87,7 +87,7 @@ def stored_tables(frame: Frame) -> dict[str, Any]:
                     table.meta.pop(keyword, None)
                 if "EXTVER" not in hdu.header:
                     found[hdu.name] = table
-                elif hdu.ver in kept:
+                elif hdu.ver in numbers:
                     found.setdefault(hdu.name, []).append(table)
     except Exception as error:  # astropy's errors are of many kinds
         raise GdaskError(

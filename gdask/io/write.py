@@ -182,13 +182,13 @@ def write(frame: Frame, path: str | os.PathLike[str]) -> str:
     """
     import dask
 
-    kept = {} if _leaves_tables_out(frame) else stored_tables(frame)
+    file_tables = {} if _leaves_tables_out(frame) else stored_tables(frame)
     output = start(frame, path)
     lazy = lazy_small_results(frame)
     try:
         values = dask.compute(*lazy.values(), *output.arrays)
         frame = with_fetched(frame, dict(zip(lazy, values, strict=False)))
-        tables = kept | source_tables(frame)
+        tables = file_tables | source_tables(frame)
     except BaseException:
         discard(output)
         raise
@@ -219,8 +219,8 @@ def _layout(
     planes: dict[str, list[OutputPlane]] = {name: [] for name in names}
     position = len(units[0][0])
     shape = shape_of(frame)
-    for detector, given in enumerate(array_headers(frame)):
-        base = None if bare else _with_place(frame, _with_wcs(frame, detector, given))
+    for detector, header_of_frame in enumerate(array_headers(frame)):
+        base = None if bare else _with_place(frame, _with_wcs(frame, detector, header_of_frame))
         for name in names:
             header = (
                 _bare_header(name, detector + 1, shape)
@@ -248,9 +248,9 @@ def _with_place(frame: Frame, base: Header | fits.Header) -> Header | fits.Heade
         return base
     header = base.copy()
     for keyword in ("CCDSEC", "DETSEC", "ARRAYSEC"):
-        found = parse_section(header.get(keyword))
-        if found:
-            x1, y1 = found[0] + int(right), found[2] + int(down)
+        section = parse_section(header.get(keyword))
+        if section:
+            x1, y1 = section[0] + int(right), section[2] + int(down)
             header[keyword] = format_section([x1, x1 + nx, y1, y1 + ny])
     if "DATASEC" in header:
         header["DATASEC"] = format_section([0, nx, 0, ny])
