@@ -1,8 +1,9 @@
 """gdask: lazy, out-of-core, distributed reduction of Gemini near-infrared imaging.
 
-`open` and `open_many` give lazy Frames (xarray Datasets), `tags` and `descriptor` say what a file is, `wcs` gives the
-sky coordinates of each array, `write` computes and saves; the steps are in `gdask.steps`, the recipes in
-`gdask.recipes`. `Reduce`, `cal_service`, `dataselect` and `logutils` are the field's scripting interface.
+`open` and `open_many` give lazy Frames (xarray Datasets), `tags` and `descriptor` say what a file
+is, `wcs` gives the sky coordinates of each array, `tables` its tables, `write` computes and saves;
+the steps are in `gdask.steps`, the recipes in `gdask.recipes`. `Reduce`, `cal_service`,
+`dataselect` and `logutils` are the scripting interface that the field knows from DRAGONS.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-#: Public name -> (module, name there); imported when first used, so that header-only commands start fast.
-_LAZY = {
+#: Public name -> (module, name there). They are imported when first used, so that commands which
+#: read only headers start fast.
+_IMPORTED_ON_USE = {
     "open": ("gdask.io.read", "open_frame"),
     "open_many": ("gdask.io.read", "open_many"),
     "write": ("gdask.io.write", "write"),
@@ -31,14 +33,14 @@ _LAZY = {
 
 __all__ = [  # noqa: PLE0604 (the names are strings: keys of the table)
     "__version__",
-    *_LAZY,
+    *_IMPORTED_ON_USE,
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name not in _IMPORTED_ON_USE:
         raise AttributeError(f"module 'gdask' has no attribute {name!r}")
-    module, attribute = _LAZY[name]
+    module, attribute = _IMPORTED_ON_USE[name]
     found = importlib.import_module(module)
     return found if attribute is None else getattr(found, attribute)
 

@@ -1,4 +1,7 @@
-"""The vocabulary of a Frame (dimensions, variables, data types, DQ bits), errors, settings of a run, owners of files."""
+"""Words that all modules share: variables and DQ bits of a Frame, errors, settings of a run.
+
+Also the name of this process, for files that it may leave behind.
+"""
 
 from __future__ import annotations
 
@@ -53,20 +56,31 @@ class DQ(IntFlag):
     UNILLUMINATED = 64
 
 
-#: Bits that make a pixel useless for levels, fits and stacks (a non-linear pixel has been corrected: it is used).
+#: Bits that make a pixel useless for levels, fits and stacks. (A non-linear pixel has been
+#: corrected and is used.)
 UNUSABLE = DQ.BAD_PIXEL | DQ.SATURATED | DQ.COSMIC_RAY | DQ.NO_DATA | DQ.UNILLUMINATED
 
 
 class GdaskError(Exception):
-    """An error that the user can act on: its text names the file, what came, what was expected and what to do."""
+    """An error that the user can act on.
+
+    Its text names the file, what was found, what was expected and what to do.
+    """
 
 
 class UsageError(GdaskError):
-    """What was asked for does not exist or is malformed (option, parameter, recipe, file name): exit code 2, nothing done."""
+    """A request that is malformed, or for something that does not exist.
+
+    It may be an option, a parameter, a recipe or the name of a file. Nothing was done; the exit
+    code is 2.
+    """
 
 
 class BadPixels(GdaskError):
-    """Pixels of input files that turned out to be of no use: `reasons`, by path. The files can be set aside."""
+    """Pixels of input files that turned out to be of no use, with `reasons` by path.
+
+    The files can be set aside.
+    """
 
     def __init__(self, reasons: dict[str, str]) -> None:
         super().__init__(reasons)
@@ -77,7 +91,7 @@ class BadPixels(GdaskError):
 
 
 class BadFile(BadPixels):
-    """A file whose pixels cannot be had: cut short, changed or gone since its headers were read."""
+    """A file whose pixels cannot be read: it was cut short, or changed or gone during the run."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__({path: reason})
@@ -88,9 +102,13 @@ class BadFile(BadPixels):
 
 
 class Settings(NamedTuple):
-    """How the computes of a run are planned, written and watched; `gdask.cluster.connect` sets them in the client."""
+    """Settings by which the computes of a run are planned, written and watched.
 
-    #: Bytes that one worker (for threads, this process) may use; None: a share of what the machine has.
+    `gdask.cluster.connect` sets them in the client.
+    """
+
+    #: Bytes that one worker (for threads, this process) may use; None: a share of what the machine
+    #: has.
     memory: float | None = None
     #: Tasks that run at a time in one worker.
     threads: int = 1
@@ -113,13 +131,19 @@ _CURRENT_SETTINGS: ContextVar[Settings] = ContextVar("gdask_settings", default=_
 
 
 def settings() -> Settings:
-    """The settings that hold here. A new thread has the defaults: read them before it starts."""
+    """Give the settings that hold here.
+
+    A new thread has the defaults: read the settings before it starts.
+    """
     return _CURRENT_SETTINGS.get()
 
 
 @contextlib.contextmanager
 def use_settings(**changes: Any) -> Iterator[Settings]:
-    """Inside the `with` block, these fields of the settings are changed. ValueError for a name that is no field."""
+    """Change fields of the settings inside the `with` block.
+
+    Raises ValueError for a name that is no field.
+    """
     token = _CURRENT_SETTINGS.set(settings()._replace(**changes))
     try:
         yield settings()
@@ -129,17 +153,24 @@ def use_settings(**changes: Any) -> Iterator[Settings]:
 
 @functools.cache
 def host() -> str:
-    """This host as it runs now: its name, and a part of its boot's and its process table's identity."""
-    about = []
+    """Give a name of this host as it runs now.
+
+    It has the host's name and a digest of the identities of its boot and of its process table, so
+    that process numbers of one name can be compared.
+    """
+    identities = []
     for name in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         with contextlib.suppress(OSError):  # systems without them
-            about.append(os.readlink(name) if os.path.islink(name) else Path(name).read_text())
+            identities.append(os.readlink(name) if os.path.islink(name) else Path(name).read_text())
     name = re.sub(r"[^A-Za-z0-9]+", "_", os.uname().nodename)
-    return f"{name}-{hashlib.sha256(' '.join(about).encode()).hexdigest()[:8]}"
+    return f"{name}-{hashlib.sha256(' '.join(identities).encode()).hexdigest()[:8]}"
 
 
 def owner() -> str:
-    """HOST-PID-RANDOM of this process, for names of files that it may leave behind in a folder that others share."""
+    """Give HOST-PID-RANDOM of this process.
+
+    It goes into names of files that the process may leave behind in a folder that others share.
+    """
     return f"{host()}-{os.getpid()}-{_RANDOM}"
 
 

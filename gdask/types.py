@@ -1,4 +1,4 @@
-"""Aliases with meaning, shared by every module. Importing this costs nothing."""
+"""Type aliases with the meaning of numbers and arrays, for all modules; cheap to import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The house as docs/architecture.md describes it: who may import whom, who may compute, how long things may be."""
+"""Rules of docs/architecture.md: imports between rooms, where is computed, lengths of code."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ONLY = {
     "recipes": {"steps"},  # what an astronomer copies needs nothing else
     "io": {"types", "model", "kernels", "headers", "instruments"},
 }
-BODY, LINES = 60, 450
+MAX_BODY_LINES, MAX_MODULE_LINES = 60, 450
 
 
 class Module(NamedTuple):
@@ -76,14 +76,14 @@ def modules() -> tuple[Module, ...]:
 
 
 def rooms(*names: str) -> list[Module]:
-    """The modules of these rooms."""
+    """Give the modules of these rooms."""
     found = [module for module in modules() if module.room in names]
     assert found, names
     return found
 
 
 def imported(tree: ast.AST, for_type_checkers: bool = False) -> Iterator[tuple[str, int]]:
-    """(dotted name, line) of everything that is imported, also inside functions.
+    """Yield (dotted name, line) of all imports, also those inside functions.
 
     for_type_checkers: whether also what is imported for type checkers alone.
     """
@@ -119,13 +119,13 @@ def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]
 
 
 def body_length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines of a function's body without its docstring."""
+    """Count the lines of a function's body without its docstring."""
     body = function.body[1:] if ast.get_docstring(function) is not None else function.body
     return body[-1].end_lineno - body[0].lineno + 1 if body else 0  # type: ignore[operator]
 
 
 def places(module: Module, nodes: Iterable[object]) -> list[str]:
-    """Where nodes of a module are, as an editor takes it, with their text."""
+    """Give file and line of nodes of a module, as editors take them, with their text."""
     return [
         f"{module.path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)[:60]}" for node in nodes
     ]  # type: ignore
@@ -156,7 +156,7 @@ def f(a):
     assert sorted(computing_attributes(tree)) == ["dask.compute", "x.values"]
 
 
-# Rooms --------------------------------------------------------------------------------------------------------------
+# Rooms -----------------------------------------------------------------------------------------
 
 
 def test_every_module_has_a_room() -> None:
@@ -179,7 +179,7 @@ def test_imports_point_one_way() -> None:
 
 
 def may_use(room: str) -> set[str]:
-    """The rooms from which a room may import."""
+    """Give the rooms from which a room may import."""
     if room in ONLY:
         return ONLY[room] | {room}
     left = {other for other, level in LEVELS.items() if level <= LEVELS[room]}
@@ -187,7 +187,7 @@ def may_use(room: str) -> set[str]:
 
 
 def import_graph() -> dict[str, set[str]]:
-    """The modules that each module imports: at its top, in functions and for type checkers.
+    """Give the modules that each module imports: at its top, in functions, for type checkers.
 
     `from package.module import name` is an import of the module, not of the package.
     """
@@ -203,7 +203,7 @@ def import_graph() -> dict[str, set[str]]:
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """Groups of modules that import one another, directly or through others."""
+    """Find groups of modules that import one another, directly or through others."""
     reached: dict[str, set[str]] = {}
     for start, neighbours in graph.items():
         found: set[str] = set()
@@ -229,7 +229,10 @@ def test_no_modules_import_one_another() -> None:
 
 
 def test_kernels_are_numpy_in_numpy_out() -> None:
-    """No scheduler, no labelled arrays, no files, no log; of astropy, headers and WCS objects as values."""
+    """They use no scheduler, no labelled arrays, no files and no log.
+
+    Of astropy they use headers and WCS objects, as values.
+    """
     strangers = {"dask", "distributed", "xarray", "logging", "os", "pathlib", "rich", "sqlalchemy"}
     found = []
     for module in rooms("kernels"):
@@ -262,7 +265,10 @@ def test_compiled_kernels_release_the_lock_and_keep_their_bits() -> None:
 
 
 def computing_attributes(tree: ast.Module) -> list[str]:
-    """Attributes that compute. `.values()`, called, is a mapping's; `.values`, read, is xarray's."""
+    """Find attributes that compute.
+
+    `.values()`, called, is a mapping's; `.values`, read, is xarray's.
+    """
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     return [
         ast.unparse(node)
@@ -298,7 +304,7 @@ def test_only_the_run_computes() -> None:
     }
 
 
-# The road of a night ------------------------------------------------------------------------------
+# The road of a night ---------------------------------------------------------------------------
 
 
 def test_few_rooms_in_few_layers() -> None:
@@ -306,8 +312,9 @@ def test_few_rooms_in_few_layers() -> None:
     assert len(ROWS) <= 8
 
 
-#: Counts the modules whose functions the client enters in a command, imports apart. Work of tasks is on other threads.
-ENTERED = """
+#: A program that runs a command and prints the modules whose functions the client enters in it. It
+#: leaves imports out, and work of tasks, which is on other threads.
+PRINT_ENTERED_MODULES = """
 import sys
 from gdask import cli
 
@@ -331,8 +338,9 @@ if __name__ == "__main__":
     print("ENTERED", *sorted(seen))
     sys.exit(code)
 """
-#: The most modules between the command and the written stack. The target is 45: docs/architecture.md says what is in the way.
-MOST_ENTERED = 63
+#: The most modules between the command and the written stack. 45 were wanted; docs/architecture.md
+#: says what prevents it.
+MAX_ENTERED_MODULES = 63
 
 
 def test_a_reader_of_a_night_enters_few_modules(
@@ -341,7 +349,7 @@ def test_a_reader_of_a_night_enters_few_modules(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DRAGONSRC", str(tmp_path / "dragonsrc"))
     Path("dragonsrc").write_text("[calibs]\ndatabases = cal_manager.db get store\n")
-    Path("entered.py").write_text(ENTERED)
+    Path("entered.py").write_text(PRINT_ENTERED_MODULES)
     assert cli_main(["caldb", "init"]) == 0
     assert cli_main(["reduce", "-q", *night.flat_on, *night.flat_off]) == 0
     command = [
@@ -357,10 +365,10 @@ def test_a_reader_of_a_night_enters_few_modules(
     assert done.returncode == 0, done.stderr[-2000:]
     entered = done.stdout.partition("ENTERED ")[2].split()
     assert len(entered) > 30  # the count has seen the night
-    assert len(entered) <= MOST_ENTERED, entered
+    assert len(entered) <= MAX_ENTERED_MODULES, entered
 
 
-# Safety -------------------------------------------------------------------------------------------------------------
+# Safety ----------------------------------------------------------------------------------------
 
 
 def test_text_is_never_code_and_nothing_is_unpickled() -> None:
@@ -388,18 +396,24 @@ def test_text_is_never_code_and_nothing_is_unpickled() -> None:
     assert found == []
 
 
-# Size and annotations -----------------------------------------------------------------------------------------------
+# Size and annotations --------------------------------------------------------------------------
 
 
 def test_modules_and_functions_are_short() -> None:
-    long = {m.name: n for m in modules() if (n := len(m.path.read_text().splitlines())) > LINES}
+    long = {
+        m.name: n
+        for m in modules()
+        if (n := len(m.path.read_text().splitlines())) > MAX_MODULE_LINES
+    }
     long |= {
         f"{m.name}.{f.name}": n
         for m in modules()
         for f in functions(m.tree)
-        if (n := body_length(f)) > BODY
+        if (n := body_length(f)) > MAX_BODY_LINES
     }
-    assert long == {}, f"at most {LINES} lines for a module, {BODY} for a function's body"
+    assert long == {}, (
+        f"at most {MAX_MODULE_LINES} lines for a module, {MAX_BODY_LINES} for a function's body"
+    )
 
 
 def test_function_bodies_are_short_in_the_median() -> None:
@@ -410,7 +424,7 @@ def test_function_bodies_are_short_in_the_median() -> None:
 
 
 def test_every_argument_is_annotated() -> None:
-    """Recipes are for astronomers to read and copy: they go without."""
+    """Recipes have no annotations: astronomers read and copy them."""
     bare = []
     for module in modules():
         for function in functions(module.tree) if module.room != "recipes" else ():
@@ -437,7 +451,7 @@ def test_every_module_says_what_it_is_for() -> None:
     assert [m.name for m in modules() if m.tree.body and not ast.get_docstring(m.tree)] == []
 
 
-# Weight -------------------------------------------------------------------------------------------------------------
+# Weight ----------------------------------------------------------------------------------------
 
 HEAVY = (
     "dask",
@@ -482,7 +496,10 @@ LIGHT = (
 
 
 def test_importing_is_light() -> None:
-    """A command that reads headers must not wait for what reads pixels. One process imports all, one after another."""
+    """A command that reads headers must not wait for modules that read pixels.
+
+    One process imports all light modules, one after another.
+    """
     code = (
         f"import importlib, sys\nfor name in {LIGHT}:\n    importlib.import_module(name)\n"
         f"    print(name, *sorted(set({HEAVY}) & set(sys.modules)))"

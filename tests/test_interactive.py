@@ -1,4 +1,4 @@
-"""docs/interactive.md, as a notebook would run it: raw to stack with public functions alone."""
+"""Code of docs/interactive.md, run as in a notebook: raw to stack with public functions alone."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ ROOT = Path(__file__).parents[1]
 
 
 def cells(page: str) -> list[str]:
-    """The Python of a page, cell by cell."""
+    """Give the Python code of a page, cell by cell."""
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
 
 
 def run_cells(page: str, names: dict[str, Any]) -> dict[str, Any]:
-    """Run a page's cells one after another in one name space; give what they left."""
+    """Run a page's cells one after another in one name space, and give this name space."""
     for number, cell in enumerate(cells(page), 1):
-        exec(compile(cell, f"{page}, cell {number}", "exec"), names)  # noqa: S102  (the page is ours)
+        code = compile(cell, f"{page}, cell {number}", "exec")
+        exec(code, names)  # noqa: S102  (the page is the project's)
     return names
 
 
@@ -62,6 +63,7 @@ def test_the_readme_goes_to_its_end(folder: Path) -> None:
     interactive = cells("README.md")[-1]
     raw = sorted(str(path) for path in (folder / "raw").glob("S*.fits"))
     names: dict[str, Any] = {}
-    exec(compile(interactive.replace("raw/S20170505S0095.fits", raw[0]), "README", "exec"), names)  # noqa: S102  (the page is ours)
+    code = compile(interactive.replace("raw/S20170505S0095.fits", raw[0]), "README", "exec")
+    exec(code, names)  # noqa: S102  (the page is the project's)
     assert names["frame"].dq.compute().dtype == np.uint16
     assert any(name.endswith("_electrons.fits") for name in os.listdir())

@@ -1,4 +1,4 @@
-"""What is shipped works by itself: an sdist, and the wheel made from it, away from the checkout."""
+"""The sdist and the wheel made from it work by themselves, away from the checkout."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason=
 
 
 def run(*command: str | os.PathLike[str], cwd: Path, expect: int = 0) -> str:
-    """Standard output of a command that sees neither the checkout nor the user's configuration."""
+    """Run a command that sees neither the checkout nor the user's configuration.
+
+    Returns its standard output.
+    """
     hidden = {"PYTHONPATH", "DRAGONSRC", "NUMBA_CACHE_DIR"}
     environment = {k: v for k, v in os.environ.items() if k not in hidden} | {
         "HOME": str(cwd),
@@ -52,7 +55,7 @@ def run(*command: str | os.PathLike[str], cwd: Path, expect: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist and the wheel that was built from it, in this order."""
+    """Build the sdist, and the wheel from it; give their folder."""
     source, out = tmp_path_factory.mktemp("source") / "gdask", tmp_path_factory.mktemp("dist")
     shutil.copytree(ROOT, source, ignore=LITTER)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -69,7 +72,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bin folder of a fresh environment with the wheel.
+    """Install the wheel in a fresh environment and give its bin folder.
 
     What the wheel needs is borrowed from the environment that runs this test.
     """
@@ -104,7 +107,7 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def night(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with raw/ of a tiny night, simulated by the installed package."""
+    """Simulate a tiny night with the installed package; give the folder with its raw/."""
     folder = tmp_path_factory.mktemp("night")
     run(
         installed / "gdask",
@@ -127,7 +130,7 @@ def night(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sources() -> set[str]:
-    """Every file of the three source folders, by the name that it has in the installed package."""
+    """Give every file of the three source folders by its name in the installed package."""
     return {
         str(Path(package, path.relative_to(ROOT / folder)))
         for folder, package in PACKAGES.items()
@@ -305,6 +308,6 @@ def test_tutorial_as_it_is_written(installed: Path, tmp_path: Path) -> None:
 
 
 def pixels(path: Path) -> list[bytes]:
-    """The pixels of every image of a file, as bytes."""
+    """Give the pixels of every image of a file as bytes."""
     with fits.open(path) as hdus:
         return [hdu.data.tobytes() for hdu in hdus if hdu.is_image and hdu.data is not None]

@@ -1,4 +1,4 @@
-"""What SECURITY.md promises of data, inputs, networks and certificates.
+"""Promises of SECURITY.md about data, inputs, networks and certificates.
 
 Data runs nothing and decides nothing about what is written; inputs are never replaced.
 """
@@ -39,7 +39,7 @@ def sums(folder: Path) -> dict[str, str]:
     }
 
 
-# What is written where
+# Files that are written -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", ["/../x", "_a/b", "_\0"])
@@ -146,7 +146,7 @@ def test_inputs_may_be_read_only(raw: Path, tmp_path: Path) -> None:
     assert list(tmp_path.glob("*_made.fits"))
 
 
-# What is run
+# Code that is run -------------------------------------------------------------------------------
 
 EVIL = "from pathlib import Path\nPath(__file__).with_name('RAN').touch()\n"
 
@@ -299,7 +299,7 @@ def test_a_planted_checkpoint_is_not_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "RAN").exists()
 
 
-# Network
+# Network ---------------------------------------------------------------------------------------
 
 
 def test_processes_and_dashboards_listen_on_localhost() -> None:

@@ -84,7 +84,7 @@ def complete(
 ) -> None:
     """Store fetched results and checksums and mark the checkpoint as whole (the last thing that is written).
 
-    `windows` are records of what was written (`io.write.WINDOW`), by path.
+    `windows` are records of what was written (`io.write.WRITTEN_WINDOW`), by path.
     """
     os.makedirs(folder, exist_ok=True)
     named = {
@@ -114,7 +114,7 @@ def _store(path: str, arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def windows_of(outputs: Sequence[Output], values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """All WINDOW records of each output by its path; `values` are the computed arrays of all, in order."""
+    """All WRITTEN_WINDOW records of each output by its path; `values` are the computed arrays of all, in order."""
     each = iter(values)
     return {
         output.final: np.concatenate(

@@ -1,8 +1,8 @@
 """Headers of FITS files, read without the pixels."""
 
-from gdask.headers.header import Header, Headers, frame_headers, parse_header
+from gdask.headers.header import CARD_LENGTH, Header, Headers, frame_headers, parse_header
 from gdask.headers.reading import (
-    BLOCK,
+    RECORD_BYTES,
     FileUnits,
     Unit,
     each_unit,
@@ -12,11 +12,11 @@ from gdask.headers.reading import (
     read_headers,
     read_units,
     repair_card,
-    untiled,
 )
 
 __all__ = [
-    "BLOCK",
+    "CARD_LENGTH",
+    "RECORD_BYTES",
     "FileUnits",
     "Header",
     "Headers",
@@ -30,5 +30,4 @@ __all__ = [
     "read_headers",
     "read_units",
     "repair_card",
-    "untiled",
 ]

@@ -1,4 +1,4 @@
-"""`Header`: the read-only header of a file or a Frame, and its form as text, which attributes of a Frame can hold."""
+"""`Header`, the read-only header of a file or a Frame, and its form as text for Frames."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from astropy.io import fits
 
 from gdask.model import coordinate
 
-CARD = 80  # characters of a card (FITS standard 4.0, section 3.3)
-COMMENTARY = ("COMMENT", "HISTORY", "")
+CARD_LENGTH = 80  # characters of a card (FITS standard 4.0, section 3.3)
+COMMENTARY_KEYWORDS = ("COMMENT", "HISTORY", "")
 
 
 class Entry(NamedTuple):
-    """A card as it is in the file (80 characters, a multiple where it goes on), its keyword, and its value: None where it is
-    undefined or cannot be parsed. As astropy's object it would take four times the memory."""
+    """One card of a header.
+
+    `text` is the card as it is in the file: 80 characters, or a multiple where CONTINUE cards
+    follow. `value` is None where it is undefined or cannot be parsed. astropy's object would take
+    four times the memory.
+    """
 
     text: str
     keyword: str
@@ -26,68 +30,77 @@ class Entry(NamedTuple):
 
 
 class Header(Mapping[str, Any]):
-    """Values by keyword, in the order of the file; of a keyword that is repeated the first, of COMMENT and HISTORY a list.
+    """Values by keyword, in the order of the file.
 
-    `copy()` gives an astropy Header that may be edited; `changed` another Header. `text` is the header as
-    one string, which attributes of a Frame can hold; `parse_header` gives it back.
+    Of a keyword that is repeated the first value holds; COMMENT and HISTORY have a list of values.
+    `copy()` gives an astropy Header that may be edited; `changed` gives another Header. `text` is
+    the header as one string, which attributes of a Frame can hold; `parse_header` reads it.
     """
 
     __slots__ = ("_entries", "_places")
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._entries = tuple(entries)
-        self._places = _places(tuple(entry.keyword for entry in self._entries))
+        self._places = _places_by_keyword(tuple(entry.keyword for entry in self._entries))
 
     @classmethod
-    def read(cls, cards: Iterable[str]) -> Header:
-        """Of the cards of a file, valid ones of 80 characters; those of CONTINUE belong to the one before."""
+    def from_cards(cls, cards: Iterable[str]) -> Header:
+        """Make a Header of the valid cards of a file, 80 characters each.
+
+        A CONTINUE card belongs to the card before it.
+        """
         whole: list[str] = []
         for card in cards:
             if card.startswith("CONTINUE") and whole:
                 whole[-1] += card
             else:
                 whole.append(card)
-        return cls(_parsed(card) for card in whole)
+        return cls(_entry_of_text(card) for card in whole)
 
     @classmethod
-    def of(cls, header: Header | fits.Header) -> Header:
-        """Of an astropy Header, which may be edited later without harm; itself if it is one of these."""
+    def from_astropy(cls, header: Header | fits.Header) -> Header:
+        """Make a Header of an astropy Header, which may be edited later; a Header is given back."""
         return (
-            header if isinstance(header, cls) else cls(_entry(copy(card)) for card in header.cards)
+            header
+            if isinstance(header, cls)
+            else cls(_entry_of_card(copy(card)) for card in header.cards)
         )
 
     def changed(self, keywords: Mapping[str, Any]) -> Header:
-        """With keywords set, to a value or (value, comment); None removes. New ones go before comments at the end."""
+        """Give the Header with keywords set to a value or (value, comment); None removes one.
+
+        New keywords go before the comments at the end.
+        """
         entries = list(self._entries)
         for keyword, given in keywords.items():
-            at = next(
-                (place for place, entry in enumerate(entries) if entry.keyword == keyword), None
+            place = next(
+                (number for number, entry in enumerate(entries) if entry.keyword == keyword), None
             )
             value, comment = given if isinstance(given, tuple) else (given, None)
-            if at is not None:
-                entries[at : at + 1] = (
-                    [] if given is None else [_changed(entries[at].text, value, comment)]
+            if place is not None:
+                entries[place : place + 1] = (
+                    [] if given is None else [_changed_entry(entries[place].text, value, comment)]
                 )
             elif given is not None:
                 end = next(
                     (
-                        place
-                        for place in range(len(entries), 0, -1)
-                        if entries[place - 1].keyword not in COMMENTARY
+                        number
+                        for number in range(len(entries), 0, -1)
+                        if entries[number - 1].keyword not in COMMENTARY_KEYWORDS
                     ),
                     0,
                 )
-                entries.insert(end, _made(keyword, value, comment))
+                entries.insert(end, _new_entry(keyword, value, comment))
         return type(self)(entries)
 
     def copy(self) -> fits.Header:
-        """An astropy Header, to be edited."""
+        """Give an astropy Header, which may be edited."""
         return fits.Header(self.cards)
 
     @property
     def cards(self) -> list[fits.Card]:
-        """astropy's cards."""
-        return [_card(entry) for entry in self._entries]
+        """The cards as astropy's objects."""
+        return [_astropy_card(entry) for entry in self._entries]
 
     @property
     def texts(self) -> list[tuple[str, str]]:
@@ -104,17 +117,18 @@ class Header(Mapping[str, Any]):
         return str(self.copy().tostring())
 
     def get(self, keyword: str, default: Any = None) -> Any:
-        at = self._place(keyword)
-        return default if at is None else self._entries[at].value
+        """Give the value of the first card with this keyword, else the default."""
+        place = self._place(keyword)
+        return default if place is None else self._entries[place].value
 
     def __getitem__(self, keyword: str) -> Any:
-        at = self._place(keyword)
-        if at is None:
+        place = self._place(keyword)
+        if place is None:
             raise KeyError(f"no keyword {keyword}")
-        found = self._entries[at]
+        found = self._entries[place]
         return (
             [entry.value for entry in self._entries if entry.keyword == found.keyword]
-            if found.keyword in COMMENTARY
+            if found.keyword in COMMENTARY_KEYWORDS
             else found.value
         )
 
@@ -131,29 +145,29 @@ class Header(Mapping[str, Any]):
         return repr(self.copy())
 
     def _place(self, keyword: str) -> int | None:
-        at = self._places.get(keyword)
-        return (
-            self._places.get(keyword.strip().upper().removeprefix("HIERARCH "))
-            if at is None
-            else at
-        )
+        """Give the number of the first card with this keyword, in any case; None without one."""
+        place = self._places.get(keyword)
+        if place is None:
+            place = self._places.get(keyword.strip().upper().removeprefix("HIERARCH "))
+        return place
 
 
 class Headers(NamedTuple):
-    """The headers of one multi-extension file: the primary one and one for each image extension, in file order."""
+    """Headers of one multi-extension file: the primary one, and those of images in file order."""
 
     phu: Header
     ext: tuple[Header, ...]
     path: str = ""
 
 
-@lru_cache(
-    maxsize=4096
-)  # those of some hundred frames: steps look into the same header again and again
+@lru_cache(maxsize=4096)  # headers of some hundred frames: steps look into each many times
 def parse_header(text: str) -> Header:
     """Give the Header whose `text` this is."""
     lines = text.split("\n") if text else []
-    return Header(_parsed(line.ljust(max(-(-len(line) // CARD), 1) * CARD)) for line in lines)
+    return Header(
+        _entry_of_text(line.ljust(max(-(-len(line) // CARD_LENGTH), 1) * CARD_LENGTH))
+        for line in lines
+    )
 
 
 def frame_headers(frame: Any) -> Headers:
@@ -163,47 +177,46 @@ def frame_headers(frame: Any) -> Headers:
 
 
 @lru_cache(maxsize=256)
-def _places(keywords: tuple[str, ...]) -> dict[str, int]:
-    """Where each keyword is first: one table for all headers with the same keywords."""
+def _places_by_keyword(keywords: tuple[str, ...]) -> dict[str, int]:
+    """Give the number of the first card of each keyword.
+
+    All headers with the same keywords share one table.
+    """
     return {keyword.upper(): place for place, keyword in reversed(list(enumerate(keywords)))}
 
 
-@lru_cache(maxsize=8192)  # some headers' worth: what the files of a night have in common stays
-def _parsed(text: str) -> Entry:
-    return _entry(fits.Card.fromstring(text), text)
+@lru_cache(maxsize=8192)  # cards of some headers: those that the files of a night share stay
+def _entry_of_text(text: str) -> Entry:
+    return _entry_of_card(fits.Card.fromstring(text), text)
 
 
-@lru_cache(maxsize=1024, typed=True)  # the stamps of a step are the same for all its frames
-def _made(keyword: str, value: Any, comment: str | None) -> Entry:
-    return _entry(fits.Card(keyword, value, comment))
+@lru_cache(maxsize=1024, typed=True)  # a step writes the same cards into all its frames
+def _new_entry(keyword: str, value: Any, comment: str | None) -> Entry:
+    return _entry_of_card(fits.Card(keyword, value, comment))
 
 
-def _changed(text: str, value: Any, comment: str | None) -> Entry:
+def _changed_entry(text: str, value: Any, comment: str | None) -> Entry:
     card = fits.Card.fromstring(text)
     if isinstance(value, str) and comment is not None:
-        return _made(card.keyword, value, comment)
+        return _new_entry(card.keyword, value, comment)
     card.value = value
     if comment is not None:
         card.comment = comment
-    return _entry(card)
+    return _entry_of_card(card)
 
 
-def _card(entry: Entry) -> fits.Card:
+def _astropy_card(entry: Entry) -> fits.Card:
     card = fits.Card.fromstring(entry.text)
     if isinstance(entry.value, float) and card.value != entry.value:
-        card.value = entry.value  # 20 characters do not hold all of it
+        card.value = entry.value  # the 20 characters of the text do not hold all digits
     return card
 
 
-def _entry(card: fits.Card, text: str | None = None) -> Entry:
+def _entry_of_card(card: fits.Card, text: str | None = None) -> Entry:
     keyword = sys.intern(card.keyword)
     try:
         value = card.value
-    except (
-        fits.VerifyError,
-        ValueError,
-        AttributeError,
-    ):  # a card that cannot be parsed is no value
+    except (fits.VerifyError, ValueError, AttributeError):  # the card cannot be parsed
         value = None
     return Entry(
         text or str(card), keyword, None if isinstance(value, fits.card.Undefined) else value

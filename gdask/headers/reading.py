@@ -1,8 +1,9 @@
-"""Headers of FITS files, read without the pixels, and `Header`, the read-only header of a Frame.
+"""Reading of the headers of FITS files without the pixels.
 
-Files may be plain, gzip, bzip2 (also where the name does not say so) or compressed in tiles. Nobody edits a `Header` in
-place, so cards that are alike, in one header or in thousands, are one object: a night's headers differ in a few cards
-out of hundreds, and as astropy's headers they took half the client's memory for each frame.
+Files may be plain, gzip, bzip2 (also where the name does not say so) or compressed in tiles. Nobody
+edits a `Header` in place, so equal cards, in one header or in thousands, are one object: a night's
+headers differ in a few cards out of hundreds, and as astropy's headers they took half the client's
+memory for each frame.
 """
 
 from __future__ import annotations
@@ -22,24 +23,39 @@ from typing import BinaryIO, NamedTuple, cast
 
 from astropy.io import fits
 
-from gdask.headers.header import CARD, Header, Headers
+from gdask.headers.header import CARD_LENGTH, Header, Headers
 from gdask.model import GdaskError
 
-BLOCK = 2880  # bytes in a FITS record (FITS standard 4.0, section 3.1)
-BITPIX = (8, 16, 32, 64, -32, -64)
-MAX_CARDS = 100_000  # far above any header: what has more has lost its END
-MAX_BYTES = 1 << 50  # far above any file
-_COMMENTARY = ("COMMENT ", "HISTORY ", "CONTINUE", "HIERARCH", "        ", "END     ")
+RECORD_BYTES = 2880  # bytes in a FITS record (FITS standard 4.0, section 3.1)
+VALID_BITPIX = (8, 16, 32, 64, -32, -64)
+MAX_CARDS = 100_000  # far above any header: one with more has lost its END card
+MAX_DATA_BYTES = 1 << 50  # of one unit, far above any file
+_CARDS_WITHOUT_VALUE = ("COMMENT ", "HISTORY ", "CONTINUE", "HIERARCH", "        ", "END     ")
 _KEYWORD = re.compile(r"[A-Z0-9_-]+ *$")
-#: What may follow "= " on a card: a string, logical, number, complex number or nothing, then a comment.
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[EeDd][+-]?\d+)?"
+#: What may follow "= " on a card: a string, logical, number, complex number or nothing, then a
+#: comment.
 _VALUE = re.compile(
     rf"\s*('(?:[^']|'')*'|[TF]|{_NUMBER}|\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)|)\s*(/.*)?$"
 )
 
 
 class Unit(NamedTuple):
-    """One unit of a file: its number, its header as bytes and read, where its data begin and their size without fill."""
+    """One unit of a file: a header and the data that follow it.
+
+    Attributes
+    ----------
+    number
+        From 0, the primary unit.
+    raw
+        The header as it is in the file.
+    header
+        The header, read.
+    begin
+        First byte of the data.
+    size
+        Bytes of the data, without fill.
+    """
 
     number: int
     raw: bytes
@@ -49,7 +65,10 @@ class Unit(NamedTuple):
 
 
 class FileUnits(NamedTuple):
-    """The units of a file: header of each, where its data begin (-1: compressed), and whether tables are among them."""
+    """Units of a file: their headers, first bytes of their data, and whether some are tables.
+
+    The first byte is -1 in a compressed file.
+    """
 
     headers: tuple[Header, ...]
     begins: tuple[int, ...]
@@ -59,8 +78,9 @@ class FileUnits(NamedTuple):
 def read_units(path: str | os.PathLike[str]) -> FileUnits:
     """Read the headers of all units; pixels of an uncompressed file are skipped by a seek.
 
-    Tile-compressed images come with the headers that they had before compression. Invalid cards are repaired (see
-    `repair_card`). GdaskError if the file is missing, empty, not FITS, or cut short.
+    Tile-compressed images come with the headers that they had before compression. Invalid cards are
+    repaired (see `repair_card`). Raises GdaskError where the file is missing, empty, not FITS, or
+    cut short.
     """
     name = os.fspath(path)
     with open_stream(name) as stream:
@@ -69,17 +89,23 @@ def read_units(path: str | os.PathLike[str]) -> FileUnits:
     headers, begins = [header for header, _ in units], [begin for _, begin in units]
     tables = any(_kind(header) == "BINTABLE" and not is_tiled(header) for header in headers)
     if any(is_tiled(header) for header in headers):
-        headers, packed = untiled(name), True
+        headers, packed = headers_before_tiling(name), True
     return FileUnits(tuple(headers), tuple([-1] * len(headers) if packed else begins), tables)
 
 
 def read_headers(path: str | os.PathLike[str]) -> Headers:
-    """Read the primary header and one header for each image extension, in file order; errors as `read_units`."""
+    """Read the primary header and one header for each image extension, in file order.
+
+    Errors are those of `read_units`.
+    """
     return image_headers(read_units(path), path)
 
 
 def image_headers(units: FileUnits, path: str | os.PathLike[str]) -> Headers:
-    """Give the primary header and that of each image; an image in the primary unit counts where there is no other."""
+    """Give the primary header and that of each image.
+
+    An image in the primary unit counts where there is no other.
+    """
     phu, rest = units.headers[0], units.headers[1:]
     images = tuple(header for header in rest if _kind(header) == "IMAGE")
     if not images and phu.get("NAXIS", 0):
@@ -92,35 +118,39 @@ def _kind(header: Header) -> str:
 
 
 def repair_card(card: str) -> str:
-    """The 80-character card, made readable: text that is no FITS value becomes a string, a bad keyword a comment."""
-    if card.isspace() or card.startswith(_COMMENTARY):
+    """Make an 80-character card readable.
+
+    Text that is no FITS value becomes a string, a card with a bad keyword a comment.
+    """
+    if card.isspace() or card.startswith(_CARDS_WITHOUT_VALUE):
         return card
     if card[8] != "=":
-        return card if _KEYWORD.match(card[:8].upper()) else f"COMMENT {card}"[:CARD]
+        return card if _KEYWORD.match(card[:8].upper()) else f"COMMENT {card}"[:CARD_LENGTH]
     keyword = card[:8].upper()
     if not _KEYWORD.match(keyword):
-        return f"COMMENT {card}"[:CARD]
-    value = (
-        card[10:] if card[9] == " " else card[9:]
-    )  # "KEY     ='x'": the blank after = is missing
+        return f"COMMENT {card}"[:CARD_LENGTH]
+    value = card[10:] if card[9] == " " else card[9:]  # KEY     ='x': no blank after the =
     if not _VALUE.match(value):
         value = _quoted(value.strip())
-    return f"{keyword}= {value}"[:CARD].ljust(CARD)
+    return f"{keyword}= {value}"[:CARD_LENGTH].ljust(CARD_LENGTH)
 
 
 def _quoted(text: str) -> str:
-    """A string value from what is none: an unclosed quote, INDEF, NaN, 12:34:56 without quotes ..."""
+    """Make a string value of invalid text: an open quote, INDEF, NaN, 12:34:56 unquoted ..."""
     text = text[1:] if text.startswith("'") else text.partition(" /")[0]
-    room = CARD - 12
+    room = CARD_LENGTH - 12
     text = text.strip().replace("'", "''")[:room]
-    if (len(text) - len(text.rstrip("'"))) % 2:  # the cut went through a doubled quote
+    if (len(text) - len(text.rstrip("'"))) % 2:  # a doubled quote has been cut in half
         text = text[:-1]
     return f"'{text:<8}'"
 
 
 @contextmanager
 def open_stream(name: str) -> Iterator[BinaryIO]:
-    """The bytes of a file, unpacked where it is packed. What goes wrong inside is a GdaskError that names the file."""
+    """Open a file for reading its bytes, unpacked where it is packed.
+
+    Errors of the system inside the `with` block become a GdaskError that names the file.
+    """
     try:
         with _open(name) as stream:
             yield stream
@@ -147,6 +177,7 @@ def _open(name: str) -> BinaryIO:
 
 
 def _reason(error: BaseException) -> str:
+    """Say for the user why a file cannot be read."""
     if isinstance(error, FileNotFoundError):
         return "no such file; check the name and the folder"
     if isinstance(error, IsADirectoryError):
@@ -157,11 +188,14 @@ def _reason(error: BaseException) -> str:
 
 
 def each_unit(stream: BinaryIO, name: str) -> Iterator[Unit]:
-    """The units of a FITS file one after another. A unit's data may be read from the stream before the next is asked for."""
+    """Yield the units of a FITS file.
+
+    A unit's data may be read from the stream before the next unit is asked for.
+    """
     number = 0
     while (cards := _header_cards(stream, name, number)) is not None:
-        raw, kept = cards
-        header = Header.read(kept)
+        raw, texts = cards
+        header = Header.from_cards(texts)
         begin, size = stream.tell(), _data_bytes(header, name)
         yield Unit(number, raw, header, begin, size)
         _skip(stream, begin + size, name, number)
@@ -169,19 +203,19 @@ def each_unit(stream: BinaryIO, name: str) -> Iterator[Unit]:
 
 
 def _header_cards(stream: BinaryIO, name: str, number: int) -> tuple[bytes, list[str]] | None:
-    """The next header as it is in the file, and its cards, repaired; None where the file ends."""
-    start = b"XTENSION" if number else b"SIMPLE  ="
+    """Read the next header: its bytes, and its cards repaired; None where the file ends."""
+    first_bytes = b"XTENSION" if number else b"SIMPLE  ="
     cards: list[str] = []
     whole = b""
     while True:
-        block = stream.read(BLOCK)
+        block = stream.read(RECORD_BYTES)
         whole += block
-        if not cards and not block.startswith(start):
+        if not cards and not block.startswith(first_bytes):
             if number:
                 return None  # the end, or the special records that may follow the last extension
             raise GdaskError(f"{name}: not a FITS file (it does not begin with SIMPLE =)")
-        for at in range(0, len(block) - CARD + 1, CARD):
-            raw = block[at : at + CARD]
+        for start in range(0, len(block) - CARD_LENGTH + 1, CARD_LENGTH):
+            raw = block[start : start + CARD_LENGTH]
             if raw.rstrip(b" \0") == b"END":
                 return whole, _without_padding(cards)
             cards.append(_repaired(raw))
@@ -189,18 +223,20 @@ def _header_cards(stream: BinaryIO, name: str, number: int) -> tuple[bytes, list
             raise GdaskError(
                 f"{name}: header of extension {number} has no end; copy the file again"
             )
-        if len(block) < BLOCK:
+        if len(block) < RECORD_BYTES:
             raise GdaskError(
-                f"{name}: header of extension {number} is cut short (no END card); copy the file again"
+                f"{name}: header of extension {number} is cut short (no END card);"
+                " copy the file again"
             )
 
 
-@lru_cache(maxsize=8192)  # what the files of a night have in common
+@lru_cache(maxsize=8192)  # the cards that the files of a night share
 def _repaired(raw: bytes) -> str:
     return repair_card(_ascii(raw))
 
 
 def _ascii(raw: bytes) -> str:
+    """Give a card as printable text; "?" and blanks stand for what is not."""
     text = raw.decode("latin-1")
     return (
         text
@@ -210,7 +246,7 @@ def _ascii(raw: bytes) -> str:
 
 
 def _without_padding(cards: list[str]) -> list[str]:
-    """Without the blank cards that only reserve space before END (a GSAOI file has hundreds)."""
+    """Drop the blank cards that only reserve space before END (a GSAOI file has hundreds)."""
     last = len(cards)
     while last and cards[last - 1].isspace():
         last -= 1
@@ -218,9 +254,9 @@ def _without_padding(cards: list[str]) -> list[str]:
 
 
 def _data_bytes(header: Header, name: str) -> int:
-    """Bytes of the data that follow a header, without fill (FITS standard 4.0, sections 4.4.1 and 6)."""
+    """Give the bytes of data after a header without fill (FITS standard 4.0, sections 4.4.1, 6)."""
     try:
-        if header["BITPIX"] not in BITPIX:
+        if header["BITPIX"] not in VALID_BITPIX:
             raise ValueError(f"BITPIX = {header['BITPIX']}")
         if not 0 <= header["NAXIS"] <= 999:
             raise ValueError(f"NAXIS = {header['NAXIS']}")
@@ -232,7 +268,7 @@ def _data_bytes(header: Header, name: str) -> int:
             axes = axes[1:]
         elements = math.prod(axes) if axes else 0
         size = abs(int(header["BITPIX"])) // 8 * groups * (heap + elements)
-        if size > MAX_BYTES:
+        if size > MAX_DATA_BYTES:
             raise ValueError(f"{size} bytes of data")
         return size
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -242,26 +278,29 @@ def _data_bytes(header: Header, name: str) -> int:
 
 
 def _skip(stream: BinaryIO, end: int, name: str, number: int) -> None:
-    """Step to the record after `end`, the end of a unit's data; its last byte is read to know that it is there."""
-    if end > stream.tell() or end % BLOCK:
+    """Go to the record after `end`, the end of a unit's data.
+
+    The last byte is read, to know that it is there; GdaskError where it is not.
+    """
+    if end > stream.tell() or end % RECORD_BYTES:
         stream.seek(end - 1)
         if not stream.read(1):
             raise GdaskError(
                 f"{name}: pixels of extension {number} are cut short; copy the file again"
             )
-    stream.seek(end + -end % BLOCK)
+    stream.seek(end + -end % RECORD_BYTES)
 
 
 def is_tiled(header: Header) -> bool:
-    """Whether a unit is an image compressed in tiles, which is on disk as a table."""
+    """Tell whether a unit is an image compressed in tiles, which is on disk as a table."""
     return header.get("ZIMAGE") is True
 
 
-def untiled(name: str) -> list[Header]:
-    """Headers as astropy gives them for images that are compressed in tiles: as before compression."""
+def headers_before_tiling(name: str) -> list[Header]:
+    """Read the headers of a file whose images are compressed in tiles, as before compression."""
     try:
         with fits.open(name, memmap=True) as units:
-            return [Header.of(unit.header) for unit in units]
+            return [Header.from_astropy(unit.header) for unit in units]
     except Exception as error:  # astropy raises errors of many kinds
         raise GdaskError(
             f"{name}: its compressed images cannot be read ({error}); copy the file again"

@@ -1,4 +1,4 @@
-"""Reference catalogues that the user gives as a file (FITS, ECSV, VOTable, CSV), and their positions at an epoch."""
+"""Reference catalogues from the user's files, and their positions at an epoch."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ _FORMATS = {
     ".vot": "votable",
     ".csv": "ascii.csv",
 }
-#: Error per axis (arcsec) of a catalogue that tells none: that of a ground-based survey tied to Gaia. (2MASS: 0.08.)
-DEFAULT_ERROR = 0.02
-_NAMES = {
+#: Error per axis (arcsec) of a catalogue that tells none: that of a ground-based survey tied to
+#: Gaia. (2MASS: 0.08.)
+DEFAULT_ERROR_ARCSEC = 0.02
+#: Names of the position columns, in lower case; the first that the file has is taken.
+_POSITION_NAMES = {
     "RAJ2000": (
         "raj2000",
         "ra",
@@ -43,10 +45,11 @@ _NAMES = {
         "de",
     ),
 }
-_UCDS = {"RAJ2000": "pos.eq.ra", "DEJ2000": "pos.eq.dec"}
-#: What a catalogue may tell beside positions: the column here, the names of Gaia and VizieR, and the unit where the file
-#: gives none (theirs). Proper motions along RA are those on the sky (with the cosine of the declination), as in both.
-_MORE: dict[str, tuple[tuple[str, ...], str]] = {
+_POSITION_UCDS = {"RAJ2000": "pos.eq.ra", "DEJ2000": "pos.eq.dec"}
+#: What a catalogue may tell beside positions: the column here, the names of Gaia and VizieR, and
+#: the unit where the file gives none (theirs). Proper motions along RA are those on the sky (with
+#: the cosine of the declination), as in both.
+_OPTIONAL_COLUMNS: dict[str, tuple[tuple[str, ...], str]] = {
     "e_RA": (("ra_error", "e_ra_icrs", "e_raj2000", "e_ra"), "mas"),
     "e_DE": (("dec_error", "e_de_icrs", "e_dej2000", "e_dec", "e_de"), "mas"),
     "pmRA": (("pmra", "pm_ra", "pm_ra_cosdec"), "mas / yr"),
@@ -58,11 +61,13 @@ _MORE: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 def read_catalog(path: str) -> Table:
-    """A reference catalogue with columns Id, RAJ2000, DEJ2000 (degrees, float64) and the file's magnitude columns.
+    """Read a reference catalogue.
 
-    Columns are found by name (ra, RAJ2000, ra_icrs ...) or by UCD (pos.eq.ra); a sexagesimal text is not taken. Where
-    the file has them, errors (e_RA, e_DE, mas), proper motions and their errors (pmRA, pmDE, e_pmRA, e_pmDE, mas / yr)
-    and the epoch of the positions (Epoch, Julian year) come with them.
+    The table has the columns Id, RAJ2000, DEJ2000 (degrees, float64) and the file's magnitude
+    columns. Columns are found by name (ra, RAJ2000, ra_icrs ...) or by UCD (pos.eq.ra); a
+    sexagesimal text is not taken. Where the file has them, errors (e_RA, e_DE, mas), proper motions
+    and their errors (pmRA, pmDE, e_pmRA, e_pmDE, mas / yr) and the epoch of the positions (Epoch,
+    Julian year) come with them.
 
     Raises
     ------
@@ -70,21 +75,21 @@ def read_catalog(path: str) -> Table:
         The file is missing or of no known form, or has no RA or Dec column.
     """
     table = _read(path)
-    columns = {wanted: _find(table, wanted, path) for wanted in _NAMES}
-    good = np.ones(len(table), bool)
+    columns = {wanted: _position_column(table, wanted, path) for wanted in _POSITION_NAMES}
+    has_position = np.ones(len(table), bool)
     values = {}
     for wanted, name in columns.items():
         values[wanted] = _degrees(table, name, path)
-        good &= np.isfinite(values[wanted])
+        has_position &= np.isfinite(values[wanted])
     catalog = Table({"Id": np.arange(1, len(table) + 1)} | values)
-    for wanted, (names, unit) in _MORE.items():
-        found = _number(table, names, unit)
+    for wanted, (names, unit) in _OPTIONAL_COLUMNS.items():
+        found = _numeric_column(table, names, unit)
         if found is not None:
             catalog[wanted] = found
     for name in table.colnames:
         if "mag" in name.lower() and np.issubdtype(table[name].dtype, np.floating):
             catalog[name] = np.ma.filled(table[name], np.nan)
-    return catalog[good]
+    return catalog[has_position]
 
 
 def _read(path: str) -> Table:
@@ -101,22 +106,25 @@ def _read(path: str) -> Table:
         raise GdaskError(f"{path}: cannot be read as {kind}: {error}") from error
 
 
-def _find(table: Table, wanted: str, path: str) -> str:
+def _position_column(table: Table, wanted: str, path: str) -> str:
     by_name = {name.lower(): name for name in table.colnames}
-    for name in _NAMES[wanted]:
+    for name in _POSITION_NAMES[wanted]:
         if name in by_name:
             return by_name[name]
     for name in table.colnames:
         ucd = str(table[name].info.meta.get("ucd", "") if table[name].info.meta else "")
-        if ucd.lower().startswith(_UCDS[wanted]):
+        if ucd.lower().startswith(_POSITION_UCDS[wanted]):
             return name
     raise GdaskError(
         f"{path}: no column for {wanted}; it has {', '.join(table.colnames)}; name it {wanted}"
     )
 
 
-def _number(table: Table, names: tuple[str, ...], unit: str) -> np.ndarray | None:
-    """The first of these columns that holds numbers, in `unit`; NaN where masked. None where there is none."""
+def _numeric_column(table: Table, names: tuple[str, ...], unit: str) -> np.ndarray | None:
+    """Give the first of these columns that holds numbers, in `unit`; None where there is none.
+
+    Masked values are NaN.
+    """
     by_name = {name.lower(): name for name in table.colnames}
     for name in names:
         column = table[by_name[name]] if name in by_name else None
@@ -133,21 +141,24 @@ def _number(table: Table, names: tuple[str, ...], unit: str) -> np.ndarray | Non
 def at_epoch(
     catalog: Table, year: float, error: float | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
-    """RA, Dec (degrees) and error per axis (arcsec) of a catalogue's stars in a Julian year, and how, in words.
+    """Give the positions of a catalogue's stars in a Julian year.
 
-    Stars without a proper motion stay where they are. error: arcsec, of all stars; None: the catalogue's own (a star
-    without one gets DEFAULT_ERROR), grown by the errors of the proper motions over the years.
+    Stars without a proper motion stay where they are. `error` is that of all stars in arcsec; None:
+    the catalogue's own (a star without one gets DEFAULT_ERROR_ARCSEC), grown by the errors of the
+    proper motions over the years.
+
+    Returns RA and Dec (degrees), the error per axis (arcsec), and how they were found, in words.
     """
     ra, dec = (np.array(catalog[name], float) for name in ("RAJ2000", "DEJ2000"))
-    own = _mean_square(catalog, "e_RA", "e_DE")
-    known = np.isfinite(own)
+    error_square = _mean_square(catalog, "e_RA", "e_DE")
+    known = np.isfinite(error_square)
     square = (
-        np.where(known, own / 1e6, DEFAULT_ERROR**2)
+        np.where(known, error_square / 1e6, DEFAULT_ERROR_ARCSEC**2)
         if error is None
         else np.full(len(ra), error**2)
     )
     text = (
-        f"errors of {1000 * (error or DEFAULT_ERROR):g} mas"
+        f"errors of {1000 * (error or DEFAULT_ERROR_ARCSEC):g} mas"
         if error is not None or not known.any()
         else "its own errors"
     )
@@ -160,18 +171,20 @@ def at_epoch(
     if error is None:
         square = square + np.nan_to_num(_mean_square(catalog, "e_pmRA", "e_pmDE") * years**2) / 1e6
     moved = int(np.count_nonzero((east != 0) | (north != 0)))
-    text += f", {moved} of {len(ra)} stars moved from {np.nanmedian(catalog['Epoch']):.2f} to {year:.2f}"
+    epoch = np.nanmedian(catalog["Epoch"])
+    text += f", {moved} of {len(ra)} stars moved from {epoch:.2f} to {year:.2f}"
     return ra + east / np.cos(np.radians(dec)), dec + north, np.sqrt(square), text
 
 
 def _mean_square(catalog: Table, *names: str) -> np.ndarray:
-    """Mean of the squares of columns; NaN where one is missing."""
+    """Give the mean of the squares of columns; NaN where one is missing."""
     if not set(names) <= set(catalog.colnames):
         return np.full(len(catalog), np.nan)
     return np.mean([np.square(np.asarray(catalog[name], float)) for name in names], axis=0)
 
 
 def _degrees(table: Table, name: str, path: str) -> np.ndarray:
+    """Give a column of angles in degrees; NaN where masked. Raises GdaskError where it is text."""
     column = table[name]
     if not np.issubdtype(column.dtype, np.number):
         raise GdaskError(f"{path}: column {name} is text; expected degrees as numbers")

@@ -1,4 +1,4 @@
-"""CHECKSUM and DATASUM of FITS files, set in place without rewriting them (FITS 4.0 standard, section 4.4.2.7)."""
+"""CHECKSUM and DATASUM of FITS files (FITS standard 4.0, section 4.4.2.7), set and checked."""
 
 from __future__ import annotations
 
@@ -9,37 +9,41 @@ from typing import BinaryIO
 import numpy as np
 from astropy.io import fits
 
-from gdask.headers import BLOCK, each_unit, open_stream
+from gdask.headers import CARD_LENGTH, RECORD_BYTES, each_unit, open_stream
 
 
 def add_checksums(file: io.BufferedRandom) -> None:
-    """Set CHECKSUM and DATASUM of every HDU of an open FITS file in place (FITS 4.0 standard, section 4.4.2.7)."""
+    """Set CHECKSUM and DATASUM of every unit of an open FITS file that has them blank.
+
+    The header is changed in place, and the file not rewritten.
+    """
     file.flush()
     with fits.open(file.name, memmap=False, lazy_load_hdus=False) as hdus:
         blank = [hdu.fileinfo() for hdu in hdus if hdu.header.get("CHECKSUM") == "0" * 16]
     for info in blank:
-        _checksum_hdu(
+        _checksum_unit(
             file.fileno(), info["hdrLoc"], info["datLoc"], info["datLoc"] + info["datSpan"]
         )
 
 
 def wrong_sums(path: str) -> list[tuple[int, str]]:
-    """(number of the extension, what is wrong) of each unit whose CHECKSUM or DATASUM, where it has them, does not hold."""
+    """Give (number of the extension, what is wrong) of each unit whose sums do not hold.
+
+    Units without CHECKSUM and DATASUM are not checked.
+    """
     wrong = []
     with open_stream(path) as stream:
         for unit in each_unit(stream, path):
             wanted = [unit.header.get(name) for name in ("DATASUM", "CHECKSUM")]
             if wanted == [None, None]:
                 continue
-            total = _sum_stream(stream, unit.size + -unit.size % BLOCK)
+            total = _sum_stream(stream, unit.size + -unit.size % RECORD_BYTES)
             if wanted[0] is not None and str(wanted[0]).strip() != str(total):
-                wrong.append(
-                    (
-                        unit.number,
-                        f"DATASUM is {wanted[0]}, of the data that are there {total}; copy the file again",
-                    )
-                )
-            whole = _fold(_sum_words(unit.raw.ljust(-(-len(unit.raw) // BLOCK) * BLOCK)) + total)
+                text = f"DATASUM is {wanted[0]}, of the data that are there {total}"
+                wrong.append((unit.number, f"{text}; copy the file again"))
+            whole = _fold(
+                _sum_words(unit.raw.ljust(-(-len(unit.raw) // RECORD_BYTES) * RECORD_BYTES)) + total
+            )
             if (
                 wanted[1] is not None
                 and whole not in (0, 0xFFFFFFFF)
@@ -55,6 +59,7 @@ def wrong_sums(path: str) -> list[tuple[int, str]]:
 
 
 def _sum_stream(stream: BinaryIO, size: int) -> int:
+    """Give the sum of the next `size` bytes of a stream."""
     total, step = 0, 1 << 22
     while size > 0:
         piece = stream.read(min(step, size))
@@ -65,44 +70,49 @@ def _sum_stream(stream: BinaryIO, size: int) -> int:
     return total
 
 
-def _checksum_hdu(handle: int, start_at: int, data_at: int, end: int) -> None:
-    header = bytearray(os.pread(handle, data_at - start_at, start_at))
-    datasum = _sum_file(handle, data_at, end)
+def _checksum_unit(handle: int, header_start: int, data_start: int, end: int) -> None:
+    """Set the sums of the unit that lies at these bytes of a file."""
+    header = bytearray(os.pread(handle, data_start - header_start, header_start))
+    datasum = _sum_file(handle, data_start, end)
     _set_card(header, b"DATASUM ", str(datasum))
     _set_card(header, b"CHECKSUM", "0" * 16)
     total = _fold(_sum_words(bytes(header)) + datasum)
     _set_card(header, b"CHECKSUM", _encode(0xFFFFFFFF - total))
-    os.pwrite(handle, bytes(header), start_at)
+    os.pwrite(handle, bytes(header), header_start)
 
 
 def _set_card(header: bytearray, keyword: bytes, value: str) -> None:
-    for at in range(0, len(header), 80):
-        if header[at : at + 8] == keyword:
-            comment = bytes(header[at + 10 : at + 80]).partition(b"/")[2]
+    """Set the text value of the first card with this keyword, in place; its comment stays."""
+    for start in range(0, len(header), CARD_LENGTH):
+        if header[start : start + 8] == keyword:
+            comment = bytes(header[start + 10 : start + CARD_LENGTH]).partition(b"/")[2]
             card = keyword + b"= " + f"'{value:<8}'".encode().ljust(20) + b" /" + comment
-            header[at : at + 80] = card.ljust(80)[:80]
+            header[start : start + CARD_LENGTH] = card.ljust(CARD_LENGTH)[:CARD_LENGTH]
             return
 
 
 def _sum_file(handle: int, begin: int, end: int) -> int:
+    """Give the sum of the bytes begin ... end - 1 of an open file."""
     total, step = 0, 1 << 24
-    for at in range(begin, end, step):
-        total = _fold(total + _sum_words(os.pread(handle, min(step, end - at), at)))
+    for start in range(begin, end, step):
+        total = _fold(total + _sum_words(os.pread(handle, min(step, end - start), start)))
     return total
 
 
 def _sum_words(content: bytes) -> int:
+    """Give the sum of 32-bit words, not folded yet."""
     return int(np.frombuffer(content, ">u4").sum(dtype=np.uint64))
 
 
 def _fold(total: int) -> int:
+    """Add carries back, so that the sum is the ones' complement of 32 bits."""
     while total >> 32:
         total = (total & 0xFFFFFFFF) + (total >> 32)
     return total
 
 
 def _encode(value: int) -> str:
-    """16 characters that add `value` to the sum of their HDU (FITS standard, appendix J)."""
+    """Give the 16 characters that add `value` to the sum of their unit (FITS 4.0, appendix J)."""
     excluded = {*range(0x3A, 0x41), *range(0x5B, 0x61)}
     characters = np.zeros((4, 4), int)
     for position in range(4):

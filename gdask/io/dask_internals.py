@@ -1,14 +1,14 @@
-"""Every use that gdask makes of parts of dask which its documentation does not promise, in one place.
+"""All uses of parts of dask that its documentation does not promise.
 
-tests/io/test_dask_internals.py has a test for each function, so that a new version of dask that changes one of them
-fails there, with its name, and not somewhere in a reduction.
+tests/io/test_dask_internals.py has a test for each function, so that a new version of dask that
+changes one of them fails there, with its name, and not somewhere in a reduction.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import dask.array as da
 from dask._task_spec import Alias, DataNode, NestedContainer, Task, TaskRef
@@ -20,8 +20,9 @@ from dask.layers import ArrayBlockIdDep
 
 #: A graph: tasks by key.
 Tasks = Mapping[Any, Any]
-#: How names of layers begin that put values into blocks, and cut or join blocks, and change none.
-_ARRANGING = ("xarray-", "rechunk-", "getitem-", "concatenate-")
+#: Beginnings of the names of layers that put values into blocks, or cut or join blocks; they change
+#: no value.
+_REARRANGING_LAYERS = ("xarray-", "rechunk-", "getitem-", "concatenate-")
 #: Sizes of an array's blocks along each axis.
 Chunks = tuple[tuple[int, ...], ...]
 
@@ -29,9 +30,19 @@ Chunks = tuple[tuple[int, ...], ...]
 class Node(NamedTuple):
     """One node of a graph, taken apart for the projection of memory.
 
-    kind: "task" (`function` of `arguments`), "alias" (another name of `arguments[0]`, a key), "value" (`arguments[0]`),
-    "list" (results put together, as lists or other containers) or "fused" (`inner` tasks that run as one; `arguments` are what `names` stand for inside;
-    `result` is the key of the inner task that gives the result).
+    Attributes
+    ----------
+    kind
+        "task" (`function` of `arguments`), "alias" (another name of `arguments[0]`, a key), "value"
+        (`arguments[0]`), "list" (results put together, as lists or other containers) or "fused"
+        (`inner` tasks that run as one).
+    needs
+        Keys of the results that the node needs.
+    function, arguments
+        What a task calls. Of fused tasks, `arguments` are what `names` stand for inside.
+    inner, names, result
+        Of fused tasks: the tasks by key, the names of their inputs, and the key of the inner task
+        that gives the result.
     """
 
     kind: str
@@ -52,19 +63,30 @@ def blockwise_array(
     axes: tuple[str, ...],
     placed: bool,
 ) -> da.Array:
-    """Give the array whose blocks are `function` of the inputs' blocks, matched by the names of their axes.
+    """Give the array whose blocks are `function` of the inputs' blocks.
 
-    It is what `dask.array.blockwise` makes. That function looks through all keywords for lazy arrays and copies them for
-    each block, which was most of what the client did between computes (1.7 against 0.35 ms for a call). With `placed` the
-    block's indices come first.
+    Blocks are matched by the names of their axes. With `placed` the block's indices come first
+    among the function's arguments.
+
+    The result is what `dask.array.blockwise` makes. That function looks through all keywords for
+    lazy arrays and copies them for each block, which was most of what the client did between
+    computes (1.7 against 0.35 ms for a call).
     """
-    given: list[object] = [ArrayBlockIdDep(chunks), axes] if placed else []
+    arguments: list[object] = [ArrayBlockIdDep(chunks), axes] if placed else []
     for array, its_axes in inputs:
-        given += [array.name, its_axes]
+        arguments += [array.name, its_axes]
     blocks = {array.name: array.numblocks for array, _ in inputs}
-    layer = blockwise(function, name, axes, *given, numblocks=blocks)
-    arrays = [array for array, _ in inputs]
-    return da.Array(HighLevelGraph.from_collections(name, layer, arrays), name, chunks, meta=meta)
+    layer = blockwise(function, name, axes, *arguments, numblocks=blocks)
+    return array_of_tasks(name, layer, [array for array, _ in inputs], chunks, meta)
+
+
+def array_of_tasks(
+    name: str, tasks: Tasks, inputs: Sequence[da.Array], chunks: Chunks, meta: object
+) -> da.Array:
+    """Give the array whose blocks are results of tasks, which may refer to blocks of the inputs."""
+    # cast: an Array is a DaskCollection, but the types of its methods are declared otherwise.
+    graph = HighLevelGraph.from_collections(name, tasks, cast(Any, inputs))
+    return da.Array(graph, name, chunks, meta=meta)
 
 
 def task(key: Hashable, function: Callable[..., object], *arguments: object) -> Task:
@@ -73,39 +95,46 @@ def task(key: Hashable, function: Callable[..., object], *arguments: object) -> 
 
 
 def reference(key: Hashable) -> TaskRef:
-    """Give what stands for the result of another task among a task's arguments."""
-    return TaskRef(key)
+    """Give the reference to the result of another task, for the arguments of a task."""
+    return TaskRef(cast(Any, key))
 
 
 def shared_value(key: Hashable, value: object) -> DataNode:
-    """Give a node that holds a value which many tasks refer to: inside each it would travel to workers with each."""
+    """Give a node that holds a value to which many tasks refer.
+
+    A value inside each task would travel to the workers with each of them.
+    """
     return DataNode(key, value)
 
 
 def set_source(array: da.Array, source: object) -> da.Array:
-    """Remember with an array's top layer what its pixels can be read from."""
+    """Remember a source with an array's top layer: its pixels can be read from there."""
     array.dask.layers[array.name].gdask_source = source
     return array
 
 
 def source_of(array: object) -> Any:
-    """Give what `set_source` remembered; None for arrays that are anything else by now."""
+    """Give the source that `set_source` remembered; None where the array was changed since."""
     layers = getattr(getattr(array, "dask", None), "layers", {})
     return getattr(layers.get(getattr(array, "name", None)), "gdask_source", None)
 
 
 def is_only_chunked(array: object) -> bool:
-    """Tell whether a dask array is values in memory that xarray has put into blocks, such as by `Dataset.chunk`, and cut."""
+    """Tell whether a dask array is values in memory, which xarray has put into blocks or cut.
+
+    `Dataset.chunk` makes such arrays.
+    """
     layers = getattr(getattr(array, "dask", None), "layers", {})
-    return bool(layers) and all(name.startswith(_ARRANGING) for name in layers)
+    return bool(layers) and all(name.startswith(_REARRANGING_LAYERS) for name in layers)
 
 
 def optimised_tasks(arrays: Sequence[object]) -> dict[Any, Any]:
-    """Give the tasks of all arrays, optimised together, with each block of a result as an end of its own.
+    """Give the tasks of all arrays, optimised together; each block of a result is an end by itself.
 
-    `dask.compute` adds tasks that gather the blocks of each array. With them dask's order puts off the writing of pixels
-    until all frames are through, and keeps them all (9 frames: 127 MB at the peak, 51 MB without). `dask.optimize` goes
-    array by array and would repeat in each what they share (2.6 times the work).
+    `dask.compute` adds tasks that gather the blocks of each array. With them dask's order puts off
+    the writing of pixels until all frames are through, and keeps them all (9 frames: 127 MB at the
+    peak, 51 MB without). `dask.optimize` goes array by array and would repeat in each what they
+    share (2.6 times the work).
     """
     return dict(collections_to_expr(list(arrays), True).optimize().__dask_graph__())
 
@@ -128,7 +157,10 @@ def flat_list(nested: object) -> list[Any]:
 
 
 def scheduler_of_user() -> Any:
-    """Give the scheduler that is set for computes: a function, a distributed client's method, or None."""
+    """Give the scheduler that is set for computes.
+
+    It is a function, a distributed client's method, or None.
+    """
     return get_scheduler()
 
 
@@ -142,8 +174,8 @@ def take_apart(node: Any) -> Node:
     if isinstance(node, NestedContainer):
         return Node("list", needs, arguments=tuple(node.args))
     if getattr(node.func, "__name__", "") == "_execute_subgraph":
-        inner, result, names, *given = node.args
-        return Node("fused", needs, None, tuple(given), inner, tuple(names), result)
+        inner, result, names, *arguments = node.args
+        return Node("fused", needs, None, tuple(arguments), inner, tuple(names), result)
     return Node("task", needs, node.func, tuple(node.args))
 
 
@@ -155,7 +187,7 @@ def key_of(argument: object) -> Hashable | None:
 
 
 def bare_function(function: Any) -> Any:
-    """Give a function without what was bound to it; the type of something that is none."""
+    """Give a function without the arguments bound to it; of anything else, its type."""
     while isinstance(function, functools.partial) or hasattr(function, "func"):
         function = function.func
     return function if hasattr(function, "__name__") else type(function)

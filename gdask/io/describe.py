@@ -1,4 +1,4 @@
-"""What a file or a Frame is, in plain values: descriptors, and the sky coordinates of each array."""
+"""What a file or a Frame is, in plain values: descriptors, sky coordinates of arrays, tables."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from gdask.types import Frame
 def descriptor(source: Any, name: str, **options: Any) -> Any:
     """Give a descriptor of a file (path) or Frame in plain form.
 
-    Sections are 0-based half-open [x1, x2, y1, y2], wavelengths metres, one value per array in a list, None where
-    unknown; dates and times are ISO texts. `gdask.instruments.descriptor` gives dates and times as objects.
+    Sections are 0-based half-open [x1, x2, y1, y2], wavelengths are in metres, dates and times are
+    ISO texts. Where each array has a value they are in a list. A value that is not known is None.
+    `gdask.instruments.descriptor` gives dates and times as objects.
     """
     from gdask.instruments import descriptor as value_of
 
@@ -20,37 +21,39 @@ def descriptor(source: Any, name: str, **options: Any) -> Any:
 
 
 def wcs(frame: Frame) -> list[Any]:
-    """Give an astropy WCS for each array of a Frame: TAN-SIP of the exact geometry, or the plain TAN of a stack.
+    """Give an astropy WCS for each array of a Frame.
 
-    Its pixels are those of the Frame: where a Frame has been cut, pixel (0, 0) is the first that is left.
+    It is the TAN-SIP of the exact geometry, or the plain TAN of a stack. Its pixels are those of
+    the Frame: where a Frame has been cut, pixel (0, 0) is the first that is left.
     """
     from astropy.wcs import WCS
 
     from gdask.io.frames import array_headers, geometries, shape_of
     from gdask.kernels.geometry.wcs import array_wcs
 
-    found = geometries(frame)
-    if found:
-        return [WCS(array_wcs(geometry, shape_of(frame))[0]) for geometry in found]
+    array_geometries = geometries(frame)
+    if array_geometries:
+        return [WCS(array_wcs(geometry, shape_of(frame))[0]) for geometry in array_geometries]
     y, x = (
         int(frame.indexes[name][0]) - start
         for name, start in zip(("y", "x"), frame.attrs["file_start"], strict=True)
     )
-    each = []
+    plain = []
     for header in array_headers(frame):
         cards = header.copy()
         for keyword, shift in (("CRPIX1", x), ("CRPIX2", y)):
             if shift and isinstance(cards.get(keyword), (int, float)):
                 cards[keyword] = cards[keyword] - shift
-        each.append(WCS(cards))
-    return each
+        plain.append(WCS(cards))
+    return plain
 
 
 def tables(frame: Frame) -> dict[str, Any]:
     """Give the tables of a Frame by name: one for the file, or a list with one for each array.
 
-    They are those of the file that it was opened from (OBJCAT, REFCAT, ASTROM, FRAMES, HISTORY, PROVENANCE, REDUCTION ...),
-    and in their place what has been found since. Raises GdaskError where they cannot be read, or are still to be computed.
+    They are those of the file from which it was opened (OBJCAT, REFCAT, ASTROM, FRAMES, HISTORY,
+    PROVENANCE, REDUCTION ...), replaced by what has been found since. Raises GdaskError where they
+    cannot be read, or are still to be computed.
     """
     from gdask.io.tables import source_tables, stored_tables
 

@@ -1,8 +1,9 @@
-"""What a Frame holds beside its pixels, and how it is changed: headers, places on the detector, geometry, small results.
+"""What a Frame holds beside its pixels: headers, places on the detector, geometry, small results.
 
-A Frame is an xarray.Dataset with dimensions (detector, y, x). What belongs to one array goes along the dimension
-`detector`: coordinates `header`, `geometry`, `x_offset`, `y_offset`, and small results such as catalogues as variables of
-type object. Attributes are texts and numbers alone, so that `to_netcdf` and `to_zarr` can write them.
+A Frame is an xarray.Dataset with dimensions (detector, y, x). What belongs to one array goes along
+the dimension `detector`: coordinates `header`, `geometry`, `x_offset`, `y_offset`, and small
+results such as catalogues as variables of type object. Attributes are only texts and numbers, so
+that `to_netcdf` and `to_zarr` can write them. Functions that change a Frame give a new one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -49,7 +50,8 @@ def with_headers(
 ) -> Frame:
     """Give the Frame with keywords set in its primary header and in each array's header.
 
-    Values are a value or (value, comment); None removes a keyword. `each` has one value for each array.
+    A value is given alone or as (value, comment); None removes the keyword. `each` has one value
+    for each array.
     """
     if primary:
         frame = frame.assign_attrs(phu=primary_header(frame).changed(primary).text)
@@ -87,7 +89,7 @@ def object_array(items: Sequence[object]) -> np.ndarray:
 
 
 def sections(frame: Frame) -> tuple[Section, ...]:
-    """Give where the pixels of each array lie on the full array."""
+    """Give the section of the full array that the pixels of each array cover."""
     y, x = (_start_and_size(frame, name) for name in ("y", "x"))
     down, right = (coordinate(frame, name).tolist() for name in ("y_offset", "x_offset"))
     return tuple(
@@ -97,12 +99,16 @@ def sections(frame: Frame) -> tuple[Section, ...]:
 
 
 def _start_and_size(frame: Frame, name: str) -> tuple[int, int]:
+    """Give the first pixel and the number of pixels along y or x.
+
+    Raises GdaskError where the pixels are no range without gaps.
+    """
     pixels = frame.indexes[name]
     first, size = int(pixels[0]), len(pixels)
     if int(pixels[-1]) - first != size - 1:
         raise GdaskError(
-            f"{frame.attrs['name']}: {name} is not a range of neighbouring pixels ({size} of {int(pixels[-1]) - first + 1});"
-            " cut frames by slices with step 1"
+            f"{frame.attrs['name']}: {name} is not a range of neighbouring pixels"
+            f" ({size} of {int(pixels[-1]) - first + 1}); cut frames by slices with step 1"
         )
     return first, size
 
@@ -133,17 +139,21 @@ def shape_of(frame: Frame) -> tuple[int, int]:
 
 
 def refuse_part(frame: Frame, step: str, why: str, *, rows: bool = True) -> None:
-    """Raise GdaskError where a Frame lacks arrays of its file, or (`rows`) a part of each array."""
+    """Raise GdaskError where a Frame lacks arrays of its file, or (`rows`) a part of each array.
+
+    `step` and `why` go into the message: the step that refuses the part, and its reason.
+    """
     whole = [int(size) for size in frame.attrs["file_shape"]]
-    has = [frame.sizes[name] for name in DIMS]
-    if has[0] < whole[0] or (rows and has[1:] != whole[1:]):
+    present = [frame.sizes[name] for name in DIMS]
+    if present[0] < whole[0] or (rows and present[1:] != whole[1:]):
         raise GdaskError(
-            f"{step}: {frame.attrs['name']} is a part of its file ({_times(has)} of {_times(whole)} pixels): {why};"
+            f"{step}: {frame.attrs['name']} is a part of its file"
+            f" ({_size_text(present)} of {_size_text(whole)} pixels): {why};"
             " give it the whole Frame, and cut what it gives"
         )
 
 
-def _times(shape: Sequence[int]) -> str:
+def _size_text(shape: Sequence[int]) -> str:
     return " x ".join(str(size) for size in shape)
 
 
@@ -151,10 +161,10 @@ def _times(shape: Sequence[int]) -> str:
 
 
 def geometries(frame: Frame) -> tuple[Geometry, ...]:
-    """Give the geometry of each array, for the pixels that the Frame has; () where none is known yet."""
+    """Give the geometry of each array, for the Frame's pixels; () where none is known yet."""
     if "geometry" not in frame.coords:
         return ()
-    stored = [_geometry(text) for text in coordinate(frame, "geometry").tolist()]
+    stored = [_parsed_geometry(text) for text in coordinate(frame, "geometry").tolist()]
     return tuple(
         geometry._replace(x0=x1 + 1.0, y0=y1 + 1.0)
         for geometry, (x1, _, y1, _) in zip(stored, sections(frame), strict=True)
@@ -166,24 +176,25 @@ def with_geometries(frame: Frame, found: Sequence[Geometry]) -> Frame:
     if not found:
         return frame.drop_vars("geometry", errors="ignore")
     return frame.assign_coords(
-        geometry=("detector", object_array([_text_of(each) for each in found]))
+        geometry=("detector", object_array([_geometry_text(each) for each in found]))
     )
 
 
 @lru_cache(maxsize=4096)
-def _geometry(text: str) -> Geometry:
-    values = json.loads(text)
-    return Geometry(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+def _parsed_geometry(text: str) -> Geometry:
+    stored = json.loads(text).items()
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored}
+    return Geometry(**fields)
 
 
 @lru_cache(maxsize=4096)
-def _text_of(geometry: Geometry) -> str:
+def _geometry_text(geometry: Geometry) -> str:
     return json.dumps(geometry._asdict())
 
 
 def grid_of(frame: Frame) -> Grid | None:
     """Give the tangent plane that a resampled Frame or a stack lies on; None for others."""
-    return _grid(frame.attrs["grid"]) if frame.attrs.get("grid") else None
+    return _parsed_grid(frame.attrs["grid"]) if frame.attrs.get("grid") else None
 
 
 def grid_text(grid: Grid) -> str:
@@ -192,7 +203,7 @@ def grid_text(grid: Grid) -> str:
 
 
 @lru_cache(maxsize=256)
-def _grid(text: str) -> Grid:
+def _parsed_grid(text: str) -> Grid:
     values = json.loads(text)
     return Grid(**(values | {"shape": tuple(values["shape"])}))
 
@@ -206,7 +217,10 @@ def pixel_variables(frame: Frame) -> list[str]:
 
 
 def with_small(frame: Frame, **results: Any) -> Frame:
-    """Give the Frame with small results: lazy arrays of shape (detector,), or one object of the whole Frame."""
+    """Give the Frame with small results.
+
+    A result is a lazy array of shape (detector,), or one object of the whole Frame.
+    """
     return frame.assign({name: _small_variable(value) for name, value in results.items()})
 
 
@@ -229,14 +243,18 @@ def lazy_small_results(frame: Frame) -> dict[str, Any]:
 
 
 def _is_lazy(held: Any) -> bool:
-    """Whether a result is still to be computed; not where Dataset.chunk has made blocks of a computed one."""
+    """Tell whether a result is still to be computed.
+
+    One that is computed may be a dask array, too: `Dataset.chunk` makes blocks of it.
+    """
     return hasattr(held, "dask") and not is_only_chunked(held)
 
 
 def small(frame: Frame, name: str, *, lazy_is_none: bool = False) -> Any:
-    """Give a small result: a tuple with an item for each array, the object of the whole Frame, or None.
+    """Give a small result: a tuple with an item for each array, or the object of the whole Frame.
 
-    Raises GdaskError where it is not computed yet (with `lazy_is_none`: gives None).
+    It is None where the Frame has none. Raises GdaskError where it is not computed yet (with
+    `lazy_is_none`: gives None).
     """
     if name not in frame.data_vars:
         return None
@@ -245,7 +263,8 @@ def small(frame: Frame, name: str, *, lazy_is_none: bool = False) -> Any:
         if lazy_is_none:
             return None
         raise GdaskError(
-            f"{frame.attrs['name']}: {name} is not computed yet; end the phase with run.save or run.fetch"
+            f"{frame.attrs['name']}: {name} is not computed yet;"
+            " end the phase with run.save or run.fetch"
         )
     values = held.compute(scheduler="synchronous") if hasattr(held, "dask") else np.asarray(held)
     return (
@@ -262,15 +281,12 @@ def with_fetched(frame: Frame, results: Mapping[str, Sequence[object]]) -> Frame
     )
 
 
-# Lists of names --------------------------------------------------------------------------------
+# Remarks and records ---------------------------------------------------------------------------
 
 
 def sky_names(frame: Frame) -> tuple[str, ...] | None:
     """Give the names of a Frame's sky frames; None where associate_sky has not been called."""
     return tuple(json.loads(frame.attrs["skies"])) if "skies" in frame.attrs else None
-
-
-# Remarks and records ---------------------------------------------------------------------------
 
 
 def note(frame: Frame, text: str) -> Frame:
@@ -304,7 +320,10 @@ def _json_line(row: Mapping[str, object]) -> str:
 
 
 def with_provenance(frame: Frame, source: Frame, step: str) -> Frame:
-    """Give the Frame with a file that went into it on record; its checksum is computed with the product."""
+    """Give the Frame with a record that a step has used the file of another one for it.
+
+    The checksum of that file is computed with the product.
+    """
     row = {
         "filename": source.attrs["name"],
         "path": source.attrs["path"],
@@ -324,7 +343,7 @@ def is_frame(value: object) -> bool:
 def frames_in(value: object) -> list[Frame]:
     """Give all Frames in a step's argument or result, however its tuples are nested."""
     if is_frame(value):
-        return [value]  # type: ignore[list-item]
+        return [cast(Frame, value)]
     return (
         [frame for item in value for frame in frames_in(item)]
         if isinstance(value, (tuple, list))
@@ -335,7 +354,7 @@ def frames_in(value: object) -> list[Frame]:
 def map_frames(function: Callable[[Frame], Frame], value: object) -> object:
     """Give the same nesting with every Frame replaced by what `function` gives."""
     if is_frame(value):
-        return function(value)  # type: ignore[arg-type]
+        return function(cast(Frame, value))
     return (
         tuple(map_frames(function, item) for item in value) if isinstance(value, tuple) else value
     )

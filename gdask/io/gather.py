@@ -1,4 +1,7 @@
-"""Gather: tasks that make one block from windows of many arrays, such as a band of a sky or a tile of a stack."""
+"""Gathering: tasks that make one block from windows of many arrays.
+
+Such a block is a band of a sky or a tile of a stack.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
-from dask.highlevelgraph import HighLevelGraph
+import numpy.typing as npt
 
 from gdask.io import dask_internals
 from gdask.io.dask_internals import Chunks
@@ -21,7 +24,7 @@ def gather(
     arrays: Sequence[Any],
     *,
     name: str,
-    dtype: np.dtype | str,
+    dtype: npt.DTypeLike,
     chunks: Chunks,
     windows: Callable[[int, int, Window], Sequence[tuple[int, Window]]],
     values: Sequence[da.Array] = (),
@@ -29,45 +32,47 @@ def gather(
     result_bytes: float | None = None,
     **bound: object,
 ) -> da.Array:
-    """Give the array whose blocks are each made by one task from windows of many arrays.
+    """Give the array of which one task makes each block, from windows of many arrays.
 
     Parameters
     ----------
     function
-        function(sources, detector, window, *values, **bound) -> plane of the window; `sources` has a source for each of
-        `arrays`, so that the task can read one after another, and no more of each than it needs at a time.
+        function(sources, detector, window, *values, **bound) -> plane of the window. `sources` has
+        a source for each of `arrays`, so that the task can read one after another, and no more of
+        each than it needs at a time.
     arrays
-        Lazy arrays (detector, y, x), or sources. An array that has a source is read from it inside the task. Of any other
-        the task waits for the blocks that its windows touch.
+        Lazy arrays (detector, y, x), or sources. An array that has a source is read from it inside
+        the task. Of any other the task waits for the blocks that its windows touch.
     chunks
         Of the result. Where the result has one value for each detector: ((1, 1, ...),).
     windows
-        windows(number of the array, detector, window of the result) -> the (detector, window) pairs of that array that the
-        task reads.
+        windows(number of the array, detector, window of the result) -> the (detector, window) pairs
+        of that array that the task reads.
     values
-        Arrays of shape (detector,) of which the function is given all blocks of this detector, in order.
+        Arrays of shape (detector,). The function is given this detector's value of each, in order.
     scratch
         Bytes that a task takes beside its result.
     result_bytes
-        Bytes of one block of the result, where its shape and dtype do not say it: an object for each detector.
+        Bytes of one block of the result where its shape and dtype do not say it, as for an object
+        of each detector.
     """
     sources = tuple(source_of(array) if isinstance(array, da.Array) else array for array in arrays)
     shared_key = f"sources-{name}"
     tasks: dict[Any, Any] = {shared_key: dask_internals.shared_value(shared_key, sources)}
     lazy = [number for number, source in enumerate(sources) if source is None]
-    places = {number: _BlockFinder(arrays[number]) for number in lazy}
+    finders = {number: _BlockFinder(arrays[number]) for number in lazy}
     pixels = block_pixels(chunks) if len(chunks) == 3 else 1
     item = float(np.dtype(dtype).itemsize) if result_bytes is None else result_bytes / pixels
     need = Need(pixels, item, scratch)
-    how = {"bound": bound, "whole": len(chunks) == 1, "dtype_of_value": np.dtype(dtype)}
-    call = with_need(_gather_block, need, {"function": function} | how)
+    options = {"bound": bound, "one_value": len(chunks) == 1, "dtype_of_value": np.dtype(dtype)}
+    call = with_need(_gather_block, need, {"function": function} | options)
     for key, detector, window in _blocks_of(name, chunks):
-        found, parts = [], []
+        block_references, parts = [], []
         for number in lazy:
-            keys, corners = places[number].touched(windows(number, detector, window))
-            found += [dask_internals.reference(one) for one in keys]
+            keys, corners = finders[number].touched(windows(number, detector, window))
+            block_references += [dask_internals.reference(key_of_block) for key_of_block in keys]
             parts.append((number, corners, arrays[number].shape, arrays[number].dtype))
-        given = [dask_internals.reference((value.name, detector)) for value in values]
+        value_references = [dask_internals.reference((value.name, detector)) for value in values]
         tasks[key] = dask_internals.task(
             key,
             call,
@@ -75,17 +80,17 @@ def gather(
             detector,
             window,
             tuple(parts),
-            len(given),
-            *given,
-            *found,
+            len(value_references),
+            *value_references,
+            *block_references,
         )
     inputs = [*(arrays[number] for number in lazy), *values]
-    graph = HighLevelGraph.from_collections(name, tasks, inputs)
-    return da.Array(graph, name, chunks, meta=empty_meta(np.dtype(dtype), len(chunks)))
+    meta = empty_meta(np.dtype(dtype), len(chunks))
+    return dask_internals.array_of_tasks(name, tasks, inputs, chunks, meta)
 
 
 def _blocks_of(name: str, chunks: Chunks) -> Iterator[tuple[tuple, int, Window]]:
-    """Key, detector and window of each block of a result."""
+    """Yield key, detector and window of each block of a result."""
     if len(chunks) == 1:
         yield from (
             ((name, detector), detector, (0, 0, 0, 0)) for detector in range(len(chunks[0]))
@@ -107,7 +112,7 @@ class _BlockFinder:
     def touched(
         self, windows: Sequence[tuple[int, Window]]
     ) -> tuple[list[tuple], tuple[tuple[int, int, int], ...]]:
-        """Keys of the blocks, and the (detector, y, x) of each one's first pixel."""
+        """Give the keys of the blocks, and the (detector, y, x) of each one's first pixel."""
         found: dict[tuple[int, ...], tuple[int, int, int]] = {}
         for detector, (y1, y2, x1, x2) in windows:
             spans = [
@@ -121,6 +126,7 @@ class _BlockFinder:
         return [(self.name, *place) for place in found], tuple(found.values())
 
     def _span(self, axis: int, start: int, stop: int) -> range:
+        """Give the numbers of the blocks along an axis that have pixels from start to stop - 1."""
         if start >= stop:
             return range(0)
         first = np.searchsorted(self.edges[axis], start, side="right") - 1
@@ -136,9 +142,10 @@ def _gather_block(
     *given: Any,
     function: Callable[..., np.ndarray],
     bound: Mapping[str, object],
-    whole: bool,
+    one_value: bool,
     dtype_of_value: np.dtype,
 ) -> np.ndarray:
+    """Make one block, in a task. `given` has the values, then the blocks of each of `parts`."""
     filled, blocks = list(sources), list(given[n_values:])
     for number, corners, shape, dtype in parts:
         filled[number] = Blocks(tuple(blocks[: len(corners)]), corners, shape, dtype)
@@ -146,6 +153,6 @@ def _gather_block(
     result = function(
         tuple(filled), detector, window, *(value[0] for value in given[:n_values]), **bound
     )
-    if not whole:
+    if not one_value:
         return result[None]
     return boxed(result, dtype_of_value)

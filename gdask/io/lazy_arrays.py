@@ -1,7 +1,8 @@
-"""Lazy arrays (detector, y, x) of dask: from sources, from kernels, one block for each array or band of rows.
+"""Lazy arrays (detector, y, x) of dask, made from sources and by kernels.
 
-This module and `gather` are the only places that build tasks. An array that was made from a source remembers it, until
-somebody changes the array; what a kernel makes pixel by pixel of such arrays has a source, too (`sources.Mapped`).
+A block is one array of a detector, or a band of its rows. This module and `gather` are the only
+places that build tasks. An array that was made from a source remembers it until somebody changes
+the array; what a kernel makes pixel by pixel of such arrays has a source, too (`sources.Mapped`).
 Each task declares the bytes that it needs (`Need`), which the projection of memory reads.
 """
 
@@ -16,20 +17,24 @@ from typing import Any, NamedTuple
 
 import dask.array as da
 import numpy as np
+import numpy.typing as npt
 from dask.base import tokenize
-from dask.highlevelgraph import HighLevelGraph
 
 from gdask.io import dask_internals
 from gdask.io.dask_internals import Chunks, set_source
 from gdask.io.sources import Cut, Mapped, StoredArray
 
 _AXES = ("detector", "y", "x")
-#: What is not in task_memory.toml is taken to need so many bytes for each pixel and so many times its inputs.
+#: Need of a function that is not in task_memory.toml: bytes for each pixel, and times its inputs.
 _UNKNOWN_TASK = {"scratch": 16.0, "inputs": 2.0}
 
 
 class Need(NamedTuple):
-    """What one task needs, at most: pixels of its result, bytes for each of them, bytes beside inputs and result."""
+    """What one task needs at most.
+
+    `pixels` are those of its largest plane, `item` the bytes of each pixel of the result, `scratch`
+    the bytes that it takes beside its inputs and its result.
+    """
 
     pixels: float
     item: float
@@ -37,7 +42,7 @@ class Need(NamedTuple):
 
 
 def source_of(array: object) -> Any:
-    """Give the source that an array's pixels can be read from by window; None where there is none."""
+    """Give the source from which an array's pixels can be read by window, or None."""
     return dask_internals.source_of(array)
 
 
@@ -52,13 +57,13 @@ def edges(chunks: Chunks) -> tuple[tuple[int, ...], ...]:
 
 
 def band_chunks(length: int, rows: int) -> tuple[int, ...]:
-    """Give the sizes of blocks of `rows` along an axis of this length; the last one may be smaller."""
+    """Give the sizes of blocks of `rows` along an axis of this length; the last may be smaller."""
     return tuple(min(rows, length - start) for start in range(0, length, rows))
 
 
 @functools.cache
 def declared_memory() -> dict[str, dict[str, float]]:
-    """Give scratch and results of functions in tasks (task_memory.toml), by module and name."""
+    """Give the declared memory of functions in tasks (task_memory.toml), by module and name."""
     text = resources.files(__package__).joinpath("task_memory.toml").read_text()
     return tomllib.loads(text)["task"]
 
@@ -66,7 +71,11 @@ def declared_memory() -> dict[str, dict[str, float]]:
 def need_of(
     function: Callable[..., object], pixels: float, item: float, input_bytes: float
 ) -> Need:
-    """Give what a task needs: `pixels` of its largest plane, bytes of a pixel of the result and of all its inputs."""
+    """Give what a task needs, by the table of declared memory.
+
+    `pixels` are those of its largest plane, `item` is the bytes of a pixel of the result,
+    `input_bytes` are those of all inputs.
+    """
     row = declared_memory().get(f"{function.__module__}.{function.__name__}", _UNKNOWN_TASK)
     scratch = row.get("scratch", 0.0) * pixels + row.get("fixed", 0.0)
     scratch += row.get("inputs", 0.0) * input_bytes
@@ -76,6 +85,7 @@ def need_of(
 def with_need(
     function: Callable[..., object], need: Need, bound: Mapping[str, object]
 ) -> Callable[..., object]:
+    """Give a function with arguments bound to it and its need declared."""
     call = functools.partial(function, **bound)
     call.need = need  # type: ignore[attr-defined]
     return call
@@ -83,10 +93,12 @@ def with_need(
 
 @functools.cache
 def empty_meta(dtype: np.dtype, dimensions: int) -> np.ndarray:
+    """Give the empty array by which dask knows the type of an array's blocks."""
     return np.empty((0,) * dimensions, dtype)
 
 
 def block_pixels(chunks: Chunks) -> int:
+    """Give the pixels of the largest block of an array (detector, y, x)."""
     return max(chunks[1], default=0) * max(chunks[2], default=0)
 
 
@@ -98,7 +110,7 @@ def map_blocks(
     function: Callable[..., object],
     *arrays: da.Array,
     name: str,
-    dtype: np.dtype | str,
+    dtype: npt.DTypeLike,
     chunks: Chunks,
     measured: Callable[..., object] | None = None,
     placed: bool = False,
@@ -109,25 +121,27 @@ def map_blocks(
     Parameters
     ----------
     function
-        Of the module level; gives a block. An array that has one block along an axis gives it to all.
+        A function of the module level that gives a block. An input with one block along an axis
+        gives this block to all tasks along it.
     name
-        Of the array, a function of all that goes into it.
+        The name of the array, which must depend on all that goes into it.
     chunks
-        Of the result: three axes, or one (detector) where the function makes one value of a whole array.
+        Of the result: three axes, or one (detector) where the function makes one value of a whole
+        array.
     measured
         The function whose memory is declared, where it is not `function`.
     placed
-        The block's (detector, band, 0) comes first among the arguments.
+        Whether the block's (detector, band, 0) comes first among the arguments.
     """
     dtype = np.dtype(dtype)
     pixels = [block_pixels(array.chunks) for array in arrays if array.ndim == 3]
     if len(chunks) == 3:
         pixels.append(block_pixels(chunks))
-    taken = sum(
+    input_bytes = sum(
         _item_bytes(array) * block_pixels(array.chunks) for array in arrays if array.ndim == 3
     )
     item = 0.5 if dtype == object else float(dtype.itemsize)
-    need = need_of(measured or function, max(pixels, default=1), item, taken)
+    need = need_of(measured or function, max(pixels, default=1), item, input_bytes)
     inputs = [(array, _AXES[: array.ndim]) for array in arrays]
     return dask_internals.blockwise_array(
         with_need(function, need, bound),
@@ -145,8 +159,9 @@ def from_source(
 ) -> da.Array:
     """Give the lazy array of a source, in blocks of one detector and `rows` rows (None: all).
 
-    `identity` stands for the source in the array's name; None: the source does. Arrays of one source with different tags have tasks of their own: their users do not wait for each other, and no
-    block is kept in memory for the second one.
+    `identity` stands for the source in the array's name; None: the source does. Arrays of one
+    source with different tags have tasks of their own: their users do not wait for each other, and
+    no block is kept in memory for the second one.
     """
     count, ny, nx = source.shape
     heights = band_chunks(ny, rows or max(ny, 1))
@@ -172,7 +187,10 @@ def _read_block(
 
 
 def read_apart(array: da.Array, rows: int | None = None, tag: str = "") -> da.Array:
-    """Give the same pixels in blocks of `rows` rows for another user, read anew where the array has a source."""
+    """Give the same pixels in blocks of `rows` rows (None: all) for another user.
+
+    They are read anew where the array has a source.
+    """
     source = source_of(array)
     if source is None:
         return array.rechunk({0: 1, 1: rows or -1, 2: -1})
@@ -184,7 +202,11 @@ def read_apart(array: da.Array, rows: int | None = None, tag: str = "") -> da.Ar
 def cut_out(
     array: da.Array, places: Sequence[tuple[int, int, int]], size: tuple[int, int]
 ) -> da.Array:
-    """Give a part of an array: for each detector of the result, the (detector, y, x) of its pixel (0, 0) in the array."""
+    """Give a part of an array.
+
+    `places` has for each detector of the part the (detector, y, x) of its pixel (0, 0) in the
+    array; `size` is (ny, nx).
+    """
     source = source_of(array)
     if source is not None:
         part = Cut(source, tuple(places), size)
@@ -194,7 +216,10 @@ def cut_out(
 
 
 def changed_scale(array: da.Array, scales: Sequence[float], offsets: Sequence[float]) -> da.Array:
-    """Give an array with each detector's pixels multiplied and then shifted; a file is read with it."""
+    """Give an array with each detector's pixels multiplied and then shifted.
+
+    Pixels of a file are changed while they are read.
+    """
     source = source_of(array)
     if is_stored(source):
         return from_source(source.changed(scales, offsets), "read")
@@ -209,7 +234,7 @@ def _rescale(pixels: np.ndarray, scale: float, offset: float) -> np.ndarray:
 def map_planes(
     kernel: Callable[..., object],
     *arrays: da.Array | None,
-    dtype: np.dtype | str,
+    dtype: npt.DTypeLike,
     each: Mapping[str, Sequence[object]] | None = None,
     pixelwise: bool = True,
     windowed: bool = False,
@@ -228,11 +253,11 @@ def map_planes(
     pixelwise
         False where a pixel of the result depends on other pixels of the block.
     windowed
-        True where the kernel takes `window=(y1, y2, x1, x2)`, the block's place in the array.
+        True where the kernel takes `window=(y1, y2, x1, x2)`, the pixels of the block in the array.
     shared
         Keyword arguments that are the same for all blocks.
     """
-    present = _alike([array for array in arrays if array is not None])
+    present = _in_same_blocks([array for array in arrays if array is not None])
     values = {name: tuple(items) for name, items in (each or {}).items()}
     given = tuple(array is not None for array in arrays)
     planes = [array for array in present if array.ndim == 3]
@@ -255,20 +280,21 @@ def map_planes(
     if pixelwise and all(source is not None and source.shape == result.shape for source in sources):
         each_source = iter(sources)
         matched = tuple(next(each_source) if is_given else None for is_given in given)
-        set_source(result, Mapped(kernel, matched, values, shared, windowed, np.dtype(dtype)))  # type: ignore[arg-type]
+        set_source(result, Mapped(kernel, matched, values, shared, windowed, np.dtype(dtype)))
     return result
 
 
 def map_arrays(
     kernel: Callable[..., object],
     *arrays: da.Array | None,
-    dtype: np.dtype | str = object,
+    dtype: npt.DTypeLike = object,
     each: Mapping[str, Sequence[object]] | None = None,
     **shared: object,
 ) -> da.Array:
     """Apply a kernel to each whole array of one Frame: one value for each, shape (detector,).
 
-    The arguments are those of `map_planes`; an array of shape (detector,) gives the kernel its value.
+    The arguments are those of `map_planes`; an array of shape (detector,) gives the kernel its
+    value.
     """
     present = [
         array if array.ndim == 1 else array.rechunk({0: 1, 1: -1, 2: -1})
@@ -293,8 +319,8 @@ def map_arrays(
     )
 
 
-def _alike(arrays: list[da.Array]) -> list[da.Array]:
-    """The arrays in the blocks of the first; those of values, or with other shapes, as they are."""
+def _in_same_blocks(arrays: list[da.Array]) -> list[da.Array]:
+    """Give arrays of the first one's shape in its blocks, and all others as they are."""
     first = arrays[0]
     return [
         array.rechunk(first.chunks)
@@ -305,6 +331,7 @@ def _alike(arrays: list[da.Array]) -> list[da.Array]:
 
 
 def _name_of(kernel: Callable[..., object], arrays: Sequence[da.Array], *others: object) -> str:
+    """Give a name that depends on the kernel and all that goes into its result."""
     label = f"{kernel.__module__}.{kernel.__qualname__}"
     return (
         f"{kernel.__name__.strip('_')}-{tokenize(label, [array.name for array in arrays], *others)}"
@@ -334,10 +361,9 @@ def _call_for_plane(place: tuple[int, ...], *blocks: Any, **how: Any) -> np.ndar
 
 
 def _plane_of(block: Any) -> Any:
-    """The plane of one block, or the value of an array that has one for each detector."""
-    while isinstance(
-        block, list
-    ):  # dask gives blocks along axes that the result does not have as nested lists
+    """Give the plane of one block, or the value of an array that has one for each detector."""
+    # dask gives blocks along axes that the result does not have as nested lists.
+    while isinstance(block, list):
         block = block[0]
     return block[0]
 
@@ -349,20 +375,25 @@ def _call_for_value(
 
 
 def of_all_arrays(
-    function: Callable[..., object], values: da.Array, *, dtype: np.dtype | str = object
+    function: Callable[..., object], values: da.Array, *, dtype: npt.DTypeLike = object
 ) -> da.Array:
-    """Give function(*values of all detectors) for each detector, (detector,), made by one task."""
+    """Give an array (detector,) that has function(*values of all detectors) for each detector.
+
+    One task calls the function.
+    """
     name = _name_of(function, [values], str(dtype))
-    count, together = values.shape[0], f"all-{name}"
+    count, shared_key = values.shape[0], f"all-{name}"
     call = with_need(function, need_of(function, 1, 8.0, 0.0), {})
     boxes = [dask_internals.reference((values.name, detector)) for detector in range(count)]
-    tasks: dict[Any, Any] = {together: dask_internals.task(together, _call_unboxed, call, *boxes)}
+    tasks: dict[Any, Any] = {
+        shared_key: dask_internals.task(shared_key, _call_unboxed, call, *boxes)
+    }
     for detector in range(count):
         key = (name, detector)
-        result = dask_internals.reference(together)
+        result = dask_internals.reference(shared_key)
         tasks[key] = dask_internals.task(key, boxed, result, np.dtype(dtype))
-    graph = HighLevelGraph.from_collections(name, tasks, [values])
-    return da.Array(graph, name, ((1,) * count,), meta=empty_meta(np.dtype(dtype), 1))
+    meta = empty_meta(np.dtype(dtype), 1)
+    return dask_internals.array_of_tasks(name, tasks, [values], ((1,) * count,), meta)
 
 
 def _call_unboxed(function: Callable[..., object], *boxes: np.ndarray) -> object:
@@ -370,6 +401,7 @@ def _call_unboxed(function: Callable[..., object], *boxes: np.ndarray) -> object
 
 
 def boxed(value: object, dtype: np.dtype) -> np.ndarray:
-    boxed = np.empty(1, dtype)
-    boxed[0] = value
-    return boxed
+    """Give an array of one element that is `value`, also where the value is a sequence."""
+    box = np.empty(1, dtype)
+    box[0] = value
+    return box

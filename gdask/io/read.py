@@ -1,4 +1,7 @@
-"""Multi-extension FITS files as lazy Frames: headers now, pixels by window in the task that needs them."""
+"""Opening of multi-extension FITS files as lazy Frames.
+
+Headers are read at once, pixels by window in the task that needs them.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from gdask.io.sources import FITS_TYPES, Plane, StoredArray
 from gdask.model import DIMS, DTYPES, EXTNAMES, GdaskError
 from gdask.types import Frame, Frames
 
-_COMPRESSED = (".gz", ".bz2", ".fz", ".Z", ".zip")
+_COMPRESSED_ENDINGS = (".gz", ".bz2", ".fz", ".Z", ".zip")
 
 
 def open_frame(path: str | os.PathLike[str]) -> Frame:
@@ -31,10 +34,12 @@ def open_frame(path: str | os.PathLike[str]) -> Frame:
     Returns
     -------
     xarray.Dataset
-        Dimensions (detector, y, x). Variables: `data` (float32) and, where the file has them, `variance` (float32), `dq`
-        (uint16) and `objects` (bool). Coordinates: `detector` (names of the arrays), `y` and `x` (pixels of the full array,
-        0-based; for arrays of a region of interest that lie elsewhere on their detector `y_offset` and `x_offset` are added),
-        `header` of each array. Attributes: `path`, `name`, `phu` (the primary header), all netCDF can hold.
+        Dimensions (detector, y, x). Variables: `data` (float32) and, where the file has them,
+        `variance` (float32), `dq` (uint16) and `objects` (bool). Coordinates: `detector` (names of
+        the arrays), `y` and `x` (pixels of the full array, 0-based; for arrays of a region of
+        interest that lie elsewhere on their detector `y_offset` and `x_offset` are added), `header`
+        of each array. Attributes: `path`, `name`, `phu` (the primary header), and other texts and
+        numbers, all of which netCDF can hold.
 
     Raises
     ------
@@ -47,7 +52,10 @@ def open_frame(path: str | os.PathLike[str]) -> Frame:
 def open_with(
     path: str | os.PathLike[str], variable_of: Callable[[str, StoredArray], Any]
 ) -> Frame:
-    """Open a file as `open_frame` does, with variables that `variable_of` makes of name and stored array."""
+    """Open a file as `open_frame` does, with variables that `variable_of` makes.
+
+    variable_of(name, stored array) -> what xarray takes for a variable.
+    """
     name = os.path.abspath(path)
     if not os.path.isfile(name):
         raise GdaskError(f"{name}: no such file")
@@ -60,7 +68,8 @@ def open_with(
     shapes = {plane.shape for array in stored.values() for plane in array.planes}
     if len(shapes) > 1:
         raise GdaskError(
-            f"{name}: arrays of different shapes {sorted(shapes)}; expected one shape for all arrays"
+            f"{name}: arrays of different shapes {sorted(shapes)};"
+            " expected one shape for all arrays"
         )
     variables = {key: variable_of(key, array) for key, array in stored.items() if key in DTYPES}
     return _assemble(name, stored, variables, image_headers(units, name), units.has_tables)
@@ -72,7 +81,11 @@ def open_many(paths: Sequence[str | os.PathLike[str]]) -> Frames:
 
 
 def stored_arrays(path: str, units: FileUnits | None = None) -> dict[str, StoredArray]:
-    """Give each variable of a file as a stored array, by name. Checks that the file is whole."""
+    """Give each variable of a file as a stored array, by name.
+
+    `units` are those of the file, where they have been read before. Raises GdaskError where the
+    file is not whole.
+    """
     groups: dict[str, list[Plane]] = {}
     stat = os.stat(path)
     units = units or read_units(path)
@@ -89,7 +102,10 @@ def stored_arrays(path: str, units: FileUnits | None = None) -> dict[str, Stored
 
 
 def lazy_variables(stored: Mapping[str, StoredArray]) -> dict[str, Any]:
-    """Give the lazy array of each stored array that is a variable of Frames, one block for each detector."""
+    """Give the lazy arrays of those stored arrays that are variables of Frames.
+
+    They have one block for each detector.
+    """
     return {
         name: _lazy_variable(name, array)[1] for name, array in stored.items() if name in DTYPES
     }
@@ -102,6 +118,7 @@ def _lazy_variable(name: str, stored: StoredArray) -> tuple[tuple[str, ...], Any
 
 
 def _variable_of(header: Header) -> str:
+    """Give the name of the variable to which the array of a unit belongs."""
     names = {on_disk: name for name, on_disk in EXTNAMES.items()}
     name = str(header.get("EXTNAME") or "").strip().upper() or "SCI"
     return names.get(name, name.lower())
@@ -110,6 +127,7 @@ def _variable_of(header: Header) -> str:
 def _plane(
     path: str, identity: tuple[int, int], number: int, header: Header, begin: int
 ) -> Plane | None:
+    """Give the place of the pixels of a unit; None where it is no image or has no pixels."""
     if number and str(header.get("XTENSION", "")).strip() != "IMAGE" or header["NAXIS"] < 2:
         return None
     if any(header[f"NAXIS{axis}"] != 1 for axis in range(3, header["NAXIS"] + 1)):
@@ -119,11 +137,11 @@ def _plane(
     shape = (header["NAXIS2"], header["NAXIS1"])
     if 0 in shape:
         return None
-    zero, scale = _number(header, "BZERO", 0), _number(header, "BSCALE", 1)
+    zero, scale = _finite_number(header, "BZERO", 0), _finite_number(header, "BSCALE", 1)
     return Plane(path, identity, number, begin, FITS_TYPES[header["BITPIX"]], zero, scale, shape)
 
 
-def _number(header: Header, keyword: str, default: float) -> float:
+def _finite_number(header: Header, keyword: str, default: float) -> float:
     value = header.get(keyword)
     return value if isinstance(value, (int, float)) and math.isfinite(value) else default
 
@@ -168,7 +186,10 @@ def _assemble(
 
 
 def _labels(headers: Headers, count: int) -> list[str]:
-    """Names of the arrays as the instrument calls them; numbers from 1 where they have none, or not each its own."""
+    """Give the names of the arrays as the instrument calls them.
+
+    They are numbers from 1 where arrays have no names, or two have the same.
+    """
     try:
         names = [str(name or "").strip() for name in view(headers)("array_name")]
     except (GdaskError, TypeError):  # a file of no known instrument, or without the keywords
@@ -181,26 +202,30 @@ def _labels(headers: Headers, count: int) -> list[str]:
 def _sections(
     headers: Headers, count: int, shape: tuple[int, int]
 ) -> list[tuple[int, int, int, int]]:
-    """Place of each array's pixels on the full array; that of the file where its headers do not say it."""
+    """Give the section of the full array that the pixels of each array cover.
+
+    It is the whole image where the headers do not say it.
+    """
     whole = (0, shape[1], 0, shape[0])
     try:
         found = list(instrument_of(headers).module.true_sections(view(headers), shape))
     except (GdaskError, AttributeError, IndexError, KeyError, TypeError):  # as for the labels
         return [whole] * count
-    fitting = [s for s in found if (s[3] - s[2], s[1] - s[0]) == shape]
+    fitting = [(x1, x2, y1, y2) for x1, x2, y1, y2 in found if (y2 - y1, x2 - x1) == shape]
     return fitting if len(fitting) == count else [whole] * count
 
 
 def _with_geometry(frame: Frame, path: str, headers: Headers) -> Frame:
-    """The Frame with the geometry of its arrays: what gdask stored with a processed file, else what the headers say.
+    """Give the Frame with the geometry of its arrays.
 
-    Found here, where all arrays of the file are at hand: some instruments take the pointing from one of them.
+    It is what gdask stored with a processed file, else what the headers say. The geometry is found
+    here, where all arrays of the file are at hand: some instruments take the pointing from one.
     """
     from gdask.io.frames import with_geometries
     from gdask.io.tables import geometries_of
 
     if any("INTERPOL" in header for header in headers.ext):
-        return frame  # resampled: its header's WCS is all
+        return frame  # a resampled frame has the WCS of its header and no other geometry
     table = _stored_geometry(path) if "PREPARE" in headers.phu else None
     if table is not None and len(table) == frame.sizes["detector"]:
         return with_geometries(frame, geometries_of(table))
@@ -214,7 +239,7 @@ def _with_geometry(frame: Frame, path: str, headers: Headers) -> Frame:
 
 
 def _stored_geometry(path: str) -> Any:
-    """The table ASTROM of a file, None where it has none."""
+    """Give the table ASTROM of a file, None where it has none."""
     from astropy.table import Table
 
     try:
@@ -227,7 +252,8 @@ def _stored_geometry(path: str) -> Any:
 
 
 def _bare_name(path: str) -> str:
+    """Give the name of a file without its folder and without the ending of compressed files."""
     name = Path(path).name
-    for ending in _COMPRESSED:
+    for ending in _COMPRESSED_ENDINGS:
         name = name.removesuffix(ending)
     return name

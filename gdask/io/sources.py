@@ -1,4 +1,8 @@
-"""Sources: what gives pixels by window. A file's variable is one, and so is what kernels make of others."""
+"""Sources: what gives pixels by window, such as a variable of a file or the result of a kernel.
+
+The order of this module: what a source is; arrays in files; sources that are made of other sources;
+how the bytes of a file become pixels.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +17,191 @@ from gdask.headers import each_unit, is_tiled, open_stream
 from gdask.model import BadFile
 from gdask.types import Window
 
+#: Results of sources by (id of the source, detector, window): a task computes each of them once.
+Memo = dict[tuple[int, int, Window], np.ndarray]
+#: FITS BITPIX -> NumPy type on disk (FITS standard 4.0, section 5).
+FITS_TYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
+
 
 class Source(Protocol):
-    """What gives pixels by window."""
+    """An array (detector, y, x) that gives its pixels by window."""
 
     @property
     def shape(self) -> tuple[int, int, int]: ...
     @property
     def dtype(self) -> np.dtype: ...
-    def read(self, detector: int, window: Window, memo: Memo) -> np.ndarray: ...
+    def read(self, detector: int, window: Window, memo: Memo) -> np.ndarray:
+        """Give the pixels [y1:y2, x1:x2] of one array (detector from 0), as a plane.
+
+        What the source reads of other sources for this is kept in `memo`, by `read_once`.
+        """
+        ...
+
+
+def read_once(source: Source, detector: int, window: Window, memo: Memo) -> np.ndarray:
+    """Read a window of a source, or give what the same task has read before.
+
+    Nobody may write into the result.
+    """
+    key = id(source), detector, window
+    if key not in memo:
+        memo[key] = source.read(detector, window, memo)
+    return memo[key]
+
+
+# Arrays in files -------------------------------------------------------------------------------
+
+
+class Plane(NamedTuple):
+    """Where the pixels of one array lie in a file.
+
+    Attributes
+    ----------
+    path
+        The file.
+    identity
+        Its size (bytes) and modification time (ns) when its headers were read.
+    extension
+        Number of the array's extension, 0 for the primary unit.
+    offset
+        First byte of the pixels; -1 where the file is compressed and the extension is decoded.
+    fits_type
+        NumPy type of the pixels on disk.
+    zero, scale
+        BZERO and BSCALE.
+    shape
+        (ny, nx).
+    """
+
+    path: str
+    identity: tuple[int, int]
+    extension: int
+    offset: int
+    fits_type: str
+    zero: float
+    scale: float
+    shape: tuple[int, int]
+
+
+class StoredArray(NamedTuple):
+    """One variable of a file: the planes of its arrays, as a source of shape (detector, y, x).
+
+    Attributes
+    ----------
+    planes
+        The place of each array's pixels.
+    dtype
+        Type that pixels are given in, native byte order.
+    changes
+        For each array, (scale, offset) pairs that are applied to its pixels in this order, in
+        the arithmetic of `dtype`.
+    """
+
+    planes: tuple[Plane, ...]
+    dtype: np.dtype
+    changes: tuple[tuple[tuple[float, float], ...], ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (len(self.planes), *self.planes[0].shape)
+
+    @property
+    def is_windowed(self) -> bool:
+        """Tell whether a window costs no more than its pixels.
+
+        It costs more in a compressed file, whose arrays are decoded whole.
+        """
+        return all(plane.offset >= 0 for plane in self.planes)
+
+    def select(self, key: Any) -> np.ndarray:
+        """Read the pixels that an index of an array of this shape selects.
+
+        `key` has whole numbers or slices, for the detector also lists of whole numbers; axes that
+        it leaves out are taken whole.
+        """
+        keys = (
+            (*key, *[slice(None)] * 3)[:3]
+            if isinstance(key, tuple)
+            else (key, slice(None), slice(None))
+        )
+        detectors = np.arange(len(self.planes))[keys[0]]
+        rows, columns = (
+            _span_of(axis_key, size)
+            for axis_key, size in zip(keys[1:], self.shape[1:], strict=True)
+        )
+        window = (rows[0], rows[1], columns[0], columns[1])
+        pixels = [self.read(int(number), window, {}) for number in np.atleast_1d(detectors)]
+        cut = (
+            np.stack(pixels)[:, rows[2], :][:, :, columns[2]]
+            if pixels
+            else np.empty((0, *self.shape[1:]), self.dtype)
+        )
+        picked = (
+            0 if np.ndim(detectors) == 0 else slice(None),
+            *(
+                0 if isinstance(axis_key, (int, np.integer)) else slice(None)
+                for axis_key in keys[1:]
+            ),
+        )
+        return cut[picked]
+
+    def read(self, detector: int, window: Window, memo: Memo) -> np.ndarray:
+        """Read the pixels [y1:y2, x1:x2] of one array.
+
+        Raises BadFile where the file is not the one whose headers were read.
+        """
+        pixels = read_window(self.planes[detector], *window, self.dtype)
+        for scale, offset in self.changes[detector] if self.changes else ():
+            pixels = pixels * scale + offset
+        return pixels
+
+    def changed(self, scales: Sequence[float], offsets: Sequence[float]) -> StoredArray:
+        """Give the array whose pixels are multiplied and then shifted when they are read.
+
+        There is one scale and one offset for each detector.
+        """
+        earlier = self.changes or ((),) * len(self.planes)
+        added = zip(scales, offsets, strict=True)
+        return self._replace(
+            changes=tuple((*pairs, pair) for pairs, pair in zip(earlier, added, strict=True))
+        )
+
+
+def _span_of(key: Any, size: int) -> tuple[int, int, Any]:
+    """Give first and last + 1 of the pixels of an axis that a key takes, and the key in them."""
+    pixels = np.arange(size)[key]
+    if np.ndim(pixels) == 0:
+        return int(pixels), int(pixels) + 1, slice(None)
+    if not len(pixels):
+        return 0, 0, slice(None)
+    first, last = int(pixels.min()), int(pixels.max()) + 1
+    return first, last, pixels - first
+
+
+# Sources that are made of other sources --------------------------------------------------------
 
 
 class Mapped(NamedTuple):
-    """What a kernel makes of other sources pixel by pixel. `values` are its arguments that go by the detector."""
+    """What a kernel makes of other sources pixel by pixel.
 
-    kernel: Callable[..., np.ndarray]
-    sources: tuple[Any, ...]  # None where the kernel is given None
+    Attributes
+    ----------
+    kernel
+        A function of planes, one from each of `sources`.
+    sources
+        The sources; None where the kernel is given None.
+    values
+        Keyword arguments of the kernel that have one value for each detector.
+    shared
+        Keyword arguments that are the same for all detectors.
+    windowed
+        Whether the kernel takes the keyword `window`.
+    dtype
+        Type of the result.
+    """
+
+    kernel: Callable[..., object]
+    sources: tuple[Any, ...]
     values: Mapping[str, tuple]
     shared: Mapping[str, Any]
     windowed: bool
@@ -40,16 +213,23 @@ class Mapped(NamedTuple):
 
     def read(self, detector: int, window: Window, memo: Memo) -> np.ndarray:
         planes = [
-            None if one is None else read_once(one, detector, window, memo) for one in self.sources
+            None if source is None else read_once(source, detector, window, memo)
+            for source in self.sources
         ]
-        given = dict(self.shared) | {name: items[detector] for name, items in self.values.items()}
+        keywords = dict(self.shared) | {
+            name: items[detector] for name, items in self.values.items()
+        }
         if self.windowed:
-            given["window"] = window
-        return np.asarray(self.kernel(*planes, **given))
+            keywords["window"] = window
+        return np.asarray(self.kernel(*planes, **keywords))
 
 
 class Cut(NamedTuple):
-    """A part of another source: for each detector, the other's detector and where its pixel (0, 0) lies there (y, x)."""
+    """A part of another source.
+
+    `places` has for each detector the (detector, y, x) in the other source of the part's pixel
+    (0, 0); `size` is (ny, nx).
+    """
 
     source: Any
     places: tuple[tuple[int, int, int], ...]
@@ -69,8 +249,8 @@ class Cut(NamedTuple):
         return read_once(self.source, number, (y1 + y, y2 + y, x1 + x, x2 + x), memo)
 
 
-class Field(NamedTuple):
-    """One variable of a source of records."""
+class RecordField(NamedTuple):
+    """One variable of a source whose pixels are records (a structured type)."""
 
     records: Any
     name: str
@@ -88,8 +268,10 @@ class Field(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Blocks of a lazy array that a task was given, as a source; `corners` are the (detector, y, x) of each block's first
-    pixel."""
+    """Blocks of a lazy array that a task was given, as a source.
+
+    `corners` has the (detector, y, x) of each block's first pixel.
+    """
 
     blocks: tuple[np.ndarray, ...]
     corners: tuple[tuple[int, int, int], ...]
@@ -112,119 +294,7 @@ class Blocks(NamedTuple):
         return out
 
 
-def read_once(source: Source, detector: int, window: Window, memo: Memo) -> np.ndarray:
-    """Read a window of a source, or give what the same task has read before. Nobody may write into the result."""
-    key = id(source), detector, window
-    if key not in memo:
-        memo[key] = source.read(detector, window, memo)
-    return memo[key]
-
-
-#: FITS BITPIX -> NumPy type on disk (FITS standard 4.0, section 5).
-FITS_TYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
-#: Results of sources by (source, detector, window), so that one task computes what several need only once.
-Memo = dict[tuple[int, int, Window], np.ndarray]
-
-
-class Plane(NamedTuple):
-    """Where the pixels of one array lie in a file.
-
-    offset is in bytes, -1 where the file is compressed and the array is decoded by its extension's number. identity is
-    size (bytes) and modification time (ns) of the file when its headers were read. zero and scale are BZERO and BSCALE.
-    """
-
-    path: str
-    identity: tuple[int, int]
-    extension: int
-    offset: int
-    fits_type: str
-    zero: float
-    scale: float
-    shape: tuple[int, int]
-
-
-class StoredArray(NamedTuple):
-    """One variable of a file: the planes of its arrays, as an array-like of shape (detector, y, x).
-
-    Attributes
-    ----------
-    planes
-        The place of each array's pixels.
-    dtype
-        Type that pixels are given in, native byte order.
-    changes
-        For each array, (scale, offset) pairs that are applied to its pixels in this order, in `dtype`'s arithmetic.
-    """
-
-    planes: tuple[Plane, ...]
-    dtype: np.dtype
-    changes: tuple[tuple[tuple[float, float], ...], ...] = ()
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return (len(self.planes), *self.planes[0].shape)
-
-    @property
-    def ndim(self) -> int:
-        return 3
-
-    @property
-    def is_windowed(self) -> bool:
-        """Tell whether a window costs no more than its pixels: a compressed array is decoded whole."""
-        return all(plane.offset >= 0 for plane in self.planes)
-
-    def __getitem__(self, key: Any) -> np.ndarray:
-        """Read by detector, y and x: whole numbers, slices, or lists of whole numbers for the detector."""
-        keys = (
-            (*key, *[slice(None)] * 3)[:3]
-            if isinstance(key, tuple)
-            else (key, slice(None), slice(None))
-        )
-        detectors = np.arange(len(self.planes))[keys[0]]
-        rows, columns = (
-            _bounds(one, size) for one, size in zip(keys[1:], self.shape[1:], strict=True)
-        )
-        window = (rows[0], rows[1], columns[0], columns[1])
-        pixels = [self.read(int(number), window, {}) for number in np.atleast_1d(detectors)]
-        cut = (
-            np.stack(pixels)[:, rows[2], :][:, :, columns[2]]
-            if pixels
-            else np.empty((0, *self.shape[1:]), self.dtype)
-        )
-        picked = (
-            0 if np.ndim(detectors) == 0 else slice(None),
-            *(0 if isinstance(one, (int, np.integer)) else slice(None) for one in keys[1:]),
-        )
-        return cut[picked]
-
-    def read(self, detector: int, window: Window, memo: Memo) -> np.ndarray:
-        """Read the pixels [y1:y2, x1:x2] of one array.
-
-        Raises BadFile where the file is not the one whose headers were read.
-        """
-        pixels = read_window(self.planes[detector], *window, self.dtype)
-        for scale, offset in self.changes[detector] if self.changes else ():
-            pixels = pixels * scale + offset
-        return pixels
-
-    def changed(self, scales: Sequence[float], offsets: Sequence[float]) -> StoredArray:
-        """Give the array with each detector's pixels multiplied and then shifted when they are read."""
-        before = self.changes or ((),) * len(self.planes)
-        added = zip(scales, offsets, strict=True)
-        return self._replace(
-            changes=tuple((*old, pair) for old, pair in zip(before, added, strict=True))
-        )
-
-
-def _bounds(key: Any, size: int) -> tuple[int, int, Any]:
-    """First and last + 1 of the pixels that a key takes, and the key within them."""
-    taken = np.arange(size)[key]
-    if np.ndim(taken) == 0:
-        return int(taken), int(taken) + 1, slice(None)
-    if not len(taken):
-        return 0, 0, slice(None)
-    first, last = int(taken.min()), int(taken.max()) + 1
-    return first, last, taken - first
+# Bytes of a file as pixels ---------------------------------------------------------------------
 
 
 def read_window(plane: Plane, y1: int, y2: int, x1: int, x2: int, dtype: np.dtype) -> np.ndarray:
@@ -234,15 +304,15 @@ def read_window(plane: Plane, y1: int, y2: int, x1: int, x2: int, dtype: np.dtyp
     """
     if plane.offset < 0:
         _check_unchanged(plane, plane.path)
-        return _decode(plane, y1, y2, x1, x2, dtype)
+        return _decoded_window(plane, y1, y2, x1, x2, dtype)
     width, item = plane.shape[1], np.dtype(plane.fits_type).itemsize
     try:
-        # Looked at once it is open: a network file system asks its server then, and not for every look at a name.
+        # The open file is checked, not its name: a network file system asks its server when a
+        # file is opened, and not each time that a name is looked up.
         with open(plane.path, "rb", buffering=0) as file:
             _check_unchanged(plane, file.fileno())
-            if (
-                2 * (x2 - x1) < width
-            ):  # a tile of an image: not whole rows, which each tile beside it would read again
+            if 2 * (x2 - x1) < width:
+                # A tile of an image: of whole rows, the tiles beside it would read the rest again.
                 starts = (plane.offset + (y * width + x1) * item for y in range(y1, y2))
                 rows = (os.pread(file.fileno(), (x2 - x1) * item, start) for start in starts)
                 raw = np.frombuffer(bytearray(b"".join(rows)), plane.fits_type)
@@ -268,6 +338,7 @@ def read_window(plane: Plane, y1: int, y2: int, x1: int, x2: int, dtype: np.dtyp
 
 
 def _to_type(raw: np.ndarray, plane: Plane, dtype: np.dtype) -> np.ndarray:
+    """Give pixels as they are on disk in another type, with BZERO and BSCALE applied."""
     if plane.zero == 32768 and plane.scale == 1 and raw.dtype.itemsize == 2:
         unsigned = raw.astype(np.int16).view(np.uint16) ^ np.uint16(0x8000)
         return unsigned.astype(dtype, copy=False)
@@ -279,6 +350,7 @@ def _to_type(raw: np.ndarray, plane: Plane, dtype: np.dtype) -> np.ndarray:
 
 
 def _check_unchanged(plane: Plane, file: str | int) -> None:
+    """Raise BadFile where a file (name or descriptor) is not as it was when it was opened first."""
     try:
         stat = os.stat(file)
     except OSError as error:
@@ -289,10 +361,12 @@ def _check_unchanged(plane: Plane, file: str | int) -> None:
         raise BadFile(plane.path, "changed during the run; run again with the file at rest")
 
 
-def _decode(plane: Plane, y1: int, y2: int, x1: int, x2: int, dtype: np.dtype) -> np.ndarray:
-    """Read from a compressed file: this array is unpacked whole."""
+def _decoded_window(
+    plane: Plane, y1: int, y2: int, x1: int, x2: int, dtype: np.dtype
+) -> np.ndarray:
+    """Read a window of an array in a compressed file; the whole array is decoded for it."""
     try:
-        pixels = _unpacked(plane, dtype)
+        pixels = _decoded_plane(plane, dtype)
     except Exception as error:  # decompressors raise errors of many kinds
         raise BadFile(
             plane.path,
@@ -301,7 +375,8 @@ def _decode(plane: Plane, y1: int, y2: int, x1: int, x2: int, dtype: np.dtype) -
     return np.ascontiguousarray(pixels.reshape(plane.shape)[y1:y2, x1:x2].astype(dtype))
 
 
-def _unpacked(plane: Plane, dtype: np.dtype) -> np.ndarray:
+def _decoded_plane(plane: Plane, dtype: np.dtype) -> np.ndarray:
+    """Give all pixels of an array in a file that is packed, or whose images are tile-compressed."""
     with open_stream(plane.path) as stream:
         for unit in each_unit(stream, plane.path):
             if is_tiled(unit.header):

@@ -1,6 +1,7 @@
-"""The catalogue that goes with a stack: OBJCAT with star fluxes and errors, and what each frame and epoch says of each star.
+"""Tables of a stack's stars: fluxes and errors in OBJCAT, positions by frame and epoch.
 
-Columns carry a unit (TUNIT) and a description (TCOMM). Fluxes are in electrons, a unit that FITS tables do not have.
+Columns carry a unit (TUNIT) and a description (TCOMM). Fluxes are in electrons, a unit that FITS
+tables do not have.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from gdask.kernels.geometry.projection import from_sky, tangent_plane, tangent_s
 from gdask.kernels.sources.centroids import APERTURES
 from gdask.types import Frame
 
-MAS = 1000.0
-#: A source of the stack is the star of the joint solution that lies within this share of the FWHM.
-SAME_STAR = 0.5
+MAS_PER_ARCSEC = 1000.0
+#: A source of the stack is the star of the joint solution that lies within this distance (FWHM).
+SAME_STAR_MAX_FWHM = 0.5
 #: Descriptions of SExtractor's columns; `tables` has their units.
-SEXTRACTOR = {
+SEXTRACTOR_DESCRIPTIONS = {
     "NUMBER": "running number, from the highest peak down",
     "X_IMAGE": "isophotal centre x, 1-based",
     "Y_IMAGE": "isophotal centre y, 1-based",
@@ -53,7 +54,7 @@ SEXTRACTOR = {
     "NIMAFLAGS_ISO": "pixels with any of them",
 }
 #: Unit ('' none) and description of the other columns.
-COLUMNS = {
+COLUMN_UNITS_AND_DESCRIPTIONS = {
     "XPSF_IMAGE": ("pix", "fitted x, 1-based"),
     "YPSF_IMAGE": ("pix", "fitted y, 1-based"),
     "ERRXPSF_IMAGE": ("pix", "error of XPSF_IMAGE, of the pixels alone"),
@@ -93,21 +94,24 @@ COLUMNS = {
 }
 
 
-def described(table: Table) -> Table:
-    """The table with the unit and description of each known column."""
+def with_descriptions(table: Table) -> Table:
+    """Give the table with the unit and description of each known column."""
     for name in table.colnames:
-        unit, text = COLUMNS.get(name, ("", SEXTRACTOR.get(name, "")))
+        unit, text = COLUMN_UNITS_AND_DESCRIPTIONS.get(
+            name, ("", SEXTRACTOR_DESCRIPTIONS.get(name, ""))
+        )
         table[name].unit = unit or table[name].unit
         table[name].description = text or table[name].description
     return table
 
 
 def add_star_columns(table: Table, stars: np.ndarray, frame: Frame) -> Table:
-    """OBJCAT of a stack with the columns of its fitted stars (dtype PHOTOMETRY, a row for each source).
+    """Give OBJCAT of a stack with the columns of its fitted stars.
 
-    Errors are multiplied by the header's CORRFAC (noise of resampled pixels is correlated; 1 where it is absent). Errors
-    of RA and Dec have the alignment's added: what the solution found beyond photon noise, and what its terms of each frame
-    are good to, over sqrt(frames).
+    `stars` has dtype PHOTOMETRY and a row for each source. Errors are multiplied by the header's
+    CORRFAC (noise of resampled pixels is correlated; 1 where it is absent). Errors of RA and Dec
+    have the alignment's added, over sqrt(frames): the error beyond photon noise that the solution
+    found, and the error of its terms of each frame.
     """
     phu = primary_header(frame)
     headers = (*array_headers(frame), phu)
@@ -116,8 +120,10 @@ def add_star_columns(table: Table, stars: np.ndarray, frame: Frame) -> Table:
     grid, inputs = grid_of(frame), small(frame, "inputs") or ()
     assert grid is not None  # only stacks have fitted stars
     ra, dec = grid_to_sky(grid, stars["x"], stars["y"])
-    frames = covering(grid, ra, dec, stars["x"], stars["y"], inputs)
-    floor = np.hypot(_floor(inputs), _place_error(inputs)) / np.sqrt(np.maximum(frames, 1))
+    frames = count_covering_frames(grid, ra, dec, stars["x"], stars["y"], inputs)
+    floor = np.hypot(_error_floor_mas(inputs), _placement_error_mas(inputs)) / np.sqrt(
+        np.maximum(frames, 1)
+    )
     table["XPSF_IMAGE"], table["YPSF_IMAGE"] = stars["x"] + 1, stars["y"] + 1
     table["ERRXPSF_IMAGE"], table["ERRYPSF_IMAGE"] = (
         np.float32(factor * stars[name]) for name in ("ex", "ey")
@@ -129,7 +135,7 @@ def add_star_columns(table: Table, stars: np.ndarray, frame: Frame) -> Table:
         ("DEC_ERR", np.sin(turn), np.cos(turn)),
     ):
         pixels = np.hypot(c * stars["ex"], s * stars["ey"])
-        table[name] = np.hypot(MAS * grid.scale * factor * pixels, floor).astype("f4")
+        table[name] = np.hypot(MAS_PER_ARCSEC * grid.scale * factor * pixels, floor).astype("f4")
     for name, flux, error in (("PSF", "flux", "eflux"), ("APER", "aper", "eaper")):
         value, noise = stars[flux], factor * stars[error]
         table[f"FLUX_{name}"], table[f"FLUXERR_{name}"] = np.float32(value), np.float32(noise)
@@ -152,22 +158,22 @@ def add_star_columns(table: Table, stars: np.ndarray, frame: Frame) -> Table:
     for number, radius in enumerate(APERTURES, 1):
         arcsec = radius * float(stars["fwhm"][0]) * grid.scale
         table.meta[f"APER{number}"] = (round(arcsec, 5), "[arcsec] radius of an aperture")
-    return described(table)
+    return with_descriptions(table)
 
 
 def magnitudes(
     flux: np.ndarray, error: np.ndarray, seconds: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """-2.5 log10(flux / seconds) and its error; NaN where the flux is not positive."""
+    """Give -2.5 log10(flux / seconds) and its error; NaN where the flux is not positive."""
     flux = np.asarray(flux, float)
-    good = flux > 0
+    positive = flux > 0
     value, noise = np.full(flux.shape, np.nan, "f4"), np.full(flux.shape, np.nan, "f4")
-    value[good] = -2.5 * np.log10(flux[good] / seconds)
-    noise[good] = 2.5 / np.log(10) * np.asarray(error, float)[good] / flux[good]
+    value[positive] = -2.5 * np.log10(flux[positive] / seconds)
+    noise[positive] = 2.5 / np.log(10) * np.asarray(error, float)[positive] / flux[positive]
     return value, noise
 
 
-def covering(
+def count_covering_frames(
     grid: Grid,
     ra: np.ndarray,
     dec: np.ndarray,
@@ -175,7 +181,11 @@ def covering(
     y: np.ndarray,
     inputs: Sequence[Mapping[str, Any]],
 ) -> np.ndarray:
-    """Number of input frames of which an array covers each position; all of them where their shapes are not known."""
+    """Count the input frames of which an array covers each position.
+
+    All of them count where their shapes are not known. Positions are ra, dec (degrees) and x, y
+    (0-based pixels of the grid).
+    """
     if not all("shape" in source and source["geometry"] for source in inputs):
         return np.full(len(ra), max(len(inputs), 1))
     count = np.zeros(len(ra), int)
@@ -190,60 +200,71 @@ def covering(
     return count
 
 
-def _floor(inputs: Sequence[Mapping[str, Any]]) -> float:
-    """Error per frame and axis beyond photon noise (mas), as the joint solution found it; 0 without one."""
-    found = [
+def _error_floor_mas(inputs: Sequence[Mapping[str, Any]]) -> float:
+    """Give the error per frame and axis beyond photon noise (mas) that the joint solution found.
+
+    It is 0 without a solution.
+    """
+    floors = [
         float(source["floor_mas"])
         for source in inputs
         if np.isfinite(source.get("floor_mas", np.nan))
     ]
-    return found[0] if found else 0.0
+    return floors[0] if floors else 0.0
 
 
-def _place_error(inputs: Sequence[Mapping[str, Any]]) -> float:
-    """Error per frame and axis (mas) with which the solution places a frame: rms; 0 without one, or by headers alone."""
-    found = [
+def _placement_error_mas(inputs: Sequence[Mapping[str, Any]]) -> float:
+    """Give the rms error per frame and axis (mas) with which the solution places frames.
+
+    It is 0 without a solution, or where all frames were placed by their headers.
+    """
+    errors = [
         float(source["error_mas"])
         for source in inputs
         if source.get("placed", "header") != "header"
     ]
-    found = [error for error in found if np.isfinite(error)]
-    return float(np.sqrt(np.mean(np.square(found)))) if found else 0.0
+    errors = [error for error in errors if np.isfinite(error)]
+    return float(np.sqrt(np.mean(np.square(errors)))) if errors else 0.0
 
 
-def _solution(inputs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def _solved_input(inputs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Give the input that carries the joint solution of all; None where there is none."""
     return next((source for source in inputs if "stars" in source), None)
 
 
 def star_numbers(
     ra: np.ndarray, dec: np.ndarray, fwhm: np.ndarray, inputs: Sequence[Mapping[str, Any]]
 ) -> np.ndarray:
-    """The star of the joint solution at each position (1-based row of its list), 0 where there is none; fwhm in arcsec."""
+    """Give the star of the joint solution at each position: 1-based row of its list, 0 for none.
+
+    `ra` and `dec` are in degrees, `fwhm` in arcsec.
+    """
     from scipy.spatial import cKDTree
 
-    solution = _solution(inputs)
+    solution = _solved_input(inputs)
     out = np.zeros(len(ra), "i4")
     if solution is None or not len(ra) or not len(solution["stars"]):
         return out
     stars = solution["stars"]
-    mine, theirs = (
+    positions, star_positions = (
         np.column_stack(tangent_plane(a, d, *solution["centre"]))
         for a, d in ((ra, dec), (stars["ra"], stars["dec"]))
     )
-    held = np.flatnonzero(np.isfinite(theirs).all(axis=1) & (stars["n"] > 0))
-    if len(held):
-        distance, index = cKDTree(theirs[held]).query(np.nan_to_num(mine, nan=1e9))
-        near = distance < SAME_STAR * fwhm
-        out[near] = held[index[near]] + 1
+    solved = np.flatnonzero(np.isfinite(star_positions).all(axis=1) & (stars["n"] > 0))
+    if len(solved):
+        distance, index = cKDTree(star_positions[solved]).query(np.nan_to_num(positions, nan=1e9))
+        near = distance < SAME_STAR_MAX_FWHM * fwhm
+        out[near] = solved[index[near]] + 1
     return out
 
 
 def solution_tables(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
-    """RESIDUALS, FRAMES and EPOCHS of a stack's joint solution; none where its frames were not solved together.
+    """Give RESIDUALS, FRAMES and EPOCHS of a stack's joint solution.
 
+    There are none where its frames were not solved together.
     RESIDUALS names frames by their row in FRAMES, so that it has no texts: 50 bytes a row.
     """
-    solution, used = _solution(inputs), [source for source in inputs if "residuals" in source]
+    solution, used = _solved_input(inputs), [source for source in inputs if "residuals" in source]
     if solution is None or not used:
         return {}
     mjd = np.array([source["mjd"] for source in used], float)
@@ -280,34 +301,41 @@ def solution_tables(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
     tables = {
         "RESIDUALS": residuals,
         "FRAMES": frames,
-        "EPOCHS": _epochs(solution, rows, epoch[frame], times, _place_errors(used, epoch)),
+        "EPOCHS": _epochs_table(
+            solution, rows, epoch[frame], times, _placement_errors_by_epoch(used, epoch)
+        ),
     }
-    return {name: described(table) for name, table in tables.items()}
+    return {name: with_descriptions(table) for name, table in tables.items()}
 
 
-def _place_errors(used: Sequence[Mapping[str, Any]], epoch: np.ndarray) -> np.ndarray:
-    """`_place_error` of the frames of each epoch."""
+def _placement_errors_by_epoch(used: Sequence[Mapping[str, Any]], epoch: np.ndarray) -> np.ndarray:
+    """Give the rms error per frame and axis (mas) with which frames of each epoch are placed."""
     count = int(epoch.max(initial=-1)) + 1
     return np.array(
         [
-            _place_error([source for source, k in zip(used, epoch, strict=True) if k == number])
+            _placement_error_mas(
+                [source for source, k in zip(used, epoch, strict=True) if k == number]
+            )
             for number in range(count)
         ]
     )
 
 
-def _epochs(
+def _epochs_table(
     solution: Mapping[str, Any],
     rows: np.ndarray,
     epoch: np.ndarray,
     times: np.ndarray,
-    place: np.ndarray,
+    place_errors: np.ndarray,
 ) -> Table:
-    """place: error per frame with which the frames of each epoch are placed (mas)."""
-    means = epoch_means(rows, epoch, solution["floor_mas"] / MAS)
+    """Give the mean position of each star in each epoch.
+
+    `place_errors` has the error per frame with which the frames of each epoch are placed (mas).
+    """
+    means = epoch_means(rows, epoch, solution["floor_mas"] / MAS_PER_ARCSEC)
     stars = solution["stars"][means["star"]]
     ra, dec = tangent_sky(stars["x"] + means["dx"], stars["y"] + means["dy"], *solution["centre"])
-    common = place[means["epoch"]] / np.sqrt(means["n"])
+    common = place_errors[means["epoch"]] / np.sqrt(means["n"])
     return Table(
         {
             "STAR": means["star"] + np.int32(1),
@@ -315,8 +343,8 @@ def _epochs(
             "MJD": times[means["epoch"]],
             "RA": ra,
             "DEC": dec,
-            "RA_ERR": np.hypot(MAS * means["edx"], common).astype("f4"),
-            "DEC_ERR": np.hypot(MAS * means["edy"], common).astype("f4"),
+            "RA_ERR": np.hypot(MAS_PER_ARCSEC * means["edx"], common).astype("f4"),
+            "DEC_ERR": np.hypot(MAS_PER_ARCSEC * means["edy"], common).astype("f4"),
             "N_FRAMES": means["n"],
         }
     )

@@ -1,4 +1,4 @@
-"""The tables that go with a Frame on disk: sources, reference catalogue, geometry; and back."""
+"""Tables that go with a Frame on disk, written and read: sources, reference stars, geometry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 
-from gdask.headers import BLOCK
+from gdask.headers import RECORD_BYTES
 from gdask.io.catalog import read_catalog
 from gdask.io.frames import array_numbers, geometries, grid_of, small
 from gdask.io.star_tables import add_star_columns, solution_tables
@@ -19,9 +19,9 @@ from gdask.kernels.geometry.projection import Geometry, to_sky
 from gdask.model import GdaskError
 from gdask.types import Frame
 
-#: Unit of OBJCAT columns by their ending or beginning, the first that fits. (Fluxes are in electrons as the image is, a
-#: unit that FITS tables do not have.)
-_UNITS = (
+#: Unit of OBJCAT columns by their ending or beginning, the first that fits. (Fluxes are in
+#: electrons as the image is, a unit that FITS tables do not have.)
+_UNITS_BY_AFFIX = (
     ("ERRX2_IMAGE", "pix2"),
     ("ERRY2_IMAGE", "pix2"),
     ("ERRXY_IMAGE", "pix2"),
@@ -37,14 +37,15 @@ _UNITS = (
 def source_tables(frame: Frame) -> dict[str, Any]:
     """Give the tables of what a Frame holds in memory.
 
-    OBJCAT of each array (with sky positions; of a stack, with fitted stars), REFCAT, ASTROM, and of a stack RESIDUALS,
-    FRAMES and EPOCHS, as far as the Frame has them.
+    They are OBJCAT of each array (with sky positions; of a stack, with fitted stars), REFCAT,
+    ASTROM, and of a stack RESIDUALS, FRAMES and EPOCHS, as far as the Frame has them.
     """
     tables: dict[str, Any] = {}
     catalogs = small(frame, "objcat")
     if catalogs is not None:
         tables["OBJCAT"] = [
-            _with_units(Table(_with_sky(frame, number, c))) for number, c in enumerate(catalogs)
+            _with_units(Table(_with_sky_positions(frame, number, catalog)))
+            for number, catalog in enumerate(catalogs)
         ]
         stars = small(frame, "stars")
         if grid_of(frame) and stars is not None and len(stars[0]) == len(catalogs[0]) > 0:
@@ -61,16 +62,17 @@ def source_tables(frame: Frame) -> dict[str, Any]:
 
 
 def stored_tables(frame: Frame) -> dict[str, Any]:
-    """Give the tables of the file that a Frame was opened from: one for the file, or a list with one for each array.
+    """Give the tables of the file from which a Frame was opened, by name.
 
-    Where the Frame has only some of the file's arrays, the lists have the tables of these. Raises GdaskError where a table
-    cannot be read.
+    A table is one for the file, or a list with one for each array; where the Frame has only some of
+    the file's arrays, the lists have the tables of these. Raises GdaskError where a table cannot be
+    read.
     """
     path = frame.attrs.get("tables", "")
     found: dict[str, Any] = {}
     if not path:
         return found
-    kept = [
+    numbers = [
         number
         for number in range(1, frame.attrs["file_shape"][0] + 1)
         if number in array_numbers(frame)
@@ -85,7 +87,7 @@ def stored_tables(frame: Frame) -> dict[str, Any]:
                     table.meta.pop(keyword, None)
                 if "EXTVER" not in hdu.header:
                     found[hdu.name] = table
-                elif hdu.ver in kept:
+                elif hdu.ver in numbers:
                     found.setdefault(hdu.name, []).append(table)
     except Exception as error:  # astropy's errors are of many kinds
         raise GdaskError(
@@ -95,8 +97,11 @@ def stored_tables(frame: Frame) -> dict[str, Any]:
 
 
 def _inputs_table(inputs: Sequence[dict[str, Any]]) -> Table:
-    """The geometry of every array of every frame in a stack, with the frame's name, matches and residuals
-    (mas), how it was placed among the others, and the error of that (mas)."""
+    """Give the table of the geometry of every array of every frame in a stack.
+
+    It has the frame's name, its matches and residuals (mas), how it was placed among the others,
+    and the error of that (mas).
+    """
     rows = [(source, number) for source in inputs for number in range(len(source["geometry"]))]
     table = geometry_table([source["geometry"][number] for source, number in rows])
     table.add_column([source["name"] for source, _ in rows], name="NAME", index=0)
@@ -112,7 +117,10 @@ def _inputs_table(inputs: Sequence[dict[str, Any]]) -> Table:
 
 
 def geometry_table(geometries: Sequence[Geometry]) -> Table:
-    """One row per array: the fields of Geometry, polynomials as vectors (padded with zeros to one length)."""
+    """Give a table with a row for each array: the fields of Geometry.
+
+    Polynomials are vectors, padded with zeros to one length.
+    """
     columns: dict[str, Any] = {}
     for name in Geometry._fields:
         values = [getattr(geometry, name) for geometry in geometries]
@@ -126,22 +134,25 @@ def geometry_table(geometries: Sequence[Geometry]) -> Table:
 
 
 def geometries_of(table: Table) -> tuple[Geometry, ...]:
-    """The geometries that `geometry_table` wrote."""
-    fields = {}
+    """Give the geometries that `geometry_table` wrote."""
+    columns: dict[str, list[Any]] = {}
     for name in Geometry._fields:
         if name.upper() in table.colnames:
             column = np.asarray(table[name.upper()], np.float64)
-            fields[name] = [
+            columns[name] = [
                 tuple(row.tolist()) if column.ndim > 1 else float(row) for row in column
             ]
     return tuple(
-        Geometry(**{name: values[row] for name, values in fields.items()})
+        Geometry(**{name: values[row] for name, values in columns.items()})
         for row in range(len(table))
     )
 
 
 def read_rows(path: str, name: str) -> list[dict[str, str]]:
-    """Rows of a table of texts in a file; none if it is not there. GdaskError if it cannot be read."""
+    """Read the rows of a table of texts in a file; none where the file has no such table.
+
+    Raises GdaskError where it cannot be read.
+    """
     try:
         with fits.open(path, memmap=False, lazy_load_hdus=True) as hdus:
             table = Table(hdus[name].data) if name in hdus else Table()
@@ -155,17 +166,20 @@ def read_rows(path: str, name: str) -> list[dict[str, str]]:
 
 
 def _with_units(table: Table) -> Table:
-    """OBJCAT with the unit of each column."""
+    """Give OBJCAT with the unit of each column."""
     for name in table.colnames:
         known = [
-            unit for ending, unit in _UNITS if name.endswith(ending) or name.startswith(ending)
+            unit
+            for affix, unit in _UNITS_BY_AFFIX
+            if name.endswith(affix) or name.startswith(affix)
         ]
         if known:
             table[name].unit = known[0]
     return table
 
 
-def _with_sky(frame: Frame, number: int, catalog: np.ndarray) -> np.ndarray:
+def _with_sky_positions(frame: Frame, number: int, catalog: np.ndarray) -> np.ndarray:
+    """Give the catalogue of an array (number from 0) with right ascension and declination."""
     filled = catalog.copy()
     x, y = filled["X_IMAGE"] - 1.0, filled["Y_IMAGE"] - 1.0
     grid, geometry = grid_of(frame), geometries(frame)
@@ -179,7 +193,10 @@ def _with_sky(frame: Frame, number: int, catalog: np.ndarray) -> np.ndarray:
 def each_table(
     tables: Mapping[str, Table | Sequence[Table]],
 ) -> list[tuple[str, tuple[Table, int | None]]]:
-    """(name, (table, EXTVER)) of each table: one for each array, or one for the file, which has none (as astrodata has it)."""
+    """Give (name, (table, EXTVER)) of each table.
+
+    A table of the whole file has no EXTVER, those of its arrays have 1, 2 ... (as in astrodata).
+    """
     flat: list[tuple[str, tuple[Table, int | None]]] = []
     for name, value in tables.items():
         if isinstance(value, (list, tuple)):
@@ -190,7 +207,7 @@ def each_table(
 
 
 def table_bytes(name: str, table: Table, version: int | None) -> bytes:
-    """A table as the records of an extension, with its checksum; a column's description as TCOMM."""
+    """Give a table as the records of an extension, with a checksum and descriptions as TCOMM."""
     hdu = fits.table_to_hdu(table)
     hdu.name = name
     if version is not None:
@@ -198,7 +215,7 @@ def table_bytes(name: str, table: Table, version: int | None) -> bytes:
     for number, column in enumerate(table.colnames, 1):
         if table[column].description:
             hdu.header[f"TCOMM{number}"] = table[column].description
-    hdu.add_checksum(when="checksum")  # without a comment: the time, and the same bytes never again
+    hdu.add_checksum(when="checksum")  # else its comment is the time, and no two files are the same
     memory = io.BytesIO()
     fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(memory)
-    return memory.getvalue()[BLOCK:]
+    return memory.getvalue()[RECORD_BYTES:]

@@ -1,7 +1,8 @@
 """Frames as multi-extension FITS files that appear whole or not at all.
 
-The client writes the headers into a temporary file of the final size beside the target; tasks write pixels into it,
-each its own window; `finish` appends the tables, adds CHECKSUM and DATASUM, flushes to disk and renames.
+The client writes the headers into a temporary file of the final size beside the target; tasks
+write pixels into it, each its own window; `finish` appends the tables, adds CHECKSUM and DATASUM,
+flushes to disk and renames.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from io import BufferedWriter
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 
-from gdask.headers import Header
+from gdask.headers import RECORD_BYTES, Header
 from gdask.instruments.rules import format_section, parse_section
 from gdask.io.checksum import add_checksums
 from gdask.io.frames import (
@@ -36,15 +37,18 @@ from gdask.io.tables import each_table, source_tables, stored_tables, table_byte
 from gdask.model import DIMS, EXTNAMES, GdaskError, owner, settings
 from gdask.types import Frame
 
+if TYPE_CHECKING:
+    import dask.array as da
+
 log = logging.getLogger("gdask")
 
-BLOCK = 2880
-#: What a task has written: rows of `width` bytes, `stride` apart, from `offset`, and their CRC-32 (what checkpoints go by).
-WINDOW = np.dtype(
+#: What a task has written: rows of `width` bytes, `stride` bytes apart, from `offset`, and their
+#: CRC-32, by which a checkpoint is verified.
+WRITTEN_WINDOW = np.dtype(
     [("offset", "i8"), ("rows", "i8"), ("width", "i8"), ("stride", "i8"), ("sum", "u4")]
 )
 _BITPIX = {"data": -32, "variance": -32, "dq": 16, "objects": 8}
-_STRUCTURE = (
+_STRUCTURE_KEYWORDS = (
     "SIMPLE",
     "XTENSION",
     "BITPIX",
@@ -65,26 +69,28 @@ _STRUCTURE = (
     "END",
 )
 _WCS_KEYWORD = re.compile(
-    r"(CRPIX|CRVAL|CTYPE|CUNIT|CDELT|CROTA)[12]|(CD|PC)[12]_[12]|(A|B|AP|BP)_(ORDER|\d_\d)|RADECSYS|RADESYS|EQUINOX|WCSAXES"
+    r"(CRPIX|CRVAL|CTYPE|CUNIT|CDELT|CROTA)[12]|(CD|PC)[12]_[12]|(A|B|AP|BP)_(ORDER|\d_\d)"
+    r"|RADECSYS|RADESYS|EQUINOX|WCSAXES"
 )
 
 
-class Place(NamedTuple):
-    """Where the pixels of one variable of one array go: byte offset in the file and shape (ny, nx)."""
+class OutputPlane(NamedTuple):
+    """Where in a file the pixels of one array go: offset in bytes, and shape (ny, nx)."""
 
     offset: int
     shape: tuple[int, int]
 
 
 class Output(NamedTuple):
-    """A product under way: `arrays` are lazy; computing them writes the pixels into `temporary` and gives WINDOW records.
+    """A product under way.
 
-    `headers` are the records of what is written already.
+    Computing the lazy `arrays` writes the pixels into the file `temporary` and gives records of
+    type WRITTEN_WINDOW. `headers` has such records of what is written already.
     """
 
     temporary: str
     final: str
-    arrays: tuple[object, ...]
+    arrays: tuple[da.Array, ...]
     headers: np.ndarray
 
 
@@ -95,20 +101,21 @@ def start(
     *,
     bare: bool = False,
 ) -> Output:
-    """Lay out the file of a Frame under a temporary name, and give the lazy arrays that write its pixels.
+    """Lay out the file of a Frame under a temporary name; give lazy arrays that write its pixels.
 
-    `bare` headers say where the pixels lie and no more: for checkpoints, whose Frames keep their headers (headers with their
-    WCS took a third of the client's time for a frame). Raises GdaskError where the folder cannot be written or has no room for the whole file.
+    `bare` headers say where the pixels lie and no more: for checkpoints, whose Frames keep their
+    headers (headers with their WCS took a third of the client's time for a frame). Raises
+    GdaskError where the folder cannot be written or has no room for the whole file.
     """
     final = os.path.abspath(path)
     names = [
         name for name in EXTNAMES if name in frame and (variables is None or name in variables)
     ]
-    chunks, places = _layout(frame, names, bare)
+    units, planes = _layout(frame, names, bare)
     temporary = temporary_name(final)
-    headers = _create(temporary, final, chunks)
+    headers = _create(temporary, final, units)
     arrays = tuple(
-        _writer(frame[name].data, temporary, places[name], _BITPIX[name]) for name in names
+        _writer(frame[name].data, temporary, planes[name], _BITPIX[name]) for name in names
     )
     return Output(temporary, final, arrays, headers)
 
@@ -119,9 +126,11 @@ def finish(
     *,
     checksum: bool = True,
 ) -> str:
-    """Append `tables`, add checksums, flush to disk and give the product its final name. Returns that name.
+    """Append `tables`, add checksums, flush to disk and give the product its final name.
 
-    Without `checksum` the file is a checkpoint, which is not flushed either (its windows' sums are checked before it is used).
+    Without `checksum` the file is a checkpoint, which is not flushed either (its windows' sums are
+    checked before it is used). Returns the final name. Raises GdaskError where the file cannot be
+    written.
     """
     try:
         with open(output.temporary, "r+b") as file:
@@ -146,7 +155,7 @@ def discard(output: Output) -> None:
 
 
 def temporary_name(final: str) -> str:
-    """The hidden name beside `final` that a product has until it is whole."""
+    """Give the hidden name beside `final` that a product has until it is whole."""
     folder, name = os.path.split(final)
     return os.path.join(folder, f".{name}.{owner()}.part")
 
@@ -160,33 +169,34 @@ def _remedy(error: OSError) -> str:
 
 
 def no_room(error: OSError) -> bool:
-    """Whether there is no space: the disk is full, a quota or the limit of a file's size is reached."""
+    """Tell whether there was no room: a full disk, a quota, or the limit of a file's size."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write(frame: Frame, path: str | os.PathLike[str]) -> str:
-    """Compute a Frame and write it as SCI/VAR/DQ multi-extension FITS, whole or not at all. Returns the path.
+    """Compute a Frame and write it as SCI/VAR/DQ multi-extension FITS, whole or not at all.
 
-    Tables go with it: those of what the Frame holds (catalogues, geometry), and those of the file that it was opened from.
-    A Frame that is a part of its file leaves the latter out, with a warning: they describe the whole.
+    Tables go with it: those of what the Frame holds (catalogues, geometry), and those of the file
+    from which it was opened. A Frame that is a part of its file leaves the latter out, with a
+    warning: they describe the whole. Returns the path.
     """
     import dask
 
-    kept = {} if _is_cut(frame) else stored_tables(frame)
+    file_tables = {} if _leaves_tables_out(frame) else stored_tables(frame)
     output = start(frame, path)
     lazy = lazy_small_results(frame)
     try:
         values = dask.compute(*lazy.values(), *output.arrays)
         frame = with_fetched(frame, dict(zip(lazy, values, strict=False)))
-        tables = kept | source_tables(frame)
+        tables = file_tables | source_tables(frame)
     except BaseException:
         discard(output)
         raise
     return finish(output, tables)
 
 
-def _is_cut(frame: Frame) -> bool:
-    """Whether tables of the file are left out, which a warning says."""
+def _leaves_tables_out(frame: Frame) -> bool:
+    """Tell whether the tables of a Frame's file are left out, and warn where they are."""
     if not frame.attrs.get("tables") or list(frame.attrs["file_shape"]) == [
         frame.sizes[name] for name in DIMS
     ]:
@@ -200,32 +210,35 @@ def _is_cut(frame: Frame) -> bool:
 
 def _layout(
     frame: Frame, names: Sequence[str], bare: bool
-) -> tuple[list[tuple[bytes, int]], dict[str, list[Place]]]:
-    """The (header, data size) of each HDU in file order, and the place of every variable's arrays."""
+) -> tuple[list[tuple[bytes, int]], dict[str, list[OutputPlane]]]:
+    """Lay out a file: (header, bytes of data) of each unit, and the planes of each variable."""
     phu = fits.Header([("SIMPLE", True), ("BITPIX", 8), ("NAXIS", 0), ("EXTEND", True)])
     if not bare:
         phu.extend(_content(primary_header(frame)), unique=False)
-    chunks = [(_header_bytes(phu), 0)]
-    places: dict[str, list[Place]] = {name: [] for name in names}
-    position = len(chunks[0][0])
-    for detector, base in enumerate(array_headers(frame)):
-        base = None if bare else _with_place(frame, _with_wcs(frame, detector, base))
+    units = [(_header_bytes(phu), 0)]
+    planes: dict[str, list[OutputPlane]] = {name: [] for name in names}
+    position = len(units[0][0])
+    shape = shape_of(frame)
+    for detector, header_of_frame in enumerate(array_headers(frame)):
+        base = None if bare else _with_place(frame, _with_wcs(frame, detector, header_of_frame))
         for name in names:
-            shape = frame[name].shape[1:]
             header = (
                 _bare_header(name, detector + 1, shape)
-                if bare
+                if base is None
                 else _header_bytes(_image_header(base, name, detector + 1, shape))
             )
             size = _padded(shape[0] * shape[1] * abs(_BITPIX[name]) // 8)
-            places[name].append(Place(position + len(header), shape))
-            chunks.append((header, size))
+            planes[name].append(OutputPlane(position + len(header), shape))
+            units.append((header, size))
             position += len(header) + size
-    return chunks, places
+    return units, planes
 
 
 def _with_place(frame: Frame, base: Header | fits.Header) -> Header | fits.Header:
-    """The header of an array whose section keywords and CRPIX say where the pixels are that a cut Frame has."""
+    """Give the header of an array with the section keywords and CRPIX of the Frame's pixels.
+
+    They change where the Frame is a part of its file.
+    """
     down, right = (
         frame.indexes[name][0] - start
         for name, start in zip(("y", "x"), frame.attrs["file_start"], strict=True)
@@ -235,9 +248,9 @@ def _with_place(frame: Frame, base: Header | fits.Header) -> Header | fits.Heade
         return base
     header = base.copy()
     for keyword in ("CCDSEC", "DETSEC", "ARRAYSEC"):
-        found = parse_section(header.get(keyword))
-        if found:
-            x1, y1 = found[0] + int(right), found[2] + int(down)
+        section = parse_section(header.get(keyword))
+        if section:
+            x1, y1 = section[0] + int(right), section[2] + int(down)
             header[keyword] = format_section([x1, x1 + nx, y1, y1 + ny])
     if "DATASEC" in header:
         header["DATASEC"] = format_section([0, nx, 0, ny])
@@ -249,7 +262,7 @@ def _with_place(frame: Frame, base: Header | fits.Header) -> Header | fits.Heade
 
 
 def _with_wcs(frame: Frame, detector: int, base: Header) -> Header | fits.Header:
-    """The header of an array with the WCS of its geometry as TAN-SIP, where the Frame has one."""
+    """Give the header of an array with the WCS of its geometry as TAN-SIP, where it has one."""
     geometry = geometries(frame)
     if not geometry:
         return base
@@ -272,8 +285,9 @@ def _bare_header(name: str, version: int, shape: tuple[int, int]) -> bytes:
 
 
 def _image_header(
-    base: fits.Header, name: str, version: int, shape: tuple[int, int]
+    base: Header | fits.Header, name: str, version: int, shape: tuple[int, int]
 ) -> fits.Header:
+    """Give the header of the extension of one array's variable, with the content of `base`."""
     header = fits.Header()
     header["XTENSION"] = ("IMAGE", "Image extension")
     header["BITPIX"] = (_BITPIX[name], "array data type")
@@ -291,35 +305,40 @@ def _image_header(
     return header
 
 
-def _content(header: fits.Header) -> fits.Header:
-    """A header without the keywords that describe a file's structure, and without the blank cards of the archive."""
-    cards = [card for card in header.cards if card.keyword not in _STRUCTURE and card.keyword != ""]
+def _content(header: Header | fits.Header) -> fits.Header:
+    """Give a header without the keywords of a file's structure, and without blank cards."""
+    cards = [
+        card
+        for card in header.cards
+        if card.keyword not in _STRUCTURE_KEYWORDS and card.keyword != ""
+    ]
     return fits.Header(cards).copy()  # to be edited; the cards of a Frame are not
 
 
 def _header_bytes(header: fits.Header) -> bytes:
-    """The header with room for CHECKSUM and DATASUM, so that adding them later moves nothing."""
+    """Give the bytes of a header with CHECKSUM and DATASUM, so that setting them moves nothing."""
     header["CHECKSUM"] = ("0" * 16, "HDU checksum")
     header["DATASUM"] = ("0", "data unit checksum")
     return header.tostring(padding=True).encode("ascii")
 
 
 def _padded(size: int) -> int:
-    return -(-size // BLOCK) * BLOCK
+    """Give the size in bytes of the whole FITS records that hold so many bytes."""
+    return -(-size // RECORD_BYTES) * RECORD_BYTES
 
 
-def _create(temporary: str, final: str, chunks: Sequence[tuple[bytes, int]]) -> np.ndarray:
+def _create(temporary: str, final: str, units: Sequence[tuple[bytes, int]]) -> np.ndarray:
+    """Create the temporary file with its headers; give records of what was written."""
     written: list[tuple[int, ...]] = []
-    total = sum(len(header) + size for header, size in chunks)
+    total = sum(len(header) + size for header, size in units)
     try:
         os.makedirs(os.path.dirname(final), exist_ok=True)
         Path(temporary).unlink(missing_ok=True)
-        with open(
-            temporary, "xb"
-        ) as file:  # a file of its own: what a link of that name points at is not touched
+        # "x": a new file, so that no file is touched to which a link of that name points.
+        with open(temporary, "xb") as file:
             _reserve(file, total)
             position = 0
-            for header, size in chunks:
+            for header, size in units:
                 file.seek(position)
                 file.write(header)
                 written.append((position, 1, len(header), len(header), zlib.crc32(header)))
@@ -327,13 +346,14 @@ def _create(temporary: str, final: str, chunks: Sequence[tuple[bytes, int]]) -> 
     except OSError as error:
         Path(temporary).unlink(missing_ok=True)
         raise GdaskError(
-            f"{final}: cannot be written ({error.strerror}; {total / 1e6:.1f} MB needed); {_remedy(error)}"
+            f"{final}: cannot be written ({error.strerror}; {total / 1e6:.1f} MB needed);"
+            f" {_remedy(error)}"
         ) from error
-    return np.array(written, WINDOW)
+    return np.array(written, WRITTEN_WINDOW)
 
 
 def _reserve(file: BufferedWriter, total: int) -> None:
-    """Take the space now, so that a full disk is found before any pixel is computed (where the system can)."""
+    """Take the space now, where the system can: a full disk is found before pixels are computed."""
     try:
         os.posix_fallocate(file.fileno(), 0, total)
     except OSError as error:
@@ -342,24 +362,25 @@ def _reserve(file: BufferedWriter, total: int) -> None:
         file.truncate(total)
 
 
-def _writer(array: object, path: str, places: Sequence[Place], bitpix: int) -> object:
+def _writer(array: da.Array, path: str, planes: Sequence[OutputPlane], bitpix: int) -> da.Array:
+    """Give the lazy array whose tasks write the blocks of another one into a file."""
     from dask.base import tokenize
 
     from gdask.io.lazy_arrays import edges, map_blocks
 
-    array = array.rechunk({0: 1})  # type: ignore[attr-defined]  # a no-op but for a user's own chunks
+    array = array.rechunk({0: 1})  # changes only chunks that a user has made
     return map_blocks(
         _write_block,
         array,
-        name=f"write-{tokenize(array.name, path, places)}",
-        dtype=WINDOW,
+        name=f"write-{tokenize(array.name, path, planes)}",
+        dtype=WRITTEN_WINDOW,
         chunks=tuple((1,) * len(axis) for axis in array.chunks),
         placed=True,
         path=path,
-        places=tuple(places),
+        planes=tuple(planes),
         bitpix=bitpix,
-        flush=settings().flush,  # workers on other hosts: what they wrote is in their memory
-        edges=edges(array.chunks),
+        flush=settings().flush,  # what workers on other hosts wrote is still in their memory
+        block_edges=edges(array.chunks),
     )
 
 
@@ -367,40 +388,42 @@ def _write_block(
     place: tuple[int, int, int],
     block: np.ndarray,
     path: str,
-    places: tuple[Place, ...],
+    planes: tuple[OutputPlane, ...],
     bitpix: int,
     flush: bool,
-    edges: tuple[tuple[int, ...], ...],
+    block_edges: tuple[tuple[int, ...], ...],
 ) -> np.ndarray:
-    (y1, y2), (x1, x2) = (edges[axis][place[axis] : place[axis] + 2] for axis in (1, 2))
-    start, (_, width) = places[place[0]]
+    """Write one block into a file, in a task, and give the record of it."""
+    (y1, y2), (x1, x2) = (block_edges[axis][place[axis] : place[axis] + 2] for axis in (1, 2))
+    plane_start, (_, width) = planes[place[0]]
     raw = _to_disk(block[0], bitpix)
     handle = os.open(path, os.O_WRONLY)
     try:
         if x2 - x1 == width:
-            _write_all(handle, memoryview(raw).cast("B"), start + y1 * width * raw.itemsize)
+            _write_all(handle, raw.data.cast("B"), plane_start + y1 * width * raw.itemsize)
         else:
             for row in range(y2 - y1):
-                at = start + ((y1 + row) * width + x1) * raw.itemsize
-                _write_all(handle, memoryview(raw[row]).cast("B"), at)
+                row_start = plane_start + ((y1 + row) * width + x1) * raw.itemsize
+                _write_all(handle, raw[row].data.cast("B"), row_start)
         if flush:
             os.fsync(handle)
     finally:
         os.close(handle)
-    begin, size = start + (y1 * width + x1) * raw.itemsize, raw.itemsize
-    return np.full(
-        (1, 1, 1),
-        np.array((begin, y2 - y1, (x2 - x1) * size, width * size, zlib.crc32(raw)), WINDOW),
-    )
+    size = raw.itemsize
+    start = plane_start + (y1 * width + x1) * size
+    written = (start, y2 - y1, (x2 - x1) * size, width * size, zlib.crc32(raw.data))
+    return np.array([[[written]]], WRITTEN_WINDOW)
 
 
 def _write_all(handle: int, content: memoryview, offset: int) -> None:
+    """Write all bytes at an offset of a file, however many one call of the system takes."""
     while content:
-        done = os.pwrite(handle, content, offset)
-        content, offset = content[done:], offset + done
+        count = os.pwrite(handle, content, offset)
+        content, offset = content[count:], offset + count
 
 
 def _to_disk(plane: np.ndarray, bitpix: int) -> np.ndarray:
+    """Give pixels as they are on disk: big-endian, unsigned numbers shifted by BZERO = 32768."""
     if bitpix == 16:
         return np.ascontiguousarray(plane ^ np.uint16(0x8000)).byteswap()
     if bitpix == 8:

@@ -1,4 +1,7 @@
-"""`xarray.open_dataset(path, engine="gdask")`: a FITS file as a Frame of lazily read arrays, without dask."""
+"""The engine of `xarray.open_dataset(path, engine="gdask")`.
+
+It opens a FITS file as a Frame of lazily read arrays, without dask.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ ENDINGS = (".fits", ".fits.gz", ".fits.bz2", ".fits.fz", ".fit", ".fts")
 
 
 class StoredBackendArray(BackendArray):
-    """A stored array as xarray's backends index it: by whole numbers and slices, windows alone are read."""
+    """A stored array as xarray's backends index it, by whole numbers and slices.
+
+    Only the windows that an index touches are read.
+    """
 
     def __init__(self, stored: StoredArray) -> None:
         self.stored, self.shape, self.dtype = stored, stored.shape, stored.dtype
@@ -30,7 +36,7 @@ class StoredBackendArray(BackendArray):
         )
 
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
-        return self.stored[key]
+        return self.stored.select(key)
 
 
 class GdaskBackend(BackendEntrypoint):
@@ -46,7 +52,10 @@ class GdaskBackend(BackendEntrypoint):
         *,
         drop_variables: str | Iterable[str] | None = None,
     ) -> xr.Dataset:
-        """Open a file; variables are read by window when they are indexed. Errors are those of `gdask.open`."""
+        """Open a file; variables are read by window when they are indexed.
+
+        Errors are those of `gdask.open`.
+        """
         dropped = {drop_variables} if isinstance(drop_variables, str) else set(drop_variables or ())
         return open_with(filename_or_obj, _lazily_indexed).drop_vars(dropped, errors="ignore")
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from astropy.io import fits
 
-from gdask.headers import BLOCK, Headers, Unit, each_unit, is_tiled, open_stream
+from gdask.headers import RECORD_BYTES, Headers, Unit, each_unit, is_tiled, open_stream
 from gdask.instruments import View, view
 from gdask.instruments.view import COMPANION_EXTENSIONS
 from gdask.io.checksum import wrong_sums
@@ -122,7 +122,7 @@ def _kind(seen: View, ours: bool) -> str:
 def _structure(units: Sequence[Unit], name: str, ours: bool) -> Found:
     """Records, names and shapes of the units."""
     size = os.path.getsize(name)
-    end = max(unit.begin + unit.size + -unit.size % BLOCK for unit in units)
+    end = max(unit.begin + unit.size + -unit.size % RECORD_BYTES for unit in units)
     with open_stream(name) as stream:
         stream.seek(end)
         rest = stream.read(1)
@@ -131,8 +131,11 @@ def _structure(units: Sequence[Unit], name: str, ours: bool) -> Found:
             "",
             f"there are bytes after the last extension, which ends at byte {end}; copy the file again",
         )
-    elif size % BLOCK and not name.endswith((".gz", ".bz2")) and size < end:
-        yield "", f"its {size} bytes are no whole number of FITS records of {BLOCK}; copy it again"
+    elif size % RECORD_BYTES and not name.endswith((".gz", ".bz2")) and size < end:
+        yield (
+            "",
+            f"its {size} bytes are no whole number of FITS records of {RECORD_BYTES}; copy it again",
+        )
     labels = [_label(unit) for unit in units[1:] if _name(unit)]
     for label in sorted({one for one in labels if labels.count(one) > 1}):
         yield label, "there is more than one extension of this name and version"

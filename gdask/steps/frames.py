@@ -13,7 +13,7 @@ from gdask.instruments import descriptor
 from gdask.io.dask_internals import set_source
 from gdask.io.frames import array_headers, array_numbers, is_frame, sections, shape_of
 from gdask.io.lazy_arrays import cut_out, map_planes, source_of
-from gdask.io.sources import Field
+from gdask.io.sources import RecordField
 from gdask.model import DETECTOR, DIMS, DTYPES, GdaskError, X, Y
 from gdask.types import Frame
 
@@ -65,7 +65,7 @@ def unpack(packed: da.Array) -> dict[str, da.Array]:
     }
     if records is not None:
         for name, array_ in arrays.items():
-            set_source(array_, Field(records, name))
+            set_source(array_, RecordField(records, name))
     return arrays
 
 

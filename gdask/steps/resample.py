@@ -242,7 +242,7 @@ def _resample_frame(
         base.remove(keyword, ignore_missing=True)
     base.update(header)
     base.update(correlation(how[1], ratio, how[0], _noise_of_sums(source)))
-    onto = _on_grid(frame, variables, grid, Header.of(base))
+    onto = _on_grid(frame, variables, grid, Header.from_astropy(base))
     onto = with_headers(onto, primary={"PIXSCALE": (grid.scale, "Pixel scale (arcsec)")})
     placed = {"geometry": found, **(small(frame, "solution") or {})}
     return with_small(onto, placed=placed)

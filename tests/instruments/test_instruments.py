@@ -700,10 +700,10 @@ def test_wrong_names_are_refused_with_the_closest() -> None:
 
 def test_a_frame_is_a_source() -> None:
     made = gsaoi()
-    texts = np.array([Header.of(header).text for header in made.ext], object)
+    texts = np.array([Header.from_astropy(header).text for header in made.ext], object)
     frame = xr.Dataset(
         coords={"header": ("detector", texts)},
-        attrs={"phu": Header.of(made.phu).text, "path": "x.fits"},
+        attrs={"phu": Header.from_astropy(made.phu).text, "path": "x.fits"},
     )
     assert descriptor(frame, "array_name") == list(ARRAYS)
     assert tags(frame) == tags(made)

@@ -1,4 +1,4 @@
-"""The catalogue of a stack: known answers, errors as large as they are, units that can be read."""
+"""The catalogue of a stack: known answers, errors of the right size, units that can be read."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_epochs_are_parted_by_nights_whatever_the_order():
 
 @pytest.mark.parametrize("floor", [0.5, 4.0])
 def test_positions_by_epoch_show_the_motion_with_errors_that_hold(floor):
-    """The solution takes motions for errors: what it says of them may be far too much."""
+    """The solution takes motions for errors, so the errors that it states may be far too large."""
     inputs, motion = night_of()
     for source in inputs:
         source["floor_mas"] = floor
@@ -152,14 +152,14 @@ def stack_of(stars: np.ndarray, factor: float | None) -> Frame:
     inputs[0]["stars"]["ra"], inputs[0]["stars"]["dec"] = grid_to_sky(
         grid, [20.0, 80.0, 50.3], [30.0, 60.0, 50.0]
     )
-    header = Header.of(fits.Header({"CORRFAC": factor}) if factor else fits.Header())
+    header = Header.from_astropy(fits.Header({"CORRFAC": factor}) if factor else fits.Header())
     catalog = np.zeros(len(stars), CATALOG)
     catalog["FLUX_AUTO"], catalog["FLUXERR_AUTO"] = 1e4, 100.0
     frame = xr.Dataset(
         coords=one_image_coords((100, 100), header),
         attrs={
             "name": IMAGE,
-            "phu": Header.of(fits.Header({"EXPTIME": 10.0})).text,
+            "phu": Header.from_astropy(fits.Header({"EXPTIME": 10.0})).text,
             "grid": grid_text(grid),
         },
     )
@@ -230,7 +230,7 @@ def test_a_stack_of_one_frame_has_a_catalogue_too():
     )
 
 
-def test_errors_of_fluxes_and_positions_are_as_large_as_they_are():
+def test_errors_of_fluxes_and_positions_match_their_scatter():
     camera = CAMERAS["f2"]
     s = scene(camera, "sparse", "varying", 512, 8)
     dq = np.zeros(s.data.shape, "u2")

@@ -53,7 +53,7 @@ def tasks_by_function(tasks: dict) -> dict[str, Node]:
     return {part.function.__name__: part for part in parts if part.kind == "task"}
 
 
-# Building -------------------------------------------------------------------------------------
+# Building --------------------------------------------------------------------------------------
 
 
 def with_place(place: tuple[int, ...], block: np.ndarray, level: np.ndarray) -> np.ndarray:
@@ -89,6 +89,24 @@ def test_blockwise_array_without_place_gives_the_blocks_alone(pixels: np.ndarray
         plus, "sum-name", arrays[0].chunks, meta, inputs, axes, placed=False
     )
     np.testing.assert_array_equal(result.compute(scheduler="synchronous"), 11 * pixels)
+
+
+def test_array_of_tasks_has_their_results_as_blocks(pixels: np.ndarray) -> None:
+    array = array_of(pixels, "given", chunks=(1, 4, 4))
+    tasks = {
+        ("made", number): dask_internals.task(
+            ("made", number), _sums_of, dask_internals.reference(("given", number, 0, 0))
+        )
+        for number in range(2)
+    }
+    result = dask_internals.array_of_tasks("made", tasks, [array], ((1, 1),), np.empty(0, "f4"))
+    assert result.name == "made" and result.dtype == np.float32
+    expected = pixels.sum(axis=(1, 2))
+    np.testing.assert_array_equal(result.compute(scheduler="synchronous"), expected)
+
+
+def _sums_of(block: np.ndarray) -> np.ndarray:
+    return block.sum(axis=(1, 2))
 
 
 def test_task_is_called_with_results_where_references_stand() -> None:
@@ -178,7 +196,7 @@ def test_is_only_chunked_where_xarray_made_blocks_of_values(pixels: np.ndarray) 
         assert not dask_internals.is_only_chunked(other)
 
 
-# Running --------------------------------------------------------------------------------------
+# Running ---------------------------------------------------------------------------------------
 
 CALLS: list[int] = []
 
@@ -240,7 +258,7 @@ def test_scheduler_of_user_leads_to_the_client_of_a_cluster() -> None:
         assert dask_internals.scheduler_of_user().__self__ is client
 
 
-# Taking apart ---------------------------------------------------------------------------------
+# Taking apart ----------------------------------------------------------------------------------
 
 
 def test_take_apart_a_task() -> None:
@@ -364,7 +382,7 @@ def test_bare_function_is_what_was_written() -> None:
     assert dask_internals.bare_function(Callable_()) is Callable_
 
 
-# The room -------------------------------------------------------------------------------------
+# The room --------------------------------------------------------------------------------------
 
 
 def test_each_function_has_a_test() -> None:

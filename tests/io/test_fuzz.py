@@ -37,8 +37,9 @@ from gdask.model import GdaskError
 from gdask.reduction.recipe_library import known_steps
 from gdask.reduction.verify import verify
 
-SECONDS = 10
-BYTES = 400 << 20
+MAX_SECONDS_OF_ONE_INPUT = 10
+MAX_BYTES_OF_ALL_INPUTS = 400 << 20
+#: Inputs tried so far, by what they are.
 TRIED: dict[str, int] = {}
 
 few_or_many = pytest.mark.parametrize("count", [40, pytest.param(1500, marks=pytest.mark.slow)])
@@ -66,24 +67,24 @@ def fuzz(
         with bounded(), contextlib.suppress(GdaskError):
             attempt(value)
 
-    before = peak()
+    before = peak_memory()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         one()
-    assert peak() - before < BYTES
+    assert peak_memory() - before < MAX_BYTES_OF_ALL_INPUTS
 
 
-def peak() -> int:
+def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
     def stop(*_: object) -> None:
-        raise AssertionError(f"no answer within {SECONDS} s")
+        raise AssertionError(f"no answer within {MAX_SECONDS_OF_ONE_INPUT} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS_OF_ONE_INPUT)
     try:
         yield
     finally:
@@ -95,7 +96,7 @@ def bounded() -> Iterator[None]:
 def _account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     path = tmp_path_factory.mktemp("warm") / "S1.fits"
     path.write_bytes(mef([], "GSAOI"))
-    look_at(path)  # imports and compiles what is measured below
+    read_before_computing(path)  # imports and compiles what is measured below
     for kernel in (tangent_plane, tangent_sky):
         kernel(10.0, 20.0, 10.1, 20.1)
     yield
@@ -221,15 +222,15 @@ changes = st.lists(
 
 
 def mef(edits: list[tuple[str, str, str]], instrument: str) -> bytes:
-    """A file of 4 arrays of 8 x 6 pixels with edited cards."""
+    """Give the bytes of a file of 4 arrays of 8 x 6 pixels with edited cards."""
     units = [
         {"SIMPLE": "T", "BITPIX": "8", "NAXIS": "0", "EXTEND": "T"}
-        | {k: show(v) for k, v in PHU.items()}
+        | {k: card_value(v) for k, v in PHU.items()}
         | {"INSTRUME": f"'{instrument}'"}
     ]
     units += [
         {"XTENSION": "'IMAGE   '"}
-        | {k: show(v) for k, v in EXT.items() if k != "XTENSION"}
+        | {k: card_value(v) for k, v in EXT.items() if k != "XTENSION"}
         | {"GCOUNT": "1"}
     ] * 4
     parts = []
@@ -250,7 +251,7 @@ def mef(edits: list[tuple[str, str, str]], instrument: str) -> bytes:
     return b"".join(parts)
 
 
-def show(value: object) -> str:
+def card_value(value: object) -> str:
     return f"'{value}'" if isinstance(value, str) else "T" if value is True else str(value)
 
 
@@ -275,7 +276,7 @@ def test_headers(count: int, tmp_path: Path) -> None:
 
     def attempt(case: tuple[list[tuple[str, str, str]], str]) -> None:
         path.write_bytes(mef(*case))
-        look_at(path)
+        read_before_computing(path)
 
     fuzz(
         count,
@@ -304,7 +305,7 @@ def test_headers_that_were_found(instrument: str, keyword: str, text: str, tmp_p
     path = tmp_path / "S1.fits"
     path.write_bytes(mef([(keyword, "set", text)], instrument))
     with contextlib.suppress(GdaskError):
-        look_at(path)
+        read_before_computing(path)
 
 
 @few_or_many
@@ -346,7 +347,7 @@ cut = st.one_of(st.just(1.0), st.just(1.0), st.floats(0, 1))
 
 @pytest.fixture(scope="module")
 def whole() -> bytes:
-    """A small product: SCI, VAR, DQ of 4 arrays and a table, with checksums."""
+    """Give the bytes of a small product: SCI, VAR, DQ of 4 arrays and a table, with checksums."""
     units = [fits.PrimaryHDU(header=fits.Header(PHU))]
     ramp = np.arange(48, dtype=np.float32).reshape(6, 8)
     for number in range(1, 5):
@@ -377,7 +378,7 @@ def whole() -> bytes:
 def flipped(
     content: bytes, case: tuple[list[tuple[float, int]], float], headers_only: bool = False
 ) -> bytes:
-    """Bytes changed, at places given as parts of the length; the end cut off."""
+    """Give content with bytes changed, at places given as parts of its length, and cut off."""
     changed = bytearray(content)
     for place, mask in case[0]:
         at = int(place * len(changed))
@@ -394,7 +395,7 @@ def test_flipped_bytes(count: int, headers_only: bool, whole: bytes, tmp_path: P
 
     def attempt(case: tuple[list[tuple[float, int]], float]) -> None:
         path.write_bytes(flipped(whole, case, headers_only))
-        look_at(path)
+        read_before_computing(path)
 
     fuzz(count, "flipped bytes", st.tuples(flips, cut), attempt)
 
@@ -421,7 +422,7 @@ def test_flipped_bytes_of_compressed_files(
 
     def attempt(case: tuple[list[tuple[float, int]], float]) -> None:
         path.write_bytes(flipped(packed, case))
-        look_at(path)
+        read_before_computing(path)
 
     fuzz(count // 2, f"flipped bytes {form}", st.tuples(flips, cut), attempt)
 

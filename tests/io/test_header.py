@@ -39,7 +39,7 @@ def original() -> fits.Header:
 
 def as_in_file(header: fits.Header) -> Header:
     text = header.tostring(endcard=False, padding=False)
-    return Header.read(text[at : at + 80] for at in range(0, len(text), 80))
+    return Header.from_cards(text[at : at + 80] for at in range(0, len(text), 80))
 
 
 @pytest.mark.filterwarnings("ignore::astropy.io.fits.verify.VerifyWarning")
@@ -83,11 +83,11 @@ def test_cards_are_shared_and_a_change_stays_where_it_is_made() -> None:
     edited = one.copy()
     edited["GAIN"], edited["OBJECT"] = 9.0, "planet"
     theirs = original()
-    taken = Header.of(theirs)
+    taken = Header.from_astropy(theirs)
     theirs["GAIN"] = 11.0
     assert (changed["GAIN"], edited["GAIN"], taken["GAIN"]) == (7.0, 9.0, 2.4)
     assert one.tostring() == other.tostring() == before
-    assert Header.of(one) is one
+    assert Header.from_astropy(one) is one
 
 
 def test_files_that_are_alike_are_read_into_the_same_cards(tmp_path: Path) -> None:
