@@ -371,7 +371,7 @@ def test_tiles_do_not_show_in_the_result(
     sky_files: Frames, monkeypatch: pytest.MonkeyPatch, no_compute: None
 ) -> None:
     (whole,) = steps.resample_to_common_frame(sky_files[:1], pixel_scale=0.05)
-    monkeypatch.setattr("gdask.steps.resample.SIDE", 37)
+    monkeypatch.setattr("gdask.steps.resample.TILE_SIDE", 37)
     (tiled,) = steps.resample_to_common_frame(sky_files[:1], pixel_scale=0.05)
     assert tiled.data.data.chunks != whole.data.data.chunks
     with dask.config.set(scheduler="threads"):
