@@ -186,8 +186,8 @@ def make_bpm(
     flat_lo_thresh, flat_hi_thresh
         Limits of the normalised flat.
     dark_lo_thresh, dark_hi_thresh
-        Limits of the dark in electrons.
-        None: no lower limit; the upper one is the dark's median plus 10 standard deviations.
+        Limits of the dark in electrons; None: no lower one, the upper one from the dark itself.
+        That is its median plus 10 standard deviations.
     """
     mask = map_planes(
         _bad_in_flat,

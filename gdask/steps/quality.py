@@ -347,8 +347,8 @@ def _flag_latents(
 ) -> Flags:
     """Flag in a window what earlier frames' masks show.
 
-    packed, offsets, shapes: of each earlier frame its packed mask, `_offset` and shape. window: that
-    of `dq` on its array.
+    packed, offsets, shapes: the packed mask, `_offset` and shape of each earlier frame. window:
+    that of `dq` on its array.
     """
     result = dq.copy()
     for bits, (right, up), shape in zip(packed, offsets, shapes, strict=True):

@@ -67,7 +67,8 @@ def _engine_conflict(values: Mapping[str, Any]) -> str:
         return ""
     return (
         f"interpolation={wanted} is not of engine={engine}, which has "
-        f"{', '.join(INTERPOLATIONS[engine])}; set resampleToCommonFrame:engine or another interpolation"
+        f"{', '.join(INTERPOLATIONS[engine])}; set resampleToCommonFrame:engine or another "
+        "interpolation"
     )
 
 
@@ -228,7 +229,8 @@ def _with_map_error(frame: Frame, grid: Grid) -> Frame:
     if error > MAX_MAP_ERROR:
         raise GdaskError(
             f"{frame.attrs['name']}: the sampled pixel map is wrong by {error:.1e} px, "
-            f"at most {MAX_MAP_ERROR:g} was expected; the fitted correction bends too fast: align with a lower order"
+            f"at most {MAX_MAP_ERROR:g} was expected; the fitted correction bends too fast: "
+            "align with a lower order"
         )
     return with_small(frame, solution=(small(frame, "solution") or {}) | {"map_px": error})
 

@@ -17,15 +17,15 @@ from gdask.model import DQ
 from gdask.steps.frames import PIXEL, pack
 from gdask.types import Flags, Image, Window
 
-#: Interpolation kernels of each engine; the first is its default. Those of reproject have its names.
+#: Interpolation kernels of each engine, the default first. Those of reproject have its names.
 INTERPOLATIONS = {
     "gdask": ("quintic", "bilinear", "cubic", "lanczos3"),
     "reproject": ("bilinear", "nearest-neighbor", "bicubic", "adaptive", "exact"),
 }
-#: Margin and side (pixels) of the squares in which a spline is evaluated. A spline's pixel depends on
-#: all pixels of the array, by a share that falls 3.7 times a pixel (Unser 1999): to 1e-18 at this
-#: margin. The squares of the grid are always the same, so that the bits do not depend on the tiling.
-#: (Whole arrays would take 3 s for each tile in place of 0.2 s.)
+#: Margin and side (pixels) of the squares in which a spline is evaluated. A spline's pixel depends
+#: on all pixels of the array, by a share that falls 3.7 times a pixel (Unser 1999): to 1e-18 at
+#: this margin. The squares of the grid are always the same, so that the bits do not depend on the
+#: tiling. (Whole arrays would take 3 s for each tile in place of 0.2 s.)
 SPLINE_MARGIN, SPLINE_SQUARE = 32, 128
 
 
@@ -117,28 +117,29 @@ class Resampled(NamedTuple):
         data, variance, dq = planes
         data[:], variance[:], dq[:] = 0, 0, DQ.NO_DATA
         for part in self.parts(window):
-            memo: Memo = {}
-            inputs = [read_once(source, part.array, part.needed, memo) for source in self.sources]
-            made = self._resample_part(part, inputs)
+            made = self._resample_part(part, self._read_inputs(part))
             shown, place = (_slices(part.shown, origin) for origin in (part.made, window))
             _take_better(
                 [data[place], variance[place], dq[place]], [plane[shown] for plane in made]
             )
 
+    def _read_inputs(self, part: Part) -> tuple[Image, Image, Flags]:
+        """Read the window of data, variance and DQ that a part is made from."""
+        memo: Memo = {}
+        data, variance, dq = (
+            read_once(source, part.array, part.needed, memo) for source in self.sources
+        )
+        return data, variance, dq
+
     def _resample_part(
-        self, part: Part, inputs: Sequence[np.ndarray]
+        self, part: Part, inputs: tuple[Image, Image, Flags]
     ) -> tuple[Image, Image, Flags]:
         """Resample windows of data, variance and DQ of one array onto a part of the grid."""
         geometry, origin = self.geometries[part.array], (part.needed[0], part.needed[2])
-        data, variance, dq = inputs
         if self.engine == "gdask":
-            ymap, xmap = pixel_map(geometry, self.grid, part.made)
             data, variance, dq = resample(
-                data,
-                variance,
-                dq,
-                ymap,
-                xmap,
+                *inputs,
+                *pixel_map(geometry, self.grid, part.made),
                 interpolation=self.interpolation,
                 area_ratio=self.ratio,
                 origin=origin,
@@ -150,13 +151,9 @@ class Resampled(NamedTuple):
             margin = map_margin_of(self.interpolation)
             y1, y2, x1, x2 = part.made
             with_margin = (y1 - margin, y2 + margin, x1 - margin, x2 + margin)
-            ymap, xmap = pixel_map(geometry, self.grid, with_margin)
             data, variance, dq = resample_reprojected(
-                data,
-                variance,
-                dq,
-                ymap,
-                xmap,
+                *inputs,
+                *pixel_map(geometry, self.grid, with_margin),
                 method=self.interpolation,
                 area_ratio=self.ratio,
                 origin=origin,

@@ -1,4 +1,7 @@
-"""FLAMINGOS-2 from raw frames to stacks, on small simulated nights: Y on target, Ks with offsets to sky."""
+"""Tests of FLAMINGOS-2 recipes from raw frames to stacks, on small simulated nights.
+
+One night has Y on target, the other Ks with offsets to sky.
+"""
 
 from __future__ import annotations
 
@@ -123,7 +126,7 @@ class _inside:
 
 @pytest.fixture
 def workspace(tutorial: Path, tmp_path: Path) -> Iterator[Path]:
-    """An empty working folder that has the tutorial's calibrations in a database that is only read."""
+    """Make a working folder with the tutorial's calibrations in a database that is only read."""
     with _inside(tmp_path):
         lines = (
             f"[calibs]\ndatabases = cal_manager.db get store\n    {tutorial}/cal_manager.db get\n"
@@ -261,7 +264,10 @@ def test_k_masks_take_the_darks_of_the_flats_from_the_list(k_night: Path, tmp_pa
 
 
 def test_axes_scale_and_pointing(night: Path, k_night: Path) -> None:
-    """+y is East and +x is North at position angle 0; raw frames point where the truth says, to the pointing error."""
+    """At position angle 0, +y is East and +x is North.
+
+    Raw frames point where the truth says, to the pointing error.
+    """
     for folder, scale in ((night, 0.1797), (k_night, 0.1791)):
         rows = Table.read(folder / "truth" / "frames.ecsv")
         row = rows[[str(kind) == "science" for kind in rows["kind"]]][0]
@@ -374,7 +380,10 @@ def test_twilight_flats_are_refused(tags: str) -> None:
 
 @pytest.mark.parametrize(("width", "flagged"), [(30, True), (400, False)])
 def test_shadows_from_the_edge_are_flagged(width: int, flagged: bool) -> None:
-    """A bar that takes 40 % of the light is a shadow; where half of the field is darker the rest is a nebula."""
+    """A bar that takes 40 % of the light is a shadow.
+
+    Where half of the field is darker the rest is a nebula.
+    """
     random = np.random.default_rng(3)
     y, x = np.mgrid[:512, :512]
     bar = (x > 300) & (np.abs(y - 200) < width) if flagged else x > 512 - width // 2

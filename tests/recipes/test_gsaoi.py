@@ -1,4 +1,4 @@
-"""The tutorial of the field on a small night: recipes, products, and the stack against the truth."""
+"""Tests of GSAOI recipes by the field's tutorial on a small night, against its truth."""
 
 from __future__ import annotations
 
@@ -274,7 +274,10 @@ def test_nostack_then_align_and_stack_is_the_same_as_reduce(
 
 
 def test_standards_in_a_region_of_interest(calibrated: Path, night: object) -> None:
-    """Full-frame flat and BPM are cut to it. The window of a small night holds one star to align by."""
+    """Full-frame flat and BPM are cut to it.
+
+    The window of a small night holds one star to align by.
+    """
     result = reduce(night.std, "reduce_nostack")
     assert len(result.output_filenames) == 3 and not result.set_aside
     with fits.open(result.output_filenames[1]) as hdus:
@@ -361,14 +364,18 @@ def test_one_frame_is_a_stack_of_one(calibrated: Path, night: object) -> None:
     assert fits.getheader(IMAGE)["NCOMBINE"] == 1
     with pytest.raises(
         GdaskError,
-        match=r"S20170505S0095.fits: no sky frame at least 1 arcsec away with the same filter and exposure time \(Kshort, 60 s\)",
+        match=r"S20170505S0095.fits: no sky frame at least 1 arcsec away with the same filter "
+        r"and exposure time \(Kshort, 60 s\)",
     ):
         reduce(night.science[:1])
     assert not list(calibrated.glob(".*.part"))
 
 
 def hardest_to_please(night: object) -> tuple[str, float]:
-    """The standard whose farthest other frame is nearest, and a distance (arcsec) that only it finds no sky at."""
+    """Give the standard whose farthest other frame is nearest, and a distance (arcsec).
+
+    It is the only one that finds no sky at that distance.
+    """
     rows = Table.read(night.truth / "frames.ecsv")
     rows = rows[rows["kind"] == "std"]
     east, north = np.cos(np.radians(rows["dec0"])) * rows["ra0"] * 3600, rows["dec0"] * 3600
@@ -380,7 +387,10 @@ def hardest_to_please(night: object) -> tuple[str, float]:
 def test_options_of_the_command(
     calibrated: Path, night: object, reduced: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """A config file below -p, a calibration and a suffix of the user's; a frame left out makes the exit code 1."""
+    """A config file yields to -p, and the user may give a calibration and a suffix.
+
+    A frame left out makes the exit code 1.
+    """
     (calibrated / "std.list").write_text(f"# standards\n{night.std[0]}  # first\n@more.list\n")
     (calibrated / "more.list").write_text("\n".join(night.std[1:]))
     lonely, distance = hardest_to_please(night)
@@ -440,11 +450,13 @@ def test_a_recipe_of_the_users(calibrated: Path, night: object) -> None:
         "from gdask.steps.frames import with_arrays, array\n"
         "def kernel(plane, factor):\n    return plane * np.float32(factor)\n"
         "def brighten(frame, *, factor: float = 2.0):\n"
-        "    '''Multiply.\n\n    Parameters\n    ----------\n    factor\n        By what.\n    '''\n"
+        "    '''Multiply.\n\n    Parameters\n    ----------\n"
+        "    factor\n        By what.\n    '''\n"
         "    brighter = map_planes(kernel, array(frame, 'data'), dtype='f4', factor=factor)\n"
         "    return with_arrays(frame, data=brighter)\n"
         "def bright(run, frames):\n    '''Calibrated and brightened.'''\n"
-        "    frames = calibrate(run, frames)\n    return run.write_each(run.each(brighten, frames), '_bright')\n"
+        "    frames = calibrate(run, frames)\n"
+        "    return run.write_each(run.each(brighten, frames), '_bright')\n"
     )
     for factor, settings in ((2.0, {}), (3.0, {"brighten:factor": "3"})):
         result = reduce(
@@ -603,7 +615,10 @@ def test_flats_are_the_same_in_other_strips(
 
 @pytest.mark.slow
 def test_a_larger_night_against_the_truth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nine frames on target, standards in a region of interest: completeness, positions, fluxes, sky steps at edges."""
+    """Nine frames on target and standards in a region of interest.
+
+    Completeness, positions, fluxes and sky steps at edges are checked.
+    """
     from gdask.simulate import simulate_gsaoi
 
     simulate_gsaoi(tmp_path, size=1020, roi=1018, n_flats=5)

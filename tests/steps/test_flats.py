@@ -164,7 +164,7 @@ def test_a_science_frame_among_flats_is_refused(night: object) -> None:
 
 
 def test_all_arrays_are_normalised_by_one_number(night: object) -> None:
-    """Steps of gain and sensitivity between arrays stay in the flat, so that the flat removes them."""
+    """Steps of gain and sensitivity between arrays stay in the flat, which removes them."""
     frame = electrons(night.flat_on[0], 3)
     gains = np.array([0.8, 1.0, 1.1, 1.3], "f4")[:, None, None]
     data = ramp(shape_of(frame), 3, 3000, 5000) * gains

@@ -1,4 +1,7 @@
-"""A step on a part of a Frame gives that part of what it gives for the whole; what cannot refuses with one line."""
+"""Tests of steps on a part of a Frame: they give that part of what they give for the whole.
+
+Steps that cannot refuse with one line.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ CROP = {"y": slice(40, 300), "x": slice(11, 200)}
 
 
 class Inputs(NamedTuple):
-    """Frames that steps need: raw frames, a mask, a flat, and calibrated frames with objects and sky frames."""
+    """Frames that steps need.
+
+    Raw frames, a mask, a flat, and calibrated frames with objects and sky frames.
+    """
 
     raw: tuple[Frame, ...]
     bpm: Frame
@@ -120,11 +126,19 @@ CASES: dict[str, tuple[Callable[[Inputs], Frame], Callable[..., Frame], bool]] =
     "threshold_flatfield": (lambda i: i.flat, lambda f, i, p: steps.threshold_flatfield(f), True),
     "make_bpm": (lambda i: i.flat, lambda f, i, p: steps.make_bpm(f), True),
 }
-#: Steps that solve for all that they are given together, and give another (right) answer for a part of it.
+#: Steps that solve for all that they are given together: for a part the (right) answer is another.
 JOINT = {
-    "separate_sky", "associate_sky", "add_reference_catalog", "adjust_wcs_to_reference", "determine_astrometric_solution",
-    "measure_sky_levels", "match_sky_levels", "resample_to_common_frame", "flag_shadows", "make_lamp_flat",
-}  # fmt: skip
+    "separate_sky",
+    "associate_sky",
+    "add_reference_catalog",
+    "adjust_wcs_to_reference",
+    "determine_astrometric_solution",
+    "measure_sky_levels",
+    "match_sky_levels",
+    "resample_to_common_frame",
+    "flag_shadows",
+    "make_lamp_flat",
+}
 REFUSING = {"normalize_flat"}
 
 

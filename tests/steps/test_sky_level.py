@@ -1,4 +1,7 @@
-"""Offset, scale or none: what the sky's level follows is chosen from the data, the user wins, and nothing is silent."""
+"""Tests of the sky's level: offset, scale or none is chosen from the data.
+
+The user's choice wins, and nothing is silent.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ RADIUS = np.hypot(*np.meshgrid(np.arange(8) - 3.5, np.arange(8) - 3.5))[None, No
 def cells(
     light: np.ndarray | float, times: np.ndarray, drift: float = 0.005, seed: int = 1
 ) -> np.ndarray:
-    """Six frames of two arrays: a sky that drifts, a fixed pattern of 1 %, the arrays' ratio, light, noise of 2 e-."""
+    """Make six frames of two arrays.
+
+    They have a sky that drifts, a fixed pattern of 1 %, the arrays' ratio, light, noise of 2 e-.
+    """
     random = np.random.default_rng(9)
     pattern = random.normal(1.0, 0.01, (1, 2, 8, 8)) * np.array([1.0, 1.05])[None, :, None, None]
     sky = LEVEL * (1 + drift * np.sin(times / 400.0))[:, None, None, None]
