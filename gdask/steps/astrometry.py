@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 
@@ -22,11 +23,12 @@ from gdask.io.frames import (
     with_small,
 )
 from gdask.io.lazy_arrays import changed_scale
+from gdask.kernels.astrometry.association import match_pairs
 from gdask.kernels.astrometry.joint_fit import Reference
 from gdask.kernels.astrometry.measured_stars import Measurements
 from gdask.kernels.astrometry.residuals import RESIDUAL_DTYPE
 from gdask.kernels.astrometry.solution import FrameFit, Solution, solve
-from gdask.kernels.geometry.projection import pixel_area, to_plane
+from gdask.kernels.geometry.projection import pixel_area, tangent_plane, to_plane, to_sky
 from gdask.kernels.sources.centroids import EDGE, FAILED, SATURATED
 from gdask.model import GdaskError
 from gdask.params import Range
@@ -100,15 +102,9 @@ def determine_astrometric_solution(
         return tuple(note(frame, "no reference catalogue") for frame in frames)
     catalog = read_catalog(path)
     ra, dec, error, text = at_epoch(catalog, _mean_year(frames), reference_error)
-    solution = solve(
-        _measure(frames),
-        order=order,
-        search=search,
-        match_radius=match_radius,
-        max_rms=max_rms,
-        reference=Reference(ra, dec, error, _catalog_flux(catalog)),
-        untrusted=_reasons_to_doubt_pointing(frames),
-    )
+    reference = Reference(ra, dec, error, _catalog_flux(catalog))
+    limits = {"order": order, "search": search, "match_radius": match_radius, "max_rms": max_rms}
+    solution = _solve(frames, limits, reference)
     return _with_solution(frames, solution, text)
 
 
@@ -144,15 +140,8 @@ def adjust_wcs_to_reference(
         return tuple(note(frame, "already solved with the catalogue") for frame in frames)
     if len(frames) == 1:
         return tuple(note(frame, "one frame: nothing to align") for frame in frames)
-    solution = solve(
-        _measure(frames),
-        order=order,
-        search=search,
-        match_radius=match_radius,
-        max_rms=max_rms,
-        untrusted=_reasons_to_doubt_pointing(frames),
-    )
-    return _with_solution(frames, solution)
+    limits = {"order": order, "search": search, "match_radius": match_radius, "max_rms": max_rms}
+    return _with_solution(frames, _solve(frames, limits))
 
 
 @on_group
@@ -174,10 +163,14 @@ def scale_counts_to_reference(
     )
 
 
-def _measure(frames: Frames) -> list[Measurements]:
-    """Collect the usable centroids of every frame in the instrument's plane (arcsec)."""
+def _solve(
+    frames: Frames, limits: Mapping[str, Any], reference: Reference | None = None
+) -> Solution:
+    """Solve the frames together by their usable centroids. limits: parameters of `solve`."""
     first = float(descriptor(frames[0], "exposure_time") or 1.0)
-    return [_measure_one(frame, first) for frame in frames]
+    measured = [_measure(frame, first) for frame in frames]
+    doubts = _reasons_to_doubt_pointing(frames)
+    return solve(measured, **limits, reference=reference, untrusted=doubts)
 
 
 def _reasons_to_doubt_pointing(frames: Frames) -> list[str]:
@@ -194,16 +187,10 @@ def _night(frame: Frame) -> int:
 
 def _mean_year(frames: Frames) -> float:
     """Give the mean Julian year of the exposures, at which moving stars are seen in the stack."""
-    starts = [
-        start
-        for start in (descriptor(frame, "ut_datetime") for frame in frames)
-        if start is not None
-    ]
-    if not starts:
-        return 2000.0
-    return float(
-        np.mean([2000 + (start - J2000).total_seconds() / (365.25 * 86400) for start in starts])
-    )
+    starts = [descriptor(frame, "ut_datetime") for frame in frames]
+    seconds = [(start - J2000).total_seconds() for start in starts if start is not None]
+    years = [2000 + value / (365.25 * 86400) for value in seconds]
+    return float(np.mean(years)) if years else 2000.0
 
 
 def _outline(frame: Frame) -> tuple[np.ndarray, ...]:
@@ -215,8 +202,8 @@ def _outline(frame: Frame) -> tuple[np.ndarray, ...]:
     return tuple(np.column_stack(to_plane(geometry, x, y)) for geometry in geometries(frame))
 
 
-def _measure_one(frame: Frame, exposure: float) -> Measurements:
-    """Collect the usable centroids of one frame.
+def _measure(frame: Frame, exposure: float) -> Measurements:
+    """Collect the usable centroids of a frame in the instrument's plane (arcsec).
 
     exposure: seconds for which signal to noise is given.
     """
@@ -385,8 +372,6 @@ def _scale(frame: Frame, first: Frame, by_time: float, tolerance: float) -> Fram
 
 def _star_ratio(frame: Frame, first: Frame) -> float | None:
     """Give the median flux ratio (first / frame) of common stars; None with fewer than five."""
-    from gdask.kernels.astrometry.association import match_pairs
-
     first_east, first_north, first_flux = _clean_stars(first)
     east, north, flux = _clean_stars(frame)
     i, j = match_pairs(first_east, first_north, east, north, SAME_STAR_ARCSEC)
@@ -396,8 +381,6 @@ def _star_ratio(frame: Frame, first: Frame) -> float | None:
 
 def _clean_stars(frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Give East, North (arcsec about the target) and flux of a frame's stars without flags."""
-    from gdask.kernels.geometry.projection import tangent_plane, to_sky
-
     centre = float(descriptor(frame, "target_ra")), float(descriptor(frame, "target_dec"))
     parts = []
     for stars, geometry in zip(small(frame, "stars"), geometries(frame), strict=True):
