@@ -312,10 +312,10 @@ def _stack_strip(
 def _combine_planes(cubes: Planes, combination: dict[str, Any], grow: bool) -> Planes:
     """Combine planes (n, ny, nx) into data, variance and DQ (ny, nx) of the stack."""
     rejected = np.zeros(cubes[0].shape, bool) if grow else None
-    data, variance, dq = combine(cubes[0], cubes[1], cubes[2], **combination, rejected=rejected)[:3]
+    data, variance, dq = combine(*cubes, **combination, rejected=rejected)[:3]
     if rejected is not None:
         neighbours = grow_rejected(rejected)
-        for start in range(0, rejected.shape[1], GROWTH_ROWS):
+        for start in range(0, cubes[0].shape[1], GROWTH_ROWS):
             rows = slice(start, start + GROWTH_ROWS)
             combine_without_rejected(
                 (data[rows], variance[rows], dq[rows]),
