@@ -119,7 +119,7 @@ CASES: dict[str, tuple[Callable[[Inputs], Frame], Callable[..., Frame], bool]] =
     "stack_frames": (
         lambda i: i.calibrated[0],
         lambda f, i, p: steps.stack_frames(
-            (f, *(other.isel(p) for other in i.calibrated[1:])), grow=False
+            (f, *(frame.isel(p) for frame in i.calibrated[1:])), grow=False
         ),
         True,
     ),
@@ -148,20 +148,21 @@ def computed(frame: Frame) -> Frame:
     return with_fetched(frame, dict(zip(lazy, values, strict=True))).compute()
 
 
-def assert_identical(one: Frame, other: Frame) -> None:
-    one, other = computed(one), computed(other)
-    assert set(one.variables) == set(other.variables)
-    for name in one.variables:
-        assert one[name].dtype == other[name].dtype, name
-        if one[name].dtype == object:
-            pairs = zip(np.ravel(one[name].data), np.ravel(other[name].data), strict=True)
-            assert all(bits_of(first) == bits_of(second) for first, second in pairs), name
+def assert_identical(result: Frame, expected: Frame) -> None:
+    result, expected = computed(result), computed(expected)
+    assert set(result.variables) == set(expected.variables)
+    for name in result.variables:
+        values, expected_values = result[name].data, expected[name].data
+        assert values.dtype == expected_values.dtype, name
+        if values.dtype == object:
+            pairs = zip(np.ravel(values), np.ravel(expected_values), strict=True)
+            assert all(bits_of(value) == bits_of(wanted) for value, wanted in pairs), name
         else:
-            np.testing.assert_array_equal(one[name].data, other[name].data, err_msg=str(name))
+            np.testing.assert_array_equal(values, expected_values, err_msg=str(name))
 
 
 def bits_of(value: Any) -> object:
-    """A text, or the bytes of an array; tables have NaN, which equals nothing."""
+    """Give a text, or the bytes of an array: tables have NaN, which equals nothing."""
     return value.tobytes() if isinstance(value, np.ndarray) else str(value)
 
 
