@@ -164,6 +164,17 @@ def test_a_science_frame_among_flats_is_refused(night: object) -> None:
         steps.make_lamp_flat((*lamps(night), *stray))
 
 
+def test_a_flat_may_have_no_limits(night: object) -> None:
+    frame = flat(night)
+    before, after = (
+        computed(frame),
+        computed(steps.threshold_flatfield(frame, lower=None, upper=None)),
+    )
+    kept = np.isfinite(before["data"]) & ((before["dq"] & DQ.UNILLUMINATED) == 0)
+    np.testing.assert_array_equal(after["data"][kept], before["data"][kept])
+    assert (after["data"][~kept] == 1).all()
+
+
 def test_all_arrays_are_normalised_by_one_number(night: object) -> None:
     """Steps of gain and sensitivity between arrays stay in the flat, which removes them."""
     frame = electrons(night.flat_on[0], 3)
