@@ -1,4 +1,4 @@
-"""Parts that the image recipes share. Copy them into a recipe of your own to change them."""
+"""Parts that the image recipes share: copy them into a recipe of your own to change them."""
 
 from gdask.steps import (
     add_dq,
@@ -26,7 +26,7 @@ from gdask.steps import (
 
 
 def calibrate(run, frames):
-    """Raw frames to flat-fielded electrons with variance and data quality, saved on disk."""
+    """Calibrate raw frames to flat-fielded electrons with variance and DQ, and save them."""
     frames = run(prepare, run.need(frames, "processed_flat"))
     frames = run(add_dq, frames, run.calibration("processed_bpm", frames, required=False))
     frames = run.each(nonlinearity_correct, frames)
@@ -37,7 +37,10 @@ def calibrate(run, frames):
 
 
 def mask_sky_sources(run, frames):
-    """Sort frames into targets and skies, and find the sources to mask: a first sky subtraction of the sky frames."""
+    """Sort frames into targets and skies, and find the sources to mask.
+
+    They are found after a first sky subtraction of the sky frames.
+    """
     targets, skies = run(separate_sky, frames)
     skies = run(associate_sky, skies, skies, keep_lonely=True)
     first = run(sky_correct, skies, skies, mask_objects=False, write_outputs=False)
@@ -48,17 +51,21 @@ def mask_sky_sources(run, frames):
 
 
 def subtract_sky(run, targets, skies):
-    """Subtract from each target the combination of its sky frames, sources masked, and find its sources."""
+    """Subtract from each target its sky, and find its sources.
+
+    The sky is the combination of its sky frames, sources masked.
+    """
     targets = run(associate_sky, targets, skies)
     targets = run(sky_correct, targets, skies)
     return run.save(run.each(detect_sources, targets))
 
 
 def mask_stack_sources(run, targets, skies):
-    """A first stack; both groups with what is found on it masked on every frame. Then once more with these masks.
+    """Mask on every frame of both groups what is found on a first stack.
 
-    Detection is deep and its background mesh wide, so that the masks take in faint wings and the light between stars:
-    the second stack holds more of that light than the first.
+    This is done twice, the second time with the masks of the first. Detection is deep and its
+    background mesh wide, so that the masks take in faint wings and the light between stars: the
+    second stack holds more of that light than the first.
     """
     for _ in range(2):
         first = align(run, subtract_sky(run, targets, skies))
@@ -70,7 +77,7 @@ def mask_stack_sources(run, targets, skies):
 
 
 def align(run, frames):
-    """Solve the sky positions of all frames together, and make their sky levels consistent where they overlap."""
+    """Solve the positions of all frames together, and match sky levels where they overlap."""
     frames = run(add_reference_catalog, frames)
     frames = run(determine_astrometric_solution, frames)
     frames = run(adjust_wcs_to_reference, frames)

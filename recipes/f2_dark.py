@@ -8,7 +8,7 @@ TAGS = {"F2", "CAL", "DARK"}
 
 
 def make_processed_dark(run, frames):
-    """One dark from several of the same exposure time."""
+    """Make one dark from several of the same exposure time."""
     dark = run(stack_frames, calibrate_lamps(run, frames), reject_method="varclip")
     return run.store(dark, "_dark", "processed_dark")
 

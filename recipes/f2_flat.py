@@ -22,9 +22,10 @@ ALSO = {"make_processed_flat": {"DARK"}, "make_processed_bpm": {"DARK"}}
 
 
 def make_processed_flat(run, frames):
-    """One normalised flat: lamp-on minus lamp-off (Y, J, H), or lamp-off minus dark (K).
+    """Make a normalised flat: lamp-on minus lamp-off (Y, J, H), or lamp-off minus dark (K).
 
-    K darks are those in the list with the exposure time of the flats, or the processed dark that fits.
+    K darks are those in the list with the exposure time of the flats, or the processed dark that
+    fits.
     """
     darks, flats = run.split(frames, "DARK")
     darks = calibrate_lamps(run, darks) if darks and needs_dark(flats) else ()
@@ -33,14 +34,15 @@ def make_processed_flat(run, frames):
 
 
 def make_processed_bpm(run, frames):
-    """A bad-pixel mask from flats and short darks. No other mask goes into it.
+    """Make a bad-pixel mask from flats and short darks. No other mask goes into it.
 
-    K flats also take the darks of their own exposure time from the list, or the processed dark that fits.
+    K flats also take the darks of their own exposure time from the list, or the processed dark that
+    fits.
     """
     darks, flats = run.split(frames, "DARK")
-    own, short = split_darks(darks, flats)
-    own = calibrate_lamps(run, own, static_bpm=False) if own else ()
-    flat = lamp_flat(run, calibrate_lamps(run, flats, static_bpm=False), own)
+    flat_darks, short = split_darks(darks, flats)
+    flat_darks = calibrate_lamps(run, flat_darks, static_bpm=False) if flat_darks else ()
+    flat = lamp_flat(run, calibrate_lamps(run, flats, static_bpm=False), flat_darks)
     dark = (
         run(stack_frames, calibrate_lamps(run, short, static_bpm=False), reject_method="varclip")
         if short
@@ -50,16 +52,17 @@ def make_processed_bpm(run, frames):
 
 
 def lamp_flat(run, flats, darks=()):
-    """The light of the lamp alone, normalised."""
+    """Make a normalised flat of the light of the lamp alone."""
     if needs_dark(flats) and not darks:
         flats = run.each(dark_correct, flats, run.calibration("processed_dark", flats))
     return run(normalize_flat, run(make_lamp_flat, flats, darks))
 
 
 def calibrate_lamps(run, frames, static_bpm=True):
-    """Raw frames to electrons with variance. Every step works pixel by pixel, so that a stack reads bands of rows.
+    """Calibrate raw lamp frames and darks to electrons with variance.
 
-    Uniform light has no star cores, so there is no hidden saturation to look for and no latent image.
+    Every step works pixel by pixel, so that a stack reads bands of rows. Uniform light has no star
+    cores, so there is no hidden saturation to look for and no latent image.
     """
     frames = run(prepare, frames)
     bpms = (

@@ -30,14 +30,14 @@ ONLY = {
 
 
 def reduce(run, frames):
-    """From raw frames to one calibrated, sky-subtracted, aligned image of the target."""
+    """Reduce raw frames to one calibrated, sky-subtracted, aligned image of the target."""
     targets, skies = mask_sky_sources(run, calibrate(run, frames))
     frames = align(run, subtract_sky(run, targets, skies))
     return run.write(stack(run, frames), "_image")
 
 
 def reduce_nostack(run, frames):
-    """As reduce, but stop before alignment: one sky-subtracted file for each frame on target."""
+    """Reduce, but stop before alignment: one sky-subtracted file for each frame on target."""
     targets, skies = mask_sky_sources(run, calibrate(run, frames))
     return run.write_each(subtract_sky(run, targets, skies), "_skyCorrected")
 
@@ -49,33 +49,42 @@ def align_and_stack(run, frames):
 
 
 def ultradeep(run, frames):
-    """As reduce, with a second sky subtraction that masks on every frame what is found on the stack of all."""
+    """Reduce with a second sky subtraction, with masks from the stack of all frames.
+
+    What is found on the stack is masked on every frame.
+    """
     targets, skies = mask_stack_sources(run, *mask_sky_sources(run, calibrate(run, frames)))
     frames = align(run, subtract_sky(run, targets, skies))
     return run.write(stack(run, frames), "_image")
 
 
 def ultradeep_part1(run, frames):
-    """The first part of ultradeep, for each night or group by itself: raw frames to flat-fielded ones."""
+    """Begin ultradeep for one night or group: raw frames to flat-fielded ones."""
     return run.write_each(calibrate(run, frames), "_flatCorrected")
 
 
 def ultradeep_part2(run, frames):
-    """The second part, for all frames of part 1 together: a first stack, and its sources as masks on every frame."""
+    """Continue ultradeep with all frames of part 1: sources of a first stack as masks.
+
+    The sources are masked on every frame.
+    """
     frames = run.fetch(run.each(measure_background, frames))
     targets, skies = mask_stack_sources(run, *mask_sky_sources(run, frames))
     return run.write_each(run(merge_groups, targets, skies), "_objmaskTransferred")
 
 
 def ultradeep_part3(run, frames):
-    """The last part, for the frames of part 2: sky subtraction with these masks, and the stack."""
+    """Complete ultradeep with the frames of part 2: sky subtraction with these masks, stack."""
     targets, skies = run(separate_sky, run.fetch(run.each(measure_background, frames)))
     frames = align(run, subtract_sky(run, targets, skies))
     return run.write(stack(run, frames), "_image")
 
 
 def calibrate(run, frames):
-    """Raw frames to dark-subtracted, flat-fielded electrons with variance and data quality, saved on disk."""
+    """Calibrate raw frames, and save them.
+
+    They become dark-subtracted, flat-fielded electrons with variance and data quality.
+    """
     frames = run(prepare, run.need(frames, "processed_dark", "processed_flat"))
     frames = run(add_dq, frames, run.calibration("processed_bpm", frames, required=False))
     frames = run.each(adu_to_electrons, frames)

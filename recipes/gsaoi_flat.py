@@ -19,13 +19,16 @@ ALSO = {"make_processed_bpm": {"DARK"}}
 
 
 def make_processed_flat(run, frames):
-    """One normalised flat from lamp-on and lamp-off frames."""
+    """Make a normalised flat from lamp-on and lamp-off frames."""
     flat = run(threshold_flatfield, lamp_flat(run, frames))
     return run.store(flat, "_flat", "processed_flat")
 
 
 def make_processed_bpm(run, frames):
-    """A bad-pixel mask from flats and short darks (which are not those that match the flats' exposure time)."""
+    """Make a bad-pixel mask from flats and short darks.
+
+    Short darks are not those that match the flats' exposure time.
+    """
     darks, flats = run.split(frames, "DARK")
     flat = lamp_flat(run, flats)
     dark = run(stack_frames, calibrate_lamps(run, darks)) if darks else None
@@ -33,14 +36,15 @@ def make_processed_bpm(run, frames):
 
 
 def lamp_flat(run, flats):
-    """Lamp-on minus lamp-off, normalised over all arrays together."""
+    """Make a flat of lamp-on minus lamp-off, normalised over all arrays together."""
     return run(normalize_flat, run(make_lamp_flat, calibrate_lamps(run, flats)))
 
 
 def calibrate_lamps(run, lamps):
-    """Raw frames to electrons with variance. Every step works pixel by pixel, so that a stack reads bands of rows.
+    """Calibrate raw lamp frames and darks to electrons with variance.
 
-    Uniform light has no star cores, so there is no hidden saturation to look for and no latent image.
+    Every step works pixel by pixel, so that a stack reads bands of rows. Uniform light has no star
+    cores, so there is no hidden saturation to look for and no latent image.
     """
     frames = run(prepare, lamps)
     bpms = run.calibration("processed_bpm", frames, required=False)

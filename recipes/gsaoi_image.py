@@ -19,14 +19,14 @@ ONLY = {"align_and_stack": {"PREPARED"}}
 
 
 def reduce(run, frames):
-    """From raw frames to one calibrated, sky-subtracted, aligned image of the target."""
+    """Reduce raw frames to one calibrated, sky-subtracted, aligned image of the target."""
     targets, skies = mask_sky_sources(run, calibrate(run, frames))
     frames = align(run, subtract_sky(run, targets, skies))
     return run.write(stack(run, frames), "_image")
 
 
 def reduce_nostack(run, frames):
-    """As reduce, but stop before alignment: one sky-subtracted file for each frame on target."""
+    """Reduce, but stop before alignment: one sky-subtracted file for each frame on target."""
     targets, skies = mask_sky_sources(run, calibrate(run, frames))
     return run.write_each(subtract_sky(run, targets, skies), "_skyCorrected")
 
@@ -38,7 +38,10 @@ def align_and_stack(run, frames):
 
 
 def ultradeep(run, frames):
-    """As reduce, with a second sky subtraction that masks on every frame what is found on the stack of all."""
+    """Reduce with a second sky subtraction, with masks from the stack of all frames.
+
+    What is found on the stack is masked on every frame.
+    """
     targets, skies = mask_stack_sources(run, *mask_sky_sources(run, calibrate(run, frames)))
     frames = align(run, subtract_sky(run, targets, skies))
     return run.write(stack(run, frames), "_image")

@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.scaling import model
 from benchmarks.scaling.measured_run import measure_in_threads
 from benchmarks.scaling.nights import first_frames_of, make_night
-from gdask.steps.resample import MANY
+from gdask.steps.resample import MANY_FRAMES
 
 #: Runs by (frames, workers).
 Runs = dict[tuple[int, int], model.RunRecord]
@@ -183,7 +183,7 @@ def _print_groups(
     start, each_frame: seconds of the client.
     """
     for size in (1, 2, 4):
-        split = 1 if size * frames < 2 * MANY else model.TILE_SPLIT
+        split = 1 if size * frames < 2 * MANY_FRAMES else model.TILE_SPLIT
         group = [
             *(model.repeated_phase(phase, size) for phase in source.phases[:-1]),
             model.stacking_phase(source.phases[-1], size, split),

@@ -4,8 +4,9 @@ Assumptions, all of them:
 
 - A campaign has the graphs of the measured run, once for each as many frames, with the times and
   results that were measured. But for the last phase: its tiles take as many times longer as there
-  are more frames, and there are TILE_SPLIT as many of them (`gdask.steps.resample.MANY`); what
-  follows the tiles stays as it is. The field is that of the measured run.
+  are more frames, and there are TILE_SPLIT as many of them
+  (`gdask.steps.resample.MANY_FRAMES`); what follows the tiles stays as it is. The field is that of
+  the measured run.
 - A phase begins when all of the one before has ended and the client has built its graph (a
   barrier, as in the code). What the client does between phases is a constant (its start, that of
   the workers) and so much for each frame, from the runs with the fewest and the most frames.

@@ -1,6 +1,6 @@
-"""The steps: functions on Frames that only build graphs. Their keyword-only arguments are their parameters.
+"""Steps: functions on Frames that only build graphs, with keyword-only arguments as parameters.
 
-Imported by name when first used, so that listing them costs nothing.
+A step's module is imported when the step is first used, so that listing the steps costs nothing.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_WHERE = {
+#: Module of each step, and of each helper below.
+_STEP_MODULES = {
     "prepare": "pointing",
     "check_wcs": "pointing",
     "add_dq": "quality",
@@ -39,7 +40,7 @@ _WHERE = {
 }
 
 #: Parts of recipes that are not steps: no parameters, no log line.
-_HELPERS = {
+_HELPER_MODULES = {
     "transfer_objects": "sky",
     "objects_from_stack": "sources",
     "needs_dark": "flats",
@@ -71,15 +72,15 @@ SUFFIXES = {
     "match_sky_levels": "levelsMatched",
 }
 
-__all__ = list(_WHERE)
+__all__ = list(_STEP_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    where = _WHERE.get(name) or _HELPERS.get(name)
-    if where is None:
+    module = _STEP_MODULES.get(name) or _HELPER_MODULES.get(name)
+    if module is None:
         raise AttributeError(f"module 'gdask.steps' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"gdask.steps.{where}"), name)
+    return getattr(importlib.import_module(f"gdask.steps.{module}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_HELPERS])
+    return sorted([*__all__, *_HELPER_MODULES])

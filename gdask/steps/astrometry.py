@@ -1,13 +1,14 @@
-"""Alignment on the sky: all frames of a target solved together, and tied to a reference catalogue where there is one."""
+"""Align all frames of a target together, and tie them to a reference catalogue if there is one."""
 
 from __future__ import annotations
 
-import datetime as dt
 import os
+from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
+from astropy.table import Table
 
 from gdask.instruments import descriptor
 from gdask.io.catalog import at_epoch, read_catalog
@@ -22,11 +23,12 @@ from gdask.io.frames import (
     with_small,
 )
 from gdask.io.lazy_arrays import changed_scale
+from gdask.kernels.astrometry.association import match_pairs
 from gdask.kernels.astrometry.joint_fit import Reference
 from gdask.kernels.astrometry.measured_stars import Measurements
 from gdask.kernels.astrometry.residuals import RESIDUAL_DTYPE
 from gdask.kernels.astrometry.solution import FrameFit, Solution, solve
-from gdask.kernels.geometry.projection import pixel_area, to_plane
+from gdask.kernels.geometry.projection import pixel_area, tangent_plane, to_plane, to_sky
 from gdask.kernels.sources.centroids import EDGE, FAILED, SATURATED
 from gdask.model import GdaskError
 from gdask.params import Range
@@ -36,6 +38,11 @@ from gdask.types import Frame, Frames
 
 #: Julian epoch 2000.0, to a minute.
 J2000 = datetime(2000, 1, 1, 12)
+#: Arcsec within which sources of two aligned frames are one star.
+SAME_STAR_ARCSEC = 0.2
+#: Flags of centroids that are not used. A star near bad pixels is used: they are left out of its
+#: fit, and its error says so.
+UNUSABLE_CENTROID = SATURATED | EDGE | FAILED
 
 
 @on_group
@@ -71,7 +78,9 @@ def determine_astrometric_solution(
     max_rms: Annotated[float, Range(0.0001, None)] = 0.05,
     reference_error: Annotated[float, Range(0.0001, None)] | None = None,
 ) -> Frames:
-    """Solve all frames together and tie the group to the reference catalogue. [determineAstrometricSolution]
+    """Solve all frames together and tie the group to the reference catalogue.
+
+    [determineAstrometricSolution]
 
     Without a catalogue nothing is done: adjust_wcs_to_reference aligns the frames with each other.
 
@@ -92,14 +101,11 @@ def determine_astrometric_solution(
     if not path:
         return tuple(note(frame, "no reference catalogue") for frame in frames)
     catalog = read_catalog(path)
-    *places, text = at_epoch(catalog, _year(frames), reference_error)
-    reference = Reference(*places, _catalog_flux(catalog))
-    how = {"order": order, "search": search, "match_radius": match_radius, "max_rms": max_rms}
-    return _solved(
-        frames,
-        solve(_measure(frames), **how, reference=reference, untrusted=_untrusted(frames)),
-        text,
-    )
+    ra, dec, error, text = at_epoch(catalog, _mean_year(frames), reference_error)
+    reference = Reference(ra, dec, error, _catalog_flux(catalog))
+    limits = {"order": order, "search": search, "match_radius": match_radius, "max_rms": max_rms}
+    solution = _solve(frames, limits, reference)
+    return _with_solution(frames, solution, text)
 
 
 @on_group
@@ -111,12 +117,13 @@ def adjust_wcs_to_reference(
     match_radius: Annotated[float, Range(0.001, None)] = 0.2,
     max_rms: Annotated[float, Range(0.0001, None)] = 0.05,
 ) -> Frames:
-    """Align the frames with each other: star positions and the corrections of all frames in one solution.
-    [adjustWCSToReference]
+    """Align the frames with each other by one solution for all of them. [adjustWCSToReference]
 
-    No frame is the reference: its own distortion would stay in the stack. A frame with a few stars only is shifted by
-    them; one where no star is to be expected keeps its header's pointing, with a warning. A frame that cannot be
-    matched although it should, or whose residuals are too large, is set aside with the reason.
+    Star positions and the corrections of all frames are solved together. No frame is the reference:
+    its own distortion would stay in the stack. A frame with a few stars only is shifted by them;
+    one where no star is to be expected keeps its header's pointing, with a warning. A frame that
+    cannot be matched although it should, or whose residuals are too large, is set aside with the
+    reason.
 
     Parameters
     ----------
@@ -133,8 +140,8 @@ def adjust_wcs_to_reference(
         return tuple(note(frame, "already solved with the catalogue") for frame in frames)
     if len(frames) == 1:
         return tuple(note(frame, "one frame: nothing to align") for frame in frames)
-    how = {"order": order, "search": search, "match_radius": match_radius, "max_rms": max_rms}
-    return _solved(frames, solve(_measure(frames), **how, untrusted=_untrusted(frames)))
+    limits = {"order": order, "search": search, "match_radius": match_radius, "max_rms": max_rms}
+    return _with_solution(frames, _solve(frames, limits))
 
 
 @on_group
@@ -146,8 +153,8 @@ def scale_counts_to_reference(
     Parameters
     ----------
     tolerance
-        Take the ratio that the stars give where it differs from that of the exposure times by less than this
-        fraction; 0 takes the exposure times only.
+        Take the stars' ratio where it differs by less than this fraction from that of the times.
+        The times are the exposure times; 0 takes these only.
     """
     first = float(descriptor(frames[0], "exposure_time"))
     return tuple(
@@ -156,40 +163,38 @@ def scale_counts_to_reference(
     )
 
 
-def _measure(frames: Frames) -> list[Measurements]:
-    """The usable centroids of every frame in the instrument's plane, with errors in arcsec."""
+def _solve(
+    frames: Frames, limits: Mapping[str, Any], reference: Reference | None = None
+) -> Solution:
+    """Solve the frames together by their usable centroids. limits: parameters of `solve`."""
     first = float(descriptor(frames[0], "exposure_time") or 1.0)
-    return [_measure_one(frame, first) for frame in frames]
+    measured = [_measure(frame, first) for frame in frames]
+    doubts = _reasons_to_doubt_pointing(frames)
+    return solve(measured, **limits, reference=reference, untrusted=doubts)
 
 
-def _untrusted(frames: Frames) -> list[str]:
-    """Why a frame must not be placed by its header's pointing: as check_wcs says, '' where it may be."""
+def _reasons_to_doubt_pointing(frames: Frames) -> list[str]:
+    """Give for each frame why check_wcs doubts its header's pointing; '' where it does not."""
     suspects = find_bad_wcs(frames, limit=30.0, dither_limit=10.0, max_deadtime=60.0)
     return [suspects.get(frame.attrs["name"], "") for frame in frames]
 
 
 def _night(frame: Frame) -> int:
-    """A number for the night: it changes at 18 h UT, early afternoon at the telescope."""
+    """Give the number of the night: it changes at 18 h UT, early afternoon at the telescope."""
     start = descriptor(frame, "ut_datetime")
     return (start - timedelta(hours=18)).toordinal() if start is not None else 0
 
 
-def _year(frames: Frames) -> float:
-    """Mean Julian year of the exposures: where stars that move are in their stack."""
-    starts = [
-        start
-        for start in (descriptor(frame, "ut_datetime") for frame in frames)
-        if start is not None
-    ]
-    if not starts:
-        return 2000.0
-    return float(
-        np.mean([2000 + (start - J2000).total_seconds() / (365.25 * 86400) for start in starts])
-    )
+def _mean_year(frames: Frames) -> float:
+    """Give the mean Julian year of the exposures, at which moving stars are seen in the stack."""
+    starts = [descriptor(frame, "ut_datetime") for frame in frames]
+    seconds = [(start - J2000).total_seconds() for start in starts if start is not None]
+    years = [2000 + value / (365.25 * 86400) for value in seconds]
+    return float(np.mean(years)) if years else 2000.0
 
 
 def _outline(frame: Frame) -> tuple[np.ndarray, ...]:
-    """Corners of each array in the instrument's plane (arcsec)."""
+    """Give the corners (4, 2) of each array in the instrument's plane (arcsec)."""
     x, y = (
         np.array([0.0, 1, 1, 0]) * frame.sizes["x"] - 0.5,
         np.array([0.0, 0, 1, 1]) * frame.sizes["y"] - 0.5,
@@ -197,8 +202,11 @@ def _outline(frame: Frame) -> tuple[np.ndarray, ...]:
     return tuple(np.column_stack(to_plane(geometry, x, y)) for geometry in geometries(frame))
 
 
-def _measure_one(frame: Frame, exposure: float) -> Measurements:
-    """exposure: seconds for which signal to noise is given."""
+def _measure(frame: Frame, exposure: float) -> Measurements:
+    """Collect the usable centroids of a frame in the instrument's plane (arcsec).
+
+    exposure: seconds for which signal to noise is given.
+    """
     centroids = small(frame, "stars")
     if centroids is None:
         raise GdaskError(
@@ -211,7 +219,7 @@ def _measure_one(frame: Frame, exposure: float) -> Measurements:
         x, y = to_plane(geometry._replace(correction_x=(), correction_y=()), good["x"], good["y"])
         scale = np.sqrt(pixel_area(geometry, good["x"], good["y"]))
         signal = good["flux"] / good["eflux"] * np.sqrt(exposure / time)
-        parts = (
+        values = (
             x,
             y,
             good["ex"] * scale,
@@ -220,24 +228,53 @@ def _measure_one(frame: Frame, exposure: float) -> Measurements:
             np.full(len(good), number),
             signal,
         )
-        for column, part in zip(columns, parts, strict=True):
+        for column, part in zip(columns, values, strict=True):
             column.append(np.atleast_1d(part))
     pointing = geometries(frame)[0]
-    *values, signal = (np.concatenate(column) for column in columns)
+    x, y, ex, ey, flux, array, signal = (np.concatenate(column) for column in columns)
     return Measurements(
-        frame.attrs["name"],
-        *values,
-        pointing.ra,
-        pointing.dec,
-        pointing.pa,
-        _outline(frame),
-        signal,
-        _night(frame),
+        name=frame.attrs["name"],
+        x=x,
+        y=y,
+        ex=ex,
+        ey=ey,
+        flux=flux,
+        array=array,
+        ra=pointing.ra,
+        dec=pointing.dec,
+        pa=pointing.pa,
+        outline=_outline(frame),
+        signal=signal,
+        epoch=_night(frame),
     )
 
 
-def _solved(frames: Frames, solution: Solution, catalog: str = "") -> Frames:
-    """The frames with their corrections. catalog: what was done with the reference catalogue, in words."""
+def _with_solution(frames: Frames, solution: Solution, catalog: str = "") -> Frames:
+    """Give the frames with their corrections, a note about the solution, and warnings.
+
+    catalog: what was done with the reference catalogue, in words.
+    """
+    text = _solution_text(solution, catalog)
+    corrected = (
+        note(with_residuals(_correct(frame, fit), fit, solution), text)
+        for frame, fit in zip(frames, solution.frames, strict=True)
+    )
+    frames = tuple(
+        _warn_if_by_header(frame, fit)
+        for frame, fit in zip(corrected, solution.frames, strict=True)
+    )
+    if solution.reference_tie is None or solution.reference_tie.ok:
+        return frames
+    untied = (
+        "not tied to the catalogue, positions stay on the telescope's pointing: "
+        f"{solution.reference_tie.reason}; the catalogue must hold stars of this field that the "
+        "frames show; `search` says how far the pointing may be off"
+    )
+    return tuple(frame if frame.attrs.get("warning") else warn(frame, untied) for frame in frames)
+
+
+def _solution_text(solution: Solution, catalog: str) -> str:
+    """Describe a solution in words: frames, stars, residuals, ways of placing, the catalogue."""
     fits = solution.frames
     good = [fit for fit in fits if fit.ok]
     text = f"{len(good)} of {len(fits)} frames, {len(solution.stars)} stars"
@@ -245,8 +282,8 @@ def _solved(frames: Frames, solution: Solution, catalog: str = "") -> Frames:
     if fitted:
         rms, matches = [fit.rms for fit in fitted], [fit.n for fit in fitted]
         text += (
-            f", {min(matches)}-{max(matches)} matches a frame, rms {np.median(rms):.1f} mas (worst {max(rms):.1f}),"
-            f" order {max(fit.order for fit in fitted)}"
+            f", {min(matches)}-{max(matches)} matches a frame, rms {np.median(rms):.1f} mas"
+            f" (worst {max(rms):.1f}), order {max(fit.order for fit in fitted)}"
         )
     if good:
         text += f", pointing off by up to {max(np.hypot(*fit.shift) for fit in good):.2f} arcsec"
@@ -267,22 +304,11 @@ def _solved(frames: Frames, solution: Solution, catalog: str = "") -> Frames:
             if tie.ok
             else f"; not tied to the catalogue: {tie.reason}"
         )
-    placed = (
-        note(with_residuals(_correct(frame, fit), fit, solution), text)
-        for frame, fit in zip(frames, fits, strict=True)
-    )
-    frames = tuple(_doubtful(frame, fit) for frame, fit in zip(placed, fits, strict=True))
-    if solution.reference_tie is None or solution.reference_tie.ok:
-        return frames
-    untied = (
-        f"not tied to the catalogue, positions stay on the telescope's pointing: {solution.reference_tie.reason};"
-        " the catalogue must hold stars of this field that the frames show; `search` says how far the pointing may be off"
-    )
-    return tuple(frame if frame.attrs.get("warning") else warn(frame, untied) for frame in frames)
+    return text
 
 
-def _doubtful(frame: Frame, fit: FrameFit) -> Frame:
-    """The frame with a warning if nothing but its header says where it is."""
+def _warn_if_by_header(frame: Frame, fit: FrameFit) -> Frame:
+    """Give the frame with a warning if nothing but its header says where it is."""
     if not fit.ok or fit.how != "header":
         return frame
     error = f"good to {fit.error / 1000:g} arcsec"
@@ -293,12 +319,14 @@ def _doubtful(frame: Frame, fit: FrameFit) -> Frame:
 
 
 def _correct(frame: Frame, fit: FrameFit) -> Frame:
+    """Give the frame with the fitted correction of each array; set aside where there is no fit."""
     if not fit.ok:
         return set_aside(frame, fit.reason)
-    before, both = geometries(frame), (fit.correction_x, fit.correction_y)
-    each = (*fit.arrays, *[both] * (len(before) - len(fit.arrays)))
+    before, of_frame = geometries(frame), (fit.correction_x, fit.correction_y)
+    corrections = (*fit.arrays, *[of_frame] * (len(before) - len(fit.arrays)))
     corrected = tuple(
-        g._replace(correction_x=x, correction_y=y) for g, (x, y) in zip(before, each, strict=True)
+        geometry._replace(correction_x=x, correction_y=y)
+        for geometry, (x, y) in zip(before, corrections, strict=True)
     )
     summary = {
         "matches": fit.n,
@@ -312,17 +340,19 @@ def _correct(frame: Frame, fit: FrameFit) -> Frame:
     return with_small(with_geometries(frame, corrected), solution=summary)
 
 
-def _catalog_flux(catalog: object) -> np.ndarray:
-    """A brightness to choose stars by: from the first magnitude column, or equal for all."""
+def _catalog_flux(catalog: Table) -> np.ndarray:
+    """Give a brightness to choose stars by: from the first magnitude column, or 1 for all."""
     names = [
         name for name in catalog.colnames if "mag" in name.lower() and "err" not in name.lower()
-    ]  # type: ignore[attr-defined]
+    ]
     if not names:
-        return np.ones(len(catalog))  # type: ignore[arg-type]
-    return 10 ** (-0.4 * np.nan_to_num(np.asarray(catalog[names[0]], float), nan=99.0))  # type: ignore[index]
+        return np.ones(len(catalog))
+    magnitudes: Any = np.asarray(catalog[names[0]], np.float64)
+    return 10 ** (-0.4 * np.nan_to_num(magnitudes, nan=99.0))
 
 
 def _scale(frame: Frame, first: Frame, by_time: float, tolerance: float) -> Frame:
+    """Scale a frame to the first one; by_time: ratio of exposure times (first / frame)."""
     factor, text = by_time, "by exposure time"
     if tolerance > 0:
         by_stars = _star_ratio(frame, first)
@@ -341,19 +371,16 @@ def _scale(frame: Frame, first: Frame, by_time: float, tolerance: float) -> Fram
 
 
 def _star_ratio(frame: Frame, first: Frame) -> float | None:
-    """Median flux ratio (first / frame) of stars that both frames hold; None with fewer than five."""
-    from gdask.kernels.astrometry.association import match_pairs
+    """Give the median flux ratio (first / frame) of common stars; None with fewer than five."""
+    first_east, first_north, first_flux = _clean_stars(first)
+    east, north, flux = _clean_stars(frame)
+    i, j = match_pairs(first_east, first_north, east, north, SAME_STAR_ARCSEC)
+    good = (first_flux[i] > 0) & (flux[j] > 0)
+    return float(np.median(first_flux[i][good] / flux[j][good])) if good.sum() >= 5 else None
 
-    one, other = (_sky_stars(each) for each in (first, frame))
-    i, j = match_pairs(one[0], one[1], other[0], other[1], 0.2)
-    good = (one[2][i] > 0) & (other[2][j] > 0)
-    return float(np.median(one[2][i][good] / other[2][j][good])) if good.sum() >= 5 else None
 
-
-def _sky_stars(frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """East, North (arcsec about the target) and flux of a frame's clean stars."""
-    from gdask.kernels.geometry.projection import tangent_plane, to_sky
-
+def _clean_stars(frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Give East, North (arcsec about the target) and flux of a frame's stars without flags."""
     centre = float(descriptor(frame, "target_ra")), float(descriptor(frame, "target_dec"))
     parts = []
     for stars, geometry in zip(small(frame, "stars"), geometries(frame), strict=True):
@@ -361,22 +388,23 @@ def _sky_stars(frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         parts.append(
             (*tangent_plane(*to_sky(geometry, good["x"], good["y"]), *centre), good["flux"])
         )
-    return tuple(np.concatenate([np.atleast_1d(part[k]) for part in parts]) for k in range(3))  # type: ignore[return-value]
-
-
-#: Positions that are not used. Bad pixels near a star are left out of its fit, which its error tells: it is used.
-USELESS = SATURATED | EDGE | FAILED
+    east, north, flux = (
+        np.concatenate([np.atleast_1d(column) for column in columns])
+        for columns in zip(*parts, strict=True)
+    )
+    return east, north, flux
 
 
 def usable(stars: np.ndarray) -> np.ndarray:
-    """Those of an array's centroids that the joint solution takes."""
-    return stars[((stars["flags"] & USELESS) == 0) & np.isfinite(stars["ex"]) & (stars["flux"] > 0)]
+    """Select the centroids of an array that the joint solution takes."""
+    unflagged = (stars["flags"] & UNUSABLE_CENTROID) == 0
+    return stars[unflagged & np.isfinite(stars["ex"]) & (stars["flux"] > 0)]
 
 
 def with_residuals(frame: Frame, fit: FrameFit, solution: Solution) -> Frame:
     """Add to a Frame's `solution` its residuals, its time, its arrays' shape and the list of stars.
 
-    Only stars that another frame holds, too: one that is alone has no residual.
+    Residuals are given for stars that another frame holds, too: a star seen once has none.
     """
     if not fit.ok:
         return frame
@@ -388,17 +416,11 @@ def with_residuals(frame: Frame, fit: FrameFit, solution: Solution) -> Frame:
         part = np.zeros(len(good), RESIDUAL_DTYPE)
         scale, angle = np.sqrt(pixel_area(geometry, good["x"], good["y"])), np.radians(geometry.pa)
         c, s = np.cos(angle) ** 2 * scale**2, np.sin(angle) ** 2 * scale**2
-        part["array"], part["x"], part["y"], part["flags"] = (
-            number,
-            good["x"],
-            good["y"],
-            good["flags"],
-        )
-        part["edx"], part["edy"] = (
-            np.sqrt(c * good["ex"] ** 2 + s * good["ey"] ** 2),
-            np.sqrt(s * good["ex"] ** 2 + c * good["ey"] ** 2),
-        )
-        part["flux"], part["eflux"] = good["flux"], good["eflux"]
+        part["array"] = number
+        for column in ("x", "y", "flags", "flux", "eflux"):
+            part[column] = good[column]
+        part["edx"] = np.sqrt(c * good["ex"] ** 2 + s * good["ey"] ** 2)
+        part["edy"] = np.sqrt(s * good["ex"] ** 2 + c * good["ey"] ** 2)
         parts.append(part)
     rows = np.concatenate(parts)
     rows["star"], rows["dx"], rows["dy"] = fit.star, fit.residual_x, fit.residual_y
@@ -407,7 +429,7 @@ def with_residuals(frame: Frame, fit: FrameFit, solution: Solution) -> Frame:
         if len(solution.stars)
         else np.zeros(len(rows), bool)
     )
-    more = {
+    details = {
         "residuals": rows[shared],
         "mjd": _mjd_of_middle(frame),
         "shape": shape_of(frame),
@@ -415,13 +437,13 @@ def with_residuals(frame: Frame, fit: FrameFit, solution: Solution) -> Frame:
         "centre": (solution.ra, solution.dec),
         "floor_mas": solution.floor,
     }
-    return with_small(frame, solution=small(frame, "solution") | more)
+    return with_small(frame, solution=small(frame, "solution") | details)
 
 
 def _mjd_of_middle(frame: Frame) -> float:
-    """MJD of the middle of the exposure, as far as the header says; NaN where it has no date."""
+    """Give the MJD of the middle of the exposure; NaN where the header has no date."""
     start = descriptor(frame, "ut_datetime")
     if start is None:
         return float("nan")
     seconds = float(descriptor(frame, "exposure_time") or 0.0)
-    return (start - dt.datetime(1858, 11, 17)).total_seconds() / 86400 + seconds / 2 / 86400
+    return (start - datetime(1858, 11, 17)).total_seconds() / 86400 + seconds / 2 / 86400

@@ -1,6 +1,9 @@
-"""From ADU to flat-fielded electrons: data quality, linearity, gain, variance, dark, flat."""
+"""Calibrate frames from ADU to flat-fielded electrons: linearity, gain, variance, dark, flat."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,16 +20,19 @@ from gdask.types import Frame, Image
 
 
 def nonlinearity_correct(frame: Frame) -> Frame:
-    """Correct detector non-linearity, in ADU or electrons; saturation and non-linear levels too. [nonlinearityCorrect]"""
-    coefficients = tuple(tuple(values) for values in _facts(frame, "linearity"))
+    """Correct the detector's non-linearity, in ADU or electrons. [nonlinearityCorrect]
+
+    Saturation and non-linear levels are corrected too.
+    """
+    coefficients = tuple(tuple(values) for values in _array_facts(frame, "linearity"))
     gain = per_array(frame, "gain")
     coadds = (int(descriptor(frame, "coadds") or 1),) * len(gain)
     summed = tuple(c if descriptor(frame, "is_coadds_summed") else 1 for c in coadds)
-    each = {"coefficients": coefficients, "gain": gain, "coadds": summed}
+    each: dict[str, Sequence[Any]] = {"coefficients": coefficients, "gain": gain, "coadds": summed}
     data = map_planes(linearize, array(frame, "data"), dtype="f4", each=each)
     variance = array(frame, "variance")
     if variance is not None:
-        averaged = tuple(n // many for n, many in zip(coadds, summed, strict=True))
+        averaged = tuple(n // n_summed for n, n_summed in zip(coadds, summed, strict=True))
         each = {"gain": gain, "coadds_averaged": averaged}
         variance = map_planes(
             linearize_variance, variance, array(frame, "data"), data, dtype="f4", each=each
@@ -44,7 +50,7 @@ def nonlinearity_correct(frame: Frame) -> Frame:
 
 
 def adu_to_electrons(frame: Frame) -> Frame:
-    """Multiply by the gain; GAIN becomes 1, BUNIT electron, levels follow. [ADUToElectrons]"""
+    """Multiply data, variance and levels by the gain, which becomes 1. [ADUToElectrons]"""
     gain = per_array(frame, "gain")
     data = map_planes(_times, array(frame, "data"), dtype="f4", each={"factor": gain})
     variance = array(frame, "variance")
@@ -66,14 +72,14 @@ def adu_to_electrons(frame: Frame) -> Frame:
 
 
 def add_var(frame: Frame, *, read_noise: bool = True, poisson_noise: bool = True) -> Frame:
-    """Variance planes from read noise and photon noise. [addVAR]
+    """Make variance planes from read noise and photon noise. [addVAR]
 
     Parameters
     ----------
     read_noise
         Include the read noise.
     poisson_noise
-        Include the photon noise, max(data, 0) electrons, divided by the number of averaged coadds.
+        Include the photon noise: max(data, 0) electrons over the number of averaged coadds.
     """
     averaged = 1 if descriptor(frame, "is_coadds_summed") else int(descriptor(frame, "coadds") or 1)
     noise = per_array(frame, "read_noise")
@@ -99,8 +105,7 @@ def dark_correct(frame: Frame, dark: Frame | None) -> Frame:
         return frame
     _check_has_dq(dark, "dark")
     dark = match_region(dark, frame)
-    pairs = zip(arrays_of(frame), arrays_of(dark), strict=True)
-    data, variance, dq = pairs
+    data, variance, dq = zip(arrays_of(frame), arrays_of(dark), strict=True)
     corrected = with_arrays(
         frame,
         data=map_planes(np.subtract, *data, dtype="f4"),
@@ -116,14 +121,16 @@ def dark_correct(frame: Frame, dark: Frame | None) -> Frame:
 def flat_correct(frame: Frame, flat: Frame | None) -> Frame:
     """Divide by a processed flat, cut to the frame's region of interest. [flatCorrect]
 
-    The variance holds the flat's noise in what stands above the sky's level, array by array: the error that the flat
-    makes in the sky goes with the sky frames, which have it too, pixel by pixel.
+    The variance holds the flat's noise in what stands above the sky's level, array by array: the
+    error that the flat makes in the sky is removed with the sky frames, which have it too, pixel by
+    pixel.
     """
     if flat is None:
         return frame
     _check_has_dq(flat, "flat")
     refuse_part(flat, "flat_correct", "a flat is 1 in the middle of all its arrays together")
-    # 12 digits: what a header's number holds, so that a file that was written is stacked as one that was not.
+    # 12 digits: what a number in a header holds, so that a frame that was written to a file and
+    # one that was not are stacked alike.
     area = float(f"{reference_area(geometries(flat), shape_of(flat)):.12g}")
     flat = match_region(flat, frame)
     data, variance, dq = arrays_of(frame)
@@ -150,12 +157,13 @@ def flat_correct(frame: Frame, flat: Frame | None) -> Frame:
 def _check_has_dq(calibration: Frame, kind: str) -> None:
     if "dq" not in calibration:
         raise GdaskError(
-            f"{calibration.attrs['name']}: has no DQ, so it is not a processed {kind}; name another one"
+            f"{calibration.attrs['name']}: has no DQ, so it is not a processed {kind}; "
+            "name another one"
         )
 
 
-def _facts(frame: Frame, name: str) -> tuple[object, ...]:
-    """One fact of each array of the frame, from the instrument's table by array name (or in order)."""
+def _array_facts(frame: Frame, name: str) -> tuple[Any, ...]:
+    """Give one fact of each array, from the instrument's table by array name (or in order)."""
     arrays = instrument_of(frame).facts["arrays"]
     by_name = {entry["name"]: entry for entry in arrays if "name" in entry}
     names = per_array(frame, "array_name")

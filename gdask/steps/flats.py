@@ -1,8 +1,8 @@
-"""Processed flats and bad-pixel masks from lamp frames and darks."""
+"""Make processed flats and bad-pixel masks from lamp frames and darks."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -28,11 +28,12 @@ def make_lamp_flat(
     lsigma: Annotated[float, Range(0, None)] = 3.0,
     hsigma: Annotated[float, Range(0, None)] = 3.0,
 ) -> Frame:
-    """One flat from lamp-on and lamp-off frames: lamp-on minus lamp-off, or lamp-on alone in the blue. [makeLampFlat]
+    """Make one flat from lamp-on and lamp-off frames. [makeLampFlat]
 
-    Frames bluer than 1.4 micron have no thermal light worth a lamp-off frame: they are combined as they are (GSAOI).
-    In K the closed shutter's thermal light is the lamp: lamp-off frames minus darks of their exposure time (F2). Without
-    darks the frames are taken to have theirs subtracted already.
+    The flat is lamp-on minus lamp-off. Frames bluer than 1.4 micron have no thermal light worth a
+    lamp-off frame: they are combined as they are (GSAOI). In K the closed shutter's thermal light
+    is the lamp: the flat is lamp-off frames minus darks of their exposure time (F2). Without darks
+    the frames are taken to have theirs subtracted already.
 
     Parameters
     ----------
@@ -43,7 +44,7 @@ def make_lamp_flat(
     lsigma, hsigma
         Limits of the clipping, in standard deviations.
     """
-    how = {
+    combination: dict[str, Any] = {
         "operation": operation,
         "reject_method": reject_method,
         "lsigma": lsigma,
@@ -56,19 +57,20 @@ def make_lamp_flat(
     wavelength = descriptor(frames[0], "effective_wavelength")
     check_alike(frames)
     if needs_dark(frames):
-        return _thermal_flat(off, on, darks, how)
+        return _thermal_flat(off, on, darks, combination)
     if wavelength is not None and wavelength * 1e6 < blue_limit:
         return note(
-            stack_frames(frames, **how),
+            stack_frames(frames, **combination),
             f"{len(frames)} frames as they are (bluer than {blue_limit} micron)",
         )
     if not on or not off:
         missing, have = ("lamp-off", "lamp-on") if on else ("lamp-on", "lamp-off")
         raise GdaskError(
             f"{frames[0].attrs['name']} ...: {len(frames)} {have} flats but no {missing} ones; "
-            f"a {descriptor(frames[0], 'filter_name', pretty=True)} flat needs both: add the {missing} frames to the list"
+            f"a {descriptor(frames[0], 'filter_name', pretty=True)} flat needs both: "
+            f"add the {missing} frames to the list"
         )
-    bright, faint = stack_frames(on, **how), stack_frames(off, **how)
+    bright, faint = stack_frames(on, **combination), stack_frames(off, **combination)
     times = {float(descriptor(frame, "exposure_time")) for frame in frames}
     text = f"{len(on)} lamp-on minus {len(off)} lamp-off" + (
         f"; exposure times differ: {sorted(times)} s" if len(times) > 1 else ""
@@ -77,36 +79,43 @@ def make_lamp_flat(
 
 
 def _check_are_flats(frames: Frames) -> None:
-    """A science frame in the list would pass as a lamp-on flat."""
+    """Raise GdaskError for a frame that is no flat: it would pass as a lamp-on frame."""
     for frame in frames:
         if "FLAT" not in tags(frame):
             raise GdaskError(
-                f"{frame.attrs['name']}: not a flat (object {descriptor(frame, 'object')!r}, tags {' '.join(sorted(tags(frame)))}); "
-                "take it out of the list of flats"
+                f"{frame.attrs['name']}: not a flat (object {descriptor(frame, 'object')!r}, "
+                f"tags {' '.join(sorted(tags(frame)))}); take it out of the list of flats"
             )
 
 
 def needs_dark(frames: Frames) -> bool:
-    """True for flats whose lamp is the thermal light of the closed shutter: they are lamp-off frames minus darks."""
+    """Whether the lamp of these flats is the thermal light of the closed shutter.
+
+    Such flats are lamp-off frames minus darks.
+    """
     limit = instrument_of(frames[0]).facts.get("lamp_is_thermal_from")
     wavelength = descriptor(frames[0], "effective_wavelength")
     return limit is not None and wavelength is not None and wavelength * 1e6 >= limit
 
 
 def split_darks(darks: Frames, flats: Frames) -> tuple[Frames, Frames]:
-    """The darks that thermal flats need (exposure time, coadds and read mode of the flats), and the others."""
+    """Split darks into those that thermal flats need, and the others.
+
+    The former have the exposure time, coadds and read mode of the flats.
+    """
     if not needs_dark(flats):
         return (), darks
-    return tuple(d for d in darks if same_exposure(d, flats[0])), tuple(
-        d for d in darks if not same_exposure(d, flats[0])
-    )
+    needed = tuple(dark for dark in darks if same_exposure(dark, flats[0]))
+    return needed, tuple(dark for dark in darks if not same_exposure(dark, flats[0]))
 
 
-def _thermal_flat(off: Frames, on: Frames, darks: Frames, how: dict[str, object]) -> Frame:
+def _thermal_flat(off: Frames, on: Frames, darks: Frames, combination: dict[str, Any]) -> Frame:
+    """Combine lamp-off frames and subtract darks of their exposure time."""
     if not off:
         raise GdaskError(
             f"{on[0].attrs['name']} ...: {len(on)} lamp-on flats but no lamp-off ones; "
-            f"a {descriptor(on[0], 'filter_name', pretty=True)} flat is made of lamp-off frames minus darks: give the lamp-off frames"
+            f"a {descriptor(on[0], 'filter_name', pretty=True)} flat is made of lamp-off frames "
+            "minus darks: give the lamp-off frames"
         )
     ignored = f"; {len(on)} lamp-on frames left out" if on else ""
     time = float(descriptor(off[0], "exposure_time"))
@@ -116,9 +125,10 @@ def _thermal_flat(off: Frames, on: Frames, darks: Frames, how: dict[str, object]
             sorted({f"{float(descriptor(dark, 'exposure_time')):g}" for dark in darks})
         )
         raise GdaskError(
-            f"{off[0].attrs['name']}: no dark of {time:g} s in the list, which has {times} s; add some, or none at all"
+            f"{off[0].attrs['name']}: no dark of {time:g} s in the list, which has {times} s; "
+            "add some, or none at all"
         )
-    bright = stack_frames(off, **how)  # type: ignore[arg-type]
+    bright = stack_frames(off, **combination)
     if not alike:
         return note(bright, f"{len(off)} lamp-off frames, dark subtracted{ignored}")
     dark = stack_frames(alike, reject_method="varclip")
@@ -129,14 +139,14 @@ def _thermal_flat(off: Frames, on: Frames, darks: Frames, how: dict[str, object]
 
 
 def normalize_flat(flat: Frame) -> Frame:
-    """Divide all arrays by one number, the median of the good pixels of all arrays together. [normalizeFlat]"""
+    """Divide all arrays by the median of the good pixels of all arrays together. [normalizeFlat]"""
     refuse_part(flat, "normalize_flat", "its level is the median over all pixels of all arrays")
     data, variance, dq = arrays_of(flat)
     level = of_all_arrays(median_from_histograms, map_arrays(_histogram, data, dq), dtype="f8")
     scaled = with_arrays(
         flat,
-        data=map_planes(_over, data, level, dtype="f4"),
-        variance=map_planes(_over_square, variance, level, dtype="f4"),
+        data=map_planes(_divided, data, level, dtype="f4"),
+        variance=map_planes(_divided_by_square, variance, level, dtype="f4"),
     )
     scaled = with_headers(
         scaled, primary={"BUNIT": None}, each={"BUNIT": [None] * flat.sizes["detector"]}
@@ -147,20 +157,16 @@ def normalize_flat(flat: Frame) -> Frame:
 def threshold_flatfield(
     flat: Frame, *, lower: float | None = 0.01, upper: float | None = 10.0
 ) -> Frame:
-    """Flag pixels outside the limits as unilluminated; they and all below the lower limit become 1. [thresholdFlatfield]
+    """Flag pixels outside the limits as unilluminated. [thresholdFlatfield]
+
+    They, and all pixels below the lower limit, become 1.
 
     Parameters
     ----------
     lower, upper
-        Limits of the normalised flat.
+        Limits of the normalised flat; None: no limit.
     """
-    packed = map_planes(
-        _threshold,
-        *arrays_of(flat),
-        dtype=PIXEL,
-        lower=lower,
-        upper=upper,
-    )
+    packed = map_planes(_threshold, *arrays_of(flat), dtype=PIXEL, lower=lower, upper=upper)
     return with_arrays(flat, **unpack(packed))
 
 
@@ -173,14 +179,15 @@ def make_bpm(
     dark_lo_thresh: float | None = None,
     dark_hi_thresh: float | None = None,
 ) -> Frame:
-    """A bad-pixel mask: flat or short dark outside limits. [makeBPM]
+    """Make a bad-pixel mask: pixels of the flat or of a short dark outside limits. [makeBPM]
 
     Parameters
     ----------
     flat_lo_thresh, flat_hi_thresh
         Limits of the normalised flat.
     dark_lo_thresh, dark_hi_thresh
-        Limits of the dark in electrons; None takes them from the dark itself (median plus 10 standard deviations).
+        Limits of the dark in electrons; None: no lower one, the upper one from the dark itself.
+        That is its median plus 10 standard deviations.
     """
     mask = map_planes(
         _bad_in_flat,
@@ -212,6 +219,7 @@ def make_bpm(
 
 
 def _difference(bright: Frame, faint: Frame) -> Frame:
+    """Subtract one flat from another; the provenance is that of both."""
     data, variance, dq = zip(arrays_of(bright), arrays_of(faint), strict=True)
     difference = with_arrays(
         bright,
@@ -226,18 +234,20 @@ def _histogram(data: Image, dq: Flags) -> object:
     return mergeable_histogram(data, (dq & np.uint16(UNUSABLE)) != 0)
 
 
-def _over(data: Image, level: float) -> Image:
+def _divided(data: Image, level: float) -> Image:
     return data / np.float32(level)
 
 
-def _over_square(variance: Image, level: float) -> Image:
+def _divided_by_square(variance: Image, level: float) -> Image:
     return variance / np.float32(level**2)
 
 
 def _threshold(
     data: Image, variance: Image, dq: Flags, lower: float | None, upper: float | None
 ) -> np.ndarray:
-    values, flags = flat_kernels.threshold(data, dq, lower, upper)
+    low = -np.inf if lower is None else lower
+    high = np.inf if upper is None else upper
+    values, flags = flat_kernels.threshold(data, dq, low, high)
     return pack(values, variance, flags)
 
 

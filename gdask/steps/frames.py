@@ -1,4 +1,7 @@
-"""What steps share: the variables of a Frame as lazy arrays, and facts of its arrays. Builds graphs, computes nothing."""
+"""Give steps the variables of a Frame as lazy arrays, and facts of its arrays.
+
+The functions build graphs and compute nothing.
+"""
 
 from __future__ import annotations
 
@@ -22,21 +25,25 @@ PIXEL = np.dtype([("data", "f4"), ("variance", "f4"), ("dq", "u2")])
 VARIABLES = ("data", "variance", "dq")
 #: Rows of a band of an image that one task makes.
 BAND_ROWS = 256
-#: Bytes of all frames' pixels (data, variance, dq) that a task holds at a time: it makes its block in strips of rows.
-#: It is a constant, and not a share of the memory allowed, so that graphs have the same names on every machine.
+#: Bytes of all frames' pixels (data, variance, dq) that a task holds at a time: it makes its block
+#: in strips of rows. It is a constant, and not a share of the memory allowed, so that graphs have
+#: the same names on every machine.
 STRIP_BYTES = 32e6
 
 Step = TypeVar("Step", bound=Callable[..., Any])
 
 
 def on_group(step: Step) -> Step:
-    """Let a step that takes and gives tuples of Frames take a single Frame too, and give a single one back."""
+    """Let a step on tuples of Frames take a single Frame too, and give a single one back."""
 
     @functools.wraps(step)
-    def for_one_or_many(frames: Any, *others: Any, **parameters: Any) -> Any:
+    def for_one_or_many(frames: Any, *arguments: Any, **parameters: Any) -> Any:
         if not is_frame(frames):
-            return step(tuple(frames), *others, **parameters)
-        wrapped = ((other,) if is_frame(other) or other is None else other for other in others)
+            return step(tuple(frames), *arguments, **parameters)
+        wrapped = (
+            (argument,) if is_frame(argument) or argument is None else argument
+            for argument in arguments
+        )
         result = step((frames,), *wrapped, **parameters)
         is_one = isinstance(result, tuple) and len(result) == 1 and is_frame(result[0])
         return result[0] if is_one else result
@@ -70,7 +77,7 @@ def unpack(packed: da.Array) -> dict[str, da.Array]:
 
 
 def array(frame: Frame, name: str) -> da.Array | None:
-    """Give a variable's lazy array, one detector to a block, or None where the Frame has no such variable."""
+    """Give a variable's lazy array, one detector to a block; None without such a variable."""
     if name not in frame:
         return None
     variable = frame[name]
@@ -90,7 +97,8 @@ def _needed(frame: Frame, name: str) -> da.Array:
     if pixels is None:
         made_by = {"variance": "add_var", "dq": "add_dq", "objects": "detect_sources"}
         raise GdaskError(
-            f"{frame.attrs['name']}: has no {name}; {made_by.get(name, 'open')} makes it, call it before"
+            f"{frame.attrs['name']}: has no {name}; {made_by.get(name, 'open')} makes it, "
+            "call it before"
         )
     return pixels
 
@@ -103,22 +111,23 @@ def with_arrays(frame: Frame, **arrays: da.Array | None) -> Frame:
 
 
 def replaced(frame: Frame, **arrays: da.Array) -> Frame:
-    """Give a Frame with these variables and no others; attributes and coordinates are those of `frame`."""
+    """Give a Frame with these variables only, and the attributes and coordinates of `frame`."""
     return with_arrays(frame.drop_vars(list(frame.data_vars)), **arrays)
 
 
-def per_array(frame: Frame, name: str) -> tuple:
-    """Give a descriptor's value for each array."""
+def per_array(frame: Frame, name: str) -> tuple[Any, ...]:
+    """Give a descriptor's value for each array: a value that is one for all is repeated."""
     values = descriptor(frame, name)
     count = len(array_headers(frame))
-    is_each = isinstance(values, (list, tuple)) and len(values) == count
-    return tuple(values) if is_each else (values,) * count
+    is_for_each = isinstance(values, (list, tuple)) and len(values) == count
+    return tuple(values) if is_for_each else (values,) * count
 
 
 def match_region(calibration: Frame, frame: Frame) -> Frame:
     """Cut a calibration to the arrays and the region of interest of a Frame.
 
-    Arrays are matched by name. Raises GdaskError where the calibration does not contain the Frame's arrays.
+    Arrays are matched by name. Raises GdaskError where the calibration does not contain the Frame's
+    arrays.
     """
     wanted, have = sections(frame), sections(calibration)
     places = []
@@ -127,7 +136,8 @@ def match_region(calibration: Frame, frame: Frame) -> Frame:
         x, y = section[0] - outer[0], section[2] - outer[2]
         if x < 0 or y < 0 or section[1] > outer[1] or section[3] > outer[3]:
             raise GdaskError(
-                f"{calibration.attrs['name']} covers {have}, {frame.attrs['name']} needs {wanted}; use a full-frame one"
+                f"{calibration.attrs['name']} covers {have}, {frame.attrs['name']} needs {wanted}; "
+                "use a full-frame one"
             )
         places.append((number, y, x))
     size = shape_of(frame)
@@ -145,7 +155,10 @@ def match_region(calibration: Frame, frame: Frame) -> Frame:
 
 
 def _matching_arrays(calibration: Frame, frame: Frame) -> list[int]:
-    """For each array of a Frame, which of the calibration's it is: by name, by number where the calibration has none."""
+    """Give the index in the calibration of each array of a Frame.
+
+    Arrays are matched by name, or by number where the calibration has no names.
+    """
     names = [str(name) for name in calibration.indexes["detector"]]
     labels = [str(name) for name in frame.indexes["detector"]]
     if not set(labels) <= set(names) and names == [str(n) for n in array_numbers(calibration)]:
@@ -153,12 +166,13 @@ def _matching_arrays(calibration: Frame, frame: Frame) -> list[int]:
     missing = [label for label in labels if label not in names]
     if missing:
         raise GdaskError(
-            f"{frame.attrs['name']} has the arrays {', '.join(labels)}, {calibration.attrs['name']} has {', '.join(names)}; "
+            f"{frame.attrs['name']} has the arrays {', '.join(labels)}, "
+            f"{calibration.attrs['name']} has {', '.join(names)}; "
             "take the incomplete file out of the list, or copy it again"
         )
     return [names.index(label) for label in labels]
 
 
 def strip_rows(row_bytes: float, fewest: int) -> int:
-    """Give the rows of a strip of which a task holds `row_bytes` for each row."""
+    """Give the rows of a strip if a task holds `row_bytes` for each row: at least `fewest`."""
     return max(int(STRIP_BYTES / max(row_bytes, 1)), fewest)

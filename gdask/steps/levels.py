@@ -1,4 +1,4 @@
-"""Levels of the sky: how it is levelled when it is subtracted, and levels made consistent where frames overlap."""
+"""Choose the level at which a sky is subtracted, and match sky levels where frames overlap."""
 
 from __future__ import annotations
 
@@ -22,8 +22,23 @@ from gdask.steps.frames import array, arrays_of, on_group, with_arrays
 from gdask.steps.sky_frames import middle_of_exposure
 from gdask.types import Flags, Frame, Frames, Image, Mask
 
-#: Pixels of a block that is given to one cell as a whole.
-BLOCK = 8
+#: Side (pixels) of a block of an array that belongs to one cell of the sky as a whole.
+BLOCK_PIXELS = 8
+#: Cells along each side of an array in which its background is measured.
+BACKGROUND_CELLS = 8
+
+log = logging.getLogger("gdask")
+
+
+class SkyLevel(NamedTuple):
+    """How the sky is levelled, and why.
+
+    mode: offset (shifted to the frame's level), scale (scaled to it), or none (the sky frames' own
+    level).
+    """
+
+    mode: str
+    why: str
 
 
 @on_group
@@ -54,9 +69,11 @@ def match_sky_levels(frames: Frames) -> Frames:
     if any(levels is None for levels in measured):
         raise GdaskError("match_sky_levels: no levels measured; measure_sky_levels does it")
     of_array = [levels for of_frame in measured for levels in of_frame]
-    columns = [np.concatenate([levels[k] for levels in of_array]) for k in range(3)]
-    unit = np.concatenate([np.full(lv.shape[1], number) for number, lv in enumerate(of_array)])
-    solved = solve_levels(unit, columns[0].astype(np.int64), columns[1], columns[2])
+    cell, level, error = (np.concatenate([levels[row] for levels in of_array]) for row in range(3))
+    unit = np.concatenate(
+        [np.full(levels.shape[1], number) for number, levels in enumerate(of_array)]
+    )
+    solved = solve_levels(unit, cell.astype(np.int64), level, error)
     offsets = np.zeros(len(of_array))
     offsets[: len(solved.offset)] = solved.offset
     text = (
@@ -71,12 +88,14 @@ def match_sky_levels(frames: Frames) -> Frames:
 
 
 def _shifted(frame: Frame, offsets: np.ndarray) -> Frame:
+    """Subtract an offset (e-) from each array."""
     shifts = [float(-value) for value in offsets]
     data = changed_scale(arrays_of(frame, ("data",))[0], [1.0] * len(shifts), shifts)
     return with_arrays(frame, data=data)
 
 
 def _levels_in_cells(frame: Frame, grid: Grid) -> da.Array:
+    """Measure the level of each array in the cells of a grid: see `_cell_levels`."""
     arrays = [*arrays_of(frame, ("data", "dq")), array(frame, "objects")]
     return map_arrays(_cell_levels, *arrays, each={"geometry": geometries(frame)}, grid=grid)
 
@@ -84,7 +103,7 @@ def _levels_in_cells(frame: Frame, grid: Grid) -> da.Array:
 def _cell_levels(
     data: Image, dq: Flags, objects: Mask | None, geometry: Geometry, grid: Grid
 ) -> np.ndarray:
-    """Rows: cell number, median, error of the median; one column per cell."""
+    """Measure the level in cells: rows of cell number, median and error of the median (3, n)."""
     good = (dq & np.uint16(UNUSABLE)) == 0
     if objects is not None:
         good &= ~objects
@@ -93,9 +112,10 @@ def _cell_levels(
 
 
 def _cell_numbers(geometry: Geometry, shape: tuple[int, int], grid: Grid) -> np.ndarray:
-    """The cell of every block of pixels, by the block's centre."""
+    """Give the number of the cell of each block, by the block's centre; -1 off the grid."""
     y, x = np.meshgrid(
-        *(np.arange(0, size, BLOCK) + (BLOCK - 1) / 2 for size in shape), indexing="ij"
+        *(np.arange(0, size, BLOCK_PIXELS) + (BLOCK_PIXELS - 1) / 2 for size in shape),
+        indexing="ij",
     )
     gx, gy = (
         np.floor(v + 0.5).astype(np.int64) for v in sky_to_grid(grid, *to_sky(geometry, x, y))
@@ -104,23 +124,11 @@ def _cell_numbers(geometry: Geometry, shape: tuple[int, int], grid: Grid) -> np.
     return np.where(inside, gy * grid.shape[1] + gx, -1).astype(np.int32)
 
 
-log = logging.getLogger("gdask")
-
-#: Cells along each side of an array.
-CELLS = 8
-
-
-class SkyLevel(NamedTuple):
-    """How the sky is levelled: offset (shifted to the frame's level), scale, or none (the sky frames' own level); why."""
-
-    mode: str
-    why: str
-
-
 def measure_background(frame: Frame) -> Frame:
-    """Measure the background of each array in 8 x 8 cells: sky_correct sees whether the target fills the field.
+    """Measure the background of each array in 8 x 8 cells.
 
-    The result is fetched at the end of the phase.
+    sky_correct sees from it whether the target fills the field. The result is fetched at the end of
+    the phase.
     """
     arrays = arrays_of(frame, ("data", "dq"))
     return with_small(frame, background=map_arrays(_background_in_cells, *arrays))
@@ -129,8 +137,12 @@ def measure_background(frame: Frame) -> Frame:
 def choose_level(
     frames: Frames, skies: Frames, offset: bool | None, scale: bool | None
 ) -> SkyLevel:
-    """The user's choice where there is one; else the frame's own level as is usual for the instrument, or the level of
-    off-target sky frames where the target fills the field. Warns where it does and there are none."""
+    """Choose how the sky is levelled.
+
+    The user's choice wins. Without one it is the frame's own level, as is usual for the instrument,
+    or the level of off-target sky frames where the target fills the field. Warns where it does and
+    there are none.
+    """
     usual = str(instrument_of(frames[0]).facts.get("own_sky_level", "scale"))
     if offset is not None or scale is not None:
         shifted = offset if offset is not None else usual == "offset" and not scale
@@ -142,39 +154,41 @@ def choose_level(
     if len(shapes) > 1 or shapes == {(0,)}:
         return SkyLevel(usual, "usual: background not measured on like frames")
     names = {frame.attrs["name"] for frame in frames}
-    away = tuple(sky for sky in skies if sky.attrs["name"] not in names)
+    off_target = tuple(sky for sky in skies if sky.attrs["name"] not in names)
     light = find_target_light(
         _backgrounds_of(frames),
-        _backgrounds_of(away) if away else None,
-        _times(frames),
-        _times(away),
+        _backgrounds_of(off_target) if off_target else None,
+        _exposure_middles(frames),
+        _exposure_middles(off_target),
     )
-    if light.fills_field and not away:
+    if light.fills_field and not off_target:
         log.warning(
-            "sky_correct: light in %.0f %% of the field, and no sky frames off the target: light smoother than the dithers is"
-            " subtracted with the sky. Reduce together with frames of an empty field beside it (separateSky:ref_sky=NAMES"
-            " says which they are)",
+            "sky_correct: light in %.0f %% of the field, and no sky frames off the target: light"
+            " smoother than the dithers is subtracted with the sky. Reduce together with frames of"
+            " an empty field beside it (separateSky:ref_sky=NAMES says which they are)",
             100 * light.share,
         )
-    return SkyLevel("none" if light.fills_field and away else usual, _reason(light, bool(away)))
+    mode = "none" if light.fills_field and off_target else usual
+    return SkyLevel(mode, _reason(light, bool(off_target)))
 
 
-def _reason(light: TargetLight, away: bool) -> str:
+def _reason(light: TargetLight, has_off_target: bool) -> str:
     seen = f"light in {100 * light.share:.0f} % of the field"
     return (
         f"{seen}, {light.excess:+.0f} +- {light.error:.0f} e- over the sky frames"
-        if away
+        if has_off_target
         else f"{seen}, no frames off target"
     )
 
 
 def _background_in_cells(data: Image, dq: Flags) -> np.ndarray:
-    return background_mesh(data, (dq & np.uint16(UNUSABLE)) != 0, max(data.shape[0] // CELLS, 1))[0]
+    cell_pixels = max(data.shape[0] // BACKGROUND_CELLS, 1)
+    return background_mesh(data, (dq & np.uint16(UNUSABLE)) != 0, cell_pixels)[0]
 
 
 def _backgrounds_of(frames: Frames) -> np.ndarray:
     return np.array([small(frame, "background") for frame in frames], float)
 
 
-def _times(frames: Frames) -> np.ndarray:
+def _exposure_middles(frames: Frames) -> np.ndarray:
     return np.array([middle_of_exposure(frame) for frame in frames])

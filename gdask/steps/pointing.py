@@ -1,10 +1,10 @@
-"""Standard form and a check of the pointing that the headers claim."""
+"""Bring headers into standard form, and check the pointing that they claim."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from gdask.params import Range
 from gdask.steps.frames import on_group, per_array
 from gdask.types import Frame, Frames
 
+#: Keywords of an axis of length 1 that raw files have.
 _THIRD_AXIS = (
     "CD3_3",
     "CD1_3",
@@ -38,8 +39,10 @@ _THIRD_AXIS = (
     "CUNIT3",
     "AXISLAB3",
 )
-#: Arcsec that a pointing may be off for each arcsec of offset: those of far sky frames are, without being wrong.
-SLACK = 0.04
+#: Arcsec that a pointing may be off for each arcsec of offset: those of far sky frames are, without
+#: being wrong.
+ERROR_PER_OFFSET = 0.04
+#: Tags of frames that point at nothing on the sky.
 _NO_POINTING = {"ARC", "BIAS", "DARK", "FLAT", "PINHOLE", "BPM"}
 
 
@@ -52,24 +55,27 @@ def prepare(
     dither_limit: Annotated[float, Range(0.5, None)] = 10.0,
     max_deadtime: Annotated[float, Range(0, None)] = 60.0,
 ) -> Frames:
-    """Standard headers, and a WCS that agrees with the telescope's offsets. [prepare, standardizeWCS]
+    """Standardise headers, and check the WCS by the offsets. [prepare, standardizeWCS]
 
-    Frames are grouped by observation and by the dead time between exposures. The first frame of a group whose pointing
-    agrees with its target and offsets is the base; later ones must move from it as their offsets say.
+    Frames are grouped by observation and by the dead time between exposures. The first frame of a
+    group whose pointing agrees with its target and offsets is the base; later ones must move from
+    it as their offsets say.
 
     Parameters
     ----------
     bad_wcs
-        Frames that disagree: exit stops and lists them, fix rebuilds them from the base pointing and the offsets,
-        new rebuilds all from target and offsets, ignore takes the headers as they are.
+        What to do with frames whose WCS disagrees with the offsets: exit, fix, new or ignore.
+        exit stops and lists them, fix rebuilds them from the base pointing and the offsets, new
+        rebuilds all from target and offsets, ignore takes the headers as they are.
     limit
-        Arcsec that a pointing may be from target + offsets (GSAOI's reference pixel is 20 arcsec off by itself).
+        Arcsec that a pointing may be from target + offsets.
+        (GSAOI's reference pixel is 20 arcsec off by itself.)
     dither_limit
         Arcsec that a frame may be from base + offsets.
     max_deadtime
         Seconds between two exposures of one observation that begin a new group.
     """
-    frames = tuple(_standard(frame) for frame in frames)
+    frames = tuple(_standardised(frame) for frame in frames)
     if bad_wcs == "ignore":
         return frames
     suspects = {} if bad_wcs == "new" else find_bad_wcs(frames, limit, dither_limit, max_deadtime)
@@ -100,7 +106,7 @@ def check_wcs(
     max_deadtime
         Seconds between two exposures of one observation that begin a new group.
     """
-    frames = tuple(_standard(frame) for frame in frames)
+    frames = tuple(_standardised(frame) for frame in frames)
     suspects = find_bad_wcs(frames, limit, dither_limit, max_deadtime)
     text = _listing(suspects) if suspects else "every WCS agrees with its target and offsets"
     return tuple(note(frame, text) for frame in frames)
@@ -109,11 +115,14 @@ def check_wcs(
 def find_bad_wcs(
     frames: Frames, limit: float, dither_limit: float, max_deadtime: float
 ) -> dict[str, str]:
-    """Names of the frames with a bad WCS, and why, in words."""
+    """Give the names of the frames with a bad WCS, and why, in words.
+
+    limit, dither_limit (arcsec), max_deadtime (s): as for `prepare`.
+    """
     suspects: dict[str, str] = {}
     for group in _groups(frames, max_deadtime):
         base: np.ndarray | None = None
-        first = (0.0, 0.0)
+        base_expected = (0.0, 0.0)
         for frame in group:
             miss = _miss(frame)
             if np.hypot(*miss) > limit:
@@ -121,9 +130,9 @@ def find_bad_wcs(
                     f"points {np.hypot(*miss):.1f} arcsec from its target and offsets"
                 )
             elif base is None:
-                base, first = miss, expected_pointing(frame)
-            elif np.hypot(*(miss - base)) > dither_limit + SLACK * np.hypot(
-                *tangent_plane(*expected_pointing(frame), *first)
+                base, base_expected = miss, expected_pointing(frame)
+            elif np.hypot(*(miss - base)) > dither_limit + ERROR_PER_OFFSET * np.hypot(
+                *tangent_plane(*expected_pointing(frame), *base_expected)
             ):
                 suspects[frame.attrs["name"]] = (
                     f"is {np.hypot(*(miss - base)):.1f} arcsec from where its offsets put it"
@@ -132,10 +141,10 @@ def find_bad_wcs(
 
 
 def expected_pointing(frame: Frame) -> tuple[float, float]:
-    """RA, Dec (degrees) of target plus telescope offsets.
+    """Give RA, Dec (degrees) of target plus telescope offsets.
 
-    Offsets P, Q (arcsec) are rotated by the position angle (dRA cos Dec = P cos PA + Q sin PA, dDec = -P sin PA +
-    Q cos PA): RAOFFSET and DECOFFSE hold unrotated values in some real headers.
+    Offsets P, Q (arcsec) are rotated by the position angle (dRA cos Dec = P cos PA + Q sin PA,
+    dDec = -P sin PA + Q cos PA): RAOFFSET and DECOFFSE hold unrotated values in some real headers.
     """
     phu = primary_header(frame)
     pa = np.radians(float(phu.get("PA", 0.0) or 0.0))
@@ -148,8 +157,8 @@ def expected_pointing(frame: Frame) -> tuple[float, float]:
     return float(ra), float(dec)
 
 
-def _standard(frame: Frame) -> Frame:
-    """Geometry of each array, original name, and the raw file in the provenance."""
+def _standardised(frame: Frame) -> Frame:
+    """Give the frame with geometries, original name, levels, and the raw file as provenance."""
     if not geometries(frame):
         frame = _with_header_geometry(frame)
     name = frame.attrs["name"]
@@ -163,23 +172,23 @@ def _standard(frame: Frame) -> Frame:
         "PROCMODE": ("sq", "Processing mode"),
         "PREPARE": (f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}", "UT time stamp for prepare"),
     }
-    # From here on these come from the headers, and those of raw files are not right (array 4, several coadds).
-    levels = (
-        ("GAIN", "gain"),
-        ("RDNOISE", "read_noise"),
-        ("SATLEVEL", "saturation_level"),
-        ("NONLINEA", "non_linear_level"),
-    )
+    # From here on these come from the headers, and those of raw files are not right (array 4,
+    # several coadds).
+    descriptors = {
+        "GAIN": "gain",
+        "RDNOISE": "read_noise",
+        "SATLEVEL": "saturation_level",
+        "NONLINEA": "non_linear_level",
+    }
     each = (
-        {keyword: per_array(frame, value) for keyword, value in levels}
-        | _sections(frame)
-        | _third_axis(frame)
+        {keyword: per_array(frame, name) for keyword, name in descriptors.items()}
+        | _missing_sections(frame)
+        | _removed_third_axis(frame)
     )
     start = descriptor(frame, "ut_datetime")
     if start is not None and not instrument_of(frame).facts.get("mjd_valid", True):
-        mjd = (start - datetime(1858, 11, 17)) / timedelta(
-            days=1
-        )  # the raw one is stale, and software trusts it
+        # The raw MJD-OBS is stale, and software trusts it.
+        mjd = (start - datetime(1858, 11, 17)) / timedelta(days=1)
         primary["MJD-OBS"] = (mjd, "MJD at start of observation")
         each["MJD-OBS"] = [mjd] * frame.sizes["detector"]
     if descriptor(frame, "is_coadds_summed"):
@@ -190,13 +199,13 @@ def _standard(frame: Frame) -> Frame:
 
 
 def _with_header_geometry(frame: Frame) -> Frame:
-    """The Frame with the geometry that its headers give; GdaskError where they do not, with the reason."""
+    """Give the Frame the geometry of its headers; GdaskError says why where there is none."""
     shape = shape_of(frame)
     return with_geometries(frame, instrument_of(frame).module.geometries(view(frame), shape))
 
 
-def _sections(frame: Frame) -> dict[str, Sequence[object]]:
-    """Section keywords that the raw file does not have."""
+def _missing_sections(frame: Frame) -> dict[str, Sequence[Any]]:
+    """Give section keywords that the raw file does not have."""
     names = {"DETSEC": "detector_section", "ARRAYSEC": "array_section", "DATASEC": "data_section"}
     missing = {
         key: name
@@ -206,8 +215,8 @@ def _sections(frame: Frame) -> dict[str, Sequence[object]]:
     return {key: descriptor(frame, name, pretty=True) for key, name in missing.items()}
 
 
-def _third_axis(frame: Frame) -> dict[str, Sequence[object]]:
-    """Keywords to remove: those of an axis of length 1 that the raw file has and the frame does not."""
+def _removed_third_axis(frame: Frame) -> dict[str, Sequence[Any]]:
+    """Give keywords to remove: those of an axis of length 1 that only the raw file has."""
     headers = array_headers(frame)
     return {
         key: [None] * len(headers)
@@ -216,8 +225,8 @@ def _third_axis(frame: Frame) -> dict[str, Sequence[object]]:
     }
 
 
-def _levels_of_sums(frame: Frame, each: dict[str, Sequence[object]]) -> dict[str, Sequence[object]]:
-    """Saturation and non-linear levels are those of one coadd: of the sum they are as many times higher."""
+def _levels_of_sums(frame: Frame, each: dict[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    """Multiply saturation and non-linear levels, which are those of one coadd, by the coadds."""
     coadds = 1 if tags(frame) & {"PREPARED"} else int(descriptor(frame, "coadds") or 1)
     return {
         key: [level and level * coadds for level in each[key]] for key in ("SATLEVEL", "NONLINEA")
@@ -229,12 +238,13 @@ def _has_pointing(frame: Frame) -> bool:
 
 
 def _groups(frames: Frames, max_deadtime: float) -> list[list[Frame]]:
+    """Group frames that point at the sky by observation and dead time (s)."""
     groups: list[list[Frame]] = []
     last: tuple[str, datetime] | None = None
     for frame in (frame for frame in frames if _has_pointing(frame)):
         begin, end = _exposure(frame)
         observation = str(descriptor(frame, "observation_id"))
-        gap = None if last is None else (begin - last[1]).total_seconds()
+        gap = 0.0 if last is None else (begin - last[1]).total_seconds()
         if last is None or observation != last[0] or not 0 <= gap + 86400 <= max_deadtime + 86400:
             groups.append([])
         groups[-1].append(frame)
@@ -243,23 +253,23 @@ def _groups(frames: Frames, max_deadtime: float) -> list[list[Frame]]:
 
 
 def _exposure(frame: Frame) -> tuple[datetime, datetime]:
-    """Begin of a frame, and its end by exposure time (UTEND of old F2 files is that of the frame before)."""
+    """Give the begin of a frame, and its end by the exposure time.
+
+    UTEND of old F2 files is that of the frame before.
+    """
     begin = descriptor(frame, "ut_datetime")
     return begin, begin + timedelta(seconds=float(descriptor(frame, "exposure_time") or 0.0))
 
 
 def _miss(frame: Frame) -> np.ndarray:
-    """Arcsec (East, North) from target plus offsets to where the WCS points."""
+    """Give the arcsec (East, North) from target plus offsets to where the WCS points."""
     geometry = geometries(frame)[0]
-    return np.array(
-        [
-            float(value)
-            for value in tangent_plane(geometry.ra, geometry.dec, *expected_pointing(frame))
-        ]
-    )
+    east_north = tangent_plane(geometry.ra, geometry.dec, *expected_pointing(frame))
+    return np.array([float(value) for value in east_north])
 
 
 def _repair(frames: Frames, suspects: dict[str, str], all_new: bool, max_deadtime: float) -> Frames:
+    """Rebuild suspects' WCS from their group's base; with all_new, everyone's from the offsets."""
     miss: dict[str, np.ndarray] = {}
     for group in _groups(frames, max_deadtime):
         good = [frame for frame in group if frame.attrs["name"] not in suspects]
@@ -276,12 +286,13 @@ def _repair(frames: Frames, suspects: dict[str, str], all_new: bool, max_deadtim
 
 
 def _repoint(frame: Frame, miss: np.ndarray | None) -> Frame:
-    """The frame pointed at target + offsets + `miss` arcsec (East, North); its arrays' WCS shifted alike."""
+    """Point the frame at target + offsets + `miss` arcsec (East, North), and shift all its WCS."""
     if miss is None:
         return frame
-    ra, dec = (float(v) for v in tangent_sky(miss[0], miss[1], *expected_pointing(frame)))
+    position = tangent_sky(miss[0], miss[1], *expected_pointing(frame))
+    ra, dec = (float(coordinate) for coordinate in position)
     old = geometries(frame)[0]
-    moved = tuple(g._replace(ra=ra, dec=dec) for g in geometries(frame))
+    moved = tuple(geometry._replace(ra=ra, dec=dec) for geometry in geometries(frame))
     each: dict[str, Sequence[object]] = {
         key: [
             None if header.get(key) is None else header[key] + shift

@@ -1,8 +1,9 @@
-"""Data quality: bad pixels, borders, non-linear and saturated pixels, latent images."""
+"""Flag bad pixels, borders, shadows, non-linear and saturated pixels, latent images."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import dask.array as da
 import numpy as np
@@ -36,10 +37,11 @@ from gdask.params import Range
 from gdask.steps.frames import array, arrays_of, match_region, on_group, per_array, with_arrays
 from gdask.types import Flags, Frame, Frames, Image, Mask, Window
 
-#: An array with a larger share of saturated pixels saw no such light: its read-out failed, and nothing is left in the next.
-_NO_LIGHT = 0.9
-#: Bytes for each pixel that looking for saturated pixels takes (measured: 13 with the pixels), and of the packed bits at
-#: most: a sparse mask is compressed to a few kB.
+#: Fraction of saturated pixels above which an array's read-out has failed: it saw no such light,
+#: which therefore leaves no latent image.
+_FAILED_READOUT_FRACTION = 0.9
+#: Bytes for each pixel that looking for saturated pixels takes (measured: 13 with the pixels), and
+#: of the packed bits at most: a sparse mask is compressed to a few kB.
 _SATURATION_BYTES, _PACKED_BYTES = 17.0, 0.13
 
 
@@ -54,7 +56,9 @@ def add_dq(
     latency: bool = True,
     time: Annotated[float, Range(0, None)] = 900.0,
 ) -> Frames:
-    """Data-quality planes: bad pixels, border, non-linear and saturated pixels, latent images. [addDQ]
+    """Make data-quality planes. [addDQ]
+
+    They flag bad pixels, the border, non-linear and saturated pixels, and latent images.
 
     Parameters
     ----------
@@ -69,35 +73,36 @@ def add_dq(
     hidden_saturation
         Flag the holes of saturated cores, which read low after Fowler sampling.
     latency
-        Flag as latent images (bit 8) what was saturated or non-linear in frames begun up to `time` seconds earlier.
+        Flag latent images (bit 8) of what was saturated or non-linear in earlier frames.
+        Earlier frames are those begun up to `time` seconds before.
     time
         Seconds for which a bright pixel leaves a latent image.
     """
     extra = open_frame(user_bpm) if user_bpm else None
     masks = tuple(
-        _add_levels(f, (bpm, extra), non_linear, hidden_saturation)
-        for f, bpm in zip(frames, bpms, strict=True)
+        _flag_bad_and_bright(frame, (bpm, extra), non_linear, hidden_saturation)
+        for frame, bpm in zip(frames, bpms, strict=True)
     )
     return _add_latents(masks, time) if latency else masks
 
 
 def measure_shadows(frame: Frame) -> Frame:
-    """Measure the median level of each array in small cells, for flag_shadows; flat-fielded frames.
+    """Measure the median level of each array in small cells, for flag_shadows.
 
-    The result is fetched at the end of the phase.
+    The frame must be flat-fielded. The result is fetched at the end of the phase.
     """
-    return with_small(
-        frame, shadows=map_arrays(_level_and_count_in_cells, *arrays_of(frame, ("data", "dq")))
-    )
+    cells = map_arrays(_level_and_count_in_cells, *arrays_of(frame, ("data", "dq")))
+    return with_small(frame, shadows=cells)
 
 
 @on_group
 def flag_shadows(frames: Frames, *, depth: Annotated[float, Range(0.02, 1)] = 0.15) -> Frames:
-    """Flag as unilluminated (bit 64) the shadow of a guide probe that reaches into the field, by what measure_shadows saw.
+    """Flag as unilluminated (bit 64) the shadow of a guide probe that reaches into the field.
 
-    Nothing gives the light back, and the shadow moves with the dithers: left in, it would spoil the sky of other frames.
-    A shadow found on one frame is flagged on the others of the same guide star too, moved with the star: there may be
-    its tip, too faint to be found.
+    Shadows are found in the levels of measure_shadows. The lost light cannot be restored, and the
+    shadow moves with the dithers: left in, it would spoil the sky of other frames. A shadow found
+    on one frame is flagged on the others of the same guide star too, moved with the star: its tip
+    may be there, too faint to be found.
 
     Parameters
     ----------
@@ -107,82 +112,103 @@ def flag_shadows(frames: Frames, *, depth: Annotated[float, Range(0.02, 1)] = 0.
     measured = [small(frame, "shadows") for frame in frames]
     if any(cells is None for cells in measured):
         return tuple(note(frame, "nothing done: measure_shadows was left out") for frame in frames)
-    units = [
-        (n, d, cells) for n, of_frame in enumerate(measured) for d, cells in enumerate(of_frame)
+    shadows = _find_shadows(frames, measured, depth)
+    pixels = [
+        sum(int(counts[mask].sum()) for (_, counts), mask in zip(cells, masks, strict=True))
+        for cells, masks in zip(measured, shadows, strict=True)
     ]
-    shadows: dict[tuple[int, int], Mask] = {}
-    for array_number, shape in sorted({(d, cells.shape) for _, d, cells in units}):
-        alike = [
-            (n, cells[0]) for n, d, cells in units if (d, cells.shape) == (array_number, shape)
-        ]
-        places = _places([frames[n] for n, _ in alike], array_number)
-        found = find_shadows([levels for _, levels in alike], places, depth)
-        shadows |= {(n, array_number): mask for (n, _), mask in zip(alike, found, strict=True)}
-    pixels = [0] * len(frames)
-    for n, d, cells in units:
-        pixels[n] += int(cells[1][shadows[n, d]].sum())
-    dark = [count for count in pixels if count]
+    shadowed = [count for count in pixels if count]
     text = (
-        f"{len(dark)} of them with the shadow of a guide probe, {min(dark)} to {max(dark)} pixels each"
-        if dark
+        f"{len(shadowed)} of them with the shadow of a guide probe, "
+        f"{min(shadowed)} to {max(shadowed)} pixels each"
+        if shadowed
         else "no shadow of a guide probe"
     )
     return tuple(
-        note(
-            _with_shadow(frame, [shadows[n, d] for d in range(frame.sizes["detector"])])
-            if pixels[n]
-            else frame,
-            text,
-        )
-        for n, frame in enumerate(frames)
+        note(_with_shadow(frame, masks) if count else frame, text)
+        for frame, masks, count in zip(frames, shadows, pixels, strict=True)
     )
 
 
+def _find_shadows(
+    frames: Frames, measured: Sequence[Sequence[np.ndarray]], depth: float
+) -> list[list[Mask]]:
+    """Find the cells in shadow: a mask for each array of each frame.
+
+    measured: for each frame and array, level and number of usable pixels of its cells (2, my, mx).
+    Frames are compared array by array, if their cells have the same shape.
+    """
+    shadows: list[list[Any]] = [[None] * len(of_arrays) for of_arrays in measured]
+    kinds = {
+        (array_number, cells.shape)
+        for of_arrays in measured
+        for array_number, cells in enumerate(of_arrays)
+    }
+    for array_number, shape in sorted(kinds):
+        numbers = [
+            number
+            for number, of_arrays in enumerate(measured)
+            if array_number < len(of_arrays) and of_arrays[array_number].shape == shape
+        ]
+        levels = [measured[number][array_number][0] for number in numbers]
+        places = _places([frames[number] for number in numbers], array_number)
+        masks = find_shadows(levels, places, depth)
+        for number, mask in zip(numbers, masks, strict=True):
+            shadows[number][array_number] = mask
+    return shadows
+
+
 def _level_and_count_in_cells(data: Image, dq: Flags) -> np.ndarray:
-    """Median level, and number of usable pixels, of each cell: (2, my, mx)."""
+    """Measure the median level and the number of usable pixels of each cell: (2, my, mx)."""
     return np.stack([binned_medians(data, dq), binned_usable_counts(dq)])
 
 
 def _places(frames: list[Frame], number: int) -> np.ndarray:
-    """The pixel (x, y) of one point of the sky on an array of each frame; NaN on unguided frames. Shape (frames, 2)."""
+    """Give the pixel (x, y) of one point of the sky on an array of each frame.
+
+    Shape (frames, 2); NaN on unguided frames.
+    """
     of_array = [geometries(frame)[number] for frame in frames]
     guided = [descriptor(frame, "wavefront_sensor") is not None for frame in frames]
     centre = to_sky(of_array[0], frames[0].sizes["x"] / 2, frames[0].sizes["y"] / 2)
     return np.array(
         [
-            np.ravel(from_sky(g, *centre)) if ok else (np.nan, np.nan)
-            for g, ok in zip(of_array, guided, strict=True)
+            np.ravel(from_sky(geometry, *centre)) if is_guided else (np.nan, np.nan)
+            for geometry, is_guided in zip(of_array, guided, strict=True)
         ]
     )
 
 
 def _with_shadow(frame: Frame, masks: list[Mask]) -> Frame:
-    return with_arrays(
-        frame,
-        dq=map_planes(
-            _flag_shadow, array(frame, "dq"), dtype="u2", each={"cells": masks}, windowed=True
-        ),
+    """Flag the cells of the masks, one mask for each array."""
+    dq = map_planes(
+        _flag_shadow, array(frame, "dq"), dtype="u2", each={"cells": masks}, windowed=True
     )
+    return with_arrays(frame, dq=dq)
 
 
 def _flag_shadow(dq: Flags, cells: Mask, window: Window) -> Flags:
     return dq | np.where(unbin_window(cells, *window), np.uint16(DQ.UNILLUMINATED), np.uint16(0))
 
 
-def _add_levels(
+def _flag_bad_and_bright(
     frame: Frame, bpms: tuple[Frame | None, ...], non_linear: bool, hidden: bool
 ) -> Frame:
+    """Add a DQ plane that flags what the frame itself and the bad-pixel masks show."""
     saturated = per_array(frame, "saturation_level")
     linear = per_array(frame, "non_linear_level") if non_linear else saturated
     masks = [match_region(bpm, frame) for bpm in bpms if bpm is not None]
     planes = [array(mask, "dq") if "dq" in mask else array(mask, "data") for mask in masks]
     static = planes[0] if planes else None
-    for other in planes[1:]:
-        static = map_planes(_either, static, other, dtype="u2")
-    # The flags read the raw pixels for themselves: they wait for earlier frames' latent images, and pixels that were
-    # shared with the calibration of the data would wait with them, for all frames at once.
-    # The hole of a saturated core may reach into the next band: looking for holes needs the whole array.
-    data = read_apart(array(frame, "data"), tag="dq") if hidden else array(frame, "data")
+    for plane in planes[1:]:
+        static = map_planes(_or_masks, static, plane, dtype="u2")
+    # The flags read the raw pixels for themselves: they wait for earlier frames' latent images, and
+    # pixels that were shared with the calibration of the data would wait with them, for all frames
+    # at once. The hole of a saturated core may reach into the next band: looking for holes needs
+    # the whole array.
+    (data,) = arrays_of(frame, ("data",))
+    if hidden:
+        data = read_apart(data, tag="dq")
     dq = map_planes(
         _flag,
         data,
@@ -205,10 +231,8 @@ def _add_levels(
             "GAIN": per_array(frame, "gain"),
         },
     )
-    return note(
-        frame,
-        "static BPM " + (", ".join(used) if used else "none: no known bad pixels are flagged"),
-    )
+    names = ", ".join(used) if used else "none: no known bad pixels are flagged"
+    return note(frame, f"static BPM {names}")
 
 
 def _flag(
@@ -219,8 +243,8 @@ def _flag(
     return dq | dq_kernels.hidden_saturation(data, dq, non_linear) if hidden else dq
 
 
-def _either(one: np.ndarray, other: np.ndarray) -> Flags:
-    return one.astype(np.uint16) | other.astype(np.uint16)
+def _or_masks(first: np.ndarray, second: np.ndarray) -> Flags:
+    return first.astype(np.uint16) | second.astype(np.uint16)
 
 
 def _flag_border(
@@ -236,14 +260,14 @@ def _flag_border(
 
 
 def _add_latents(frames: Frames, time: float) -> Frames:
-    """Set bit 8 where an earlier frame was saturated.
+    """Set bit 8 where a frame begun up to `time` seconds earlier was saturated or non-linear.
 
-    The earlier frame's mask comes from a task of its own that reads its raw pixels again and gives packed bits: frames
-    then wait for small masks, never for each other's pixels.
+    The earlier frame's mask comes from a task of its own that reads its raw pixels again and gives
+    packed bits: frames then wait for small masks, never for each other's pixels.
     """
     starts = [descriptor(frame, "ut_datetime") for frame in frames]
     masks = [_saturation_masks(frame) for frame in frames]
-    places = [sections(frame) for frame in frames]
+    frame_sections = [sections(frame) for frame in frames]
     result = []
     for number, frame in enumerate(frames):
         earlier = [
@@ -264,7 +288,7 @@ def _add_latents(frames: Frames, time: float) -> Frames:
                 windowed=True,
                 each={
                     "offsets": [
-                        [_offset(places[n][d], places[number][d]) for n in earlier]
+                        [_offset(frame_sections[n][d], frame_sections[number][d]) for n in earlier]
                         for d in range(dq.shape[0])
                     ]
                 },
@@ -275,12 +299,12 @@ def _add_latents(frames: Frames, time: float) -> Frames:
 
 
 def _offset(earlier: tuple[int, ...], later: tuple[int, ...]) -> tuple[int, int]:
-    """What to add to a pixel (x, y) of the later frame to get that of the earlier one, by their sections."""
+    """Give what to add to a pixel (x, y) of the later frame to get that of the earlier one."""
     return later[0] - earlier[0], later[2] - earlier[2]
 
 
 def _saturation_masks(frame: Frame) -> da.Array:
-    """Packed saturation bits of each array, (detector,)."""
+    """Find the saturated and non-linear pixels of each array: packed bits, shape (detector,)."""
     data = arrays_of(frame, ("data",))[0]
     levels = tuple(
         zip(per_array(frame, "non_linear_level"), per_array(frame, "saturation_level"), strict=True)
@@ -290,7 +314,7 @@ def _saturation_masks(frame: Frame) -> da.Array:
         _packed_saturation,
         [data],
         name=f"saturated-{tokenize(data.name, levels)}",
-        dtype=object,
+        dtype=np.dtype(object),
         chunks=((1,) * data.shape[0],),
         windows=lambda _, detector, __: [(detector, whole)],
         scratch=_SATURATION_BYTES * data.shape[1] * data.shape[2],
@@ -309,7 +333,7 @@ def _packed_saturation(
 ) -> np.ndarray:
     data = sources[0].read(detector, whole, {})
     mask = dq_kernels.saturation_mask(data, None, *levels[detector], include_non_linear=True)
-    if mask.mean() > _NO_LIGHT:
+    if mask.mean() > _FAILED_READOUT_FRACTION:
         mask[:] = False
     return dq_kernels.pack_mask(mask)
 
@@ -321,7 +345,11 @@ def _flag_latents(
     shapes: tuple[tuple[int, int], ...],
     window: Window,
 ) -> Flags:
-    """`offsets` and `shapes` are of the earlier frames, whose masks are `packed`; `window` is that of `dq` on its array."""
+    """Flag in a window what earlier frames' masks show.
+
+    packed, offsets, shapes: the packed mask, `_offset` and shape of each earlier frame. window:
+    that of `dq` on its array.
+    """
     result = dq.copy()
     for bits, (right, up), shape in zip(packed, offsets, shapes, strict=True):
         mask = dq_kernels.unpack_mask(bits, shape)
@@ -334,8 +362,11 @@ def _flag_latents(
     return result
 
 
-def _flag_unilluminated(frame: Frame, dq: object) -> object:
-    """Bit 64 on the border and outside the circle that the instrument lights, where its facts have such; not on darks."""
+def _flag_unilluminated(frame: Frame, dq: da.Array) -> da.Array:
+    """Set bit 64 on the border, and outside the circle that the instrument lights.
+
+    Both are flagged where the instrument's facts have them, the circle not on darks.
+    """
     facts = instrument_of(frame).facts
     corners = [(section[0], section[2]) for section in sections(frame)]
     if facts.get("border"):
@@ -351,9 +382,14 @@ def _flag_unilluminated(frame: Frame, dq: object) -> object:
         )
     circle = facts.get("illumination")
     if circle and "DARK" not in tags(frame):
-        how = {"centre": tuple(circle["centre"]), "radius": circle["radius"]}
         dq = map_planes(
-            _flag_outside, dq, dtype="u2", each={"corner": corners}, windowed=True, **how
+            _flag_outside,
+            dq,
+            dtype="u2",
+            each={"corner": corners},
+            windowed=True,
+            centre=tuple(circle["centre"]),
+            radius=circle["radius"],
         )
     return dq
 

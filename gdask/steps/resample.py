@@ -1,4 +1,7 @@
-"""All arrays of a frame onto one common tangent plane, tile by tile, each tile from the input windows that touch it."""
+"""Resample all arrays of a frame onto one tangent plane, tile by tile.
+
+Each tile is made from the input windows that touch it.
+"""
 
 from __future__ import annotations
 
@@ -45,23 +48,27 @@ from gdask.steps.frames import PIXEL, arrays_of, on_group, unpack
 from gdask.steps.resampled import INTERPOLATIONS, Resampled
 from gdask.types import Frame, Frames, Window
 
-#: Side (pixels) of an output tile of a few frames. Tiles are squares, so that what they need of an array that lies askew is
-#: little more than they show; dask's ordering takes time and memory with the square of their number (3192: 16 s, 2.5 GB).
-SIDE = 512
-#: From so many frames on tiles have half that side: there are more of them, for the workers that many frames are worth.
-MANY = 32
-#: Bytes for each pixel of a tile that resampling it takes (the input window, the pixel map, the planes): measured 44 and
-#: the input, with a fifth added.
+#: Side (pixels) of an output tile of a few frames. Tiles are squares, so that what they need of an
+#: array that lies askew is little more than they show; dask's ordering takes time and memory with
+#: the square of their number (3192: 16 s, 2.5 GB).
+TILE_SIDE = 512
+#: Number of frames from which on tiles have half that side: more tiles for more workers, which many
+#: frames are worth.
+MANY_FRAMES = 32
+#: Bytes for each pixel of a tile that resampling it takes (the input window, the pixel map, the
+#: planes): measured 44 and the input, with a fifth added.
 TILE_BYTES = 70.0
 
 
 def _engine_conflict(values: Mapping[str, Any]) -> str:
+    """Say why parameters do not go together; '' where they do."""
     engine, wanted = values["engine"], values["interpolation"]
     if wanted is None or wanted in INTERPOLATIONS[engine]:
         return ""
     return (
-        f"interpolation={wanted} is not of engine={engine}, which has {', '.join(INTERPOLATIONS[engine])};"
-        " set resampleToCommonFrame:engine or another interpolation"
+        f"interpolation={wanted} is not of engine={engine}, which has "
+        f"{', '.join(INTERPOLATIONS[engine])}; set resampleToCommonFrame:engine or another "
+        "interpolation"
     )
 
 
@@ -86,7 +93,9 @@ def resample_to_common_frame(
     ]
     | None = None,
 ) -> Frames:
-    """Resample every frame onto one tangent plane at the target, North up and East left. [resampleToCommonFrame]
+    """Resample every frame onto one tangent plane at the target. [resampleToCommonFrame]
+
+    North is up and East left, but for `pa` and `reference`.
 
     Parameters
     ----------
@@ -97,10 +106,12 @@ def resample_to_common_frame(
     reference
         Image whose pixel grid is taken instead.
     engine
-        gdask: compiled kernels of its own; reproject: the package of that name (slower; docs/accuracy.md compares them).
+        gdask: compiled kernels of its own; reproject: the package of that name (slower).
+        docs/accuracy.md compares them.
     interpolation
-        Of gdask: quintic, bilinear, cubic, lanczos3; of reproject: nearest-neighbor, bilinear, bicubic, adaptive, exact.
-        None: the engine's default, quintic or bilinear.
+        The interpolation kernel; None: the engine's default, quintic or bilinear.
+        Of gdask: quintic, bilinear, cubic, lanczos3; of reproject: nearest-neighbor, bilinear,
+        bicubic, adaptive, exact.
     """
     if conflict := _engine_conflict({"engine": engine, "interpolation": interpolation}):
         raise GdaskError(f"resample_to_common_frame: {conflict}")
@@ -109,10 +120,13 @@ def resample_to_common_frame(
     grid = _grid_of_file(reference) if reference else _grid_of_frames(frames, scale, pa)
     radesys = str(primary_header(frames[0]).get("FRAME", "FK5")).strip().upper()
     header = grid_header(grid, radesys if radesys in ("FK5", "ICRS", "FK4") else "FK5")
-    frames = tuple(_checked(frame, grid) for frame in frames)
+    frames = tuple(_with_map_error(frame, grid) for frame in frames)
     worst = max(small(frame, "solution")["map_px"] for frame in frames)
-    text = f"{grid.shape[1]} x {grid.shape[0]} pixels of {grid.scale:g} arcsec, {_in_words(engine, method)}, map good to {worst:.1e} px"
-    side = SIDE if len(frames) < MANY else SIDE // 2
+    text = (
+        f"{grid.shape[1]} x {grid.shape[0]} pixels of {grid.scale:g} arcsec, "
+        f"{_in_words(engine, method)}, map good to {worst:.1e} px"
+    )
+    side = TILE_SIDE if len(frames) < MANY_FRAMES else TILE_SIDE // 2
     return tuple(
         note(_resample_frame(frame, grid, header, (engine, method), side), text) for frame in frames
     )
@@ -127,8 +141,9 @@ def correlation(
 ) -> dict[str, tuple[object, str]]:
     """Give header keywords that say how resampled noise is correlated.
 
-    VAR is that of sums: the rms of a sum over many pixels is CORRFAC sqrt(sum of VAR), that of single pixels is CORRPIX
-    sqrt(VAR), the mean over all sub-pixel phases; `interpolation.aperture_noise` gives what lies between for gdask's kernels.
+    VAR is that of sums: the rms of a sum over many pixels is CORRFAC sqrt(sum of VAR), that of
+    single pixels is CORRPIX sqrt(VAR), the mean over all sub-pixel phases;
+    `interpolation.aperture_noise` gives what lies between for gdask's kernels.
 
     Parameters
     ----------
@@ -153,7 +168,10 @@ def correlation(
 
 
 def _noise_of_sums(source: Resampled) -> float:
-    """CORRFAC: the nearest pixel is taken twice here and not at all there, as a part of the map shows; else 1."""
+    """Give CORRFAC: 1, but for nearest-neighbor.
+
+    That takes some pixels twice and others not at all: how often is counted on a part of the map.
+    """
     if source.interpolation != "nearest-neighbor":
         return 1.0
     y1, y2, x1, x2 = source.footprints[0]
@@ -166,7 +184,7 @@ def _noise_of_sums(source: Resampled) -> float:
 
 
 def reference_area(geometries: tuple[Geometry, ...], shape: tuple[int, int]) -> float:
-    """The median pixel area (arcsec^2) over all arrays: that of the pixel for which a flat is 1."""
+    """Give the median pixel area (arcsec^2) over all arrays, of the pixel for which a flat is 1."""
     y, x = np.meshgrid(
         np.linspace(0, shape[0] - 1, 33), np.linspace(0, shape[1] - 1, 33), indexing="ij"
     )
@@ -176,7 +194,8 @@ def reference_area(geometries: tuple[Geometry, ...], shape: tuple[int, int]) -> 
 def _grid_of_frames(frames: Frames, scale: float, pa: float) -> Grid:
     placed = [(geometry, shape_of(frame)) for frame in frames for geometry in geometries(frame)]
     ra, dec = (float(descriptor(frames[0], name)) for name in ("target_ra", "target_dec"))
-    return common_grid([g for g, _ in placed], [shape for _, shape in placed], scale, pa, ra, dec)
+    found, shapes = [geometry for geometry, _ in placed], [shape for _, shape in placed]
+    return common_grid(found, shapes, scale, pa, ra, dec)
 
 
 def _grid_of_file(path: str) -> Grid:
@@ -187,7 +206,10 @@ def _grid_of_file(path: str) -> Grid:
 
 
 def resampled_source(frame: Frame) -> Resampled | None:
-    """Give what a frame's pixels are resampled from, where they are still those of resample_to_common_frame."""
+    """Give what a frame's pixels are resampled from.
+
+    None where they are no longer those of resample_to_common_frame.
+    """
     sources = [source_of(frame[name].data) for name in PIXEL.names or () if name in frame]
     records = {
         id(getattr(source, "records", None)): getattr(source, "records", None) for source in sources
@@ -198,19 +220,26 @@ def resampled_source(frame: Frame) -> Resampled | None:
     )
 
 
-def _checked(frame: Frame, grid: Grid) -> Frame:
-    """The Frame with the error of its sampled map (px) in its `solution`; GdaskError where it exceeds MAX_MAP_ERROR."""
+def _with_map_error(frame: Frame, grid: Grid) -> Frame:
+    """Put the error of the frame's sampled pixel map (px) into its `solution`.
+
+    Raises GdaskError where it exceeds MAX_MAP_ERROR.
+    """
     error = _map_error(frame, grid)
     if error > MAX_MAP_ERROR:
         raise GdaskError(
-            f"{frame.attrs['name']}: the sampled pixel map is wrong by {error:.1e} px, at most {MAX_MAP_ERROR:g} was expected;"
-            " the fitted correction bends too fast: align with a lower order"
+            f"{frame.attrs['name']}: the sampled pixel map is wrong by {error:.1e} px, "
+            f"at most {MAX_MAP_ERROR:g} was expected; the fitted correction bends too fast: "
+            "align with a lower order"
         )
     return with_small(frame, solution=(small(frame, "solution") or {}) | {"map_px": error})
 
 
 def _map_error(frame: Frame, grid: Grid) -> float:
-    """The worst error (px) of the sampled map over the frame, at points between its nodes along and across each array."""
+    """Give the worst error (px) of the sampled map over the frame.
+
+    It is measured at points between the map's nodes, along and across each array.
+    """
     worst = 0.0
     for geometry in geometries(frame):
         y1, y2, x1, x2 = footprint(geometry, shape_of(frame), grid)
@@ -222,9 +251,10 @@ def _map_error(frame: Frame, grid: Grid) -> float:
 
 
 def _resample_frame(
-    frame: Frame, grid: Grid, header: Any, how: tuple[str, str], side: int
+    frame: Frame, grid: Grid, header: Any, method: tuple[str, str], side: int
 ) -> Frame:
-    """how: engine and interpolation."""
+    """Give the frame on the grid, in tiles of `side` pixels. method: engine and interpolation."""
+    engine, interpolation = method
     found, size = geometries(frame), shape_of(frame)
     area = (
         frame.attrs.get("reference_area")
@@ -234,8 +264,8 @@ def _resample_frame(
     ratio = grid.scale**2 / area
     arrays = arrays_of(frame)
     footprints = tuple(footprint(each, size, grid) for each in found)
-    identity = tokenize([each.name for each in arrays], found, grid, how, ratio)
-    source = Resampled((), found, footprints, size, grid, *how, ratio, identity)
+    identity = tokenize([each.name for each in arrays], found, grid, method, ratio)
+    source = Resampled((), found, footprints, size, grid, engine, interpolation, ratio, identity)
     variables = unpack(_tiles(arrays, source, side))
     base = array_headers(frame)[0].copy()
     for keyword in _ARRAY_KEYWORDS:
@@ -245,11 +275,11 @@ def _resample_frame(
     onto = _on_grid(frame, variables, grid, Header.from_astropy(base))
     onto = with_headers(onto, primary={"PIXSCALE": (grid.scale, "Pixel scale (arcsec)")})
     placed = {"geometry": found, **(small(frame, "solution") or {})}
-    return with_small(onto, placed=placed)
+    return with_small(resampled, placed=placed)
 
 
 def _on_grid(frame: Frame, variables: dict[str, da.Array], grid: Grid, header: Header) -> Frame:
-    """A Frame of one image on the grid, with the attributes of `frame`."""
+    """Make a Frame of one image on the grid, with the attributes of `frame`."""
     import xarray as xr
 
     ny, nx = grid.shape
@@ -265,7 +295,7 @@ def _on_grid(frame: Frame, variables: dict[str, da.Array], grid: Grid, header: H
 
 
 def _tiles(arrays: Sequence[da.Array], source: Resampled, side: int) -> da.Array:
-    """PIXEL of the resampled frame in squares of `side` pixels."""
+    """Give the resampled frame as a lazy array of PIXEL, in squares of `side` pixels."""
     chunks = ((1,), *(band_chunks(length, side) for length in source.grid.shape))
 
     def windows(_: int, __: int, window: Window) -> list[tuple[int, Window]]:
@@ -293,7 +323,7 @@ def _resample_tile(
     return plan._replace(sources=sources).read(detector, window, {})
 
 
-#: What describes one array and its pixels, and not an image of all arrays.
+#: Keywords that describe one array and its pixels, and not an image of all arrays.
 _ARRAY_KEYWORDS = (
     "ARRAYID",
     "CCDSEC",

@@ -1,4 +1,4 @@
-"""The source of a resampled frame: any window of the grid from the windows of the arrays that touch it."""
+"""Source of a resampled frame: gives any window of the grid from the arrays that touch it."""
 
 from __future__ import annotations
 
@@ -17,32 +17,37 @@ from gdask.model import DQ
 from gdask.steps.frames import PIXEL, pack
 from gdask.types import Flags, Image, Window
 
-#: Interpolation kernels of each engine; the first is its default. Those of reproject have its names.
+#: Interpolation kernels of each engine, the default first. Those of reproject have its names.
 INTERPOLATIONS = {
     "gdask": ("quintic", "bilinear", "cubic", "lanczos3"),
     "reproject": ("bilinear", "nearest-neighbor", "bicubic", "adaptive", "exact"),
 }
-#: A spline's pixel depends on all pixels of the array, by a share that falls 3.7 times a pixel (Unser 1999): after so many
-#: pixels by 1e-18. It is evaluated in squares of the grid that are always the same, so that its bits do not depend on the
+#: Margin and side (pixels) of the squares in which a spline is evaluated. A spline's pixel depends
+#: on all pixels of the array, by a share that falls 3.7 times a pixel (Unser 1999): to 1e-18 at
+#: this margin. The squares of the grid are always the same, so that the bits do not depend on the
 #: tiling. (Whole arrays would take 3 s for each tile in place of 0.2 s.)
 SPLINE_MARGIN, SPLINE_SQUARE = 32, 128
 
 
 class Resampled(NamedTuple):
-    """A source of PIXEL: the pixels of a frame as a grid shows them.
+    """Source of PIXEL: the pixels of a frame as a grid shows them.
 
     Attributes
     ----------
     sources
         Sources of data, variance and dq of the frame.
     geometries, footprints
-        Of each array: its geometry, and the window of the grid that it can touch.
+        Geometry of each array, and the window of the grid that it can touch.
     size
         (ny, nx) of the arrays.
+    grid
+        The output's tangent plane, scale and shape.
+    engine, interpolation
+        As resample_to_common_frame takes them.
     ratio
         Area of an output pixel over that of the pixel for which a flat is 1.
     identity
-        Stands for all of it in names of arrays.
+        Token that stands for all of this in names of arrays.
     """
 
     sources: tuple[Any, ...]
@@ -64,6 +69,7 @@ class Resampled(NamedTuple):
         return PIXEL
 
     def read(self, detector: int, window: Window, memo: Memo) -> np.ndarray:
+        """Give a window (y1, y2, x1, x2) of the grid."""
         shape = window[1] - window[0], window[3] - window[2]
         planes = np.empty(shape, "f4"), np.empty(shape, "f4"), np.empty(shape, "u2")
         self.fill(window, planes)
@@ -72,15 +78,15 @@ class Resampled(NamedTuple):
     def parts(self, window: Window) -> Iterator[Part]:
         """Give the parts of a window that arrays touch, and what each is made from."""
         for number, footprint_of_array in enumerate(self.footprints):
-            touched = overlap(window, footprint_of_array)
-            for made in self._squares(touched, footprint_of_array):
-                shown = overlap(touched, made)
+            touched = _overlap(window, footprint_of_array)
+            for made in self._made_windows(touched, footprint_of_array):
+                shown = _overlap(touched, made)
                 needed = self._input_window(number, made)
                 if needed is not None and _has_pixels(shown):
                     yield Part(number, shown, made, needed)
 
-    def _squares(self, touched: Window, limits: Window) -> list[Window]:
-        """The windows of the grid that are made as one, to show `touched`."""
+    def _made_windows(self, touched: Window, limits: Window) -> list[Window]:
+        """Give the windows of the grid that are each made as a whole, to show `touched`."""
         if not _has_pixels(touched):
             return []
         if self.interpolation != "bicubic":
@@ -90,9 +96,10 @@ class Resampled(NamedTuple):
             for first, last in (touched[:2], touched[2:])
         ]
         side = SPLINE_SQUARE
-        return [overlap((y, y + side, x, x + side), limits) for y in starts[0] for x in starts[1]]
+        return [_overlap((y, y + side, x, x + side), limits) for y in starts[0] for x in starts[1]]
 
     def _input_window(self, number: int, made: Window) -> Window | None:
+        """Give the window of an array that a window of the grid is made from, None without any."""
         if self.engine == "gdask":
             margin = kernel_margin(self.interpolation)
         else:
@@ -104,25 +111,34 @@ class Resampled(NamedTuple):
     def fill(self, window: Window, planes: tuple[Image, Image, Flags]) -> None:
         """Put a window of the grid into data, variance and DQ planes.
 
-        The bits of a pixel do not depend on the window. Where two arrays overlap, the better pixel is taken; DQ is NO_DATA
-        where there is none.
+        The bits of a pixel do not depend on the window. Where two arrays overlap, the better pixel
+        is taken; DQ is NO_DATA where there is none.
         """
-        for plane, nothing in zip(planes, (0, 0, DQ.NO_DATA), strict=True):
-            plane[:] = nothing
+        data, variance, dq = planes
+        data[:], variance[:], dq[:] = 0, 0, DQ.NO_DATA
         for part in self.parts(window):
-            memo: Memo = {}
-            given = [read_once(source, part.array, part.needed, memo) for source in self.sources]
-            made = self._resample_part(part, given)
+            made = self._resample_part(part, self._read_inputs(part))
             shown, place = (_slices(part.shown, origin) for origin in (part.made, window))
-            target = tuple(plane[place] for plane in planes)
-            _merge(target, tuple(plane[shown] for plane in made))  # type: ignore[arg-type]
+            _take_better(
+                [data[place], variance[place], dq[place]], [plane[shown] for plane in made]
+            )
 
-    def _resample_part(self, part: Part, given: Sequence[np.ndarray]) -> tuple[Image, Image, Flags]:
-        """One array as a part of the grid shows it."""
+    def _read_inputs(self, part: Part) -> tuple[Image, Image, Flags]:
+        """Read the window of data, variance and DQ that a part is made from."""
+        memo: Memo = {}
+        data, variance, dq = (
+            read_once(source, part.array, part.needed, memo) for source in self.sources
+        )
+        return data, variance, dq
+
+    def _resample_part(
+        self, part: Part, inputs: tuple[Image, Image, Flags]
+    ) -> tuple[Image, Image, Flags]:
+        """Resample windows of data, variance and DQ of one array onto a part of the grid."""
         geometry, origin = self.geometries[part.array], (part.needed[0], part.needed[2])
         if self.engine == "gdask":
             data, variance, dq = resample(
-                *given,
+                *inputs,
                 *pixel_map(geometry, self.grid, part.made),
                 interpolation=self.interpolation,
                 area_ratio=self.ratio,
@@ -134,22 +150,26 @@ class Resampled(NamedTuple):
 
             margin = map_margin_of(self.interpolation)
             y1, y2, x1, x2 = part.made
-            around = (y1 - margin, y2 + margin, x1 - margin, x2 + margin)
+            with_margin = (y1 - margin, y2 + margin, x1 - margin, x2 + margin)
             data, variance, dq = resample_reprojected(
-                *given,
-                *pixel_map(geometry, self.grid, around),
+                *inputs,
+                *pixel_map(geometry, self.grid, with_margin),
                 method=self.interpolation,
                 area_ratio=self.ratio,
                 origin=origin,
                 map_margin=margin,
             )
         area = self.grid.scale**2 / self.ratio
-        of_data, of_variance = area_factors(geometry, self.grid, part.made, area)
-        return data * of_data, variance * of_variance, dq
+        data_factor, variance_factor = area_factors(geometry, self.grid, part.made, area)
+        return data * data_factor, variance * variance_factor, dq
 
 
 class Part(NamedTuple):
-    """A part of a window of the grid: the array that it shows, the window that is made, the array's window for that."""
+    """Part of a window of the grid that one array shows.
+
+    array: its number; shown: the part; made: the window of the grid that is resampled as a whole;
+    needed: the window of the array that this takes.
+    """
 
     array: int
     shown: Window
@@ -157,13 +177,13 @@ class Part(NamedTuple):
     needed: Window
 
 
-def overlap(one: Window, other: Window) -> Window:
+def _overlap(first: Window, second: Window) -> Window:
     """Give what two windows have in common; without pixels where that is nothing."""
     return (
-        max(one[0], other[0]),
-        min(one[1], other[1]),
-        max(one[2], other[2]),
-        min(one[3], other[3]),
+        max(first[0], second[0]),
+        min(first[1], second[1]),
+        max(first[2], second[2]),
+        min(first[3], second[3]),
     )
 
 
@@ -172,12 +192,13 @@ def _has_pixels(window: Window) -> bool:
 
 
 def _slices(window: Window, origin: Window) -> tuple[slice, slice]:
-    """Where a window is in an image of the window `origin`."""
+    """Give the place of a window in an image of the window `origin`."""
     y1, y2, x1, x2 = window
     return slice(y1 - origin[0], y2 - origin[0]), slice(x1 - origin[2], x2 - origin[2])
 
 
-def _merge(result: tuple[Image, Image, Flags], added: tuple[Image, Image, Flags]) -> None:
+def _take_better(result: Sequence[np.ndarray], added: Sequence[np.ndarray]) -> None:
+    """Replace the pixels of `result` where those of `added` have a lower DQ."""
     better = added[2] < result[2]
     for old, new in zip(result, added, strict=True):
         old[better] = new[better]

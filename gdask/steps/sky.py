@@ -1,4 +1,4 @@
-"""The sky of each frame: combined from its sky frames, brought to its level, subtracted."""
+"""Combine the sky of each frame from its sky frames, bring it to its level, and subtract it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dask.base import tokenize
 from gdask.io.frames import note, records, sky_names, with_headers, with_records
 from gdask.io.gather import gather
 from gdask.io.lazy_arrays import band_chunks, map_planes
-from gdask.io.sources import Source
+from gdask.io.sources import Memo, Source
 from gdask.kernels.stack.combine import combine
 from gdask.kernels.statistics import fit_sky_level
 from gdask.model import DQ, UNUSABLE, GdaskError
@@ -35,16 +35,20 @@ from gdask.types import Frame, Frames, Image, Window
 
 #: Rows of a strip of sky frames that a task combines at a time, at least.
 _FEWEST_ROWS = 16
-#: Bytes that tasks take beside their result, measured by `python -m benchmarks.scaling.scratch`, with a fifth to a third
-#: added: for each pixel of the array, its level (10: data, flags, mask, sorting).
+#: Bytes that tasks take beside their result, measured by `python -m benchmarks.scaling.scratch`,
+#: with a fifth to a third added: for each pixel of the array, its level (10: data, flags, mask,
+#: sorting).
 _LEVEL_BYTES = 13.0
-#: For each pixel of a band, a subtraction (42: data, variance, flags and sky of the band, and products of them).
+#: For each pixel of a band, a subtraction (42: data, variance, flags and sky of the band, and
+#: products of them).
 _SUBTRACTION_BYTES = 50.0
-#: For each byte of the pixels of all frames in a strip, a combination (1.0 to 1.1: the cubes; it goes pixel by pixel).
+#: For each byte of the pixels of all frames in a strip, a combination (1.0 to 1.1: the cubes; it
+#: goes pixel by pixel).
 _COMBINATION_SHARE = 1.3
 
 
 def _level_conflict(values: Mapping[str, Any]) -> str:
+    """Say why parameters do not go together; '' where they do."""
     both = values["offset_sky"] and values["scale_sky"]
     return "offset_sky and scale_sky are both True; set one of them to False" if both else ""
 
@@ -65,14 +69,15 @@ def sky_correct(
 ) -> Frames:
     """Subtract from each frame the combination of its sky frames. [skyCorrect]
 
-    Every sky frame is brought to level zero (or one, with `scale_sky`) before combining, and the sky is given a level
-    again before it is subtracted: with `offset_sky` or `scale_sky` the level measured on the frame itself, array by
-    array; with neither the level of the sky frames interpolated to the time of the frame, which is right where the
-    target fills the field. (DRAGONS levels to the first sky frame of a group, so that the sky's drift stays in.)
+    Every sky frame is brought to level zero (or one, with `scale_sky`) before combining, and the
+    sky is given a level again before it is subtracted: with `offset_sky` or `scale_sky` the level
+    measured on the frame itself, array by array; with neither the level of the sky frames
+    interpolated to the time of the frame, which is right where the target fills the field. (DRAGONS
+    levels to the first sky frame of a group, so that the sky's drift stays in.)
 
-    Where neither is given the data decide (`choose_level`): the frame's own level, shifted or scaled as is usual for the
-    instrument, but that of off-target sky frames where the target fills the field. The log and the keywords SKYLEVEL
-    and SKYWHY say what was chosen and why.
+    Where neither is given the data decide (`choose_level`): the frame's own level, shifted or
+    scaled as is usual for the instrument, but that of off-target sky frames where the target fills
+    the field. The log and the keywords SKYLEVEL and SKYWHY say what was chosen and why.
 
     Parameters
     ----------
@@ -94,17 +99,18 @@ def sky_correct(
     for frame in frames:
         if sky_names(frame) is None:
             raise GdaskError(
-                f"sky_correct: {frame.attrs['name']} has no list of sky frames; associate_sky makes it"
+                f"sky_correct: {frame.attrs['name']} has no list of sky frames; "
+                "associate_sky makes it"
             )
     level = choose_level(frames, skies, offset_sky, scale_sky)
     by_name = {sky.attrs["name"]: sky for sky in skies}
-    of_frame = [sky_names(frame) or () for frame in frames]
-    used_names = {name for names in of_frame for name in names}
+    names_of_frames = [sky_names(frame) or () for frame in frames]
+    used_names = {name for names in names_of_frames for name in names}
     # Measured once, for all frames.
     levels = {
         name: sky_levels(by_name[name], mask_objects) for name in by_name if name in used_names
     }
-    how: dict[str, Any] = {
+    combination: dict[str, Any] = {
         "operation": operation,
         "reject": reject_method,
         "nlow": nlow,
@@ -113,17 +119,20 @@ def sky_correct(
     }
     masters: dict[tuple[str, ...], da.Array | None] = {}
     corrected = []
-    for frame, names in zip(frames, of_frame, strict=True):
+    for frame, names in zip(frames, names_of_frames, strict=True):
         used = tuple(by_name[name] for name in names)
         used_levels = tuple(levels[name] for name in names)
         if names not in masters:
-            masters[names] = _master(used, used_levels, mask_objects, how) if used else None
+            masters[names] = (
+                _master_sky(used, used_levels, mask_objects, combination) if used else None
+            )
         corrected.append(_subtract(frame, used, used_levels, masters[names], level, mask_objects))
-    text = _remark(level, [len(names) for names in of_frame], len(masters))
+    text = _remark(level, [len(names) for names in names_of_frames], len(masters))
     return tuple(note(frame, text) for frame in corrected)
 
 
 def _remark(level: SkyLevel, counts: Sequence[int], n_masters: int) -> str:
+    """Describe the skies in words. counts: sky frames of each frame."""
     mode = {
         "scale": "scaled to each frame",
         "offset": "shifted to each frame",
@@ -137,7 +146,10 @@ def _remark(level: SkyLevel, counts: Sequence[int], n_masters: int) -> str:
 
 
 def sky_levels(frame: Frame, mask_objects: bool = True) -> da.Array:
-    """Give the background level of each array, lazy: float64, shape (detector,), in the unit of the data."""
+    """Give the background level of each array in the unit of the data, lazy.
+
+    float64, shape (detector,).
+    """
     names = ("data", "dq", "objects") if mask_objects and "objects" in frame else ("data", "dq")
     arrays = arrays_of(frame, names)
     count, ny, nx = arrays[0].shape
@@ -155,7 +167,7 @@ def sky_levels(frame: Frame, mask_objects: bool = True) -> da.Array:
 
 
 def transfer_objects(frames: Frames, masked: Frames) -> Frames:
-    """Give the frames with the object masks that were found on the sky-subtracted versions of them."""
+    """Give the frames the object masks that were found on their sky-subtracted versions."""
     by_name = {frame.attrs["name"]: frame for frame in masked}
     return tuple(
         with_arrays(frame, objects=array(by_name[frame.attrs["name"]], "objects"))
@@ -165,8 +177,8 @@ def transfer_objects(frames: Frames, masked: Frames) -> Frames:
     )
 
 
-def _level(sources: tuple[Source, ...], detector: int, window: Window, whole: Window) -> float:
-    """One array's level; sources: data, dq, and objects where they are to be left out."""
+def _level(sources: tuple[Source, ...], detector: int, window: Window, whole: Window) -> Any:
+    """Measure one array's level; sources: data, dq, and objects where they are left out."""
     data, dq, *objects = (source.read(detector, whole, {}) for source in sources)
     mask = (dq & np.uint16(UNUSABLE)) != 0
     for found in objects:
@@ -174,12 +186,16 @@ def _level(sources: tuple[Source, ...], detector: int, window: Window, whole: Wi
     return float(fit_sky_level(data, mask)[0])
 
 
-def _master(
-    skies: Frames, levels: tuple[da.Array, ...], mask_objects: bool, how: dict[str, Any]
+def _master_sky(
+    skies: Frames, levels: tuple[da.Array, ...], mask_objects: bool, combination: dict[str, Any]
 ) -> da.Array:
-    """Combine sky frames, which are at these levels, at level zero (scale: one): PIXEL, in bands of rows."""
-    if how["reject"] == "minmax" and how["nlow"] + how["nhigh"] >= len(skies):
-        how = how | {"reject": "none"}  # nothing would be left
+    """Combine sky frames at level zero (with scale: one) into PIXEL, in bands of rows.
+
+    levels: the level of each sky frame. combination: parameters of `_combine_skies`.
+    """
+    rejects_all = combination["nlow"] + combination["nhigh"] >= len(skies)
+    if combination["reject"] == "minmax" and rejects_all:
+        combination = combination | {"reject": "none"}
     masked = mask_objects and all("objects" in sky for sky in skies)
     names = (*VARIABLES, "objects") if masked else VARIABLES
     arrays = [each for sky in skies for each in arrays_of(sky, names)]
@@ -190,7 +206,7 @@ def _master(
     return gather(
         _combine_skies,
         arrays,
-        name=f"sky-{tokenize(identity, how)}",
+        name=f"sky-{tokenize(identity, combination)}",
         dtype=PIXEL,
         chunks=((1,) * count, band_chunks(ny, BAND_ROWS), (nx,)),
         windows=lambda _, detector, window: [(detector, window)],
@@ -198,7 +214,7 @@ def _master(
         scratch=_COMBINATION_SHARE * rows * row_bytes,
         names=names,
         rows=rows,
-        **how,
+        **combination,
     )
 
 
@@ -215,30 +231,40 @@ def _combine_skies(
     nhigh: int,
     scale: bool,
 ) -> np.ndarray:
-    """A band of the master sky, so many rows at a time; sources: the variables `names` of each frame in turn."""
+    """Combine a band of the master sky, so many rows at a time.
+
+    sources: the variables `names` of each frame in turn.
+    """
     y1, y2, x1, x2 = window
-    how = {"method": operation, "reject": reject, "nlow": nlow, "nhigh": nhigh}
     values = np.array(levels)
-    how["scale"] = 1.0 / values if scale else np.ones(len(values))
-    how["zero"] = np.zeros(len(values)) if scale else -values
-    out = np.empty((y2 - y1, x2 - x1), PIXEL)
+    scales = 1.0 / values if scale else np.ones(len(values))
+    zeros = np.zeros(len(values)) if scale else -values
+    band = np.empty((y2 - y1, x2 - x1), PIXEL)
     for y in range(y1, y2, rows):
         strip = (y, min(y + rows, y2), x1, x2)
-        planes = combine(*_read_skies(sources, detector, strip, names), **how)[:3]
-        out[y - y1 : strip[1] - y1] = pack(*planes)
-    return out
+        planes = combine(
+            *_read_skies(sources, detector, strip, names),
+            method=operation,
+            reject=reject,
+            nlow=nlow,
+            nhigh=nhigh,
+            scale=scales,
+            zero=zeros,
+        )[:3]
+        band[y - y1 : strip[1] - y1] = pack(*planes)
+    return band
 
 
 def _read_skies(
     sources: tuple[Source, ...], detector: int, strip: Window, names: tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cubes (frame, y, x) of data, variance and DQ; what is an object has no data."""
+    """Read cubes (frame, y, x) of data, variance and DQ; pixels of objects are flagged NO_DATA."""
     count = len(sources) // len(names)
     shape = count, strip[1] - strip[0], strip[3] - strip[2]
     cubes = data, variance, dq = np.empty(shape, "f4"), np.empty(shape, "f4"), np.empty(shape, "u2")
     for number in range(count):
         of_frame = sources[number * len(names) : (number + 1) * len(names)]
-        memo: dict = {}
+        memo: Memo = {}
         for cube, source in zip(cubes, of_frame, strict=False):
             cube[number] = source.read(detector, strip, memo)
         if len(of_frame) > len(cubes):
@@ -254,6 +280,10 @@ def _subtract(
     level: SkyLevel,
     mask_objects: bool,
 ) -> Frame:
+    """Subtract from a frame its sky, brought to its level, or without sky frames its level alone.
+
+    levels: of the sky frames. master: what they were combined into.
+    """
     chosen: dict[str, object] = {
         "SKYLEVEL": (level.mode, "sky shifted, scaled to the frame, or as it is"),
         "SKYWHY": level.why,
@@ -263,23 +293,24 @@ def _subtract(
         data = map_planes(_minus_level, array(frame, "data"), own_level, dtype="f4")
         chosen["SKYFRMS"] = (0, "only the level was subtracted")
         return with_headers(with_arrays(frame, data=data), primary=chosen)
-    between = None
+    times = None
     if level.mode == "none":
-        between = tuple(middle_of_exposure(sky) for sky in skies), middle_of_exposure(frame)
-    at_levels = levels if between else (sky_levels(frame, mask_objects),)
+        times = tuple(middle_of_exposure(sky) for sky in skies), middle_of_exposure(frame)
+    given_levels = levels if times else (sky_levels(frame, mask_objects),)
     arrays = [*arrays_of(frame), master]
     identity = [each.name for each in (*arrays, *at_levels)]
     how: dict[str, Any] = {"scale": level.mode == "scale", "between": between}
     packed = gather(
         _minus_sky,
         arrays,
-        name=f"minus_sky-{tokenize(identity, how)}",
+        name=f"minus_sky-{tokenize(identity, scale, times)}",
         dtype=PIXEL,
         chunks=(master.chunks[0], (master.shape[1],), master.chunks[2]),
         windows=lambda _, detector, window: [(detector, window)],
-        values=at_levels,
+        values=given_levels,
         scratch=_SUBTRACTION_BYTES * min(BAND_ROWS, master.shape[1]) * master.shape[2],
-        **how,
+        scale=scale,
+        times=times,
     )
     primary = chosen | {"SKYFRMS": (len(skies), "sky frames combined")}
     primary |= {f"SKYFR{number:03d}": sky.attrs["name"] for number, sky in enumerate(skies, 1)}
@@ -302,13 +333,14 @@ def _minus_sky(
     window: Window,
     *levels: float,
     scale: bool,
-    between: tuple[tuple[float, ...], float] | None,
+    times: tuple[tuple[float, ...], float] | None,
 ) -> np.ndarray:
-    """One array without the sky; sources: data, variance and dq of the frame, and the sky.
+    """Subtract the sky from a window; sources: data, variance and dq of the frame, and the sky.
 
-    between: times (s) of the frames whose levels are given, and the time for which the level is wanted.
+    levels: that of the frame, or, with `times`, those of the sky frames. times: of the sky frames,
+    and of the frame (s), for which the level is interpolated.
     """
-    value = np.float32(_interpolate(levels, *between) if between else levels[0])
+    value = np.float32(_interpolate(levels, *times) if times else levels[0])
     y1, y2, x1, x2 = window
     packed = np.empty((y2 - y1, x2 - x1), PIXEL)
     for y in range(y1, y2, BAND_ROWS):
@@ -324,6 +356,6 @@ def _minus_sky(
 
 
 def _interpolate(levels: Sequence[float], times: tuple[float, ...], when: float) -> float:
-    """The level at `when`, linear between the sky frames around it and constant outside them."""
+    """Give the level at time `when`: linear between sky frames, constant before and after them."""
     order = np.argsort(times, kind="stable")
     return float(np.interp(when, np.asarray(times)[order], np.array(levels)[order]))

@@ -1,4 +1,4 @@
-"""Which frames are sky, and which sky frames belong to which frame."""
+"""Find out which frames are sky, and which sky frames belong to which frame."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ from gdask.params import Range
 from gdask.steps.frames import on_group
 from gdask.types import Frame, Frames
 
+#: What `set_up` gives: what frames must have in common, and the exposure time (s).
+SetUp = tuple[tuple[object, ...], float]
+#: Middle of the exposure (s) and set-up of each frame, by its `id`.
+TimesAndSetUps = dict[int, tuple[float, SetUp]]
+#: Seconds by which exposure times of one set-up may differ.
+SAME_EXPOSURE_SECONDS = 0.01
+
 
 @on_group
 def separate_sky(
@@ -26,9 +33,10 @@ def separate_sky(
 ) -> tuple[Frames, Frames]:
     """Sort frames into those on target and those on sky; a frame can be both. [separateSky]
 
-    The user's lists and the OBJFRAME and SKYFRAME keywords win, then guiding (an unguided frame is sky); each kind
-    spreads to all frames of its pointing group. If only one kind is known, the rest is the other. If nothing is known:
-    one group is both; of several, those nearest to the target are objects until they are half of all frames.
+    The user's lists and the OBJFRAME and SKYFRAME keywords win, then guiding (an unguided frame is
+    sky); each kind spreads to all frames of its pointing group. If only one kind is known, the rest
+    is the other. If nothing is known: one group is both; of several, those nearest to the target
+    are objects until they are half of all frames.
 
     Parameters
     ----------
@@ -47,11 +55,12 @@ def separate_sky(
     if not any(kinds):
         kinds, why = _by_distance(frames, groups)
     elif not all(kinds):
-        other = {"object": "sky", "sky": "object"}
+        opposite = {"object": "sky", "sky": "object"}
         present = set().union(*kinds)
-        rest = {other[next(iter(present))]} if len(present) == 1 else {"object"}
+        rest = {opposite[next(iter(present))]} if len(present) == 1 else {"object"}
         kinds = [kind or rest for kind in kinds]
-    text = f"{sum('object' in k for k in kinds)} on target, {sum('sky' in k for k in kinds)} on sky ({why})"
+    n_targets, n_skies = (sum(kind in known for known in kinds) for kind in ("object", "sky"))
+    text = f"{n_targets} on target, {n_skies} on sky ({why})"
     marked = [
         _mark(frame, kind, group, text)
         for frame, kind, group in zip(frames, kinds, groups, strict=True)
@@ -59,24 +68,20 @@ def separate_sky(
     targets = tuple(frame for frame, kind in zip(marked, kinds, strict=True) if "object" in kind)
     if not targets:
         raise GdaskError(
-            f"separate_sky: all {len(frames)} frames are on sky ({why}); name those on target with separateSky:ref_obj=..."
+            f"separate_sky: all {len(frames)} frames are on sky ({why}); "
+            "name those on target with separateSky:ref_obj=..."
         )
     return targets, tuple(frame for frame, kind in zip(marked, kinds, strict=True) if "sky" in kind)
 
 
 def merge_groups(targets: Frames, skies: Frames) -> Frames:
-    """Targets and skies as one group again, each frame once, in order of name."""
+    """Merge targets and skies into one group, each frame once, in order of name."""
     return tuple(
         sorted(
             {frame.attrs["name"]: frame for frame in (*skies, *targets)}.values(),
             key=lambda frame: frame.attrs["name"],
         )
     )
-
-
-#: What `set_up` gives; by id of a frame, the middle of its exposure (s) and its set-up.
-SetUp = tuple[tuple[object, ...], float]
-Known = dict[int, tuple[float, SetUp]]
 
 
 @on_group
@@ -91,7 +96,9 @@ def associate_sky(
     use_all: bool = False,
     keep_lonely: bool = False,
 ) -> Frames:
-    """Name the sky frames of each frame: nearest in time, never itself; without any it is set aside. [associateSky]
+    """Name the sky frames of each frame, those nearest in time. [associateSky]
+
+    A frame is never its own sky frame. A frame without any is set aside.
 
     Parameters
     ----------
@@ -108,9 +115,8 @@ def associate_sky(
     keep_lonely
         Keep a frame without sky frames (only its level is subtracted then).
     """
-    known = {
-        id(frame): (middle_of_exposure(frame), set_up(frame)) for frame in (*frames, *skies)
-    }  # once for each, not for each pair
+    # Looked up once for each frame, not for each pair of frames.
+    known = {id(frame): (middle_of_exposure(frame), set_up(frame)) for frame in (*frames, *skies)}
     return tuple(
         _associate(frame, skies, known, distance, time, min_skies, max_skies, use_all, keep_lonely)
         for frame in frames
@@ -118,29 +124,36 @@ def associate_sky(
 
 
 def check_one_target(frames: Frames, limit: float) -> None:
-    """Raise GdaskError where guided frames have targets (RA, DEC of the header) more than `limit` arcsec apart."""
+    """Raise GdaskError where guided frames have targets more than `limit` arcsec apart.
+
+    Targets are RA, DEC of the header.
+    """
     guided = [frame for frame in frames if descriptor(frame, "wavefront_sensor") is not None]
     targets = [
-        (float(descriptor(f, "target_ra")), float(descriptor(f, "target_dec"))) for f in guided
+        (float(descriptor(frame, "target_ra")), float(descriptor(frame, "target_dec")))
+        for frame in guided
     ]
     for frame, target in zip(guided, targets, strict=True):
-        apart = separation(target, targets[0])
-        if apart > limit:
+        distance = separation(target, targets[0])
+        if distance > limit:
             raise GdaskError(
-                f"{frame.attrs['name']}: its target ({descriptor(frame, 'object')}) is {apart / 60:.1f} arcmin from that of "
-                f"{guided[0].attrs['name']} ({descriptor(guided[0], 'object')}); reduce one target at a time, or say which"
+                f"{frame.attrs['name']}: its target ({descriptor(frame, 'object')}) is "
+                f"{distance / 60:.1f} arcmin from that of "
+                f"{guided[0].attrs['name']} ({descriptor(guided[0], 'object')}); "
+                "reduce one target at a time, or say which"
                 " frames are what with separateSky:ref_obj=... or separateSky:ref_sky=..."
             )
 
 
 def middle_of_exposure(frame: Frame) -> float:
+    """Give the time (s since 1970) of the middle of the exposure; 0 where the header has none."""
     start = descriptor(frame, "ut_datetime")
     return start.timestamp() + 0.5 * float(descriptor(frame, "exposure_time")) if start else 0.0
 
 
-def separation(one: tuple[float, float], other: tuple[float, float]) -> float:
-    """Arcsec between two positions in degrees (haversine, exact at small angles)."""
-    (ra1, dec1), (ra2, dec2) = np.radians(one), np.radians(other)
+def separation(first: tuple[float, float], second: tuple[float, float]) -> float:
+    """Give the arcsec between two positions in degrees (haversine, exact at small angles)."""
+    (ra1, dec1), (ra2, dec2) = np.radians(first), np.radians(second)
     half = (
         np.sin((dec2 - dec1) / 2) ** 2 + np.cos(dec1) * np.cos(dec2) * np.sin((ra2 - ra1) / 2) ** 2
     )
@@ -153,18 +166,22 @@ def _pointing(frame: Frame) -> tuple[float, float]:
 
 
 def _groups(pointings: Sequence[tuple[float, float]], limit: float) -> list[int]:
-    """Group numbers: frames that can be reached from each other in steps shorter than `limit` are one group."""
-    group = list(range(len(pointings)))
-    for i, here in enumerate(pointings):
+    """Give each pointing the number of its group.
+
+    Pointings that can be reached from each other in steps shorter than `limit` arcsec are a group.
+    """
+    groups = list(range(len(pointings)))
+    for i, pointing in enumerate(pointings):
         for j in range(i):
-            if group[i] != group[j] and separation(here, pointings[j]) < limit:
-                low, high = sorted((group[i], group[j]))
-                group = [low if number == high else number for number in group]
-    names = sorted(set(group))
-    return [names.index(number) for number in group]
+            if groups[i] != groups[j] and separation(pointing, pointings[j]) < limit:
+                low, high = sorted((groups[i], groups[j]))
+                groups = [low if group == high else group for group in groups]
+    numbers = sorted(set(groups))
+    return [numbers.index(group) for group in groups]
 
 
 def _names(text: str) -> set[str]:
+    """Split a comma-separated list of files into their names without suffix and ending."""
     return {
         name.strip().removesuffix(".fits").partition("_")[0]
         for name in text.split(",")
@@ -175,6 +192,10 @@ def _names(text: str) -> set[str]:
 def _known_kinds(
     frames: Frames, groups: Sequence[int], objects: set[str], skies: set[str]
 ) -> tuple[list[set[str]], str]:
+    """Give what is known of each frame by any frame of its group, and from what.
+
+    objects, skies: names that the user gave.
+    """
     known: dict[int, set[str]] = {group: set() for group in groups}
     reasons = []
     for frame, group in zip(frames, groups, strict=True):
@@ -185,13 +206,12 @@ def _known_kinds(
 
 
 def _kinds(frame: Frame, objects: set[str], skies: set[str]) -> tuple[set[str], str]:
-    """What is known of a frame by itself (object, sky, both or nothing), and from what."""
+    """Give what is known of a frame by itself (object, sky, both, nothing), and from what."""
     stem = frame.attrs["name"].removesuffix(".fits").partition("_")[0]
     phu = primary_header(frame)
     if stem in objects | skies:
-        return {
-            kind for kind, names in (("object", objects), ("sky", skies)) if stem in names
-        }, "ref_obj, ref_sky"
+        listed = {kind for kind, names in (("object", objects), ("sky", skies)) if stem in names}
+        return listed, "ref_obj, ref_sky"
     keywords = {"OBJFRAME": "object", "SKYFRAME": "sky"}
     marked = {
         kind
@@ -208,19 +228,20 @@ def _kinds(frame: Frame, objects: set[str], skies: set[str]) -> tuple[set[str], 
 
 
 def _by_distance(frames: Frames, groups: Sequence[int]) -> tuple[list[set[str]], str]:
+    """Give the kinds of frames by their groups' distance to the target, if nothing is known."""
     if len(set(groups)) == 1:
         return [{"object", "sky"} for _ in frames], "one pointing group: dithered on target"
     target = (float(descriptor(frames[0], "target_ra")), float(descriptor(frames[0], "target_dec")))
     members: dict[int, list[Frame]] = {}
     for frame, group in zip(frames, groups, strict=True):
         members.setdefault(group, []).append(frame)
-    far = {
-        group: np.mean([separation(_pointing(f), target) for f in inside])
-        for group, inside in members.items()
+    distances = {
+        group: np.mean([separation(_pointing(frame), target) for frame in of_group])
+        for group, of_group in members.items()
     }
     chosen: set[int] = set()
-    for group in sorted(far, key=lambda number: (far[number], number)):
-        if chosen and 2 * sum(len(members[g]) for g in chosen) >= len(frames):
+    for group in sorted(distances, key=lambda number: (distances[number], number)):
+        if chosen and 2 * sum(len(members[number]) for number in chosen) >= len(frames):
             break
         chosen.add(group)
         if len(members) == 2:
@@ -229,6 +250,7 @@ def _by_distance(frames: Frames, groups: Sequence[int]) -> tuple[list[set[str]],
 
 
 def _mark(frame: Frame, kind: set[str], group: int, text: str) -> Frame:
+    """Write a frame's kind and group into its header."""
     keywords: dict[str, object] = {"EXPGROUP": group}
     keywords |= {"OBJFRAME": "TRUE"} if "object" in kind else {}
     keywords |= {"SKYFRAME": "TRUE"} if "sky" in kind else {}
@@ -238,46 +260,51 @@ def _mark(frame: Frame, kind: set[str], group: int, text: str) -> Frame:
 def _associate(
     frame: Frame,
     skies: Frames,
-    known: Known,
+    known: TimesAndSetUps,
     distance: float,
     time: float,
     fewest: int,
     most: int | None,
     use_all: bool,
-    lonely: bool,
+    keep_lonely: bool,
 ) -> Frame:
-    when, mine = known[id(frame)]
-    near = [
-        (abs(known[id(sky)][0] - when), sky.attrs["name"])
+    """Name the sky frames of one frame; see associate_sky."""
+    time_of_frame, set_up_of_frame = known[id(frame)]
+    candidates = [
+        (abs(known[id(sky)][0] - time_of_frame), sky.attrs["name"])
         for sky in skies
         if sky.attrs["name"] != frame.attrs["name"]
-        and same_set_up(known[id(sky)][1], mine)
+        and same_set_up(known[id(sky)][1], set_up_of_frame)
         and separation(_pointing(sky), _pointing(frame)) >= distance
     ]
-    near.sort()
-    chosen = (
-        near
-        if use_all
-        else [entry for number, entry in enumerate(near) if entry[0] <= time or number < fewest]
-    )
+    candidates.sort()
+    chosen = [
+        (difference, name)
+        for number, (difference, name) in enumerate(candidates)
+        if use_all or difference <= time or number < fewest
+    ]
     names = tuple(sorted(name for _, name in chosen[:most]))
     frame = frame.assign_attrs(skies=json.dumps(names))
-    if not names and not lonely:
-        set_up = f"{descriptor(frame, 'filter_name', pretty=True)}, {descriptor(frame, 'exposure_time'):g} s"
-        return set_aside(
-            frame,
-            f"no sky frame at least {distance:g} arcsec away with the same filter and exposure time ({set_up})",
+    if not names and not keep_lonely:
+        filter_name = descriptor(frame, "filter_name", pretty=True)
+        reason = (
+            f"no sky frame at least {distance:g} arcsec away with the same filter and exposure time"
+            f" ({filter_name}, {descriptor(frame, 'exposure_time'):g} s)"
         )
+        return set_aside(frame, reason)
     return note(frame, f"{len(skies)} sky frames on offer")
 
 
 def set_up(frame: Frame) -> SetUp:
-    """What a frame and its sky frames have in common (filter, read mode, coadds, size), and its exposure time (s)."""
+    """Give what a frame and its sky frames must have in common.
+
+    These are filter, read mode, coadds and size, and the exposure time (s).
+    """
     names = ("filter_name", "read_mode", "read_speed_setting", "coadds")
-    return (*(descriptor(frame, name) for name in names), dict(frame.sizes)), float(
-        descriptor(frame, "exposure_time")
-    )
+    shared = (*(descriptor(frame, name) for name in names), dict(frame.sizes))
+    return shared, float(descriptor(frame, "exposure_time"))
 
 
-def same_set_up(one: SetUp, other: SetUp) -> bool:
-    return one[0] == other[0] and abs(one[1] - other[1]) < 0.01
+def same_set_up(first: SetUp, second: SetUp) -> bool:
+    """Whether two set-ups are the same, exposure times to SAME_EXPOSURE_SECONDS."""
+    return first[0] == second[0] and abs(first[1] - second[1]) < SAME_EXPOSURE_SECONDS

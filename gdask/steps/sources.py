@@ -1,8 +1,8 @@
-"""Sources on each array: object masks for the sky, catalogues and centroids for the alignment."""
+"""Find sources: object masks for the sky, catalogues and centroids for the alignment."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from dask.base import tokenize
@@ -20,10 +20,10 @@ from gdask.params import Range
 from gdask.steps.frames import array, arrays_of, with_arrays
 from gdask.types import Flags, Frame, Frames, Image, Mask, Window
 
-#: Pixels between the points at which an array's place on a stack is computed exactly.
-BLOCK = 16
-#: Bytes for each pixel of an array that looking up its place on a stack takes (indices, interpolated twice): measured 31
-#: beside the stack's mask, with a quarter added.
+#: Pixels between the points of an array at which its place on a stack is computed exactly.
+NODE_SPACING = 16
+#: Bytes for each pixel of an array that looking up its place on a stack takes (indices,
+#: interpolated twice): measured 31 beside the stack's mask, with a quarter added.
 _LOOK_UP_BYTES = 40.0
 
 
@@ -35,7 +35,9 @@ def detect_sources(
     mesh: Annotated[int, Range(8, None)] = 32,
     products: Literal["mask", "catalog", "centroids"] = "centroids",
 ) -> Frame:
-    """Find sources on each array: OBJMASK, and (fetched at the end of the phase) OBJCAT and centroids. [detectSources]
+    """Find sources on each array: OBJMASK, OBJCAT and centroids. [detectSources]
+
+    OBJCAT and centroids are fetched at the end of the phase.
 
     Parameters
     ----------
@@ -46,15 +48,18 @@ def detect_sources(
     mesh
         Pixels of a cell of the background mesh.
     products
-        What is made: mask (OBJMASK), catalog (OBJCAT with fitted stars and apertures too: for a stack), centroids (OBJCAT
-        and precise positions for the alignment too: for a frame).
+        What to make: mask (OBJMASK alone), catalog (for a stack) or centroids (for a frame).
+        catalog makes OBJMASK, and OBJCAT with fitted stars and apertures; centroids makes OBJMASK,
+        OBJCAT and precise positions for the alignment.
     """
     planes = [each.rechunk((1, -1, -1)) for each in arrays_of(frame)]
-    how = {"threshold": threshold, "min_pixels": min_pixels, "mesh": mesh}
+    detection: dict[str, Any] = {"threshold": threshold, "min_pixels": min_pixels, "mesh": mesh}
     if products == "mask":
-        mask = map_planes(object_mask, planes[0], planes[2], dtype="bool", pixelwise=False, **how)
+        mask = map_planes(
+            object_mask, planes[0], planes[2], dtype="bool", pixelwise=False, **detection
+        )
         return with_arrays(frame, objects=mask)
-    found = map_arrays(_detect, *planes, **how)
+    found = map_arrays(_detect, *planes, **detection)
     mask = map_planes(_mask, planes[0], found, dtype="bool", pixelwise=False, shape=shape_of(frame))
     measure = _photometry if products == "catalog" else _stars
     return with_small(
@@ -66,7 +71,8 @@ def detect_sources(
 
 def _detect(
     data: Image, variance: Image, dq: Flags, threshold: float, min_pixels: int, mesh: int
-) -> object:
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give the catalogue of an array, and its object mask as packed bits."""
     catalog, mask = detect(
         data, variance, dq, threshold=threshold, min_pixels=min_pixels, mesh=mesh
     )
@@ -107,7 +113,9 @@ def _photometry(
 
 
 def objects_from_stack(frames: Frames, deep: Frame, aligned: Frames) -> Frames:
-    """Add to each frame's object mask what is masked on the stack; frames that are not in the stack keep their own.
+    """Add to each frame's object mask what is masked on the stack.
+
+    Frames that are not in the stack keep their own mask.
 
     Parameters
     ----------
@@ -133,8 +141,11 @@ def objects_from_stack(frames: Frames, deep: Frame, aligned: Frames) -> Frames:
 def _with_mask_of_stack(
     frame: Frame, deep: Frame, grid: Grid, solved: tuple[Geometry, ...]
 ) -> Frame:
-    own = array(frame, "objects")
-    arrays = [*arrays_of(deep, ("objects",)), *([] if own is None else [own])]
+    """Give a frame with its object mask and that of the stack. solved: geometry of its arrays."""
+    mask_of_frame = array(frame, "objects")
+    arrays = arrays_of(deep, ("objects",))
+    if mask_of_frame is not None:
+        arrays.append(mask_of_frame)
     ny, nx = shape_of(frame)
     whole = (0, grid.shape[0], 0, grid.shape[1])
     mask = gather(
@@ -158,17 +169,18 @@ def _look_up(
     solved: tuple[Geometry, ...],
     grid: Grid,
 ) -> Mask:
-    """The nearest pixel of the stack's mask for every pixel of an array, by the centres of blocks of BLOCK pixels.
+    """Look up the nearest pixel of the stack's mask for every pixel of an array.
 
-    sources: the stack's mask, and that of the frame, if it has one.
+    Places on the stack are exact at every NODE_SPACING pixels and interpolated between. sources:
+    the stack's mask, and that of the frame, if it has one.
     """
     deep = sources[0].read(0, (0, grid.shape[0], 0, grid.shape[1]), {})
     ny, nx = window[1], window[3]
-    nodes = [np.arange(0, size + BLOCK, BLOCK, dtype=float) for size in (ny, nx)]
+    nodes = [np.arange(0, size + NODE_SPACING, NODE_SPACING, dtype=float) for size in (ny, nx)]
     y, x = np.meshgrid(*nodes, indexing="ij")
     geometry = solved[detector]
     gx, gy = sky_to_grid(grid, *to_sky(geometry, x, y))
-    places = [_between(nodes_of, ny, nx) for nodes_of in (gy, gx)]
+    places = [_interpolate_nodes(values, ny, nx) for values in (gy, gx)]
     j, i = (
         np.clip(np.rint(place).astype(np.int32), 0, size - 1)
         for place, size in zip(places, deep.shape, strict=True)
@@ -177,9 +189,12 @@ def _look_up(
     return mask if len(sources) < 2 else mask | sources[1].read(detector, window, {})
 
 
-def _between(nodes: np.ndarray, ny: int, nx: int) -> np.ndarray:
-    """Bilinear interpolation of values at every BLOCK pixels: the distortion bends by 2e-4 pixel within a block."""
-    fy, fx = (np.arange(n) / BLOCK for n in (ny, nx))
+def _interpolate_nodes(nodes: np.ndarray, ny: int, nx: int) -> np.ndarray:
+    """Interpolate values at every NODE_SPACING pixels bilinearly.
+
+    The distortion bends by 2e-4 pixel between nodes.
+    """
+    fy, fx = (np.arange(n) / NODE_SPACING for n in (ny, nx))
     iy, ix = fy.astype(int), fx.astype(int)
     ty, tx = (fy - iy)[:, None], fx - ix
     rows = nodes[iy] * (1 - ty) + nodes[iy + 1] * ty

@@ -1,4 +1,4 @@
-"""Combining frames: darks, flats, images."""
+"""Combine frames: darks, flats, images."""
 
 from __future__ import annotations
 
@@ -39,18 +39,20 @@ from gdask.steps.frames import (
 )
 from gdask.steps.resample import TILE_BYTES, resampled_source
 from gdask.steps.resampled import Resampled
+from gdask.steps.sky_frames import SAME_EXPOSURE_SECONDS
 from gdask.types import Frame, Frames, Window
 
 Operation = Literal["mean", "wtmean", "median", "lmedian"]
 Reject = Literal["none", "minmax", "sigclip", "varclip", "noiseclip"]
 
-#: Seconds to which exposure times are the same.
-SAME_TIME = 0.01
-#: Rows in which rejected values' neighbours are left out at a time: what that takes beside the planes is a small part.
+#: Rows in which rejected values' neighbours are left out at a time, so that this takes little
+#: memory beside the planes.
 GROWTH_ROWS = 16
-#: Rows of a strip, at least: of what surrounds it, GROW_MARGIN rows on each side, and the resampling kernel needs more beside.
+#: Rows of a strip, at least: it has a margin of GROW_MARGIN rows on each side, and the resampling
+#: kernel needs more around that.
 FEWEST_ROWS = 16
-#: Bytes that a combination takes for each byte of the strip's pixels: the cubes, the mask of what is rejected, sorting.
+#: Bytes that a combination takes for each byte of the strip's pixels: the cubes, the mask of what
+#: is rejected, sorting.
 COMBINATION_SHARE = 1.5
 
 
@@ -69,15 +71,18 @@ def stack_frames(
     grow: bool = True,
     zero: bool = False,
 ) -> Frame:
-    """Combine frames pixel by pixel into one, aware of DQ, variance propagated. [stackFrames]
+    """Combine frames pixel by pixel into one, with DQ and propagated variance. [stackFrames]
 
     Parameters
     ----------
     operation
         mean, wtmean (weights 1/variance), median or lmedian (the lower of the two middle values).
     reject_method
-        none, minmax, sigclip (scatter of the values), varclip (their variance) or noiseclip (their median variance and,
-        in starlight, the scatter of most of them: cosmic rays go, stars stay whole under changes of the seeing).
+        How deviant values are rejected.
+        none rejects nothing, minmax so many values at each end (nlow, nhigh). sigclip clips by the
+        scatter of the values, varclip by their variance, noiseclip by their median variance and, in
+        starlight, the scatter of most of them: cosmic rays go, stars stay whole under changes of
+        the seeing.
     lsigma, hsigma
         Limits of the clipping, in standard deviations.
     mclip
@@ -87,8 +92,8 @@ def stack_frames(
     nlow, nhigh
         Values that minmax rejects at each end, for a full set of inputs.
     grow
-        Reject with two or more touching values of a frame all that touch them, too: the faint rims of cosmic rays.
-        Not for none and minmax.
+        Reject also all values that touch two or more touching rejected values of a frame.
+        These are the faint rims of cosmic rays. Not for none and minmax.
     zero
         Not offered for stacks: levels are matched by match_sky_levels. Must be False.
     """
@@ -97,7 +102,7 @@ def stack_frames(
             "stack_frames: zero=True is not offered; match_sky_levels makes the levels consistent"
         )
     check_alike(frames)
-    how = {
+    combination = {
         "method": operation,
         "reject": reject_method,
         "lsigma": lsigma,
@@ -108,77 +113,89 @@ def stack_frames(
         "nhigh": nhigh,
     }
     grow = grow and reject_method.endswith("clip")
-    stack = replaced(frames[0], **unpack(_combined_array(frames, how, grow)))
-    stack = with_small(stack, inputs=_sources(frames)).assign_attrs(tables="", provenance="")
-    stack = with_records(stack, "provenance", _inputs_of(frames))
+    stack = replaced(frames[0], **unpack(_combined_array(frames, combination, grow)))
+    stack = with_small(stack, inputs=_alignment_of_inputs(frames)).assign_attrs(
+        tables="", provenance=""
+    )
+    stack = with_records(stack, "provenance", _joined_provenance(frames))
     text = f"{len(frames)} frames, {operation}, {reject_method}{_check_darks(frames)}"
-    of_one = {key: None for key in primary_header(stack) if key.startswith("SKYFR")}
-    return note(with_headers(stack, primary=of_one | combined_keywords(frames)), text)
+    removed = {key: None for key in primary_header(stack) if key.startswith("SKYFR")}
+    return note(with_headers(stack, primary=removed | _combined_keywords(frames)), text)
 
 
-def combined_keywords(frames: Frames) -> dict[str, object]:
-    """Header keywords of a stack: inputs, number, mean air mass, and the exposure time that is truly in it."""
+def _combined_keywords(frames: Frames) -> dict[str, object]:
+    """Give header keywords of a stack: inputs, their number, exposure times, mean air mass."""
     keywords: dict[str, object] = {"NCOMBINE": (len(frames), "Number of input images")}
     for number, frame in enumerate(frames, 1):
         keywords[f"IMCMB{number:03d}"] = frame.attrs["name"]
     times = [float(descriptor(frame, "exposure_time") or 0) for frame in frames]
     keywords["EXPTIME"] = (times[0], "Exposure time of the pixel values (s)")
     keywords["TOTEXP"] = (sum(times), "Total exposure time of all inputs (s)")
-    air = [
+    airmasses = [
         value for value in (descriptor(frame, "airmass") for frame in frames) if value is not None
     ]
-    if air:
-        keywords["AIRMASS"] = (float(np.mean(air)), "Mean airmass of the inputs")
+    if airmasses:
+        keywords["AIRMASS"] = (float(np.mean(airmasses)), "Mean airmass of the inputs")
     return keywords
 
 
 def check_alike(frames: Frames) -> None:
-    """Raise GdaskError where frames to be combined differ in shape, filter or unit."""
+    """Raise GdaskError where frames to be combined differ in shape or filter, or are none."""
     if not frames:
         raise GdaskError("nothing to combine: every frame was set aside (see the list of reasons)")
+    expected = _shape_and_filter(frames[0])
     for frame in frames[1:]:
-        for what, one, other in (
-            ("shape", dict(frames[0].sizes), dict(frame.sizes)),
-            (
-                "filter",
-                descriptor(frames[0], "filter_name", pretty=True),
-                descriptor(frame, "filter_name", pretty=True),
-            ),
-        ):
-            if one != other:
+        for what, value in _shape_and_filter(frame).items():
+            if value != expected[what]:
                 raise GdaskError(
-                    f"{frame.attrs['name']}: {what} {other}, but {frames[0].attrs['name']} has {one}; reduce them apart"
+                    f"{frame.attrs['name']}: {what} {value}, but {frames[0].attrs['name']} has "
+                    f"{expected[what]}; reduce them apart"
                 )
 
 
-def same_exposure(one: Frame, other: Frame) -> bool:
-    """The same exposure time (to 0.01 s: headers say 60.001 and 60.002 s), coadds and read mode."""
-    times = [float(descriptor(frame, "exposure_time")) for frame in (one, other)]
+def _shape_and_filter(frame: Frame) -> dict[str, Any]:
+    return {
+        "shape": dict(frame.sizes),
+        "filter": descriptor(frame, "filter_name", pretty=True),
+    }
+
+
+def same_exposure(first: Frame, second: Frame) -> bool:
+    """Whether two frames have the same exposure time, coadds and read mode.
+
+    Exposure times are compared to 0.01 s: headers say 60.001 and 60.002 s.
+    """
+    times = [float(descriptor(frame, "exposure_time")) for frame in (first, second)]
     alike = all(
-        descriptor(one, name) == descriptor(other, name) for name in ("coadds", "read_mode")
+        descriptor(first, name) == descriptor(second, name) for name in ("coadds", "read_mode")
     )
-    return alike and abs(times[0] - times[1]) <= SAME_TIME
+    return alike and abs(times[0] - times[1]) <= SAME_EXPOSURE_SECONDS
 
 
 def _check_darks(frames: Frames) -> str:
-    """Darks of one stack have one exposure time; a remark where the headers' values differ by a little."""
+    """Raise GdaskError where darks of one stack differ in exposure time, coadds or read mode.
+
+    Gives a remark where the headers' exposure times differ by a little, else ''.
+    """
     if "DARK" not in tags(frames[0]):
         return ""
     for frame in frames[1:]:
         if not same_exposure(frames[0], frame):
-            was, is_ = (
-                f"{float(descriptor(f, 'exposure_time')):g} s x {descriptor(f, 'coadds')}, read mode {descriptor(f, 'read_mode')}"
-                for f in (frames[0], frame)
-            )
             raise GdaskError(
-                f"{frame.attrs['name']}: a dark of {is_}, but {frames[0].attrs['name']} has {was}; reduce them apart"
+                f"{frame.attrs['name']}: a dark of {_exposure_text(frame)}, but "
+                f"{frames[0].attrs['name']} has {_exposure_text(frames[0])}; reduce them apart"
             )
     times = sorted({float(descriptor(frame, "exposure_time")) for frame in frames})
     return f"; {times[0]:g} to {times[-1]:g} s taken as one exposure time" if len(times) > 1 else ""
 
 
-def _sources(frames: Frames) -> tuple[dict[str, object], ...]:
-    """Of each input: name, geometry of its arrays, and how well it was aligned."""
+def _exposure_text(frame: Frame) -> str:
+    seconds, coadds = float(descriptor(frame, "exposure_time")), descriptor(frame, "coadds")
+    return f"{seconds:g} s x {coadds}, read mode {descriptor(frame, 'read_mode')}"
+
+
+def _alignment_of_inputs(frames: Frames) -> tuple[dict[str, object], ...]:
+    """Give for each input its name, geometry of its arrays, and how well it was aligned."""
     return tuple(
         {
             "name": frame.attrs["name"],
@@ -189,16 +206,19 @@ def _sources(frames: Frames) -> tuple[dict[str, object], ...]:
     )
 
 
-def _inputs_of(frames: Frames) -> list[dict[str, str]]:
+def _joined_provenance(frames: Frames) -> list[dict[str, str]]:
+    """Give the provenance rows of all frames, each once."""
     rows = [row for frame in frames for row in records(frame, "provenance")]
     return list({tuple(sorted(row.items())): row for row in rows}.values())
 
 
-def _combined_array(frames: Frames, how: dict[str, Any], grow: bool) -> da.Array:
-    """PIXEL of the stack: each task makes a block from all frames, in strips of rows, one frame after another.
+def _combined_array(frames: Frames, combination: dict[str, Any], grow: bool) -> da.Array:
+    """Give the stack as a lazy array of PIXEL.
 
-    Neither the memory of a task nor the number of tasks grows with the frames. (With a tile of each frame as a task, 64
-    frames of 4 x 320 x 320 pixels were 5365 tasks with a peak of 975 MB.)
+    Each task makes a block from all frames, in strips of rows, one frame after another. Neither the
+    memory of a task nor the number of tasks grows with the frames. (With a tile of each frame as a
+    task, 64 frames of 4 x 320 x 320 pixels were 5365 tasks with a peak of 975 MB.) combination:
+    parameters of the kernel `combine`.
     """
     of_frames: list[Sequence[Any]] = []
     for frame in frames:
@@ -222,7 +242,7 @@ def _combined_array(frames: Frames, how: dict[str, Any], grow: bool) -> da.Array
     return gather(
         _stack_block,
         arrays,
-        name=f"stack-{tokenize(identity, how, grow, chunks)}",
+        name=f"stack-{tokenize(identity, combination, grow, chunks)}",
         dtype=PIXEL,
         chunks=chunks,
         windows=windows,
@@ -230,13 +250,13 @@ def _combined_array(frames: Frames, how: dict[str, Any], grow: bool) -> da.Array
         counts=tuple(len(of_frame) for of_frame in of_frames),
         size=size,
         rows=rows,
-        how=how,
+        combination=combination,
         grow=grow,
     )
 
 
 def _widened(window: Window, margin: int, size: tuple[int, int]) -> Window:
-    """The window with a margin, as far as the image has one."""
+    """Widen a window by a margin, up to the edges of the image."""
     (y1, y2, x1, x2), (ny, nx) = window, size
     return max(y1 - margin, 0), min(y2 + margin, ny), max(x1 - margin, 0), min(x2 + margin, nx)
 
@@ -248,18 +268,20 @@ def _stack_block(
     counts: tuple[int, ...],
     size: tuple[int, int],
     rows: int,
-    how: dict[str, Any],
+    combination: dict[str, Any],
     grow: bool,
 ) -> np.ndarray:
     """Combine the frames in a window, so many rows at a time. counts: sources of each frame."""
     ends = np.cumsum((0, *counts))
     of_frames = [sources[start:stop] for start, stop in pairwise(ends)]
     y1, y2, x1, x2 = window
-    out = np.empty((y2 - y1, x2 - x1), PIXEL)
+    block = np.empty((y2 - y1, x2 - x1), PIXEL)
     for y in range(y1, y2, rows):
         strip = y, min(y + rows, y2), x1, x2
-        out[y - y1 : strip[1] - y1] = _stack_strip(of_frames, detector, strip, size, how, grow)
-    return out
+        block[y - y1 : strip[1] - y1] = _stack_strip(
+            of_frames, detector, strip, size, combination, grow
+        )
+    return block
 
 
 def _stack_strip(
@@ -267,7 +289,7 @@ def _stack_strip(
     detector: int,
     strip: Window,
     size: tuple[int, int],
-    how: dict[str, Any],
+    combination: dict[str, Any],
     grow: bool,
 ) -> np.ndarray:
     """Stack one strip with a margin, so that neighbours of rejected pixels are known."""
@@ -284,20 +306,22 @@ def _stack_strip(
             plane[:] = read_once(source, detector, wide, memo)
     rows = slice(strip[0] - wide[0], strip[1] - wide[0])
     columns = slice(strip[2] - wide[2], strip[3] - wide[2])
-    return pack(*(plane[rows, columns] for plane in _combined(cubes, how, grow)))
+    return pack(*(plane[rows, columns] for plane in _combine_planes(cubes, combination, grow)))
 
 
-def _combined(cubes: Planes, how: dict[str, Any], grow: bool) -> Planes:
-    """Data, variance and DQ of the stack of planes (n, ny, nx)."""
+def _combine_planes(cubes: Planes, combination: dict[str, Any], grow: bool) -> Planes:
+    """Combine planes (n, ny, nx) into data, variance and DQ (ny, nx) of the stack."""
     rejected = np.zeros(cubes[0].shape, bool) if grow else None
-    result = combine(*cubes, **how, rejected=rejected)[:3]
+    data, variance, dq = combine(*cubes, **combination, rejected=rejected)[:3]
     if rejected is not None:
-        near = grow_rejected(rejected)
-        for start in range(0, rejected.shape[1], GROWTH_ROWS):
+        neighbours = grow_rejected(rejected)
+        for start in range(0, cubes[0].shape[1], GROWTH_ROWS):
             rows = slice(start, start + GROWTH_ROWS)
-            part = tuple(plane[rows] for plane in result)
-            inputs = tuple(cube[:, rows] for cube in cubes)
             combine_without_rejected(
-                part, inputs, rejected[:, rows], near[:, rows], str(how["method"])
-            )  # type: ignore[arg-type]
-    return result
+                (data[rows], variance[rows], dq[rows]),
+                (cubes[0][:, rows], cubes[1][:, rows], cubes[2][:, rows]),
+                rejected[:, rows],
+                neighbours[:, rows],
+                combination["method"],
+            )
+    return data, variance, dq

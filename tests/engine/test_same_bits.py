@@ -43,7 +43,7 @@ from gdask.types import Frame
 BAND_ROWS = ("gdask.steps.sky.BAND_ROWS", "gdask.steps.stack.BAND_ROWS")
 STRIP_ROWS = ("gdask.steps.sky.strip_rows", "gdask.steps.stack.strip_rows")
 #: Side of the tiles that a resampled frame is made in.
-TILE_SIDE = "gdask.steps.resample.SIDE"
+TILE_SIDE = "gdask.steps.resample.TILE_SIDE"
 #: Attributes of a Frame that must not depend on how its pixels are chunked.
 CARRIED = ("skies", "set_aside", "grid", "reference_area", "refcat")
 #: A time of this run, in a header.

@@ -95,7 +95,7 @@ def k_night(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tutorial(night: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the night was reduced as in the field's tutorial."""
+    """Reduce the night in a folder as in the field's tutorial."""
     folder, files = tmp_path_factory.mktemp("reduced"), kinds(night)
     with _inside(folder):
         reduce(files["science"], "checkWCS")
@@ -109,7 +109,7 @@ def tutorial(night: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class _inside:
-    """The working folder, with a calibration database of its own."""
+    """Enter the working folder, which has its calibration database."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.patch = folder, pytest.MonkeyPatch()
@@ -341,9 +341,9 @@ def test_exposure_times_that_are_nearly_equal_are_one(
         frame.assign(variance=frame["data"], dq=frame["data"].astype("u2")) for frame in frames
     )
     assert "60.001 to 60.002 s taken as one exposure time" in stack_frames(ready).attrs["note"]
-    other = with_headers(ready[0], primary={"EXPTIME": 2.0})
+    short = with_headers(ready[0], primary={"EXPTIME": 2.0})
     with pytest.raises(GdaskError, match="a dark of 60.002 s x 1.*has 2 s.*reduce them apart"):
-        stack_frames((other, *ready[1:]))
+        stack_frames((short, *ready[1:]))
 
 
 def test_a_missing_static_mask_is_a_note(

@@ -41,7 +41,7 @@ def reduce(files: list[str], recipe: str = "default", **settings: object) -> Red
 
 
 def planes(path: str | Path) -> dict[tuple[str, int], bytes]:
-    """The bytes of every SCI, VAR and DQ of a file."""
+    """Give the bytes of every SCI, VAR and DQ of a file."""
     with fits.open(path) as hdus:
         return {
             (hdu.name, hdu.ver): hdu.data.tobytes()
@@ -267,10 +267,10 @@ def test_nostack_then_align_and_stack_is_the_same_as_reduce(
         ].header["BUNIT"] == "electron"
     second = reduce(first.output_filenames, "alignAndStack")
     assert second.output_filenames == [IMAGE]
-    with fits.open(IMAGE) as mine, fits.open(reduced / IMAGE) as other:
-        assert mine["SCI"].data.shape == other["SCI"].data.shape
-        np.testing.assert_array_equal(mine["SCI"].data, other["SCI"].data)
-        assert mine[0].header["NCOMBINE"] == 5
+    with fits.open(IMAGE) as in_two_parts, fits.open(reduced / IMAGE) as at_once:
+        assert in_two_parts["SCI"].data.shape == at_once["SCI"].data.shape
+        np.testing.assert_array_equal(in_two_parts["SCI"].data, at_once["SCI"].data)
+        assert in_two_parts[0].header["NCOMBINE"] == 5
 
 
 def test_standards_in_a_region_of_interest(calibrated: Path, night: object) -> None:
@@ -303,7 +303,7 @@ def test_standards_in_a_region_of_interest(calibrated: Path, night: object) -> N
 def test_user_calibrations_win(workspace: Path, reduced: Path, night: object) -> None:
     with pytest.raises(GdaskError, match="no processed_flat"):
         reduce(night.std, "reduce_nostack")
-    mine = shutil.copy(reduced / FLAT, workspace / "mine_flat.fits")
+    user_flat = shutil.copy(reduced / FLAT, workspace / "mine_flat.fits")
     result = reduce(
         night.std, "reduce_nostack", ucals={"processed_flat": "mine_flat.fits"}, suffix="_mine"
     )
@@ -311,7 +311,7 @@ def test_user_calibrations_win(workspace: Path, reduced: Path, night: object) ->
         Path(path).name.replace(".fits", "_mine.fits") for path in night.std
     ]
     with fits.open(result.output_filenames[0]) as hdus:
-        assert hdus[0].header["FLATIM"] == Path(mine).name
+        assert hdus[0].header["FLATIM"] == Path(user_flat).name
 
 
 def test_outputs_of_steps_on_request(calibrated: Path, night: object) -> None:

@@ -136,14 +136,14 @@ def seen(
 
 
 def from_the_corner(frame: Frame, size: int) -> dict[str, object]:
-    """Coordinates of arrays of size x size pixels that begin at pixel (0, 0) of the full array."""
+    """Give coordinates of arrays of size x size pixels from pixel (0, 0) of the full array."""
     nowhere = ("detector", np.zeros(frame.sizes["detector"], int))
     pixels = pd.RangeIndex(size)
     return {"y": pixels, "x": pixels, "y_offset": nowhere, "x_offset": nowhere}
 
 
 def full(night: object, number: int = 4) -> Frames:
-    """Frames that look from full arrays."""
+    """Make dithered frames of full arrays without light."""
     frames = []
     for n, (east, north) in enumerate(DITHER[:number]):
         frame = pointed(night.science[0], f"S{n}.fits", east * 10, north * 10)
@@ -155,7 +155,7 @@ def full(night: object, number: int = 4) -> Frames:
 
 
 def positions(frame: Frame) -> np.ndarray:
-    """East, North (arcsec about the target) of a frame's stars, in the frame's own solution."""
+    """Give East, North (arcsec about the target) of a frame's stars by the frame's solution."""
     parts = [
         tangent_plane(*to_sky(g, s["x"], s["y"]), *centre(frame))
         for g, s in zip(geometries(frame), small(frame, "stars"), strict=True)
@@ -206,10 +206,11 @@ def test_frames_of_a_sparse_field_say_how_they_were_placed(
     aligned = steps.adjust_wcs_to_reference(frames)
     assert {small(frame, "solution")["placed"] for frame in aligned} == ways
     for frame in aligned:
-        how, error = small(frame, "solution")["placed"], small(frame, "solution")["error_mas"]
-        assert how in frame.attrs["note"] and frame.attrs["name"] in frame.attrs["note"]
-        assert (how == "header") == ("warning" in frame.attrs)
-        assert how != "header" or (
+        placed_by = small(frame, "solution")["placed"]
+        error = small(frame, "solution")["error_mas"]
+        assert placed_by in frame.attrs["note"] and frame.attrs["name"] in frame.attrs["note"]
+        assert (placed_by == "header") == ("warning" in frame.attrs)
+        assert placed_by != "header" or (
             frame.attrs["name"] in frame.attrs["warning"] and "0 stars" in frame.attrs["warning"]
         )
         assert error == 250 if not stars else 0 < error < 5
@@ -274,13 +275,13 @@ def test_a_reference_catalogue_ties_the_group(night: object, tmp_path: object) -
 
 
 def smooth(east: np.ndarray, north: np.ndarray) -> np.ndarray:
-    """A sky for the tests: e- per pixel at a position (arcsec about the target)."""
+    """Give a smooth sky: e- per pixel at a position (arcsec about the target)."""
     return 300 + 4.0 * east + 2.5 * north
 
 
 @pytest.fixture(scope="module")
 def sky_files(night: object, tmp_path_factory: pytest.TempPathFactory) -> Frames:
-    """Four dithered files that look at the smooth sky, noise of 2 e-."""
+    """Write four dithered files of the smooth sky, with noise of 2 e-."""
     frames = []
     for number, (east, north) in enumerate(DITHER):
         frame = pointed(night.std[0], f"S{number}.fits", east, north)
@@ -357,17 +358,17 @@ def test_the_output_is_upright_or_turned_as_asked(sky_files: Frames, pa: float) 
 
 
 def test_a_reference_image_gives_its_grid(sky_files: Frames, tmp_path: object) -> None:
-    (one,) = steps.resample_to_common_frame(sky_files[:1], pixel_scale=0.05, pa=20.0)
-    reference = gdask.write(one, f"{tmp_path}/reference.fits")
-    (other,) = steps.resample_to_common_frame(sky_files[1:2], reference=reference)
-    assert dict(other.sizes) == dict(one.sizes)
+    (first,) = steps.resample_to_common_frame(sky_files[:1], pixel_scale=0.05, pa=20.0)
+    reference = gdask.write(first, f"{tmp_path}/reference.fits")
+    (second,) = steps.resample_to_common_frame(sky_files[1:2], reference=reference)
+    assert dict(second.sizes) == dict(first.sizes)
     for keyword in ("CRVAL1", "CRPIX1", "CRPIX2", "CD1_1", "CD1_2", "CD2_1"):
-        assert array_headers(other)[0][keyword] == pytest.approx(
-            array_headers(one)[0][keyword], abs=1e-9
+        assert array_headers(second)[0][keyword] == pytest.approx(
+            array_headers(first)[0][keyword], abs=1e-9
         )
     with fits.open(reference) as hdus:
-        y, x = np.nonzero((hdus["DQ"].data == 0) & (computed(other)["dq"][0] == 0))
-        difference = (hdus["SCI"].data - computed(other)["data"][0])[y, x]
+        y, x = np.nonzero((hdus["DQ"].data == 0) & (computed(second)["dq"][0] == 0))
+        difference = (hdus["SCI"].data - computed(second)["data"][0])[y, x]
     assert len(y) > 5000 and abs(np.median(difference)) < 0.5
     with pytest.raises(GdaskError, match="plain TAN"):
         steps.resample_to_common_frame(sky_files[:1], reference=sky_files[0].attrs["path"])
@@ -377,7 +378,7 @@ def test_tiles_do_not_show_in_the_result(
     sky_files: Frames, monkeypatch: pytest.MonkeyPatch, no_compute: None
 ) -> None:
     (whole,) = steps.resample_to_common_frame(sky_files[:1], pixel_scale=0.05)
-    monkeypatch.setattr("gdask.steps.resample.SIDE", 37)
+    monkeypatch.setattr("gdask.steps.resample.TILE_SIDE", 37)
     (tiled,) = steps.resample_to_common_frame(sky_files[:1], pixel_scale=0.05)
     assert tiled.data.data.chunks != whole.data.data.chunks
     with dask.config.set(scheduler="threads"):

@@ -187,7 +187,7 @@ def test_a_flat_divides(path: str) -> None:
 def opened_at(
     frame: Frame, corners: list[tuple[int, int]], folder: object, name: str = "at.fits"
 ) -> Frame:
-    """The frame with these 0-based corners (x, y) of its arrays in its headers, as a file.
+    """Write and open the frame with these 0-based corners (x, y) of its arrays in its headers.
 
     DETSEC is left alone.
     """
@@ -198,7 +198,7 @@ def opened_at(
 
 
 def square(frame: Frame, size: int, **variables: da.Array) -> Frame:
-    """The frame as one whose arrays have size x size pixels and are whole, with these variables."""
+    """Give the frame whole arrays of size x size pixels, with these variables."""
     nowhere = ("detector", np.zeros(4, int))
     pixels = pd.RangeIndex(size)
     bare = frame.drop_vars([*frame.data_vars, "y", "x"]).assign_coords(

@@ -1,4 +1,4 @@
-"""Flats, darks, bad-pixel masks, stacks: against their kernels, in any row bands."""
+"""Tests of flats, darks, bad-pixel masks and stacks against their kernels, in any row bands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gdask.types import Frame, Frames
 def several(
     paths: list[str], rows: int | None = None, level: float = 1000.0, seed: int = 10
 ) -> Frames:
-    """Frames of one scene with noise, variance and flags of their own, and a wild pixel in each."""
+    """Make frames of one scene, each with its noise, variance, flags and a wild pixel."""
     frames = []
     for number, path in enumerate(paths):
         frame = electrons(path, seed + number, rows)
@@ -41,17 +41,18 @@ def several(
     return tuple(frames)
 
 
-def stacked(frames: Frames, **how: object) -> dict[str, np.ndarray]:
-    """What the kernel makes of the frames, array by array."""
+def stacked(frames: Frames, **combination: object) -> dict[str, np.ndarray]:
+    """Combine the frames by the kernel, array by array."""
     planes = [computed(frame) for frame in frames]
     result = [
         combine(
-            *(np.stack([p[name][d] for p in planes]) for name in ("data", "variance", "dq")), **how
+            *(np.stack([p[name][d] for p in planes]) for name in ("data", "variance", "dq")),
+            **combination,
         )[:3]
         for d in range(4)
     ]
     return {
-        name: np.stack([one[k] for one in result])
+        name: np.stack([of_array[k] for of_array in result])
         for k, name in enumerate(("data", "variance", "dq"))
     }
 
@@ -74,7 +75,7 @@ PIXELWISE: dict[str, Callable[[object, int | None], Frame]] = {
 
 
 def flat(night: object, rows: int | None = None) -> Frame:
-    """About 1, with values beyond every limit."""
+    """Make a flat of about 1, with values beyond every limit."""
     frame = electrons(night.flat_on[0], 3, rows)
     data = ramp(shape_of(frame), 3, 0.4, 1.6)
     data[:, 3, 4:9] = (-1.0, 0.005, 0.02, 11.0, np.nan)
@@ -87,18 +88,18 @@ def test_the_same_bits_in_any_row_bands_with_nothing_computed_to_build(
 ) -> None:
     frames = [PIXELWISE[step](night, rows) for rows in BANDS]
     with dask.config.set(scheduler="threads"):
-        whole, *others = (computed(frame) for frame in frames)
-    for other in others:
-        assert_same(whole, other)
+        whole, *banded = (computed(frame) for frame in frames)
+    for frame in banded:
+        assert_same(whole, frame)
 
 
 @pytest.mark.parametrize("operation", METHODS)
 @pytest.mark.parametrize("reject", REJECTIONS)
 def test_stacks_are_the_kernels(night: object, operation: str, reject: str) -> None:
     frames = several([*night.std, *night.std])
-    how = {"nlow": 1, "nhigh": 2, "lsigma": 2.5, "hsigma": 4.0, "mclip": False, "max_iters": 3}
-    stack = steps.stack_frames(frames, operation=operation, reject_method=reject, **how)
-    assert_same(computed(stack), stacked(frames, method=operation, reject=reject, **how))
+    limits = {"nlow": 1, "nhigh": 2, "lsigma": 2.5, "hsigma": 4.0, "mclip": False, "max_iters": 3}
+    stack = steps.stack_frames(frames, operation=operation, reject_method=reject, **limits)
+    assert_same(computed(stack), stacked(frames, method=operation, reject=reject, **limits))
 
 
 def test_a_stack_says_what_is_in_it(night: object) -> None:
@@ -121,9 +122,9 @@ def test_a_stack_says_what_is_in_it(night: object) -> None:
 
 def test_frames_that_do_not_belong_together_are_refused(night: object) -> None:
     frames = several(night.science[:2])
-    other = with_headers(frames[1], primary={"FILTER1": "J_G1101"})
-    with pytest.raises(GdaskError, match=f"{other.attrs['name']}: filter J"):
-        steps.stack_frames((frames[0], other))
+    in_j = with_headers(frames[1], primary={"FILTER1": "J_G1101"})
+    with pytest.raises(GdaskError, match=f"{in_j.attrs['name']}: filter J"):
+        steps.stack_frames((frames[0], in_j))
     with pytest.raises(GdaskError, match="shape"):
         steps.stack_frames((frames[0], *several(night.std[:1])))
     with pytest.raises(GdaskError, match="nothing to combine"):
@@ -161,6 +162,17 @@ def test_a_science_frame_among_flats_is_refused(night: object) -> None:
     stray = several(night.science[:1])
     with pytest.raises(GdaskError, match=f"{stray[0].attrs['name']}: not a flat"):
         steps.make_lamp_flat((*lamps(night), *stray))
+
+
+def test_a_flat_may_have_no_limits(night: object) -> None:
+    frame = flat(night)
+    before, after = (
+        computed(frame),
+        computed(steps.threshold_flatfield(frame, lower=None, upper=None)),
+    )
+    kept = np.isfinite(before["data"]) & ((before["dq"] & DQ.UNILLUMINATED) == 0)
+    np.testing.assert_array_equal(after["data"][kept], before["data"][kept])
+    assert (after["data"][~kept] == 1).all()
 
 
 def test_all_arrays_are_normalised_by_one_number(night: object) -> None:

@@ -1,4 +1,7 @@
-"""A step on a part of a Frame gives that part of what it gives for the whole; what cannot refuses with one line."""
+"""Tests of steps on a part of a Frame: they give that part of what they give for the whole.
+
+Steps that cannot refuse with one line.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ CROP = {"y": slice(40, 300), "x": slice(11, 200)}
 
 
 class Inputs(NamedTuple):
-    """Frames that steps need: raw frames, a mask, a flat, and calibrated frames with objects and sky frames."""
+    """Frames that steps need.
+
+    Raw frames, a mask, a flat, and calibrated frames with objects and sky frames.
+    """
 
     raw: tuple[Frame, ...]
     bpm: Frame
@@ -113,18 +119,26 @@ CASES: dict[str, tuple[Callable[[Inputs], Frame], Callable[..., Frame], bool]] =
     "stack_frames": (
         lambda i: i.calibrated[0],
         lambda f, i, p: steps.stack_frames(
-            (f, *(other.isel(p) for other in i.calibrated[1:])), grow=False
+            (f, *(frame.isel(p) for frame in i.calibrated[1:])), grow=False
         ),
         True,
     ),
     "threshold_flatfield": (lambda i: i.flat, lambda f, i, p: steps.threshold_flatfield(f), True),
     "make_bpm": (lambda i: i.flat, lambda f, i, p: steps.make_bpm(f), True),
 }
-#: Steps that solve for all that they are given together, and give another (right) answer for a part of it.
+#: Steps that solve for all that they are given together: for a part the (right) answer is another.
 JOINT = {
-    "separate_sky", "associate_sky", "add_reference_catalog", "adjust_wcs_to_reference", "determine_astrometric_solution",
-    "measure_sky_levels", "match_sky_levels", "resample_to_common_frame", "flag_shadows", "make_lamp_flat",
-}  # fmt: skip
+    "separate_sky",
+    "associate_sky",
+    "add_reference_catalog",
+    "adjust_wcs_to_reference",
+    "determine_astrometric_solution",
+    "measure_sky_levels",
+    "match_sky_levels",
+    "resample_to_common_frame",
+    "flag_shadows",
+    "make_lamp_flat",
+}
 REFUSING = {"normalize_flat"}
 
 
@@ -134,20 +148,21 @@ def computed(frame: Frame) -> Frame:
     return with_fetched(frame, dict(zip(lazy, values, strict=True))).compute()
 
 
-def assert_identical(one: Frame, other: Frame) -> None:
-    one, other = computed(one), computed(other)
-    assert set(one.variables) == set(other.variables)
-    for name in one.variables:
-        assert one[name].dtype == other[name].dtype, name
-        if one[name].dtype == object:
-            pairs = zip(np.ravel(one[name].data), np.ravel(other[name].data), strict=True)
-            assert all(bits_of(first) == bits_of(second) for first, second in pairs), name
+def assert_identical(result: Frame, expected: Frame) -> None:
+    result, expected = computed(result), computed(expected)
+    assert set(result.variables) == set(expected.variables)
+    for name in result.variables:
+        values, expected_values = result[name].data, expected[name].data
+        assert values.dtype == expected_values.dtype, name
+        if values.dtype == object:
+            pairs = zip(np.ravel(values), np.ravel(expected_values), strict=True)
+            assert all(bits_of(value) == bits_of(wanted) for value, wanted in pairs), name
         else:
-            np.testing.assert_array_equal(one[name].data, other[name].data, err_msg=str(name))
+            np.testing.assert_array_equal(values, expected_values, err_msg=str(name))
 
 
 def bits_of(value: Any) -> object:
-    """A text, or the bytes of an array; tables have NaN, which equals nothing."""
+    """Give a text, or the bytes of an array: tables have NaN, which equals nothing."""
     return value.tobytes() if isinstance(value, np.ndarray) else str(value)
 
 

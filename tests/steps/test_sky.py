@@ -1,4 +1,4 @@
-"""Which frames are sky, which sky belongs to which frame, and what is subtracted."""
+"""Tests of which frames are sky, which sky belongs to which frame, and what is subtracted."""
 
 from __future__ import annotations
 
@@ -138,7 +138,8 @@ def test_separation_of_positions() -> None:
 # ---- associate_sky
 
 
-def skies_of(frames: Frames, **how: object) -> list[str]:
+def skies_of(frames: Frames) -> list[str]:
+    """Give the names of the sky frames of each frame that is not set aside."""
     return [
         " ".join(name.removesuffix(".fits") for name in sky_names(frame))
         for frame in frames
@@ -148,7 +149,7 @@ def skies_of(frames: Frames, **how: object) -> list[str]:
 
 @pytest.fixture
 def dithered(guided: str) -> Frames:
-    """Five frames, 2 arcsec and 100 s from one to the next."""
+    """Make five frames, 2 arcsec and 100 s from one to the next."""
     return tuple(placed(guided, f"S{n}.fits", 2.0 * n, seconds=100.0 * n) for n in range(5))
 
 
@@ -209,7 +210,7 @@ ARRAYS = np.array([1.0, 1.1, 0.9, 1.05])[:, None, None]  # one sky is not as bri
 
 
 def structure(shape: tuple[int, ...]) -> np.ndarray:
-    """What is the same in all sky frames: a pattern of +-60 e- with median zero."""
+    """Make the structure of all sky frames: a pattern of +-60 e- with median zero."""
     y, x = np.mgrid[: shape[1], : shape[2]]
     return np.broadcast_to(60 * np.sin(x / 17.0) * np.cos(y / 23.0), shape)
 
@@ -241,10 +242,10 @@ def sky_frames(night: object, tmp_path_factory: pytest.TempPathFactory) -> Frame
 
 
 def corrected(
-    frames: Frames, skies: Frames, number: int, **how: object
+    frames: Frames, skies: Frames, number: int, **parameters: object
 ) -> tuple[np.ndarray, Frame]:
     associated = steps.associate_sky(frames, skies, distance=1.0)
-    result = steps.sky_correct(associated, skies, **how)[number]
+    result = steps.sky_correct(associated, skies, **parameters)[number]
     return computed(result)["data"], result
 
 
@@ -263,12 +264,15 @@ def test_levels_are_those_of_each_array(sky_frames: Frames, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "how", [{"offset_sky": True, "scale_sky": False}, {"offset_sky": False, "scale_sky": False}]
+    "levelling",
+    [{"offset_sky": True, "scale_sky": False}, {"offset_sky": False, "scale_sky": False}],
 )
-def test_the_structure_goes_and_the_level_as_asked(sky_frames: Frames, how: dict) -> None:
-    data, frame = corrected(sky_frames, sky_frames, 2, **how)
+def test_the_structure_goes_and_the_level_as_asked(sky_frames: Frames, levelling: dict) -> None:
+    data, frame = corrected(sky_frames, sky_frames, 2, **levelling)
     level = (
-        0.0 if how["offset_sky"] else LEVELS[2] - np.interp(2, [0, 1, 3, 4], LEVELS[[0, 1, 3, 4]])
+        0.0
+        if levelling["offset_sky"]
+        else LEVELS[2] - np.interp(2, [0, 1, 3, 4], LEVELS[[0, 1, 3, 4]])
     )
     assert np.std(data - np.median(data, axis=(1, 2), keepdims=True)) < 5 * np.sqrt(1 + 1.5 / 4) + 1
     np.testing.assert_allclose(np.median(data, axis=(1, 2)), level * ARRAYS.ravel(), atol=8)
@@ -451,9 +455,9 @@ def test_the_same_bits_however_the_frames_are_chunked(
             steps.sky_correct(associated, chunked, offset_sky=not scale, scale_sky=scale)[0]
         )
     with dask.config.set(scheduler="threads"):
-        whole, *others = (computed(frame) for frame in built)
-    for other in others:
-        assert_same(whole, other)
+        whole, *banded = (computed(frame) for frame in built)
+    for frame in banded:
+        assert_same(whole, frame)
 
 
 def test_masks_found_on_corrected_frames_go_back_to_the_frames(sky_frames: Frames) -> None:
