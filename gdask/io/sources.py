@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -83,7 +84,8 @@ class Plane(NamedTuple):
     shape: tuple[int, int]
 
 
-class StoredArray(NamedTuple):
+@dataclass(frozen=True)
+class StoredArray:
     """One variable of a file: the planes of its arrays, as a source of shape (detector, y, x).
 
     Attributes
@@ -106,6 +108,11 @@ class StoredArray(NamedTuple):
         return (len(self.planes), *self.planes[0].shape)
 
     @property
+    def ndim(self) -> int:
+        """Give the number of axes: detector, y, x."""
+        return 3
+
+    @property
     def is_windowed(self) -> bool:
         """Tell whether a window costs no more than its pixels.
 
@@ -113,7 +120,7 @@ class StoredArray(NamedTuple):
         """
         return all(plane.offset >= 0 for plane in self.planes)
 
-    def select(self, key: Any) -> np.ndarray:
+    def __getitem__(self, key: Any) -> np.ndarray:
         """Read the pixels that an index of an array of this shape selects.
 
         `key` has whole numbers or slices, for the detector also lists of whole numbers; axes that
@@ -162,9 +169,8 @@ class StoredArray(NamedTuple):
         """
         earlier = self.changes or ((),) * len(self.planes)
         added = zip(scales, offsets, strict=True)
-        return self._replace(
-            changes=tuple((*pairs, pair) for pairs, pair in zip(earlier, added, strict=True))
-        )
+        changes = tuple((*pairs, pair) for pairs, pair in zip(earlier, added, strict=True))
+        return replace(self, changes=changes)
 
 
 def _span_of(key: Any, size: int) -> tuple[int, int, Any]:

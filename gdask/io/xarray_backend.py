@@ -36,7 +36,7 @@ class StoredBackendArray(BackendArray):
         )
 
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
-        return self.stored.select(key)
+        return self.stored[key]
 
 
 class GdaskBackend(BackendEntrypoint):

@@ -271,9 +271,9 @@ def _resample_frame(
     for keyword in _ARRAY_KEYWORDS:
         base.remove(keyword, ignore_missing=True)
     base.update(header)
-    base.update(correlation(how[1], ratio, how[0], _noise_of_sums(source)))
-    onto = _on_grid(frame, variables, grid, Header.from_astropy(base))
-    onto = with_headers(onto, primary={"PIXSCALE": (grid.scale, "Pixel scale (arcsec)")})
+    base.update(correlation(interpolation, ratio, engine, _noise_of_sums(source)))
+    resampled = _on_grid(frame, variables, grid, Header.from_astropy(base))
+    resampled = with_headers(resampled, primary={"PIXSCALE": (grid.scale, "Pixel scale (arcsec)")})
     placed = {"geometry": found, **(small(frame, "solution") or {})}
     return with_small(resampled, placed=placed)
 

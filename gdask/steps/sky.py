@@ -298,8 +298,8 @@ def _subtract(
         times = tuple(middle_of_exposure(sky) for sky in skies), middle_of_exposure(frame)
     given_levels = levels if times else (sky_levels(frame, mask_objects),)
     arrays = [*arrays_of(frame), master]
-    identity = [each.name for each in (*arrays, *at_levels)]
-    how: dict[str, Any] = {"scale": level.mode == "scale", "between": between}
+    identity = [each.name for each in (*arrays, *given_levels)]
+    scale = level.mode == "scale"
     packed = gather(
         _minus_sky,
         arrays,

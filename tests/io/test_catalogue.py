@@ -36,9 +36,9 @@ def robust(pulls: np.ndarray) -> float:
 def night_of(
     stars: int = 400, nights: tuple[int, ...] = (5, 5, 4), seed: int = 0
 ) -> tuple[list[dict], np.ndarray]:
-    """Inputs of a stack as the alignment leaves them.
+    """Make the inputs of a stack as the alignment leaves them.
 
-    Nights are 30 days apart, stars move up to 5 mas a night.
+    Nights are 30 days apart; stars move up to 5 mas from one to the next.
     """
     rng = np.random.default_rng(seed)
     table = np.zeros(stars, STAR_DTYPE)
@@ -142,7 +142,10 @@ def test_residuals_are_small_rows_and_frames_are_named_once():
 
 
 def stack_of(stars: np.ndarray, factor: float | None) -> Frame:
-    """A stack of 100 x 100 pixels at position angle 90; its second frame is on its left half."""
+    """Make a stack of two frames, of 100 x 100 pixels at position angle 90 degrees.
+
+    The second frame lies on its left half.
+    """
     grid = Grid(*CENTRE, 90.0, 0.1, 49.5, 49.5, (100, 100))
     whole = Geometry(1, 1, (-5.05, 0.1, 0.0), (-5.05, 0.0, 0.1), *CENTRE, 0.0)
     half = whole._replace(distortion_y=(-10.05, 0.0, 0.1))
@@ -199,8 +202,8 @@ def test_columns_of_a_stack_have_known_answers():
     )
     seen = sorted(int(n) for n in wide["N_FRAMES"])
     assert seen == [1, 1, 2] or seen == [1, 2, 2]
-    # +y is East at this angle: the error along y is that of RA;
-    # 0.5 mas of the alignment over sqrt(frames)
+    # +y is East at this angle, so the error along y is that of RA; the alignment adds 0.5 mas over
+    # sqrt(frames).
     floor = 0.5 / np.sqrt(wide["N_FRAMES"][0])
     assert plain["RA_ERR"][0] == pytest.approx(np.hypot(1000 * 0.1 * 0.03, floor), rel=1e-3)
     assert plain["DEC_ERR"][0] == pytest.approx(np.hypot(1000 * 0.1 * 0.01, floor), rel=1e-3)
@@ -306,7 +309,7 @@ def test_tables_of_a_product_are_read_with_units_and_descriptions(reduced: Path)
 def test_pulls_of_a_catalogue_against_the_truth_of_its_night(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Frames without a distortion of their own: what is left is noise, as large as the errors."""
+    """Frames have no distortion of their own: all scatter is noise, as large as the errors."""
     from gdask import Reduce, cal_service
     from gdask.simulate import simulate_gsaoi
 
@@ -345,9 +348,10 @@ def test_pulls_of_a_catalogue_against_the_truth_of_its_night(
 
 
 def pulls_against_truth(objects: Table, catalog: Table) -> tuple[np.ndarray, np.ndarray]:
-    """Pulls of positions and of FLUX_PSF of clean isolated stars.
+    """Give the pulls of positions and fluxes of clean isolated stars.
 
-    Of RA and Dec after one quadratic transform, of the flux after one zero point.
+    They are those of RA and Dec after one quadratic transform, and of FLUX_PSF after one zero
+    point.
     """
     catalog = catalog[(catalog["field"] == "target") & (catalog["kind"] == "star")]
     good = (

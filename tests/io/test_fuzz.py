@@ -1,9 +1,7 @@
-"""Whatever is in a file, a list or an option: a value or a GdaskError, never a traceback.
+"""Random content of files, lists and options gives a value or a GdaskError, never a traceback.
 
-In bounded time and memory.
-
-By default a few hundred inputs, always the same; `make test-slow` tries many thousands, others
-each time.
+Time and memory are bounded, too. By default a few hundred inputs are tried, always the same;
+`make test-slow` tries many thousands, others each time.
 """
 
 from __future__ import annotations
@@ -50,7 +48,7 @@ def fuzz(
 ) -> None:
     """Try `count` inputs.
 
-    An error other than GdaskError fails, as do 10 s for one input and 400 MB for all.
+    An error that is no GdaskError fails the test, as do 10 s for one input and 400 MB for all.
     """
 
     @settings(
@@ -100,10 +98,8 @@ def _account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     for kernel in (tangent_plane, tangent_sky):
         kernel(10.0, 20.0, 10.1, 20.1)
     yield
-    print(
-        f"\nfuzz: {sum(TRIED.values())} inputs: "
-        + ", ".join(f"{name} {number}" for name, number in TRIED.items())
-    )
+    counts = ", ".join(f"{name} {number}" for name, number in TRIED.items())
+    print(f"\nfuzz: {sum(TRIED.values())} inputs: {counts}")
 
 
 # Headers ---------------------------------------------------------------------------------------
@@ -255,10 +251,10 @@ def card_value(value: object) -> str:
     return f"'{value}'" if isinstance(value, str) else "T" if value is True else str(value)
 
 
-def look_at(path: Path) -> None:
-    """All that a command does to a file before it computes: tags, descriptors, places of pixels.
+def read_before_computing(path: Path) -> None:
+    """Do what commands do with a file before they compute.
 
-    `verify` does the rest.
+    They find tags, descriptors and layout; `verify` does the rest.
     """
     report = verify(path)
     assert all("\n" not in str(fault) for fault in report.faults), report.faults

@@ -1,4 +1,4 @@
-"""Headers that share their cards behave as astropy's; a change of one does not show in another."""
+"""Headers that share cards behave as astropy's, and a change of one does not show in others."""
 
 from __future__ import annotations
 

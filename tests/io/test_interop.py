@@ -1,4 +1,4 @@
-"""Interoperability both ways: products for other readers, DRAGONS' calibrations used here."""
+"""Products as other programs expect them, and calibrations of DRAGONS used here."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from gdask.steps.calibrate import dark_correct, flat_correct
 from gdask.steps.pointing import prepare
 from gdask.steps.quality import add_dq
 
-# What others read in our products --------------------------------------------------------------
+# Products read by other programs ---------------------------------------------------------------
 
 
 def test_other_readers_find_what_they_expect(image: Path, flat: Path) -> None:
-    """The conventions of astrodata, CCDData, ginga and ds9.
+    """They follow the conventions of astrodata, CCDData, ginga and ds9.
 
-    EXTNAME and EXTVER, VAR a variance, DQ integer, WCS, BUNIT.
+    These concern EXTNAME and EXTVER, a VAR that is a variance, integer DQ, WCS and BUNIT.
     """
     with fits.open(image, checksum=True) as units:
         science, variance, flags = units["SCI", 1], units["VAR", 1], units["DQ", 1]
@@ -60,7 +60,10 @@ def test_other_readers_find_what_they_expect(image: Path, flat: Path) -> None:
 
 @pytest.mark.slow
 def test_astrodata_reads_products(image: Path, flat: Path) -> None:
-    """astrodata 3: arrays with variance, mask and tables; with gemini_instruments also tags."""
+    """astrodata 3 finds arrays with variance, mask, WCS and tables.
+
+    With gemini_instruments it finds tags, too.
+    """
     astrodata = pytest.importorskip("astrodata")
     for path, count in ((image, 1), (flat, 4)):
         opened = (
@@ -81,7 +84,10 @@ def test_astrodata_reads_products(image: Path, flat: Path) -> None:
 
 @pytest.mark.slow
 def test_astrodata_knows_what_products_are(image: Path, flat: Path) -> None:
-    """With DRAGONS' instruments: tags (its dome flats keep LAMPON), and descriptors as here."""
+    """With DRAGONS' instruments it finds the same tags and descriptors as gdask.
+
+    (DRAGONS' processed dome flats keep LAMPON.)
+    """
     astrodata = pytest.importorskip("astrodata")
     pytest.importorskip("gemini_instruments")
     for path in (image, flat):
@@ -101,13 +107,13 @@ def test_astrodata_knows_what_products_are(image: Path, flat: Path) -> None:
         assert opened.pixel_scale() == pytest.approx(descriptor(path, "pixel_scale"), rel=1e-6)
 
 
-# What we read of others ------------------------------------------------------------------------
+# Files of DRAGONS read here ---------------------------------------------------------------------
 
 
 def as_dragons(ours: Path, path: Path, obstype: dict[str, str]) -> Path:
-    """A file with the structure of one that DRAGONS wrote.
+    """Write a file with the structure of one that DRAGONS wrote.
 
-    BUNIT on every plane, no checksums, its tables and keywords.
+    It has BUNIT on every plane, no checksums, and DRAGONS' tables and keywords.
     """
     with fits.open(ours, memmap=False) as units:
         phu = units[0].header.copy()
@@ -158,7 +164,10 @@ def database_with(*paths: Path) -> cal_service.LocalDB:
 def test_a_flat_of_dragons_is_registered_and_used(
     flat: Path, night: object, tmp_path: Path
 ) -> None:
-    """The pixels are those of our flat of the same values; BUNIT on VAR and DQ does no harm."""
+    """It gives the same pixels as a gdask flat of the same values.
+
+    Its BUNIT on VAR and DQ does no harm.
+    """
     (tmp_path / "theirs").mkdir()
     theirs = as_dragons(
         flat,
@@ -219,7 +228,7 @@ def test_a_bad_pixel_mask_of_dragons_is_registered_and_used(
 ) -> None:
     """Its planes are called SCI and are 16-bit integers, with or without sign.
 
-    Made by DRAGONS' makeProcessedBPM.
+    (makeProcessedBPM makes them.)
     """
     path = tmp_path / "S20170504S0320_bpm.fits"
     with fits.open(night.bpm, memmap=False) as units:

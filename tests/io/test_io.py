@@ -189,7 +189,7 @@ def test_a_stored_array_is_read_like_an_array(product: str) -> None:
         1,
         (slice(None), 4),
     ):
-        np.testing.assert_array_equal(stored.select(key), whole[key])
+        np.testing.assert_array_equal(stored[key], whole[key])
 
 
 def test_only_pixels_that_nobody_changed_are_read_from_their_file(product: str) -> None:
@@ -225,7 +225,10 @@ def test_pixels_that_were_assigned_are_not_taken_from_the_file(product: str, how
 
 
 def test_changed_scale_reads_scaled_and_shifted_pixels(product: str) -> None:
-    """Once, again on the result, in other blocks; the same bits for pixels that are on no disk."""
+    """So it does a second time and in other blocks.
+
+    Pixels that are not on disk get the same bits.
+    """
     frame = gdask.open(product)
     scales, offsets = [2.0, 1.0, 0.5, 1.0], [1.5, 0.0, -3.0, 1000.0]
     expected = frame.data.data.compute().astype("f8") * np.reshape(scales, (4, 1, 1)) + np.reshape(
@@ -258,7 +261,7 @@ def test_lazy_variables_are_those_of_frames(product: str) -> None:
 
 
 def test_a_compressed_array_is_no_source(path: str, tmp_path: Path) -> None:
-    """A window of it costs the whole array: tasks take its blocks, none reads it again."""
+    """Each window of it would cost the whole array, so tasks take its blocks instead."""
     target = tmp_path / f"{Path(path).name}.gz"
     target.write_bytes(gzip.compress(Path(path).read_bytes()))
     (plain, packed) = (stored_arrays(str(file))["data"] for file in (path, target))
@@ -494,9 +497,9 @@ def test_a_mark_that_nobody_touches_is_that_of_a_dead_run_of_another_host(
 
 
 def test_checkpoints_are_kept_for_those_who_come_back(tmp_path: Path) -> None:
-    """A reduction that ends well removes its own, those of others stay for a week.
+    """A reduction that ends well removes its own; those of others stay for a week.
 
-    A second reduction at the same time has its own.
+    A second reduction at the same time has checkpoints of its own.
     """
     inputs = ["a.fits", "b.fits"]
     with pytest.raises(RuntimeError), checkpoint.scratch_of(str(tmp_path), inputs) as first:

@@ -1,6 +1,6 @@
-"""FLAMINGOS-2 from raw frames to stacks, on small simulated nights.
+"""Tests of FLAMINGOS-2 recipes from raw frames to stacks, on small simulated nights.
 
-Y dithered on target, Ks with offsets to sky.
+One night has Y on target, the other Ks with offsets to sky.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class _inside:
 
 @pytest.fixture
 def workspace(tutorial: Path, tmp_path: Path) -> Iterator[Path]:
-    """An empty working folder; the tutorial's calibrations are in a database that is only read."""
+    """Make a working folder with the tutorial's calibrations in a database that is only read."""
     with _inside(tmp_path):
         lines = (
             f"[calibs]\ndatabases = cal_manager.db get store\n    {tutorial}/cal_manager.db get\n"
@@ -264,7 +264,7 @@ def test_k_masks_take_the_darks_of_the_flats_from_the_list(k_night: Path, tmp_pa
 
 
 def test_axes_scale_and_pointing(night: Path, k_night: Path) -> None:
-    """+y is East and +x is North at position angle 0.
+    """At position angle 0, +y is East and +x is North.
 
     Raw frames point where the truth says, to the pointing error.
     """

@@ -1,4 +1,4 @@
-"""The field's tutorial on a small night: recipes, products, the stack against the truth."""
+"""Tests of GSAOI recipes by the field's tutorial on a small night, against its truth."""
 
 from __future__ import annotations
 
@@ -364,17 +364,17 @@ def test_one_frame_is_a_stack_of_one(calibrated: Path, night: object) -> None:
     assert fits.getheader(IMAGE)["NCOMBINE"] == 1
     with pytest.raises(
         GdaskError,
-        match=r"S20170505S0095.fits: no sky frame at least 1 arcsec away with the same filter and "
-        r"exposure time \(Kshort, 60 s\)",
+        match=r"S20170505S0095.fits: no sky frame at least 1 arcsec away with the same filter "
+        r"and exposure time \(Kshort, 60 s\)",
     ):
         reduce(night.science[:1])
     assert not list(calibrated.glob(".*.part"))
 
 
 def hardest_to_please(night: object) -> tuple[str, float]:
-    """The standard whose farthest other frame is nearest.
+    """Give the standard whose farthest other frame is nearest, and a distance (arcsec).
 
-    And a distance (arcsec) at which only it finds no sky.
+    It is the only one that finds no sky at that distance.
     """
     rows = Table.read(night.truth / "frames.ecsv")
     rows = rows[rows["kind"] == "std"]
@@ -387,9 +387,9 @@ def hardest_to_please(night: object) -> tuple[str, float]:
 def test_options_of_the_command(
     calibrated: Path, night: object, reduced: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """A config file below -p, a calibration and a suffix of the user's.
+    """A config file yields to -p, and the user may give a calibration and a suffix.
 
-    A frame that is left out makes the exit code 1.
+    A frame left out makes the exit code 1.
     """
     (calibrated / "std.list").write_text(f"# standards\n{night.std[0]}  # first\n@more.list\n")
     (calibrated / "more.list").write_text("\n".join(night.std[1:]))
@@ -450,8 +450,8 @@ def test_a_recipe_of_the_users(calibrated: Path, night: object) -> None:
         "from gdask.steps.frames import with_arrays, array\n"
         "def kernel(plane, factor):\n    return plane * np.float32(factor)\n"
         "def brighten(frame, *, factor: float = 2.0):\n"
-        "    '''Multiply.\n\n"
-        "    Parameters\n    ----------\n    factor\n        By what.\n    '''\n"
+        "    '''Multiply.\n\n    Parameters\n    ----------\n"
+        "    factor\n        By what.\n    '''\n"
         "    brighter = map_planes(kernel, array(frame, 'data'), dtype='f4', factor=factor)\n"
         "    return with_arrays(frame, data=brighter)\n"
         "def bright(run, frames):\n    '''Calibrated and brightened.'''\n"
@@ -615,9 +615,9 @@ def test_flats_are_the_same_in_other_strips(
 
 @pytest.mark.slow
 def test_a_larger_night_against_the_truth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nine frames on target, standards in a region of interest.
+    """Nine frames on target and standards in a region of interest.
 
-    Completeness, positions, fluxes, sky steps at edges.
+    Completeness, positions, fluxes and sky steps at edges are checked.
     """
     from gdask.simulate import simulate_gsaoi
 

@@ -1,4 +1,4 @@
-"""Pointing, alignment, matched levels and resampling, against skies that the tests make up."""
+"""Tests of pointing, alignment, matched levels and resampling, against simulated skies."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ def test_exactly_the_bad_frames_are_found(night: object) -> None:
 def test_rebuilt_pointings_are_where_the_telescope_was(
     night: object, bad_wcs: str, limit: float
 ) -> None:
-    """As good as the telescope points.
+    """Check positions to the telescope's pointing.
 
-    That is 0.05 arcsec guided and 0.25 unguided, and 1 arcsec of the header's origin.
+    That is good to 0.05 arcsec guided, 0.25 unguided, and 1 arcsec of the header's origin.
     """
     rows = {str(row["file"]): row for row in truth_of(night)}
     frames = steps.prepare(gdask.open_many(night.sequence), bad_wcs=bad_wcs)
@@ -108,9 +108,9 @@ def seen(
     size: int = 2048,
     half: float = 45.0,
 ) -> Frames:
-    """Each frame with the centroids of one field of stars.
+    """Give each frame the centroids of one field of stars.
 
-    They are where it would see them if it pointed `errors` (arcsec East, North) off.
+    They are where the frame would see them if it pointed so many arcsec off.
     """
     random = np.random.default_rng(4)
     east, north = random.uniform(-half, half, (2, stars))

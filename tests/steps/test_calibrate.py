@@ -1,4 +1,7 @@
-"""From ADU to flat-fielded electrons: each step is its kernel, and the same in any row bands."""
+"""Tests of calibration from ADU to flat-fielded electrons.
+
+Each step is its kernel on one chunk, and gives the same in any row bands.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def path(night: object) -> str:
 
 
 def flat_like(path: str, seed: int = 50, rows: int | None = None) -> Frame:
-    """A frame that is a normalised flat: values about 1, some not positive, some flagged."""
+    """Make a normalised flat: values about 1, some of them not positive, some flagged."""
     frame = electrons(path, seed, rows, low=0.6, high=1.4)
     values = ramp(shape_of(frame), seed, 0.6, 1.4)
     values[:, 5, 5:9] = (0.0, -0.5, np.nan, 0.01)
@@ -209,7 +212,7 @@ def square(frame: Frame, size: int, **variables: da.Array) -> Frame:
 
 
 def full_frame(path: str, size: int = 2048) -> Frame:
-    """A full frame whose pixel (d, y, x) is 10000 d + y + x / 4096, lazy."""
+    """Make a full frame, lazily, whose pixel (d, y, x) is 10000 d + y + x / 4096."""
     d, y, x = (da.arange(n, chunks=chunk) for n, chunk in ((4, 1), (size, 256), (size, size)))
     values = 10000.0 * d[:, None, None] + y[None, :, None] + x[None, None, :] / 4096
     kinds = {"data": "f4", "variance": "f4", "dq": "u2"}
@@ -350,7 +353,7 @@ def taken(
     spot: tuple[int, int] | None,
     corner: int | None = None,
 ) -> Frame:
-    """A file begun so many seconds after 2017-05-05 02:00 UT.
+    """Write a file begun so many seconds after 2017-05-05 02:00 UT.
 
     It is saturated about one pixel (x, y) of array 2.
     """

@@ -176,7 +176,7 @@ def test_a_flat_may_have_no_limits(night: object) -> None:
 
 
 def test_all_arrays_are_normalised_by_one_number(night: object) -> None:
-    """Steps of gain and sensitivity between arrays stay in the flat, which then removes them."""
+    """Steps of gain and sensitivity between arrays stay in the flat, which removes them."""
     frame = electrons(night.flat_on[0], 3)
     gains = np.array([0.8, 1.0, 1.1, 1.3], "f4")[:, None, None]
     data = ramp(shape_of(frame), 3, 3000, 5000) * gains

@@ -25,7 +25,10 @@ from gdask.types import Frame, Frames
 def placed(
     path: str, name: str, east: float, north: float = 0.0, seconds: float = 0.0, **primary: object
 ) -> Frame:
-    """A frame with this name, so many arcsec from its target, so many seconds after 02:00 UT."""
+    """Make a frame with this name, pointed so many arcsec from its target.
+
+    It is begun so many seconds after 02:00 UT.
+    """
     start = datetime(2017, 5, 5, 2) + timedelta(seconds=seconds)
     clock = {
         "DATE-OBS": f"{start:%Y-%m-%d}",
@@ -217,9 +220,9 @@ def structure(shape: tuple[int, ...]) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def sky_frames(night: object, tmp_path_factory: pytest.TempPathFactory) -> Frames:
-    """Five files: sky of several levels, a structure, noise of 5 e-.
+    """Write five files with sky of several levels, a structure and noise of 5 e-.
 
-    The last one has a bright source on a fifth of it.
+    The last has a bright source on a fifth of it.
     """
     frames = []
     for number, level in enumerate(LEVELS):

@@ -1,6 +1,6 @@
-"""What the sky's level follows (offset, scale or none) is chosen from the data and is said.
+"""Tests of the sky's level: offset, scale or none is chosen from the data.
 
-The user's choice wins.
+The user's choice wins, and nothing is silent.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ RADIUS = np.hypot(*np.meshgrid(np.arange(8) - 3.5, np.arange(8) - 3.5))[None, No
 def cells(
     light: np.ndarray | float, times: np.ndarray, drift: float = 0.005, seed: int = 1
 ) -> np.ndarray:
-    """Backgrounds of six frames of two arrays in cells.
+    """Make six frames of two arrays.
 
-    A sky that drifts, a fixed pattern of 1 %, the ratio of the arrays, light, noise of 2 e-.
+    They have a sky that drifts, a fixed pattern of 1 %, the arrays' ratio, light, noise of 2 e-.
     """
     random = np.random.default_rng(9)
     pattern = random.normal(1.0, 0.01, (1, 2, 8, 8)) * np.array([1.0, 1.05])[None, :, None, None]
