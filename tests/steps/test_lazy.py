@@ -1,4 +1,4 @@
-"""Steps take Frames from anywhere: the same bits, and a graph that grows with what has to be done and no more."""
+"""Steps take Frames from anywhere: the same bits, and no more tasks than have to be."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def test_no_step_asks_where_pixels_live(calibrated: Frames, step: Any, change: A
 def test_a_harmless_change_adds_what_has_to_be_done(
     calibrated: Frames, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each tile of each frame is resampled by a task of its own then, and the change is in it: two tasks."""
-    monkeypatch.setattr(resample, "SIDE", 256)
+    """A tile of a changed frame takes two tasks: one resamples it, one changes it."""
+    monkeypatch.setattr(resample, "TILE_SIDE", 256)
     written = [gdask.write(frame, tmp_path / frame.attrs["name"]) for frame in calibrated]
     frames = steps.resample_to_common_frame(gdask.open_many(written))
     before = COMPUTES["count"]
