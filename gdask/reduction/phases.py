@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gdask.engine import checkpoint
-from gdask.engine.compute import compute, give_back
+from gdask.engine.compute import compute, return_freed_memory
 from gdask.io import write
 from gdask.io.frames import lazy_small_results, with_fetched
 from gdask.io.lazy_arrays import map_arrays
@@ -70,12 +70,12 @@ def run_phase(
         *([file_checksums(paths, identities)] if paths else []),
     ]
     outputs = [*(product.output for product in products), *others]
-    give_back()
+    return_freed_memory()
     with discarded_on_failure(outputs):
         values: tuple[Any, ...] = compute(
             [*lazy, *(each for output in outputs for each in output.arrays)], label
         )
-        give_back()
+        return_freed_memory()
         at = len(wanted) + len(tables)
         found, counts = values[len(wanted) : at], values[at : at + len(watching)]
         checksums = dict(zip(paths, values[len(lazy) - 1], strict=True)) if paths else {}
@@ -128,7 +128,7 @@ def save_phase(
             if any(name in frame for name in variables):
                 outputs.append(
                     write.start(
-                        frame, checkpoint.path_in(folder, number, frame), variables, bare=True
+                        frame, checkpoint.frame_path(folder, number, frame), variables, bare=True
                     )
                 )
         pending = {
@@ -141,7 +141,7 @@ def save_phase(
         for output in outputs:
             write.finish(output, checksum=False)
         small = dict(zip(pending, values, strict=False))
-        windows = checkpoint.windows_of(outputs, values[len(pending) :])
+        windows = checkpoint.window_records(outputs, values[len(pending) :])
         checkpoint.complete(
             folder, {key: tuple(np.ravel(value)) for key, value in small.items()}, windows
         )

@@ -113,7 +113,7 @@ class Reduce:
         if limit := screening.field_of_one_target(frames[0], recipe, layers):
             frames = self._keep(screening.one_target(frames, limit))
         with (
-            checkpoint.scratch_of(os.getcwd(), paths) as scratch,
+            checkpoint.scratch_folder(os.getcwd(), paths) as scratch,
             connect(self.cluster, memory=allowed, report=self.performance_report),
         ):
             self._run(recipe, module, frames, layers, ucals, paths, scratch)

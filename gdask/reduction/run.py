@@ -133,7 +133,7 @@ class Run:
         if not frames:
             return frames
         self._phase += 1
-        folder = checkpoint.folder_of(frames, variables, self.scratch)
+        folder = checkpoint.checkpoint_folder(frames, variables, self.scratch)
         due, self._due = self._due, []
         what = f"phase {self._phase}: {how_many(frames)}"
         if not due and checkpoint.is_whole(folder):
@@ -151,7 +151,7 @@ class Run:
                     identities=self.inputs,
                 )
             )
-        return checkpoint.resume(frames, variables, folder, checkpoint.fetched_of(folder))
+        return checkpoint.resume(frames, variables, folder, checkpoint.read_fetched(folder))
 
     def fetch(self, frames: Frames) -> Frames:
         """End of a phase that leaves no pixels: compute only the small results."""
