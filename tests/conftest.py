@@ -21,14 +21,16 @@ sys.path += [
     str(path) for path in (_TESTS, _TESTS.parent, _TESTS / "cluster", _TESTS / "reduction")
 ]
 
-# A shell's background jobs ignore interrupts, and so would what they start: tests that interrupt need them.
+# A shell's background jobs ignore interrupts, and so would what they start; tests that interrupt
+# need them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-FILTERED = ("science", "sky", "flat_on", "flat_off", "dark", "std")
+#: Kinds of raw files of the night, beside the mask.
+KINDS = ("science", "sky", "flat_on", "flat_off", "dark", "std")
 
 
 class Night(NamedTuple):
-    """Raw files of a night by kind (in order of time), all science frames (target and sky), and where they are."""
+    """The raw files of a night by kind, in order of time, and the folder that they are in."""
 
     folder: Path
     science: list[str]
@@ -41,6 +43,7 @@ class Night(NamedTuple):
 
     @property
     def sequence(self) -> list[str]:
+        """All science frames, on target and on sky, in order of time."""
         return sorted([*self.science, *self.sky])
 
     @property
@@ -50,14 +53,17 @@ class Night(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def no_scheduler_is_left() -> Iterator[None]:
-    """A test that leaves a cluster as the place of all computes would break those after it."""
+    """Check that a test leaves no cluster as the place of all computes, for the later ones."""
     yield
     assert dask.config.get("scheduler", None) is None
 
 
 @pytest.fixture(scope="session")
 def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
-    """Crowded field, 5 frames on target and 4 on sky of which 3 have a bad WCS, 3+3 flats, 3 darks, 3 standards."""
+    """Simulate a night of a crowded field.
+
+    5 frames on target and 4 on sky, of which 3 have a bad WCS; 3+3 flats, 3 darks, 3 standards.
+    """
     from astropy.table import Table
 
     from gdask.simulate import simulate_gsaoi
@@ -67,7 +73,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
     rows = Table.read(folder / "truth" / "frames.ecsv")
     files = {
         kind: sorted(str(folder / "raw" / row["file"]) for row in rows if row["kind"] == kind)
-        for kind in FILTERED
+        for kind in KINDS
     }
     (bpm,) = (folder / "raw").glob("bpm*.fits")
     return Night(folder, bpm=str(bpm), **files)
@@ -75,7 +81,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
 
 @contextmanager
 def _working_folder(folder: Path, night: Night, *other_databases: Path) -> Iterator[Path]:
-    """Inside: `folder` is the working folder, with raw/ and a configuration of calibration databases of its own."""
+    """Work in `folder` inside the `with` block, with raw/ and calibration databases of its own."""
     (folder / "raw").symlink_to(night.folder / "raw")
     lines = ["cal_manager.db get store", *(f"{path} get" for path in other_databases)]
     (folder / "dragonsrc").write_text("[calibs]\ndatabases = " + "\n    ".join(lines) + "\n")
@@ -87,7 +93,7 @@ def _working_folder(folder: Path, night: Night, *other_databases: Path) -> Itera
 
 @pytest.fixture(scope="session")
 def reduced(night: Night, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the night was reduced: BPM registered, flat made, science frames stacked."""
+    """Reduce the night in a folder: BPM registered, flat made, science frames stacked."""
     from gdask import Reduce, cal_service
 
     folder = tmp_path_factory.mktemp("reduced")
@@ -108,7 +114,7 @@ def reduced(night: Night, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workspace(night: Night, tmp_path: Path) -> Iterator[Path]:
-    """The working folder of one test: raw/, an empty calibration database, nothing else."""
+    """Give the working folder of one test: raw/, an empty calibration database, nothing else."""
     folder = tmp_path / "work"
     folder.mkdir()
     with _working_folder(folder, night):
@@ -117,7 +123,10 @@ def workspace(night: Night, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def calibrated(night: Night, reduced: Path, tmp_path: Path) -> Iterator[Path]:
-    """The working folder of one test: raw/, and the BPM and the flat of `reduced` in a database that is only read."""
+    """Give the working folder of one test: raw/, and BPM and flat of `reduced` in a database.
+
+    This database is only read.
+    """
     folder = tmp_path / "work"
     folder.mkdir()
     with _working_folder(folder, night, reduced / "cal_manager.db"):
@@ -126,8 +135,7 @@ def calibrated(night: Night, reduced: Path, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def no_compute() -> Iterator[None]:
-    """Inside a test: dask computes nothing; what tries to fails."""
-    import dask
+    """Let every compute of dask fail during a test."""
 
     def refuse(*args: object, **kwargs: object) -> object:
         raise AssertionError("a compute while a graph is built")
@@ -138,7 +146,7 @@ def no_compute() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _quiet_log() -> Iterator[None]:
-    """The log as a test found it: no handlers of a command that another test has run."""
+    """Restore the log after a test, without the handlers of a command that it has run."""
     yield
     logger = logging.getLogger("gdask")
     for handler in list(logger.handlers):
@@ -150,7 +158,7 @@ def _quiet_log() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _fast() -> Iterator[None]:
-    """Two test processes on two cores: no library starts more threads. And nothing waits for the disk."""
+    """Let no library start threads, for test processes share the cores; wait for no disk."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
@@ -159,13 +167,13 @@ def _fast() -> Iterator[None]:
 
 @pytest.fixture
 def flat(reduced: Path, tmp_path: Path) -> Path:
-    """A copy of the flat of `reduced`, to be changed."""
+    """Copy the flat of `reduced`, to be changed."""
     (found,) = reduced.glob("*_flat.fits")
     return Path(shutil.copy(found, tmp_path))
 
 
 @pytest.fixture
 def image(reduced: Path, tmp_path: Path) -> Path:
-    """A copy of the stack of `reduced`, to be changed."""
+    """Copy the stack of `reduced`, to be changed."""
     (found,) = reduced.glob("*_image.fits")
     return Path(shutil.copy(found, tmp_path))
