@@ -1,4 +1,4 @@
-"""Computes: what several results share is computed once; how far they are is shown."""
+"""Computes: shared work is done once; progress is shown; reports are written."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_what_results_share_is_computed_once() -> None:
     assert len(CALLS) == 3
 
 
-# How far it is ---------------------------------------------------------------------------------
+# Progress --------------------------------------------------------------------------------------
 
 
 def _writes(block: np.ndarray, path: str) -> np.ndarray:

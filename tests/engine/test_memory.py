@@ -1,4 +1,4 @@
-"""What a compute needs is known before it runs: arithmetic, declarations, measurements."""
+"""The projection of memory: arithmetic, declarations of tasks, measurements, same bytes."""
 
 from __future__ import annotations
 
@@ -202,11 +202,11 @@ def test_blocks_come_together_as_dask_would_put_them() -> None:
     array = map_planes(
         double, da.random.default_rng(1).normal(size=(3, 50, 50), chunks=(1, 50, 50)), dtype="f8"
     )
-    mine, other = compute([array, array.sum()], "phase 1"), dask.compute(array, array.sum())
+    own, by_dask = compute([array, array.sum()], "phase 1"), dask.compute(array, array.sum())
     assert (
-        np.array_equal(mine[0], other[0])
-        and mine[1] == other[1]
-        and isinstance(mine[0], np.ndarray)
+        np.array_equal(own[0], by_dask[0])
+        and own[1] == by_dask[1]
+        and isinstance(own[0], np.ndarray)
     )
 
 
@@ -292,14 +292,14 @@ def test_every_declaration_is_of_a_function_that_is_there() -> None:
 MEASURE = """
 import json, logging, sys
 from pathlib import Path
-import gdask.engine.memory as memory, gdask.engine.compute as progress
+import gdask.engine.memory as memory, gdask.engine.compute as compute_module
 from benchmarks.scaling.nights import reduce_f2_night, reduce_night
 from benchmarks.scaling.scratch import reset_peak, resident_bytes
 
 reduce_night = reduce_f2_night if sys.argv[2] == "f2" else reduce_night
 
 rows = []
-real, plan = progress._compute_in_threads, memory.fit
+real, plan = compute_module._compute_in_threads, memory.fit
 
 def planned(tasks, available, threads, what, base=0.0, fixed=False):
     result = plan(tasks, available, threads, what, base, fixed)
@@ -313,7 +313,7 @@ def measured(*args):
     rows[-1] += [resident_bytes(peak=True) - before]
     return result
 
-memory.fit, progress._compute_in_threads = planned, measured
+memory.fit, compute_module._compute_in_threads = planned, measured
 reduce_night(sys.argv[1], "threads:1")  # loads the compiled kernels
 rows.clear()
 Path(sys.argv[1], "cal_manager.db").unlink()
@@ -406,5 +406,5 @@ def test_little_memory_gives_the_same_bytes(calibrated: Path, reduced: Path, nig
     reduction.uparms = {"prepare:bad_wcs": "fix", "skyCorrect:offset_sky": False}
     reduction.memory = int(psutil.Process().memory_info().rss + 600e6)
     reduction.runr()
-    mine, other = planes_of(IMAGE), planes_of(reduced / IMAGE)
-    assert [key for key in other if mine[key] != other[key]] == []
+    made, expected = planes_of(IMAGE), planes_of(reduced / IMAGE)
+    assert [key for key in expected if made[key] != expected[key]] == []

@@ -77,7 +77,7 @@ def standards() -> list[str]:
 
 
 def pixels(folder: Path) -> dict[str, bytes]:
-    """All pixels of the products in a folder."""
+    """Read all pixels of the products in a folder."""
     found = {}
     for path in sorted(folder.glob("*_light.fits")):
         with fits.open(path) as hdus:
@@ -124,7 +124,7 @@ def keywords(**primary: object) -> Callable[[Path], None]:
 
 
 def cut(size: int) -> Callable[[Path], None]:
-    """To `size` bytes, or by `-size`."""
+    """Cut a file to `size` bytes, or by `-size`."""
     return lambda path: os.truncate(path, size if size >= 0 else path.stat().st_size + size)
 
 
@@ -242,9 +242,9 @@ def test_a_bad_file_is_set_aside(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    """It is, before pixels are read; the rest goes on, exit code 1, a table of reasons.
+    """That happens before pixels are read; the rest goes on, with exit code 1 and a table.
 
-    --strict stops.
+    With --strict the run stops.
     """
     monkeypatch.setattr("gdask.io.sources.read_window", unreadable)
     damage, words = FILES[fault]
@@ -253,12 +253,12 @@ def test_a_bad_file_is_set_aside(
     damage(bad)
     line = ["reduce", "-q", *night.std, bad.name, "-r", "mine.py:sort"]
     assert cli.main(line) == 1
-    said = capsys.readouterr().err
-    assert re.search(rf"^    {bad.name}  \w+ +.*{re.escape(words)}", said, re.MULTILINE), said
-    assert "1 left out:" in said and "Traceback" not in said
+    printed = capsys.readouterr().err
+    assert re.search(rf"^    {bad.name}  \w+ +.*{re.escape(words)}", printed, re.MULTILINE), printed
+    assert "1 left out:" in printed and "Traceback" not in printed
     assert cli.main([*line, "--strict"]) == 1
-    said = capsys.readouterr().err
-    assert words in said and "--strict stops here" in said
+    printed = capsys.readouterr().err
+    assert words in printed and "--strict stops here" in printed
 
 
 def test_kinds_that_a_recipe_does_not_take(calibrated: Path, night: object, reduced: Path) -> None:
@@ -415,7 +415,7 @@ def scribble(path: str, value: float, *arrays: int) -> None:
 def test_a_frame_without_usable_pixels_is_set_aside(
     here: Path, fault: str, value: float, words: str
 ) -> None:
-    """The products of the others are, bit by bit, those of a run without it."""
+    """The other frames' products are, bit by bit, those of a run without it."""
     files = standards()
     reduce([files[0], files[2]])
     expected = pixels(here)
@@ -521,7 +521,7 @@ def test_a_missing_flat_is_found_before_pixels_and_steps(
 
 @pytest.fixture(scope="module")
 def f2(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """A tiny FLAMINGOS-2 night, files by kind."""
+    """Simulate a tiny FLAMINGOS-2 night; give its files by kind."""
     folder = tmp_path_factory.mktemp("f2")
     simulate_f2(folder, size=64, n_science=3, n_darks=2, n_short_darks=2, n_lamps=2)
     files: dict[str, list[str]] = {"science": [], "dark": [], "flat": []}
@@ -569,7 +569,7 @@ def test_spectra_and_acquisitions_in_a_list_of_images(
 
 
 def flat_copies(folder: Path, flat: Path, *names: str) -> None:
-    """Different flats (one pixel each) of one time, registered."""
+    """Register flats of one time that differ in one pixel."""
     for number, name in enumerate(names):
         shutil.copy(flat, folder / name)
         with fits.open(folder / name, mode="update") as hdus:
@@ -777,8 +777,8 @@ def test_wrong_usage_ends_with_code_2_and_does_nothing(
         Path(name).write_text(text)
     Path("binary.list").write_bytes(bytes(range(128, 256)))
     assert cli.main(["reduce", *arguments]) == 2
-    said = capsys.readouterr().err
-    assert words in said and "Traceback" not in said
+    printed = capsys.readouterr().err
+    assert words in printed and "Traceback" not in printed
     assert not list(here.glob("*_*.fits"))
 
 
