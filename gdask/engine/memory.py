@@ -48,6 +48,7 @@ class Value(NamedTuple):
 
     @property
     def bytes(self) -> float:
+        """Bytes of the whole plane."""
         return self.pixels * self.item
 
 

@@ -194,7 +194,7 @@ class Run:
             if caltype in self.user_cals or self._is_left_out(caltype, frames):
                 continue
             for frame in frames:
-                association = _look_up(self._associations, caltype, frame, self.databases)
+                association = _find_association(self._associations, caltype, frame, self.databases)
                 if association.chosen is None:
                     lacking.setdefault(frame.attrs["name"], []).append(association)
         if frames and len(lacking) == len(frames):
@@ -250,7 +250,7 @@ class Run:
         return tagged, tuple(frame for frame in frames if tag not in tags(frame))
 
     def _associate(self, caltype: str, frame: Frame, required: bool) -> str | None:
-        association = _look_up(self._associations, caltype, frame, self.databases)
+        association = _find_association(self._associations, caltype, frame, self.databases)
         if association.chosen is None and required:
             raise _no_calibrations([(frame.attrs["name"], association)])
         self._remarks.setdefault(caltype, {}).update(dict.fromkeys(_remarks_on(association)))
@@ -370,7 +370,7 @@ class Run:
 # Calibrations ----------------------------------------------------------------------------------
 
 
-def _look_up(
+def _find_association(
     known: KnownAssociations, caltype: str, frame: Frame, databases: Sequence[Any]
 ) -> Association:
     """Give the association of a frame; warn, the first time, of calibrations that fit as well."""
