@@ -80,7 +80,7 @@ def _frame(f: int, place: np.ndarray, stars: Sky, star_places: np.ndarray) -> Me
     rng = np.random.default_rng([2, f])
     nearby = np.flatnonzero((np.abs(star_places - place) < 1.1 * HALF_FIELD).all(axis=1))
     ra, dec, flux = (v[nearby] for v in stars)
-    ra0, dec0 = (float(v) for v in tangent_sky(*place, *CENTRE))
+    ra0, dec0 = (float(v) for v in tangent_sky(place[0], place[1], *CENTRE))
     xi, eta = tangent_plane(ra, dec, ra0, dec0)
     angle = np.radians(rng.normal() * 0.002)
     u, v = np.cos(angle) * xi - np.sin(angle) * eta, np.sin(angle) * xi + np.cos(angle) * eta
@@ -94,7 +94,8 @@ def _frame(f: int, place: np.ndarray, stars: Sky, star_places: np.ndarray) -> Me
     )
     error = np.maximum(2e-4, 0.02 / flux[seen] ** 0.8)
     u, v = (w[seen] + rng.normal(size=len(seen)) * error for w in (u, v))
-    ra1, dec1 = (float(w) for w in tangent_sky(*(rng.normal(size=2) * 0.05), ra0, dec0))
+    east, north = rng.normal(size=2) * 0.05
+    ra1, dec1 = (float(w) for w in tangent_sky(east, north, ra0, dec0))
     bright = flux[seen] * rng.lognormal(0, 0.05, len(seen))
     array = (2 * (v > 0) + (u > 0)).astype(int)
     return Measurements(f"N{f}.fits", u, v, error, error, bright, array, ra1, dec1, 0.0)

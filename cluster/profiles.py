@@ -1,6 +1,8 @@
-"""What a `--cluster SPEC` means: a profile, which is data.
+"""Profiles: what `--cluster SPEC` means, as data.
 
-Profiles come from the shipped `profiles.yaml` or a file of the user's.
+They come from the shipped `profiles.yaml` or a file of the user's. In this order: finding the
+profile of a SPEC; reading files of profiles; checking one; and, for all that runs work, the cores
+and the use of this process.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from gdask.model import GdaskError, UsageError
 
 Profile = dict[str, Any]
 
-#: The options that each kind of profile takes beside `kind`, with what their values must be.
+#: Options of each kind of profile beside `kind`, with the types of their values.
 OPTIONS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "threads": {"workers": int},
     "processes": {
@@ -39,29 +41,34 @@ OPTIONS: dict[str, dict[str, type | tuple[type, ...]]] = {
     },
     "jobqueue": {"system": str, "jobs": int, "adaptive": bool, "options": dict},
 }
-#: Options that every kind but threads takes; workers that gdask starts have scratch and a lifetime,
-#: too.
+#: Options of every kind but threads.
 WATCH_OPTIONS: dict[str, type | tuple[type, ...]] = {"wait": (int, float), "patience": (int, float)}
+#: Options of kinds whose workers gdask starts.
 WORKER_OPTIONS: dict[str, type | tuple[type, ...]] = {
     "scratch": str,
     "lifetime": str,
     "lifetime_stagger": str,
 }
-for _kind, _taken in OPTIONS.items():
-    _taken |= (
-        {}
-        if _kind == "threads"
-        else WATCH_OPTIONS
-        if _kind == "scheduler"
-        else WATCH_OPTIONS | WORKER_OPTIONS
-    )
+for _kind in ("processes", "scheduler", "ssh", "jobqueue"):
+    OPTIONS[_kind] |= WATCH_OPTIONS
+for _kind in ("processes", "ssh", "jobqueue"):
+    OPTIONS[_kind] |= WORKER_OPTIONS
+#: How a SPEC begins that is the address of a scheduler.
 ADDRESSES = ("tcp://", "tls://", "ucx://")
+#: Environment of workers: libraries must not start threads of their own, one for each core is
+#: enough.
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+}
 
 
 def profile_of(spec: str, profiles: str | None = None) -> Profile:
-    """The profile that a spec means, as a dictionary with `kind` and the options of that kind.
+    """Give the profile of a SPEC: a dictionary with `kind` and the options of that kind.
 
-    Raises UsageError where the spec is not known, GdaskError where a file of profiles is malformed.
+    Raises UsageError where the SPEC is not known, GdaskError where a file of profiles is malformed.
     """
     if spec.startswith(ADDRESSES):
         return {"kind": "scheduler", "address": spec}
@@ -75,8 +82,7 @@ def profile_of(spec: str, profiles: str | None = None) -> Profile:
     if name not in known:
         raise UsageError(
             f"--cluster {spec}: not known{_suggestion(name, known)}; expected tcp://host:port, a "
-            "scheduler file that exists, "
-            f"FILE.yaml, or one of {', '.join(sorted(known))}"
+            f"scheduler file that exists, FILE.yaml, or one of {', '.join(sorted(known))}"
         )
     profile = dict(known[name])
     if profile.get("kind") == "ssh" and counts:
@@ -87,7 +93,7 @@ def profile_of(spec: str, profiles: str | None = None) -> Profile:
 
 
 def load_profiles(path: str | None = None) -> dict[str, Profile]:
-    """The shipped profiles, and those of the user's file over them."""
+    """Read the shipped profiles by name, and those of the user's file over them."""
     known = _parse_profiles(
         resources.files(__package__).joinpath("profiles.yaml").read_text(), "profiles.yaml"
     )
@@ -100,7 +106,7 @@ def load_profiles(path: str | None = None) -> dict[str, Profile]:
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:
-    """' (did you mean X?)', or nothing."""
+    """Say ' (did you mean X?)', or nothing where no name is near."""
     near = difflib.get_close_matches(name, list(known), 1)
     return f" (did you mean {near[0]}?)" if near else ""
 
@@ -114,7 +120,7 @@ def _set_count(profile: Profile, count: str, spec: str, name: str) -> None:
 
 
 def _profile_of_file(path: str, name: str) -> Profile:
-    """The one profile of a file, or the one with this name."""
+    """Read the only profile of a file, or the one with this name."""
     content, known = _read_profiles(path), load_profiles()
     if "kind" in content or "like" in content:
         return _resolve_like(content, known, path)
@@ -130,7 +136,7 @@ def _profile_of_file(path: str, name: str) -> Profile:
 
 
 def _resolve_like(profile: object, known: Mapping[str, Profile], path: str) -> Profile:
-    """A profile of the user's with what it takes over from a shipped one."""
+    """Complete a profile of the user's with what it takes over from a shipped one."""
     if not isinstance(profile, dict):
         raise GdaskError(
             f"{path}: {profile!r} where a profile was expected: kind: and its options, or "
@@ -144,9 +150,9 @@ def _resolve_like(profile: object, known: Mapping[str, Profile], path: str) -> P
             f"{path}: like: {name}{_suggestion(str(name), known)}; expected one of "
             f"{', '.join(sorted(known))}"
         )
-    base, own = known[name], {key: value for key, value in profile.items() if key != "like"}
-    options = {**base.get("options", {}), **(own.get("options") or {})}
-    return base | own | ({"options": options} if options else {})
+    base, changes = known[name], {key: value for key, value in profile.items() if key != "like"}
+    options = {**base.get("options", {}), **(changes.get("options") or {})}
+    return base | changes | ({"options": options} if options else {})
 
 
 def _read_profiles(path: str) -> dict[str, Any]:
@@ -178,7 +184,7 @@ def _parse_profiles(text: str, path: str) -> dict[str, Any]:
 
 
 def _checked_profile(profile: Profile, where: str) -> Profile:
-    """The profile, with its options known and of the right type."""
+    """Give the profile; GdaskError where an option is unknown or of another type."""
     kind = profile.get("kind")
     if kind not in OPTIONS:
         raise GdaskError(f"{where}: kind {kind!r} is not known; expected {', '.join(OPTIONS)}")
@@ -204,6 +210,7 @@ def _checked_profile(profile: Profile, where: str) -> Profile:
 
 
 def _type_name(wanted: type | tuple[type, ...]) -> str:
+    """Say in plain words what types an option takes."""
     names = {
         int: "a whole number",
         float: "a number",
@@ -216,17 +223,8 @@ def _type_name(wanted: type | tuple[type, ...]) -> str:
     return " or ".join(dict.fromkeys(names[kind] for kind in kinds))
 
 
-#: One thread pool per core is enough: libraries must not start their own inside a worker.
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
-}
-
-
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Give the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -245,13 +243,12 @@ class Usage(NamedTuple):
 
 
 def counters() -> tuple[int, int]:
-    """Bytes that this process has read and written so far; zeros where nothing counts them."""
+    """Give the bytes that this process has read and written; zeros where nothing counts them."""
     import psutil
 
     try:
         found = psutil.Process().io_counters()
     except (AttributeError, OSError):
         return 0, 0
-    return getattr(found, "read_chars", found.read_bytes), getattr(
-        found, "write_chars", found.write_bytes
-    )
+    read = getattr(found, "read_chars", found.read_bytes)
+    return read, getattr(found, "write_chars", found.write_bytes)

@@ -24,7 +24,8 @@ sys.path += [
 # A shell's background jobs ignore interrupts, and so would what they start: some tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-FILTERED = ("science", "sky", "flat_on", "flat_off", "dark", "std")
+#: Kinds of raw files of the night, beside the mask.
+KINDS = ("science", "sky", "flat_on", "flat_off", "dark", "std")
 
 
 class Night(NamedTuple):
@@ -41,6 +42,7 @@ class Night(NamedTuple):
 
     @property
     def sequence(self) -> list[str]:
+        """All science frames, on target and on sky, in order of time."""
         return sorted([*self.science, *self.sky])
 
     @property
@@ -50,7 +52,7 @@ class Night(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def no_scheduler_is_left() -> Iterator[None]:
-    """A test that leaves a cluster as the place of all computes would break those after it."""
+    """Check that a test leaves no cluster as the place of all computes, for the later ones."""
     yield
     assert dask.config.get("scheduler", None) is None
 
@@ -70,7 +72,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
     rows = Table.read(folder / "truth" / "frames.ecsv")
     files = {
         kind: sorted(str(folder / "raw" / row["file"]) for row in rows if row["kind"] == kind)
-        for kind in FILTERED
+        for kind in KINDS
     }
     (bpm,) = (folder / "raw").glob("bpm*.fits")
     return Night(folder, bpm=str(bpm), **files)
@@ -111,7 +113,7 @@ def reduced(night: Night, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workspace(night: Night, tmp_path: Path) -> Iterator[Path]:
-    """The working folder of one test: raw/, an empty calibration database, nothing else."""
+    """Give the working folder of one test: raw/, an empty calibration database, nothing else."""
     folder = tmp_path / "work"
     folder.mkdir()
     with _working_folder(folder, night):
@@ -132,8 +134,7 @@ def calibrated(night: Night, reduced: Path, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def no_compute() -> Iterator[None]:
-    """Inside a test: dask computes nothing; what tries to fails."""
-    import dask
+    """Let every compute of dask fail during a test."""
 
     def refuse(*args: object, **kwargs: object) -> object:
         raise AssertionError("a compute while a graph is built")
@@ -144,7 +145,7 @@ def no_compute() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _quiet_log() -> Iterator[None]:
-    """The log as a test found it: no handlers of a command that another test has run."""
+    """Restore the log after a test, without the handlers of a command that it has run."""
     yield
     logger = logging.getLogger("gdask")
     for handler in list(logger.handlers):
@@ -165,13 +166,13 @@ def _fast() -> Iterator[None]:
 
 @pytest.fixture
 def flat(reduced: Path, tmp_path: Path) -> Path:
-    """A copy of the flat of `reduced`, to be changed."""
+    """Copy the flat of `reduced`, to be changed."""
     (found,) = reduced.glob("*_flat.fits")
     return Path(shutil.copy(found, tmp_path))
 
 
 @pytest.fixture
 def image(reduced: Path, tmp_path: Path) -> Path:
-    """A copy of the stack of `reduced`, to be changed."""
+    """Copy the stack of `reduced`, to be changed."""
     (found,) = reduced.glob("*_image.fits")
     return Path(shutil.copy(found, tmp_path))

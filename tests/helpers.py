@@ -1,4 +1,4 @@
-"""What the tests of the pipeline share: frames with known pixels, frames as plain arrays."""
+"""Helpers of the pipeline's tests: frames with known pixels, frames as plain arrays."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BANDS = (None, 64, 97)
 def ramp(
     shape: tuple[int, ...], seed: int, low: float = 100.0, high: float = 20000.0
 ) -> np.ndarray:
-    """float32: in each plane a ramp from `low` to `high`, with noise of 1 % of the range."""
+    """Give float32 planes of a ramp from `low` to `high`, with noise of 1 % of the range."""
     values = np.linspace(low, high, int(np.prod(shape[-2:]))).reshape(shape[-2:])
     return (values + np.random.default_rng(seed).normal(0.0, 0.01 * (high - low), shape)).astype(
         np.float32
@@ -34,14 +34,14 @@ def ramp(
 
 
 def flags(shape: tuple[int, ...], seed: int, share: float = 0.05) -> np.ndarray:
-    """uint16: one of the DQ bits in a random `share` of the pixels."""
+    """Give uint16 planes with one of the DQ bits in a random `share` of the pixels."""
     random = np.random.default_rng(seed)
     bits = random.choice([1, 2, 4, 8, 16, 64], shape).astype(np.uint16)
     return np.where(random.random(shape) < share, bits, 0).astype(np.uint16)
 
 
 def with_pixels(frame: Frame, rows: int | None = None, **planes: np.ndarray) -> Frame:
-    """The Frame with these pixels, chunked in bands of `rows` rows."""
+    """Give the Frame with these pixels, chunked in bands of `rows` rows."""
     lazy = {
         name: da.from_array(values, chunks=(1, rows or values.shape[1], -1), asarray=True)
         for name, values in planes.items()
@@ -50,6 +50,7 @@ def with_pixels(frame: Frame, rows: int | None = None, **planes: np.ndarray) -> 
 
 
 def shape_of(frame: Frame) -> tuple[int, int, int]:
+    """Give (detector, y, x) of a Frame."""
     return frame.sizes["detector"], frame.sizes["y"], frame.sizes["x"]
 
 
@@ -60,7 +61,7 @@ def raw(
     primary: dict[str, object] | None = None,
     **limits: float,
 ) -> Frame:
-    """A raw file's headers (`primary`: with changes), prepared, with a ramp as its pixels."""
+    """Give a raw file's headers, with `primary` changed, prepared, with a ramp as pixels."""
     (frame,) = prepare((with_headers(gdask.open(path), primary=primary),), bad_wcs="ignore")
     return with_pixels(frame, rows, data=ramp(shape_of(frame), seed, **limits))
 
@@ -75,13 +76,13 @@ def electrons(path: str, seed: int = 1, rows: int | None = None, **limits: float
 
 
 def computed(frame: Frame) -> dict[str, np.ndarray]:
-    """All pixels of a Frame as plain arrays by variable, in one compute."""
+    """Compute all pixels of a Frame as plain arrays by variable."""
     names = pixel_variables(frame)
     return dict(zip(names, dask.compute(*(frame[name].data for name in names)), strict=True))
 
 
 def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-    """The same variables with the same bits (NaN included)."""
+    """Check that two Frames' arrays have the same variables with the same bits (NaN included)."""
     assert one.keys() == other.keys()
     for name, values in one.items():
         assert values.dtype == other[name].dtype and values.shape == other[name].shape, name
@@ -91,7 +92,7 @@ def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Non
 
 
 def on_disk(frames: Frames, folder: object) -> Frames:
-    """The Frames written to `folder` and opened again; what files do not hold is kept."""
+    """Write Frames to `folder` and open them again; keep what files do not hold."""
     result = []
     for frame in frames:
         again = gdask.open(gdask.write(frame, f"{folder}/{frame.attrs['name']}"))

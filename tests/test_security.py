@@ -295,7 +295,7 @@ def test_a_planted_checkpoint_is_not_unpickled(tmp_path: Path) -> None:
     boxed[0] = Evil()
     np.savez(tmp_path / "fetched.npz", **{"0/x/0": boxed})
     with pytest.raises(ValueError, match="allow_pickle"):
-        checkpoint.fetched_of(str(tmp_path))
+        checkpoint.read_fetched(str(tmp_path))
     assert not (tmp_path / "RAN").exists()
 
 

@@ -1,8 +1,13 @@
-"""Phase results on disk, addressed by what went in: a re-run finds the last complete phase and goes on from there.
+"""Checkpoints: the results of a phase on disk, found again by what went into them.
 
-A checkpoint is a folder named by the digest of the code and of its graph's names (which hold the identity of every raw
-file, each kernel, each parameter). It holds one multi-extension file per Frame, the small results that the phase fetched,
-the checksums of every window that was written, and, written last, a file `complete`. It is used where all of them hold.
+A checkpoint is a folder named by the digest of the code and of its graph's names (which hold the
+identity of every raw file, each kernel, each parameter). It holds one multi-extension file per
+Frame, the small results that the phase fetched, the checksums of every window that was written,
+and, written last, a file `complete`. It is used where all of them hold: a re-run finds the last
+complete phase and goes on from there.
+
+In this order: the scratch folder of a reduction; one checkpoint in it (name, writing, checking,
+reading); marks that tell whether another run is alive, and the files that dead runs have left.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -37,16 +43,82 @@ log = logging.getLogger("gdask")
 
 #: Small results of one phase: (frame number, name) -> one array per detector.
 Fetched = dict[tuple[int, str], tuple[np.ndarray, ...]]
-#: What makes the bits beside gdask.
+#: Packages, beside gdask, on which the bits depend.
 PACKAGES = ("numpy", "scipy", "numba", "astropy", "reproject")
-#: Checkpoints of reductions that did not end are kept for so many days.
-DAYS = 7
+#: Days for which checkpoints of reductions that did not end are kept.
+KEPT_DAYS = 7
 #: Bytes that are read at a time where checksums are checked.
-PIECE = 1 << 24
+READ_BYTES = 1 << 24
+#: Seconds between two touches of the mark of a living run.
+MARK_TOUCH_INTERVAL = 10.0
+#: Seconds after which an untouched mark of another host is that of a dead run.
+DEAD_MARK_AGE = 45.0
+#: Seconds after which other files of another host, to which nobody writes, are those of a dead run.
+DEAD_FILE_AGE = 86400.0
+_OWNED = re.compile(r"\.(?P<host>[^.]+)-(?P<pid>\d+)-[0-9a-f]+(\.part)?$")
+_MARK = "in-use"
 
 
-def folder_of(frames: Frames, variables: Sequence[str], scratch: str) -> str:
-    """Give the checkpoint folder of these Frames: the same graph and code give the same folder, in any process."""
+# Scratch folder of a reduction ----------------------------------------------------------------
+
+
+@contextmanager
+def scratch_folder(folder: str, inputs: Sequence[str]) -> Iterator[str]:
+    """Give the folder below `folder`/.gdask for the checkpoints of a reduction of these inputs.
+
+    The same inputs have the same folder. It is removed at the end of the `with` block, and stays
+    where what is inside fails. A second run of the same inputs, while the first one lives, has a
+    folder of its own.
+    """
+    root = Path(folder, ".gdask")
+    digest = hashlib.sha256(
+        "\n".join(sorted(os.path.abspath(path) for path in inputs)).encode()
+    ).hexdigest()[:16]
+    scratch = root / digest
+    try:
+        with mark_in_use(str(scratch)) as has_other_run:
+            if has_other_run:
+                scratch = root / f"{digest}.{owner()}"
+                log.info(
+                    "another run of the same files is under way in this folder; "
+                    "their checkpoints are kept apart"
+                )
+            else:  # half-written files of a dead run take up room
+                for part in scratch.glob("*/.*.part"):
+                    part.unlink(missing_ok=True)
+            yield str(scratch)
+        _remove_unused(scratch)
+    finally:
+        _tidy(root, root / digest)
+
+
+def _remove_unused(scratch: Path) -> None:
+    if not _is_in_use(str(scratch)):
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _tidy(root: Path, scratch: Path) -> None:
+    """Remove checkpoints that nobody came back for, and `scratch` and `root` if they are empty."""
+    for other_scratch in root.glob("*"):
+        if other_scratch == scratch:
+            continue
+        if time.time() - other_scratch.stat().st_mtime > KEPT_DAYS * 86400:
+            _remove_unused(other_scratch)
+    for folder in (scratch, root):
+        try:
+            os.rmdir(folder)
+        except OSError:
+            continue  # not empty, or not there
+
+
+# One checkpoint -------------------------------------------------------------------------------
+
+
+def checkpoint_folder(frames: Frames, variables: Sequence[str], scratch: str) -> str:
+    """Give the path of the checkpoint of these Frames below the folder `scratch`.
+
+    The same graph and code give the same path, in any process.
+    """
     digest = hashlib.sha256(__version__.encode() + code_digest().encode())
     for package in PACKAGES:
         digest.update(f"{package} {metadata.version(package)}".encode())
@@ -61,28 +133,30 @@ def folder_of(frames: Frames, variables: Sequence[str], scratch: str) -> str:
 
 @functools.cache
 def code_digest() -> str:
-    """Give the SHA-256 of gdask's modules and facts, so that a changed working copy is told from a release.
+    """Give the SHA-256 of gdask's modules and facts, which tells a changed copy from a release.
 
-    Recipes and cluster profiles do not count: a product keeps its recipe's text, and neither changes what a graph holds.
+    Recipes and cluster profiles do not count: a product keeps its recipe's text, and neither
+    changes what a graph holds.
     """
     package = Path(__file__).parents[1]
-    apart = package / "recipes", package / "cluster"  # in the package once it is installed
+    left_out = package / "recipes", package / "cluster"  # in the package once it is installed
     digest = hashlib.sha256()
     for path in sorted(path for ending in ("py", "toml") for path in package.rglob(f"*.{ending}")):
-        if not any(path.is_relative_to(folder) for folder in apart):
+        if not any(path.is_relative_to(folder) for folder in left_out):
             digest.update(path.relative_to(package).as_posix().encode() + b"\0")
             digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def path_in(folder: str, number: int, frame: Frame) -> str:
+def frame_path(folder: str, number: int, frame: Frame) -> str:
+    """Give the path of the file of a Frame, the `number`th one, in a checkpoint."""
     return os.path.join(folder, f"{number:05d}_{frame.attrs['name']}")
 
 
 def complete(
     folder: str, fetched: Fetched, windows: Mapping[str, np.ndarray] | None = None
 ) -> None:
-    """Store fetched results and checksums and mark the checkpoint as whole (the last thing that is written).
+    """Store fetched results and checksums, and last of all the file `complete`.
 
     `windows` are records of what was written (`io.write.WRITTEN_WINDOW`), by path.
     """
@@ -102,12 +176,13 @@ def complete(
     temporary.replace(Path(folder, "complete"))
 
 
-def _store(path: str, arrays: Mapping[str, np.ndarray]) -> str:
+def _store(path: str, arrays: Mapping[str, Any]) -> str:
+    """Write arrays as an `.npz` file; give its SHA-256."""
     content = io.BytesIO()
     np.savez(content, **arrays)
     with open(path, "wb") as file:
         file.write(content.getbuffer())
-        if settings().flush:  # a host that ends must not take along what others count on
+        if settings().flush:  # other hosts count on it, even where this one ends
             file.flush()
             os.fsync(file.fileno())
     return hashlib.sha256(content.getbuffer()).hexdigest()
@@ -118,14 +193,17 @@ def windows_of(outputs: Sequence[Output], values: Sequence[np.ndarray]) -> dict[
     each = iter(values)
     return {
         output.final: np.concatenate(
-            [output.headers, *(np.ravel(next(each)) for _ in output.arrays)]
+            [output.headers, *(np.ravel(next(remaining)) for _ in output.arrays)]
         )
         for output in outputs
     }
 
 
 def is_whole(folder: str) -> bool:
-    """Whether a checkpoint was finished and each byte of it is as it was written. A damaged one is said to be so."""
+    """Tell whether a checkpoint was finished and each byte is as it was written.
+
+    A warning names what is damaged.
+    """
     try:
         digests = Path(folder, "complete").read_text().splitlines()
     except OSError:
@@ -133,50 +211,57 @@ def is_whole(folder: str) -> bool:
     try:
         contents = [Path(folder, name).read_bytes() for name in ("fetched.npz", "windows.npz")]
         if digests != [hashlib.sha256(content).hexdigest() for content in contents]:
-            return _damaged(folder, "its small results")
+            return _warn_of_damage(folder, "its small results")
         with np.load(io.BytesIO(contents[1]), allow_pickle=False) as archive:
             windows = {name: archive[name] for name in archive.files}
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             whole = list(
-                pool.map(lambda name: _holds(os.path.join(folder, name), windows[name]), windows)
+                pool.map(
+                    lambda name: _sums_hold(os.path.join(folder, name), windows[name]), windows
+                )
             )
     except (OSError, ValueError, KeyError, BadZipFile) as error:
-        return _damaged(folder, f"{type(error).__name__} {error}")
+        return _warn_of_damage(folder, f"{type(error).__name__} {error}")
     wrong = [name for name, good in zip(windows, whole, strict=True) if not good]
-    return _damaged(folder, ", ".join(wrong)) if wrong else True
+    return _warn_of_damage(folder, ", ".join(wrong)) if wrong else True
 
 
-def _damaged(folder: str, what: str) -> bool:
+def _warn_of_damage(folder: str, what: str) -> bool:
+    """Warn that a checkpoint is damaged; give False, since it is not whole."""
     log.warning(
         "checkpoint %s is damaged: %s; this phase is computed again", os.path.basename(folder), what
     )
     return False
 
 
-def _holds(path: str, windows: np.ndarray) -> bool:
-    """Whether the checksum of every window of a file holds."""
+def _sums_hold(path: str, windows: np.ndarray) -> bool:
+    """Tell whether the checksum of every window of a file is right."""
     with open(path, "rb", buffering=0) as file:
         return all(
-            _sum(file, *(int(window[name]) for name in ("offset", "rows", "width", "stride")))
+            _window_sum(
+                file, *(int(window[name]) for name in ("offset", "rows", "width", "stride"))
+            )
             == window["sum"]
             for window in windows
         )
 
 
-def _sum(file: io.FileIO, offset: int, rows: int, width: int, stride: int) -> int:
+def _window_sum(file: io.FileIO, offset: int, rows: int, width: int, stride: int) -> int:
+    """Give the CRC-32 of a window of a file: rows of `width` bytes, `stride` bytes apart."""
     if width == stride:
         rows, width = 1, rows * width
     total = 0
     for row in range(rows):
-        for at in range(offset + row * stride, offset + row * stride + width, PIECE):
-            total = zlib.crc32(
-                os.pread(file.fileno(), min(PIECE, offset + row * stride + width - at), at), total
-            )
+        row_begin = offset + row * stride
+        row_end = row_begin + width
+        for begin in range(row_begin, row_end, READ_BYTES):
+            count = min(READ_BYTES, row_end - begin)
+            total = zlib.crc32(os.pread(file.fileno(), count, begin), total)
     return total
 
 
-def fetched_of(folder: str) -> Fetched:
-    """The small results of a complete checkpoint."""
+def read_fetched(folder: str) -> Fetched:
+    """Read the small results of a complete checkpoint."""
     gathered: dict[tuple[int, str], dict[int, np.ndarray]] = {}
     with np.load(os.path.join(folder, "fetched.npz"), allow_pickle=False) as archive:
         for key in archive.files:
@@ -189,7 +274,7 @@ def fetched_of(folder: str) -> Fetched:
 
 
 def resume(frames: Frames, variables: Sequence[str], folder: str, fetched: Fetched) -> Frames:
-    """Give the Frames with their pixels read from the checkpoint, and their small results computed."""
+    """Give the Frames with lazy pixels from the checkpoint, and with their fetched results."""
     return tuple(
         _resume_one(number, frame, variables, folder, fetched)
         for number, frame in enumerate(frames)
@@ -199,97 +284,112 @@ def resume(frames: Frames, variables: Sequence[str], folder: str, fetched: Fetch
 def _resume_one(
     number: int, frame: Frame, variables: Sequence[str], folder: str, fetched: Fetched
 ) -> Frame:
-    frame = with_fetched(
-        frame, {name: arrays for (of, name), arrays in fetched.items() if of == number}
-    )
+    of_frame = {name: arrays for (place, name), arrays in fetched.items() if place == number}
+    frame = with_fetched(frame, of_frame)
     names = [name for name in variables if name in frame]
     if not names:
         return frame
-    stored = stored_arrays(path_in(folder, number, frame))
+    stored = stored_arrays(frame_path(folder, number, frame))
     pixels = lazy_variables({name: stored[name] for name in names})
     return frame.assign({name: (DIMS, array) for name, array in pixels.items()})
 
 
+# Living and dead runs -------------------------------------------------------------------------
+
+
 @contextmanager
-def scratch_of(folder: str, inputs: Sequence[str]) -> Iterator[str]:
-    """The folder of a reduction's checkpoints, below `folder`/.gdask: the same inputs, the same folder; removed at its end.
+def mark_in_use(folder: str) -> Iterator[bool]:
+    """Mark `folder` as in use by this process; give whether another living run has marked it.
 
-    Where what is inside fails, the checkpoints stay. A second run of the same inputs, while the first one lives, has its own.
+    The mark is a file that is touched now and then, and removed at the end of the `with` block.
+    Whether a run on another host is alive shows in its mark: a young one is watched for up to 45 s.
+    Times are compared as the file system gives them, so that clocks of hosts may differ.
     """
-    root = Path(folder, ".gdask")
-    digest = hashlib.sha256(
-        "\n".join(sorted(os.path.abspath(path) for path in inputs)).encode()
-    ).hexdigest()[:16]
-    scratch = root / digest
+    mark = Path(folder, f"{_MARK}.{owner()}")
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    stopped = threading.Event()
+    toucher = threading.Thread(target=_keep_touching, args=(mark, stopped), daemon=True)
+    toucher.start()
     try:
-        with marked(str(scratch)) as is_taken:
-            if is_taken:
-                scratch = root / f"{digest}.{owner()}"
-                log.info(
-                    "another run of the same files is under way in this folder; their checkpoints are kept apart"
-                )
-            else:  # what a dead run left half-written takes room
-                for part in scratch.glob("*/.*.part"):
-                    part.unlink(missing_ok=True)
-            yield str(scratch)
-        _remove(scratch)
+        yield any(_is_alive(other, mark) for other in _marks(folder) if other != mark)
     finally:
-        _tidy(root, root / digest)
+        stopped.set()
+        toucher.join()
+        mark.unlink(missing_ok=True)
 
 
-def _remove(scratch: Path) -> None:
-    if not is_marked(str(scratch)):
-        shutil.rmtree(scratch, ignore_errors=True)
+def _is_in_use(folder: str) -> bool:
+    """Tell whether a run that may be alive has marked a folder."""
+    return any(not _is_of_dead_run(mark) for mark in _marks(folder))
 
 
-def _tidy(root: Path, *own: Path) -> None:
-    """Remove checkpoints that nobody came back for, and folders that are empty; say what is left of other reductions."""
-    for scratch in root.glob("*"):
-        if (
-            scratch not in own
-            and time.time() - scratch.stat().st_mtime > DAYS * OLD
-            and not is_marked(str(scratch))
-        ):
-            shutil.rmtree(scratch, ignore_errors=True)
-    for empty in (*own, root):
+def _marks(folder: str) -> list[Path]:
+    return sorted(Path(folder).glob(f"{_MARK}.*"))
+
+
+def _keep_touching(mark: Path, stopped: threading.Event) -> None:
+    while not stopped.wait(MARK_TOUCH_INTERVAL):
         try:
-            os.rmdir(empty)
+            os.utime(mark)  # sets the file server's time
         except OSError:
-            continue  # not empty, or not there
+            continue  # removed with its folder, or the server is away: the next time
 
 
-#: A mark is touched so often (s); one of another host that was not touched for so long is that of a dead run.
-BEAT, SILENT = 10.0, 45.0
-#: Other files of other hosts are left alone until nobody has written to them for so long (s).
-OLD = 86400.0
-_OWNED = re.compile(r"\.(?P<host>[^.]+)-(?P<pid>\d+)-[0-9a-f]+(\.part)?$")
-_MARK = "in-use"
+def _is_alive(other_mark: Path, own_mark: Path) -> bool:
+    """Tell whether the run of another mark is alive; remove the mark of a dead one."""
+    found = _OWNED.search(other_mark.name)
+    if found and found["host"] == host():
+        is_alive = _process_exists(int(found["pid"]))
+    else:
+        is_alive = _is_touched(other_mark, own_mark)
+    if not is_alive:
+        other_mark.unlink(missing_ok=True)
+    return is_alive
+
+
+def _is_touched(other_mark: Path, own_mark: Path) -> bool:
+    """Watch another mark until it is touched, or older by DEAD_MARK_AGE than a touch of the own."""
+    try:
+        first = other_mark.stat().st_mtime
+        while True:
+            os.utime(own_mark)
+            if own_mark.stat().st_mtime - first > DEAD_MARK_AGE:
+                return False
+            time.sleep(min(1.0, MARK_TOUCH_INTERVAL / 10))
+            if other_mark.stat().st_mtime != first:
+                return True
+    except OSError:  # removed by its run, which has ended
+        return False
 
 
 def remove_stale_parts(folder: str) -> list[str]:
-    """Remove what dead processes left under temporary names in `folder`; give the names removed."""
+    """Remove the temporary files of dead processes from `folder`; give their names."""
     removed = []
     for part in Path(folder).glob(".*.part"):
-        if _is_left(part):
+        if _is_of_dead_run(part):
             part.unlink(missing_ok=True)
             removed.append(part.name)
     return removed
 
 
-def _is_left(path: Path) -> bool:
-    """Whether the owner of a file is dead: no such process here, or, on another host, nothing written for a day."""
+def _is_of_dead_run(path: Path) -> bool:
+    """Tell whether the owner of a file is dead.
+
+    On this host there is no such process; on another one nothing was written for DEAD_FILE_AGE.
+    """
     found = _OWNED.search(path.name)
     if not found:
         return False
     if found["host"] == host():
-        return not _alive(int(found["pid"]))
+        return not _process_exists(int(found["pid"]))
     try:
-        return time.time() - path.stat().st_mtime > OLD
+        return time.time() - path.stat().st_mtime > DEAD_FILE_AGE
     except OSError:
         return False
 
 
-def _alive(pid: int) -> bool:
+def _process_exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -297,67 +397,3 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-@contextmanager
-def marked(folder: str) -> Iterator[bool]:
-    """Inside, `folder` has a mark of this process, touched now and then; gives whether a living run has marked it, too.
-
-    Whether a run on another host is alive shows in its mark: a young one is watched for up to 45 s. Times are compared
-    as the file system gives them, so that clocks of hosts may differ.
-    """
-    mark = Path(folder, f"{_MARK}.{owner()}")
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.touch()
-    done = threading.Event()
-    beating = threading.Thread(target=_beat, args=(mark, done), daemon=True)
-    beating.start()
-    try:
-        yield any(_is_used(other, mark) for other in _marks(folder) if other != mark)
-    finally:
-        done.set()
-        beating.join()
-        mark.unlink(missing_ok=True)
-
-
-def is_marked(folder: str) -> bool:
-    """Whether a run that may be alive has marked a folder; marks of dead ones of this host do not count."""
-    return any(not _is_left(mark) for mark in _marks(folder))
-
-
-def _marks(folder: str) -> list[Path]:
-    return sorted(Path(folder).glob(f"{_MARK}.*"))
-
-
-def _beat(mark: Path, done: threading.Event) -> None:
-    while not done.wait(BEAT):
-        try:
-            os.utime(mark)  # the time is the file server's
-        except OSError:
-            continue  # removed with its folder, or the server is away: the next beat
-
-
-def _is_used(other: Path, mine: Path) -> bool:
-    """Whether the run of another mark is alive. Removes the mark of a dead one."""
-    found = _OWNED.search(other.name)
-    if found and found["host"] == host():
-        alive = _alive(int(found["pid"]))
-    else:
-        alive = _beats(other, mine)
-    if not alive:
-        other.unlink(missing_ok=True)
-    return alive
-
-
-def _beats(other: Path, mine: Path) -> bool:
-    try:
-        first = other.stat().st_mtime
-        while True:
-            os.utime(mine)
-            if mine.stat().st_mtime - first > SILENT:
-                return False
-            time.sleep(min(1.0, BEAT / 10))
-            if other.stat().st_mtime != first:
-                return True
-    except OSError:  # removed by its run, which has ended
-        return False

@@ -1,4 +1,8 @@
-"""One compute with a display of how far it is: on the local threads, or on the cluster that is connected."""
+"""One compute of lazy arrays, on the threads of this process or on the workers of a cluster.
+
+In this order: `compute`, the only entrance; computing on threads; computing on workers, with what
+happens when they die; the progress display that both share.
+"""
 
 from __future__ import annotations
 
@@ -18,208 +22,41 @@ from gdask.model import GdaskError, settings
 
 log = logging.getLogger("gdask")
 
-#: Counted by tests: how many computes have been run in this process.
+#: How many computes have been run in this process; tests read it.
 COMPUTES = {"count": 0}
-#: M_TRIM_THRESHOLD of malloc.h.
-TRIM_THRESHOLD = -1
+#: Seconds between two readings of the memory of this process.
+MEMORY_READING_INTERVAL = 0.5
+#: Seconds between two progress lines in the log.
+LOG_INTERVAL = 30.0
+#: `M_TRIM_THRESHOLD` in malloc.h.
+MALLOC_TRIM_PARAMETER = -1
+#: Bytes free at the top of the heap above which malloc returns them; distributed sets the same.
+MALLOC_TRIM_BYTES = 65536
 
 
-def compute(arrays: Sequence[object], text: str) -> tuple[object, ...]:
-    """Compute lazy arrays together, once, with a display of how far it is. Gives their values in order.
+def compute(arrays: Sequence[Any], text: str) -> tuple[Any, ...]:
+    """Compute lazy arrays together, once, and return their values in order.
 
-    Raises GdaskError before anything runs where the projected peak does not fit the budget (`gdask.engine.memory`).
+    `text` names the compute in the progress display and in errors. Raises GdaskError before
+    anything runs where the projected peak does not fit the budget (`gdask.engine.memory`).
     """
     import dask
 
     COMPUTES["count"] += 1
-    given = scheduler_of_user()
-    client = getattr(given, "__self__", None)
-    if client is None and given not in (None, dask.threaded.get):
+    scheduler = scheduler_of_user()
+    client = getattr(scheduler, "__self__", None)
+    if client is None and scheduler not in (None, dask.threaded.get):
         return dask.compute(*arrays)  # a scheduler of the user's own
-    tasks, keys = optimised_tasks(arrays), [array.__dask_keys__() for array in arrays]  # type: ignore[attr-defined]
-    blocks = _here(tasks, keys, text) if client is None else _on_cluster(client, tasks, keys, text)
-    finish = [array.__dask_postcompute__() for array in arrays]  # type: ignore[attr-defined]
-    return tuple(put(parts, *more) for (put, more), parts in zip(finish, blocks, strict=True))
+    tasks, keys = optimised_tasks(arrays), [array.__dask_keys__() for array in arrays]
+    if client is None:
+        blocks = _compute_in_threads(tasks, keys, text)
+    else:
+        blocks = _compute_on_workers(client, tasks, keys, text)
+    finish = [array.__dask_postcompute__() for array in arrays]
+    return tuple(join(parts, *more) for (join, more), parts in zip(finish, blocks, strict=True))
 
 
-# Threads ------------------------------------------------------------------------------------------------------------
-
-
-def _here(tasks: dict[Any, Any], keys: list, text: str) -> Sequence[Any]:
-    """On threads of this process: as many as the machine has or were asked for, fewer where memory is short."""
-    import dask
-    import psutil
-
-    threads = dask.config.get("num_workers", None) or os.cpu_count() or 1
-    base = max(memory.BASE, psutil.Process().memory_info().rss)
-    fitting, projection = memory.fit(tasks, memory.budget(), threads, text, base)
-    _report(text, projection, threads, fitting)
-    with meter(text) as display, _counting(display), _metered(display):
-        return dask.threaded.get(tasks, keys, num_workers=fitting)
-
-
-@contextmanager
-def _counting(display: Meter) -> Iterator[None]:
-    """Inside, tasks that end on threads move the display."""
-    from dask.callbacks import Callback
-
-    class Counting(Callback):  # type: ignore[misc]
-        def _start_state(self, dsk: object, state: dict) -> None:
-            self.total = sum(len(state[key]) for key in ("ready", "waiting"))
-
-        def _posttask(
-            self, key: object, result: object, dsk: object, state: dict, worker: object
-        ) -> None:
-            display.count(len(state["finished"]), self.total)
-
-    with Counting():
-        yield
-
-
-@contextmanager
-def _metered(display: Meter) -> Iterator[None]:
-    """Inside, bytes and memory of this process are shown twice a second; at a good end, the phase's line."""
-    import psutil
-
-    from gdask.cluster import Usage, counters
-
-    process, (read, written), done = psutil.Process(), counters(), threading.Event()
-    peak, allowed = process.memory_info().rss, int(memory.budget())
-
-    def usage() -> Usage:
-        nonlocal peak
-        now, peak = counters(), max(peak, process.memory_info().rss)
-        return Usage(now[0] - read, now[1] - written, peak, allowed)
-
-    def watch() -> None:
-        while not done.wait(0.5):
-            give_back()  # threads that have made many small arrays keep their memory: 130 to 200 MB of 256 frames
-            display.show(usage())
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-        display.end(usage())
-    finally:
-        done.set()
-        thread.join()
-
-
-def give_back() -> None:
-    """Return freed memory to the system, now and as it is freed. The C library of Linux keeps blocks of up to 32 MB for
-    later (430 of 970 MB after 64 frames); distributed sets the same threshold for its workers."""
-    import ctypes
-
-    library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
-        library.mallopt(TRIM_THRESHOLD, 65536)
-        library.malloc_trim(0)
-
-
-# Workers ------------------------------------------------------------------------------------------------------------
-
-
-def _on_cluster(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Sequence[Any]:
-    """On the workers of a client. Where they die over a task: again with half as many at a time, as often as that goes."""
-    from distributed import KilledWorker
-
-    from gdask.cluster.watch import TaskLimit, halve_task_limit
-
-    threads = at_once = settings().threads
-    projection = memory.fit(tasks, memory.budget(), threads, text, fixed=True)[1]
-    _report(text, projection, threads, threads)
-    begun = time.time()
-    try:
-        while True:
-            try:
-                with _losses_named(text):
-                    return _once(client, tasks, keys, text)
-            except KilledWorker as error:
-                at_once = halve_task_limit(client, at_once)
-                if not at_once:
-                    raise GdaskError(_died(client, text, error, begun, projection)) from None
-                log.warning(
-                    "%s: %s; once more with %d task%s at a time in each",
-                    text,
-                    _deaths(client, error, begun),
-                    at_once,
-                    "s" * (at_once > 1),
-                )
-    finally:
-        if at_once < threads:
-            with suppress(Exception):  # the scheduler may be gone, and the plugin with it
-                client.unregister_worker_plugin(TaskLimit.name)
-
-
-def _once(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Sequence[Any]:
-    from distributed import KilledWorker, as_completed
-
-    from gdask.cluster.watch import WorkerWatch
-
-    packed = client.get(tasks, keys, sync=False)
-    futures = flat_list(packed)
-    with meter(text, settings().dashboard) as display:
-        patience, wait = settings().patience, settings().wait
-        watch = WorkerWatch(client, display.show, lambda: client.cancel(futures), patience, wait)
-        try:
-            with watch:
-                for number, done in enumerate(as_completed(futures), 1):
-                    done.result()
-                    display.count(number, len(futures))
-                values = client.gather(packed)
-        except BaseException as error:
-            for future in futures:  # what failed must not be found failed by a second attempt
-                future.release()
-            if isinstance(error, KilledWorker) and watch.replaced:
-                watch.failure = f"{error.allowed_failures + 1} times a worker ended no task for {patience:.0f} s ({str(error.task)[:60]}); more with patience: in the profile"
-            if watch.failure:
-                raise GdaskError(
-                    f"{text}: {watch.failure}; the same command again goes on from the last complete phase"
-                ) from None
-            raise
-        display.end(watch.usage)
-        return values
-
-
-@contextmanager
-def _losses_named(text: str) -> Iterator[None]:
-    """A scheduler that went away, in words: a GdaskError with what to do."""
-    from concurrent.futures import CancelledError
-
-    from distributed.comm import CommClosedError
-
-    try:
-        yield
-    except (CancelledError, CommClosedError, asyncio.CancelledError):
-        raise GdaskError(
-            f"{text}: the scheduler has gone; start it again: the same command goes on from the last complete phase"
-        ) from None
-
-
-def _died(client: Any, text: str, error: Any, since: float, projection: memory.Projection) -> str:
-    return (
-        f"{text}: {_deaths(client, error, since)}, also with one task at a time in each; {projection.largest / 1e6:.0f} MB were projected "
-        "for the largest task: if it was for want of memory, give more with --memory, or start fewer workers on a host; else see the workers' logs"
-    )
-
-
-def _deaths(client: Any, error: Any, since: float) -> str:
-    """What is known of the workers that died over one task."""
-    from gdask.cluster.watch import memory_deaths
-
-    held, name = memory_deaths(client, since), str(error.task)[:60]
-    if not held:
-        return f"{error.allowed_failures + 1} workers died over one task ({name}), the last was {error.last_worker.address}"
-    limit = (
-        f" of {error.last_worker.memory_limit / 1e6:.0f} MB"
-        if error.last_worker.memory_limit
-        else ""
-    )
-    return f"{len(held)} workers ran out of memory ({max(held) / 1e6:.0f} MB{limit} held), {error.allowed_failures + 1} of them over one task ({name})"
-
-
-def _report(text: str, projection: memory.Projection, threads: int, fitting: int) -> None:
+def _log_projection(text: str, projection: memory.Projection, threads: int, fitting: int) -> None:
     log.debug(
         "%s: %d tasks, at most %.0f MB in one, %.0f MB with %d at a time",
         text,
@@ -237,66 +74,215 @@ def _report(text: str, projection: memory.Projection, threads: int, fitting: int
         )
 
 
-#: Seconds between two lines of the log.
-EVERY = 30.0
+# On threads -----------------------------------------------------------------------------------
 
 
-class Meter:
-    """Of one compute: tasks ended, bytes read and written, memory of the fullest worker against what it may use."""
+def _compute_in_threads(tasks: dict[Any, Any], keys: list, text: str) -> Sequence[Any]:
+    """Compute on as many threads as the machine has or were asked for, fewer for want of memory."""
+    import dask
+    import psutil
 
-    def __init__(self, text: str, bar: Any = None, dashboard: str = "") -> None:
-        self.text, self.dashboard = text, dashboard
-        self.done = self.total = 0
-        self.amounts = ""
-        self._bar, self._task = (
-            bar,
-            bar.add_task(text, total=None, amounts=dashboard) if bar else None,
-        )
-        self._begun = self._said = time.monotonic()
-
-    def count(self, done: int, total: int) -> None:
-        """So many of all tasks have ended."""
-        self.done, self.total = done, total
-        if self._bar:
-            self._bar.update(self._task, completed=done, total=total)
-
-    def show(self, usage: Any) -> None:
-        """Bytes and memory (`gdask.cluster.Usage`), on the bar, or in the log if it is time for it."""
-        self.amounts = amounts(usage)
-        if self._bar:
-            self._bar.update(self._task, amounts=f"{self.amounts} {self.dashboard}".rstrip())
-        elif time.monotonic() - self._said >= EVERY:
-            self._said = time.monotonic()
-            share = (
-                f"{100 * self.done / self.total:.0f} % of {self.total} tasks, "
-                if self.total
-                else ""
-            )
-            log.info("%s: %s%s", self.text, share, self.amounts)
-
-    def end(self, usage: Any) -> None:
-        """The line of a phase that is done."""
-        log.info("%s, %.1f s, %s", self.text, time.monotonic() - self._begun, amounts(usage))
-
-
-def amounts(usage: Any) -> str:
-    """'read 1.2 GB, wrote 0.4 GB, 1.1 of 6.2 GiB used' and, on a cluster, the number of workers."""
-    workers = f" in the fullest of {usage.workers} workers" if usage.workers > 1 else ""
-    return (
-        f"read {_bytes(usage.read)}, wrote {_bytes(usage.written)}, "
-        f"{usage.memory / 2**30:.1f} of {usage.limit / 2**30:.1f} GiB used{workers}"
-    )
-
-
-def _bytes(number: int) -> str:
-    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
+    threads = dask.config.get("num_workers", None) or os.cpu_count() or 1
+    base = max(memory.PROCESS_BYTES, psutil.Process().memory_info().rss)
+    fitting, projection = memory.fit(tasks, memory.budget(), threads, text, base)
+    _log_projection(text, projection, threads, fitting)
+    with progress_display(text) as display, _tasks_counted(display), _memory_shown(display):
+        return dask.threaded.get(tasks, keys, num_workers=fitting)
 
 
 @contextmanager
-def meter(text: str, dashboard: str = "") -> Iterator[Meter]:
-    """The display of one compute, on standard error where that is a terminal."""
+def _tasks_counted(display: ProgressDisplay) -> Iterator[None]:
+    """Count on the display the tasks that end on threads inside the `with` block."""
+    from dask.callbacks import Callback
+
+    class TaskCounter(Callback):  # type: ignore[misc]
+        def _start_state(self, dsk: object, state: dict) -> None:
+            self.total = sum(len(state[key]) for key in ("ready", "waiting"))
+
+        def _posttask(
+            self, key: object, result: object, dsk: object, state: dict, worker: object
+        ) -> None:
+            display.count(len(state["finished"]), self.total)
+
+    with TaskCounter():
+        yield
+
+
+@contextmanager
+def _memory_shown(display: ProgressDisplay) -> Iterator[None]:
+    """Show bytes and memory of this process inside the `with` block, and log them at a good end."""
+    import psutil
+
+    from gdask.cluster import Usage, counters
+
+    process, (read_before, written_before) = psutil.Process(), counters()
+    stopped = threading.Event()
+    peak, allowed = process.memory_info().rss, int(memory.budget())
+
+    def usage() -> Usage:
+        nonlocal peak
+        (read, written), peak = counters(), max(peak, process.memory_info().rss)
+        return Usage(read - read_before, written - written_before, peak, allowed)
+
+    def watch() -> None:
+        while not stopped.wait(MEMORY_READING_INTERVAL):
+            # Threads that have made many small arrays keep their memory: 130 to 200 MB of 256
+            # frames.
+            return_freed_memory()
+            display.show(usage())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+        display.end(usage())
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def return_freed_memory() -> None:
+    """Return freed memory to the system, now and from now on as it is freed.
+
+    The C library of Linux keeps blocks of up to 32 MB for later (430 of 970 MB after 64 frames).
+    """
+    import ctypes
+
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.mallopt(MALLOC_TRIM_PARAMETER, MALLOC_TRIM_BYTES)
+        library.malloc_trim(0)
+
+
+# On workers -----------------------------------------------------------------------------------
+
+
+def _compute_on_workers(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Sequence[Any]:
+    """Compute on the workers of a client.
+
+    Where workers die over a task, start again with half as many tasks at a time in each, until
+    there is one.
+    """
+    from distributed import KilledWorker
+
+    from gdask.cluster.watch import TaskLimit, halve_task_limit
+
+    threads = at_once = settings().threads
+    projection = memory.fit(tasks, memory.budget(), threads, text, fixed=True)[1]
+    _log_projection(text, projection, threads, threads)
+    begun = time.time()
+    try:
+        while True:
+            try:
+                with _lost_scheduler_named(text):
+                    return _attempt_on_workers(client, tasks, keys, text)
+            except KilledWorker as error:
+                at_once = halve_task_limit(client, at_once)
+                if not at_once:
+                    message = _refusal_after_deaths(client, text, error, begun, projection)
+                    raise GdaskError(message) from None
+                log.warning(
+                    "%s: %s; once more with %d task%s at a time in each",
+                    text,
+                    _describe_deaths(client, error, begun),
+                    at_once,
+                    "s" * (at_once > 1),
+                )
+    finally:
+        if at_once < threads:
+            with suppress(Exception):  # the scheduler may be gone, and the plugin with it
+                client.unregister_worker_plugin(TaskLimit.name)
+
+
+def _attempt_on_workers(client: Any, tasks: dict[Any, Any], keys: list, text: str) -> Sequence[Any]:
+    """Compute once on the workers; GdaskError where they stop ending tasks or do not come."""
+    from distributed import KilledWorker, as_completed
+
+    from gdask.cluster.watch import WorkerWatch
+
+    packed = client.get(tasks, keys, sync=False)
+    futures = flat_list(packed)
+    with progress_display(text, settings().dashboard) as display:
+        patience, wait = settings().patience, settings().wait
+        watch = WorkerWatch(client, display.show, lambda: client.cancel(futures), patience, wait)
+        try:
+            with watch:
+                for number, done in enumerate(as_completed(futures), 1):
+                    done.result()
+                    display.count(number, len(futures))
+                values = client.gather(packed)
+        except BaseException as error:
+            for future in futures:  # what failed must not be found failed by a second attempt
+                future.release()
+            if isinstance(error, KilledWorker) and watch.replaced:
+                watch.failure = (
+                    f"{error.allowed_failures + 1} times a worker ended no task for "
+                    f"{patience:.0f} s ({str(error.task)[:60]}); more with patience: in the profile"
+                )
+            if watch.failure:
+                raise GdaskError(
+                    f"{text}: {watch.failure}; the same command again goes on from the last "
+                    "complete phase"
+                ) from None
+            raise
+        display.end(watch.usage)
+        return values
+
+
+@contextmanager
+def _lost_scheduler_named(text: str) -> Iterator[None]:
+    """Turn the errors of a scheduler that has gone into a GdaskError that says what to do."""
+    from concurrent.futures import CancelledError
+
+    from distributed.comm import CommClosedError
+
+    try:
+        yield
+    except (CancelledError, CommClosedError, asyncio.CancelledError):
+        raise GdaskError(
+            f"{text}: the scheduler has gone; start it again: the same command goes on from the "
+            "last complete phase"
+        ) from None
+
+
+def _refusal_after_deaths(
+    client: Any, text: str, error: Any, begun: float, projection: memory.Projection
+) -> str:
+    """Say that workers died even with one task at a time, and what may help."""
+    return (
+        f"{text}: {_describe_deaths(client, error, begun)}, also with one task at a time in each; "
+        f"{projection.largest / 1e6:.0f} MB were projected for the largest task: if it was for "
+        "want of memory, give more with --memory, or start fewer workers on a host; else see the "
+        "workers' logs"
+    )
+
+
+def _describe_deaths(client: Any, error: Any, begun: float) -> str:
+    """Say what is known of the workers that have died over one task since the time `begun`."""
+    from gdask.cluster.watch import memory_deaths
+
+    bytes_held, task_name = memory_deaths(client, begun), str(error.task)[:60]
+    worker = error.last_worker
+    if not bytes_held:
+        return (
+            f"{error.allowed_failures + 1} workers died over one task ({task_name}), the last was "
+            f"{worker.address}"
+        )
+    limit = f" of {worker.memory_limit / 1e6:.0f} MB" if worker.memory_limit else ""
+    return (
+        f"{len(bytes_held)} workers ran out of memory ({max(bytes_held) / 1e6:.0f} MB{limit} held),"
+        f" {error.allowed_failures + 1} of them over one task ({task_name})"
+    )
+
+
+# Progress display -----------------------------------------------------------------------------
+
+
+@contextmanager
+def progress_display(text: str, dashboard: str = "") -> Iterator[ProgressDisplay]:
+    """Give the display of one compute: a bar on a terminal, otherwise lines in the log."""
     if not sys.stderr.isatty():
-        yield Meter(text, dashboard=dashboard)
+        yield ProgressDisplay(text, dashboard=dashboard)
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -309,4 +295,55 @@ def meter(text: str, dashboard: str = "") -> Iterator[Meter]:
         TextColumn("{task.fields[amounts]}"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        yield Meter(text, progress, dashboard)
+        yield ProgressDisplay(text, progress, dashboard)
+
+
+class ProgressDisplay:
+    """The progress of one compute: tasks ended, bytes read and written, memory against its limit.
+
+    `bar` is a `rich.progress.Progress`, or None for lines in the log; `dashboard` the address of
+    the cluster's page, shown beside the bar.
+    """
+
+    def __init__(self, text: str, bar: Any = None, dashboard: str = "") -> None:
+        self.text, self.dashboard = text, dashboard
+        self.done = self.total = 0
+        self.amounts = ""
+        self._bar = bar
+        self._task = bar.add_task(text, total=None, amounts=dashboard) if bar else None
+        self._begun = self._logged = time.monotonic()
+
+    def count(self, done: int, total: int) -> None:
+        """Set the number of tasks that have ended, and of all."""
+        self.done, self.total = done, total
+        if self._bar:
+            self._bar.update(self._task, completed=done, total=total)
+
+    def show(self, usage: Any) -> None:
+        """Show bytes and memory (`gdask.cluster.Usage`) on the bar, or in the log if it is time."""
+        self.amounts = describe_usage(usage)
+        if self._bar:
+            self._bar.update(self._task, amounts=f"{self.amounts} {self.dashboard}".rstrip())
+        elif time.monotonic() - self._logged >= LOG_INTERVAL:
+            self._logged = time.monotonic()
+            share = ""
+            if self.total:
+                share = f"{100 * self.done / self.total:.0f} % of {self.total} tasks, "
+            log.info("%s: %s%s", self.text, share, self.amounts)
+
+    def end(self, usage: Any) -> None:
+        """Log the line of a compute that is done."""
+        log.info("%s, %.1f s, %s", self.text, time.monotonic() - self._begun, describe_usage(usage))
+
+
+def describe_usage(usage: Any) -> str:
+    """Say 'read 1.2 GB, wrote 0.4 GB, 1.1 of 6.2 GiB used', and the number of workers if many."""
+    workers = f" in the fullest of {usage.workers} workers" if usage.workers > 1 else ""
+    return (
+        f"read {_bytes_text(usage.read)}, wrote {_bytes_text(usage.written)}, "
+        f"{usage.memory / 2**30:.1f} of {usage.limit / 2**30:.1f} GiB used{workers}"
+    )
+
+
+def _bytes_text(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"

@@ -1,7 +1,9 @@
-"""What a compute will need at its peak, projected from its graph before anything runs, and a plan that fits the budget.
+"""The memory of a compute, projected from its graph before anything runs, and fitted to a budget.
 
-Each task declares its bytes (`lazy_arrays.Need`); the peak follows from the order in which dask runs the tasks, with so
-many at a time. No pixel is touched.
+Each task declares its bytes (`lazy_arrays.Need`); the peak follows from the order in which dask
+runs the tasks and from how many run at a time. No pixel is touched.
+
+In this order: the budget; fitting a graph to it; the simulation of a graph; the cost of one task.
 """
 
 from __future__ import annotations
@@ -17,11 +19,14 @@ import numpy as np
 from gdask.io.dask_internals import Node, bare_function, key_of, needs_of, run_order, take_apart
 from gdask.model import GdaskError, UsageError, settings
 
-#: Bytes of a process before any pixels: interpreter, libraries, compiled kernels. Reductions of small nights hold 320 to 400 MB.
-BASE = 420e6
-#: Share of the machine's memory, or of the limit of its control group, that is used where no budget is given.
-SHARE = 0.8
-_UNITS = {
+#: Bytes of a process before any pixels: interpreter, libraries, compiled kernels. Measured in
+#: reductions of small nights: 320 to 400 MB.
+PROCESS_BYTES = 420e6
+#: Share of the machine's memory, or of the limit of its control group, that is used where no
+#: budget is given.
+DEFAULT_MEMORY_SHARE = 0.8
+#: Bytes of each unit of --memory, without its B.
+_UNIT_BYTES = {
     "": 1,
     "b": 1,
     "k": 1e3,
@@ -36,18 +41,23 @@ _UNITS = {
 
 
 class Value(NamedTuple):
-    """A task's result as it is projected: pixels of its plane, bytes for each of them."""
+    """The projected result of a task: pixels of its plane, and bytes of each of them (`item`)."""
 
     pixels: float
     item: float
 
     @property
     def bytes(self) -> float:
+        """Bytes of the whole plane."""
         return self.pixels * self.item
 
 
 class Cost(NamedTuple):
-    """Of one task: its result, bytes taken beside inputs and result while it runs, whose memory the result is a view of."""
+    """The projected memory of one task.
+
+    value: its result. scratch: bytes beside inputs and result while it runs. base: key of the task
+    of whose result this one is a view; None where it has memory of its own.
+    """
 
     value: Value
     scratch: float
@@ -55,26 +65,30 @@ class Cost(NamedTuple):
 
 
 class Projection(NamedTuple):
-    """Of one compute: number of tasks, bytes of the largest task with its inputs, bytes at the peak, both without BASE."""
+    """The projected memory of one compute, without PROCESS_BYTES.
+
+    tasks: their number. largest: bytes of the largest task with its inputs. peak: bytes at the
+    peak.
+    """
 
     tasks: int
     largest: float
     peak: float
 
 
-#: Memory that a fused task has not made itself.
+#: The base of results inside a fused task that are inputs of the whole.
 _OUTSIDE = "outside"
-NOTHING = Cost(Value(0, 0.0), 0.0)
+NO_COST = Cost(Value(0, 0.0), 0.0)
 
 
 def parse_bytes(text: str | float | None) -> int | None:
-    """'2GiB', '500 MB' or a number of bytes; None stays None. UsageError for anything else."""
+    """Give the bytes of '2GiB', '500 MB' or a number; None stays None. Else raise UsageError."""
     if text is None or isinstance(text, (int, float)) and not isinstance(text, bool) and text > 0:
         return None if text is None else int(text)
     number = str(text).strip().rstrip("bB").rstrip()
     unit = number.lstrip("0123456789.")
     try:
-        size = float(number.removesuffix(unit)) * _UNITS[unit.strip().lower()]
+        size = float(number.removesuffix(unit)) * _UNIT_BYTES[unit.strip().lower()]
     except (ValueError, KeyError):
         raise UsageError(
             f"--memory {text}: expected a number with a unit, such as 2GiB or 500MB"
@@ -86,8 +100,8 @@ def parse_bytes(text: str | float | None) -> int | None:
     return int(size)
 
 
-def of_the_machine() -> float:
-    """Bytes that this machine, or the control group that this process is in, has."""
+def machine_memory() -> float:
+    """Give the bytes of this machine, or of the control group that this process is in."""
     import psutil
 
     limits = [float(psutil.virtual_memory().total)]
@@ -100,8 +114,12 @@ def of_the_machine() -> float:
 
 
 def budget() -> float:
-    """Bytes that one worker may use: what `gdask.cluster.connect` has set, from --memory or the workers, else the machine's."""
-    return float(settings().memory or SHARE * of_the_machine())
+    """Give the bytes that one worker may use.
+
+    They are what `gdask.cluster.connect` has set, from --memory or the workers' limits; else a
+    share of the machine's memory.
+    """
+    return float(settings().memory or DEFAULT_MEMORY_SHARE * machine_memory())
 
 
 def fit(
@@ -109,18 +127,20 @@ def fit(
     available: float,
     threads: int,
     what: str,
-    base: float = BASE,
+    base: float = PROCESS_BYTES,
     fixed: bool = False,
 ) -> tuple[int, Projection]:
-    """How many tasks may run at a time within `available` bytes, at most `threads`, and the projection for that number.
+    """Give the number of tasks that may run at a time, and the projection for that number.
 
-    Raises GdaskError with the numbers where not even one does (where the number is `fixed`: where that many do not).
+    It is the largest number up to `threads` that fits `available` bytes, of which `base` are taken
+    before any pixels. Raises GdaskError, which names the compute as `what`, where not even one
+    task fits, or where the number is `fixed` and that many do not.
     """
     plan = _costed(graph)
-    projection = _simulate(*plan, threads)
+    projection = simulate(*plan, threads)
     while base + projection.peak > available and threads > 1 and not fixed:
         threads -= 1
-        projection = _simulate(*plan, threads)
+        projection = simulate(*plan, threads)
     if base + projection.peak > available:
         raise GdaskError(_refusal(what, available, base, projection, threads))
     return threads, projection
@@ -128,21 +148,26 @@ def fit(
 
 def _refusal(what: str, available: float, base: float, projection: Projection, threads: int) -> str:
     needed, gib = base + projection.peak, 2**30
-    knob = np.ceil(needed / settings().share / gib * 10 + 0.5) / 10
+    enough = np.ceil(needed / settings().share / gib * 10 + 0.5) / 10
+    fewer_threads = f" or workers with fewer than {threads} threads" if threads > 1 else ""
     return (
-        f"{what}: needs {needed / gib:.2f} GiB in one worker ({base / gib:.2f} for the process, {projection.peak / gib:.2f} at the peak of "
-        f"{projection.tasks} tasks, {projection.largest / gib:.2f} for the largest); {available / gib:.2f} GiB may be used; "
-        f"give --memory {knob:.1f}GiB{f' or workers with fewer than {threads} threads' if threads > 1 else ''}"
+        f"{what}: needs {needed / gib:.2f} GiB in one worker ({base / gib:.2f} for the process, "
+        f"{projection.peak / gib:.2f} at the peak of {projection.tasks} tasks, "
+        f"{projection.largest / gib:.2f} for the largest); {available / gib:.2f} GiB may be used; "
+        f"give --memory {enough:.1f}GiB{fewer_threads}"
     )
 
 
 def project(graph: Mapping[Any, Any], threads: int = 1) -> Projection:
-    """The peak of an optimised graph with `threads` tasks at a time, begun in dask's order as their inputs are there."""
-    return _simulate(*_costed(graph), threads)
+    """Project an optimised graph with `threads` tasks at a time.
+
+    Tasks begin in dask's order, as soon as their inputs are there.
+    """
+    return simulate(*_costed(graph), threads)
 
 
 def _costed(graph: Mapping[Any, Any]) -> tuple[list, dict[object, tuple], dict[object, Cost]]:
-    """Keys in dask's order, what each needs, what each costs."""
+    """Give the keys in dask's order, the keys that each needs, and the cost of each."""
     priority = run_order(graph)
     keys = sorted(graph, key=priority.__getitem__)
     needs = {key: needs_of(graph[key]) for key in keys}
@@ -152,19 +177,22 @@ def _costed(graph: Mapping[Any, Any]) -> tuple[list, dict[object, tuple], dict[o
     return keys, needs, costs
 
 
-def _simulate(
+def simulate(
     keys: Sequence[Any], needs: Mapping[Any, Sequence[Any]], costs: Mapping[Any, Cost], threads: int
 ) -> Projection:
-    """Run the tasks on paper, each as long as the others. A result lives until the last that reads it, or a view of it, has ended."""
+    """Run tasks on paper, in the order of `keys`, all taking the same time.
+
+    A result lives until the last task has ended that reads it or a view of it.
+    """
     place = {key: number for number, key in enumerate(keys)}
     held = {key: {_holder(need, costs) for need in needs[key]} for key in keys}
     users = Counter(holder for key in keys for holder in held[key])
     size = {key: costs[key].value.bytes if costs[key].base is None else 0.0 for key in keys}
     missing = {key: sum(need in place for need in needs[key]) for key in keys}
-    after: dict[Any, list] = {}
+    waiting_for: dict[Any, list] = {}
     for key in keys:
         for need in needs[key]:
-            after.setdefault(need, []).append(key)
+            waiting_for.setdefault(need, []).append(key)
     ready = [place[key] for key in keys if not missing[key]]  # in order, so a heap
     running: deque[Any] = deque()
     live = peak = largest = 0.0
@@ -175,7 +203,7 @@ def _simulate(
             live += size[key] + costs[key].scratch
             largest = max(
                 largest,
-                size[key] + costs[key].scratch + sum(size.get(one, 0.0) for one in held[key]),
+                size[key] + costs[key].scratch + sum(size.get(holder, 0.0) for holder in held[key]),
             )
         peak = max(peak, live)
         key = running.popleft()
@@ -183,22 +211,22 @@ def _simulate(
         for holder in held[key]:
             users[holder] -= 1
             live -= size.get(holder, 0.0) if not users[holder] else 0.0
-        for other in after.get(key, ()):
-            missing[other] -= 1
-            if not missing[other]:
-                heapq.heappush(ready, place[other])
+        for waiting in waiting_for.get(key, ()):
+            missing[waiting] -= 1
+            if not missing[waiting]:
+                heapq.heappush(ready, place[waiting])
     return Projection(len(keys), largest, peak)
 
 
 def _holder(key: Any, costs: Mapping[Any, Cost]) -> Any:
-    """The task whose memory a result is: itself, but for views."""
+    """Give the task to which the memory of a result belongs: itself, except for views."""
     while key in costs and costs[key].base is not None:
         key = costs[key].base
     return key
 
 
 def _after_inputs(keys: Iterable[Any], needs: Mapping[Any, Sequence[Any]]) -> Iterable[Any]:
-    """The keys and all that they need, each after its inputs."""
+    """Give the keys and all that they need, each after its inputs."""
     done: set[Any] = set()
     for first in keys:
         stack = [first]
@@ -214,14 +242,15 @@ def _after_inputs(keys: Iterable[Any], needs: Mapping[Any, Sequence[Any]]) -> It
 
 
 def cost_of(node: Any, costs: Mapping[Any, Cost]) -> Cost:
-    """What one node of a graph costs, given the costs of what it needs.
+    """Give the cost of one node of a graph, from the costs of what it needs.
 
-    gdask's tasks declare what they need (`lazy_arrays.Need`). dask's own put results together or cut them.
+    gdask's tasks declare what they need (`lazy_arrays.Need`). dask's own put results together or
+    cut them.
     """
     parts = take_apart(node)
     if parts.kind == "alias":
         target = parts.arguments[0]
-        return Cost(costs[target].value, 0.0, target) if target in costs else NOTHING
+        return Cost(costs[target].value, 0.0, target) if target in costs else NO_COST
     if parts.kind == "fused":
         return _fused(parts, costs)
     inputs = [costs[key].value for key in parts.needs if key in costs]
@@ -230,7 +259,7 @@ def cost_of(node: Any, costs: Mapping[Any, Cost]) -> Cost:
     if parts.kind == "list":
         return Cost(together, 0.0)
     if parts.kind == "value":
-        return NOTHING
+        return NO_COST
     need = getattr(parts.function, "need", None)
     if need is not None:
         return Cost(Value(need.pixels, need.item), need.scratch)
@@ -241,7 +270,7 @@ def cost_of(node: Any, costs: Mapping[Any, Cost]) -> Cost:
 
 
 def _cut(inputs: Sequence[Value], index: Sequence[Any]) -> int:
-    """Pixels of a plane cut by slices; all of them where the slices leave that open."""
+    """Give the pixels of a plane cut by slices; all of them where the slices have open ends."""
     given = index[0] if index and isinstance(index[0], tuple) else ()
     slices = [part for part in given if isinstance(part, slice)]
     whole = int(sum(value.pixels for value in inputs))
@@ -254,17 +283,17 @@ def _cut(inputs: Sequence[Value], index: Sequence[Any]) -> int:
 
 
 def _fused(parts: Node, costs: Mapping[Any, Cost]) -> Cost:
-    """Several tasks run as one: their peak without what came from outside."""
+    """Give the cost of several tasks that run as one: their peak, without inputs of the whole."""
     known: dict[Any, Cost] = {}
     for name, argument in zip(parts.names, parts.arguments, strict=True):
         key = key_of(argument)
-        known[name] = costs[key]._replace(scratch=0.0, base=_OUTSIDE) if key in costs else NOTHING
+        known[name] = costs[key]._replace(scratch=0.0, base=_OUTSIDE) if key in costs else NO_COST
     inner = parts.inner or {}
     needs = {key: needs_of(task) for key, task in inner.items()}
     keys = [key for key in _after_inputs([parts.result], needs) if key not in known]
     for key in keys:
         known[key] = cost_of(inner[key], known)
-    peak = _simulate(keys, {key: needs[key] for key in keys}, known, 1).peak
+    peak = simulate(keys, {key: needs[key] for key in keys}, known, 1).peak
     value, holder = known[parts.result].value, _holder(parts.result, known)
     if holder is _OUTSIDE:
         return Cost(value, peak, next(iter(parts.needs), None))

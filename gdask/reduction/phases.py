@@ -1,4 +1,8 @@
-"""The computes of a run: pixels into products and checkpoints, small results back, nothing left over where one fails."""
+"""The computes of a run, one for each phase.
+
+Each writes pixels into products and checkpoints, and gives small results back. Where it fails,
+nothing is left over.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gdask.engine import checkpoint
-from gdask.engine.compute import compute, give_back
+from gdask.engine.compute import compute, return_freed_memory
 from gdask.io import write
 from gdask.io.frames import lazy_small_results, with_fetched
 from gdask.io.lazy_arrays import map_arrays
@@ -23,8 +27,9 @@ from gdask.types import Flags, Frame
 
 log = logging.getLogger("gdask")
 
-#: An array with fewer usable pixels than this is of no use.
-FEWEST = 0.01
+#: An array of an input with a smaller share of usable pixels than this is of no use.
+MIN_USABLE_SHARE = 0.01
+#: DQ bits that make pixels unusable, and the words for them.
 _CAUSES = (
     (DQ.NO_DATA, "NaN or no data"),
     (DQ.SATURATED, "saturated"),
@@ -35,7 +40,7 @@ _CAUSES = (
 
 
 class Product(NamedTuple):
-    """A product under way and the Frame that it is of."""
+    """A product that is being written, and its Frame."""
 
     output: write.Output
     frame: Frame
@@ -49,10 +54,12 @@ def run_phase(
     watched: Mapping[str, Any] | None = None,
     identities: Mapping[str, tuple[int, int] | None] | None = None,
 ) -> tuple[tuple[Any, ...], list[str]]:
-    """One compute: write the pixels of products and other outputs; give the values of `wanted`, and the products' paths.
+    """Write the pixels of products and other outputs, in one compute.
 
-    `watched` are lazy counts of usable pixels (`usable_pixels`) by path of an input frame. Raises BadPixels where an input
-    has none or cannot be read: before any product has its name.
+    Gives the values of `wanted`, which are lazy arrays, and the paths of the products. `watched`
+    are lazy counts of usable pixels (`usable_pixels`) by path of an input frame; `identities` size
+    and modification time (ns) of the inputs. Raises BadPixels where an input has no usable pixels
+    or cannot be read: before any product has its name.
     """
     tables = [
         (product, name, lazy)
@@ -70,14 +77,14 @@ def run_phase(
         *([file_checksums(paths, identities)] if paths else []),
     ]
     outputs = [*(product.output for product in products), *others]
-    give_back()
+    return_freed_memory()
     with discarded_on_failure(outputs):
         values: tuple[Any, ...] = compute(
             [*lazy, *(each for output in outputs for each in output.arrays)], label
         )
-        give_back()
-        at = len(wanted) + len(tables)
-        found, counts = values[len(wanted) : at], values[at : at + len(watching)]
+        return_freed_memory()
+        end = len(wanted) + len(tables)
+        found, counts = values[len(wanted) : end], values[end : end + len(watching)]
         checksums = dict(zip(paths, values[len(lazy) - 1], strict=True)) if paths else {}
         _check_usable(dict(zip(watching, counts, strict=True)), watched or {})
         written = []
@@ -96,7 +103,7 @@ def run_phase(
 
 @contextmanager
 def discarded_on_failure(outputs: Sequence[write.Output]) -> Iterator[None]:
-    """Outputs that are removed when what is inside fails; a full disk in words, with the product that had no room."""
+    """Discard outputs when what is inside the `with` block fails; explain a full disk."""
     try:
         yield
     except BaseException as error:
@@ -118,9 +125,10 @@ def save_phase(
     label: str,
     **known: Mapping[str, Any],
 ) -> list[str]:
-    """Compute these variables of the Frames and everything pending into a checkpoint, and the products that are due.
+    """Compute these variables of the Frames, and their small results, into a checkpoint.
 
-    `known` are `watched` and `identities` of run_phase.
+    Writes the products that are `due` in the same compute, and gives their paths. `known` are
+    `watched` and `identities` of run_phase.
     """
     outputs: list[write.Output] = []
     with discarded_on_failure(outputs):
@@ -128,7 +136,7 @@ def save_phase(
             if any(name in frame for name in variables):
                 outputs.append(
                     write.start(
-                        frame, checkpoint.path_in(folder, number, frame), variables, bare=True
+                        frame, checkpoint.frame_path(folder, number, frame), variables, bare=True
                     )
                 )
         pending = {
@@ -141,7 +149,7 @@ def save_phase(
         for output in outputs:
             write.finish(output, checksum=False)
         small = dict(zip(pending, values, strict=False))
-        windows = checkpoint.windows_of(outputs, values[len(pending) :])
+        windows = checkpoint.window_records(outputs, values[len(pending) :])
         checkpoint.complete(
             folder, {key: tuple(np.ravel(value)) for key, value in small.items()}, windows
         )
@@ -149,32 +157,37 @@ def save_phase(
 
 
 def usable_pixels(frame: Frame) -> Any:
-    """Give lazy counts for each array of a Frame with DQ: all pixels, usable ones, then those with each cause. (detector,)"""
+    """Count, lazily, for each array of a Frame: all pixels, usable ones, those with each cause.
+
+    Gives an array of objects, (detector,). The Frame must have DQ.
+    """
     return map_arrays(_count, *arrays_of(frame, ("dq",)))
 
 
 def _count(dq: Flags) -> np.ndarray:
     usable = int(np.count_nonzero((dq & np.uint16(UNUSABLE)) == 0))
     causes = [
-        np.count_nonzero(dq & np.uint16(bit)) if usable < FEWEST * dq.size else 0
+        np.count_nonzero(dq & np.uint16(bit)) if usable < MIN_USABLE_SHARE * dq.size else 0
         for bit, _ in _CAUSES
     ]
     return np.array([dq.size, usable, *causes])
 
 
 def _check_usable(counts: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
-    """Raise BadPixels for inputs, GdaskError for products without usable pixels; a warning for single arrays."""
+    """Raise BadPixels for inputs, GdaskError for products, that have no usable pixels.
+
+    Where only some arrays of an input have none, a warning names them.
+    """
     useless: dict[str, str] = {}
     for path, arrays in counts.items():
-        fewest = (
-            FEWEST if path in inputs else 0.0
-        )  # arrays' windows may be a small part of a mosaic
-        why = [_why_useless(each, fewest) for each in np.ravel(arrays)]
-        if all(why):
-            useless[path] = f"no usable pixels: {', '.join(dict.fromkeys(why))}"
-        elif any(why) and path in inputs:
+        # The windows of a product's arrays may be a small part of a mosaic.
+        min_share = MIN_USABLE_SHARE if path in inputs else 0.0
+        reasons = [_why_useless(each, min_share) for each in np.ravel(arrays)]
+        if all(reasons):
+            useless[path] = f"no usable pixels: {', '.join(dict.fromkeys(reasons))}"
+        elif any(reasons) and path in inputs:
             text = "; ".join(
-                f"array {number} is {each}" for number, each in enumerate(why, 1) if each
+                f"array {number} is {reason}" for number, reason in enumerate(reasons, 1) if reason
             )
             log.warning("%s: %s; only its other arrays are used", os.path.basename(path), text)
     bad_inputs = {path: why for path, why in useless.items() if path in inputs}
@@ -186,15 +199,16 @@ def _check_usable(counts: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
         )
 
 
-def _why_useless(counts: np.ndarray, fewest: float) -> str:
+def _why_useless(counts: np.ndarray, min_share: float) -> str:
+    """Name the main cause why an array is useless; '' if it has usable pixels enough."""
     total, usable, *causes = (int(count) for count in counts)
-    if usable and usable >= fewest * total:
+    if usable and usable >= min_share * total:
         return ""
     share, cause = max((count / total, -number) for number, count in enumerate(causes))
     return f"{100 * share:.0f} % {_CAUSES[-cause][1]}"
 
 
 def how_many(frames: Sequence[Frame]) -> str:
-    """'1 frame', '5 frames': a frame that is on target and sky counts once."""
+    """Say '1 frame' or '5 frames'; a frame that is on target and on sky counts once."""
     number = len({frame.attrs["name"] for frame in frames})
     return f"{number} frame" + ("" if number == 1 else "s")

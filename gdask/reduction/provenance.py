@@ -1,4 +1,8 @@
-"""What a product says of itself: its name, what went into it, and every step with every parameter."""
+"""Provenance: what a product says of itself.
+
+Its name, what went into it, and every step with every parameter. In this order: names of products;
+their tables; what is needed to run a reduction again; checksums of files; headers and history.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,8 @@ from gdask.io.tables import source_tables
 from gdask.model import BadFile, GdaskError, UsageError
 from gdask.types import Frame, Frames
 
-#: Time-stamp keyword that each step leaves in the primary header (DRAGONS' keywords, FITS files in the archive).
+#: Time-stamp keyword that each step leaves in the primary header: DRAGONS' keywords, as in FITS
+#: files in the archive.
 STAMPS = {
     "prepare": "PREPARE",
     "add_dq": "ADDDQ",
@@ -54,32 +59,35 @@ STAMPS = {
 
 
 def product_name(name: str, suffix: str) -> str:
-    """The input's name with its suffix replaced: S1.fits + _flat -> S1_flat.fits. GdaskError where the suffix is a path."""
+    """Replace the suffix of an input's name: S1_x.fits and _flat give S1_flat.fits.
+
+    Raises UsageError where the suffix is a path.
+    """
     if os.sep in suffix or "\0" in suffix:
         raise UsageError(
             f"suffix {suffix!r}: a part of a file name was expected, such as _mine, not a path"
         )
-    stem = (
-        name.removesuffix(".fits").partition("_")[0]
-        if not name.startswith("bpm")
-        else name.removesuffix(".fits")
-    )
+    stem = name.removesuffix(".fits")
+    if not name.startswith("bpm"):
+        stem = stem.partition("_")[0]
     return f"{stem}{suffix}.fits"
 
 
 def check_target(path: str, frame: Frame, inputs: Iterable[str]) -> None:
-    """Refuse, with GdaskError, a product that would replace one of its inputs, under whatever name, or any raw file."""
-    used = {os.path.realpath(one) for one in (*inputs, *sources([frame]))}
+    """Refuse a product that would replace one of its inputs, under whatever name, or a raw file.
+
+    Raises GdaskError.
+    """
+    used = {os.path.realpath(source) for source in (*inputs, *sources([frame]))}
+    remedy = "work in another folder or give another --suffix"
     if os.path.realpath(path) in used or any(
-        os.path.samefile(path, one) for one in used if os.path.exists(path) and os.path.exists(one)
+        os.path.samefile(path, source)
+        for source in used
+        if os.path.exists(path) and os.path.exists(source)
     ):
-        raise GdaskError(
-            f"{path}: the product would replace an input; work in another folder or give another --suffix"
-        )
+        raise GdaskError(f"{path}: the product would replace an input; {remedy}")
     if os.path.exists(path) and _is_raw(path):
-        raise GdaskError(
-            f"{path}: the product would replace a raw file; work in another folder or give another --suffix"
-        )
+        raise GdaskError(f"{path}: the product would replace a raw file; {remedy}")
 
 
 def _is_raw(path: str) -> bool:
@@ -90,7 +98,11 @@ def _is_raw(path: str) -> bool:
 
 
 def product_tables(frame: Frame, checksums: Mapping[str, str]) -> dict[str, object]:
-    """The tables of a product: OBJCAT, REFCAT, ASTROM (geometry of each array), HISTORY, PROVENANCE, REDUCTION, RECIPE."""
+    """Give the tables of a product by name.
+
+    They are OBJCAT, REFCAT, ASTROM (geometry of each array), HISTORY, PROVENANCE, REDUCTION and
+    RECIPE. `checksums` are md5 by path of each file of `sources`.
+    """
     from astropy.table import Table
 
     tables = source_tables(frame)
@@ -123,12 +135,12 @@ def product_tables(frame: Frame, checksums: Mapping[str, str]) -> dict[str, obje
 
 
 def _ascii(value: object) -> str:
-    """Text that a FITS table can hold."""
+    """Give a value as text that a FITS table can hold."""
     return str(value).encode("ascii", "backslashreplace").decode()
 
 
 def sources(frames: Iterable[Frame]) -> list[str]:
-    """Paths of all files whose checksums the products of these Frames name, once each."""
+    """Give the paths of all files whose checksums the products of these Frames name, once each."""
     frames = tuple(frames)
     used = [row["path"] for frame in frames for row in records(frame, "provenance")]
     inputs = [path for frame in frames for path in reduction_of(frame).get("inputs", ())]
@@ -148,12 +160,15 @@ def _parsed(text: str) -> dict[str, Any]:
 def with_reduction(
     frames: Frames, recipe: Callable[..., object], name: str, **given: Any
 ) -> Frames:
-    """The Frames that a recipe is given, with what is needed to run it again: `replay` reads it from the product.
+    """Keep with the Frames that a recipe is given all that is needed to run it again.
+
+    `gdask.reduction.replay` reads it from the product.
 
     name
         The recipe as the user named it.
     given
-        `layers` of parameters, `user_cals` (type -> path), `suffix`, `left_out` (rows of name, step, reason).
+        `layers` of parameters, `user_cals` (type -> path), `suffix`, `left_out` (rows of name,
+        step, reason).
     """
     path = inspect.getsourcefile(inspect.unwrap(recipe)) or ""
     source = (
@@ -178,7 +193,11 @@ def with_reduction(
 def reduction_rows(
     about: Mapping[str, Any], used: Iterable[Mapping[str, str]], checksums: Mapping[str, str]
 ) -> list[dict[str, str]]:
-    """Rows of the REDUCTION table, (item, value), values as JSON: versions, recipe, parameters, and each file."""
+    """Give the rows of the table REDUCTION: item and value (JSON).
+
+    They are versions, recipe, parameters and each file. `about` is what `with_reduction` keeps,
+    `used` rows of provenance, `checksums` md5 by path.
+    """
 
     def described(path: str, **more: str) -> dict[str, object]:
         found = checksums[path] if path in checksums else _md5_now(path)
@@ -215,7 +234,10 @@ def reduction_rows(
 
 
 def versions() -> dict[str, str]:
-    """What the bits of a product may depend on: versions of gdask, Python and libraries, and a digest of gdask's code."""
+    """Give what the bits of a product may depend on, by name.
+
+    Versions of gdask, Python and libraries, the machine, and a digest of gdask's code.
+    """
     from importlib import metadata
 
     found = {
@@ -232,7 +254,7 @@ def versions() -> dict[str, str]:
 
 
 def digest(text: str) -> str:
-    """SHA-256 of a text, in hexadecimal."""
+    """Give the SHA-256 of a text, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -244,15 +266,16 @@ def _md5_now(path: str) -> str:
 def file_checksums(
     paths: Sequence[str], identities: Mapping[str, tuple[int, int] | None] | None = None
 ) -> object:
-    """Lazy md5 of files: an object array with one text for each. BadFile where one is not what it was when it was opened.
+    """Give the lazy md5 of files: an array of objects, (file,), one text for each.
 
-    `identities` are size and modification time (ns), by path.
+    `identities` are size (bytes) and modification time (ns) when they were opened, by path. The
+    compute raises BadFile where a file has another one now.
     """
     known = tuple((identities or {}).get(path) for path in paths)
     return map_blocks(
         _md5,
         name=f"md5-{tokenize(paths, known)}",
-        dtype=object,
+        dtype="object",
         chunks=((1,) * len(paths),),
         placed=True,
         paths=tuple(paths),
@@ -279,7 +302,7 @@ def _md5(
 
 
 def processed_header(frame: Frame, suffix: str, caltype: str) -> Header:
-    """The primary header of a processed product: the keyword that says which, and the data label's ending."""
+    """Give the primary header of a product: its PROC keyword, and its ending of the data label."""
     phu = primary_header(frame)
     now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}"
     keyword = {
@@ -296,7 +319,10 @@ def processed_header(frame: Frame, suffix: str, caltype: str) -> Header:
 
 
 def entry(step: str, settings: Mapping[str, params.Setting], started: datetime) -> dict[str, str]:
-    """A row of a product's history: a step that has ended now, with its parameters and where they came from."""
+    """Give the row of a product's history for a step that has ended now.
+
+    It has the step's parameters and the layers from which they came.
+    """
     args = {name: setting.value for name, setting in settings.items()}
     layers = {
         name: setting.layer for name, setting in settings.items() if setting.layer != "default"
@@ -310,7 +336,10 @@ def entry(step: str, settings: Mapping[str, params.Setting], started: datetime) 
 
 
 def record(frame: Frame, row: dict[str, str]) -> Frame:
-    """The Frame with a step on record (one `entry` for all frames of the step), and stamped in its primary header."""
+    """Record a step in a Frame's history, and stamp it in the primary header.
+
+    `row` is one `entry` for all frames of the step.
+    """
     step, stopped = row["primitive"], row["timestamp_stop"]
     stamps = {STAMPS[step]: (stopped, f"UT of {step}")} if step in STAMPS else {}
     stamps["GEM-TLM"] = (stopped, "UT last modification with GEMINI")

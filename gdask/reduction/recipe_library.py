@@ -1,4 +1,4 @@
-"""Finding a recipe: by the tags of the first file, by name, or in a file of the user's."""
+"""Recipes: found by the tags of the first file, by name, or in a file of the user's."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ Recipe = Callable[..., object]
 
 
 def find_recipe(name: str | None, tags: AbstractSet[str]) -> Recipe:
-    """The recipe `name` for files with these tags; None is the default one; 'file.py:function' is the user's own.
+    """Find the recipe `name` for files with these tags.
 
-    Raises GdaskError with the names there are, and the closest one.
+    None is the default one, 'file.py:function' a recipe of the user's. Raises UsageError with the
+    names there are, and the closest one.
     """
     return locate(name, tags)[0]
 
 
 def locate(name: str | None, tags: AbstractSet[str]) -> tuple[Recipe, ModuleType]:
-    """`find_recipe`, and the module that it was found in, which says what files its recipes are for."""
+    """Find a recipe as `find_recipe`, and its module, which says what files its recipes are for."""
     if name and (".py" in name or os.sep in name):
         return _from_file(name)
     module = library_for(tags)
@@ -38,23 +39,26 @@ def locate(name: str | None, tags: AbstractSet[str]) -> tuple[Recipe, ModuleType
     wanted = snake_case(name or "default")
     if wanted not in known:
         raise UsageError(
-            f"-r {name}: no such recipe for {', '.join(sorted(module.TAGS))}; there are {', '.join(sorted(known))}{closest(wanted, known)}"
+            f"-r {name}: no such recipe for {', '.join(sorted(module.TAGS))}; there are "
+            f"{', '.join(sorted(known))}{closest(wanted, known)}"
         )
     return known[wanted], module
 
 
 def library_for(tags: AbstractSet[str]) -> ModuleType:
-    """The recipe module whose tags are all among these, the most specific one."""
+    """Find the most specific of the recipe modules whose tags are all among these."""
     fitting = [module for module in libraries() if module.TAGS <= tags]
     refused = sorted(set().union(*(getattr(module, "NOT_FOR", set()) for module in fitting)) & tags)
     if refused or (not fitting and "SPECT" in tags):
         if "TWILIGHT" in refused:
             raise GdaskError(
-                f"twilight flats are not handled by makeProcessedFlat: take lamp flats (all tags: {' '.join(sorted(tags))})"
+                "twilight flats are not handled by makeProcessedFlat: take lamp flats "
+                f"(all tags: {' '.join(sorted(tags))})"
             )
         what = " and ".join(refused) or "SPECT"
         raise GdaskError(
-            f"files tagged {what} are not reduced: gdask reduces images and their calibrations (all tags: {' '.join(sorted(tags))})"
+            f"files tagged {what} are not reduced: gdask reduces images and their calibrations "
+            f"(all tags: {' '.join(sorted(tags))})"
         )
     if not fitting:
         kinds = "; ".join(sorted(" ".join(sorted(module.TAGS)) for module in libraries()))
@@ -65,7 +69,7 @@ def library_for(tags: AbstractSet[str]) -> ModuleType:
 
 
 def libraries() -> list[ModuleType]:
-    """All shipped recipe modules that name the tags they are for."""
+    """Give all shipped recipe modules that name the tags they are for."""
     package = importlib.import_module("gdask.recipes")
     names = sorted(found.name for found in pkgutil.iter_modules(package.__path__))
     modules = [importlib.import_module(f"gdask.recipes.{name}") for name in names]
@@ -73,7 +77,10 @@ def libraries() -> list[ModuleType]:
 
 
 def recipes_of(module: ModuleType) -> dict[str, Recipe]:
-    """The recipes of a module by name, and `default`: its functions of exactly (run, frames)."""
+    """Give the recipes of a module by name, and `default`.
+
+    They are its functions of exactly (run, frames).
+    """
     found = {
         name: function
         for name, function in vars(module).items()
@@ -86,18 +93,22 @@ def recipes_of(module: ModuleType) -> dict[str, Recipe]:
 
 
 def steps_in(recipe: Recipe) -> dict[str, Callable[..., object]]:
-    """The steps that a recipe can call, by name, in the order of a run: its own and those of functions that it calls."""
+    """Give the steps that a recipe can call, by name, in the order of a run.
+
+    They are its own and those of functions that it calls.
+    """
     found: dict[str, Callable[..., object]] = {}
     _collect(recipe, found, set())
     return found
 
 
 def known_steps() -> dict[str, Callable[..., object]]:
-    """All steps by name: a config file may serve several recipes."""
+    """Give all steps by name: a config file may serve several recipes."""
     return {name: getattr(steps, name) for name in steps.__all__}
 
 
 def _collect(function: Recipe, found: dict[str, Callable[..., object]], seen: set[Recipe]) -> None:
+    """Add the steps that a function calls to `found`; `seen` are functions read already."""
     seen.add(function)
     scope = (
         vars(inspect.getmodule(function)) if inspect.getmodule(function) else function.__globals__
@@ -121,7 +132,10 @@ def _names_in_order(function: Recipe) -> list[str]:
 
 
 def _names(node: ast.AST) -> Iterator[str]:
-    """Names in the order in which Python comes to them: what a call is given before the call, the step last of all."""
+    """Give names in the order in which Python comes to them.
+
+    What a call is given goes before the call, and the step of a call is the last of all.
+    """
     if isinstance(node, ast.Name):
         yield node.id
         return
@@ -154,41 +168,44 @@ def _from_file(name: str) -> tuple[Recipe, ModuleType]:
     wanted = function or ("default" if "default" in known or len(known) != 1 else next(iter(known)))
     if wanted not in known:
         raise UsageError(
-            f"-r {name}: {path} has no function {wanted}; it has {', '.join(known) or 'none'}{closest(wanted, known)}"
+            f"-r {name}: {path} has no function {wanted}; it has "
+            f"{', '.join(known) or 'none'}{closest(wanted, known)}"
         )
     return known[wanted], module
 
 
 def load_file(path: str) -> ModuleType:
-    """A user's recipe file as a module that worker processes can use too.
+    """Load a user's recipe file as a module that worker processes can use too.
 
-    It is not left among the imported modules: its functions then travel to workers by value, where they could not be
-    imported. Its name holds a digest of its text, so that checkpoints of another version of the file do not count.
+    It is not left among the imported modules: its functions then travel by value to workers, which
+    could not import them. Its name holds a digest of its text, so that checkpoints of another
+    version of the file do not count.
     """
     import hashlib
     import sys
     from pathlib import Path
 
-    name = "".join(c if c.isalnum() else "_" for c in Path(path).stem)
-    stem = f"gdask_user_{name}_{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(stem, path)
+    stem = "".join(c if c.isalnum() else "_" for c in Path(path).stem)
+    name = f"gdask_user_{stem}_{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    sys.modules[stem] = module
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)  # type: ignore[union-attr]
     except (Exception, SystemExit) as error:
         raise UsageError(
-            f"-r {path}: the file does not run: {_where(error, path)}{type(error).__name__}: {error}"
+            f"-r {path}: the file does not run: "
+            f"{_error_line(error, path)}{type(error).__name__}: {error}"
         ) from error
     finally:
-        del sys.modules[stem]
+        del sys.modules[name]
     return module
 
 
-def _where(error: BaseException, path: str) -> str:
-    """'line 3: ' of the user's file, where the error happened."""
+def _error_line(error: BaseException, path: str) -> str:
+    """Say 'line 3: ' of the user's file, where the error happened."""
     if isinstance(error, SyntaxError):
-        return ""  # says it itself
+        return ""  # its own text names the line
     lines = [
         frame.lineno
         for frame in traceback.extract_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""`Reduce`: files in, products out. What the `reduce` command and the field's Python scripts use."""
+"""`Reduce`: files in, products out; the `reduce` command and Python scripts use it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ class Uparms(dict):
     """The user's parameters: a dictionary that also takes the older form, a list of pairs."""
 
     def append(self, pair: tuple[str, object]) -> None:
+        """Set one parameter from its name and value."""
         self[pair[0]] = pair[1]
 
     def extend(self, pairs: Iterable[tuple[str, object]]) -> None:
+        """Set parameters from pairs of name and value."""
         self.update(dict(pairs))
 
 
@@ -93,7 +95,8 @@ class Reduce:
             )
         if os.sep in (self.suffix or ""):
             raise UsageError(
-                f"--suffix {self.suffix}: a part of a file name was expected, such as _mine, not a path"
+                f"--suffix {self.suffix}: a part of a file name was expected, such as _mine, "
+                "not a path"
             )
         frames = self._keep(screening.open_all(paths))
         recipe, module = locate(
@@ -113,7 +116,7 @@ class Reduce:
         if limit := screening.field_of_one_target(frames[0], recipe, layers):
             frames = self._keep(screening.one_target(frames, limit))
         with (
-            checkpoint.scratch_of(os.getcwd(), paths) as scratch,
+            checkpoint.scratch_folder(os.getcwd(), paths) as scratch,
             connect(self.cluster, memory=allowed, report=self.performance_report),
         ):
             self._run(recipe, module, frames, layers, ucals, paths, scratch)
@@ -128,7 +131,7 @@ class Reduce:
         paths: list[str],
         scratch: str,
     ) -> None:
-        """The recipe, from the beginning again without the frames whose pixels turn out to be bad."""
+        """Run the recipe, and once more without frames whose pixels turn out to be bad."""
         from gdask.caldb import open_databases
         from gdask.reduction.provenance import with_reduction
         from gdask.reduction.run import Run
@@ -179,7 +182,10 @@ class Reduce:
             )
 
     def _keep(self, screened: Screened) -> Frames:
-        """The frames that can be used. The others are on record; GdaskError where none is left, or at the first if strict."""
+        """Record the frames that were set aside, with a warning for each, and give the others.
+
+        Raises GdaskError where none is left, and at the first one if `strict`.
+        """
         for name, step, reason in screened.set_aside:
             log.warning("%s: %s set aside: %s", step, name, reason)
             if self.strict:
@@ -194,6 +200,7 @@ class Reduce:
         return screened.frames
 
     def _paths(self) -> list[str]:
+        """Give the paths of the input files, once each; UsageError where one is not there."""
         if not self.files:
             raise UsageError("no files to reduce; give file names or @list")
         paths = [os.fspath(path) for path in self.files]
@@ -201,20 +208,20 @@ class Reduce:
         if missing:
             others = f"; {len(missing) - 1} more are missing too" if len(missing) > 1 else ""
             raise UsageError(f"{missing[0]}: no such file{others}; check names and folder")
-        once: dict[str, str] = {}
+        path_of_file: dict[str, str] = {}
         for path in paths:
-            if once.setdefault(os.path.realpath(path), path) is not path:
+            if path_of_file.setdefault(os.path.realpath(path), path) is not path:
                 log.warning("%s is listed more than once: used once", path)
-        return list(once.values())
+        return list(path_of_file.values())
 
     def _calibrations(self) -> dict[str, str]:
-        """The user's calibrations: a dictionary, or a list of 'KIND:FILE'."""
+        """Give the user's calibrations by kind, from a dictionary or a list of 'KIND:FILE'."""
         pairs = (
             self.ucals.items()
             if isinstance(self.ucals, Mapping)
             else [text.partition(":")[::2] for text in self.ucals]
         )
-        return {_caltype(kind, path): path for kind, path in pairs}
+        return {_checked_kind(kind, path): path for kind, path in pairs}
 
 
 def _check_cluster(spec: str) -> None:
@@ -226,7 +233,8 @@ def _check_cluster(spec: str) -> None:
         raise UsageError(str(error)) from None
 
 
-def _caltype(kind: str, path: str) -> str:
+def _checked_kind(kind: str, path: str) -> str:
+    """Give the kind of a user's calibration; UsageError where it, or its file, will not do."""
     from gdask.caldb.database import CALTYPES
     from gdask.instruments import tags
     from gdask.params import closest
@@ -234,7 +242,8 @@ def _caltype(kind: str, path: str) -> str:
     known = ("processed_flat", "processed_dark", "processed_bpm", "processed_standard")
     if kind not in known:
         raise UsageError(
-            f"--user_cal {kind}: not a kind of calibration; expected {', '.join(known)}{closest(kind, known)}"
+            f"--user_cal {kind}: not a kind of calibration; expected "
+            f"{', '.join(known)}{closest(kind, known)}"
         )
     if not os.path.exists(path):
         raise UsageError(f"--user_cal {kind}:{path}: no such file")
@@ -243,6 +252,7 @@ def _caltype(kind: str, path: str) -> str:
     ):
         wanted, has = (" ".join(sorted(names)) for names in (CALTYPES[kind], tags(path)))
         raise UsageError(
-            f"--user_cal {kind}:{path}: not a {kind}: its tags are {has}, {wanted} was expected; reduce it first"
+            f"--user_cal {kind}:{path}: not a {kind}: its tags are {has}, {wanted} was expected; "
+            "reduce it first"
         )
     return kind

@@ -1,4 +1,4 @@
-"""Making a product again from what it says of itself, in a temporary place, and comparing the two."""
+"""Replay: make a product again from what it says of itself, and compare the two."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gdask.model import GdaskError
 from gdask.reduction.provenance import STAMPS, digest, versions
 
 #: Keywords whose values are times of the reduction, or follow from them.
-DATES = frozenset(
+TIME_KEYWORDS = frozenset(
     {
         *STAMPS.values(),
         "GEM-TLM",
@@ -33,7 +33,7 @@ DATES = frozenset(
     }
 )
 #: Columns of tables that are times of the reduction.
-TIMES = frozenset({"timestamp", "timestamp_start", "timestamp_stop"})
+TIME_COLUMNS = frozenset({"timestamp", "timestamp_start", "timestamp_stop"})
 
 
 class Account(NamedTuple):
@@ -50,14 +50,14 @@ class Account(NamedTuple):
 
 
 class Replayed(NamedTuple):
-    """What came of it: differences in words (none: the same), and versions that are not those of then."""
+    """The result of a replay: differences in words (none: the same), and versions that changed."""
 
     differences: tuple[str, ...]
     versions: tuple[str, ...]
 
 
 def account_of(product: str | os.PathLike[str]) -> Account:
-    """What a product says of its reduction; GdaskError if it does not say it."""
+    """Read what a product says of its reduction; GdaskError if it does not say it."""
     name = os.fspath(product)
     rows = [(row.get("item", ""), row.get("value", "")) for row in read_rows(name, "REDUCTION")]
     if not rows:
@@ -66,7 +66,7 @@ def account_of(product: str | os.PathLike[str]) -> Account:
         )
     try:
         values = [(item, json.loads(value)) for item, value in rows]
-        one = {
+        single = {
             item: value
             for item, value in values
             if item in ("versions", "recipe", "parameters", "suffix")
@@ -79,12 +79,19 @@ def account_of(product: str | os.PathLike[str]) -> Account:
                 or os.path.basename(file["name"]) != file["name"]
             ):
                 raise ValueError("a file without a name and a checksum")
-        layers = {layer: dict(settings) for layer, settings in one["parameters"].items()}
-        recipe = {key: str(value) for key, value in one["recipe"].items()}
+        layers = {layer: dict(settings) for layer, settings in single["parameters"].items()}
+        recipe = {key: str(value) for key, value in single["recipe"].items()}
         source = tuple(row.get("line", "") for row in read_rows(name, "RECIPE"))
         left_out = tuple(value for item, value in values if item == "left_out")
         return Account(
-            name, recipe, layers, one["suffix"], dict(one["versions"]), files, source, left_out
+            name,
+            recipe,
+            layers,
+            single["suffix"],
+            dict(single["versions"]),
+            files,
+            source,
+            left_out,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise GdaskError(
@@ -93,9 +100,9 @@ def account_of(product: str | os.PathLike[str]) -> Account:
 
 
 def find_files(account: Account, folders: Sequence[str]) -> dict[tuple[str, str], str]:
-    """The path of every file that went in, by (name, md5), looked for below these folders.
+    """Find every file that went in, below these folders; give the paths by (name, md5).
 
-    GdaskError that names each one that is missing or has another checksum.
+    Raises GdaskError that names each file that is missing or has another checksum.
     """
     wanted = {file["name"] for file in account.files}
     places: dict[str, list[str]] = {}
@@ -111,7 +118,8 @@ def find_files(account: Account, folders: Sequence[str]) -> dict[tuple[str, str]
             found[file["name"], file["md5"]] = same
         elif paths:
             wrong.append(
-                f"{file['name']} ({file['role']}): {paths[0]} has another checksum than {file['md5']}"
+                f"{file['name']} ({file['role']}): {paths[0]} has another checksum than "
+                f"{file['md5']}"
             )
         else:
             size = f"{file['size']} bytes, " if file.get("size") else ""
@@ -140,9 +148,11 @@ def replay(
     product
         A product of gdask.
     folders
-        Where its inputs and calibrations are looked for, besides the working folder and that of the product.
+        Where its inputs and calibrations are looked for, besides the working folder and that of
+        the product.
     recipe
-        'FILE.py:function', where it was a recipe of the user's. Its text in the product is never run: it must be named.
+        'FILE.py:function', where it was a recipe of the user's. Its text in the product is never
+        run: it must be named.
     cluster
         Where to compute, as in `reduce`.
     keep
@@ -156,7 +166,7 @@ def replay(
     account = account_of(product)
     if Path(keep or "").resolve() == Path(product).resolve().parent and keep:
         raise GdaskError(f"--keep {keep}: the folder of the product itself; name another one")
-    name = _recipe(account, recipe)
+    name = _recipe_name(account, recipe)
     found = find_files(account, [*folders, ".", os.path.dirname(os.path.abspath(product))])
     with contextlib.ExitStack() as stack:
         folder = keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="gdask-replay-"))
@@ -168,18 +178,21 @@ def replay(
         )
 
 
-def _recipe(account: Account, named: str | None) -> str:
-    """The recipe's name for `reduce`; GdaskError where it is a file that the user has not named, or another text."""
-    name = account.recipe.get("name", "")
-    own = (
-        bool(name) and not name.isidentifier()
-    )  # a file, by whatever name: no product may name code
-    if own and not named:
+def _recipe_name(account: Account, named: str | None) -> str:
+    """Give the recipe's name for `reduce`.
+
+    Raises GdaskError where it is a file that the user has not `named`, or one with another text.
+    """
+    name, function_then = account.recipe.get("name", ""), account.recipe.get("function")
+    # A file, by whatever name: no product may name code.
+    is_file = bool(name) and not name.isidentifier()
+    if is_file and not named:
         raise GdaskError(
-            f"{account.product}: made by the recipe {account.recipe.get('function')} of a file {account.recipe.get('file')}; "
-            f"name it: --recipe FILE.py:{account.recipe.get('function')} (--show-recipe prints its text)"
+            f"{account.product}: made by the recipe {function_then} of a file "
+            f"{account.recipe.get('file')}; name it: --recipe FILE.py:{function_then} "
+            "(--show-recipe prints its text)"
         )
-    if not own:
+    if not is_file:
         return name
     path, _, function = str(named).partition(":")
     try:
@@ -188,15 +201,19 @@ def _recipe(account: Account, named: str | None) -> str:
         raise GdaskError(f"--recipe {path}: cannot be read ({error.strerror})") from error
     if digest(text) != account.recipe.get("sha256"):
         raise GdaskError(
-            f"--recipe {path}: not the file that the product was made with (SHA-256 {account.recipe.get('sha256')})"
+            f"--recipe {path}: not the file that the product was made with "
+            f"(SHA-256 {account.recipe.get('sha256')})"
         )
-    return f"{os.path.abspath(path)}:{function or account.recipe.get('function')}"
+    return f"{os.path.abspath(path)}:{function or function_then}"
 
 
 def _reduce(
     account: Account, found: Mapping[tuple[str, str], str], recipe: str, cluster: str, folder: str
 ) -> str:
-    """The new product: the same files, parameters and calibrations, in another folder with a database of its own."""
+    """Make the new product; give its path.
+
+    From the same files, parameters and calibrations, in a folder with a database of its own.
+    """
     from gdask import cal_service
     from gdask.reduction.reduce import Reduce
 
@@ -238,14 +255,15 @@ def _reduce(
     same = os.path.basename(account.product)
     if same not in names and len(names) != 1:
         raise GdaskError(
-            f"{account.product}: the reduction gives {', '.join(names) or 'no product'}, none of this name"
+            f"{account.product}: the reduction gives {', '.join(names) or 'no product'}, "
+            "none of this name"
         )
     return os.path.join(folder, same if same in names else names[0])
 
 
 @contextlib.contextmanager
 def _working_folder(folder: str) -> Iterator[None]:
-    """Inside, `folder` is the working folder and its replay.db the only calibration database."""
+    """Work in `folder` inside the `with` block, with its replay.db as the only database."""
     config = Path(folder, "replay.rc")
     config.write_text("[calibs]\ndatabases = ./replay.db get\n")
     before = os.environ.get("DRAGONSRC")
@@ -254,13 +272,14 @@ def _working_folder(folder: str) -> Iterator[None]:
         try:
             yield
         finally:
-            os.environ.pop("DRAGONSRC") if before is None else os.environ.__setitem__(
-                "DRAGONSRC", before
-            )
+            if before is None:
+                os.environ.pop("DRAGONSRC")
+            else:
+                os.environ["DRAGONSRC"] = before
 
 
 def differences(one: str, other: str) -> Iterator[str]:
-    """What differs between two products, in words; times of the reduction do not count."""
+    """Say what differs between two products; times of the reduction do not count."""
     first, second = _content(one), _content(other)
     if list(first) != list(second):
         yield f"extensions: {', '.join(first)} and {', '.join(second)}"
@@ -274,19 +293,15 @@ def differences(one: str, other: str) -> Iterator[str]:
                 for text in _row_differences(read_rows(one, name), read_rows(other, name))
             )
         elif raw != again:
-            count = (
-                np.count_nonzero(np.frombuffer(raw, "u1") != np.frombuffer(again, "u1"))
-                if len(raw) == len(again)
-                else -1
-            )
-            yield f"{label}: " + (
-                f"{count} of {len(raw)} bytes differ"
-                if count >= 0
-                else f"{len(raw)} bytes and {len(again)}"
-            )
+            if len(raw) == len(again):
+                unlike = np.frombuffer(raw, "u1") != np.frombuffer(again, "u1")
+                yield f"{label}: {np.count_nonzero(unlike)} of {len(raw)} bytes differ"
+            else:
+                yield f"{label}: {len(raw)} bytes and {len(again)}"
 
 
 def _content(path: str) -> dict[str, tuple[Unit, bytes]]:
+    """Read each unit of a file and its bytes, by EXTNAME and EXTVER."""
     found = {}
     with open_stream(path) as stream:
         for unit in each_unit(stream, path):
@@ -300,15 +315,14 @@ def _content(path: str) -> dict[str, tuple[Unit, bytes]]:
 
 
 def _header_differences(one: Unit, other: Unit) -> Iterator[str]:
-    """Cards that differ; of tables of texts with times, also the widths of columns follow from what is in them."""
-    sizes = (
-        {"NAXIS1", "NAXIS2", "TFORM"}
-        if str(one.header.get("EXTNAME")) in ("HISTORY", "PROVENANCE", "REDUCTION")
-        else set()
-    )
-    keys = dict.fromkeys([*one.header, *other.header])
-    for key in keys:
-        if key in DATES or any(key.startswith(size) for size in sizes):
+    """Say which cards differ.
+
+    In tables of texts with times, the widths of columns follow from the texts, and do not count.
+    """
+    has_times = str(one.header.get("EXTNAME")) in ("HISTORY", "PROVENANCE", "REDUCTION")
+    sizes = ("NAXIS1", "NAXIS2", "TFORM") if has_times else ()
+    for key in dict.fromkeys([*one.header, *other.header]):
+        if key in TIME_KEYWORDS or key.startswith(sizes):
             continue
         pair = [
             repr(str(unit.header[key]) if key in ("HISTORY", "COMMENT", "") else unit.header[key])
@@ -329,8 +343,11 @@ def _row_differences(
         if row.get("item") in ("versions", "left_out", "file", "parameters", "recipe"):
             continue  # compared by themselves, or names of places
         for column in row:
-            if column not in TIMES and row[column] != twin.get(column):
-                yield f"row {number}: {column} is {row[column][:60]}, again {twin.get(column, 'nothing')[:60]}"
+            if column not in TIME_COLUMNS and row[column] != twin.get(column):
+                yield (
+                    f"row {number}: {column} is {row[column][:60]}, "
+                    f"again {twin.get(column, 'nothing')[:60]}"
+                )
 
 
 def _changed_versions(then: Mapping[str, str]) -> Iterable[str]:

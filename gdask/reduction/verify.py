@@ -1,11 +1,14 @@
-"""Whether a file is whole and says what it is: checksums, structure, pixels, units, WCS, provenance. Raw files, too."""
+"""Verification: whether a file, raw or product, is whole and says what it is.
+
+Checks of checksums, structure, pixels, instrument, units, WCS and provenance, in this order.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from astropy.io import fits
@@ -19,11 +22,12 @@ from gdask.io.sources import StoredArray
 from gdask.model import DTYPES, EXTNAMES, GdaskError
 
 #: All DQ bits that have a meaning.
-KNOWN_BITS = 0x7F
+KNOWN_DQ_BITS = 0x7F
 #: Rows that are read at a time.
-ROWS = 256
-#: Largest distance between a raw frame's WCS and where it says that the telescope points: of the field of view.
-FAR = 0.5
+ROWS_AT_A_TIME = 256
+#: Largest distance between a raw frame's WCS and its target and offsets, as a share of the field
+#: of view.
+MAX_POINTING_ERROR = 0.5
 _TABLES = {
     "HISTORY": {"primitive", "args", "timestamp_start", "timestamp_stop"},
     "REDUCTION": {"item", "value"},
@@ -33,7 +37,7 @@ _TABLES = {
 
 
 class Fault(NamedTuple):
-    """One thing that is wrong: the file, where in it (an extension, or ''), and what, with what was expected."""
+    """One thing that is wrong: the file, the place in it (an extension, or ''), and what it is."""
 
     path: str
     where: str
@@ -52,7 +56,10 @@ class Report(NamedTuple):
 
 
 def verify(path: str | os.PathLike[str]) -> Report:
-    """Check one file. Reads it once for the checksums and once for the pixels, in bands of rows."""
+    """Check one file.
+
+    Reads it once for the checksums and once for the pixels, in bands of rows.
+    """
     name = os.fspath(path)
     try:
         units = _units(name)
@@ -77,6 +84,7 @@ def verify(path: str | os.PathLike[str]) -> Report:
     )
 
 
+#: Faults of a file: the place in it, and what is wrong.
 Found = Iterator[tuple[str, str]]
 
 
@@ -120,7 +128,7 @@ def _kind(seen: View, ours: bool) -> str:
 
 
 def _structure(units: Sequence[Unit], name: str, ours: bool) -> Found:
-    """Records, names and shapes of the units."""
+    """Check records, names and shapes of the units."""
     size = os.path.getsize(name)
     end = max(unit.begin + unit.size + -unit.size % RECORD_BYTES for unit in units)
     with open_stream(name) as stream:
@@ -150,7 +158,7 @@ def _structure(units: Sequence[Unit], name: str, ours: bool) -> Found:
 
 
 def _companions(units: Sequence[Unit]) -> Found:
-    """VAR, DQ and OBJMASK: as many as SCI, of their shape and of the right type."""
+    """Check that VAR, DQ and OBJMASK are as many as SCI, of their shape and of the right type."""
     groups: dict[str, list[Unit]] = {}
     for unit in units[1:]:
         if _is_image(unit) and not is_tiled(unit.header):
@@ -186,44 +194,42 @@ def _shape(unit: Unit) -> tuple[int, ...]:
 
 
 def _pixels(name: str) -> Found:
-    """NaN and negative variance where DQ calls a pixel good, unknown DQ bits, planes of one value."""
+    """Find NaN and negative variance in good pixels, unknown DQ bits, planes of one value."""
     try:
         stored = {key: array for key, array in stored_arrays(name).items() if key in DTYPES}
         for number in range(max((array.shape[0] for array in stored.values()), default=0)):
-            yield from _array(stored, number)
+            yield from _pixels_of_array(stored, number)
     except GdaskError as error:
         yield "", str(error).removeprefix(f"{name}: ")
 
 
-def _array(stored: Mapping[str, StoredArray], number: int) -> Found:
+def _pixels_of_array(stored: Mapping[str, StoredArray], number: int) -> Found:
+    """Check the pixels of one detector array, which `stored` has by variable."""
     planes = {key: array.planes[number] for key, array in stored.items()}
     if len({plane.shape for plane in planes.values()}) != 1:
         return
     counts: dict[str, int] = dict.fromkeys(("data", "variance", "dq"), 0)
     low, high, (ny, nx) = np.inf, -np.inf, next(iter(planes.values())).shape
-    packed = any(plane.offset < 0 for plane in planes.values())  # is unpacked whole at each window
-    for y1 in range(0, ny, ny if packed else ROWS):
-        y2 = min(y1 + (ny if packed else ROWS), ny)
+    # A packed plane is unpacked whole for each window.
+    is_packed = any(plane.offset < 0 for plane in planes.values())
+    rows = ny if is_packed else ROWS_AT_A_TIME
+    for y1 in range(0, ny, rows):
+        y2 = min(y1 + rows, ny)
         read = {key: array.read(number, (y1, y2, 0, nx), {}) for key, array in stored.items()}
         good = read["dq"] == 0 if "dq" in read else np.ones((y2 - y1, nx), bool)
         if "data" in read:
             finite = np.isfinite(read["data"])
             counts["data"] += int(np.count_nonzero(good & ~finite))
-            low, high = (
-                float(f(a, b))
-                for f, a, b in (
-                    (min, low, np.min(read["data"], where=finite, initial=np.inf)),
-                    (max, high, np.max(read["data"], where=finite, initial=-np.inf)),
-                )
-            )
+            low = min(low, float(np.min(read["data"], where=finite, initial=np.inf)))
+            high = max(high, float(np.max(read["data"], where=finite, initial=-np.inf)))
         if "variance" in read:
             counts["variance"] += int(np.count_nonzero(good & ~(read["variance"] >= 0)))
         if "dq" in read:
-            counts["dq"] += int(np.count_nonzero(read["dq"] & np.uint16(0xFFFF ^ KNOWN_BITS)))
+            counts["dq"] += int(np.count_nonzero(read["dq"] & np.uint16(0xFFFF ^ KNOWN_DQ_BITS)))
     words = {
         "data": "no finite number",
         "variance": "negative or no number",
-        "dq": f"with DQ bits beyond {KNOWN_BITS}",
+        "dq": f"with DQ bits beyond {KNOWN_DQ_BITS}",
     }
     for key, count in counts.items():
         if count:
@@ -240,7 +246,10 @@ def _array(stored: Mapping[str, StoredArray], number: int) -> Found:
 
 
 def _instrument(seen: View) -> Found:
-    """What a file of the instrument must have: arrays, sections that fit, time, exposure time, filter."""
+    """Check what a file of the instrument must have.
+
+    Arrays, sections that fit, time, exposure time and filter.
+    """
     expected = len(seen.facts["arrays"]) if "arrays" in seen.facts else len(seen.ext)
     if len(seen.ext) != expected and not seen.tags & {"PROCESSED_SCIENCE"}:
         yield "", f"{len(seen.ext)} arrays, {seen.facts['name']} has {expected}"
@@ -255,10 +264,8 @@ def _instrument(seen: View) -> Found:
                 else None
             )
             if wanted and wanted != [header.get("NAXIS1"), header.get("NAXIS2")]:
-                yield (
-                    f"array {number}",
-                    f"{name} {text} is not of its {header.get('NAXIS1')} x {header.get('NAXIS2')} pixels",
-                )
+                shape = f"{header.get('NAXIS1')} x {header.get('NAXIS2')}"
+                yield f"array {number}", f"{name} {text} is not of its {shape} pixels"
     for name, keywords in (
         ("ut_datetime", "DATE-OBS"),
         ("exposure_time", "EXPTIME"),
@@ -269,11 +276,14 @@ def _instrument(seen: View) -> Found:
 
 
 def _units_of_pixels(units: Sequence[Unit], seen: View, ours: bool) -> Found:
-    """BUNIT: each is a unit; in our products that of VAR is the square of that of SCI, and DQ and masks have none (DRAGONS
-    copies that of SCI to all)."""
+    """Check BUNIT, which must be a unit.
+
+    In our products that of VAR is the square of that of SCI, and DQ and masks have none (DRAGONS
+    copies that of SCI to all).
+    """
     from astropy.units import Unit as PhysicalUnit
 
-    found: dict[tuple[str, int], object] = {}
+    found: dict[tuple[str, int], Any] = {}
     for number, unit in enumerate(units[1:]):
         text = str(unit.header.get("BUNIT") or "").strip()
         if not _is_image(unit):
@@ -288,21 +298,24 @@ def _units_of_pixels(units: Sequence[Unit], seen: View, ours: bool) -> Found:
             )
         except (ValueError, TypeError):
             yield _label(unit), f"BUNIT '{text}' is no unit; 'electron' or 'adu' was expected"
-    for (name, version), unit_ in found.items():
+    for (name, version), physical in found.items():
         science = found.get(("SCI", version))
-        if ours and name == "VAR" and science is not None and unit_ != science**2:  # type: ignore[operator]
+        if ours and name == "VAR" and science is not None and physical != science**2:
             yield (
                 f"VAR,{version}",
-                f"BUNIT '{unit_}', that of SCI is '{science}': its square was expected",
+                f"BUNIT '{physical}', that of SCI is '{science}': its square was expected",
             )
     if seen.prepared and not seen.tags & {"FLAT", "BPM"}:
-        for (name, version), unit_ in found.items():
-            if name == "SCI" and str(unit_) == "":
+        for (name, version), physical in found.items():
+            if name == "SCI" and str(physical) == "":
                 yield f"SCI,{version}", "no BUNIT"
 
 
 def _wcs(seen: View) -> Found:
-    """The WCS of each array of an image: there, of the instrument's scale, invertible, and near where the header points."""
+    """Check the WCS of each array of an image.
+
+    It must be there, have the instrument's scale, be invertible, and lie where the header points.
+    """
     if "IMAGE" not in seen.tags or seen.tags & {"CAL", "AZEL_TARGET"}:
         return
     for number, header in enumerate(seen.ext, 1):
@@ -317,20 +330,19 @@ def _wcs(seen: View) -> Found:
         )
     from gdask.kernels.geometry.projection import tangent_plane
 
-    at, to = (
-        (seen("wcs_ra"), seen("wcs_dec")),
-        (seen("target_ra", offset=True), seen("target_dec", offset=True)),
-    )
-    if "RAW" in seen.tags and None not in (*at, *to):
-        off = float(np.hypot(*tangent_plane(*at, *to)))
-        if off > FAR * seen.facts.get("field_of_view", 120.0) or not np.isfinite(off):
-            yield (
-                "array 1",
-                f"its WCS is {off:.0f} arcsec from the target and offsets in the primary header; reduce with prepare:bad_wcs=fix",
-            )
+    center = seen("wcs_ra"), seen("wcs_dec")
+    target = seen("target_ra", offset=True), seen("target_dec", offset=True)
+    if "RAW" in seen.tags and None not in (*center, *target):
+        off = float(np.hypot(*tangent_plane(*center, *target)))
+        if off > MAX_POINTING_ERROR * seen.facts.get("field_of_view", 120.0) or not np.isfinite(
+            off
+        ):
+            fact = f"{off:.0f} arcsec from the target and offsets in the primary header"
+            yield "array 1", f"its WCS is {fact}; reduce with prepare:bad_wcs=fix"
 
 
 def _one_wcs(header: fits.Header, size: fits.Header, seen: View) -> Iterator[str]:
+    """Check the WCS in `header`, of an array whose NAXIS keywords `size` has."""
     import warnings
 
     from astropy.wcs import WCS
@@ -362,7 +374,8 @@ def _one_wcs(header: fits.Header, size: fits.Header, seen: View) -> Iterator[str
         MemoryError,
         OSError,
     ) as error:  # wcslib's are ValueError
-        yield f"its WCS is not valid: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+        lines = str(error).strip().splitlines()
+        yield f"its WCS is not valid: {lines[0] if lines else type(error).__name__}"
         return
     off = float(np.abs(back - corners).max())
     if not off < 0.1:
@@ -370,7 +383,7 @@ def _one_wcs(header: fits.Header, size: fits.Header, seen: View) -> Iterator[str
 
 
 def _provenance(name: str, units: Sequence[Unit], phu: fits.Header) -> Found:
-    """Tables of a product: there, with their columns, and naming their inputs with checksums."""
+    """Check that a product's tables are there, have their columns, and name inputs by checksum."""
     present = {_name(unit) for unit in units}
     if "REDUCTION" in present:
         for table in sorted({"HISTORY", "PROVENANCE"} - present):

@@ -53,7 +53,7 @@ PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> str:
-    """Why there can be no SLURM here; nothing where there can."""
+    """Say why there can be no SLURM here; nothing where there can."""
     absent = [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
     return (
         f"not installed: {', '.join(absent)}"
@@ -66,7 +66,7 @@ def missing() -> str:
 
 @contextmanager
 def one_node(folder: Path) -> Iterator[dict[str, str]]:
-    """Inside, SLURM runs; gives the environment in which sbatch and the others find it."""
+    """Run SLURM inside the `with` block; give the environment in which sbatch finds it."""
     (folder / "munge.key").write_bytes(secrets.token_bytes(1024))
     (folder / "munge.key").chmod(0o400)
     host, free = socket.gethostname().split(".")[0], [_free_port(), _free_port()]
@@ -113,18 +113,18 @@ def one_node(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def state_of(job: str, environment: dict[str, str]) -> dict[str, str]:
-    """What `scontrol show job` says, by name."""
+    """Give what `scontrol show job` says, by name."""
     words = _output(["scontrol", "show", "job", job], environment).split()
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 
 def is_idle(environment: dict[str, str]) -> bool:
-    """Whether the node is up, and no job is on it or about to leave it."""
+    """Tell whether the node is up, and no job is on it or about to leave it."""
     return _output(["sinfo", "-h", "-o", "%t"], environment).strip() == "idle"
 
 
 def ended(job: str, environment: dict[str, str], seconds: float) -> dict[str, str]:
-    """The state of a job once it has ended and does not wait to run again."""
+    """Give the state of a job once it has ended and does not wait to run again."""
     over = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY")
     until(lambda: state_of(job, environment).get("JobState") in over, seconds)
     return state_of(job, environment)

@@ -1,4 +1,4 @@
-"""Where the work runs makes no difference to a single bit."""
+"""The same bits wherever the work runs; the meaning of each `--cluster SPEC`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IMAGE = "S20170505S0095_image.fits"
 
 
 def planes(path: str | Path) -> dict[tuple[str, int], bytes]:
-    """The bytes of every image and table of measurements in a product."""
+    """Read the bytes of every image and table of measurements in a product."""
     with fits.open(path) as hdus:
         return {
             (hdu.name, hdu.ver): hdu.data.tobytes()

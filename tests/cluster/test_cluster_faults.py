@@ -33,7 +33,7 @@ SELF = sys.modules[__name__]
 
 @contextmanager
 def workers(folder: Path, text: str) -> Iterator[distributed.Client]:
-    """A cluster from a profile; functions of this file reach its workers."""
+    """Start a cluster from a profile; functions of this file reach its workers."""
     (folder / "p.yaml").write_text(f"kind: processes\n{text}\n")
     cloudpickle.register_pickle_by_value(SELF)
     try:
@@ -47,7 +47,7 @@ def workers(folder: Path, text: str) -> Iterator[distributed.Client]:
 
 
 def hold(block: np.ndarray, size: int) -> np.ndarray:
-    """Return the block; so many bytes are in use for two seconds."""
+    """Return the block after `size` bytes were in use for two seconds."""
     held = np.ones(size, np.uint8)
     time.sleep(2)
     return block + held[0] - 1
@@ -164,13 +164,15 @@ def test_a_task_that_never_fits_is_reported_with_phase_and_numbers(
         compute(
             [NUMBERS.map_blocks(hold, size=460_000_000, dtype=int, meta=EMPTY)], "phase 4: a test"
         )
-    said = str(caught.value)
+    printed = str(caught.value)
     assert (
-        said.startswith("phase 4: a test: ")
-        and "workers ran out of memory (" in said
-        and " of 550 MB held)" in said
+        printed.startswith("phase 4: a test: ")
+        and "workers ran out of memory (" in printed
+        and " of 550 MB held)" in printed
     )
-    assert "also with one task at a time" in said and "--memory" in said and "\n" not in said
+    assert (
+        "also with one task at a time" in printed and "--memory" in printed and "\n" not in printed
+    )
 
 
 # Disks
@@ -191,14 +193,14 @@ def test_a_disk_that_fills(calibrated: Path, reduced: Path, night: object, where
         shutil.copytree(calibrated, disk / "work", symlinks=True)
         os.chdir(disk / "work")
         first = command(night, where)
-        said = finish(first)
-        assert first.returncode == 1 and "Traceback" not in said, said[-3000:]
-        assert "No space left on device" in said and "free space and run again" in said
+        printed = finish(first)
+        assert first.returncode == 1 and "Traceback" not in printed, printed[-3000:]
+        assert "No space left on device" in printed and "free space and run again" in printed
         assert not list(Path().glob("*_image.fits")) and not list(Path().rglob("*.part"))
         subprocess.run(["mount", "-o", "remount,size=400m", disk], check=True)
         again = command(night, where)
-        said = finish(again)
-        assert again.returncode == 0, said[-3000:]
+        printed = finish(again)
+        assert again.returncode == 0, printed[-3000:]
         assert_same_bytes(reduced)
     finally:
         os.chdir(calibrated)
@@ -216,7 +218,7 @@ exec ip netns exec "$1" bash -c "$2"
 
 @contextmanager
 def hosts() -> Iterator[list[str]]:
-    """Names of two hosts with addresses of their own, 10.99.0.2 and 10.99.0.3.
+    """Give the names of two hosts with addresses of their own, 10.99.0.2 and 10.99.0.3.
 
     They are on a switch with this host, 10.99.0.1.
     """
@@ -250,7 +252,7 @@ def hosts() -> Iterator[list[str]]:
 
 
 def cannot() -> str:
-    """Why there can be no network namespaces here."""
+    """Say why there can be no network namespaces here."""
     if not IS_ROOT or shutil.which("ip") is None:
         return "network namespaces need root and iproute2"
     probe = subprocess.run(
@@ -278,7 +280,7 @@ def test_a_host_that_is_cut_off(
         wait_for(phase, running, 1.0)
         cut = running.poll() is None
         subprocess.run(["ip", "link", "set", names[1], "down"], check=True)
-        said = finish(running)
-    assert cut and running.returncode == 0, said[-3000:]
+        printed = finish(running)
+    assert cut and running.returncode == 0, printed[-3000:]
     Path("hosts.yaml").unlink()
     assert_same_bytes(reduced)

@@ -31,7 +31,7 @@ def command(night: object, cluster: str, *options: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> str:
-    """What the command said; it ends within the time that a hung one would not."""
+    """Give what a command printed; it must end within a time that a hung one would not."""
     try:
         return process.communicate(timeout=600)[0]
     except subprocess.TimeoutExpired:
@@ -44,7 +44,7 @@ def complete_phases() -> int:
 
 
 def wait_for(phases: int, process: subprocess.Popen, more: float) -> None:
-    """Until so many phases are complete, and `more` seconds; or the command has ended."""
+    """Wait until `phases` are complete, and `more` seconds; or the command has ended."""
     while complete_phases() < phases and process.poll() is None:
         time.sleep(0.05)
     end = time.monotonic() + more
@@ -65,7 +65,7 @@ def assert_same_bytes(reduced: Path) -> None:
 
 @contextmanager
 def cluster() -> Iterator[tuple[subprocess.Popen, list[subprocess.Popen]]]:
-    """A scheduler and two workers with nannies, each a process of its own."""
+    """Start a scheduler and two workers with nannies, each a process of its own."""
     Path(SCHEDULER).unlink(missing_ok=True)
     quiet = {
         "stdout": subprocess.DEVNULL,
@@ -120,7 +120,7 @@ def with_signal(process: psutil.Process, number: int) -> bool:
 
 
 def workers_of(nannies: list[subprocess.Popen]) -> list[psutil.Process]:
-    """The worker processes: Python children of the nannies, without multiprocessing's helpers."""
+    """Give the workers: Python children of the nannies, without multiprocessing's helpers."""
     children = [
         child
         for nanny in nannies
@@ -173,16 +173,16 @@ def test_whatever_is_killed(
             with_signal(process, signal.SIGKILL)
             for process in victims(kind, first, scheduler, nannies)
         )
-        said = finish(first)
-    assert killed, f"nothing was there to be killed any more: {said[-1000:]}"
+        printed = finish(first)
+    assert killed, f"nothing was there to be killed any more: {printed[-1000:]}"
     if kind in ("worker", "nanny", "workers"):
-        assert first.returncode == 0, said[
+        assert first.returncode == 0, printed[
             -3000:
         ]  # the others take over, or nannies start new ones
     elif first.returncode:
-        assert "Traceback" not in said, said[-3000:]
+        assert "Traceback" not in printed, printed[-3000:]
         with cluster():
             again = command(night, SCHEDULER)
-            said = finish(again)
-        assert again.returncode == 0, said[-3000:]
+            printed = finish(again)
+        assert again.returncode == 0, printed[-3000:]
     assert_same_bytes(reduced)

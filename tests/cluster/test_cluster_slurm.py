@@ -35,7 +35,7 @@ from gdask.steps import associate_sky, detect_sources, sky_correct
 
 
 def hang_once(block, marker):
-    """The block as it is; the first of all tasks that come here hangs."""
+    """Return the block; the first of all tasks that come here hangs."""
     try:
         os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
@@ -58,7 +58,7 @@ def reduce(run, frames):
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of a running SLURM, gdask's commands on PATH."""
+    """Give the environment of a running SLURM, with gdask's commands on PATH."""
     with slurm_node.one_node(tmp_path_factory.mktemp("slurm")) as environment:
         yield environment | {
             "PATH": f"{BIN}{os.pathsep}{environment['PATH']}",
@@ -69,13 +69,13 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def science(calibrated: Path, night: object) -> list[str]:
-    """The files of the science reduction; the working folder has flat and BPM at hand."""
+    """Give the files of the science reduction; the working folder has flat and BPM at hand."""
     Path("stuck.py").write_text(STUCK)
     return night.sequence
 
 
 def submit(environment: dict[str, str], command: list[str], *options: str) -> str:
-    """The job's number. The log is job.log in the working folder."""
+    """Submit a job and give its number; its log is job.log in the working folder."""
     done = subprocess.run(
         ["sbatch", "--parsable", "--output=job.log", *options, "gdask.sh", *command],
         env=environment | {"DRAGONSRC": os.environ["DRAGONSRC"]},
@@ -88,13 +88,13 @@ def submit(environment: dict[str, str], command: list[str], *options: str) -> st
 
 
 def script(capsys: pytest.CaptureFixture) -> None:
-    """The shipped batch script, as a user gets it."""
+    """Print the shipped batch script into a file, as a user does."""
     assert tool(["script", "slurm"]) == 0
     Path("gdask.sh").write_text(capsys.readouterr().out)
 
 
 def shorten(job: str, environment: dict[str, str], seconds: int) -> None:
-    """Once the job hangs, let its wall time end so many seconds from now.
+    """Once the job hangs, let its wall time end in `seconds`.
 
     SLURM looks every 30 s whether to warn.
     """
@@ -111,7 +111,7 @@ def change(job: str, environment: dict[str, str], setting: str) -> None:
 
 
 def nobody_is_here() -> bool:
-    """No other process has this working folder."""
+    """Tell whether no other process has this working folder."""
     return all(
         process.pid == os.getpid() or process.info["cwd"] != os.getcwd()
         for process in psutil.process_iter(["cwd"])

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in front of PATH for stand-ins of commands; the working folder is beside it."""
+    """Put a folder for stand-ins of commands in front of PATH, beside the working folder."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv(
@@ -48,7 +48,7 @@ def stand_in(folder: Path, name: str, text: str) -> None:
 
 @pytest.fixture(scope="module")
 def scheduler() -> Iterator[LocalCluster]:
-    """A running scheduler with one worker in this process."""
+    """Run a scheduler with one worker in this process."""
     with LocalCluster(
         n_workers=1,
         threads_per_worker=1,
@@ -90,7 +90,7 @@ def test_a_yaml_of_the_users(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("kind: slurm\n", "kind 'slurm' is not known; expected threads"),
         (
@@ -112,16 +112,16 @@ def test_a_yaml_of_the_users(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_with_a_yaml_is_said_in_one_line(
-    tmp_path: Path, text: str, said: str
+    tmp_path: Path, text: str, message: str
 ) -> None:
     (tmp_path / "p.yaml").write_text(text)
-    with pytest.raises(GdaskError, match=said) as caught:
+    with pytest.raises(GdaskError, match=message) as caught:
         profile_of(str(tmp_path / "p.yaml"))
     assert "\n" not in str(caught.value) and "p.yaml" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         ("slrum", r"did you mean slurm\?"),
         ("ssh", "no hosts"),
@@ -132,10 +132,10 @@ def test_what_is_wrong_with_a_yaml_is_said_in_one_line(
     ],
 )
 def test_specs_that_mean_nothing(
-    spec: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(GdaskError, match=said):
+    with pytest.raises(GdaskError, match=message):
         profile_of(spec)
 
 
@@ -464,9 +464,11 @@ def test_the_profiles_and_a_check_are_printed(
     assert tool(["check", "slrum"]) == 1 and "did you mean slurm?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("code", "said", "left"), [(0, False, 0), (3, False, 3), (None, True, 0)])
+@pytest.mark.parametrize(
+    ("code", "is_requeued", "left"), [(0, False, 0), (3, False, 3), (None, True, 0)]
+)
 def test_only_a_job_whose_command_was_stopped_goes_into_the_queue_again(
-    commands: Path, code: int | None, said: bool, left: int
+    commands: Path, code: int | None, is_requeued: bool, left: int
 ) -> None:
     """Only a job whose command was stopped goes into the queue again.
 
@@ -504,8 +506,8 @@ def test_only_a_job_whose_command_was_stopped_goes_into_the_queue_again(
     time.sleep(0.5)
     job.send_signal(signal.SIGUSR1)
     text = job.communicate(timeout=30)[0]
-    assert job.returncode == left and ("into the queue again" in text) == said
-    assert Path("../requeued").exists() == said
+    assert job.returncode == left and ("into the queue again" in text) == is_requeued
+    assert Path("../requeued").exists() == is_requeued
 
 
 # Good citizens

@@ -1,4 +1,4 @@
-"""Computes: what several results share is computed once; how far they are is shown."""
+"""Computes: shared work is done once; progress is shown; reports are written."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_what_results_share_is_computed_once() -> None:
     assert len(CALLS) == 3
 
 
-# How far it is ---------------------------------------------------------------------------------
+# Progress --------------------------------------------------------------------------------------
 
 
 def _writes(block: np.ndarray, path: str) -> np.ndarray:
@@ -66,7 +66,7 @@ def test_without_a_terminal_lines_of_the_log_say_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Phase, share, bytes, memory against the budget; no control characters anywhere."""
-    monkeypatch.setattr(compute_module, "EVERY", 0.0)
+    monkeypatch.setattr(compute_module, "LOG_INTERVAL", 0.0)
     caplog.set_level(logging.INFO, "gdask")
     array = da.arange(2, chunks=1).map_blocks(
         _writes, path=str(tmp_path / "x"), dtype=int, meta=np.empty(0, int)
@@ -93,9 +93,11 @@ def test_on_a_terminal_a_bar_shows_the_same(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "xterm")
-    with compute_module.meter("phase 3: 5 frames", "http://127.0.0.1:1/status") as meter:
-        meter.count(3, 4)
-        meter.show(Usage(2_000_000_000, 30_000_000, 2**30, 2**31, 4))
+    with compute_module.progress_display(
+        "phase 3: 5 frames", "http://127.0.0.1:1/status"
+    ) as display:
+        display.count(3, 4)
+        display.show(Usage(2_000_000_000, 30_000_000, 2**30, 2**31, 4))
         time.sleep(0.3)
     shown = sys.stderr.getvalue()
     for part in (

@@ -1,4 +1,4 @@
-"""What a compute needs is known before it runs: arithmetic, declarations, measurements."""
+"""The projection of memory: arithmetic, declarations of tasks, measurements, same bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 from gdask import GdaskError, Reduce
 from gdask.engine.compute import compute
-from gdask.engine.memory import BASE, Projection, fit, parse_bytes, project
+from gdask.engine.memory import PROCESS_BYTES, Projection, fit, parse_bytes, project
 from gdask.io.dask_internals import optimised_tasks
 from gdask.io.frames import array_headers, primary_header, with_headers
 from gdask.io.gather import gather
@@ -88,7 +88,7 @@ def test_the_peak_is_the_most_that_is_there_at_once() -> None:
     scratch = {"a": 0.0, "b": 10.0, "sum": 1.0, "end": 2.0}
     needs = {key: tuple(task.dependencies) for key, task in graph.items()}
     costs = {key: memory.Cost(memory.Value(1, cost[key]), scratch[key]) for key in graph}
-    simulate = memory._simulate
+    simulate = memory.simulate
     assert simulate(["a", "b", "sum", "end"], needs, costs, 1) == Projection(
         4, 13.0, 18.0
     )  # while b is made, a is there
@@ -118,17 +118,17 @@ def test_more_at_a_time_needs_more_and_fewer_are_chosen_to_fit() -> None:
     tasks = tasks_of(*(add_up(seed) for seed in range(4)))
     alone, four = project(tasks, 1).peak, project(tasks, 4).peak
     assert 3 * alone < four < 4.5 * alone
-    threads, projection = fit(tasks, BASE + 0.6 * four, 4, "phase 1")
-    assert threads in (2, 3) and BASE + projection.peak <= BASE + 0.6 * four
+    threads, projection = fit(tasks, PROCESS_BYTES + 0.6 * four, 4, "phase 1")
+    assert threads in (2, 3) and PROCESS_BYTES + projection.peak <= PROCESS_BYTES + 0.6 * four
     with pytest.raises(
         GdaskError,
         match=r"phase 1: needs 0\.\d+ GiB in one worker .* GiB may be used;"
         r" give --memory \d+\.\dGiB",
     ) as caught:
-        fit(tasks, BASE + 0.5 * alone, 4, "phase 1")
+        fit(tasks, PROCESS_BYTES + 0.5 * alone, 4, "phase 1")
     assert "\n" not in str(caught.value)
     with pytest.raises(GdaskError, match="or workers with fewer than 4 threads"):
-        fit(tasks, BASE + 0.6 * four, 4, "phase 1", fixed=True)
+        fit(tasks, PROCESS_BYTES + 0.6 * four, 4, "phase 1", fixed=True)
 
 
 def test_what_the_refusal_names_is_enough() -> None:
@@ -136,7 +136,7 @@ def test_what_the_refusal_names_is_enough() -> None:
 
     tasks = tasks_of(*(add_up(seed) for seed in range(4)))
     with pytest.raises(GdaskError) as caught:
-        fit(tasks, BASE, 1, "phase 1")
+        fit(tasks, PROCESS_BYTES, 1, "phase 1")
     assert (
         fit(tasks, parse_bytes(re.search(r"--memory (\S+)", str(caught.value))[1]), 1, "phase 1")[0]
         == 1
@@ -176,7 +176,7 @@ def test_a_gathering_task_needs_what_it_declares_and_the_blocks_it_is_given() ->
 
 def test_strips_hold_a_fixed_number_of_bytes() -> None:
     """However much memory is allowed: names of graphs, and so checkpoints, do not depend on it."""
-    for memory in (None, BASE + 1e8, BASE + 1e11):
+    for memory in (None, PROCESS_BYTES + 1e8, PROCESS_BYTES + 1e11):
         with use_settings(memory=memory, threads=2):
             assert strip_rows(1e6, 16) == STRIP_BYTES / 1e6
             assert strip_rows(1e9, 16) == 16 and strip_rows(0, 16) == STRIP_BYTES
@@ -190,7 +190,7 @@ def test_nothing_runs_that_does_not_fit() -> None:
         return plane
 
     with (
-        use_settings(memory=BASE + 1e4),
+        use_settings(memory=PROCESS_BYTES + 1e4),
         dask.config.set(scheduler="threads"),
         pytest.raises(GdaskError, match="phase 7: needs"),
     ):
@@ -202,11 +202,11 @@ def test_blocks_come_together_as_dask_would_put_them() -> None:
     array = map_planes(
         double, da.random.default_rng(1).normal(size=(3, 50, 50), chunks=(1, 50, 50)), dtype="f8"
     )
-    mine, other = compute([array, array.sum()], "phase 1"), dask.compute(array, array.sum())
+    own, by_dask = compute([array, array.sum()], "phase 1"), dask.compute(array, array.sum())
     assert (
-        np.array_equal(mine[0], other[0])
-        and mine[1] == other[1]
-        and isinstance(mine[0], np.ndarray)
+        np.array_equal(own[0], by_dask[0])
+        and own[1] == by_dask[1]
+        and isinstance(own[0], np.ndarray)
     )
 
 
@@ -292,14 +292,14 @@ def test_every_declaration_is_of_a_function_that_is_there() -> None:
 MEASURE = """
 import json, logging, sys
 from pathlib import Path
-import gdask.engine.memory as memory, gdask.engine.compute as progress
+import gdask.engine.memory as memory, gdask.engine.compute as compute_module
 from benchmarks.scaling.nights import reduce_f2_night, reduce_night
 from benchmarks.scaling.scratch import reset_peak, resident_bytes
 
 reduce_night = reduce_f2_night if sys.argv[2] == "f2" else reduce_night
 
 rows = []
-real, plan = progress._here, memory.fit
+real, plan = compute_module._compute_in_threads, memory.fit
 
 def planned(tasks, available, threads, what, base=0.0, fixed=False):
     result = plan(tasks, available, threads, what, base, fixed)
@@ -313,7 +313,7 @@ def measured(*args):
     rows[-1] += [resident_bytes(peak=True) - before]
     return result
 
-memory.fit, progress._here = planned, measured
+memory.fit, compute_module._compute_in_threads = planned, measured
 reduce_night(sys.argv[1], "threads:1")  # loads the compiled kernels
 rows.clear()
 Path(sys.argv[1], "cal_manager.db").unlink()
@@ -406,5 +406,5 @@ def test_little_memory_gives_the_same_bytes(calibrated: Path, reduced: Path, nig
     reduction.uparms = {"prepare:bad_wcs": "fix", "skyCorrect:offset_sky": False}
     reduction.memory = int(psutil.Process().memory_info().rss + 600e6)
     reduction.runr()
-    mine, other = planes_of(IMAGE), planes_of(reduced / IMAGE)
-    assert [key for key in other if mine[key] != other[key]] == []
+    made, expected = planes_of(IMAGE), planes_of(reduced / IMAGE)
+    assert [key for key in expected if made[key] != expected[key]] == []

@@ -39,24 +39,24 @@ from gdask.io.frames import (
 from gdask.reduction.run import Run
 from gdask.types import Frame
 
-#: What bounds the rows that a task makes at a time: in a graph, and in strips inside a task.
+#: Limits of the rows that a task makes at a time: in a graph, and in strips inside a task.
 BAND_ROWS = ("gdask.steps.sky.BAND_ROWS", "gdask.steps.stack.BAND_ROWS")
 STRIP_ROWS = ("gdask.steps.sky.strip_rows", "gdask.steps.stack.strip_rows")
 #: Side of the tiles that a resampled frame is made in.
 TILE_SIDE = "gdask.steps.resample.TILE_SIDE"
 #: Attributes of a Frame that must not depend on how its pixels are chunked.
-CARRIED = ("skies", "set_aside", "grid", "reference_area", "refcat")
+COMPARED_ATTRIBUTES = ("skies", "set_aside", "grid", "reference_area", "refcat")
 #: A time of this run, in a header.
-NOW = re.compile(rf"{datetime.now(UTC):%Y-%m}-\d\dT\d\d:")
+TIME_OF_RUN = re.compile(rf"{datetime.now(UTC):%Y-%m}-\d\dT\d\d:")
 #: Tables of a product that hold times of the run, or the parameters that differ here.
-OF_THE_RUN = ("HISTORY", "PROVENANCE", "REDUCTION")
+TABLES_OF_RUN = ("HISTORY", "PROVENANCE", "REDUCTION")
 
 
 # Step by step ----------------------------------------------------------------------------------
 
 
 def bits(value: object) -> object:
-    """Something that is equal only where every bit is."""
+    """Give a value that is equal to another's only where every bit is."""
     if isinstance(value, np.ndarray):
         return (
             value.dtype.str,
@@ -68,25 +68,25 @@ def bits(value: object) -> object:
     if isinstance(value, (tuple, list)):
         return tuple(bits(each) for each in value)
     if isinstance(value, (fits.Header, Header)):
-        return tuple(str(card) for card in value.cards if not NOW.search(str(card)))
+        return tuple(str(card) for card in value.cards if not TIME_OF_RUN.search(str(card)))
     return bits(np.asarray(value)) if isinstance(value, (np.generic, Table)) else repr(value)
 
 
 def outcome(result: object, most: int = 2) -> dict[str, object]:
-    """All that the first frames of a result say: pixels, small results, headers, geometry."""
+    """Give all of the first frames of a result: pixels, small results, headers, geometry."""
     frames = frames_in(result)[:most]
     lazy = {f"{n} {name}": f[name].data for n, f in enumerate(frames) for name in f.data_vars}
     values = dict(zip(lazy, dask.compute(*lazy.values(), scheduler="threads"), strict=True))
     return {name: bits(value) for name, value in values.items()} | {
         f"{n} {name}": bits(value)
         for n, f in enumerate(frames)
-        for name, value in carried(f).items()
+        for name, value in metadata(f).items()
     }
 
 
-def carried(frame: Frame) -> dict[str, object]:
-    """What a Frame carries beside its variables."""
-    return {name: frame.attrs[name] for name in CARRIED if name in frame.attrs} | {
+def metadata(frame: Frame) -> dict[str, object]:
+    """Give what a Frame has beside its variables."""
+    return {name: frame.attrs[name] for name in COMPARED_ATTRIBUTES if name in frame.attrs} | {
         "primary header": primary_header(frame),
         "headers": array_headers(frame),
         "geometry": geometries(frame),
@@ -95,13 +95,13 @@ def carried(frame: Frame) -> dict[str, object]:
 
 
 def heights(ny: int, rng: random.Random) -> tuple[int, ...]:
-    """Random heights of bands that add up to ny."""
+    """Give random heights of bands that add up to ny."""
     cuts = sorted(rng.sample(range(1, ny), rng.randint(1, 4)))
     return tuple(np.diff([0, *cuts, ny]).tolist())
 
 
 def rechunked(value: object, rng: random.Random) -> object:
-    """The Frames, the pixels of each in bands of random heights of its own."""
+    """Give the Frames with the pixels of each in bands of random heights."""
 
     def in_bands(frame: Frame) -> Frame:
         bands = {"y": heights(frame.sizes["y"], rng)}
@@ -112,7 +112,7 @@ def rechunked(value: object, rng: random.Random) -> object:
 
 @contextmanager
 def rows_at_a_time(band: int, strip: int, side: int | None = None) -> Iterator[None]:
-    """Inside, tasks make bands of so many rows in strips of so many, and tiles of this side."""
+    """Let tasks make bands of `band` rows in strips of `strip`, and tiles of `side` pixels."""
     with pytest.MonkeyPatch.context() as patch:
         for name in BAND_ROWS:
             patch.setattr(name, band)
@@ -162,7 +162,7 @@ class Checked(Run):
 
 
 def all_steps(run: Checked, night: Any, folder: Path) -> None:
-    """A flat, a bad-pixel mask and an image, through every step that there is."""
+    """Make a flat, a bad-pixel mask and an image, through every step that there is."""
 
     def lamps(paths: list[str]) -> Any:
         frames = run(
@@ -212,7 +212,7 @@ def all_steps(run: Checked, night: Any, folder: Path) -> None:
 
 
 def catalogue(night: Any, folder: Path) -> Path:
-    """Stars of the field, as a user would give them."""
+    """Write a catalogue of stars of the field, as a user would give it."""
     stars = Table.read(night.truth / "catalog.ecsv")
     table = Table({"RAJ2000": stars["ra"], "DEJ2000": stars["dec"]})
     table.write(folder / "stars.csv", overwrite=True)
@@ -233,7 +233,7 @@ def test_every_step_gives_the_same_bits_in_any_chunks(
 
 
 def in_random_order(seed: int) -> Any:
-    """A scheduler that runs one task at a time, any of those that could run."""
+    """Give a scheduler that runs one task at a time, a random one of those that could run."""
     from dask._task_spec import convert_legacy_graph
     from dask.local import nested_get
 
@@ -243,20 +243,20 @@ def in_random_order(seed: int) -> Any:
             key: {need for need in task.dependencies if need in tasks}
             for key, task in tasks.items()
         }
-        after: dict[object, list] = {}
+        waiting_for: dict[object, list] = {}
         for key, needs in missing.items():
             for need in needs:
-                after.setdefault(need, []).append(key)
+                waiting_for.setdefault(need, []).append(key)
         ready = [key for key, needs in missing.items() if not needs]
         while ready:
-            at = rng.randrange(len(ready))
-            ready[at], ready[-1] = ready[-1], ready[at]
+            chosen = rng.randrange(len(ready))
+            ready[chosen], ready[-1] = ready[-1], ready[chosen]
             key = ready.pop()
             done[key] = tasks[key]({need: done[need] for need in tasks[key].dependencies})
-            for other in after.get(key, ()):
-                missing[other].discard(key)
-                if not missing[other]:
-                    ready.append(other)
+            for waiting in waiting_for.get(key, ()):
+                missing[waiting].discard(key)
+                if not missing[waiting]:
+                    ready.append(waiting)
         return nested_get(keys, done)
 
     return get
@@ -264,7 +264,7 @@ def in_random_order(seed: int) -> Any:
 
 @contextmanager
 def scheduled_by(get: Any) -> Iterator[None]:
-    """Inside, this takes the place of dask's threads."""
+    """Let a scheduler take the place of dask's threads inside the `with` block."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dask.threaded, "get", get)
         patch.setitem(dask.base.named_schedulers, "threads", get)
@@ -273,7 +273,7 @@ def scheduled_by(get: Any) -> Iterator[None]:
 
 @contextmanager
 def as_asked(rows: int | None, order: int | None) -> Iterator[None]:
-    """Inside, bands have `rows` rows, strips half as many, and tasks run in the random `order`.
+    """Let bands have `rows` rows, strips half as many, and tasks run in the random `order`.
 
     None leaves these as they are.
     """
@@ -283,12 +283,12 @@ def as_asked(rows: int | None, order: int | None) -> Iterator[None]:
 
 
 def content(path: Path) -> dict[tuple[str, int], object]:
-    """The bytes of every image and table of a product, but for those that are of the run."""
+    """Read the bytes of every image and table of a product, except for tables of the run."""
     with fits.open(path) as hdus:
         return {
             (hdu.name, hdu.ver): (hdu.data.dtype.str, hdu.data.tobytes())
             for hdu in hdus[1:]
-            if hdu.name not in OF_THE_RUN
+            if hdu.name not in TABLES_OF_RUN
         }
 
 
@@ -299,7 +299,7 @@ def image_of(
     rows: int | None = None,
     order: int | None = None,
 ) -> dict:
-    """The image of the night in `folder`; its flat is made in the same way, where it has none."""
+    """Make the image of the night in `folder`, and before it its flat where there is none."""
     from benchmarks.scaling.nights import IMAGE_PARAMETERS, raw_files_of_kinds, working_in
 
     def reduce(paths: Sequence[str], parameters: Mapping[str, object]) -> Path:
@@ -322,7 +322,7 @@ def image_of(
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    """A night of five frames, and its image as it is made without asking for anything."""
+    """Give a night of five frames, and its image as made with default settings."""
     from benchmarks.scaling.nights import make_night
 
     folder = make_night(tmp_path_factory.mktemp("small"), 5, 256)
@@ -377,7 +377,7 @@ def test_the_flat_has_the_same_bits(small: tuple[Path, dict], tmp_path: Path) ->
 
 @contextmanager
 def recorded_names() -> Iterator[list[tuple[str, ...]]]:
-    """Inside: the names of the arrays and layers of each compute, but of those that write files.
+    """Record the names of arrays and layers of each compute, except those that write files.
 
     What writes a file has the file's temporary name in its own.
     """
@@ -398,7 +398,7 @@ def recorded_names() -> Iterator[list[tuple[str, ...]]]:
 
 @contextmanager
 def files_of_one_time() -> Iterator[None]:
-    """Inside, checkpoints have one time of modification, which is in names of their arrays."""
+    """Give checkpoints one time of modification, which is in the names of their arrays."""
     from gdask.io import write
 
     real = write.finish
@@ -415,7 +415,7 @@ def files_of_one_time() -> Iterator[None]:
 
 @contextmanager
 def nothing_is_refused() -> Iterator[None]:
-    """Inside, nothing is refused for want of memory: what fits is not the question here."""
+    """Let nothing be refused for want of memory: what fits is not the question here."""
     from gdask.engine import memory
 
     with pytest.MonkeyPatch.context() as patch:
@@ -429,7 +429,7 @@ def nothing_is_refused() -> Iterator[None]:
 def test_names_of_graphs_do_not_depend_on_the_memory_that_is_allowed(
     small: tuple[Path, dict], tmp_path: Path
 ) -> None:
-    """Of the flat's and the image's recipe: with more memory, or less, checkpoints are found."""
+    """In the flat's and the image's recipe: checkpoints are found with more or less memory."""
     from benchmarks.scaling.nights import IMAGE_PARAMETERS, raw_files_of_kinds, working_in
 
     def names_with(memory: float, kinds: tuple[str, ...], **parameters: object) -> list:

@@ -1,4 +1,4 @@
-"""Headers, tags and descriptors, on synthetic headers and on real ones where there are any."""
+"""Headers, tags and descriptors of synthetic headers, and of real ones where there are any."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def without(values: dict, *names: str) -> dict:
 
 
 def gsaoi(ext: dict | None = None, **phu: object) -> Headers:
-    """A full frame; underscores in keywords stand for '-'."""
+    """Give headers of a full frame; underscores in keywords stand for '-'."""
     common = {
         "EXTNAME": "SCI",
         "DATASEC": "[1:2048,1:2048]",
@@ -643,7 +643,7 @@ def test_missing_and_blank_keywords_give_none() -> None:
 
 
 def test_what_was_compared_with_the_established_reader() -> None:
-    """Differences that hundreds of changed real headers showed."""
+    """Check the cases in which hundreds of changed real headers showed a difference."""
     assert descriptor(gsaoi(GWFS1CFG=" "), "wavefront_sensor") == "GEMS"  # the card is there
     assert descriptor(gsaoi(GWFS1CFG=None), "wavefront_sensor") is None
     assert descriptor(
@@ -682,7 +682,7 @@ def test_sixty_seconds(text: str, time: str | None) -> None:
 def test_dispersion(made: Headers, metres: list[float] | None) -> None:
     assert descriptor(made, "dispersion") == metres
     assert descriptor(made, "dispersion", asNanometers=True) == (
-        metres and [pytest.approx(one * 1e9, rel=1e-6) for one in metres]
+        metres and [pytest.approx(value * 1e9, rel=1e-6) for value in metres]
     )
     assert descriptor(made, "dispersion_axis") == ([2] if len(made.ext) == 1 else None)
 
@@ -742,7 +742,7 @@ def test_a_third_instrument(tmp_path: Path) -> None:
 
 @pytest.fixture
 def mef(tmp_path: Path) -> Path:
-    """A file of three arrays, one of them nameless, and a table between."""
+    """Write a file of three arrays, one of them nameless, and a table between."""
     path = tmp_path / "S20130126S0134.fits"
     ramp = np.arange(60, dtype=np.float32).reshape(6, 10)
     units = [
@@ -760,7 +760,7 @@ def mef(tmp_path: Path) -> Path:
 
 def test_read_headers(mef: Path, tmp_path: Path) -> None:
     found = read_headers(mef)
-    assert [one["NUMBER"] for one in found.ext] == [0, 2, 3]
+    assert [header["NUMBER"] for header in found.ext] == [0, 2, 3]
     assert (found.phu["OBJECT"], found.path) == ("NGC 1851", str(mef))
     for name, packed in (
         ("a.fits.gz", gzip.compress(mef.read_bytes())),
@@ -768,7 +768,7 @@ def test_read_headers(mef: Path, tmp_path: Path) -> None:
         ("c.fits", bz2.compress(mef.read_bytes())),
     ):
         (tmp_path / name).write_bytes(packed)
-        assert [one["NUMBER"] for one in read_headers(tmp_path / name).ext] == [0, 2, 3]
+        assert [header["NUMBER"] for header in read_headers(tmp_path / name).ext] == [0, 2, 3]
     junk = tmp_path / "junk.fits"
     junk.write_bytes(mef.read_bytes() + b"\0" * 2880)
     assert len(read_headers(junk).ext) == 3
@@ -871,7 +871,7 @@ def test_duplicated_blank_and_foreign_cards(mef: Path) -> None:
 
 
 def dumped(path: Path) -> Headers:
-    """Headers from a text listing: a card per line, units divided by '--- HDU 1 ---'."""
+    """Read headers from a text: a card per line, units divided by '--- HDU 1 ---'."""
     units: list[list[str]] = []
     for line in path.read_text(encoding="latin-1").splitlines():
         if re.match(r"--- .* ---", line):

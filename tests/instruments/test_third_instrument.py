@@ -67,7 +67,7 @@ SIZE, SCALE, TARGET = 192, 0.25, (150.0, 20.0)
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The instrument, registered; its recipes; forgotten afterwards."""
+    """Register the instrument and its recipes; forget them afterwards."""
     for name, text in (("tiny.toml", FACTS), ("tiny.py", RULES), ("recipes.py", RECIPES)):
         (tmp_path / name).write_text(text)
     spec = importlib.util.spec_from_file_location("tiny_rules", tmp_path / "tiny.py")
@@ -79,7 +79,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def wcs(east: float, north: float) -> WCS:
-    """True WCS of a frame pointed at the target plus an offset (arcsec); North up, East left."""
+    """Give the true WCS of a frame at the target plus an offset (arcsec); North up, East left."""
     found = WCS(naxis=2)
     found.wcs.ctype = "RA---TAN", "DEC--TAN"
     found.wcs.crpix = 96.5, 96.5
@@ -135,7 +135,7 @@ def write(
 
 
 def stars(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """RA, Dec (degrees), flux (e-) of 40 stars around the target, 3 arcsec apart at least."""
+    """Give RA, Dec (degrees), flux (e-) of 40 stars around the target, at least 3 arcsec apart."""
     places: list[np.ndarray] = []
     while len(places) < 40:
         new = random.uniform(-21, 21, 2)
@@ -150,7 +150,7 @@ def stars(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def image(frame: WCS, catalog: tuple[np.ndarray, ...], width: float = 1.6) -> np.ndarray:
-    """Electrons of the stars in a frame, Gaussians of `width` pixels (sigma)."""
+    """Render the stars of a frame in electrons, as Gaussians of `width` pixels (sigma)."""
     y, x = np.mgrid[:SIZE, :SIZE]
     found = np.zeros((SIZE, SIZE))
     for ra, dec, flux in zip(*catalog, strict=True):

@@ -474,7 +474,7 @@ def test_a_run_knows_whether_another_one_is_at_work(
     if silent == 1:
         toucher.start()
     try:
-        with checkpoint.marked(str(tmp_path)) as found:
+        with checkpoint.mark_in_use(str(tmp_path)) as found:
             assert found == taken and other.exists() == taken
             (mine,) = (path for path in tmp_path.iterdir() if path != other)
             first = mine.stat().st_mtime_ns
@@ -488,11 +488,11 @@ def test_a_run_knows_whether_another_one_is_at_work(
 def test_a_mark_that_nobody_touches_is_that_of_a_dead_run_of_another_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "BEAT", 0.1)
-    monkeypatch.setattr(checkpoint, "SILENT", 0.5)
+    monkeypatch.setattr(checkpoint, "MARK_TOUCH_INTERVAL", 0.1)
+    monkeypatch.setattr(checkpoint, "DEAD_MARK_AGE", 0.5)
     (tmp_path / "in-use.elsewhere-00000000-1-0a1b2c3d").touch()
     begun = time.monotonic()
-    with checkpoint.marked(str(tmp_path)) as found:
+    with checkpoint.mark_in_use(str(tmp_path)) as found:
         assert not found and 0.4 < time.monotonic() - begun < 10
 
 
@@ -502,23 +502,23 @@ def test_checkpoints_are_kept_for_those_who_come_back(tmp_path: Path) -> None:
     A second reduction at the same time has checkpoints of its own.
     """
     inputs = ["a.fits", "b.fits"]
-    with pytest.raises(RuntimeError), checkpoint.scratch_of(str(tmp_path), inputs) as first:
+    with pytest.raises(RuntimeError), checkpoint.scratch_folder(str(tmp_path), inputs) as first:
         Path(first, "x").mkdir()
         Path(first, "x", ".y.part").touch()
         raise RuntimeError("killed")
-    with checkpoint.scratch_of(str(tmp_path), ["c.fits"]) as other:
+    with checkpoint.scratch_folder(str(tmp_path), ["c.fits"]) as other:
         assert other != first
     assert not Path(other).exists() and Path(first, "x").is_dir()
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     mark = Path(first, f"in-use.{host()}-{sleeper.pid}-0a1b2c3d")
     mark.touch()
-    with checkpoint.scratch_of(str(tmp_path), inputs) as second:
+    with checkpoint.scratch_folder(str(tmp_path), inputs) as second:
         assert second != first and Path(first, "x", ".y.part").exists()
         Path(second).mkdir()
     assert not Path(second).exists() and Path(first).is_dir()
     sleeper.kill(), sleeper.wait()
     os.utime(first, (time.time() - 10 * 86400,) * 2)
-    with checkpoint.scratch_of(str(tmp_path), ["c.fits"]):
+    with checkpoint.scratch_folder(str(tmp_path), ["c.fits"]):
         pass  # nobody came back for ten days
     assert not (tmp_path / ".gdask").exists()
 
@@ -528,7 +528,7 @@ def test_small_results_survive_in_a_checkpoint(tmp_path: Path) -> None:
     fetched = {(0, "level"): (np.array([1.5]), np.array([2.5])), (11, "stars"): (stars, stars[:0])}
     checkpoint.complete(str(tmp_path / "c"), fetched)
     assert checkpoint.is_whole(str(tmp_path / "c"))
-    again = checkpoint.fetched_of(str(tmp_path / "c"))
+    again = checkpoint.read_fetched(str(tmp_path / "c"))
     assert again.keys() == fetched.keys()
     for key, arrays in fetched.items():
         assert [a.tobytes() for a in again[key]] == [a.tobytes() for a in arrays]
@@ -539,7 +539,7 @@ def test_small_results_survive_in_a_checkpoint(tmp_path: Path) -> None:
 def stored(path: str, tmp_path: Path) -> tuple[Path, Path]:
     """Write a whole checkpoint of one Frame; give its folder and the file in it."""
     output = write.start(electrons(path), tmp_path / "c" / "00000_S1.fits", ["data", "dq"])
-    windows = checkpoint.windows_of([output], dask.compute(*output.arrays))
+    windows = checkpoint.window_records([output], dask.compute(*output.arrays))
     write.finish(output, checksum=False)
     checkpoint.complete(str(tmp_path / "c"), {(0, "level"): (np.array([1.5]),)}, windows)
     return tmp_path / "c", tmp_path / "c" / "00000_S1.fits"
@@ -589,7 +589,7 @@ def test_a_damaged_checkpoint_is_not_used(
 def test_blocks_narrower_than_the_array_are_checked_row_by_row(path: str, tmp_path: Path) -> None:
     frame = electrons(path).chunk({"x": 100, "y": 150})
     output = write.start(frame, tmp_path / "c" / "00000_S1.fits", ["data"])
-    windows = checkpoint.windows_of([output], dask.compute(*output.arrays))
+    windows = checkpoint.window_records([output], dask.compute(*output.arrays))
     assert len({int(window["width"]) for window in windows[output.final]}) > 2
     write.finish(output, checksum=False)
     checkpoint.complete(str(tmp_path / "c"), {}, windows)
@@ -598,11 +598,11 @@ def test_blocks_narrower_than_the_array_are_checked_row_by_row(path: str, tmp_pa
 
 def test_another_code_has_other_checkpoints(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = electrons(path)
-    first = checkpoint.folder_of((frame,), ("data",), "s")
-    assert checkpoint.folder_of((frame,), ("data",), "s") == first
+    first = checkpoint.checkpoint_folder((frame,), ("data",), "s")
+    assert checkpoint.checkpoint_folder((frame,), ("data",), "s") == first
     monkeypatch.setattr(checkpoint, "__version__", "0.0")
     checkpoint.code_digest.cache_clear()
     try:
-        assert checkpoint.folder_of((frame,), ("data",), "s") != first
+        assert checkpoint.checkpoint_folder((frame,), ("data",), "s") != first
     finally:
         checkpoint.code_digest.cache_clear()

@@ -195,7 +195,7 @@ def test_every_phase_is_one_compute(
     """dask computes when a phase ends and at no other time."""
     caplog.set_level(logging.INFO, "gdask")
     computes = []
-    original = progress._here
+    original = progress._compute_in_threads
 
     def counting(*args: object, **kwargs: object) -> object:
         computes.append(len(args))
@@ -204,7 +204,7 @@ def test_every_phase_is_one_compute(
     def refuse(*args: object, **kwargs: object) -> object:
         raise AssertionError("a compute outside of a phase")
 
-    monkeypatch.setattr(progress, "_here", counting)
+    monkeypatch.setattr(progress, "_compute_in_threads", counting)
     monkeypatch.setattr(dask, "compute", refuse)
     monkeypatch.setattr("dask.array.Array.compute", refuse)
     before = COMPUTES["count"]

@@ -116,7 +116,7 @@ def here(workspace: Path, night: object) -> Path:
 
 
 def table(text: str) -> dict[str, tuple[str, str]]:
-    """The account at the end: file -> where it was left out, why."""
+    """Read the table at the end of a run: file -> (where it was left out, why)."""
     head, _, body = text.partition(" left out:\n")
     found = {
         name: (step, why)
@@ -176,14 +176,16 @@ def test_the_tutorial_with_many_faults_in_its_folder(
         ],
         ["dataselect", "--expr", 'observation_class=="science"', *files, "-o", "science.list"],
     ):
-        code, out, said = typed(*line)
+        code, out, printed = typed(*line)
         assert code == (line[0] != "typewalk") and all(
-            words in out + said for words in unreadable.values()
-        ), (line, said)
-        assert said.count("\n") <= len(unreadable) + 1 and "Traceback" not in said
+            words in out + printed for words in unreadable.values()
+        ), (line, printed)
+        assert printed.count("\n") <= len(unreadable) + 1 and "Traceback" not in printed
     listed = {
         name: [
-            Path(one).name for one in Path(f"{name}.list").read_text().splitlines() if one[0] != "#"
+            Path(line).name
+            for line in Path(f"{name}.list").read_text().splitlines()
+            if line[0] != "#"
         ]
         for name in ("sixty", "science")
     }
@@ -198,35 +200,35 @@ def test_the_tutorial_with_many_faults_in_its_folder(
 
     # Calibrations: the mask and the flat, with nothing left out.
     assert typed("caldb", "init")[0] == 0
-    code, _, said = typed("caldb", "add", night.bpm, "raw/S20170505S0903.fits")
-    assert code == 1 and unreadable["S20170505S0903.fits"] in said
+    code, _, printed = typed("caldb", "add", night.bpm, "raw/S20170505S0903.fits")
+    assert code == 1 and unreadable["S20170505S0903.fits"] in printed
     assert typed("reduce", "-q", "@flats_Kshort.list")[:2] == (
         0,
         f"{next(reduced.glob('*_flat.fits')).name}\n",
     )
 
     # The check lists bad pointings of the others.
-    code, out, said = typed("reduce", "@science.list", "-r", "checkWCS")
+    code, out, printed = typed("reduce", "@science.list", "-r", "checkWCS")
     bad = [name for name in listed["science"] if f"{name} points" in out]
     assert code == 1 and len(bad) == 4 and "S20170505S0919.fits" in bad
-    assert set(table(said)) == set(UNUSABLE) - {
+    assert set(table(printed)) == set(UNUSABLE) - {
         "S20170505S0913.fits",
         "S20170505S0915.fits",
         "S20170505S0919.fits",
     } | {F2}
 
     # The stack: the same pixels as without the faults.
-    code, out, said = typed(
+    code, out, printed = typed(
         "reduce", "-q", "@science.list", "-p", "skyCorrect:offset_sky=False", "prepare:bad_wcs=fix"
     )
     (image,) = reduced.glob("*_image.fits")
-    assert code == 1 and out.splitlines()[-1] == image.name and "Traceback" not in said
+    assert code == 1 and out.splitlines()[-1] == image.name and "Traceback" not in printed
     expected = {
         name: (step, words.format(Path(night.science[1]).name))
         for name, (_, step, words) in UNUSABLE.items()
     }
     expected[F2] = ("tags", "it is of F2, the first file is of GSAOI; reduce it apart")
-    assert table(said) == expected
+    assert table(printed) == expected
     assert pixels(here / image.name) == pixels(image)
     assert not list(here.glob("**/*.part")) and not (here / ".gdask").exists()
     assert typed("verify", image.name)[0] == 0

@@ -80,7 +80,7 @@ def standards() -> list[str]:
 
 
 def pixels(folder: Path) -> dict[str, bytes]:
-    """All pixels of the products in a folder."""
+    """Read all pixels of the products in a folder."""
     found = {}
     for path in sorted(folder.glob("*_light.fits")):
         with fits.open(path) as hdus:
@@ -127,7 +127,7 @@ def keywords(**primary: object) -> Callable[[Path], None]:
 
 
 def cut(size: int) -> Callable[[Path], None]:
-    """To `size` bytes, or by `-size`."""
+    """Cut a file to `size` bytes, or by `-size`."""
     return lambda path: os.truncate(path, size if size >= 0 else path.stat().st_size + size)
 
 
@@ -245,7 +245,10 @@ def test_a_bad_file_is_set_aside(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    """Before pixels are read; the rest goes on, the exit code is 1, a table says why; --strict stops."""
+    """That happens before pixels are read; the rest goes on, with exit code 1 and a table.
+
+    With --strict the run stops.
+    """
     monkeypatch.setattr("gdask.io.sources.read_window", unreadable)
     damage, words = FILES[fault]
     bad = here / "S20170504S0999.fits"
@@ -253,12 +256,12 @@ def test_a_bad_file_is_set_aside(
     damage(bad)
     line = ["reduce", "-q", *night.std, bad.name, "-r", "mine.py:sort"]
     assert cli.main(line) == 1
-    said = capsys.readouterr().err
-    assert re.search(rf"^    {bad.name}  \w+ +.*{re.escape(words)}", said, re.MULTILINE), said
-    assert "1 left out:" in said and "Traceback" not in said
+    printed = capsys.readouterr().err
+    assert re.search(rf"^    {bad.name}  \w+ +.*{re.escape(words)}", printed, re.MULTILINE), printed
+    assert "1 left out:" in printed and "Traceback" not in printed
     assert cli.main([*line, "--strict"]) == 1
-    said = capsys.readouterr().err
-    assert words in said and "--strict stops here" in said
+    printed = capsys.readouterr().err
+    assert words in printed and "--strict stops here" in printed
 
 
 def test_kinds_that_a_recipe_does_not_take(calibrated: Path, night: object, reduced: Path) -> None:
@@ -316,7 +319,7 @@ def test_darks_of_another_exposure_time_are_set_aside(here: Path, night: object)
 def test_frames_without_a_sky_are_set_aside_by_their_headers(
     here: Path, night: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A target frame of another exposure time, a sky frame that serves none, and a target whose skies are all gone."""
+    """They have another exposure time, serve no target, or their skies are all gone."""
     monkeypatch.setattr("gdask.io.sources.read_window", unreadable)
     for name, path in (
         ("S20170505S0998.fits", night.science[0]),
@@ -415,7 +418,7 @@ def scribble(path: str, value: float, *arrays: int) -> None:
 def test_a_frame_without_usable_pixels_is_set_aside(
     here: Path, fault: str, value: float, words: str
 ) -> None:
-    """The products of the others are, bit by bit, those of a run without it."""
+    """The other frames' products are, bit by bit, those of a run without it."""
     files = standards()
     reduce([files[0], files[2]])
     expected = pixels(here)
@@ -521,7 +524,7 @@ def test_a_missing_flat_is_found_before_pixels_and_steps(
 
 @pytest.fixture(scope="module")
 def f2(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """A tiny FLAMINGOS-2 night, files by kind."""
+    """Simulate a tiny FLAMINGOS-2 night; give its files by kind."""
     folder = tmp_path_factory.mktemp("f2")
     simulate_f2(folder, size=64, n_science=3, n_darks=2, n_short_darks=2, n_lamps=2)
     files: dict[str, list[str]] = {"science": [], "dark": [], "flat": []}
@@ -569,7 +572,7 @@ def test_spectra_and_acquisitions_in_a_list_of_images(
 
 
 def flat_copies(folder: Path, flat: Path, *names: str) -> None:
-    """Different flats (one pixel each) of one time, registered."""
+    """Register flats of one time that differ in one pixel."""
     for number, name in enumerate(names):
         shutil.copy(flat, folder / name)
         with fits.open(folder / name, mode="update") as hdus:
@@ -777,8 +780,8 @@ def test_wrong_usage_ends_with_code_2_and_does_nothing(
         Path(name).write_text(text)
     Path("binary.list").write_bytes(bytes(range(128, 256)))
     assert cli.main(["reduce", *arguments]) == 2
-    said = capsys.readouterr().err
-    assert words in said and "Traceback" not in said
+    printed = capsys.readouterr().err
+    assert words in printed and "Traceback" not in printed
     assert not list(here.glob("*_*.fits"))
 
 

@@ -52,10 +52,10 @@ while stopped < moments and tries < 4 * moments:
     os.kill(child, number)
     _, status = os.waitpid(child, 0)
     code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-    said = Path("stderr").read_text()
+    printed = Path("stderr").read_text()
     if os.path.getsize("reduce.log"):  # else it came before the command had begun
-        assert "Traceback" not in said, said
-        assert code in (0, -number if number == signal.SIGKILL else 128 + number), (code, said)
+        assert "Traceback" not in printed, printed
+        assert code in (0, -number if number == signal.SIGKILL else 128 + number), (code, printed)
     if code:
         stopped += 1
         ended = len(re.findall(r"INFO +phase .*", Path("reduce.log").read_text()))
@@ -76,7 +76,7 @@ while stopped < moments and tries < 4 * moments:
 
 
 def pixels(folder: Path, pattern: str) -> dict[str, bytes]:
-    """All pixels of the products in a folder."""
+    """Read all pixels of the products in a folder."""
     found = {}
     for path in sorted(folder.glob(pattern)):
         with fits.open(path) as hdus:

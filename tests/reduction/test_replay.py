@@ -33,7 +33,7 @@ def flat(reduced: Path) -> Path:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder without a calibration database."""
+    """Give an empty working folder without a calibration database."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -121,13 +121,13 @@ def test_what_is_missing_or_changed_is_named(
     first.write_bytes(first.read_bytes()[:-1] + b"x")
     second.unlink()
     assert main(["replay", str(alone), "--inputs", str(inputs)]) == 1
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert (
-        f"{first.name} (input): " in said
-        and "another checksum" in said
-        and f"{second.name} (input): not found" in said
+        f"{first.name} (input): " in printed
+        and "another checksum" in printed
+        and f"{second.name} (input): not found" in printed
     )
-    assert said.count("input)") == 2
+    assert printed.count("input)") == 2
 
 
 def test_a_users_recipe_is_only_run_when_it_is_named(

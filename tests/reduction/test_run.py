@@ -1,4 +1,4 @@
-"""What a recipe is given: calls of steps, phases, products, provenance, frames set aside."""
+"""`Run`: calls of steps, phases, products, provenance, frames set aside."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def twice(
 
 
 def measured(frame: Frame) -> Frame:
-    """A step with a small result."""
+    """Give a frame a small result, as a step does."""
     return with_small(frame, top=map_arrays(np.max, frame["data"].data, dtype="f8"))
 
 
@@ -54,7 +54,7 @@ def drop_second(frames: Frames) -> Frames:
 
 @pytest.fixture
 def frames(night: object) -> Frames:
-    """Three frames that are read from their files."""
+    """Open three frames."""
     return gdask.open_many(night.science[:3])
 
 
@@ -302,8 +302,10 @@ def test_small_results_stay_computed_where_a_frame_is_put_into_other_blocks(
     with dask.config.set(scheduler="threads"):
         saved = run.fetch(run.each(measured, frames[:1]))
     (frame,) = saved
-    for other in (frame.chunk({"y": 50}), frame.chunk({"detector": 1, "y": 50})):
-        assert small(other, "top") == small(frame, "top") and lazy_small_results(other) == {}
+    for rechunked in (frame.chunk({"y": 50}), frame.chunk({"detector": 1, "y": 50})):
+        assert (
+            small(rechunked, "top") == small(frame, "top") and lazy_small_results(rechunked) == {}
+        )
     one = frame.chunk({"y": 50}).isel(detector=[2])
     assert small(one, "top") == small(frame, "top")[2:3]
 

@@ -50,12 +50,12 @@ def test_a_changed_bit_is_found_in_data_and_in_headers(flat: Path) -> None:
         (place["hdrLoc"] + 80 * 10 + 40, "extension 8: CHECKSUM"),
     ):
         flat.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        (fault,) = (one for one in what(flat) if "SUM" in one)
+        (fault,) = (text for text in what(flat) if "SUM" in text)
         assert fault.startswith(words)
 
 
 def change(path: Path, edit: Callable[[fits.HDUList], object]) -> list[str]:
-    """The faults after an edit, without those of checksums, which astropy does not keep up."""
+    """Give the faults after an edit, except those of checksums, which astropy does not update."""
     with fits.open(path, memmap=False) as units:
         for unit in units:
             _ = unit.data
