@@ -199,7 +199,10 @@ def check_user(
 
 
 def refuses(conflict: Callable[[Mapping[str, Any]], str]) -> Callable[[Step], Step]:
-    """Give a step a check of its values together: `conflict` of them says what is wrong, '' if nothing."""
+    """Give a step a check of its values together.
+
+    `conflict` takes the values by name and says what is wrong with them, '' if nothing is.
+    """
 
     def with_check(step: Step) -> Step:
         step.conflict = conflict  # type: ignore[attr-defined]
@@ -209,9 +212,13 @@ def refuses(conflict: Callable[[Mapping[str, Any]], str]) -> Callable[[Step], St
 
 
 def check_together(
-    steps: Mapping[str, Callable[..., object]], layers: Iterable[tuple[str, Mapping[str, object]]]
+    steps: Mapping[str, Callable[..., object]],
+    layers: Iterable[tuple[str, Mapping[str, object]]],
 ) -> None:
-    """Raise UsageError where values of a step do not go together (`refuses`), before any pixel is read."""
+    """Raise UsageError where values of a step do not go together (`refuses`).
+
+    It is called before any pixel is read.
+    """
     layers = list(layers)
     for name, step in steps.items():
         conflict = getattr(step, "conflict", None)

@@ -21,7 +21,8 @@ sys.path += [
     str(path) for path in (_TESTS, _TESTS.parent, _TESTS / "cluster", _TESTS / "reduction")
 ]
 
-# A shell's background jobs ignore interrupts, and so would what they start: some tests interrupt.
+# A shell's background jobs ignore interrupts, and so would what they start; tests that interrupt
+# need them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Kinds of raw files of the night, beside the mask.
@@ -29,7 +30,7 @@ KINDS = ("science", "sky", "flat_on", "flat_off", "dark", "std")
 
 
 class Night(NamedTuple):
-    """Raw files of a night by kind, in order of time, and the folder that they are in."""
+    """The raw files of a night by kind, in order of time, and the folder that they are in."""
 
     folder: Path
     science: list[str]
@@ -59,9 +60,9 @@ def no_scheduler_is_left() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
-    """A crowded field: 5 frames on target and 4 on sky, of which 3 have a bad WCS.
+    """Simulate a night of a crowded field.
 
-    With 3 + 3 flats, 3 darks and 3 standards.
+    5 frames on target and 4 on sky, of which 3 have a bad WCS; 3+3 flats, 3 darks, 3 standards.
     """
     from astropy.table import Table
 
@@ -80,7 +81,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
 
 @contextmanager
 def _working_folder(folder: Path, night: Night, *other_databases: Path) -> Iterator[Path]:
-    """Make `folder` the working folder, with raw/ and its own list of calibration databases."""
+    """Work in `folder` inside the `with` block, with raw/ and calibration databases of its own."""
     (folder / "raw").symlink_to(night.folder / "raw")
     lines = ["cal_manager.db get store", *(f"{path} get" for path in other_databases)]
     (folder / "dragonsrc").write_text("[calibs]\ndatabases = " + "\n    ".join(lines) + "\n")
@@ -92,7 +93,7 @@ def _working_folder(folder: Path, night: Night, *other_databases: Path) -> Itera
 
 @pytest.fixture(scope="session")
 def reduced(night: Night, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where the night was reduced: BPM registered, flat made, science frames stacked."""
+    """Reduce the night in a folder: BPM registered, flat made, science frames stacked."""
     from gdask import Reduce, cal_service
 
     folder = tmp_path_factory.mktemp("reduced")
@@ -122,9 +123,9 @@ def workspace(night: Night, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def calibrated(night: Night, reduced: Path, tmp_path: Path) -> Iterator[Path]:
-    """The working folder of one test: raw/, and the BPM and the flat of `reduced`.
+    """Give the working folder of one test: raw/, and BPM and flat of `reduced` in a database.
 
-    They are in a database that is only read.
+    This database is only read.
     """
     folder = tmp_path / "work"
     folder.mkdir()
@@ -157,7 +158,7 @@ def _quiet_log() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _fast() -> Iterator[None]:
-    """No library starts threads of its own, and nothing waits for the disk."""
+    """Let no library start threads, for test processes share the cores; wait for no disk."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)

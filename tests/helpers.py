@@ -19,7 +19,8 @@ from gdask.steps.frames import with_arrays
 from gdask.steps.pointing import prepare
 from gdask.types import Frame, Frames
 
-#: Heights (rows) of the bands that every pixel-wise step is tried with. None: whole arrays.
+#: Heights of the row bands that every pixel-wise step is tried with: whole arrays, even bands,
+#: uneven bands.
 BANDS = (None, 64, 97)
 
 
@@ -67,7 +68,10 @@ def raw(
 
 
 def electrons(path: str, seed: int = 1, rows: int | None = None, **limits: float) -> Frame:
-    """A raw file's headers, prepared, with ramps as data and variance, 5 % of pixels flagged."""
+    """Give a raw file's headers, prepared, with a ramp as data and another as variance.
+
+    Flags are in 5 % of the pixels.
+    """
     frame = raw(path, seed, rows, **limits)
     shape = shape_of(frame)
     return with_pixels(

@@ -58,7 +58,7 @@ def size_of(value: object) -> int:
 
 
 class Measured(NamedTuple):
-    """The call of one function with the largest scratch; sizes in bytes."""
+    """The call of one function with the largest scratch, in bytes; the declaration has pixels."""
 
     scratch: float
     result: float

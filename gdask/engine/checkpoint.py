@@ -188,9 +188,14 @@ def _store(path: str, arrays: Mapping[str, Any]) -> str:
     return hashlib.sha256(content.getbuffer()).hexdigest()
 
 
-def windows_of(outputs: Sequence[Output], values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """All WRITTEN_WINDOW records of each output by its path; `values` are the computed arrays of all, in order."""
-    each = iter(values)
+def window_records(
+    outputs: Sequence[Output], values: Sequence[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Give all WRITTEN_WINDOW records of each output by its path.
+
+    `values` are the computed `arrays` of all outputs, in order.
+    """
+    remaining = iter(values)
     return {
         output.final: np.concatenate(
             [output.headers, *(np.ravel(next(remaining)) for _ in output.arrays)]

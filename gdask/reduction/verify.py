@@ -135,14 +135,13 @@ def _structure(units: Sequence[Unit], name: str, ours: bool) -> Found:
         stream.seek(end)
         rest = stream.read(1)
     if rest:
-        yield (
-            "",
-            f"there are bytes after the last extension, which ends at byte {end}; copy the file again",
-        )
+        text = f"there are bytes after the last extension, which ends at byte {end}"
+        yield "", f"{text}; copy the file again"
     elif size % RECORD_BYTES and not name.endswith((".gz", ".bz2")) and size < end:
         yield (
             "",
-            f"its {size} bytes are no whole number of FITS records of {RECORD_BYTES}; copy it again",
+            f"its {size} bytes are no whole number of FITS records of {RECORD_BYTES}; "
+            "copy it again",
         )
     labels = [_label(unit) for unit in units[1:] if _name(unit)]
     for label in sorted({one for one in labels if labels.count(one) > 1}):

@@ -462,7 +462,7 @@ def test_a_run_knows_whether_another_one_is_at_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str, silent: float, taken: bool
 ) -> None:
     """On this host by the process, on another one by the mark that a living run touches."""
-    monkeypatch.setattr(checkpoint, "BEAT", 0.3)
+    monkeypatch.setattr(checkpoint, "MARK_TOUCH_INTERVAL", 0.3)
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     where = "elsewhere-00000000" if whose == "other host" else host()
     other = tmp_path / f"in-use.{where}-{sleeper.pid}-0a1b2c3d"

@@ -1,6 +1,6 @@
-"""The GSAOI tutorial in a folder with faults mixed in.
+"""The GSAOI tutorial in a folder with faulty files mixed in.
 
-The products are those of the good frames alone, with a true account of the rest.
+The products are those of the good frames alone, and each other file is accounted for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from test_faults import cut, edited, keywords, rows, scribble
 from gdask import cli
 from gdask.simulate import simulate_f2
 
-#: Files that no command can take: what is done to a copy of a frame, and what each command says.
+#: Files that no command can take: what is done to a copy of a frame, and what each command says of
+#: it.
 UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "S20170505S0901.fits": (
         cut(-20000),
@@ -60,8 +61,8 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str, str]] = {
         keywords(EXPTIME=None),
         "headers",
         (
-            "no exposure time from its headers (EXPTIME missing or not valid);"
-            " repair them and run again"
+            "no exposure time from its headers (EXPTIME missing or not valid); "
+            "repair them and run again"
         ),
     ),
     "S20170505S0915.fits": (
@@ -95,7 +96,10 @@ F2 = "S20170505S0911.fits"
 
 @pytest.fixture
 def here(workspace: Path, night: object) -> Path:
-    """raw/ with the night's flats, science frames and mask, a copy of a frame for each fault."""
+    """Make raw/ with the night's flats, science frames and mask, and a faulty copy for each fault.
+
+    The copies are of one science frame.
+    """
     (workspace / "raw").unlink()
     (workspace / "raw").mkdir()
     for path in (*night.flat_on, *night.flat_off, *night.sequence, night.bpm):
@@ -151,8 +155,8 @@ def test_the_tutorial_with_many_faults_in_its_folder(
     files = sorted(str(path) for path in Path("raw").iterdir())
     unreadable = {name: f"{name}: {words}" for name, (_, words) in UNREADABLE.items()}
 
-    # Commands that look at headers: what can be read, a line for each file that cannot; exit code 1
-    # where files were named.
+    # Commands that look at headers show what can be read, and a line for each file that cannot;
+    # their exit code is 1 where files were named.
     for line in (
         ["typewalk", "-d", "raw"],
         ["showd", *files, "-d", "filter_name"],

@@ -1,6 +1,4 @@
-"""What goes wrong on a bad night: each fault has a defined outcome.
-
-One line names file, fact and remedy.
+"""Faults of a bad night: each has one line that names file, fact and remedy, and a defined outcome.
 
 docs/faults.md is the table of them; the last test here keeps it true.
 """
@@ -33,8 +31,7 @@ from gdask.simulate import simulate_f2
 
 ROOT = Path(__file__).parents[2]
 
-#: One phase, and something that happens just before it: what `happens.py` in the working folder
-#: says.
+#: Recipes of one phase; `happens.py` in the working folder, if it is there, runs just before it.
 RECIPES = """
 import os, runpy
 from gdask.recipes.common import calibrate
@@ -55,9 +52,9 @@ def sort(run, frames):
 
 @pytest.fixture
 def here(calibrated: Path, night: object) -> Path:
-    """The working folder of a test, with recipes of its own and copies of the three standards.
+    """Give the working folder of a test, with recipes and copies of the three standards.
 
-    They are the smallest frames.
+    These are the smallest frames.
     """
     (calibrated / "mine.py").write_text(RECIPES)
     for path in night.std:
@@ -106,7 +103,7 @@ def edited(
 ) -> None:
     """Change keywords (None: removed everywhere), or all of a file.
 
-    It is another exposure than the one it was copied from.
+    It becomes another exposure than the one it was copied from.
     """
     with fits.open(path) as hdus:
         new = fits.HDUList([hdu.copy() for hdu in hdus])
@@ -265,7 +262,7 @@ def test_a_bad_file_is_set_aside(
 
 
 def test_kinds_that_a_recipe_does_not_take(calibrated: Path, night: object, reduced: Path) -> None:
-    """Flats, darks, masks and products among science frames; science frames among flats.
+    """Flats, darks, masks, products among science frames; science frames among flats.
 
     The first file decides.
     """
@@ -347,8 +344,8 @@ def test_frames_without_a_sky_are_set_aside_by_their_headers(
     )
     found = left([*night.sequence, "S20170505S0999.fits"], "reduce_nostack")
     assert found == {
-        "S20170505S0999.fits": "it is on sky, and no frame on target has its filter,"
-        " exposure time and read mode"
+        "S20170505S0999.fits": "it is on sky, and no frame on target has its filter, "
+        "exposure time and read mode"
     }
     assert len(left(night.science[:2], **{"associate_sky:distance": 60.0})) == 2 and not left(
         night.science[:2]
@@ -583,7 +580,7 @@ def flat_copies(folder: Path, flat: Path, *names: str) -> None:
 def test_two_equally_good_calibrations_and_one_that_was_deleted(
     workspace: Path, night: object, reduced: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The choice between equals is always the same and is said.
+    """The choice between equals is always the same, and is logged.
 
     A deleted file is not chosen, and is named if it is the last.
     """
@@ -682,8 +679,8 @@ def test_a_folder_that_cannot_be_written(here: Path) -> None:
     frame = gdask.open(standards()[0])
     with pytest.raises(
         GdaskError,
-        match=r"/proc/no/x.fits: cannot be written .*; make the folder writable or change to"
-        " another one",
+        match=r"/proc/no/x.fits: cannot be written .*; "
+        r"make the folder writable or change to another one",
     ):
         start(frame, "/proc/no/x.fits")
     assert cli.main(["reduce", *standards(), "--logfile", "/proc/no/x.log"]) == 2
@@ -707,17 +704,17 @@ def test_an_older_product_is_replaced_as_a_whole_and_an_input_never(
 def test_a_signal_stops_in_order(
     here: Path, number: int, code: int, capsys: pytest.CaptureFixture
 ) -> None:
-    """Products under way are discarded; the same command goes on from the last phase.
+    """Products under way are discarded, and the old handlers are back.
 
-    The old handlers are back.
+    The same command again goes on from the last phase.
     """
     before = signal.getsignal(signal.SIGTERM)
     line = ["reduce", "-q", *standards(), "-r", "mine.py:light"]
     (here / "mine.py").write_text(
         RECIPES.replace("calibrate(run, frames), ", "stop(calibrate(run, frames)), ")
         + (
-            f"\ndef stop(frames):\n    import signal\n    if not os.path.exists('once'):\n"
-            f"        open('once', 'w').close()\n"
+            "\ndef stop(frames):\n    import signal\n    if not os.path.exists('once'):\n"
+            "        open('once', 'w').close()\n"
             f"        os.kill(os.getpid(), {int(number)})\n    return frames\n"
         )
     )

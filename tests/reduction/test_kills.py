@@ -21,8 +21,8 @@ from gdask import Reduce
 from gdask.caldb import associate, open_databases
 from gdask.reduction.verify import verify
 
-#: Imports once, then forks a process for each moment and stops it: says at which phase, and checks
-#: what is on disk.
+#: Script that imports gdask once, then forks a process for each moment and stops it. It prints the
+#: phase, and checks what is on disk.
 KILLER = """
 import glob, os, random, re, signal, sys, time, warnings
 from pathlib import Path
@@ -34,8 +34,9 @@ for name in steps.__all__:
     getattr(steps, name)
 recipe, seconds, moments = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
 products, signals = sys.argv[4], sys.argv[5].split()
-coarse = ["-p", "resampleToCommonFrame:pixel_scale=0.04"] if "image" in products else []
-line = ["-q", *sys.argv[6:], "-r", recipe, *coarse]
+line = ["-q", *sys.argv[6:], "-r", recipe]
+if "image" in products:
+    line += ["-p", "resampleToCommonFrame:pixel_scale=0.04"]
 random = random.Random(1)
 warnings.simplefilter("error")
 stopped = tries = 0
@@ -58,12 +59,12 @@ while stopped < moments and tries < 4 * moments:
         assert code in (0, -number if number == signal.SIGKILL else 128 + number), (code, printed)
     if code:
         stopped += 1
-        ended = len(re.findall(r"INFO +phase .*", Path("reduce.log").read_text()))
-        print(number.name, "in phase", 1 + ended, flush=True)
+        ended = re.findall(r"INFO +phase .*", Path("reduce.log").read_text())
+        print(number.name, "in phase", 1 + len(ended), flush=True)
     if number != signal.SIGKILL:
-        parts = *glob.glob("**/*.part", recursive=True), *glob.glob(".*.part")
+        # Of those killed before it, only what is there when it begins to write is removed.
+        parts = [*glob.glob("**/*.part", recursive=True), *glob.glob(".*.part")]
         left = [path for path in parts if f"-{child}-" in path]
-        # Of those before it, killed, only what is there when it begins to write is removed.
         assert not left, left
     for path in glob.glob(products, recursive=True):
         with fits.open(path, checksum=True) as hdus:
@@ -97,8 +98,8 @@ def reduce(files: list[str], recipe: str, products: str) -> None:
     reduction.runr()
 
 
-#: What is reduced, with which recipe, the products, how often it is stopped, by which signals in
-#: turn.
+#: What is reduced, with which recipe, the products, how often it is stopped, and by which signals
+#: in turn.
 KINDS = [
     pytest.param("std", "mine.py:light", "*_light.fits", 6, "SIGKILL SIGINT SIGTERM"),
     pytest.param("std", "default", "*_image.fits", 50, "SIGKILL", marks=pytest.mark.slow),
@@ -117,7 +118,10 @@ def test_a_run_stopped_at_any_moment_leaves_nothing_wrong(
     moments: int,
     signals: str,
 ) -> None:
-    """After each signal what has a final name verifies; the next run makes the usual bytes."""
+    """After each signal what has a final name verifies.
+
+    The next run makes the bytes of an undisturbed one.
+    """
     here = calibrated
     (here / "mine.py").write_text(RECIPES)
     files = [

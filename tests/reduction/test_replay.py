@@ -16,7 +16,7 @@ from gdask.cli import main
 from gdask.model import GdaskError
 from gdask.reduction.replay import account_of, differences, find_files, replay
 
-RECIPE = '''"""A recipe of one's own; a letter outside ASCII: \u00e9."""
+RECIPE = '''"""A recipe with a letter outside ASCII: \N{LATIN SMALL LETTER E WITH ACUTE}."""
 from gdask.recipes.gsaoi_flat import make_processed_flat
 
 

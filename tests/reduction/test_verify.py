@@ -1,4 +1,4 @@
-"""`gdask verify`: what is well is called well, each fault is named, in raw files and products."""
+"""`gdask verify`: good files have no fault, and each fault is named, in raw files and products."""
 
 from __future__ import annotations
 
