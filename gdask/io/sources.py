@@ -286,6 +286,14 @@ class Blocks(NamedTuple):
 
     def read(self, detector: int, window: Window, memo: Memo) -> np.ndarray:
         y1, y2, x1, x2 = window
+        for block, (first, top, left) in zip(self.blocks, self.corners, strict=True):
+            _, ny, nx = block.shape
+            rows, columns = slice(y1 - top, y2 - top), slice(x1 - left, x2 - left)
+            is_in_block = top <= y1 and y2 <= top + ny and left <= x1 and x2 <= left + nx
+            if is_in_block and first <= detector < first + block.shape[0]:
+                return block[
+                    detector - first, rows, columns
+                ]  # a view: copying costs as much as reading
         out = np.empty((y2 - y1, x2 - x1), self.dtype)
         for block, (first, top, left) in zip(self.blocks, self.corners, strict=True):
             if not first <= detector < first + block.shape[0]:

@@ -140,8 +140,10 @@ def _structure(units: Sequence[Unit], name: str, ours: bool) -> Found:
     elif size % RECORD_BYTES and not name.endswith((".gz", ".bz2")) and size < end:
         yield (
             "",
-            f"its {size} bytes are no whole number of FITS records of {RECORD_BYTES}; "
-            "copy it again",
+            (
+                f"its {size} bytes are no whole number of FITS records of {RECORD_BYTES}; "
+                "copy it again"
+            ),
         )
     labels = [_label(unit) for unit in units[1:] if _name(unit)]
     for label in sorted({one for one in labels if labels.count(one) > 1}):

@@ -51,9 +51,11 @@ def on_group(step: Step) -> Step:
     return for_one_or_many  # type: ignore[return-value]
 
 
-def pack(data: np.ndarray, variance: np.ndarray, dq: np.ndarray) -> np.ndarray:
-    """Give three planes as one plane of PIXEL."""
-    packed = np.empty(data.shape, PIXEL)
+def pack(
+    data: np.ndarray, variance: np.ndarray, dq: np.ndarray, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Give three planes as one plane of PIXEL, `out` where it is given."""
+    packed = np.empty(data.shape, PIXEL) if out is None else out
     packed["data"], packed["variance"], packed["dq"] = data, variance, dq
     return packed
 

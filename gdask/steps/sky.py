@@ -251,7 +251,7 @@ def _combine_skies(
             scale=scales,
             zero=zeros,
         )[:3]
-        band[y - y1 : strip[1] - y1] = pack(*planes)
+        pack(*planes, out=band[y - y1 : strip[1] - y1])
     return band
 
 

@@ -278,9 +278,8 @@ def _stack_block(
     block = np.empty((y2 - y1, x2 - x1), PIXEL)
     for y in range(y1, y2, rows):
         strip = y, min(y + rows, y2), x1, x2
-        block[y - y1 : strip[1] - y1] = _stack_strip(
-            of_frames, detector, strip, size, combination, grow
-        )
+        planes = _stack_strip(of_frames, detector, strip, size, combination, grow)
+        pack(*planes, out=block[y - y1 : strip[1] - y1])
     return block
 
 
@@ -291,7 +290,7 @@ def _stack_strip(
     size: tuple[int, int],
     combination: dict[str, Any],
     grow: bool,
-) -> np.ndarray:
+) -> Planes:
     """Stack one strip with a margin, so that neighbours of rejected pixels are known."""
     wide = _widened(strip, GROW_MARGIN if grow else 0, size)
     shape = len(of_frames), wide[1] - wide[0], wide[3] - wide[2]
@@ -306,7 +305,8 @@ def _stack_strip(
             plane[:] = read_once(source, detector, wide, memo)
     rows = slice(strip[0] - wide[0], strip[1] - wide[0])
     columns = slice(strip[2] - wide[2], strip[3] - wide[2])
-    return pack(*(plane[rows, columns] for plane in _combine_planes(cubes, combination, grow)))
+    data, variance, dq = _combine_planes(cubes, combination, grow)
+    return data[rows, columns], variance[rows, columns], dq[rows, columns]
 
 
 def _combine_planes(cubes: Planes, combination: dict[str, Any], grow: bool) -> Planes:
