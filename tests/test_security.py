@@ -197,7 +197,7 @@ def test_a_product_names_no_code(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A product's recipe is looked up among the shipped ones; only the user names a file."""
-    from gdask.reduction.replay import Account, _recipe
+    from gdask.reduction.replay import Account, _recipe_name
 
     monkeypatch.chdir(tmp_path)
     for file in ("mine.py", "mine.so", "mine"):
@@ -206,9 +206,9 @@ def test_a_product_names_no_code(
     with pytest.raises(
         GdaskError, match="made by the recipe own of a file mine.py; name it: --recipe"
     ):
-        _recipe(Account("S1_image.fits", recipe, {}, None, {}, (), (EVIL,), ()), None)
+        _recipe_name(Account("S1_image.fits", recipe, {}, None, {}, (), (EVIL,), ()), None)
     with pytest.raises(GdaskError, match="not the file that the product was made with"):
-        _recipe(
+        _recipe_name(
             Account("S1_image.fits", recipe, {}, None, {}, (), (EVIL,), ()),
             f"{tmp_path}/mine.py:own",
         )
