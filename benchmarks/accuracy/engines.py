@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,13 +18,14 @@ from benchmarks.accuracy.matched_stack import read_matched_stack
 from benchmarks.accuracy.measure import figures_of_merit
 from benchmarks.accuracy.report import number, table_lines
 from gdask.kernels.resample.reproject_engine import resample_reprojected
+from gdask.kernels.resample.reproject_methods import REPROJECT_METHODS, map_margin_of
 from gdask.kernels.resample.resampling import resample
 from gdask.model import DQ, GdaskError
 
 #: Interpolations of each engine.
 ENGINES = {
     "gdask": ("bilinear", "cubic", "quintic", "lanczos3"),
-    "reproject": ("nearest-neighbor", "bilinear", "bicubic", "adaptive"),
+    "reproject": REPROJECT_METHODS,
 }
 #: The kernel of each engine: science, variance and DQ of one array at the places of a pixel map.
 KERNELS: dict[str, Callable] = {"gdask": resample, "reproject": resample_reprojected}
@@ -108,12 +110,18 @@ def kernel_speed(way: str) -> float:
     NaN where the engine does not know the interpolation.
     """
     engine, interpolation = _split(way)
-    options = {} if way == DEFAULT else {KERNEL_OPTIONS[engine]: interpolation}
+    options: dict[str, Any] = {}
+    margin = 0
+    if way != DEFAULT:
+        options[KERNEL_OPTIONS[engine]] = interpolation
+    if engine == "reproject" and interpolation in REPROJECT_METHODS:
+        margin = options["map_margin"] = map_margin_of(interpolation)
     kernel = KERNELS["gdask" if way == DEFAULT else engine]
     rng, shape = np.random.default_rng(1), (SPEED_SIZE, SPEED_SIZE)
     data = rng.normal(1000, 30, shape).astype(np.float32)
     dq = np.where(rng.random(shape) < SPEED_BAD_SHARE, DQ.BAD_PIXEL, 0).astype(np.uint16)
-    y, x = (grid - SPEED_SIZE / 2 for grid in np.mgrid[:SPEED_SIZE, :SPEED_SIZE])
+    side = slice(-margin, SPEED_SIZE + margin)
+    y, x = (grid - SPEED_SIZE / 2 for grid in np.mgrid[side, side])
     angle = math.radians(SPEED_ROTATION)
     cosine, sine = SPEED_SCALE * math.cos(angle), SPEED_SCALE * math.sin(angle)
     ymap, xmap = (cosine * y - sine * x, sine * y + cosine * x)

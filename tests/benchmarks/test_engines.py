@@ -18,13 +18,14 @@ def test_each_way_is_told_to_the_step() -> None:
         "resampleToCommonFrame:engine=reproject",
         "resampleToCommonFrame:interpolation=adaptive",
     )
-    assert len(engines.WAYS) == 8 and set(engines.KERNELS) == set(engines.ENGINES)
+    assert len(engines.WAYS) == 9 and set(engines.KERNELS) == set(engines.ENGINES)
     assert set(engines.KERNEL_OPTIONS) == set(engines.ENGINES)
 
 
 def test_a_kernel_has_a_speed_where_its_interpolation_is_known() -> None:
     assert engines.kernel_speed("default") > 0.1
     assert engines.kernel_speed("reproject:bilinear") > 0.01
+    assert engines.kernel_speed("reproject:adaptive") > 0.01
     assert str(engines.kernel_speed("gdask:nothing")) == "nan"
 
 
