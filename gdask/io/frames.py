@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from gdask.headers import Header, Headers, frame_headers, parse_header
+from gdask.headers import Header, frame_headers, parse_header
 from gdask.io.dask_internals import is_only_chunked
 from gdask.kernels.geometry.grid import Grid
 from gdask.kernels.geometry.projection import Geometry
@@ -36,11 +36,6 @@ def primary_header(frame: Frame) -> Header:
 def array_headers(frame: Frame) -> tuple[Header, ...]:
     """Give the header of each array."""
     return frame_headers(frame).ext
-
-
-def headers_of(frame: Frame) -> Headers:
-    """Give primary and array headers, and the file's path."""
-    return frame_headers(frame)
 
 
 def with_headers(

@@ -303,7 +303,7 @@ class Run:
                 self._product(frame, str(suffix))
                 for frame in {f.attrs["name"]: f for f in frames}.values()
             ]
-        return map_frames(lambda frame: frame.assign_attrs(note="", warning=""), kept)
+        return map_frames(_without_remarks, kept)
 
     def _take_due(self, finals: set[str]) -> list[Product]:
         """Take the step outputs that wait for a compute, and discard those named in `finals`.
@@ -432,6 +432,12 @@ def _share(argument: object, number: int, count: int) -> object:
     if isinstance(argument, tuple) and len(argument) == count:
         return argument[number]
     return argument
+
+
+def _without_remarks(frame: Frame) -> Frame:
+    """Give the Frame without the remarks of the step that has been logged."""
+    has_any = frame.attrs.get("note") or frame.attrs.get("warning")
+    return frame.assign_attrs(note="", warning="") if has_any else frame
 
 
 def _texts(frames: Sequence[Frame], name: str) -> list[str]:

@@ -294,7 +294,7 @@ def _add_latents(frames: Frames, time: float) -> Frames:
                 },
                 shapes=tuple(shape_of(frames[n]) for n in earlier),
             )
-        result.append(note(with_arrays(frame, dq=dq), frame.attrs["note"]))
+        result.append(with_arrays(frame, dq=dq))
     return tuple(result)
 
 
