@@ -16,7 +16,7 @@ from astropy.io import fits
 
 from gdask.headers import FileUnits, Header, Headers, image_headers, read_units
 from gdask.instruments import instrument_of, view
-from gdask.io.sources import FITS_TYPES, Plane, StoredArray
+from gdask.io.stored import FITS_TYPES, Plane, StoredArray
 from gdask.model import DIMS, DTYPES, EXTNAMES, GdaskError
 from gdask.types import Frame, Frames
 

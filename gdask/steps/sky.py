@@ -12,7 +12,7 @@ from dask.base import tokenize
 from gdask.io.frames import note, records, sky_names, with_headers, with_records
 from gdask.io.gather import gather
 from gdask.io.lazy_arrays import band_chunks, map_planes
-from gdask.io.sources import Memo, Source
+from gdask.io.sources import Source
 from gdask.kernels.stack.combine import combine
 from gdask.kernels.statistics import fit_sky_level
 from gdask.model import DQ, UNUSABLE, GdaskError
@@ -31,7 +31,7 @@ from gdask.steps.frames import (
 )
 from gdask.steps.levels import SkyLevel, choose_level
 from gdask.steps.sky_frames import middle_of_exposure
-from gdask.types import Frame, Frames, Image, Window
+from gdask.types import Frame, Frames, Image, Memo, Window
 
 #: Rows of a strip of sky frames that a task combines at a time, at least.
 _FEWEST_ROWS = 16
