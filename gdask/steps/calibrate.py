@@ -11,8 +11,12 @@ from gdask.instruments import descriptor, instrument_of
 from gdask.io.frames import geometries, refuse_part, shape_of, with_headers, with_provenance
 from gdask.io.lazy_arrays import map_arrays, map_planes
 from gdask.kernels.detector import flat as flat_kernels
-from gdask.kernels.detector.linearity import linearize, linearize_variance, linearized_level
-from gdask.kernels.detector.variance import add_variance
+from gdask.kernels.detector.linearity import (
+    add_variance,
+    linearize,
+    linearize_variance,
+    linearized_level,
+)
 from gdask.model import GdaskError
 from gdask.steps.frames import array, arrays_of, match_region, per_array, with_arrays
 from gdask.steps.resample import reference_area

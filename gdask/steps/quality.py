@@ -25,6 +25,7 @@ from gdask.io.lazy_arrays import map_arrays, map_planes, read_apart
 from gdask.io.read import open_frame
 from gdask.io.sources import Source
 from gdask.kernels.detector import quality as dq_kernels
+from gdask.kernels.detector import saturation
 from gdask.kernels.detector.probe_shadows import (
     binned_medians,
     binned_usable_counts,
@@ -240,7 +241,7 @@ def _flag(
 ) -> Flags:
     static = None if bpm is None else bpm.astype(np.uint16)
     dq = dq_kernels.flag_levels(data, static, non_linear, saturated)
-    return dq | dq_kernels.hidden_saturation(data, dq, non_linear) if hidden else dq
+    return dq | saturation.hidden_saturation(data, dq, non_linear) if hidden else dq
 
 
 def _or_masks(first: np.ndarray, second: np.ndarray) -> Flags:
@@ -332,10 +333,10 @@ def _packed_saturation(
     whole: Window,
 ) -> np.ndarray:
     data = sources[0].read(detector, whole, {})
-    mask = dq_kernels.saturation_mask(data, None, *levels[detector], include_non_linear=True)
+    mask = saturation.saturation_mask(data, None, *levels[detector], include_non_linear=True)
     if mask.mean() > _FAILED_READOUT_FRACTION:
         mask[:] = False
-    return dq_kernels.pack_mask(mask)
+    return saturation.pack_mask(mask)
 
 
 def _flag_latents(
@@ -352,7 +353,7 @@ def _flag_latents(
     """
     result = dq.copy()
     for bits, (right, up), shape in zip(packed, offsets, shapes, strict=True):
-        mask = dq_kernels.unpack_mask(bits, shape)
+        mask = saturation.unpack_mask(bits, shape)
         dy, dx = up + window[0], right + window[2]
         y1, y2 = max(0, -dy), min(dq.shape[0], shape[0] - dy)
         x1, x2 = max(0, -dx), min(dq.shape[1], shape[1] - dx)

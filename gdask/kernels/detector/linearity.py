@@ -1,7 +1,7 @@
-"""Detector non-linearity, a cubic in electrons per coadd: N' = c0 N + c1 N^2 + c2 N^3.
+"""Detector non-linearity, and variance from read noise and photon noise.
 
-The form and the coefficients are those of the instrument teams, as the field's standard reduction
-uses them.
+Non-linearity is a cubic in electrons per coadd: N' = c0 N + c1 N^2 + c2 N^3. The form and the
+coefficients are those of the instrument teams, as the field's standard reduction uses them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 
 from gdask.kernels.arrays import flatten_planes
-from gdask.types import Image
+from gdask.types import Electrons, Image
 
 Coefficients = tuple[float, float, float]
 
@@ -75,3 +75,29 @@ def linearize_variance(
     noise, raw, corrected = flatten_planes(variance, data_raw, data_corrected)
     divisor = float(gain * coadds_averaged)
     return _shift_poisson(noise, raw, corrected, divisor).reshape(np.shape(variance))
+
+
+@njit(cache=True, nogil=True)
+def _variance(electrons: Image, constant: float, per_electron: float) -> Image:
+    """Compiled part of `add_variance`: constant + max(electrons, 0) * per_electron."""
+    out = np.empty(electrons.size, dtype=np.float32)
+    for i in range(electrons.size):
+        out[i] = constant + max(electrons[i], np.float32(0)) * per_electron
+    return out
+
+
+def add_variance(
+    data_e: Image, read_noise: Electrons, coadds: int = 1, poisson: bool = True, read: bool = True
+) -> Image:
+    """Variance (e-^2) of data in electrons: read_noise^2 + max(data, 0) / coadds.
+
+    Either term can be left out (`read`, `poisson`). `read_noise` is that of the whole frame
+    (already divided by sqrt(coadds) where coadds are averaged). `coadds` counts the *averaged*
+    ones, 1 where they are summed: an average of c coadds holds c times the photons that its value
+    says (GSAOI), a sum holds just those (FLAMINGOS-2). NaN stays NaN.
+    """
+    constant = read_noise**2 if read else 0.0
+    if not poisson:
+        return np.full(np.shape(data_e), constant, dtype=np.float32)
+    (electrons,) = flatten_planes(data_e)
+    return _variance(electrons, float(constant), 1.0 / coadds).reshape(np.shape(data_e))

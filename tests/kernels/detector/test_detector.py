@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gdask.kernels.detector import flat as flats
-from gdask.kernels.detector import linearity, quality, variance
+from gdask.kernels.detector import linearity, quality, saturation
 from gdask.model import GdaskError
 
 CUBIC = (0.9947237, 3.040362e-07, 4.2870263e-12)
@@ -35,22 +35,22 @@ def test_linearize_variance_adds_the_photons(rng: np.random.Generator) -> None:
     raw = rng.normal(20000, 8000, (31, 17)).astype(np.float32)
     raw[:2] = -3
     corrected = linearity.linearize(raw, CUBIC, 1.0)
-    before = variance.add_variance(raw, 10.0, coadds=4)
+    before = linearity.add_variance(raw, 10.0, coadds=4)
     after = linearity.linearize_variance(before, raw, corrected, coadds_averaged=4)
-    np.testing.assert_allclose(after, variance.add_variance(corrected, 10.0, coadds=4), rtol=1e-6)
+    np.testing.assert_allclose(after, linearity.add_variance(corrected, 10.0, coadds=4), rtol=1e-6)
     assert (after[:2] == 100).all()
 
 
 def test_add_variance() -> None:
     data = np.array([[-50, 0, 7, 1000, np.nan]], np.float32)
     np.testing.assert_array_equal(
-        variance.add_variance(data, 5, coadds=2), [[25, 25, 28.5, 525, np.nan]]
+        linearity.add_variance(data, 5, coadds=2), [[25, 25, 28.5, 525, np.nan]]
     )
     np.testing.assert_array_equal(
-        variance.add_variance(data, 5, coadds=2, read=False), [[0, 0, 3.5, 500, np.nan]]
+        linearity.add_variance(data, 5, coadds=2, read=False), [[0, 0, 3.5, 500, np.nan]]
     )
     np.testing.assert_array_equal(
-        variance.add_variance(data, 5, poisson=False), np.full((1, 5), 25)
+        linearity.add_variance(data, 5, poisson=False), np.full((1, 5), 25)
     )
 
 
@@ -87,8 +87,15 @@ def star_field(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 def hidden(data: np.ndarray, bpm: np.ndarray | None = None, **more: int) -> np.ndarray:
     """Where `hidden_saturation` flags a plane that is non-linear at 40000, saturated at 51000."""
-    dq = quality.flag_levels(data, bpm, 40000, 51000)
-    return quality.hidden_saturation(data, dq, 40000, **more) != 0
+    return hidden_of(data, bpm, 40000, 51000, **more)
+
+
+def hidden_of(
+    data: np.ndarray, bpm: np.ndarray | None, non_linear: float, saturated: float, **more: int
+) -> np.ndarray:
+    """Where `hidden_saturation` flags a plane that is non-linear and saturated at these levels."""
+    dq = quality.flag_levels(data, bpm, non_linear, saturated)
+    return saturation.hidden_saturation(data, dq, non_linear, **more) != 0
 
 
 def test_hidden_saturation_finds_the_core(rng: np.random.Generator) -> None:
@@ -100,9 +107,9 @@ def test_hidden_saturation_finds_the_core(rng: np.random.Generator) -> None:
     data[bpm > 0] = 12
     np.testing.assert_array_equal(hidden(data, bpm), core & (bpm == 0))
     np.testing.assert_array_equal(
-        quality.saturation_mask(data, bpm, 40000, 51000), hidden(data, bpm) | (data > 51000)
+        saturation.saturation_mask(data, bpm, 40000, 51000), hidden(data, bpm) | (data > 51000)
     )
-    with_non_linear = quality.saturation_mask(data, bpm, 40000, 51000, include_non_linear=True)
+    with_non_linear = saturation.saturation_mask(data, bpm, 40000, 51000, include_non_linear=True)
     assert (with_non_linear & ~(data > 40000)).sum() == (core & (bpm == 0)).sum()
 
 
@@ -122,16 +129,66 @@ def test_hidden_saturation_flags_nothing_else(rng: np.random.Generator) -> None:
     assert not hidden(bright, bpm).any()
 
 
+def test_saturated_pixels_are_listed(rng: np.random.Generator) -> None:
+    """The lists are those of the flags of `flag_levels` and of the holes."""
+    data, core = star_field(rng)
+    data[0, 0], data[0, 1] = np.inf, np.nan
+    bright = (data >= 40000) & np.isfinite(data)
+    bpm = np.zeros(data.shape, np.uint16)
+    bpm[30, 36], bpm[50:52, 70] = 1, 4
+    holes, lasting = saturation.saturated_pixels(data, bpm, 40000, 51000)
+    assert holes.dtype == lasting.dtype == np.int32
+    np.testing.assert_array_equal(holes, np.flatnonzero(core & (bpm == 0)))
+    np.testing.assert_array_equal(lasting, np.flatnonzero(core | bright))
+    for levels in ((40000, 51000), (51000, 40000), (np.inf, 51000), (np.inf, np.inf)):
+        lists = saturation.saturated_pixels(data, None, *levels)
+        mask = saturation.saturation_mask(data, None, *levels, include_non_linear=True)
+        np.testing.assert_array_equal(lists[1], np.flatnonzero(mask))
+        np.testing.assert_array_equal(np.isin(lists[0], lists[1]), True)
+    saturated_alone = saturation.saturated_pixels(data, bpm, 40000, 51000, flag_non_linear=False)
+    np.testing.assert_array_equal(
+        saturated_alone[0], np.flatnonzero(hidden_of(data, bpm, 51000, 51000))
+    )
+    with pytest.raises(GdaskError, match="cut it to the data"):
+        saturation.saturated_pixels(data, bpm[:4], 1, 2)
+
+
+def test_a_failed_readout_is_listed() -> None:
+    data = np.full((50, 60), 60000, np.float32)
+    data[20, 20:22], data[0, 5] = 3, 3
+    holes, lasting = saturation.saturated_pixels(data, None, 40000, 51000)
+    np.testing.assert_array_equal(holes, [1220, 1221])
+    assert lasting.size == 2999
+
+
+@pytest.mark.parametrize("offset", [(0, 0), (3, -2), (-40, 25), (99, 0)])
+def test_listed_pixels_are_flagged(rng: np.random.Generator, offset: tuple[int, int]) -> None:
+    mask = rng.random((37, 53)) < 0.05
+    listed = np.flatnonzero(mask).astype(np.int32)
+    window, dq = (4, 30, 7, 51), rng.integers(0, 4, (26, 44)).astype(np.uint16)
+    before = dq.copy()
+    flags = quality.flag_pixels(dq, listed, 8, window, 53, offset)
+    expected = dq.copy()
+    for y, x in np.argwhere(mask):
+        row, column = y - offset[1] - 4, x - offset[0] - 7
+        if 0 <= row < 26 and 0 <= column < 44:
+            expected[row, column] |= 8
+    np.testing.assert_array_equal(flags, expected)
+    np.testing.assert_array_equal(dq, before)
+    assert flags.dtype == np.uint16
+    assert quality.flag_pixels(dq, listed[:0], 8, window, 53) is dq
+
+
 def test_masks_are_packed(rng: np.random.Generator) -> None:
     mask = rng.random((37, 53)) < 0.1
-    packed = quality.pack_mask(mask)
+    packed = saturation.pack_mask(mask)
     assert packed.dtype == np.uint8 and packed.ndim == 1
-    unpacked = quality.unpack_mask(packed, mask.shape)
+    unpacked = saturation.unpack_mask(packed, mask.shape)
     assert unpacked.dtype == np.bool_
     np.testing.assert_array_equal(unpacked, mask)
     sparse = np.zeros((2048, 2048), bool)
     sparse[500:520, 700:720] = True
-    assert quality.pack_mask(sparse).size < 5000
+    assert saturation.pack_mask(sparse).size < 5000
 
 
 def test_border_mask() -> None:
