@@ -33,7 +33,11 @@ LOG_INTERVAL = 30.0
 #: Parameters in malloc.h, and their values in a process that computes. Freed memory is kept for the
 #: next array: given back and faulted in again, page by page, it took half of all CPU time (science
 #: of 16 full GSAOI frames: 36 of 78 s). One arena, so that what one thread frees another one uses.
-MALLOC_SETTINGS = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_MMAP_THRESHOLD": (-3, 2**30), "M_ARENA_MAX": (-8, 1)}
+MALLOC_SETTINGS = {
+    "M_TRIM_THRESHOLD": (-1, 2**31 - 1),
+    "M_MMAP_THRESHOLD": (-3, 2**30),
+    "M_ARENA_MAX": (-8, 1),
+}
 
 
 def compute(arrays: Sequence[Any], text: str) -> tuple[Any, ...]:

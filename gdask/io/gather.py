@@ -12,15 +12,18 @@ from typing import Any, NamedTuple
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
+from dask.base import tokenize
 
 from gdask.io import dask_internals
 from gdask.io.dask_internals import Chunks, awaited_by
 from gdask.io.lazy_arrays import Need, block_pixels, boxed, edges, empty_meta, with_need
-from gdask.io.sources import Blocks, Bound
+from gdask.io.sources import Blocks, Bound, read_together
 from gdask.types import Window
 
 #: Window of a result that is one value for each detector.
 NO_WINDOW: Window = (0, 0, 0, 0)
+#: Rows that a sample of an array takes together.
+SAMPLED_ROWS = 8
 
 
 def gather(
@@ -94,6 +97,96 @@ def gather_planes(
     call = with_need(_gather_block, need, options)
     together = _gathered(call, arrays, name, np.dtype(object), chunks, windows, values)
     return [_picked(together, number, dtype) for number, dtype in enumerate(types)]
+
+
+def measure_arrays(
+    kernel: Callable[..., object],
+    *arrays: da.Array | None,
+    dtype: npt.DTypeLike = object,
+    each: Mapping[str, Sequence[object]] | None = None,
+    scratch: float,
+    sample: int | None = None,
+    **shared: object,
+) -> da.Array:
+    """Measure each array of a Frame: kernel(*planes, **keywords), shape (detector,).
+
+    Unlike `map_arrays`, a task reads the pixels for itself and holds no array of which it needs a
+    sample.
+
+    Parameters
+    ----------
+    arrays, each, shared
+        As `map_planes` takes them; an array of shape (detector,) gives the kernel its value, after
+        the planes.
+    scratch
+        Bytes for each pixel of an array, or of the sample, that a task takes.
+    sample
+        Number of pixels that are enough: of an array that has twice as many or more, the planes
+        have the rows of `sampled_rows` only. None: all rows.
+    """
+    planes = [array for array in arrays if array is not None and array.ndim == 3]
+    small = [array for array in arrays if array is not None and array.ndim == 1]
+    count, ny, nx = planes[0].shape
+    rows = sampled_rows(ny, nx, sample)
+    given = tuple(array is not None for array in arrays if array is None or array.ndim == 3)
+    values = {name: tuple(items) for name, items in (each or {}).items()}
+    label = f"{kernel.__module__}.{kernel.__qualname__}"
+    names = [array.name for array in (*planes, *small)]
+    identity = tokenize(label, names, given, values, shared, rows, str(dtype))
+    return gather(
+        _measure,
+        planes,
+        name=f"{kernel.__name__.strip('_')}-{identity}",
+        dtype=dtype,
+        chunks=((1,) * count,),
+        windows=lambda _, detector, __: [(detector, (y1, y2, 0, nx)) for y1, y2 in rows],
+        values=small,
+        scratch=scratch * nx * sum(y2 - y1 for y1, y2 in rows),
+        kernel=kernel,
+        given=given,
+        rows=rows,
+        each=values,
+        shared=shared,
+    )
+
+
+def _measure(
+    sources: tuple[Any, ...],
+    detector: int,
+    window: Window,
+    *small: Any,
+    kernel: Callable[..., object],
+    given: tuple[bool, ...],
+    rows: tuple[tuple[int, int], ...],
+    each: Mapping[str, tuple],
+    shared: Mapping[str, object],
+) -> Any:
+    nx, height = sources[0].shape[2], sum(y2 - y1 for y1, y2 in rows)
+    if len(rows) == 1:
+        planes = read_together(sources, detector, (*rows[0], 0, nx))
+    else:
+        planes = tuple(np.empty((height, nx), source.dtype) for source in sources)
+        done = 0
+        for y1, y2 in rows:
+            parts = [plane[done : done + y2 - y1] for plane in planes]
+            read_together(sources, detector, (y1, y2, 0, nx), parts)
+            done += y2 - y1
+    each_plane = iter(planes)
+    keywords = dict(shared) | {name: items[detector] for name, items in each.items()}
+    return kernel(
+        *(next(each_plane) if is_given else None for is_given in given), *small, **keywords
+    )
+
+
+def sampled_rows(ny: int, nx: int, sample: int | None) -> tuple[tuple[int, int], ...]:
+    """Give (first, last + 1) of the rows of an array that are a sample of about so many pixels.
+
+    They are SAMPLED_ROWS of every so many, and all of a small array, or without a `sample`.
+    """
+    step = ny * nx // sample if sample else 1
+    if step < 2:
+        return ((0, ny),)
+    return tuple((y, min(y + SAMPLED_ROWS, ny)) for y in range(0, ny, step * SAMPLED_ROWS))
 
 
 def _picked(together: da.Array, number: int, dtype: np.dtype) -> da.Array:
@@ -171,7 +264,7 @@ class Inputs(NamedTuple):
 
     detector: int
     window: Window
-    count: int
+    value_count: int
     small: tuple[tuple[str, int], ...]
     waiting: tuple[int, ...]
     parts: tuple[tuple[int, tuple[tuple[int, int, int], ...], tuple[int, int, int], np.dtype], ...]
@@ -180,9 +273,7 @@ class Inputs(NamedTuple):
 def _blocks_of(name: str, chunks: Chunks) -> Iterator[tuple[tuple, int, Window]]:
     """Yield key, detector and window of each block of a result."""
     if len(chunks) == 1:
-        yield from (
-            ((name, detector), detector, NO_WINDOW) for detector in range(len(chunks[0]))
-        )
+        yield from (((name, detector), detector, NO_WINDOW) for detector in range(len(chunks[0])))
         return
     _, ys, xs = edges(chunks)
     for detector in range(len(chunks[0])):
@@ -233,7 +324,7 @@ def _gather_block(
 
     Without `dtype_of_value` the function gives several planes.
     """
-    filled, blocks = list(sources), list(given[what.count :])
+    filled, blocks = list(sources), list(given[what.value_count :])
     if what.small:
         small = {key: box[0] for key, box in zip(what.small, blocks, strict=False)}
         for number in what.waiting:
@@ -242,7 +333,7 @@ def _gather_block(
     for number, corners, shape, dtype in what.parts:
         filled[number] = Blocks(tuple(blocks[: len(corners)]), corners, shape, dtype)
         del blocks[: len(corners)]
-    values = (value[0] for value in given[: what.count])
+    values = (value[0] for value in given[: what.value_count])
     result = function(tuple(filled), what.detector, what.window, *values, **bound)
     if dtype_of_value is None:
         return tuple(plane[None] for plane in result)

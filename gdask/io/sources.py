@@ -17,6 +17,8 @@ from gdask.types import Memo, Window
 #: Rows in which pixels are made that kernels compute from others, so that all that lies in between
 #: stays in the processor's cache.
 STRIP_ROWS = 16
+
+
 class Source(Protocol):
     """An array (detector, y, x) that gives its pixels by window."""
 
@@ -43,16 +45,28 @@ def read_once(source: Source, detector: int, window: Window, memo: Memo) -> np.n
     return memo[key]
 
 
+def prepared(sources: Sequence[Source], detector: int, window: Window) -> Memo:
+    """Read what a window of these sources needs from files, for `read_together` to use."""
+    at_hand: Memo = {}
+    for source in sources:
+        prepare = getattr(source, "prepare", None)
+        if prepare is not None:
+            prepare(detector, window, at_hand)
+    return at_hand
+
+
 def read_together(
     sources: Sequence[Source],
     detector: int,
     window: Window,
     out: Sequence[np.ndarray] | None = None,
+    at_hand: Memo | None = None,
 ) -> tuple[np.ndarray, ...]:
     """Read a window of several sources of one array, such as the variables of a frame.
 
     What they have in common is made once. Pixels that kernels make of others are made in strips of
-    rows; `out` has planes to put the pixels into. Nobody may write into the result without `out`.
+    rows; `out` has planes to put the pixels into, `at_hand` what `prepared` has read. Nobody may
+    write into the result without `out`.
     """
     if out is None and all(isinstance(source, (StoredArray, Blocks)) for source in sources):
         memo: Memo = {}
@@ -60,11 +74,7 @@ def read_together(
     y1, y2, x1, x2 = window
     shape = y2 - y1, x2 - x1
     planes = out or tuple(np.empty(shape, source.dtype) for source in sources)
-    at_hand: Memo = {}
-    for source in sources:
-        prepare = getattr(source, "prepare", None)
-        if prepare is not None:
-            prepare(detector, window, at_hand)
+    at_hand = prepared(sources, detector, window) if at_hand is None else at_hand
     for start in range(y1, y2, STRIP_ROWS):
         stop = min(start + STRIP_ROWS, y2)
         memo = dict(at_hand)
