@@ -249,7 +249,7 @@ def _flag(data: Image, bpm: np.ndarray | None, non_linear: float, saturated: flo
 def _listed_pixels(frame: Frame, static: da.Array | None, non_linear: bool) -> da.Array:
     """List the saturated pixels of each array, shape (detector,).
 
-    The list is short, so that pixels that wait for it, those of this frame and of later ones, can be
+    The list is short, so that pixels that wait for it, of this frame and of later ones, can be
     made from the file again wherever they are needed.
     """
     levels = {
