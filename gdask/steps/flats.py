@@ -167,14 +167,12 @@ def threshold_flatfield(
         Limits of the normalised flat; None: no limit.
     """
     data, dq = arrays_of(flat, ("data", "dq"))
-    limits = {
-        "lower": -np.inf if lower is None else lower,
-        "upper": np.inf if upper is None else upper,
-    }
+    low = -np.inf if lower is None else lower
+    high = np.inf if upper is None else upper
     return with_arrays(
         flat,
-        data=map_planes(_threshold_data, data, dq, dtype="f4", **limits),
-        dq=map_planes(_threshold_flags, data, dq, dtype="u2", **limits),
+        data=map_planes(_threshold_data, data, dq, dtype="f4", lower=low, upper=high),
+        dq=map_planes(_threshold_flags, data, dq, dtype="u2", lower=low, upper=high),
     )
 
 

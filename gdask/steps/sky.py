@@ -125,11 +125,10 @@ def _groups(wanted: Sequence[Wanted]) -> list[list[int]]:
     for number, each in enumerate(wanted):
         if not each.skies:
             continue
-        count, ny, nx = array_shape(each.frame)
-        most = max(int(GROUP_BYTES // max(PIXEL_BYTES * ny * nx, 1)), 1)
-        first = wanted[groups[-1][0]].frame if groups else None
-        is_full = first is None or len(groups[-1]) >= min(most, MOST_IN_GROUP)
-        if is_full or array_shape(first) != (count, ny, nx):
+        shape = array_shape(each.frame)
+        most = max(int(GROUP_BYTES // max(PIXEL_BYTES * shape[1] * shape[2], 1)), 1)
+        is_full = not groups or len(groups[-1]) >= min(most, MOST_IN_GROUP)
+        if is_full or array_shape(wanted[groups[-1][0]].frame) != shape:
             groups.append([])
         groups[-1].append(number)
     return groups
