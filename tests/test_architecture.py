@@ -492,6 +492,7 @@ LIGHT = (
     "gdask.simulate",
     "gdask.cli.verify",
     "gdask.cli.replay",
+    "gdask.cli.benchmark",
 )
 
 

@@ -136,7 +136,8 @@ def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     finally:
         _print_products(reduction)
     if args.account and reduction.account:
-        Path(args.account).write_text(json.dumps(reduction.account.as_dict(), indent=1) + "\n")
+        figures = reduction.account.as_dict() | {"left_out": len(reduction.set_aside)}
+        Path(args.account).write_text(json.dumps(figures, indent=1) + "\n")
     return 1 if reduction.set_aside else 0
 
 
