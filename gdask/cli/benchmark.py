@@ -174,7 +174,8 @@ def _worker_counts(text: str | None) -> list[int]:
 @contextmanager
 def _work_folder(output: Path, keep: bool) -> Iterator[Path]:
     """A folder beside the results for all that is simulated and reduced; removed at the end."""
-    folder = Path(tempfile.mkdtemp(prefix=f"{output.name}-work-", dir=output.parent))
+    parent = output.parent.resolve()  # what runs in the folder is given paths in it
+    folder = Path(tempfile.mkdtemp(prefix=f"{output.name}-work-", dir=parent))
     try:
         yield folder
     finally:

@@ -72,13 +72,19 @@ class Plan(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where and how commands run. kind: threads or processes; workers: of these."""
+    """Where and how commands run.
+
+    kind: threads or processes. workers: of these. memory: most of each, as in `reduce --memory`.
+    numba_cache: folder of compiled code, None for the usual one. python: interpreter whose gdask
+    it is.
+    """
 
     folder: Path
     kind: str
     workers: int
     memory: str | None = None
     numba_cache: str | None = None
+    python: str = sys.executable
 
 
 # Which commands --------------------------------------------------------------------------------
@@ -242,7 +248,7 @@ def _watched(line: Sequence[str], place: Place, log: Path) -> dict[str, Any]:
             stderr=stream,
         )
         watch = threading.Thread(target=_watch_memory, args=(process.pid, peak, ended), daemon=True)
-        if place.kind != "threads":  # of one process, the account has the exact peak
+        if place.kind != "threads":  # the kernel keeps the exact peak of one process
             watch.start()
         try:
             _, status, used = os.wait4(process.pid, 0)
@@ -259,7 +265,7 @@ def _watched(line: Sequence[str], place: Place, log: Path) -> dict[str, Any]:
         "user": used.ru_utime,
         "system": used.ru_stime,
         "others": max(_busy_seconds() - busy - used.ru_utime - used.ru_stime, 0.0) / seconds,
-        "memory": peak[0],
+        "memory": max(peak[0], used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)),
         "code": process.returncode,
     }
 

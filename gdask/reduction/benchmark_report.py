@@ -113,6 +113,7 @@ def _row(taken: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]])
         "product": account["product"],
         "seconds": seconds,
         "first_seconds": first[0]["seconds"] if first else None,
+        "first_cpu": first[0]["user"] + first[0]["system"] if first else None,
         "frames_per_minute": 60 * account["frames"] / seconds["median"],
         "raw_bytes_per_second": account["raw"] / seconds["median"],
         "read_per_raw": _median(taken, lambda one: one["account"]["read"]) / raw,
@@ -249,7 +250,15 @@ def _measured(result: Mapping[str, Any]) -> str:
 
 
 def _commands_table(summary: Mapping[str, Any], kind: str) -> str:
-    heads = ["", "files", "s", "first run, s", "frames/min", "raw MB/s", "read per raw byte"]
+    heads = [
+        "",
+        "files",
+        "s",
+        "first run, s (CPU s)",
+        "frames/min",
+        "raw MB/s",
+        "read per raw byte",
+    ]
     heads += [
         "written per raw byte",
         "CPU s, user + system",
@@ -262,7 +271,7 @@ def _commands_table(summary: Mapping[str, Any], kind: str) -> str:
             row["name"],
             f"{row['frames']}" + (f" ({row['left_out']} left out)" if row["left_out"] else ""),
             _seconds(row["seconds"]),
-            "" if row["first_seconds"] is None else f"{row['first_seconds']:.1f}",
+            _first(row),
             f"{row['frames_per_minute']:.1f}",
             f"{row['raw_bytes_per_second'] / 1e6:.1f}",
             f"{row['read_per_raw']:.1f}",
@@ -343,6 +352,12 @@ def _seconds(spread: Mapping[str, float]) -> str:
     if spread["least"] == spread["most"]:
         return f"{spread['median']:.1f}"
     return f"{spread['median']:.1f} ({spread['least']:.1f} to {spread['most']:.1f})"
+
+
+def _first(row: Mapping[str, Any]) -> str:
+    if row["first_seconds"] is None:
+        return ""
+    return f"{row['first_seconds']:.1f} ({row['first_cpu']:.1f})"
 
 
 def _many(workers: int, kind: str) -> str:

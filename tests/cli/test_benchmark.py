@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gdask.cli import main
+from gdask.cli.benchmark import _work_folder
 from gdask.model import GdaskError, UsageError
 from gdask.reduction import benchmark
 from gdask.reduction import benchmark_report as report
@@ -138,6 +139,14 @@ def test_a_reduction_that_fails_is_told(night: object, tmp_path: Path, monkeypat
         benchmark.measure_command(plan.commands[-1], place)
     assert main(["benchmark", *night.science, "-q", "--repeat", "0"]) == 1
     assert os.listdir() == ["run"]
+
+
+def test_the_folder_of_the_work_goes_unless_it_is_kept(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for keep in (False, True):
+        with _work_folder(Path("x"), keep) as folder:
+            assert folder.is_absolute() and folder.parent == tmp_path.resolve()
+        assert folder.is_dir() == keep
 
 
 # Figures ---------------------------------------------------------------------------------------
