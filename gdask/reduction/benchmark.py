@@ -206,29 +206,36 @@ def measure_command(command: Command, place: Place) -> dict[str, Any]:
     account: `RunAccount.as_dict()`. floor: seconds. Raises GdaskError with the end of what the
     command has said where it fails.
     """
-    folder, account = place.folder, place.folder / f"{command.name}.json"
-    (folder / f"{command.name}.list").write_text(
-        "".join(f"raw/{os.path.basename(path)}\n" for path in command.files)
-    )
-    line = [sys.executable, "-m", "gdask.cli.reduce", f"@{command.name}.list", *command.options]
-    if command.with_mask:
-        mask = next(folder.glob("*_bpm.fits")).name
-        line += ["-p", f"addDQ:user_bpm={mask}"]
-    line += ["--cluster", f"{place.kind}:{place.workers}", "--account", account.name]
-    line += ["--memory", place.memory] if place.memory else []
-    taken = _watched(line, place, folder / f"{command.name}.txt")
-    code = taken.pop("code")
-    if code not in (0, 1) or not account.exists() or not account.stat().st_size:
-        said = (folder / f"{command.name}.txt").read_text(errors="replace").strip().splitlines()
-        raise GdaskError(
-            "\n    ".join([f"{command.text()} failed (exit code {code}):", *said[-8:]])
-        )
+    account = place.folder / f"{command.name}.json"
+    taken, failure = run_command(command, place, ("--account", account.name))
+    if failure and not (account.exists() and account.stat().st_size):
+        raise GdaskError(failure)  # where frames were left out, the account is there
     figures = json.loads(account.read_text())
     for phase in figures["phases"]:
         phase["name"] = phase["name"].partition(":")[0]
-    taken["memory"] = max(taken["memory"], figures["memory"])
-    floor = floor_seconds(command.files, figures["product"], folder, place.workers)
-    return {"name": command.name, **taken, "account": figures, "floor": floor}
+    floor = floor_seconds(command.files, figures["product"], place.folder, place.workers)
+    return taken | {"account": figures, "floor": floor}
+
+
+def run_command(
+    command: Command, place: Place, options: Sequence[str] = ()
+) -> tuple[dict[str, Any], str]:
+    """Run one command; give what it took but for `account` and `floor`, and how it failed or ''."""
+    folder, log = place.folder, place.folder / f"{command.name}.txt"
+    (folder / f"{command.name}.list").write_text(
+        "".join(f"raw/{os.path.basename(path)}\n" for path in command.files)
+    )
+    line = [place.python, "-m", "gdask.cli.reduce", f"@{command.name}.list", *command.options]
+    if command.with_mask:
+        mask = next(folder.glob("*_bpm.fits")).name
+        line += ["-p", f"addDQ:user_bpm={mask}"]
+    line += ["--cluster", f"{place.kind}:{place.workers}", *options]
+    line += ["--memory", place.memory] if place.memory else []
+    taken = _watched(line, place, log)
+    code = taken.pop("code")
+    said = log.read_text(errors="replace").strip().splitlines()[-8:]
+    failure = "\n    ".join([f"{command.text()} failed (exit code {code}):", *said])
+    return {"name": command.name, **taken}, failure if code else ""
 
 
 def _watched(line: Sequence[str], place: Place, log: Path) -> dict[str, Any]:
