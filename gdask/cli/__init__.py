@@ -31,6 +31,7 @@ VERBS = {
     "verify": "check files: checksums, structure, units, WCS, provenance",
     "replay": "make a product again from what it says of itself, and compare",
     "simulate": "write a raw night with known truth",
+    "benchmark": "measure how fast this machine reduces a night",
 }
 #: Bounds of lists: bytes of one, names and lists in all, lists inside each other. They are far
 #: above what a reduction can use.

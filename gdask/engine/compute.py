@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from gdask.engine import memory
+from gdask.engine import account, memory
 from gdask.io.dask_internals import flat_list, optimised_tasks, scheduler_of_user
 from gdask.model import GdaskError, settings
 
@@ -117,18 +117,21 @@ def _tasks_counted(display: ProgressDisplay) -> Iterator[None]:
 @contextmanager
 def _memory_shown(display: ProgressDisplay) -> Iterator[None]:
     """Show bytes and memory of this process inside the `with` block, and log them at a good end."""
-    import psutil
-
     from gdask.cluster import Usage, counters
 
-    process, (read_before, written_before) = psutil.Process(), counters()
-    stopped = threading.Event()
-    peak, allowed = process.memory_info().rss, int(memory.budget())
+    before, peak_before = counters(), account.peak_memory()
+    peak, allowed = account.resident_memory(), int(memory.budget())
 
     def usage() -> Usage:
         nonlocal peak
-        (read, written), peak = counters(), max(peak, process.memory_info().rss)
-        return Usage(read - read_before, written - written_before, peak, allowed)
+        read, written, user, system = (
+            now - then for now, then in zip(counters(), before, strict=True)
+        )
+        peak = max(peak, account.resident_memory())
+        held = account.peak_since(peak_before, peak)
+        return Usage(int(read), int(written), held, allowed, 0, user, system)
+
+    stopped = threading.Event()
 
     def watch() -> None:
         while not stopped.wait(MEMORY_READING_INTERVAL):
@@ -333,7 +336,7 @@ class ProgressDisplay:
 
     def show(self, usage: Any) -> None:
         """Show bytes and memory (`gdask.cluster.Usage`) on the bar, or in the log if it is time."""
-        self.amounts = describe_usage(usage)
+        self.amounts = account.describe_usage(usage)
         if self._bar:
             self._bar.update(self._task, amounts=f"{self.amounts} {self.dashboard}".rstrip())
         elif time.monotonic() - self._logged >= LOG_INTERVAL:
@@ -344,18 +347,8 @@ class ProgressDisplay:
             log.info("%s: %s%s", self.text, share, self.amounts)
 
     def end(self, usage: Any) -> None:
-        """Log the line of a compute that is done."""
-        log.info("%s, %.1f s, %s", self.text, time.monotonic() - self._begun, describe_usage(usage))
-
-
-def describe_usage(usage: Any) -> str:
-    """Say 'read 1.2 GB, wrote 0.4 GB, 1.1 of 6.2 GiB used', and the number of workers if many."""
-    workers = f" in the fullest of {usage.workers} workers" if usage.workers > 1 else ""
-    return (
-        f"read {_bytes_text(usage.read)}, wrote {_bytes_text(usage.written)}, "
-        f"{usage.memory / 2**30:.1f} of {usage.limit / 2**30:.1f} GiB used{workers}"
-    )
-
-
-def _bytes_text(number: int) -> str:
-    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
+        """Log the line of a compute that is done, and record it in the account of the run."""
+        seconds = time.monotonic() - self._begun
+        account.record_phase(self.text, seconds, usage)
+        taken = account.describe_phase(usage, account.raw_bytes())
+        log.info("%s, %.1f s, %s", self.text, seconds, taken)
