@@ -248,18 +248,6 @@ def _or_masks(first: np.ndarray, second: np.ndarray) -> Flags:
     return first.astype(np.uint16) | second.astype(np.uint16)
 
 
-def _flag_border(
-    dq: Flags,
-    corner: tuple[int, int],
-    window: Window,
-    full: tuple[int, int],
-    width: int,
-) -> Flags:
-    y1, _, x1, _ = window
-    edge = dq_kernels.border_mask(dq.shape, corner[0] + x1, corner[1] + y1, full, width)
-    return dq | np.where(edge, np.uint16(DQ.UNILLUMINATED), np.uint16(0))
-
-
 def _add_latents(frames: Frames, time: float) -> Frames:
     """Set bit 8 where a frame begun up to `time` seconds earlier was saturated or non-linear.
 
@@ -373,7 +361,7 @@ def _flag_unilluminated(frame: Frame, dq: da.Array) -> da.Array:
     if facts.get("border"):
         full = tuple(facts["array_shape"])
         dq = map_planes(
-            _flag_border,
+            dq_kernels.flag_border,
             dq,
             dtype="u2",
             each={"corner": corners},
@@ -384,7 +372,7 @@ def _flag_unilluminated(frame: Frame, dq: da.Array) -> da.Array:
     circle = facts.get("illumination")
     if circle and "DARK" not in tags(frame):
         dq = map_planes(
-            _flag_outside,
+            dq_kernels.flag_outside,
             dq,
             dtype="u2",
             each={"corner": corners},
@@ -393,17 +381,3 @@ def _flag_unilluminated(frame: Frame, dq: da.Array) -> da.Array:
             radius=circle["radius"],
         )
     return dq
-
-
-def _flag_outside(
-    dq: Flags,
-    corner: tuple[int, int],
-    window: Window,
-    centre: tuple[float, float],
-    radius: float,
-) -> Flags:
-    y1, _, x1, _ = window
-    outside = dq_kernels.outside_circle_mask(
-        dq.shape, corner[0] + x1, corner[1] + y1, centre, radius
-    )
-    return dq | np.where(outside, np.uint16(DQ.UNILLUMINATED), np.uint16(0))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from gdask.kernels.arrays import flatten_planes
-from gdask.model import DQ
+from gdask.kernels.arrays import as_kernel_input, flatten_planes
+from gdask.model import DQ, GdaskError
 from gdask.types import Flags, Image, Mask
 
 _BAD, _NO_DATA, _UNILLUMINATED = (
@@ -34,6 +34,16 @@ def _quotient_variance(
         corrected = data[i] * inverse - level
         quotient = (variance[i] + corrected * corrected * flat_variance[i]) * inverse * inverse
         out[i] = quotient if inverse > 0 else variance[i]
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _quotient_flags(dq: Flags, flat: Image, flat_dq: Flags) -> Flags:
+    """Compiled part of `flat_flags`."""
+    out = np.empty(dq.size, dtype=np.uint16)
+    for i in range(dq.size):
+        no_data = np.uint16(not 0 < flat[i] < np.inf) * _NO_DATA
+        out[i] = dq[i] | flat_dq[i] | no_data
     return out
 
 
@@ -72,9 +82,14 @@ def sky_level(data: Image, dq: Flags, flat: Image, flat_dq: Flags) -> float:
 
 def flat_flags(dq: Flags, flat: Image, flat_dq: Flags) -> Flags:
     """DQ of data / flat: the bits of both, and no data (16) where the flat is not positive."""
-    not_positive = ~((flat > 0) & (flat < np.inf))
-    both_flags = np.asarray(dq, dtype=np.uint16) | np.asarray(flat_dq, dtype=np.uint16)
-    return both_flags | not_positive * _NO_DATA
+    (response,) = flatten_planes(flat)
+    flags, flat_bits = (as_kernel_input(plane, np.uint16).reshape(-1) for plane in (dq, flat_dq))
+    if not flags.size == response.size == flat_bits.size:
+        raise GdaskError(
+            f"flags of shapes {np.shape(dq)} and {np.shape(flat_dq)} for a flat of "
+            f"{np.shape(flat)}: cut them to one shape first"
+        )
+    return _quotient_flags(flags, response, flat_bits).reshape(np.shape(dq))
 
 
 def divide(

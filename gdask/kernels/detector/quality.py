@@ -8,7 +8,7 @@ from numba import njit
 
 from gdask.kernels.arrays import as_kernel_input, flatten_planes
 from gdask.model import DQ, GdaskError
-from gdask.types import Flags, Mask, Window
+from gdask.types import Flags, Window
 
 #: Flat indices of some pixels of a plane, rising.
 Indices = npt.NDArray[np.int32]
@@ -18,6 +18,7 @@ _NON_LINEAR_BIT, _SATURATED_BIT, _NO_DATA_BIT = (
     int(DQ.SATURATED),
     int(DQ.NO_DATA),
 )
+_UNILLUMINATED = np.uint16(DQ.UNILLUMINATED)
 
 
 @njit(cache=True, nogil=True)
@@ -107,29 +108,49 @@ def flag_pixels(
     return flags
 
 
-def border_mask(
-    shape: tuple[int, int], x1: int, y1: int, full_shape: tuple[int, int], width: int
-) -> Mask:
-    """Mask the border of a detector array: True within `width` pixels of the *full* array's edge.
+def flag_border(
+    dq: Flags, corner: tuple[int, int], window: Window, full: tuple[int, int], width: int
+) -> Flags:
+    """Give DQ that is unilluminated (64) within `width` pixels of the edge of the *full* array.
 
-    The mask is that of a sub-array of `shape` (ny, nx) whose first pixel is at 0-based (x1, y1) of
-    the full array of `full_shape` (ny, nx).
+    dq: uint16, the window (y1, y2, x1, x2) of an array whose first pixel is at 0-based `corner`
+    (x, y) of the full array of shape `full` (ny, nx).
     """
-    x = np.arange(x1, x1 + shape[1])
-    y = np.arange(y1, y1 + shape[0])
-    outer_x = (x < width) | (x >= full_shape[1] - width)
-    outer_y = (y < width) | (y >= full_shape[0] - width)
-    return outer_y[:, None] | outer_x[None, :]
+    flags = np.array(dq, dtype=np.uint16, order="C")
+    sides = (window[0] + corner[1], window[2] + corner[0])
+    for turned, first, size in zip((flags, flags.T), sides, full, strict=True):
+        turned[: max(width - first, 0)] |= _UNILLUMINATED
+        turned[max(size - width - first, 0) :] |= _UNILLUMINATED
+    return flags
 
 
-def outside_circle_mask(
-    shape: tuple[int, int], x1: int, y1: int, centre: tuple[float, float], radius: float
-) -> Mask:
-    """Mask what is outside a circle: True at more than `radius` from `centre` (x, y).
+@njit(cache=True, nogil=True)
+def _flag_far(
+    flags: Flags, y1: int, x1: int, centre_y: float, centre_x: float, square: float
+) -> None:
+    """Compiled part of `flag_outside`; (y1, x1): the flags' first pixel in the full array."""
+    ny, nx = flags.shape
+    across = np.empty(nx)
+    for x in range(nx):
+        across[x] = (x1 + x - centre_x) ** 2
+    for y in range(ny):
+        along = (y1 + y - centre_y) ** 2
+        for x in range(nx):
+            flags[y, x] |= np.uint16(along + across[x] > square) * _UNILLUMINATED
 
-    Both are in 0-based pixels of the full array. The mask is that of a sub-array of `shape`
-    (ny, nx) whose first pixel is at 0-based (x1, y1) of the full array.
+
+def flag_outside(
+    dq: Flags,
+    corner: tuple[int, int],
+    window: Window,
+    centre: tuple[float, float],
+    radius: float,
+) -> Flags:
+    """Give DQ that is unilluminated (64) at more than `radius` from `centre` (x, y).
+
+    Both are in 0-based pixels of the full array. dq, window, corner: as for `flag_border`.
     """
-    dx = np.arange(x1, x1 + shape[1]) - centre[0]
-    dy = np.arange(y1, y1 + shape[0]) - centre[1]
-    return dy[:, None] ** 2 + dx[None, :] ** 2 > radius**2
+    flags = np.array(dq, dtype=np.uint16, order="C")
+    y, x = window[0] + corner[1], window[2] + corner[0]
+    _flag_far(flags, y, x, float(centre[1]), float(centre[0]), float(radius**2))
+    return flags

@@ -191,11 +191,26 @@ def test_masks_are_packed(rng: np.random.Generator) -> None:
     assert saturation.pack_mask(sparse).size < 5000
 
 
-def test_border_mask() -> None:
-    full = quality.border_mask((10, 12), 0, 0, (10, 12), 2)
-    assert full.sum() == 120 - 6 * 8 and not full[2:8, 2:10].any()
-    np.testing.assert_array_equal(quality.border_mask((5, 6), 6, 1, (10, 12), 2), full[1:6, 6:12])
-    assert not quality.border_mask((4, 4), 4, 3, (10, 12), 2).any()
+def test_border_is_flagged() -> None:
+    dq = np.ones((10, 12), np.uint16)
+    full = quality.flag_border(dq, (0, 0), (0, 10, 0, 12), (10, 12), 2)
+    assert (full == 65).sum() == 120 - 6 * 8 and (full[2:8, 2:10] == 1).all() and (dq == 1).all()
+    part = quality.flag_border(dq[:5, :6], (4, 1), (0, 5, 2, 8), (10, 12), 2)
+    np.testing.assert_array_equal(part, full[1:6, 6:12])
+    assert (quality.flag_border(dq[:4, :4], (4, 3), (0, 4, 0, 4), (10, 12), 2) == 1).all()
+    assert part.dtype == np.uint16
+
+
+def test_what_the_optics_do_not_light_is_flagged() -> None:
+    """The circle has its centre at (6, 4.5); pixels at exactly its radius are lit."""
+    y, x = np.mgrid[:10, :12]
+    outside = np.hypot(x - 6, y - 4.5) > 4.5
+    dq = np.full((10, 12), 2, np.uint16)
+    full = quality.flag_outside(dq, (0, 0), (0, 10, 0, 12), (6, 4.5), 4.5)
+    np.testing.assert_array_equal(full, np.where(outside, 66, 2))
+    assert full[0, 6] == full[9, 6] == 2 and (dq == 2).all()
+    part = quality.flag_outside(dq[:5, :6], (4, 1), (2, 7, 1, 7), (6, 4.5), 4.5)
+    np.testing.assert_array_equal(part, full[3:8, 5:11])
 
 
 # flat
@@ -217,6 +232,8 @@ def test_divide_by_flat(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(got[1], flats.flat_variance(data, var, flat, flat_var))
     with pytest.raises(GdaskError, match="shapes"):
         flats.flat_data(data, flat[1:])
+    with pytest.raises(GdaskError, match="shapes"):
+        flats.flat_flags(dq, flat, flat_dq[1:])
 
 
 def test_flat_variance_is_the_scatter(rng: np.random.Generator) -> None:
