@@ -15,7 +15,7 @@ from gdask.io.lazy_arrays import band_chunks, map_planes
 from gdask.io.sources import Memo, Source
 from gdask.kernels.stack.combine import combine
 from gdask.kernels.statistics import fit_sky_level
-from gdask.model import DQ, UNUSABLE, GdaskError
+from gdask.model import DQ, GdaskError
 from gdask.params import Range, refuses
 from gdask.steps.frames import (
     BAND_ROWS,
@@ -180,10 +180,7 @@ def transfer_objects(frames: Frames, masked: Frames) -> Frames:
 def _level(sources: tuple[Source, ...], detector: int, window: Window, whole: Window) -> Any:
     """Measure one array's level; sources: data, dq, and objects where they are left out."""
     data, dq, *objects = (source.read(detector, whole, {}) for source in sources)
-    mask = (dq & np.uint16(UNUSABLE)) != 0
-    for found in objects:
-        mask |= found
-    return float(fit_sky_level(data, mask)[0])
+    return float(fit_sky_level(data, objects[0] if objects else None, dq).level)
 
 
 def _master_sky(

@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from gdask.kernels.arrays import as_kernel_input, flatten_planes
+from gdask.kernels.statistics import middle
 from gdask.model import DQ, GdaskError
 from gdask.types import Flags, Image, Mask
 
@@ -77,7 +78,7 @@ def sky_level(data: Image, dq: Flags, flat: Image, flat_dq: Flags) -> float:
     """
     grid = np.s_[::4, ::4]
     good = (dq[grid] == 0) & (flat_dq[grid] == 0) & (flat[grid] > 0) & np.isfinite(data[grid])
-    return float(np.median(data[grid][good] / flat[grid][good])) if good.any() else 0.0
+    return float(middle(data[grid][good] / flat[grid][good])) if good.any() else 0.0
 
 
 def flat_flags(dq: Flags, flat: Image, flat_dq: Flags) -> Flags:
