@@ -17,6 +17,8 @@ Counts = npt.NDArray[np.int64]
 #: The histogram of the sky has bins of sigma / 16 and covers +-6 sigma.
 _BINS_PER_SIGMA, _HALF_RANGE_SIGMA = 16, 6
 _SKY_BINS = 2 * _HALF_RANGE_SIGMA * _BINS_PER_SIGMA
+#: After them come the place of what is in no bin, and that of pixels that do not count.
+_NOT_GOOD = _SKY_BINS + 1
 #: Windows of the Gaussian fits: one-sided (3 sigma below to 1 above the centre) and symmetric.
 _FIT_BELOW_SIGMA, _FIT_ABOVE_SIGMA, _FIT_SYMMETRIC_SIGMA = 3.0, 1.0, 3.0
 #: The first guess is made from about this many pixels.
@@ -93,19 +95,23 @@ def _median_and_scatter(values: Image) -> tuple[float, float]:
 
 
 @njit(cache=True, nogil=True)
-def _count_sky(
-    data: Image, mask: Mask, dq: Flags, low: float, bins_per_unit: float
-) -> tuple[Counts, int]:
-    """Histogram of the good pixels from `low` on, and the number of all good pixels.
+def _count_places(
+    data: Image,
+    mask: Mask,
+    dq: Flags,
+    low: float,
+    bins_per_unit: float,
+    places: npt.NDArray[np.uint8],
+    tables: Counts,
+) -> None:
+    """Compiled part of `_count_sky`; places: room for the bins of a piece of pixels.
 
-    The bins of a piece of pixels are found first, without branches, then counted in four tables in
-    turn, so that a count does not wait for the one before it.
+    They are found first, without branches, then counted in four tables in turn, so that a count
+    does not wait for the one before it.
     """
-    beyond, not_good = np.int32(_SKY_BINS), np.uint8(_SKY_BINS + 1)
-    tables = np.zeros((4, 256), np.int64)
-    places = np.empty(_PIECE, np.uint8)
-    for first in range(0, data.size, _PIECE):
-        last = min(first + _PIECE, data.size)
+    beyond, not_good = np.int32(_SKY_BINS), np.uint8(_NOT_GOOD)
+    for first in range(0, data.size, places.size):
+        last = min(first + places.size, data.size)
         piece = data[first:last]
         for k in range(piece.size):
             position = (piece[k] - low) * bins_per_unit
@@ -128,8 +134,16 @@ def _count_sky(
             tables[3, places[k + 3]] += 1
         for k in range(fours, piece.size):
             tables[0, places[k]] += 1
-    counts = tables[0] + tables[1] + tables[2] + tables[3]
-    return counts[:_SKY_BINS], data.size - counts[not_good]
+
+
+def _count_sky(
+    data: Image, mask: Mask, dq: Flags, low: float, bins_per_unit: float
+) -> tuple[Counts, int]:
+    """Histogram of the good pixels from `low` on, and the number of all good pixels."""
+    tables = np.zeros((4, _NOT_GOOD + 1), np.int64)
+    _count_places(data, mask, dq, low, bins_per_unit, np.empty(_PIECE, np.uint8), tables)
+    counts = tables.sum(axis=0)
+    return counts[:_SKY_BINS], data.size - int(counts[_NOT_GOOD])
 
 
 @njit(cache=True, nogil=True)
@@ -140,7 +154,10 @@ def _fit_gaussian(counts: Counts, low: float, high: float) -> tuple[float, float
     link: the exact maximum likelihood for binned counts in a truncated window. It is concave and
     is solved by Newton's method. Returns NaN where that does not converge.
     """
-    a, b, c = np.log(counts.max() + 1.0), 0.0, -0.5
+    highest = counts[0]
+    for i in range(1, counts.size):
+        highest = max(highest, counts[i])
+    a, b, c = np.log(highest + 1.0), 0.0, -0.5
     for _ in range(50):
         g0 = g1 = g2 = h0 = h1 = h2 = h3 = h4 = 0.0
         for i in range(counts.size):
