@@ -158,7 +158,8 @@ def _blobs(
     numbers = np.flatnonzero(size)
     usable = (size >= 4) & (peaks > 0) & (2 * defects <= size)
     places = np.concatenate([[0], np.cumsum(size[numbers])])
-    return _Blobs(listed[np.argsort(of_pixel, kind="stable")], places, usable[numbers])
+    by_blob = np.sort(of_pixel.astype(np.int64) << 32 | listed)
+    return _Blobs((by_blob & 0xFFFFFFFF).astype(np.int32), places, usable[numbers])
 
 
 def _holes(
@@ -188,7 +189,13 @@ def _holes(
         y, x = np.divmod(queue[:n], kinds.shape[1])
         pixels = (y + box[0].start) * data.shape[1] + x + box[1].start
         found.append(pixels[data.reshape(-1)[pixels] < np.float32(low_below)])
-    return np.unique(np.concatenate(found)).astype(np.int32)
+    return _sorted_once(*found)
+
+
+def _sorted_once(*lists: Indices) -> Indices:
+    """Give the numbers of some lists, rising, each of them once."""
+    together = np.sort(np.concatenate(lists))
+    return together[np.concatenate([[True], together[1:] != together[:-1]])[: together.size]]
 
 
 def saturated_pixels(
@@ -229,7 +236,7 @@ def saturated_pixels(
     )
     values = pixels.reshape(-1)[listed]
     bright = listed[(values >= from_level) & np.isfinite(values)]
-    return holes, np.union1d(bright, other_holes) if other_holes.size else bright
+    return holes, _sorted_once(bright, other_holes) if other_holes.size else bright
 
 
 def hidden_saturation(
