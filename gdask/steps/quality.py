@@ -189,7 +189,7 @@ def _with_shadow(frame: Frame, masks: list[Mask]) -> Frame:
 
 
 def _flag_shadow(dq: Flags, cells: Mask, window: Window) -> Flags:
-    return dq | np.where(unbin_window(cells, *window), np.uint16(DQ.UNILLUMINATED), np.uint16(0))
+    return dq | unbin_window(cells, *window) * np.uint16(DQ.UNILLUMINATED)
 
 
 def _flag_bad_and_bright(

@@ -55,8 +55,10 @@ def _join_runs(start: Indices, stop: Indices, row: Indices, width: int, blob: In
             if row[q] + 1 == row[r]:
                 a, b = blob[q], blob[r]
                 while blob[a] != a:
+                    blob[a] = blob[blob[a]]
                     a = blob[a]
                 while blob[b] != b:
+                    blob[b] = blob[blob[b]]
                     b = blob[b]
                 if a < b:
                     blob[b] = a
@@ -68,18 +70,29 @@ def _join_runs(start: Indices, stop: Indices, row: Indices, width: int, blob: In
 
 
 @njit(cache=True, nogil=True)
-def _flood_holes(box: npt.NDArray[np.uint8], queue: Indices, w: int, max_size: int) -> int:
+def _flood_holes(
+    box: npt.NDArray[np.uint8],
+    w: int,
+    start: Indices,
+    stop: Indices,
+    queue: Indices,
+    max_size: int,
+) -> int:
     """List the pixels of the holes of a blob in `queue`, and give their number.
 
-    box: 0 open, 1 the blob, 2 a defect, in rows of `w` pixels that touch the edges of the blob;
-    changed. queue: as long as the box; other regions than holes are listed in it for a while.
+    box: 0 open, 2 a defect, in rows of `w` pixels that reach to the edges of the blob; changed.
+    start, stop: first pixel and last + 1 of the blob's runs. queue: as long as the box; regions
+    that are no holes are listed in it for a while.
     """
+    for r in range(start.size):
+        for i in range(start[r], stop[r]):
+            box[i] = 1
     n = 0
-    for start in range(w, box.size - w):
-        if box[start] != 0:
+    for seed in range(w, box.size - w):
+        if box[seed] != 0:
             continue
-        box[start] = 3
-        queue[n] = start
+        box[seed] = 3
+        queue[n] = seed
         taken, end = n, n + 1
         closed, on_blob, on_defects = True, 0, 0
         while taken < end:
@@ -116,14 +129,15 @@ def _least_float32(level: float) -> np.float32:
 
 
 class _Blobs(NamedTuple):
-    """Bright pixels that touch one another, blob by blob.
+    """Runs of bright pixels in rows, blob by blob (8-connected).
 
-    pixels: flat indices. first: the place of each blob's first pixel in `pixels`, and the end.
-    usable: whether the blob can have a hole (it has four pixels or more, is saturated somewhere,
-    and is not mostly defects).
+    start, stop: first pixel and last + 1 of each run, flat. first: the place of each blob's first
+    run, and the end. usable: whether the blob can have a hole (it has four pixels or more, is
+    saturated somewhere, and is not mostly defects).
     """
 
-    pixels: Indices
+    start: Indices
+    stop: Indices
     first: npt.NDArray[np.intp]
     usable: Mask
 
@@ -131,9 +145,9 @@ class _Blobs(NamedTuple):
 def _blobs(
     data: Plane, bpm: Flags | None, listed: Indices, levels: tuple[np.float32, np.float32]
 ) -> _Blobs:
-    """Find the blobs (8-connected) of the listed pixels that are bright.
+    """Find the blobs of the listed pixels that are bright; there are none if nothing is saturated.
 
-    levels: non-linear, saturated. There are none where nothing is saturated.
+    levels: non-linear, saturated.
     """
     values = data.reshape(-1)[listed]
     finite = np.isfinite(values)
@@ -141,25 +155,32 @@ def _blobs(
     bad = ~finite | ((flags & _DEFECTS) != 0)
     saturated = ((values >= levels[1]) & finite) | ((flags & _SATURATED) != 0)
     bright = saturated | ((values >= levels[0]) & finite) | ((flags & _BRIGHT) != 0)
-    if not (saturated & ~bad).any():
-        return _Blobs(listed[:0], np.zeros(1, np.intp), np.zeros(0, np.bool_))
+    peaks = saturated & ~bad
+    if not peaks.any():
+        return _Blobs(listed[:0], listed[:0], np.zeros(1, np.intp), np.zeros(0, np.bool_))
     if not bright.all():
-        listed, bad, saturated = listed[bright], bad[bright], saturated[bright]
-    width = data.shape[1]
-    first = np.flatnonzero((np.diff(listed, prepend=-2) != 1) | (listed % width == 0))
-    last = np.append(first[1:], listed.size) - 1
+        listed, bad, peaks = listed[bright], bad[bright], peaks[bright]
+    width = np.int32(data.shape[1])
+    begins = listed % width == 0
+    begins[0] = True
+    begins[1:] |= listed[1:] - listed[:-1] != 1
+    first = np.flatnonzero(begins)
+    start, size = listed[first], np.diff(first, append=listed.size)
+    stop = start + size.astype(np.int32)
     blob = np.arange(first.size, dtype=np.int32)
-    start, stop = listed[first], listed[last] + np.int32(1)
-    _join_runs(start, stop, start // np.int32(width), width, blob)
-    of_pixel = np.repeat(blob, last + 1 - first)
-    size = np.bincount(of_pixel)
-    peaks = np.bincount(of_pixel[saturated & ~bad], minlength=size.size)
-    defects = np.bincount(of_pixel[bad], minlength=size.size)
-    numbers = np.flatnonzero(size)
-    usable = (size >= 4) & (peaks > 0) & (2 * defects <= size)
-    places = np.concatenate([[0], np.cumsum(size[numbers])])
-    by_blob = np.sort(of_pixel.astype(np.int64) << 32 | listed)
-    return _Blobs((by_blob & 0xFFFFFFFF).astype(np.int32), places, usable[numbers])
+    _join_runs(start, stop, start // width, data.shape[1], blob)
+    sizes, peaks_of, defects = (
+        np.bincount(blob, weights=number)
+        for number in (
+            size,
+            *(np.add.reduceat(mask, first, dtype=np.int64) for mask in (peaks, bad)),
+        )
+    )
+    numbers, runs = np.unique(blob, return_counts=True)
+    usable = (sizes >= 4) & (peaks_of > 0) & (2 * defects <= sizes)
+    order = np.argsort(blob, kind="stable")
+    places = np.concatenate([[0], np.cumsum(runs)])
+    return _Blobs(start[order], stop[order], places, usable[numbers])
 
 
 def _holes(
@@ -173,21 +194,23 @@ def _holes(
 ) -> Indices:
     """Sorted flat indices of the holes of saturated blobs of listed pixels."""
     levels = _least_float32(non_linear), _least_float32(saturated)
-    blobs = _blobs(data, bpm, listed, levels)
+    blobs, width = _blobs(data, bpm, listed, levels), data.shape[1]
     found = [np.empty(0, np.int32)]
     for number in np.flatnonzero(blobs.usable):
-        y, x = np.divmod(blobs.pixels[blobs.first[number] : blobs.first[number + 1]], data.shape[1])
-        box = np.s_[y[0] : y[-1] + 1, x.min() : x.max() + 1]
-        kinds = np.where(np.isfinite(data[box]), np.uint8(0), np.uint8(2))
-        if min(kinds.shape) < 3 or kinds.size == y.size:
+        runs = slice(*blobs.first[number : number + 2])
+        y, x = np.divmod(blobs.start[runs], np.int32(width))
+        ends = x + blobs.stop[runs] - blobs.start[runs]
+        top, left = y[0], x.min()
+        h, w = y[-1] + 1 - top, ends.max() - left
+        if min(h, w) < 3:
             continue
+        box = np.s_[top : top + h, left : left + w]
+        kinds = np.where(np.isfinite(data[box]), np.uint8(0), np.uint8(2))
         if bpm is not None:
             kinds[(bpm[box] & _DEFECTS) != 0] = 2
-        kinds[y - y[0], x - box[1].start] = 1
-        queue = np.empty(kinds.size, np.int32)
-        n = _flood_holes(kinds.reshape(-1), queue, kinds.shape[1], max_size)
-        y, x = np.divmod(queue[:n], kinds.shape[1])
-        pixels = (y + box[0].start) * data.shape[1] + x + box[1].start
+        row, queue = (y - top) * w - left, np.empty(kinds.size, np.int32)
+        n = _flood_holes(kinds.reshape(-1), kinds.shape[1], row + x, row + ends, queue, max_size)
+        pixels = (queue[:n] // w + top) * width + queue[:n] % w + left
         found.append(pixels[data.reshape(-1)[pixels] < np.float32(low_below)])
     return _sorted_once(*found)
 
