@@ -107,16 +107,32 @@ def shared_value(key: Hashable, value: object) -> DataNode:
     return DataNode(key, value)
 
 
-def set_source(array: da.Array, source: object) -> da.Array:
-    """Remember a source with an array's top layer: its pixels can be read from there."""
-    array.dask.layers[array.name].gdask_source = source
+def set_source(
+    array: da.Array, source: object, awaited: Mapping[str, da.Array] | None = None
+) -> da.Array:
+    """Remember a source with an array's top layer: its pixels can be read from there.
+
+    `awaited` are the lazy small results, by name, without whose values it cannot be read.
+    """
+    layer = array.dask.layers[array.name]
+    layer.gdask_source, layer.gdask_awaited = source, awaited or {}
     return array
 
 
-def source_of(array: object) -> Any:
-    """Give the source that `set_source` remembered; None where the array was changed since."""
+def awaited_by(array: object) -> tuple[Any, Mapping[str, da.Array]]:
+    """Give the source that `set_source` remembered, and what it awaits.
+
+    It is None where the array was changed since.
+    """
     layers = getattr(getattr(array, "dask", None), "layers", {})
-    return getattr(layers.get(getattr(array, "name", None)), "gdask_source", None)
+    layer = layers.get(getattr(array, "name", None))
+    return getattr(layer, "gdask_source", None), getattr(layer, "gdask_awaited", {})
+
+
+def source_of(array: object) -> Any:
+    """Give the source of an array that awaits nothing; None where there is no such source."""
+    source, awaited = awaited_by(array)
+    return None if awaited else source
 
 
 def is_only_chunked(array: object) -> bool:

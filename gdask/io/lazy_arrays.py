@@ -21,8 +21,9 @@ import numpy.typing as npt
 from dask.base import tokenize
 
 from gdask.io import dask_internals
-from gdask.io.dask_internals import Chunks, set_source
-from gdask.io.sources import Cut, Mapped, StoredArray
+from gdask.io.dask_internals import Chunks, awaited_by, set_source
+from gdask.io.sources import Awaited, Bound, Cut, Mapped, read_together
+from gdask.io.stored import StoredArray
 
 _AXES = ("detector", "y", "x")
 #: Need of a function that is not in task_memory.toml: bytes for each pixel, and times its inputs.
@@ -183,7 +184,22 @@ def _read_block(
     place: tuple[int, int, int], source: Any, block_edges: tuple[tuple[int, ...], ...]
 ) -> np.ndarray:
     y1, y2 = block_edges[1][place[1] : place[1] + 2]
-    return source.read(place[0], (y1, y2, 0, block_edges[2][-1]), {})[None]
+    return read_together((source,), place[0], (y1, y2, 0, block_edges[2][-1]))[0][None]
+
+
+def bound_to(array: da.Array, values: Mapping[str, Sequence[object]]) -> da.Array:
+    """Give an array whose pixels no longer wait for small results.
+
+    `values` has for each by the name of its array an item for each detector. Arrays that await
+    others, or nothing, or have no source, stay as they are.
+    """
+    source, awaited = awaited_by(array)
+    if source is None or not awaited or not set(awaited) <= set(values):
+        return array
+    known = {
+        (name, detector): value for name in awaited for detector, value in enumerate(values[name])
+    }
+    return from_source(Bound(source, known), "bound", identity=array.name)
 
 
 def read_apart(array: da.Array, rows: int | None = None, tag: str = "") -> da.Array:
@@ -276,12 +292,37 @@ def map_planes(
         shared=shared,
         block_edges=edges(chunks) if windowed else (),
     )
-    sources = [source_of(array) for array in present]
-    if pixelwise and all(source is not None and source.shape == result.shape for source in sources):
-        each_source = iter(sources)
-        matched = tuple(next(each_source) if is_given else None for is_given in given)
-        set_source(result, Mapped(kernel, matched, values, shared, windowed, np.dtype(dtype)))
+    if pixelwise:
+        _remember_source(result, kernel, present, given, values, shared, windowed)
     return result
+
+
+def _remember_source(
+    result: da.Array,
+    kernel: Callable[..., object],
+    present: Sequence[da.Array],
+    given: Sequence[bool],
+    values: Mapping[str, tuple],
+    shared: Mapping[str, object],
+    windowed: bool,
+) -> None:
+    """Give an array its source, if all that it is made of has one, or is a small result."""
+    sources: list[Any] = []
+    awaited: dict[str, da.Array] = {}
+    for array in present:
+        if array.ndim == 1:
+            sources.append(Awaited(array.name))
+            awaited[array.name] = array
+            continue
+        source, waiting = awaited_by(array)
+        if source is None or source.shape != result.shape:
+            return
+        sources.append(source)
+        awaited |= waiting
+    each_source = iter(sources)
+    matched = tuple(next(each_source) if is_given else None for is_given in given)
+    made = Mapped(kernel, matched, values, shared, windowed, result.dtype)
+    set_source(result, made, awaited)
 
 
 def map_arrays(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,22 @@ from astropy.io import fits
 
 from gdask.headers import FileUnits, Header, Headers, image_headers, read_units
 from gdask.instruments import instrument_of, view
-from gdask.io.sources import FITS_TYPES, Plane, StoredArray
+from gdask.io.stored import FITS_TYPES, Plane, StoredArray
 from gdask.model import DIMS, DTYPES, EXTNAMES, GdaskError
 from gdask.types import Frame, Frames
 
 _COMPRESSED_ENDINGS = (".gz", ".bz2", ".fz", ".Z", ".zip")
 
 
-def open_frame(path: str | os.PathLike[str]) -> Frame:
+def open_frame(path: str | os.PathLike[str], *, keep: bool = False) -> Frame:
     """Open the lazy Frame of a raw or processed multi-extension file. Only headers are read.
 
     Parameters
     ----------
     path
         A FITS file, as it is or compressed (.gz, .bz2, .fz).
+    keep
+        Whether each process keeps windows that it has read: for a calibration of many frames.
 
     Returns
     -------
@@ -46,7 +49,7 @@ def open_frame(path: str | os.PathLike[str]) -> Frame:
     GdaskError
         The file is missing, not FITS, truncated, has no image, or its arrays differ in shape.
     """
-    return open_with(path, _lazy_variable)
+    return open_with(path, _kept_variable if keep else _lazy_variable)
 
 
 def open_with(
@@ -115,6 +118,10 @@ def _lazy_variable(name: str, stored: StoredArray) -> tuple[tuple[str, ...], Any
     from gdask.io.lazy_arrays import from_source
 
     return DIMS, from_source(stored, f"read-{name}")
+
+
+def _kept_variable(name: str, stored: StoredArray) -> tuple[tuple[str, ...], Any]:
+    return _lazy_variable(name, replace(stored, is_kept=True))
 
 
 def _variable_of(header: Header) -> str:

@@ -26,7 +26,14 @@ from gdask.io.frames import (
 )
 from gdask.io.read import open_frame
 from gdask.model import EXTNAMES, GdaskError
-from gdask.reduction.phases import Product, how_many, run_phase, save_phase, usable_pixels
+from gdask.reduction.phases import (
+    COUNTED_PIXELS,
+    Product,
+    how_many,
+    run_phase,
+    save_phase,
+    usable_pixels,
+)
 from gdask.reduction.provenance import check_target, entry, processed_header, product_name, record
 from gdask.reduction.screening import SetAside
 from gdask.steps import SUFFIXES
@@ -227,7 +234,7 @@ class Run:
         for frame in frames:
             path = self.user_cals.get(caltype) or self._associate(caltype, frame, required)
             if path and path not in opened:
-                opened[path] = open_frame(path)
+                opened[path] = open_frame(path, keep=True)
             found.append(opened[path] if path else None)
         for path in opened:
             self.calibrations[caltype] = path
@@ -325,7 +332,7 @@ class Run:
             path = frame.attrs["path"]
             if path in self.inputs and path not in self._seen and {"data", "dq"} <= set(frame):
                 self._seen.add(path)
-                self._watched[path] = usable_pixels(frame)
+                self._watched[path] = usable_pixels(frame, COUNTED_PIXELS)
 
     def _take_watched(self) -> dict[str, object]:
         watched, self._watched = self._watched, {}

@@ -10,19 +10,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import dask.array as da
-import numpy as np
 
 from gdask.instruments import descriptor
-from gdask.io.dask_internals import set_source
 from gdask.io.frames import array_headers, array_numbers, is_frame, sections, shape_of
-from gdask.io.lazy_arrays import cut_out, map_planes, source_of
-from gdask.io.sources import RecordField
+from gdask.io.lazy_arrays import cut_out
 from gdask.model import DETECTOR, DIMS, DTYPES, GdaskError, X, Y
 from gdask.types import Frame
 
-#: One pixel of a kernel that gives several variables at once.
-PIXEL = np.dtype([("data", "f4"), ("variance", "f4"), ("dq", "u2")])
 VARIABLES = ("data", "variance", "dq")
+#: Their types, and their bytes for each pixel.
+VARIABLE_TYPES = tuple(DTYPES[name] for name in VARIABLES)
+PIXEL_BYTES = sum(dtype.itemsize for dtype in VARIABLE_TYPES)
 #: Rows of a band of an image that one task makes.
 BAND_ROWS = 256
 #: Bytes of all frames' pixels (data, variance, dq) that a task holds at a time: it makes its block
@@ -51,31 +49,9 @@ def on_group(step: Step) -> Step:
     return for_one_or_many  # type: ignore[return-value]
 
 
-def pack(
-    data: np.ndarray, variance: np.ndarray, dq: np.ndarray, out: np.ndarray | None = None
-) -> np.ndarray:
-    """Give three planes as one plane of PIXEL, `out` where it is given."""
-    packed = np.empty(data.shape, PIXEL) if out is None else out
-    packed["data"], packed["variance"], packed["dq"] = data, variance, dq
-    return packed
-
-
-def field(packed: np.ndarray, name: str) -> np.ndarray:
-    """Give one variable of a plane of PIXEL, contiguous."""
-    return np.ascontiguousarray(packed[name])
-
-
-def unpack(packed: da.Array) -> dict[str, da.Array]:
-    """Give the variables of a lazy array of PIXEL, by name."""
-    records = source_of(packed)
-    arrays = {
-        name: map_planes(field, packed, dtype=DTYPES[name], pixelwise=False, name=name)
-        for name in VARIABLES
-    }
-    if records is not None:
-        for name, array_ in arrays.items():
-            set_source(array_, RecordField(records, name))
-    return arrays
+def named(arrays: Sequence[da.Array]) -> dict[str, da.Array]:
+    """Give lazy arrays of data, variance and dq by name."""
+    return dict(zip(VARIABLES, arrays, strict=True))
 
 
 def array(frame: Frame, name: str) -> da.Array | None:

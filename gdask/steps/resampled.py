@@ -7,15 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gdask.io.sources import Memo, read_once
+from gdask.io.sources import read_once
 from gdask.kernels.geometry.areas import area_factors
 from gdask.kernels.geometry.grid import Grid, input_window, pixel_map
 from gdask.kernels.geometry.projection import Geometry
 from gdask.kernels.resample.interpolation import kernel_margin
 from gdask.kernels.resample.resampling import resample
 from gdask.model import DQ
-from gdask.steps.frames import PIXEL, pack
-from gdask.types import Flags, Image, Window
+from gdask.types import Flags, Image, Memo, Window
 
 #: Interpolation kernels of each engine, the default first. Those of reproject have its names.
 INTERPOLATIONS = {
@@ -30,7 +29,9 @@ SPLINE_MARGIN, SPLINE_SQUARE = 32, 128
 
 
 class Resampled(NamedTuple):
-    """Source of PIXEL: the pixels of a frame as a grid shows them.
+    """The planes of a frame as a grid shows it.
+
+    `sources.Field` makes a source of each of them.
 
     Attributes
     ----------
@@ -64,16 +65,12 @@ class Resampled(NamedTuple):
     def shape(self) -> tuple[int, int, int]:
         return (1, *self.grid.shape)
 
-    @property
-    def dtype(self) -> np.dtype:
-        return PIXEL
-
-    def read(self, detector: int, window: Window, memo: Memo) -> np.ndarray:
-        """Give a window (y1, y2, x1, x2) of the grid."""
+    def read(self, detector: int, window: Window, memo: Memo) -> tuple[Image, Image, Flags]:
+        """Give data, variance and DQ in a window (y1, y2, x1, x2) of the grid."""
         shape = window[1] - window[0], window[3] - window[2]
         planes = np.empty(shape, "f4"), np.empty(shape, "f4"), np.empty(shape, "u2")
         self.fill(window, planes)
-        return pack(*planes)
+        return planes
 
     def parts(self, window: Window) -> Iterator[Part]:
         """Give the parts of a window that arrays touch, and what each is made from."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy.typing as npt
 from numba import njit
 
 from gdask.kernels.arrays import as_kernel_input
-from gdask.kernels.detector.quality import Indices, flag_levels
+from gdask.kernels.detector.quality import Indices
 from gdask.model import DQ, GdaskError
 from gdask.types import Flags, Mask
 
@@ -22,7 +21,7 @@ _BRIGHT = np.uint16(DQ.NON_LINEAR | DQ.SATURATED)
 _DEFECTS = np.uint16(DQ.BAD_PIXEL | DQ.NO_DATA | DQ.UNILLUMINATED)
 #: About so many pixels are looked at together for bright ones: they stay in the processor's cache.
 _STRIP_PIXELS = 65536
-#: Largest hole of a saturated core, in pixels.
+#: The largest hole of a saturated core, in pixels.
 _MAX_HOLE = 10000
 
 
@@ -125,7 +124,7 @@ def _least_float32(level: float) -> np.float32:
     """
     with np.errstate(over="ignore"):
         nearest = np.float32(level)
-    return nearest if nearest >= level else np.nextafter(nearest, np.float32(np.inf))
+    return nearest if float(nearest) >= level else np.nextafter(nearest, np.float32(np.inf))
 
 
 class _Blobs(NamedTuple):
@@ -142,19 +141,18 @@ class _Blobs(NamedTuple):
     usable: Mask
 
 
-def _blobs(
-    data: Plane, bpm: Flags | None, listed: Indices, levels: tuple[np.float32, np.float32]
-) -> _Blobs:
+def _blobs(data: Plane, bpm: Flags | None, listed: Indices, levels: tuple[float, float]) -> _Blobs:
     """Find the blobs of the listed pixels that are bright; there are none if nothing is saturated.
 
     levels: non-linear, saturated.
     """
+    non_linear, saturation = (_least_float32(level) for level in levels)
     values = data.reshape(-1)[listed]
     finite = np.isfinite(values)
     flags = np.zeros(values.size, np.uint16) if bpm is None else bpm.reshape(-1)[listed]
     bad = ~finite | ((flags & _DEFECTS) != 0)
-    saturated = ((values >= levels[1]) & finite) | ((flags & _SATURATED) != 0)
-    bright = saturated | ((values >= levels[0]) & finite) | ((flags & _BRIGHT) != 0)
+    saturated = ((values >= saturation) & finite) | ((flags & _SATURATED) != 0)
+    bright = saturated | ((values >= non_linear) & finite) | ((flags & _BRIGHT) != 0)
     peaks = saturated & ~bad
     if not peaks.any():
         return _Blobs(listed[:0], listed[:0], np.zeros(1, np.intp), np.zeros(0, np.bool_))
@@ -187,13 +185,13 @@ def _holes(
     data: Plane,
     bpm: Flags | None,
     listed: Indices,
-    non_linear: float,
-    saturated: float,
-    low_below: float,
-    max_size: int = _MAX_HOLE,
+    levels: tuple[float, float],
+    max_size: int,
 ) -> Indices:
-    """Sorted flat indices of the holes of saturated blobs of listed pixels."""
-    levels = _least_float32(non_linear), _least_float32(saturated)
+    """Sorted flat indices of the holes of saturated blobs of listed pixels.
+
+    levels: non-linear, saturated.
+    """
     blobs, width = _blobs(data, bpm, listed, levels), data.shape[1]
     found = [np.empty(0, np.int32)]
     for number in np.flatnonzero(blobs.usable):
@@ -211,7 +209,7 @@ def _holes(
         row, queue = (y - top) * w - left, np.empty(kinds.size, np.int32)
         n = _flood_holes(kinds.reshape(-1), kinds.shape[1], row + x, row + ends, queue, max_size)
         pixels = (queue[:n] // w + top) * width + queue[:n] % w + left
-        found.append(pixels[data.reshape(-1)[pixels] < np.float32(low_below)])
+        found.append(pixels[data.reshape(-1)[pixels] < np.float32(levels[0])])
     return _sorted_once(*found)
 
 
@@ -228,18 +226,25 @@ def saturated_pixels(
     saturated: float,
     *,
     flag_non_linear: bool = True,
+    max_size: int = _MAX_HOLE,
 ) -> tuple[Indices, Indices]:
     """List what is saturated on a raw plane (ny, nx), in one pass over it.
 
     Returns two lists of flat indices (y * nx + x; int32, rising) for `flag_pixels`:
 
-    - the holes of saturated cores, which read low, as `hidden_saturation` finds them on a plane
-      with the DQ of `flag_levels`. With `flag_non_linear` False that DQ has no non-linear pixels;
+    - the holes of saturated cores, which read low in Fowler sampling. With `flag_non_linear` False
+      the saturation level stands for the non-linear one;
     - the pixels that may leave persistence in later frames: the non-linear and the saturated ones,
       and the holes that are found without the bad-pixel mask.
 
-    The levels, and the unit of `data`, are those of `flag_levels`. Raises GdaskError where `bpm`
-    has not the shape of `data`.
+    A hole is a 4-connected region below the non-linear level, of at most `max_size` pixels,
+    enclosed by an 8-connected blob of four or more bright (non-linear or saturated) pixels of which
+    at least one is saturated and no defect. Bad pixels in its wall do not open it, but make at most
+    a quarter of the wall. A region that touches the array's edge, or a blob that is mostly bad
+    pixels, has no hole. So neither the sky nor what defects or the border cut off is listed.
+
+    The levels, and the unit of `data`, are those of `flag_levels`; bright bits of `bpm` count as
+    its levels do. Raises GdaskError where `bpm` has not the shape of `data`.
     """
     pixels = as_kernel_input(data, np.float32)
     static = None if bpm is None else as_kernel_input(bpm, np.uint16)
@@ -251,66 +256,12 @@ def saturated_pixels(
     from_level = _least_float32(min(non_linear, saturated))
     listed = _list_bright(pixels, static, from_level)
     lowest = non_linear if flag_non_linear else saturated
-    holes = _holes(pixels, static, listed, lowest, saturated, lowest)
+    holes = _holes(pixels, static, listed, (lowest, saturated), max_size)
     other_holes = (
         holes
         if static is None and flag_non_linear
-        else _holes(pixels, None, listed, non_linear, saturated, non_linear)
+        else _holes(pixels, None, listed, (non_linear, saturated), max_size)
     )
     values = pixels.reshape(-1)[listed]
     bright = listed[(values >= from_level) & np.isfinite(values)]
     return holes, _sorted_once(bright, other_holes) if other_holes.size else bright
-
-
-def hidden_saturation(
-    data: npt.ArrayLike, dq: Flags, non_linear: float, max_size: int = _MAX_HOLE
-) -> Flags:
-    """Flag as saturated (4) the holes of saturated blobs; 0 elsewhere.
-
-    The cores of grossly saturated stars read low in Fowler sampling. `dq` (ny, nx) holds the
-    plane's level and bad-pixel flags, `non_linear` is the level that made its bit 2. A hole is a
-    4-connected region below that level, of at most `max_size` pixels, enclosed by an 8-connected
-    blob of bright (non-linear or saturated) pixels of which at least one is saturated. Bad pixels
-    in its wall do not open it, but make at most a quarter of the wall. A region that touches the
-    array's edge, or a blob that is mostly bad pixels, has no hole. So neither the sky nor what
-    defects or the border cut off is flagged.
-    """
-    pixels, levels = as_kernel_input(data, np.float32), as_kernel_input(dq, np.uint16)
-    listed = _list_bright(pixels, levels, np.float32(np.inf))
-    flags = np.zeros(dq.shape, dtype=np.uint16)
-    holes = _holes(pixels, levels, listed, np.inf, np.inf, non_linear, max_size)
-    flags.reshape(-1)[holes] = _SATURATED
-    return flags
-
-
-def saturation_mask(
-    data: npt.ArrayLike,
-    bpm: Flags | None,
-    non_linear: float,
-    saturated: float,
-    include_non_linear: bool = False,
-) -> Mask:
-    """Find the pixels of a raw plane (ny, nx) that may leave persistence in later frames.
-
-    They are the saturated ones, hidden saturation included, and with `include_non_linear` the
-    non-linear ones too. The levels are those of `flag_levels`. Bad pixels are left out: they are
-    flagged in every frame anyway.
-    """
-    dq = flag_levels(data, bpm, non_linear, saturated)
-    dq |= hidden_saturation(data, dq, non_linear)
-    wanted = _BRIGHT if include_non_linear else _SATURATED
-    return ((dq & wanted) != 0) & ((dq & _DEFECTS) == 0)
-
-
-def pack_mask(mask: Mask) -> npt.NDArray[np.uint8]:
-    """Compress a mask to bits (zlib level 1).
-
-    Returns 1-D uint8, a few kB for a sparse mask of 2048 x 2048.
-    """
-    return np.frombuffer(zlib.compress(np.packbits(mask).tobytes(), 1), dtype=np.uint8)
-
-
-def unpack_mask(packed: npt.NDArray[np.uint8], shape: tuple[int, int]) -> Mask:
-    """Restore the mask of `shape` (ny, nx) that `pack_mask` packed."""
-    bits = np.frombuffer(zlib.decompress(packed.tobytes()), dtype=np.uint8)
-    return np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).astype(np.bool_)

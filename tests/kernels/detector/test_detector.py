@@ -86,31 +86,40 @@ def star_field(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def hidden(data: np.ndarray, bpm: np.ndarray | None = None, **more: int) -> np.ndarray:
-    """Where `hidden_saturation` flags a plane that is non-linear at 40000, saturated at 51000."""
-    return hidden_of(data, bpm, 40000, 51000, **more)
-
-
-def hidden_of(
-    data: np.ndarray, bpm: np.ndarray | None, non_linear: float, saturated: float, **more: int
-) -> np.ndarray:
-    """Where `hidden_saturation` flags a plane that is non-linear and saturated at these levels."""
-    dq = quality.flag_levels(data, bpm, non_linear, saturated)
-    return saturation.hidden_saturation(data, dq, non_linear, **more) != 0
+    """Where holes are listed on a plane that is non-linear at 40000, saturated at 51000."""
+    listed, _ = saturation.saturated_pixels(data, bpm, 40000, 51000, **more)
+    assert listed.dtype == np.int32 and (np.diff(listed) > 0).all()
+    mask = np.zeros(data.shape, bool)
+    mask.reshape(-1)[listed] = True
+    return mask
 
 
 def test_hidden_saturation_finds_the_core(rng: np.random.Generator) -> None:
     data, core = star_field(rng)
     np.testing.assert_array_equal(hidden(data), core)
     assert not hidden(data, max_size=50).any()
+    np.testing.assert_array_equal(hidden(data, flag_non_linear=False), core)
     bpm = np.zeros(data.shape, np.uint16)
     bpm[30, 44:60] = 1  # dead pixels cut through the ring: it holds
     data[bpm > 0] = 12
     np.testing.assert_array_equal(hidden(data, bpm), core & (bpm == 0))
-    np.testing.assert_array_equal(
-        saturation.saturation_mask(data, bpm, 40000, 51000), hidden(data, bpm) | (data > 51000)
-    )
-    with_non_linear = saturation.saturation_mask(data, bpm, 40000, 51000, include_non_linear=True)
-    assert (with_non_linear & ~(data > 40000)).sum() == (core & (bpm == 0)).sum()
+    data[25, 40] = 45000  # a bright pixel in the hole is no part of it
+    np.testing.assert_array_equal(hidden(data, bpm), core & (bpm == 0) & (data < 40000))
+
+
+def test_a_hole_is_enclosed_by_a_blob_with_its_diagonals() -> None:
+    """A wall that is joined by corners alone encloses; a hole that leaves by a corner does not."""
+    data = np.full((9, 9), 5, np.float32)
+    wall = [(2, 4), (3, 3), (4, 2), (5, 3), (6, 4), (5, 5), (4, 6), (3, 5)]
+    for place in wall:
+        data[place] = 60000
+    inside = np.zeros((9, 9), bool)
+    inside[3:6, 4] = inside[4, 3:6] = True
+    np.testing.assert_array_equal(hidden(data), inside)
+    data[wall[1]] = 5
+    assert not hidden(data).any()
+    data[wall[1]] = np.nan  # a defect in the wall, of two sides of twelve
+    np.testing.assert_array_equal(hidden(data), inside)
 
 
 def test_hidden_saturation_flags_nothing_else(rng: np.random.Generator) -> None:
@@ -129,26 +138,24 @@ def test_hidden_saturation_flags_nothing_else(rng: np.random.Generator) -> None:
     assert not hidden(bright, bpm).any()
 
 
-def test_saturated_pixels_are_listed(rng: np.random.Generator) -> None:
-    """The lists are those of the flags of `flag_levels` and of the holes."""
+def test_bright_pixels_are_listed(rng: np.random.Generator) -> None:
+    """Those that may leave persistence are listed whatever the bad-pixel mask says."""
     data, core = star_field(rng)
     data[0, 0], data[0, 1] = np.inf, np.nan
-    bright = (data >= 40000) & np.isfinite(data)
     bpm = np.zeros(data.shape, np.uint16)
     bpm[30, 36], bpm[50:52, 70] = 1, 4
-    holes, lasting = saturation.saturated_pixels(data, bpm, 40000, 51000)
-    assert holes.dtype == lasting.dtype == np.int32
-    np.testing.assert_array_equal(holes, np.flatnonzero(core & (bpm == 0)))
-    np.testing.assert_array_equal(lasting, np.flatnonzero(core | bright))
-    for levels in ((40000, 51000), (51000, 40000), (np.inf, 51000), (np.inf, np.inf)):
-        lists = saturation.saturated_pixels(data, None, *levels)
-        mask = saturation.saturation_mask(data, None, *levels, include_non_linear=True)
-        np.testing.assert_array_equal(lists[1], np.flatnonzero(mask))
-        np.testing.assert_array_equal(np.isin(lists[0], lists[1]), True)
-    saturated_alone = saturation.saturated_pixels(data, bpm, 40000, 51000, flag_non_linear=False)
-    np.testing.assert_array_equal(
-        saturated_alone[0], np.flatnonzero(hidden_of(data, bpm, 51000, 51000))
-    )
+    finite = np.isfinite(data)
+    expected = core | ((data >= 40000) & finite)
+    for static in (None, bpm):
+        for flag_non_linear in (True, False):
+            _, lasting = saturation.saturated_pixels(
+                data, static, 40000, 51000, flag_non_linear=flag_non_linear
+            )
+            assert lasting.dtype == np.int32
+            np.testing.assert_array_equal(lasting, np.flatnonzero(expected))
+    lasting = saturation.saturated_pixels(data, None, np.inf, 45000.001)[1]
+    np.testing.assert_array_equal(lasting, np.flatnonzero(core | ((data > 45000) & finite)))
+    assert not any(each.size for each in saturation.saturated_pixels(data, bpm, np.inf, np.inf))
     with pytest.raises(GdaskError, match="cut it to the data"):
         saturation.saturated_pixels(data, bpm[:4], 1, 2)
 
@@ -177,18 +184,6 @@ def test_listed_pixels_are_flagged(rng: np.random.Generator, offset: tuple[int, 
     np.testing.assert_array_equal(dq, before)
     assert flags.dtype == np.uint16
     assert quality.flag_pixels(dq, listed[:0], 8, window, 53) is dq
-
-
-def test_masks_are_packed(rng: np.random.Generator) -> None:
-    mask = rng.random((37, 53)) < 0.1
-    packed = saturation.pack_mask(mask)
-    assert packed.dtype == np.uint8 and packed.ndim == 1
-    unpacked = saturation.unpack_mask(packed, mask.shape)
-    assert unpacked.dtype == np.bool_
-    np.testing.assert_array_equal(unpacked, mask)
-    sparse = np.zeros((2048, 2048), bool)
-    sparse[500:520, 700:720] = True
-    assert saturation.pack_mask(sparse).size < 5000
 
 
 def test_border_is_flagged() -> None:
