@@ -184,7 +184,6 @@ def _fit_gaussian(counts: Counts, low: float, high: float) -> tuple[float, float
     return -b / (2 * c), np.sqrt(-0.5 / c)
 
 
-@njit(cache=True, nogil=True)
 def _fit_moving_window(counts: Counts, below: float, above: float) -> tuple[float, float]:
     """Fit a Gaussian within `below` and `above` sigma of its own centre, by iteration."""
     centre, sigma = 0.0, 1.0

@@ -67,21 +67,10 @@ def _flag_listed(
     flags: Flags, indices: Indices, bit: np.uint16, width: int, up: int, right: int
 ) -> None:
     """Compiled part of `flag_pixels`: (up, right) is the place of the flags' first pixel."""
-    ny, nx = flags.shape
-    first, wanted = np.int64(0), np.int64(up) * width
-    last = np.int64(indices.size)
-    while first < last:
-        middle = (first + last) // 2
-        if indices[middle] < wanted:
-            first = middle + 1
-        else:
-            last = middle
-    for k in range(first, indices.size):
-        y, x = indices[k] // width - up, indices[k] % width - right
-        if y >= ny:
-            break
-        if 0 <= x < nx:
-            flags[y, x] |= bit
+    for k in range(indices.size):
+        x = indices[k] % width - right
+        if 0 <= x < flags.shape[1]:
+            flags[indices[k] // width - up, x] |= bit
 
 
 def flag_pixels(
@@ -99,7 +88,8 @@ def flag_pixels(
     to a pixel (x, y) of the window's array to get that of the list's array.
     """
     up, right = window[0] + offset[1], window[2] + offset[0]
-    first, last = indices.searchsorted((up * width, (up + dq.shape[0]) * width))
+    rows = np.array((up * width, (up + dq.shape[0]) * width), np.int32)
+    first, last = indices.searchsorted(rows)  # of one type, or the whole list is converted
     if first == last:
         return dq
     flags = np.array(dq, dtype=np.uint16, order="C")
@@ -126,17 +116,13 @@ def flag_border(
 
 @njit(cache=True, nogil=True)
 def _flag_far(
-    flags: Flags, y1: int, x1: int, centre_y: float, centre_x: float, square: float
+    flags: Flags, along: npt.NDArray[np.float64], across: npt.NDArray[np.float64], square: float
 ) -> None:
-    """Compiled part of `flag_outside`; (y1, x1): the flags' first pixel in the full array."""
+    """Compiled part of `flag_outside`; along, across: squared distances of rows and columns."""
     ny, nx = flags.shape
-    across = np.empty(nx)
-    for x in range(nx):
-        across[x] = (x1 + x - centre_x) ** 2
     for y in range(ny):
-        along = (y1 + y - centre_y) ** 2
         for x in range(nx):
-            flags[y, x] |= np.uint16(along + across[x] > square) * _UNILLUMINATED
+            flags[y, x] |= np.uint16(along[y] + across[x] > square) * _UNILLUMINATED
 
 
 def flag_outside(
@@ -152,5 +138,7 @@ def flag_outside(
     """
     flags = np.array(dq, dtype=np.uint16, order="C")
     y, x = window[0] + corner[1], window[2] + corner[0]
-    _flag_far(flags, y, x, float(centre[1]), float(centre[0]), float(radius**2))
+    along = (np.arange(y, y + dq.shape[0]) - float(centre[1])) ** 2
+    across = (np.arange(x, x + dq.shape[1]) - float(centre[0])) ** 2
+    _flag_far(flags, along, across, float(radius**2))
     return flags
