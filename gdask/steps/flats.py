@@ -11,7 +11,7 @@ from gdask.io.frames import note, records, refuse_part, with_headers, with_recor
 from gdask.io.lazy_arrays import map_arrays, map_planes, of_all_arrays
 from gdask.kernels.detector import flat as flat_kernels
 from gdask.kernels.statistics import fit_sky_level, median_from_histograms, mergeable_histogram
-from gdask.model import UNUSABLE, GdaskError
+from gdask.model import GdaskError
 from gdask.params import Range
 from gdask.steps.frames import arrays_of, on_group, replaced, with_arrays
 from gdask.steps.stack import Operation, Reject, check_alike, same_exposure, stack_frames
@@ -237,7 +237,7 @@ def _difference(bright: Frame, faint: Frame) -> Frame:
 
 
 def _histogram(data: Image, dq: Flags) -> object:
-    return mergeable_histogram(data, (dq & np.uint16(UNUSABLE)) != 0)
+    return mergeable_histogram(data, dq=dq)
 
 
 def _divided(data: Image, level: float) -> Image:

@@ -195,7 +195,7 @@ def _with_shadow(frame: Frame, masks: list[Mask]) -> Frame:
 
 
 def _flag_shadow(dq: Flags, cells: Mask, window: Window) -> Flags:
-    return dq | np.where(unbin_window(cells, *window), np.uint16(DQ.UNILLUMINATED), np.uint16(0))
+    return dq | unbin_window(cells, *window) * np.uint16(DQ.UNILLUMINATED)
 
 
 def _static_mask(masks: Sequence[Frame]) -> da.Array | None:
@@ -291,18 +291,6 @@ def _or_masks(first: np.ndarray, second: np.ndarray) -> Flags:
     return first.astype(np.uint16) | second.astype(np.uint16)
 
 
-def _flag_border(
-    dq: Flags,
-    corner: tuple[int, int],
-    window: Window,
-    full: tuple[int, int],
-    width: int,
-) -> Flags:
-    y1, _, x1, _ = window
-    edge = dq_kernels.border_mask(dq.shape, corner[0] + x1, corner[1] + y1, full, width)
-    return dq | np.where(edge, np.uint16(DQ.UNILLUMINATED), np.uint16(0))
-
-
 def _add_latents(frames: Frames, listed: Sequence[da.Array | None], time: float) -> Frames:
     """Set bit 8 where a frame begun up to `time` seconds earlier was saturated or non-linear.
 
@@ -372,7 +360,7 @@ def _flag_unilluminated(frame: Frame, dq: da.Array) -> da.Array:
     if facts.get("border"):
         full = tuple(facts["array_shape"])
         dq = map_planes(
-            _flag_border,
+            dq_kernels.flag_border,
             dq,
             dtype="u2",
             each={"corner": corners},
@@ -383,7 +371,7 @@ def _flag_unilluminated(frame: Frame, dq: da.Array) -> da.Array:
     circle = facts.get("illumination")
     if circle and "DARK" not in tags(frame):
         dq = map_planes(
-            _flag_outside,
+            dq_kernels.flag_outside,
             dq,
             dtype="u2",
             each={"corner": corners},
@@ -392,17 +380,3 @@ def _flag_unilluminated(frame: Frame, dq: da.Array) -> da.Array:
             radius=circle["radius"],
         )
     return dq
-
-
-def _flag_outside(
-    dq: Flags,
-    corner: tuple[int, int],
-    window: Window,
-    centre: tuple[float, float],
-    radius: float,
-) -> Flags:
-    y1, _, x1, _ = window
-    outside = dq_kernels.outside_circle_mask(
-        dq.shape, corner[0] + x1, corner[1] + y1, centre, radius
-    )
-    return dq | np.where(outside, np.uint16(DQ.UNILLUMINATED), np.uint16(0))

@@ -12,7 +12,7 @@ from gdask.io.frames import note, records, shape_of, sky_names, with_headers, wi
 from gdask.io.gather import measure_arrays
 from gdask.io.lazy_arrays import map_planes
 from gdask.kernels.statistics import fit_sky_level
-from gdask.model import UNUSABLE, GdaskError
+from gdask.model import GdaskError
 from gdask.params import Range, refuses
 from gdask.steps.frames import PIXEL_BYTES, array, arrays_of, named, on_group, with_arrays
 from gdask.steps.levels import SkyLevel, choose_level
@@ -182,10 +182,7 @@ def transfer_objects(frames: Frames, masked: Frames) -> Frames:
 
 def _level(data: Image, dq: Flags, objects: Mask | None) -> float:
     """Measure one array's level, without objects where they are known."""
-    mask = (dq & np.uint16(UNUSABLE)) != 0
-    if objects is not None:
-        mask |= objects
-    return float(fit_sky_level(data, mask)[0])
+    return fit_sky_level(data, objects, dq).level
 
 
 def _corrected(each: Wanted, planes: list[da.Array] | None, level: SkyLevel) -> Frame:

@@ -16,23 +16,21 @@ Coefficients = tuple[float, float, float]
 
 
 @njit(cache=True, nogil=True)
-def _linearize(data: Image, factor: float, c0: float, c1: float, c2: float) -> Image:
+def _linearize(data: Image, factor: float, c0: float, c1: float, c2: float, out: Image) -> None:
     """Compiled part of `linearize`; factor: electrons per coadd and ADU of the data."""
-    out = np.empty(data.size, dtype=np.float32)
     for i in range(data.size):
         electrons = data[i] * factor
         out[i] = data[i] * (c0 + electrons * (c1 + electrons * c2))
-    return out
 
 
 @njit(cache=True, nogil=True)
-def _shift_poisson(variance: Image, raw: Image, corrected: Image, divisor: float) -> Image:
+def _shift_poisson(
+    variance: Image, raw: Image, corrected: Image, divisor: float, out: Image
+) -> None:
     """Compiled part of `linearize_variance`; divisor: gain times averaged coadds."""
-    out = np.empty(variance.size, dtype=np.float32)
     no_counts = np.float32(0)
     for i in range(variance.size):
         out[i] = variance[i] + (max(corrected[i], no_counts) - max(raw[i], no_counts)) / divisor
-    return out
 
 
 def linearize(data: Image, coefficients: Coefficients, gain: float, coadds: int = 1) -> Image:
@@ -43,7 +41,9 @@ def linearize(data: Image, coefficients: Coefficients, gain: float, coadds: int 
     """
     c0, c1, c2 = (float(c) for c in coefficients)
     (raw,) = flatten_planes(data)
-    return _linearize(raw, float(gain / coadds), c0, c1, c2).reshape(np.shape(data))
+    out = np.empty(np.shape(data), np.float32)
+    _linearize(raw, float(gain / coadds), c0, c1, c2, out.reshape(-1))
+    return out
 
 
 def linearized_level(
@@ -74,16 +74,16 @@ def linearize_variance(
     """
     noise, raw, corrected = flatten_planes(variance, data_raw, data_corrected)
     divisor = float(gain * coadds_averaged)
-    return _shift_poisson(noise, raw, corrected, divisor).reshape(np.shape(variance))
+    out = np.empty(np.shape(variance), np.float32)
+    _shift_poisson(noise, raw, corrected, divisor, out.reshape(-1))
+    return out
 
 
 @njit(cache=True, nogil=True)
-def _variance(electrons: Image, constant: float, per_electron: float) -> Image:
+def _variance(electrons: Image, constant: float, per_electron: float, out: Image) -> None:
     """Compiled part of `add_variance`: constant + max(electrons, 0) * per_electron."""
-    out = np.empty(electrons.size, dtype=np.float32)
     for i in range(electrons.size):
         out[i] = constant + max(electrons[i], np.float32(0)) * per_electron
-    return out
 
 
 def add_variance(
@@ -100,4 +100,6 @@ def add_variance(
     if not poisson:
         return np.full(np.shape(data_e), constant, dtype=np.float32)
     (electrons,) = flatten_planes(data_e)
-    return _variance(electrons, float(constant), 1.0 / coadds).reshape(np.shape(data_e))
+    out = np.empty(np.shape(data_e), np.float32)
+    _variance(electrons, float(constant), 1.0 / coadds, out.reshape(-1))
+    return out

@@ -8,7 +8,7 @@ from numba import njit
 
 from gdask.kernels.arrays import as_kernel_input, flatten_planes
 from gdask.model import DQ, GdaskError
-from gdask.types import Flags, Mask, Window
+from gdask.types import Flags, Window
 
 #: Flat indices of some pixels of a plane, rising.
 Indices = npt.NDArray[np.int32]
@@ -18,6 +18,7 @@ _NON_LINEAR_BIT, _SATURATED_BIT, _NO_DATA_BIT = (
     int(DQ.SATURATED),
     int(DQ.NO_DATA),
 )
+_UNILLUMINATED = np.uint16(DQ.UNILLUMINATED)
 
 
 @njit(cache=True, nogil=True)
@@ -66,21 +67,10 @@ def _flag_listed(
     flags: Flags, indices: Indices, bit: np.uint16, width: int, up: int, right: int
 ) -> None:
     """Compiled part of `flag_pixels`: (up, right) is the place of the flags' first pixel."""
-    ny, nx = flags.shape
-    first, wanted = np.int64(0), np.int64(up) * width
-    last = np.int64(indices.size)
-    while first < last:
-        middle = (first + last) // 2
-        if indices[middle] < wanted:
-            first = middle + 1
-        else:
-            last = middle
-    for k in range(first, indices.size):
-        y, x = indices[k] // width - up, indices[k] % width - right
-        if y >= ny:
-            break
-        if 0 <= x < nx:
-            flags[y, x] |= bit
+    for k in range(indices.size):
+        x = indices[k] % width - right
+        if 0 <= x < flags.shape[1]:
+            flags[indices[k] // width - up, x] |= bit
 
 
 def flag_pixels(
@@ -98,7 +88,8 @@ def flag_pixels(
     to a pixel (x, y) of the window's array to get that of the list's array.
     """
     up, right = window[0] + offset[1], window[2] + offset[0]
-    first, last = indices.searchsorted((up * width, (up + dq.shape[0]) * width))
+    rows = np.array((up * width, (up + dq.shape[0]) * width), np.int32)
+    first, last = indices.searchsorted(rows)  # of one type, or the whole list is converted
     if first == last:
         return dq
     flags = np.array(dq, dtype=np.uint16, order="C")
@@ -107,29 +98,47 @@ def flag_pixels(
     return flags
 
 
-def border_mask(
-    shape: tuple[int, int], x1: int, y1: int, full_shape: tuple[int, int], width: int
-) -> Mask:
-    """Mask the border of a detector array: True within `width` pixels of the *full* array's edge.
+def flag_border(
+    dq: Flags, corner: tuple[int, int], window: Window, full: tuple[int, int], width: int
+) -> Flags:
+    """Give DQ that is unilluminated (64) within `width` pixels of the edge of the *full* array.
 
-    The mask is that of a sub-array of `shape` (ny, nx) whose first pixel is at 0-based (x1, y1) of
-    the full array of `full_shape` (ny, nx).
+    dq: uint16, the window (y1, y2, x1, x2) of an array whose first pixel is at 0-based `corner`
+    (x, y) of the full array of shape `full` (ny, nx).
     """
-    x = np.arange(x1, x1 + shape[1])
-    y = np.arange(y1, y1 + shape[0])
-    outer_x = (x < width) | (x >= full_shape[1] - width)
-    outer_y = (y < width) | (y >= full_shape[0] - width)
-    return outer_y[:, None] | outer_x[None, :]
+    flags = np.array(dq, dtype=np.uint16, order="C")
+    sides = (window[0] + corner[1], window[2] + corner[0])
+    for turned, first, size in zip((flags, flags.T), sides, full, strict=True):
+        turned[: max(width - first, 0)] |= _UNILLUMINATED
+        turned[max(size - width - first, 0) :] |= _UNILLUMINATED
+    return flags
 
 
-def outside_circle_mask(
-    shape: tuple[int, int], x1: int, y1: int, centre: tuple[float, float], radius: float
-) -> Mask:
-    """Mask what is outside a circle: True at more than `radius` from `centre` (x, y).
+@njit(cache=True, nogil=True)
+def _flag_far(
+    flags: Flags, along: npt.NDArray[np.float64], across: npt.NDArray[np.float64], square: float
+) -> None:
+    """Compiled part of `flag_outside`; along, across: squared distances of rows and columns."""
+    ny, nx = flags.shape
+    for y in range(ny):
+        for x in range(nx):
+            flags[y, x] |= np.uint16(along[y] + across[x] > square) * _UNILLUMINATED
 
-    Both are in 0-based pixels of the full array. The mask is that of a sub-array of `shape`
-    (ny, nx) whose first pixel is at 0-based (x1, y1) of the full array.
+
+def flag_outside(
+    dq: Flags,
+    corner: tuple[int, int],
+    window: Window,
+    centre: tuple[float, float],
+    radius: float,
+) -> Flags:
+    """Give DQ that is unilluminated (64) at more than `radius` from `centre` (x, y).
+
+    Both are in 0-based pixels of the full array. dq, window, corner: as for `flag_border`.
     """
-    dx = np.arange(x1, x1 + shape[1]) - centre[0]
-    dy = np.arange(y1, y1 + shape[0]) - centre[1]
-    return dy[:, None] ** 2 + dx[None, :] ** 2 > radius**2
+    flags = np.array(dq, dtype=np.uint16, order="C")
+    y, x = window[0] + corner[1], window[2] + corner[0]
+    along = (np.arange(y, y + dq.shape[0]) - float(centre[1])) ** 2
+    across = (np.arange(x, x + dq.shape[1]) - float(centre[0])) ** 2
+    _flag_far(flags, along, across, float(radius**2))
+    return flags
