@@ -129,11 +129,12 @@ class Resampled(NamedTuple):
     ) -> None:
         """Resample windows of data, variance and DQ of one array onto a part of the planes."""
         geometry = self.geometries[part.array]
+        nodes = map_nodes(geometry, self.grid, part.made)
         resample_onto(
             inputs,
             (part.needed[0], part.needed[2]),
-            map_nodes(geometry, self.grid, part.made),
-            area_nodes(geometry, self.grid, part.made, self.grid.scale**2 / self.ratio),
+            nodes,
+            area_nodes(geometry, nodes, self.grid.scale**2 / self.ratio),
             part.made,
             planes,
             (part.made[0] - window[0], part.made[2] - window[2]),

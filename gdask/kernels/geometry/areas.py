@@ -17,12 +17,12 @@ import numpy as np
 from numba import njit
 
 from gdask.kernels.arrays import as_kernel_input
-from gdask.kernels.geometry.grid import Grid, Window, grid_to_sky
-from gdask.kernels.geometry.projection import Floats, Geometry, from_sky, pixel_area
+from gdask.kernels.geometry.grid import MAP_NODE_SPACING, Grid, MapNodes, Window, map_nodes
+from gdask.kernels.geometry.projection import Floats, Geometry, pixel_area
 from gdask.types import Image
 
-#: Output pixels between the nodes at which areas are computed. For GSAOI, linear interpolation is
-#: good to 1e-6.
+#: Output pixels between the nodes at which areas are computed, a multiple of MAP_NODE_SPACING. For
+#: GSAOI, linear interpolation is good to 1e-6.
 AREA_NODE_SPACING = 64
 
 
@@ -35,35 +35,29 @@ def area_factors(
     Both results are float32 (y2 - y1, x2 - x1), and 1 where a ratio of areas is not between 0.5
     and 2. Nodes lie on multiples of AREA_NODE_SPACING: a pixel has the same bits in any window.
     """
-    nodes, first_y, first_x = area_nodes(geometry, grid, window, reference_area)
+    nodes, first_y, first_x = area_nodes(
+        geometry, map_nodes(geometry, grid, window), reference_area
+    )
     data, variance = _interpolate_nodes(nodes, first_y, first_x, *window)
     return data, variance
 
 
 def area_nodes(
-    geometry: Geometry, grid: Grid, window: Window, reference_area: float
+    geometry: Geometry, nodes: MapNodes, reference_area: float
 ) -> tuple[Floats, int, int]:
     """Return factors (2, ny, nx) of data and variance at nodes, and the first node's number (y, x).
 
-    The arguments are those of `area_factors`.
+    nodes: of the window of the grid; those of areas are some of them.
     """
-    y1, y2, x1, x2 = window
-    node_rows, node_columns = _nodes_around(y1, y2), _nodes_around(x1, x2)
-    grid_x, grid_y = np.meshgrid(
-        node_columns * float(AREA_NODE_SPACING), node_rows * float(AREA_NODE_SPACING)
-    )
-    x, y = from_sky(geometry, *grid_to_sky(grid, grid_x, grid_y))
+    step = AREA_NODE_SPACING // MAP_NODE_SPACING
+    first_y, first_x = -(-nodes.first_y // step), -(-nodes.first_x // step)
+    chosen = np.s_[first_y * step - nodes.first_y :: step, first_x * step - nodes.first_x :: step]
+    x, y = nodes.x[chosen], nodes.y[chosen]
     static_area = pixel_area(geometry._replace(correction_x=(), correction_y=()), x, y)
     of_data = static_area / pixel_area(geometry, x, y)
     ratios = np.stack([of_data, of_data * static_area / reference_area])
     plausible = np.isfinite(ratios) & (ratios > 0.5) & (ratios < 2.0)
-    nodes = as_kernel_input(np.where(plausible, ratios, 1.0), np.float64)
-    return nodes, int(node_rows[0]), int(node_columns[0])
-
-
-def _nodes_around(start: int, stop: int) -> np.ndarray:
-    """Return the numbers of the nodes before, between and after the pixels [start, stop)."""
-    return np.arange(start // AREA_NODE_SPACING, (stop - 1) // AREA_NODE_SPACING + 2)
+    return as_kernel_input(np.where(plausible, ratios, 1.0), np.float64), first_y, first_x
 
 
 @njit(cache=True, nogil=True)

@@ -96,6 +96,7 @@ def footprint(geometry: Geometry, shape: tuple[int, int], grid: Grid) -> Window:
     return _window_around(x, y, 1, grid.shape) or (0, 0, 0, 0)
 
 
+@lru_cache(maxsize=4096)
 def orientation(geometry: Geometry, shape: tuple[int, int], grid: Grid) -> tuple[bool, bool]:
     """Return whether an array lies on its side on the grid, and whether it is mirrored along x.
 

@@ -10,6 +10,7 @@ from the end, which keeps loops from being vectorised.
 from __future__ import annotations
 
 import math
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -23,22 +24,25 @@ BAD_BITS, NO_DATA = int(UNUSABLE), int(DQ.NO_DATA)
 HOLE = 0x8000
 #: Elements of a plane beyond its last pixel: compiled loops read up to this many past a run.
 SLACK = 64
+#: Buffer that each thread uses again, and the most bytes of it that are kept.
+_KEPT = threading.local()
+_MOST_KEPT = 16_000_000
 
 
 class Layout(NamedTuple):
     """One window of an array as `lay_out` leaves it. All arrays have one axis.
 
-    data, variance: planes with bad pixels mended, NaN where they have no value, one after another:
-        variance begins `size` after data.
-    flags: DQ, and HOLE. near_row, near: OR of the flags of `taps` pixels along a row, and of `taps`
-        such rows, for the first pixel of each such place.
+    planes: data, and variance from `size` on, with bad pixels mended, NaN where they have no value.
+    flags: DQ, and HOLE. which: which of `taps` pixels from here on along a row have flags, the
+        first in the lowest bit. near: OR of the flags of these and of the pixels below, `taps`
+        rows in all.
     size: elements of a plane.
     start, step_y, step_x: pixel (y, x) of the window is element start + y * step_y + x * step_x.
     """
 
     planes: Image
     flags: Flags
-    near_row: Flags
+    which: Flags
     near: Flags
     size: int
     start: int
@@ -61,9 +65,24 @@ def empty_layout(
     along = -1 if mirrored else 1
     start = border * stride + border + (columns - 1 if mirrored else 0)
     steps = (along, stride) if transposed else (stride, along)
-    planes = np.empty(2 * size + SLACK, np.float32)
-    words = [np.empty(size + SLACK, np.uint16) for _ in range(3)]
-    return Layout(planes, *words, size, start, *steps), border
+    count = size + SLACK
+    words = _buffer(2 * (size + count) + 3 * count)
+    planes = words[: 2 * (size + count)].view(np.float32)
+    flags, which, near = words[2 * (size + count) :].reshape(3, count)
+    return Layout(planes, flags, which, near, size, start, *steps), border
+
+
+def _buffer(count: int) -> Flags:
+    """Return this thread's buffer of so many 16-bit words, or a new one where that would be large.
+
+    Fresh memory for each window costs the system more time than laying the window out.
+    """
+    kept: Flags | None = getattr(_KEPT, "words", None)
+    if kept is None or kept.size < count:
+        kept = np.empty(count, np.uint16)
+        if kept.nbytes <= _MOST_KEPT:
+            _KEPT.words = kept
+    return kept[:count]
 
 
 @njit(cache=True, nogil=True)
@@ -77,10 +96,15 @@ def lay_out(
     ny, nx = data.shape
     usable = np.empty((ny, nx), np.bool_)
     planes, flags, size = out.planes, out.flags, np.uint64(out.size)
-    for k in range(np.uint64(out.planes.size)):
-        planes[k] = np.nan
-    for k in range(np.uint64(flags.size)):
-        flags[k] = HOLE | NO_DATA
+    rows = np.int64(out.size) // stride
+    for row in range(rows):  # the border, and of the inside rows no more than their ends
+        is_inside = border <= row < rows - border
+        for part in range(2 if is_inside else 1):
+            first = row * stride + part * (stride - border)
+            for k in range(np.uint64(first), np.uint64(first + (border if is_inside else stride))):
+                planes[k], planes[k + size], flags[k] = np.nan, np.nan, HOLE | NO_DATA
+    planes[2 * out.size :] = np.nan
+    flags[out.size :] = HOLE | NO_DATA
     for y in range(ny):
         values, noise, bits, good = data[y], variance[y], dq[y], usable[y]
         first, step = out.start + y * out.step_y, out.step_x
@@ -113,23 +137,28 @@ def lay_out(
                     | np.uint16(0 if finite else NO_DATA)
                     | np.uint16(0 if math.isfinite(value) and math.isfinite(noise_of_it) else HOLE)
                 )
-    gather_flags(flags, taps, stride, out.near_row, out.near)
+    gather_flags(flags, taps, stride, out.which, out.near)
 
 
 @njit(cache=True, nogil=True)
-def gather_flags(flags: Flags, taps: int, stride: int, near_row: Flags, near: Flags) -> None:
-    """Fill near_row and near (see Layout) from flags. stride: elements of a row of the layout."""
+def gather_flags(flags: Flags, taps: int, stride: int, which: Flags, near: Flags) -> None:
+    """Fill which and near (see Layout) from flags. stride: elements of a row of the layout."""
     count = np.uint64(flags.size - taps)
-    near_row[:] = flags
+    for k in range(np.uint64(flags.size)):
+        which[k] = flags[k] != 0
+        near[k] = flags[k]
     for b in range(np.uint64(1), np.uint64(taps)):
+        bit = np.uint16(1 << np.int64(b))
         for k in range(count):
-            near_row[k] |= flags[k + b]
-    near[:] = near_row
-    count = np.uint64(max(flags.size - taps * stride, 0))
-    for a in range(np.uint64(1), np.uint64(taps)):
-        step = a * np.uint64(stride)
-        for k in range(count):
-            near[k] |= near_row[k + step]
+            which[k] |= bit if flags[k + b] else np.uint16(0)
+            near[k] |= flags[k + b]
+    reach = 1  # rows that near covers; those ahead are OR-ed to a row before they are changed
+    while reach < taps:
+        rows = min(reach, taps - reach)
+        ahead = np.uint64(rows * stride)
+        for k in range(np.uint64(max(flags.size - rows * stride, 0))):
+            near[k] |= near[k + ahead]
+        reach += rows
 
 
 @njit(cache=True, nogil=True)

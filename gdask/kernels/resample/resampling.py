@@ -30,7 +30,7 @@ from gdask.kernels.geometry.projection import Floats
 from gdask.kernels.resample.interpolation import PHASES, kernel_series, kernel_weights
 from gdask.kernels.resample.layout import BAD_BITS, HOLE, NO_DATA, empty_layout, estimate, lay_out
 from gdask.kernels.resample.rows import Kernel, Places, resample_rows
-from gdask.model import DQ, GdaskError
+from gdask.model import GdaskError
 from gdask.types import Flags, Fraction, Image, Mask, Window
 
 _NO_WEIGHTS, _NO_AREAS = np.empty(0), np.empty((2, 0, 0))

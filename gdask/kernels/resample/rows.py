@@ -26,10 +26,10 @@ from gdask.types import Flags, Image
 #: Share of the (signed) weight that known pixels must keep for unknown ones (outside, or not
 #: mended) to be left out. With less, all values are used as they are, flagged.
 MIN_GOOD_WEIGHT = 0.5
-#: Pixels of a block: its rows stay in the first cache. A row has room for a run's last, partly
-#: filled, vector. Unsigned: see `layout`.
-_BLOCK = np.uint64(256)
-_ROW = np.uint64(272)
+#: The most pixels of a block: its rows stay in the first cache. A row has room for the last, partly
+#: filled, vector of a run. Unsigned: see `layout`.
+BLOCK = 368
+_ROW = np.uint64(BLOCK + 16)
 _VECTOR = np.uint64(16)
 _0, _1, _2, _3, _4, _5 = (np.uint64(n) for n in range(6))
 #: Pixels of a run, on average, from which on runs are faster than pixels one by one.
@@ -81,10 +81,11 @@ class Places(NamedTuple):
 class Work(NamedTuple):
     """Buffers for a block of output pixels.
 
-    rows: weights and squared weights along a row of the layout, then across; value, noise; phases
-    along and across (pixels from the middle between the two middle taps); factors of data and
-    variance. places: y and x in the window. nodes: y, x of one row at nodes. first: element of the
-    layout at which the kernel begins, 0 for pixels outside. runs: where each run begins. flags: DQ.
+    rows: weights along a row of the layout, then across; value, noise; phases along and across
+    (pixels from the middle between the two middle taps); sums of squared weights along and across;
+    factors of data and variance. places: y and x in the window. nodes: y, x of one row at nodes.
+    first: element of the layout at which the kernel begins, 0 for pixels outside. runs: where each
+    run begins. flagged: pixels with flags under the kernel. flags: DQ.
     weights: along y, then x. share: weight by DQ bit.
     """
 
@@ -93,6 +94,7 @@ class Work(NamedTuple):
     nodes: Floats
     first: npt.NDArray[np.uint32]
     runs: npt.NDArray[np.uint32]
+    flagged: npt.NDArray[np.uint32]
     flags: Flags
     weights: Image
     share: Floats
@@ -119,7 +121,7 @@ def resample_rows(
     the planes is replaced where its DQ is higher than the new one.
     """
     taps = np.uint64(len(kernel.taps))
-    rows = (_4 * taps + np.uint64(6)) * _ROW
+    rows = (_2 * taps + np.uint64(8)) * _ROW
     node_count = max(places.ymap.shape[1], places.areas.shape[2])
     work = Work(
         np.zeros(rows, np.float32),
@@ -127,16 +129,19 @@ def resample_rows(
         np.zeros(2 * node_count, np.float64),
         np.zeros(_ROW, np.uint32),
         np.zeros(_ROW, np.uint32),
+        np.zeros(_ROW, np.uint32),
         np.zeros(_ROW, np.uint16),
         np.zeros(2 * taps, np.float32),
         np.zeros(16, np.float64),
     )
     flat, flat_var, flat_dq = out.reshape(-1), out_var.reshape(-1), out_dq.reshape(-1)
-    factors = (_4 * taps + _4) * _ROW
-    work.rows[factors:] = 1.0
+    factors = (_2 * taps + np.uint64(6)) * _ROW
+    work.rows[:] = 1.0
+    parts = (shape[1] + BLOCK - 1) // BLOCK
+    block = (shape[1] + parts - 1) // max(parts, 1)
     for j in range(shape[0]):
-        for i in range(0, shape[1], 256):
-            count = min(256, shape[1] - i)
+        for i in range(0, shape[1], block):
+            count = min(block, shape[1] - i)
             n = np.uint64(count)
             if places.weights.size:
                 y, x = places.y + j, places.x + i
@@ -163,17 +168,17 @@ def resample_rows(
                     x + count,
                     work.nodes,
                     work.places,
-                    272,
+                    BLOCK + 16,
                     places.x0,
                 )
             else:
                 for k in range(count):
                     work.places[k] = places.ymap[j, i + k] - places.y0
-                    work.places[272 + k] = places.xmap[j, i + k] - places.x0
+                    work.places[_ROW + np.uint64(k)] = places.xmap[j, i + k] - places.x0
             inside = _find_first(data.shape[0], data.shape[1], n, taps, layout, work)
+            number, flagged = _find_runs(n, layout.near, work)
             if inside:
                 _weigh(kernel, n, work)
-                number = _find_runs(n, work)
                 if number * _SHORT_RUN < inside:
                     _sum_runs(layout.planes, layout.size, _stride(layout), number, kernel, work)
                 else:
@@ -192,7 +197,7 @@ def resample_rows(
                         factors,
                         factors + _ROW,
                     )
-            _sum_flagged(data, variance, layout, kernel, n, threshold, work)
+            _sum_flagged(data, variance, layout, kernel, flagged, threshold, work)
             k = np.uint64((corner[0] + j) * out.shape[1] + corner[1] + i)
             _merge(n, taps, area_ratio, k, flat, flat_var, flat_dq, work)
 
@@ -210,7 +215,7 @@ def _find_first(ny: int, nx: int, count: int, taps: int, layout: Layout, work: W
     Returns how many pixels are inside.
     """
     places, first, rows = work.places, work.first, work.rows
-    along = (_4 * taps + _2) * _ROW
+    along = (_2 * taps + _2) * _ROW
     step_y, step_x = np.int32(layout.step_y), np.int32(layout.step_x)
     mirrored = step_y == -1 or step_x == -1
     transposed = abs(step_x) > abs(step_y)
@@ -239,7 +244,7 @@ def _find_first(ny: int, nx: int, count: int, taps: int, layout: Layout, work: W
 
 @njit(cache=True, nogil=True)
 def _weigh(kernel: Kernel, count: int, work: Work) -> None:
-    """Fill the rows of weights, and of squared weights that sum to 1."""
+    """Fill the rows of weights, and replace the phases by the sums of squared weights."""
     taps, pairs, powers = (
         np.uint64(len(kernel.taps)),
         np.uint64(len(kernel.pairs)),
@@ -247,7 +252,8 @@ def _weigh(kernel: Kernel, count: int, work: Work) -> None:
     )
     rows, series = work.rows, kernel.series
     for axis in range(_2):
-        phase, first = (_4 * taps + _2 + axis) * _ROW, _2 * taps * axis * _ROW
+        phase, first = (_2 * taps + _2 + axis) * _ROW, taps * axis * _ROW
+        squares = phase + _2 * _ROW
         for p in range(pairs):
             low, high = first + p * _ROW, first + (taps - _1 - p) * _ROW
             for i in range(count):
@@ -258,33 +264,31 @@ def _weigh(kernel: Kernel, count: int, work: Work) -> None:
                     even = even * s + series[p, 0, d]
                     odd = odd * s + series[p, 1, d]
                 odd *= u
-                rows[low + i] = even + odd
-                rows[high + i] = even - odd
-        squares = first + taps * _ROW
-        for i in range(count):
-            total = np.float32(0)
-            for t in range(taps):
-                total += rows[first + t * _ROW + i] * rows[first + t * _ROW + i]
-            scale = np.float32(1) / total
-            for t in range(taps):
-                w = rows[first + t * _ROW + i]
-                rows[squares + t * _ROW + i] = w * w * scale
+                one, other = even + odd, even - odd
+                rows[low + i] = one
+                rows[high + i] = other
+                before = rows[squares + i] if p else np.float32(0)
+                rows[squares + i] = before + (one * one + other * other)
 
 
 @njit(cache=True, nogil=True)
-def _find_runs(count: int, work: Work) -> int:
-    """Find where runs begin, and return their number; the end of the last follows them."""
-    first, runs = work.first, work.runs
-    number = 0
+def _find_runs(count: int, near: Flags, work: Work) -> tuple[int, int]:
+    """List where runs begin, and which pixels have flags near; return how many there are of each.
+
+    The end of the last run follows them.
+    """
+    first, runs, flagged = work.first, work.runs, work.flagged
+    number, number_flagged = _0, _0
     before = np.int64(-2)
     for i in range(count):
         here = np.int64(first[i])
-        if here != before + 1 and (here != 0 or before != 0):
-            runs[number] = i
-            number += 1
+        runs[number], flagged[number_flagged] = i, i
+        follows = (here == before + 1) | ((here == 0) & (before == 0))
+        number += _0 if follows else _1
+        number_flagged += _1 if near[first[i]] else _0
         before = here
     runs[number] = count
-    return number
+    return number, number_flagged
 
 
 @njit(cache=True, nogil=True)
@@ -298,27 +302,28 @@ def _sum_runs(
     """
     taps, pairs = np.uint64(len(kernel.taps)), np.uint64(len(kernel.pairs))
     rows, row, to_variance = work.rows, np.uint64(stride), np.uint64(size)
-    for r in range(np.uint64(number)):
+    for r in range(number):
         begin, end = np.uint64(work.runs[r]), np.uint64(work.runs[r + _1])
         place = np.uint64(work.first[begin])
         if place == _0:
             continue
         count = (end - begin + _VECTOR - _1) & ~(_VECTOR - _1)
-        value = _4 * taps * _ROW + begin
+        value = _2 * taps * _ROW + begin
         for half in range(_2):
             data = place + half * pairs * row
-            across = (_2 * taps + half * pairs) * _ROW + begin
+            across = (taps + half * pairs) * _ROW + begin
             for i in range(count):
                 total = rows[value + i] if half else np.float32(0)
                 noise = rows[value + _ROW + i] if half else np.float32(0)
                 for a in range(pairs):
                     part, part_noise = np.float32(0), np.float32(0)
                     for b in range(taps):
-                        k = data + a * row + i + b
-                        part += rows[b * _ROW + begin + i] * planes[k]
-                        part_noise += rows[(taps + b) * _ROW + begin + i] * planes[k + to_variance]
-                    total += rows[across + a * _ROW + i] * part
-                    noise += rows[across + (taps + a) * _ROW + i] * part_noise
+                        k, w = data + a * row + i + b, rows[b * _ROW + begin + i]
+                        part += w * planes[k]
+                        part_noise += (w * w) * planes[k + to_variance]
+                    w = rows[across + a * _ROW + i]
+                    total += w * part
+                    noise += (w * w) * part_noise
                 rows[value + i] = total
                 rows[value + _ROW + i] = noise
 
@@ -330,18 +335,19 @@ def _sum_each(
     """Do what `_sum_runs` does, pixel by pixel, in the same order of sums."""
     taps = np.uint64(len(kernel.taps))
     rows, row, to_variance = work.rows, np.uint64(stride), np.uint64(size)
-    value = _4 * taps * _ROW
+    value = _2 * taps * _ROW
     for i in range(count):
         place = np.uint64(work.first[i])
         total, noise = np.float32(0), np.float32(0)
         for a in range(taps):
             part, part_noise = np.float32(0), np.float32(0)
             for b in range(taps):
-                k = place + a * row + b
-                part += rows[b * _ROW + i] * planes[k]
-                part_noise += rows[(taps + b) * _ROW + i] * planes[k + to_variance]
-            total += rows[(_2 * taps + a) * _ROW + i] * part
-            noise += rows[(_3 * taps + a) * _ROW + i] * part_noise
+                k, w = place + a * row + b, rows[b * _ROW + i]
+                part += w * planes[k]
+                part_noise += (w * w) * planes[k + to_variance]
+            w = rows[(taps + a) * _ROW + i]
+            total += w * part
+            noise += (w * w) * part_noise
         rows[value + i] = total
         rows[value + _ROW + i] = noise
 
@@ -352,19 +358,18 @@ def _sum_flagged(
     variance: Image,
     layout: Layout,
     kernel: Kernel,
-    count: int,
+    number: int,
     threshold: float,
     work: Work,
 ) -> None:
     """Set the flags of a block, and the sums of pixels that are outside or near to holes."""
     taps = np.uint64(len(kernel.taps))
-    value = _4 * taps * _ROW
-    for i in range(count):
+    value = _2 * taps * _ROW
+    work.flags[:] = 0
+    for n in range(number):
+        i = np.uint64(work.flagged[n])
         place = np.uint64(work.first[i])
         around = layout.near[place]
-        work.flags[i] = 0
-        if around == 0:
-            continue
         if place == _0:
             work.flags[i] = NO_DATA
             work.rows[value + i] = 0.0
@@ -375,13 +380,6 @@ def _sum_flagged(
             top, left = _weights_by_table(kernel, i, work)
             work.flags[i] = _flags_by_weight(layout, kernel, top, left, threshold, work)
             if hole:
-                squares = 1.0
-                for axis in range(2):
-                    total = np.float32(0)
-                    for t in range(len(kernel.taps)):
-                        w = work.weights[axis * len(kernel.taps) + t]
-                        total += w * w
-                    squares *= total
                 good, total_value, noise = _sums_of_known(
                     data, variance, layout, True, kernel, top, left, work
                 )
@@ -391,10 +389,10 @@ def _sum_flagged(
                     )
                 scale = 1.0 / good if good >= MIN_GOOD_WEIGHT else 0.0
                 work.rows[value + i] = total_value * scale
-                work.rows[value + _ROW + i] = noise * scale * scale / squares
+                work.rows[value + _ROW + i] = noise * scale * scale
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def _is_heavy(layout: Layout, place: int, i: int, taps: int, threshold: float, work: Work) -> bool:
     """Tell whether flagged pixels may hold more of the absolute weight than the threshold."""
     rows, stride = work.rows, np.uint64(_stride(layout))
@@ -402,13 +400,14 @@ def _is_heavy(layout: Layout, place: int, i: int, taps: int, threshold: float, w
     for b in range(taps):
         along += abs(rows[b * _ROW + i])
     for a in range(taps):
-        weight = abs(rows[(_2 * taps + a) * _ROW + i])
+        weight = abs(rows[(taps + a) * _ROW + i])
         across += weight
-        k = place + a * stride
-        if layout.near_row[k]:
+        which = np.uint64(layout.which[place + a * stride])
+        if which:
+            part = np.float32(0)
             for b in range(taps):
-                if layout.flags[k + b]:
-                    flagged += weight * abs(rows[b * _ROW + i])
+                part += abs(rows[b * _ROW + i]) if which >> b & _1 else np.float32(0)
+            flagged += weight * part
     return flagged > (threshold - _SHARE_ERROR) * along * across
 
 
@@ -472,25 +471,25 @@ def _flags_by_weight(
     layout: Layout, kernel: Kernel, top: int, left: int, threshold: float, work: Work
 ) -> int:
     """Return the DQ bits whose pixels hold more than `threshold` of the absolute weight."""
-    share = work.share
+    share, weights, taps = work.share, work.weights, len(kernel.taps)
     share[:] = 0.0
-    total = 0.0
-    taps = len(kernel.taps)
+    down, across, found = 0.0, 0.0, 0
     for a in range(taps):
+        down += abs(weights[a])
+        across += abs(weights[taps + a])
         for b in range(taps):
             k = layout.start + (top + a) * layout.step_y + (left + b) * layout.step_x
             flags = np.int64(layout.flags[k]) & ~HOLE
-            w = abs(work.weights[a] * work.weights[taps + b])
-            total += w
+            found |= flags
             bit = 0
             while flags:
                 if flags & 1:
-                    share[bit] += w
+                    share[bit] += abs(weights[a] * weights[taps + b])
                 flags >>= 1
                 bit += 1
     out = 0
     for bit in range(16):
-        if share[bit] > threshold * total:
+        if found >> bit & 1 and share[bit] > threshold * down * across:
             out |= 1 << bit
     return out
 
@@ -507,12 +506,14 @@ def _merge(
     work: Work,
 ) -> None:
     """Scale a block, and put its pixels from `place` on where those there have a higher DQ."""
-    rows, value = work.rows, _4 * taps * _ROW
-    factor = value + _4 * _ROW
+    rows, value = work.rows, _2 * taps * _ROW
+    along, factor = value + _4 * _ROW, value + np.uint64(6) * _ROW
     for i in range(count):
         better = work.flags[i] < out_dq[place + i]
         new = np.float32(rows[value + i] * area_ratio) * rows[factor + i]
-        noise = np.float32(rows[value + _ROW + i] * area_ratio) * rows[factor + _ROW + i]
+        squares = np.float64(rows[along + i]) * np.float64(rows[along + _ROW + i])
+        noise = rows[value + _ROW + i] / squares * area_ratio
+        noise_of_new = np.float32(noise) * rows[factor + _ROW + i]
         out[place + i] = new if better else out[place + i]
-        out_var[place + i] = noise if better else out_var[place + i]
+        out_var[place + i] = noise_of_new if better else out_var[place + i]
         out_dq[place + i] = work.flags[i] if better else out_dq[place + i]
