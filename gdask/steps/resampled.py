@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gdask.io.sources import read_once
-from gdask.kernels.geometry.areas import area_factors
-from gdask.kernels.geometry.grid import Grid, input_window, pixel_map
+from gdask.kernels.geometry.areas import area_factors, area_nodes
+from gdask.kernels.geometry.grid import Grid, input_window, map_nodes, orientation, pixel_map
 from gdask.kernels.geometry.projection import Geometry
 from gdask.kernels.resample.interpolation import kernel_margin
-from gdask.kernels.resample.resampling import resample
+from gdask.kernels.resample.resampling import resample_onto
 from gdask.model import DQ
 from gdask.types import Flags, Image, Memo, Window
 
@@ -111,54 +111,58 @@ class Resampled(NamedTuple):
         The bits of a pixel do not depend on the window. Where two arrays overlap, the better pixel
         is taken; DQ is NO_DATA where there is none.
         """
-        data, variance, dq = planes
-        data[:], variance[:], dq[:] = 0, 0, DQ.NO_DATA
+        for plane, value in zip(planes, (0, 0, DQ.NO_DATA), strict=True):
+            plane[:] = value
+        fill_part = self._fill_part if self.engine == "gdask" else self._fill_reprojected
         for part in self.parts(window):
-            made = self._resample_part(part, self._read_inputs(part))
-            shown, place = (_slices(part.shown, origin) for origin in (part.made, window))
-            _take_better(
-                [data[place], variance[place], dq[place]], [plane[shown] for plane in made]
+            memo: Memo = {}
+            data, variance, dq = (
+                read_once(source, part.array, part.needed, memo) for source in self.sources
             )
+            fill_part(part, (data, variance, dq), window, planes)
 
-    def _read_inputs(self, part: Part) -> tuple[Image, Image, Flags]:
-        """Read the window of data, variance and DQ that a part is made from."""
-        memo: Memo = {}
-        data, variance, dq = (
-            read_once(source, part.array, part.needed, memo) for source in self.sources
+    def _fill_part(
+        self, part: Part, inputs: tuple[Image, Image, Flags], window: Window, planes: Any
+    ) -> None:
+        """Resample windows of data, variance and DQ of one array onto a part of the planes."""
+        geometry = self.geometries[part.array]
+        nodes = map_nodes(geometry, self.grid, part.made)
+        resample_onto(
+            inputs,
+            (part.needed[0], part.needed[2]),
+            nodes,
+            area_nodes(geometry, nodes, self.grid.scale**2 / self.ratio),
+            part.made,
+            planes,
+            (part.made[0] - window[0], part.made[2] - window[2]),
+            interpolation=self.interpolation,
+            area_ratio=self.ratio,
+            orientation=orientation(geometry, self.size, self.grid),
         )
-        return data, variance, dq
 
-    def _resample_part(
-        self, part: Part, inputs: tuple[Image, Image, Flags]
-    ) -> tuple[Image, Image, Flags]:
-        """Resample windows of data, variance and DQ of one array onto a part of the grid."""
-        geometry, origin = self.geometries[part.array], (part.needed[0], part.needed[2])
-        if self.engine == "gdask":
-            data, variance, dq = resample(
-                *inputs,
-                *pixel_map(geometry, self.grid, part.made),
-                interpolation=self.interpolation,
-                area_ratio=self.ratio,
-                origin=origin,
-            )
-        else:
-            from gdask.kernels.resample.reproject_engine import resample_reprojected
-            from gdask.kernels.resample.reproject_methods import map_margin_of
+    def _fill_reprojected(
+        self, part: Part, inputs: tuple[Image, Image, Flags], window: Window, planes: Any
+    ) -> None:
+        """Do what `_fill_part` does by the engine reproject."""
+        from gdask.kernels.resample.reproject_engine import resample_reprojected
+        from gdask.kernels.resample.reproject_methods import map_margin_of
 
-            margin = map_margin_of(self.interpolation)
-            y1, y2, x1, x2 = part.made
-            with_margin = (y1 - margin, y2 + margin, x1 - margin, x2 + margin)
-            data, variance, dq = resample_reprojected(
-                *inputs,
-                *pixel_map(geometry, self.grid, with_margin),
-                method=self.interpolation,
-                area_ratio=self.ratio,
-                origin=origin,
-                map_margin=margin,
-            )
+        geometry, margin = self.geometries[part.array], map_margin_of(self.interpolation)
+        y1, y2, x1, x2 = part.made
+        with_margin = (y1 - margin, y2 + margin, x1 - margin, x2 + margin)
+        data, variance, dq = resample_reprojected(
+            *inputs,
+            *pixel_map(geometry, self.grid, with_margin),
+            method=self.interpolation,
+            area_ratio=self.ratio,
+            origin=(part.needed[0], part.needed[2]),
+            map_margin=margin,
+        )
         area = self.grid.scale**2 / self.ratio
-        data_factor, variance_factor = area_factors(geometry, self.grid, part.made, area)
-        return data * data_factor, variance * variance_factor, dq
+        factors = area_factors(geometry, self.grid, part.made, area)
+        shown, place = (_slices(part.shown, origin) for origin in (part.made, window))
+        made = data * factors[0], variance * factors[1], dq
+        _take_better([plane[place] for plane in planes], [plane[shown] for plane in made])
 
 
 class Part(NamedTuple):

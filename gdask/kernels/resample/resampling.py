@@ -25,18 +25,17 @@ import numpy as np
 from numba import njit
 
 from gdask.kernels.arrays import as_kernel_input
+from gdask.kernels.geometry.grid import MapNodes
 from gdask.kernels.geometry.projection import Floats
-from gdask.kernels.resample.interpolation import PHASES, kernel_weights
-from gdask.model import DQ, UNUSABLE, GdaskError
-from gdask.types import Flags, Fraction, Image, Mask
+from gdask.kernels.resample.interpolation import PHASES, kernel_series, kernel_weights
+from gdask.kernels.resample.layout import BAD_BITS, HOLE, NO_DATA, empty_layout, estimate, lay_out
+from gdask.kernels.resample.rows import Kernel, Places, resample_rows
+from gdask.model import GdaskError
+from gdask.types import Flags, Fraction, Image, Mask, Window
 
-#: Share of the (signed) weight that known pixels must keep for unknown ones (outside, or not
-#: mended) to be left out. With less, all values are used as they are, flagged.
-MIN_GOOD_WEIGHT = 0.5
-_BAD, _NO_DATA = int(UNUSABLE), int(DQ.NO_DATA)
-#: Bit that marks, beside the DQ bits, a neighbourhood with pixels that have no value (outside, or
-#: not mended).
-_HOLE = 0x8000
+_NO_WEIGHTS, _NO_AREAS = np.empty(0), np.empty((2, 0, 0))
+for _empty in (_NO_WEIGHTS, _NO_AREAS):
+    _empty.setflags(write=False)
 
 
 def resample(
@@ -64,14 +63,77 @@ def resample(
     Units and variance are those of the module's text. Outside the array: 0, 0, NO_DATA. Raises
     GdaskError where shapes differ.
     """
-    table = kernel_weights(interpolation)
-    data, variance, dq = checked_planes(data, variance, dq, ymap, xmap)
-    mended, mended_var = mend(data, variance, dq)
-    near = _flags_under_kernel(dq, mended, table.shape[1])
-    maps = as_kernel_input(ymap, np.float64), as_kernel_input(xmap, np.float64)
-    scales = float(threshold), float(area_ratio), float(origin[0]), float(origin[1])
-    return _resample(
-        data, variance, dq, mended, mended_var, near, *maps, table, (0,) * table.shape[1], *scales
+    if not ymap.shape == xmap.shape:
+        raise GdaskError(f"ymap, xmap are {ymap.shape}, {xmap.shape}; expected one shape")
+    worst = np.full(ymap.shape, np.iinfo(np.uint16).max, np.uint16)  # every pixel is replaced
+    out = np.empty(ymap.shape, np.float32), np.empty(ymap.shape, np.float32), worst
+    places = Places(
+        as_kernel_input(ymap, np.float64),
+        as_kernel_input(xmap, np.float64),
+        *(_NO_WEIGHTS, 0, 0, 0, 0, float(origin[0]), float(origin[1]), _NO_AREAS, 0, 0),
+    )
+    options = interpolation, float(threshold), float(area_ratio)
+    _resample((data, variance, dq), places, ymap.shape, options, (False, False), (0, 0), out)
+    return out
+
+
+def resample_onto(
+    planes: tuple[Image, Image, Flags],
+    origin: tuple[int, int],
+    nodes: MapNodes,
+    areas: tuple[Floats, int, int],
+    window: Window,
+    out: tuple[Image, Image, Flags],
+    corner: tuple[int, int],
+    *,
+    interpolation: str,
+    area_ratio: float,
+    orientation: tuple[bool, bool],
+    threshold: Fraction = 0.05,
+) -> None:
+    """Resample a window of one array as `resample` does, into planes that show a larger window.
+
+    planes: data, variance and DQ of the array from its pixel `origin` on. nodes, areas: of the
+    window (y1, y2, x1, x2) of the grid (grid.map_nodes, areas.area_nodes), whose factors are
+    applied. out: planes of which pixels from `corner` (y, x) on are replaced where their DQ is
+    higher. orientation: grid.orientation, for speed; values depend on it by their rounding.
+    """
+    y1, y2, x1, x2 = window
+    places = Places(*nodes, y1, x1, float(origin[0]), float(origin[1]), *areas)
+    options = interpolation, float(threshold), float(area_ratio)
+    _resample(planes, places, (y2 - y1, x2 - x1), options, orientation, corner, out)
+
+
+def _resample(
+    planes: tuple[Image, Image, Flags],
+    places: Places,
+    shape: tuple[int, ...],
+    options: tuple[str, float, float],
+    orientation: tuple[bool, bool],
+    corner: tuple[int, int],
+    out: tuple[Image, Image, Flags],
+) -> None:
+    """Lay the input out and resample it; see `resample` and `resample_onto`.
+
+    options: interpolation, threshold, area_ratio.
+    """
+    interpolation, threshold, area_ratio = options
+    data, variance, dq = (
+        as_kernel_input(plane, dtype)
+        for plane, dtype in zip(planes, (np.float32, np.float32, np.uint16), strict=True)
+    )
+    if not data.shape == variance.shape == dq.shape:
+        shapes = ", ".join(str(plane.shape) for plane in planes)
+        raise GdaskError(f"data, variance, dq are {shapes}; expected one shape")
+    table, series = kernel_weights(interpolation), kernel_series(interpolation)
+    taps = table.shape[1]
+    lengths = ((0,) * length for length in (taps, *series.shape[::2]))
+    layout, border = empty_layout(data.shape, taps, *orientation)
+    stride = max(abs(layout.step_y), abs(layout.step_x))
+    lay_out(data, variance, dq, taps, border, stride, layout)
+    kernel = Kernel(table, series, *lengths)
+    resample_rows(
+        data, variance, layout, kernel, places, shape, threshold, area_ratio, corner, *out
     )
 
 
@@ -83,7 +145,7 @@ def mend(data: Image, variance: Image, dq: Flags) -> tuple[Image, Image]:
     good ones of the eight around. That is enough for a kernel's outer taps; the pixel stays
     flagged. The inputs are not changed.
     """
-    usable = (np.asarray(dq) & _BAD == 0) & np.isfinite(data) & np.isfinite(variance)
+    usable = (np.asarray(dq) & BAD_BITS == 0) & np.isfinite(data) & np.isfinite(variance)
     if usable.all():
         return as_kernel_input(data, np.float32), as_kernel_input(variance, np.float32)
     mended = _mend(
@@ -125,7 +187,7 @@ def checked_planes(
             " expected one shape for planes, one for maps"
         )
     finite = np.isfinite(data) & np.isfinite(variance)
-    dq = dq if finite.all() else np.where(finite, dq, dq | np.uint16(_NO_DATA))
+    dq = dq if finite.all() else np.where(finite, dq, dq | np.uint16(NO_DATA))
     return (
         as_kernel_input(data, np.float32),
         as_kernel_input(variance, np.float32),
@@ -141,48 +203,8 @@ def _mend(data: Image, variance: Image, usable: Mask) -> tuple[Image, Image]:
     for y in range(ny):
         for x in range(nx):
             if not usable[y, x]:
-                out[y, x], out_var[y, x] = _estimate(data, variance, usable, y, x)
+                out[y, x], out_var[y, x] = estimate(data, variance, usable, y, x)
     return out, out_var
-
-
-@njit(cache=True, nogil=True)
-def _estimate(data: Image, variance: Image, usable: Mask, y: int, x: int) -> tuple[float, float]:
-    """Estimate a pixel from its neighbours as `mend` says.
-
-    The cubic's weights are (-1, 4, 4, -1) / 6. The variance is the mean of the neighbours'.
-    """
-    ny, nx = data.shape
-    total = noise = value = 0.0
-    good = count = 0
-    for b in range(max(0, y - 1), min(ny, y + 2)):
-        for a in range(max(0, x - 1), min(nx, x + 2)):
-            if usable[b, a]:
-                total += data[b, a]
-                noise += variance[b, a]
-                good += 1
-    if (
-        2 <= x < nx - 2
-        and usable[y, x - 2]
-        and usable[y, x - 1]
-        and usable[y, x + 1]
-        and usable[y, x + 2]
-    ):
-        value += (4.0 * (data[y, x - 1] + data[y, x + 1]) - data[y, x - 2] - data[y, x + 2]) / 6.0
-        count += 1
-    if (
-        2 <= y < ny - 2
-        and usable[y - 2, x]
-        and usable[y - 1, x]
-        and usable[y + 1, x]
-        and usable[y + 2, x]
-    ):
-        value += (4.0 * (data[y - 1, x] + data[y + 1, x]) - data[y - 2, x] - data[y + 2, x]) / 6.0
-        count += 1
-    if count > 0:
-        return value / count, noise / good
-    if good >= 3:
-        return total / good, noise / good
-    return math.nan, math.nan
 
 
 @njit(cache=True, nogil=True)
@@ -190,7 +212,7 @@ def _flags_under_kernel(dq: Flags, mended: Image, taps: int) -> Flags:
     """Return the OR of the flags under a kernel, for each place of the kernel.
 
     The result is (ny + 1, nx + 1); at (y, x) the kernel's left middle tap is pixel (y - 1, x - 1).
-    _HOLE is set where pixels under it are outside or have no value. Where the result is zero, all
+    HOLE is set where pixels under it are outside or have no value. Where the result is zero, all
     pixels are good.
     """
     ny, nx = dq.shape
@@ -199,74 +221,19 @@ def _flags_under_kernel(dq: Flags, mended: Image, taps: int) -> Flags:
     line = np.empty(nx, np.uint16)
     for y in range(ny):
         for x in range(nx):
-            line[x] = dq[y, x] if math.isfinite(mended[y, x]) else dq[y, x] | _HOLE
+            line[x] = dq[y, x] if math.isfinite(mended[y, x]) else dq[y, x] | HOLE
         for x in range(nx + 1):
-            flags = _HOLE if x < half or x + half > nx else 0
+            flags = HOLE if x < half or x + half > nx else 0
             for k in range(max(0, x - half), min(nx, x + half)):
                 flags |= line[k]
             rows[y, x] = flags
     near = np.empty((ny + 1, nx + 1), np.uint16)
     for y in range(ny + 1):
-        near[y] = _HOLE if y < half or y + half > ny else 0
+        near[y] = HOLE if y < half or y + half > ny else 0
         for k in range(max(0, y - half), min(ny, y + half)):
             for x in range(nx + 1):
                 near[y, x] |= rows[k, x]
     return near
-
-
-@njit(cache=True, nogil=True)
-def _resample(
-    data: Image,
-    variance: Image,
-    dq: Flags,
-    mended: Image,
-    mended_var: Image,
-    near: Flags,
-    ymap: Floats,
-    xmap: Floats,
-    table: Image,
-    taps: tuple[int, ...],
-    threshold: float,
-    area_ratio: float,
-    y0: float,
-    x0: float,
-) -> tuple[Image, Image, Flags]:
-    """Resample all output pixels; most see good pixels only and take the short way.
-
-    taps: a tuple for its length only, which the compiler then knows. That halves the time, and so
-    do float32 sums.
-    """
-    ny, nx = data.shape
-    out, out_var = np.zeros(ymap.shape, np.float32), np.zeros(ymap.shape, np.float32)
-    out_dq = np.full(ymap.shape, _NO_DATA, np.uint16)
-    half = len(taps) // 2
-    wy, wx, share = np.empty(len(taps), np.float32), np.empty(len(taps), np.float32), np.empty(16)
-    for j in range(ymap.shape[0]):
-        for i in range(ymap.shape[1]):
-            y = ymap[j, i] - y0
-            x = xmap[j, i] - x0
-            if not (y >= -0.5 and y < ny - 0.5 and x >= -0.5 and x < nx - 0.5):
-                continue
-            iy, ix = math.floor(y), math.floor(x)
-            squares = _weights_at_phase(table, taps, y - iy, wy) * _weights_at_phase(
-                table, taps, x - ix, wx
-            )
-            top, left = iy + 1 - half, ix + 1 - half
-            around = near[iy + 1, ix + 1]
-            out_dq[j, i] = (
-                _flags_by_weight(dq, wy, wx, top, left, threshold, share) if around else 0
-            )
-            if not around & _HOLE:
-                value, noise = _sums(mended, mended_var, taps, wy, wx, top, left)
-            else:
-                good, value, noise = _sums_of_known(mended, mended_var, wy, wx, top, left)
-                if good < MIN_GOOD_WEIGHT:
-                    good, value, noise = _sums_of_known(data, variance, wy, wx, top, left)
-                scale = 1.0 / good if good >= MIN_GOOD_WEIGHT else 0.0
-                value, noise = value * scale, noise * scale * scale
-            out[j, i] = value * area_ratio
-            out_var[j, i] = noise / squares * area_ratio
-    return out, out_var, out_dq
 
 
 @njit(cache=True, nogil=True)
@@ -280,7 +247,7 @@ def _flags_on_map(
     threshold: float,
 ) -> Flags:
     """Return the DQ that `_resample` gives, without resampling data."""
-    out = np.full(ymap.shape, _NO_DATA, np.uint16)
+    out = np.full(ymap.shape, NO_DATA, np.uint16)
     half = len(taps) // 2
     wy, wx, share = np.empty(len(taps), np.float32), np.empty(len(taps), np.float32), np.empty(16)
     for j in range(ymap.shape[0]):
@@ -312,45 +279,6 @@ def _weights_at_phase(table: Image, taps: tuple[int, ...], phase: float, w: Imag
     return float(squares)
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _sums(
-    data: Image, variance: Image, taps: tuple[int, ...], wy: Image, wx: Image, top: int, left: int
-) -> tuple[float, float]:
-    """Return the sums of weight * data and of weight^2 * variance.
-
-    All pixels are inside and finite.
-    """
-    value, noise = np.float32(0), np.float32(0)
-    for a in range(len(taps)):
-        row, row_noise = np.float32(0), np.float32(0)
-        for b in range(len(taps)):
-            row += wx[b] * data[top + a, left + b]
-            row_noise += wx[b] * wx[b] * variance[top + a, left + b]
-        value += wy[a] * row
-        noise += wy[a] * wy[a] * row_noise
-    return float(value), float(noise)
-
-
-@njit(cache=True, nogil=True)
-def _sums_of_known(
-    data: Image, variance: Image, wy: Image, wx: Image, top: int, left: int
-) -> tuple[float, float, float]:
-    """Return the sums of weight, weight * data and weight^2 * variance over known pixels.
-
-    These are inside and finite.
-    """
-    good = value = noise = 0.0
-    for a in range(max(0, -top), min(wy.size, data.shape[0] - top)):
-        for b in range(max(0, -left), min(wx.size, data.shape[1] - left)):
-            v, n = data[top + a, left + b], variance[top + a, left + b]
-            if math.isfinite(v) and math.isfinite(n):
-                w = wy[a] * wx[b]
-                good += w
-                value += w * v
-                noise += w * w * n
-    return good, value, noise
-
-
 @njit(cache=True, nogil=True)
 def _flags_by_weight(
     dq: Flags, wy: Image, wx: Image, top: int, left: int, threshold: float, share: Floats
@@ -364,7 +292,7 @@ def _flags_by_weight(
     for a in range(wy.size):
         for b in range(wx.size):
             y, x = top + a, left + b
-            flags = _NO_DATA
+            flags = NO_DATA
             if 0 <= y < dq.shape[0] and 0 <= x < dq.shape[1]:
                 flags = int(dq[y, x])
             w = abs(wy[a] * wx[b])
