@@ -72,17 +72,20 @@ def _select(v: np.ndarray, low: int, high: int, k: int) -> float:
 def _blocks_by_cell(cells: np.ndarray, first: int, number: int) -> tuple[np.ndarray, np.ndarray]:
     """Flat indices of the blocks, sorted by cell, and the place where each cell's blocks begin."""
     start = np.zeros(number + 1, np.int64)
-    for cell in cells.flat:
-        if cell >= 0:
-            start[cell - first + 1] += 1
+    for row in cells:
+        for cell in row:
+            if cell >= 0:
+                start[cell - first + 1] += 1
     for k in range(number):
         start[k + 1] += start[k]
     blocks = np.empty(start[number], np.int64)
     place = start.copy()
-    for b, cell in enumerate(cells.flat):
-        if cell >= 0:
-            blocks[place[cell - first]] = b
-            place[cell - first] += 1
+    for j in range(cells.shape[0]):
+        for i in range(cells.shape[1]):
+            cell = cells[j, i]
+            if cell >= 0:
+                blocks[place[cell - first]] = j * cells.shape[1] + i
+                place[cell - first] += 1
     return blocks, start
 
 
@@ -146,8 +149,8 @@ def _quartiles(
     counts[:] = 0
     for i in range(n):
         counts[bins[i]] += 1
-    ranks = (n // 4, (n - 1) // 2, n // 2, (3 * n) // 4)
-    place = np.zeros(4, np.int64)
+    ranks, place = np.zeros(4, np.int64), np.zeros(4, np.int64)
+    ranks[0], ranks[1], ranks[2], ranks[3] = n // 4, (n - 1) // 2, n // 2, (3 * n) // 4
     below, kept, q = 0, 0, 0
     for k in range(CELL_BINS):
         wanted = False
@@ -172,13 +175,18 @@ def _quartiles(
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _cell_quartiles(
-    data: np.ndarray, good: np.ndarray, cells: np.ndarray, block: int, first: int, fewest: int
+    data: np.ndarray,
+    good: np.ndarray,
+    cells: np.ndarray,
+    block: int,
+    first: int,
+    number: int,
+    fewest: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Quartiles (cells, 3) and number of the good values of each cell from `first` on.
+    """Quartiles (number, 3) and number of the good values of the cells from `first` on.
 
     Those of cells with fewer than `fewest` values are 0.
     """
-    number = cells.max() - first + 1
     blocks, start = _blocks_by_cell(cells, first, number)
     size = 0
     for k in range(number):
@@ -215,13 +223,14 @@ def sky_cell_medians(
     inside = cells[cells >= 0]
     if not inside.size:
         return np.zeros(0, np.int64), np.zeros(0), np.zeros(0), np.zeros(0, np.int64)
-    first = int(inside.min())
+    first, count = int(inside.min()), int(np.ptp(inside)) + 1
     quartiles, number = _cell_quartiles(
         as_kernel_input(data, np.float32),
         as_kernel_input(good, np.bool_),
         as_kernel_input(cells, np.int32),
         block,
         first,
+        count,
         max(min_pixels, 1),
     )
     found = np.flatnonzero(number >= max(min_pixels, 1))
