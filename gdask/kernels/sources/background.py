@@ -115,26 +115,51 @@ def background_mesh(data: Image, bad: Mask, cell_size: int) -> tuple[np.ndarray,
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _interpolate(mesh: np.ndarray, ny: int, nx: int) -> np.ndarray:
-    """Compiled part of `interpolate_mesh`."""
-    my, mx = mesh.shape
-    out = np.empty((ny, nx), np.float32)
-    left = np.empty(nx, np.int64)
-    part = np.empty(nx)
+def mesh_columns(mx: int, nx: int) -> tuple[np.ndarray, np.ndarray]:
+    """Give what `mesh_row` needs for rows of nx pixels on mx cells.
+
+    They are the first pixel of each pair of neighbouring cells' centres (and nx behind the last),
+    and the share of the right one of the pair at each pixel.
+    """
+    pairs = max(mx - 1, 1)
+    first, part = np.zeros(pairs + 1, np.int64), np.empty(nx)
     for x in range(nx):
         u = min(max((x + 0.5) * mx / nx - 0.5, 0.0), mx - 1.0)
-        left[x] = min(int(u), max(mx - 2, 0))
-        part[x] = u - left[x]
-    row = np.empty(mx)
+        left = min(int(u), pairs - 1)
+        part[x] = u - left
+        first[left + 1] = x + 1
+    for i in range(pairs):
+        first[i + 1] = max(first[i + 1], first[i])
+    return first, part
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def mesh_row(
+    mesh: np.ndarray, y: int, ny: int, first: np.ndarray, part: np.ndarray, out: np.ndarray
+) -> None:
+    """Set out (nx, float32) to row y of a mesh, interpolated bilinearly to an array of ny rows.
+
+    first, part: of `mesh_columns`.
+    """
+    my, mx = mesh.shape
+    v = min(max((y + 0.5) * my / ny - 0.5, 0.0), my - 1.0)
+    j = min(int(v), max(my - 2, 0))
+    t, above = v - j, min(j + 1, my - 1)
+    for i in range(first.size - 1):
+        right = min(i + 1, mx - 1)
+        a = mesh[j, i] * (1.0 - t) + mesh[above, i] * t
+        b = mesh[j, right] * (1.0 - t) + mesh[above, right] * t
+        for x in range(first[i], first[i + 1]):
+            out[x] = a * (1.0 - part[x]) + b * part[x]
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _interpolate(mesh: np.ndarray, ny: int, nx: int) -> np.ndarray:
+    """Compiled part of `interpolate_mesh`."""
+    out = np.empty((ny, nx), np.float32)
+    first, part = mesh_columns(mesh.shape[1], nx)
     for y in range(ny):
-        v = min(max((y + 0.5) * my / ny - 0.5, 0.0), my - 1.0)
-        j = min(int(v), max(my - 2, 0))
-        t = v - j
-        for i in range(mx):
-            row[i] = mesh[j, i] * (1.0 - t) + mesh[min(j + 1, my - 1), i] * t
-        for x in range(nx):
-            i = left[x]
-            out[y, x] = row[i] * (1.0 - part[x]) + row[min(i + 1, mx - 1)] * part[x]
+        mesh_row(mesh, y, ny, first, part, out[y])
     return out
 
 
@@ -144,3 +169,25 @@ def interpolate_mesh(mesh: np.ndarray, shape: tuple[int, int]) -> Image:
     The interpolation is bilinear between the centres of the cells; returns float32.
     """
     return _interpolate(np.ascontiguousarray(mesh, np.float64), shape[0], shape[1])
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def mesh_value(mesh: np.ndarray, y: int, x: int, ny: int, nx: int) -> np.float32:
+    """Value (float32) of `interpolate_mesh` at one pixel of an array of (ny, nx)."""
+    my, mx = mesh.shape
+    u = min(max((x + 0.5) * mx / nx - 0.5, 0.0), mx - 1.0)
+    v = min(max((y + 0.5) * my / ny - 0.5, 0.0), my - 1.0)
+    i, j = min(int(u), max(mx - 2, 0)), min(int(v), max(my - 2, 0))
+    s, t, right, above = u - i, v - j, min(i + 1, mx - 1), min(j + 1, my - 1)
+    a = mesh[j, i] * (1.0 - t) + mesh[above, i] * t
+    b = mesh[j, right] * (1.0 - t) + mesh[above, right] * t
+    return np.float32(a * (1.0 - s) + b * s)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def mesh_values(mesh: np.ndarray, pixels: np.ndarray, ny: int, nx: int) -> np.ndarray:
+    """Values (float32) of `interpolate_mesh` at pixels alone, given by their flat indices."""
+    out = np.empty(pixels.size, np.float32)
+    for k in range(pixels.size):
+        out[k] = mesh_value(mesh, pixels[k] // nx, pixels[k] % nx, ny, nx)
+    return out
