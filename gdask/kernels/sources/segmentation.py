@@ -21,8 +21,8 @@ MIN_RISE_SIGMA = 5.0
 #: ... and by this fraction of the saddle, so that flat-field ripple and speckle in a bright halo is
 #: not split off.
 MIN_RISE_FRACTION = 0.05
-#: Wings are followed in the mean of (2 WING_HALF_WIDTH + 1)^2 pixels, down to MIN_WING_SIGMA sigma
-#: of that mean.
+#: Wings are followed in the mean of 9x9 pixels, the half of which is WING_HALF_WIDTH, down to
+#: MIN_WING_SIGMA sigma of that mean.
 WING_HALF_WIDTH = 4
 MIN_WING_SIGMA = 2.0
 #: Bits of a float32 that each pass of the sort by brightness looks at: three passes for 32 bits.
@@ -278,11 +278,10 @@ def _flood_basins(
         best, best_value, mixed = 0, np.float32(-np.inf), False
         for yy in range(max(y - 1, 0), min(y + 2, ny)):
             for xx in range(max(x - 1, 0), min(x + 2, nx)):
-                label = labels[yy, xx]
-                if label > 0:
-                    mixed |= best > 0 and label != best
-                    if smoothed[yy, xx] > best_value:
-                        best, best_value = label, smoothed[yy, xx]
+                label, level = labels[yy, xx], smoothed[yy, xx]
+                mixed |= (label > 0) & (best > 0) & (label != best)
+                higher = (label > 0) & (level > best_value)
+                best, best_value = label if higher else best, level if higher else best_value
         if best == 0:
             n += 1
             parent[n], peak[n], area[n], good[n], best = n, p, 0, 0, n
@@ -363,18 +362,19 @@ def connected_regions(
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _faint_and_core(
-    data: np.ndarray, bad: np.ndarray, core: np.ndarray, mesh: np.ndarray, half: int, limit: float
+    data: np.ndarray, bad: np.ndarray, core: np.ndarray, mesh: np.ndarray, limit: float
 ) -> np.ndarray:
     """Tell pixels of the core (2), others with faint light (1) and sky (0): uint8 (ny + 2, nx + 2).
 
-    Light is faint where the mean of the good pixels of the square within `half` is above `limit`
-    sigma of that mean. mesh: the noise in cells. The rim is 0.
+    Light is faint where the mean of the good pixels of 9x9 is above `limit` sigma of that mean.
+    mesh: the noise in cells. The rim is 0.
     """
-    ny, nx = data.shape
+    (ny, nx), half = data.shape, WING_HALF_WIDTH
     first, part = mesh_columns(mesh.shape[1], nx)
     state = np.zeros((ny + 2, nx + 2), np.uint8)
     total, number = np.zeros(nx + 2 * half), np.zeros(nx + 2 * half, np.float32)
-    wide, count, sigma = np.empty(nx), np.empty(nx, np.float32), np.empty(nx, np.float32)
+    two, four, sigma = np.empty(nx + 7), np.empty(nx + 5), np.empty(nx, np.float32)
+    two_n, four_n = np.empty(nx + 7, np.float32), np.empty(nx + 5, np.float32)
     inner, inner_number = total[half : half + nx], number[half : half + nx]
     for y in range(-half, ny):
         if y + half < ny:
@@ -389,19 +389,16 @@ def _faint_and_core(
                 inner_number[x] -= np.float32(0.0) if bad_row[x] else np.float32(1.0)
         if y < 0:
             continue
-        wide[:] = 0.0
-        count[:] = np.float32(0.0)
-        for shift in range(2 * half + 1):
-            moved, moved_number = total[shift : shift + nx], number[shift : shift + nx]
-            for x in range(nx):
-                wide[x] += moved[x]
-                count[x] += moved_number[x]
+        for x in range(nx + 7):
+            two[x], two_n[x] = total[x] + total[x + 1], number[x] + number[x + 1]
+        for x in range(nx + 5):
+            four[x], four_n[x] = two[x] + two[x + 2], two_n[x] + two_n[x + 2]
         mesh_row(mesh, y, ny, first, part, sigma)
         out, core_row = state[y + 1, 1 : nx + 1], core[y]
         for x in range(nx):
-            n = count[x]
-            mean = np.float32(wide[x] / max(n, np.float32(1.0)))
-            faint = mean * np.sqrt(n) > limit * sigma[x]
+            light = four[x] + four[x + 4] + total[x + 8]
+            n = four_n[x] + four_n[x + 4] + number[x + 8]
+            faint = light > limit * np.float64(sigma[x]) * np.sqrt(n)
             out[x] = np.uint8(2) if core_row[x] else np.uint8(faint)
     return state
 
@@ -438,4 +435,4 @@ def with_wings(data: Image, bad: Mask, core: Mask, noise: np.ndarray) -> Mask:
     pixels connected to a source where the mean of 9x9 good pixels is above 2 of its own sigma: a
     star is followed down to a quarter of the sky noise.
     """
-    return _follow_wings(_faint_and_core(data, bad, core, noise, WING_HALF_WIDTH, MIN_WING_SIGMA))
+    return _follow_wings(_faint_and_core(data, bad, core, noise, MIN_WING_SIGMA))
