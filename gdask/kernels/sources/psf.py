@@ -215,7 +215,8 @@ def _regress(terms: np.ndarray, value: np.ndarray, weight: np.ndarray, prior: fl
             right[a] += weight[k] * terms[k, a] * value[k]
             for b in range(a + 1):
                 normal[a, b] += weight[k] * terms[k, a] * terms[k, b]
-    _, out = solve_cholesky(normal, right)
+    out = np.zeros(n)
+    solve_cholesky(normal, right, out, np.zeros((n, n)))
     return out
 
 
