@@ -33,7 +33,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from gdask import __version__
-from gdask.io.frames import lazy_small_results, with_fetched
+from gdask.headers import FileUnits, read_units
+from gdask.io.frames import lazy_small_results, with_fetched, with_pixels
 from gdask.io.read import lazy_variables, stored_arrays
 from gdask.io.write import Output
 from gdask.model import DIMS, host, owner, settings
@@ -125,7 +126,7 @@ def checkpoint_folder(frames: Frames, variables: Sequence[str], scratch: str) ->
     for frame in frames:
         digest.update(frame.attrs["name"].encode())
         names = [name for name in variables if name in frame]
-        arrays = {name: frame[name].data for name in names} | lazy_small_results(frame)
+        arrays = {name: frame.variables[name].data for name in names} | lazy_small_results(frame)
         for name in sorted(arrays):
             digest.update(f"{name} {arrays[name].name}".encode())
     return os.path.join(scratch, digest.hexdigest()[:32])
@@ -280,23 +281,23 @@ def read_fetched(folder: str) -> Fetched:
 
 def resume(frames: Frames, variables: Sequence[str], folder: str, fetched: Fetched) -> Frames:
     """Give the Frames with lazy pixels from the checkpoint, and with their fetched results."""
-    return tuple(
-        _resume_one(number, frame, variables, folder, fetched)
-        for number, frame in enumerate(frames)
-    )
-
-
-def _resume_one(
-    number: int, frame: Frame, variables: Sequence[str], folder: str, fetched: Fetched
-) -> Frame:
-    of_frame = {name: arrays for (place, name), arrays in fetched.items() if place == number}
-    frame = with_fetched(frame, of_frame)
-    names = [name for name in variables if name in frame]
-    if not names:
-        return frame
-    stored = stored_arrays(frame_path(folder, number, frame))
-    pixels = lazy_variables({name: stored[name] for name in names})
-    return frame.assign({name: (DIMS, array) for name, array in pixels.items()})
+    of_frames: list[dict[str, tuple[np.ndarray, ...]]] = [{} for _ in frames]
+    for (number, name), arrays in fetched.items():
+        of_frames[number][name] = arrays
+    resumed: list[Frame] = []
+    units: dict[object, FileUnits] = {}
+    for number, (frame, of_frame) in enumerate(zip(frames, of_frames, strict=True)):
+        frame = with_fetched(frame, of_frame)
+        names = [name for name in variables if name in frame]
+        if names:
+            path = frame_path(folder, number, frame)
+            # Files of the same arrays are laid out alike (`write.start` with bare headers).
+            layout = (*names, *(frame.sizes[name] for name in DIMS))
+            units[layout] = units.get(layout) or read_units(path)
+            stored = stored_arrays(path, units[layout])
+            frame = with_pixels(frame, lazy_variables({name: stored[name] for name in names}))
+        resumed.append(frame)
+    return tuple(resumed)
 
 
 # Living and dead runs -------------------------------------------------------------------------

@@ -76,6 +76,12 @@ class Reduce:
 
     def runr(self) -> None:
         """Run the recipe. Raises GdaskError with what to do where it cannot."""
+        from gdask.engine.memory import garbage_left
+
+        with garbage_left():
+            self._reduce()
+
+    def _reduce(self) -> None:
         from gdask import params
         from gdask.cluster import connect
         from gdask.engine import checkpoint
