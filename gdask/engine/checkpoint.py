@@ -33,8 +33,9 @@ from zipfile import BadZipFile
 import numpy as np
 
 from gdask import __version__
+from gdask.headers import FileUnits, read_units
 from gdask.io.dask_internals import awaited_by
-from gdask.io.frames import lazy_small_results, pixel_variables, with_fetched
+from gdask.io.frames import lazy_small_results, pixel_variables, with_fetched, with_pixels
 from gdask.io.lazy_arrays import bound_to
 from gdask.io.read import lazy_variables, stored_arrays
 from gdask.io.write import Output
@@ -129,7 +130,8 @@ def checkpoint_folder(frames: Frames, variables: Sequence[str], scratch: str) ->
         digest.update(f"{package} {metadata.version(package)}".encode())
     for frame in frames:
         digest.update(frame.attrs["name"].encode())
-        arrays = {name: frame[name].data for name in stored_variables(frame, variables)}
+        stored = stored_variables(frame, variables)
+        arrays = {name: frame.variables[name].data for name in stored}
         arrays |= lazy_small_results(frame) | awaited_small_results(frame)
         for name in sorted(arrays):
             digest.update(f"{name} {arrays[name].name}".encode())
@@ -305,35 +307,30 @@ def resume(frames: Frames, variables: Sequence[str], folder: str, fetched: Fetch
 
     Pixels that waited for small results are given their values.
     """
-    by_frame: dict[int, dict[str, tuple]] = {}
+    by_frame: dict[int, dict[str, tuple[np.ndarray, ...]]] = {}
     for (number, name), arrays in fetched.items():
         by_frame.setdefault(number, {})[name] = arrays
     values = {
         name: [array[()] for array in arrays]
         for name, arrays in by_frame.get(ALL_FRAMES, {}).items()
     }
-    return tuple(
-        _resume_one(number, frame, variables, folder, by_frame.get(number, {}), values)
-        for number, frame in enumerate(frames)
-    )
-
-
-def _resume_one(
-    number: int,
-    frame: Frame,
-    variables: Sequence[str],
-    folder: str,
-    fetched: Mapping[str, Sequence[object]],
-    values: Mapping[str, Sequence[object]],
-) -> Frame:
-    names = stored_variables(frame, variables)
-    pixels = {name: bound_to(frame[name].data, values) for name in pixel_variables(frame)}
-    if names:
-        stored = stored_arrays(frame_path(folder, number, frame))
-        pixels |= lazy_variables({name: stored[name] for name in names})
-    changed = {name: (DIMS, a) for name, a in pixels.items() if a is not frame[name].data}
-    frame = with_fetched(frame, fetched)
-    return frame.assign(changed) if changed else frame
+    resumed: list[Frame] = []
+    units: dict[object, FileUnits] = {}
+    for number, frame in enumerate(frames):
+        names = stored_variables(frame, variables)
+        before = {name: frame.variables[name].data for name in pixel_variables(frame)}
+        pixels = {name: bound_to(array, values) for name, array in before.items()}
+        if names:
+            path = frame_path(folder, number, frame)
+            # Files of the same arrays are laid out alike (`write.start` with bare headers).
+            layout = (*names, *(frame.sizes[name] for name in DIMS))
+            units[layout] = units.get(layout) or read_units(path)
+            stored = stored_arrays(path, units[layout])
+            pixels |= lazy_variables({name: stored[name] for name in names})
+        changed = {name: array for name, array in pixels.items() if array is not before[name]}
+        frame = with_fetched(frame, by_frame.get(number, {}))
+        resumed.append(with_pixels(frame, changed) if changed else frame)
+    return tuple(resumed)
 
 
 # Living and dead runs -------------------------------------------------------------------------

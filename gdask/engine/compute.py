@@ -54,10 +54,11 @@ def compute(arrays: Sequence[Any], text: str) -> tuple[Any, ...]:
     if client is None and scheduler not in (None, dask.threaded.get):
         return dask.compute(*arrays)  # a scheduler of the user's own
     tasks, keys = optimised_tasks(arrays), [array.__dask_keys__() for array in arrays]
-    if client is None:
-        blocks = _compute_in_threads(tasks, keys, text)
-    else:
-        blocks = _compute_on_workers(client, tasks, keys, text)
+    with memory.garbage_collected():
+        if client is None:
+            blocks = _compute_in_threads(tasks, keys, text)
+        else:
+            blocks = _compute_on_workers(client, tasks, keys, text)
     finish = [array.__dask_postcompute__() for array in arrays]
     return tuple(join(parts, *more) for (join, more), parts in zip(finish, blocks, strict=True))
 
@@ -135,7 +136,7 @@ def _memory_shown(display: ProgressDisplay) -> Iterator[None]:
 
     def watch() -> None:
         while not stopped.wait(MEMORY_READING_INTERVAL):
-            if process.memory_info().rss > RETURN_SHARE * allowed:
+            if account.resident_memory() > RETURN_SHARE * allowed:
                 return_freed_memory()
             display.show(usage())
 

@@ -1,7 +1,7 @@
-"""All uses of parts of dask that its documentation does not promise.
+"""All uses of parts of dask and xarray that their documentation does not promise.
 
-tests/io/test_dask_internals.py has a test for each function, so that a new version of dask that
-changes one of them fails there, with its name, and not somewhere in a reduction.
+tests/io/test_dask_internals.py has a test for each function, so that a new version that changes one
+of them fails there, with its name, and not somewhere in a reduction.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import dask.array as da
+import xarray as xr
 from dask._task_spec import Alias, DataNode, NestedContainer, Task, TaskRef
 from dask.base import collections_to_expr, get_scheduler
 from dask.blockwise import blockwise
@@ -25,6 +26,39 @@ Tasks = Mapping[Any, Any]
 _REARRANGING_LAYERS = ("xarray-", "rechunk-", "getitem-", "concatenate-")
 #: Sizes of an array's blocks along each axis.
 Chunks = tuple[tuple[int, ...], ...]
+
+
+def dataset_with(
+    dataset: Any,
+    variables: Mapping[str, tuple[tuple[str, ...], Any]] | None = None,
+    coordinates: Mapping[str, tuple[tuple[str, ...], Any]] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+) -> Any:
+    """Give an xarray.Dataset with variables, coordinates and attributes set; others stay.
+
+    Variables and coordinates are given as (dimensions, array). The result is that of `assign`,
+    `assign_coords` and `assign_attrs`, which copy each variable and each index for it: 0.3 ms a
+    call, and a reduction makes hundreds for each frame. Here the variables that stay are the same
+    objects in both.
+    """
+    given = {**(variables or {}), **(coordinates or {})}
+    sizes, indexes = dataset._dims, dataset._indexes
+    for name, (dims, array) in given.items():
+        if name in indexes or name in sizes or array.shape != tuple(sizes.get(d) for d in dims):
+            changed = dataset.assign(variables or {}).assign_coords(coordinates or {})
+            return changed.assign_attrs(attrs or {})
+    made = {name: xr.Variable(dims, array, fastpath=True) for name, (dims, array) in given.items()}
+    names = dataset._coord_names
+    return dataset._replace(
+        variables={**dataset._variables, **made},
+        coord_names=(names - set(variables or ())) | set(coordinates or ()),
+        attrs={**dataset.attrs, **(attrs or {})},
+    )
+
+
+def index_of(dataset: Any, name: str) -> Any:
+    """Give the pandas index of a dimension, without the copies that `Dataset.indexes` makes."""
+    return dataset._indexes[name].index
 
 
 class Node(NamedTuple):

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +161,7 @@ def _assemble(
     headers: Headers,
     has_tables: bool,
 ) -> Frame:
-    import pandas as pd
-    import xarray as xr
-
+    from gdask.io.dask_internals import dataset_with
     from gdask.io.frames import object_array
 
     count, ny, nx = next(iter(stored.values())).shape
@@ -170,15 +169,7 @@ def _assemble(
     headers = headers._replace(ext=(science or headers.ext)[:count])
     names, sections = _labels(headers, count), _sections(headers, count, (ny, nx))
     left, bottom = sections[0][0], sections[0][2]
-    coords = {
-        "detector": np.array(names, object),
-        "y": pd.RangeIndex(bottom, bottom + ny),
-        "x": pd.RangeIndex(left, left + nx),
-        "array_number": ("detector", np.arange(1, count + 1)),
-        "y_offset": ("detector", np.array([section[2] - bottom for section in sections])),
-        "x_offset": ("detector", np.array([section[0] - left for section in sections])),
-        "header": ("detector", object_array([header.text for header in headers.ext])),
-    }
+    texts = object_array([header.text for header in headers.ext])
     attrs: dict[str, Any] = {
         "path": path,
         "name": _bare_name(path),
@@ -189,7 +180,33 @@ def _assemble(
     }
     if has_tables:
         attrs["tables"] = path
-    return _with_geometry(xr.Dataset(variables, coords=coords, attrs=attrs), path, headers)
+    frame = _empty_frame(tuple(names), tuple(sections), (ny, nx))
+    if not all(isinstance(variable, tuple) for variable in variables.values()):
+        frame, variables = frame.assign(variables), {}
+    frame = dataset_with(frame, variables, {"header": (("detector",), texts)}, attrs)
+    return _with_geometry(frame, path, headers)
+
+
+@lru_cache(maxsize=64)  # the frames of a night have the same arrays; xarray takes a millisecond
+def _empty_frame(
+    names: tuple[str, ...],
+    sections: tuple[tuple[int, int, int, int], ...],
+    shape: tuple[int, int],
+) -> Frame:
+    """Give a Frame without pixels and headers, whose arrays have these names and sections."""
+    import pandas as pd
+    import xarray as xr
+
+    left, bottom = sections[0][0], sections[0][2]
+    coords = {
+        "detector": np.array(names, object),
+        "y": pd.RangeIndex(bottom, bottom + shape[0]),
+        "x": pd.RangeIndex(left, left + shape[1]),
+        "array_number": ("detector", np.arange(1, len(names) + 1)),
+        "y_offset": ("detector", np.array([section[2] - bottom for section in sections])),
+        "x_offset": ("detector", np.array([section[0] - left for section in sections])),
+    }
+    return xr.Dataset(coords=coords)
 
 
 def _labels(headers: Headers, count: int) -> list[str]:

@@ -115,7 +115,8 @@ def start(
     temporary = temporary_name(final)
     headers = _create(temporary, final, units)
     arrays = tuple(
-        _writer(frame[name].data, temporary, planes[name], _BITPIX[name]) for name in names
+        _writer(frame.variables[name].data, temporary, planes[name], _BITPIX[name])
+        for name in names
     )
     return Output(temporary, final, arrays, headers)
 

@@ -82,10 +82,11 @@ class Reduce:
     def runr(self) -> None:
         """Run the recipe. Raises GdaskError with what to do where it cannot."""
         from gdask.engine.account import describe_run, recorded
+        from gdask.engine.memory import garbage_left
 
         self.output_filenames, self.set_aside, self.account = [], [], None
         paths = self._paths()
-        with recorded(paths) as recorder:
+        with recorded(paths) as recorder, garbage_left():
             self._reduce(paths, recorder)
         if self.account:
             self.account = self.account._replace(seconds=recorder.seconds())

@@ -21,6 +21,7 @@ from gdask.io.frames import (
     frames_in,
     map_frames,
     set_aside,
+    with_attrs,
     with_primary_header,
     without_set_aside,
 )
@@ -43,9 +44,6 @@ log = logging.getLogger("gdask")
 
 #: The step that applies each type of calibration: none is looked for where the user skips the step.
 APPLIED_BY = {"processed_flat": "flat_correct", "processed_dark": "dark_correct"}
-
-#: Associations found so far: (type of calibration, path of the frame) -> association.
-KnownAssociations = dict[tuple[str, str], Association]
 
 
 class Run:
@@ -99,7 +97,8 @@ class Run:
         self.calibrations: dict[str, str] = {}
         self._due: list[Product] = []
         self._begun: list[write.Output] = []
-        self._associations: KnownAssociations = {}
+        self._associations: dict[tuple[str, str], Association] = {}  # by type and path
+        self._answers: dict[tuple[str, ...], Any] = {}
         self._watched: dict[str, object] = {}
         self._seen: set[str] = set()
         self._phase = 0
@@ -201,7 +200,7 @@ class Run:
             if caltype in self.user_cals or self._is_left_out(caltype, frames):
                 continue
             for frame in frames:
-                association = _find_association(self._associations, caltype, frame, self.databases)
+                association = self._association(caltype, frame)
                 if association.chosen is None:
                     lacking.setdefault(frame.attrs["name"], []).append(association)
         if frames and len(lacking) == len(frames):
@@ -249,6 +248,7 @@ class Run:
         """Write a processed calibration, copy it to calibrations/, register it in the databases."""
         stored = self.write(frame, suffix, caltype)
         caldb.store(self.outputs[-1], self.databases)
+        self._answers.clear()
         return stored
 
     def split(self, frames: Frames, tag: str) -> tuple[Frames, Frames]:
@@ -257,11 +257,21 @@ class Run:
         return tagged, tuple(frame for frame in frames if tag not in tags(frame))
 
     def _associate(self, caltype: str, frame: Frame, required: bool) -> str | None:
-        association = _find_association(self._associations, caltype, frame, self.databases)
+        association = self._association(caltype, frame)
         if association.chosen is None and required:
             raise _no_calibrations([(frame.attrs["name"], association)])
         self._remarks.setdefault(caltype, {}).update(dict.fromkeys(_remarks_on(association)))
         return association.chosen
+
+    def _association(self, caltype: str, frame: Frame) -> Association:
+        """Give the association of a frame; warn, the first time, of what would fit as well."""
+        known, key = self._associations, (caltype, frame.attrs["path"])
+        if key not in known:
+            known[key] = caldb.associate(frame, caltype, self.databases, answers=self._answers)
+            name, chosen = frame.attrs["name"], known[key].chosen
+            for tie in known[key].ties:
+                log.warning("%s: %s would fit as well as %s", name, tie, chosen)
+        return known[key]
 
     def _is_left_out(self, caltype: str, frames: Frames) -> bool:
         step = getattr(steps, APPLIED_BY[caltype]) if caltype in APPLIED_BY else None
@@ -377,20 +387,6 @@ class Run:
 # Calibrations ----------------------------------------------------------------------------------
 
 
-def _find_association(
-    known: KnownAssociations, caltype: str, frame: Frame, databases: Sequence[Any]
-) -> Association:
-    """Give the association of a frame; warn, the first time, of calibrations that fit as well."""
-    key = caltype, frame.attrs["path"]
-    if key not in known:
-        known[key] = caldb.associate(frame, caltype, databases)
-        for tie in known[key].ties:
-            log.warning(
-                "%s: %s would fit as well as %s", frame.attrs["name"], tie, known[key].chosen
-            )
-    return known[key]
-
-
 def _no_calibrations(lacking: Iterable[tuple[str, Association]]) -> GdaskError:
     """Give the error for frames, by name, that lack calibrations.
 
@@ -444,7 +440,7 @@ def _share(argument: object, number: int, count: int) -> object:
 def _without_remarks(frame: Frame) -> Frame:
     """Give the Frame without the remarks of the step that has been logged."""
     has_any = frame.attrs.get("note") or frame.attrs.get("warning")
-    return frame.assign_attrs(note="", warning="") if has_any else frame
+    return with_attrs(frame, note="", warning="") if has_any else frame
 
 
 def _texts(frames: Sequence[Frame], name: str) -> list[str]:

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 
 from gdask.instruments import descriptor, instrument_of
-from gdask.io.frames import geometries, refuse_part, shape_of, with_headers, with_provenance
+from gdask.io.frames import (
+    geometries,
+    refuse_part,
+    shape_of,
+    with_attrs,
+    with_headers,
+    with_provenance,
+)
 from gdask.io.gather import measure_arrays
 from gdask.io.lazy_arrays import map_planes
 from gdask.kernels.detector import flat as flat_kernels
@@ -161,7 +168,7 @@ def flat_correct(frame: Frame, flat: Frame | None) -> Frame:
         ),
         dq=map_planes(flat_kernels.flat_flags, dq, flat_data, flat_dq, dtype="u2"),
     )
-    corrected = with_provenance(corrected.assign_attrs(reference_area=area), flat, "flat_correct")
+    corrected = with_provenance(with_attrs(corrected, reference_area=area), flat, "flat_correct")
     return with_headers(
         corrected,
         primary={

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import dask.array as da
 
 from gdask.instruments import descriptor
-from gdask.io.frames import array_headers, array_numbers, is_frame, sections, shape_of
+from gdask.io.frames import array_headers, array_numbers, is_frame, sections, shape_of, with_pixels
 from gdask.io.lazy_arrays import cut_out
 from gdask.model import DETECTOR, DIMS, DTYPES, GdaskError, X, Y
 from gdask.types import Frame
@@ -58,10 +58,9 @@ def array(frame: Frame, name: str) -> da.Array | None:
     """Give a variable's lazy array, one detector to a block; None without such a variable."""
     if name not in frame:
         return None
-    variable = frame[name]
-    if not variable.chunks:  # in memory, or read lazily by xarray
-        variable = variable.chunk({DETECTOR: 1, Y: -1, X: -1})
-    pixels = variable.data
+    pixels = frame.variables[name].data
+    if not hasattr(pixels, "dask"):  # in memory, or read lazily by xarray
+        pixels = frame[name].chunk({DETECTOR: 1, Y: -1, X: -1}).data
     return pixels if pixels.numblocks[0] == pixels.shape[0] else pixels.rechunk({0: 1})
 
 
@@ -83,8 +82,8 @@ def _needed(frame: Frame, name: str) -> da.Array:
 
 def with_arrays(frame: Frame, **arrays: da.Array | None) -> Frame:
     """Give the Frame with these variables set (None: left as it is)."""
-    return frame.assign(
-        {name: (DIMS, values) for name, values in arrays.items() if values is not None}
+    return with_pixels(
+        frame, {name: values for name, values in arrays.items() if values is not None}
     )
 
 

@@ -1,4 +1,4 @@
-"""Parts of dask that its documentation does not promise: they still do what gdask needs."""
+"""Parts of dask and xarray that are not documented: they still do what gdask needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import dask
 import dask.array as da
 import distributed
 import numpy as np
+import pandas as pd
 import pytest
+import xarray as xr
 from dask._task_spec import Alias
 from gdask.cluster import connect
 
@@ -380,6 +382,61 @@ def test_bare_function_is_what_was_written() -> None:
     assert dask_internals.bare_function(bound) is plus
     assert dask_internals.bare_function(plus) is plus
     assert dask_internals.bare_function(Callable_()) is Callable_
+
+
+# Datasets --------------------------------------------------------------------------------------
+
+
+def a_dataset() -> xr.Dataset:
+    return xr.Dataset(
+        {"data": (("detector", "y"), np.ones((2, 3)))},
+        coords={
+            "detector": np.array(["a", "b"], object),
+            "y": pd.RangeIndex(4, 7),
+            "header": ("detector", np.array(["one", "two"], object)),
+        },
+        attrs={"name": "x.fits"},
+    )
+
+
+def test_dataset_with_is_assign_without_its_copies(pixels: np.ndarray) -> None:
+    lazy = array_of(pixels[:, :3, 0], chunks=(1, 3))
+    texts, one = np.array(["three", "four"], object), np.empty((), object)
+    variables = {"data": (("detector", "y"), lazy), "small": ((), one)}
+    coordinates = {"header": (("detector",), texts), "number": (("detector",), np.arange(2))}
+    before, original = a_dataset(), a_dataset()
+    made = dask_internals.dataset_with(before, variables, coordinates, {"note": "n"})
+    expected = before.assign(variables).assign_coords(coordinates).assign_attrs(note="n")
+    assert made.identical(expected) and before.identical(original)
+    assert set(made.coords) == set(expected.coords) and made.sizes == expected.sizes
+    assert made["data"].data is lazy and made.variables["y"] is before.variables["y"]
+    assert made.isel(detector=[1], y=slice(0, 2)).identical(
+        expected.isel(detector=[1], y=slice(0, 2))
+    )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"variables": {"plane": (("z",), np.zeros(3))}},  # another dimension
+        {"variables": {"y": (("y",), np.zeros(3))}},  # an index
+        {"coordinates": {"detector": (("detector",), np.array(["c", "d"], object))}},
+    ],
+)
+def test_dataset_with_leaves_dimensions_and_indexes_to_xarray(given: dict) -> None:
+    made, before = dask_internals.dataset_with(a_dataset(), **given), a_dataset()
+    expected = before.assign(given.get("variables", {}))
+    assert made.identical(expected.assign_coords(given.get("coordinates", {})))
+
+
+def test_dataset_with_refuses_another_size() -> None:
+    with pytest.raises(ValueError, match="detector"):
+        dask_internals.dataset_with(a_dataset(), {"small": (("detector",), np.zeros(3))})
+
+
+def test_index_of_a_range() -> None:
+    index = dask_internals.index_of(a_dataset(), "y")
+    assert index.equals(a_dataset().indexes["y"]) and (index.start, index.step) == (4, 1)
 
 
 # The room --------------------------------------------------------------------------------------

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 
 import pytest
 from astropy.io import fits
 
-from gdask.headers import Header, read_headers
+from gdask.headers import Header, parse_header, read_headers
 
 CHANGES = {
     "GAIN": (1.0, "e-/ADU"),
@@ -102,3 +104,24 @@ def test_files_that_are_alike_are_read_into_the_same_cards(tmp_path: Path) -> No
         if text is not twin
     ] == ["FILENAME"]
     assert (one["FILENAME"], other["FILENAME"]) == ("a.fits", "b.fits")
+
+
+@pytest.mark.filterwarnings("ignore::astropy.io.fits.verify.VerifyWarning")
+def test_the_text_of_a_header_remembers_what_is_read_from_it() -> None:
+    """The remembered header has the values of the text, not the digits that were set."""
+    long = -1.2345678901234567e-101  # more digits than a card has room for
+    changed = as_in_file(original()).changed(CHANGES | {"LONG": long})
+    text = changed.text
+    read = parse_header(str(text))
+    assert type(str(text)) is str and parse_header(text) is text.header
+    assert text.header.texts == read.texts
+    assert [text.header[key] for key in read] == [read[key] for key in read]
+    assert changed["LONG"] == long != text.header["LONG"] == read["LONG"]
+    for copied in (pickle.loads(pickle.dumps(text)), copy.deepcopy(text)):
+        assert type(copied) is str and copied == text
+
+
+def test_a_zero_keeps_its_sign() -> None:
+    header = Header.from_astropy(fits.Header([("LEVEL", 1.5)]))
+    cards = [header.changed({"LEVEL": value}).texts[0][1] for value in (0.0, -0.0, 0.0)]
+    assert "-0.0" in cards[1] and cards[0] == cards[2] != cards[1]

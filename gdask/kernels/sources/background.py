@@ -22,7 +22,7 @@ MIN_GOOD_PIXELS = 8
 def _sample_cells(
     data: np.ndarray, bad: np.ndarray, j: int, my: int, values: np.ndarray, count: np.ndarray
 ) -> None:
-    """Set values to the good pixels of row j of the cells on a regular stride, and how many they are.
+    """Set values to the good pixels of row j of cells on a regular stride, and how many they are.
 
     The rows of values, one for each cell, are padded with infinity; the number is -1 where too few
     pixels are good.
