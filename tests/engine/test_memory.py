@@ -32,7 +32,8 @@ from gdask.io.frames import array_headers, primary_header, with_headers
 from gdask.io.gather import gather
 from gdask.io.lazy_arrays import declared_memory, map_arrays, map_planes
 from gdask.io.read import lazy_variables
-from gdask.io.sources import Plane, Source, StoredArray
+from gdask.io.sources import Source
+from gdask.io.stored import Plane, StoredArray
 from gdask.model import UsageError, use_settings
 from gdask.steps.frames import STRIP_BYTES, strip_rows
 from gdask.types import Window

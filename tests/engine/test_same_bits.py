@@ -40,7 +40,7 @@ from gdask.reduction.run import Run
 from gdask.types import Frame
 
 #: Limits of the rows that a task makes at a time: in a graph, and in strips inside a task.
-BAND_ROWS = ("gdask.steps.sky.BAND_ROWS", "gdask.steps.stack.BAND_ROWS")
+BAND_ROWS = ("gdask.steps.sky_subtraction.BAND_ROWS", "gdask.steps.stack.BAND_ROWS")
 STRIP_ROWS = ("gdask.steps.sky.strip_rows", "gdask.steps.stack.strip_rows")
 #: Side of the tiles that a resampled frame is made in.
 TILE_SIDE = "gdask.steps.resample.TILE_SIDE"
