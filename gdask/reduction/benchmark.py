@@ -241,6 +241,8 @@ def run_command(
 def _watched(line: Sequence[str], place: Place, log: Path) -> dict[str, Any]:
     """Run a command line; give seconds, user, system, others, memory (0: threads) and exit code."""
     environment = os.environ | {"DRAGONSRC": "dragonsrc"}
+    if place.python != sys.executable:
+        environment.pop("PYTHONPATH", None)  # it would lead to this gdask
     if place.numba_cache:
         environment["NUMBA_CACHE_DIR"] = place.numba_cache
     peak, ended = [0], threading.Event()
