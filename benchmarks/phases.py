@@ -14,7 +14,9 @@ track_read_science_phase_1.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -80,16 +82,13 @@ def main(argv: list[str] | None = None) -> None:
 
 def one_run(night: Plan, python: str, threads: int) -> dict[str, Figures]:
     """Reduce the night in a folder of its own; give the figures of commands and phases by name."""
-    known = subprocess.run(
-        [python, "-m", "gdask.cli.reduce", "--help"], capture_output=True, text=True, check=True
-    )
     found: dict[str, Figures] = {}
     folder = Path(tempfile.mkdtemp(prefix="phases-", dir=Path.cwd()))
     try:
         place = Place(folder / "run", "threads", threads, python=python)
         prepare_folder(night, place.folder)
         for command in night.commands:
-            if "--account" in known.stdout:
+            if gives_account(python):
                 found |= figures_of(measure_command(command, place))
                 continue
             taken, failure = run_command(command, place)
@@ -99,6 +98,16 @@ def one_run(night: Plan, python: str, threads: int) -> dict[str, Figures]:
     finally:
         shutil.rmtree(folder)
     return found
+
+
+@functools.cache
+def gives_account(python: str) -> bool:
+    """Tell whether the gdask of an interpreter knows `reduce --account`."""
+    line = [python, "-P", "-m", "gdask.cli.reduce", "--help"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    given = os.environ if python == sys.executable else environment
+    done = subprocess.run(line, env=given, capture_output=True, text=True, check=True)
+    return "--account" in done.stdout
 
 
 def figures_of(taken: Mapping[str, Any]) -> dict[str, Figures]:

@@ -203,8 +203,8 @@ def measure_command(command: Command, place: Place) -> dict[str, Any]:
 
     seconds: of wall, with the start of the process. user, system: CPU seconds; memory: most bytes,
     both of the tree of processes. others: cores that all else on the machine kept busy meanwhile.
-    account: `RunAccount.as_dict()`. floor: seconds. Raises GdaskError with the end of what the
-    command has said where it fails.
+    account: `RunAccount.as_dict()`. floor: seconds, 0 where only headers are read. Raises
+    GdaskError with the end of what the command has said where it fails.
     """
     account = place.folder / f"{command.name}.json"
     taken, failure = run_command(command, place, ("--account", account.name))
@@ -213,7 +213,9 @@ def measure_command(command: Command, place: Place) -> dict[str, Any]:
     figures = json.loads(account.read_text())
     for phase in figures["phases"]:
         phase["name"] = phase["name"].partition(":")[0]
-    floor = floor_seconds(command.files, figures["product"], place.folder, place.workers)
+    floor = 0.0
+    if figures["phases"]:
+        floor = floor_seconds(command.files, figures["product"], place.folder, place.workers)
     return taken | {"account": figures, "floor": floor}
 
 
@@ -241,6 +243,8 @@ def run_command(
 def _watched(line: Sequence[str], place: Place, log: Path) -> dict[str, Any]:
     """Run a command line; give seconds, user, system, others, memory (0: threads) and exit code."""
     environment = os.environ | {"DRAGONSRC": "dragonsrc"}
+    if place.python != sys.executable:
+        environment.pop("PYTHONPATH", None)  # it would lead to this gdask
     if place.numba_cache:
         environment["NUMBA_CACHE_DIR"] = place.numba_cache
     peak, ended = [0], threading.Event()

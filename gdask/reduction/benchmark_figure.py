@@ -63,8 +63,9 @@ def _commands(draw: Any, top: int, rows: Sequence[Mapping[str, Any]]) -> int:
             end = x + max(phase["seconds"], 0.0) * scale
             draw.rectangle((x, top, end, top + BAR), fill=colour)
             x = end
-        floor = start + row["floor"] * scale
-        draw.line((floor, top - 3, floor, top + BAR + 3), fill=RULE, width=3)
+        if row["floor"]:
+            floor = start + row["floor"] * scale
+            draw.line((floor, top - 3, floor, top + BAR + 3), fill=RULE, width=3)
         said = f"{row['seconds']['median']:.1f} s, {row['frames_per_minute']:.0f} frames/min, "
         _text(draw, x + 10, top + 4, f"{said}{row['raw_bytes_per_second'] / 1e6:.0f} MB/s", 16)
         top += BAR + GAP

@@ -123,7 +123,7 @@ def _row(taken: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]])
         "others": _median(taken, lambda one: one["others"]),
         "memory": max(one["memory"] for one in taken),
         "floor": floor,
-        "times_the_floor": seconds["median"] / max(floor, 1e-9),
+        "times_the_floor": seconds["median"] / floor if floor else None,
         "phases": _phases(taken),
     }
 
@@ -278,8 +278,8 @@ def _commands_table(summary: Mapping[str, Any], kind: str) -> str:
             f"{row['written_per_raw']:.1f}",
             f"{row['user']:.1f} + {row['system']:.1f}",
             f"{row['memory'] / GIB:.2f}",
-            f"{row['floor']:.2f}",
-            f"{row['times_the_floor']:.1f}",
+            f"{row['floor']:.2f}" if row["floor"] else "",
+            f"{row['times_the_floor']:.1f}" if row["floor"] else "",
         ]
         for row in summary["rows"]
     ]
