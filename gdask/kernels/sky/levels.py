@@ -149,7 +149,7 @@ def _quartiles(
     counts[:] = 0
     for i in range(n):
         counts[bins[i]] += 1
-    ranks, place = np.zeros(4, np.int64), np.zeros(4, np.int64)
+    ranks, place, found = np.zeros(4, np.int64), np.zeros(4, np.int64), np.zeros(4)
     ranks[0], ranks[1], ranks[2], ranks[3] = n // 4, (n - 1) // 2, n // 2, (3 * n) // 4
     below, kept, q = 0, 0, 0
     for k in range(CELL_BINS):
@@ -167,10 +167,9 @@ def _quartiles(
         if counts[bins[i]]:
             values[kept] = values[i]
             kept += 1
-    left = _select(values, 0, kept - 1, place[1])
-    out[1] = 0.5 * (left + _select(values, place[1], kept - 1, place[2]))
-    out[0] = _select(values, 0, place[1], place[0])
-    out[2] = _select(values, place[2], kept - 1, place[3])
+    for q in range(4):
+        found[q] = _select(values, 0, kept - 1, place[q])
+    out[0], out[1], out[2] = found[0], 0.5 * (found[1] + found[2]), found[3]
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")

@@ -22,9 +22,9 @@ MIN_GOOD_PIXELS = 8
 def _sample_cells(
     data: np.ndarray, bad: np.ndarray, j: int, my: int, values: np.ndarray, count: np.ndarray
 ) -> None:
-    """Set values to the good pixels of row j of cells on a regular stride, and how many they are.
+    """Set values to the good pixels of row j of the cells on a regular stride; count them.
 
-    The rows of values, one for each cell, are padded with infinity; the number is -1 where too few
+    The rows of values, one for each cell, are padded with infinity; the count is -1 where too few
     pixels are good.
     """
     (ny, nx), mx = data.shape, count.size

@@ -58,7 +58,8 @@ def _ring_means(
     round image.
     """
     ny, nx = data.shape
-    round_form = np.array([1.0, 0.0, 1.0])
+    round_form = np.zeros(3)
+    round_form[0], round_form[2] = 1.0, 1.0
     out = np.empty((stars.shape[0], rings))
     q_sum, count = np.zeros(rings), np.zeros(rings)
     half = int(ring_width * rings) + 1
@@ -94,13 +95,26 @@ def isolated_stars(
     """
     order = np.argsort(-flux, kind="stable")
     order = order[usable[order] & (flux[order] > 0)]
-    isolated = [
-        k
-        for k in order[: 10 * MAX_PROFILE_STARS]
-        if np.count_nonzero((np.hypot(x - x[k], y - y[k]) < radius) & (flux > 0.05 * flux[k])) <= 1
-    ]
+    candidates = order[: 10 * MAX_PROFILE_STARS]
+    isolated = candidates[_have_no_neighbour(candidates, x, y, flux, radius)]
     enough = len(isolated) >= 3
-    return np.array((isolated if enough else order)[:MAX_PROFILE_STARS], int), enough
+    return (isolated if enough else order)[:MAX_PROFILE_STARS], enough
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _have_no_neighbour(
+    stars: np.ndarray, x: np.ndarray, y: np.ndarray, flux: np.ndarray, radius: float
+) -> np.ndarray:
+    """Tell which stars (indices) have no other one of 5 % of their flux within `radius`."""
+    out = np.ones(stars.size, np.bool_)
+    for n in range(stars.size):
+        k = stars[n]
+        for other in range(x.size):
+            dx, dy = x[other] - x[k], y[other] - y[k]
+            if dx * dx + dy * dy < radius * radius and flux[other] > 0.05 * flux[k] and other != k:
+                out[n] = False
+                break
+    return out
 
 
 def mean_star_image(
