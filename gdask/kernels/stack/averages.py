@@ -36,12 +36,15 @@ def combine_common(
     variance_factors: Floats,
     choice: tuple[int, int],
     limits: tuple[float, float, int],
+    common: bool,
     start: int,
     size: int,
     work: Work,
     out: Stack,
-) -> None:
+) -> int:
     """Combine the pixels start ... start + size - 1, and mark in work.left those left over.
+
+    Returns their number: all where most have a value that is not good, or where not `common`.
 
     planes: data, variance, dq (n, pixels). levels: scale and zero of each plane. choice: codes of
     the method and the rejection. limits: low, high, rounds. The rest: see `combine._combine`.
@@ -49,10 +52,13 @@ def combine_common(
     n, (method, reject), (low, high, rounds) = planes[0].shape[0], choice, limits
     _add_up(planes, levels, start, size, work)
     total, spread, bits, left = work.total, work.spread, work.bits, work.left
+    below = above = number = 0
     for x in range(size):
         is_good = (abs(total[x]) < np.inf) & (abs(spread[x]) < np.inf)
         left[x] = (bits[x] & _WORSE != 0) | ~is_good
-    below = above = 0
+        number += left[x]
+    if 2 * number > size or not common:
+        return size
     if method >= 2 or reject >= 1:
         sort_rows(pairs, size, work.ordered)
     if reject == 1:
@@ -84,6 +90,10 @@ def combine_common(
             else:
                 out.data[start + x] = 0.5 * (np.float64(lower[x]) + np.float64(upper[x]))
             out.variance[start + x] *= factor
+    number = 0
+    for x in range(size):
+        number += left[x]
+    return min(number, size - 1)
 
 
 @njit(cache=True, nogil=True)
@@ -177,7 +187,7 @@ def _find_deviating(reject: int, low: float, high: float, size: int, work: Work)
             mean = sums[x] / n
             limit[x] = np.sqrt(max(squares[x] / n - mean * mean, 0.0))
     else:
-        least = work.least
+        least = work.noise[0]
         for x in range(size):
             least[x] = np.float32(np.inf)
         for k in range(n):
@@ -227,7 +237,6 @@ def _weigh(weights: Image, start: int, size: int, work: Work, out: Stack) -> Non
 
 @njit(cache=True, nogil=True)
 def average_used(
-    dq: Flags,
     weights: Image,
     variance_factors: Floats,
     method: int,
@@ -243,13 +252,14 @@ def average_used(
     for x in range(size):
         total[x], spread[x], bits[x], number[x] = 0.0, 0.0, 0, 0
     for k in range(work.use.shape[0]):
-        use, values, variances = work.use[k], work.values[k], work.variances[k]
+        use, flags = work.use[k], work.flags[k]
+        values, variances = work.values[k], work.variances[k]
         for x in range(size):
             total[x] += values[x] if use[x] else np.float32(0)
             spread[x] += variances[x] if use[x] else np.float32(0)
         for x in range(size):
             number[x] += use[x]
-            bits[x] |= dq[k, work.pixels[x]] if use[x] else np.uint16(0)
+            bits[x] |= flags[x] if use[x] else np.uint16(0)
     for x in range(size):
         n, place = np.float64(number[x]), work.pixels[x]
         out.data[place] = total[x] / n if n else 0.0

@@ -23,10 +23,10 @@ from gdask.kernels.stack.rejection import (
     clip_scatter,
     clip_variance,
     empty_work,
-    gather,
     reject_minmax,
     sort_rows,
     sorting_network,
+    use_best,
 )
 from gdask.model import GdaskError
 from gdask.types import Flags, Image, Mask
@@ -106,6 +106,7 @@ def _combine(
     choice: tuple[int, int],
     limits: tuple[float, float, int, bool],
     work: Work,
+    listed: Work,
     out: Stack,
     rejected: Mask,
 ) -> None:
@@ -113,53 +114,42 @@ def _combine(
 
     planes: data, variance, dq. rejected: (n, pixels), to be set where `reject` drops a value, or
     (n, 0). weights, and levels (scale, zero): see `combine`. pairs: sorting_network. choice: codes
-    of METHODS and REJECTIONS. limits: low, high, rounds, about_median; see `rejection`.
+    of METHODS and REJECTIONS. limits: low, high, rounds, about_median; see `rejection`. work,
+    listed: buffers for a block and for the list.
     """
-    pixels, number = planes[0].shape[1], 0
+    dq, pixels, number = planes[2], planes[0].shape[1], 0
+    fixed = pairs, variance_factors, choice
+    common = not (rejected.size > 0 and choice[1] == 1)
     for start in range(0, pixels, BLOCK_PIXELS):
         size = min(BLOCK_PIXELS, pixels - start)
-        combine_common(
-            planes,
-            weights,
-            levels,
-            pairs,
-            variance_factors,
-            choice,
-            limits[:3],
-            start,
-            size,
-            work,
-            out,
+        left = combine_common(
+            planes, weights, levels, *fixed, limits[:3], common, start, size, work, out
         )
+        if left == size:
+            for x in range(size):
+                work.pixels[x] = start + x
+            for k in range(dq.shape[0]):
+                work.flags[k, :size] = dq[k, start : start + size]
+            _combine_any(weights, *fixed, limits, size, work, out, rejected)
+            continue
         for x in range(size):
-            work.pixels[number] = start + x
-            number += work.left[x] | (rejected.size > 0 and choice[1] == 1)
-        is_last = start + size == pixels
-        while number >= BLOCK_PIXELS or (is_last and number > 0):
-            size = min(number, BLOCK_PIXELS)
-            _combine_listed(
-                planes,
-                weights,
-                levels,
-                pairs,
-                variance_factors,
-                choice,
-                limits,
-                size,
-                work,
-                out,
-                rejected,
-            )
-            number -= size
-            for x in range(number):
-                work.pixels[x] = work.pixels[size + x]
+            if work.left[x]:
+                listed.pixels[number] = start + x
+                for k in range(dq.shape[0]):
+                    listed.values[k, number] = work.values[k, x]
+                    listed.variances[k, number] = work.variances[k, x]
+                    listed.flags[k, number] = dq[k, start + x]
+                number += 1
+                if number == BLOCK_PIXELS:
+                    _combine_any(weights, *fixed, limits, number, listed, out, rejected)
+                    number = 0
+    if number:
+        _combine_any(weights, *fixed, limits, number, listed, out, rejected)
 
 
 @njit(cache=True, nogil=True)
-def _combine_listed(
-    planes: tuple[Image, Image, Flags],
+def _combine_any(
     weights: Image,
-    levels: tuple[Floats, Floats],
     pairs: npt.NDArray[np.int64],
     variance_factors: Floats,
     choice: tuple[int, int],
@@ -169,10 +159,9 @@ def _combine_listed(
     out: Stack,
     rejected: Mask,
 ) -> None:
-    """Combine the first `size` of work.pixels, whatever they are like."""
-    method, reject = choice
-    low, high, rounds, about_median = limits
-    gather(planes, levels, size, work)
+    """Combine the first `size` pixels in `work`, whatever they are like."""
+    (method, reject), (low, high, rounds, about_median) = choice, limits
+    use_best(size, work)
     if rejected.size:
         for k in range(rejected.shape[0]):
             for x in range(size):
@@ -186,12 +175,12 @@ def _combine_listed(
     elif reject == 3:
         clip_variance(low, high, rounds, about_median, size, work)
     elif reject == 4:
-        clip_noise(low, high, rounds, about_median, size, work)
+        clip_noise(pairs, low, high, rounds, about_median, size, work)
     if rejected.size:
         for k in range(rejected.shape[0]):
             for x in range(size):
                 rejected[k, work.pixels[x]] &= not work.use[k, x]
-    average_used(planes[2], weights, variance_factors, method, size, work, out)
+    average_used(weights, variance_factors, method, size, work, out)
 
 
 def _choice(table: dict[str, Choice], kind: str, name: str) -> Choice:
@@ -309,6 +298,7 @@ def combine(
         _variance_factors(method, n),
         (chosen.code, rejection.code),
         (float(low), float(high), rounds, bool(mclip)),
+        empty_work(n, BLOCK_PIXELS),
         empty_work(n, BLOCK_PIXELS),
         out,
         np.empty((n, 0), np.bool_) if rejected is None else rejected.reshape(n, -1),

@@ -79,19 +79,22 @@ class Stack(NamedTuple):
 class Work(NamedTuple):
     """Buffers for a block of pixels: planes along the first axis, pixels along the last.
 
-    pixels: where they are in the planes, and where those are that wait for a full block. values, variances: scaled. ranks: how bad each value is, 0 the best. use: values that are used.
-    ordered: usable values in ascending order, then inf; those of ordered[first:last] survive
-    rejection. trimmed: how many were rejected in symmetric pairs, which do not change a median.
-    counts, total, spread, bits: number of values, sums of values and variances, OR of DQ. left:
-    pixels that `averages.combine_common` leaves over. centre, limit, sums, squares, least: for clipping.
+    pixels: where they are in the planes. values, variances: scaled. flags: DQ. ranks: how bad each
+    value is, 0 the best. use: values that are used. ordered: usable values in ascending order, then
+    inf; those of ordered[first:last] survive rejection. noise: variances in ascending order.
+    trimmed: how many were rejected in symmetric pairs, which do not change a median. counts, total,
+    spread, bits: number of values, sums of values and variances, OR of DQ. left: pixels that
+    `averages.combine_common` leaves over. centre, limit, sums, squares: for clipping.
     """
 
     pixels: npt.NDArray[np.int64]
     values: Image
     variances: Image
+    flags: Flags
     ranks: npt.NDArray[np.uint8]
     use: Mask
     ordered: Image
+    noise: Image
     first: npt.NDArray[np.int64]
     last: npt.NDArray[np.int64]
     trimmed: npt.NDArray[np.int64]
@@ -104,62 +107,60 @@ class Work(NamedTuple):
     limit: Floats
     sums: Floats
     squares: Floats
-    least: Image
 
 
 def empty_work(planes: int, pixels: int) -> Work:
     """Return buffers for so many planes and pixels."""
     block = planes, pixels
-    numbers = [np.empty(pixels, np.int64) for _ in range(4)]
-    floats = [np.empty(pixels) for _ in range(6)]
     return Work(
-        np.zeros(2 * pixels + 1, np.int64),
-        np.empty(block, np.float32),
-        np.empty(block, np.float32),
-        np.empty(block, np.uint8),
-        np.empty(block, np.bool_),
-        np.empty(block, np.float32),
-        *numbers,
-        *floats[:2],
-        np.empty(pixels, np.uint16),
-        np.empty(pixels, np.bool_),
-        *floats[2:],
-        np.empty(pixels, np.float32),
+        pixels=np.empty(pixels, np.int64),
+        values=np.empty(block, np.float32),
+        variances=np.empty(block, np.float32),
+        flags=np.empty(block, np.uint16),
+        ranks=np.empty(block, np.uint8),
+        use=np.empty(block, np.bool_),
+        ordered=np.empty(block, np.float32),
+        noise=np.empty(block, np.float32),
+        first=np.empty(pixels, np.int64),
+        last=np.empty(pixels, np.int64),
+        trimmed=np.empty(pixels, np.int64),
+        counts=np.empty(pixels, np.int64),
+        total=np.empty(pixels),
+        spread=np.empty(pixels),
+        bits=np.empty(pixels, np.uint16),
+        left=np.empty(pixels, np.bool_),
+        centre=np.empty(pixels),
+        limit=np.empty(pixels),
+        sums=np.empty(pixels),
+        squares=np.empty(pixels),
     )
 
 
 @njit(cache=True, nogil=True)
-def gather(
-    planes: tuple[Image, Image, Flags], levels: tuple[Floats, Floats], size: int, work: Work
-) -> None:
-    """Fill a block with scaled values and variances, and use the least bad ones of each pixel.
-
-    planes: data, variance, dq (n, pixels), of which those in work.pixels are taken. levels: scale
-    and zero of each plane.
-    """
-    data, variance, dq = planes
+def use_best(size: int, work: Work) -> None:
+    """Use the least bad values of each pixel; none where these are NO_DATA or not finite."""
     best = np.full(size, _NO_DATA_RANK, np.uint8)
-    for k in range(data.shape[0]):
-        scale, zero = levels[0][k], levels[1][k]
-        values, variances, ranks = work.values[k], work.variances[k], work.ranks[k]
+    n = work.values.shape[0]
+    for k in range(n):
+        values, variances = work.values[k], work.variances[k]
+        ranks, flags = work.ranks[k], work.flags[k]
         for x in range(size):
-            values[x] = data[k, work.pixels[x]] * scale + zero
-            variances[x] = variance[k, work.pixels[x]] * (scale * scale)
-        for x in range(size):
-            rank, bits = 0, dq[k, work.pixels[x]]
+            rank = 0
             for i in range(_NO_DATA_RANK):
-                rank = i + 1 if bits & _BITS[i] else rank
+                rank = i + 1 if flags[x] & _BITS[i] else rank
             rank = rank if abs(values[x]) < np.inf and abs(variances[x]) < np.inf else _NO_DATA_RANK
             ranks[x] = rank
             best[x] = min(best[x], ranks[x])
-    for x in range(size):
-        work.first[x], work.last[x], work.trimmed[x] = 0, 0, 0
-    for k in range(data.shape[0]):
+    number = np.zeros(size, np.uint16)
+    for k in range(n):
         values, ranks, use, ordered = work.values[k], work.ranks[k], work.use[k], work.ordered[k]
         for x in range(size):
             use[x] = (ranks[x] == best[x]) & (best[x] < _NO_DATA_RANK)
+            number[x] += use[x]
+        for x in range(size):
             ordered[x] = values[x] if use[x] else np.float32(np.inf)
-            work.last[x] += use[x]
+    for x in range(size):
+        work.first[x], work.last[x], work.trimmed[x] = 0, number[x], 0
 
 
 @njit(cache=True, nogil=True)
@@ -323,86 +324,80 @@ def clip_variance(
                 kept += keep[k]
             if kept == 0 or kept == work.last[x]:
                 break
-            work.last[x] = 0
             for k in range(n):
+                if work.use[k, x] and not keep[k]:  # it is taken out of those in order
+                    place = 0
+                    while work.ordered[place, x] != work.values[k, x]:
+                        place += 1
+                    work.last[x] -= 1
+                    for i in range(place, work.last[x]):
+                        work.ordered[i, x] = work.ordered[i + 1, x]
                 work.use[k, x] = keep[k]
-                if keep[k]:  # an insertion sort puts the survivors in order
-                    place = work.last[x]
-                    while place > 0 and work.ordered[place - 1, x] > work.values[k, x]:
-                        work.ordered[place, x] = work.ordered[place - 1, x]
-                        place -= 1
-                    work.ordered[place, x] = work.values[k, x]
-                    work.last[x] += 1
 
 
 @njit(cache=True, nogil=True)
 def clip_noise(
-    low: float, high: float, rounds: int, about_median: bool, size: int, work: Work
+    pairs: npt.NDArray[np.int64],
+    low: float,
+    high: float,
+    rounds: int,
+    about_median: bool,
+    size: int,
+    work: Work,
 ) -> None:
     """Clip beyond low, high times the noise that a pixel should have, the same for all planes.
 
     A cosmic ray's own variance is inflated by its charge; the median variance of the planes is not.
-    Survivors are a stretch of the ordered values. The other arguments are those of `rejection`.
+    Survivors are a stretch of the ordered values. pairs: sorting_network.
     """
-    n = work.use.shape[0]
-    least = np.full(size, np.float32(np.inf))  # variance of each pixel
-    centre = np.zeros(size)
-    buffer = np.empty(n, np.float64)
-    for x in range(size):
-        centre[x] = median_of_ordered(work.ordered, 0, work.last[x], x) if work.last[x] else 0.0
-    for k in range(n):
-        use, variances = work.use[k], work.variances[k]
+    for k in range(work.use.shape[0]):
+        use, variances, noise = work.use[k], work.variances[k], work.noise[k]
         for x in range(size):
-            least[x] = min(least[x], variances[x]) if use[x] else least[x]
+            noise[x] = variances[x] if use[x] else np.float32(np.inf)
+    sort_rows(pairs, size, work.noise)
     clipped = False
     for x in range(size):
         last = work.last[x]
         if rounds > 0 and last > 2:
-            sigma = np.sqrt(np.float64(max(least[x], np.float32(0))))
+            centre = median_of_ordered(work.ordered, 0, last, x)
+            sigma = np.sqrt(np.float64(max(work.noise[0, x], np.float32(0))))
             if (
-                work.ordered[0, x] < centre[x] - low * sigma
-                or work.ordered[last - 1, x] > centre[x] + high * sigma
+                work.ordered[0, x] < centre - low * sigma
+                or work.ordered[last - 1, x] > centre + high * sigma
             ):
-                sigma = _expected_noise(centre[x], x, buffer, work)
+                sigma = _expected_noise(centre, x, work)
                 clipped |= _clip_stretch(low * sigma, high * sigma, rounds, about_median, x, work)
     if clipped:
         drop_outside(size, work)
 
 
 @njit(cache=True, nogil=True)
-def _expected_noise(centre: float, x: int, buffer: Floats, work: Work) -> float:
+def _expected_noise(centre: float, x: int, work: Work) -> float:
     """Return the noise that one value of pixel x should have.
 
     It is the median variance and, in starlight, the robust scatter of the planes. centre: median of
-    the values. buffer: work space, one number per plane.
+    the values.
     """
-    number = 0
-    for k in range(work.use.shape[0]):
-        if work.use[k, x]:
-            buffer[number] = work.variances[k, x]
-            number += 1
-    variance = _median_of_buffer(buffer, number)
-    for k in range(number):
-        buffer[k] = abs(work.ordered[k, x] - centre)
-    scatter = _SIGMA_PER_MAD * _median_of_buffer(buffer, number)
+    last = work.last[x]
+    variance = median_of_ordered(work.noise, 0, last, x)
+    # Deviations from the centre, the smallest first: from the middle of the values outwards.
+    above, below = (last + 1) // 2, (last + 1) // 2 - 1
+    before = deviation = 0.0
+    for _ in range(last // 2 + 1):
+        before = deviation
+        down = centre - work.ordered[below, x] if below >= 0 else np.inf
+        up = work.ordered[above, x] - centre if above < last else np.inf
+        if down <= up:
+            deviation, below = abs(down), below - 1
+        else:
+            deviation, above = abs(up), above + 1
+    scatter = _SIGMA_PER_MAD * (deviation if last % 2 else 0.5 * (before + deviation))
     light = max(centre, 0.0)
     beyond_noise = min(
         max(scatter * scatter - variance, (MIN_STARLIGHT_SCATTER * light) ** 2),
         (MAX_STARLIGHT_SCATTER * light) ** 2,
     )
     return np.sqrt(variance + beyond_noise)
-
-
-@njit(cache=True, nogil=True)
-def _median_of_buffer(buffer: Floats, number: int) -> float:
-    """Return the median of the first `number` values, whose order is changed."""
-    for stop in range(1, number):  # an insertion sort: numba takes a second to compile np.sort
-        value, place = buffer[stop], stop
-        while place > 0 and buffer[place - 1] > value:
-            buffer[place] = buffer[place - 1]
-            place -= 1
-        buffer[place] = value
-    return 0.5 * (buffer[(number - 1) // 2] + buffer[number // 2])
 
 
 @njit(cache=True, nogil=True)
