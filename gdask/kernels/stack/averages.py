@@ -50,7 +50,7 @@ def combine_common(
     the method and the rejection. limits: low, high, rounds. The rest: see `combine._combine`.
     """
     n, (method, reject), (low, high, rounds) = planes[0].shape[0], choice, limits
-    _add_up(planes, levels, start, size, work)
+    _add_up(planes, levels, reject != 1, start, size, work)
     total, spread, bits, left = work.total, work.spread, work.bits, work.left
     below = above = number = 0
     for x in range(size):
@@ -65,8 +65,7 @@ def combine_common(
         below, above = int(n * low / n + 0.001), int(n * high / n + 0.001)
         if below + above >= n:
             below = above = 0
-        else:
-            _drop_ends(planes[2], below, n - above, start, size, work)
+        _drop_ends(planes[2], below, n - above, method < 2, start, size, work)
     elif reject >= 2 and rounds > 0 and (n > 2 or reject == 3):
         _find_deviating(reject, low, high, size, work)
     number = n - below - above
@@ -100,17 +99,19 @@ def combine_common(
 def _add_up(
     planes: tuple[Image, Image, Flags],
     levels: tuple[Floats, Floats],
+    with_sums: bool,
     start: int,
     size: int,
     work: Work,
 ) -> None:
     """Fill values, ordered (not yet in order) and variances of a block, their sums and OR of DQ.
 
-    Sums are finite only where all values are.
+    Sums are finite only where all values are; so are the zeros in their place without `with_sums`.
     """
     total, spread, bits, stop = work.total, work.spread, work.bits, start + size
+    check = work.noise[0]
     for x in range(size):
-        total[x], spread[x], bits[x] = 0.0, 0.0, 0
+        total[x], spread[x], bits[x], check[x] = 0.0, 0.0, 0, np.float32(0)
     for k in range(planes[0].shape[0]):
         scale, zero = levels[0][k], levels[1][k]
         raw, raw_variance = planes[0][k, start:stop], planes[1][k, start:stop]
@@ -119,22 +120,36 @@ def _add_up(
         if scale == 1.0 and zero == 0.0:
             for x in range(size):
                 values[x] = raw[x] + np.float32(0)  # as a sum, which turns -0 to 0
-                variances[x] = raw_variance[x]
         else:
             for x in range(size):
                 values[x] = raw[x] * scale + zero
+        if scale == 1.0:
+            for x in range(size):
+                variances[x] = raw_variance[x]
+        else:
+            for x in range(size):
                 variances[x] = raw_variance[x] * (scale * scale)
+        if with_sums:
+            for x in range(size):
+                total[x] += values[x]
+                spread[x] += variances[x]
+        else:
+            for x in range(size):
+                check[x] += (values[x] - values[x]) + (variances[x] - variances[x])
         for x in range(size):
             ordered[x] = values[x]
-            total[x] += values[x]
-            spread[x] += variances[x]
         for x in range(size):
             bits[x] |= flags[x]
+    if not with_sums:
+        for x in range(size):
+            total[x] = check[x]
 
 
 @njit(cache=True, nogil=True)
-def _drop_ends(dq: Flags, first: int, last: int, start: int, size: int, work: Work) -> None:
-    """Sum again without values outside ordered[first:last].
+def _drop_ends(
+    dq: Flags, first: int, last: int, is_mean: bool, start: int, size: int, work: Work
+) -> None:
+    """Sum values (for means only) and variances within ordered[first:last].
 
     Pixels with equal values at an end, of which some would have to go, are left over.
     """
@@ -144,14 +159,17 @@ def _drop_ends(dq: Flags, first: int, last: int, start: int, size: int, work: Wo
         total[x], spread[x], bits[x], number[x] = 0.0, 0.0, 0, 0
     for k in range(dq.shape[0]):
         values, variances, flags = work.values[k], work.variances[k], dq[k, start : start + size]
+        inside = work.use[k]
         for x in range(size):
-            inside = (low[x] <= values[x]) & (values[x] <= high[x])
-            total[x] += values[x] if inside else np.float32(0)
-            spread[x] += variances[x] if inside else np.float32(0)
-            number[x] += inside
+            inside[x] = (low[x] <= values[x]) & (values[x] <= high[x])
+        if is_mean:
+            for x in range(size):
+                total[x] += values[x] if inside[x] else np.float32(0)
         for x in range(size):
-            inside = (low[x] <= values[x]) & (values[x] <= high[x])
-            bits[x] |= flags[x] if inside else np.uint16(0)
+            spread[x] += variances[x] if inside[x] else np.float32(0)
+        for x in range(size):
+            number[x] += inside[x]
+            bits[x] |= flags[x] if inside[x] else np.uint16(0)
     for x in range(size):
         work.left[x] |= number[x] != last - first
 
@@ -222,7 +240,7 @@ def _weigh(weights: Image, start: int, size: int, work: Work, out: Stack) -> Non
         for x in range(size):
             variance = np.float64(variances[x])
             if columns:
-                weight = np.float64(weights[k, 0 if columns == 1 else start + x])
+                weight: float = np.float64(weights[k, 0 if columns == 1 else start + x])
             else:
                 weight = 1 / variance if variance > 0 else 0.0
             weight = weight if 0 < weight < np.inf else 0.0

@@ -98,7 +98,7 @@ class Work(NamedTuple):
     first: npt.NDArray[np.int64]
     last: npt.NDArray[np.int64]
     trimmed: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.uint16]
     total: Floats
     spread: Floats
     bits: Flags
@@ -124,7 +124,7 @@ def empty_work(planes: int, pixels: int) -> Work:
         first=np.empty(pixels, np.int64),
         last=np.empty(pixels, np.int64),
         trimmed=np.empty(pixels, np.int64),
-        counts=np.empty(pixels, np.int64),
+        counts=np.empty(pixels, np.uint16),
         total=np.empty(pixels),
         spread=np.empty(pixels),
         bits=np.empty(pixels, np.uint16),
