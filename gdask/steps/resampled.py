@@ -28,6 +28,9 @@ INTERPOLATIONS = {
 SPLINE_MARGIN, SPLINE_SQUARE = 32, 128
 
 
+Planes = tuple[Image, Image, Flags]
+
+
 class Resampled(NamedTuple):
     """The planes of a frame as a grid shows it.
 
@@ -105,30 +108,33 @@ class Resampled(NamedTuple):
             margin = margin_of(self.interpolation, self.ratio) or SPLINE_MARGIN
         return input_window(self.geometries[number], self.size, self.grid, made, margin)
 
-    def fill(self, window: Window, planes: tuple[Image, Image, Flags]) -> None:
+    def fill(self, window: Window, planes: Planes) -> None:
         """Put a window of the grid into data, variance and DQ planes.
 
         The bits of a pixel do not depend on the window. Where two arrays overlap, the better pixel
         is taken; DQ is NO_DATA where there is none.
         """
-        for plane, value in zip(planes, (0, 0, DQ.NO_DATA), strict=True):
-            plane[:] = value
+        data, variance, dq = planes
+        data[:], variance[:], dq[:] = 0, 0, DQ.NO_DATA
         fill_part = self._fill_part if self.engine == "gdask" else self._fill_reprojected
         for part in self.parts(window):
             memo: Memo = {}
-            data, variance, dq = (
-                read_once(source, part.array, part.needed, memo) for source in self.sources
-            )
-            fill_part(part, (data, variance, dq), window, planes)
+            inputs = [read_once(source, part.array, part.needed, memo) for source in self.sources]
+            fill_part(part, inputs, window, planes)
 
     def _fill_part(
-        self, part: Part, inputs: tuple[Image, Image, Flags], window: Window, planes: Any
+        self,
+        part: Part,
+        inputs: Sequence[np.ndarray],
+        window: Window,
+        planes: tuple[Image, Image, Flags],
     ) -> None:
         """Resample windows of data, variance and DQ of one array onto a part of the planes."""
         geometry = self.geometries[part.array]
         nodes = map_nodes(geometry, self.grid, part.made)
+        data, variance, dq = inputs
         resample_onto(
-            inputs,
+            (data, variance, dq),
             (part.needed[0], part.needed[2]),
             nodes,
             area_nodes(geometry, nodes, self.grid.scale**2 / self.ratio),
@@ -141,7 +147,11 @@ class Resampled(NamedTuple):
         )
 
     def _fill_reprojected(
-        self, part: Part, inputs: tuple[Image, Image, Flags], window: Window, planes: Any
+        self,
+        part: Part,
+        inputs: Sequence[np.ndarray],
+        window: Window,
+        planes: tuple[Image, Image, Flags],
     ) -> None:
         """Do what `_fill_part` does by the engine reproject."""
         from gdask.kernels.resample.reproject_engine import resample_reprojected
@@ -150,8 +160,11 @@ class Resampled(NamedTuple):
         geometry, margin = self.geometries[part.array], map_margin_of(self.interpolation)
         y1, y2, x1, x2 = part.made
         with_margin = (y1 - margin, y2 + margin, x1 - margin, x2 + margin)
+        data, variance, dq = inputs
         data, variance, dq = resample_reprojected(
-            *inputs,
+            data,
+            variance,
+            dq,
             *pixel_map(geometry, self.grid, with_margin),
             method=self.interpolation,
             area_ratio=self.ratio,

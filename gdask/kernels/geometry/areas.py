@@ -13,6 +13,8 @@ variance of the kernel (`resample`), so that A_static / A x A_static / A_ref rem
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -84,8 +86,8 @@ def area_row(
     x2: int,
     row: Floats,
     out: Image,
-    data: int,
-    variance: int,
+    data: Any,
+    variance: Any,
 ) -> None:
     """Interpolate both factors linearly, along y and then along x.
 

@@ -386,11 +386,11 @@ def map_row(
         left = (i + 1 + first_x) * spacing
         begin, end = max(x1 - left, 0), min(x2 - left, spacing)
         place = np.uint64(start + left + begin - x1)
-        t = np.uint64(begin)
+        at = np.uint64(begin)
         for k in range(np.uint64(end - begin)):
             out[place + k] = (
-                weights[t + k] * a
-                + weights[t + step + k] * b
-                + weights[t + step + step + k] * c
-                + weights[t + step + step + step + k] * d
+                weights[at + k] * a
+                + weights[at + step + k] * b
+                + weights[at + step + step + k] * c
+                + weights[at + step + step + step + k] * d
             ) - origin

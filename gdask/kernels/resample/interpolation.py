@@ -20,7 +20,7 @@ from gdask.types import Image
 #: a shift of centroids. The small shifts of the other kernels are flux errors, too, where the
 #: sub-pixel phase varies slowly.
 TAPS = {"bilinear": 2, "cubic": 4, "lanczos3": 6, "quintic": 6}
-#: Distance (pixels) up to which `resampling.mend` looks at the neighbours of a bad pixel.
+#: Distance (pixels) up to which `layout.estimate` looks at the neighbours of a bad pixel.
 MEND_MARGIN = 2
 #: Terms (even and odd) of the series of each kernel: those of polynomials are exact, that of
 #: "lanczos3" is good to 1e-7.

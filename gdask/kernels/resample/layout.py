@@ -1,23 +1,31 @@
-"""Input windows laid out for resampling: bad pixels mended, flags gathered, a border around.
+"""Input windows laid out for resampling, and the output pixels that see bad pixels of them.
 
-A layout is a plane with a border, row after row in one long array, in which the pixels that
-neighbouring output pixels show lie beside one another: compiled loops over output pixels then read
-memory in order. It is turned (`transposed`) and mirrored against the input as the array is against
-the output. Compiled code finds pixels by unsigned numbers, as signed ones are tested for counting
-from the end, which keeps loops from being vectorised.
+Bad pixels are mended from good ones beside them (`estimate`), flags are gathered. A layout is a
+plane with a border, row after row in one long array, in which the pixels that neighbouring output
+pixels show lie beside one another: compiled loops over output pixels then read memory in order. It
+is turned (`transposed`) and mirrored against the input as the array is against the output.
+
+Compiled code finds pixels by unsigned numbers: signed ones are tested for counting from the end,
+which keeps loops from being vectorised.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
+from gdask.kernels.geometry.projection import Floats
+from gdask.kernels.resample.interpolation import PHASES
 from gdask.model import DQ, UNUSABLE
 from gdask.types import Flags, Image, Mask
+
+#: An unsigned number in compiled code, whose types mypy does not follow.
+Unsigned: TypeAlias = Any
 
 BAD_BITS, NO_DATA = int(UNUSABLE), int(DQ.NO_DATA)
 #: Bit that marks, beside the DQ bits, pixels that have no value: outside, or not mended.
@@ -27,6 +35,18 @@ SLACK = 64
 #: Buffer that each thread uses again, and the most bytes of it that are kept.
 _KEPT = threading.local()
 _MOST_KEPT = 16_000_000
+
+#: Share of the (signed) weight that known pixels must keep for unknown ones (outside, or not
+#: mended) to be left out. With less, all values are used as they are, flagged.
+MIN_GOOD_WEIGHT = 0.5
+#: The most pixels of a block: its rows stay in the first cache. A row has room for the last, partly
+#: filled, vector of a run.
+BLOCK = 368
+ROW = np.uint64(BLOCK + 16)
+_1, _2 = np.uint64(1), np.uint64(2)
+#: Flags with a share of the weight below the threshold by this much are not looked at closer: ten
+#: times the errors of the table and of the series.
+_SHARE_ERROR = 1e-5
 
 
 class Layout(NamedTuple):
@@ -48,6 +68,43 @@ class Layout(NamedTuple):
     start: int
     step_y: int
     step_x: int
+
+
+class Kernel(NamedTuple):
+    """An interpolation kernel for compiled code.
+
+    table: interpolation.kernel_weights. series: interpolation.kernel_series. taps, pairs, powers:
+    tuples for their lengths only (pixels along an axis, half as many, terms of a series), which
+    the compiler then knows.
+    """
+
+    table: Image
+    series: Image
+    taps: tuple[int, ...]
+    pairs: tuple[int, ...]
+    powers: tuple[int, ...]
+
+
+class Work(NamedTuple):
+    """Buffers for a block of output pixels.
+
+    rows: weights along a row of the layout, then across; value, noise; phases along and across
+    (pixels from the middle between the two middle taps); sums of squared weights along and across;
+    factors of data and variance. places: y and x in the window. nodes: y, x of one row at nodes.
+    first: element of the layout at which the kernel begins, 0 for pixels outside. runs: where each
+    run begins. flagged: pixels with flags under the kernel. flags: DQ.
+    weights: along y, then x. share: weight by DQ bit.
+    """
+
+    rows: Image
+    places: Floats
+    nodes: Floats
+    first: npt.NDArray[np.uint32]
+    runs: npt.NDArray[np.uint32]
+    flagged: npt.NDArray[np.uint32]
+    flags: Flags
+    weights: Image
+    share: Floats
 
 
 def empty_layout(
@@ -89,7 +146,7 @@ def _buffer(count: int) -> Flags:
 def lay_out(
     data: Image, variance: Image, dq: Flags, taps: int, border: int, stride: int, out: Layout
 ) -> None:
-    """Fill a layout from a window (ny, nx), as `resampling.mend` and `Layout` say.
+    """Fill a layout from a window (ny, nx), as `estimate` and `Layout` say.
 
     border, stride: of the layout's rows. Pixels that are not finite are flagged NO_DATA.
     """
@@ -113,30 +170,28 @@ def lay_out(
                 (abs(values[x]) < np.inf) & (abs(noise[x]) < np.inf) & (bits[x] & BAD_BITS == 0)
             )
         if step == 1:
-            k = np.uint64(first)
+            begin = np.uint64(first)
             for x in range(np.uint64(nx)):
-                planes[k + x] = values[x]
+                planes[begin + x] = values[x]
             for x in range(np.uint64(nx)):
-                planes[k + size + x] = noise[x]
+                planes[begin + size + x] = noise[x]
             for x in range(np.uint64(nx)):
-                flags[k + x] = bits[x]
+                flags[begin + x] = bits[x]
         else:
             for x in range(nx):
-                k = np.uint64(first + x * step)
-                planes[k], planes[k + size], flags[k] = values[x], noise[x], bits[x]
+                at = np.uint64(first + x * step)
+                planes[at], planes[at + size], flags[at] = values[x], noise[x], bits[x]
     for y in range(ny):
         good = usable[y]
         for x in range(nx):
             if not good[x]:
-                k = np.uint64(out.start + y * out.step_y + x * out.step_x)
-                value, noise_of_it = estimate(data, variance, usable, y, x)
-                planes[k], planes[k + size] = value, noise_of_it
+                at = np.uint64(out.start + y * out.step_y + x * out.step_x)
+                value, its_noise = estimate(data, variance, usable, y, x)
+                planes[at], planes[at + size] = value, its_noise
                 finite = abs(data[y, x]) < np.inf and abs(variance[y, x]) < np.inf
-                flags[k] = (
-                    dq[y, x]
-                    | np.uint16(0 if finite else NO_DATA)
-                    | np.uint16(0 if math.isfinite(value) and math.isfinite(noise_of_it) else HOLE)
-                )
+                flags[at] = dq[y, x] | np.uint16(0 if finite else NO_DATA)
+                if not (math.isfinite(value) and math.isfinite(its_noise)):
+                    flags[at] |= HOLE
     gather_flags(flags, taps, stride, out.which, out.near)
 
 
@@ -163,9 +218,11 @@ def gather_flags(flags: Flags, taps: int, stride: int, which: Flags, near: Flags
 
 @njit(cache=True, nogil=True)
 def estimate(data: Image, variance: Image, usable: Mask, y: int, x: int) -> tuple[float, float]:
-    """Estimate a pixel from its neighbours as `resampling.mend` says.
+    """Estimate data and variance of a bad pixel from good ones beside it; NaN where too few are.
 
-    The cubic's weights are (-1, 4, 4, -1) / 6. The variance is the mean of the neighbours'.
+    The estimate is a cubic (weights (-1, 4, 4, -1) / 6) through the four nearest pixels along the
+    row and the column where these are all good, else the mean of at least three good ones of the
+    eight around. That is enough for a kernel's outer taps. The variance is the neighbours' mean.
     """
     ny, nx = data.shape
     total = noise = value = 0.0
@@ -199,3 +256,153 @@ def estimate(data: Image, variance: Image, usable: Mask, y: int, x: int) -> tupl
     if good >= 3:
         return total / good, noise / good
     return math.nan, math.nan
+
+
+@njit(cache=True, nogil=True, inline="always")
+def row_step(layout: Layout) -> int:
+    """Return the elements of a row of the layout."""
+    return max(abs(layout.step_y), abs(layout.step_x))
+
+
+@njit(cache=True, nogil=True)
+def sum_flagged(
+    data: Image,
+    variance: Image,
+    layout: Layout,
+    kernel: Kernel,
+    number: Unsigned,
+    threshold: float,
+    work: Work,
+) -> None:
+    """Set the flags of a block, and the sums of pixels that are outside or near to holes."""
+    taps = np.uint64(len(kernel.taps))
+    value = _2 * taps * ROW
+    work.flags[:] = 0
+    for n in range(number):
+        i = np.uint64(work.flagged[n])
+        place = np.uint64(work.first[i])
+        around = layout.near[place]
+        if place == 0:
+            work.flags[i] = NO_DATA
+            work.rows[value + i] = 0.0
+            work.rows[value + ROW + i] = 0.0
+            continue
+        hole = around & HOLE
+        if hole or _is_heavy(layout, place, i, taps, threshold, work):
+            top, left = _weights_by_table(kernel, i, work)
+            work.flags[i] = _flags_by_weight(layout, kernel, top, left, threshold, work)
+            if hole:
+                good, total_value, noise = _sums_of_known(
+                    data, variance, layout, True, kernel, top, left, work
+                )
+                if good < MIN_GOOD_WEIGHT:
+                    good, total_value, noise = _sums_of_known(
+                        data, variance, layout, False, kernel, top, left, work
+                    )
+                scale = 1.0 / good if good >= MIN_GOOD_WEIGHT else 0.0
+                work.rows[value + i] = total_value * scale
+                work.rows[value + ROW + i] = noise * scale * scale
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _is_heavy(
+    layout: Layout, place: Unsigned, i: Unsigned, taps: Unsigned, threshold: float, work: Work
+) -> Any:
+    """Tell whether flagged pixels may hold more of the absolute weight than the threshold."""
+    rows, stride = work.rows, np.uint64(row_step(layout))
+    flagged, along, across = np.float32(0), np.float32(0), np.float32(0)
+    for b in range(taps):
+        along += abs(rows[b * ROW + i])
+    for a in range(taps):
+        weight = abs(rows[(taps + a) * ROW + i])
+        across += weight
+        which = np.uint64(layout.which[place + a * stride])
+        if which:
+            part = np.float32(0)
+            for b in range(taps):
+                part += abs(rows[b * ROW + i]) if which >> b & _1 else np.float32(0)
+            flagged += weight * part
+    return flagged > (threshold - _SHARE_ERROR) * along * across
+
+
+@njit(cache=True, nogil=True)
+def _weights_by_table(kernel: Kernel, i: Unsigned, work: Work) -> tuple[int, int]:
+    """Fill work.weights for a pixel from the table, and return its first tap (y, x)."""
+    taps = len(kernel.taps)
+    y, x = 0, 0
+    for axis in range(2):
+        place = work.places[np.uint64(axis) * ROW + np.uint64(i)]
+        whole = int(place + 1.0) - 1
+        position = (place - whole) * PHASES
+        k = min(int(position), PHASES - 1)
+        f = np.float32(position - k)
+        for t in range(taps):
+            work.weights[axis * taps + t] = kernel.table[k, t] + f * (
+                kernel.table[k + 1, t] - kernel.table[k, t]
+            )
+        if axis == 0:
+            y = whole + 1 - taps // 2
+        else:
+            x = whole + 1 - taps // 2
+    return y, x
+
+
+@njit(cache=True, nogil=True)
+def _sums_of_known(
+    data: Image,
+    variance: Image,
+    layout: Layout,
+    mended: bool,
+    kernel: Kernel,
+    top: int,
+    left: int,
+    work: Work,
+) -> tuple[float, float, float]:
+    """Return the sums of weight, weight * data and weight^2 * variance over known pixels.
+
+    These are inside and finite. mended: whether to take mended pixels, or pixels as they are.
+    """
+    taps = len(kernel.taps)
+    good = value = noise = 0.0
+    for a in range(max(0, -top), min(taps, data.shape[0] - top)):
+        for b in range(max(0, -left), min(taps, data.shape[1] - left)):
+            y, x = top + a, left + b
+            if mended:
+                k = layout.start + y * layout.step_y + x * layout.step_x
+                v, n = layout.planes[k], layout.planes[k + layout.size]
+            else:
+                v, n = data[y, x], variance[y, x]
+            if math.isfinite(v) and math.isfinite(n):
+                w = work.weights[a] * work.weights[taps + b]
+                good += w
+                value += w * v
+                noise += w * w * n
+    return good, value, noise
+
+
+@njit(cache=True, nogil=True)
+def _flags_by_weight(
+    layout: Layout, kernel: Kernel, top: int, left: int, threshold: float, work: Work
+) -> int:
+    """Return the DQ bits whose pixels hold more than `threshold` of the absolute weight."""
+    share, weights, taps = work.share, work.weights, len(kernel.taps)
+    share[:] = 0.0
+    down, across, found = 0.0, 0.0, 0
+    for a in range(taps):
+        down += abs(weights[a])
+        across += abs(weights[taps + a])
+        for b in range(taps):
+            k = layout.start + (top + a) * layout.step_y + (left + b) * layout.step_x
+            flags = int(layout.flags[k]) & ~HOLE
+            found |= flags
+            bit = 0
+            while flags:
+                if flags & 1:
+                    share[bit] += abs(weights[a] * weights[taps + b])
+                flags >>= 1
+                bit += 1
+    out = 0
+    for bit in range(16):
+        if found >> bit & 1 and share[bit] > threshold * down * across:
+            out |= 1 << bit
+    return out

@@ -15,8 +15,7 @@ import numpy.typing as npt
 from numba import njit
 
 from gdask.kernels.stack.combine import combine
-from gdask.kernels.stack.noise_clip import MIN_STARLIGHT_SCATTER
-from gdask.kernels.stack.rejection import HIERARCHY
+from gdask.kernels.stack.rejection import HIERARCHY, MIN_STARLIGHT_SCATTER
 from gdask.types import Flags, Image, Mask
 
 #: Distance (pixels) at which values decide whether a value is rejected: a rejected value has its
