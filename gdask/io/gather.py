@@ -58,7 +58,6 @@ def gather(
     """
     sources = tuple(source_of(array) if isinstance(array, da.Array) else array for array in arrays)
     shared_key = f"sources-{name}"
-    tasks: dict[Any, Any] = {shared_key: dask_internals.shared_value(shared_key, sources)}
     lazy = [number for number, source in enumerate(sources) if source is None]
     finders = {number: _BlockFinder(arrays[number]) for number in lazy}
     pixels = block_pixels(chunks) if len(chunks) == 3 else 1
@@ -66,27 +65,37 @@ def gather(
     need = Need(pixels, item, scratch)
     options = {"bound": bound, "one_value": len(chunks) == 1, "dtype_of_value": np.dtype(dtype)}
     call = with_need(_gather_block, need, {"function": function} | options)
-    for key, detector, window in _blocks_of(name, chunks):
-        block_references, parts = [], []
-        for number in lazy:
-            keys, corners = finders[number].touched(windows(number, detector, window))
-            block_references += [dask_internals.reference(key_of_block) for key_of_block in keys]
-            parts.append((number, corners, arrays[number].shape, arrays[number].dtype))
-        value_references = [dask_internals.reference((value.name, detector)) for value in values]
-        tasks[key] = dask_internals.task(
-            key,
-            call,
-            dask_internals.reference(shared_key),
-            detector,
-            window,
-            tuple(parts),
-            len(value_references),
-            *value_references,
-            *block_references,
-        )
+
+    def make() -> dict[Any, Any]:
+        tasks: dict[Any, Any] = {shared_key: dask_internals.shared_value(shared_key, sources)}
+        for key, detector, window in _blocks_of(name, chunks):
+            block_references, parts = [], []
+            for number in lazy:
+                keys, corners = finders[number].touched(windows(number, detector, window))
+                block_references += [
+                    dask_internals.reference(key_of_block) for key_of_block in keys
+                ]
+                parts.append((number, corners, arrays[number].shape, arrays[number].dtype))
+            value_references = [
+                dask_internals.reference((value.name, detector)) for value in values
+            ]
+            tasks[key] = dask_internals.task(
+                key,
+                call,
+                dask_internals.reference(shared_key),
+                detector,
+                window,
+                tuple(parts),
+                len(value_references),
+                *value_references,
+                *block_references,
+            )
+        return tasks
+
     inputs = [*(arrays[number] for number in lazy), *values]
     meta = empty_meta(np.dtype(dtype), len(chunks))
-    return dask_internals.array_of_tasks(name, tasks, inputs, chunks, meta)
+    later = dask_internals.LaterTasks(make)
+    return dask_internals.array_of_tasks(name, later, inputs, chunks, meta)
 
 
 def _blocks_of(name: str, chunks: Chunks) -> Iterator[tuple[tuple, int, Window]]:
