@@ -192,12 +192,16 @@ def sampled_rows(ny: int, nx: int, sample: int | None) -> tuple[tuple[int, int],
 def _picked(together: da.Array, number: int, dtype: np.dtype) -> da.Array:
     """Give one of the arrays whose blocks a task makes together."""
     name = f"{together.name}-{number}"
-    tasks = {}
-    for (_, *place), _, _ in _blocks_of(together.name, together.chunks):
-        key, block = (name, *place), dask_internals.reference((together.name, *place))
-        tasks[key] = dask_internals.task(key, getitem, block, number)
-    meta = empty_meta(dtype, 3)
-    return dask_internals.array_of_tasks(name, tasks, [together], together.chunks, meta)
+
+    def make() -> dict[Any, Any]:
+        tasks = {}
+        for (_, *place), _, _ in _blocks_of(together.name, together.chunks):
+            key, block = (name, *place), dask_internals.reference((together.name, *place))
+            tasks[key] = dask_internals.task(key, getitem, block, number)
+        return tasks
+
+    later, meta = dask_internals.LaterTasks(make), empty_meta(dtype, 3)
+    return dask_internals.array_of_tasks(name, later, [together], together.chunks, meta)
 
 
 def _gathered(
@@ -216,28 +220,32 @@ def _gathered(
     for _, waiting in known:
         awaited |= waiting
     shared_key = f"sources-{name}"
-    tasks: dict[Any, Any] = {shared_key: dask_internals.shared_value(shared_key, sources)}
     lazy = [number for number, source in enumerate(sources) if source is None]
-    waiting_numbers = [number for number, (_, waiting) in enumerate(known) if waiting]
+    waiting_numbers = tuple(number for number, (_, waiting) in enumerate(known) if waiting)
     finders = {number: _BlockFinder(arrays[number]) for number in lazy}
-    for key, detector, window in _blocks_of(name, chunks):
-        references = [dask_internals.reference((value.name, detector)) for value in values]
-        touched = {d for n in waiting_numbers for d, _ in windows(n, detector, window)}
-        small = [(each, d) for each in awaited for d in sorted(touched)]
-        references += [dask_internals.reference(key_of_value) for key_of_value in small]
-        parts = []
-        for number in lazy:
-            keys, corners = finders[number].touched(windows(number, detector, window))
-            references += [dask_internals.reference(key_of_block) for key_of_block in keys]
-            parts.append((number, corners, arrays[number].shape, arrays[number].dtype))
-        what = Inputs(
-            detector, window, len(values), tuple(small), tuple(waiting_numbers), tuple(parts)
-        )
-        shared = dask_internals.reference(shared_key)
-        tasks[key] = dask_internals.task(key, call, shared, what, *references)
+    reference = dask_internals.reference
+
+    def make() -> dict[Any, Any]:
+        tasks: dict[Any, Any] = {shared_key: dask_internals.shared_value(shared_key, sources)}
+        for key, detector, window in _blocks_of(name, chunks):
+            references = [reference((value.name, detector)) for value in values]
+            touched = {d for n in waiting_numbers for d, _ in windows(n, detector, window)}
+            small = tuple((each, d) for each in awaited for d in sorted(touched))
+            references += [reference(key_of_value) for key_of_value in small]
+            parts = []
+            for number in lazy:
+                keys, corners = finders[number].touched(windows(number, detector, window))
+                references += [reference(key_of_block) for key_of_block in keys]
+                parts.append((number, corners, arrays[number].shape, arrays[number].dtype))
+            what = Inputs(detector, window, len(values), small, waiting_numbers, tuple(parts))
+            tasks[key] = dask_internals.task(key, call, reference(shared_key), what, *references)
+        return tasks
+
     inputs = [*(arrays[number] for number in lazy), *values, *awaited.values()]
-    meta = empty_meta(dtype, len(chunks))
-    return dask_internals.array_of_tasks(name, tasks, inputs, chunks, meta)
+    later = dask_internals.LaterTasks(make)
+    return dask_internals.array_of_tasks(
+        name, later, inputs, chunks, empty_meta(dtype, len(chunks))
+    )
 
 
 def _is_lazy(array: object) -> bool:

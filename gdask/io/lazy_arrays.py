@@ -403,7 +403,7 @@ def _call_for_plane(place: tuple[int, ...], *blocks: Any, **how: Any) -> np.ndar
 
 def _plane_of(block: Any) -> Any:
     """Give the plane of one block, or the value of an array that has one for each detector."""
-    # dask gives blocks along axes that the result does not have as nested lists.
+    # Several blocks along axes that the result does not have come as nested lists.
     while isinstance(block, list):
         block = block[0]
     return block[0]

@@ -223,6 +223,80 @@ def test_optimised_tasks_share_what_arrays_share_and_keep_each_block(pixels: np.
     assert not needed & set(keys), "tasks that put the blocks of a result together"
 
 
+def test_optimised_tasks_of_graphs_that_are_not_of_tasks_alone(pixels: np.ndarray) -> None:
+    """Blocks that somebody has put into a graph as values, such as those kept on workers."""
+    graph = {("held", d, 0, 0): pixels[d : d + 1] for d in range(2)}
+    held = da.Array(graph, "held", ((1, 1), (4,), (4,)), meta=np.empty((0, 0, 0), "f4"))
+    result = held.map_blocks(counted, dtype="f4")
+    tasks = dask_internals.optimised_tasks([result])
+    found = dask.threaded.get(tasks, dask_internals.flat_list(result.__dask_keys__()))
+    np.testing.assert_array_equal(np.concatenate(found), 2 * pixels)
+
+
+def by_block(array: da.Array, name: str, *others: da.Array) -> da.Array:
+    axes = ("detector", "y", "x")
+    inputs = [(each, axes) for each in (array, *others)]
+    return dask_internals.blockwise_array(
+        plus, name, array.chunks, np.empty((0, 0, 0), "f4"), inputs, axes, placed=False
+    )
+
+
+def test__needed_tasks_are_the_ends_and_what_they_need() -> None:
+    graph = {
+        "read": dask_internals.task("read", plus, 1),
+        "other": dask_internals.task("other", plus, 1),
+        "end": dask_internals.task("end", plus, dask_internals.reference("read")),
+    }
+    tasks, ends = dask_internals._needed_tasks(graph, ["end"])
+    assert set(tasks) == {"read", "end"} and ends == {"end"}
+
+
+def test__fused_tasks_run_as_one_where_no_other_needs_them(pixels: np.ndarray) -> None:
+    """A tree of kernels is one task; what two tasks need, and what is asked for, stays apart."""
+    first, second = array_of(pixels, "first"), array_of(2 * pixels, "second")
+    left, right = by_block(first, "left"), by_block(second, "right")
+    top = by_block(left, "top", right)
+    blocks = top.npartitions
+    assert len(dask_internals.optimised_tasks([top])) == 3 * blocks  # with two values each
+    shared = dask_internals.optimised_tasks([top, by_block(left, "user")])
+    names = [key[0] for key in shared if isinstance(key, tuple)]
+    assert [names.count(name) for name in ("top", "user", "left", "right")] == [blocks] * 3 + [0]
+    asked = dask_internals.optimised_tasks([top, right])
+    assert sum(isinstance(key, tuple) and key[0] == "right" for key in asked) == blocks
+    keys = dask_internals.flat_list(top.__dask_keys__())
+    for tasks in (shared, asked):
+        np.testing.assert_array_equal(
+            dask.threaded.get(tasks, keys)[0], plus(pixels[:1, :2], 2 * pixels[:1, :2])
+        )
+
+
+def test__takes_block_not_where_it_comes_in_a_list(pixels: np.ndarray) -> None:
+    """The blocks that one task joins are made by tasks of their own, side by side."""
+    array = by_block(array_of(pixels, "given"), "made")
+    joined = dask_internals.blockwise_array(
+        _of_lists,
+        "joined",
+        ((1, 1),),
+        np.empty(0, "f4"),
+        [(array, ("detector", "y", "x"))],
+        ("detector",),
+        placed=False,
+    )
+    tasks = dask_internals.optimised_tasks([joined])
+    assert not dask_internals._takes_block(tasks["joined", 0], ("made", 0, 0, 0))
+    assert sum(key[0] == "made" for key in tasks if isinstance(key, tuple)) == array.npartitions
+    direct = by_block(array, "direct").dask["direct", 0, 1, 0]
+    assert dask_internals._takes_block(direct, ("made", 0, 1, 0))
+
+
+def test__blocks_in_lists_along_the_axes_that_the_result_lacks(pixels: np.ndarray) -> None:
+    found = dask_internals._blocks_in_lists(
+        ("a",), (("detector", 2), ("y", 2), ("x", 1)), {"detector": 1}
+    )
+    rows = [dask_internals.take_apart(row).arguments for row in found]
+    assert [[each.key for each in row] for row in rows] == [[("a", 1, 0, 0)], [("a", 1, 1, 0)]]
+
+
 def test_run_order_gives_each_task_a_number_after_its_inputs(pixels: np.ndarray) -> None:
     tasks = dask_internals.optimised_tasks([array_of(pixels).sum(), array_of(pixels + 1).max()])
     order = dask_internals.run_order(tasks)
