@@ -30,14 +30,6 @@ MEMORY_READING_INTERVAL = 0.5
 RETURN_SHARE = 0.8
 #: Seconds between two progress lines in the log.
 LOG_INTERVAL = 30.0
-#: Parameters in malloc.h, and their values in a process that computes. Freed memory is kept for the
-#: next array: given back and faulted in again, page by page, it took half of all CPU time (science
-#: of 16 full GSAOI frames: 36 of 78 s). One arena, so that what one thread frees another one uses.
-MALLOC_SETTINGS = {
-    "M_TRIM_THRESHOLD": (-1, 2**31 - 1),
-    "M_MMAP_THRESHOLD": (-3, 2**30),
-    "M_ARENA_MAX": (-8, 1),
-}
 
 
 def compute(arrays: Sequence[Any], text: str) -> tuple[Any, ...]:
@@ -140,7 +132,6 @@ def _memory_shown(display: ProgressDisplay) -> Iterator[None]:
                 return_freed_memory()
             display.show(usage())
 
-    keep_freed_memory()
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
@@ -149,16 +140,6 @@ def _memory_shown(display: ProgressDisplay) -> Iterator[None]:
     finally:
         stopped.set()
         thread.join()
-
-
-def keep_freed_memory() -> None:
-    """Let the C library of Linux keep freed memory for later arrays, from now on."""
-    import ctypes
-
-    library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
-        for parameter, value in MALLOC_SETTINGS.values():
-            library.mallopt(parameter, value)
 
 
 def return_freed_memory() -> None:
