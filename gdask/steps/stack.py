@@ -45,9 +45,6 @@ from gdask.types import Frame, Frames, Window
 Operation = Literal["mean", "wtmean", "median", "lmedian"]
 Reject = Literal["none", "minmax", "sigclip", "varclip", "noiseclip"]
 
-#: Rows in which rejected values' neighbours are left out at a time, so that this takes little
-#: memory beside the planes.
-GROWTH_ROWS = 16
 #: Rows of a strip, at least: it has a margin of GROW_MARGIN rows on each side, and the resampling
 #: kernel needs more around that.
 FEWEST_ROWS = 16
@@ -315,13 +312,7 @@ def _combine_planes(cubes: Planes, combination: dict[str, Any], grow: bool) -> P
     data, variance, dq = combine(*cubes, **combination, rejected=rejected)[:3]
     if rejected is not None:
         neighbours = grow_rejected(rejected)
-        for start in range(0, cubes[0].shape[1], GROWTH_ROWS):
-            rows = slice(start, start + GROWTH_ROWS)
-            combine_without_rejected(
-                (data[rows], variance[rows], dq[rows]),
-                (cubes[0][:, rows], cubes[1][:, rows], cubes[2][:, rows]),
-                rejected[:, rows],
-                neighbours[:, rows],
-                combination["method"],
-            )
+        combine_without_rejected(
+            (data, variance, dq), cubes, rejected, neighbours, combination["method"]
+        )
     return data, variance, dq
