@@ -28,7 +28,6 @@ from gdask.kernels.sources.star_fit import (
     fit_all_stars,
     fit_forms,
     star_light,
-    subtract_all_stars,
 )
 from gdask.types import Image, Mask, Pixels
 
@@ -194,7 +193,6 @@ def fit_stars(
     profile, profile_step = tabulate(weights, fwhm)
     radii = _subtraction_radii(params[:, 2], profile, profile_step, fwhm, noise)
     np.copyto(residual, data)  # a new plane would cost fresh pages
-    subtract_all_stars(residual, params, forms, profile, profile_step, radii)
     failed = fit_all_stars(
         residual,
         variance,

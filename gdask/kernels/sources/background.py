@@ -184,10 +184,17 @@ def mesh_value(mesh: np.ndarray, y: int, x: int, ny: int, nx: int) -> np.float32
     return np.float32(a * (1.0 - s) + b * s)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def mesh_values(mesh: np.ndarray, pixels: np.ndarray, ny: int, nx: int) -> np.ndarray:
+def mesh_values(mesh: np.ndarray, pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Values (float32) of `interpolate_mesh` at pixels alone, given by their flat indices."""
-    out = np.empty(pixels.size, np.float32)
-    for k in range(pixels.size):
-        out[k] = mesh_value(mesh, pixels[k] // nx, pixels[k] % nx, ny, nx)
-    return out
+    places = np.divmod(pixels, shape[1])
+    low, high, part = [], [], []
+    for place, cells, size in zip(places, mesh.shape, shape, strict=True):
+        v = np.clip((place + 0.5) * cells / size - 0.5, 0.0, cells - 1.0)
+        left = np.minimum(v.astype(int), max(cells - 2, 0))
+        low.append(left)
+        high.append(np.minimum(left + 1, cells - 1))
+        part.append(v - left)
+    t, s = part
+    a = mesh[low[0], low[1]] * (1.0 - t) + mesh[high[0], low[1]] * t
+    b = mesh[low[0], high[1]] * (1.0 - t) + mesh[high[0], high[1]] * t
+    return (a * (1.0 - s) + b * s).astype(np.float32)

@@ -147,8 +147,8 @@ def detect(
         min_pixels=min_pixels,
     )
     catalog = _catalog(labels, peak, blended, planes)
-    catalog["BACKGROUND"] = mesh_values(planes.level, peak, *labels.shape)
-    catalog["THRESHOLD"] = threshold * mesh_values(planes.noise, peak, *labels.shape)
+    catalog["BACKGROUND"] = mesh_values(planes.level, peak, labels.shape)
+    catalog["THRESHOLD"] = threshold * mesh_values(planes.noise, peak, labels.shape)
     return catalog, with_wings(planes.sky_free, planes.bad, labels > 0, planes.noise)
 
 

@@ -214,23 +214,22 @@ def round_forms(n: int) -> np.ndarray:
     return np.tile(np.array([1.0, 0.0, 1.0]), (n, 1))
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _regress(terms: np.ndarray, value: np.ndarray, weight: np.ndarray, prior: float) -> np.ndarray:
     """Fit coefficients by weighted least squares, with sums in a fixed order.
 
     Every coefficient has a prior of this size about 0.
     """
     n = terms.shape[1]
-    normal, right = np.zeros((n, n)), np.zeros(n)
-    for a in range(n):
-        normal[a, a] = 1.0 / prior**2
-    for k in range(value.size):
-        for a in range(n):
-            right[a] += weight[k] * terms[k, a] * value[k]
-            for b in range(a + 1):
-                normal[a, b] += weight[k] * terms[k, a] * terms[k, b]
-    out = np.zeros(n)
-    solve_cholesky(normal, right, out, np.zeros((n, n)))
+    rows, columns = np.tril_indices(n)
+    weighted = weight[:, None] * terms
+    products = np.zeros((len(value) + 1, rows.size + n))
+    products[0, : rows.size] = np.where(rows == columns, 1.0 / prior**2, 0.0)
+    products[1:, : rows.size] = weighted[:, rows] * terms[:, columns]
+    products[1:, rows.size :] = weighted * value[:, None]
+    sums = np.cumsum(products, axis=0)[-1]  # one after another: a sum would go pairwise
+    normal, out = np.zeros((n, n)), np.zeros(n)
+    normal[rows, columns] = sums[: rows.size]
+    solve_cholesky(normal, sums[rows.size :].copy(), out, np.zeros((n, n)))
     return out
 
 

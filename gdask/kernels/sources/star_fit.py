@@ -129,23 +129,6 @@ def _subtract(
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def subtract_all_stars(
-    residual: np.ndarray,
-    params: np.ndarray,
-    forms: np.ndarray,
-    profile: np.ndarray,
-    profile_step: float,
-    radii: np.ndarray,
-) -> None:
-    """Subtract all stars from `residual`, in place, each out to its radius (pixels)."""
-    table, width = _padded(profile), residual.shape[1]
-    work = np.empty(width, np.int32), np.empty(width), np.empty(width), np.empty(width)
-    for k in range(params.shape[0]):
-        x, y, flux = params[k, 0], params[k, 1], params[k, 2]
-        _subtract(residual, x, y, flux, forms[k], table, profile_step, radii[k], work)
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _gradients(
     residual: np.ndarray,
     weight: np.ndarray,
@@ -321,8 +304,9 @@ def fit_all_stars(
 
     The first two sweeps fit all stars, in the given order (bright to faint); further ones fit those
     that still move: close pairs, which take turns to converge. residual: the pixels, from which all
-    stars are subtracted in place (subtracted: they are already). x, y: detections, from which a fit
-    may move by one FWHM. params, errors: improved in place. radii: to which stars are subtracted.
+    stars are subtracted in place; subtracted: all of them before the first fit, not each after its
+    own. x, y: detections, from which a fit may move by one FWHM. params, errors: improved in place.
+    radii: to which stars are subtracted.
     """
     failed = np.zeros(x.size, np.bool_)
     star, error, steps = np.zeros(6), np.zeros(6), 5 if subtracted else 3
@@ -341,6 +325,9 @@ def fit_all_stars(
     row = np.empty(width, np.int32), np.empty(width), np.empty(width), np.empty(width)
     matrices = np.zeros((6, 6)), np.zeros((6, 6)), np.zeros(6), np.zeros(6)
     work = np.zeros((side, side)), np.zeros(area, np.int32), columns, *matrices
+    for k in range(x.size if subtracted else 0):
+        x0, y0, flux = params[k, 0], params[k, 1], params[k, 2]
+        _subtract(residual, x0, y0, flux, forms[k], table, profile_step, radii[k], row)
     for sweep in range(sweeps):
         for k in order:
             if sweep > 1 and not moved[k] > SETTLED_MOVE_PIXELS:

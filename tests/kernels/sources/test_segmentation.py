@@ -40,7 +40,7 @@ def test_a_mesh_is_bilinear_between_the_centres_of_its_cells(cells):
     full = np.array([np.interp(np.arange(shape[0]), centres[0], column) for column in rows.T]).T
     assert np.abs(out - full).max() < 1e-6
     pixels = np.arange(out.size)
-    assert (mesh_values(mesh, pixels, *shape) == out.ravel()).all()
+    assert (mesh_values(mesh, pixels, shape) == out.ravel()).all()
 
 
 def test_smoothing_leaves_out_bad_pixels():

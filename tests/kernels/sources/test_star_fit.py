@@ -11,7 +11,6 @@ from gdask.kernels.sources.star_fit import (
     fit_forms,
     solve_cholesky,
     star_light,
-    subtract_all_stars,
 )
 
 FWHM = 4.5
@@ -74,12 +73,20 @@ def test_a_fit_finds_every_parameter(place, spoiled):
     assert np.isfinite(errors).all() and 0.005 < errors[0, 0] < 0.1
 
 
-def test_a_star_is_subtracted_as_its_image_says():
+def subtracted(data, params, forms, radius=200.0):
+    """The data without stars as they are in params."""
     profile, step = star_image()
+    left, n = data.copy(), len(params)
+    rest = np.ones(data.shape, "f4"), np.ones(data.shape, bool), np.arange(n), *params.T[:2].copy()
+    radii = np.full(n, radius)
+    full = np.column_stack([params, np.zeros((n, 6 - params.shape[1]))])
+    fit_all_stars(left, *rest, full, full * 0, forms, profile, step, FWHM, radii, 0, True)
+    return left
+
+
+def test_a_star_is_subtracted_as_its_image_says():
     data, _, _ = planes(33.3, 20.9, 900.0, FORM[0])
-    left = data.copy()
-    params = np.array([[33.3, 20.9, 900.0, 0.0, 0.0, 0.0]])
-    subtract_all_stars(left, params, FORM, profile, step, np.array([200.0]))
+    left = subtracted(data, np.array([[33.3, 20.9, 900.0]]), FORM)
     assert np.abs(left).max() < 1e-5 * data.max()
 
 
@@ -87,8 +94,7 @@ def test_a_form_is_found():
     profile, step = star_image()
     data, variance, bad = planes(33.3, 20.9, 9000.0, FORM[0], sky=3.0)
     params, forms = np.array([[33.3, 20.9, 9000.0, 3.0]]), np.array([[1.0, 0.0, 1.0]])
-    residual = data.copy()
-    subtract_all_stars(residual, params, forms, profile, step, np.array([200.0]))
+    residual = subtracted(data, params, forms)
     found, errors = fit_forms(residual, variance, bad, params, forms, profile, step, 2.5 * FWHM)
     assert found[0] == pytest.approx(FORM[0], abs=3e-3) and np.isfinite(errors).all()
 
