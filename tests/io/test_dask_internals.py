@@ -173,6 +173,17 @@ def test_source_of_an_array_that_is_something_else_is_none(
     assert dask_internals.source_of(change(array)) is None
 
 
+def test_awaited_by_gives_the_source_and_the_small_results_that_it_awaits(
+    pixels: np.ndarray,
+) -> None:
+    level = array_of(np.ones(2), "level", chunks=(1,))
+    array = dask_internals.set_source(array_of(pixels), "a source", {"level": level})
+    source, awaited = dask_internals.awaited_by(array)
+    assert source == "a source" and awaited["level"] is level
+    assert dask_internals.source_of(array) is None, "it cannot be read without the level"
+    assert dask_internals.awaited_by(array + 1) == (None, {})
+
+
 def test_source_of_an_array_goes_through_xarray(pixels: np.ndarray) -> None:
     import xarray as xr
 
