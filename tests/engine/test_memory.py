@@ -382,7 +382,7 @@ def measured_phases(
     ("instrument", "frames", "size", "phases"),
     [
         ("gsaoi", 4, 320, 6),
-        pytest.param("f2", 5, 320, 9, marks=pytest.mark.slow),
+        pytest.param("f2", 5, 512, 9, marks=pytest.mark.slow),
         pytest.param("gsaoi", 6, 1028, 6, marks=pytest.mark.slow),
         pytest.param("f2", 6, 1024, 9, marks=pytest.mark.slow),
     ],
