@@ -16,13 +16,13 @@ from gdask.engine.account import RunAccount, describe_phase, describe_run, recor
 #: The most bytes that each phase may read and write for each raw byte. Measured on the small night
 #: that tests share, and 10 % more.
 BUDGETS: dict[str, list[tuple[float, float]]] = {
-    "flat": [(7.6, 0.45)],
-    "science": [(3.5, 2.7), (5.6, 0.12), (3.7, 1.7), (1.1, 0.01), (5.5, 5.6)],
+    "flat": [(7.0, 0.45)],
+    "science": [(4.6, 0.01), (1.1, 0.12), (1.95, 1.65), (1.05, 0.01), (5.5, 5.6)],
 }
 #: The same for the whole run, with what the client reads and writes. The bytes of the product,
 #: which here has five times as many pixels as the raw frames, are taken off what is written (of a
 #: flat a copy is kept in calibrations/).
-WHOLE_BUDGETS = {"flat": (9.2, 0.49), "science": (25.0, 4.5)}
+WHOLE_BUDGETS = {"flat": (8.5, 0.49), "science": (19.8, 1.8)}
 
 
 @pytest.fixture(scope="module")

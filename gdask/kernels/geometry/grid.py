@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from gdask.kernels.arrays import as_kernel_input
+from gdask.kernels.arrays import INNER, as_kernel_input
 from gdask.kernels.geometry.projection import (
     Floats,
     Geometry,
@@ -351,7 +351,7 @@ def _interpolate_nodes(
     return out.reshape((y2 - y1, x2 - x1))
 
 
-@njit(cache=True, nogil=True)
+@njit(**INNER)
 def map_row(
     nodes: Floats,
     weights: Floats,
