@@ -156,17 +156,15 @@ def map_blocks(
 
 
 def from_source(
-    source: Any, kind: str, rows: int | None = None, tag: str = "", identity: object = None
+    source: Any, kind: str, rows: int | None = None, identity: object = None
 ) -> da.Array:
     """Give the lazy array of a source, in blocks of one detector and `rows` rows (None: all).
 
-    `identity` stands for the source in the array's name; None: the source does. Arrays of one
-    source with different tags have tasks of their own: their users do not wait for each other, and
-    no block is kept in memory for the second one.
+    `identity` stands for the source in the array's name; None: the source does.
     """
     count, ny, nx = source.shape
     heights = band_chunks(ny, rows or max(ny, 1))
-    name = f"{kind}-{tokenize(source if identity is None else identity, heights, tag)}"
+    name = f"{kind}-{tokenize(source if identity is None else identity, heights)}"
     chunks = ((1,) * count, heights, (nx,))
     array = map_blocks(
         _read_block,
@@ -200,19 +198,6 @@ def bound_to(array: da.Array, values: Mapping[str, Sequence[object]]) -> da.Arra
         (name, detector): value for name in awaited for detector, value in enumerate(values[name])
     }
     return from_source(Bound(source, known), "bound", identity=array.name)
-
-
-def read_apart(array: da.Array, rows: int | None = None, tag: str = "") -> da.Array:
-    """Give the same pixels in blocks of `rows` rows (None: all) for another user.
-
-    They are read anew where the array has a source.
-    """
-    source = source_of(array)
-    if source is None:
-        return array.rechunk({0: 1, 1: rows or -1, 2: -1})
-    return from_source(
-        source, "read", rows, tag, identity=None if is_stored(source) else array.name
-    )
 
 
 def cut_out(

@@ -26,7 +26,7 @@ import gdask
 from gdask.engine import checkpoint
 from gdask.io import write
 from gdask.io.frames import array_headers, with_headers
-from gdask.io.lazy_arrays import changed_scale, from_source, is_stored, read_apart, source_of
+from gdask.io.lazy_arrays import changed_scale, from_source, source_of
 from gdask.io.read import lazy_variables, open_frame, stored_arrays
 from gdask.io.stored import read_window
 from gdask.model import GdaskError, host, owner
@@ -91,7 +91,7 @@ def test_opening_reads_headers_and_a_band_reads_its_rows(path: str, tmp_path: Pa
     before = bytes_read()
     frame = open_frame(tmp_path / "big.fits")
     assert bytes_read() - before < 0.01 * size
-    banded = read_apart(frame.data.data, rows=64)
+    banded = from_source(source_of(frame.data.data), "read", 64)
     banded[0, :1, :1].compute()
     before = bytes_read()
     banded[2, 130:140].compute()
@@ -128,13 +128,13 @@ def test_graph_names_follow_the_files_identity(copy: Path) -> None:
 
     first = open_frame(copy).data.data
     assert keys(open_frame(copy).data.data) == keys(first)
-    bands, again = (read_apart(first, rows=64) for _ in range(2))
+    bands, again = (from_source(source_of(first), "read", 64) for _ in range(2))
     assert keys(bands) == keys(again)
-    others = [first, bands, read_apart(first, 32), read_apart(first, 64, tag="other")]
+    others = [first, bands, from_source(source_of(first), "read", 32)]
     assert len({array.name for array in others}) == len(others)
     code = (
         "import gdask.io.read as r, gdask.io.lazy_arrays as l;"
-        f" print(l.read_apart(r.open_frame({str(copy)!r}).data.data, rows=64).name)"
+        f" print(l.from_source(l.source_of(r.open_frame({str(copy)!r}).data.data), 'read', 64).name)"
     )
     elsewhere = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
