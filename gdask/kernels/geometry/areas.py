@@ -76,7 +76,7 @@ def _interpolate_nodes(
     return out.reshape((2, ny, nx))
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def area_row(
     nodes: Floats,
     first_y: int,

@@ -351,7 +351,7 @@ def _interpolate_nodes(
     return out.reshape((y2 - y1, x2 - x1))
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def map_row(
     nodes: Floats,
     weights: Floats,

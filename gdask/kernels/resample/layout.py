@@ -212,7 +212,7 @@ def lay_out(
     gather_flags(flags, taps, stride, out.which, out.near)
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def gather_flags(flags: Flags, taps: int, stride: int, which: Flags, near: Flags) -> None:
     """Fill which and near (see Layout) from flags. stride: elements of a row of the layout."""
     count = np.uint64(flags.size - taps)
@@ -233,7 +233,7 @@ def gather_flags(flags: Flags, taps: int, stride: int, which: Flags, near: Flags
         reach += rows
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def estimate(data: Image, variance: Image, usable: Mask, y: int, x: int) -> tuple[float, float]:
     """Estimate data and variance of a bad pixel from good ones beside it; NaN where too few are.
 
@@ -275,13 +275,13 @@ def estimate(data: Image, variance: Image, usable: Mask, y: int, x: int) -> tupl
     return math.nan, math.nan
 
 
-@njit(**INNER, inline="always")
+@njit(nogil=True, inline="always", **INNER)
 def row_step(layout: Layout) -> int:
     """Return the elements of a row of the layout."""
     return max(abs(layout.step_y), abs(layout.step_x))
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def sum_flagged(
     data: Image,
     variance: Image,
@@ -323,7 +323,7 @@ def sum_flagged(
                 work.rows[value + ROW + i] = noise * scale * scale
 
 
-@njit(**INNER, inline="always")
+@njit(nogil=True, inline="always", **INNER)
 def _is_heavy(
     layout: Layout, place: Unsigned, i: Unsigned, taps: Unsigned, threshold: float, work: Work
 ) -> Any:
@@ -344,7 +344,7 @@ def _is_heavy(
     return flagged > (threshold - _SHARE_ERROR) * along * across
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def _weights_by_table(kernel: Kernel, i: Unsigned, work: Work) -> tuple[int, int]:
     """Fill work.weights for a pixel from the table, and return its first tap (y, x)."""
     taps = len(kernel.taps)
@@ -366,7 +366,7 @@ def _weights_by_table(kernel: Kernel, i: Unsigned, work: Work) -> tuple[int, int
     return y, x
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def _sums_of_known(
     data: Image,
     variance: Image,
@@ -399,7 +399,7 @@ def _sums_of_known(
     return good, value, noise
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def _flags_by_weight(
     layout: Layout, kernel: Kernel, top: int, left: int, threshold: float, work: Work
 ) -> int:

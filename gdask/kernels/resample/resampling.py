@@ -232,7 +232,7 @@ def _resample_rows(
             _merge(count, taps, area_ratio, k, flat, flat_var, flat_dq, work)
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def _find_places(places: Places, j: int, i: int, count: Unsigned, work: Work) -> None:
     """Find the coordinates in the window of the output pixels (j, i), (j, i + 1) ... of a block."""
     if not places.weights.size:
@@ -248,7 +248,7 @@ def _find_places(places: Places, j: int, i: int, count: Unsigned, work: Work) ->
         map_row(nodes, *first, *pixels, work.nodes, work.places, axis * (BLOCK + 16), origin)
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def _find_first(
     ny: int, nx: int, count: Unsigned, taps: Unsigned, layout: Layout, work: Work
 ) -> int:
@@ -284,7 +284,7 @@ def _find_first(
     return inside
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def _weigh(kernel: Kernel, count: Unsigned, work: Work) -> None:
     """Fill the rows of weights, and replace the phases by the sums of squared weights."""
     taps, pairs, powers = (
@@ -313,7 +313,7 @@ def _weigh(kernel: Kernel, count: Unsigned, work: Work) -> None:
                 rows[squares + i] = before + (one * one + other * other)
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def _find_runs(count: Unsigned, near: Flags, work: Work) -> tuple[Unsigned, Unsigned]:
     """List where runs begin, and which pixels have flags near; return how many there are of each.
 
@@ -333,7 +333,7 @@ def _find_runs(count: Unsigned, near: Flags, work: Work) -> tuple[Unsigned, Unsi
     return number, number_flagged
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def _sum_runs(
     planes: Image, size: int, stride: int, number: Unsigned, kernel: Kernel, work: Work
 ) -> None:
@@ -370,7 +370,7 @@ def _sum_runs(
                 rows[value + _ROW + i] = noise
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def _sum_each(
     planes: Image, size: int, stride: int, count: Unsigned, kernel: Kernel, work: Work
 ) -> None:
@@ -394,7 +394,7 @@ def _sum_each(
         rows[value + _ROW + i] = noise
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def _merge(
     count: Unsigned,
     taps: Unsigned,

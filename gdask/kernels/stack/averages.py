@@ -28,7 +28,7 @@ _NO_DATA = int(DQ.NO_DATA)
 _WORSE = sum(int(bit) for bit in HIERARCHY)
 
 
-@njit(**INNER, error_model="numpy")
+@njit(nogil=True, error_model="numpy", **INNER)
 def combine_common(
     planes: tuple[Image, Image, Flags],
     weights: Image,
@@ -96,7 +96,7 @@ def combine_common(
     return min(number, size - 1)
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def _add_up(
     planes: tuple[Image, Image, Flags],
     levels: tuple[Floats, Floats],
@@ -146,7 +146,7 @@ def _add_up(
             total[x] = check[x]
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def _drop_ends(
     dq: Flags, first: int, last: int, is_mean: bool, start: int, size: int, work: Work
 ) -> None:
@@ -175,7 +175,7 @@ def _drop_ends(
         work.left[x] |= number[x] != last - first
 
 
-@njit(**INNER, error_model="numpy")
+@njit(nogil=True, error_model="numpy", **INNER)
 def _find_deviating(reject: int, low: float, high: float, size: int, work: Work) -> None:
     """Leave over the pixels in which the first round of clipping may reject a value."""
     n, left, centre, limit = work.values.shape[0], work.left, work.centre, work.limit
@@ -226,7 +226,7 @@ def _find_deviating(reject: int, low: float, high: float, size: int, work: Work)
         left[x] |= is_low | is_high
 
 
-@njit(**INNER, error_model="numpy")
+@njit(nogil=True, error_model="numpy", **INNER)
 def _weigh(weights: Image, start: int, size: int, work: Work, out: Stack) -> None:
     """Replace means by weighted ones where any weight is positive.
 
@@ -254,7 +254,7 @@ def _weigh(weights: Image, start: int, size: int, work: Work, out: Stack) -> Non
             out.variance[start + x] = spread[x] / (norm[x] * norm[x])
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def average_used(
     weights: Image,
     variance_factors: Floats,
@@ -298,7 +298,7 @@ def average_used(
             out.variance[place] *= variance_factors[untrimmed] * count / untrimmed
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def _weigh_used(weights: Image, x: int, place: int, work: Work, out: Stack) -> None:
     """Do for one pixel what `_weigh` does."""
     total = spread = norm = 0.0

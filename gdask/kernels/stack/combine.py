@@ -148,7 +148,7 @@ def _combine(
         _combine_any(weights, *fixed, limits, number, listed, out, rejected)
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def _combine_any(
     weights: Image,
     pairs: npt.NDArray[np.int64],

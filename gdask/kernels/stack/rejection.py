@@ -136,7 +136,7 @@ def empty_work(planes: int, pixels: int) -> Work:
     )
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def use_best(size: int, work: Work) -> None:
     """Use the least bad values of each pixel; none where these are NO_DATA or not finite."""
     best, number, n = work.bits, work.counts, work.values.shape[0]
@@ -163,7 +163,7 @@ def use_best(size: int, work: Work) -> None:
         work.first[x], work.last[x], work.trimmed[x] = 0, number[x], 0
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def sort_rows(pairs: npt.NDArray[np.int64], size: int, ordered: Image) -> None:
     """Sort the values of each pixel, (n, pixels), in place. pairs: from `sorting_network`."""
     for p in range(pairs.shape[0]):
@@ -174,7 +174,7 @@ def sort_rows(pairs: npt.NDArray[np.int64], size: int, ordered: Image) -> None:
             high[x] = max(a, b)
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def median_of_ordered(ordered: Image, first: int, last: int, x: int) -> float:
     """Return the median of ordered[first:last] of pixel x."""
     half = (first + last) // 2
@@ -183,7 +183,7 @@ def median_of_ordered(ordered: Image, first: int, last: int, x: int) -> float:
     return 0.5 * (np.float64(ordered[half - 1, x]) + np.float64(ordered[half, x]))
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def drop_outside(size: int, work: Work) -> None:
     """Stop using values that are not in ordered[first:last].
 
@@ -205,7 +205,7 @@ def drop_outside(size: int, work: Work) -> None:
             _drop_ties(x, high[x], work.first[x], work.last[x], work)
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def _drop_ties(x: int, value: float, first: int, last: int, work: Work) -> None:
     """Stop using surplus values of pixel x that are equal to `value`.
 
@@ -222,7 +222,7 @@ def _drop_ties(x: int, value: float, first: int, last: int, work: Work) -> None:
             surplus -= 1
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def reject_minmax(low: float, high: float, size: int, work: Work) -> None:
     """Drop the lowest and highest values, in proportion where planes are not usable (IRAF's rule).
 
@@ -238,7 +238,7 @@ def reject_minmax(low: float, high: float, size: int, work: Work) -> None:
     drop_outside(size, work)
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def clip_scatter(
     low: float, high: float, rounds: int, about_median: bool, size: int, work: Work
 ) -> None:
@@ -270,7 +270,7 @@ def clip_scatter(
         drop_outside(size, work)
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def _clip_pixel(
     low: float, high: float, rounds: int, about_median: bool, x: int, work: Work
 ) -> None:
@@ -301,7 +301,7 @@ def _clip_pixel(
     work.first[x], work.last[x] = first, last
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def clip_variance(
     low: float, high: float, rounds: int, about_median: bool, size: int, work: Work
 ) -> None:
@@ -336,7 +336,7 @@ def clip_variance(
                 work.use[k, x] = keep[k]
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def clip_noise(
     pairs: npt.NDArray[np.int64],
     low: float,
@@ -372,7 +372,7 @@ def clip_noise(
         drop_outside(size, work)
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def _expected_noise(centre: float, x: int, work: Work) -> float:
     """Return the noise that one value of pixel x should have.
 
@@ -401,7 +401,7 @@ def _expected_noise(centre: float, x: int, work: Work) -> float:
     return np.sqrt(variance + beyond_noise)
 
 
-@njit(**INNER)
+@njit(nogil=True, **INNER)
 def _clip_stretch(
     below: float, above: float, rounds: int, about_median: bool, x: int, work: Work
 ) -> bool:
