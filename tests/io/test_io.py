@@ -20,7 +20,7 @@ import pytest
 from astropy.io import fits
 from astropy.nddata import CCDData
 from astropy.table import Table
-from helpers import assert_same, computed, electrons, flags, ramp, shape_of, with_pixels
+from helpers import assert_same, computed, electrons, flags, with_pixels
 
 import gdask
 from gdask.engine import checkpoint
@@ -134,7 +134,8 @@ def test_graph_names_follow_the_files_identity(copy: Path) -> None:
     assert len({array.name for array in others}) == len(others)
     code = (
         "import gdask.io.read as r, gdask.io.lazy_arrays as l;"
-        f" print(l.from_source(l.source_of(r.open_frame({str(copy)!r}).data.data), 'read', 64).name)"
+        f"data = r.open_frame({str(copy)!r}).data.data;"
+        "print(l.from_source(l.source_of(data), 'read', 64).name)"
     )
     elsewhere = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
