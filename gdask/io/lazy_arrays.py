@@ -34,12 +34,14 @@ class Need(NamedTuple):
     """What one task needs at most.
 
     `pixels` are those of its largest plane, `item` the bytes of each pixel of the result, `scratch`
-    the bytes that it takes beside its inputs and its result.
+    the bytes that it takes beside its inputs and its result. `items` are the bytes of a pixel of
+    each plane where the result is several.
     """
 
     pixels: float
     item: float
     scratch: float
+    items: tuple[float, ...] = ()
 
 
 def source_of(array: object) -> Any:
