@@ -78,12 +78,12 @@ class Reduce:
         """Run the recipe. Raises GdaskError with what to do where it cannot."""
         from gdask import params
         from gdask.cluster import connect
-        from gdask.engine import checkpoint
+        from gdask.engine import checkpoint, warm_up
         from gdask.engine.checkpoint import remove_stale_parts
         from gdask.engine.memory import parse_bytes
         from gdask.instruments import tags
         from gdask.reduction import screening
-        from gdask.reduction.recipe_library import known_steps, locate, steps_in
+        from gdask.reduction.recipe_library import kernels_needed_by, known_steps, locate, steps_in
 
         self.output_filenames, self.set_aside = [], []
         given, ucals, paths = params.normalise(self.uparms), self._calibrations(), self._paths()
@@ -116,6 +116,7 @@ class Reduce:
         if limit := screening.field_of_one_target(frames[0], recipe, layers):
             frames = self._keep(screening.one_target(frames, limit))
         with (
+            warm_up.in_background(kernels_needed_by(recipe, tags(frames[0]))),
             checkpoint.scratch_folder(os.getcwd(), paths) as scratch,
             connect(self.cluster, memory=allowed, report=self.performance_report),
         ):

@@ -7,9 +7,9 @@ uses them.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from gdask.kernels.arrays import flatten_planes
+from gdask.kernels.compiled import njit
 from gdask.types import Image
 
 Coefficients = tuple[float, float, float]

@@ -6,10 +6,10 @@ import zlib
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 from scipy import ndimage
 
 from gdask.kernels.arrays import flatten_planes
+from gdask.kernels.compiled import njit
 from gdask.model import DQ, GdaskError
 from gdask.types import Flags, Mask
 

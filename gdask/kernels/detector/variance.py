@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from gdask.kernels.arrays import flatten_planes
+from gdask.kernels.compiled import njit
 from gdask.types import Electrons, Image
 
 

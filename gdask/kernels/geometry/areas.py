@@ -14,9 +14,9 @@ variance of the kernel (`resample`), so that A_static / A x A_static / A_ref rem
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from gdask.kernels.arrays import as_kernel_input
+from gdask.kernels.compiled import njit
 from gdask.kernels.geometry.grid import Grid, Window, grid_to_sky
 from gdask.kernels.geometry.projection import Floats, Geometry, from_sky, pixel_area
 from gdask.types import Image

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from gdask.kernels.arrays import as_kernel_input
+from gdask.kernels.compiled import njit
 from gdask.model import GdaskError
 from gdask.types import Electrons, Image, Mask
 
@@ -39,7 +39,7 @@ class LevelOffsets(NamedTuple):
     rms: Electrons
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _sort_by_cell(
     data: np.ndarray, good: np.ndarray, cells: np.ndarray, block: int, first: int, number: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -66,7 +66,7 @@ def _sort_by_cell(
     return values, start
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _select(v: np.ndarray, low: int, high: int, k: int) -> float:
     """Find the k-th smallest of v[low..high] (k counted from v[0]) by Hoare's method.
 
@@ -92,7 +92,7 @@ def _select(v: np.ndarray, low: int, high: int, k: int) -> float:
     return np.float64(v[k])  # float() would keep single precision here
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _quartiles(values: np.ndarray, start: np.ndarray, found: np.ndarray) -> np.ndarray:
     """Lower quartile, median and upper quartile of each cell found.
 
@@ -149,7 +149,7 @@ def sky_cell_medians(
     return found + first, quartiles[:, 1], error, n
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _connected_groups(unit: np.ndarray, cell: np.ndarray, units: int, cells: int) -> np.ndarray:
     """Number of each unit's group: units are connected that share a cell, also through others."""
     parent = np.arange(units)
@@ -170,7 +170,7 @@ def _connected_groups(unit: np.ndarray, cell: np.ndarray, units: int, cells: int
     return parent
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _cell_means(
     cell: np.ndarray, value: np.ndarray, weight: np.ndarray, cells: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -185,7 +185,7 @@ def _cell_means(
     return total, norm
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _unit_gradient(
     unit: np.ndarray,
     cell: np.ndarray,

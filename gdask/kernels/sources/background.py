@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from scipy.ndimage import distance_transform_edt, median_filter
 
 from gdask.kernels.arrays import as_kernel_input
+from gdask.kernels.compiled import njit
 from gdask.types import Image, Mask
 
 #: A mesh cell is estimated from at most about this many pixels, taken at a regular stride: the
@@ -18,7 +18,7 @@ MIN_GOOD_SHARE = 0.1
 MIN_GOOD_PIXELS = 8
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _sample_cells(
     data: np.ndarray, bad: np.ndarray, my: int, mx: int, samples: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -52,7 +52,7 @@ def _sample_cells(
     return values, count
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _clipped_modes(values: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mode and sigma of each sorted row, clipped at 3 sigma about the median until it is stable."""
     level = np.full(count.size, np.nan)
@@ -114,7 +114,7 @@ def background_mesh(data: Image, bad: Mask, cell_size: int) -> tuple[np.ndarray,
     return _fill_and_filter(level.reshape(my, mx)), _fill_and_filter(sigma.reshape(my, mx))
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _interpolate(mesh: np.ndarray, ny: int, nx: int) -> np.ndarray:
     """Compiled part of `interpolate_mesh`."""
     my, mx = mesh.shape

@@ -6,10 +6,10 @@ is stretched against the mean one.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from scipy.optimize import nnls
 
+from gdask.kernels.compiled import njit
 from gdask.kernels.sources.star_fit import solve_cholesky, star_light
 from gdask.types import Image, Pixels
 
@@ -39,7 +39,7 @@ MAX_FORM_STARS = 300
 FORM_SCATTER, FORM_PRIOR = 0.02, 0.15
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _ring_means(
     data: np.ndarray,
     bad: np.ndarray,
@@ -200,7 +200,7 @@ def round_forms(n: int) -> np.ndarray:
     return np.tile(np.array([1.0, 0.0, 1.0]), (n, 1))
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _regress(terms: np.ndarray, value: np.ndarray, weight: np.ndarray, prior: float) -> np.ndarray:
     """Fit coefficients by weighted least squares, with sums in a fixed order.
 

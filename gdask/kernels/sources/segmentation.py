@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from gdask.kernels.compiled import njit
 from gdask.types import Image, Mask
 
 #: sqrt(sum of squares) of the 3x3 kernel 1 2 1 / 2 4 2 / 1 2 1 over 16: the noise of smoothed white
@@ -22,7 +22,7 @@ WING_HALF_WIDTH = 4
 MIN_WING_SIGMA = 2.0
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def smooth_3x3(data: np.ndarray, bad: np.ndarray) -> np.ndarray:
     """Smooth data with the 3x3 kernel 1 2 1 / 2 4 2 / 1 2 1, without the bad pixels.
 
@@ -62,7 +62,7 @@ def smooth_3x3(data: np.ndarray, bad: np.ndarray) -> np.ndarray:
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _root(parent: np.ndarray, i: int) -> int:
     """Find the basin into which basin i was merged."""
     while parent[i] != i:
@@ -71,7 +71,7 @@ def _root(parent: np.ndarray, i: int) -> int:
     return i
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _flood_basins(
     order: np.ndarray,
     smoothed: np.ndarray,
@@ -132,7 +132,7 @@ def _flood_basins(
     return parent[: n + 1], peak[: n + 1], blended[: n + 1]
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _number_sources(
     labels: np.ndarray, bad: np.ndarray, parent: np.ndarray, blended: np.ndarray, min_pixels: int
 ) -> np.ndarray:
@@ -189,7 +189,7 @@ def segment(
     return labels, peak[kept], blended[kept]
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def connected_regions(
     smoothed: np.ndarray, sigma: np.ndarray, bad: np.ndarray, threshold: float, min_pixels: int
 ) -> np.ndarray:
@@ -225,7 +225,7 @@ def connected_regions(
     return out
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _box_mean(data: np.ndarray, bad: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean of the good pixels of the square within `half` of each pixel, and how many they are."""
     ny, nx = data.shape
@@ -260,7 +260,7 @@ def _box_mean(data: np.ndarray, bad: np.ndarray, half: int) -> tuple[np.ndarray,
     return mean, count
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _follow_wings(
     core: np.ndarray, mean: np.ndarray, count: np.ndarray, sigma: np.ndarray, limit: float
 ) -> np.ndarray:

@@ -10,8 +10,9 @@ Stars are rows of `params`: x, y (0-based pixels), flux, sky, and the slopes of 
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+
+from gdask.kernels.compiled import njit
 
 #: Radius of the fit, in FWHM.
 FIT_RADIUS_FWHM = 2.5
@@ -19,7 +20,7 @@ FIT_RADIUS_FWHM = 2.5
 SETTLED_MOVE_PIXELS = 0.003
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def solve_cholesky(a: np.ndarray, b: np.ndarray) -> tuple[bool, np.ndarray]:
     """Solve a x = b for a symmetric positive matrix by Cholesky's method, in place.
 
@@ -56,7 +57,7 @@ def solve_cholesky(a: np.ndarray, b: np.ndarray) -> tuple[bool, np.ndarray]:
     return True, out
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def star_light(
     dx: float, dy: float, form: np.ndarray, profile: np.ndarray, profile_step: float
 ) -> tuple[float, float]:
@@ -73,7 +74,7 @@ def star_light(
     return root * value, root * (profile[1, n] + t * (profile[1, n + 1] - profile[1, n]))
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def subtract_star(
     residual: np.ndarray,
     x: float,
@@ -99,7 +100,7 @@ def subtract_star(
                 residual[j, i] -= f * value
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def subtract_all_stars(
     residual: np.ndarray,
     params: np.ndarray,
@@ -114,7 +115,7 @@ def subtract_all_stars(
         subtract_star(residual, x, y, flux, forms[k], profile, profile_step, radii[k])
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def fit_star(
     residual: np.ndarray,
     variance: np.ndarray,
@@ -171,7 +172,7 @@ def fit_star(
     return ok
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def fit_all_stars(
     residual: np.ndarray,
     variance: np.ndarray,
@@ -235,7 +236,7 @@ def fit_all_stars(
     return failed
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def fit_forms(
     residual: np.ndarray,
     variance: np.ndarray,

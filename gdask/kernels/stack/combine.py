@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from gdask.kernels.arrays import as_kernel_input
+from gdask.kernels.compiled import njit
 from gdask.kernels.stack.noise_clip import clip_noise
 from gdask.kernels.stack.rejection import (
     Floats,

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from gdask.kernels.compiled import njit
 from gdask.kernels.stack.combine import combine
 from gdask.kernels.stack.noise_clip import MIN_STARLIGHT_SCATTER
 from gdask.kernels.stack.rejection import HIERARCHY

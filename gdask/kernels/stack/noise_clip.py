@@ -9,8 +9,8 @@ the planes, and starlight may scatter further, as far as most planes do.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from gdask.kernels.compiled import njit
 from gdask.kernels.stack.rejection import Floats, Work, drop_outside, median_of_ordered
 
 #: Shares of a pixel's light by which frames may scatter beyond their noise before a value is
