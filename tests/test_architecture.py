@@ -462,6 +462,7 @@ def test_every_module_says_what_it_is_for() -> None:
 # Weight ----------------------------------------------------------------------------------------
 
 HEAVY = (
+    "astropy",
     "dask",
     "distributed",
     "xarray",
@@ -514,6 +515,23 @@ def test_importing_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:-1] == list(LIGHT)
+
+
+def test_a_recipe_of_headers_loads_what_frames_need_and_no_more(
+    night: Night, tmp_path: Path
+) -> None:
+    """xarray loads dask.array and some of scipy; compiled code and astropy are not needed."""
+    code = (
+        f"import sys; from gdask import cli; code = cli.main(['reduce', '-r', 'checkWCS', "
+        f"*{night.science!r}]); print('HEAVY', *sorted({{'astropy', 'numba', 'reproject', "
+        "'distributed', 'scipy.ndimage', 'scipy.optimize', 'scipy.spatial'} & set(sys.modules))); "
+        "sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "HEAVY"
 
 
 @pytest.mark.parametrize(

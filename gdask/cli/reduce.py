@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import importlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -107,6 +109,8 @@ def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     from gdask.model import UsageError
     from gdask.reduction.reduce import Reduce
 
+    _load()
+
     logutils.config(args.logfile, "quiet" if args.quiet else "debug" if args.debug else "standard")
     reduction = Reduce()
     reduction.files.extend(expand_files(args.files))
@@ -127,6 +131,18 @@ def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     finally:
         _print_account(reduction)
     return 1 if reduction.set_aside else 0
+
+
+def _load() -> None:
+    """Load what every reduction needs, without looking for garbage in it (a fifth of the time)."""
+    gc.disable()
+    try:
+        for name in ("xarray", "dask.array", "gdask.reduction.run"):
+            importlib.import_module(name)
+        importlib.import_module("gdask.reduction.recipe_library").libraries()
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 def _calibration(text: str) -> tuple[str, str]:

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import dask.array as da
 from dask._task_spec import Alias, DataNode, NestedContainer, Task, TaskRef
 from dask.base import collections_to_expr, get_scheduler
 from dask.blockwise import blockwise
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
 from dask.layers import ArrayBlockIdDep
+
+from gdask.model import late
+
+if TYPE_CHECKING:
+    import dask.array as da
+else:
+    da = late("dask.array")
 
 #: A graph: tasks by key.
 Tasks = Mapping[Any, Any]

@@ -6,9 +6,8 @@ Such a block is a band of a sky or a tile of a stack.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
@@ -16,7 +15,13 @@ from gdask.io import dask_internals
 from gdask.io.dask_internals import Chunks
 from gdask.io.lazy_arrays import Need, block_pixels, boxed, edges, empty_meta, source_of, with_need
 from gdask.io.sources import Blocks
+from gdask.model import late
 from gdask.types import Window
+
+if TYPE_CHECKING:
+    import dask.array as da
+else:
+    da = late("dask.array")
 
 
 def gather(

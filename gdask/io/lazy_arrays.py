@@ -13,9 +13,8 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import dask.array as da
 import numpy as np
 import numpy.typing as npt
 from dask.base import tokenize
@@ -23,6 +22,12 @@ from dask.base import tokenize
 from gdask.io import dask_internals
 from gdask.io.dask_internals import Chunks, set_source
 from gdask.io.sources import Cut, Mapped, StoredArray
+from gdask.model import late
+
+if TYPE_CHECKING:
+    import dask.array as da
+else:
+    da = late("dask.array")
 
 _AXES = ("detector", "y", "x")
 #: Need of a function that is not in task_memory.toml: bytes for each pixel, and times its inputs.

@@ -9,14 +9,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-from astropy.io import fits
 
 from gdask.headers import each_unit, is_tiled, open_stream
-from gdask.model import BadFile
+from gdask.model import BadFile, late
 from gdask.types import Window
+
+if TYPE_CHECKING:
+    from astropy.io import fits
+else:
+    fits = late("astropy.io.fits")
 
 #: Results of sources by (id of the source, detector, window): a task computes each of them once.
 Memo = dict[tuple[int, int, Window], np.ndarray]

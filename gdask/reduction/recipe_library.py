@@ -19,8 +19,8 @@ from gdask.model import GdaskError, UsageError
 from gdask.params import closest, snake_case
 
 Recipe = Callable[..., object]
-#: Steps that read no pixels.
-_HEADER_STEPS = {"check_wcs"}
+#: Shipped recipes that read no pixels.
+_HEADER_RECIPES = {"check_wcs"}
 
 
 def find_recipe(name: str | None, tags: AbstractSet[str]) -> Recipe:
@@ -114,7 +114,7 @@ def kernels_needed_by(recipe: Recipe, tags: AbstractSet[str]) -> str:
 
     A recipe of the user's is taken to need what the shipped ones do. '' where it reads no pixels.
     """
-    if steps_in(recipe).keys() <= _HEADER_STEPS:
+    if recipe.__name__ in _HEADER_RECIPES:
         return ""
     try:
         return library_for(tags).__name__.rpartition(".")[2]

@@ -83,7 +83,12 @@ class Reduce:
         from gdask.engine.memory import parse_bytes
         from gdask.instruments import tags
         from gdask.reduction import screening
-        from gdask.reduction.recipe_library import kernels_needed_by, known_steps, locate, steps_in
+        from gdask.reduction.recipe_library import (
+            kernels_needed_by,
+            known_steps,
+            locate,
+            steps_in,
+        )
 
         self.output_filenames, self.set_aside = [], []
         given, ucals, paths = params.normalise(self.uparms), self._calibrations(), self._paths()

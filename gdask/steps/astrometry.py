@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from astropy.table import Table
 
 from gdask.instruments import descriptor
 from gdask.io.catalog import at_epoch, read_catalog
@@ -35,6 +34,9 @@ from gdask.params import Range
 from gdask.steps.frames import arrays_of, on_group, with_arrays
 from gdask.steps.pointing import find_bad_wcs
 from gdask.types import Frame, Frames
+
+if TYPE_CHECKING:
+    from astropy.table import Table
 
 #: Julian epoch 2000.0, to a minute.
 J2000 = datetime(2000, 1, 1, 12)

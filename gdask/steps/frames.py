@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import dask.array as da
 import numpy as np
 
 from gdask.instruments import descriptor
@@ -17,8 +16,13 @@ from gdask.io.dask_internals import set_source
 from gdask.io.frames import array_headers, array_numbers, is_frame, sections, shape_of
 from gdask.io.lazy_arrays import cut_out, map_planes, source_of
 from gdask.io.sources import RecordField
-from gdask.model import DETECTOR, DIMS, DTYPES, GdaskError, X, Y
+from gdask.model import DETECTOR, DIMS, DTYPES, GdaskError, X, Y, late
 from gdask.types import Frame
+
+if TYPE_CHECKING:
+    import dask.array as da
+else:
+    da = late("dask.array")
 
 #: One pixel of a kernel that gives several variables at once.
 PIXEL = np.dtype([("data", "f4"), ("variance", "f4"), ("dq", "u2")])

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import dask.array as da
 import numpy as np
 from dask.base import tokenize
 
@@ -15,7 +14,7 @@ from gdask.io.lazy_arrays import band_chunks, map_planes
 from gdask.io.sources import Memo, Source
 from gdask.kernels.stack.combine import combine
 from gdask.kernels.statistics import fit_sky_level
-from gdask.model import DQ, UNUSABLE, GdaskError
+from gdask.model import DQ, UNUSABLE, GdaskError, late
 from gdask.params import Range, refuses
 from gdask.steps.frames import (
     BAND_ROWS,
@@ -32,6 +31,11 @@ from gdask.steps.frames import (
 from gdask.steps.levels import SkyLevel, choose_level
 from gdask.steps.sky_frames import middle_of_exposure
 from gdask.types import Frame, Frames, Image, Window
+
+if TYPE_CHECKING:
+    import dask.array as da
+else:
+    da = late("dask.array")
 
 #: Rows of a strip of sky frames that a task combines at a time, at least.
 _FEWEST_ROWS = 16

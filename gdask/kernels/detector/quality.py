@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from gdask.kernels.arrays import flatten_planes
 from gdask.kernels.compiled import njit
-from gdask.model import DQ, GdaskError
+from gdask.model import DQ, GdaskError, late
 from gdask.types import Flags, Mask
+
+if TYPE_CHECKING:
+    from scipy import ndimage
+else:
+    ndimage = late("scipy.ndimage")
 
 _NON_LINEAR_OR_SATURATED = np.uint16(DQ.NON_LINEAR | DQ.SATURATED)
 _SATURATED = np.uint16(DQ.SATURATED)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from scipy.ndimage import distance_transform_edt, median_filter
 
 from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.compiled import njit
+from gdask.model import late
 from gdask.types import Image, Mask
+
+if TYPE_CHECKING:
+    from scipy import ndimage
+else:
+    ndimage = late("scipy.ndimage")
 
 #: A mesh cell is estimated from at most about this many pixels, taken at a regular stride: the
 #: error of the median is then below 1.25 sigma / sqrt(8192) = 0.014 sigma.
@@ -93,9 +100,11 @@ def _fill_and_filter(mesh: np.ndarray) -> np.ndarray:
     if missing.all():
         return np.zeros_like(mesh)
     if missing.any():
-        nearest = distance_transform_edt(missing, return_distances=False, return_indices=True)
+        nearest = ndimage.distance_transform_edt(
+            missing, return_distances=False, return_indices=True
+        )
         mesh = mesh[tuple(nearest)]
-    return median_filter(mesh, 3, mode="nearest") if min(mesh.shape) >= 3 else mesh
+    return ndimage.median_filter(mesh, 3, mode="nearest") if min(mesh.shape) >= 3 else mesh
 
 
 def background_mesh(data: Image, bad: Mask, cell_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,12 +6,19 @@ is stretched against the mean one.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from scipy.optimize import nnls
 
 from gdask.kernels.compiled import njit
 from gdask.kernels.sources.star_fit import solve_cholesky, star_light
+from gdask.model import late
 from gdask.types import Image, Pixels
+
+if TYPE_CHECKING:
+    from scipy import optimize
+else:
+    optimize = late("scipy.optimize")
 
 #: Radius to which the mean image is known, and to which a fitted star is subtracted before its
 #: neighbours are fitted, in FWHM.
@@ -152,7 +159,7 @@ def mean_star_image(
     error = np.hypot(0.02 * value.clip(min=0) + sky_part, scatter)
     pedestal = np.full(len(value), 1 / fwhm**2)
     columns = np.column_stack([basis, pedestal, -pedestal])
-    weights, _ = nnls(columns / error[:, None], value / error)
+    weights, _ = optimize.nnls(columns / error[:, None], value / error)
     weights = weights[: len(sigma2)]
     if not weights.sum() > 0:  # nothing like a star: one Gaussian of this FWHM
         nearest = np.argmin(np.abs(GAUSSIAN_SIGMAS_FWHM - 1 / 2.3548))
