@@ -86,7 +86,7 @@ def _compile(absent: list, jobs: int, quiet: bool) -> None:
     """Compile functions in processes side by side; show how far they are."""
     from gdask.engine import warm_up
 
-    processes = warm_up.start_processes("all", min(jobs, len(absent)), 0)
+    processes = warm_up.start_processes("all", min(jobs, len(absent)))
     shown = 0
     try:
         while any(process.poll() is None for process in processes):

@@ -29,8 +29,6 @@ log = logging.getLogger("gdask")
 LIST = Path(__file__).with_name("kernels.toml")
 #: Processes that compile at most: more would wait for the longest function.
 MOST_PROCESSES = 4
-#: By how much the priority of processes in the background is lower (`nice`).
-NICENESS = 5
 #: Seconds between two looks of a background process at whether its reduction still lives.
 PARENT_INTERVAL = 0.2
 
@@ -82,9 +80,9 @@ def process_count() -> int:
     return min(cores or 1, MOST_PROCESSES)
 
 
-def start_processes(recipes: str, count: int, niceness: int) -> list[subprocess.Popen[bytes]]:
+def start_processes(recipes: str, count: int) -> list[subprocess.Popen[bytes]]:
     """Start processes that compile what a module of recipes needs; they end with this process."""
-    command = [sys.executable, "-m", __name__, str(os.getpid()), str(niceness), recipes]
+    command = [sys.executable, "-m", __name__, str(os.getpid()), recipes]
     return [
         subprocess.Popen(
             command,
@@ -112,7 +110,7 @@ def in_background(recipes: str) -> Iterator[None]:
     def start() -> None:
         with suppress(Exception):  # without it, everything is compiled when it is needed
             if missing(listed(recipes)) and not stopped.is_set():
-                processes.extend(start_processes(recipes, process_count(), NICENESS))
+                processes.extend(start_processes(recipes, process_count()))
 
     starter = threading.Thread(target=start, daemon=True)
     starter.start()
@@ -134,9 +132,11 @@ def end_processes(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         release_all(process.pid)
 
 
-def _main(parent: str, niceness: str, recipes: str) -> None:
-    """Compile what recipes need, as a process of its own that ends with its parent."""
-    os.nice(int(niceness))
+def _main(parent: str, recipes: str) -> None:
+    """Compile what recipes need, as a process of its own that ends with its parent.
+
+    Its priority is not lower: the reduction waits for what it has begun.
+    """
 
     def watch() -> None:
         while os.getppid() == int(parent):

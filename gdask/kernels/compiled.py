@@ -49,8 +49,6 @@ _SCALARS = (
     *("float32", "float64", "complex128", "none", "bool"),
 )
 
-_build_lock = threading.RLock()
-
 
 class Account:
     """What this process has used, in order, and the seconds that it has waited for compilation."""
@@ -112,7 +110,9 @@ class Compiled:
     def dispatcher(self) -> Any:
         """numba's object of this function."""
         if self._dispatcher is None:
-            with _build_lock:
+            from numba.core.compiler_lock import global_compiler_lock
+
+            with global_compiler_lock:  # a thread that compiles may ask for it, holding this lock
                 if self._dispatcher is None:
                     self._dispatcher = _dispatcher_of(self.py_func, self._options)
         return self._dispatcher

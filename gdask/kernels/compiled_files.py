@@ -74,6 +74,7 @@ def version() -> str:
     """Give a digest of all that compiled code depends on, but for function and types."""
     import llvmlite
     import numba
+    from numba.core.compiler_lock import global_compiler_lock
     from numba.core.registry import cpu_target
 
     found = hashlib.sha256()
@@ -81,7 +82,8 @@ def version() -> str:
     for pattern in _SOURCES:
         for path in sorted(package.glob(pattern)):
             found.update(path.read_bytes())
-    machine = cpu_target.target_context.codegen().magic_tuple()
+    with global_compiler_lock:  # threads must not make two of what compiles for this processor
+        machine = cpu_target.target_context.codegen().magic_tuple()
     versions = (sys.version_info[:2], platform.python_implementation(), numba.__version__)
     found.update(repr((*versions, llvmlite.__version__, machine)).encode())
     return found.hexdigest()[:16]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -34,9 +34,6 @@ from gdask.params import Range
 from gdask.steps.frames import arrays_of, on_group, with_arrays
 from gdask.steps.pointing import find_bad_wcs
 from gdask.types import Frame, Frames
-
-if TYPE_CHECKING:
-    from astropy.table import Table
 
 #: Julian epoch 2000.0, to a minute.
 J2000 = datetime(2000, 1, 1, 12)
@@ -342,7 +339,7 @@ def _correct(frame: Frame, fit: FrameFit) -> Frame:
     return with_small(with_geometries(frame, corrected), solution=summary)
 
 
-def _catalog_flux(catalog: Table) -> np.ndarray:
+def _catalog_flux(catalog: Any) -> np.ndarray:
     """Give a brightness to choose stars by: from the first magnitude column, or 1 for all."""
     names = [
         name for name in catalog.colnames if "mag" in name.lower() and "err" not in name.lower()
