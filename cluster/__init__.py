@@ -14,6 +14,7 @@ from typing import Any
 
 from gdask.cluster.profiles import (
     ONE_THREAD,
+    Counted,
     Usage,
     available_cores,
     counters,
@@ -25,6 +26,7 @@ from gdask.model import GdaskError, UsageError, use_settings
 
 __all__ = [
     "ONE_THREAD",
+    "Counted",
     "Usage",
     "available_cores",
     "connect",

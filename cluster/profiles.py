@@ -232,7 +232,8 @@ class Usage(NamedTuple):
     """What a compute reads, writes and holds.
 
     read, written: bytes. memory, limit: bytes of the fullest worker and its limit (0: none).
-    workers: their number.
+    workers: their number. user, system: CPU seconds of all workers. together: most bytes held by
+    all workers and the client at a time.
     """
 
     read: int = 0
@@ -240,15 +241,34 @@ class Usage(NamedTuple):
     memory: int = 0
     limit: int = 0
     workers: int = 0
+    user: float = 0.0
+    system: float = 0.0
+    together: int = 0
 
 
-def counters() -> tuple[int, int]:
-    """Give the bytes that this process has read and written; zeros where nothing counts them."""
+class Counted(NamedTuple):
+    """What a process has read and written (bytes), and its CPU seconds, since it began."""
+
+    read: int = 0
+    written: int = 0
+    user: float = 0.0
+    system: float = 0.0
+
+
+def counters() -> Counted:
+    """Count for this process; bytes are zeros where nothing counts them."""
+    import resource
+
     import psutil
 
+    used = resource.getrusage(resource.RUSAGE_SELF)
     try:
         found = psutil.Process().io_counters()
     except (AttributeError, OSError):
-        return 0, 0
-    read = getattr(found, "read_chars", found.read_bytes)
-    return read, getattr(found, "write_chars", found.write_bytes)
+        return Counted(user=used.ru_utime, system=used.ru_stime)
+    return Counted(
+        getattr(found, "read_chars", found.read_bytes),
+        getattr(found, "write_chars", found.write_bytes),
+        used.ru_utime,
+        used.ru_stime,
+    )

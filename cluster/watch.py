@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, Self
 
 from distributed import Client, WorkerPlugin
-from gdask.cluster.profiles import Usage, counters
+from gdask.cluster.profiles import Counted, Usage, counters
 
 log = logging.getLogger("gdask")
 
@@ -25,25 +25,24 @@ LOOK_INTERVAL_S = 2.0
 class WorkerState(NamedTuple):
     """One worker as its scheduler knows it.
 
-    busy: a number that changes with its tasks (0: none). memory, limit, read, written: bytes.
-    nanny: address of the process that looks after it, None if there is none.
+    busy: a number that changes with its tasks (0: none). memory, limit: bytes. counted: values of
+    `Counted`. nanny: address of the process that looks after it, None if there is none.
     """
 
     busy: int
     memory: int
     limit: int
-    read: int
-    written: int
+    counted: tuple[float, ...]
     nanny: str | None
 
 
 class Counters(WorkerPlugin):
-    """Adds the bytes read and written to what a worker reports with each heartbeat."""
+    """Adds what a worker's process has counted to what it reports with each heartbeat."""
 
     name = "gdask-counters"
 
     def setup(self, worker: Any) -> None:
-        worker.metrics["gdask"] = lambda worker: counters()
+        worker.metrics["gdask"] = lambda worker: tuple(counters())
 
 
 def worker_states(dask_scheduler: Any) -> dict[str, tuple]:
@@ -51,13 +50,11 @@ def worker_states(dask_scheduler: Any) -> dict[str, tuple]:
     found = {}
     for address, worker in dask_scheduler.workers.items():
         tasks = tuple(sorted(str(task.key) for task in worker.processing))
-        read, written = worker.metrics.get("gdask") or (0, 0)
         found[address] = (
             hash(tasks) if tasks else 0,
             worker.metrics.get("memory", 0),
             worker.memory_limit or 0,
-            read,
-            written,
+            tuple(worker.metrics.get("gdask") or ()),
             worker.nanny,
         )
     return found
@@ -95,8 +92,8 @@ class WorkerWatch:
         )
         self.failure, self.replaced, self.usage = "", 0, Usage()
         self._since: dict[str, tuple[int, float]] = {}
-        self._first: dict[str, tuple[int, int]] = {}
-        self._last: dict[str, tuple[int, int]] = {}
+        self._first: dict[str, Counted] = {}
+        self._last: dict[str, Counted] = {}
         self._seen_at = time.monotonic()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -130,14 +127,8 @@ class WorkerWatch:
 
     def _look_once(self, seen: Mapping[str, WorkerState]) -> None:
         now = time.monotonic()
-        self._account(
-            seen,
-            {
-                address: (one.read, one.written)
-                for address, one in seen.items()
-                if one.read or one.written
-            },
-        )
+        counted = {name: Counted(*one.counted) for name, one in seen.items() if one.counted}
+        self._account(seen, counted)
         self.show(self.usage)
         self._seen_at = now if seen else self._seen_at
         if now - self._seen_at > self.wait:
@@ -147,25 +138,36 @@ class WorkerWatch:
             if self._has_stalled(address, one.busy, now):
                 self._replace_worker(address, one.nanny)
 
-    def _account(
-        self, seen: Mapping[str, WorkerState], counted: Mapping[str, tuple[int, int]]
-    ) -> None:
-        """Update `usage`: bytes since the beginning and the most memory of one worker.
+    def _account(self, seen: Mapping[str, WorkerState], counted: Mapping[str, Counted]) -> None:
+        """Update `usage`: what was counted since the beginning, the most memory of one worker.
 
         Workers that have left count, too.
         """
+        import psutil
+
         self._last |= counted
-        read, written = (
-            sum(max(now[k] - self._first.get(one, (0, 0))[k], 0) for one, now in self._last.items())
-            for k in (0, 1)
+        read, written, user, system = (
+            sum(
+                max(now[k] - self._first.get(one, Counted())[k], 0)
+                for one, now in self._last.items()
+            )
+            for k in range(len(Counted._fields))
         )
         fullest = max(
             seen.values(),
             key=lambda one: one.memory / max(one.limit, 1),
-            default=WorkerState(0, 0, self.usage.limit, 0, 0, None),
+            default=WorkerState(0, 0, self.usage.limit, (), None),
         )
+        together = psutil.Process().memory_info().rss + sum(one.memory for one in seen.values())
         self.usage = Usage(
-            read, written, max(fullest.memory, self.usage.memory), fullest.limit, len(seen)
+            int(read),
+            int(written),
+            max(fullest.memory, self.usage.memory),
+            fullest.limit,
+            len(seen),
+            user,
+            system,
+            max(together, self.usage.together),
         )
 
     def _has_stalled(self, address: str, busy: int, now: float) -> bool:

@@ -40,7 +40,7 @@ def coordinate(frame: Any, name: str) -> np.ndarray:
     `Dataset.chunk` and `open_dataset(chunks=...)` make coordinates lazy, too. They are computed in
     this thread, whatever scheduler is set: steps ask for them again and again.
     """
-    held = frame.coords[name].data
+    held = frame.variables[name].data
     return np.asarray(held.compute(scheduler="synchronous") if hasattr(held, "dask") else held)
 
 

@@ -28,5 +28,9 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 Flags: TypeAlias = npt.NDArray[np.uint16]
 
 
+#: What a task has at hand while it reads sources: planes by (id of the source, detector, window),
+#: each made once; (window, plane) of a stored array by (id, detector); small results on which
+#: pixels wait, by (name, detector).
+Memo: TypeAlias = dict[Any, Any]
 #: Half-open (y1, y2, x1, x2) in 0-based pixels of an array or an image.
 Window: TypeAlias = tuple[int, int, int, int]

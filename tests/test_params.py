@@ -313,7 +313,7 @@ def test_mistakes_end_before_pixels_are_read(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    monkeypatch.setattr("gdask.io.sources.read_window", unreadable)
+    monkeypatch.setattr("gdask.io.stored.read_window", unreadable)
     assert reduce.main([*night.science[:2], *arguments]) == 2
     assert words in capsys.readouterr().err
     assert not list(workspace.glob("*.fits"))

@@ -7,10 +7,10 @@ Databases are the lines `databases` in section [calibs] of ~/.dragons/dragonsrc,
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import os
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -84,12 +84,14 @@ def associate(
     caltype: str,
     databases: Sequence[Database],
     rules: TypeRules | None = None,
+    answers: dict[tuple[str, ...], Any] | None = None,
 ) -> Association:
     """Find the calibration of a type ('processed_flat', 'flat' ...) for a frame.
 
     The first database with a fitting calibration wins. Within one: most preferences met, nearest in
     time, the later one, name. A calibration that is gone or changed on disk is not chosen. Only
-    headers are read.
+    headers are read. Calls that share `answers` ask each database once for a type, and look at each
+    file once.
     """
     from gdask.caldb.database import caltype_name, describe, rows
     from gdask.headers import read_headers
@@ -102,9 +104,15 @@ def associate(
     found = [
         (order, database.name, row)
         for order, database in enumerate(asked)
-        for row in rows(database, caltype, frame["instrument"])
+        for row in _once(
+            answers,
+            ("rows", database.name, database.url, caltype, frame["instrument"]),
+            functools.partial(rows, database, caltype, frame["instrument"]),
+        )
     ]
-    ranking = check_files(rank_calibrations(frame, found, rules)) if rules is not None else ()
+    ranking: tuple[Candidate, ...] = ()
+    if rules is not None:
+        ranking = check_files(rank_calibrations(frame, found, rules), answers)
     chosen = ranking[0] if ranking and not ranking[0].failed else None
     ties = tuple(
         other.path
@@ -148,7 +156,20 @@ def judge_calibration(frame: Row, row: Row, rules: TypeRules) -> tuple[RuleVerdi
     )
 
 
-def check_files(ranking: Sequence[Candidate]) -> tuple[Candidate, ...]:
+def _once(
+    answers: dict[tuple[str, ...], Any] | None, question: tuple[str, ...], find: Callable[[], Any]
+) -> Any:
+    """Give what `find` gives, or has given for the same question."""
+    if answers is None:
+        return find()
+    if question not in answers:
+        answers[question] = find()
+    return answers[question]
+
+
+def check_files(
+    ranking: Sequence[Candidate], answers: dict[tuple[str, ...], Any] | None = None
+) -> tuple[Candidate, ...]:
     """Look at the files of the candidates that fit.
 
     Those that are gone or changed are ranked last, second copies of a file are dropped.
@@ -160,7 +181,8 @@ def check_files(ranking: Sequence[Candidate]) -> tuple[Candidate, ...]:
         if not candidate.failed:
             if candidate.row.get("md5") in seen:
                 continue
-            trouble = file_problem(candidate.row)
+            look = functools.partial(file_problem, candidate.row)
+            trouble = _once(answers, ("file", candidate.database, candidate.path), look)
             verdict = RuleVerdict("file", not trouble, f"file: {trouble or 'as registered'}")
             candidate = candidate._replace(verdicts=(*candidate.verdicts, verdict))
             if not trouble and candidate.row.get("md5"):
@@ -207,7 +229,7 @@ def rules_from_table(entry: Mapping[str, Any], where: str = "rules") -> TypeRule
     return TypeRules(**values)
 
 
-@lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)
 def _shipped_rules() -> dict[str, dict[str, dict[str, Any]]]:
     return tomllib.loads((Path(__file__).parent / "rules.toml").read_text(encoding="utf-8"))
 

@@ -32,6 +32,7 @@ VERBS = {
     "replay": "make a product again from what it says of itself, and compare",
     "warm-up": "compile for this machine what reductions need",
     "simulate": "write a raw night with known truth",
+    "benchmark": "measure how fast this machine reduces a night",
 }
 #: Bounds of lists: bytes of one, names and lists in all, lists inside each other. They are far
 #: above what a reduction can use.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
+import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gdask.cli import expand_files, parser_for, run_command
@@ -73,6 +75,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="write what the time was spent on, as a page for a browser (needs bokeh)",
     )
     parser.add_argument(
+        "--account",
+        metavar="FILE",
+        help="write what the run took, by phase, as JSON: bytes, CPU seconds, memory",
+    )
+    parser.add_argument(
         "--strict", action="store_true", help="stop at the first frame that would be left out"
     )
     parser.add_argument("--logfile", default="reduce.log", help="log file (default: reduce.log)")
@@ -126,10 +133,15 @@ def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     reduction.uparms = params.parse_pairs(args.param)
     reduction.ucals = dict(_calibration(text) for text in args.user_cal)
     reduction.config = params.read_config(args.config) if args.config else {}
+    if args.account:
+        _check_writable(args.account)
     try:
         reduction.runr()
     finally:
-        _print_account(reduction)
+        _print_products(reduction)
+    if args.account and reduction.account:
+        figures = reduction.account.as_dict() | {"left_out": len(reduction.set_aside)}
+        Path(args.account).write_text(json.dumps(figures, indent=1) + "\n")
     return 1 if reduction.set_aside else 0
 
 
@@ -145,6 +157,17 @@ def _load() -> None:
         gc.enable()
 
 
+def _check_writable(path: str) -> None:
+    """Raise UsageError, before any work, where the file of the account cannot be written."""
+    from gdask.model import UsageError
+
+    try:
+        with open(path, "a"):
+            pass
+    except OSError as error:
+        raise UsageError(f"--account {path}: cannot be written ({error.strerror})") from None
+
+
 def _calibration(text: str) -> tuple[str, str]:
     from gdask.model import UsageError
 
@@ -157,7 +180,7 @@ def _calibration(text: str) -> tuple[str, str]:
     return kind, path
 
 
-def _print_account(reduction: Reduce) -> None:
+def _print_products(reduction: Reduce) -> None:
     """Print what was made, and a table of what was left out, where, and why."""
     for name in reduction.output_filenames:
         print(name)

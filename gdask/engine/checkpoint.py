@@ -33,7 +33,10 @@ from zipfile import BadZipFile
 import numpy as np
 
 from gdask import __version__
-from gdask.io.frames import lazy_small_results, with_fetched
+from gdask.headers import FileUnits, read_units
+from gdask.io.dask_internals import awaited_by
+from gdask.io.frames import lazy_small_results, pixel_variables, with_fetched, with_pixels
+from gdask.io.lazy_arrays import bound_to
 from gdask.io.read import lazy_variables, stored_arrays
 from gdask.io.write import Output
 from gdask.model import DIMS, host, owner, settings
@@ -41,7 +44,10 @@ from gdask.types import Frame, Frames
 
 log = logging.getLogger("gdask")
 
-#: Small results of one phase: (frame number, name) -> one array per detector.
+#: Number that stands for all frames in `Fetched`.
+ALL_FRAMES = -1
+#: Small results of one phase: (frame number, name) -> one array per detector. Those on which pixels
+#: wait are under ALL_FRAMES, by the names of their arrays.
 Fetched = dict[tuple[int, str], tuple[np.ndarray, ...]]
 #: Packages, beside gdask, on which the bits depend.
 PACKAGES = ("numpy", "scipy", "numba", "astropy", "reproject")
@@ -124,11 +130,29 @@ def checkpoint_folder(frames: Frames, variables: Sequence[str], scratch: str) ->
         digest.update(f"{package} {metadata.version(package)}".encode())
     for frame in frames:
         digest.update(frame.attrs["name"].encode())
-        names = [name for name in variables if name in frame]
-        arrays = {name: frame[name].data for name in names} | lazy_small_results(frame)
+        stored = stored_variables(frame, variables)
+        arrays = {name: frame.variables[name].data for name in stored}
+        arrays |= lazy_small_results(frame) | awaited_small_results(frame)
         for name in sorted(arrays):
             digest.update(f"{name} {arrays[name].name}".encode())
     return os.path.join(scratch, digest.hexdigest()[:32])
+
+
+def stored_variables(frame: Frame, variables: Sequence[str]) -> list[str]:
+    """Give those of the variables whose pixels a checkpoint has to hold.
+
+    Pixels that are read from a file, or made from one by kernels, cost less to make again than to
+    write and read.
+    """
+    return [name for name in variables if name in frame and awaited_by(frame[name].data)[0] is None]
+
+
+def awaited_small_results(frame: Frame) -> dict[str, Any]:
+    """Give the small results on which pixels of a Frame wait, by the names of their arrays."""
+    awaited: dict[str, Any] = {}
+    for name in pixel_variables(frame):
+        awaited |= awaited_by(frame[name].data)[1]
+    return awaited
 
 
 @functools.cache
@@ -279,24 +303,34 @@ def read_fetched(folder: str) -> Fetched:
 
 
 def resume(frames: Frames, variables: Sequence[str], folder: str, fetched: Fetched) -> Frames:
-    """Give the Frames with lazy pixels from the checkpoint, and with their fetched results."""
-    return tuple(
-        _resume_one(number, frame, variables, folder, fetched)
-        for number, frame in enumerate(frames)
-    )
+    """Give the Frames with lazy pixels from the checkpoint, and with their fetched results.
 
-
-def _resume_one(
-    number: int, frame: Frame, variables: Sequence[str], folder: str, fetched: Fetched
-) -> Frame:
-    of_frame = {name: arrays for (place, name), arrays in fetched.items() if place == number}
-    frame = with_fetched(frame, of_frame)
-    names = [name for name in variables if name in frame]
-    if not names:
-        return frame
-    stored = stored_arrays(frame_path(folder, number, frame))
-    pixels = lazy_variables({name: stored[name] for name in names})
-    return frame.assign({name: (DIMS, array) for name, array in pixels.items()})
+    Pixels that waited for small results are given their values.
+    """
+    by_frame: dict[int, dict[str, tuple[np.ndarray, ...]]] = {}
+    for (number, name), arrays in fetched.items():
+        by_frame.setdefault(number, {})[name] = arrays
+    values = {
+        name: [array[()] for array in arrays]
+        for name, arrays in by_frame.get(ALL_FRAMES, {}).items()
+    }
+    resumed: list[Frame] = []
+    units: dict[object, FileUnits] = {}
+    for number, frame in enumerate(frames):
+        names = stored_variables(frame, variables)
+        before = {name: frame.variables[name].data for name in pixel_variables(frame)}
+        pixels = {name: bound_to(array, values) for name, array in before.items()}
+        if names:
+            path = frame_path(folder, number, frame)
+            # Files of the same arrays are laid out alike (`write.start` with bare headers).
+            layout = (*names, *(frame.sizes[name] for name in DIMS))
+            units[layout] = units.get(layout) or read_units(path)
+            stored = stored_arrays(path, units[layout])
+            pixels |= lazy_variables({name: stored[name] for name in names})
+        changed = {name: array for name, array in pixels.items() if array is not before[name]}
+        frame = with_fetched(frame, by_frame.get(number, {}))
+        resumed.append(with_pixels(frame, changed) if changed else frame)
+    return tuple(resumed)
 
 
 # Living and dead runs -------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from gdask.engine import memory
+from gdask.engine import account, memory
 from gdask.io.dask_internals import flat_list, optimised_tasks, scheduler_of_user
 from gdask.model import GdaskError, settings
 
@@ -26,12 +26,10 @@ log = logging.getLogger("gdask")
 COMPUTES = {"count": 0}
 #: Seconds between two readings of the memory of this process.
 MEMORY_READING_INTERVAL = 0.5
+#: Share of the memory allowed from which on freed memory is returned to the system.
+RETURN_SHARE = 0.8
 #: Seconds between two progress lines in the log.
 LOG_INTERVAL = 30.0
-#: `M_TRIM_THRESHOLD` in malloc.h.
-MALLOC_TRIM_PARAMETER = -1
-#: Bytes free at the top of the heap above which malloc returns them; distributed sets the same.
-MALLOC_TRIM_BYTES = 65536
 
 
 def compute(arrays: Sequence[Any], text: str) -> tuple[Any, ...]:
@@ -48,10 +46,11 @@ def compute(arrays: Sequence[Any], text: str) -> tuple[Any, ...]:
     if client is None and scheduler not in (None, dask.threaded.get):
         return dask.compute(*arrays)  # a scheduler of the user's own
     tasks, keys = optimised_tasks(arrays), [array.__dask_keys__() for array in arrays]
-    if client is None:
-        blocks = _compute_in_threads(tasks, keys, text)
-    else:
-        blocks = _compute_on_workers(client, tasks, keys, text)
+    with memory.garbage_collected():
+        if client is None:
+            blocks = _compute_in_threads(tasks, keys, text)
+        else:
+            blocks = _compute_on_workers(client, tasks, keys, text)
     finish = [array.__dask_postcompute__() for array in arrays]
     return tuple(join(parts, *more) for (join, more), parts in zip(finish, blocks, strict=True))
 
@@ -111,24 +110,26 @@ def _tasks_counted(display: ProgressDisplay) -> Iterator[None]:
 @contextmanager
 def _memory_shown(display: ProgressDisplay) -> Iterator[None]:
     """Show bytes and memory of this process inside the `with` block, and log them at a good end."""
-    import psutil
-
     from gdask.cluster import Usage, counters
 
-    process, (read_before, written_before) = psutil.Process(), counters()
-    stopped = threading.Event()
-    peak, allowed = process.memory_info().rss, int(memory.budget())
+    before, peak_before = counters(), account.peak_memory()
+    peak, allowed = account.resident_memory(), int(memory.budget())
 
     def usage() -> Usage:
         nonlocal peak
-        (read, written), peak = counters(), max(peak, process.memory_info().rss)
-        return Usage(read - read_before, written - written_before, peak, allowed)
+        read, written, user, system = (
+            now - then for now, then in zip(counters(), before, strict=True)
+        )
+        peak = max(peak, account.resident_memory())
+        held = account.peak_since(peak_before, peak)
+        return Usage(int(read), int(written), held, allowed, 0, user, system)
+
+    stopped = threading.Event()
 
     def watch() -> None:
         while not stopped.wait(MEMORY_READING_INTERVAL):
-            # Threads that have made many small arrays keep their memory: 130 to 200 MB of 256
-            # frames.
-            return_freed_memory()
+            if account.resident_memory() > RETURN_SHARE * allowed:
+                return_freed_memory()
             display.show(usage())
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -142,15 +143,11 @@ def _memory_shown(display: ProgressDisplay) -> Iterator[None]:
 
 
 def return_freed_memory() -> None:
-    """Return freed memory to the system, now and from now on as it is freed.
-
-    The C library of Linux keeps blocks of up to 32 MB for later (430 of 970 MB after 64 frames).
-    """
+    """Return freed memory to the system, now."""
     import ctypes
 
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
-        library.mallopt(MALLOC_TRIM_PARAMETER, MALLOC_TRIM_BYTES)
         library.malloc_trim(0)
 
 
@@ -208,7 +205,9 @@ def _attempt_on_workers(client: Any, tasks: dict[Any, Any], keys: list, text: st
         try:
             with watch:
                 for number, done in enumerate(as_completed(futures), 1):
-                    done.result()
+                    # Asking each for its result would fetch it, one by one: 0.4 ms a task.
+                    if done.status != "finished":
+                        done.result()
                     display.count(number, len(futures))
                 values = client.gather(packed)
         except BaseException as error:
@@ -321,7 +320,7 @@ class ProgressDisplay:
 
     def show(self, usage: Any) -> None:
         """Show bytes and memory (`gdask.cluster.Usage`) on the bar, or in the log if it is time."""
-        self.amounts = describe_usage(usage)
+        self.amounts = account.describe_usage(usage)
         if self._bar:
             self._bar.update(self._task, amounts=f"{self.amounts} {self.dashboard}".rstrip())
         elif time.monotonic() - self._logged >= LOG_INTERVAL:
@@ -332,18 +331,8 @@ class ProgressDisplay:
             log.info("%s: %s%s", self.text, share, self.amounts)
 
     def end(self, usage: Any) -> None:
-        """Log the line of a compute that is done."""
-        log.info("%s, %.1f s, %s", self.text, time.monotonic() - self._begun, describe_usage(usage))
-
-
-def describe_usage(usage: Any) -> str:
-    """Say 'read 1.2 GB, wrote 0.4 GB, 1.1 of 6.2 GiB used', and the number of workers if many."""
-    workers = f" in the fullest of {usage.workers} workers" if usage.workers > 1 else ""
-    return (
-        f"read {_bytes_text(usage.read)}, wrote {_bytes_text(usage.written)}, "
-        f"{usage.memory / 2**30:.1f} of {usage.limit / 2**30:.1f} GiB used{workers}"
-    )
-
-
-def _bytes_text(number: int) -> str:
-    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
+        """Log the line of a compute that is done, and record it in the account of the run."""
+        seconds = time.monotonic() - self._begun
+        account.record_phase(self.text, seconds, usage)
+        taken = account.describe_phase(usage, account.raw_bytes())
+        log.info("%s, %.1f s, %s", self.text, seconds, taken)

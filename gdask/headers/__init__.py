@@ -1,6 +1,13 @@
 """Headers of FITS files, read without the pixels."""
 
-from gdask.headers.header import CARD_LENGTH, Header, Headers, frame_headers, parse_header
+from gdask.headers.header import (
+    CARD_LENGTH,
+    Header,
+    Headers,
+    HeaderText,
+    frame_headers,
+    parse_header,
+)
 from gdask.headers.reading import (
     RECORD_BYTES,
     FileUnits,
@@ -19,6 +26,7 @@ __all__ = [
     "RECORD_BYTES",
     "FileUnits",
     "Header",
+    "HeaderText",
     "Headers",
     "Unit",
     "each_unit",

@@ -38,13 +38,33 @@ class Entry(NamedTuple):
     """One card of a header.
 
     `text` is the card as it is in the file: 80 characters, or a multiple where CONTINUE cards
-    follow. `value` is None where it is undefined or cannot be parsed. astropy's object would take
-    four times the memory.
+    follow. `value` is None where it is undefined or cannot be parsed. `is_read` tells whether the
+    value is the one that `text` says: one that was set may have more digits. astropy's object would
+    take four times the memory.
     """
 
     text: str
     keyword: str
     value: Any
+    is_read: bool
+
+
+class HeaderText(str):
+    """The text of a header that remembers the `Header` which `parse_header` gives for it.
+
+    A Frame holds it. Steps look into each header many times; a cache by text holds some hundred
+    frames, and of a thousand each look would read every card again. `memo` keeps what was derived
+    from it, with the objects that have to be the same. Copies of it (pickled, in a file) are plain
+    text.
+    """
+
+    __slots__ = ("header", "memo")
+
+    header: Header
+    memo: dict[str, tuple[Any, ...]]
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)
 
 
 class Header(Mapping[str, Any]):
@@ -59,7 +79,7 @@ class Header(Mapping[str, Any]):
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._entries = tuple(entries)
-        self._places = _places_by_keyword(tuple(entry.keyword for entry in self._entries))
+        self._places = _places_by_keyword(tuple([entry.keyword for entry in self._entries]))
 
     @classmethod
     def from_cards(cls, cards: Iterable[str]) -> Header:
@@ -90,25 +110,27 @@ class Header(Mapping[str, Any]):
         New keywords go before the comments at the end.
         """
         entries = list(self._entries)
+        names = [entry.keyword for entry in entries]
         for keyword, given in keywords.items():
-            place = next(
-                (number for number, entry in enumerate(entries) if entry.keyword == keyword), None
-            )
+            place = names.index(keyword) if keyword in names else None
             value, comment = given if isinstance(given, tuple) else (given, None)
             if place is not None:
-                entries[place : place + 1] = (
+                changed = (
                     [] if given is None else [_changed_entry(entries[place].text, value, comment)]
                 )
+                entries[place : place + 1] = changed
+                names[place : place + 1] = [entry.keyword for entry in changed]
             elif given is not None:
                 end = next(
                     (
                         number
                         for number in range(len(entries), 0, -1)
-                        if entries[number - 1].keyword not in COMMENTARY_KEYWORDS
+                        if names[number - 1] not in COMMENTARY_KEYWORDS
                     ),
                     0,
                 )
                 entries.insert(end, _new_entry(keyword, value, comment))
+                names.insert(end, entries[end].keyword)
         return type(self)(entries)
 
     def copy(self) -> fits.Header:
@@ -126,9 +148,18 @@ class Header(Mapping[str, Any]):
         return [(entry.keyword, entry.text) for entry in self._entries]
 
     @property
-    def text(self) -> str:
-        """The cards as lines, without the blanks at their ends."""
-        return "\n".join(entry.text.rstrip() for entry in self._entries)
+    def text(self) -> HeaderText:
+        """The cards as lines, without the blanks at their ends.
+
+        It remembers the Header that is read from it, whose values have the digits of the text.
+        """
+        text = HeaderText("\n".join([entry.text.rstrip() for entry in self._entries]))
+        text.header, text.memo = self, {}
+        if not all(entry.is_read for entry in self._entries):
+            text.header = type(self)(
+                entry if entry.is_read else _entry_of_text(entry.text) for entry in self._entries
+            )
+        return text
 
     def tostring(self) -> str:
         """Give the header as it would be in a file."""
@@ -178,9 +209,13 @@ class Headers(NamedTuple):
     path: str = ""
 
 
-@lru_cache(maxsize=4096)  # headers of some hundred frames: steps look into each many times
 def parse_header(text: str) -> Header:
     """Give the Header whose `text` this is."""
+    return text.header if isinstance(text, HeaderText) else _parsed(text)
+
+
+@lru_cache(maxsize=4096)  # headers of some hundred frames that came from elsewhere
+def _parsed(text: str) -> Header:
     lines = text.split("\n") if text else []
     return Header(
         _entry_of_text(line.ljust(max(-(-len(line) // CARD_LENGTH), 1) * CARD_LENGTH))
@@ -189,9 +224,21 @@ def parse_header(text: str) -> Header:
 
 
 def frame_headers(frame: Any) -> Headers:
-    """Give the headers of a Frame: its attribute `phu` and its coordinate `header`."""
-    ext = tuple(parse_header(text) for text in coordinate(frame, "header").ravel().tolist())
-    return Headers(parse_header(frame.attrs["phu"]), ext, str(frame.attrs.get("path", "")))
+    """Give the headers of a Frame: its attribute `phu` and its coordinate `header`.
+
+    A Frame whose headers were not changed in between has one object of them.
+    """
+    phu, path = frame.attrs["phu"], str(frame.attrs.get("path", ""))
+    texts = coordinate(frame, "header")
+    memo = phu.memo if isinstance(phu, HeaderText) else {}
+    known = memo.get("headers")
+    if known and known[0] is texts and known[1].path == path:
+        return known[1]
+    headers = Headers(
+        parse_header(phu), tuple(parse_header(text) for text in texts.ravel().tolist()), path
+    )
+    memo["headers"] = texts, headers
+    return headers
 
 
 @lru_cache(maxsize=256)
@@ -214,7 +261,7 @@ def _plain_entry(text: str) -> Entry | None:
     It is six times as fast, and commands that read plain headers do without astropy (0.3 s).
     """
     if text.startswith(_COMMENTARY) and len(text) == CARD_LENGTH:
-        return Entry(text, sys.intern(text[:8].rstrip()), text[8:].rstrip())
+        return Entry(text, sys.intern(text[:8].rstrip()), text[8:].rstrip(), True)
     found = _PLAIN.fullmatch(text)
     if found is None or text[:8].rstrip() in _SPECIAL:
         return None
@@ -230,7 +277,7 @@ def _plain_entry(text: str) -> Entry | None:
         value = float(real.replace("D", "E"))
     else:
         value = logical == "T"
-    return Entry(text, sys.intern(text[:8].rstrip()), value)
+    return Entry(text, sys.intern(text[:8].rstrip()), value, True)
 
 
 @lru_cache(maxsize=1024, typed=True)  # a step writes the same cards into all its frames
@@ -257,6 +304,13 @@ def _plain_card(keyword: str, value: Any, comment: str | None) -> str:
 
 
 def _changed_entry(text: str, value: Any, comment: str | None) -> Entry:
+    # 0.0 and -0.0 are the same to a cache, but not as text.
+    change = _change_of_entry if value else _change_of_entry.__wrapped__
+    return change(text, value, comment)
+
+
+@lru_cache(maxsize=4096, typed=True)  # most frames have the same card and get the same value
+def _change_of_entry(text: str, value: Any, comment: str | None) -> Entry:
     before = _plain_entry(text)
     if before is not None and before.keyword not in _SPECIAL and comment is None:
         if type(value) is type(before.value) and value == before.value:
@@ -264,7 +318,8 @@ def _changed_entry(text: str, value: Any, comment: str | None) -> Entry:
         found = _PLAIN.fullmatch(text)
         kept = found.group("comment") if found else None
         if value != before.value and _plain_card(before.keyword, value, kept):
-            return _new_entry(before.keyword, value, (kept or "").rstrip() or None)
+            make = _new_entry if value else _new_entry.__wrapped__  # a cache; see above
+            return make(before.keyword, value, (kept or "").rstrip() or None)
     card = fits.Card.fromstring(text)
     if isinstance(value, str) and comment is not None:
         return _new_entry(card.keyword, value, comment)
@@ -287,6 +342,5 @@ def _entry_of_card(card: fits.Card, text: str | None = None) -> Entry:
         value = card.value
     except (fits.VerifyError, ValueError, AttributeError):  # the card cannot be parsed
         value = None
-    return Entry(
-        text or str(card), keyword, None if isinstance(value, fits.card.Undefined) else value
-    )
+    value = None if isinstance(value, fits.card.Undefined) else value
+    return Entry(text or str(card), keyword, value, text is not None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gdask.headers import Headers, frame_headers, read_headers
+from gdask.headers import Headers, HeaderText, frame_headers, read_headers
 from gdask.instruments import f2, gemini, gsaoi
 from gdask.instruments.view import Instrument, View, header_value, unknown_descriptor
 from gdask.model import GdaskError
@@ -75,12 +75,24 @@ def view(source: Any) -> View:
     """
     headers = _headers(source)
     _, facts, module = instrument_of(headers)
-    return View(
+    memo = _memo_of(source)
+    known = memo.get("view")
+    if known and known[0] is headers and known[1] is facts:
+        return known[2]
+    made = View(
         headers,
         facts,
         {**gemini.TAGS, **getattr(module, "TAGS", {})},
         {**gemini.DESCRIPTORS, **getattr(module, "DESCRIPTORS", {})},
     )
+    memo["view"] = headers, facts, made
+    return made
+
+
+def _memo_of(source: Any) -> dict[str, tuple[Any, ...]]:
+    """Where a Frame keeps its view as long as its headers are the same; a new place for others."""
+    phu = getattr(source, "attrs", {}).get("phu")
+    return phu.memo if isinstance(phu, HeaderText) else {}
 
 
 def tags(source: Any) -> set[str]:

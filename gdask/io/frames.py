@@ -15,8 +15,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from gdask.headers import Header, frame_headers, parse_header
-from gdask.io.dask_internals import is_only_chunked
+from gdask.headers import Header, HeaderText, frame_headers, parse_header
+from gdask.io.dask_internals import dataset_with, index_of, is_only_chunked
 from gdask.kernels.geometry.grid import Grid
 from gdask.kernels.geometry.projection import Geometry
 from gdask.model import DIMS, DTYPES, GdaskError, coordinate
@@ -49,7 +49,7 @@ def with_headers(
     for each array.
     """
     if primary:
-        frame = frame.assign_attrs(phu=primary_header(frame).changed(primary).text)
+        frame = with_primary_header(frame, primary_header(frame).changed(primary))
     if each:
         rows = zip(*each.values(), strict=True)
         changed = [
@@ -62,14 +62,45 @@ def with_headers(
 
 def with_primary_header(frame: Frame, header: Header) -> Frame:
     """Give the Frame with another primary header."""
-    return frame.assign_attrs(phu=header.text)
+    return with_attrs(frame, phu=header.text)
 
 
 def with_array_headers(frame: Frame, headers: Sequence[Header]) -> Frame:
     """Give the Frame with other headers of its arrays."""
-    return frame.assign_coords(
-        header=("detector", object_array([header.text for header in headers]))
-    )
+    texts = object_array([header.text for header in headers])
+    return dataset_with(frame, coordinates={"header": (("detector",), texts)})
+
+
+def with_attrs(frame: Frame, **attrs: Any) -> Frame:
+    """Give the Frame with attributes set."""
+    return dataset_with(frame, attrs=attrs)
+
+
+def with_pixels(frame: Frame, arrays: Mapping[str, Any]) -> Frame:
+    """Give the Frame with variables of pixels, arrays (detector, y, x), set."""
+    return dataset_with(frame, {name: (DIMS, array) for name, array in arrays.items()})
+
+
+def with_same_headers(frame: Frame, other: Frame) -> Frame:
+    """Give the Frame with the headers of another one with as many arrays."""
+    texts = coordinate(other, "header")
+    phu = {"phu": other.attrs["phu"]}
+    return dataset_with(frame, coordinates={"header": (("detector",), texts)}, attrs=phu)
+
+
+def made_once(frame: Frame, name: str, make: Callable[[Frame], Any]) -> Any:
+    """Give what `make` gives for a Frame, and the same again to the next who asks.
+
+    It may depend on the headers and the name of the Frame alone. What screening has found of a
+    Frame is so known to the recipe, and not kept after that.
+    """
+    phu, key = frame.attrs["phu"], (coordinate(frame, "header"), frame.attrs["name"])
+    memo = phu.memo if isinstance(phu, HeaderText) else {}
+    known = memo.pop(name, None)
+    if known and known[0] is key[0] and known[1] == key[1]:
+        return known[2]
+    memo[name] = made = (*key, make(frame))
+    return made[2]
 
 
 def object_array(items: Sequence[object]) -> np.ndarray:
@@ -98,7 +129,9 @@ def _start_and_size(frame: Frame, name: str) -> tuple[int, int]:
 
     Raises GdaskError where the pixels are no range without gaps.
     """
-    pixels = frame.indexes[name]
+    pixels = index_of(frame, name)
+    if getattr(pixels, "step", 0) == 1:  # a range, as files have it
+        return int(pixels.start), len(pixels)
     first, size = int(pixels[0]), len(pixels)
     if int(pixels[-1]) - first != size - 1:
         raise GdaskError(
@@ -170,21 +203,37 @@ def with_geometries(frame: Frame, found: Sequence[Geometry]) -> Frame:
     """Give the Frame with these geometries of its arrays; none where `found` is empty."""
     if not found:
         return frame.drop_vars("geometry", errors="ignore")
-    return frame.assign_coords(
-        geometry=("detector", object_array([_geometry_text(each) for each in found]))
-    )
+    texts = object_array([_geometry_text(each) for each in found])
+    return dataset_with(frame, coordinates={"geometry": (("detector",), texts)})
+
+
+class _GeometryText(str):
+    """A geometry as JSON that remembers the Geometry which it says, as `HeaderText` does."""
+
+    __slots__ = ("geometry",)
+
+    geometry: Geometry
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)
+
+
+def _parsed_geometry(text: str) -> Geometry:
+    return text.geometry if isinstance(text, _GeometryText) else _read_geometry(text)
 
 
 @lru_cache(maxsize=4096)
-def _parsed_geometry(text: str) -> Geometry:
+def _read_geometry(text: str) -> Geometry:
     stored = json.loads(text).items()
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored}
     return Geometry(**fields)
 
 
-@lru_cache(maxsize=4096)
 def _geometry_text(geometry: Geometry) -> str:
-    return json.dumps(geometry._asdict())
+    plain = json.dumps(geometry._asdict())
+    text = _GeometryText(plain)
+    text.geometry = _read_geometry(plain)
+    return text
 
 
 def grid_of(frame: Frame) -> Grid | None:
@@ -208,7 +257,11 @@ def _parsed_grid(text: str) -> Grid:
 
 def pixel_variables(frame: Frame) -> list[str]:
     """Give the names of the variables that are pixels."""
-    return [str(name) for name in frame.data_vars if frame[name].dims == DIMS and name in DTYPES]
+    return [
+        str(name)
+        for name in frame.data_vars
+        if name in DTYPES and frame.variables[name].dims == DIMS
+    ]
 
 
 def with_small(frame: Frame, **results: Any) -> Frame:
@@ -216,7 +269,7 @@ def with_small(frame: Frame, **results: Any) -> Frame:
 
     A result is a lazy array of shape (detector,), or one object of the whole Frame.
     """
-    return frame.assign({name: _small_variable(value) for name, value in results.items()})
+    return dataset_with(frame, {name: _small_variable(value) for name, value in results.items()})
 
 
 def _small_variable(value: Any) -> tuple[tuple[str, ...], Any]:
@@ -229,12 +282,13 @@ def _small_variable(value: Any) -> tuple[tuple[str, ...], Any]:
 
 def small_results(frame: Frame) -> list[str]:
     """Give the names of a Frame's small results, computed or not."""
-    return [str(name) for name in frame.data_vars if frame[name].dims != DIMS]
+    return [str(name) for name in frame.data_vars if frame.variables[name].dims != DIMS]
 
 
 def lazy_small_results(frame: Frame) -> dict[str, Any]:
     """Give the small results that are still to be computed, by name."""
-    return {name: frame[name].data for name in small_results(frame) if _is_lazy(frame[name].data)}
+    held = {name: frame.variables[name].data for name in small_results(frame)}
+    return {name: result for name, result in held.items() if _is_lazy(result)}
 
 
 def _is_lazy(held: Any) -> bool:
@@ -253,7 +307,7 @@ def small(frame: Frame, name: str, *, lazy_is_none: bool = False) -> Any:
     """
     if name not in frame.data_vars:
         return None
-    held = frame[name].data
+    held = frame.variables[name].data
     if _is_lazy(held):
         if lazy_is_none:
             return None
@@ -271,8 +325,8 @@ def small(frame: Frame, name: str, *, lazy_is_none: bool = False) -> Any:
 
 def with_fetched(frame: Frame, results: Mapping[str, Sequence[object]]) -> Frame:
     """Give the Frame with small results that have been computed: one item for each array."""
-    return frame.assign(
-        {name: ("detector", object_array(items)) for name, items in results.items()}
+    return dataset_with(
+        frame, {name: (("detector",), object_array(items)) for name, items in results.items()}
     )
 
 
@@ -286,17 +340,17 @@ def sky_names(frame: Frame) -> tuple[str, ...] | None:
 
 def note(frame: Frame, text: str) -> Frame:
     """Give the Frame with a remark for the log line of its step."""
-    return frame.assign_attrs(note=text)
+    return with_attrs(frame, note=text)
 
 
 def warn(frame: Frame, text: str) -> Frame:
     """Give the Frame with a warning for the log."""
-    return frame.assign_attrs(warning=text)
+    return with_attrs(frame, warning=text)
 
 
 def set_aside(frame: Frame, reason: str) -> Frame:
     """Give the Frame marked as left out, with the reason."""
-    return frame.assign_attrs(set_aside=reason)
+    return with_attrs(frame, set_aside=reason)
 
 
 def records(frame: Frame, name: str) -> tuple[dict[str, str], ...]:
@@ -307,7 +361,7 @@ def records(frame: Frame, name: str) -> tuple[dict[str, str], ...]:
 def with_records(frame: Frame, name: str, rows: Sequence[Mapping[str, object]]) -> Frame:
     """Give the Frame with rows added to an attribute that holds records."""
     lines = [line for line in (frame.attrs.get(name, ""), *map(_json_line, rows)) if line]
-    return frame.assign_attrs({name: "\n".join(lines)})
+    return with_attrs(frame, **{name: "\n".join(lines)})
 
 
 def _json_line(row: Mapping[str, object]) -> str:

@@ -5,16 +5,19 @@ Such a block is a band of a sky or a tile of a stack.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from operator import getitem
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from dask.base import tokenize
 
 from gdask.io import dask_internals
-from gdask.io.dask_internals import Chunks
-from gdask.io.lazy_arrays import Need, block_pixels, boxed, edges, empty_meta, source_of, with_need
-from gdask.io.sources import Blocks
+from gdask.io.dask_internals import Chunks, awaited_by
+from gdask.io.lazy_arrays import Need, block_pixels, boxed, edges, empty_meta, with_need
+from gdask.io.sources import Blocks, Bound, read_together
 from gdask.model import late
 from gdask.types import Window
 
@@ -22,6 +25,20 @@ if TYPE_CHECKING:
     import dask.array as da
 else:
     da = late("dask.array")
+
+#: Window of a result that is one value for each detector.
+NO_WINDOW: Window = (0, 0, 0, 0)
+#: Parameters in malloc.h, and their values in a process that computes. Freed memory is kept for the
+#: next array: given back and faulted in again, page by page, it took half of all CPU time (science
+#: of 16 full GSAOI frames: 36 of 78 s). More than 256 MB at the end of the heap are given back. One
+#: arena, so that what one thread frees another one uses.
+MALLOC_SETTINGS = {
+    "M_TRIM_THRESHOLD": (-1, 2**28),
+    "M_MMAP_THRESHOLD": (-3, 2**30),
+    "M_ARENA_MAX": (-8, 1),
+}
+#: Rows that a sample of an array takes together.
+SAMPLED_ROWS = 8
 
 
 def gather(
@@ -47,7 +64,8 @@ def gather(
         each than it needs at a time.
     arrays
         Lazy arrays (detector, y, x), or sources. An array that has a source is read from it inside
-        the task. Of any other the task waits for the blocks that its windows touch.
+        the task, which waits for the small results that the source awaits. Of any other the task
+        waits for the blocks that its windows touch.
     chunks
         Of the result. Where the result has one value for each detector: ((1, 1, ...),).
     windows
@@ -61,45 +79,224 @@ def gather(
         Bytes of one block of the result where its shape and dtype do not say it, as for an object
         of each detector.
     """
-    sources = tuple(source_of(array) if isinstance(array, da.Array) else array for array in arrays)
-    shared_key = f"sources-{name}"
-    tasks: dict[Any, Any] = {shared_key: dask_internals.shared_value(shared_key, sources)}
-    lazy = [number for number, source in enumerate(sources) if source is None]
-    finders = {number: _BlockFinder(arrays[number]) for number in lazy}
     pixels = block_pixels(chunks) if len(chunks) == 3 else 1
     item = float(np.dtype(dtype).itemsize) if result_bytes is None else result_bytes / pixels
-    need = Need(pixels, item, scratch)
-    options = {"bound": bound, "one_value": len(chunks) == 1, "dtype_of_value": np.dtype(dtype)}
-    call = with_need(_gather_block, need, {"function": function} | options)
-    for key, detector, window in _blocks_of(name, chunks):
-        block_references, parts = [], []
-        for number in lazy:
-            keys, corners = finders[number].touched(windows(number, detector, window))
-            block_references += [dask_internals.reference(key_of_block) for key_of_block in keys]
-            parts.append((number, corners, arrays[number].shape, arrays[number].dtype))
-        value_references = [dask_internals.reference((value.name, detector)) for value in values]
-        tasks[key] = dask_internals.task(
-            key,
-            call,
-            dask_internals.reference(shared_key),
-            detector,
-            window,
-            tuple(parts),
-            len(value_references),
-            *value_references,
-            *block_references,
-        )
-    inputs = [*(arrays[number] for number in lazy), *values]
-    meta = empty_meta(np.dtype(dtype), len(chunks))
-    return dask_internals.array_of_tasks(name, tasks, inputs, chunks, meta)
+    call = with_need(
+        _gather_block,
+        Need(pixels, item, scratch),
+        {"function": function, "bound": bound, "dtype_of_value": np.dtype(dtype)},
+    )
+    return _gathered(call, arrays, name, np.dtype(dtype), chunks, windows, values)
+
+
+def gather_planes(
+    function: Callable[..., Sequence[np.ndarray]],
+    arrays: Sequence[Any],
+    *,
+    name: str,
+    dtypes: Sequence[npt.DTypeLike],
+    chunks: Chunks,
+    windows: Callable[[int, int, Window], Sequence[tuple[int, Window]]],
+    values: Sequence[da.Array] = (),
+    scratch: float,
+    **bound: object,
+) -> list[da.Array]:
+    """Give several arrays of one shape: one task makes a block of each.
+
+    The arguments are those of `gather`, but `dtypes` has the type of each array, and the function
+    gives a plane for each.
+    """
+    types = [np.dtype(dtype) for dtype in dtypes]
+    need = Need(block_pixels(chunks), float(sum(dtype.itemsize for dtype in types)), scratch)
+    options = {"function": function, "bound": bound, "dtype_of_value": None}
+    call = with_need(_gather_block, need, options)
+    together = _gathered(call, arrays, name, np.dtype(object), chunks, windows, values)
+    return [_picked(together, number, dtype) for number, dtype in enumerate(types)]
+
+
+def measure_arrays(
+    kernel: Callable[..., object],
+    *arrays: da.Array | None,
+    dtype: npt.DTypeLike = object,
+    each: Mapping[str, Sequence[object]] | None = None,
+    scratch: float,
+    sample: int | None = None,
+    **shared: object,
+) -> da.Array:
+    """Measure each array of a Frame: kernel(*planes, **keywords), shape (detector,).
+
+    Unlike `map_arrays`, a task reads the pixels for itself and holds no array of which it needs a
+    sample.
+
+    Parameters
+    ----------
+    arrays, each, shared
+        As `map_planes` takes them; an array of shape (detector,) gives the kernel its value, after
+        the planes.
+    scratch
+        Bytes for each pixel of an array, or of the sample, that a task takes.
+    sample
+        Number of pixels that are enough: of an array that has twice as many or more, the planes
+        have the rows of `sampled_rows` only. None: all rows.
+    """
+    planes = [array for array in arrays if array is not None and array.ndim == 3]
+    small = [array for array in arrays if array is not None and array.ndim == 1]
+    count, ny, nx = planes[0].shape
+    rows = sampled_rows(ny, nx, sample)
+    given = tuple(array is not None for array in arrays if array is None or array.ndim == 3)
+    values = {name: tuple(items) for name, items in (each or {}).items()}
+    label = f"{kernel.__module__}.{kernel.__qualname__}"
+    names = [array.name for array in (*planes, *small)]
+    identity = tokenize(label, names, given, values, shared, rows, str(dtype))
+    return gather(
+        _measure,
+        planes,
+        name=f"{kernel.__name__.strip('_')}-{identity}",
+        dtype=dtype,
+        chunks=((1,) * count,),
+        windows=lambda _, detector, __: [(detector, (y1, y2, 0, nx)) for y1, y2 in rows],
+        values=small,
+        scratch=scratch * nx * sum(y2 - y1 for y1, y2 in rows),
+        kernel=kernel,
+        given=given,
+        rows=rows,
+        each=values,
+        shared=shared,
+    )
+
+
+def _measure(
+    sources: tuple[Any, ...],
+    detector: int,
+    window: Window,
+    *small: Any,
+    kernel: Callable[..., object],
+    given: tuple[bool, ...],
+    rows: tuple[tuple[int, int], ...],
+    each: Mapping[str, tuple],
+    shared: Mapping[str, object],
+) -> Any:
+    nx, height = sources[0].shape[2], sum(y2 - y1 for y1, y2 in rows)
+    if len(rows) == 1:
+        planes = read_together(sources, detector, (*rows[0], 0, nx))
+    else:
+        planes = tuple(np.empty((height, nx), source.dtype) for source in sources)
+        done = 0
+        for y1, y2 in rows:
+            parts = [plane[done : done + y2 - y1] for plane in planes]
+            read_together(sources, detector, (y1, y2, 0, nx), parts)
+            done += y2 - y1
+    each_plane = iter(planes)
+    keywords = dict(shared) | {name: items[detector] for name, items in each.items()}
+    return kernel(
+        *(next(each_plane) if is_given else None for is_given in given), *small, **keywords
+    )
+
+
+def sampled_rows(ny: int, nx: int, sample: int | None) -> tuple[tuple[int, int], ...]:
+    """Give (first, last + 1) of the rows of an array that are a sample of about so many pixels.
+
+    They are SAMPLED_ROWS of every so many, and all of a small array, or without a `sample`.
+    """
+    step = ny * nx // sample if sample else 1
+    if step < 2:
+        return ((0, ny),)
+    return tuple((y, min(y + SAMPLED_ROWS, ny)) for y in range(0, ny, step * SAMPLED_ROWS))
+
+
+def _picked(together: da.Array, number: int, dtype: np.dtype) -> da.Array:
+    """Give one of the arrays whose blocks a task makes together."""
+    name = f"{together.name}-{number}"
+
+    def make() -> dict[Any, Any]:
+        tasks = {}
+        for (_, *place), _, _ in _blocks_of(together.name, together.chunks):
+            key, block = (name, *place), dask_internals.reference((together.name, *place))
+            tasks[key] = dask_internals.task(key, getitem, block, number)
+        return tasks
+
+    later, meta = dask_internals.LaterTasks(make), empty_meta(dtype, 3)
+    return dask_internals.array_of_tasks(name, later, [together], together.chunks, meta)
+
+
+def _gathered(
+    call: Callable[..., object],
+    arrays: Sequence[Any],
+    name: str,
+    dtype: np.dtype,
+    chunks: Chunks,
+    windows: Callable[[int, int, Window], Sequence[tuple[int, Window]]],
+    values: Sequence[da.Array],
+) -> da.Array:
+    """Give the array whose tasks are `call`, each given its sources, values and blocks."""
+    known = [awaited_by(array) if _is_lazy(array) else (array, {}) for array in arrays]
+    sources = tuple(source for source, _ in known)
+    awaited: dict[str, da.Array] = {}
+    for _, waiting in known:
+        awaited |= waiting
+    shared_key = f"sources-{name}"
+    lazy = [number for number, source in enumerate(sources) if source is None]
+    waiting_numbers = tuple(number for number, (_, waiting) in enumerate(known) if waiting)
+    finders = {number: _BlockFinder(arrays[number]) for number in lazy}
+    reference = dask_internals.reference
+
+    def make() -> dict[Any, Any]:
+        tasks: dict[Any, Any] = {shared_key: dask_internals.shared_value(shared_key, sources)}
+        for key, detector, window in _blocks_of(name, chunks):
+            references = [reference((value.name, detector)) for value in values]
+            touched = {d for n in waiting_numbers for d, _ in windows(n, detector, window)}
+            small = tuple((each, d) for each in awaited for d in sorted(touched))
+            references += [reference(key_of_value) for key_of_value in small]
+            parts = []
+            for number in lazy:
+                keys, corners = finders[number].touched(windows(number, detector, window))
+                references += [reference(key_of_block) for key_of_block in keys]
+                parts.append((number, corners, arrays[number].shape, arrays[number].dtype))
+            what = Inputs(detector, window, len(values), small, waiting_numbers, tuple(parts))
+            tasks[key] = dask_internals.task(key, call, reference(shared_key), what, *references)
+        return tasks
+
+    inputs = [*(arrays[number] for number in lazy), *values, *awaited.values()]
+    later = dask_internals.LaterTasks(make)
+    return dask_internals.array_of_tasks(
+        name, later, inputs, chunks, empty_meta(dtype, len(chunks))
+    )
+
+
+def _is_lazy(array: object) -> bool:
+    return isinstance(array, da.Array)
+
+
+class Inputs(NamedTuple):
+    """What a task makes, and what it is given beside its sources, in this order.
+
+    Attributes
+    ----------
+    detector, window
+        Of the block.
+    count
+        Number of values for the function.
+    small
+        (name, detector) of the small results that sources await.
+    waiting
+        Numbers of these sources.
+    parts
+        Of each array without a source: its number, the corners of the blocks that the task is
+        given, its shape and its type.
+    """
+
+    detector: int
+    window: Window
+    value_count: int
+    small: tuple[tuple[str, int], ...]
+    waiting: tuple[int, ...]
+    parts: tuple[tuple[int, tuple[tuple[int, int, int], ...], tuple[int, int, int], np.dtype], ...]
 
 
 def _blocks_of(name: str, chunks: Chunks) -> Iterator[tuple[tuple, int, Window]]:
     """Yield key, detector and window of each block of a result."""
     if len(chunks) == 1:
-        yield from (
-            ((name, detector), detector, (0, 0, 0, 0)) for detector in range(len(chunks[0]))
-        )
+        yield from (((name, detector), detector, NO_WINDOW) for detector in range(len(chunks[0])))
         return
     _, ys, xs = edges(chunks)
     for detector in range(len(chunks[0])):
@@ -138,26 +335,41 @@ class _BlockFinder:
         return range(int(first), int(np.searchsorted(self.edges[axis], stop, side="left")))
 
 
+@functools.cache
+def keep_freed_memory() -> None:
+    """Let the C library of Linux keep freed memory for later arrays, from now on."""
+    import ctypes
+
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        for parameter, value in MALLOC_SETTINGS.values():
+            library.mallopt(parameter, value)
+
+
 def _gather_block(
     sources: tuple[Any, ...],
-    detector: int,
-    window: Window,
-    parts: tuple[tuple[int, tuple[tuple[int, int, int], ...], tuple[int, int, int], np.dtype], ...],
-    n_values: int,
+    what: Inputs,
     *given: Any,
-    function: Callable[..., np.ndarray],
+    function: Callable[..., Any],
     bound: Mapping[str, object],
-    one_value: bool,
-    dtype_of_value: np.dtype,
-) -> np.ndarray:
-    """Make one block, in a task. `given` has the values, then the blocks of each of `parts`."""
-    filled, blocks = list(sources), list(given[n_values:])
-    for number, corners, shape, dtype in parts:
+    dtype_of_value: np.dtype | None,
+) -> Any:
+    """Make one block, in a task; `given` are results of other tasks, in the order of `Inputs`.
+
+    Without `dtype_of_value` the function gives several planes.
+    """
+    keep_freed_memory()
+    filled, blocks = list(sources), list(given[what.value_count :])
+    if what.small:
+        small = {key: box[0] for key, box in zip(what.small, blocks, strict=False)}
+        for number in what.waiting:
+            filled[number] = Bound(filled[number], small)
+        del blocks[: len(small)]
+    for number, corners, shape, dtype in what.parts:
         filled[number] = Blocks(tuple(blocks[: len(corners)]), corners, shape, dtype)
         del blocks[: len(corners)]
-    result = function(
-        tuple(filled), detector, window, *(value[0] for value in given[:n_values]), **bound
-    )
-    if not one_value:
-        return result[None]
-    return boxed(result, dtype_of_value)
+    values = (value[0] for value in given[: what.value_count])
+    result = function(tuple(filled), what.detector, what.window, *values, **bound)
+    if dtype_of_value is None:
+        return tuple(plane[None] for plane in result)
+    return result[None] if what.window != NO_WINDOW else boxed(result, dtype_of_value)

@@ -20,8 +20,9 @@ import numpy.typing as npt
 from dask.base import tokenize
 
 from gdask.io import dask_internals
-from gdask.io.dask_internals import Chunks, set_source
-from gdask.io.sources import Cut, Mapped, StoredArray
+from gdask.io.dask_internals import Chunks, awaited_by, set_source
+from gdask.io.sources import Awaited, Bound, Cut, Mapped, read_together
+from gdask.io.stored import StoredArray
 from gdask.model import late
 
 if TYPE_CHECKING:
@@ -188,7 +189,22 @@ def _read_block(
     place: tuple[int, int, int], source: Any, block_edges: tuple[tuple[int, ...], ...]
 ) -> np.ndarray:
     y1, y2 = block_edges[1][place[1] : place[1] + 2]
-    return source.read(place[0], (y1, y2, 0, block_edges[2][-1]), {})[None]
+    return read_together((source,), place[0], (y1, y2, 0, block_edges[2][-1]))[0][None]
+
+
+def bound_to(array: da.Array, values: Mapping[str, Sequence[object]]) -> da.Array:
+    """Give an array whose pixels no longer wait for small results.
+
+    `values` has for each by the name of its array an item for each detector. Arrays that await
+    others, or nothing, or have no source, stay as they are.
+    """
+    source, awaited = awaited_by(array)
+    if source is None or not awaited or not set(awaited) <= set(values):
+        return array
+    known = {
+        (name, detector): value for name in awaited for detector, value in enumerate(values[name])
+    }
+    return from_source(Bound(source, known), "bound", identity=array.name)
 
 
 def read_apart(array: da.Array, rows: int | None = None, tag: str = "") -> da.Array:
@@ -199,9 +215,8 @@ def read_apart(array: da.Array, rows: int | None = None, tag: str = "") -> da.Ar
     source = source_of(array)
     if source is None:
         return array.rechunk({0: 1, 1: rows or -1, 2: -1})
-    return from_source(
-        source, "read", rows, tag, identity=None if is_stored(source) else array.name
-    )
+    identity = None if is_stored(source) else array.name
+    return from_source(source, "read", rows, tag, identity=identity)
 
 
 def cut_out(
@@ -281,12 +296,37 @@ def map_planes(
         shared=shared,
         block_edges=edges(chunks) if windowed else (),
     )
-    sources = [source_of(array) for array in present]
-    if pixelwise and all(source is not None and source.shape == result.shape for source in sources):
-        each_source = iter(sources)
-        matched = tuple(next(each_source) if is_given else None for is_given in given)
-        set_source(result, Mapped(kernel, matched, values, shared, windowed, np.dtype(dtype)))
+    if pixelwise:
+        _remember_source(result, kernel, present, given, values, shared, windowed)
     return result
+
+
+def _remember_source(
+    result: da.Array,
+    kernel: Callable[..., object],
+    present: Sequence[da.Array],
+    given: Sequence[bool],
+    values: Mapping[str, tuple],
+    shared: Mapping[str, object],
+    windowed: bool,
+) -> None:
+    """Give an array its source, if all that it is made of has one, or is a small result."""
+    sources: list[Any] = []
+    awaited: dict[str, da.Array] = {}
+    for array in present:
+        if array.ndim == 1:
+            sources.append(Awaited(array.name))
+            awaited[array.name] = array
+            continue
+        source, waiting = awaited_by(array)
+        if source is None or source.shape != result.shape:
+            return
+        sources.append(source)
+        awaited |= waiting
+    each_source = iter(sources)
+    matched = tuple(next(each_source) if is_given else None for is_given in given)
+    made = Mapped(kernel, matched, values, shared, windowed, result.dtype)
+    set_source(result, made, awaited)
 
 
 def map_arrays(
@@ -338,9 +378,8 @@ def _in_same_blocks(arrays: list[da.Array]) -> list[da.Array]:
 def _name_of(kernel: Callable[..., object], arrays: Sequence[da.Array], *others: object) -> str:
     """Give a name that depends on the kernel and all that goes into its result."""
     label = f"{kernel.__module__}.{kernel.__qualname__}"
-    return (
-        f"{kernel.__name__.strip('_')}-{tokenize(label, [array.name for array in arrays], *others)}"
-    )
+    names = [array.name for array in arrays]
+    return f"{kernel.__name__.strip('_')}-{tokenize(label, names, *others)}"
 
 
 def _call_kernel(
@@ -367,7 +406,7 @@ def _call_for_plane(place: tuple[int, ...], *blocks: Any, **how: Any) -> np.ndar
 
 def _plane_of(block: Any) -> Any:
     """Give the plane of one block, or the value of an array that has one for each detector."""
-    # dask gives blocks along axes that the result does not have as nested lists.
+    # Several blocks along axes that the result does not have come as nested lists.
     while isinstance(block, list):
         block = block[0]
     return block[0]
@@ -390,9 +429,8 @@ def of_all_arrays(
     count, shared_key = values.shape[0], f"all-{name}"
     call = with_need(function, need_of(function, 1, 8.0, 0.0), {})
     boxes = [dask_internals.reference((values.name, detector)) for detector in range(count)]
-    tasks: dict[Any, Any] = {
-        shared_key: dask_internals.task(shared_key, _call_unboxed, call, *boxes)
-    }
+    shared = dask_internals.task(shared_key, _call_unboxed, call, *boxes)
+    tasks: dict[Any, Any] = {shared_key: shared}
     for detector in range(count):
         key = (name, detector)
         result = dask_internals.reference(shared_key)

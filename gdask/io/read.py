@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ import numpy as np
 
 from gdask.headers import FileUnits, Header, Headers, image_headers, read_units
 from gdask.instruments import instrument_of, view
-from gdask.io.sources import FITS_TYPES, Plane, StoredArray
+from gdask.io.stored import FITS_TYPES, Plane, StoredArray
 from gdask.model import DIMS, DTYPES, EXTNAMES, GdaskError, late
 from gdask.types import Frame, Frames
 
@@ -27,13 +29,15 @@ else:
 _COMPRESSED_ENDINGS = (".gz", ".bz2", ".fz", ".Z", ".zip")
 
 
-def open_frame(path: str | os.PathLike[str]) -> Frame:
+def open_frame(path: str | os.PathLike[str], *, keep: bool = False) -> Frame:
     """Open the lazy Frame of a raw or processed multi-extension file. Only headers are read.
 
     Parameters
     ----------
     path
         A FITS file, as it is or compressed (.gz, .bz2, .fz).
+    keep
+        Whether each process keeps windows that it has read: for a calibration of many frames.
 
     Returns
     -------
@@ -50,7 +54,7 @@ def open_frame(path: str | os.PathLike[str]) -> Frame:
     GdaskError
         The file is missing, not FITS, truncated, has no image, or its arrays differ in shape.
     """
-    return open_with(path, _lazy_variable)
+    return open_with(path, _kept_variable if keep else _lazy_variable)
 
 
 def open_with(
@@ -121,6 +125,10 @@ def _lazy_variable(name: str, stored: StoredArray) -> tuple[tuple[str, ...], Any
     return DIMS, from_source(stored, f"read-{name}")
 
 
+def _kept_variable(name: str, stored: StoredArray) -> tuple[tuple[str, ...], Any]:
+    return _lazy_variable(name, replace(stored, is_kept=True))
+
+
 def _variable_of(header: Header) -> str:
     """Give the name of the variable to which the array of a unit belongs."""
     names = {on_disk: name for name, on_disk in EXTNAMES.items()}
@@ -157,9 +165,7 @@ def _assemble(
     headers: Headers,
     has_tables: bool,
 ) -> Frame:
-    import pandas as pd
-    import xarray as xr
-
+    from gdask.io.dask_internals import dataset_with
     from gdask.io.frames import object_array
 
     count, ny, nx = next(iter(stored.values())).shape
@@ -167,15 +173,7 @@ def _assemble(
     headers = headers._replace(ext=(science or headers.ext)[:count])
     names, sections = _labels(headers, count), _sections(headers, count, (ny, nx))
     left, bottom = sections[0][0], sections[0][2]
-    coords = {
-        "detector": np.array(names, object),
-        "y": pd.RangeIndex(bottom, bottom + ny),
-        "x": pd.RangeIndex(left, left + nx),
-        "array_number": ("detector", np.arange(1, count + 1)),
-        "y_offset": ("detector", np.array([section[2] - bottom for section in sections])),
-        "x_offset": ("detector", np.array([section[0] - left for section in sections])),
-        "header": ("detector", object_array([header.text for header in headers.ext])),
-    }
+    texts = object_array([header.text for header in headers.ext])
     attrs: dict[str, Any] = {
         "path": path,
         "name": _bare_name(path),
@@ -186,7 +184,33 @@ def _assemble(
     }
     if has_tables:
         attrs["tables"] = path
-    return _with_geometry(xr.Dataset(variables, coords=coords, attrs=attrs), path, headers)
+    frame = _empty_frame(tuple(names), tuple(sections), (ny, nx))
+    if not all(isinstance(variable, tuple) for variable in variables.values()):
+        frame, variables = frame.assign(variables), {}
+    frame = dataset_with(frame, variables, {"header": (("detector",), texts)}, attrs)
+    return _with_geometry(frame, path, headers)
+
+
+@lru_cache(maxsize=64)  # the frames of a night have the same arrays; xarray takes a millisecond
+def _empty_frame(
+    names: tuple[str, ...],
+    sections: tuple[tuple[int, int, int, int], ...],
+    shape: tuple[int, int],
+) -> Frame:
+    """Give a Frame without pixels and headers, whose arrays have these names and sections."""
+    import pandas as pd
+    import xarray as xr
+
+    left, bottom = sections[0][0], sections[0][2]
+    coords = {
+        "detector": np.array(names, object),
+        "y": pd.RangeIndex(bottom, bottom + shape[0]),
+        "x": pd.RangeIndex(left, left + shape[1]),
+        "array_number": ("detector", np.arange(1, len(names) + 1)),
+        "y_offset": ("detector", np.array([section[2] - bottom for section in sections])),
+        "x_offset": ("detector", np.array([section[0] - left for section in sections])),
+    }
+    return xr.Dataset(coords=coords)
 
 
 def _labels(headers: Headers, count: int) -> list[str]:

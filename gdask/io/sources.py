@@ -1,31 +1,22 @@
 """Sources: what gives pixels by window, such as a variable of a file or the result of a kernel.
 
-The order of this module: what a source is; arrays in files; sources that are made of other sources;
-how the bytes of a file become pixels.
+The order of this module: what a source is and how several are read; sources that are made of
+others; blocks that a task was given. Arrays in files are in `stored`.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from gdask.headers import each_unit, is_tiled, open_stream
-from gdask.model import BadFile, late
-from gdask.types import Window
+from gdask.io.stored import StoredArray
+from gdask.types import Memo, Window
 
-if TYPE_CHECKING:
-    from astropy.io import fits
-else:
-    fits = late("astropy.io.fits")
-
-#: Results of sources by (id of the source, detector, window): a task computes each of them once.
-Memo = dict[tuple[int, int, Window], np.ndarray]
-#: FITS BITPIX -> NumPy type on disk (FITS standard 4.0, section 5).
-FITS_TYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
+#: Rows in which pixels are made that kernels compute from others, so that all that lies in between
+#: stays in the processor's cache.
+STRIP_ROWS = 16
 
 
 class Source(Protocol):
@@ -54,138 +45,42 @@ def read_once(source: Source, detector: int, window: Window, memo: Memo) -> np.n
     return memo[key]
 
 
-# Arrays in files -------------------------------------------------------------------------------
+def prepared(sources: Sequence[Source], detector: int, window: Window) -> Memo:
+    """Read what a window of these sources needs from files, for `read_together` to use."""
+    at_hand: Memo = {}
+    for source in sources:
+        prepare = getattr(source, "prepare", None)
+        if prepare is not None:
+            prepare(detector, window, at_hand)
+    return at_hand
 
 
-class Plane(NamedTuple):
-    """Where the pixels of one array lie in a file.
+def read_together(
+    sources: Sequence[Source],
+    detector: int,
+    window: Window,
+    out: Sequence[np.ndarray] | None = None,
+    at_hand: Memo | None = None,
+) -> tuple[np.ndarray, ...]:
+    """Read a window of several sources of one array, such as the variables of a frame.
 
-    Attributes
-    ----------
-    path
-        The file.
-    identity
-        Its size (bytes) and modification time (ns) when its headers were read.
-    extension
-        Number of the array's extension, 0 for the primary unit.
-    offset
-        First byte of the pixels; -1 where the file is compressed and the extension is decoded.
-    fits_type
-        NumPy type of the pixels on disk.
-    zero, scale
-        BZERO and BSCALE.
-    shape
-        (ny, nx).
+    What they have in common is made once. Pixels that kernels make of others are made in strips of
+    rows; `out` has planes to put the pixels into, `at_hand` what `prepared` has read. Nobody may
+    write into the result without `out`.
     """
-
-    path: str
-    identity: tuple[int, int]
-    extension: int
-    offset: int
-    fits_type: str
-    zero: float
-    scale: float
-    shape: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class StoredArray:
-    """One variable of a file: the planes of its arrays, as a source of shape (detector, y, x).
-
-    Attributes
-    ----------
-    planes
-        The place of each array's pixels.
-    dtype
-        Type that pixels are given in, native byte order.
-    changes
-        For each array, (scale, offset) pairs that are applied to its pixels in this order, in
-        the arithmetic of `dtype`.
-    """
-
-    planes: tuple[Plane, ...]
-    dtype: np.dtype
-    changes: tuple[tuple[tuple[float, float], ...], ...] = ()
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return (len(self.planes), *self.planes[0].shape)
-
-    @property
-    def ndim(self) -> int:
-        """Give the number of axes: detector, y, x."""
-        return 3
-
-    @property
-    def is_windowed(self) -> bool:
-        """Tell whether a window costs no more than its pixels.
-
-        It costs more in a compressed file, whose arrays are decoded whole.
-        """
-        return all(plane.offset >= 0 for plane in self.planes)
-
-    def __getitem__(self, key: Any) -> np.ndarray:
-        """Read the pixels that an index of an array of this shape selects.
-
-        `key` has whole numbers or slices, for the detector also lists of whole numbers; axes that
-        it leaves out are taken whole.
-        """
-        keys = (
-            (*key, *[slice(None)] * 3)[:3]
-            if isinstance(key, tuple)
-            else (key, slice(None), slice(None))
-        )
-        detectors = np.arange(len(self.planes))[keys[0]]
-        rows, columns = (
-            _span_of(axis_key, size)
-            for axis_key, size in zip(keys[1:], self.shape[1:], strict=True)
-        )
-        window = (rows[0], rows[1], columns[0], columns[1])
-        pixels = [self.read(int(number), window, {}) for number in np.atleast_1d(detectors)]
-        cut = (
-            np.stack(pixels)[:, rows[2], :][:, :, columns[2]]
-            if pixels
-            else np.empty((0, *self.shape[1:]), self.dtype)
-        )
-        picked = (
-            0 if np.ndim(detectors) == 0 else slice(None),
-            *(
-                0 if isinstance(axis_key, (int, np.integer)) else slice(None)
-                for axis_key in keys[1:]
-            ),
-        )
-        return cut[picked]
-
-    def read(self, detector: int, window: Window, memo: Memo) -> np.ndarray:
-        """Read the pixels [y1:y2, x1:x2] of one array.
-
-        Raises BadFile where the file is not the one whose headers were read.
-        """
-        pixels = read_window(self.planes[detector], *window, self.dtype)
-        for scale, offset in self.changes[detector] if self.changes else ():
-            pixels = pixels * scale + offset
-        return pixels
-
-    def changed(self, scales: Sequence[float], offsets: Sequence[float]) -> StoredArray:
-        """Give the array whose pixels are multiplied and then shifted when they are read.
-
-        There is one scale and one offset for each detector.
-        """
-        earlier = self.changes or ((),) * len(self.planes)
-        added = zip(scales, offsets, strict=True)
-        changes = tuple((*pairs, pair) for pairs, pair in zip(earlier, added, strict=True))
-        return replace(self, changes=changes)
-
-
-def _span_of(key: Any, size: int) -> tuple[int, int, Any]:
-    """Give first and last + 1 of the pixels of an axis that a key takes, and the key in them."""
-    pixels = np.arange(size)[key]
-    if np.ndim(pixels) == 0:
-        return int(pixels), int(pixels) + 1, slice(None)
-    if not len(pixels):
-        return 0, 0, slice(None)
-    first, last = int(pixels.min()), int(pixels.max()) + 1
-    return first, last, pixels - first
+    if out is None and all(isinstance(source, (StoredArray, Blocks)) for source in sources):
+        memo: Memo = {}
+        return tuple(read_once(source, detector, window, memo) for source in sources)
+    y1, y2, x1, x2 = window
+    shape = y2 - y1, x2 - x1
+    planes = out or tuple(np.empty(shape, source.dtype) for source in sources)
+    at_hand = prepared(sources, detector, window) if at_hand is None else at_hand
+    for start in range(y1, y2, STRIP_ROWS):
+        stop = min(start + STRIP_ROWS, y2)
+        memo = dict(at_hand)
+        for plane, source in zip(planes, sources, strict=True):
+            plane[start - y1 : stop - y1] = read_once(source, detector, (start, stop, x1, x2), memo)
+    return tuple(planes)
 
 
 # Sources that are made of other sources --------------------------------------------------------
@@ -219,7 +114,7 @@ class Mapped(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return next(source.shape for source in self.sources if source is not None)
+        return next(source.shape for source in self.sources if hasattr(source, "shape"))
 
     def read(self, detector: int, window: Window, memo: Memo) -> np.ndarray:
         planes = [
@@ -232,6 +127,51 @@ class Mapped(NamedTuple):
         if self.windowed:
             keywords["window"] = window
         return np.asarray(self.kernel(*planes, **keywords))
+
+    def prepare(self, detector: int, window: Window, memo: Memo) -> None:
+        """Read what is stored in files."""
+        if (id(self), detector) in memo:
+            return
+        memo[id(self), detector] = True
+        for source in self.sources:
+            if hasattr(source, "prepare"):
+                source.prepare(detector, window, memo)
+
+
+class Awaited(NamedTuple):
+    """A small result on which pixels wait, such as the level of an array, by the name of its array.
+
+    The task that reads the pixels is given its value.
+    """
+
+    name: str
+
+    def read(self, detector: int, window: Window, memo: Memo) -> Any:
+        return memo[self.name, detector]
+
+
+class Bound(NamedTuple):
+    """A source with the values of all that it awaits, by (name, detector)."""
+
+    source: Any
+    values: Mapping[tuple[str, int], Any]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.source.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.source.dtype
+
+    def read(self, detector: int, window: Window, memo: Memo) -> np.ndarray:
+        memo.update(self.values)
+        return self.source.read(detector, window, memo)
+
+    def prepare(self, detector: int, window: Window, memo: Memo) -> None:
+        """Read what is stored in files."""
+        if hasattr(self.source, "prepare"):
+            self.source.prepare(detector, window, memo)
 
 
 class Cut(NamedTuple):
@@ -254,27 +194,32 @@ class Cut(NamedTuple):
         return self.source.dtype
 
     def read(self, detector: int, window: Window, memo: Memo) -> np.ndarray:
+        return read_once(self.source, *self._place(detector, window), memo)
+
+    def prepare(self, detector: int, window: Window, memo: Memo) -> None:
+        """Read what is stored in files."""
+        if hasattr(self.source, "prepare"):
+            self.source.prepare(*self._place(detector, window), memo)
+
+    def _place(self, detector: int, window: Window) -> tuple[int, Window]:
         number, y, x = self.places[detector]
         y1, y2, x1, x2 = window
-        return read_once(self.source, number, (y1 + y, y2 + y, x1 + x, x2 + x), memo)
+        return number, (y1 + y, y2 + y, x1 + x, x2 + x)
 
 
-class RecordField(NamedTuple):
-    """One variable of a source whose pixels are records (a structured type)."""
+class Field(NamedTuple):
+    """One of the planes of a source that makes several at once."""
 
-    records: Any
-    name: str
+    planes: Any
+    number: int
+    dtype: np.dtype
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return self.records.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.records.dtype[self.name]
+        return self.planes.shape
 
     def read(self, detector: int, window: Window, memo: Memo) -> np.ndarray:
-        return np.ascontiguousarray(read_once(self.records, detector, window, memo)[self.name])
+        return read_once(self.planes, detector, window, memo)[self.number]
 
 
 class Blocks(NamedTuple):
@@ -310,97 +255,3 @@ class Blocks(NamedTuple):
                     ya - top : yb - top, xa - left : xb - left
                 ]
         return out
-
-
-# Bytes of a file as pixels ---------------------------------------------------------------------
-
-
-def read_window(plane: Plane, y1: int, y2: int, x1: int, x2: int, dtype: np.dtype) -> np.ndarray:
-    """Read the pixels [y1:y2, x1:x2] of one array, in native byte order as `dtype`.
-
-    Raises BadFile where the file is not the one whose headers were read.
-    """
-    if plane.offset < 0:
-        _check_unchanged(plane, plane.path)
-        return _decoded_window(plane, y1, y2, x1, x2, dtype)
-    width, item = plane.shape[1], np.dtype(plane.fits_type).itemsize
-    try:
-        # The open file is checked, not its name: a network file system asks its server when a
-        # file is opened, and not each time that a name is looked up.
-        with open(plane.path, "rb", buffering=0) as file:
-            _check_unchanged(plane, file.fileno())
-            if 2 * (x2 - x1) < width:
-                # A tile of an image: of whole rows, the tiles beside it would read the rest again.
-                starts = (plane.offset + (y * width + x1) * item for y in range(y1, y2))
-                rows = (os.pread(file.fileno(), (x2 - x1) * item, start) for start in starts)
-                raw = np.frombuffer(bytearray(b"".join(rows)), plane.fits_type)
-                width, x1, x2 = x2 - x1, 0, x2 - x1
-            else:
-                start = plane.offset + y1 * width * item
-                raw = np.fromfile(file, plane.fits_type, (y2 - y1) * width, offset=start)
-    except FileNotFoundError as error:
-        raise BadFile(
-            plane.path, f"vanished during the run ({error.strerror}); put it back and run again"
-        ) from None
-    except OSError as error:
-        raise BadFile(
-            plane.path,
-            f"cannot be read during the run ({error.strerror}); make it readable and run again",
-        ) from None
-    if raw.size != (y2 - y1) * width:
-        raise BadFile(
-            plane.path,
-            f"extension {plane.extension} ends before row {y2}: it was cut short; copy it again",
-        )
-    return _to_type(raw.reshape(y2 - y1, width)[:, x1:x2], plane, dtype)
-
-
-def _to_type(raw: np.ndarray, plane: Plane, dtype: np.dtype) -> np.ndarray:
-    """Give pixels as they are on disk in another type, with BZERO and BSCALE applied."""
-    if plane.zero == 32768 and plane.scale == 1 and raw.dtype.itemsize == 2:
-        unsigned = raw.astype(np.int16).view(np.uint16) ^ np.uint16(0x8000)
-        return unsigned.astype(dtype, copy=False)
-    if plane.zero == 0 and plane.scale == 1:
-        if raw.dtype.newbyteorder("=") == dtype and raw.flags.c_contiguous:
-            return raw.byteswap(inplace=True).view(dtype) if raw.dtype != dtype else raw
-        return raw.astype(dtype)
-    return (raw * plane.scale + plane.zero).astype(dtype)
-
-
-def _check_unchanged(plane: Plane, file: str | int) -> None:
-    """Raise BadFile where a file (name or descriptor) is not as it was when it was opened first."""
-    try:
-        stat = os.stat(file)
-    except OSError as error:
-        raise BadFile(
-            plane.path, f"vanished during the run ({error.strerror}); put it back and run again"
-        ) from None
-    if (stat.st_size, stat.st_mtime_ns) != plane.identity:
-        raise BadFile(plane.path, "changed during the run; run again with the file at rest")
-
-
-def _decoded_window(
-    plane: Plane, y1: int, y2: int, x1: int, x2: int, dtype: np.dtype
-) -> np.ndarray:
-    """Read a window of an array in a compressed file; the whole array is decoded for it."""
-    try:
-        pixels = _decoded_plane(plane, dtype)
-    except Exception as error:  # decompressors raise errors of many kinds
-        raise BadFile(
-            plane.path,
-            f"extension {plane.extension} cannot be decompressed ({error}); copy it again",
-        ) from error
-    return np.ascontiguousarray(pixels.reshape(plane.shape)[y1:y2, x1:x2].astype(dtype))
-
-
-def _decoded_plane(plane: Plane, dtype: np.dtype) -> np.ndarray:
-    """Give all pixels of an array in a file that is packed, or whose images are tile-compressed."""
-    with open_stream(plane.path) as stream:
-        for unit in each_unit(stream, plane.path):
-            if is_tiled(unit.header):
-                break
-            if unit.number == plane.extension:
-                raw = np.frombuffer(bytearray(stream.read(unit.size)), plane.fits_type)
-                return _to_type(raw, plane, dtype)
-    with fits.open(plane.path, memmap=False) as hdus:
-        return np.asarray(hdus[plane.extension].data)

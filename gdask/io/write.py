@@ -71,6 +71,7 @@ _STRUCTURE_KEYWORDS = (
     "DATASUM",
     "END",
 )
+_PRIMARY_CARDS = [("SIMPLE", True), ("BITPIX", 8), ("NAXIS", 0), ("EXTEND", True)]
 _WCS_KEYWORD = re.compile(
     r"(CRPIX|CRVAL|CTYPE|CUNIT|CDELT|CROTA)[12]|(CD|PC)[12]_[12]|(A|B|AP|BP)_(ORDER|\d_\d)"
     r"|RADECSYS|RADESYS|EQUINOX|WCSAXES"
@@ -118,7 +119,8 @@ def start(
     temporary = temporary_name(final)
     headers = _create(temporary, final, units)
     arrays = tuple(
-        _writer(frame[name].data, temporary, planes[name], _BITPIX[name]) for name in names
+        _writer(frame.variables[name].data, temporary, planes[name], _BITPIX[name])
+        for name in names
     )
     return Output(temporary, final, arrays, headers)
 
@@ -215,10 +217,7 @@ def _layout(
     frame: Frame, names: Sequence[str], bare: bool
 ) -> tuple[list[tuple[bytes, int]], dict[str, list[OutputPlane]]]:
     """Lay out a file: (header, bytes of data) of each unit, and the planes of each variable."""
-    phu = fits.Header([("SIMPLE", True), ("BITPIX", 8), ("NAXIS", 0), ("EXTEND", True)])
-    if not bare:
-        phu.extend(_content(primary_header(frame)), unique=False)
-    units = [(_header_bytes(phu), 0)]
+    units = [(_primary_header(None if bare else primary_header(frame)), 0)]
     planes: dict[str, list[OutputPlane]] = {name: [] for name in names}
     position = len(units[0][0])
     shape = shape_of(frame)
@@ -280,6 +279,20 @@ def _with_wcs(frame: Frame, detector: int, base: Header) -> Header | fits.Header
         del header[keyword]
     header.update(cards)
     return header
+
+
+def _primary_header(content: Header | None) -> bytes:
+    """Give the primary header with the content of another one; that of a bare file without."""
+    if content is None:
+        return _bare_primary_header()
+    phu = fits.Header(_PRIMARY_CARDS)
+    phu.extend(_content(content), unique=False)
+    return _header_bytes(phu)
+
+
+@lru_cache(maxsize=1)
+def _bare_primary_header() -> bytes:
+    return _header_bytes(fits.Header(_PRIMARY_CARDS))
 
 
 @lru_cache(maxsize=256)

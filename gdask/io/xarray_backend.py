@@ -15,7 +15,7 @@ from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
 from gdask.io.read import open_with
-from gdask.io.sources import StoredArray
+from gdask.io.stored import StoredArray
 
 #: Endings of names that `open_dataset` takes for FITS files where no engine is named.
 ENDINGS = (".fits", ".fits.gz", ".fits.bz2", ".fits.fz", ".fit", ".fts")

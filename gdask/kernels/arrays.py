@@ -10,6 +10,8 @@ import numpy.typing as npt
 from gdask.model import GdaskError
 from gdask.types import Image
 
+_FLOAT32 = np.dtype(np.float32)
+
 
 def as_kernel_input(array: npt.ArrayLike, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """View `array` as read-only, contiguous and of native byte order; copy only if it is not so.
@@ -19,7 +21,7 @@ def as_kernel_input(array: npt.ArrayLike, dtype: npt.DTypeLike) -> npt.NDArray[A
     of array saves seconds of compilation.
     """
     view = np.asarray(array, dtype=dtype, order="C").view()
-    view.flags.writeable = False
+    view.setflags(write=False)
     return view
 
 
@@ -28,10 +30,15 @@ def flatten_planes(*planes: npt.ArrayLike) -> tuple[Image, ...]:
 
     Raises GdaskError where the shapes differ: compiled code would read beyond the smaller one.
     """
-    shapes = [np.shape(plane) for plane in planes]
-    if len(set(shapes)) > 1:
-        raise GdaskError(
-            f"planes of shapes {shapes} cannot be combined pixel by pixel: "
-            "cut them to one shape first"
-        )
-    return tuple(as_kernel_input(plane, np.float32).reshape(-1) for plane in planes)
+    arrays = [np.asarray(plane, _FLOAT32) for plane in planes]
+    shape, flat = arrays[0].shape, []
+    for array in arrays:
+        if array.shape != shape:
+            raise GdaskError(
+                f"planes of shapes {[each.shape for each in arrays]} cannot be combined pixel by "
+                "pixel: cut them to one shape first"
+            )
+        values = array.reshape(-1)  # another view, or a copy
+        values.setflags(write=False)
+        flat.append(values)
+    return tuple(flat)

@@ -18,7 +18,7 @@ from gdask.engine import checkpoint
 from gdask.engine.compute import compute, return_freed_memory
 from gdask.io import write
 from gdask.io.frames import lazy_small_results, with_fetched
-from gdask.io.lazy_arrays import map_arrays
+from gdask.io.gather import measure_arrays
 from gdask.io.write import no_room
 from gdask.model import DQ, UNUSABLE, BadPixels, GdaskError
 from gdask.reduction.provenance import file_checksums, product_tables, sources
@@ -29,6 +29,9 @@ log = logging.getLogger("gdask")
 
 #: An array of an input with a smaller share of usable pixels than this is of no use.
 MIN_USABLE_SHARE = 0.01
+#: Pixels of an input's array in whose rows usable ones are counted, and bytes for each.
+COUNTED_PIXELS = 2**18
+_COUNT_BYTES = 6.0
 #: DQ bits that make pixels unusable, and the words for them.
 _CAUSES = (
     (DQ.NO_DATA, "NaN or no data"),
@@ -127,23 +130,26 @@ def save_phase(
 ) -> list[str]:
     """Compute these variables of the Frames, and their small results, into a checkpoint.
 
+    Pixels that can be made from files again are not stored, but the small results are on which they
+    wait.
+
     Writes the products that are `due` in the same compute, and gives their paths. `known` are
     `watched` and `identities` of run_phase.
     """
     outputs: list[write.Output] = []
     with discarded_on_failure(outputs):
         for number, frame in enumerate(frames):
-            if any(name in frame for name in variables):
-                outputs.append(
-                    write.start(
-                        frame, checkpoint.frame_path(folder, number, frame), variables, bare=True
-                    )
-                )
+            if stored := checkpoint.stored_variables(frame, variables):
+                path = checkpoint.frame_path(folder, number, frame)
+                outputs.append(write.start(frame, path, stored, bare=True))
         pending = {
             (number, name): lazy
             for number, frame in enumerate(frames)
             for name, lazy in lazy_small_results(frame).items()
         }
+        for frame in frames:
+            awaited = checkpoint.awaited_small_results(frame)
+            pending |= {(checkpoint.ALL_FRAMES, name): lazy for name, lazy in awaited.items()}
         places = [each for output in outputs for each in output.arrays]
         values, written = run_phase(due, [*pending.values(), *places], label, outputs, **known)
         for output in outputs:
@@ -156,12 +162,12 @@ def save_phase(
     return written
 
 
-def usable_pixels(frame: Frame) -> Any:
+def usable_pixels(frame: Frame, sample: int | None = None) -> Any:
     """Count, lazily, for each array of a Frame: all pixels, usable ones, those with each cause.
 
-    Gives an array of objects, (detector,). The Frame must have DQ.
+    Gives an array of objects, (detector,). The Frame must have DQ. `sample`: see `measure_arrays`.
     """
-    return map_arrays(_count, *arrays_of(frame, ("dq",)))
+    return measure_arrays(_count, *arrays_of(frame, ("dq",)), scratch=_COUNT_BYTES, sample=sample)
 
 
 def _count(dq: Flags) -> np.ndarray:

@@ -24,7 +24,7 @@ from gdask import __version__, params
 from gdask.engine.checkpoint import code_digest
 from gdask.headers import Header
 from gdask.instruments import tags
-from gdask.io.frames import primary_header, records, with_headers, with_records
+from gdask.io.frames import primary_header, records, with_attrs, with_headers, with_records
 from gdask.io.lazy_arrays import map_blocks
 from gdask.io.tables import source_tables
 from gdask.model import BadFile, GdaskError, UsageError
@@ -187,7 +187,7 @@ def with_reduction(
         **given,
     }
     text = json.dumps(about, default=str)
-    return tuple(frame.assign_attrs(reduction=text) for frame in frames)
+    return tuple(with_attrs(frame, reduction=text) for frame in frames)
 
 
 def reduction_rows(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gdask.model import BadPixels, GdaskError, UsageError
 
 if TYPE_CHECKING:
+    from gdask.engine.account import Recorder, RunAccount
     from gdask.reduction.screening import Screened
     from gdask.types import Frames
 
@@ -57,6 +58,9 @@ class Reduce:
         After `runr()`: the products.
     set_aside
         After `runr()`: (name, step, reason) of each frame that was left out.
+    account
+        After `runr()`: seconds, bytes read and written, CPU seconds and peak memory, by phase and
+        in all; `account.as_dict()` adds rates and bytes per raw byte.
     """
 
     def __init__(self) -> None:
@@ -73,9 +77,23 @@ class Reduce:
         self.mode = "sq"
         self.output_filenames: list[str] = []
         self.set_aside: list[tuple[str, str, str]] = []
+        self.account: RunAccount | None = None
 
     def runr(self) -> None:
         """Run the recipe. Raises GdaskError with what to do where it cannot."""
+        from gdask.engine.account import describe_run, recorded
+        from gdask.engine.memory import garbage_left
+
+        self.output_filenames, self.set_aside, self.account = [], [], None
+        paths = self._paths()
+        with recorded(paths) as recorder, garbage_left():
+            self._reduce(paths, recorder)
+        if self.account:
+            self.account = self.account._replace(seconds=recorder.seconds())
+            log.info("%s", describe_run(self.account))
+
+    def _reduce(self, paths: list[str], recorder: Recorder) -> None:
+        """Check what was asked for, screen the files, and run the recipe where it was asked for."""
         from gdask import params
         from gdask.cluster import connect
         from gdask.engine import checkpoint, warm_up
@@ -90,8 +108,7 @@ class Reduce:
             steps_in,
         )
 
-        self.output_filenames, self.set_aside = [], []
-        given, ucals, paths = params.normalise(self.uparms), self._calibrations(), self._paths()
+        given, ucals = params.normalise(self.uparms), self._calibrations()
         _check_cluster(self.cluster)
         allowed = parse_bytes(self.memory)
         if self.mode != "sq":
@@ -125,7 +142,10 @@ class Reduce:
             checkpoint.scratch_folder(os.getcwd(), paths) as scratch,
             connect(self.cluster, memory=allowed, report=self.performance_report),
         ):
-            self._run(recipe, module, frames, layers, ucals, paths, scratch)
+            try:
+                self._run(recipe, module, frames, layers, ucals, paths, scratch)
+            finally:
+                self.account = recorder.account(self.output_filenames)
 
     def _run(
         self,

@@ -21,12 +21,20 @@ from gdask.io.frames import (
     frames_in,
     map_frames,
     set_aside,
+    with_attrs,
     with_primary_header,
     without_set_aside,
 )
 from gdask.io.read import open_frame
 from gdask.model import EXTNAMES, GdaskError
-from gdask.reduction.phases import Product, how_many, run_phase, save_phase, usable_pixels
+from gdask.reduction.phases import (
+    COUNTED_PIXELS,
+    Product,
+    how_many,
+    run_phase,
+    save_phase,
+    usable_pixels,
+)
 from gdask.reduction.provenance import check_target, entry, processed_header, product_name, record
 from gdask.reduction.screening import SetAside
 from gdask.steps import SUFFIXES
@@ -36,9 +44,6 @@ log = logging.getLogger("gdask")
 
 #: The step that applies each type of calibration: none is looked for where the user skips the step.
 APPLIED_BY = {"processed_flat": "flat_correct", "processed_dark": "dark_correct"}
-
-#: Associations found so far: (type of calibration, path of the frame) -> association.
-KnownAssociations = dict[tuple[str, str], Association]
 
 
 class Run:
@@ -92,7 +97,8 @@ class Run:
         self.calibrations: dict[str, str] = {}
         self._due: list[Product] = []
         self._begun: list[write.Output] = []
-        self._associations: KnownAssociations = {}
+        self._associations: dict[tuple[str, str], Association] = {}  # by type and path
+        self._answers: dict[tuple[str, ...], Any] = {}
         self._watched: dict[str, object] = {}
         self._seen: set[str] = set()
         self._phase = 0
@@ -194,7 +200,7 @@ class Run:
             if caltype in self.user_cals or self._is_left_out(caltype, frames):
                 continue
             for frame in frames:
-                association = _find_association(self._associations, caltype, frame, self.databases)
+                association = self._association(caltype, frame)
                 if association.chosen is None:
                     lacking.setdefault(frame.attrs["name"], []).append(association)
         if frames and len(lacking) == len(frames):
@@ -227,7 +233,7 @@ class Run:
         for frame in frames:
             path = self.user_cals.get(caltype) or self._associate(caltype, frame, required)
             if path and path not in opened:
-                opened[path] = open_frame(path)
+                opened[path] = open_frame(path, keep=True)
             found.append(opened[path] if path else None)
         for path in opened:
             self.calibrations[caltype] = path
@@ -242,6 +248,7 @@ class Run:
         """Write a processed calibration, copy it to calibrations/, register it in the databases."""
         stored = self.write(frame, suffix, caltype)
         caldb.store(self.outputs[-1], self.databases)
+        self._answers.clear()
         return stored
 
     def split(self, frames: Frames, tag: str) -> tuple[Frames, Frames]:
@@ -250,11 +257,21 @@ class Run:
         return tagged, tuple(frame for frame in frames if tag not in tags(frame))
 
     def _associate(self, caltype: str, frame: Frame, required: bool) -> str | None:
-        association = _find_association(self._associations, caltype, frame, self.databases)
+        association = self._association(caltype, frame)
         if association.chosen is None and required:
             raise _no_calibrations([(frame.attrs["name"], association)])
         self._remarks.setdefault(caltype, {}).update(dict.fromkeys(_remarks_on(association)))
         return association.chosen
+
+    def _association(self, caltype: str, frame: Frame) -> Association:
+        """Give the association of a frame; warn, the first time, of what would fit as well."""
+        known, key = self._associations, (caltype, frame.attrs["path"])
+        if key not in known:
+            known[key] = caldb.associate(frame, caltype, self.databases, answers=self._answers)
+            name, chosen = frame.attrs["name"], known[key].chosen
+            for tie in known[key].ties:
+                log.warning("%s: %s would fit as well as %s", name, tie, chosen)
+        return known[key]
 
     def _is_left_out(self, caltype: str, frames: Frames) -> bool:
         step = getattr(steps, APPLIED_BY[caltype]) if caltype in APPLIED_BY else None
@@ -325,7 +342,7 @@ class Run:
             path = frame.attrs["path"]
             if path in self.inputs and path not in self._seen and {"data", "dq"} <= set(frame):
                 self._seen.add(path)
-                self._watched[path] = usable_pixels(frame)
+                self._watched[path] = usable_pixels(frame, COUNTED_PIXELS)
 
     def _take_watched(self) -> dict[str, object]:
         watched, self._watched = self._watched, {}
@@ -368,20 +385,6 @@ class Run:
 
 
 # Calibrations ----------------------------------------------------------------------------------
-
-
-def _find_association(
-    known: KnownAssociations, caltype: str, frame: Frame, databases: Sequence[Any]
-) -> Association:
-    """Give the association of a frame; warn, the first time, of calibrations that fit as well."""
-    key = caltype, frame.attrs["path"]
-    if key not in known:
-        known[key] = caldb.associate(frame, caltype, databases)
-        for tie in known[key].ties:
-            log.warning(
-                "%s: %s would fit as well as %s", frame.attrs["name"], tie, known[key].chosen
-            )
-    return known[key]
 
 
 def _no_calibrations(lacking: Iterable[tuple[str, Association]]) -> GdaskError:
@@ -437,7 +440,7 @@ def _share(argument: object, number: int, count: int) -> object:
 def _without_remarks(frame: Frame) -> Frame:
     """Give the Frame without the remarks of the step that has been logged."""
     has_any = frame.attrs.get("note") or frame.attrs.get("warning")
-    return frame.assign_attrs(note="", warning="") if has_any else frame
+    return with_attrs(frame, note="", warning="") if has_any else frame
 
 
 def _texts(frames: Sequence[Frame], name: str) -> list[str]:

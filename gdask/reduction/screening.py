@@ -318,10 +318,12 @@ def one_target(frames: Frames, apart: float) -> Screened:
         for frame in frames
         if descriptor(frame, "wavefront_sensor") is not None
     }
-    neighbors = {
-        name: sum(separation(target, other) <= apart for other in targets.values())
-        for name, target in targets.items()
+    counts = Counter(targets.values())  # most frames have the same target, to the digit
+    near = {
+        target: sum(n for other, n in counts.items() if separation(target, other) <= apart)
+        for target in counts
     }
+    neighbors = {name: near[target] for name, target in targets.items()}
     main = max(neighbors, key=neighbors.__getitem__, default="")
     if main and 2 * neighbors[main] <= len(neighbors):
         check_one_target(frames, apart)

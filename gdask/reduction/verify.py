@@ -17,7 +17,7 @@ from gdask.instruments import View, view
 from gdask.instruments.view import COMPANION_EXTENSIONS
 from gdask.io.checksum import wrong_sums
 from gdask.io.read import stored_arrays
-from gdask.io.sources import StoredArray
+from gdask.io.stored import StoredArray
 from gdask.model import DTYPES, EXTNAMES, GdaskError, late
 
 if TYPE_CHECKING:

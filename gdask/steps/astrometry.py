@@ -18,6 +18,7 @@ from gdask.io.frames import (
     shape_of,
     small,
     warn,
+    with_attrs,
     with_geometries,
     with_small,
 )
@@ -60,9 +61,7 @@ def add_reference_catalog(frames: Frames, *, source: str | None = None) -> Frame
         )
     catalog = read_catalog(source)
     return tuple(
-        note(
-            frame.assign_attrs(refcat=os.path.abspath(source)), f"{len(catalog)} stars of {source}"
-        )
+        note(with_attrs(frame, refcat=os.path.abspath(source)), f"{len(catalog)} stars of {source}")
         for frame in frames
     )
 

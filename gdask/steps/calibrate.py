@@ -8,15 +8,33 @@ from typing import Any
 import numpy as np
 
 from gdask.instruments import descriptor, instrument_of
-from gdask.io.frames import geometries, refuse_part, shape_of, with_headers, with_provenance
-from gdask.io.lazy_arrays import map_arrays, map_planes
+from gdask.io.frames import (
+    geometries,
+    refuse_part,
+    shape_of,
+    with_attrs,
+    with_headers,
+    with_provenance,
+)
+from gdask.io.gather import measure_arrays
+from gdask.io.lazy_arrays import map_planes
 from gdask.kernels.detector import flat as flat_kernels
-from gdask.kernels.detector.linearity import linearize, linearize_variance, linearized_level
-from gdask.kernels.detector.variance import add_variance
+from gdask.kernels.detector.linearity import (
+    add_variance,
+    linearize,
+    linearize_variance,
+    linearized_level,
+)
 from gdask.model import GdaskError
 from gdask.steps.frames import array, arrays_of, match_region, per_array, with_arrays
 from gdask.steps.resample import reference_area
 from gdask.types import Frame, Image
+
+#: Pixels of an array from whose rows the level of its sky is measured, where only what stands above
+#: it counts: the median is good to 1.25 sigma / sqrt(65536).
+_LEVEL_PIXELS = 2**20
+#: Bytes for each of them: data, flags, those of the flat, and the ratio.
+_LEVEL_BYTES = 16.0
 
 
 def nonlinearity_correct(frame: Frame) -> Frame:
@@ -135,7 +153,13 @@ def flat_correct(frame: Frame, flat: Frame | None) -> Frame:
     flat = match_region(flat, frame)
     data, variance, dq = arrays_of(frame)
     flat_data, flat_variance, flat_dq = arrays_of(flat)
-    level = map_arrays(flat_kernels.sky_level, data, dq, flat_data, flat_dq, dtype="f8")
+    level = measure_arrays(
+        flat_kernels.sky_level,
+        *(data, dq, flat_data, flat_dq),
+        dtype="f8",
+        scratch=_LEVEL_BYTES,
+        sample=_LEVEL_PIXELS,
+    )
     corrected = with_arrays(
         frame,
         data=map_planes(flat_kernels.flat_data, data, flat_data, dtype="f4"),
@@ -144,7 +168,7 @@ def flat_correct(frame: Frame, flat: Frame | None) -> Frame:
         ),
         dq=map_planes(flat_kernels.flat_flags, dq, flat_data, flat_dq, dtype="u2"),
     )
-    corrected = with_provenance(corrected.assign_attrs(reference_area=area), flat, "flat_correct")
+    corrected = with_provenance(with_attrs(corrected, reference_area=area), flat, "flat_correct")
     return with_headers(
         corrected,
         primary={

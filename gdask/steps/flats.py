@@ -11,9 +11,9 @@ from gdask.io.frames import note, records, refuse_part, with_headers, with_recor
 from gdask.io.lazy_arrays import map_arrays, map_planes, of_all_arrays
 from gdask.kernels.detector import flat as flat_kernels
 from gdask.kernels.statistics import fit_sky_level, median_from_histograms, mergeable_histogram
-from gdask.model import UNUSABLE, GdaskError
+from gdask.model import GdaskError
 from gdask.params import Range
-from gdask.steps.frames import PIXEL, arrays_of, on_group, pack, replaced, unpack, with_arrays
+from gdask.steps.frames import arrays_of, on_group, replaced, with_arrays
 from gdask.steps.stack import Operation, Reject, check_alike, same_exposure, stack_frames
 from gdask.types import Flags, Frame, Frames, Image
 
@@ -166,8 +166,14 @@ def threshold_flatfield(
     lower, upper
         Limits of the normalised flat; None: no limit.
     """
-    packed = map_planes(_threshold, *arrays_of(flat), dtype=PIXEL, lower=lower, upper=upper)
-    return with_arrays(flat, **unpack(packed))
+    data, dq = arrays_of(flat, ("data", "dq"))
+    low = -np.inf if lower is None else lower
+    high = np.inf if upper is None else upper
+    return with_arrays(
+        flat,
+        data=map_planes(_threshold_data, data, dq, dtype="f4", lower=low, upper=high),
+        dq=map_planes(_threshold_flags, data, dq, dtype="u2", lower=low, upper=high),
+    )
 
 
 def make_bpm(
@@ -231,7 +237,7 @@ def _difference(bright: Frame, faint: Frame) -> Frame:
 
 
 def _histogram(data: Image, dq: Flags) -> object:
-    return mergeable_histogram(data, (dq & np.uint16(UNUSABLE)) != 0)
+    return mergeable_histogram(data, dq=dq)
 
 
 def _divided(data: Image, level: float) -> Image:
@@ -242,13 +248,12 @@ def _divided_by_square(variance: Image, level: float) -> Image:
     return variance / np.float32(level**2)
 
 
-def _threshold(
-    data: Image, variance: Image, dq: Flags, lower: float | None, upper: float | None
-) -> np.ndarray:
-    low = -np.inf if lower is None else lower
-    high = np.inf if upper is None else upper
-    values, flags = flat_kernels.threshold(data, dq, low, high)
-    return pack(values, variance, flags)
+def _threshold_data(data: Image, dq: Flags, lower: float, upper: float) -> Image:
+    return flat_kernels.threshold(data, dq, lower, upper)[0]
+
+
+def _threshold_flags(data: Image, dq: Flags, lower: float, upper: float) -> Flags:
+    return flat_kernels.threshold(data, dq, lower, upper)[1]
 
 
 def _bad_in_flat(data: Image, dq: Flags, lower: float | None, upper: float | None) -> Flags:

@@ -9,13 +9,9 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 from gdask.instruments import descriptor
-from gdask.io.dask_internals import set_source
-from gdask.io.frames import array_headers, array_numbers, is_frame, sections, shape_of
-from gdask.io.lazy_arrays import cut_out, map_planes, source_of
-from gdask.io.sources import RecordField
+from gdask.io.frames import array_headers, array_numbers, is_frame, sections, shape_of, with_pixels
+from gdask.io.lazy_arrays import cut_out
 from gdask.model import DETECTOR, DIMS, DTYPES, GdaskError, X, Y, late
 from gdask.types import Frame
 
@@ -24,9 +20,10 @@ if TYPE_CHECKING:
 else:
     da = late("dask.array")
 
-#: One pixel of a kernel that gives several variables at once.
-PIXEL = np.dtype([("data", "f4"), ("variance", "f4"), ("dq", "u2")])
 VARIABLES = ("data", "variance", "dq")
+#: Their types, and their bytes for each pixel.
+VARIABLE_TYPES = tuple(DTYPES[name] for name in VARIABLES)
+PIXEL_BYTES = sum(dtype.itemsize for dtype in VARIABLE_TYPES)
 #: Rows of a band of an image that one task makes.
 BAND_ROWS = 256
 #: Bytes of all frames' pixels (data, variance, dq) that a task holds at a time: it makes its block
@@ -55,41 +52,18 @@ def on_group(step: Step) -> Step:
     return for_one_or_many  # type: ignore[return-value]
 
 
-def pack(
-    data: np.ndarray, variance: np.ndarray, dq: np.ndarray, out: np.ndarray | None = None
-) -> np.ndarray:
-    """Give three planes as one plane of PIXEL, `out` where it is given."""
-    packed = np.empty(data.shape, PIXEL) if out is None else out
-    packed["data"], packed["variance"], packed["dq"] = data, variance, dq
-    return packed
-
-
-def field(packed: np.ndarray, name: str) -> np.ndarray:
-    """Give one variable of a plane of PIXEL, contiguous."""
-    return np.ascontiguousarray(packed[name])
-
-
-def unpack(packed: da.Array) -> dict[str, da.Array]:
-    """Give the variables of a lazy array of PIXEL, by name."""
-    records = source_of(packed)
-    arrays = {
-        name: map_planes(field, packed, dtype=DTYPES[name], pixelwise=False, name=name)
-        for name in VARIABLES
-    }
-    if records is not None:
-        for name, array_ in arrays.items():
-            set_source(array_, RecordField(records, name))
-    return arrays
+def named(arrays: Sequence[da.Array]) -> dict[str, da.Array]:
+    """Give lazy arrays of data, variance and dq by name."""
+    return dict(zip(VARIABLES, arrays, strict=True))
 
 
 def array(frame: Frame, name: str) -> da.Array | None:
     """Give a variable's lazy array, one detector to a block; None without such a variable."""
     if name not in frame:
         return None
-    variable = frame[name]
-    if not variable.chunks:  # in memory, or read lazily by xarray
-        variable = variable.chunk({DETECTOR: 1, Y: -1, X: -1})
-    pixels = variable.data
+    pixels = frame.variables[name].data
+    if not hasattr(pixels, "dask"):  # in memory, or read lazily by xarray
+        pixels = frame[name].chunk({DETECTOR: 1, Y: -1, X: -1}).data
     return pixels if pixels.numblocks[0] == pixels.shape[0] else pixels.rechunk({0: 1})
 
 
@@ -111,8 +85,8 @@ def _needed(frame: Frame, name: str) -> da.Array:
 
 def with_arrays(frame: Frame, **arrays: da.Array | None) -> Frame:
     """Give the Frame with these variables set (None: left as it is)."""
-    return frame.assign(
-        {name: (DIMS, values) for name, values in arrays.items() if values is not None}
+    return with_pixels(
+        frame, {name: values for name, values in arrays.items() if values is not None}
     )
 
 

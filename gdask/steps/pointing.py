@@ -13,12 +13,14 @@ from gdask.instruments import descriptor, instrument_of, tags, view
 from gdask.io.frames import (
     array_headers,
     geometries,
+    made_once,
     note,
     primary_header,
     shape_of,
     with_geometries,
     with_headers,
     with_provenance,
+    with_same_headers,
 )
 from gdask.kernels.geometry.projection import tangent_plane, tangent_sky
 from gdask.model import GdaskError
@@ -161,6 +163,12 @@ def _standardised(frame: Frame) -> Frame:
     """Give the frame with geometries, original name, levels, and the raw file as provenance."""
     if not geometries(frame):
         frame = _with_header_geometry(frame)
+    standard = made_once(frame, "standardised", _with_standard_headers)
+    return with_provenance(with_same_headers(frame, standard), frame, "prepare")
+
+
+def _with_standard_headers(frame: Frame) -> Frame:
+    """Give the frame with the headers that prepare leaves in it."""
     name = frame.attrs["name"]
     primary = {
         "ORIGNAME": (
@@ -194,8 +202,7 @@ def _standardised(frame: Frame) -> Frame:
     if descriptor(frame, "is_coadds_summed"):
         primary["EXPTIME"] = (descriptor(frame, "exposure_time"), "Exposure time of all coadds (s)")
         each |= _levels_of_sums(frame, each)
-    prepared = with_provenance(frame, frame, "prepare")
-    return with_headers(prepared, primary=primary, each=each)
+    return with_headers(frame, primary=primary, each=each)
 
 
 def _with_header_geometry(frame: Frame) -> Frame:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from dask.base import tokenize
 
 from gdask.instruments import descriptor, instrument_of, tags
 from gdask.io.frames import (
@@ -19,11 +18,11 @@ from gdask.io.frames import (
     with_provenance,
     with_small,
 )
-from gdask.io.gather import gather
-from gdask.io.lazy_arrays import map_arrays, map_planes, read_apart
+from gdask.io.gather import measure_arrays
+from gdask.io.lazy_arrays import map_planes
 from gdask.io.read import open_frame
-from gdask.io.sources import Source
 from gdask.kernels.detector import quality as dq_kernels
+from gdask.kernels.detector import saturation
 from gdask.kernels.detector.probe_shadows import (
     binned_medians,
     binned_usable_counts,
@@ -44,9 +43,9 @@ else:
 #: Fraction of saturated pixels above which an array's read-out has failed: it saw no such light,
 #: which therefore leaves no latent image.
 _FAILED_READOUT_FRACTION = 0.9
-#: Bytes for each pixel that looking for saturated pixels takes (measured: 13 with the pixels), and
-#: of the packed bits at most: a sparse mask is compressed to a few kB.
-_SATURATION_BYTES, _PACKED_BYTES = 17.0, 0.13
+#: Bytes for each pixel of an array that looking for saturated pixels takes (the pixels, the
+#: bad-pixel mask and as much again), and that measuring cells takes (with data and flags).
+_SATURATION_BYTES, _CELL_BYTES = 12.0, 19.0
 
 
 @on_group
@@ -82,12 +81,18 @@ def add_dq(
     time
         Seconds for which a bright pixel leaves a latent image.
     """
-    extra = open_frame(user_bpm) if user_bpm else None
-    masks = tuple(
-        _flag_bad_and_bright(frame, (bpm, extra), non_linear, hidden_saturation)
-        for frame, bpm in zip(frames, bpms, strict=True)
-    )
-    return _add_latents(masks, time) if latency else masks
+    extra = open_frame(user_bpm, keep=True) if user_bpm else None
+    listed: list[da.Array | None] = []
+    flagged = []
+    for frame, bpm in zip(frames, bpms, strict=True):
+        masks = [match_region(mask, frame) for mask in (bpm, extra) if mask is not None]
+        static = _static_mask(masks)
+        listed.append(
+            _listed_pixels(frame, static, non_linear) if hidden_saturation or latency else None
+        )
+        holes = listed[-1] if hidden_saturation else None
+        flagged.append(_flag_bad_and_bright(frame, masks, static, holes, non_linear))
+    return _add_latents(tuple(flagged), listed, time) if latency else tuple(flagged)
 
 
 def measure_shadows(frame: Frame) -> Frame:
@@ -95,7 +100,9 @@ def measure_shadows(frame: Frame) -> Frame:
 
     The frame must be flat-fielded. The result is fetched at the end of the phase.
     """
-    cells = map_arrays(_level_and_count_in_cells, *arrays_of(frame, ("data", "dq")))
+    cells = measure_arrays(
+        _level_and_count_in_cells, *arrays_of(frame, ("data", "dq")), scratch=_CELL_BYTES
+    )
     return with_small(frame, shadows=cells)
 
 
@@ -192,36 +199,35 @@ def _with_shadow(frame: Frame, masks: list[Mask]) -> Frame:
 
 
 def _flag_shadow(dq: Flags, cells: Mask, window: Window) -> Flags:
-    return dq | np.where(unbin_window(cells, *window), np.uint16(DQ.UNILLUMINATED), np.uint16(0))
+    return dq | unbin_window(cells, *window) * np.uint16(DQ.UNILLUMINATED)
 
 
-def _flag_bad_and_bright(
-    frame: Frame, bpms: tuple[Frame | None, ...], non_linear: bool, hidden: bool
-) -> Frame:
-    """Add a DQ plane that flags what the frame itself and the bad-pixel masks show."""
-    saturated = per_array(frame, "saturation_level")
-    linear = per_array(frame, "non_linear_level") if non_linear else saturated
-    masks = [match_region(bpm, frame) for bpm in bpms if bpm is not None]
-    planes = [array(mask, "dq") if "dq" in mask else array(mask, "data") for mask in masks]
+def _static_mask(masks: Sequence[Frame]) -> da.Array | None:
+    """Give bad-pixel masks OR-ed together; None without any."""
+    planes = [arrays_of(mask, ("dq" if "dq" in mask else "data",))[0] for mask in masks]
     static = planes[0] if planes else None
     for plane in planes[1:]:
         static = map_planes(_or_masks, static, plane, dtype="u2")
-    # The flags read the raw pixels for themselves: they wait for earlier frames' latent images, and
-    # pixels that were shared with the calibration of the data would wait with them, for all frames
-    # at once. The hole of a saturated core may reach into the next band: looking for holes needs
-    # the whole array.
-    (data,) = arrays_of(frame, ("data",))
-    if hidden:
-        data = read_apart(data, tag="dq")
-    dq = map_planes(
-        _flag,
-        data,
-        static,
-        dtype="u2",
-        each={"non_linear": linear, "saturated": saturated},
-        pixelwise=not hidden,
-        hidden=hidden,
-    )
+    return static
+
+
+def _flag_bad_and_bright(
+    frame: Frame,
+    masks: Sequence[Frame],
+    static: da.Array | None,
+    listed: da.Array | None,
+    non_linear: bool,
+) -> Frame:
+    """Add a DQ plane that flags what the frame itself and the bad-pixel masks show.
+
+    static: the masks together. listed: of `_listed_pixels`, where holes are to be flagged.
+    """
+    saturated = per_array(frame, "saturation_level")
+    linear = per_array(frame, "non_linear_level") if non_linear else saturated
+    levels = {"non_linear": linear, "saturated": saturated}
+    dq = map_planes(_flag, array(frame, "data"), static, dtype="u2", each=levels)
+    if listed is not None:
+        dq = map_planes(_flag_holes, dq, listed, dtype="u2", windowed=True, width=dq.shape[2])
     dq = _flag_unilluminated(frame, dq)
     for mask in masks:
         frame = with_provenance(frame, mask, "add_dq")
@@ -239,38 +245,62 @@ def _flag_bad_and_bright(
     return note(frame, f"static BPM {names}")
 
 
-def _flag(
-    data: Image, bpm: np.ndarray | None, non_linear: float, saturated: float, hidden: bool
-) -> Flags:
-    static = None if bpm is None else bpm.astype(np.uint16)
-    dq = dq_kernels.flag_levels(data, static, non_linear, saturated)
-    return dq | dq_kernels.hidden_saturation(data, dq, non_linear) if hidden else dq
+def _flag(data: Image, bpm: np.ndarray | None, non_linear: float, saturated: float) -> Flags:
+    static = None if bpm is None else bpm.astype(np.uint16, copy=False)
+    return dq_kernels.flag_levels(data, static, non_linear, saturated)
+
+
+def _listed_pixels(frame: Frame, static: da.Array | None, non_linear: bool) -> da.Array:
+    """List the saturated pixels of each array, shape (detector,).
+
+    The list is short, so that pixels that wait for it, of this frame and of later ones, can be
+    made from the file again wherever they are needed.
+    """
+    levels = {
+        "non_linear": per_array(frame, "non_linear_level"),
+        "saturated": per_array(frame, "saturation_level"),
+    }
+    return measure_arrays(
+        _list_saturated,
+        array(frame, "data"),
+        static,
+        each=levels,
+        scratch=_SATURATION_BYTES,
+        flag_non_linear=non_linear,
+    )
+
+
+def _list_saturated(
+    data: Image,
+    bpm: np.ndarray | None,
+    non_linear: float,
+    saturated: float,
+    flag_non_linear: bool,
+) -> np.ndarray:
+    """List saturated pixels: the number of those in holes, these, and those of latent images."""
+    static = None if bpm is None else bpm.astype(np.uint16, copy=False)
+    holes, bright = saturation.saturated_pixels(
+        data, static, non_linear, saturated, flag_non_linear=flag_non_linear
+    )
+    if bright.size > _FAILED_READOUT_FRACTION * data.size:
+        bright = bright[:0]
+    return np.concatenate([np.array([holes.size], np.int32), holes, bright])
+
+
+def _flag_holes(dq: Flags, listed: np.ndarray, window: Window, width: int) -> Flags:
+    return dq_kernels.flag_pixels(dq, listed[1 : 1 + listed[0]], DQ.SATURATED, window, width)
 
 
 def _or_masks(first: np.ndarray, second: np.ndarray) -> Flags:
     return first.astype(np.uint16) | second.astype(np.uint16)
 
 
-def _flag_border(
-    dq: Flags,
-    corner: tuple[int, int],
-    window: Window,
-    full: tuple[int, int],
-    width: int,
-) -> Flags:
-    y1, _, x1, _ = window
-    edge = dq_kernels.border_mask(dq.shape, corner[0] + x1, corner[1] + y1, full, width)
-    return dq | np.where(edge, np.uint16(DQ.UNILLUMINATED), np.uint16(0))
-
-
-def _add_latents(frames: Frames, time: float) -> Frames:
+def _add_latents(frames: Frames, listed: Sequence[da.Array | None], time: float) -> Frames:
     """Set bit 8 where a frame begun up to `time` seconds earlier was saturated or non-linear.
 
-    The earlier frame's mask comes from a task of its own that reads its raw pixels again and gives
-    packed bits: frames then wait for small masks, never for each other's pixels.
+    listed: of `_listed_pixels`, of each frame.
     """
     starts = [descriptor(frame, "ut_datetime") for frame in frames]
-    masks = [_saturation_masks(frame) for frame in frames]
     frame_sections = [sections(frame) for frame in frames]
     result = []
     for number, frame in enumerate(frames):
@@ -286,9 +316,8 @@ def _add_latents(frames: Frames, time: float) -> Frames:
             dq = map_planes(
                 _flag_latents,
                 dq,
-                *(masks[n] for n in earlier),
+                *(listed[n] for n in earlier),
                 dtype="u2",
-                pixelwise=False,
                 windowed=True,
                 each={
                     "offsets": [
@@ -296,7 +325,7 @@ def _add_latents(frames: Frames, time: float) -> Frames:
                         for d in range(dq.shape[0])
                     ]
                 },
-                shapes=tuple(shape_of(frames[n]) for n in earlier),
+                widths=tuple(shape_of(frames[n])[1] for n in earlier),
             )
         result.append(with_arrays(frame, dq=dq))
     return tuple(result)
@@ -307,63 +336,22 @@ def _offset(earlier: tuple[int, ...], later: tuple[int, ...]) -> tuple[int, int]
     return later[0] - earlier[0], later[2] - earlier[2]
 
 
-def _saturation_masks(frame: Frame) -> da.Array:
-    """Find the saturated and non-linear pixels of each array: packed bits, shape (detector,)."""
-    data = arrays_of(frame, ("data",))[0]
-    levels = tuple(
-        zip(per_array(frame, "non_linear_level"), per_array(frame, "saturation_level"), strict=True)
-    )
-    whole = (0, data.shape[1], 0, data.shape[2])
-    return gather(
-        _packed_saturation,
-        [data],
-        name=f"saturated-{tokenize(data.name, levels)}",
-        dtype=np.dtype(object),
-        chunks=((1,) * data.shape[0],),
-        windows=lambda _, detector, __: [(detector, whole)],
-        scratch=_SATURATION_BYTES * data.shape[1] * data.shape[2],
-        result_bytes=_PACKED_BYTES * data.shape[1] * data.shape[2],
-        levels=levels,
-        whole=whole,
-    )
-
-
-def _packed_saturation(
-    sources: tuple[Source, ...],
-    detector: int,
-    window: Window,
-    levels: tuple[tuple[float, float], ...],
-    whole: Window,
-) -> np.ndarray:
-    data = sources[0].read(detector, whole, {})
-    mask = dq_kernels.saturation_mask(data, None, *levels[detector], include_non_linear=True)
-    if mask.mean() > _FAILED_READOUT_FRACTION:
-        mask[:] = False
-    return dq_kernels.pack_mask(mask)
-
-
 def _flag_latents(
     dq: Flags,
-    *packed: np.ndarray,
+    *listed: np.ndarray,
     offsets: list[tuple[int, int]],
-    shapes: tuple[tuple[int, int], ...],
+    widths: tuple[int, ...],
     window: Window,
 ) -> Flags:
-    """Flag in a window what earlier frames' masks show.
+    """Flag in a window what was bright on earlier frames.
 
-    packed, offsets, shapes: the packed mask, `_offset` and shape of each earlier frame. window:
-    that of `dq` on its array.
+    listed, offsets, widths: the list of `_list_saturated`, `_offset` and width of each earlier
+    frame. window: that of `dq` on its array.
     """
-    result = dq.copy()
-    for bits, (right, up), shape in zip(packed, offsets, shapes, strict=True):
-        mask = dq_kernels.unpack_mask(bits, shape)
-        dy, dx = up + window[0], right + window[2]
-        y1, y2 = max(0, -dy), min(dq.shape[0], shape[0] - dy)
-        x1, x2 = max(0, -dx), min(dq.shape[1], shape[1] - dx)
-        if y2 > y1 and x2 > x1:
-            part = result[y1:y2, x1:x2]
-            part[mask[y1 + dy : y2 + dy, x1 + dx : x2 + dx]] |= np.uint16(DQ.COSMIC_RAY)
-    return result
+    for pixels, offset, width in zip(listed, offsets, widths, strict=True):
+        bright = pixels[1 + pixels[0] :]
+        dq = dq_kernels.flag_pixels(dq, bright, DQ.COSMIC_RAY, window, width, offset)
+    return dq
 
 
 def _flag_unilluminated(frame: Frame, dq: da.Array) -> da.Array:
@@ -376,7 +364,7 @@ def _flag_unilluminated(frame: Frame, dq: da.Array) -> da.Array:
     if facts.get("border"):
         full = tuple(facts["array_shape"])
         dq = map_planes(
-            _flag_border,
+            dq_kernels.flag_border,
             dq,
             dtype="u2",
             each={"corner": corners},
@@ -387,7 +375,7 @@ def _flag_unilluminated(frame: Frame, dq: da.Array) -> da.Array:
     circle = facts.get("illumination")
     if circle and "DARK" not in tags(frame):
         dq = map_planes(
-            _flag_outside,
+            dq_kernels.flag_outside,
             dq,
             dtype="u2",
             each={"corner": corners},
@@ -396,17 +384,3 @@ def _flag_unilluminated(frame: Frame, dq: da.Array) -> da.Array:
             radius=circle["radius"],
         )
     return dq
-
-
-def _flag_outside(
-    dq: Flags,
-    corner: tuple[int, int],
-    window: Window,
-    centre: tuple[float, float],
-    radius: float,
-) -> Flags:
-    y1, _, x1, _ = window
-    outside = dq_kernels.outside_circle_mask(
-        dq.shape, corner[0] + x1, corner[1] + y1, centre, radius
-    )
-    return dq | np.where(outside, np.uint16(DQ.UNILLUMINATED), np.uint16(0))

@@ -26,10 +26,10 @@ from gdask.io.frames import (
     with_headers,
     with_small,
 )
-from gdask.io.gather import gather
+from gdask.io.gather import gather_planes
 from gdask.io.lazy_arrays import band_chunks, source_of
 from gdask.io.read import open_frame
-from gdask.io.sources import Source
+from gdask.io.sources import Field, Source
 from gdask.kernels.geometry.grid import (
     MAX_MAP_ERROR,
     Grid,
@@ -43,9 +43,9 @@ from gdask.kernels.geometry.wcs import grid_from_header, grid_header
 from gdask.kernels.resample.interpolation import noise_correlation
 from gdask.model import DIMS, GdaskError, late
 from gdask.params import Range, refuses
-from gdask.steps.frames import PIXEL, arrays_of, on_group, unpack
+from gdask.steps.frames import VARIABLE_TYPES, VARIABLES, arrays_of, named, on_group
 from gdask.steps.resampled import INTERPOLATIONS, Resampled
-from gdask.types import Frame, Frames, Window
+from gdask.types import Flags, Frame, Frames, Image, Window
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -214,14 +214,10 @@ def resampled_source(frame: Frame) -> Resampled | None:
 
     None where they are no longer those of resample_to_common_frame.
     """
-    sources = [source_of(frame[name].data) for name in PIXEL.names or () if name in frame]
-    records = {
-        id(getattr(source, "records", None)): getattr(source, "records", None) for source in sources
-    }
-    found = next(iter(records.values()), None)
-    return (
-        found if len(sources) == 3 and len(records) == 1 and isinstance(found, Resampled) else None
-    )
+    sources = [source_of(frame[name].data) for name in VARIABLES if name in frame]
+    made = {id(planes): planes for planes in (getattr(each, "planes", None) for each in sources)}
+    found = next(iter(made.values()), None)
+    return found if len(sources) == 3 and len(made) == 1 and isinstance(found, Resampled) else None
 
 
 def _with_map_error(frame: Frame, grid: Grid) -> Frame:
@@ -270,7 +266,7 @@ def _resample_frame(
     footprints = tuple(footprint(each, size, grid) for each in found)
     identity = tokenize([each.name for each in arrays], found, grid, method, ratio)
     source = Resampled((), found, footprints, size, grid, engine, interpolation, ratio, identity)
-    variables = unpack(_tiles(arrays, source, side))
+    variables = named(_tiles(arrays, source, side))
     base = array_headers(frame)[0].copy()
     for keyword in _ARRAY_KEYWORDS:
         base.remove(keyword, ignore_missing=True)
@@ -298,18 +294,18 @@ def _on_grid(frame: Frame, variables: dict[str, da.Array], grid: Grid, header: H
     return xr.Dataset(pixels, coords=coords, attrs=attrs)
 
 
-def _tiles(arrays: Sequence[da.Array], source: Resampled, side: int) -> da.Array:
-    """Give the resampled frame as a lazy array of PIXEL, in squares of `side` pixels."""
+def _tiles(arrays: Sequence[da.Array], source: Resampled, side: int) -> list[da.Array]:
+    """Give data, variance and DQ of the resampled frame, lazy, in squares of `side` pixels."""
     chunks = ((1,), *(band_chunks(length, side) for length in source.grid.shape))
 
     def windows(_: int, __: int, window: Window) -> list[tuple[int, Window]]:
         return [(part.array, part.needed) for part in source.parts(window)]
 
-    packed = gather(
+    planes = gather_planes(
         _resample_tile,
         arrays,
         name=f"resample-{tokenize(source.identity, side)}",
-        dtype=PIXEL,
+        dtypes=VARIABLE_TYPES,
         chunks=chunks,
         windows=windows,
         scratch=TILE_BYTES * side * side,
@@ -317,13 +313,15 @@ def _tiles(arrays: Sequence[da.Array], source: Resampled, side: int) -> da.Array
     )
     sources = tuple(source_of(each) for each in arrays)
     if all(each is not None for each in sources):
-        set_source(packed, source._replace(sources=sources))
-    return packed
+        made = source._replace(sources=sources)
+        for number, plane in enumerate(planes):
+            set_source(plane, Field(made, number, plane.dtype))
+    return planes
 
 
 def _resample_tile(
     sources: tuple[Source, ...], detector: int, window: Window, plan: Resampled
-) -> np.ndarray:
+) -> tuple[Image, Image, Flags]:
     return plan._replace(sources=sources).read(detector, window, {})
 
 

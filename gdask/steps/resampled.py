@@ -7,15 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gdask.io.sources import Memo, read_once
-from gdask.kernels.geometry.areas import area_factors
-from gdask.kernels.geometry.grid import Grid, input_window, pixel_map
+from gdask.io.sources import read_once
+from gdask.kernels.geometry.areas import area_factors, area_nodes
+from gdask.kernels.geometry.grid import Grid, input_window, map_nodes, orientation, pixel_map
 from gdask.kernels.geometry.projection import Geometry
 from gdask.kernels.resample.interpolation import kernel_margin
-from gdask.kernels.resample.resampling import resample
+from gdask.kernels.resample.resampling import resample_onto
 from gdask.model import DQ
-from gdask.steps.frames import PIXEL, pack
-from gdask.types import Flags, Image, Window
+from gdask.types import Flags, Image, Memo, Window
 
 #: Interpolation kernels of each engine, the default first. Those of reproject have its names.
 INTERPOLATIONS = {
@@ -29,8 +28,13 @@ INTERPOLATIONS = {
 SPLINE_MARGIN, SPLINE_SQUARE = 32, 128
 
 
+Planes = tuple[Image, Image, Flags]
+
+
 class Resampled(NamedTuple):
-    """Source of PIXEL: the pixels of a frame as a grid shows them.
+    """The planes of a frame as a grid shows it.
+
+    `sources.Field` makes a source of each of them.
 
     Attributes
     ----------
@@ -64,16 +68,12 @@ class Resampled(NamedTuple):
     def shape(self) -> tuple[int, int, int]:
         return (1, *self.grid.shape)
 
-    @property
-    def dtype(self) -> np.dtype:
-        return PIXEL
-
-    def read(self, detector: int, window: Window, memo: Memo) -> np.ndarray:
-        """Give a window (y1, y2, x1, x2) of the grid."""
+    def read(self, detector: int, window: Window, memo: Memo) -> tuple[Image, Image, Flags]:
+        """Give data, variance and DQ in a window (y1, y2, x1, x2) of the grid."""
         shape = window[1] - window[0], window[3] - window[2]
         planes = np.empty(shape, "f4"), np.empty(shape, "f4"), np.empty(shape, "u2")
         self.fill(window, planes)
-        return pack(*planes)
+        return planes
 
     def parts(self, window: Window) -> Iterator[Part]:
         """Give the parts of a window that arrays touch, and what each is made from."""
@@ -108,7 +108,7 @@ class Resampled(NamedTuple):
             margin = margin_of(self.interpolation, self.ratio) or SPLINE_MARGIN
         return input_window(self.geometries[number], self.size, self.grid, made, margin)
 
-    def fill(self, window: Window, planes: tuple[Image, Image, Flags]) -> None:
+    def fill(self, window: Window, planes: Planes) -> None:
         """Put a window of the grid into data, variance and DQ planes.
 
         The bits of a pixel do not depend on the window. Where two arrays overlap, the better pixel
@@ -116,52 +116,66 @@ class Resampled(NamedTuple):
         """
         data, variance, dq = planes
         data[:], variance[:], dq[:] = 0, 0, DQ.NO_DATA
+        fill_part = self._fill_part if self.engine == "gdask" else self._fill_reprojected
         for part in self.parts(window):
-            made = self._resample_part(part, self._read_inputs(part))
-            shown, place = (_slices(part.shown, origin) for origin in (part.made, window))
-            _take_better(
-                [data[place], variance[place], dq[place]], [plane[shown] for plane in made]
-            )
+            memo: Memo = {}
+            inputs = [read_once(source, part.array, part.needed, memo) for source in self.sources]
+            fill_part(part, inputs, window, planes)
 
-    def _read_inputs(self, part: Part) -> tuple[Image, Image, Flags]:
-        """Read the window of data, variance and DQ that a part is made from."""
-        memo: Memo = {}
-        data, variance, dq = (
-            read_once(source, part.array, part.needed, memo) for source in self.sources
+    def _fill_part(
+        self,
+        part: Part,
+        inputs: Sequence[np.ndarray],
+        window: Window,
+        planes: tuple[Image, Image, Flags],
+    ) -> None:
+        """Resample windows of data, variance and DQ of one array onto a part of the planes."""
+        geometry = self.geometries[part.array]
+        nodes = map_nodes(geometry, self.grid, part.made)
+        data, variance, dq = inputs
+        resample_onto(
+            (data, variance, dq),
+            (part.needed[0], part.needed[2]),
+            nodes,
+            area_nodes(geometry, nodes, self.grid.scale**2 / self.ratio),
+            part.made,
+            planes,
+            (part.made[0] - window[0], part.made[2] - window[2]),
+            interpolation=self.interpolation,
+            area_ratio=self.ratio,
+            orientation=orientation(geometry, self.size, self.grid),
         )
-        return data, variance, dq
 
-    def _resample_part(
-        self, part: Part, inputs: tuple[Image, Image, Flags]
-    ) -> tuple[Image, Image, Flags]:
-        """Resample windows of data, variance and DQ of one array onto a part of the grid."""
-        geometry, origin = self.geometries[part.array], (part.needed[0], part.needed[2])
-        if self.engine == "gdask":
-            data, variance, dq = resample(
-                *inputs,
-                *pixel_map(geometry, self.grid, part.made),
-                interpolation=self.interpolation,
-                area_ratio=self.ratio,
-                origin=origin,
-            )
-        else:
-            from gdask.kernels.resample.reproject_engine import resample_reprojected
-            from gdask.kernels.resample.reproject_methods import map_margin_of
+    def _fill_reprojected(
+        self,
+        part: Part,
+        inputs: Sequence[np.ndarray],
+        window: Window,
+        planes: tuple[Image, Image, Flags],
+    ) -> None:
+        """Do what `_fill_part` does by the engine reproject."""
+        from gdask.kernels.resample.reproject_engine import resample_reprojected
+        from gdask.kernels.resample.reproject_methods import map_margin_of
 
-            margin = map_margin_of(self.interpolation)
-            y1, y2, x1, x2 = part.made
-            with_margin = (y1 - margin, y2 + margin, x1 - margin, x2 + margin)
-            data, variance, dq = resample_reprojected(
-                *inputs,
-                *pixel_map(geometry, self.grid, with_margin),
-                method=self.interpolation,
-                area_ratio=self.ratio,
-                origin=origin,
-                map_margin=margin,
-            )
+        geometry, margin = self.geometries[part.array], map_margin_of(self.interpolation)
+        y1, y2, x1, x2 = part.made
+        with_margin = (y1 - margin, y2 + margin, x1 - margin, x2 + margin)
+        data, variance, dq = inputs
+        data, variance, dq = resample_reprojected(
+            data,
+            variance,
+            dq,
+            *pixel_map(geometry, self.grid, with_margin),
+            method=self.interpolation,
+            area_ratio=self.ratio,
+            origin=(part.needed[0], part.needed[2]),
+            map_margin=margin,
+        )
         area = self.grid.scale**2 / self.ratio
-        data_factor, variance_factor = area_factors(geometry, self.grid, part.made, area)
-        return data * data_factor, variance * variance_factor, dq
+        factors = area_factors(geometry, self.grid, part.made, area)
+        shown, place = (_slices(part.shown, origin) for origin in (part.made, window))
+        made = data * factors[0], variance * factors[1], dq
+        _take_better([plane[place] for plane in planes], [plane[shown] for plane in made])
 
 
 class Part(NamedTuple):

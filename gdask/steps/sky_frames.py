@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
 from gdask.instruments import descriptor, instrument_of
-from gdask.io.frames import geometries, note, primary_header, set_aside, with_headers
+from gdask.io.frames import geometries, note, primary_header, set_aside, with_attrs, with_headers
 from gdask.model import GdaskError
 from gdask.params import Range
 from gdask.steps.frames import on_group
@@ -17,8 +17,8 @@ from gdask.types import Frame, Frames
 
 #: What `set_up` gives: what frames must have in common, and the exposure time (s).
 SetUp = tuple[tuple[object, ...], float]
-#: Middle of the exposure (s) and set-up of each frame, by its `id`.
-TimesAndSetUps = dict[int, tuple[float, SetUp]]
+#: Arcsec by which separations of many positions at once may differ from those of one pair.
+ROUNDING_ARCSEC = 1e-6
 #: Seconds by which exposure times of one set-up may differ.
 SAME_EXPOSURE_SECONDS = 0.01
 
@@ -115,10 +115,10 @@ def associate_sky(
     keep_lonely
         Keep a frame without sky frames (only its level is subtracted then).
     """
-    # Looked up once for each frame, not for each pair of frames.
-    known = {id(frame): (middle_of_exposure(frame), set_up(frame)) for frame in (*frames, *skies)}
+    on_offer = _offer(skies)
+    fewest = len(skies) if use_all else min_skies
     return tuple(
-        _associate(frame, skies, known, distance, time, min_skies, max_skies, use_all, keep_lonely)
+        _associate(frame, on_offer, distance, time, fewest, max_skies, keep_lonely)
         for frame in frames
     )
 
@@ -160,6 +160,21 @@ def separation(first: tuple[float, float], second: tuple[float, float]) -> float
     return float(np.degrees(2 * np.arcsin(np.sqrt(half))) * 3600)
 
 
+def far_apart(first: tuple[float, float], others: np.ndarray, limit: float) -> np.ndarray:
+    """Tell which of many positions (n, 2; degrees) are at least `limit` arcsec from the first one.
+
+    The answers are those of `separation`, for each.
+    """
+    ra, dec = np.radians(others).T
+    ra1, dec1 = np.radians(first)
+    half = np.sin((dec - dec1) / 2) ** 2 + np.cos(dec1) * np.cos(dec) * np.sin((ra - ra1) / 2) ** 2
+    found = np.degrees(2 * np.arcsin(np.sqrt(half))) * 3600
+    far = found >= limit
+    for number in np.flatnonzero(np.abs(found - limit) < ROUNDING_ARCSEC):
+        far[number] = separation(tuple(others[number]), first) >= limit
+    return far
+
+
 def _pointing(frame: Frame) -> tuple[float, float]:
     geometry = geometries(frame)[0]
     return geometry.ra, geometry.dec
@@ -170,14 +185,14 @@ def _groups(pointings: Sequence[tuple[float, float]], limit: float) -> list[int]
 
     Pointings that can be reached from each other in steps shorter than `limit` arcsec are a group.
     """
-    groups = list(range(len(pointings)))
+    groups = np.arange(len(pointings))
+    positions = np.array(pointings, np.float64).reshape(-1, 2)
     for i, pointing in enumerate(pointings):
-        for j in range(i):
-            if groups[i] != groups[j] and separation(pointing, pointings[j]) < limit:
-                low, high = sorted((groups[i], groups[j]))
-                groups = [low if group == high else group for group in groups]
-    numbers = sorted(set(groups))
-    return [numbers.index(group) for group in groups]
+        near = ~far_apart(pointing, positions[:i], limit)
+        reached = np.unique([i, *groups[:i][near]])
+        groups[np.isin(groups, reached)] = reached[0]
+    numbers = np.unique(groups, return_inverse=True)[1]
+    return [int(number) for number in numbers]
 
 
 def _names(text: str) -> set[str]:
@@ -257,34 +272,54 @@ def _mark(frame: Frame, kind: set[str], group: int, text: str) -> Frame:
     return note(with_headers(frame, primary=keywords), text)
 
 
+class _Offer(NamedTuple):
+    """What is known of all sky frames, looked up once for each and not for each pair of frames.
+
+    positions: degrees (n, 2); middles: of the exposures (s).
+    """
+
+    names: np.ndarray
+    positions: np.ndarray
+    middles: np.ndarray
+    set_ups: list[SetUp]
+
+
+def _offer(skies: Frames) -> _Offer:
+    return _Offer(
+        np.array([sky.attrs["name"] for sky in skies], object),
+        np.array([_pointing(sky) for sky in skies], np.float64).reshape(-1, 2),
+        np.array([middle_of_exposure(sky) for sky in skies], np.float64),
+        [set_up(sky) for sky in skies],
+    )
+
+
 def _associate(
     frame: Frame,
-    skies: Frames,
-    known: TimesAndSetUps,
+    skies: _Offer,
     distance: float,
     time: float,
     fewest: int,
     most: int | None,
-    use_all: bool,
     keep_lonely: bool,
 ) -> Frame:
-    """Name the sky frames of one frame; see associate_sky."""
-    time_of_frame, set_up_of_frame = known[id(frame)]
-    candidates = [
-        (abs(known[id(sky)][0] - time_of_frame), sky.attrs["name"])
-        for sky in skies
-        if sky.attrs["name"] != frame.attrs["name"]
-        and same_set_up(known[id(sky)][1], set_up_of_frame)
-        and separation(_pointing(sky), _pointing(frame)) >= distance
-    ]
-    candidates.sort()
+    """Name the sky frames of one frame, at least `fewest`; see associate_sky."""
+    own = set_up(frame)
+    fitting = skies.names != frame.attrs["name"]
+    fitting &= np.array([same_set_up(sky, own) for sky in skies.set_ups], bool)
+    fitting &= far_apart(_pointing(frame), skies.positions, distance)
+    difference = np.abs(skies.middles[fitting] - middle_of_exposure(frame))
+    nearest = np.sort(difference)[:fewest]
+    near = difference <= max(time, nearest[-1] if len(nearest) else 0.0)
+    candidates = sorted(
+        zip(difference[near].tolist(), skies.names[fitting][near].tolist(), strict=True)
+    )
     chosen = [
-        (difference, name)
-        for number, (difference, name) in enumerate(candidates)
-        if use_all or difference <= time or number < fewest
+        name
+        for number, (seconds, name) in enumerate(candidates)
+        if seconds <= time or number < fewest
     ]
-    names = tuple(sorted(name for _, name in chosen[:most]))
-    frame = frame.assign_attrs(skies=json.dumps(names))
+    names = tuple(sorted(chosen[:most]))
+    frame = with_attrs(frame, skies=json.dumps(names))
     if not names and not keep_lonely:
         filter_name = descriptor(frame, "filter_name", pretty=True)
         reason = (
@@ -292,7 +327,7 @@ def _associate(
             f" ({filter_name}, {descriptor(frame, 'exposure_time'):g} s)"
         )
         return set_aside(frame, reason)
-    return note(frame, f"{len(skies)} sky frames on offer")
+    return note(frame, f"{len(skies.names)} sky frames on offer")
 
 
 def set_up(frame: Frame) -> SetUp:

@@ -19,22 +19,22 @@ from gdask.io.frames import (
     with_records,
     with_small,
 )
-from gdask.io.gather import gather
+from gdask.io.gather import gather_planes
 from gdask.io.lazy_arrays import band_chunks
-from gdask.io.sources import Memo, Source, read_once
+from gdask.io.sources import Source, read_together
 from gdask.kernels.stack.combine import combine
 from gdask.kernels.stack.grow import GROW_MARGIN, Planes, combine_without_rejected, grow_rejected
 from gdask.model import GdaskError, late
 from gdask.params import Range
 from gdask.steps.frames import (
     BAND_ROWS,
-    PIXEL,
+    PIXEL_BYTES,
+    VARIABLE_TYPES,
     arrays_of,
+    named,
     on_group,
-    pack,
     replaced,
     strip_rows,
-    unpack,
 )
 from gdask.steps.resample import TILE_BYTES, resampled_source
 from gdask.steps.resampled import Resampled
@@ -49,9 +49,6 @@ else:
 Operation = Literal["mean", "wtmean", "median", "lmedian"]
 Reject = Literal["none", "minmax", "sigclip", "varclip", "noiseclip"]
 
-#: Rows in which rejected values' neighbours are left out at a time, so that this takes little
-#: memory beside the planes.
-GROWTH_ROWS = 16
 #: Rows of a strip, at least: it has a margin of GROW_MARGIN rows on each side, and the resampling
 #: kernel needs more around that.
 FEWEST_ROWS = 16
@@ -117,7 +114,7 @@ def stack_frames(
         "nhigh": nhigh,
     }
     grow = grow and reject_method.endswith("clip")
-    stack = replaced(frames[0], **unpack(_combined_array(frames, combination, grow)))
+    stack = replaced(frames[0], **named(_combined_arrays(frames, combination, grow)))
     stack = with_small(stack, inputs=_alignment_of_inputs(frames)).assign_attrs(
         tables="", provenance=""
     )
@@ -216,8 +213,8 @@ def _joined_provenance(frames: Frames) -> list[dict[str, str]]:
     return list({tuple(sorted(row.items())): row for row in rows}.values())
 
 
-def _combined_array(frames: Frames, combination: dict[str, Any], grow: bool) -> da.Array:
-    """Give the stack as a lazy array of PIXEL.
+def _combined_arrays(frames: Frames, combination: dict[str, Any], grow: bool) -> list[da.Array]:
+    """Give data, variance and DQ of the stack, lazy.
 
     Each task makes a block from all frames, in strips of rows, one frame after another. Neither the
     memory of a task nor the number of tasks grows with the frames. (With a tile of each frame as a
@@ -233,7 +230,7 @@ def _combined_array(frames: Frames, combination: dict[str, Any], grow: bool) -> 
     chunks, size = first.chunks, first.shape[1:]
     if first.numblocks[1:] == (1, 1):
         chunks = (chunks[0], band_chunks(size[0], BAND_ROWS), chunks[2])
-    row_bytes = len(frames) * max(chunks[2]) * PIXEL.itemsize
+    row_bytes = len(frames) * max(chunks[2]) * PIXEL_BYTES
     rows = min(strip_rows(row_bytes, FEWEST_ROWS), max(chunks[1]))
     margin = GROW_MARGIN if grow else 0
 
@@ -242,12 +239,12 @@ def _combined_array(frames: Frames, combination: dict[str, Any], grow: bool) -> 
 
     identity = [getattr(each, "name", None) or each.identity for each in arrays]
     strip_pixels = (rows + 2 * margin) * (max(chunks[2]) + 2 * margin)
-    held = COMBINATION_SHARE * len(frames) * strip_pixels * PIXEL.itemsize
-    return gather(
+    held = COMBINATION_SHARE * len(frames) * strip_pixels * PIXEL_BYTES
+    return gather_planes(
         _stack_block,
         arrays,
         name=f"stack-{tokenize(identity, combination, grow, chunks)}",
-        dtype=PIXEL,
+        dtypes=VARIABLE_TYPES,
         chunks=chunks,
         windows=windows,
         scratch=held + TILE_BYTES * strip_pixels,
@@ -274,16 +271,18 @@ def _stack_block(
     rows: int,
     combination: dict[str, Any],
     grow: bool,
-) -> np.ndarray:
+) -> Planes:
     """Combine the frames in a window, so many rows at a time. counts: sources of each frame."""
     ends = np.cumsum((0, *counts))
     of_frames = [sources[start:stop] for start, stop in pairwise(ends)]
     y1, y2, x1, x2 = window
-    block = np.empty((y2 - y1, x2 - x1), PIXEL)
+    shape = y2 - y1, x2 - x1
+    block = np.empty(shape, "f4"), np.empty(shape, "f4"), np.empty(shape, "u2")
     for y in range(y1, y2, rows):
         strip = y, min(y + rows, y2), x1, x2
         planes = _stack_strip(of_frames, detector, strip, size, combination, grow)
-        pack(*planes, out=block[y - y1 : strip[1] - y1])
+        for whole, part in zip(block, planes, strict=True):
+            whole[y - y1 : strip[1] - y1] = part
     return block
 
 
@@ -304,9 +303,7 @@ def _stack_strip(
         if isinstance(sources[0], Resampled):
             sources[0].fill(wide, planes)
             continue
-        memo: Memo = {}
-        for plane, source in zip(planes, sources, strict=True):
-            plane[:] = read_once(source, detector, wide, memo)
+        read_together(sources, detector, wide, planes)
     rows = slice(strip[0] - wide[0], strip[1] - wide[0])
     columns = slice(strip[2] - wide[2], strip[3] - wide[2])
     data, variance, dq = _combine_planes(cubes, combination, grow)
@@ -319,13 +316,7 @@ def _combine_planes(cubes: Planes, combination: dict[str, Any], grow: bool) -> P
     data, variance, dq = combine(*cubes, **combination, rejected=rejected)[:3]
     if rejected is not None:
         neighbours = grow_rejected(rejected)
-        for start in range(0, cubes[0].shape[1], GROWTH_ROWS):
-            rows = slice(start, start + GROWTH_ROWS)
-            combine_without_rejected(
-                (data[rows], variance[rows], dq[rows]),
-                (cubes[0][:, rows], cubes[1][:, rows], cubes[2][:, rows]),
-                rejected[:, rows],
-                neighbours[:, rows],
-                combination["method"],
-            )
+        combine_without_rejected(
+            (data, variance, dq), cubes, rejected, neighbours, combination["method"]
+        )
     return data, variance, dq

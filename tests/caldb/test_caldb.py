@@ -435,6 +435,22 @@ def test_associate(night):
     )
 
 
+def test_associate_asks_each_database_once_where_answers_are_shared(night, monkeypatch):
+    from gdask.caldb import database
+
+    register(night)
+    asked = []
+    rows, problem = database.rows, database.file_problem
+    monkeypatch.setattr(database, "rows", lambda *given: asked.append("rows") or rows(*given))
+    monkeypatch.setattr(database, "file_problem", lambda row: asked.append("file") or problem(row))
+    alone = associate(night["science"], "flat", open_databases())
+    count, answers = len(asked), {}
+    asked.clear()
+    for _ in range(3):
+        assert associate(night["science"], "flat", open_databases(), answers=answers) == alone
+    assert alone.chosen and len(asked) == count
+
+
 def test_associate_takes_a_frame(night):
     register(night)
     frame = gdask.open(night["science"])

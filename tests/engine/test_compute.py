@@ -17,6 +17,7 @@ from gdask.cluster import Usage, connect
 from gdask import GdaskError
 from gdask.cli import main
 from gdask.engine import compute as compute_module
+from gdask.engine.account import recorded
 from gdask.engine.compute import compute
 
 CALLS: list[int] = []
@@ -80,7 +81,7 @@ def test_without_a_terminal_lines_of_the_log_say_how_far_it_is(
         line.startswith("phase 2: 5 frames: ") and "of 3.0 GiB used" in line for line in under_way
     )
     assert "50 % of " in " ".join(under_way)
-    assert "s, read 6 MB, wrote 14 MB, 0." in last and last.endswith(" of 3.0 GiB used")
+    assert "s, read 6 MB, wrote 14 MB, CPU 0." in last and last.endswith(" of 3.0 GiB used")
     out, err = capfd.readouterr()
     assert not set("\r\x1b\b") & set(out + err + caplog.text)
 
@@ -118,7 +119,7 @@ def test_bytes_and_memory_of_workers_are_counted(
     caplog.set_level(logging.INFO, "gdask")
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
-        with connect("processes:1", memory=2**30):
+        with recorded([]) as recorder, connect("processes:1", memory=2**30):
             array = da.arange(2, chunks=1).map_blocks(
                 _writes, path=str(tmp_path / "x"), dtype=int, meta=np.empty(0, int)
             )
@@ -132,6 +133,10 @@ def test_bytes_and_memory_of_workers_are_counted(
     ]
     assert "wrote 14 MB" in line and " of 1.0 GiB used" in line and "0.0 of" not in line
     assert "1 worker so far" in caplog.text
+    (phase,), whole = recorder.phases, recorder.account()
+    assert phase.workers == 1 and whole.written >= phase.written >= 14_000_000
+    assert phase.user + phase.system > 0 and whole.user > phase.user  # the client's is in it
+    assert whole.memory >= phase.memory > 200_000_000  # of client and worker together
 
 
 # Reports ---------------------------------------------------------------------------------------

@@ -40,8 +40,12 @@ from gdask.reduction.run import Run
 from gdask.types import Frame
 
 #: Limits of the rows that a task makes at a time: in a graph, and in strips inside a task.
-BAND_ROWS = ("gdask.steps.sky.BAND_ROWS", "gdask.steps.stack.BAND_ROWS")
-STRIP_ROWS = ("gdask.steps.sky.strip_rows", "gdask.steps.stack.strip_rows")
+BAND_ROWS = ("gdask.steps.sky_subtraction.BAND_ROWS", "gdask.steps.stack.BAND_ROWS")
+STRIP_ROWS = (
+    "gdask.io.sources.STRIP_ROWS",
+    "gdask.steps.sky_subtraction._MOST_ROWS",
+    "gdask.steps.sky_subtraction._FEWEST_ROWS",
+)
 #: Side of the tiles that a resampled frame is made in.
 TILE_SIDE = "gdask.steps.resample.TILE_SIDE"
 #: Attributes of a Frame that must not depend on how its pixels are chunked.
@@ -117,7 +121,8 @@ def rows_at_a_time(band: int, strip: int, side: int | None = None) -> Iterator[N
         for name in BAND_ROWS:
             patch.setattr(name, band)
         for name in STRIP_ROWS:
-            patch.setattr(name, lambda row_bytes, fewest: strip)
+            patch.setattr(name, strip)
+        patch.setattr("gdask.steps.stack.strip_rows", lambda row_bytes, fewest: strip)
         if side:
             patch.setattr(TILE_SIDE, side)
         yield

@@ -1,4 +1,4 @@
-"""Parts of dask that its documentation does not promise: they still do what gdask needs."""
+"""Parts of dask and xarray that are not documented: they still do what gdask needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import dask
 import dask.array as da
 import distributed
 import numpy as np
+import pandas as pd
 import pytest
+import xarray as xr
 from dask._task_spec import Alias
 from gdask.cluster import connect
 
@@ -171,6 +173,17 @@ def test_source_of_an_array_that_is_something_else_is_none(
     assert dask_internals.source_of(change(array)) is None
 
 
+def test_awaited_by_gives_the_source_and_the_small_results_that_it_awaits(
+    pixels: np.ndarray,
+) -> None:
+    level = array_of(np.ones(2), "level", chunks=(1,))
+    array = dask_internals.set_source(array_of(pixels), "a source", {"level": level})
+    source, awaited = dask_internals.awaited_by(array)
+    assert source == "a source" and awaited["level"] is level
+    assert dask_internals.source_of(array) is None, "it cannot be read without the level"
+    assert dask_internals.awaited_by(array + 1) == (None, {})
+
+
 def test_source_of_an_array_goes_through_xarray(pixels: np.ndarray) -> None:
     import xarray as xr
 
@@ -219,6 +232,80 @@ def test_optimised_tasks_share_what_arrays_share_and_keep_each_block(pixels: np.
     np.testing.assert_array_equal(blocks[-1], 2 * pixels[1:, 2:] + 2)
     needed = {need for node in tasks.values() for need in dask_internals.needs_of(node)}
     assert not needed & set(keys), "tasks that put the blocks of a result together"
+
+
+def test_optimised_tasks_of_graphs_that_are_not_of_tasks_alone(pixels: np.ndarray) -> None:
+    """Blocks that somebody has put into a graph as values, such as those kept on workers."""
+    graph = {("held", d, 0, 0): pixels[d : d + 1] for d in range(2)}
+    held = da.Array(graph, "held", ((1, 1), (4,), (4,)), meta=np.empty((0, 0, 0), "f4"))
+    result = held.map_blocks(counted, dtype="f4")
+    tasks = dask_internals.optimised_tasks([result])
+    found = dask.threaded.get(tasks, dask_internals.flat_list(result.__dask_keys__()))
+    np.testing.assert_array_equal(np.concatenate(found), 2 * pixels)
+
+
+def by_block(array: da.Array, name: str, *others: da.Array) -> da.Array:
+    axes = ("detector", "y", "x")
+    inputs = [(each, axes) for each in (array, *others)]
+    return dask_internals.blockwise_array(
+        plus, name, array.chunks, np.empty((0, 0, 0), "f4"), inputs, axes, placed=False
+    )
+
+
+def test__needed_tasks_are_the_ends_and_what_they_need() -> None:
+    graph = {
+        "read": dask_internals.task("read", plus, 1),
+        "other": dask_internals.task("other", plus, 1),
+        "end": dask_internals.task("end", plus, dask_internals.reference("read")),
+    }
+    tasks, ends = dask_internals._needed_tasks(graph, ["end"])
+    assert set(tasks) == {"read", "end"} and ends == {"end"}
+
+
+def test__fused_tasks_run_as_one_where_no_other_needs_them(pixels: np.ndarray) -> None:
+    """A tree of kernels is one task; what two tasks need, and what is asked for, stays apart."""
+    first, second = array_of(pixels, "first"), array_of(2 * pixels, "second")
+    left, right = by_block(first, "left"), by_block(second, "right")
+    top = by_block(left, "top", right)
+    blocks = top.npartitions
+    assert len(dask_internals.optimised_tasks([top])) == 3 * blocks  # with two values each
+    shared = dask_internals.optimised_tasks([top, by_block(left, "user")])
+    names = [key[0] for key in shared if isinstance(key, tuple)]
+    assert [names.count(name) for name in ("top", "user", "left", "right")] == [blocks] * 3 + [0]
+    asked = dask_internals.optimised_tasks([top, right])
+    assert sum(isinstance(key, tuple) and key[0] == "right" for key in asked) == blocks
+    keys = dask_internals.flat_list(top.__dask_keys__())
+    for tasks in (shared, asked):
+        np.testing.assert_array_equal(
+            dask.threaded.get(tasks, keys)[0], plus(pixels[:1, :2], 2 * pixels[:1, :2])
+        )
+
+
+def test__takes_block_not_where_it_comes_in_a_list(pixels: np.ndarray) -> None:
+    """The blocks that one task joins are made by tasks of their own, side by side."""
+    array = by_block(array_of(pixels, "given"), "made")
+    joined = dask_internals.blockwise_array(
+        _of_lists,
+        "joined",
+        ((1, 1),),
+        np.empty(0, "f4"),
+        [(array, ("detector", "y", "x"))],
+        ("detector",),
+        placed=False,
+    )
+    tasks = dask_internals.optimised_tasks([joined])
+    assert not dask_internals._takes_block(tasks["joined", 0], ("made", 0, 0, 0))
+    assert sum(key[0] == "made" for key in tasks if isinstance(key, tuple)) == array.npartitions
+    direct = by_block(array, "direct").dask["direct", 0, 1, 0]
+    assert dask_internals._takes_block(direct, ("made", 0, 1, 0))
+
+
+def test__blocks_in_lists_along_the_axes_that_the_result_lacks(pixels: np.ndarray) -> None:
+    found = dask_internals._blocks_in_lists(
+        ("a",), (("detector", 2), ("y", 2), ("x", 1)), {"detector": 1}
+    )
+    rows = [dask_internals.take_apart(row).arguments for row in found]
+    assert [[each.key for each in row] for row in rows] == [[("a", 1, 0, 0)], [("a", 1, 1, 0)]]
 
 
 def test_run_order_gives_each_task_a_number_after_its_inputs(pixels: np.ndarray) -> None:
@@ -380,6 +467,61 @@ def test_bare_function_is_what_was_written() -> None:
     assert dask_internals.bare_function(bound) is plus
     assert dask_internals.bare_function(plus) is plus
     assert dask_internals.bare_function(Callable_()) is Callable_
+
+
+# Datasets --------------------------------------------------------------------------------------
+
+
+def a_dataset() -> xr.Dataset:
+    return xr.Dataset(
+        {"data": (("detector", "y"), np.ones((2, 3)))},
+        coords={
+            "detector": np.array(["a", "b"], object),
+            "y": pd.RangeIndex(4, 7),
+            "header": ("detector", np.array(["one", "two"], object)),
+        },
+        attrs={"name": "x.fits"},
+    )
+
+
+def test_dataset_with_is_assign_without_its_copies(pixels: np.ndarray) -> None:
+    lazy = array_of(pixels[:, :3, 0], chunks=(1, 3))
+    texts, one = np.array(["three", "four"], object), np.empty((), object)
+    variables = {"data": (("detector", "y"), lazy), "small": ((), one)}
+    coordinates = {"header": (("detector",), texts), "number": (("detector",), np.arange(2))}
+    before, original = a_dataset(), a_dataset()
+    made = dask_internals.dataset_with(before, variables, coordinates, {"note": "n"})
+    expected = before.assign(variables).assign_coords(coordinates).assign_attrs(note="n")
+    assert made.identical(expected) and before.identical(original)
+    assert set(made.coords) == set(expected.coords) and made.sizes == expected.sizes
+    assert made["data"].data is lazy and made.variables["y"] is before.variables["y"]
+    assert made.isel(detector=[1], y=slice(0, 2)).identical(
+        expected.isel(detector=[1], y=slice(0, 2))
+    )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"variables": {"plane": (("z",), np.zeros(3))}},  # another dimension
+        {"variables": {"y": (("y",), np.zeros(3))}},  # an index
+        {"coordinates": {"detector": (("detector",), np.array(["c", "d"], object))}},
+    ],
+)
+def test_dataset_with_leaves_dimensions_and_indexes_to_xarray(given: dict) -> None:
+    made, before = dask_internals.dataset_with(a_dataset(), **given), a_dataset()
+    expected = before.assign(given.get("variables", {}))
+    assert made.identical(expected.assign_coords(given.get("coordinates", {})))
+
+
+def test_dataset_with_refuses_another_size() -> None:
+    with pytest.raises(ValueError, match="detector"):
+        dask_internals.dataset_with(a_dataset(), {"small": (("detector",), np.zeros(3))})
+
+
+def test_index_of_a_range() -> None:
+    index = dask_internals.index_of(a_dataset(), "y")
+    assert index.equals(a_dataset().indexes["y"]) and (index.start, index.step) == (4, 1)
 
 
 # The room --------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from gdask.io import write
 from gdask.io.frames import array_headers, with_headers
 from gdask.io.lazy_arrays import changed_scale, from_source, is_stored, read_apart, source_of
 from gdask.io.read import lazy_variables, open_frame, stored_arrays
-from gdask.io.sources import read_window
+from gdask.io.stored import read_window
 from gdask.model import GdaskError, host, owner
 
 IO_COUNTS = Path("/proc/self/io")

@@ -11,7 +11,7 @@ import xarray as xr
 
 import gdask
 from gdask import steps
-from gdask.io import sources
+from gdask.io import stored
 from gdask.types import Frame
 
 
@@ -49,9 +49,9 @@ def test_windows_are_what_numpy_gives(raw: str, index: dict[str, Any]) -> None:
 
 def test_only_the_window_is_read(raw: str, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[int, ...]] = []
-    window_of = sources.read_window
+    window_of = stored.read_window
     monkeypatch.setattr(
-        sources,
+        stored,
         "read_window",
         lambda plane, *window: read.append(window[:4]) or window_of(plane, *window),
     )

@@ -10,8 +10,9 @@ from gdask.kernels.statistics import (
     fit_sky_level,
     median_from_histograms,
     mergeable_histogram,
+    middle,
 )
-from gdask.model import GdaskError
+from gdask.model import DQ, GdaskError
 
 
 @pytest.fixture
@@ -96,3 +97,31 @@ def test_median_of_many_planes(rng: np.random.Generator) -> None:
             np.median(array), rel=1e-4, abs=1e-35
         )
     assert np.isnan(median_from_histograms(mergeable_histogram(planes[0], np.ones_like(masks[0]))))
+
+
+@pytest.mark.parametrize("number", [1, 2, 9, 1000, 4097])
+def test_the_middle_is_the_median(rng: np.random.Generator, number: int) -> None:
+    values = rng.normal(5, 1, number).astype(np.float32)
+    before = values.copy()
+    assert middle(values) == np.median(values) and middle(values).dtype == np.float32
+    np.testing.assert_array_equal(values, before)
+
+
+def test_unusable_pixels_are_left_out(rng: np.random.Generator) -> None:
+    """DQ counts as a mask of its unusable pixels; non-linear ones are usable."""
+    plane = rng.normal(700, 30, (211, 307)).astype(np.float32)
+    bits = np.array([0, DQ.BAD_PIXEL, DQ.NON_LINEAR, DQ.SATURATED, DQ.NO_DATA], np.uint16)
+    dq = rng.choice(bits, plane.shape, p=(0.6, 0.1, 0.1, 0.1, 0.1))
+    objects = rng.random(plane.shape) < 0.2
+    unusable = (dq & ~np.uint16(DQ.NON_LINEAR)) != 0
+    plane[unusable] = rng.choice([-1e4, 1e4, np.nan], unusable.sum())
+    for mask in (None, objects):
+        left_out = unusable if mask is None else unusable | mask
+        found = fit_sky_level(plane, mask, dq)
+        assert found == fit_sky_level(plane, left_out)
+        assert found.n == (~left_out).sum() and found.level == pytest.approx(700, abs=1)
+        np.testing.assert_array_equal(
+            mergeable_histogram(plane, mask, dq), mergeable_histogram(plane, left_out)
+        )
+    with pytest.raises(GdaskError, match="cut it to the plane"):
+        mergeable_histogram(plane, dq=dq[1:])

@@ -26,7 +26,6 @@ from gdask.headers import read_headers
 from gdask.instruments import f2, view
 from gdask.io.frames import with_headers
 from gdask.kernels.detector.probe_shadows import binned_medians, find_shadows, unbin_window
-from gdask.kernels.detector.quality import outside_circle_mask
 from gdask.kernels.geometry.projection import to_sky
 from gdask.kernels.sources.centroids import fit_positions
 from gdask.model import DQ, GdaskError
@@ -314,9 +313,6 @@ def test_outside_the_circle_nothing_is_lit_but_darks_do_not_care(
     assert 0.05 < outside.mean() < 0.95
     unlit = (computed(science)["dq"][0] & DQ.UNILLUMINATED) != 0
     np.testing.assert_array_equal(unlit, outside)
-    np.testing.assert_array_equal(
-        outside_circle_mask((SIZE, SIZE), 1500, 1700, (1049.9, 1054.9), 1054.1), outside
-    )
     assert not (computed(dark)["dq"] & DQ.UNILLUMINATED).any()
 
 

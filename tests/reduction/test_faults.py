@@ -246,7 +246,7 @@ def test_a_bad_file_is_set_aside(
 
     With --strict the run stops.
     """
-    monkeypatch.setattr("gdask.io.sources.read_window", unreadable)
+    monkeypatch.setattr("gdask.io.stored.read_window", unreadable)
     damage, words = FILES[fault]
     bad = here / "S20170504S0999.fits"
     shutil.copy(night.std[1], bad)
@@ -317,7 +317,7 @@ def test_frames_without_a_sky_are_set_aside_by_their_headers(
     here: Path, night: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They have another exposure time, serve no target, or their skies are all gone."""
-    monkeypatch.setattr("gdask.io.sources.read_window", unreadable)
+    monkeypatch.setattr("gdask.io.stored.read_window", unreadable)
     for name, path in (
         ("S20170505S0998.fits", night.science[0]),
         ("S20170505S0999.fits", night.sky[0]),
@@ -511,7 +511,7 @@ def test_a_missing_flat_is_found_before_pixels_and_steps(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "gdask")
-    monkeypatch.setattr("gdask.io.sources.read_window", unreadable)
+    monkeypatch.setattr("gdask.io.stored.read_window", unreadable)
     with pytest.raises(
         GdaskError, match=r"S20170504S0114.fits: no processed_flat\n.*none is registered"
     ):
@@ -606,7 +606,7 @@ def test_two_equally_good_calibrations_and_one_that_was_deleted(
 def test_flats_of_one_kind_alone(
     workspace: Path, night: object, have: str, lack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gdask.io.sources.read_window", unreadable)
+    monkeypatch.setattr("gdask.io.stored.read_window", unreadable)
     with pytest.raises(
         GdaskError,
         match=f"but no {lack} ones; a Kshort flat needs both: add the {lack} frames to the list",
@@ -661,7 +661,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_product(
 def test_a_limit_on_the_size_of_files_is_found_before_the_compute(
     here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gdask.io.sources.read_window", unreadable)
+    monkeypatch.setattr("gdask.io.stored.read_window", unreadable)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))

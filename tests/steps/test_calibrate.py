@@ -21,8 +21,7 @@ from gdask.instruments import descriptor, instrument_of
 from gdask.io.frames import array_headers, primary_header, records, sections, with_headers
 from gdask.kernels.detector import flat as flat_kernels
 from gdask.kernels.detector import quality as dq_kernels
-from gdask.kernels.detector.linearity import linearize, linearized_level
-from gdask.kernels.detector.variance import add_variance
+from gdask.kernels.detector.linearity import add_variance, linearize, linearized_level
 from gdask.model import DQ, GdaskError
 from gdask.steps.frames import match_region, with_arrays
 from gdask.types import Frame

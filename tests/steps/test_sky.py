@@ -18,7 +18,7 @@ from gdask.io.frames import geometries, primary_header, sky_names, with_geometri
 from gdask.kernels.geometry.projection import tangent_sky
 from gdask.model import DQ, GdaskError
 from gdask.steps.sky import sky_levels, transfer_objects
-from gdask.steps.sky_frames import separation
+from gdask.steps.sky_frames import _groups, far_apart, separation
 from gdask.types import Frame, Frames
 
 
@@ -136,6 +136,30 @@ def test_frac_FOV_sets_what_one_field_is(guided: str) -> None:
 def test_separation_of_positions() -> None:
     assert separation((10.0, -60.0), (10.0, -60.0 + 1 / 3600)) == pytest.approx(1.0, abs=1e-9)
     assert separation((359.9999, 60.0), (0.0001, 60.0)) == pytest.approx(0.36, abs=1e-6)
+
+
+def test_positions_are_far_apart_as_pairs_of_them_are() -> None:
+    random = np.random.default_rng(4)
+    others = np.array([10.0, -40.0]) + random.normal(0, 3 / 3600, (300, 2))
+    first = (10.0, -40.0)
+    alone = [separation(tuple(other), first) for other in others]
+    for limit in (0.0, 2.0, *alone[:5]):  # some exactly at the limit
+        far = far_apart(first, others, limit)
+        assert far.tolist() == [distance >= limit for distance in alone]
+
+
+def test_groups_are_what_can_be_reached_in_steps() -> None:
+    random = np.random.default_rng(5)
+    positions = [(10.0 + ra / 3600, dec / 3600) for ra, dec in random.uniform(0, 60, (80, 2))]
+    limit = 5.0
+    near = [[separation(one, other) < limit for other in positions] for one in positions]
+    reached = np.array(near)
+    for _ in range(7):
+        reached = reached @ reached
+    firsts = [int(np.flatnonzero(row)[0]) for row in reached]
+    numbers = sorted(set(firsts))
+    assert 1 < len(numbers) < len(positions)
+    assert _groups(positions, limit) == [numbers.index(n) for n in firsts]
 
 
 # ---- associate_sky

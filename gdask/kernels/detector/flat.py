@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from gdask.kernels.arrays import flatten_planes
+from gdask.kernels.arrays import as_kernel_input, flatten_planes
 from gdask.kernels.compiled import njit
-from gdask.model import DQ
+from gdask.kernels.statistics import middle
+from gdask.model import DQ, GdaskError
 from gdask.types import Flags, Image, Mask
 
 _BAD, _NO_DATA, _UNILLUMINATED = (
@@ -15,26 +16,30 @@ _BAD, _NO_DATA, _UNILLUMINATED = (
 
 
 @njit(cache=True, nogil=True)
-def _quotient(data: Image, flat: Image) -> Image:
+def _quotient(data: Image, flat: Image, out: Image) -> None:
     """Compiled part of `flat_data`."""
-    out = np.empty(data.size, dtype=np.float32)
     for i in range(data.size):
         out[i] = data[i] / flat[i] if 0 < flat[i] < np.inf else data[i]
-    return out
 
 
 @njit(cache=True, nogil=True)
 def _quotient_variance(
-    data: Image, variance: Image, flat: Image, flat_variance: Image, level: float
-) -> Image:
+    data: Image, variance: Image, flat: Image, flat_variance: Image, level: float, out: Image
+) -> None:
     """Compiled part of `flat_variance`."""
-    out = np.empty(data.size, dtype=np.float32)
     for i in range(data.size):
         inverse = 1.0 / flat[i] if 0 < flat[i] < np.inf else 0.0
         corrected = data[i] * inverse - level
         quotient = (variance[i] + corrected * corrected * flat_variance[i]) * inverse * inverse
         out[i] = quotient if inverse > 0 else variance[i]
-    return out
+
+
+@njit(cache=True, nogil=True)
+def _quotient_flags(dq: Flags, flat: Image, flat_dq: Flags, out: Flags) -> None:
+    """Compiled part of `flat_flags`."""
+    for i in range(dq.size):
+        no_data = np.uint16(not 0 < flat[i] < np.inf) * _NO_DATA
+        out[i] = dq[i] | flat_dq[i] | no_data
 
 
 def flat_data(data: Image, flat: Image) -> Image:
@@ -43,7 +48,9 @@ def flat_data(data: Image, flat: Image) -> Image:
     Data stay unchanged where the flat is not a positive number; `flat_flags` says so in the DQ.
     """
     raw, response = flatten_planes(data, flat)
-    return _quotient(raw, response).reshape(np.shape(data))
+    out = np.empty(np.shape(data), np.float32)
+    _quotient(raw, response, out.reshape(-1))
+    return out
 
 
 def flat_variance(
@@ -56,8 +63,9 @@ def flat_variance(
     by frames that went through the same flat, pixel by pixel.
     """
     raw, noise, response, response_variance = flatten_planes(data, variance, flat, flat_variance)
-    quotient_variance = _quotient_variance(raw, noise, response, response_variance, float(level))
-    return quotient_variance.reshape(np.shape(data))
+    out = np.empty(np.shape(data), np.float32)
+    _quotient_variance(raw, noise, response, response_variance, float(level), out.reshape(-1))
+    return out
 
 
 def sky_level(data: Image, dq: Flags, flat: Image, flat_dq: Flags) -> float:
@@ -67,14 +75,21 @@ def sky_level(data: Image, dq: Flags, flat: Image, flat_dq: Flags) -> float:
     """
     grid = np.s_[::4, ::4]
     good = (dq[grid] == 0) & (flat_dq[grid] == 0) & (flat[grid] > 0) & np.isfinite(data[grid])
-    return float(np.median(data[grid][good] / flat[grid][good])) if good.any() else 0.0
+    return float(middle(data[grid][good] / flat[grid][good])) if good.any() else 0.0
 
 
 def flat_flags(dq: Flags, flat: Image, flat_dq: Flags) -> Flags:
     """DQ of data / flat: the bits of both, and no data (16) where the flat is not positive."""
-    not_positive = ~((flat > 0) & (flat < np.inf))
-    both_flags = np.asarray(dq, dtype=np.uint16) | np.asarray(flat_dq, dtype=np.uint16)
-    return both_flags | not_positive * _NO_DATA
+    (response,) = flatten_planes(flat)
+    flags, flat_bits = (as_kernel_input(plane, np.uint16).reshape(-1) for plane in (dq, flat_dq))
+    if not flags.size == response.size == flat_bits.size:
+        raise GdaskError(
+            f"flags of shapes {np.shape(dq)} and {np.shape(flat_dq)} for a flat of "
+            f"{np.shape(flat)}: cut them to one shape first"
+        )
+    out = np.empty(np.shape(dq), np.uint16)
+    _quotient_flags(flags, response, flat_bits, out.reshape(-1))
+    return out
 
 
 def divide(

@@ -1,7 +1,7 @@
-"""Detector non-linearity, a cubic in electrons per coadd: N' = c0 N + c1 N^2 + c2 N^3.
+"""Detector non-linearity, and variance from read noise and photon noise.
 
-The form and the coefficients are those of the instrument teams, as the field's standard reduction
-uses them.
+Non-linearity is a cubic in electrons per coadd: N' = c0 N + c1 N^2 + c2 N^3. The form and the
+coefficients are those of the instrument teams, as the field's standard reduction uses them.
 """
 
 from __future__ import annotations
@@ -10,29 +10,27 @@ import numpy as np
 
 from gdask.kernels.arrays import flatten_planes
 from gdask.kernels.compiled import njit
-from gdask.types import Image
+from gdask.types import Electrons, Image
 
 Coefficients = tuple[float, float, float]
 
 
 @njit(cache=True, nogil=True)
-def _linearize(data: Image, factor: float, c0: float, c1: float, c2: float) -> Image:
+def _linearize(data: Image, factor: float, c0: float, c1: float, c2: float, out: Image) -> None:
     """Compiled part of `linearize`; factor: electrons per coadd and ADU of the data."""
-    out = np.empty(data.size, dtype=np.float32)
     for i in range(data.size):
         electrons = data[i] * factor
         out[i] = data[i] * (c0 + electrons * (c1 + electrons * c2))
-    return out
 
 
 @njit(cache=True, nogil=True)
-def _shift_poisson(variance: Image, raw: Image, corrected: Image, divisor: float) -> Image:
+def _shift_poisson(
+    variance: Image, raw: Image, corrected: Image, divisor: float, out: Image
+) -> None:
     """Compiled part of `linearize_variance`; divisor: gain times averaged coadds."""
-    out = np.empty(variance.size, dtype=np.float32)
     no_counts = np.float32(0)
     for i in range(variance.size):
         out[i] = variance[i] + (max(corrected[i], no_counts) - max(raw[i], no_counts)) / divisor
-    return out
 
 
 def linearize(data: Image, coefficients: Coefficients, gain: float, coadds: int = 1) -> Image:
@@ -43,7 +41,9 @@ def linearize(data: Image, coefficients: Coefficients, gain: float, coadds: int 
     """
     c0, c1, c2 = (float(c) for c in coefficients)
     (raw,) = flatten_planes(data)
-    return _linearize(raw, float(gain / coadds), c0, c1, c2).reshape(np.shape(data))
+    out = np.empty(np.shape(data), np.float32)
+    _linearize(raw, float(gain / coadds), c0, c1, c2, out.reshape(-1))
+    return out
 
 
 def linearized_level(
@@ -74,4 +74,32 @@ def linearize_variance(
     """
     noise, raw, corrected = flatten_planes(variance, data_raw, data_corrected)
     divisor = float(gain * coadds_averaged)
-    return _shift_poisson(noise, raw, corrected, divisor).reshape(np.shape(variance))
+    out = np.empty(np.shape(variance), np.float32)
+    _shift_poisson(noise, raw, corrected, divisor, out.reshape(-1))
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _variance(electrons: Image, constant: float, per_electron: float, out: Image) -> None:
+    """Compiled part of `add_variance`: constant + max(electrons, 0) * per_electron."""
+    for i in range(electrons.size):
+        out[i] = constant + max(electrons[i], np.float32(0)) * per_electron
+
+
+def add_variance(
+    data_e: Image, read_noise: Electrons, coadds: int = 1, poisson: bool = True, read: bool = True
+) -> Image:
+    """Variance (e-^2) of data in electrons: read_noise^2 + max(data, 0) / coadds.
+
+    Either term can be left out (`read`, `poisson`). `read_noise` is that of the whole frame
+    (already divided by sqrt(coadds) where coadds are averaged). `coadds` counts the *averaged*
+    ones, 1 where they are summed: an average of c coadds holds c times the photons that its value
+    says (GSAOI), a sum holds just those (FLAMINGOS-2). NaN stays NaN.
+    """
+    constant = read_noise**2 if read else 0.0
+    if not poisson:
+        return np.full(np.shape(data_e), constant, dtype=np.float32)
+    (electrons,) = flatten_planes(data_e)
+    out = np.empty(np.shape(data_e), np.float32)
+    _variance(electrons, float(constant), 1.0 / coadds, out.reshape(-1))
+    return out

@@ -73,18 +73,15 @@ def binned_medians(data: Image, dq: Flags) -> BinnedLevels:
     data, dq: (ny, nx); every other row and column is used. Returns (my, mx) float64 in the
     unit of the data. Of an even number of pixels the lower middle one is taken.
     """
-    good = (dq & np.uint16(UNUSABLE)) == 0
-    ny, nx = _bins_per_axis(data.shape)
-    values = np.full((ny * BIN_SIZE, nx * BIN_SIZE), np.inf, np.float32)
-    values[: data.shape[0], : data.shape[1]] = np.where(good, data, np.inf)
-    samples = (
-        values[::2, ::2]
-        .reshape(ny, BIN_SIZE // 2, nx, BIN_SIZE // 2)
-        .transpose(0, 2, 1, 3)
-        .reshape(ny, nx, -1)
+    (ny, nx), side = _bins_per_axis(data.shape), BIN_SIZE // 2
+    sampled, flags = data[::2, ::2], dq[::2, ::2]
+    values = np.full((ny * side, nx * side), np.inf, np.float32)
+    values[: sampled.shape[0], : sampled.shape[1]] = np.where(
+        (flags & np.uint16(UNUSABLE)) == 0, sampled, np.inf
     )
+    samples = values.reshape(ny, side, nx, side).transpose(0, 2, 1, 3).reshape(ny, nx, -1)
     samples = np.sort(samples, axis=-1)
-    number = np.isfinite(samples).sum(axis=-1)
+    number = np.count_nonzero(np.isfinite(samples), axis=-1)
     median_place = np.maximum(number - 1, 0)[..., None] // 2
     medians = np.take_along_axis(samples, median_place, axis=-1)[..., 0]
     return np.where(4 * number >= samples.shape[-1], medians, np.nan).astype(np.float64)
@@ -95,12 +92,16 @@ def binned_usable_counts(dq: Flags) -> npt.NDArray[np.int64]:
     ny, nx = _bins_per_axis(dq.shape)
     good = np.zeros((ny * BIN_SIZE, nx * BIN_SIZE), bool)
     good[: dq.shape[0], : dq.shape[1]] = (dq & np.uint16(UNUSABLE)) == 0
-    return good.reshape(ny, BIN_SIZE, nx, BIN_SIZE).sum(axis=(1, 3), dtype=np.int64)
+    # Along y first: sums of whole rows are fast, and up to 255 fit into a byte.
+    in_columns = good.reshape(ny, BIN_SIZE, -1).sum(axis=1, dtype=np.uint8)
+    return in_columns.reshape(ny, nx, BIN_SIZE).sum(axis=2, dtype=np.int64)
 
 
 def unbin_window(bins: Mask, y1: int, y2: int, x1: int, x2: int) -> Mask:
     """Give the pixels of a window (0-based, ends excluded) the values of their bins."""
-    return bins[np.arange(y1, y2)[:, None] // BIN_SIZE, np.arange(x1, x2) // BIN_SIZE]
+    first = y1 // BIN_SIZE
+    rows = bins[first : -(-y2 // BIN_SIZE), np.arange(x1, x2) // BIN_SIZE]
+    return rows[np.arange(y1, y2) // BIN_SIZE - first]
 
 
 def _bins_per_axis(shape: tuple[int, ...]) -> tuple[int, int]:

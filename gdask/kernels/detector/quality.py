@@ -1,31 +1,24 @@
-"""Data-quality flags of raw planes: levels, hidden saturation, and masks for later frames."""
+"""Data-quality flags: levels of raw planes, listed pixels, borders."""
 
 from __future__ import annotations
-
-import zlib
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from gdask.kernels.arrays import flatten_planes
+from gdask.kernels.arrays import as_kernel_input, flatten_planes
 from gdask.kernels.compiled import njit
-from gdask.model import DQ, GdaskError, late
-from gdask.types import Flags, Mask
+from gdask.model import DQ, GdaskError
+from gdask.types import Flags, Window
 
-if TYPE_CHECKING:
-    from scipy import ndimage
-else:
-    ndimage = late("scipy.ndimage")
+#: Flat indices of some pixels of a plane, rising.
+Indices = npt.NDArray[np.int32]
 
-_NON_LINEAR_OR_SATURATED = np.uint16(DQ.NON_LINEAR | DQ.SATURATED)
-_SATURATED = np.uint16(DQ.SATURATED)
-_DEFECTS = np.uint16(DQ.BAD_PIXEL | DQ.NO_DATA | DQ.UNILLUMINATED)
 _NON_LINEAR_BIT, _SATURATED_BIT, _NO_DATA_BIT = (
     int(DQ.NON_LINEAR),
     int(DQ.SATURATED),
     int(DQ.NO_DATA),
 )
+_UNILLUMINATED = np.uint16(DQ.UNILLUMINATED)
 
 
 @njit(cache=True, nogil=True)
@@ -69,132 +62,83 @@ def flag_levels(
     return flags
 
 
-def hidden_saturation(
-    data: npt.ArrayLike, dq: Flags, non_linear: float, max_size: int = 10000
-) -> Flags:
-    """Flag as saturated (4) the holes of saturated blobs; 0 elsewhere.
+@njit(cache=True, nogil=True)
+def _flag_listed(
+    flags: Flags, indices: Indices, bit: np.uint16, width: int, up: int, right: int
+) -> None:
+    """Compiled part of `flag_pixels`: (up, right) is the place of the flags' first pixel."""
+    for k in range(indices.size):
+        x = indices[k] % width - right
+        if 0 <= x < flags.shape[1]:
+            flags[indices[k] // width - up, x] |= bit
 
-    The cores of grossly saturated stars read low in Fowler sampling. `dq` (ny, nx) holds the
-    plane's level and bad-pixel flags, `non_linear` is the level that made its bit 2. A hole is a
-    4-connected region below that level, of at most `max_size` pixels, enclosed by an 8-connected
-    blob of bright (non-linear or saturated) pixels of which at least one is saturated. Bad pixels
-    in its wall do not open it, but make at most a quarter of the wall. A region that touches the
-    array's edge, or a blob that is mostly bad pixels, has no hole. So neither the sky nor what
-    defects or the border cut off is flagged.
+
+def flag_pixels(
+    dq: Flags,
+    indices: Indices,
+    bit: int,
+    window: Window,
+    width: int,
+    offset: tuple[int, int] = (0, 0),
+) -> Flags:
+    """Give DQ with a bit set at listed pixels; `dq` itself where none is in it.
+
+    dq: uint16, the window (y1, y2, x1, x2) of an array. indices: flat indices y * width + x (int32,
+    rising) of an array that is `width` pixels wide, as from `saturated_pixels`. offset: what to add
+    to a pixel (x, y) of the window's array to get that of the list's array.
     """
-    flags = np.zeros(dq.shape, dtype=np.uint16)
-    bad = (dq & _DEFECTS) != 0
-    saturated = ((dq & _SATURATED) != 0) & ~bad
-    if not saturated.any():
-        return flags
-    blobs, _ = ndimage.label((dq & _NON_LINEAR_OR_SATURATED) != 0, structure=np.ones((3, 3)))
-    low = np.asarray(data) < non_linear
-    boxes = ndimage.find_objects(blobs)
-    for blob in _saturated_blobs(blobs, saturated, bad):
-        box = boxes[blob - 1]
-        holes = _holes(blobs[box] == blob, bad[box], max_size)
-        flags[box][holes & low[box]] = _SATURATED
+    up, right = window[0] + offset[1], window[2] + offset[0]
+    rows = np.array((up * width, (up + dq.shape[0]) * width), np.int32)
+    first, last = indices.searchsorted(rows)  # of one type, or the whole list is converted
+    if first == last:
+        return dq
+    flags = np.array(dq, dtype=np.uint16, order="C")
+    listed = as_kernel_input(indices[first:last], np.int32)
+    _flag_listed(flags, listed, np.uint16(bit), width, up, right)
     return flags
 
 
-def _saturated_blobs(
-    blobs: npt.NDArray[np.int32], saturated: Mask, bad: Mask
-) -> npt.NDArray[np.intp]:
-    """Labels of the blobs that can have a hole.
+def flag_border(
+    dq: Flags, corner: tuple[int, int], window: Window, full: tuple[int, int], width: int
+) -> Flags:
+    """Give DQ that is unilluminated (64) within `width` pixels of the edge of the *full* array.
 
-    They have four pixels or more, are saturated somewhere, and are not mostly defects.
+    dq: uint16, the window (y1, y2, x1, x2) of an array whose first pixel is at 0-based `corner`
+    (x, y) of the full array of shape `full` (ny, nx).
     """
-    bright = np.flatnonzero(blobs)
-    label = blobs.reshape(-1)[bright]
-    size = np.bincount(label)
-    defects = np.bincount(label, weights=bad.reshape(-1)[bright])
-    peaks = np.bincount(blobs[saturated], minlength=size.size)
-    return np.flatnonzero((size >= 4) & (peaks > 0) & (2 * defects <= size))
+    flags = np.array(dq, dtype=np.uint16, order="C")
+    sides = (window[0] + corner[1], window[2] + corner[0])
+    for turned, first, size in zip((flags, flags.T), sides, full, strict=True):
+        turned[: max(width - first, 0)] |= _UNILLUMINATED
+        turned[max(size - width - first, 0) :] |= _UNILLUMINATED
+    return flags
 
 
-def _holes(blob: Mask, bad: Mask, max_size: int) -> Mask:
-    """Holes of one blob within its bounding box.
+@njit(cache=True, nogil=True)
+def _flag_far(
+    flags: Flags, along: npt.NDArray[np.float64], across: npt.NDArray[np.float64], square: float
+) -> None:
+    """Compiled part of `flag_outside`; along, across: squared distances of rows and columns."""
+    ny, nx = flags.shape
+    for y in range(ny):
+        for x in range(nx):
+            flags[y, x] |= np.uint16(along[y] + across[x] > square) * _UNILLUMINATED
 
-    `bad` counts as wall, but not for more than a quarter of the wall.
+
+def flag_outside(
+    dq: Flags,
+    corner: tuple[int, int],
+    window: Window,
+    centre: tuple[float, float],
+    radius: float,
+) -> Flags:
+    """Give DQ that is unilluminated (64) at more than `radius` from `centre` (x, y).
+
+    Both are in 0-based pixels of the full array. dq, window, corner: as for `flag_border`.
     """
-    regions, number = ndimage.label(~(blob | bad))
-    if number == 0:
-        return regions > 0
-    hole = np.bincount(regions.reshape(-1), minlength=number + 1) <= max_size
-    hole[0] = False
-    for edge in (regions[0], regions[-1], regions[:, 0], regions[:, -1]):
-        hole[edge] = False
-    hole &= _sides_on_wall(regions, blob) >= 3 * _sides_on_wall(regions, bad & ~blob)
-    return hole[regions]
-
-
-def _sides_on_wall(regions: npt.NDArray[np.int32], wall: Mask) -> npt.NDArray[np.intp]:
-    """Count, for each region, the pixel sides on which it touches `wall`."""
-    number = int(regions.max()) + 1
-    inside = (slice(None, -1), slice(1, None))
-    sides = np.zeros(number, dtype=np.intp)
-    for here, there in (inside, inside[::-1]):
-        sides += np.bincount(regions[here][wall[there]], minlength=number)
-        sides += np.bincount(regions[:, here][wall[:, there]], minlength=number)
-    return sides
-
-
-def saturation_mask(
-    data: npt.ArrayLike,
-    bpm: Flags | None,
-    non_linear: float,
-    saturated: float,
-    include_non_linear: bool = False,
-) -> Mask:
-    """Find the pixels of a raw plane (ny, nx) that may leave persistence in later frames.
-
-    They are the saturated ones, hidden saturation included, and with `include_non_linear` the
-    non-linear ones too. The levels are those of `flag_levels`. Bad pixels are left out: they are
-    flagged in every frame anyway.
-    """
-    dq = flag_levels(data, bpm, non_linear, saturated)
-    dq |= hidden_saturation(data, dq, non_linear)
-    wanted = _NON_LINEAR_OR_SATURATED if include_non_linear else _SATURATED
-    return ((dq & wanted) != 0) & ((dq & _DEFECTS) == 0)
-
-
-def pack_mask(mask: Mask) -> npt.NDArray[np.uint8]:
-    """Compress a mask to bits (zlib level 1).
-
-    Returns 1-D uint8, a few kB for a sparse mask of 2048 x 2048.
-    """
-    return np.frombuffer(zlib.compress(np.packbits(mask).tobytes(), 1), dtype=np.uint8)
-
-
-def unpack_mask(packed: npt.NDArray[np.uint8], shape: tuple[int, int]) -> Mask:
-    """Restore the mask of `shape` (ny, nx) that `pack_mask` packed."""
-    bits = np.frombuffer(zlib.decompress(packed.tobytes()), dtype=np.uint8)
-    return np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).astype(np.bool_)
-
-
-def border_mask(
-    shape: tuple[int, int], x1: int, y1: int, full_shape: tuple[int, int], width: int
-) -> Mask:
-    """Mask the border of a detector array: True within `width` pixels of the *full* array's edge.
-
-    The mask is that of a sub-array of `shape` (ny, nx) whose first pixel is at 0-based (x1, y1) of
-    the full array of `full_shape` (ny, nx).
-    """
-    x = np.arange(x1, x1 + shape[1])
-    y = np.arange(y1, y1 + shape[0])
-    outer_x = (x < width) | (x >= full_shape[1] - width)
-    outer_y = (y < width) | (y >= full_shape[0] - width)
-    return outer_y[:, None] | outer_x[None, :]
-
-
-def outside_circle_mask(
-    shape: tuple[int, int], x1: int, y1: int, centre: tuple[float, float], radius: float
-) -> Mask:
-    """Mask what is outside a circle: True at more than `radius` from `centre` (x, y).
-
-    Both are in 0-based pixels of the full array. The mask is that of a sub-array of `shape`
-    (ny, nx) whose first pixel is at 0-based (x1, y1) of the full array.
-    """
-    dx = np.arange(x1, x1 + shape[1]) - centre[0]
-    dy = np.arange(y1, y1 + shape[0]) - centre[1]
-    return dy[:, None] ** 2 + dx[None, :] ** 2 > radius**2
+    flags = np.array(dq, dtype=np.uint16, order="C")
+    y, x = window[0] + corner[1], window[2] + corner[0]
+    along = (np.arange(y, y + dq.shape[0]) - float(centre[1])) ** 2
+    across = (np.arange(x, x + dq.shape[1]) - float(centre[0])) ** 2
+    _flag_far(flags, along, across, float(radius**2))
+    return flags

@@ -13,16 +13,18 @@ variance of the kernel (`resample`), so that A_static / A x A_static / A_ref rem
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.compiled import njit
-from gdask.kernels.geometry.grid import Grid, Window, grid_to_sky
-from gdask.kernels.geometry.projection import Floats, Geometry, from_sky, pixel_area
+from gdask.kernels.geometry.grid import MAP_NODE_SPACING, Grid, MapNodes, Window, map_nodes
+from gdask.kernels.geometry.projection import Floats, Geometry, pixel_area
 from gdask.types import Image
 
-#: Output pixels between the nodes at which areas are computed. For GSAOI, linear interpolation is
-#: good to 1e-6.
+#: Output pixels between the nodes at which areas are computed, a multiple of MAP_NODE_SPACING. For
+#: GSAOI, linear interpolation is good to 1e-6.
 AREA_NODE_SPACING = 64
 
 
@@ -35,44 +37,73 @@ def area_factors(
     Both results are float32 (y2 - y1, x2 - x1), and 1 where a ratio of areas is not between 0.5
     and 2. Nodes lie on multiples of AREA_NODE_SPACING: a pixel has the same bits in any window.
     """
-    y1, y2, x1, x2 = window
-    node_rows, node_columns = _nodes_around(y1, y2), _nodes_around(x1, x2)
-    grid_x, grid_y = np.meshgrid(
-        node_columns * float(AREA_NODE_SPACING), node_rows * float(AREA_NODE_SPACING)
+    nodes, first_y, first_x = area_nodes(
+        geometry, map_nodes(geometry, grid, window), reference_area
     )
-    x, y = from_sky(geometry, *grid_to_sky(grid, grid_x, grid_y))
+    data, variance = _interpolate_nodes(nodes, first_y, first_x, *window)
+    return data, variance
+
+
+def area_nodes(
+    geometry: Geometry, nodes: MapNodes, reference_area: float
+) -> tuple[Floats, int, int]:
+    """Return factors (2, ny, nx) of data and variance at nodes, and the first node's number (y, x).
+
+    nodes: of the window of the grid; those of areas are some of them.
+    """
+    step = AREA_NODE_SPACING // MAP_NODE_SPACING
+    first_y, first_x = -(-nodes.first_y // step), -(-nodes.first_x // step)
+    chosen = np.s_[first_y * step - nodes.first_y :: step, first_x * step - nodes.first_x :: step]
+    x, y = nodes.x[chosen], nodes.y[chosen]
     static_area = pixel_area(geometry._replace(correction_x=(), correction_y=()), x, y)
     of_data = static_area / pixel_area(geometry, x, y)
-    factors = []
-    for ratios in (of_data, of_data * static_area / reference_area):
-        plausible = np.isfinite(ratios) & (ratios > 0.5) & (ratios < 2.0)
-        nodes = as_kernel_input(np.where(plausible, ratios, 1.0), np.float64)
-        factors.append(
-            _interpolate_nodes(nodes, y1, y2, x1, x2, int(node_rows[0]), int(node_columns[0]))
-        )
-    return factors[0], factors[1]
-
-
-def _nodes_around(start: int, stop: int) -> np.ndarray:
-    """Return the numbers of the nodes before, between and after the pixels [start, stop)."""
-    return np.arange(start // AREA_NODE_SPACING, (stop - 1) // AREA_NODE_SPACING + 2)
+    ratios = np.stack([of_data, of_data * static_area / reference_area])
+    plausible = np.isfinite(ratios) & (ratios > 0.5) & (ratios < 2.0)
+    return as_kernel_input(np.where(plausible, ratios, 1.0), np.float64), first_y, first_x
 
 
 @njit(cache=True, nogil=True)
 def _interpolate_nodes(
-    nodes: Floats, y1: int, y2: int, x1: int, x2: int, first_y: int, first_x: int
+    nodes: Floats, first_y: int, first_x: int, y1: int, y2: int, x1: int, x2: int
 ) -> Image:
-    """Interpolate node values linearly, along y and then along x.
-
-    nodes[0, 0] is the node (first_y, first_x); the result covers the pixels [y1, y2), [x1, x2).
-    """
-    out = np.empty((y2 - y1, x2 - x1), np.float32)
-    row = np.empty(nodes.shape[1])
+    """Return both factors (2, ny, nx) for a window, row by row (`area_row`)."""
+    ny, nx = y2 - y1, x2 - x1
+    out = np.empty(2 * ny * nx, np.float32)
+    row = np.empty(nodes.shape[2])
     for y in range(y1, y2):
-        j, down = y // AREA_NODE_SPACING - first_y, (y % AREA_NODE_SPACING) / AREA_NODE_SPACING
-        for i in range(row.size):
-            row[i] = nodes[j, i] * (1 - down) + nodes[j + 1, i] * down
-        for x in range(x1, x2):
-            i, along = x // AREA_NODE_SPACING - first_x, (x % AREA_NODE_SPACING) / AREA_NODE_SPACING
-            out[y - y1, x - x1] = row[i] * (1 - along) + row[i + 1] * along
-    return out
+        start = (y - y1) * nx
+        area_row(nodes, first_y, first_x, y, x1, x2, row, out, start, start + ny * nx)
+    return out.reshape((2, ny, nx))
+
+
+@njit(cache=True, nogil=True)
+def area_row(
+    nodes: Floats,
+    first_y: int,
+    first_x: int,
+    y: int,
+    x1: int,
+    x2: int,
+    row: Floats,
+    out: Image,
+    data: Any,
+    variance: Any,
+) -> None:
+    """Interpolate both factors linearly, along y and then along x.
+
+    nodes, first_y, first_x: from `area_nodes`. Those of the pixels [x1, x2) of the grid's row y go
+    to out[data:] and out[variance:]. row: work space for the nodes of a row.
+    """
+    j, down = y // AREA_NODE_SPACING - first_y, (y % AREA_NODE_SPACING) / AREA_NODE_SPACING
+    first, last = x1 // AREA_NODE_SPACING - first_x, (x2 - 1) // AREA_NODE_SPACING + 2 - first_x
+    for which in range(2):
+        for i in range(first, last):
+            row[i] = nodes[which, j, i] * (1 - down) + nodes[which, j + 1, i] * down
+        for i in range(first, last - 1):
+            a, b = row[i], row[i + 1]
+            left = (i + first_x) * AREA_NODE_SPACING
+            begin, end = max(x1 - left, 0), min(x2 - left, AREA_NODE_SPACING)
+            place = np.uint64((variance if which else data) + left + begin - x1)
+            for k in range(np.uint64(end - begin)):
+                along = np.float64(begin + np.int64(k)) / AREA_NODE_SPACING
+                out[place + k] = a * (1 - along) + b * along

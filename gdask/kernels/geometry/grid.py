@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.compiled import njit
 from gdask.kernels.geometry.projection import (
     Floats,
@@ -92,6 +94,22 @@ def footprint(geometry: Geometry, shape: tuple[int, int], grid: Grid) -> Window:
     """
     x, y = sky_to_grid(grid, *to_sky(geometry, *outline((0, shape[0], 0, shape[1]))))
     return _window_around(x, y, 1, grid.shape) or (0, 0, 0, 0)
+
+
+@lru_cache(maxsize=4096)
+def orientation(geometry: Geometry, shape: tuple[int, int], grid: Grid) -> tuple[bool, bool]:
+    """Return whether an array lies on its side on the grid, and whether it is mirrored along x.
+
+    On its side: the grid's x is nearer to the array's y than to its x. Mirrored: the axis that is
+    nearer runs against the grid's x. shape: (ny, nx) of the array, in whose middle this is found.
+    """
+    y, x = (shape[0] - 1) / 2, (shape[1] - 1) / 2
+    columns, _ = sky_to_grid(
+        grid, *to_sky(geometry, np.array([x, x + 1, x]), np.array([y, y, y + 1]))
+    )
+    along_x, along_y = columns[1] - columns[0], columns[2] - columns[0]
+    transposed = bool(abs(along_y) > abs(along_x))
+    return transposed, bool((along_y if transposed else along_x) < 0)
 
 
 def input_window(
@@ -193,6 +211,33 @@ MAP_NODE_SPACING = 32
 MAX_MAP_ERROR: Pixels = 1e-4
 
 
+class MapNodes(NamedTuple):
+    """Array coordinates at nodes of the grid, from which those of pixels are interpolated.
+
+    y, x: float64 (ny, nx); node (j, i) is the grid pixel ((first_y + j) * spacing, (first_x + i) *
+    spacing). weights: (4 * spacing,), of four nodes for each pixel between the middle two.
+    """
+
+    y: Floats
+    x: Floats
+    weights: Floats
+    first_y: int
+    first_x: int
+
+
+def map_nodes(
+    geometry: Geometry, grid: Grid, window: Window, spacing: int = MAP_NODE_SPACING
+) -> MapNodes:
+    """Return the nodes that `pixel_map` takes for a window (y1, y2, x1, x2) of the grid."""
+    y1, y2, x1, x2 = window
+    first_y, first_x = y1 // spacing - 1, x1 // spacing - 1
+    count = ((y2 - 1) // spacing + 3 - first_y, (x2 - 1) // spacing + 3 - first_x)
+    y, x = _nodes(
+        *pack_geometry(geometry), pack_grid(grid), first_y, first_x, count[0], count[1], spacing
+    )
+    return MapNodes(y, x, _cubic_node_weights(spacing), first_y, first_x)
+
+
 def pixel_map(
     geometry: Geometry, grid: Grid, window: Window, spacing: int = MAP_NODE_SPACING
 ) -> tuple[Floats, Floats]:
@@ -202,15 +247,9 @@ def pixel_map(
     - x1), in 0-based frame pixels; NaN where the inverse distortion does not converge, far outside
     the array.
     """
-    y1, y2, x1, x2 = window
-    first_y, first_x = y1 // spacing - 1, x1 // spacing - 1
-    count = ((y2 - 1) // spacing + 3 - first_y, (x2 - 1) // spacing + 3 - first_x)
-    ynodes, xnodes = _nodes(
-        *pack_geometry(geometry), pack_grid(grid), first_y, first_x, count[0], count[1], spacing
-    )
-    weights = _cubic_node_weights(np.arange(spacing) / spacing)
-    place = weights, first_y, first_x, y1, y2, x1, x2
-    return _interpolate_nodes(ynodes, *place), _interpolate_nodes(xnodes, *place)
+    nodes = map_nodes(geometry, grid, window, spacing)
+    place = nodes.weights, nodes.first_y, nodes.first_x, *window
+    return _interpolate_nodes(nodes.y, *place), _interpolate_nodes(nodes.x, *place)
 
 
 def exact_map(geometry: Geometry, grid: Grid, x: Floats, y: Floats) -> tuple[Floats, Floats]:
@@ -246,13 +285,16 @@ def _points_between_nodes(start: int, stop: int, step: int) -> np.ndarray:
     return np.unique(np.concatenate([halfway, [start, stop - 1]]))
 
 
-def _cubic_node_weights(t: Floats) -> Floats:
-    """Return weights (t.size, 4) of nodes at -1, 0, 1, 2 for points t in [0, 1).
+@lru_cache
+def _cubic_node_weights(spacing: int) -> Floats:
+    """Return weights (4 * spacing,) of nodes at -1, 0, 1, 2 for points t = k / spacing in [0, 1).
 
-    They are those of the cubic through four nodes (Lagrange).
+    They are those of the cubic through four nodes (Lagrange), all of the first node first.
     """
+    t = np.arange(spacing) / spacing
     a, b, c, d = t + 1, t, t - 1, t - 2
-    return np.stack([-b * c * d / 6, a * c * d / 2, -a * b * d / 2, a * b * c / 6], axis=1)
+    weights = [-b * c * d / 6, a * c * d / 2, -a * b * d / 2, a * b * c / 6]
+    return as_kernel_input(np.concatenate(weights), np.float64)
 
 
 @njit(cache=True, nogil=True)
@@ -300,24 +342,55 @@ def _nodes(
 def _interpolate_nodes(
     nodes: Floats, weights: Floats, first_y: int, first_x: int, y1: int, y2: int, x1: int, x2: int
 ) -> Floats:
-    """Interpolate node values by cubics, between four rows and then between four columns."""
-    spacing = weights.shape[0]
-    out = np.empty((y2 - y1, x2 - x1))
+    """Return node values interpolated for a window, row by row (`map_row`)."""
+    out = np.empty((y2 - y1) * (x2 - x1))
     row = np.empty(nodes.shape[1])
     for y in range(y1, y2):
-        j = y // spacing - 1 - first_y
-        w = weights[y % spacing]
-        for i in range(row.size):
-            row[i] = (
-                w[0] * nodes[j, i]
-                + w[1] * nodes[j + 1, i]
-                + w[2] * nodes[j + 2, i]
-                + w[3] * nodes[j + 3, i]
-            )
-        for x in range(x1, x2):
-            i = x // spacing - 1 - first_x
-            v = weights[x % spacing]
-            out[y - y1, x - x1] = (
-                v[0] * row[i] + v[1] * row[i + 1] + v[2] * row[i + 2] + v[3] * row[i + 3]
-            )
-    return out
+        start = (y - y1) * (x2 - x1)
+        map_row(nodes, weights, first_y, first_x, y, x1, x2, row, out, start, 0.0)
+    return out.reshape((y2 - y1, x2 - x1))
+
+
+@njit(cache=True, nogil=True)
+def map_row(
+    nodes: Floats,
+    weights: Floats,
+    first_y: int,
+    first_x: int,
+    y: int,
+    x1: int,
+    x2: int,
+    row: Floats,
+    out: Floats,
+    start: int,
+    origin: float,
+) -> None:
+    """Interpolate node values by cubics, between four rows and then between four columns.
+
+    nodes, weights, first_y, first_x: one of MapNodes. The pixels [x1, x2) of the grid's row y go to
+    out[start:], less `origin`. row: work space for the nodes of a row.
+    """
+    spacing = weights.size // 4
+    j, t = y // spacing - 1 - first_y, y % spacing
+    first, last = x1 // spacing - 1 - first_x, (x2 - 1) // spacing + 3 - first_x
+    for i in range(first, last):
+        row[i] = (
+            weights[t] * nodes[j, i]
+            + weights[spacing + t] * nodes[j + 1, i]
+            + weights[2 * spacing + t] * nodes[j + 2, i]
+            + weights[3 * spacing + t] * nodes[j + 3, i]
+        )
+    step = np.uint64(spacing)
+    for i in range(first, last - 3):
+        a, b, c, d = row[i], row[i + 1], row[i + 2], row[i + 3]
+        left = (i + 1 + first_x) * spacing
+        begin, end = max(x1 - left, 0), min(x2 - left, spacing)
+        place = np.uint64(start + left + begin - x1)
+        at = np.uint64(begin)
+        for k in range(np.uint64(end - begin)):
+            out[place + k] = (
+                weights[at + k] * a
+                + weights[at + step + k] * b
+                + weights[at + step + step + k] * c
+                + weights[at + step + step + step + k] * d
+            ) - origin

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.geometry.projection import Floats
 from gdask.model import GdaskError
 from gdask.types import Image
@@ -19,8 +20,11 @@ from gdask.types import Image
 #: a shift of centroids. The small shifts of the other kernels are flux errors, too, where the
 #: sub-pixel phase varies slowly.
 TAPS = {"bilinear": 2, "cubic": 4, "lanczos3": 6, "quintic": 6}
-#: Distance (pixels) up to which `resampling.mend` looks at the neighbours of a bad pixel.
+#: Distance (pixels) up to which `layout.estimate` looks at the neighbours of a bad pixel.
 MEND_MARGIN = 2
+#: Terms (even and odd) of the series of each kernel: those of polynomials are exact, that of
+#: "lanczos3" is good to 1e-7.
+SERIES_TERMS = {"bilinear": 1, "cubic": 2, "lanczos3": 6, "quintic": 3}
 #: Sub-pixel phases at which kernels are tabulated. Linear interpolation between them is good to
 #: 1e-6.
 PHASES = 1024
@@ -37,15 +41,37 @@ def kernel_weights(interpolation: str) -> Image:
         raise GdaskError(
             f"interpolation came as {interpolation!r}; expected one of {', '.join(TAPS)}"
         )
-    taps = np.arange(1.0 - TAPS[interpolation] // 2, 1 + TAPS[interpolation] // 2)
-    phase = np.linspace(0, 1, PHASES + 1)
-    if interpolation == "quintic":
-        table = _quintic_weights(phase, taps)
-    else:
-        table = _weights_at_distance(interpolation, np.abs(phase[:, None] - taps))
-    table = (table / table.sum(axis=1, keepdims=True)).astype(np.float32)
+    table = _exact_weights(interpolation, np.linspace(0, 1, PHASES + 1)).astype(np.float32)
     table.setflags(write=False)
     return table
+
+
+def _exact_weights(interpolation: str, phase: Floats) -> Floats:
+    """Return the weights (phase.size, taps) of a kernel; each row sums to 1."""
+    taps = np.arange(1.0 - TAPS[interpolation] // 2, 1 + TAPS[interpolation] // 2)
+    if interpolation == "quintic":
+        weights = _quintic_weights(phase, taps)
+    else:
+        weights = _weights_at_distance(interpolation, np.abs(phase[:, None] - taps))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+@lru_cache
+def kernel_series(interpolation: str) -> Image:
+    """Return the weights as series of the phase u from the middle, -0.5 <= u < 0.5.
+
+    The result is (taps / 2, 2, terms), float32, from the highest power on: tap n has the weight
+    even(u^2) + u odd(u^2), its mirror image taps - 1 - n the weight even(u^2) - u odd(u^2). They
+    differ from the table's by less than 1e-6, the error of its linear interpolation. Raises
+    GdaskError for an unknown name.
+    """
+    taps, terms = kernel_weights(interpolation).shape[1], SERIES_TERMS[interpolation]
+    u = np.cos(np.pi * (np.arange(64) + 0.5) / 64) / 2
+    exact = _exact_weights(interpolation, u + 0.5)
+    powers = u[:, None] ** np.arange(2 * terms)
+    found = np.linalg.lstsq(powers, exact[:, : taps // 2], rcond=None)[0]
+    series = np.stack([found[0::2], found[1::2]])[:, ::-1].transpose(2, 0, 1)
+    return as_kernel_input(series, np.float32)
 
 
 def kernel_margin(interpolation: str) -> int:

@@ -24,6 +24,8 @@ import numpy as np
 from reproject import reproject_adaptive, reproject_exact, reproject_interp
 
 from gdask.kernels.geometry.projection import Floats
+from gdask.kernels.resample.layout import MIN_GOOD_WEIGHT
+from gdask.kernels.resample.reproject_flags import checked_planes, flags_on_map, mend
 from gdask.kernels.resample.reproject_methods import (
     ADAPTIVE_HALF_SIDE,
     ADAPTIVE_WIDTH,
@@ -31,7 +33,6 @@ from gdask.kernels.resample.reproject_methods import (
     method_weights,
 )
 from gdask.kernels.resample.reproject_wcs import PixelMapWCS, SkyMapWCS, array_sky
-from gdask.kernels.resample.resampling import MIN_GOOD_WEIGHT, checked_planes, flags_on_map, mend
 from gdask.model import DQ, GdaskError
 from gdask.types import Flags, Fraction, Image
 

@@ -15,28 +15,73 @@ a pixel and how a sum of many scatters. VAR is the one that sums need: that of i
 with the same noise per area, which is var * area_ratio^2 / (output area / input area) = var *
 area_ratio, where var is a kernel-weighted mean. A single pixel scatters by noise_correlation *
 sqrt(area_ratio) * sqrt(VAR).
+
+Speed. Output is made in short blocks of pixels. A block's weights, sums and factors are rows of one
+array at constant distances, which lets the compiler work on 8 or 16 pixels at once. Output pixels
+whose kernels follow one another in the layout of the input are a run, whose input is read in order;
+in blocks with short runs (arrays that lie askew) each pixel is summed alone, in the same order of
+sums and with the same bits. Pixels with flags under the kernel are looked at one by one.
 """
 
 from __future__ import annotations
 
-import math
+from typing import NamedTuple
 
 import numpy as np
 
 from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.compiled import njit
+from gdask.kernels.geometry.areas import area_row
+from gdask.kernels.geometry.grid import MapNodes, map_row
 from gdask.kernels.geometry.projection import Floats
-from gdask.kernels.resample.interpolation import PHASES, kernel_weights
-from gdask.model import DQ, UNUSABLE, GdaskError
-from gdask.types import Flags, Fraction, Image, Mask
+from gdask.kernels.resample.interpolation import kernel_series, kernel_weights
+from gdask.kernels.resample.layout import (
+    BLOCK,
+    Kernel,
+    Layout,
+    Unsigned,
+    Work,
+    empty_layout,
+    lay_out,
+    row_step,
+    sum_flagged,
+)
+from gdask.kernels.resample.layout import ROW as _ROW
+from gdask.model import GdaskError
+from gdask.types import Flags, Fraction, Image, Window
 
-#: Share of the (signed) weight that known pixels must keep for unknown ones (outside, or not
-#: mended) to be left out. With less, all values are used as they are, flagged.
-MIN_GOOD_WEIGHT = 0.5
-_BAD, _NO_DATA = int(UNUSABLE), int(DQ.NO_DATA)
-#: Bit that marks, beside the DQ bits, a neighbourhood with pixels that have no value (outside, or
-#: not mended).
-_HOLE = 0x8000
+#: Elements of a vector, and small numbers, all unsigned: see `layout`.
+_VECTOR = np.uint64(16)
+_0, _1, _2, _4 = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(4)
+#: Pixels of a run, on average, from which on runs are faster than pixels one by one.
+_SHORT_RUN = 6
+_NO_WEIGHTS, _NO_AREAS = np.empty(0), np.empty((2, 0, 0))
+for _empty in (_NO_WEIGHTS, _NO_AREAS):
+    _empty.setflags(write=False)
+
+
+class Places(NamedTuple):
+    """Where output pixels lie in the array.
+
+    ymap, xmap: coordinates, (ny, nx), or those of nodes (grid.MapNodes), with `weights` between
+    them; without weights, of pixels. first_y, first_x: number of the first node. y, x: the grid
+    pixel that is the first of the output. y0, x0: the window's first pixel in the array.
+    areas: (2, ny, nx) factors of data and variance at nodes (areas.area_nodes), or without
+    elements. area_y, area_x: number of their first node.
+    """
+
+    ymap: Floats
+    xmap: Floats
+    weights: Floats
+    first_y: int
+    first_x: int
+    y: int
+    x: int
+    y0: float
+    x0: float
+    areas: Floats
+    area_y: int
+    area_x: int
 
 
 def resample(
@@ -64,319 +109,322 @@ def resample(
     Units and variance are those of the module's text. Outside the array: 0, 0, NO_DATA. Raises
     GdaskError where shapes differ.
     """
-    table = kernel_weights(interpolation)
-    data, variance, dq = checked_planes(data, variance, dq, ymap, xmap)
-    mended, mended_var = mend(data, variance, dq)
-    near = _flags_under_kernel(dq, mended, table.shape[1])
-    maps = as_kernel_input(ymap, np.float64), as_kernel_input(xmap, np.float64)
-    scales = float(threshold), float(area_ratio), float(origin[0]), float(origin[1])
-    return _resample(
-        data, variance, dq, mended, mended_var, near, *maps, table, (0,) * table.shape[1], *scales
+    if not ymap.shape == xmap.shape:
+        raise GdaskError(f"ymap, xmap are {ymap.shape}, {xmap.shape}; expected one shape")
+    ny, nx = ymap.shape
+    worst = np.full(ymap.shape, np.iinfo(np.uint16).max, np.uint16)  # every pixel is replaced
+    out = np.empty(ymap.shape, np.float32), np.empty(ymap.shape, np.float32), worst
+    places = Places(
+        as_kernel_input(ymap, np.float64),
+        as_kernel_input(xmap, np.float64),
+        *(_NO_WEIGHTS, 0, 0, 0, 0, float(origin[0]), float(origin[1]), _NO_AREAS, 0, 0),
     )
+    options = interpolation, float(threshold), float(area_ratio)
+    _resample((data, variance, dq), places, (ny, nx), options, (False, False), (0, 0), out)
+    return out
 
 
-def mend(data: Image, variance: Image, dq: Flags) -> tuple[Image, Image]:
-    """Return data and variance with each bad pixel estimated from good ones beside it.
+def resample_onto(
+    planes: tuple[Image, Image, Flags],
+    origin: tuple[int, int],
+    nodes: MapNodes,
+    areas: tuple[Floats, int, int],
+    window: Window,
+    out: tuple[Image, Image, Flags],
+    corner: tuple[int, int],
+    *,
+    interpolation: str,
+    area_ratio: float,
+    orientation: tuple[bool, bool],
+    threshold: Fraction = 0.05,
+) -> None:
+    """Resample a window of one array as `resample` does, into planes that show a larger window.
 
-    Where these are too few, the estimate is NaN. The estimate is a cubic through the four nearest
-    pixels along the row and the column where these are all good, else the mean of at least three
-    good ones of the eight around. That is enough for a kernel's outer taps; the pixel stays
-    flagged. The inputs are not changed.
+    planes: data, variance and DQ of the array from its pixel `origin` on. nodes, areas: of the
+    window (y1, y2, x1, x2) of the grid (grid.map_nodes, areas.area_nodes), whose factors are
+    applied. out: planes of which pixels from `corner` (y, x) on are replaced where their DQ is
+    higher. orientation: grid.orientation, for speed; values depend on it by their rounding.
     """
-    usable = (np.asarray(dq) & _BAD == 0) & np.isfinite(data) & np.isfinite(variance)
-    if usable.all():
-        return as_kernel_input(data, np.float32), as_kernel_input(variance, np.float32)
-    mended = _mend(
-        as_kernel_input(data, np.float32),
-        as_kernel_input(variance, np.float32),
-        as_kernel_input(usable, np.bool_),
-    )
-    return as_kernel_input(mended[0], np.float32), as_kernel_input(mended[1], np.float32)
+    y1, y2, x1, x2 = window
+    places = Places(*nodes, y1, x1, float(origin[0]), float(origin[1]), *areas)
+    options = interpolation, float(threshold), float(area_ratio)
+    _resample(planes, places, (y2 - y1, x2 - x1), options, orientation, corner, out)
 
 
-def flags_on_map(
-    dq: Flags, mended: Image, ymap: Floats, xmap: Floats, table: Image, threshold: Fraction
-) -> Flags:
-    """Return the DQ of a window on the pixels of a map, by the rule of `resample`; NO_DATA outside.
-
-    mended: data of the window, not finite where no value is known. ymap, xmap: pixels of the
-    window. table: weights as `interpolation.kernel_weights` gives them. threshold: share of the
-    absolute weight above which a bit is set.
-    """
-    near = _flags_under_kernel(dq, mended, table.shape[1])
-    maps = as_kernel_input(ymap, np.float64), as_kernel_input(xmap, np.float64)
-    return _flags_on_map(
-        as_kernel_input(dq, np.uint16), near, *maps, table, (0,) * table.shape[1], float(threshold)
-    )
-
-
-def checked_planes(
-    data: Image, variance: Image, dq: Flags, ymap: Floats, xmap: Floats
-) -> tuple[Image, Image, Flags]:
-    """Return the planes in the memory layout of compiled code.
-
-    Pixels that are not finite are flagged NO_DATA. Raises GdaskError where shapes differ: compiled
-    code would read beyond the smaller one.
-    """
-    if not (data.shape == variance.shape == dq.shape and ymap.shape == xmap.shape):
-        shapes = ", ".join(str(a.shape) for a in (data, variance, dq, ymap, xmap))
-        raise GdaskError(
-            f"data, variance, dq, ymap, xmap are {shapes};"
-            " expected one shape for planes, one for maps"
-        )
-    finite = np.isfinite(data) & np.isfinite(variance)
-    dq = dq if finite.all() else np.where(finite, dq, dq | np.uint16(_NO_DATA))
-    return (
-        as_kernel_input(data, np.float32),
-        as_kernel_input(variance, np.float32),
-        as_kernel_input(dq, np.uint16),
-    )
-
-
-@njit(cache=True, nogil=True)
-def _mend(data: Image, variance: Image, usable: Mask) -> tuple[Image, Image]:
-    """Return copies of data and variance with each unusable pixel replaced by its estimate."""
-    out, out_var = data.copy(), variance.copy()
-    ny, nx = data.shape
-    for y in range(ny):
-        for x in range(nx):
-            if not usable[y, x]:
-                out[y, x], out_var[y, x] = _estimate(data, variance, usable, y, x)
-    return out, out_var
-
-
-@njit(cache=True, nogil=True)
-def _estimate(data: Image, variance: Image, usable: Mask, y: int, x: int) -> tuple[float, float]:
-    """Estimate a pixel from its neighbours as `mend` says.
-
-    The cubic's weights are (-1, 4, 4, -1) / 6. The variance is the mean of the neighbours'.
-    """
-    ny, nx = data.shape
-    total = noise = value = 0.0
-    good = count = 0
-    for b in range(max(0, y - 1), min(ny, y + 2)):
-        for a in range(max(0, x - 1), min(nx, x + 2)):
-            if usable[b, a]:
-                total += data[b, a]
-                noise += variance[b, a]
-                good += 1
-    if (
-        2 <= x < nx - 2
-        and usable[y, x - 2]
-        and usable[y, x - 1]
-        and usable[y, x + 1]
-        and usable[y, x + 2]
-    ):
-        value += (4.0 * (data[y, x - 1] + data[y, x + 1]) - data[y, x - 2] - data[y, x + 2]) / 6.0
-        count += 1
-    if (
-        2 <= y < ny - 2
-        and usable[y - 2, x]
-        and usable[y - 1, x]
-        and usable[y + 1, x]
-        and usable[y + 2, x]
-    ):
-        value += (4.0 * (data[y - 1, x] + data[y + 1, x]) - data[y - 2, x] - data[y + 2, x]) / 6.0
-        count += 1
-    if count > 0:
-        return value / count, noise / good
-    if good >= 3:
-        return total / good, noise / good
-    return math.nan, math.nan
-
-
-@njit(cache=True, nogil=True)
-def _flags_under_kernel(dq: Flags, mended: Image, taps: int) -> Flags:
-    """Return the OR of the flags under a kernel, for each place of the kernel.
-
-    The result is (ny + 1, nx + 1); at (y, x) the kernel's left middle tap is pixel (y - 1, x - 1).
-    _HOLE is set where pixels under it are outside or have no value. Where the result is zero, all
-    pixels are good.
-    """
-    ny, nx = dq.shape
-    half = taps // 2
-    rows = np.empty((ny, nx + 1), np.uint16)
-    line = np.empty(nx, np.uint16)
-    for y in range(ny):
-        for x in range(nx):
-            line[x] = dq[y, x] if math.isfinite(mended[y, x]) else dq[y, x] | _HOLE
-        for x in range(nx + 1):
-            flags = _HOLE if x < half or x + half > nx else 0
-            for k in range(max(0, x - half), min(nx, x + half)):
-                flags |= line[k]
-            rows[y, x] = flags
-    near = np.empty((ny + 1, nx + 1), np.uint16)
-    for y in range(ny + 1):
-        near[y] = _HOLE if y < half or y + half > ny else 0
-        for k in range(max(0, y - half), min(ny, y + half)):
-            for x in range(nx + 1):
-                near[y, x] |= rows[k, x]
-    return near
-
-
-@njit(cache=True, nogil=True)
 def _resample(
+    planes: tuple[Image, Image, Flags],
+    places: Places,
+    shape: tuple[int, int],
+    options: tuple[str, float, float],
+    orientation: tuple[bool, bool],
+    corner: tuple[int, int],
+    out: tuple[Image, Image, Flags],
+) -> None:
+    """Lay the input out and resample it; see `resample` and `resample_onto`.
+
+    options: interpolation, threshold, area_ratio.
+    """
+    interpolation, threshold, area_ratio = options
+    data, variance = (as_kernel_input(plane, np.float32) for plane in planes[:2])
+    dq = as_kernel_input(planes[2], np.uint16)
+    if not data.shape == variance.shape == dq.shape:
+        shapes = ", ".join(str(plane.shape) for plane in planes)
+        raise GdaskError(f"data, variance, dq are {shapes}; expected one shape")
+    table, series = kernel_weights(interpolation), kernel_series(interpolation)
+    taps = table.shape[1]
+    lengths = ((0,) * length for length in (taps, *series.shape[::2]))
+    layout, border = empty_layout(data.shape, taps, *orientation)
+    stride = max(abs(layout.step_y), abs(layout.step_x))
+    lay_out(data, variance, dq, taps, border, stride, layout)
+    kernel = Kernel(table, series, *lengths)
+    _resample_rows(
+        data, variance, layout, kernel, places, shape, threshold, area_ratio, corner, *out
+    )
+
+
+@njit(cache=True, nogil=True)
+def _resample_rows(
     data: Image,
     variance: Image,
-    dq: Flags,
-    mended: Image,
-    mended_var: Image,
-    near: Flags,
-    ymap: Floats,
-    xmap: Floats,
-    table: Image,
-    taps: tuple[int, ...],
+    layout: Layout,
+    kernel: Kernel,
+    places: Places,
+    shape: tuple[int, int],
     threshold: float,
     area_ratio: float,
-    y0: float,
-    x0: float,
-) -> tuple[Image, Image, Flags]:
-    """Resample all output pixels; most see good pixels only and take the short way.
+    corner: tuple[int, int],
+    out: Image,
+    out_var: Image,
+    out_dq: Flags,
+) -> None:
+    """Resample pixels (ny, nx) = shape of the output into planes, from their pixel `corner` on.
 
-    taps: a tuple for its length only, which the compiler then knows. That halves the time, and so
-    do float32 sums.
+    data, variance: the window as it is. layout: the same as `layout.lay_out` leaves it. A pixel of
+    the planes is replaced where its DQ is higher than the new one.
     """
-    ny, nx = data.shape
-    out, out_var = np.zeros(ymap.shape, np.float32), np.zeros(ymap.shape, np.float32)
-    out_dq = np.full(ymap.shape, _NO_DATA, np.uint16)
-    half = len(taps) // 2
-    wy, wx, share = np.empty(len(taps), np.float32), np.empty(len(taps), np.float32), np.empty(16)
-    for j in range(ymap.shape[0]):
-        for i in range(ymap.shape[1]):
-            y = ymap[j, i] - y0
-            x = xmap[j, i] - x0
-            if not (y >= -0.5 and y < ny - 0.5 and x >= -0.5 and x < nx - 0.5):
-                continue
-            iy, ix = math.floor(y), math.floor(x)
-            squares = _weights_at_phase(table, taps, y - iy, wy) * _weights_at_phase(
-                table, taps, x - ix, wx
-            )
-            top, left = iy + 1 - half, ix + 1 - half
-            around = near[iy + 1, ix + 1]
-            out_dq[j, i] = (
-                _flags_by_weight(dq, wy, wx, top, left, threshold, share) if around else 0
-            )
-            if not around & _HOLE:
-                value, noise = _sums(mended, mended_var, taps, wy, wx, top, left)
-            else:
-                good, value, noise = _sums_of_known(mended, mended_var, wy, wx, top, left)
-                if good < MIN_GOOD_WEIGHT:
-                    good, value, noise = _sums_of_known(data, variance, wy, wx, top, left)
-                scale = 1.0 / good if good >= MIN_GOOD_WEIGHT else 0.0
-                value, noise = value * scale, noise * scale * scale
-            out[j, i] = value * area_ratio
-            out_var[j, i] = noise / squares * area_ratio
-    return out, out_var, out_dq
+    taps = np.uint64(len(kernel.taps))
+    rows = (_2 * taps + np.uint64(8)) * _ROW
+    node_count = max(places.ymap.shape[1], places.areas.shape[2])
+    work = Work(
+        np.zeros(rows, np.float32),
+        np.zeros(2 * _ROW, np.float64),
+        np.zeros(2 * node_count, np.float64),
+        np.zeros(_ROW, np.uint32),
+        np.zeros(_ROW, np.uint32),
+        np.zeros(_ROW, np.uint32),
+        np.zeros(_ROW, np.uint16),
+        np.zeros(2 * taps, np.float32),
+        np.zeros(16, np.float64),
+    )
+    work.rows[:] = 1.0
+    flat, flat_var, flat_dq = out.reshape(-1), out_var.reshape(-1), out_dq.reshape(-1)
+    factors, stride = (_2 * taps + np.uint64(6)) * _ROW, row_step(layout)
+    parts = (shape[1] + BLOCK - 1) // BLOCK
+    block = (shape[1] + parts - 1) // max(parts, 1)
+    for j in range(shape[0]):
+        y = places.y + j
+        for i in range(0, shape[1], block):
+            count, x = np.uint64(min(block, shape[1] - i)), places.x + i
+            _find_places(places, j, i, count, work)
+            inside = _find_first(data.shape[0], data.shape[1], count, taps, layout, work)
+            number, flagged = _find_runs(count, layout.near, work)
+            if inside:
+                _weigh(kernel, count, work)
+                if number * _SHORT_RUN < inside:
+                    _sum_runs(layout.planes, layout.size, stride, number, kernel, work)
+                else:
+                    _sum_each(layout.planes, layout.size, stride, count, kernel, work)
+                if places.areas.size:
+                    last = min(x + block, places.x + shape[1])
+                    nodes = places.areas, places.area_y, places.area_x
+                    area_row(*nodes, y, x, last, work.nodes, work.rows, factors, factors + _ROW)
+            sum_flagged(data, variance, layout, kernel, flagged, threshold, work)
+            k = np.uint64((corner[0] + j) * out.shape[1] + corner[1] + i)
+            _merge(count, taps, area_ratio, k, flat, flat_var, flat_dq, work)
 
 
 @njit(cache=True, nogil=True)
-def _flags_on_map(
-    dq: Flags,
-    near: Flags,
-    ymap: Floats,
-    xmap: Floats,
-    table: Image,
-    taps: tuple[int, ...],
-    threshold: float,
-) -> Flags:
-    """Return the DQ that `_resample` gives, without resampling data."""
-    out = np.full(ymap.shape, _NO_DATA, np.uint16)
-    half = len(taps) // 2
-    wy, wx, share = np.empty(len(taps), np.float32), np.empty(len(taps), np.float32), np.empty(16)
-    for j in range(ymap.shape[0]):
-        for i in range(ymap.shape[1]):
-            y, x = ymap[j, i], xmap[j, i]
-            if not (y >= -0.5 and y < dq.shape[0] - 0.5 and x >= -0.5 and x < dq.shape[1] - 0.5):
-                continue
-            iy, ix = math.floor(y), math.floor(x)
-            out[j, i] = 0
-            if near[iy + 1, ix + 1]:
-                _weights_at_phase(table, taps, y - iy, wy)
-                _weights_at_phase(table, taps, x - ix, wx)
-                out[j, i] = _flags_by_weight(
-                    dq, wy, wx, iy + 1 - half, ix + 1 - half, threshold, share
-                )
-    return out
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _weights_at_phase(table: Image, taps: tuple[int, ...], phase: float, w: Image) -> float:
-    """Fill `w` with the weights at a phase in [0, 1), and return the sum of their squares."""
-    position = phase * PHASES
-    k = int(position)
-    f = np.float32(position - k)
-    squares = np.float32(0)
-    for n in range(len(taps)):
-        w[n] = table[k, n] + f * (table[k + 1, n] - table[k, n])
-        squares += w[n] * w[n]
-    return float(squares)
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _sums(
-    data: Image, variance: Image, taps: tuple[int, ...], wy: Image, wx: Image, top: int, left: int
-) -> tuple[float, float]:
-    """Return the sums of weight * data and of weight^2 * variance.
-
-    All pixels are inside and finite.
-    """
-    value, noise = np.float32(0), np.float32(0)
-    for a in range(len(taps)):
-        row, row_noise = np.float32(0), np.float32(0)
-        for b in range(len(taps)):
-            row += wx[b] * data[top + a, left + b]
-            row_noise += wx[b] * wx[b] * variance[top + a, left + b]
-        value += wy[a] * row
-        noise += wy[a] * wy[a] * row_noise
-    return float(value), float(noise)
+def _find_places(places: Places, j: int, i: int, count: Unsigned, work: Work) -> None:
+    """Find the coordinates in the window of the output pixels (j, i), (j, i + 1) ... of a block."""
+    if not places.weights.size:
+        for k in range(count):
+            work.places[k] = places.ymap[j, i + np.int64(k)] - places.y0
+            work.places[_ROW + k] = places.xmap[j, i + np.int64(k)] - places.x0
+        return
+    y, x = places.y + j, places.x + i
+    for axis in range(2):
+        nodes, origin = (places.xmap, places.x0) if axis else (places.ymap, places.y0)
+        first = places.weights, places.first_y, places.first_x
+        pixels = y, x, x + int(count)
+        map_row(nodes, *first, *pixels, work.nodes, work.places, axis * (BLOCK + 16), origin)
 
 
 @njit(cache=True, nogil=True)
-def _sums_of_known(
-    data: Image, variance: Image, wy: Image, wx: Image, top: int, left: int
-) -> tuple[float, float, float]:
-    """Return the sums of weight, weight * data and weight^2 * variance over known pixels.
-
-    These are inside and finite.
-    """
-    good = value = noise = 0.0
-    for a in range(max(0, -top), min(wy.size, data.shape[0] - top)):
-        for b in range(max(0, -left), min(wx.size, data.shape[1] - left)):
-            v, n = data[top + a, left + b], variance[top + a, left + b]
-            if math.isfinite(v) and math.isfinite(n):
-                w = wy[a] * wx[b]
-                good += w
-                value += w * v
-                noise += w * w * n
-    return good, value, noise
-
-
-@njit(cache=True, nogil=True)
-def _flags_by_weight(
-    dq: Flags, wy: Image, wx: Image, top: int, left: int, threshold: float, share: Floats
+def _find_first(
+    ny: int, nx: int, count: Unsigned, taps: Unsigned, layout: Layout, work: Work
 ) -> int:
-    """Return the DQ bits whose pixels hold more than `threshold` of the absolute weight.
+    """Find for each pixel of a block where its kernel begins, and its phases.
 
-    share: work space, the weight of each bit.
+    Returns how many pixels are inside.
     """
-    share[:] = 0.0
-    total = 0.0
-    for a in range(wy.size):
-        for b in range(wx.size):
-            y, x = top + a, left + b
-            flags = _NO_DATA
-            if 0 <= y < dq.shape[0] and 0 <= x < dq.shape[1]:
-                flags = int(dq[y, x])
-            w = abs(wy[a] * wx[b])
-            total += w
-            bit = 0
-            while flags:
-                if flags & 1:
-                    share[bit] += w
-                flags >>= 1
-                bit += 1
-    out = 0
-    for bit in range(16):
-        if share[bit] > threshold * total:
-            out |= 1 << bit
-    return out
+    places, first, rows = work.places, work.first, work.rows
+    along = (_2 * taps + _2) * _ROW
+    step_y, step_x = np.int32(layout.step_y), np.int32(layout.step_x)
+    mirrored = step_y == -1 or step_x == -1
+    transposed = abs(step_x) > abs(step_y)
+    reach = np.int64(taps) // 2
+    sign = -1.0 if mirrored else 1.0
+    # The first tap is reach - 1 pixels before along y and x; along a mirrored axis, reach after.
+    start = layout.start - (reach - 1) * (abs(layout.step_y) + abs(layout.step_x))
+    if mirrored:
+        start -= 1
+    begin = np.int32(start)
+    row_phase = along if transposed else along + _ROW
+    column_phase = along + _ROW if transposed else along
+    sign_y, sign_x = (sign, 1.0) if transposed else (1.0, sign)
+    inside = 0
+    for i in range(count):
+        y, x = places[i], places[_ROW + i]
+        is_in = (y >= -0.5) & (y < ny - 0.5) & (x >= -0.5) & (x < nx - 0.5)
+        y, x = (y if is_in else 0.0), (x if is_in else 0.0)
+        iy, ix = np.int32(y + 1.0) - np.int32(1), np.int32(x + 1.0) - np.int32(1)
+        first[i] = np.uint32(begin + iy * step_y + ix * step_x) if is_in else np.uint32(0)
+        rows[row_phase + i] = sign_y * (y - iy - 0.5)
+        rows[column_phase + i] = sign_x * (x - ix - 0.5)
+        inside += is_in
+    return inside
+
+
+@njit(cache=True, nogil=True)
+def _weigh(kernel: Kernel, count: Unsigned, work: Work) -> None:
+    """Fill the rows of weights, and replace the phases by the sums of squared weights."""
+    taps, pairs, powers = (
+        np.uint64(len(kernel.taps)),
+        np.uint64(len(kernel.pairs)),
+        np.uint64(len(kernel.powers)),
+    )
+    rows, series = work.rows, kernel.series
+    for axis in range(_2):
+        phase, first = (_2 * taps + _2 + axis) * _ROW, taps * axis * _ROW
+        squares = phase + _2 * _ROW
+        for p in range(pairs):
+            low, high = first + p * _ROW, first + (taps - _1 - p) * _ROW
+            for i in range(count):
+                u = rows[phase + i]
+                s = u * u
+                even, odd = series[p, 0, 0], series[p, 1, 0]
+                for d in range(_1, powers):
+                    even = even * s + series[p, 0, d]
+                    odd = odd * s + series[p, 1, d]
+                odd *= u
+                one, other = even + odd, even - odd
+                rows[low + i] = one
+                rows[high + i] = other
+                before = rows[squares + i] if p else np.float32(0)
+                rows[squares + i] = before + (one * one + other * other)
+
+
+@njit(cache=True, nogil=True)
+def _find_runs(count: Unsigned, near: Flags, work: Work) -> tuple[Unsigned, Unsigned]:
+    """List where runs begin, and which pixels have flags near; return how many there are of each.
+
+    The end of the last run follows them.
+    """
+    first, runs, flagged = work.first, work.runs, work.flagged
+    number, number_flagged = _0, _0
+    before = np.int64(-2)
+    for i in range(count):
+        here = np.int64(first[i])
+        runs[number], flagged[number_flagged] = i, i
+        follows = (here == before + 1) | ((here == 0) & (before == 0))
+        number += _0 if follows else _1
+        number_flagged += _1 if near[first[i]] else _0
+        before = here
+    runs[number] = count
+    return number, number_flagged
+
+
+@njit(cache=True, nogil=True)
+def _sum_runs(
+    planes: Image, size: int, stride: int, number: Unsigned, kernel: Kernel, work: Work
+) -> None:
+    """Sum weight * data and weight^2 * variance over the taps, run by run.
+
+    Runs are made longer to whole vectors: what comes out too much is replaced by the next run.
+    Half of the taps at a time, so that the compiler can tell the arrays apart.
+    """
+    taps, pairs = np.uint64(len(kernel.taps)), np.uint64(len(kernel.pairs))
+    rows, row, to_variance = work.rows, np.uint64(stride), np.uint64(size)
+    for r in range(number):
+        begin, end = np.uint64(work.runs[r]), np.uint64(work.runs[r + _1])
+        place = np.uint64(work.first[begin])
+        if place == _0:
+            continue
+        count = (end - begin + _VECTOR - _1) & ~(_VECTOR - _1)
+        value = _2 * taps * _ROW + begin
+        for half in range(_2):
+            data = place + half * pairs * row
+            across = (taps + half * pairs) * _ROW + begin
+            for i in range(count):
+                total = rows[value + i] if half else np.float32(0)
+                noise = rows[value + _ROW + i] if half else np.float32(0)
+                for a in range(pairs):
+                    part, part_noise = np.float32(0), np.float32(0)
+                    for b in range(taps):
+                        k, w = data + a * row + i + b, rows[b * _ROW + begin + i]
+                        part += w * planes[k]
+                        part_noise += (w * w) * planes[k + to_variance]
+                    w = rows[across + a * _ROW + i]
+                    total += w * part
+                    noise += (w * w) * part_noise
+                rows[value + i] = total
+                rows[value + _ROW + i] = noise
+
+
+@njit(cache=True, nogil=True)
+def _sum_each(
+    planes: Image, size: int, stride: int, count: Unsigned, kernel: Kernel, work: Work
+) -> None:
+    """Do what `_sum_runs` does, pixel by pixel, in the same order of sums."""
+    taps = np.uint64(len(kernel.taps))
+    rows, row, to_variance = work.rows, np.uint64(stride), np.uint64(size)
+    value = _2 * taps * _ROW
+    for i in range(count):
+        place = np.uint64(work.first[i])
+        total, noise = np.float32(0), np.float32(0)
+        for a in range(taps):
+            part, part_noise = np.float32(0), np.float32(0)
+            for b in range(taps):
+                k, w = place + a * row + b, rows[b * _ROW + i]
+                part += w * planes[k]
+                part_noise += (w * w) * planes[k + to_variance]
+            w = rows[(taps + a) * _ROW + i]
+            total += w * part
+            noise += (w * w) * part_noise
+        rows[value + i] = total
+        rows[value + _ROW + i] = noise
+
+
+@njit(cache=True, nogil=True)
+def _merge(
+    count: Unsigned,
+    taps: Unsigned,
+    area_ratio: float,
+    place: Unsigned,
+    out: Image,
+    out_var: Image,
+    out_dq: Flags,
+    work: Work,
+) -> None:
+    """Scale a block, and put its pixels from `place` on where those there have a higher DQ."""
+    rows, value = work.rows, _2 * taps * _ROW
+    along, factor = value + _4 * _ROW, value + np.uint64(6) * _ROW
+    for i in range(count):
+        better = work.flags[i] < out_dq[place + i]
+        new = np.float32(rows[value + i] * area_ratio) * rows[factor + i]
+        squares = np.float64(rows[along + i]) * np.float64(rows[along + _ROW + i])
+        noise = rows[value + _ROW + i] / squares * area_ratio
+        noise_of_new = np.float32(noise) * rows[factor + _ROW + i]
+        out[place + i] = new if better else out[place + i]
+        out_var[place + i] = noise_of_new if better else out_var[place + i]
+        out_dq[place + i] = work.flags[i] if better else out_dq[place + i]

@@ -23,6 +23,9 @@ HUBER_SIGMA, REJECT_SIGMA = 2.5, 6.0
 WEIGHT_ROUNDS = 8
 #: Most steps of the conjugate gradients, and the relative size of the gradient that ends them.
 MAX_GRADIENT_STEPS, GRADIENT_TOLERANCE = 1000, 1e-12
+#: Bins of the histogram that finds the quartiles of a cell, and values of the sample that sets
+#: its range.
+CELL_BINS, SAMPLE_VALUES = 1024, 64
 
 
 class LevelOffsets(NamedTuple):
@@ -37,33 +40,6 @@ class LevelOffsets(NamedTuple):
     group: np.ndarray
     cells: np.ndarray
     rms: Electrons
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _sort_by_cell(
-    data: np.ndarray, good: np.ndarray, cells: np.ndarray, block: int, first: int, number: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Good values sorted by cell, and the place where each cell's values begin."""
-    ny, nx = data.shape
-    start = np.zeros(number + 1, np.int64)
-    for y in range(ny):
-        row = min(y // block, cells.shape[0] - 1)
-        for x in range(nx):
-            cell = cells[row, min(x // block, cells.shape[1] - 1)]
-            if cell >= 0 and good[y, x] and np.isfinite(data[y, x]):
-                start[cell - first + 1] += 1
-    for k in range(number):
-        start[k + 1] += start[k]
-    next_place = start[:-1].copy()
-    values = np.empty(start[number], np.float32)
-    for y in range(ny):
-        row = min(y // block, cells.shape[0] - 1)
-        for x in range(nx):
-            cell = cells[row, min(x // block, cells.shape[1] - 1)]
-            if cell >= 0 and good[y, x] and np.isfinite(data[y, x]):
-                values[next_place[cell - first]] = data[y, x]
-                next_place[cell - first] += 1
-    return values, start
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -93,21 +69,135 @@ def _select(v: np.ndarray, low: int, high: int, k: int) -> float:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _quartiles(values: np.ndarray, start: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Lower quartile, median and upper quartile of each cell found.
+def _blocks_by_cell(cells: np.ndarray, first: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Flat indices of the blocks, sorted by cell, and the place where each cell's blocks begin."""
+    start = np.zeros(number + 1, np.int64)
+    for row in cells:
+        for cell in row:
+            if cell >= 0:
+                start[cell - first + 1] += 1
+    for k in range(number):
+        start[k + 1] += start[k]
+    blocks = np.empty(start[number], np.int64)
+    place = start.copy()
+    for j in range(cells.shape[0]):
+        for i in range(cells.shape[1]):
+            cell = cells[j, i]
+            if cell >= 0:
+                blocks[place[cell - first]] = j * cells.shape[1] + i
+                place[cell - first] += 1
+    return blocks, start
 
-    The median of an even number is the mean of the two middle values.
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _gather_cell(
+    data: np.ndarray,
+    good: np.ndarray,
+    blocks: np.ndarray,
+    start: int,
+    stop: int,
+    block: int,
+    values: np.ndarray,
+) -> int:
+    """Copy the good pixels of blocks[start:stop] to values; returns how many they are."""
+    ny, nx = data.shape
+    across = (nx + block - 1) // block
+    n = 0
+    while start < stop:
+        length = 1  # blocks side by side are read together, row by row
+        while (
+            start + length < stop
+            and blocks[start + length] == blocks[start] + length
+            and blocks[start + length] % across > 0
+        ):
+            length += 1
+        y0, x0 = blocks[start] // across * block, blocks[start] % across * block
+        for y in range(y0, min(y0 + block, ny)):
+            for x in range(x0, min(x0 + length * block, nx)):
+                value = data[y, x]
+                values[n] = value
+                n += good[y, x] & np.isfinite(value)
+        start += length
+    return n
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _quartiles(
+    values: np.ndarray, n: int, bins: np.ndarray, counts: np.ndarray, out: np.ndarray
+) -> None:
+    """Set out to the lower quartile, median and upper quartile of values[:n], exactly.
+
+    The median of an even number is the mean of the two middle values. A histogram between two
+    values of a sample says in which bins the four ranks lie: only the values of these are
+    selected from. It reorders values. bins (n) and counts: work arrays.
     """
-    out = np.zeros((found.size, 3))
-    for k in range(found.size):
-        low, high = start[found[k]], start[found[k] + 1] - 1
-        n = high - low + 1
-        left, right = low + (n - 1) // 2, low + n // 2
-        below, above = low + n // 4, low + (3 * n) // 4
-        out[k, 1] = 0.5 * (_select(values, low, high, left) + _select(values, left, high, right))
-        out[k, 0] = _select(values, low, left, below)
-        out[k, 2] = _select(values, right, high, above)
-    return out
+    sample, few = np.empty(SAMPLE_VALUES, np.float32), min(n, SAMPLE_VALUES)
+    for i in range(few):
+        value, k = values[i * n // few], i
+        while k > 0 and sample[k - 1] > value:
+            sample[k] = sample[k - 1]
+            k -= 1
+        sample[k] = value
+    low, high = sample[few // 16], sample[few - 1 - few // 16]
+    scale = np.float32(CELL_BINS) / (high - low) if high > low else np.float32(0.0)
+    last = np.float32(CELL_BINS - 1)
+    for i in range(n):
+        # Rounding may move a value to the next bin, but never past another value.
+        u = (values[i] - low) * scale
+        u = u if u > 0 else np.float32(0.0)
+        bins[i] = np.uint16(min(last, u))
+    counts[:] = 0
+    for i in range(n):
+        counts[bins[i]] += 1
+    ranks, place, found = np.zeros(4, np.int64), np.zeros(4, np.int64), np.zeros(4)
+    ranks[0], ranks[1], ranks[2], ranks[3] = n // 4, (n - 1) // 2, n // 2, (3 * n) // 4
+    below, kept, q = 0, 0, 0
+    for k in range(CELL_BINS):
+        wanted = False
+        while q < 4 and ranks[q] < below + counts[k]:
+            place[q] = kept + ranks[q] - below
+            wanted = True
+            q += 1
+        below += counts[k]
+        if wanted:
+            kept += counts[k]
+        counts[k] = wanted
+    kept = 0
+    for i in range(n):
+        if counts[bins[i]]:
+            values[kept] = values[i]
+            kept += 1
+    for q in range(4):
+        found[q] = _select(values, 0, kept - 1, place[q])
+    out[0], out[1], out[2] = found[0], 0.5 * (found[1] + found[2]), found[3]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _cell_quartiles(
+    data: np.ndarray,
+    good: np.ndarray,
+    cells: np.ndarray,
+    block: int,
+    first: int,
+    number: int,
+    fewest: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Quartiles (number, 3) and number of the good values of the cells from `first` on.
+
+    Those of cells with fewer than `fewest` values are 0.
+    """
+    blocks, start = _blocks_by_cell(cells, first, number)
+    size = 0
+    for k in range(number):
+        size = max(size, start[k + 1] - start[k])
+    values = np.empty(size * block * block, np.float32)
+    bins, counts = np.empty(values.size, np.uint16), np.empty(CELL_BINS, np.int32)
+    quartiles, found = np.zeros((number, 3)), np.zeros(number, np.int64)
+    for k in range(number):
+        found[k] = _gather_cell(data, good, blocks, start[k], start[k + 1], block, values)
+        if found[k] >= fewest:
+            _quartiles(values, found[k], bins, counts, quartiles[k])
+    return quartiles, found
 
 
 def sky_cell_medians(
@@ -132,17 +222,18 @@ def sky_cell_medians(
     inside = cells[cells >= 0]
     if not inside.size:
         return np.zeros(0, np.int64), np.zeros(0), np.zeros(0), np.zeros(0, np.int64)
-    first, number = int(inside.min()), int(inside.max() - inside.min()) + 1
-    values, start = _sort_by_cell(
+    first, count = int(inside.min()), int(np.ptp(inside)) + 1
+    quartiles, number = _cell_quartiles(
         as_kernel_input(data, np.float32),
         as_kernel_input(good, np.bool_),
         as_kernel_input(cells, np.int32),
         block,
         first,
-        number,
+        count,
+        max(min_pixels, 1),
     )
-    found = np.flatnonzero(np.diff(start) >= min_pixels)
-    quartiles, n = _quartiles(values, start, found), np.diff(start)[found]
+    found = np.flatnonzero(number >= max(min_pixels, 1))
+    quartiles, n = quartiles[found], number[found]
     # A Gaussian's quartiles are 0.6745 sigma from its centre. The error of a median is that of a
     # mean times sqrt(pi / 2) = 1.2533.
     error = 1.2533 * (quartiles[:, 2] - quartiles[:, 0]) / (2 * 0.6745) / np.sqrt(n)

@@ -28,7 +28,6 @@ from gdask.kernels.sources.star_fit import (
     fit_all_stars,
     fit_forms,
     star_light,
-    subtract_all_stars,
 )
 from gdask.types import Image, Mask, Pixels
 
@@ -167,7 +166,8 @@ def fit_stars(
     data, variance: float32 (ny, nx). bad: pixels to leave out. x, y: detections. clean: which of
     them may be used for the star image. The final image is made without the stars' neighbours.
     """
-    first = _fit_with_round_image(data, variance, bad, x, y, clean, fwhm)
+    noise = _typical_noise(variance, bad)
+    first = _fit_with_round_image(data, variance, bad, x, y, clean, fwhm, noise)
     params, errors, residual = first.params, first.errors, first.residual
     profile, profile_step = first.profile, first.profile_step
     contamination = neighbour_light(data, residual, params, first.forms, profile, profile_step)
@@ -191,10 +191,8 @@ def fit_stars(
             isolated=isolated,
         )
     profile, profile_step = tabulate(weights, fwhm)
-    noise = _typical_noise(variance, bad)
     radii = _subtraction_radii(params[:, 2], profile, profile_step, fwhm, noise)
-    residual = data.copy()
-    subtract_all_stars(residual, params, forms, profile, profile_step, radii)
+    np.copyto(residual, data)  # a new plane would cost fresh pages
     failed = fit_all_stars(
         residual,
         variance,
@@ -231,8 +229,12 @@ def _fit_with_round_image(
     y: np.ndarray,
     clean: np.ndarray,
     fwhm: Pixels,
+    noise: float,
 ) -> StarFits:
-    """Fit all stars of an array with a first, round star image; arguments as for `fit_stars`."""
+    """Fit all stars of an array with a first, round star image; arguments as for `fit_stars`.
+
+    noise: that of a pixel of the sky.
+    """
     first_x, first_y, flux, sky = _windowed_centroids(data, bad, x, y, fwhm)
     slopes = np.zeros((len(x), 2))
     params = np.column_stack([first_x, first_y, flux.clip(min=0), sky, slopes])
@@ -245,7 +247,6 @@ def _fit_with_round_image(
     measured = np.column_stack([first_x, first_y, flux, sky])[stars]
     weights, forms = mean_star_image(data, bad, measured, fwhm), round_forms(len(x))
     profile, profile_step = tabulate(weights, fwhm)
-    noise = _typical_noise(variance, bad)
     radii = _subtraction_radii(flux, profile, profile_step, fwhm, noise)
     failed = fit_all_stars(
         residual,

@@ -16,6 +16,7 @@ from gdask.kernels.compiled import njit
 from gdask.kernels.sources import photometry as ph
 from gdask.kernels.sources.array_fit import StarFits, fit_stars, neighbour_light
 from gdask.kernels.sources.psf import fwhm_of_image
+from gdask.kernels.sources.segmentation import bad_pixels
 from gdask.kernels.sources.star_fit import FIT_RADIUS_FWHM
 from gdask.model import DQ, UNUSABLE
 from gdask.types import Flags, Image, Pixels
@@ -76,10 +77,9 @@ def fit_positions_and_image(
 
     There must be at least one star.
     """
-    bad = (dq & np.uint16(UNUSABLE)) != 0
-    bad |= ~(np.isfinite(data) & np.isfinite(variance))
     data, variance = as_kernel_input(data, np.float32), as_kernel_input(variance, np.float32)
-    bad, dq = as_kernel_input(bad, np.bool_), as_kernel_input(dq, np.uint16)
+    dq = as_kernel_input(dq, np.uint16)
+    bad, _ = bad_pixels(data, variance, dq, int(UNUSABLE), int(DQ.SATURATED))
     x, y = np.array(x, np.float64), np.array(y, np.float64)
     flags = _pixel_flags(dq, x, y, fwhm)
     fits = fit_stars(data, variance, bad, x, y, flags == 0, fwhm)

@@ -7,15 +7,19 @@ no state.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.sources import measurement as m
-from gdask.kernels.sources.background import background_mesh, interpolate_mesh
+from gdask.kernels.sources.background import background_mesh, mesh_values
 from gdask.kernels.sources.segmentation import (
+    bad_pixels,
     connected_regions,
+    raise_saturated,
     segment,
-    smooth_3x3,
+    subtract_and_smooth,
     with_wings,
 )
 from gdask.model import DQ, UNUSABLE, GdaskError
@@ -77,34 +81,42 @@ def _starness(fwhm: np.ndarray, ellipticity: np.ndarray, star_fwhm: Pixels) -> n
     return 0.5**deviation
 
 
-def _clean_inputs(data: Image, variance: Image, dq: Flags) -> tuple[Image, Image, Flags, Mask]:
-    """Check the planes, make them kernel inputs, and add the mask of bad pixels."""
+class _Planes(NamedTuple):
+    """What sources are looked for in.
+
+    data, variance, dq: kernel inputs. bad: pixels that do not count. level, noise: meshes of the
+    sky. sky_free, smoothed: the data without sky, and smoothed.
+    """
+
+    data: Image
+    variance: Image
+    dq: Flags
+    bad: Mask
+    level: np.ndarray
+    noise: np.ndarray
+    sky_free: Image
+    smoothed: Image
+
+
+def _prepare(data: Image, variance: Image, dq: Flags, mesh: int) -> _Planes:
+    """Check the planes, find bad pixels, subtract the sky and smooth.
+
+    Saturated pixels are raised to a plateau. They do not count towards min_pixels: saturation alone
+    never makes a source.
+    """
     if not data.shape == variance.shape == dq.shape or data.ndim != 2:
         raise GdaskError(
             f"detect: data {data.shape}, variance {variance.shape} and dq {dq.shape} "
             "must be planes of one shape"
         )
-    bad = (dq & np.uint16(UNUSABLE)) != 0
-    bad |= ~np.isfinite(data) | ~np.isfinite(variance)
-    return (
-        as_kernel_input(data, np.float32),
-        as_kernel_input(variance, np.float32),
-        as_kernel_input(dq, np.uint16),
-        bad,
-    )
-
-
-def _fill_saturated(smoothed: Image, sky_free: Image, dq: Flags) -> None:
-    """Raise saturated pixels to one plateau above everything, in place in `smoothed`.
-
-    This keeps the dead core of a star from splitting it into a ring of sources. Saturated pixels
-    do not count towards min_pixels: saturation alone never makes a source.
-    """
-    other_defects = np.uint16(UNUSABLE & ~DQ.SATURATED)
-    core = ((dq & np.uint16(DQ.SATURATED)) != 0) & ((dq & other_defects) == 0)
-    if core.any():
-        good = np.isfinite(sky_free) & ~core
-        smoothed[core] = max(float(smoothed.max()), float(sky_free[good].max(initial=0.0)))
+    data, variance = as_kernel_input(data, np.float32), as_kernel_input(variance, np.float32)
+    dq, saturated = as_kernel_input(dq, np.uint16), int(DQ.SATURATED)
+    bad, cores = bad_pixels(data, variance, dq, int(UNUSABLE), saturated)
+    level, noise = background_mesh(data, bad, mesh)
+    sky_free, smoothed = subtract_and_smooth(data, bad, level)
+    if cores:
+        raise_saturated(smoothed, sky_free, dq, int(UNUSABLE), saturated)
+    return _Planes(data, variance, dq, bad, level, noise, sky_free, smoothed)
 
 
 def detect(
@@ -125,20 +137,19 @@ def detect(
     Returns the catalogue (dtype CATALOG, sorted by peak), and the object mask (ny, nx), True on
     sources and their faint wings. Raises GdaskError where the planes have not one shape.
     """
-    data, variance, dq, bad = _clean_inputs(data, variance, dq)
-    level, noise = background_mesh(data, bad, mesh)
-    sky, sigma = interpolate_mesh(level, data.shape), interpolate_mesh(noise, data.shape)
-    sky_free = data - sky
-    smoothed = smooth_3x3(sky_free, bad)
-    _fill_saturated(smoothed, sky_free, dq)
+    planes = _prepare(data, variance, dq, mesh)
     labels, peak, blended = segment(
-        smoothed, variance, sigma, bad, threshold=threshold, min_pixels=min_pixels
+        planes.smoothed,
+        planes.variance,
+        planes.noise,
+        planes.bad,
+        threshold=threshold,
+        min_pixels=min_pixels,
     )
-    catalog = _catalog(labels, peak, blended, smoothed, sky_free, variance, dq, bad)
-    row, column = peak // data.shape[1], peak % data.shape[1]
-    catalog["BACKGROUND"] = sky[row, column]
-    catalog["THRESHOLD"] = threshold * sigma[row, column]
-    return catalog, with_wings(sky_free, bad, labels > 0, sigma)
+    catalog = _catalog(labels, peak, blended, planes)
+    catalog["BACKGROUND"] = mesh_values(planes.level, peak, labels.shape)
+    catalog["THRESHOLD"] = threshold * mesh_values(planes.noise, peak, labels.shape)
+    return catalog, with_wings(planes.sky_free, planes.bad, labels > 0, planes.noise)
 
 
 def object_mask(
@@ -149,30 +160,19 @@ def object_mask(
     It serves the first pass of a sky estimate. The arguments are those of `detect`. The mask may
     differ where `detect` drops a faint bump beside a source.
     """
-    data, _, dq, bad = _clean_inputs(data, data, dq)
-    level, noise = background_mesh(data, bad, mesh)
-    sky_free = data - interpolate_mesh(level, data.shape)
-    sigma = interpolate_mesh(noise, data.shape)
-    smoothed = smooth_3x3(sky_free, bad)
-    _fill_saturated(smoothed, sky_free, dq)
-    sources = connected_regions(smoothed, sigma, bad, threshold, min_pixels)
-    return with_wings(sky_free, bad, sources, sigma)
+    planes = _prepare(data, data, dq, mesh)
+    sources = connected_regions(planes.smoothed, planes.noise, planes.bad, threshold, min_pixels)
+    return with_wings(planes.sky_free, planes.bad, sources, planes.noise)
 
 
 def _catalog(
-    labels: np.ndarray,
-    peak: np.ndarray,
-    blended: np.ndarray,
-    smoothed: Image,
-    sky_free: Image,
-    variance: Image,
-    dq: Flags,
-    bad: Mask,
+    labels: np.ndarray, peak: np.ndarray, blended: np.ndarray, planes: _Planes
 ) -> np.ndarray:
     """Measure the segmented sources.
 
     The columns of background and threshold stay 0, those of coordinates and magnitudes NaN.
     """
+    _, variance, dq, bad, _, _, sky_free, smoothed = planes
     table = m.moments(labels, peak, smoothed, sky_free, variance, dq, bad)
     a, b, theta = m.ellipses(table)
     aperture = m.kron_apertures(sky_free, variance, bad, labels, table)

@@ -149,33 +149,6 @@ def core_fwhm(
     return out
 
 
-@njit(cache=True, nogil=True)
-def _pixel_or_opposite(
-    data: np.ndarray,
-    variance: np.ndarray,
-    bad: np.ndarray,
-    labels: np.ndarray,
-    k: int,
-    x: int,
-    y: int,
-    xc: float,
-    yc: float,
-) -> tuple[float, float, int]:
-    """Value and variance of a pixel of source k, and 1 where it was replaced, else 0.
-
-    A bad pixel or one of a neighbour is replaced by the one opposite the source's centre, or by
-    sky (0).
-    """
-    if not bad[y, x] and (labels[y, x] == 0 or labels[y, x] == k + 1):
-        return data[y, x], variance[y, x], 0
-    x2, y2 = int(np.rint(2 * xc - x)), int(np.rint(2 * yc - y))
-    if x2 < 0 or y2 < 0 or x2 >= data.shape[1] or y2 >= data.shape[0] or bad[y2, x2]:
-        return 0.0, 0.0, 1
-    if labels[y2, x2] != 0 and labels[y2, x2] != k + 1:
-        return 0.0, 0.0, 1
-    return data[y2, x2], variance[y2, x2], 1
-
-
 @njit(cache=True, nogil=True, error_model="numpy")
 def _sum_rings(
     data: np.ndarray,
@@ -193,52 +166,67 @@ def _sum_rings(
 ) -> None:
     """Sum up source k in elliptical rings, RINGS to each semi-axis.
 
-    The rows of `ring` are set to: value, variance, pixels in the array, replaced ones among them,
-    all pixels.
+    The columns of `ring` are set to: value, variance, pixels in the array, replaced ones among
+    them, all pixels. A bad pixel or one of a neighbour is replaced by the one opposite the source's
+    centre, or by sky (0).
     """
     ny, nx = data.shape
+    label, rings, outside = k + 1, ring.shape[0], (ring.shape[0] / RINGS) ** 2
     ring[:] = 0.0
     for y in range(int(yc) - half, int(yc) + half + 1):
-        for x in range(int(xc) - half, int(xc) + half + 1):
-            q = cxx * (x - xc) ** 2 + cyy * (y - yc) ** 2 + cxy * (x - xc) * (y - yc)
-            i = int(RINGS * np.sqrt(q))
-            if i >= ring.shape[1]:
+        dy = y - yc
+        root = np.sqrt(max((cxy * dy) ** 2 - 4.0 * cxx * (cyy * dy * dy - outside), 0.0))
+        left, right = (-cxy * dy - root) / (2.0 * cxx) + xc, (-cxy * dy + root) / (2.0 * cxx) + xc
+        first, last = max(int(left) - 2, int(xc) - half), min(int(right) + 2, int(xc) + half)
+        for x in range(first, last + 1):
+            dx = x - xc
+            q = cxx * (dx * dx) + cyy * (dy * dy) + cxy * dx * dy
+            if q >= outside:
                 continue
-            ring[4, i] += 1.0
+            i = int(RINGS * np.sqrt(q))
+            if i >= rings:
+                continue
+            ring[i, 4] += 1.0
             if y < 0 or x < 0 or y >= ny or x >= nx:
                 continue
-            value, noise, replaced = _pixel_or_opposite(
-                data, variance, bad, labels, k, x, y, xc, yc
-            )
-            ring[0, i] += value
-            ring[1, i] += noise
-            ring[2, i] += 1.0
-            ring[3, i] += replaced
+            ring[i, 2] += 1.0
+            if not bad[y, x] and (labels[y, x] == 0 or labels[y, x] == label):
+                ring[i, 0] += data[y, x]
+                ring[i, 1] += variance[y, x]
+                continue
+            ring[i, 3] += 1.0
+            x2, y2 = int(np.rint(2 * xc - x)), int(np.rint(2 * yc - y))
+            if x2 < 0 or y2 < 0 or x2 >= nx or y2 >= ny or bad[y2, x2]:
+                continue
+            if labels[y2, x2] == 0 or labels[y2, x2] == label:
+                ring[i, 0] += data[y2, x2]
+                ring[i, 1] += variance[y2, x2]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _measure_rings(ring: np.ndarray, out: np.ndarray) -> None:
     """Set the columns of `kron_apertures` from the rings of one source; radii in semi-axes."""
     rv, v = 0.0, 0.0
-    for i in range(ring.shape[1]):
-        rv += (i + 0.5) / RINGS * ring[0, i]
-        v += ring[0, i]
+    for i in range(ring.shape[0]):
+        rv += (i + 0.5) / RINGS * ring[i, 0]
+        v += ring[i, 0]
     kron = KRON_FACTOR * rv / v if v > 0 and rv > 0 else 0.0
     n = int(RINGS * min(max(kron, MIN_KRON_AXES), MAX_KRON_AXES))
-    total = np.zeros(5)
+    flux, variance, inside, replaced, all_pixels = 0.0, 0.0, 0.0, 0.0, 0.0
     for i in range(n):
-        for c in range(5):
-            total[c] += ring[c, i]
-    out[R_KRON], out[F_AUTO], out[V_AUTO] = n / RINGS, total[0], total[1]
-    out[SUSPECT] = total[3] > 0.1 * total[2]
-    out[CUT] = total[2] < total[4]
+        flux, variance = flux + ring[i, 0], variance + ring[i, 1]
+        inside, replaced = inside + ring[i, 2], replaced + ring[i, 3]
+        all_pixels += ring[i, 4]
+    out[R_KRON], out[F_AUTO], out[V_AUTO] = n / RINGS, flux, variance
+    out[SUSPECT] = 1.0 if replaced > 0.1 * inside else 0.0
+    out[CUT] = 1.0 if inside < all_pixels else 0.0
     out[R_HALF] = np.nan
     inner = 0.0
     for i in range(n):
-        if total[0] > 0 and inner + ring[0, i] >= 0.5 * total[0]:
-            out[R_HALF] = (i + (0.5 * total[0] - inner) / ring[0, i]) / RINGS
+        if flux > 0 and inner + ring[i, 0] >= 0.5 * flux:
+            out[R_HALF] = (i + (0.5 * flux - inner) / ring[i, 0]) / RINGS
             break
-        inner += ring[0, i]
+        inner += ring[i, 0]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -254,7 +242,7 @@ def _kron_apertures(
 ) -> np.ndarray:
     """Compiled part of `kron_apertures`; theta in radians."""
     out = np.zeros((table.shape[0], 6))
-    ring = np.zeros((5, int(RINGS * MAX_KRON_AXES)))
+    ring = np.zeros((int(RINGS * MAX_KRON_AXES), 5))
     for k in range(table.shape[0]):
         c, s = np.cos(theta[k]), np.sin(theta[k])
         ia, ib = 1.0 / a[k] ** 2, 1.0 / b[k] ** 2

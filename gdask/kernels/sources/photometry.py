@@ -44,20 +44,31 @@ def local_sky(
     pixels.
     """
     ny, nx = residual.shape
+    side, inner2, outer2, size = 2 * int(outer) + 4, inner * inner, outer * outer, 0
+    values, noise = np.empty(side * side, np.float32), np.empty(side * side, np.float32)
+    for j in range(max(int(y - outer), 0), min(int(y + outer) + 2, ny)):
+        dy2 = (j - y) ** 2
+        hole = np.sqrt(max(inner2 - dy2, 0.0)) - 1.0
+        i = max(int(x - outer), 0)
+        while i < min(int(x + outer) + 2, nx):
+            if abs(i - x) < hole:
+                i = int(x + hole)  # the last one that is surely inside the hole
+            r2 = (i - x) ** 2 + dy2
+            if not bad[j, i] and inner2 <= r2 <= outer2:
+                values[size], noise[size] = residual[j, i], variance[j, i]
+                size += 1
+            i += 1
     low, high, mean, sigma, n, v = -np.inf, np.inf, 0.0, 0.0, 0.0, 0.0
-    for _ in range(4):
+    for sweep in range(4):
         n, s1, s2, v = 0.0, 0.0, 0.0, 0.0
-        for j in range(max(int(y - outer), 0), min(int(y + outer) + 2, ny)):
-            for i in range(max(int(x - outer), 0), min(int(x + outer) + 2, nx)):
-                r2 = (i - x) ** 2 + (j - y) ** 2
-                if bad[j, i] or r2 < inner * inner or r2 > outer * outer:
-                    continue
-                z = residual[j, i]
-                if low <= z <= high:
-                    n += 1.0
-                    s1 += z
-                    s2 += z * z
-                    v += variance[j, i]
+        for k in range(size):
+            z = values[k]
+            if low <= z <= high:
+                n += 1.0
+                s1 += z
+                s2 += z * z
+                if sweep == 3:
+                    v += noise[k]
         if n < 8:
             return np.nan, np.nan, np.nan
         mean = s1 / n

@@ -65,7 +65,8 @@ def _ring_means(
     round image.
     """
     ny, nx = data.shape
-    round_form = np.array([1.0, 0.0, 1.0])
+    round_form = np.zeros(3)
+    round_form[0], round_form[2] = 1.0, 1.0
     out = np.empty((stars.shape[0], rings))
     q_sum, count = np.zeros(rings), np.zeros(rings)
     half = int(ring_width * rings) + 1
@@ -101,13 +102,26 @@ def isolated_stars(
     """
     order = np.argsort(-flux, kind="stable")
     order = order[usable[order] & (flux[order] > 0)]
-    isolated = [
-        k
-        for k in order[: 10 * MAX_PROFILE_STARS]
-        if np.count_nonzero((np.hypot(x - x[k], y - y[k]) < radius) & (flux > 0.05 * flux[k])) <= 1
-    ]
+    candidates = order[: 10 * MAX_PROFILE_STARS]
+    isolated = candidates[_have_no_neighbour(candidates, x, y, flux, radius)]
     enough = len(isolated) >= 3
-    return np.array((isolated if enough else order)[:MAX_PROFILE_STARS], int), enough
+    return (isolated if enough else order)[:MAX_PROFILE_STARS], enough
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _have_no_neighbour(
+    stars: np.ndarray, x: np.ndarray, y: np.ndarray, flux: np.ndarray, radius: float
+) -> np.ndarray:
+    """Tell which stars (indices) have no other one of 5 % of their flux within `radius`."""
+    out = np.ones(stars.size, np.bool_)
+    for n in range(stars.size):
+        k = stars[n]
+        for other in range(x.size):
+            dx, dy = x[other] - x[k], y[other] - y[k]
+            if dx * dx + dy * dy < radius * radius and flux[other] > 0.05 * flux[k] and other != k:
+                out[n] = False
+                break
+    return out
 
 
 def mean_star_image(
@@ -207,22 +221,22 @@ def round_forms(n: int) -> np.ndarray:
     return np.tile(np.array([1.0, 0.0, 1.0]), (n, 1))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
 def _regress(terms: np.ndarray, value: np.ndarray, weight: np.ndarray, prior: float) -> np.ndarray:
     """Fit coefficients by weighted least squares, with sums in a fixed order.
 
     Every coefficient has a prior of this size about 0.
     """
     n = terms.shape[1]
-    normal, right = np.zeros((n, n)), np.zeros(n)
-    for a in range(n):
-        normal[a, a] = 1.0 / prior**2
-    for k in range(value.size):
-        for a in range(n):
-            right[a] += weight[k] * terms[k, a] * value[k]
-            for b in range(a + 1):
-                normal[a, b] += weight[k] * terms[k, a] * terms[k, b]
-    _, out = solve_cholesky(normal, right)
+    rows, columns = np.tril_indices(n)
+    weighted = weight[:, None] * terms
+    products = np.zeros((len(value) + 1, rows.size + n))
+    products[0, : rows.size] = np.where(rows == columns, 1.0 / prior**2, 0.0)
+    products[1:, : rows.size] = weighted[:, rows] * terms[:, columns]
+    products[1:, rows.size :] = weighted * value[:, None]
+    sums = np.cumsum(products, axis=0)[-1]  # one after another: a sum would go pairwise
+    normal, out = np.zeros((n, n)), np.zeros(n)
+    normal[rows, columns] = sums[: rows.size]
+    solve_cholesky(normal, sums[rows.size :].copy(), out, np.zeros((n, n)))
     return out
 
 

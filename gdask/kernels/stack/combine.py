@@ -13,37 +13,26 @@ import numpy.typing as npt
 
 from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.compiled import njit
-from gdask.kernels.stack.noise_clip import clip_noise
+from gdask.kernels.stack.averages import average_used, combine_common
 from gdask.kernels.stack.rejection import (
+    Counts,
     Floats,
+    Stack,
     Work,
+    clip_noise,
     clip_scatter,
     clip_variance,
-    gather,
-    median_of_ordered,
+    empty_work,
     reject_minmax,
-    sort_planes,
+    sort_rows,
     sorting_network,
+    use_best,
 )
-from gdask.model import DQ, GdaskError
+from gdask.model import GdaskError
 from gdask.types import Flags, Image, Mask
 
-Counts = npt.NDArray[np.uint16]
 #: Pixels that are worked on together. Their buffers stay in the processor's cache.
-_BLOCK_PIXELS = 512
-_NO_DATA = int(DQ.NO_DATA)
-
-
-class _Stack(NamedTuple):
-    """The combined planes, each as one row of pixels.
-
-    used: number of planes that each pixel takes.
-    """
-
-    data: Image
-    variance: Image
-    dq: Flags
-    used: Counts
+BLOCK_PIXELS = 512
 
 
 class Choice(NamedTuple):
@@ -108,138 +97,90 @@ def _variance_factors(method: str, number: int) -> Floats:
 
 
 @njit(cache=True, nogil=True)
-def _average(size: int, dq: Flags, start: int, work: Work, out: _Stack) -> None:
-    """Put the mean of the used values of a block into `out`.
-
-    Also their propagated variance, and the OR of their bits.
-    """
-    total, spread = np.zeros(size), np.zeros(size)
-    number, bits = np.zeros(size, np.uint16), np.zeros(size, np.uint16)
-    for k in range(work.use.shape[0]):
-        use, values, variances, flags = (
-            work.use[k],
-            work.values[k],
-            work.variances[k],
-            dq[k, start : start + size],
-        )
-        for x in range(size):
-            total[x] += values[x] if use[x] else np.float32(0)
-            spread[x] += variances[x] if use[x] else np.float32(0)
-        for x in range(size):
-            number[x] += use[x]
-            bits[x] |= flags[x] if use[x] else np.uint16(0)
-    for x in range(size):
-        n = np.float64(number[x])
-        out.data[start + x] = total[x] / n if n else 0.0
-        out.variance[start + x] = spread[x] / (n * n) if n else 0.0
-        out.dq[start + x] = bits[x] if n else np.uint16(_NO_DATA)
-        out.used[start + x] = number[x]
-
-
-@njit(cache=True, nogil=True)
-def _average_weighted(weights: Image, start: int, size: int, work: Work, out: _Stack) -> None:
-    """Replace the means of `_average` by weighted ones where any weight is positive.
-
-    weights: (n, 1), (n, pixels), or (n, 0) for 1/variance.
-    """
-    per_plane = weights.shape[1] == 1
-    for x in range(size):
-        total = spread = norm = 0.0
-        for k in range(work.use.shape[0]):
-            if work.use[k, x]:
-                variance = np.float64(work.variances[k, x])
-                if weights.size:
-                    weight: float = np.float64(weights[k, 0 if per_plane else start + x])
-                else:
-                    weight = 1 / variance if variance > 0 else 0.0
-                if 0 < weight < np.inf:
-                    total += weight * work.values[k, x]
-                    spread += weight * weight * variance
-                    norm += weight
-        if norm > 0:
-            out.data[start + x] = total / norm
-            out.variance[start + x] = spread / (norm * norm)
-
-
-@njit(cache=True, nogil=True)
-def _take_median(
-    lower: bool, variance_factors: Floats, start: int, size: int, work: Work, out: _Stack
-) -> None:
-    """Replace the means of `_average` by medians, and their variances by those of medians.
-
-    lower: take the lower of the middle two where their number is even. variance_factors: from
-    _variance_factors.
-    """
-    for x in range(size):
-        first, last = work.first[x], work.last[x]
-        if last > first:
-            number = last - first
-            if lower and number % 2 == 0:
-                out.data[start + x] = work.ordered[first + number // 2 - 1, x]
-            else:
-                out.data[start + x] = median_of_ordered(work.ordered, first, last, x)
-            untrimmed = number + work.trimmed[x]
-            out.variance[start + x] *= variance_factors[untrimmed] * number / untrimmed
-
-
-@njit(cache=True, nogil=True)
 def _combine(
-    data: Image,
-    variance: Image,
-    dq: Flags,
+    planes: tuple[Image, Image, Flags],
     weights: Image,
-    scale: Floats,
-    zero: Floats,
+    levels: tuple[Floats, Floats],
     pairs: npt.NDArray[np.int64],
     variance_factors: Floats,
-    method: int,
-    reject: int,
-    low: float,
-    high: float,
-    rounds: int,
-    about_median: bool,
-    out: _Stack,
+    choice: tuple[int, int],
+    limits: tuple[float, float, int, bool],
+    work: Work,
+    listed: Work,
+    out: Stack,
     rejected: Mask,
 ) -> None:
-    """Combine planes (n, pixels) block by block into `out`.
+    """Combine planes (n, pixels) block by block into `out`; what a block leaves over is listed.
 
-    rejected: (n, pixels), to be set where `reject` drops a value, or (n, 0). weights, scale, zero:
-    see `combine`. pairs: sorting_network. method, reject: codes of METHODS and REJECTIONS. low,
-    high, rounds, about_median: see `rejection`.
+    planes: data, variance, dq. rejected: (n, pixels), to be set where `reject` drops a value, or
+    (n, 0). weights, and levels (scale, zero): see `combine`. pairs: sorting_network. choice: codes
+    of METHODS and REJECTIONS. limits: low, high, rounds, about_median; see `rejection`. work,
+    listed: buffers for a block and for the list.
     """
-    block = (data.shape[0], _BLOCK_PIXELS)
-    work = Work(
-        np.empty(block, np.float32),
-        np.empty(block, np.float32),
-        np.empty(block, np.uint8),
-        np.empty(block, np.bool_),
-        np.empty(block, np.float32),
-        np.empty(_BLOCK_PIXELS, np.int64),
-        np.empty(_BLOCK_PIXELS, np.int64),
-        np.empty(_BLOCK_PIXELS, np.int64),
-    )
-    for start in range(0, data.shape[1], _BLOCK_PIXELS):
-        size = min(_BLOCK_PIXELS, data.shape[1] - start)
-        gather(data, variance, dq, scale, zero, start, size, work)
-        if rejected.size:
-            rejected[:, start : start + size] = work.use[:, :size]
-        if method >= 2 or reject >= 1:
-            sort_planes(pairs, size, work)
-        if reject == 1:
-            reject_minmax(low, high, size, work)
-        elif reject == 2:
-            clip_scatter(low, high, rounds, about_median, size, work)
-        elif reject == 3:
-            clip_variance(low, high, rounds, about_median, size, work)
-        elif reject == 4:
-            clip_noise(low, high, rounds, about_median, size, work)
-        if rejected.size:
-            rejected[:, start : start + size] &= ~work.use[:, :size]
-        _average(size, dq, start, work, out)
-        if method == 1:
-            _average_weighted(weights, start, size, work, out)
-        elif method >= 2:
-            _take_median(method == 3, variance_factors, start, size, work, out)
+    dq, pixels, number = planes[2], planes[0].shape[1], 0
+    fixed = pairs, variance_factors, choice
+    common = not (rejected.size > 0 and choice[1] == 1)
+    for start in range(0, pixels, BLOCK_PIXELS):
+        size = min(BLOCK_PIXELS, pixels - start)
+        left = combine_common(
+            planes, weights, levels, *fixed, limits[:3], common, start, size, work, out
+        )
+        if left == size:
+            for x in range(size):
+                work.pixels[x] = start + x
+            for k in range(dq.shape[0]):
+                work.flags[k, :size] = dq[k, start : start + size]
+            _combine_any(weights, *fixed, limits, size, work, out, rejected)
+            continue
+        for x in range(size):
+            if work.left[x]:
+                listed.pixels[number] = start + x
+                for k in range(dq.shape[0]):
+                    listed.values[k, number] = work.values[k, x]
+                    listed.variances[k, number] = work.variances[k, x]
+                    listed.flags[k, number] = dq[k, start + x]
+                number += 1
+                if number == BLOCK_PIXELS:
+                    _combine_any(weights, *fixed, limits, number, listed, out, rejected)
+                    number = 0
+    if number:
+        _combine_any(weights, *fixed, limits, number, listed, out, rejected)
+
+
+@njit(cache=True, nogil=True)
+def _combine_any(
+    weights: Image,
+    pairs: npt.NDArray[np.int64],
+    variance_factors: Floats,
+    choice: tuple[int, int],
+    limits: tuple[float, float, int, bool],
+    size: int,
+    work: Work,
+    out: Stack,
+    rejected: Mask,
+) -> None:
+    """Combine the first `size` pixels in `work`, whatever they are like."""
+    (method, reject), (low, high, rounds, about_median) = choice, limits
+    use_best(size, work)
+    if rejected.size:
+        for k in range(rejected.shape[0]):
+            for x in range(size):
+                rejected[k, work.pixels[x]] = work.use[k, x]
+    if method >= 2 or reject >= 1:
+        sort_rows(pairs, size, work.ordered)
+    if reject == 1:
+        reject_minmax(low, high, size, work)
+    elif reject == 2:
+        clip_scatter(low, high, rounds, about_median, size, work)
+    elif reject == 3:
+        clip_variance(low, high, rounds, about_median, size, work)
+    elif reject == 4:
+        clip_noise(pairs, low, high, rounds, about_median, size, work)
+    if rejected.size:
+        for k in range(rejected.shape[0]):
+            for x in range(size):
+                rejected[k, work.pixels[x]] &= not work.use[k, x]
+    average_used(weights, variance_factors, method, size, work, out)
 
 
 def _choice(table: dict[str, Choice], kind: str, name: str) -> Choice:
@@ -325,7 +266,7 @@ def combine(
     such. A trimmed mean has the variance of the mean of the values that are left, up to a third too
     large.
 
-    rejected: an array (n, ny, nx) of bool, to be set where `reject` dropped a value.
+    rejected: an array (n, ny, nx) of False, to be set to True where `reject` dropped a value.
 
     Raises GdaskError for names, shapes and counts that do not fit.
     """
@@ -340,26 +281,25 @@ def combine(
         raise GdaskError(
             f"min-max rejection of {nlow} low and {nhigh} high values leaves nothing of {n} planes"
         )
-    out = _Stack(
+    out = Stack(
         *(np.empty(ny * nx, dtype) for dtype in (np.float32, np.float32, np.uint16, np.uint16))
     )
     low, high = (nlow, nhigh) if reject == "minmax" else (lsigma, hsigma)
     rounds = 100 if max_iters is None else int(max_iters)
     _combine(
-        as_kernel_input(data, np.float32).reshape(n, -1),
-        as_kernel_input(variance, np.float32).reshape(n, -1),
-        as_kernel_input(dq, np.uint16).reshape(n, -1),
+        (
+            as_kernel_input(data, np.float32).reshape(n, -1),
+            as_kernel_input(variance, np.float32).reshape(n, -1),
+            as_kernel_input(dq, np.uint16).reshape(n, -1),
+        ),
         _weight_rows(weights, method, data.shape),
-        _per_plane(scale, 1.0, n, "scale"),
-        _per_plane(zero, 0.0, n, "zero"),
+        (_per_plane(scale, 1.0, n, "scale"), _per_plane(zero, 0.0, n, "zero")),
         sorting_network(n),
         _variance_factors(method, n),
-        chosen.code,
-        rejection.code,
-        float(low),
-        float(high),
-        rounds,
-        bool(mclip),
+        (chosen.code, rejection.code),
+        (float(low), float(high), rounds, bool(mclip)),
+        empty_work(n, BLOCK_PIXELS),
+        empty_work(n, BLOCK_PIXELS),
         out,
         np.empty((n, 0), np.bool_) if rejected is None else rejected.reshape(n, -1),
     )

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.compiled import njit
 from gdask.kernels.stack.combine import combine
-from gdask.kernels.stack.noise_clip import MIN_STARLIGHT_SCATTER
-from gdask.kernels.stack.rejection import HIERARCHY
+from gdask.kernels.stack.rejection import HIERARCHY, MIN_STARLIGHT_SCATTER
 from gdask.types import Flags, Image, Mask
 
 #: Distance (pixels) at which values decide whether a value is rejected: a rejected value has its
@@ -25,6 +25,8 @@ GROW_MARGIN = 2
 #: DQ bits of values that are used only where no frame has a better one: nothing is decided about
 #: them here.
 _WORSE_THAN_PERFECT = np.uint16(sum(int(bit) for bit in HIERARCHY))
+#: Values that are searched for rejected ones at a time.
+_CHUNK = 32
 
 Planes = tuple[Image, Image, Flags]
 
@@ -41,16 +43,24 @@ def grow_rejected(rejected: Mask) -> Mask:
     n, ny, nx = rejected.shape
     for k in range(n):
         for y in range(ny):
-            for x in range(nx):
-                if not rejected[k, y, x]:
+            row = rejected[k, y]
+            for start in range(0, nx, _CHUNK):
+                stop = min(start + _CHUNK, nx)
+                found = False
+                for x in range(start, stop):  # nearly all chunks have none: this loop is fast
+                    found |= row[x]
+                if not found:
                     continue
-                y1, y2, x1, x2 = max(y - 1, 0), min(y + 2, ny), max(x - 1, 0), min(x + 2, nx)
-                count = 0
-                for j in range(y1, y2):
-                    for i in range(x1, x2):
-                        count += rejected[k, j, i]
-                if count > 1:
-                    out[k, y1:y2, x1:x2] = True
+                for x in range(start, stop):
+                    if row[x]:
+                        count = 0
+                        for j in range(max(y - 1, 0), min(y + 2, ny)):
+                            for i in range(max(x - 1, 0), min(x + 2, nx)):
+                                count += rejected[k, j, i]
+                        if count > 1:
+                            for j in range(max(y - 1, 0), min(y + 2, ny)):
+                                for i in range(max(x - 1, 0), min(x + 2, nx)):
+                                    out[k, j, i] = True
     return out
 
 
@@ -66,33 +76,68 @@ def combine_without_rejected(
     """
     n = len(planes[0])
     touched = np.flatnonzero(neighbours.any(axis=0))
-
-    def at_touched(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return the values (n, pixels) at the pixels that are touched."""
-        return np.ascontiguousarray(plane.reshape(n, -1)[:, touched])
-
-    data, variance, dq = (at_touched(plane) for plane in planes)
-    is_neighbour = at_touched(neighbours)
-    usable = np.isfinite(data) & np.isfinite(variance) & ((dq & _WORSE_THAN_PERFECT) == 0)
-    usable &= ~at_touched(rejected)
-    number = np.maximum(usable.sum(axis=0), 1)
-    light, mean_variance = (
-        np.where(usable, values, 0).sum(axis=0, dtype=np.float64) / number
-        for values in (data, variance)
+    shape = n, touched.size
+    left = np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty(shape, np.uint16)
+    data, variance = (as_kernel_input(plane, np.float32).reshape(n, -1) for plane in planes[:2])
+    dq = as_kernel_input(planes[2], np.uint16).reshape(n, -1)
+    first, second = (
+        as_kernel_input(mask, np.bool_).reshape(n, -1) for mask in (rejected, neighbours)
     )
-    fewer = usable & ~is_neighbour
-    # Pixels that keep their values now are combined again, too: when fewer of their neighbours were
-    # known, they may have lost a value that they keep now.
-    again = (fewer != usable).any(axis=0)
-    is_sky = (MIN_STARLIGHT_SCATTER * light) ** 2 < mean_variance
-    use = np.where(fewer.any(axis=0) & is_sky, fewer, usable)
-    data, variance, dq = (
-        np.ascontiguousarray(plane[:, None, again]) for plane in (data, variance, dq)
-    )
-    data[~use[:, None, again]] = np.nan
-    changed: tuple[npt.NDArray[Any], ...] = result
+    count = _take_left(data, variance, dq, first, second, touched, *left)
+    values, noise, flags = left[0][:, None], left[1][:, None], left[2][:, None]
+    kept = np.s_[:, :, :count]
     combined: tuple[npt.NDArray[Any], ...] = combine(
-        data, variance, dq, method=method, reject="none"
+        values[kept], noise[kept], flags[kept], method=method, reject="none"
     )
+    changed: tuple[npt.NDArray[Any], ...] = result
     for whole, part in zip(changed, combined[:3], strict=True):
-        whole.reshape(-1)[touched[again]] = part[0]
+        whole.reshape(-1)[touched[:count]] = part[0]
+
+
+@njit(cache=True, nogil=True)
+def _take_left(
+    data: Image,
+    variance: Image,
+    dq: Flags,
+    rejected: Mask,
+    neighbours: Mask,
+    touched: npt.NDArray[np.int64],
+    out: Image,
+    out_var: Image,
+    out_dq: Flags,
+) -> int:
+    """Take the values of touched pixels that are left, NaN for others; see above.
+
+    Planes are (n, pixels), results (n, touched). Pixels that nothing is dropped from are taken out
+    of `touched`; those that keep all now stay: when fewer of their neighbours were known, they may
+    have lost a value that they keep now. Returns the number of those that stay.
+    """
+    count, n = 0, data.shape[0]
+    usable = np.empty(n, np.bool_)
+    for place in touched:
+        light = noise = 0.0
+        number = fewer = 0
+        for k in range(n):
+            value, its_noise = data[k, place], variance[k, place]
+            usable[k] = (
+                abs(value) < np.inf
+                and abs(its_noise) < np.inf
+                and dq[k, place] & _WORSE_THAN_PERFECT == 0
+                and not rejected[k, place]
+            )
+            if usable[k]:
+                number += 1
+                fewer += not neighbours[k, place]
+                light += value
+                noise += its_noise
+        if fewer == number:
+            continue
+        is_sky = (MIN_STARLIGHT_SCATTER * (light / number)) ** 2 < noise / number
+        drops = fewer > 0 and is_sky
+        for k in range(n):
+            used = usable[k] and not (drops and neighbours[k, place])
+            out[k, count] = data[k, place] if used else np.float32(np.nan)
+            out_var[k, count], out_dq[k, count] = variance[k, place], dq[k, place]
+        touched[count] = place
+        count += 1
+    return count

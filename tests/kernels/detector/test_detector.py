@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gdask.kernels.detector import flat as flats
-from gdask.kernels.detector import linearity, quality, variance
+from gdask.kernels.detector import linearity, quality, saturation
 from gdask.model import GdaskError
 
 CUBIC = (0.9947237, 3.040362e-07, 4.2870263e-12)
@@ -35,22 +35,22 @@ def test_linearize_variance_adds_the_photons(rng: np.random.Generator) -> None:
     raw = rng.normal(20000, 8000, (31, 17)).astype(np.float32)
     raw[:2] = -3
     corrected = linearity.linearize(raw, CUBIC, 1.0)
-    before = variance.add_variance(raw, 10.0, coadds=4)
+    before = linearity.add_variance(raw, 10.0, coadds=4)
     after = linearity.linearize_variance(before, raw, corrected, coadds_averaged=4)
-    np.testing.assert_allclose(after, variance.add_variance(corrected, 10.0, coadds=4), rtol=1e-6)
+    np.testing.assert_allclose(after, linearity.add_variance(corrected, 10.0, coadds=4), rtol=1e-6)
     assert (after[:2] == 100).all()
 
 
 def test_add_variance() -> None:
     data = np.array([[-50, 0, 7, 1000, np.nan]], np.float32)
     np.testing.assert_array_equal(
-        variance.add_variance(data, 5, coadds=2), [[25, 25, 28.5, 525, np.nan]]
+        linearity.add_variance(data, 5, coadds=2), [[25, 25, 28.5, 525, np.nan]]
     )
     np.testing.assert_array_equal(
-        variance.add_variance(data, 5, coadds=2, read=False), [[0, 0, 3.5, 500, np.nan]]
+        linearity.add_variance(data, 5, coadds=2, read=False), [[0, 0, 3.5, 500, np.nan]]
     )
     np.testing.assert_array_equal(
-        variance.add_variance(data, 5, poisson=False), np.full((1, 5), 25)
+        linearity.add_variance(data, 5, poisson=False), np.full((1, 5), 25)
     )
 
 
@@ -86,24 +86,40 @@ def star_field(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def hidden(data: np.ndarray, bpm: np.ndarray | None = None, **more: int) -> np.ndarray:
-    """Where `hidden_saturation` flags a plane that is non-linear at 40000, saturated at 51000."""
-    dq = quality.flag_levels(data, bpm, 40000, 51000)
-    return quality.hidden_saturation(data, dq, 40000, **more) != 0
+    """Where holes are listed on a plane that is non-linear at 40000, saturated at 51000."""
+    listed, _ = saturation.saturated_pixels(data, bpm, 40000, 51000, **more)
+    assert listed.dtype == np.int32 and (np.diff(listed) > 0).all()
+    mask = np.zeros(data.shape, bool)
+    mask.reshape(-1)[listed] = True
+    return mask
 
 
 def test_hidden_saturation_finds_the_core(rng: np.random.Generator) -> None:
     data, core = star_field(rng)
     np.testing.assert_array_equal(hidden(data), core)
     assert not hidden(data, max_size=50).any()
+    np.testing.assert_array_equal(hidden(data, flag_non_linear=False), core)
     bpm = np.zeros(data.shape, np.uint16)
     bpm[30, 44:60] = 1  # dead pixels cut through the ring: it holds
     data[bpm > 0] = 12
     np.testing.assert_array_equal(hidden(data, bpm), core & (bpm == 0))
-    np.testing.assert_array_equal(
-        quality.saturation_mask(data, bpm, 40000, 51000), hidden(data, bpm) | (data > 51000)
-    )
-    with_non_linear = quality.saturation_mask(data, bpm, 40000, 51000, include_non_linear=True)
-    assert (with_non_linear & ~(data > 40000)).sum() == (core & (bpm == 0)).sum()
+    data[25, 40] = 45000  # a bright pixel in the hole is no part of it
+    np.testing.assert_array_equal(hidden(data, bpm), core & (bpm == 0) & (data < 40000))
+
+
+def test_a_hole_is_enclosed_by_a_blob_with_its_diagonals() -> None:
+    """A wall that is joined by corners alone encloses; a hole that leaves by a corner does not."""
+    data = np.full((9, 9), 5, np.float32)
+    wall = [(2, 4), (3, 3), (4, 2), (5, 3), (6, 4), (5, 5), (4, 6), (3, 5)]
+    for place in wall:
+        data[place] = 60000
+    inside = np.zeros((9, 9), bool)
+    inside[3:6, 4] = inside[4, 3:6] = True
+    np.testing.assert_array_equal(hidden(data), inside)
+    data[wall[1]] = 5
+    assert not hidden(data).any()
+    data[wall[1]] = np.nan  # a defect in the wall, of two sides of twelve
+    np.testing.assert_array_equal(hidden(data), inside)
 
 
 def test_hidden_saturation_flags_nothing_else(rng: np.random.Generator) -> None:
@@ -122,23 +138,74 @@ def test_hidden_saturation_flags_nothing_else(rng: np.random.Generator) -> None:
     assert not hidden(bright, bpm).any()
 
 
-def test_masks_are_packed(rng: np.random.Generator) -> None:
-    mask = rng.random((37, 53)) < 0.1
-    packed = quality.pack_mask(mask)
-    assert packed.dtype == np.uint8 and packed.ndim == 1
-    unpacked = quality.unpack_mask(packed, mask.shape)
-    assert unpacked.dtype == np.bool_
-    np.testing.assert_array_equal(unpacked, mask)
-    sparse = np.zeros((2048, 2048), bool)
-    sparse[500:520, 700:720] = True
-    assert quality.pack_mask(sparse).size < 5000
+def test_bright_pixels_are_listed(rng: np.random.Generator) -> None:
+    """Those that may leave persistence are listed whatever the bad-pixel mask says."""
+    data, core = star_field(rng)
+    data[0, 0], data[0, 1] = np.inf, np.nan
+    bpm = np.zeros(data.shape, np.uint16)
+    bpm[30, 36], bpm[50:52, 70] = 1, 4
+    finite = np.isfinite(data)
+    expected = core | ((data >= 40000) & finite)
+    for static in (None, bpm):
+        for flag_non_linear in (True, False):
+            _, lasting = saturation.saturated_pixels(
+                data, static, 40000, 51000, flag_non_linear=flag_non_linear
+            )
+            assert lasting.dtype == np.int32
+            np.testing.assert_array_equal(lasting, np.flatnonzero(expected))
+    lasting = saturation.saturated_pixels(data, None, np.inf, 45000.001)[1]
+    np.testing.assert_array_equal(lasting, np.flatnonzero(core | ((data > 45000) & finite)))
+    assert not any(each.size for each in saturation.saturated_pixels(data, bpm, np.inf, np.inf))
+    with pytest.raises(GdaskError, match="cut it to the data"):
+        saturation.saturated_pixels(data, bpm[:4], 1, 2)
 
 
-def test_border_mask() -> None:
-    full = quality.border_mask((10, 12), 0, 0, (10, 12), 2)
-    assert full.sum() == 120 - 6 * 8 and not full[2:8, 2:10].any()
-    np.testing.assert_array_equal(quality.border_mask((5, 6), 6, 1, (10, 12), 2), full[1:6, 6:12])
-    assert not quality.border_mask((4, 4), 4, 3, (10, 12), 2).any()
+def test_a_failed_readout_is_listed() -> None:
+    data = np.full((50, 60), 60000, np.float32)
+    data[20, 20:22], data[0, 5] = 3, 3
+    holes, lasting = saturation.saturated_pixels(data, None, 40000, 51000)
+    np.testing.assert_array_equal(holes, [1220, 1221])
+    assert lasting.size == 2999
+
+
+@pytest.mark.parametrize("offset", [(0, 0), (3, -2), (-40, 25), (99, 0)])
+def test_listed_pixels_are_flagged(rng: np.random.Generator, offset: tuple[int, int]) -> None:
+    mask = rng.random((37, 53)) < 0.05
+    listed = np.flatnonzero(mask).astype(np.int32)
+    window, dq = (4, 30, 7, 51), rng.integers(0, 4, (26, 44)).astype(np.uint16)
+    before = dq.copy()
+    flags = quality.flag_pixels(dq, listed, 8, window, 53, offset)
+    expected = dq.copy()
+    for y, x in np.argwhere(mask):
+        row, column = y - offset[1] - 4, x - offset[0] - 7
+        if 0 <= row < 26 and 0 <= column < 44:
+            expected[row, column] |= 8
+    np.testing.assert_array_equal(flags, expected)
+    np.testing.assert_array_equal(dq, before)
+    assert flags.dtype == np.uint16
+    assert quality.flag_pixels(dq, listed[:0], 8, window, 53) is dq
+
+
+def test_border_is_flagged() -> None:
+    dq = np.ones((10, 12), np.uint16)
+    full = quality.flag_border(dq, (0, 0), (0, 10, 0, 12), (10, 12), 2)
+    assert (full == 65).sum() == 120 - 6 * 8 and (full[2:8, 2:10] == 1).all() and (dq == 1).all()
+    part = quality.flag_border(dq[:5, :6], (4, 1), (0, 5, 2, 8), (10, 12), 2)
+    np.testing.assert_array_equal(part, full[1:6, 6:12])
+    assert (quality.flag_border(dq[:4, :4], (4, 3), (0, 4, 0, 4), (10, 12), 2) == 1).all()
+    assert part.dtype == np.uint16
+
+
+def test_what_the_optics_do_not_light_is_flagged() -> None:
+    """The circle has its centre at (6, 4.5); pixels at exactly its radius are lit."""
+    y, x = np.mgrid[:10, :12]
+    outside = np.hypot(x - 6, y - 4.5) > 4.5
+    dq = np.full((10, 12), 2, np.uint16)
+    full = quality.flag_outside(dq, (0, 0), (0, 10, 0, 12), (6, 4.5), 4.5)
+    np.testing.assert_array_equal(full, np.where(outside, 66, 2))
+    assert full[0, 6] == full[9, 6] == 2 and (dq == 2).all()
+    part = quality.flag_outside(dq[:5, :6], (4, 1), (2, 7, 1, 7), (6, 4.5), 4.5)
+    np.testing.assert_array_equal(part, full[3:8, 5:11])
 
 
 # flat
@@ -160,6 +227,8 @@ def test_divide_by_flat(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(got[1], flats.flat_variance(data, var, flat, flat_var))
     with pytest.raises(GdaskError, match="shapes"):
         flats.flat_data(data, flat[1:])
+    with pytest.raises(GdaskError, match="shapes"):
+        flats.flat_flags(dq, flat, flat_dq[1:])
 
 
 def test_flat_variance_is_the_scatter(rng: np.random.Generator) -> None:

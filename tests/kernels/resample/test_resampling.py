@@ -29,7 +29,8 @@ from gdask.kernels.resample.interpolation import (
     kernel_weights,
     noise_correlation,
 )
-from gdask.kernels.resample.resampling import mend, resample
+from gdask.kernels.resample.reproject_flags import mend
+from gdask.kernels.resample.resampling import resample
 from gdask.model import DQ, GdaskError
 
 

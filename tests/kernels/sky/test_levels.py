@@ -30,6 +30,30 @@ def test_cell_medians_are_those_of_numpy():
     assert len(few[0]) == 0
 
 
+@pytest.mark.parametrize("kind", ["sky", "few", "equal", "whole numbers", "heavy tails", "huge"])
+def test_quartiles_are_exact_whatever_the_histogram(kind):
+    rng = np.random.default_rng(3)
+    values = rng.normal(0, 20, (64, 64))
+    if kind == "equal":
+        values[:] = 3.0
+        values[5, 5:9] = -1e30, 7, 1e30, 3
+    if kind == "whole numbers":
+        values = np.rint(values / 20)
+    if kind == "heavy tails":
+        values = rng.standard_cauchy((64, 64)) * np.linspace(0, 1, 64) ** 8
+    if kind == "huge":
+        values = np.sign(values) * 3e38
+    data = values.astype("f4")
+    good = np.arange(data.size).reshape(data.shape) % (61 if kind == "few" else 3) > 0
+    if kind == "few":
+        good = ~good
+    _, median, error, n = sky_cell_medians(data, good, np.zeros((8, 8), "i4"))
+    ordered = np.sort(data[good]).astype(float)
+    assert median[0] == 0.5 * (ordered[(n[0] - 1) // 2] + ordered[n[0] // 2])
+    width = ordered[3 * n[0] // 4] - ordered[n[0] // 4]
+    assert error[0] == pytest.approx(1.2533 * width / (2 * 0.6745) / np.sqrt(n[0]), rel=1e-12)
+
+
 def test_planes_that_do_not_agree_are_refused():
     data = np.ones((100, 100), "f4")
     with pytest.raises(GdaskError, match="do not agree"):

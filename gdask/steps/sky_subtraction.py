@@ -1,0 +1,284 @@
+"""Subtract the skies of a group of frames: one task makes a band of rows of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from dask.base import tokenize
+
+from gdask.io.gather import gather_planes
+from gdask.io.lazy_arrays import band_chunks
+from gdask.io.sources import Source, prepared, read_together
+from gdask.kernels.stack.combine import combine
+from gdask.model import DQ, late
+from gdask.steps.frames import (
+    BAND_ROWS,
+    PIXEL_BYTES,
+    VARIABLE_TYPES,
+    VARIABLES,
+    array,
+    arrays_of,
+)
+from gdask.steps.sky_frames import middle_of_exposure
+from gdask.types import Flags, Frame, Frames, Image, Mask, Window
+
+if TYPE_CHECKING:
+    import dask.array as da
+else:
+    da = late("dask.array")
+
+#: Bytes of whole arrays that a group of frames may take between its bands and its detection, and
+#: the most frames in a group. Constants, so that graphs have the same names on every machine.
+GROUP_BYTES, MOST_IN_GROUP = 4e8, 16
+#: Rows of all frames that a task combines at a time, at most and at least, and the bytes of their
+#: pixels that should not be exceeded: what the processor's caches hold.
+_MOST_ROWS, _FEWEST_ROWS, _STRIP_BYTES = 16, 4, 8e6
+#: Bytes of raw rows that a task reads ahead from files.
+_AHEAD_BYTES = 32e6
+#: Bytes that a combination takes for each byte of the pixels of all frames in a strip (measured by
+#: `python -m benchmarks.scaling.scratch`: 1.0 to 1.1 for the cubes, as much for those of one sky).
+_COMBINATION_SHARE = 2.5
+
+
+class Wanted(NamedTuple):
+    """A frame whose sky is wanted.
+
+    Attributes
+    ----------
+    frame, skies
+        The frame, and its sky frames.
+    levels
+        The lazy level of each sky frame.
+    own_level
+        The lazy level to which the sky is brought; None: the levels of the sky frames, interpolated
+        to the time of the frame.
+    """
+
+    frame: Frame
+    skies: Frames
+    levels: tuple[da.Array, ...]
+    own_level: da.Array | None
+
+
+class Plan(NamedTuple):
+    """How a task makes a band of one frame: numbers of frames and levels among all of the task.
+
+    Attributes
+    ----------
+    frame, skies
+        Numbers of the frame and of its sky frames.
+    levels, own_level
+        Numbers of the levels of the sky frames, and of its own one (None: interpolated).
+    times
+        Of the sky frames, and of the frame (s).
+    reject
+        How deviant values are rejected.
+    masked
+        Whether objects are left out.
+    """
+
+    frame: int
+    skies: tuple[int, ...]
+    levels: tuple[int, ...]
+    own_level: int | None
+    times: tuple[tuple[float, ...], float] | None
+    reject: str
+    masked: bool
+
+
+def subtract_skies(
+    group: Sequence[Wanted], mask_objects: bool, combination: Mapping[str, Any]
+) -> list[list[da.Array]]:
+    """Give data, variance and dq, lazy, of each frame of a group without its sky.
+
+    combination: operation, reject, nlow, nhigh, scale. All frames have arrays of one shape.
+    """
+    frames: dict[tuple[str, ...], tuple[int, Frame]] = {}
+    levels: dict[str, tuple[int, da.Array]] = {}
+
+    def number_of(frame: Frame) -> int:
+        key = tuple(each.name for each in arrays_of(frame))
+        number, known = frames.setdefault(key, (len(frames), frame))
+        if "objects" in frame and "objects" not in known:
+            frames[key] = number, frame
+        return number
+
+    def level_number(level: da.Array) -> int:
+        return levels.setdefault(level.name, (len(levels), level))[0]
+
+    plans = []
+    for frame, skies, sky_levels, own_level in group:
+        rejects_all = combination["nlow"] + combination["nhigh"] >= len(skies)
+        times = tuple(middle_of_exposure(sky) for sky in skies), middle_of_exposure(frame)
+        plans.append(
+            Plan(
+                number_of(frame),
+                tuple(number_of(sky) for sky in skies),
+                tuple(level_number(level) for level in sky_levels),
+                None if own_level is None else level_number(own_level),
+                times if own_level is None else None,
+                "none"
+                if rejects_all and combination["reject"] == "minmax"
+                else combination["reject"],
+                mask_objects and all("objects" in sky for sky in skies),
+            )
+        )
+    used = [frame for _, frame in frames.values()]
+    masks = _masks_of(used, plans)
+    arrays = [each for frame in used for each in arrays_of(frame)]
+    planes = _gather_bands(
+        [*arrays, *masks.values()],
+        [level for _, level in levels.values()],
+        tuple(plans),
+        tuple(masks),
+        {name: combination[name] for name in ("operation", "nlow", "nhigh", "scale")},
+    )
+    count = len(VARIABLES)
+    return [planes[start : start + count] for start in range(0, len(planes), count)]
+
+
+def _masks_of(frames: Sequence[Frame], plans: Sequence[Plan]) -> dict[int, da.Array]:
+    """Give the object mask of each frame, by its number, that is left out of a sky."""
+    masked = sorted({number for plan in plans if plan.masked for number in plan.skies})
+    masks = {number: array(frames[number], "objects") for number in masked}
+    return {number: mask for number, mask in masks.items() if mask is not None}
+
+
+def _gather_bands(
+    arrays: Sequence[da.Array],
+    levels: Sequence[da.Array],
+    plans: tuple[Plan, ...],
+    masked: tuple[int, ...],
+    combination: Mapping[str, Any],
+) -> list[da.Array]:
+    count, ny, nx = arrays[0].shape
+    n_frames = (len(arrays) - len(masked)) // len(VARIABLES)
+    row_bytes = n_frames * nx * (PIXEL_BYTES + 1)
+    rows = int(min(max(_STRIP_BYTES // max(row_bytes, 1), _FEWEST_ROWS), _MOST_ROWS))
+    ahead = int(max(_AHEAD_BYTES // max(4 * n_frames * nx * rows, 1), 1)) * rows
+    identity = [each.name for each in (*arrays, *levels)]
+    return gather_planes(
+        _subtract_band,
+        arrays,
+        name=f"minus_sky-{tokenize(identity, plans, masked, combination)}",
+        dtypes=VARIABLE_TYPES * len(plans),
+        chunks=((1,) * count, band_chunks(ny, BAND_ROWS), (nx,)),
+        windows=lambda _, detector, window: [(detector, window)],
+        values=levels,
+        scratch=_COMBINATION_SHARE * rows * row_bytes + 4.0 * n_frames * nx * min(ahead, BAND_ROWS),
+        plans=plans,
+        masked=masked,
+        rows=rows,
+        ahead=ahead,
+        combination=combination,
+    )
+
+
+def _subtract_band(
+    sources: tuple[Source, ...],
+    detector: int,
+    window: Window,
+    *levels: float,
+    plans: tuple[Plan, ...],
+    masked: tuple[int, ...],
+    rows: int,
+    ahead: int,
+    combination: Mapping[str, Any],
+) -> list[np.ndarray]:
+    """Subtract the sky from a band of each frame of a group, so many rows at a time.
+
+    sources: data, variance and dq of each frame, and the object masks of the frames `masked`.
+    """
+    y1, y2, x1, x2 = window
+    n_frames = (len(sources) - len(masked)) // len(VARIABLES)
+    of_frames = [sources[n * len(VARIABLES) : (n + 1) * len(VARIABLES)] for n in range(n_frames)]
+    masks = dict(zip(masked, sources[n_frames * len(VARIABLES) :], strict=True))
+    shape = y2 - y1, x2 - x1
+    bands = [np.empty(shape, dtype) for _ in plans for dtype in VARIABLE_TYPES]
+    for first in range(y1, y2, ahead):
+        last = min(first + ahead, y2)
+        at_hand = [prepared(each, detector, (first, last, x1, x2)) for each in of_frames]
+        for y in range(first, last, rows):
+            strip = y, min(y + rows, last), x1, x2
+            cubes = _read_strip(of_frames, detector, strip, at_hand)
+            hidden = {n: mask.read(detector, strip, {}) for n, mask in masks.items()}
+            skies: dict[object, tuple[Image, Image, Flags]] = {}
+            for number, plan in enumerate(plans):
+                key = plan.skies, plan.reject, plan.masked
+                if key not in skies:
+                    skies[key] = _combine_skies(cubes, hidden, plan, levels, combination)
+                of_frame = tuple(cube[plan.frame] for cube in cubes)
+                part = slice(y - y1, strip[1] - y1)
+                out = [band[part] for band in bands[3 * number : 3 * number + 3]]
+                _subtract(of_frame, skies[key], _level_of(plan, levels), combination["scale"], out)
+    return bands
+
+
+def _read_strip(
+    of_frames: Sequence[tuple[Source, ...]], detector: int, strip: Window, at_hand: Sequence[Any]
+) -> tuple[np.ndarray, ...]:
+    """Read cubes (frame, y, x) of data, variance and DQ."""
+    shape = len(of_frames), strip[1] - strip[0], strip[3] - strip[2]
+    cubes = tuple(np.empty(shape, dtype) for dtype in VARIABLE_TYPES)
+    for number, sources in enumerate(of_frames):
+        planes = [cube[number] for cube in cubes]
+        read_together(sources, detector, strip, planes, at_hand[number])
+    return cubes
+
+
+def _combine_skies(
+    cubes: tuple[np.ndarray, ...],
+    hidden: Mapping[int, Mask],
+    plan: Plan,
+    levels: Sequence[float],
+    combination: Mapping[str, Any],
+) -> tuple[Image, Image, Flags]:
+    """Combine the sky frames of a plan, each brought to level zero, or one if skies are scaled."""
+    chosen = list(plan.skies)
+    data, variance, dq = (cube[chosen] for cube in cubes)
+    if plan.masked:
+        for flags, number in zip(dq, chosen, strict=True):
+            flags[hidden[number]] |= np.uint16(DQ.NO_DATA)
+    values = np.array([levels[number] for number in plan.levels])
+    scale = combination["scale"]
+    sky, noise, flags, *_ = combine(
+        data,
+        variance,
+        dq,
+        method=combination["operation"],
+        reject=plan.reject,
+        nlow=combination["nlow"],
+        nhigh=combination["nhigh"],
+        scale=1.0 / values if scale else np.ones(len(values)),
+        zero=np.zeros(len(values)) if scale else -values,
+    )
+    return sky, noise, flags
+
+
+def _level_of(plan: Plan, levels: Sequence[float]) -> np.float32:
+    if plan.own_level is not None or plan.times is None:
+        return np.float32(levels[plan.own_level or 0])
+    return np.float32(interpolate([levels[number] for number in plan.levels], *plan.times))
+
+
+def interpolate(levels: Sequence[float], times: tuple[float, ...], when: float) -> float:
+    """Give the level at time `when`: linear between sky frames, constant before and after them."""
+    order = np.argsort(times, kind="stable")
+    return float(np.interp(when, np.asarray(times)[order], np.array(levels)[order]))
+
+
+def _subtract(
+    frame: tuple[np.ndarray, ...],
+    sky: tuple[Image, Image, Flags],
+    level: np.float32,
+    scale: bool,
+    out: Sequence[np.ndarray],
+) -> None:
+    """Put data, variance and DQ of a frame without its sky, brought to a level, into `out`."""
+    light = sky[0] * level if scale else sky[0] + level
+    np.subtract(frame[0], light, out=out[0])
+    noise = sky[1] * (level * level) if scale else sky[1]
+    np.add(frame[1], noise, out=out[1])
+    np.bitwise_or(frame[2], sky[2] & np.uint16(DQ.NO_DATA), out=out[2])
