@@ -43,10 +43,14 @@ _UNIT_BYTES = {
 
 
 class Value(NamedTuple):
-    """The projected result of a task: pixels of its plane, and bytes of each of them (`item`)."""
+    """The projected result of a task: pixels of its plane, and bytes of each of them (`item`).
+
+    `items` are those of each plane where there are several.
+    """
 
     pixels: float
     item: float
+    items: tuple[float, ...] = ()
 
     @property
     def bytes(self) -> float:
@@ -58,12 +62,15 @@ class Cost(NamedTuple):
     """The projected memory of one task.
 
     value: its result. scratch: bytes beside inputs and result while it runs. base: key of the task
-    of whose result this one is a view; None where it has memory of its own.
+    of whose result this one is a view; None where it has memory of its own. bundle: key of the task
+    that has made this plane together with others; it is freed with the bundle or by itself,
+    whichever comes later.
     """
 
     value: Value
     scratch: float
     base: object = None
+    bundle: object = None
 
 
 class Projection(NamedTuple):
@@ -234,6 +241,23 @@ def simulate(
     for key in keys:
         for need in needs[key]:
             waiting_for.setdefault(need, []).append(key)
+    planes: dict[Any, list] = {}
+    for key in keys:
+        if costs[key].bundle is not None:
+            planes.setdefault(costs[key].bundle, []).append(key)
+    freed: set[Any] = set()
+
+    def free(holder: Any) -> float:
+        """Free a result without users; give the bytes that this gives back."""
+        freed.add(holder)
+        in_use = sum(size[plane] for plane in planes.get(holder, ()) if plane not in freed)
+        is_in_bundle = (
+            holder in costs
+            and costs[holder].bundle is not None
+            and costs[holder].bundle not in freed
+        )
+        return 0.0 if is_in_bundle else size.get(holder, 0.0) - in_use
+
     ready = [place[key] for key in keys if not missing[key]]  # in order, so a heap
     running: deque[Any] = deque()
     live = peak = largest = 0.0
@@ -241,7 +265,7 @@ def simulate(
         while ready and len(running) < threads:
             key = keys[heapq.heappop(ready)]
             running.append(key)
-            live += size[key] + costs[key].scratch
+            live += costs[key].scratch + (size[key] if costs[key].bundle is None else 0.0)
             largest = max(
                 largest,
                 size[key] + costs[key].scratch + sum(size.get(holder, 0.0) for holder in held[key]),
@@ -251,7 +275,7 @@ def simulate(
         live -= costs[key].scratch
         for holder in held[key]:
             users[holder] -= 1
-            live -= size.get(holder, 0.0) if not users[holder] else 0.0
+            live -= free(holder) if not users[holder] else 0.0
         for waiting in waiting_for.get(key, ()):
             missing[waiting] -= 1
             if not missing[waiting]:
@@ -303,11 +327,19 @@ def cost_of(node: Any, costs: Mapping[Any, Cost]) -> Cost:
         return NO_COST
     need = getattr(parts.function, "need", None)
     if need is not None:
-        return Cost(Value(need.pixels, need.item), need.scratch)
+        return Cost(Value(need.pixels, need.item, need.items), need.scratch)
     if bare_function(parts.function).__name__ == "getitem":
+        if isinstance(parts.arguments[1], int):
+            return _one_of_several(inputs[0], parts.arguments[1])._replace(bundle=parts.needs[0])
         base = next(iter(parts.needs), None)
         return Cost(Value(_cut(inputs, parts.arguments[1:]), item), 0.0, base)
     return Cost(together, 0.0)  # parts put together, at most all of them
+
+
+def _one_of_several(planes: Value, number: int) -> Cost:
+    """Give the cost of taking one of the planes that a task has made together."""
+    items = planes.items or (planes.item,)
+    return Cost(Value(planes.pixels, items[number % len(items)]), 0.0)
 
 
 def _cut(inputs: Sequence[Value], index: Sequence[Any]) -> int:

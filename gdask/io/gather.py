@@ -107,7 +107,8 @@ def gather_planes(
     gives a plane for each.
     """
     types = [np.dtype(dtype) for dtype in dtypes]
-    need = Need(block_pixels(chunks), float(sum(dtype.itemsize for dtype in types)), scratch)
+    items = tuple(float(dtype.itemsize) for dtype in types)
+    need = Need(block_pixels(chunks), sum(items), scratch, items)
     options = {"function": function, "bound": bound, "dtype_of_value": None}
     call = with_need(_gather_block, need, options)
     together = _gathered(call, arrays, name, np.dtype(object), chunks, windows, values)

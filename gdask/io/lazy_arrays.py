@@ -39,12 +39,14 @@ class Need(NamedTuple):
     """What one task needs at most.
 
     `pixels` are those of its largest plane, `item` the bytes of each pixel of the result, `scratch`
-    the bytes that it takes beside its inputs and its result.
+    the bytes that it takes beside its inputs and its result. `items` are the bytes of a pixel of
+    each plane where the result is several.
     """
 
     pixels: float
     item: float
     scratch: float
+    items: tuple[float, ...] = ()
 
 
 def source_of(array: object) -> Any:
@@ -161,17 +163,15 @@ def map_blocks(
 
 
 def from_source(
-    source: Any, kind: str, rows: int | None = None, tag: str = "", identity: object = None
+    source: Any, kind: str, rows: int | None = None, identity: object = None
 ) -> da.Array:
     """Give the lazy array of a source, in blocks of one detector and `rows` rows (None: all).
 
-    `identity` stands for the source in the array's name; None: the source does. Arrays of one
-    source with different tags have tasks of their own: their users do not wait for each other, and
-    no block is kept in memory for the second one.
+    `identity` stands for the source in the array's name; None: the source does.
     """
     count, ny, nx = source.shape
     heights = band_chunks(ny, rows or max(ny, 1))
-    name = f"{kind}-{tokenize(source if identity is None else identity, heights, tag)}"
+    name = f"{kind}-{tokenize(source if identity is None else identity, heights)}"
     chunks = ((1,) * count, heights, (nx,))
     array = map_blocks(
         _read_block,
@@ -205,18 +205,6 @@ def bound_to(array: da.Array, values: Mapping[str, Sequence[object]]) -> da.Arra
         (name, detector): value for name in awaited for detector, value in enumerate(values[name])
     }
     return from_source(Bound(source, known), "bound", identity=array.name)
-
-
-def read_apart(array: da.Array, rows: int | None = None, tag: str = "") -> da.Array:
-    """Give the same pixels in blocks of `rows` rows (None: all) for another user.
-
-    They are read anew where the array has a source.
-    """
-    source = source_of(array)
-    if source is None:
-        return array.rechunk({0: 1, 1: rows or -1, 2: -1})
-    identity = None if is_stored(source) else array.name
-    return from_source(source, "read", rows, tag, identity=identity)
 
 
 def cut_out(

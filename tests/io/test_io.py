@@ -20,13 +20,13 @@ import pytest
 from astropy.io import fits
 from astropy.nddata import CCDData
 from astropy.table import Table
-from helpers import assert_same, computed, electrons, flags, ramp, shape_of, with_pixels
+from helpers import assert_same, computed, electrons, flags, with_pixels
 
 import gdask
 from gdask.engine import checkpoint
 from gdask.io import write
 from gdask.io.frames import array_headers, with_headers
-from gdask.io.lazy_arrays import changed_scale, from_source, is_stored, read_apart, source_of
+from gdask.io.lazy_arrays import changed_scale, from_source, is_stored, source_of
 from gdask.io.read import lazy_variables, open_frame, stored_arrays
 from gdask.io.stored import read_window
 from gdask.model import GdaskError, host, owner
@@ -91,7 +91,7 @@ def test_opening_reads_headers_and_a_band_reads_its_rows(path: str, tmp_path: Pa
     before = bytes_read()
     frame = open_frame(tmp_path / "big.fits")
     assert bytes_read() - before < 0.01 * size
-    banded = read_apart(frame.data.data, rows=64)
+    banded = from_source(source_of(frame.data.data), "read", 64)
     banded[0, :1, :1].compute()
     before = bytes_read()
     banded[2, 130:140].compute()
@@ -128,13 +128,14 @@ def test_graph_names_follow_the_files_identity(copy: Path) -> None:
 
     first = open_frame(copy).data.data
     assert keys(open_frame(copy).data.data) == keys(first)
-    bands, again = (read_apart(first, rows=64) for _ in range(2))
+    bands, again = (from_source(source_of(first), "read", 64) for _ in range(2))
     assert keys(bands) == keys(again)
-    others = [first, bands, read_apart(first, 32), read_apart(first, 64, tag="other")]
+    others = [first, bands, from_source(source_of(first), "read", 32)]
     assert len({array.name for array in others}) == len(others)
     code = (
         "import gdask.io.read as r, gdask.io.lazy_arrays as l;"
-        f" print(l.read_apart(r.open_frame({str(copy)!r}).data.data, rows=64).name)"
+        f"data = r.open_frame({str(copy)!r}).data.data;"
+        "print(l.from_source(l.source_of(data), 'read', 64).name)"
     )
     elsewhere = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -145,10 +146,10 @@ def test_graph_names_follow_the_files_identity(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 64, 97, 5000])
-def test_read_apart_in_row_bands_the_pixels_are_the_same(product: str, rows: int) -> None:
+def test_in_bands_of_rows_the_pixels_are_the_same(product: str, rows: int) -> None:
     whole = gdask.open(product)
     for name, variable in whole.data_vars.items():
-        banded = read_apart(variable.data, rows=rows, tag="other")
+        banded = from_source(source_of(variable.data), f"band-{name}", rows)
         assert banded.chunks[1][0] == min(rows, whole.sizes["y"])
         assert banded.name != variable.data.name and is_stored(source_of(banded)), name
         assert banded.dtype == variable.dtype
@@ -201,15 +202,6 @@ def test_only_pixels_that_nobody_changed_are_read_from_their_file(product: str) 
         assert source_of(other["data"].data) is None
 
 
-def test_reading_apart_keeps_what_is_not_on_disk(product: str) -> None:
-    """A variable that a step has changed must not silently become the file's again."""
-    frame = gdask.open(product)
-    changed = with_pixels(frame, data=ramp(shape_of(frame), 77))
-    found = read_apart(changed["data"].data, rows=50, tag="x")
-    assert found.chunks[1][0] == 50
-    assert found.compute().tobytes() == ramp(shape_of(frame), 77).tobytes()
-
-
 @pytest.mark.parametrize(
     "how",
     [lambda data: data * 2, lambda data: data.copy(data=data.values * 2).chunk({"y": 50})],
@@ -220,8 +212,7 @@ def test_pixels_that_were_assigned_are_not_taken_from_the_file(product: str, how
     expected = 2 * frame.data.values
     changed = frame.assign(data=how(frame["data"]))
     assert source_of(changed["data"].data) is None and is_stored(source_of(changed["dq"].data))
-    apart = read_apart(changed["data"].data, rows=33, tag="t")
-    np.testing.assert_array_equal(apart.compute(), expected)
+    np.testing.assert_array_equal(changed["data"].data.compute(), expected)
 
 
 def test_changed_scale_reads_scaled_and_shifted_pixels(product: str) -> None:
@@ -237,7 +228,7 @@ def test_changed_scale_reads_scaled_and_shifted_pixels(product: str) -> None:
     changed = changed_scale(frame.data.data, scales, offsets)
     assert is_stored(source_of(changed)) and changed.dtype == np.float32
     np.testing.assert_allclose(changed.compute(), expected, rtol=1e-6)
-    apart = read_apart(changed, rows=33, tag="t")
+    apart = from_source(source_of(changed), "read", 33)
     assert apart.compute().tobytes() == changed.compute().tobytes()
     again = changed_scale(changed, [0.5, 1.0, 2.0, 1.0], [0.0] * 4)
     expected = expected * np.reshape([0.5, 1.0, 2.0, 1.0], (4, 1, 1))

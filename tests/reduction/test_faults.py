@@ -665,7 +665,7 @@ def test_a_limit_on_the_size_of_files_is_found_before_the_compute(
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
-        assert cli.main(["reduce", "-q", *standards(), "-r", "mine.py:light"]) == 1
+        assert cli.main(["reduce", "-q", *standards(), "-p", "flatCorrect:write_outputs=True"]) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert re.search(

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gdask.kernels.arrays import as_kernel_input
+from gdask.kernels.arrays import INNER, as_kernel_input
 from gdask.kernels.compiled import njit
 from gdask.kernels.geometry.grid import MAP_NODE_SPACING, Grid, MapNodes, Window, map_nodes
 from gdask.kernels.geometry.projection import Floats, Geometry, pixel_area
@@ -76,7 +76,7 @@ def _interpolate_nodes(
     return out.reshape((2, ny, nx))
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def area_row(
     nodes: Floats,
     first_y: int,

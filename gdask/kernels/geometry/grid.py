@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gdask.kernels.arrays import as_kernel_input
+from gdask.kernels.arrays import INNER, as_kernel_input
 from gdask.kernels.compiled import njit
 from gdask.kernels.geometry.projection import (
     Floats,
@@ -351,7 +351,7 @@ def _interpolate_nodes(
     return out.reshape((y2 - y1, x2 - x1))
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def map_row(
     nodes: Floats,
     weights: Floats,

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from gdask.kernels.arrays import INNER
 from gdask.kernels.compiled import njit
 from gdask.kernels.geometry.projection import Floats
 from gdask.kernels.resample.interpolation import PHASES
@@ -107,6 +108,22 @@ class Work(NamedTuple):
     share: Floats
 
 
+def empty_work(taps: int, nodes: int) -> Work:
+    """Return buffers for a kernel of so many taps, and for so many nodes in a row."""
+    row = int(ROW)
+    return Work(
+        np.ones((2 * taps + 8) * row, np.float32),
+        np.zeros(2 * row),
+        np.zeros(nodes),
+        np.zeros(row, np.uint32),
+        np.zeros(row, np.uint32),
+        np.zeros(row, np.uint32),
+        np.zeros(row, np.uint16),
+        np.zeros(2 * taps, np.float32),
+        np.zeros(16),
+    )
+
+
 def empty_layout(
     shape: tuple[int, int], taps: int, transposed: bool, mirrored: bool
 ) -> tuple[Layout, int]:
@@ -160,8 +177,8 @@ def lay_out(
             first = row * stride + part * (stride - border)
             for k in range(np.uint64(first), np.uint64(first + (border if is_inside else stride))):
                 planes[k], planes[k + size], flags[k] = np.nan, np.nan, HOLE | NO_DATA
-    planes[2 * out.size :] = np.nan
-    flags[out.size :] = HOLE | NO_DATA
+    for k in range(np.uint64(SLACK)):
+        planes[size + size + k], flags[size + k] = np.nan, HOLE | NO_DATA
     for y in range(ny):
         values, noise, bits, good = data[y], variance[y], dq[y], usable[y]
         first, step = out.start + y * out.step_y, out.step_x
@@ -195,7 +212,7 @@ def lay_out(
     gather_flags(flags, taps, stride, out.which, out.near)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def gather_flags(flags: Flags, taps: int, stride: int, which: Flags, near: Flags) -> None:
     """Fill which and near (see Layout) from flags. stride: elements of a row of the layout."""
     count = np.uint64(flags.size - taps)
@@ -216,7 +233,7 @@ def gather_flags(flags: Flags, taps: int, stride: int, which: Flags, near: Flags
         reach += rows
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def estimate(data: Image, variance: Image, usable: Mask, y: int, x: int) -> tuple[float, float]:
     """Estimate data and variance of a bad pixel from good ones beside it; NaN where too few are.
 
@@ -258,18 +275,19 @@ def estimate(data: Image, variance: Image, usable: Mask, y: int, x: int) -> tupl
     return math.nan, math.nan
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(nogil=True, inline="always", **INNER)
 def row_step(layout: Layout) -> int:
     """Return the elements of a row of the layout."""
     return max(abs(layout.step_y), abs(layout.step_x))
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def sum_flagged(
     data: Image,
     variance: Image,
     layout: Layout,
     kernel: Kernel,
+    count: Unsigned,
     number: Unsigned,
     threshold: float,
     work: Work,
@@ -277,7 +295,8 @@ def sum_flagged(
     """Set the flags of a block, and the sums of pixels that are outside or near to holes."""
     taps = np.uint64(len(kernel.taps))
     value = _2 * taps * ROW
-    work.flags[:] = 0
+    for k in range(count):
+        work.flags[k] = 0
     for n in range(number):
         i = np.uint64(work.flagged[n])
         place = np.uint64(work.first[i])
@@ -304,7 +323,7 @@ def sum_flagged(
                 work.rows[value + ROW + i] = noise * scale * scale
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(nogil=True, inline="always", **INNER)
 def _is_heavy(
     layout: Layout, place: Unsigned, i: Unsigned, taps: Unsigned, threshold: float, work: Work
 ) -> Any:
@@ -325,7 +344,7 @@ def _is_heavy(
     return flagged > (threshold - _SHARE_ERROR) * along * across
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def _weights_by_table(kernel: Kernel, i: Unsigned, work: Work) -> tuple[int, int]:
     """Fill work.weights for a pixel from the table, and return its first tap (y, x)."""
     taps = len(kernel.taps)
@@ -347,7 +366,7 @@ def _weights_by_table(kernel: Kernel, i: Unsigned, work: Work) -> tuple[int, int
     return y, x
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def _sums_of_known(
     data: Image,
     variance: Image,
@@ -380,13 +399,14 @@ def _sums_of_known(
     return good, value, noise
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def _flags_by_weight(
     layout: Layout, kernel: Kernel, top: int, left: int, threshold: float, work: Work
 ) -> int:
     """Return the DQ bits whose pixels hold more than `threshold` of the absolute weight."""
     share, weights, taps = work.share, work.weights, len(kernel.taps)
-    share[:] = 0.0
+    for bit in range(16):
+        share[bit] = 0.0
     down, across, found = 0.0, 0.0, 0
     for a in range(taps):
         down += abs(weights[a])

@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gdask.kernels.arrays import as_kernel_input
+from gdask.kernels.arrays import INNER, as_kernel_input
 from gdask.kernels.compiled import njit
 from gdask.kernels.geometry.areas import area_row
 from gdask.kernels.geometry.grid import MapNodes, map_row
@@ -42,6 +42,7 @@ from gdask.kernels.resample.layout import (
     Unsigned,
     Work,
     empty_layout,
+    empty_work,
     lay_out,
     row_step,
     sum_flagged,
@@ -177,8 +178,12 @@ def _resample(
     stride = max(abs(layout.step_y), abs(layout.step_x))
     lay_out(data, variance, dq, taps, border, stride, layout)
     kernel = Kernel(table, series, *lengths)
+    work = empty_work(taps, max(places.ymap.shape[1], places.areas.shape[2]))
+    flat = out[0].shape[1], out[0].ravel("A"), out[1].ravel("A"), out[2].ravel("A")
+    if not all(np.shares_memory(a, b) for a, b in zip(out, flat[1:], strict=True)):
+        raise GdaskError("the planes to be filled are not contiguous")
     _resample_rows(
-        data, variance, layout, kernel, places, shape, threshold, area_ratio, corner, *out
+        data, variance, layout, kernel, places, shape, threshold, area_ratio, corner, work, flat
     )
 
 
@@ -193,31 +198,15 @@ def _resample_rows(
     threshold: float,
     area_ratio: float,
     corner: tuple[int, int],
-    out: Image,
-    out_var: Image,
-    out_dq: Flags,
+    work: Work,
+    out: tuple[int, Image, Image, Flags],
 ) -> None:
     """Resample pixels (ny, nx) = shape of the output into planes, from their pixel `corner` on.
 
     data, variance: the window as it is. layout: the same as `layout.lay_out` leaves it. A pixel of
-    the planes is replaced where its DQ is higher than the new one.
+    the planes is replaced where its DQ is higher than the new one. out: pixels of a row, planes.
     """
-    taps = np.uint64(len(kernel.taps))
-    rows = (_2 * taps + np.uint64(8)) * _ROW
-    node_count = max(places.ymap.shape[1], places.areas.shape[2])
-    work = Work(
-        np.zeros(rows, np.float32),
-        np.zeros(2 * _ROW, np.float64),
-        np.zeros(2 * node_count, np.float64),
-        np.zeros(_ROW, np.uint32),
-        np.zeros(_ROW, np.uint32),
-        np.zeros(_ROW, np.uint32),
-        np.zeros(_ROW, np.uint16),
-        np.zeros(2 * taps, np.float32),
-        np.zeros(16, np.float64),
-    )
-    work.rows[:] = 1.0
-    flat, flat_var, flat_dq = out.reshape(-1), out_var.reshape(-1), out_dq.reshape(-1)
+    taps, (width, flat, flat_var, flat_dq) = np.uint64(len(kernel.taps)), out
     factors, stride = (_2 * taps + np.uint64(6)) * _ROW, row_step(layout)
     parts = (shape[1] + BLOCK - 1) // BLOCK
     block = (shape[1] + parts - 1) // max(parts, 1)
@@ -238,12 +227,12 @@ def _resample_rows(
                     last = min(x + block, places.x + shape[1])
                     nodes = places.areas, places.area_y, places.area_x
                     area_row(*nodes, y, x, last, work.nodes, work.rows, factors, factors + _ROW)
-            sum_flagged(data, variance, layout, kernel, flagged, threshold, work)
-            k = np.uint64((corner[0] + j) * out.shape[1] + corner[1] + i)
+            sum_flagged(data, variance, layout, kernel, count, flagged, threshold, work)
+            k = np.uint64((corner[0] + j) * width + corner[1] + i)
             _merge(count, taps, area_ratio, k, flat, flat_var, flat_dq, work)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def _find_places(places: Places, j: int, i: int, count: Unsigned, work: Work) -> None:
     """Find the coordinates in the window of the output pixels (j, i), (j, i + 1) ... of a block."""
     if not places.weights.size:
@@ -259,7 +248,7 @@ def _find_places(places: Places, j: int, i: int, count: Unsigned, work: Work) ->
         map_row(nodes, *first, *pixels, work.nodes, work.places, axis * (BLOCK + 16), origin)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def _find_first(
     ny: int, nx: int, count: Unsigned, taps: Unsigned, layout: Layout, work: Work
 ) -> int:
@@ -295,7 +284,7 @@ def _find_first(
     return inside
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def _weigh(kernel: Kernel, count: Unsigned, work: Work) -> None:
     """Fill the rows of weights, and replace the phases by the sums of squared weights."""
     taps, pairs, powers = (
@@ -324,7 +313,7 @@ def _weigh(kernel: Kernel, count: Unsigned, work: Work) -> None:
                 rows[squares + i] = before + (one * one + other * other)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def _find_runs(count: Unsigned, near: Flags, work: Work) -> tuple[Unsigned, Unsigned]:
     """List where runs begin, and which pixels have flags near; return how many there are of each.
 
@@ -344,7 +333,7 @@ def _find_runs(count: Unsigned, near: Flags, work: Work) -> tuple[Unsigned, Unsi
     return number, number_flagged
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def _sum_runs(
     planes: Image, size: int, stride: int, number: Unsigned, kernel: Kernel, work: Work
 ) -> None:
@@ -381,7 +370,7 @@ def _sum_runs(
                 rows[value + _ROW + i] = noise
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def _sum_each(
     planes: Image, size: int, stride: int, count: Unsigned, kernel: Kernel, work: Work
 ) -> None:
@@ -405,7 +394,7 @@ def _sum_each(
         rows[value + _ROW + i] = noise
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def _merge(
     count: Unsigned,
     taps: Unsigned,

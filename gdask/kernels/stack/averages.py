@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from gdask.kernels.arrays import INNER
 from gdask.kernels.compiled import njit
 from gdask.kernels.stack.rejection import (
     HIERARCHY,
@@ -27,7 +28,7 @@ _NO_DATA = int(DQ.NO_DATA)
 _WORSE = sum(int(bit) for bit in HIERARCHY)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy", **INNER)
 def combine_common(
     planes: tuple[Image, Image, Flags],
     weights: Image,
@@ -35,7 +36,7 @@ def combine_common(
     pairs: npt.NDArray[np.int64],
     variance_factors: Floats,
     choice: tuple[int, int],
-    limits: tuple[float, float, int],
+    limits: tuple[float, float, int, bool],
     common: bool,
     start: int,
     size: int,
@@ -47,9 +48,9 @@ def combine_common(
     Returns their number: all where most have a value that is not good, or where not `common`.
 
     planes: data, variance, dq (n, pixels). levels: scale and zero of each plane. choice: codes of
-    the method and the rejection. limits: low, high, rounds. The rest: see `combine._combine`.
+    the method and the rejection. limits: see `combine._combine`, and the rest, too.
     """
-    n, (method, reject), (low, high, rounds) = planes[0].shape[0], choice, limits
+    n, (method, reject), (low, high, rounds, _) = planes[0].shape[0], choice, limits
     _add_up(planes, levels, reject != 1, start, size, work)
     total, spread, bits, left = work.total, work.spread, work.bits, work.left
     below = above = number = 0
@@ -95,7 +96,7 @@ def combine_common(
     return min(number, size - 1)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def _add_up(
     planes: tuple[Image, Image, Flags],
     levels: tuple[Floats, Floats],
@@ -145,7 +146,7 @@ def _add_up(
             total[x] = check[x]
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def _drop_ends(
     dq: Flags, first: int, last: int, is_mean: bool, start: int, size: int, work: Work
 ) -> None:
@@ -174,7 +175,7 @@ def _drop_ends(
         work.left[x] |= number[x] != last - first
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy", **INNER)
 def _find_deviating(reject: int, low: float, high: float, size: int, work: Work) -> None:
     """Leave over the pixels in which the first round of clipping may reject a value."""
     n, left, centre, limit = work.values.shape[0], work.left, work.centre, work.limit
@@ -225,7 +226,7 @@ def _find_deviating(reject: int, low: float, high: float, size: int, work: Work)
         left[x] |= is_low | is_high
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy", **INNER)
 def _weigh(weights: Image, start: int, size: int, work: Work, out: Stack) -> None:
     """Replace means by weighted ones where any weight is positive.
 
@@ -253,7 +254,7 @@ def _weigh(weights: Image, start: int, size: int, work: Work, out: Stack) -> Non
             out.variance[start + x] = spread[x] / (norm[x] * norm[x])
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def average_used(
     weights: Image,
     variance_factors: Floats,
@@ -297,7 +298,7 @@ def average_used(
             out.variance[place] *= variance_factors[untrimmed] * count / untrimmed
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def _weigh_used(weights: Image, x: int, place: int, work: Work, out: Stack) -> None:
     """Do for one pixel what `_weigh` does."""
     total = spread = norm = 0.0

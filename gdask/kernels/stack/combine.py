@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gdask.kernels.arrays import as_kernel_input
+from gdask.kernels.arrays import INNER, as_kernel_input
 from gdask.kernels.compiled import njit
 from gdask.kernels.stack.averages import average_used, combine_common
 from gdask.kernels.stack.rejection import (
@@ -123,13 +123,14 @@ def _combine(
     for start in range(0, pixels, BLOCK_PIXELS):
         size = min(BLOCK_PIXELS, pixels - start)
         left = combine_common(
-            planes, weights, levels, *fixed, limits[:3], common, start, size, work, out
+            planes, weights, levels, *fixed, limits, common, start, size, work, out
         )
         if left == size:
             for x in range(size):
                 work.pixels[x] = start + x
             for k in range(dq.shape[0]):
-                work.flags[k, :size] = dq[k, start : start + size]
+                for x in range(size):
+                    work.flags[k, x] = dq[k, start + x]
             _combine_any(weights, *fixed, limits, size, work, out, rejected)
             continue
         for x in range(size):
@@ -147,7 +148,7 @@ def _combine(
         _combine_any(weights, *fixed, limits, number, listed, out, rejected)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def _combine_any(
     weights: Image,
     pairs: npt.NDArray[np.int64],

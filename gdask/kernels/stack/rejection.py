@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gdask.kernels.arrays import as_kernel_input
+from gdask.kernels.arrays import INNER, as_kernel_input
 from gdask.kernels.compiled import njit
 from gdask.model import DQ
 from gdask.types import Flags, Image, Mask
@@ -136,11 +136,12 @@ def empty_work(planes: int, pixels: int) -> Work:
     )
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def use_best(size: int, work: Work) -> None:
     """Use the least bad values of each pixel; none where these are NO_DATA or not finite."""
-    best = np.full(size, _NO_DATA_RANK, np.uint8)
-    n = work.values.shape[0]
+    best, number, n = work.bits, work.counts, work.values.shape[0]
+    for x in range(size):
+        best[x], number[x] = _NO_DATA_RANK, 0
     for k in range(n):
         values, variances = work.values[k], work.variances[k]
         ranks, flags = work.ranks[k], work.flags[k]
@@ -151,7 +152,6 @@ def use_best(size: int, work: Work) -> None:
             rank = rank if abs(values[x]) < np.inf and abs(variances[x]) < np.inf else _NO_DATA_RANK
             ranks[x] = rank
             best[x] = min(best[x], ranks[x])
-    number = np.zeros(size, np.uint16)
     for k in range(n):
         values, ranks, use, ordered = work.values[k], work.ranks[k], work.use[k], work.ordered[k]
         for x in range(size):
@@ -163,7 +163,7 @@ def use_best(size: int, work: Work) -> None:
         work.first[x], work.last[x], work.trimmed[x] = 0, number[x], 0
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def sort_rows(pairs: npt.NDArray[np.int64], size: int, ordered: Image) -> None:
     """Sort the values of each pixel, (n, pixels), in place. pairs: from `sorting_network`."""
     for p in range(pairs.shape[0]):
@@ -174,7 +174,7 @@ def sort_rows(pairs: npt.NDArray[np.int64], size: int, ordered: Image) -> None:
             high[x] = max(a, b)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def median_of_ordered(ordered: Image, first: int, last: int, x: int) -> float:
     """Return the median of ordered[first:last] of pixel x."""
     half = (first + last) // 2
@@ -183,15 +183,15 @@ def median_of_ordered(ordered: Image, first: int, last: int, x: int) -> float:
     return 0.5 * (np.float64(ordered[half - 1, x]) + np.float64(ordered[half, x]))
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def drop_outside(size: int, work: Work) -> None:
     """Stop using values that are not in ordered[first:last].
 
     Of equal values at an end, those of the earlier planes are dropped.
     """
-    low, high = np.zeros(size, np.float32), np.zeros(size, np.float32)
-    inside = np.zeros(size, np.int64)
+    low, high, inside = work.sums, work.squares, work.counts
     for x in range(size):
+        low[x], high[x], inside[x] = 0.0, 0.0, 0
         if work.last[x] > work.first[x]:
             low[x], high[x] = work.ordered[work.first[x], x], work.ordered[work.last[x] - 1, x]
     for k in range(work.use.shape[0]):
@@ -205,7 +205,7 @@ def drop_outside(size: int, work: Work) -> None:
             _drop_ties(x, high[x], work.first[x], work.last[x], work)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def _drop_ties(x: int, value: float, first: int, last: int, work: Work) -> None:
     """Stop using surplus values of pixel x that are equal to `value`.
 
@@ -222,7 +222,7 @@ def _drop_ties(x: int, value: float, first: int, last: int, work: Work) -> None:
             surplus -= 1
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def reject_minmax(low: float, high: float, size: int, work: Work) -> None:
     """Drop the lowest and highest values, in proportion where planes are not usable (IRAF's rule).
 
@@ -238,7 +238,7 @@ def reject_minmax(low: float, high: float, size: int, work: Work) -> None:
     drop_outside(size, work)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def clip_scatter(
     low: float, high: float, rounds: int, about_median: bool, size: int, work: Work
 ) -> None:
@@ -247,8 +247,9 @@ def clip_scatter(
     Survivors are a stretch of the ordered values, so that only its two ends are tried.
     """
     ordered = work.ordered
-    total, squares, centre = np.zeros(size), np.zeros(size), np.zeros(size)
+    total, squares, centre = work.sums, work.squares, work.centre
     for x in range(size):
+        total[x], squares[x] = 0.0, 0.0
         centre[x] = median_of_ordered(ordered, 0, work.last[x], x) if work.last[x] else 0.0
     for k in range(ordered.shape[0]):
         values = ordered[k]
@@ -269,7 +270,7 @@ def clip_scatter(
         drop_outside(size, work)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def _clip_pixel(
     low: float, high: float, rounds: int, about_median: bool, x: int, work: Work
 ) -> None:
@@ -300,7 +301,7 @@ def _clip_pixel(
     work.first[x], work.last[x] = first, last
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def clip_variance(
     low: float, high: float, rounds: int, about_median: bool, size: int, work: Work
 ) -> None:
@@ -335,7 +336,7 @@ def clip_variance(
                 work.use[k, x] = keep[k]
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def clip_noise(
     pairs: npt.NDArray[np.int64],
     low: float,
@@ -371,7 +372,7 @@ def clip_noise(
         drop_outside(size, work)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def _expected_noise(centre: float, x: int, work: Work) -> float:
     """Return the noise that one value of pixel x should have.
 
@@ -400,7 +401,7 @@ def _expected_noise(centre: float, x: int, work: Work) -> float:
     return np.sqrt(variance + beyond_noise)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True, **INNER)
 def _clip_stretch(
     below: float, above: float, rounds: int, about_median: bool, x: int, work: Work
 ) -> bool:
