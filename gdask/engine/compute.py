@@ -18,6 +18,7 @@ from typing import Any
 
 from gdask.engine import account, memory
 from gdask.io.dask_internals import flat_list, optimised_tasks, scheduler_of_user
+from gdask.io.process_memory import return_freed_memory
 from gdask.model import GdaskError, settings
 
 log = logging.getLogger("gdask")
@@ -140,15 +141,6 @@ def _memory_shown(display: ProgressDisplay) -> Iterator[None]:
     finally:
         stopped.set()
         thread.join()
-
-
-def return_freed_memory() -> None:
-    """Return freed memory to the system, now."""
-    import ctypes
-
-    library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)
 
 
 # On workers -----------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ Such a block is a band of a sky or a tile of a stack.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import getitem
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +16,7 @@ from dask.base import tokenize
 from gdask.io import dask_internals
 from gdask.io.dask_internals import Chunks, awaited_by
 from gdask.io.lazy_arrays import Need, block_pixels, boxed, edges, empty_meta, with_need
+from gdask.io.process_memory import keep_freed_memory
 from gdask.io.sources import Blocks, Bound, read_together
 from gdask.model import late
 from gdask.types import Window
@@ -28,15 +28,6 @@ else:
 
 #: Window of a result that is one value for each detector.
 NO_WINDOW: Window = (0, 0, 0, 0)
-#: Parameters in malloc.h, and their values in a process that computes. Freed memory is kept for the
-#: next array: given back and faulted in again, page by page, it took half of all CPU time (science
-#: of 16 full GSAOI frames: 36 of 78 s). More than 256 MB at the end of the heap are given back. One
-#: arena, so that what one thread frees another one uses.
-MALLOC_SETTINGS = {
-    "M_TRIM_THRESHOLD": (-1, 2**28),
-    "M_MMAP_THRESHOLD": (-3, 2**30),
-    "M_ARENA_MAX": (-8, 1),
-}
 #: Rows that a sample of an array takes together.
 SAMPLED_ROWS = 8
 
@@ -334,17 +325,6 @@ class _BlockFinder:
             return range(0)
         first = np.searchsorted(self.edges[axis], start, side="right") - 1
         return range(int(first), int(np.searchsorted(self.edges[axis], stop, side="left")))
-
-
-@functools.cache
-def keep_freed_memory() -> None:
-    """Let the C library of Linux keep freed memory for later arrays, from now on."""
-    import ctypes
-
-    library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
-        for parameter, value in MALLOC_SETTINGS.values():
-            library.mallopt(parameter, value)
 
 
 def _gather_block(

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gdask.engine import checkpoint
-from gdask.engine.compute import compute, return_freed_memory
+from gdask.engine.compute import compute
 from gdask.io import write
 from gdask.io.frames import lazy_small_results, with_fetched
 from gdask.io.gather import measure_arrays
+from gdask.io.process_memory import return_freed_memory
 from gdask.io.write import no_room
 from gdask.model import DQ, UNUSABLE, BadPixels, GdaskError
 from gdask.reduction.provenance import file_checksums, product_tables, sources
