@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import os
 import re
 from collections.abc import Iterator
@@ -149,6 +150,20 @@ def use_settings(**changes: Any) -> Iterator[Settings]:
         yield settings()
     finally:
         _CURRENT_SETTINGS.reset(token)
+
+
+class late:
+    """A module that is imported when one of its names is first asked for.
+
+    For packages that take long to load and that many commands do without. Type checkers are shown
+    the import: `if TYPE_CHECKING: import x` `else: x = late("x")`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self._name), attribute)
 
 
 @functools.cache

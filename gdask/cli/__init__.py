@@ -30,6 +30,7 @@ VERBS = {
     "showrecipes": "show the recipes for a file",
     "verify": "check files: checksums, structure, units, WCS, provenance",
     "replay": "make a product again from what it says of itself, and compare",
+    "warm-up": "compile for this machine what reductions need",
     "simulate": "write a raw night with known truth",
     "benchmark": "measure how fast this machine reduces a night",
 }
@@ -75,7 +76,7 @@ def usage() -> str:
 
 def _command_of(verb: str) -> Callable[[list[str]], int]:
     """The main function of a verb. Imported now: a command loads only what it needs."""
-    name = f"gdask.cli.{verb}"
+    name = f"gdask.cli.{verb.replace('-', '_')}"
     try:
         return importlib.import_module(name).main
     except ModuleNotFoundError as error:

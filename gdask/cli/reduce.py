@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -114,6 +116,8 @@ def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     from gdask.model import UsageError
     from gdask.reduction.reduce import Reduce
 
+    _load()
+
     logutils.config(args.logfile, "quiet" if args.quiet else "debug" if args.debug else "standard")
     reduction = Reduce()
     reduction.files.extend(expand_files(args.files))
@@ -139,6 +143,18 @@ def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         figures = reduction.account.as_dict() | {"left_out": len(reduction.set_aside)}
         Path(args.account).write_text(json.dumps(figures, indent=1) + "\n")
     return 1 if reduction.set_aside else 0
+
+
+def _load() -> None:
+    """Load what every reduction needs, without looking for garbage in it (a fifth of the time)."""
+    gc.disable()
+    try:
+        for name in ("xarray", "dask.array", "gdask.reduction.run"):
+            importlib.import_module(name)
+        importlib.import_module("gdask.reduction.recipe_library").libraries()
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 def _check_writable(path: str) -> None:

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from astropy.io import fits
+from gdask.model import coordinate, late
 
-from gdask.model import coordinate
+if TYPE_CHECKING:
+    from astropy.io import fits
+else:
+    fits = late("astropy.io.fits")
 
 CARD_LENGTH = 80  # characters of a card (FITS standard 4.0, section 3.3)
 COMMENTARY_KEYWORDS = ("COMMENT", "HISTORY", "")
+#: Cards as nearly all are: keyword, '= ', string without quotes, whole or real number or logical,
+#: and a comment. Whoever writes another form is read by astropy.
+_PLAIN = re.compile(
+    r"(?=.{80}$)(?=[A-Z0-9_-]+ *= )[A-Z0-9_ -]{8}= *"
+    r"(?:'(?P<string>[ -&(-~]*)'|(?P<whole>[+-]?\d{1,18})"
+    r"|(?P<real>[+-]?\d+(?:\.\d*(?:[ED][+-]?\d{1,3})?|[ED][+-]?\d{1,3}))|(?P<logical>[TF]))"
+    r" *(?:/ *(?P<comment>[ -~]*))?",
+    re.ASCII,
+)
+_KEYWORD = re.compile(r"[A-Z0-9_-]{1,8}")
+#: Numbers that fit a card's columns as Python shows them.
+_PLAIN_FLOAT = re.compile(r"(?=.{1,20}$)-?\d+\.\d+")
+_COMMENTARY = ("COMMENT ", "HISTORY ", " " * 8)
+_SPECIAL = ("COMMENT", "HISTORY", "CONTINUE", "END", "HIERARCH", "")
 
 
 class Entry(NamedTuple):
@@ -234,12 +252,55 @@ def _places_by_keyword(keywords: tuple[str, ...]) -> dict[str, int]:
 
 @lru_cache(maxsize=8192)  # cards of some headers: those that the files of a night share stay
 def _entry_of_text(text: str) -> Entry:
-    return _entry_of_card(fits.Card.fromstring(text), text)
+    return _plain_entry(text) or _entry_of_card(fits.Card.fromstring(text), text)
+
+
+def _plain_entry(text: str) -> Entry | None:
+    """Read a card of the common forms, to what astropy makes of it; None for any other card.
+
+    It is six times as fast, and commands that read plain headers do without astropy (0.3 s).
+    """
+    if text.startswith(_COMMENTARY) and len(text) == CARD_LENGTH:
+        return Entry(text, sys.intern(text[:8].rstrip()), text[8:].rstrip(), True)
+    found = _PLAIN.fullmatch(text)
+    if found is None or text[:8].rstrip() in _SPECIAL:
+        return None
+    string, whole, real, logical = found.group("string", "whole", "real", "logical")
+    value: Any
+    if string is not None:
+        if ": " in string:  # it may be a record, of which astropy makes a number
+            return None
+        value = string.rstrip()
+    elif whole is not None:
+        value = int(whole)
+    elif real is not None:
+        value = float(real.replace("D", "E"))
+    else:
+        value = logical == "T"
+    return Entry(text, sys.intern(text[:8].rstrip()), value, True)
 
 
 @lru_cache(maxsize=1024, typed=True)  # a step writes the same cards into all its frames
 def _new_entry(keyword: str, value: Any, comment: str | None) -> Entry:
-    return _entry_of_card(fits.Card(keyword, value, comment))
+    text = _plain_card(keyword, value, comment)
+    made = _plain_entry(text) if text else None
+    return made or _entry_of_card(fits.Card(keyword, value, comment))
+
+
+def _plain_card(keyword: str, value: Any, comment: str | None) -> str:
+    """Give the card of a plain value as astropy writes it; '' for any other, and for a long one."""
+    shown = ""
+    if keyword in _SPECIAL or not _KEYWORD.fullmatch(keyword):
+        return ""
+    if isinstance(value, str) and value and "'" not in value and value == value.rstrip():
+        quoted = f"'{value:8}'"
+        shown = f"{quoted:20}"
+    elif type(value) in (bool, int):
+        shown = f"{'FT'[value] if isinstance(value, bool) else value:>20}"
+    elif type(value) is float and _PLAIN_FLOAT.fullmatch(str(value)):
+        shown = f"{value!s:>20}"
+    text = f"{keyword:8}= {shown}{f' / {comment}' if comment else ''}"
+    return text.ljust(CARD_LENGTH) if shown and len(text) <= CARD_LENGTH else ""
 
 
 def _changed_entry(text: str, value: Any, comment: str | None) -> Entry:
@@ -250,6 +311,15 @@ def _changed_entry(text: str, value: Any, comment: str | None) -> Entry:
 
 @lru_cache(maxsize=4096, typed=True)  # most frames have the same card and get the same value
 def _change_of_entry(text: str, value: Any, comment: str | None) -> Entry:
+    before = _plain_entry(text)
+    if before is not None and before.keyword not in _SPECIAL and comment is None:
+        if type(value) is type(before.value) and value == before.value:
+            return before
+        found = _PLAIN.fullmatch(text)
+        kept = found.group("comment") if found else None
+        if value != before.value and _plain_card(before.keyword, value, kept):
+            make = _new_entry if value else _new_entry.__wrapped__  # a cache; see above
+            return make(before.keyword, value, (kept or "").rstrip() or None)
     card = fits.Card.fromstring(text)
     if isinstance(value, str) and comment is not None:
         return _new_entry(card.keyword, value, comment)

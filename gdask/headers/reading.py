@@ -19,12 +19,15 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import BinaryIO, NamedTuple, cast
-
-from astropy.io import fits
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 from gdask.headers.header import CARD_LENGTH, Header, Headers
-from gdask.model import GdaskError
+from gdask.model import GdaskError, late
+
+if TYPE_CHECKING:
+    from astropy.io import fits
+else:
+    fits = late("astropy.io.fits")
 
 RECORD_BYTES = 2880  # bytes in a FITS record (FITS standard 4.0, section 3.1)
 VALID_BITPIX = (8, 16, 32, 64, -32, -64)

@@ -10,8 +10,6 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from astropy.io.fits import VerifyError
-
 from gdask.headers import Header, Headers
 from gdask.model import GdaskError
 
@@ -84,7 +82,7 @@ def header_value(header: Header, keyword: str, empty: str | None = None) -> Any:
     """
     try:
         value = header.get(keyword)
-    except (VerifyError, ValueError, AttributeError):  # a card that cannot be parsed is no value
+    except (ValueError, AttributeError):  # a card that cannot be parsed is no value
         return None
     if isinstance(value, str):
         return value.strip() or empty

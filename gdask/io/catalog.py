@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
-import astropy.units as u
 import numpy as np
-from astropy.table import Table
 
-from gdask.model import GdaskError
+from gdask.model import GdaskError, late
+
+if TYPE_CHECKING:
+    import astropy.units as u
+    from astropy import table as astable
+else:
+    astable = late("astropy.table")
+    u = late("astropy.units")
 
 _FORMATS = {
     ".fits": "fits",
@@ -60,7 +66,7 @@ _OPTIONAL_COLUMNS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
-def read_catalog(path: str) -> Table:
+def read_catalog(path: str) -> astable.Table:
     """Read a reference catalogue.
 
     The table has the columns Id, RAJ2000, DEJ2000 (degrees, float64) and the file's magnitude
@@ -81,7 +87,7 @@ def read_catalog(path: str) -> Table:
     for wanted, name in columns.items():
         values[wanted] = _degrees(table, name, path)
         has_position &= np.isfinite(values[wanted])
-    catalog = Table({"Id": np.arange(1, len(table) + 1)} | values)
+    catalog = astable.Table({"Id": np.arange(1, len(table) + 1)} | values)
     for wanted, (names, unit) in _OPTIONAL_COLUMNS.items():
         found = _numeric_column(table, names, unit)
         if found is not None:
@@ -92,7 +98,7 @@ def read_catalog(path: str) -> Table:
     return catalog[has_position]
 
 
-def _read(path: str) -> Table:
+def _read(path: str) -> astable.Table:
     if not os.path.isfile(path):
         raise GdaskError(f"{path}: no such catalogue file")
     kind = _FORMATS.get(os.path.splitext(path.removesuffix(".gz"))[1].lower())
@@ -101,12 +107,12 @@ def _read(path: str) -> Table:
             f"{path}: not a known catalogue form; expected one of {', '.join(_FORMATS)}"
         )
     try:
-        return Table.read(path, format=kind)
+        return astable.Table.read(path, format=kind)
     except Exception as error:
         raise GdaskError(f"{path}: cannot be read as {kind}: {error}") from error
 
 
-def _position_column(table: Table, wanted: str, path: str) -> str:
+def _position_column(table: astable.Table, wanted: str, path: str) -> str:
     by_name = {name.lower(): name for name in table.colnames}
     for name in _POSITION_NAMES[wanted]:
         if name in by_name:
@@ -120,7 +126,7 @@ def _position_column(table: Table, wanted: str, path: str) -> str:
     )
 
 
-def _numeric_column(table: Table, names: tuple[str, ...], unit: str) -> np.ndarray | None:
+def _numeric_column(table: astable.Table, names: tuple[str, ...], unit: str) -> np.ndarray | None:
     """Give the first of these columns that holds numbers, in `unit`; None where there is none.
 
     Masked values are NaN.
@@ -139,7 +145,7 @@ def _numeric_column(table: Table, names: tuple[str, ...], unit: str) -> np.ndarr
 
 
 def at_epoch(
-    catalog: Table, year: float, error: float | None
+    catalog: astable.Table, year: float, error: float | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
     """Give the positions of a catalogue's stars in a Julian year.
 
@@ -176,14 +182,14 @@ def at_epoch(
     return ra + east / np.cos(np.radians(dec)), dec + north, np.sqrt(square), text
 
 
-def _mean_square(catalog: Table, *names: str) -> np.ndarray:
+def _mean_square(catalog: astable.Table, *names: str) -> np.ndarray:
     """Give the mean of the squares of columns; NaN where one is missing."""
     if not set(names) <= set(catalog.colnames):
         return np.full(len(catalog), np.nan)
     return np.mean([np.square(np.asarray(catalog[name], float)) for name in names], axis=0)
 
 
-def _degrees(table: Table, name: str, path: str) -> np.ndarray:
+def _degrees(table: astable.Table, name: str, path: str) -> np.ndarray:
     """Give a column of angles in degrees; NaN where masked. Raises GdaskError where it is text."""
     column = table[name]
     if not np.issubdtype(column.dtype, np.number):

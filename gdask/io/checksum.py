@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import io
 import os
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from astropy.io import fits
 
 from gdask.headers import CARD_LENGTH, RECORD_BYTES, each_unit, open_stream
+from gdask.model import late
+
+if TYPE_CHECKING:
+    from astropy.io import fits
+else:
+    fits = late("astropy.io.fits")
 
 
 def add_checksums(file: io.BufferedRandom) -> None:

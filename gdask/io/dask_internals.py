@@ -9,9 +9,8 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import dask.array as da
 import xarray as xr
 from dask._task_spec import (
     Alias,
@@ -27,6 +26,13 @@ from dask.base import get_scheduler
 from dask.blockwise import Blockwise
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
+
+from gdask.model import late
+
+if TYPE_CHECKING:
+    import dask.array as da
+else:
+    da = late("dask.array")
 
 #: A graph: tasks by key.
 Tasks = Mapping[Any, Any]

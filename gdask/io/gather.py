@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import getitem
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import dask.array as da
 import numpy as np
 import numpy.typing as npt
 from dask.base import tokenize
@@ -19,7 +18,13 @@ from gdask.io.dask_internals import Chunks, awaited_by
 from gdask.io.lazy_arrays import Need, block_pixels, boxed, edges, empty_meta, with_need
 from gdask.io.process_memory import keep_freed_memory
 from gdask.io.sources import Blocks, Bound, read_together
+from gdask.model import late
 from gdask.types import Window
+
+if TYPE_CHECKING:
+    import dask.array as da
+else:
+    da = late("dask.array")
 
 #: Window of a result that is one value for each detector.
 NO_WINDOW: Window = (0, 0, 0, 0)

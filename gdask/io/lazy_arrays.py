@@ -13,9 +13,8 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import dask.array as da
 import numpy as np
 import numpy.typing as npt
 from dask.base import tokenize
@@ -24,6 +23,12 @@ from gdask.io import dask_internals
 from gdask.io.dask_internals import Chunks, awaited_by, set_source
 from gdask.io.sources import Awaited, Bound, Cut, Mapped, read_together
 from gdask.io.stored import StoredArray
+from gdask.model import late
+
+if TYPE_CHECKING:
+    import dask.array as da
+else:
+    da = late("dask.array")
 
 _AXES = ("detector", "y", "x")
 #: Need of a function that is not in task_memory.toml: bytes for each pixel, and times its inputs.
@@ -361,9 +366,8 @@ def _in_same_blocks(arrays: list[da.Array]) -> list[da.Array]:
 def _name_of(kernel: Callable[..., object], arrays: Sequence[da.Array], *others: object) -> str:
     """Give a name that depends on the kernel and all that goes into its result."""
     label = f"{kernel.__module__}.{kernel.__qualname__}"
-    return (
-        f"{kernel.__name__.strip('_')}-{tokenize(label, [array.name for array in arrays], *others)}"
-    )
+    names = [array.name for array in arrays]
+    return f"{kernel.__name__.strip('_')}-{tokenize(label, names, *others)}"
 
 
 def _call_kernel(
@@ -413,9 +417,8 @@ def of_all_arrays(
     count, shared_key = values.shape[0], f"all-{name}"
     call = with_need(function, need_of(function, 1, 8.0, 0.0), {})
     boxes = [dask_internals.reference((values.name, detector)) for detector in range(count)]
-    tasks: dict[Any, Any] = {
-        shared_key: dask_internals.task(shared_key, _call_unboxed, call, *boxes)
-    }
+    shared = dask_internals.task(shared_key, _call_unboxed, call, *boxes)
+    tasks: dict[Any, Any] = {shared_key: shared}
     for detector in range(count):
         key = (name, detector)
         result = dask_internals.reference(shared_key)

@@ -11,16 +11,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from astropy.io import fits
 
 from gdask.headers import FileUnits, Header, Headers, image_headers, read_units
 from gdask.instruments import instrument_of, view
 from gdask.io.stored import FITS_TYPES, Plane, StoredArray
-from gdask.model import DIMS, DTYPES, EXTNAMES, GdaskError
+from gdask.model import DIMS, DTYPES, EXTNAMES, GdaskError, late
 from gdask.types import Frame, Frames
+
+if TYPE_CHECKING:
+    from astropy.io import fits
+else:
+    fits = late("astropy.io.fits")
 
 _COMPRESSED_ENDINGS = (".gz", ".bz2", ".fz", ".Z", ".zip")
 

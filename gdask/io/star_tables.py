@@ -7,17 +7,22 @@ tables do not have.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from astropy.table import Table
 
 from gdask.io.frames import array_headers, grid_of, primary_header, small
 from gdask.kernels.astrometry.residuals import epoch_means, number_epochs
 from gdask.kernels.geometry.grid import Grid, footprint, grid_to_sky
 from gdask.kernels.geometry.projection import from_sky, tangent_plane, tangent_sky
 from gdask.kernels.sources.centroids import APERTURES
+from gdask.model import late
 from gdask.types import Frame
+
+if TYPE_CHECKING:
+    from astropy import table as astable
+else:
+    astable = late("astropy.table")
 
 MAS_PER_ARCSEC = 1000.0
 #: A source of the stack is the star of the joint solution that lies within this distance (FWHM).
@@ -94,7 +99,7 @@ COLUMN_UNITS_AND_DESCRIPTIONS = {
 }
 
 
-def with_descriptions(table: Table) -> Table:
+def with_descriptions(table: astable.Table) -> astable.Table:
     """Give the table with the unit and description of each known column."""
     for name in table.colnames:
         unit, text = COLUMN_UNITS_AND_DESCRIPTIONS.get(
@@ -105,7 +110,7 @@ def with_descriptions(table: Table) -> Table:
     return table
 
 
-def add_star_columns(table: Table, stars: np.ndarray, frame: Frame) -> Table:
+def add_star_columns(table: astable.Table, stars: np.ndarray, frame: Frame) -> astable.Table:
     """Give OBJCAT of a stack with the columns of its fitted stars.
 
     `stars` has dtype PHOTOMETRY and a row for each source. Errors are multiplied by the header's
@@ -258,7 +263,7 @@ def star_numbers(
     return out
 
 
-def solution_tables(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
+def solution_tables(inputs: Sequence[Mapping[str, Any]]) -> dict[str, astable.Table]:
     """Give RESIDUALS, FRAMES and EPOCHS of a stack's joint solution.
 
     There are none where its frames were not solved together.
@@ -271,7 +276,7 @@ def solution_tables(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
     epoch, times = number_epochs(np.where(np.isfinite(mjd), mjd, 0.0))
     rows = np.concatenate([source["residuals"] for source in used])
     frame = np.repeat(np.arange(len(used)), [len(source["residuals"]) for source in used])
-    frames = Table(
+    frames = astable.Table(
         {
             "FRAME": np.arange(1, len(used) + 1, dtype="i2"),
             "NAME": [source["name"] for source in used],
@@ -281,7 +286,7 @@ def solution_tables(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
             "RMS_MAS": np.array([source["rms_mas"] for source in used], "f4"),
         }
     )
-    residuals = Table(
+    residuals = astable.Table(
         {
             "STAR": rows["star"] + np.int32(1),
             "FRAME": (frame + 1).astype("i2"),
@@ -327,7 +332,7 @@ def _epochs_table(
     epoch: np.ndarray,
     times: np.ndarray,
     place_errors: np.ndarray,
-) -> Table:
+) -> astable.Table:
     """Give the mean position of each star in each epoch.
 
     `place_errors` has the error per frame with which the frames of each epoch are placed (mas).
@@ -336,7 +341,7 @@ def _epochs_table(
     stars = solution["stars"][means["star"]]
     ra, dec = tangent_sky(stars["x"] + means["dx"], stars["y"] + means["dy"], *solution["centre"])
     common = place_errors[means["epoch"]] / np.sqrt(means["n"])
-    return Table(
+    return astable.Table(
         {
             "STAR": means["star"] + np.int32(1),
             "EPOCH": means["epoch"] + np.int16(1),

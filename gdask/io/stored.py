@@ -7,14 +7,18 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from astropy.io import fits
 
 from gdask.headers import each_unit, is_tiled, open_stream
-from gdask.model import BadFile
+from gdask.model import BadFile, late
 from gdask.types import Memo, Window
+
+if TYPE_CHECKING:
+    from astropy.io import fits
+else:
+    fits = late("astropy.io.fits")
 
 #: Bytes of windows of calibrations that a process keeps. A strip of a flat (data, variance, DQ) and
 #: a bad-pixel mask of GSAOI takes 0.4 MB; what is read of them to sample levels 13 to 50 MB.

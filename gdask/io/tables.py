@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from astropy.io import fits
-from astropy.table import Table
 
 from gdask.headers import RECORD_BYTES
 from gdask.io.catalog import read_catalog
@@ -16,8 +14,15 @@ from gdask.io.frames import array_numbers, geometries, grid_of, small
 from gdask.io.star_tables import add_star_columns, solution_tables
 from gdask.kernels.geometry.grid import grid_to_sky
 from gdask.kernels.geometry.projection import Geometry, to_sky
-from gdask.model import GdaskError
+from gdask.model import GdaskError, late
 from gdask.types import Frame
+
+if TYPE_CHECKING:
+    from astropy import table as astable
+    from astropy.io import fits
+else:
+    fits = late("astropy.io.fits")
+    astable = late("astropy.table")
 
 #: Unit of OBJCAT columns by their ending or beginning, the first that fits. (Fluxes are in
 #: electrons as the image is, a unit that FITS tables do not have.)
@@ -44,7 +49,7 @@ def source_tables(frame: Frame) -> dict[str, Any]:
     catalogs = small(frame, "objcat")
     if catalogs is not None:
         tables["OBJCAT"] = [
-            _with_units(Table(_with_sky_positions(frame, number, catalog)))
+            _with_units(astable.Table(_with_sky_positions(frame, number, catalog)))
             for number, catalog in enumerate(catalogs)
         ]
         stars = small(frame, "stars")
@@ -82,7 +87,7 @@ def stored_tables(frame: Frame) -> dict[str, Any]:
             for hdu in hdus:
                 if not isinstance(hdu, fits.BinTableHDU) or isinstance(hdu, fits.CompImageHDU):
                     continue
-                table = Table.read(hdu)
+                table = astable.Table.read(hdu)
                 for keyword in ("EXTNAME", "EXTVER", "CHECKSUM", "DATASUM"):
                     table.meta.pop(keyword, None)
                 if "EXTVER" not in hdu.header:
@@ -96,7 +101,7 @@ def stored_tables(frame: Frame) -> dict[str, Any]:
     return found
 
 
-def _inputs_table(inputs: Sequence[dict[str, Any]]) -> Table:
+def _inputs_table(inputs: Sequence[dict[str, Any]]) -> astable.Table:
     """Give the table of the geometry of every array of every frame in a stack.
 
     It has the frame's name, its matches and residuals (mas), how it was placed among the others,
@@ -116,7 +121,7 @@ def _inputs_table(inputs: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def geometry_table(geometries: Sequence[Geometry]) -> Table:
+def geometry_table(geometries: Sequence[Geometry]) -> astable.Table:
     """Give a table with a row for each array: the fields of Geometry.
 
     Polynomials are vectors, padded with zeros to one length.
@@ -130,10 +135,10 @@ def geometry_table(geometries: Sequence[Geometry]) -> Table:
                 continue
             values = [tuple(value) + (0.0,) * (length - len(value)) for value in values]
         columns[name.upper()] = np.array(values, np.float64)
-    return Table(columns)
+    return astable.Table(columns)
 
 
-def geometries_of(table: Table) -> tuple[Geometry, ...]:
+def geometries_of(table: astable.Table) -> tuple[Geometry, ...]:
     """Give the geometries that `geometry_table` wrote."""
     columns: dict[str, list[Any]] = {}
     for name in Geometry._fields:
@@ -155,7 +160,7 @@ def read_rows(path: str, name: str) -> list[dict[str, str]]:
     """
     try:
         with fits.open(path, memmap=False, lazy_load_hdus=True) as hdus:
-            table = Table(hdus[name].data) if name in hdus else Table()
+            table = astable.Table(hdus[name].data) if name in hdus else astable.Table()
             return [
                 {column: str(row[column]).strip() for column in table.colnames} for row in table
             ]
@@ -165,7 +170,7 @@ def read_rows(path: str, name: str) -> list[dict[str, str]]:
         ) from error
 
 
-def _with_units(table: Table) -> Table:
+def _with_units(table: astable.Table) -> astable.Table:
     """Give OBJCAT with the unit of each column."""
     for name in table.colnames:
         known = [
@@ -191,22 +196,24 @@ def _with_sky_positions(frame: Frame, number: int, catalog: np.ndarray) -> np.nd
 
 
 def each_table(
-    tables: Mapping[str, Table | Sequence[Table]],
-) -> list[tuple[str, tuple[Table, int | None]]]:
+    tables: Mapping[str, astable.Table | Sequence[astable.Table]],
+) -> list[tuple[str, tuple[astable.Table, int | None]]]:
     """Give (name, (table, EXTVER)) of each table.
 
     A table of the whole file has no EXTVER, those of its arrays have 1, 2 ... (as in astrodata).
     """
-    flat: list[tuple[str, tuple[Table, int | None]]] = []
+    flat: list[tuple[str, tuple[astable.Table, int | None]]] = []
     for name, value in tables.items():
         if isinstance(value, (list, tuple)):
-            flat += [(name, (Table(table), number)) for number, table in enumerate(value, 1)]
+            flat += [
+                (name, (astable.Table(table), number)) for number, table in enumerate(value, 1)
+            ]
         else:
-            flat.append((name, (Table(value), None)))
+            flat.append((name, (astable.Table(value), None)))
     return flat
 
 
-def table_bytes(name: str, table: Table, version: int | None) -> bytes:
+def table_bytes(name: str, table: astable.Table, version: int | None) -> bytes:
     """Give a table as the records of an extension, with a checksum and descriptions as TCOMM."""
     hdu = fits.table_to_hdu(table)
     hdu.name = name

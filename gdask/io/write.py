@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from astropy.io import fits
-from astropy.table import Table
 
 from gdask.headers import RECORD_BYTES, Header
 from gdask.instruments.rules import format_section, parse_section
@@ -34,11 +32,16 @@ from gdask.io.frames import (
     with_fetched,
 )
 from gdask.io.tables import each_table, source_tables, stored_tables, table_bytes
-from gdask.model import DIMS, EXTNAMES, GdaskError, owner, settings
+from gdask.model import DIMS, EXTNAMES, GdaskError, late, owner, settings
 from gdask.types import Frame
 
 if TYPE_CHECKING:
     import dask.array as da
+    from astropy import table as astable
+    from astropy.io import fits
+else:
+    fits = late("astropy.io.fits")
+    astable = late("astropy.table")
 
 log = logging.getLogger("gdask")
 
@@ -124,7 +127,7 @@ def start(
 
 def finish(
     output: Output,
-    tables: Mapping[str, Table | Sequence[Table]] | None = None,
+    tables: Mapping[str, astable.Table | Sequence[astable.Table]] | None = None,
     *,
     checksum: bool = True,
 ) -> str:

@@ -19,6 +19,8 @@ from gdask.model import GdaskError, UsageError
 from gdask.params import closest, snake_case
 
 Recipe = Callable[..., object]
+#: Shipped recipes that read no pixels.
+_HEADER_RECIPES = {"check_wcs"}
 
 
 def find_recipe(name: str | None, tags: AbstractSet[str]) -> Recipe:
@@ -105,6 +107,19 @@ def steps_in(recipe: Recipe) -> dict[str, Callable[..., object]]:
 def known_steps() -> dict[str, Callable[..., object]]:
     """Give all steps by name: a config file may serve several recipes."""
     return {name: getattr(steps, name) for name in steps.__all__}
+
+
+def kernels_needed_by(recipe: Recipe, tags: AbstractSet[str]) -> str:
+    """Give the module of recipes whose compiled functions a recipe for these tags needs.
+
+    A recipe of the user's is taken to need what the shipped ones do. '' where it reads no pixels.
+    """
+    if recipe.__name__ in _HEADER_RECIPES:
+        return ""
+    try:
+        return library_for(tags).__name__.rpartition(".")[2]
+    except GdaskError:
+        return ""
 
 
 def _collect(function: Recipe, found: dict[str, Callable[..., object]], seen: set[Recipe]) -> None:

@@ -96,12 +96,17 @@ class Reduce:
         """Check what was asked for, screen the files, and run the recipe where it was asked for."""
         from gdask import params
         from gdask.cluster import connect
-        from gdask.engine import checkpoint
+        from gdask.engine import checkpoint, warm_up
         from gdask.engine.checkpoint import remove_stale_parts
         from gdask.engine.memory import parse_bytes
         from gdask.instruments import tags
         from gdask.reduction import screening
-        from gdask.reduction.recipe_library import known_steps, locate, steps_in
+        from gdask.reduction.recipe_library import (
+            kernels_needed_by,
+            known_steps,
+            locate,
+            steps_in,
+        )
 
         given, ucals = params.normalise(self.uparms), self._calibrations()
         _check_cluster(self.cluster)
@@ -133,6 +138,7 @@ class Reduce:
         if limit := screening.field_of_one_target(frames[0], recipe, layers):
             frames = self._keep(screening.one_target(frames, limit))
         with (
+            warm_up.in_background(kernels_needed_by(recipe, tags(frames[0]))),
             checkpoint.scratch_folder(os.getcwd(), paths) as scratch,
             connect(self.cluster, memory=allowed, report=self.performance_report),
         ):

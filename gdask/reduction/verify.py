@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from astropy.io import fits
 
 from gdask.headers import RECORD_BYTES, Headers, Unit, each_unit, is_tiled, open_stream
 from gdask.instruments import View, view
@@ -19,7 +18,12 @@ from gdask.instruments.view import COMPANION_EXTENSIONS
 from gdask.io.checksum import wrong_sums
 from gdask.io.read import stored_arrays
 from gdask.io.stored import StoredArray
-from gdask.model import DTYPES, EXTNAMES, GdaskError
+from gdask.model import DTYPES, EXTNAMES, GdaskError, late
+
+if TYPE_CHECKING:
+    from astropy.io import fits
+else:
+    fits = late("astropy.io.fits")
 
 #: All DQ bits that have a meaning.
 KNOWN_DQ_BITS = 0x7F

@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 import numpy as np
-from astropy.table import Table
 
 from gdask.instruments import descriptor
 from gdask.io.catalog import at_epoch, read_catalog
@@ -339,7 +338,7 @@ def _correct(frame: Frame, fit: FrameFit) -> Frame:
     return with_small(with_geometries(frame, corrected), solution=summary)
 
 
-def _catalog_flux(catalog: Table) -> np.ndarray:
+def _catalog_flux(catalog: Any) -> np.ndarray:
     """Give a brightness to choose stars by: from the first magnitude column, or 1 for all."""
     names = [
         name for name in catalog.colnames if "mag" in name.lower() and "err" not in name.lower()

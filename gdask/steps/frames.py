@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
-
-import dask.array as da
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gdask.instruments import descriptor
 from gdask.io.frames import array_headers, array_numbers, is_frame, sections, shape_of, with_pixels
 from gdask.io.lazy_arrays import cut_out
-from gdask.model import DETECTOR, DIMS, DTYPES, GdaskError, X, Y
+from gdask.model import DETECTOR, DIMS, DTYPES, GdaskError, X, Y, late
 from gdask.types import Frame
+
+if TYPE_CHECKING:
+    import dask.array as da
+else:
+    da = late("dask.array")
 
 VARIABLES = ("data", "variance", "dq")
 #: Their types, and their bytes for each pixel.

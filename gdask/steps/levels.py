@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-import dask.array as da
 import numpy as np
 
 from gdask.instruments import instrument_of
@@ -17,11 +16,16 @@ from gdask.kernels.geometry.projection import Geometry, to_sky
 from gdask.kernels.sky.levels import sky_cell_medians, solve_levels
 from gdask.kernels.sky.target_light import TargetLight, find_target_light
 from gdask.kernels.sources.background import background_mesh
-from gdask.model import UNUSABLE, GdaskError
+from gdask.model import UNUSABLE, GdaskError, late
 from gdask.params import Range
 from gdask.steps.frames import array, arrays_of, on_group, with_arrays
 from gdask.steps.sky_frames import middle_of_exposure
 from gdask.types import Flags, Frame, Frames, Image, Mask
+
+if TYPE_CHECKING:
+    import dask.array as da
+else:
+    da = late("dask.array")
 
 #: Side (pixels) of a block of an array that belongs to one cell of the sky as a whole.
 BLOCK_PIXELS = 8

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import dask.array as da
 import numpy as np
 
 from gdask.instruments import descriptor, instrument_of, tags
@@ -31,10 +30,15 @@ from gdask.kernels.detector.probe_shadows import (
     unbin_window,
 )
 from gdask.kernels.geometry.projection import from_sky, to_sky
-from gdask.model import DQ
+from gdask.model import DQ, late
 from gdask.params import Range
 from gdask.steps.frames import array, arrays_of, match_region, on_group, per_array, with_arrays
 from gdask.types import Flags, Frame, Frames, Image, Mask, Window
+
+if TYPE_CHECKING:
+    import dask.array as da
+else:
+    da = late("dask.array")
 
 #: Fraction of saturated pixels above which an array's read-out has failed: it saw no such light,
 #: which therefore leaves no latent image.

@@ -6,9 +6,8 @@ Each tile is made from the input windows that touch it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import dask.array as da
 import numpy as np
 from dask.base import tokenize
 
@@ -42,11 +41,16 @@ from gdask.kernels.geometry.grid import (
 from gdask.kernels.geometry.projection import Geometry, pixel_area
 from gdask.kernels.geometry.wcs import grid_from_header, grid_header
 from gdask.kernels.resample.interpolation import noise_correlation
-from gdask.model import DIMS, GdaskError
+from gdask.model import DIMS, GdaskError, late
 from gdask.params import Range, refuses
 from gdask.steps.frames import VARIABLE_TYPES, VARIABLES, arrays_of, named, on_group
 from gdask.steps.resampled import INTERPOLATIONS, Resampled
 from gdask.types import Flags, Frame, Frames, Image, Window
+
+if TYPE_CHECKING:
+    import dask.array as da
+else:
+    da = late("dask.array")
 
 #: Side (pixels) of an output tile of a few frames. Tiles are squares, so that what they need of an
 #: array that lies askew is little more than they show; dask's ordering takes time and memory with

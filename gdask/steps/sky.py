@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import dask.array as da
 import numpy as np
 
 from gdask.io.frames import note, records, shape_of, sky_names, with_headers, with_records
 from gdask.io.gather import measure_arrays
 from gdask.io.lazy_arrays import map_planes
 from gdask.kernels.statistics import fit_sky_level
-from gdask.model import GdaskError
+from gdask.model import GdaskError, late
 from gdask.params import Range, refuses
 from gdask.steps.frames import PIXEL_BYTES, array, arrays_of, named, on_group, with_arrays
 from gdask.steps.levels import SkyLevel, choose_level
 from gdask.steps.sky_subtraction import GROUP_BYTES, MOST_IN_GROUP, Wanted, subtract_skies
 from gdask.types import Flags, Frame, Frames, Image, Mask
+
+if TYPE_CHECKING:
+    import dask.array as da
+else:
+    da = late("dask.array")
 
 #: Pixels of an array from whose rows its level is measured: the level is then good to 0.001 sigma.
 _LEVEL_PIXELS = 2**20

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import dask.array as da
 import numpy as np
 from dask.base import tokenize
 
@@ -13,7 +12,7 @@ from gdask.io.gather import gather_planes
 from gdask.io.lazy_arrays import band_chunks
 from gdask.io.sources import Source, prepared, read_together
 from gdask.kernels.stack.combine import combine
-from gdask.model import DQ
+from gdask.model import DQ, late
 from gdask.steps.frames import (
     BAND_ROWS,
     PIXEL_BYTES,
@@ -24,6 +23,11 @@ from gdask.steps.frames import (
 )
 from gdask.steps.sky_frames import middle_of_exposure
 from gdask.types import Flags, Frame, Frames, Image, Mask, Window
+
+if TYPE_CHECKING:
+    import dask.array as da
+else:
+    da = late("dask.array")
 
 #: Bytes of whole arrays that a group of frames may take between its bands and its detection, and
 #: the most frames in a group. Constants, so that graphs have the same names on every machine.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import dask.array as da
 import numpy as np
 from dask.base import tokenize
 
@@ -25,7 +24,7 @@ from gdask.io.lazy_arrays import band_chunks
 from gdask.io.sources import Source, read_together
 from gdask.kernels.stack.combine import combine
 from gdask.kernels.stack.grow import GROW_MARGIN, Planes, combine_without_rejected, grow_rejected
-from gdask.model import GdaskError
+from gdask.model import GdaskError, late
 from gdask.params import Range
 from gdask.steps.frames import (
     BAND_ROWS,
@@ -41,6 +40,11 @@ from gdask.steps.resample import TILE_BYTES, resampled_source
 from gdask.steps.resampled import Resampled
 from gdask.steps.sky_frames import SAME_EXPOSURE_SECONDS
 from gdask.types import Frame, Frames, Window
+
+if TYPE_CHECKING:
+    import dask.array as da
+else:
+    da = late("dask.array")
 
 Operation = Literal["mean", "wtmean", "median", "lmedian"]
 Reject = Literal["none", "minmax", "sigclip", "varclip", "noiseclip"]

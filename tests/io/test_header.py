@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from astropy.io import fits
@@ -110,6 +112,107 @@ def test_files_that_are_alike_are_read_into_the_same_cards(tmp_path: Path) -> No
         if text is not twin
     ] == ["FILENAME"]
     assert (one["FILENAME"], other["FILENAME"]) == ("a.fits", "b.fits")
+
+
+# Cards that are read and written without astropy
+
+TRICKY_CARDS = (
+    "KEY     = 'ab  '",
+    "KEY     = '  '",
+    "KEY     = ''",
+    "KEY     = '   x'",
+    "KEY     =  T / c",
+    "KEY     = 1.",
+    "KEY     = -0",
+    "KEY     = 007",
+    "KEY     = 1.5D+3 /x",
+    "KEY     = 6E-05 / no point",
+    "KEY     =1",
+    "KEY     = .5",
+    "KEY     = 'a' b",
+    "KEY     = 'it''s'",
+    "KEY     = 1 2",
+    "K E     = 1",
+    "KEY     = 'DP1: 2.0'",
+    "KEY     = '12:34:56.7'",
+    "KEY     = 1e5",
+    "        = 1",
+    "        a comment",
+    "COMMENT = 'not a value'",
+    "HISTORY  text",
+    "HIERARCH A B = 1",
+    "END     = 1",
+    "-_9     = 1.0E5/",
+    "KEY     = Tx",
+    "KEY     = 'a'/x",
+    "KEY     = 99999999999999999999",
+    "KEY     =",
+    "",
+)
+
+
+def random_value(rng: random.Random) -> Any:
+    """Give a value of any kind that headers hold."""
+    text = "".join(
+        rng.choice("abcXYZ 0123:-_/'.") for _ in range(rng.choice((0, 1, 5, 8, 9, 19, 30, 66, 70)))
+    )
+    whole = rng.randrange(-(10 ** rng.randrange(1, 20)), 10 ** rng.randrange(1, 20))
+    real = rng.uniform(-1, 1) * 10.0 ** rng.randrange(-8, 20)
+    rounded = round(rng.uniform(-1000, 1000), rng.randrange(0, 6))
+    return rng.choice((text, whole, real, rounded, float(rng.randrange(-5, 5)), rng.random() < 0.5))
+
+
+def same_entries(found: Any, expected: Any) -> bool:
+    return found[:3] == expected[:3] and type(found.value) is type(expected.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_plain_cards_are_read_as_astropy_reads_them(night: Night) -> None:
+    rng = random.Random(3)
+    texts = {card.ljust(80) for card in TRICKY_CARDS}
+    for path in (night.science[0], night.bpm):
+        with fits.open(path) as hdus:
+            texts |= {str(card) for hdu in hdus for card in hdu.header.cards}
+    real = sorted(text for text in texts if len(text) == 80)
+    for text in rng.choices(real, k=3000):
+        letters = list(text)
+        for _ in range(rng.randrange(1, 4)):
+            letters[rng.randrange(45)] = rng.choice("ABC0123456789.+-ED'/ :TFinf=()_,")
+        texts.add("".join(letters))
+    plain = {text: entry for text in texts if (entry := header_module._plain_entry(text))}
+    assert len(plain) > 1000
+    for text, entry in plain.items():
+        expected = header_module._entry_of_card(fits.Card.fromstring(text), text)
+        assert same_entries(entry, expected), text
+    assert len([text for text in real if text in plain]) > 0.9 * len(real)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_plain_cards_are_written_and_changed_as_astropy_does() -> None:
+    rng = random.Random(4)
+    keywords = ("GAIN", "A", "ABCDEFGH", "MJD-OBS", "lower", "TOO LONGKEY", "COMMENT", "_X")
+    comments = (None, None, "", "x", "Exposure time (s)", " lead", "y" * 50, "it's / x")
+    cards = [
+        "GAIN    =                 2.44 / Gain of the array",
+        "OBJECT  = 'NGC 5128'           / Name",
+        "NREADS  =                    8",
+        "FLAG    =                    T /no blank",
+        "QUOTED  = 'it''s'",
+    ]
+    for _ in range(3000):
+        keyword, value, comment = rng.choice(keywords), random_value(rng), rng.choice(comments)
+        written = header_module._plain_card(keyword, value, comment)
+        if written:
+            expected = header_module._entry_of_card(fits.Card(keyword, value, comment))
+            assert same_entries(
+                header_module._new_entry.__wrapped__(keyword, value, comment), expected
+            )
+        text = rng.choice(cards).ljust(80)
+        value = rng.choice((value, 2.44, "NGC 5128", 8, 8.0, True, 1))
+        card = fits.Card.fromstring(text)
+        card.value = value
+        changed = header_module._changed_entry(text, value, None)
+        assert same_entries(changed, header_module._entry_of_card(card)), (text, value)
 
 
 @pytest.mark.filterwarnings("ignore::astropy.io.fits.verify.VerifyWarning")

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from gdask.kernels.astrometry.measured_stars import (
@@ -21,6 +20,7 @@ from gdask.kernels.astrometry.measured_stars import (
     frame_rows,
     instrument_vectors,
 )
+from gdask.kernels.compiled import njit
 from gdask.types import Arcsec, Degrees
 
 #: The histogram's peak must stand this many sigma of the accidental pairs above them, with at least
@@ -71,7 +71,7 @@ class FirstShifts(NamedTuple):
     reason: tuple[str, ...]
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _sorted_by_cell(
     x: np.ndarray, y: np.ndarray, x0: float, y0: float, size: float, nx: int, ny: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -94,7 +94,7 @@ def _sorted_by_cell(
     return start, rows
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def nearest(
     xa: np.ndarray, ya: np.ndarray, xb: np.ndarray, yb: np.ndarray, radius: float
 ) -> np.ndarray:

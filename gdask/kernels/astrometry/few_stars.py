@@ -10,10 +10,9 @@ elsewhere, and is left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from scipy.special import comb
 
 from gdask.kernels.astrometry.association import match_pairs, rows_around
 from gdask.kernels.astrometry.measured_stars import (
@@ -24,7 +23,13 @@ from gdask.kernels.astrometry.measured_stars import (
     to_common_plane,
     to_instrument_plane,
 )
+from gdask.model import late
 from gdask.types import Arcsec
+
+if TYPE_CHECKING:
+    from scipy import special
+else:
+    special = late("scipy.special")
 
 #: Frames that each frame is compared with in the search for defects, at most; and sources with
 #: which a frame is not searched for them.
@@ -298,7 +303,7 @@ def _shared_stars(
         farthest = np.where(seen_here, np.maximum(farthest, shift), farthest)
     area = np.mean(list(areas.values())) if areas else 1.0
     share = np.minimum(alike * np.pi * np.maximum(farthest, HEADER_ERROR) ** 2 / area, 1.0)
-    ways = comb(np.maximum(could, stars.seen) - 1, stars.seen - 1)
+    ways = special.comb(np.maximum(could, stars.seen) - 1, stars.seen - 1)
     others = np.maximum(stars.seen - 1, 0)
     chance = np.maximum(alike, 1) * len(lists) * ways * share**others
     return (stars.seen >= 2) & (stars.seen >= could / 2) & (chance <= MAX_STAR_CHANCE)

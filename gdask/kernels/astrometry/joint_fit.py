@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from gdask.kernels.astrometry.association import (
@@ -44,6 +43,7 @@ from gdask.kernels.astrometry.measured_stars import (
     term_sums,
     to_common_plane,
 )
+from gdask.kernels.compiled import njit
 from gdask.kernels.geometry.projection import tangent_plane
 from gdask.types import Arcsec, Degrees
 
@@ -97,7 +97,7 @@ def supported_terms(stars: int, most: int) -> int:
     return supported[-1] if supported else 0
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _common_coefficients(cosine: np.ndarray, sine: np.ndarray, terms: np.ndarray) -> np.ndarray:
     """(frames, 2, 10) coefficients of each frame's displacement along the common plane's axes."""
     out = np.zeros((terms.shape[0], 2, MONOMIALS))
@@ -109,7 +109,7 @@ def _common_coefficients(cosine: np.ndarray, sine: np.ndarray, terms: np.ndarray
     return out
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _positions(
     frame: np.ndarray,
     x: np.ndarray,
@@ -138,7 +138,7 @@ def corrected_positions(problem: Problem, terms: np.ndarray) -> tuple[np.ndarray
     return _positions(problem.frame, *places, coefficients)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _star_means(
     star: np.ndarray, weight: np.ndarray, xi: np.ndarray, eta: np.ndarray, stars: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -160,7 +160,7 @@ def star_means(
     return _star_means(problem.star, problem.weight, xi, eta, problem.stars)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _normal_times(
     frame: np.ndarray,
     star: np.ndarray,
@@ -215,7 +215,7 @@ def _normal_times(
     return out
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _dot(a: np.ndarray, b: np.ndarray) -> float:
     """Sum of the products of two matrices' elements, in one fixed order."""
     total = 0.0
@@ -225,7 +225,7 @@ def _dot(a: np.ndarray, b: np.ndarray) -> float:
     return total
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _solve_each(blocks: np.ndarray, right: np.ndarray, active: np.ndarray) -> np.ndarray:
     """Solve each frame's block for its leading terms."""
     out = np.zeros(right.shape)

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
+from gdask.kernels.compiled import njit
 from gdask.kernels.geometry.projection import CORRECTION_UNIT, tangent_plane, tangent_sky
 from gdask.types import Arcsec, Degrees
 
@@ -139,7 +139,7 @@ def instrument_vectors(
     return c * dxi + s * deta, c * deta - s * dxi
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def turn_to_instrument(
     frame: np.ndarray, cosine: np.ndarray, sine: np.ndarray, dx: np.ndarray, dy: np.ndarray
 ) -> None:
@@ -201,7 +201,7 @@ def mean_flux(frames: Sequence[Measurements], problem: Problem) -> np.ndarray:
     return np.divide(total, number, out=np.full(len(total), np.nan), where=number > 0)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
 def monomials(x: float, y: float, out: np.ndarray) -> None:
     """Write 1, u, v, u2, uv, v2, u3, u2v, uv2, v3 at (x, y) arcsec, in units of 60 arcsec."""
     u, v = x / CORRECTION_UNIT, y / CORRECTION_UNIT
@@ -210,7 +210,7 @@ def monomials(x: float, y: float, out: np.ndarray) -> None:
     out[6], out[7], out[8], out[9] = out[3] * u, out[3] * v, u * out[5], v * out[5]
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def monomial_coefficients(terms: np.ndarray) -> np.ndarray:
     """20 terms -> (2, 10) coefficients of the monomials along x and y."""
     out = np.zeros((2, MONOMIALS))
@@ -220,7 +220,7 @@ def monomial_coefficients(terms: np.ndarray) -> np.ndarray:
     return out
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def term_sums(sums: np.ndarray) -> np.ndarray:
     """(2, 10) sums over monomials along x and y -> 20 sums over terms.
 
@@ -250,7 +250,7 @@ def to_polynomials(terms: np.ndarray) -> Polynomials:
     return tuple(x.tolist()), tuple(y.tolist())
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def displace(x: np.ndarray, y: np.ndarray, terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Displacement (arcsec, along x and y) of points (arcsec) by one set of 20 terms."""
     coefficients, values = monomial_coefficients(terms), np.zeros(MONOMIALS)
@@ -263,14 +263,14 @@ def displace(x: np.ndarray, y: np.ndarray, terms: np.ndarray) -> tuple[np.ndarra
     return dx, dy
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
 def _product(a: int, b: int) -> int:
     """Number of the product of two monomials, given by their numbers."""
     order = _ORDER_OF_MONOMIAL[a] + _ORDER_OF_MONOMIAL[b]
     return order * (order + 1) // 2 + _Y_POWER[a] + _Y_POWER[b]
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def normal_matrices(
     group: np.ndarray, x: np.ndarray, y: np.ndarray, weight: np.ndarray, groups: int
 ) -> np.ndarray:
@@ -311,7 +311,7 @@ def normal_matrices(
     return out
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def solve_leading(normal: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:
     """Solve the leading count x count part of a symmetric positive system; zeros elsewhere.
 
@@ -338,7 +338,7 @@ def solve_leading(normal: np.ndarray, right: np.ndarray, count: int) -> np.ndarr
     return out
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _right_sides(
     group: np.ndarray,
     x: np.ndarray,
@@ -411,7 +411,7 @@ def best_count(chi2: np.ndarray, counts: tuple[int, ...]) -> int:
     return counts[int(np.argmin(chi2 + np.array(counts)))]
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _left_out_chi2(
     normals: np.ndarray,
     right_sides: np.ndarray,

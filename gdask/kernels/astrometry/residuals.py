@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from gdask.kernels.astrometry.joint_fit import corrected_positions, star_means
@@ -33,6 +32,7 @@ from gdask.kernels.astrometry.measured_stars import (
     to_polynomials,
     turn_to_instrument,
 )
+from gdask.kernels.compiled import njit
 from gdask.kernels.geometry.projection import CORRECTION_UNIT
 from gdask.types import Arcsec
 
@@ -118,7 +118,7 @@ def residuals(problem: Problem, terms: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return xi, eta, left
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _subtract_means(
     star: np.ndarray,
     weight: np.ndarray,
@@ -178,7 +178,7 @@ def robust_weights(
     return base
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _lower_outliers(dx: np.ndarray, dy: np.ndarray, left: np.ndarray, weight: np.ndarray) -> None:
     """Lower the weights of large residuals, in place."""
     for m in range(weight.size):
@@ -364,7 +364,7 @@ def number_epochs(mjd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return number, np.array([mjd[number == k].mean() for k in range(count)])
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _robust_means(
     offset: np.ndarray, variance: np.ndarray, starts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from gdask.kernels.arrays import as_kernel_input, flatten_planes
+from gdask.kernels.compiled import njit
 from gdask.kernels.statistics import middle
 from gdask.model import DQ, GdaskError
 from gdask.types import Flags, Image, Mask

@@ -7,9 +7,9 @@ coefficients are those of the instrument teams, as the field's standard reductio
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from gdask.kernels.arrays import flatten_planes
+from gdask.kernels.compiled import njit
 from gdask.types import Electrons, Image
 
 Coefficients = tuple[float, float, float]

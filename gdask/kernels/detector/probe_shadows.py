@@ -6,13 +6,18 @@ The frames are measured in square bins of BIN_SIZE pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
-from gdask.model import UNUSABLE
+from gdask.model import UNUSABLE, late
 from gdask.types import Flags, Fraction, Image, Mask
+
+if TYPE_CHECKING:
+    from scipy import ndimage
+else:
+    ndimage = late("scipy.ndimage")
 
 #: Pixels of a bin's side. Every other pixel of its rows and columns is used: 64 of 256.
 BIN_SIZE = 16

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from gdask.kernels.arrays import as_kernel_input, flatten_planes
+from gdask.kernels.compiled import njit
 from gdask.model import DQ, GdaskError
 from gdask.types import Flags, Window
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from gdask.kernels.arrays import INNER, as_kernel_input
+from gdask.kernels.compiled import njit
 from gdask.kernels.geometry.grid import MAP_NODE_SPACING, Grid, MapNodes, Window, map_nodes
 from gdask.kernels.geometry.projection import Floats, Geometry, pixel_area
 from gdask.types import Image

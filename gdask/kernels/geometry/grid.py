@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from gdask.kernels.arrays import INNER, as_kernel_input
+from gdask.kernels.compiled import njit
 from gdask.kernels.geometry.projection import (
     Floats,
     Geometry,

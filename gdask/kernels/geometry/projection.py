@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from gdask.kernels.compiled import njit
 from gdask.model import GdaskError
 from gdask.types import Degrees, Pixels
 
@@ -31,6 +31,8 @@ CORRECTION_UNIT = 60.0
 #: Newton steps of the inverse. Quadratic convergence needs 5 over a whole GSAOI array, from the
 #: worst start.
 NEWTON_STEPS = 9
+#: Points that are not worth loading compiled code for.
+FEW_POINTS = 16
 #: The last Newton step (pixels) above which a point has not converged.
 NEWTON_TOLERANCE = 1e-7
 
@@ -173,9 +175,12 @@ def _evaluate(
 ) -> tuple[Floats, Floats]:
     """Run a compiled loop over points on inputs that broadcast.
 
-    The inputs are converted to float64, and the results have their shape.
+    The inputs are converted to float64, and the results have their shape. A few points that come
+    before compiled code is loaded (0.6 s) do not wait for it; the bits are the same.
     """
     a, b = np.broadcast_arrays(np.asarray(a, np.float64), np.asarray(b, np.float64))
+    if a.size <= FEW_POINTS and not points.is_loaded and np.isfinite(a + b).all():
+        points = points.few
     out_a, out_b = points(*packed, np.ascontiguousarray(a).ravel(), np.ascontiguousarray(b).ravel())
     return out_a.reshape(a.shape)[()], out_b.reshape(a.shape)[()]
 
@@ -270,7 +275,7 @@ def deproject(point: Floats, xi: float, eta: float) -> tuple[float, float]:
     y = eta / ARCSEC_PER_RADIAN
     side = point[2] - y * point[1]
     ra = (point[0] + math.degrees(math.atan2(x, side))) % 360.0
-    return ra, math.degrees(math.atan2(point[1] + y * point[2], math.hypot(x, side)))
+    return ra, math.degrees(math.atan2(point[1] + y * point[2], np.hypot(x, side)))
 
 
 @njit(cache=True, nogil=True)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-from astropy.io.fits import Header
-from astropy.wcs import WCS
 
 from gdask.kernels.geometry.grid import Grid
 from gdask.kernels.geometry.projection import (
@@ -18,8 +17,13 @@ from gdask.kernels.geometry.projection import (
     tangent_plane,
     to_sky,
 )
-from gdask.model import GdaskError
+from gdask.model import GdaskError, late
 from gdask.types import Degrees, Pixels
+
+if TYPE_CHECKING:
+    from astropy.io import fits
+else:
+    fits = late("astropy.io.fits")
 
 #: Order of the SIP polynomials where a fitted correction makes the order of the exact chain too
 #: high for SIP.
@@ -34,7 +38,7 @@ SQUARENESS_TOLERANCE = 1e-4
 
 def array_wcs(
     geometry: Geometry, shape: tuple[int, int], radesys: str = "FK5"
-) -> tuple[Header, Pixels]:
+) -> tuple[fits.Header, Pixels]:
     """Return TAN-SIP cards for one array, and their greatest error over it (pixels).
 
     shape: (ny, nx) of the array. A cubic static distortion is exact in SIP about the pixel where
@@ -64,7 +68,7 @@ def array_wcs(
     return header, float(error.max())
 
 
-def grid_header(grid: Grid, radesys: str = "FK5") -> Header:
+def grid_header(grid: Grid, radesys: str = "FK5") -> fits.Header:
     """Return the plain TAN cards of an output image, with its size."""
     c, s = math.cos(math.radians(grid.pa)), math.sin(math.radians(grid.pa))
     cd = np.array([[-c, s], [s, c]]) * grid.scale / 3600
@@ -75,7 +79,7 @@ def grid_header(grid: Grid, radesys: str = "FK5") -> Header:
     return header
 
 
-def grid_from_header(header: Header, name: str = "reference") -> Grid:
+def grid_from_header(header: fits.Header, name: str = "reference") -> Grid:
     """Return the grid of an existing image; `name` is for messages.
 
     Raises GdaskError unless it is a plain TAN image with square pixels, East to the left of North.
@@ -91,6 +95,8 @@ def grid_from_header(header: Header, name: str = "reference") -> Grid:
             f"{name}: NAXIS1 or NAXIS2 is missing; expected the size of an image:"
             " name an image extension"
         )
+    from astropy.wcs import WCS
+
     wcs = WCS(header, naxis=2)
     cd = wcs.pixel_scale_matrix
     scale = math.sqrt(abs(np.linalg.det(cd)))
@@ -147,12 +153,12 @@ def _multiply(
 
 def _tan_cards(
     pixel: tuple[Pixels, Pixels], sky: tuple[Degrees, Degrees], cd: Floats, radesys: str, sip: str
-) -> Header:
+) -> fits.Header:
     """Return the cards of a gnomonic projection.
 
     `pixel` (x, y) is 0-based, `cd` in degrees, `sip` the ending of CTYPE.
     """
-    header = Header()
+    header = fits.Header()
     header["WCSAXES"] = 2
     for axis, name in enumerate(("RA---TAN", "DEC--TAN")):
         header[f"CTYPE{axis + 1}"] = name + sip
@@ -168,7 +174,7 @@ def _tan_cards(
 
 
 def _sip_cards(
-    header: Header,
+    header: fits.Header,
     names: tuple[str, str],
     polynomials: list[dict[tuple[int, int], float]],
     order: int,

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from gdask.kernels.arrays import INNER
+from gdask.kernels.compiled import njit
 from gdask.kernels.geometry.projection import Floats
 from gdask.kernels.resample.interpolation import PHASES
 from gdask.model import DQ, UNUSABLE

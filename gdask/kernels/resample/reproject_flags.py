@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from gdask.kernels.arrays import as_kernel_input
+from gdask.kernels.compiled import njit
 from gdask.kernels.geometry.projection import Floats
 from gdask.kernels.resample.interpolation import PHASES
 from gdask.kernels.resample.layout import BAD_BITS, HOLE, NO_DATA, estimate

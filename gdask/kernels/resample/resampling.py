@@ -28,9 +28,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from gdask.kernels.arrays import INNER, as_kernel_input
+from gdask.kernels.compiled import njit
 from gdask.kernels.geometry.areas import area_row
 from gdask.kernels.geometry.grid import MapNodes, map_row
 from gdask.kernels.geometry.projection import Floats

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from gdask.kernels.arrays import as_kernel_input
+from gdask.kernels.compiled import njit
 from gdask.model import GdaskError
 from gdask.types import Electrons, Image, Mask
 
@@ -42,7 +42,7 @@ class LevelOffsets(NamedTuple):
     rms: Electrons
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _select(v: np.ndarray, low: int, high: int, k: int) -> float:
     """Find the k-th smallest of v[low..high] (k counted from v[0]) by Hoare's method.
 
@@ -68,7 +68,7 @@ def _select(v: np.ndarray, low: int, high: int, k: int) -> float:
     return np.float64(v[k])  # float() would keep single precision here
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _blocks_by_cell(cells: np.ndarray, first: int, number: int) -> tuple[np.ndarray, np.ndarray]:
     """Flat indices of the blocks, sorted by cell, and the place where each cell's blocks begin."""
     start = np.zeros(number + 1, np.int64)
@@ -89,7 +89,7 @@ def _blocks_by_cell(cells: np.ndarray, first: int, number: int) -> tuple[np.ndar
     return blocks, start
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _gather_cell(
     data: np.ndarray,
     good: np.ndarray,
@@ -121,7 +121,7 @@ def _gather_cell(
     return n
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _quartiles(
     values: np.ndarray, n: int, bins: np.ndarray, counts: np.ndarray, out: np.ndarray
 ) -> None:
@@ -172,7 +172,7 @@ def _quartiles(
     out[0], out[1], out[2] = found[0], 0.5 * (found[1] + found[2]), found[3]
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _cell_quartiles(
     data: np.ndarray,
     good: np.ndarray,
@@ -240,7 +240,7 @@ def sky_cell_medians(
     return found + first, quartiles[:, 1], error, n
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _connected_groups(unit: np.ndarray, cell: np.ndarray, units: int, cells: int) -> np.ndarray:
     """Number of each unit's group: units are connected that share a cell, also through others."""
     parent = np.arange(units)
@@ -261,7 +261,7 @@ def _connected_groups(unit: np.ndarray, cell: np.ndarray, units: int, cells: int
     return parent
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _cell_means(
     cell: np.ndarray, value: np.ndarray, weight: np.ndarray, cells: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -276,7 +276,7 @@ def _cell_means(
     return total, norm
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _unit_gradient(
     unit: np.ndarray,
     cell: np.ndarray,

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
+from gdask.kernels.compiled import njit
 from gdask.kernels.sources.photometry import local_sky
 from gdask.kernels.sources.psf import (
     FIRST_PROFILE_RADIUS_FWHM,
@@ -68,7 +68,7 @@ class StarFits(NamedTuple):
     sky_error: np.ndarray
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _windowed_centroids(
     data: np.ndarray, bad: np.ndarray, x: np.ndarray, y: np.ndarray, fwhm: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -131,7 +131,7 @@ def _typical_noise(variance: Image, bad: np.ndarray) -> float:
     return float(np.sqrt(np.median(sample))) if sample.size else 0.0
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def neighbour_light(
     data: np.ndarray,
     residual: np.ndarray,

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import numba
+from typing import TYPE_CHECKING
+
 import numpy as np
-from scipy.ndimage import distance_transform_edt, median_filter
 
 from gdask.kernels.arrays import as_kernel_input
+from gdask.kernels.compiled import njit
+from gdask.model import late
 from gdask.types import Image, Mask
+
+if TYPE_CHECKING:
+    from scipy import ndimage
+else:
+    ndimage = late("scipy.ndimage")
 
 #: A mesh cell is estimated from at most about this many pixels, taken at a regular stride: the
 #: error of the median is then below 1.25 sigma / sqrt(8192) = 0.014 sigma.
@@ -18,7 +25,7 @@ MIN_GOOD_SHARE = 0.1
 MIN_GOOD_PIXELS = 8
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _sample_cells(
     data: np.ndarray, bad: np.ndarray, j: int, my: int, values: np.ndarray, count: np.ndarray
 ) -> None:
@@ -43,7 +50,7 @@ def _sample_cells(
             values[i, k] = np.inf
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _clipped_modes(
     values: np.ndarray, count: np.ndarray, level: np.ndarray, sigma: np.ndarray
 ) -> None:
@@ -87,9 +94,11 @@ def _fill_and_filter(mesh: np.ndarray) -> np.ndarray:
     if missing.all():
         return np.zeros_like(mesh)
     if missing.any():
-        nearest = distance_transform_edt(missing, return_distances=False, return_indices=True)
+        nearest = ndimage.distance_transform_edt(
+            missing, return_distances=False, return_indices=True
+        )
         mesh = mesh[tuple(nearest)]
-    return median_filter(mesh, 3, mode="nearest") if min(mesh.shape) >= 3 else mesh
+    return ndimage.median_filter(mesh, 3, mode="nearest") if min(mesh.shape) >= 3 else mesh
 
 
 def background_mesh(data: Image, bad: Mask, cell_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +122,7 @@ def background_mesh(data: Image, bad: Mask, cell_size: int) -> tuple[np.ndarray,
     return _fill_and_filter(level), _fill_and_filter(sigma)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def mesh_columns(mx: int, nx: int) -> tuple[np.ndarray, np.ndarray]:
     """Give what `mesh_row` needs for rows of nx pixels on mx cells.
 
@@ -132,7 +141,7 @@ def mesh_columns(mx: int, nx: int) -> tuple[np.ndarray, np.ndarray]:
     return first, part
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def mesh_row(
     mesh: np.ndarray, y: int, ny: int, first: np.ndarray, part: np.ndarray, out: np.ndarray
 ) -> None:
@@ -153,7 +162,7 @@ def mesh_row(
             piece[x] = a * (1.0 - share[x]) + b * share[x]
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _interpolate(mesh: np.ndarray, ny: int, nx: int) -> np.ndarray:
     """Compiled part of `interpolate_mesh`."""
     out = np.empty((ny, nx), np.float32)
@@ -171,7 +180,7 @@ def interpolate_mesh(mesh: np.ndarray, shape: tuple[int, int]) -> Image:
     return _interpolate(np.ascontiguousarray(mesh, np.float64), shape[0], shape[1])
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def mesh_value(mesh: np.ndarray, y: int, x: int, ny: int, nx: int) -> np.float32:
     """Value (float32) of `interpolate_mesh` at one pixel of an array of (ny, nx)."""
     my, mx = mesh.shape

@@ -9,10 +9,10 @@ how near the error comes to the Cramer-Rao bound, and how right the fluxes are.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from gdask.kernels.arrays import as_kernel_input
+from gdask.kernels.compiled import njit
 from gdask.kernels.sources import photometry as ph
 from gdask.kernels.sources.array_fit import StarFits, fit_stars, neighbour_light
 from gdask.kernels.sources.psf import fwhm_of_image
@@ -47,7 +47,7 @@ MIN_CHI2_STARS = 8
 DEFAULT_POSITION_FLOOR_FWHM, DEFAULT_FLUX_FLOOR = 0.002, 0.002
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _flags_near(dq: np.ndarray, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
     """The DQ bits of the square of half-width `radius` about each position, OR-ed."""
     out = np.zeros(x.size, np.int64)

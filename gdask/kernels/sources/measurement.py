@@ -5,9 +5,9 @@ The definitions are those of Bertin & Arnouts (1996, A&AS 117, 393) and of SExtr
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from gdask.kernels.compiled import njit
 from gdask.types import Flags, Image, Mask
 
 #: The Kron aperture has KRON_FACTOR Kron radii, but not less than MIN_KRON_AXES semi-axes.
@@ -33,7 +33,7 @@ CORE_PEAK_SHARE = 0.4
 (R_KRON, F_AUTO, V_AUTO, R_HALF, SUSPECT, CUT) = range(6)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def moments(
     labels: np.ndarray,
     peak: np.ndarray,
@@ -110,7 +110,7 @@ def ellipses(table: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return a, b, 0.5 * np.arctan2(2 * xy, xx - yy)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def core_fwhm(
     labels: np.ndarray, data: np.ndarray, bad: np.ndarray, table: np.ndarray
 ) -> np.ndarray:
@@ -149,7 +149,7 @@ def core_fwhm(
     return out
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _sum_rings(
     data: np.ndarray,
     variance: np.ndarray,
@@ -203,7 +203,7 @@ def _sum_rings(
                 ring[i, 1] += variance[y2, x2]
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _measure_rings(ring: np.ndarray, out: np.ndarray) -> None:
     """Set the columns of `kron_apertures` from the rings of one source; radii in semi-axes."""
     rv, v = 0.0, 0.0
@@ -229,7 +229,7 @@ def _measure_rings(ring: np.ndarray, out: np.ndarray) -> None:
         inner += ring[i, 0]
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _kron_apertures(
     data: np.ndarray,
     variance: np.ndarray,

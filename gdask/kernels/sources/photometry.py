@@ -7,9 +7,9 @@ faint stars fainter. `star_fit` explains `params`, `forms`, `profile` and `profi
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from gdask.kernels.compiled import njit
 from gdask.kernels.sources.star_fit import FIT_RADIUS_FWHM, star_light
 from gdask.types import Pixels
 
@@ -28,7 +28,7 @@ MIN_FLOOR_STARS = 8
 (VAR_CORE_X, VAR_CORE_Y, VAR_CORE_FLUX, SKY_ERROR) = range(7, 11)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def local_sky(
     residual: np.ndarray,
     variance: np.ndarray,
@@ -77,7 +77,7 @@ def local_sky(
     return mean, sigma / np.sqrt(n), v / n
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _mean_share_in_annulus(
     bad: np.ndarray,
     x: float,
@@ -99,7 +99,7 @@ def _mean_share_in_annulus(
     return total / n if n > 0 else 0.0
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _variance_slope(
     variance: np.ndarray,
     bad: np.ndarray,
@@ -122,7 +122,7 @@ def _variance_slope(
     return max(extra / model, 0.0) if model > 0 else 0.0
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def star_fluxes(
     residual: np.ndarray,
     variance: np.ndarray,
@@ -195,7 +195,7 @@ def star_fluxes(
     return out
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def aperture_fluxes(
     residual: np.ndarray,
     variance: np.ndarray,
@@ -249,7 +249,7 @@ def aperture_fluxes(
     return flux, noise, lost
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _share_inside(dx: float, dy: float, radius: float) -> float:
     """Share of the area of the pixel at (dx, dy) that lies within the radius."""
     n = 0

@@ -6,12 +6,19 @@ is stretched against the mean one.
 
 from __future__ import annotations
 
-import numba
-import numpy as np
-from scipy.optimize import nnls
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from gdask.kernels.compiled import njit
 from gdask.kernels.sources.star_fit import solve_cholesky, star_light
+from gdask.model import late
 from gdask.types import Image, Pixels
+
+if TYPE_CHECKING:
+    from scipy import optimize
+else:
+    optimize = late("scipy.optimize")
 
 #: Radius to which the mean image is known, and to which a fitted star is subtracted before its
 #: neighbours are fitted, in FWHM.
@@ -39,7 +46,7 @@ MAX_FORM_STARS = 300
 FORM_SCATTER, FORM_PRIOR = 0.02, 0.15
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _ring_means(
     data: np.ndarray,
     bad: np.ndarray,
@@ -101,7 +108,7 @@ def isolated_stars(
     return (isolated if enough else order)[:MAX_PROFILE_STARS], enough
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _have_no_neighbour(
     stars: np.ndarray, x: np.ndarray, y: np.ndarray, flux: np.ndarray, radius: float
 ) -> np.ndarray:
@@ -166,7 +173,7 @@ def mean_star_image(
     error = np.hypot(0.02 * value.clip(min=0) + sky_part, scatter)
     pedestal = np.full(len(value), 1 / fwhm**2)
     columns = np.column_stack([basis, pedestal, -pedestal])
-    weights, _ = nnls(columns / error[:, None], value / error)
+    weights, _ = optimize.nnls(columns / error[:, None], value / error)
     weights = weights[: len(sigma2)]
     if not weights.sum() > 0:  # nothing like a star: one Gaussian of this FWHM
         nearest = np.argmin(np.abs(GAUSSIAN_SIGMAS_FWHM - 1 / 2.3548))

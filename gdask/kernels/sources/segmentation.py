@@ -6,9 +6,9 @@ needed: planes of them would cost more than all arithmetic on them.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from gdask.kernels.compiled import njit
 from gdask.kernels.sources.background import mesh_columns, mesh_row, mesh_value
 from gdask.types import Image, Mask
 
@@ -29,7 +29,7 @@ MIN_WING_SIGMA = 2.0
 DIGIT_BITS = 11
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def bad_pixels(
     data: np.ndarray, variance: np.ndarray, dq: np.ndarray, unusable: int, saturated: int
 ) -> tuple[np.ndarray, int]:
@@ -49,7 +49,7 @@ def bad_pixels(
     return bad, cores
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def subtract_and_smooth(
     data: np.ndarray, bad: np.ndarray, mesh: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -93,7 +93,7 @@ def subtract_and_smooth(
     return free, smoothed
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def raise_saturated(
     smoothed: np.ndarray, sky_free: np.ndarray, dq: np.ndarray, unusable: int, saturated: int
 ) -> None:
@@ -120,7 +120,7 @@ def raise_saturated(
                 smoothed[y, x] = top
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _root(parent: np.ndarray, i: int) -> int:
     """Find the basin or run into which i was merged."""
     while parent[i] != i:
@@ -129,7 +129,7 @@ def _root(parent: np.ndarray, i: int) -> int:
     return i
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _connected_runs(
     smoothed: np.ndarray, mesh: np.ndarray, threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
@@ -177,7 +177,7 @@ def _connected_runs(
     return start[:n].copy(), stop[:n].copy(), region, regions
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _regions_with(
     start: np.ndarray,
     length: np.ndarray,
@@ -199,7 +199,7 @@ def _regions_with(
     return out
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _sorted_pixels(
     start: np.ndarray,
     length: np.ndarray,
@@ -252,7 +252,7 @@ def _sorted_pixels(
     return out
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _flood_basins(
     order: np.ndarray,
     smoothed: np.ndarray,
@@ -360,7 +360,7 @@ def connected_regions(
     return _regions_with(*_connected_runs(smoothed, noise, threshold), bad, min_pixels)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _faint_and_core(
     data: np.ndarray, bad: np.ndarray, core: np.ndarray, mesh: np.ndarray, limit: float
 ) -> np.ndarray:
@@ -403,7 +403,7 @@ def _faint_and_core(
     return state
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _follow_wings(state: np.ndarray) -> np.ndarray:
     """Pixels of the core and the faint ones connected to it; edits the state."""
     ny, nx = state.shape[0] - 2, state.shape[1] - 2

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
+
+from gdask.kernels.compiled import njit
 
 #: Radius of the fit, in FWHM.
 FIT_RADIUS_FWHM = 2.5
@@ -21,7 +22,7 @@ FIT_RADIUS_FWHM = 2.5
 SETTLED_MOVE_PIXELS = 0.003
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def solve_cholesky(a: np.ndarray, b: np.ndarray, x: np.ndarray, inverse: np.ndarray) -> bool:
     """Solve a x = b for a symmetric positive matrix; returns whether Cholesky's method worked.
 
@@ -62,7 +63,7 @@ def solve_cholesky(a: np.ndarray, b: np.ndarray, x: np.ndarray, inverse: np.ndar
     return True
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def star_light(
     dx: float, dy: float, form: np.ndarray, profile: np.ndarray, profile_step: float
 ) -> tuple[float, float]:
@@ -79,7 +80,7 @@ def star_light(
     return root * value, root * (profile[1, n] + t * (profile[1, n + 1] - profile[1, n]))
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _padded(profile: np.ndarray) -> np.ndarray:
     """Give the profile with zeros behind it: its entry `size + 1`, which is read for all beyond."""
     out = np.zeros((2, profile.shape[1] + 2))
@@ -88,7 +89,7 @@ def _padded(profile: np.ndarray) -> np.ndarray:
     return out
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _subtract(
     residual: np.ndarray,
     x: float,
@@ -128,7 +129,7 @@ def _subtract(
             residual[np.uint64(j), np.uint64(i0 + i)] -= light
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _gradients(
     residual: np.ndarray,
     weight: np.ndarray,
@@ -189,7 +190,7 @@ def _gradients(
     return n
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _normal_equations(
     columns: tuple[Any, ...], n: int, normal: np.ndarray, right: np.ndarray
 ) -> None:
@@ -231,7 +232,7 @@ def _normal_equations(
     normal[5, 3], normal[5, 4], normal[5, 5], right[5] = a53, a54, a55, b0
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def fit_star(
     residual: np.ndarray,
     variance: np.ndarray,
@@ -282,7 +283,7 @@ def fit_star(
     return ok
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def fit_all_stars(
     residual: np.ndarray,
     variance: np.ndarray,
@@ -365,7 +366,7 @@ def fit_all_stars(
     return failed
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def fit_forms(
     residual: np.ndarray,
     variance: np.ndarray,

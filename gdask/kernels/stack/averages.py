@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from gdask.kernels.arrays import INNER
+from gdask.kernels.compiled import njit
 from gdask.kernels.stack.rejection import (
     HIERARCHY,
     Floats,

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from gdask.kernels.arrays import INNER, as_kernel_input
+from gdask.kernels.compiled import njit
 from gdask.kernels.stack.averages import average_used, combine_common
 from gdask.kernels.stack.rejection import (
     Counts,

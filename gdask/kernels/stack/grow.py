@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from gdask.kernels.arrays import as_kernel_input
+from gdask.kernels.compiled import njit
 from gdask.kernels.stack.combine import combine
 from gdask.kernels.stack.rejection import HIERARCHY, MIN_STARLIGHT_SCATTER
 from gdask.types import Flags, Image, Mask

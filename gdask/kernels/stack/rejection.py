@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from gdask.kernels.arrays import INNER, as_kernel_input
+from gdask.kernels.compiled import njit
 from gdask.model import DQ
 from gdask.types import Flags, Image, Mask
 

@@ -9,6 +9,7 @@ from astropy.io.fits import Header
 from astropy.wcs import WCS
 from known_images import FULL_ARRAY, gsaoi
 
+from gdask.kernels.geometry import projection
 from gdask.kernels.geometry.grid import (
     Grid,
     common_grid,
@@ -46,6 +47,26 @@ def test_inverse_returns_the_pixel(corrected: bool) -> None:
             np.abs(np.array(from_plane(geometry, *to_plane(geometry, x, y))) - (x, y)).max() < 1e-9
         )
         assert np.abs(np.array(from_sky(geometry, *to_sky(geometry, x, y))) - (x, y)).max() < 1e-6
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_a_few_points_without_compiled_code_have_the_same_bits(corrected: bool) -> None:
+    """Both call the C library's functions and round each operation."""
+    packed = projection.pack_geometry(gsaoi(corrected=corrected)[0])
+    x, y = points(2000)
+    plane = projection._plane_points(*packed, x, y)
+    sky = projection._sky_points(*packed, x, y)
+    pointing = projection._pointing(201.3, -43.0, 0.0)
+    for loop, arguments in (
+        (projection._plane_points, (*packed, x, y)),
+        (projection._area_points, (*packed, x, y)),
+        (projection._sky_points, (*packed, x, y)),
+        (projection._pixel_points, (*packed, *plane)),
+        (projection._array_points, (*packed, *sky)),
+        (projection._project_points, (pointing, *sky)),
+        (projection._deproject_points, (pointing, *plane)),
+    ):
+        np.testing.assert_array_equal(loop.few(*arguments), loop(*arguments))
 
 
 def test_plane_is_the_published_polynomial_of_the_full_array_pixel() -> None:
