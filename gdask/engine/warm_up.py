@@ -105,20 +105,13 @@ def in_background(recipes: str) -> Iterator[None]:
         yield
         return
     processes: list[subprocess.Popen[bytes]] = []
-    stopped = threading.Event()
-
-    def start() -> None:
-        with suppress(Exception):  # without it, everything is compiled when it is needed
-            if missing(listed(recipes)) and not stopped.is_set():
-                processes.extend(start_processes(recipes, process_count()))
-
-    starter = threading.Thread(target=start, daemon=True)
-    starter.start()
+    # Not in a thread: two threads that import numba at once may wait for each other for ever.
+    with suppress(Exception):  # without it, everything is compiled when it is needed
+        if missing(listed(recipes)):
+            processes = start_processes(recipes, process_count())
     try:
         yield
     finally:
-        stopped.set()
-        starter.join()
         end_processes(processes)
         ACCOUNT.report()
 
