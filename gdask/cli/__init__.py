@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 
 from gdask import __version__
 from gdask.model import GdaskError, UsageError
@@ -40,6 +41,10 @@ LIST_MAX_BYTES, MAX_NAMES, MAX_LISTS, MAX_LIST_DEPTH = 16 << 20, 200_000, 1000, 
 EXIT_CODES = (
     "exit code: 0 done; 1 failed, or something was left out; 2 wrong usage: nothing was done"
 )
+
+
+#: Seconds after which a signal comes again that cannot be heeded at once.
+_SIGNAL_DELAY = 0.05
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -244,21 +249,45 @@ def run_command(
 def _terminated_in_order() -> Iterator[None]:
     """Inside, SIGTERM acts like Ctrl-C: what was begun is discarded on the way out.
 
-    Batch systems and shutdowns send it.
+    Batch systems and shutdowns send it. A signal that comes while LLVM calls back, when compiled
+    code is made or loaded, comes again a little later: an exception there is printed and lost.
     """
 
-    def stop(number: int, frame: object) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        if _is_called_back(frame):
+            again = threading.Timer(_SIGNAL_DELAY, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
         raise KeyboardInterrupt("SIGTERM")
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in _stopping_signals()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stopping_signals() -> list[signal.Signals]:
+    """Give the signals that stop a command; not Ctrl-C where it is ignored, as under nohup."""
+    ignored = signal.getsignal(signal.SIGINT) != signal.default_int_handler
+    return [signal.SIGTERM] if ignored else [signal.SIGTERM, signal.SIGINT]
+
+
+def _is_called_back(frame: FrameType | None) -> bool:
+    """Tell whether code is running that LLVM has called."""
+    while frame is not None:
+        if frame.f_code.co_filename.endswith("executionengine.py"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def parser_for(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
