@@ -16,7 +16,7 @@ from gdask.types import Memo, Window
 
 #: Rows in which pixels are made that kernels compute from others, so that all that lies in between
 #: stays in the processor's cache.
-STRIP_ROWS = 16
+STRIP_ROWS = 32
 
 
 class Source(Protocol):

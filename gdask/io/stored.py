@@ -206,7 +206,8 @@ def kept_window(stored: StoredArray, detector: int, window: Window) -> np.ndarra
 
     The identity of the file is part of what a window is found by.
     """
-    key = stored.planes[detector], stored.dtype.str, window
+    changes = stored.changes[detector] if stored.changes else ()
+    key = stored.planes[detector], stored.dtype.str, changes, window
     pixels = _KEPT.find(key)
     if pixels is None:
         pixels = stored._read(detector, window)
@@ -275,9 +276,8 @@ def _to_type(raw: np.ndarray, plane: Plane, dtype: np.dtype) -> np.ndarray:
         unsigned = raw.astype(np.int16).view(np.uint16) ^ np.uint16(0x8000)
         return unsigned.astype(dtype, copy=False)
     if plane.zero == 0 and plane.scale == 1:
-        if raw.dtype.newbyteorder("=") == dtype and raw.flags.c_contiguous:
-            return raw.byteswap(inplace=True).view(dtype) if raw.dtype != dtype else raw
-        return raw.astype(dtype)
+        # A copy in another byte order is three times as fast as swapping bytes in place.
+        return raw if raw.dtype == dtype and raw.flags.c_contiguous else raw.astype(dtype)
     return (raw * plane.scale + plane.zero).astype(dtype)
 
 

@@ -597,3 +597,12 @@ def test_another_code_has_other_checkpoints(path: str, monkeypatch: pytest.Monke
         assert checkpoint.checkpoint_folder((frame,), ("data",), "s") != first
     finally:
         checkpoint.code_digest.cache_clear()
+
+
+def test_windows_that_are_kept_are_those_of_the_scale_that_was_asked_for(product: str) -> None:
+    """A calibration's windows stay in memory; those of a changed scale are others."""
+    plain = open_frame(product, keep=True).data.data
+    changed = changed_scale(plain, [2.0] * 4, [1.0] * 4)
+    pixels = plain.compute()
+    np.testing.assert_array_equal(changed.compute(), pixels * 2 + 1)
+    np.testing.assert_array_equal(plain.compute(), pixels)
