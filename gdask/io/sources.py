@@ -15,8 +15,9 @@ from gdask.io.stored import StoredArray
 from gdask.types import Memo, Window
 
 #: Rows in which pixels are made that kernels compute from others, so that all that lies in between
-#: stays in the processor's cache.
-STRIP_ROWS = 32
+#: stays in the processor's cache. `sky_subtraction` takes as many at a time, since kept windows of
+#: calibrations are found by their rows.
+STRIP_ROWS = 16
 
 
 class Source(Protocol):
