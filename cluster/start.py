@@ -24,6 +24,7 @@ from gdask.cluster.checks import checked_workers
 from gdask.cluster.profiles import ONE_THREAD, Profile, available_cores
 from gdask.cluster.watch import Counters
 
+from gdask.io.process_memory import machine_memory
 from gdask.model import GdaskError, Settings, settings, use_settings
 
 log = logging.getLogger("gdask")
@@ -160,14 +161,16 @@ def _local_processes(profile: Profile, where: str, memory: int | None) -> Iterat
     environment = ONE_THREAD | {
         "DASK_LOGGING__DISTRIBUTED": os.environ.get("DASK_LOGGING__DISTRIBUTED", "critical")
     }
+    workers = profile.get("workers") or available_cores()
     with _environment(environment):
         cluster = LocalCluster(
-            n_workers=1 if profile.get("adaptive") else profile.get("workers") or available_cores(),
+            n_workers=1 if profile.get("adaptive") else workers,
             threads_per_worker=profile.get("threads", 1),
             processes=True,
             host="127.0.0.1",
             dashboard_address=profile.get("dashboard", "127.0.0.1:0"),
-            memory_limit=memory or profile.get("memory", "auto"),
+            # dask's own "auto" does not see the limits of nested control groups
+            memory_limit=memory or profile.get("memory") or int(machine_memory() / workers),
             local_directory=scratch_of(profile),
             silence_logs=40,
             lifetime=profile.get("lifetime"),
@@ -177,7 +180,7 @@ def _local_processes(profile: Profile, where: str, memory: int | None) -> Iterat
         )
     with cluster, _current(Client(cluster, set_as_default=False)) as client:
         if profile.get("adaptive"):
-            cluster.adapt(minimum=1, maximum=profile.get("workers") or available_cores())
+            cluster.adapt(minimum=1, maximum=workers)
         yield client
 
 

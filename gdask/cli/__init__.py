@@ -235,6 +235,9 @@ def run_command(
     except GdaskError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except MemoryError as error:
+        print(f"{parser.prog}: {_out_of_memory(error)}", file=sys.stderr)
+        return 1
     except OSError as error:
         what = (
             f"{error.filename}: {error.strerror}"
@@ -243,6 +246,17 @@ def run_command(
         )
         print(f"{parser.prog}: {what}", file=sys.stderr)
         return 1
+
+
+def _out_of_memory(error: MemoryError) -> str:
+    """Say in one line what limits memory, and what to do."""
+    from gdask.io.process_memory import memory_limit
+
+    limit, detail = memory_limit(), f" ({error})" if str(error) else ""
+    return (
+        f"out of memory{detail}; {limit.size / 2**30:.2f} GiB are allowed by {limit.source}; "
+        "raise that limit, or give a smaller --memory, with which less runs at a time"
+    )
 
 
 @contextmanager

@@ -13,12 +13,12 @@ import heapq
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gdask.io.dask_internals import Node, bare_function, key_of, needs_of, run_order, take_apart
+from gdask.io.process_memory import machine_memory, memory_limit
 from gdask.model import GdaskError, UsageError, settings
 
 #: Bytes of a process before any pixels: interpreter, libraries, compiled kernels. Measured in
@@ -148,19 +148,6 @@ def parse_bytes(text: str | float | None) -> int | None:
     return int(size)
 
 
-def machine_memory() -> float:
-    """Give the bytes of this machine, or of the control group that this process is in."""
-    import psutil
-
-    limits = [float(psutil.virtual_memory().total)]
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limits.append(float(Path(name).read_text()))
-        except (OSError, ValueError):
-            continue  # no control group, or no limit: "max"
-    return min(limits)
-
-
 def budget() -> float:
     """Give the bytes that one worker may use.
 
@@ -201,9 +188,17 @@ def _refusal(what: str, available: float, base: float, projection: Projection, t
     return (
         f"{what}: needs {needed / gib:.2f} GiB in one worker ({base / gib:.2f} for the process, "
         f"{projection.peak / gib:.2f} at the peak of {projection.tasks} tasks, "
-        f"{projection.largest / gib:.2f} for the largest); {available / gib:.2f} GiB may be used; "
+        f"{projection.largest / gib:.2f} for the largest); {available / gib:.2f} GiB may be used"
+        f"{_source_of_budget()}; "
         f"give --memory {enough:.1f}GiB{fewer_threads}"
     )
+
+
+def _source_of_budget() -> str:
+    """Say what the budget comes from where the user has given none."""
+    if settings().memory:
+        return ""
+    return f", {100 * DEFAULT_MEMORY_SHARE:.0f} % of {memory_limit().source}"
 
 
 def project(graph: Mapping[Any, Any], threads: int = 1) -> Projection:
