@@ -19,6 +19,8 @@ from gdask.cluster.profiles import (
     available_cores,
     counters,
     load_profiles,
+    machine_memory,
+    memory_limit,
     profile_of,
 )
 
@@ -32,6 +34,8 @@ __all__ = [
     "connect",
     "counters",
     "load_profiles",
+    "machine_memory",
+    "memory_limit",
     "profile_of",
 ]
 

@@ -21,10 +21,9 @@ from distributed import Client, LocalCluster
 from distributed.security import Security
 from distributed.utils import get_ip
 from gdask.cluster.checks import checked_workers
-from gdask.cluster.profiles import ONE_THREAD, Profile, available_cores
+from gdask.cluster.profiles import ONE_THREAD, Profile, available_cores, machine_memory
 from gdask.cluster.watch import Counters
 
-from gdask.io.process_memory import machine_memory
 from gdask.model import GdaskError, Settings, settings, use_settings
 
 log = logging.getLogger("gdask")

@@ -250,7 +250,7 @@ def run_command(
 
 def _out_of_memory(error: MemoryError) -> str:
     """Say in one line what limits memory, and what to do."""
-    from gdask.io.process_memory import memory_limit
+    from gdask.cluster import memory_limit
 
     limit, detail = memory_limit(), f" ({error})" if str(error) else ""
     return (

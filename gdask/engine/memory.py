@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gdask.cluster import machine_memory, memory_limit
 from gdask.io.dask_internals import Node, bare_function, key_of, needs_of, run_order, take_apart
-from gdask.io.process_memory import machine_memory, memory_limit
 from gdask.model import GdaskError, UsageError, settings
 
 #: Bytes of a process before any pixels: interpreter, libraries, compiled kernels. Measured in

@@ -368,8 +368,7 @@ def _read_through(path: str) -> None:
 
 def machine(folder: Path) -> dict[str, Any]:
     """Describe this machine and the file system of a folder, without any name of host or path."""
-    from gdask.cluster import available_cores
-    from gdask.io.process_memory import machine_memory
+    from gdask.cluster import available_cores, machine_memory
 
     return {
         "processor": processor(),

@@ -8,17 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from gdask.cluster import profiles
 
 from gdask.engine.memory import fit
-from gdask.io import process_memory
 from gdask.model import GdaskError
 
 
-def _process(folder: Path, groups: str, mounts: str) -> Path:
+def _process(folder: Path, groups: str, mounts: str) -> str:
     folder.mkdir()
     (folder / "cgroup").write_text(groups)
     (folder / "mountinfo").write_text(mounts)
-    return folder
+    return str(folder)
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -35,7 +35,7 @@ def test_the_smallest_limit_of_nested_groups_is_found(tmp_path: Path, version: i
     path = "/slurm/job_7/step_0/task_0"
     groups = f"5:cpu:/\n4:memory:{path}\n0::/\n" if version == 1 else f"0::{path}\n"
     mounts = f"35 31 0:32 / {tmp_path / 'tree'} rw,relatime - {kind} {kind} {options}\n"
-    limit = process_memory.memory_limit(_process(tmp_path / "proc", groups, mounts))
+    limit = profiles.memory_limit(_process(tmp_path / "proc", groups, mounts))
     assert limit.size == 3e9
     assert str(group.parent / name) in limit.source
 
@@ -46,21 +46,21 @@ def test_in_a_container_the_mounted_group_is_the_process_s_own(tmp_path: Path) -
     (tmp_path / "tree" / "memory.max").write_text("2000000000\n")
     mounts = f"35 31 0:32 /docker/abc {tmp_path / 'tree'} rw - cgroup2 cgroup2 rw\n"
     proc = _process(tmp_path / "proc", "0::/docker/abc\n", mounts)
-    assert process_memory.memory_limit(proc).size == 2e9
+    assert profiles.memory_limit(proc).size == 2e9
 
 
 @pytest.mark.parametrize("text", ["", "nonsense\n", "4:memory\n", "0::/../../x\n"])
 def test_odd_files_leave_the_memory_of_the_machine(tmp_path: Path, text: str) -> None:
     proc = _process(tmp_path / "proc", text, "odd line\n")
-    assert process_memory.memory_limit(proc).source == "the memory of the machine"
-    assert process_memory.memory_limit(tmp_path / "absent").source == "the memory of the machine"
+    assert profiles.memory_limit(proc).source == "the memory of the machine"
+    assert profiles.memory_limit(str(tmp_path / "absent")).source == "the memory of the machine"
 
 
 def _told(prepare: str) -> str:
     code = (
         "import os, resource\n"
         f"{prepare}\n"
-        "from gdask.io.process_memory import memory_limit\n"
+        "from gdask.cluster import memory_limit\n"
         "print(*memory_limit(), sep='|')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -100,7 +100,7 @@ def test_a_real_nested_control_group_is_seen() -> None:
 def test_a_refusal_says_where_the_budget_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     from gdask.engine import memory
 
-    limit = process_memory.MemoryLimit(1e9, "the control group (/a/b)")
+    limit = profiles.MemoryLimit(1e9, "the control group (/a/b)")
     monkeypatch.setattr(memory, "memory_limit", lambda: limit)
     with pytest.raises(GdaskError, match=r"may be used, 80 % of the control group \(/a/b\); give"):
         fit({}, 0.0, 1, "phase 1")
