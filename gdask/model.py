@@ -77,6 +77,10 @@ class UsageError(GdaskError):
     """
 
 
+class MemoryRefused(GdaskError):
+    """A compute that does not fit the memory allowed; nothing of it was begun."""
+
+
 class BadPixels(GdaskError):
     """Pixels of input files that turned out to be of no use, with `reasons` by path.
 

@@ -56,6 +56,28 @@ def compute(arrays: Sequence[Any], text: str) -> tuple[Any, ...]:
     return tuple(join(parts, *more) for (join, more), parts in zip(finish, blocks, strict=True))
 
 
+def check_memory(arrays: Sequence[Any], text: str) -> None:
+    """Raise MemoryRefused where `compute` would refuse these lazy arrays; compute nothing."""
+    import dask
+
+    scheduler = scheduler_of_user()
+    client = getattr(scheduler, "__self__", None)
+    if client is None and scheduler not in (None, dask.threaded.get):
+        return  # a scheduler of the user's own, whose memory is not known
+    tasks = optimised_tasks(arrays)
+    if client is None:
+        memory.fit(tasks, memory.budget(), _threads_here(), text, memory.process_bytes())
+    else:
+        memory.fit(tasks, memory.budget(), settings().threads, text, fixed=True)
+
+
+def _threads_here() -> int:
+    """Give the threads of a compute in this process."""
+    import dask
+
+    return int(dask.config.get("num_workers", None) or os.cpu_count() or 1)
+
+
 def _log_projection(text: str, projection: memory.Projection, threads: int, fitting: int) -> None:
     log.debug(
         "%s: %d tasks, at most %.0f MB in one, %.0f MB with %d at a time",
@@ -80,11 +102,9 @@ def _log_projection(text: str, projection: memory.Projection, threads: int, fitt
 def _compute_in_threads(tasks: dict[Any, Any], keys: list, text: str) -> Sequence[Any]:
     """Compute on as many threads as the machine has or were asked for, fewer for want of memory."""
     import dask
-    import psutil
 
-    threads = dask.config.get("num_workers", None) or os.cpu_count() or 1
-    base = max(memory.PROCESS_BYTES, psutil.Process().memory_info().rss)
-    fitting, projection = memory.fit(tasks, memory.budget(), threads, text, base)
+    threads = _threads_here()
+    fitting, projection = memory.fit(tasks, memory.budget(), threads, text, memory.process_bytes())
     _log_projection(text, projection, threads, fitting)
     with progress_display(text) as display, _tasks_counted(display), _memory_shown(display):
         return dask.threaded.get(tasks, keys, num_workers=fitting)

@@ -19,7 +19,7 @@ import numpy as np
 
 from gdask.cluster import machine_memory, memory_limit
 from gdask.io.dask_internals import Node, bare_function, key_of, needs_of, run_order, take_apart
-from gdask.model import GdaskError, UsageError, settings
+from gdask.model import DIMS, MemoryRefused, UsageError, settings
 
 #: Bytes of a process before any pixels: interpreter, libraries, compiled kernels. Measured in
 #: reductions of small nights: 320 to 400 MB.
@@ -27,6 +27,10 @@ PROCESS_BYTES = 420e6
 #: Share of the machine's memory, or of the limit of its control group, that is used where no
 #: budget is given.
 DEFAULT_MEMORY_SHARE = 0.8
+#: Bytes for each pixel of a raw frame, and bytes beside, that are enough for each phase of the
+#: shipped recipes: 16 full-size frames of GSAOI take 51 a pixel for their image, on two threads;
+#: the catalogue of a crowded image of any size up to 0.4 GB.
+AMPLE_PIXEL_BYTES, AMPLE_BYTES = 200.0, 1e9
 #: Bytes of each unit of --memory, without its B.
 _UNIT_BYTES = {
     "": 1,
@@ -157,6 +161,19 @@ def budget() -> float:
     return float(settings().memory or DEFAULT_MEMORY_SHARE * machine_memory())
 
 
+def is_ample(frame: Any) -> bool:
+    """Tell whether the budget is so large that no phase with Frames like this one is refused."""
+    pixels = float(np.prod([frame.sizes[name] for name in DIMS]))
+    return budget() >= process_bytes() + AMPLE_BYTES + AMPLE_PIXEL_BYTES * pixels
+
+
+def process_bytes() -> float:
+    """Give the bytes that this process takes before a compute."""
+    import psutil
+
+    return max(PROCESS_BYTES, float(psutil.Process().memory_info().rss))
+
+
 def fit(
     graph: Mapping[Any, Any],
     available: float,
@@ -168,7 +185,7 @@ def fit(
     """Give the number of tasks that may run at a time, and the projection for that number.
 
     It is the largest number up to `threads` that fits `available` bytes, of which `base` are taken
-    before any pixels. Raises GdaskError, which names the compute as `what`, where not even one
+    before any pixels. Raises MemoryRefused, which names the compute as `what`, where not even one
     task fits, or where the number is `fixed` and that many do not.
     """
     plan = _costed(graph)
@@ -177,7 +194,7 @@ def fit(
         threads -= 1
         projection = simulate(*plan, threads)
     if base + projection.peak > available:
-        raise GdaskError(_refusal(what, available, base, projection, threads))
+        raise MemoryRefused(_refusal(what, available, base, projection, threads))
     return threads, projection
 
 

@@ -139,18 +139,8 @@ def save_phase(
     """
     outputs: list[write.Output] = []
     with discarded_on_failure(outputs):
-        for number, frame in enumerate(frames):
-            if stored := checkpoint.stored_variables(frame, variables):
-                path = checkpoint.frame_path(folder, number, frame)
-                outputs.append(write.start(frame, path, stored, bare=True))
-        pending = {
-            (number, name): lazy
-            for number, frame in enumerate(frames)
-            for name, lazy in lazy_small_results(frame).items()
-        }
-        for frame in frames:
-            awaited = checkpoint.awaited_small_results(frame)
-            pending |= {(checkpoint.ALL_FRAMES, name): lazy for name, lazy in awaited.items()}
+        outputs += begun_outputs(frames, variables, folder)
+        pending = lazy_results(frames)
         places = [each for output in outputs for each in output.arrays]
         values, written = run_phase(due, [*pending.values(), *places], label, outputs, **known)
         for output in outputs:
@@ -161,6 +151,35 @@ def save_phase(
             folder, {key: tuple(np.ravel(value)) for key, value in small.items()}, windows
         )
     return written
+
+
+def begun_outputs(
+    frames: Sequence[Frame], variables: Sequence[str], folder: str
+) -> list[write.Output]:
+    """Begin the files of a checkpoint: of those variables that have to be stored."""
+    outputs: list[write.Output] = []
+    with discarded_on_failure(outputs):
+        for number, frame in enumerate(frames):
+            if stored := checkpoint.stored_variables(frame, variables):
+                path = checkpoint.frame_path(folder, number, frame)
+                outputs.append(write.start(frame, path, stored, bare=True))
+    return outputs
+
+
+def lazy_results(frames: Sequence[Frame]) -> dict[tuple[int, str], Any]:
+    """Give the small results that a phase of these Frames computes, by frame number and name.
+
+    Those on which pixels wait are under checkpoint.ALL_FRAMES.
+    """
+    pending = {
+        (number, name): lazy
+        for number, frame in enumerate(frames)
+        for name, lazy in lazy_small_results(frame).items()
+    }
+    for frame in frames:
+        awaited = checkpoint.awaited_small_results(frame)
+        pending |= {(checkpoint.ALL_FRAMES, name): lazy for name, lazy in awaited.items()}
+    return pending
 
 
 def usable_pixels(frame: Frame, sample: int | None = None) -> Any:

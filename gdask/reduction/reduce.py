@@ -170,16 +170,17 @@ class Reduce:
             inputs = dict.fromkeys(paths) | {
                 frame.attrs["path"]: identity_of(frame) for frame in frames
             }
-            run = Run(
-                layers,
-                open_databases(),
-                ucals,
-                folder,
-                scratch,
-                self.suffix,
-                inputs=inputs,
-                strict=self.strict,
-            )
+            account: dict[str, Any] = {
+                "layers": layers,
+                "databases": open_databases(),
+                "user_cals": ucals,
+                "folder": folder,
+                "scratch": scratch,
+                "suffix": self.suffix,
+                "inputs": inputs,
+                "strict": self.strict,
+            }
+            run = Run(**account)
             try:
                 about = {
                     "layers": layers,
@@ -187,7 +188,9 @@ class Reduce:
                     "suffix": self.suffix,
                     "left_out": before,
                 }
-                recipe(run, with_reduction(frames, recipe, self.recipename, **about))
+                begun = with_reduction(frames, recipe, self.recipename, **about)
+                _check_memory(recipe, begun, account)
+                recipe(run, begun)
                 break
             except BadPixels as error:
                 screened = without_bad(frames, error)
@@ -248,6 +251,16 @@ class Reduce:
             else [text.partition(":")[::2] for text in self.ucals]
         )
         return {_checked_kind(kind, path): path for kind, path in pairs}
+
+
+def _check_memory(recipe: Any, frames: Frames, account: Mapping[str, Any]) -> None:
+    """Raise MemoryRefused where a phase of the recipe would not fit a small budget."""
+    from gdask.engine.memory import is_ample
+
+    if not is_ample(frames[0]):
+        from gdask.reduction.rehearsal import rehearse
+
+        rehearse(recipe, frames, **account)
 
 
 def _check_cluster(spec: str) -> None:

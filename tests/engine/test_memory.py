@@ -150,7 +150,7 @@ def test_more_at_a_time_needs_more_and_fewer_are_chosen_to_fit() -> None:
     assert threads in (2, 3) and PROCESS_BYTES + projection.peak <= PROCESS_BYTES + 0.6 * four
     with pytest.raises(
         GdaskError,
-        match=r"phase 1: needs 0\.\d+ GiB in one worker .* GiB may be used;"
+        match=r"phase 1: needs 0\.\d+ GiB in one worker .* GiB may be used.*;"
         r" give --memory \d+\.\dGiB",
     ) as caught:
         fit(tasks, PROCESS_BYTES + 0.5 * alone, 4, "phase 1")
