@@ -27,6 +27,9 @@ else:
 MAS_PER_ARCSEC = 1000.0
 #: A source of the stack is the star of the joint solution that lies within this distance (FWHM).
 SAME_STAR_MAX_FWHM = 0.5
+#: Steps to which columns of float64 are rounded, by unit: below 0.0001 mas. Last bits differ from
+#: processor to processor.
+COLUMN_STEPS = {"deg": 2.0**-36, "pix": 2.0**-20, "mas": 2.0**-20, "arcsec": 2.0**-34}
 #: Descriptions of SExtractor's columns; `tables` has their units.
 SEXTRACTOR_DESCRIPTIONS = {
     "NUMBER": "running number, from the highest peak down",
@@ -100,14 +103,26 @@ COLUMN_UNITS_AND_DESCRIPTIONS = {
 
 
 def with_descriptions(table: astable.Table) -> astable.Table:
-    """Give the table with the unit and description of each known column."""
+    """Give the table with the unit and description of each known column.
+
+    Columns of float64 are rounded to COLUMN_STEPS.
+    """
     for name in table.colnames:
         unit, text = COLUMN_UNITS_AND_DESCRIPTIONS.get(
             name, ("", SEXTRACTOR_DESCRIPTIONS.get(name, ""))
         )
         table[name].unit = unit or table[name].unit
         table[name].description = text or table[name].description
+        if table[name].dtype == np.float64:
+            table[name][:] = in_steps(table[name], str(table[name].unit or ""))
     return table
+
+
+def in_steps(values: Any, unit: str) -> np.ndarray:
+    """Round values of a unit to its COLUMN_STEPS; those of other units stay as they are."""
+    step = COLUMN_STEPS.get(unit)
+    values = np.asarray(values, np.float64)
+    return np.round(values / step) * step if step else values
 
 
 def add_star_columns(table: astable.Table, stars: np.ndarray, frame: Frame) -> astable.Table:

@@ -11,7 +11,7 @@ import numpy as np
 from gdask.headers import RECORD_BYTES
 from gdask.io.catalog import read_catalog
 from gdask.io.frames import array_numbers, geometries, grid_of, small
-from gdask.io.star_tables import add_star_columns, solution_tables
+from gdask.io.star_tables import add_star_columns, in_steps, solution_tables
 from gdask.kernels.geometry.grid import grid_to_sky
 from gdask.kernels.geometry.projection import Geometry, to_sky
 from gdask.model import GdaskError, late
@@ -113,11 +113,14 @@ def _inputs_table(inputs: Sequence[dict[str, Any]]) -> astable.Table:
     table.add_column([number + 1 for _, number in rows], name="ARRAY", index=1)
     for name, column in (("matches", "MATCHES"), ("rms_mas", "RMS_MAS"), ("terms", "TERMS")):
         table[column] = [source.get(name, 0) for source, _ in rows]
+    table["RMS_MAS"] = in_steps(table["RMS_MAS"], "mas")
     if any("map_px" in source for source, _ in rows):
-        table["MAP_ERR"] = [float(source.get("map_px", np.nan)) for source, _ in rows]
+        map_errors = [float(source.get("map_px", np.nan)) for source, _ in rows]
+        table["MAP_ERR"] = in_steps(map_errors, "pix")
     if any("placed" in source for source, _ in rows):
         table["PLACED"] = [str(source.get("placed", "")) for source, _ in rows]
-        table["PLACE_ERR"] = [float(source.get("error_mas", np.nan)) for source, _ in rows]
+        place_errors = [float(source.get("error_mas", np.nan)) for source, _ in rows]
+        table["PLACE_ERR"] = in_steps(place_errors, "mas")
     return table
 
 

@@ -35,6 +35,9 @@ BACKGROUND_CELLS = 8
 #: level in a cell of 64 x 64 pixels is then good to 0.04 sigma, and the shift of an array, from
 #: hundreds of cells, to a few thousandths.
 _LEVEL_PIXELS = 2**20
+#: Electrons to which the shifts of arrays are rounded: sums differ in last bits from processor
+#: to processor, where positions on the sky do; unrounded, so would each pixel of the stack.
+OFFSET_STEP = 2.0**-12
 #: Bytes for each of them: data, flags, mask, and what is sorted.
 _LEVEL_BYTES = 20.0
 
@@ -87,6 +90,7 @@ def match_sky_levels(frames: Frames) -> Frames:
     solved = solve_levels(unit, cell.astype(np.int64), level, error)
     offsets = np.zeros(len(of_array))
     offsets[: len(solved.offset)] = solved.offset
+    offsets = np.round(offsets / OFFSET_STEP) * OFFSET_STEP
     text = (
         f"shifted by {offsets.min():.2f} to {offsets.max():.2f} e-, "
         f"cells agree to {solved.rms:.2f} e- rms"

@@ -19,6 +19,7 @@ from gdask.kernels.geometry.projection import (
     deproject,
     from_sky,
     pack_geometry,
+    pointing_values,
     project,
     to_sky,
 )
@@ -163,18 +164,8 @@ def pack_grid(grid: Grid) -> Floats:
 
     The array is (RA, sin Dec, cos Dec, cos PA, sin PA, scale, x_ref, y_ref).
     """
-    d, p = math.radians(grid.dec), math.radians(grid.pa)
-    values = [
-        grid.ra,
-        math.sin(d),
-        math.cos(d),
-        math.cos(p),
-        math.sin(p),
-        grid.scale,
-        grid.x_ref,
-        grid.y_ref,
-    ]
-    return np.array(values, np.float64)
+    pointing = pointing_values(grid.ra, grid.dec, grid.pa)
+    return np.array([*pointing, grid.scale, grid.x_ref, grid.y_ref], np.float64)
 
 
 @njit(cache=True, nogil=True)

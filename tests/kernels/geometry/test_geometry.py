@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from astropy.coordinates import SkyCoord
@@ -56,7 +59,7 @@ def test_a_few_points_without_compiled_code_have_the_same_bits(corrected: bool) 
     x, y = points(2000)
     plane = projection._plane_points(*packed, x, y)
     sky = projection._sky_points(*packed, x, y)
-    pointing = projection._pointing(201.3, -43.0, 0.0)
+    pointing = projection.pointing_values(201.3, -43.0, 0.0)
     for loop, arguments in (
         (projection._plane_points, (*packed, x, y)),
         (projection._area_points, (*packed, x, y)),
@@ -296,3 +299,26 @@ def test_header_of_a_linear_instrument_is_a_plain_tangent_plane() -> None:
     assert wcs.sip is None
     assert np.allclose(wcs.wcs.crval, (80, -60), rtol=0, atol=1e-12)
     assert np.allclose(wcs.all_pix2world(x, y, 0), to_sky(linear, x, y), rtol=0, atol=1e-10)
+
+
+def test_sine_and_cosine_of_any_angle_are_good_to_the_last_bits() -> None:
+    """And exact at multiples of 90 degrees; compiled or not, they have the same bits."""
+    angles = np.concatenate([np.linspace(-720, 720, 2001), np.linspace(-1e-3, 1e-3, 101)])
+    found = np.array([projection.sine_cosine(angle) for angle in angles])
+    exact = np.array([exact_sine_cosine(angle) for angle in angles])
+    assert np.abs(found - exact).max() < 2.3e-16
+    for angle, expected in ((0.0, (0, 1)), (90.0, (1, 0)), (180.0, (0, -1)), (-90.0, (-1, 0))):
+        assert projection.sine_cosine(angle) == expected
+    few = np.array([projection.sine_cosine.few(float(angle)) for angle in angles])
+    assert few.tobytes() == found.tobytes()
+
+
+def exact_sine_cosine(angle: float) -> tuple[float, float]:
+    """Sum Taylor's series in fractions, about the nearest multiple of 90 degrees."""
+    pi = Fraction("3.14159265358979323846264338327950288")
+    quarter = round(angle / 90)
+    x = ((Fraction(angle) - 90 * quarter) * pi / 180).limit_denominator(10**25)
+    sine = sum((-1) ** k * x ** (2 * k + 1) / math.factorial(2 * k + 1) for k in range(10))
+    cosine = sum((-1) ** k * x ** (2 * k) / math.factorial(2 * k) for k in range(10))
+    turned = [(sine, cosine), (cosine, -sine), (-sine, -cosine), (-cosine, sine)]
+    return float(turned[quarter % 4][0]), float(turned[quarter % 4][1])
