@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
 import dask
 import dask.array as da
 import numpy as np
+from astropy.io import fits
 
 import gdask
 from gdask.io.frames import (
@@ -22,6 +27,10 @@ from gdask.types import Frame, Frames
 #: Heights of the row bands that every pixel-wise step is tried with: whole arrays, even bands,
 #: uneven bands.
 BANDS = (None, 64, 97)
+#: A time of this run, in a header.
+TIME_OF_RUN = re.compile(rf"{datetime.now(UTC):%Y-%m}-\d\dT\d\d:")
+#: Tables of a product that hold times of the run, or the parameters that differ here.
+TABLES_OF_RUN = ("HISTORY", "PROVENANCE", "REDUCTION")
 
 
 def ramp(
@@ -106,3 +115,13 @@ def on_disk(frames: Frames, folder: object) -> Frames:
             again = again.assign_attrs(provenance=frame.attrs["provenance"])
         result.append(with_geometries(again, geometries(frame)))
     return tuple(result)
+
+
+def content(path: Path) -> dict[tuple[str, int], object]:
+    """Read the bytes of every image and table of a product, except for tables of the run."""
+    with fits.open(path) as hdus:
+        return {
+            (hdu.name, hdu.ver): (hdu.data.dtype.str, hdu.data.tobytes())
+            for hdu in hdus[1:]
+            if hdu.name not in TABLES_OF_RUN
+        }

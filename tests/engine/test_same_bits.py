@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import os
 import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
-from helpers import on_disk
+from helpers import TIME_OF_RUN, content, on_disk
 
 import gdask
 from gdask import Reduce, cal_service, params, steps
@@ -50,10 +48,6 @@ STRIP_ROWS = (
 TILE_SIDE = "gdask.steps.resample.TILE_SIDE"
 #: Attributes of a Frame that must not depend on how its pixels are chunked.
 COMPARED_ATTRIBUTES = ("skies", "set_aside", "grid", "reference_area", "refcat")
-#: A time of this run, in a header.
-TIME_OF_RUN = re.compile(rf"{datetime.now(UTC):%Y-%m}-\d\dT\d\d:")
-#: Tables of a product that hold times of the run, or the parameters that differ here.
-TABLES_OF_RUN = ("HISTORY", "PROVENANCE", "REDUCTION")
 
 
 # Step by step ----------------------------------------------------------------------------------
@@ -285,16 +279,6 @@ def as_asked(rows: int | None, order: int | None) -> Iterator[None]:
     bands = rows_at_a_time(rows, max(rows // 2, 5)) if rows else nullcontext()
     with bands, scheduled_by(in_random_order(order)) if order is not None else nullcontext():
         yield
-
-
-def content(path: Path) -> dict[tuple[str, int], object]:
-    """Read the bytes of every image and table of a product, except for tables of the run."""
-    with fits.open(path) as hdus:
-        return {
-            (hdu.name, hdu.ver): (hdu.data.dtype.str, hdu.data.tobytes())
-            for hdu in hdus[1:]
-            if hdu.name not in TABLES_OF_RUN
-        }
 
 
 def image_of(
