@@ -68,7 +68,7 @@ def shared_file_problem(path: str, text: str) -> str:
 
 
 def worker_environment(dask_worker: Any) -> dict[str, Any]:
-    """Host, scratch folder, bytes free there (-1: not writable), thread-pool variables."""
+    """Host, scratch folder, bytes free there (-1: not writable), thread pools, arithmetic."""
     import shutil
     import socket
 
@@ -80,7 +80,22 @@ def worker_environment(dask_worker: Any) -> dict[str, Any]:
         "scratch": folder,
         "free": free,
         "pools": {n: os.environ.get(n) for n in names},
+        "arithmetic": arithmetic_of_processor(),
     }
+
+
+def arithmetic_of_processor() -> str:
+    """Sum up how libraries compute on this processor: the bits of a product, of sines, of angles.
+
+    Eight hexadecimal digits. They differ where libraries take other ways on another processor.
+    """
+    import hashlib
+
+    import numpy as np
+
+    values = np.random.default_rng(1).normal(size=(40, 200))
+    found = (values.T @ values, np.sin(values), np.arctan2(values, 1.7), np.exp(values))
+    return hashlib.sha256(b"".join(each.tobytes() for each in found)).hexdigest()[:8]
 
 
 @contextmanager
@@ -167,7 +182,17 @@ def _check_files(client: Client, where: str, path: str, text: str) -> None:
 
 
 def _warn_of_environment(workers: Mapping[str, Mapping[str, Any]]) -> None:
-    """Warn of what costs speed or may fail later."""
+    """Warn of what costs speed or may fail later; say which workers' processors are of a kind."""
+    kinds: dict[str, set[str]] = {}
+    for found in workers.values():
+        kinds.setdefault(found["arithmetic"], set()).add(found["host"])
+    if len(kinds | {arithmetic_of_processor(): set()}) > 1:
+        log.info(
+            "processors of several kinds, which differ in last bits (this host: %s; %s): results "
+            "are rounded so that products are alike",
+            arithmetic_of_processor(),
+            "; ".join(f"{kind}: {', '.join(sorted(hosts))}" for kind, hosts in kinds.items()),
+        )
     for worker, found in workers.items():
         many = [
             f"{name}={value or 'unset'}" for name, value in found["pools"].items() if value != "1"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 
@@ -28,7 +28,13 @@ from gdask.kernels.astrometry.joint_fit import Reference
 from gdask.kernels.astrometry.measured_stars import Measurements
 from gdask.kernels.astrometry.residuals import RESIDUAL_DTYPE
 from gdask.kernels.astrometry.solution import FrameFit, Solution, solve
-from gdask.kernels.geometry.projection import pixel_area, tangent_plane, to_plane, to_sky
+from gdask.kernels.geometry.projection import (
+    pixel_area,
+    rounded_terms,
+    tangent_plane,
+    to_plane,
+    to_sky,
+)
 from gdask.kernels.sources.centroids import EDGE, FAILED, SATURATED
 from gdask.model import GdaskError
 from gdask.params import Range
@@ -40,9 +46,6 @@ from gdask.types import Frame, Frames
 J2000 = datetime(2000, 1, 1, 12)
 #: Arcsec within which sources of two aligned frames are one star.
 SAME_STAR_ARCSEC = 0.2
-#: Arcsec to which corrections are rounded (0.001 mas). Linear algebra differs in its last bits from
-#: processor to processor (1e-12 arcsec); unrounded, so would each pixel of the stack.
-CORRECTION_STEP = 2.0**-20
 #: Flags of centroids that are not used. A star near bad pixels is used: they are left out of its
 #: fit, and its error says so.
 UNUSABLE_CENTROID = SATURATED | EDGE | FAILED
@@ -326,7 +329,7 @@ def _correct(frame: Frame, fit: FrameFit) -> Frame:
     before, of_frame = geometries(frame), (fit.correction_x, fit.correction_y)
     corrections = (*fit.arrays, *[of_frame] * (len(before) - len(fit.arrays)))
     corrected = tuple(
-        geometry._replace(correction_x=_in_steps(x), correction_y=_in_steps(y))
+        geometry._replace(correction_x=rounded_terms(x), correction_y=rounded_terms(y))
         for geometry, (x, y) in zip(before, corrections, strict=True)
     )
     summary = {
@@ -339,11 +342,6 @@ def _correct(frame: Frame, fit: FrameFit) -> Frame:
         "error_mas": fit.error,
     }
     return with_small(with_geometries(frame, corrected), solution=summary)
-
-
-def _in_steps(terms: Sequence[float]) -> tuple[float, ...]:
-    """Round the terms of a correction (arcsec at CORRECTION_UNIT) to whole CORRECTION_STEPs."""
-    return tuple(round(float(value) / CORRECTION_STEP) * CORRECTION_STEP for value in terms)
 
 
 def _catalog_flux(catalog: Any) -> np.ndarray:

@@ -12,6 +12,7 @@ Arguments of compiled functions, all from `pack_geometry`: c, coefficients of th
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -28,6 +29,9 @@ ARCSEC_PER_RADIAN = 180 * 3600 / math.pi
 #: Unit (arcsec) of the plane coordinates of the fitted correction, in which all its terms are of
 #: order 1.
 CORRECTION_UNIT = 60.0
+#: Arcsec to which the terms of a fitted correction are rounded (0.001 mas). Linear algebra differs in
+#: its last bits from processor to processor (1e-12 arcsec); unrounded, so would all pixels.
+CORRECTION_STEP = 2.0**-20
 #: Newton steps of the inverse. Quadratic convergence needs 5 over a whole GSAOI array, from the
 #: worst start.
 NEWTON_STEPS = 9
@@ -139,6 +143,11 @@ def pointing_values(ra: Degrees, dec: Degrees, pa: Degrees) -> Floats:
     """Return (RA, sin Dec, cos Dec, cos PA, sin PA), RA in degrees."""
     (sin_dec, cos_dec), (sin_pa, cos_pa) = sine_cosine.few(dec), sine_cosine.few(pa)
     return np.array([ra, sin_dec, cos_dec, cos_pa, sin_pa])
+
+
+def rounded_terms(terms: Sequence[float]) -> tuple[float, ...]:
+    """Round the terms of a correction (arcsec at CORRECTION_UNIT) to whole CORRECTION_STEPs."""
+    return tuple(round(float(value) / CORRECTION_STEP) * CORRECTION_STEP for value in terms)
 
 
 def polynomial_order(count: int) -> int:
