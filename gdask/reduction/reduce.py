@@ -78,6 +78,8 @@ class Reduce:
         self.output_filenames: list[str] = []
         self.set_aside: list[tuple[str, str, str]] = []
         self.account: RunAccount | None = None
+        #: Names that parameters may hold though the files are not in the list: in a replay.
+        self._left_out_before: list[str] = []
 
     def runr(self) -> None:
         """Run the recipe. Raises GdaskError with what to do where it cannot."""
@@ -129,6 +131,9 @@ class Reduce:
         layers = [("config", dict(self.config)), ("user", given)]
         params.check_together(steps_in(recipe), layers)
         screening.check_files_given({**self.config, **given}, steps_in(recipe))
+        names = [*map(os.path.basename, paths), *self._left_out_before]
+        frames = screening.with_names_listed(frames, names)
+        screening.check_named_frames(frames, recipe, layers)
         for name in remove_stale_parts(os.getcwd()):
             log.info("removed %s, left by a run that did not end", name)
         log.info(
