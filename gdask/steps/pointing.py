@@ -199,6 +199,7 @@ def _with_standard_headers(frame: Frame) -> Frame:
         mjd = (start - datetime(1858, 11, 17)) / timedelta(days=1)
         primary["MJD-OBS"] = (mjd, "MJD at start of observation")
         each["MJD-OBS"] = [mjd] * frame.sizes["detector"]
+        each["DATE-OBS"] = [start.isoformat(timespec="milliseconds")] * frame.sizes["detector"]
     if descriptor(frame, "is_coadds_summed"):
         primary["EXPTIME"] = (descriptor(frame, "exposure_time"), "Exposure time of all coadds (s)")
         each |= _levels_of_sums(frame, each)
@@ -265,7 +266,7 @@ def _exposure(frame: Frame) -> tuple[datetime, datetime]:
     UTEND of old F2 files is that of the frame before.
     """
     begin = descriptor(frame, "ut_datetime")
-    return begin, begin + timedelta(seconds=float(descriptor(frame, "exposure_time") or 0.0))
+    return begin, begin + timedelta(seconds=float(descriptor(frame, "total_exposure_time") or 0.0))
 
 
 def _miss(frame: Frame) -> np.ndarray:

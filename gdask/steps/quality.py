@@ -234,6 +234,7 @@ def _flag_bad_and_bright(
     used = [mask.attrs["name"] for mask in masks]
     frame = with_headers(
         with_arrays(frame, dq=dq),
+        primary={"BPMIM": (",".join(used) or "none", "Bad-pixel mask used")},
         each={
             "SATLEVEL": saturated,
             "NONLINEA": per_array(frame, "non_linear_level"),

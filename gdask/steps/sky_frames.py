@@ -162,7 +162,8 @@ def check_one_target(frames: Frames, limit: float) -> None:
 def middle_of_exposure(frame: Frame) -> float:
     """Give the time (s since 1970) of the middle of the exposure; 0 where the header has none."""
     start = descriptor(frame, "ut_datetime")
-    return start.timestamp() + 0.5 * float(descriptor(frame, "exposure_time")) if start else 0.0
+    seconds = descriptor(frame, "total_exposure_time")
+    return start.timestamp() + 0.5 * float(seconds or 0.0) if start else 0.0
 
 
 def separation(first: tuple[float, float], second: tuple[float, float]) -> float:
