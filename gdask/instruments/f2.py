@@ -258,9 +258,8 @@ def gain(view: View) -> list[float | None]:
 
 
 def read_noise(view: View) -> list[float | None]:
-    """Electrons of the sum of all coadds."""
-    value = array_fact(view, "read_noise")
-    return [value and value * math.sqrt(view("coadds"))] * len(view.ext)
+    """Electrons of one coadd; `prepare` writes that of the sum of all."""
+    return [array_fact(view, "read_noise")] * len(view.ext)
 
 
 def saturation_level(view: View) -> list[int | None]:

@@ -27,6 +27,7 @@ from gdask.io.frames import array_headers, primary_header, with_attrs
 from gdask.io.read import open_frame
 from gdask.model import BadPixels, GdaskError, UsageError
 from gdask.reduction.recipe_library import Recipe, libraries, steps_in
+from gdask.steps.frames import section_problem
 from gdask.steps.sky_frames import (
     check_one_target,
     find_named,
@@ -225,6 +226,8 @@ def _is_for(module: ModuleType, file_tags: set[str]) -> bool:
 
 def _missing_keyword(frame: Frame) -> str:
     """Name what a reduction has to know and the headers of a frame do not say; '' if nothing."""
+    if problem := section_problem(frame):
+        return problem
     own_tags = tags(frame)
     needed = _NEEDED if "DARK" in own_tags else _NEEDED_OF_IMAGES
     needed = needed if "CAL" in own_tags else needed | _NEEDED_OF_SKY

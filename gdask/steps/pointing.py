@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
@@ -234,10 +235,14 @@ def _removed_third_axis(frame: Frame) -> dict[str, Sequence[Any]]:
 
 
 def _levels_of_sums(frame: Frame, each: dict[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-    """Multiply saturation and non-linear levels, which are those of one coadd, by the coadds."""
+    """Give levels and read noise of the sum of the coadds, from those of one.
+
+    Levels grow by their number, read noise by the root of it.
+    """
     coadds = 1 if tags(frame) & {"PREPARED"} else int(descriptor(frame, "coadds") or 1)
+    factors = {"SATLEVEL": coadds, "NONLINEA": coadds, "RDNOISE": math.sqrt(coadds)}
     return {
-        key: [level and level * coadds for level in each[key]] for key in ("SATLEVEL", "NONLINEA")
+        key: [value and value * factor for value in each[key]] for key, factor in factors.items()
     }
 
 
