@@ -77,6 +77,10 @@ class UsageError(GdaskError):
     """
 
 
+class NoCalibration(GdaskError):
+    """A calibration that is needed and is in no database; the text explains why."""
+
+
 class BadPixels(GdaskError):
     """Pixels of input files that turned out to be of no use, with `reasons` by path.
 

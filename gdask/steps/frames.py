@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gdask.instruments import descriptor, instrument_of, view
 from gdask.io.frames import array_headers, array_numbers, is_frame, sections, shape_of, with_pixels
 from gdask.io.lazy_arrays import cut_out
+from gdask.kernels.arrays import usual_errors
 from gdask.model import DETECTOR, DIMS, DTYPES, GdaskError, X, Y, late
 from gdask.types import Frame
 
@@ -38,6 +39,7 @@ def on_group(step: Step) -> Step:
     """Let a step on tuples of Frames take a single Frame too, and give a single one back."""
 
     @functools.wraps(step)
+    @usual_errors()
     def for_one_or_many(frames: Any, *arguments: Any, **parameters: Any) -> Any:
         if not is_frame(frames):
             return step(tuple(frames), *arguments, **parameters)

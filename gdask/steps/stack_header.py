@@ -6,7 +6,7 @@ values changes them too: `with_scaled_levels`, `without_sky_in_levels`, `levels_
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -156,7 +156,7 @@ def _each_input(frames: Frames, key: str, count: int) -> np.ndarray | None:
 
 def _summary(pixels: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """Give the keywords of all arrays together: least levels, rms of read noise, mean of gain."""
-    together = {"GAIN": np.mean, "RDNOISE": _rms}
+    together: dict[str, Callable[..., Any]] = {"GAIN": np.mean, "RDNOISE": _rms}
     return {
         key: (float(together.get(key, np.min)(values)), _COMMENTS[key])
         for key, values in pixels.items()
