@@ -80,9 +80,9 @@ class LocalDB:
         return added
 
     def remove_cal(self, name: str | os.PathLike[str]) -> None:
-        """Delete the entry of a calibration by file name (its folder is ignored).
+        """Delete the entry of a calibration by file name, or by path where several have the name.
 
-        Raises GdaskError if there is none of that name.
+        Raises GdaskError if there is none of that name, or several and the path is of none of them.
         """
         from gdask.caldb.database import remove
 

@@ -81,6 +81,10 @@ class MemoryRefused(GdaskError):
     """A compute that does not fit the memory allowed; nothing of it was begun."""
 
 
+class NoCalibration(GdaskError):
+    """A calibration that is needed and is in no database; the text explains why."""
+
+
 class BadPixels(GdaskError):
     """Pixels of input files that turned out to be of no use, with `reasons` by path.
 

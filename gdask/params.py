@@ -301,7 +301,8 @@ def _convert(where: str, parameter: Parameter, value: object) -> object:
         if str(value).strip().lower() in truth:
             return truth[str(value).strip().lower()]
     elif kind is str:
-        return str(value)
+        many = isinstance(value, list | tuple)  # names, as scripts and configurations give them
+        return ", ".join(map(str, value)) if many else str(value)  # type: ignore[call-overload]
     elif not isinstance(value, bool):
         try:
             number = float(value)  # type: ignore[arg-type]

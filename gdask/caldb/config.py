@@ -26,10 +26,20 @@ class Database(NamedTuple):
     A remote service has an empty url: it is listed and never asked.
     """
 
-    name: str  # to show: the path as the user wrote it, or the URL without its password
+    given: str  # the path as the user wrote it, or the URL without its password
     url: str  # SQLAlchemy's URL, password included
     get: bool = True
     store: bool = True
+
+    @property
+    def name(self) -> str:
+        """The name to show: as it was given, or the whole path where that means another file now.
+
+        It does after a change of the working folder.
+        """
+        path = sqlite_path(self)
+        same = path is None or Path(self.given).expanduser().absolute() == path
+        return self.given if same else str(path)
 
     def __repr__(self) -> str:
         """Without the url, which may hold a password."""

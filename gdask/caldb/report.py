@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from gdask.caldb.association import Association, Candidate
+from gdask.model import NoCalibration
 
 
 def explain(association: Association, limit: int | None = 5) -> str:
@@ -71,3 +73,25 @@ def _advice(association: Association) -> list[str]:
         "  Make one with 'reduce', add one with 'caldb add FILE', or name one with",
         f"  'reduce --user_cal {association.caltype}:FILE'.",
     ]
+
+
+def no_calibrations(lacking: Iterable[tuple[str, Association]]) -> NoCalibration:
+    """Give the error for frames, by name, that lack calibrations.
+
+    It names the nearest candidates and the rule that each failed. Each type of calibration is
+    explained once, for the first frame that lacks it.
+    """
+    first: dict[str, str] = {}
+    for name, association in lacking:
+        first.setdefault(
+            association.caltype, f"{name}: no {association.caltype}\n{explain(association)}"
+        )
+    return NoCalibration("\n".join(first.values()))
+
+
+def remarks_on(association: Association) -> list[str]:
+    """Give the remarks for the log: values taken as equal; the rules' note if nothing is chosen."""
+    if association.chosen:
+        return [v.text for v in association.candidates[0].verdicts if "taken as equal" in v.text]
+    note = association.rules.note if association.rules is not None else ""
+    return [note] if note else []

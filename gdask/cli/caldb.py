@@ -14,6 +14,7 @@ from gdask.caldb.config import (
     open_databases,
     sqlite_path,
 )
+from gdask.cli import run_command
 from gdask.model import GdaskError
 
 DESCRIPTION = """\
@@ -36,17 +37,14 @@ exit code: 0 done, 1 something could not be done, 2 wrong usage"""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `caldb`; returns the exit code: 0 done, 1 something could not be done, 2 wrong usage."""
     parser = build_parser()
-    try:
-        options = parser.parse_args(argv)
-    except SystemExit as leave:  # argparse has printed the help or the error
-        return int(leave.code or 0)
-    if options.action is None:
-        parser.print_help(sys.stderr)
-        return 2
-    try:
+
+    def run(options: argparse.Namespace) -> int:
+        if options.action is None:
+            parser.print_help(sys.stderr)
+            return 2
         return options.run(options)
-    except GdaskError as error:
-        return _print_error(error)
+
+    return run_command(parser, argv, run)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -72,7 +70,10 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("-k", "--walk", action="store_true", help="look into the folders below, too")
     verb = _verb(verbs, "remove", _remove, "forget calibration files (they stay on disk)")
     verb.add_argument(
-        "files", nargs="+", metavar="NAME", help="file name; a folder before it is ignored"
+        "files",
+        nargs="+",
+        metavar="NAME",
+        help="file name; where several have it, with its folder: the path that 'caldb list' shows",
     )
     _verb(verbs, "list", _list, "what is registered")
     _verb(verbs, "config", _config, "which databases are configured")

@@ -131,7 +131,7 @@ def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     )
     reduction.memory, reduction.performance_report = args.memory, args.performance_report
     reduction.uparms = params.parse_pairs(args.param)
-    reduction.ucals = dict(_calibration(text) for text in args.user_cal)
+    reduction.ucals = [_calibration(text) for text in args.user_cal]
     reduction.config = params.read_config(args.config) if args.config else {}
     if args.account:
         _check_writable(args.account)

@@ -19,6 +19,7 @@ from typing import Any
 from gdask.engine import account, memory
 from gdask.io.dask_internals import flat_list, optimised_tasks, scheduler_of_user
 from gdask.io.process_memory import return_freed_memory
+from gdask.kernels.arrays import usual_errors
 from gdask.model import GdaskError, settings
 
 log = logging.getLogger("gdask")
@@ -33,6 +34,7 @@ RETURN_SHARE = 0.8
 LOG_INTERVAL = 30.0
 
 
+@usual_errors()
 def compute(arrays: Sequence[Any], text: str) -> tuple[Any, ...]:
     """Compute lazy arrays together, once, and return their values in order.
 

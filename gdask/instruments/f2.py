@@ -258,6 +258,7 @@ def gain(view: View) -> list[float | None]:
 
 
 def read_noise(view: View) -> list[float | None]:
+    """Electrons of one coadd; `prepare` writes that of the sum of all."""
     return [array_fact(view, "read_noise")] * len(view.ext)
 
 

@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gdask.instruments import rules, spectra
+from gdask.instruments import rules, spectra, times
 from gdask.instruments.rules import (
     from_component_keyword,
     from_keyword,
@@ -358,10 +358,12 @@ DESCRIPTORS: dict[str, Descriptor] = {
     "array_section": from_section_keyword("ARRAYSEC"),
     "azimuth": from_number_keyword("AZIMUTH"),
     "binning": binning,
+    "bpm_used": from_keyword("BPMIM"),
     "camera": from_component_keyword("CAMERA"),
     "cass_rotator_pa": cass_rotator_pa,
     "central_wavelength": spectra.central_wavelength,
     "coadds": coadds,
+    "dark_used": from_keyword("DARKIM"),
     "data_label": from_keyword("DATALAB"),
     "data_section": from_section_keyword("DATASEC"),
     "dec": rules.dec,
@@ -381,6 +383,7 @@ DESCRIPTORS: dict[str, Descriptor] = {
     "elevation": from_number_keyword("ELEVATIO"),
     "exposure_time": exposure_time,
     "filter_name": filter_name,
+    "flat_used": from_keyword("FLATIM"),
     "focal_plane_mask": from_component_keyword("FPMASK"),
     "gain": lambda view: view.each("GAIN"),
     "gain_setting": from_keyword("GAINSET"),
@@ -392,10 +395,12 @@ DESCRIPTORS: dict[str, Descriptor] = {
     "is_in_adu": is_in_adu,
     "local_time": local_time,
     "lyot_stop": from_component_keyword("LYOTSTOP"),
+    **times.DESCRIPTORS,
     "mdf_row_id": spectra.mdf_row_id,
     "nominal_atmospheric_extinction": nominal_atmospheric_extinction,
     "nominal_photometric_zeropoint": lambda view: view.each("NOMPHOTZ"),
     "non_linear_level": lambda view: view.each("NONLINEA"),
+    "number_combined": lambda view: view.number("NCOMBINE") or 1,
     "object": from_keyword("OBJECT"),
     "observation_class": from_keyword("OBSCLASS"),
     "observation_epoch": from_keyword("OBSEPOCH"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from gdask.model import BadPixels, GdaskError, UsageError
+from gdask.model import BadPixels, GdaskError, NoCalibration, UsageError
 
 if TYPE_CHECKING:
     from gdask.engine.account import Recorder, RunAccount
@@ -41,7 +42,7 @@ class Reduce:
     uparms
         User parameters: {'skyCorrect:offset_sky': False} or a list of pairs.
     ucals
-        User calibrations: {'processed_flat': 'FILE'}.
+        User calibrations: {'processed_flat': 'FILE'}, 'processed_flat:FILE', or a list of these.
     suffix
         Suffix of the last product, instead of the recipe's.
     cluster
@@ -78,15 +79,34 @@ class Reduce:
         self.output_filenames: list[str] = []
         self.set_aside: list[tuple[str, str, str]] = []
         self.account: RunAccount | None = None
+        #: Names that parameters may hold though the files are not in the list: in a replay.
+        self._left_out_before: list[str] = []
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an attribute that a reduction has; UsageError, with the nearest, for any other one.
+
+        A value under a name that nobody reads would be ignored without a word.
+        """
+        is_known = name in self.__dict__ or name.startswith("_") or hasattr(type(self), name)
+        if "_left_out_before" in self.__dict__ and not is_known:
+            from gdask.params import closest
+
+            known = [known for known in self.__dict__ if not known.startswith("_")]
+            raise UsageError(
+                f"Reduce.{name}: no such attribute{closest(name, known)}; "
+                f"there are {', '.join(sorted(known))}"
+            )
+        super().__setattr__(name, value)
 
     def runr(self) -> None:
         """Run the recipe. Raises GdaskError with what to do where it cannot."""
         from gdask.engine.account import describe_run, recorded
         from gdask.engine.memory import garbage_left
+        from gdask.kernels.arrays import usual_errors
 
         self.output_filenames, self.set_aside, self.account = [], [], None
         paths = self._paths()
-        with recorded(paths) as recorder, garbage_left():
+        with usual_errors(), recorded(paths) as recorder, garbage_left():
             self._reduce(paths, recorder)
         if self.account:
             self.account = self.account._replace(seconds=recorder.seconds())
@@ -101,6 +121,7 @@ class Reduce:
         from gdask.engine.memory import parse_bytes
         from gdask.instruments import tags
         from gdask.reduction import screening
+        from gdask.reduction.mixed_lists import what_to_do_first
         from gdask.reduction.recipe_library import (
             kernels_needed_by,
             known_steps,
@@ -129,12 +150,18 @@ class Reduce:
         layers = [("config", dict(self.config)), ("user", given)]
         params.check_together(steps_in(recipe), layers)
         screening.check_files_given({**self.config, **given}, steps_in(recipe))
+        names = [*map(os.path.basename, paths), *self._left_out_before]
+        frames = screening.with_names_listed(frames, names)
+        screening.check_named_frames(frames, recipe, layers)
         for name in remove_stale_parts(os.getcwd()):
             log.info("removed %s, left by a run that did not end", name)
         log.info(
             "recipe %s: %d file%s", recipe.__name__, len(paths), "" if len(paths) == 1 else "s"
         )
-        frames = self._keep(screening.screen(frames, recipe, module))
+        everything, screened = frames, screening.screen(frames, recipe, module)
+        frames = self._keep(screened)
+        if advice := what_to_do_first(everything, frames):
+            log.warning("%s", advice)
         if limit := screening.field_of_one_target(frames[0], recipe, layers):
             frames = self._keep(screening.one_target(frames, limit))
         with (
@@ -144,6 +171,8 @@ class Reduce:
         ):
             try:
                 self._run(recipe, module, frames, layers, ucals, paths, scratch)
+            except NoCalibration as error:
+                raise NoCalibration("\n".join([str(error), *filter(None, [advice])])) from None
             finally:
                 self.account = recorder.account(self.output_filenames)
 
@@ -244,13 +273,50 @@ class Reduce:
         return list(path_of_file.values())
 
     def _calibrations(self) -> dict[str, str]:
-        """Give the user's calibrations by kind, from a dictionary or a list of 'KIND:FILE'."""
-        pairs = (
-            self.ucals.items()
-            if isinstance(self.ucals, Mapping)
-            else [text.partition(":")[::2] for text in self.ucals]
-        )
-        return {_checked_kind(kind, path): path for kind, path in pairs}
+        """Give the user's calibrations by kind; UsageError where one is not understood."""
+        found: dict[str, str] = {}
+        for kind, path in _pairs(self.ucals):
+            if found.setdefault(_checked_kind(kind, path), path) != path:
+                raise UsageError(f"--user_cal {kind}: {found[kind]} and {path} came; give one")
+        return found
+
+
+def _pairs(given: Any) -> list[tuple[str, str]]:
+    """Give kind and file of each calibration: of a dictionary, 'KIND:FILE', or a list of these.
+
+    A text may hold several, between commas or blanks.
+    """
+    if given is None:
+        return []
+    if isinstance(given, str):
+        parts = [part for part in re.split(r"[,\s]+(?=\w+:)", given.strip()) if part]
+        pairs: list[tuple[Any, Any]] = [part.partition(":")[::2] for part in parts]
+    elif isinstance(given, Mapping):
+        pairs = list(given.items())
+    elif isinstance(given, list | tuple | set):
+        if len(given) == 2 and not any(":" in str(one) or isinstance(one, tuple) for one in given):
+            pairs = [tuple(given)]
+        else:
+            return [pair for item in given for pair in _pairs(item)]
+    else:
+        raise _no_calibration(given)
+    return [(str(kind).strip(), _one_path(kind, path)) for kind, path in pairs]
+
+
+def _one_path(kind: object, path: object) -> str:
+    """Give the path of a calibration; UsageError where it is none, or more than one."""
+    if isinstance(path, list | tuple) and len(path) == 1:
+        path = path[0]
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise _no_calibration(f"{kind}:{path}" if path else kind)
+    return os.fspath(path).strip()
+
+
+def _no_calibration(given: object) -> UsageError:
+    return UsageError(
+        f"--user_cal {given}: expected KIND:FILE, such as "
+        "processed_flat:S20170505S0030_flat.fits (ucals: a dictionary, or a list of these)"
+    )
 
 
 def _check_memory(recipe: Any, frames: Frames, account: Mapping[str, Any]) -> None:

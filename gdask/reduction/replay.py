@@ -235,6 +235,7 @@ def _reduce(
     }
     reduction = Reduce()
     reduction.files.extend(paths["input"])
+    reduction._left_out_before = [str(row[0]) for row in account.left_out if row]
     reduction.recipename, reduction.cluster, reduction.suffix = (
         recipe,
         os.path.abspath(cluster) if os.path.isfile(cluster) else cluster,

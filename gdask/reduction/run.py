@@ -1,19 +1,19 @@
 """`Run`, what a recipe is given: it calls steps, finds calibrations, ends phases, makes products.
 
-It is the only place that starts a compute. After the class: the look-up of calibrations with what
-is said of those that are missing, and steps that the user leaves out.
+It is the only place that starts a compute. After the class: steps that the user leaves out.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from gdask import caldb, params, steps
 from gdask.caldb import Association
+from gdask.caldb.report import no_calibrations, remarks_on
 from gdask.engine import checkpoint
 from gdask.instruments import instrument_of, step_defaults, tags
 from gdask.io import write
@@ -205,7 +205,7 @@ class Run:
                     lacking.setdefault(frame.attrs["name"], []).append(association)
         if frames and len(lacking) == len(frames):
             names = [frame.attrs["name"] for frame in frames]
-            raise _no_calibrations((name, one) for name in names for one in lacking[name])
+            raise no_calibrations((name, one) for name in names for one in lacking[name])
         reasons = {
             name: f"no {' and no '.join(a.caltype for a in associations)} (caldb why says why)"
             for name, associations in lacking.items()
@@ -239,7 +239,15 @@ class Run:
             self.calibrations[caltype] = path
             log.info("%s: %s", caltype, os.path.relpath(path, self.folder))
         if without := sum(one is None for one in found):
-            log.info("%s: none for %d of %d frames, goes on without", caltype, without, len(found))
+            level, text = self._without(caltype, frames)
+            log.log(
+                level,
+                "%s: none in the databases for %d of %d frames%s",
+                caltype,
+                without,
+                len(found),
+                text,
+            )
         for remark in self._remarks.pop(caltype, {}):
             log.info("%s: %s", caltype, remark)
         return tuple(found)
@@ -256,11 +264,25 @@ class Run:
         tagged = tuple(frame for frame in frames if tag in tags(frame))
         return tagged, tuple(frame for frame in frames if tag not in tags(frame))
 
+    def _without(self, caltype: str, frames: Frames) -> tuple[int, str]:
+        """Give the level of the log, and words, for frames without a calibration.
+
+        A mask that there should be is worth a warning, if no mask of the user's takes its place.
+        """
+        if caltype != "processed_bpm":
+            return logging.INFO, ", goes on without"
+        if self._settings(steps.add_dq, frames, {})["user_bpm"].value:
+            return logging.INFO, ", that of user_bpm alone is used"
+        text = ": known bad pixels are not flagged"
+        if self._remarks.get(caltype):
+            return logging.INFO, text
+        return logging.WARNING, f"{text} (caldb add registers a mask, caldb why FILE says more)"
+
     def _associate(self, caltype: str, frame: Frame, required: bool) -> str | None:
         association = self._association(caltype, frame)
         if association.chosen is None and required:
-            raise _no_calibrations([(frame.attrs["name"], association)])
-        self._remarks.setdefault(caltype, {}).update(dict.fromkeys(_remarks_on(association)))
+            raise no_calibrations([(frame.attrs["name"], association)])
+        self._remarks.setdefault(caltype, {}).update(dict.fromkeys(remarks_on(association)))
         return association.chosen
 
     def _association(self, caltype: str, frame: Frame) -> Association:
@@ -382,30 +404,6 @@ class Run:
         """Remove products that were begun and not finished."""
         for output in self._begun:
             write.discard(output)
-
-
-# Calibrations ----------------------------------------------------------------------------------
-
-
-def _no_calibrations(lacking: Iterable[tuple[str, Association]]) -> GdaskError:
-    """Give the error for frames, by name, that lack calibrations.
-
-    It names the nearest candidates and the rule that each failed. Each type of calibration is
-    explained once, for the first frame that lacks it.
-    """
-    first: dict[str, str] = {}
-    for name, association in lacking:
-        text = f"{name}: no {association.caltype}\n{caldb.explain(association)}"
-        first.setdefault(association.caltype, text)
-    return GdaskError("\n".join(first.values()))
-
-
-def _remarks_on(association: Association) -> list[str]:
-    """Give the remarks for the log: values taken as equal; the rules' note if nothing is chosen."""
-    if association.chosen:
-        return [v.text for v in association.candidates[0].verdicts if "taken as equal" in v.text]
-    note = association.rules.note if association.rules is not None else ""
-    return [note] if note else []
 
 
 # Calling steps ---------------------------------------------------------------------------------

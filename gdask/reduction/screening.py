@@ -13,6 +13,7 @@ to be bad, `without_bad`.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -22,11 +23,18 @@ from typing import Any, NamedTuple
 from gdask import params
 from gdask.instruments import descriptor, instrument_of, step_defaults, tags
 from gdask.io.catalog import read_catalog
-from gdask.io.frames import array_headers, primary_header
+from gdask.io.frames import array_headers, primary_header, with_attrs
 from gdask.io.read import open_frame
 from gdask.model import BadPixels, GdaskError, UsageError
 from gdask.reduction.recipe_library import Recipe, libraries, steps_in
-from gdask.steps.sky_frames import check_one_target, same_set_up, separation, set_up
+from gdask.steps.frames import section_problem
+from gdask.steps.sky_frames import (
+    check_one_target,
+    find_named,
+    same_set_up,
+    separation,
+    set_up,
+)
 from gdask.types import Frame, Frames
 
 #: Why a recipe, which begins with raw frames, does not take files with these tags, unless ALSO or
@@ -218,6 +226,8 @@ def _is_for(module: ModuleType, file_tags: set[str]) -> bool:
 
 def _missing_keyword(frame: Frame) -> str:
     """Name what a reduction has to know and the headers of a frame do not say; '' if nothing."""
+    if problem := section_problem(frame):
+        return problem
     own_tags = tags(frame)
     needed = _NEEDED if "DARK" in own_tags else _NEEDED_OF_IMAGES
     needed = needed if "CAL" in own_tags else needed | _NEEDED_OF_SKY
@@ -306,6 +316,24 @@ def field_of_one_target(frame: Frame, recipe: Recipe, layers: Layers) -> float |
         return None
     fraction: Any = settings["frac_FOV"].value
     return float(fraction) * float(instrument_of(frame).facts["field_of_view"])
+
+
+def with_names_listed(frames: Frames, names: Sequence[str]) -> Frames:
+    """Give the Frames with the names of all files of the reduction, those set aside among them.
+
+    `separate_sky` looks there for the names that its lists have.
+    """
+    listed = json.dumps(sorted({*names, *(frame.attrs["name"] for frame in frames)}))
+    return tuple(with_attrs(frame, listed=listed) for frame in frames)
+
+
+def check_named_frames(frames: Frames, recipe: Recipe, layers: Layers) -> None:
+    """Raise UsageError where a list of frames as a parameter has a name that fits none of them."""
+    steps = steps_in(recipe)
+    if "separate_sky" in steps:
+        settings = params.resolve(steps["separate_sky"], layers, {})
+        if not settings["skip_primitive"].value:
+            find_named(frames, **{key: str(settings[key].value) for key in ("ref_obj", "ref_sky")})
 
 
 def one_target(frames: Frames, apart: float) -> Screened:

@@ -40,6 +40,7 @@ from gdask.model import GdaskError
 from gdask.params import Range
 from gdask.steps.frames import arrays_of, on_group, with_arrays
 from gdask.steps.pointing import find_bad_wcs
+from gdask.steps.stack_header import with_scaled_levels
 from gdask.types import Frame, Frames
 
 #: Julian epoch 2000.0, to a minute.
@@ -371,7 +372,7 @@ def _scale(frame: Frame, first: Frame, by_time: float, tolerance: float) -> Fram
         data=changed_scale(data, [factor] * count, [0.0] * count),
         variance=changed_scale(variance, [factor**2] * count, [0.0] * count),
     )
-    return note(scaled, text)
+    return note(with_scaled_levels(scaled, factor), text)
 
 
 def _star_ratio(frame: Frame, first: Frame) -> float | None:
@@ -449,5 +450,5 @@ def _mjd_of_middle(frame: Frame) -> float:
     start = descriptor(frame, "ut_datetime")
     if start is None:
         return float("nan")
-    seconds = float(descriptor(frame, "exposure_time") or 0.0)
+    seconds = float(descriptor(frame, "total_exposure_time") or 0.0)
     return (start - datetime(1858, 11, 17)).total_seconds() / 86400 + seconds / 2 / 86400

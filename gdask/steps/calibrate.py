@@ -10,6 +10,7 @@ import numpy as np
 from gdask.instruments import descriptor, instrument_of
 from gdask.io.frames import (
     geometries,
+    primary_header,
     refuse_part,
     shape_of,
     with_attrs,
@@ -84,8 +85,11 @@ def adu_to_electrons(frame: Frame) -> Frame:
         "GAIN": [1.0] * len(gain),
         "BUNIT": ["electron"] * len(gain),
     }
+    # Some instruments' raw files have the gain in the primary header too.
+    primary: dict[str, Any] = {"BUNIT": "electron"}
+    primary |= {"GAIN": 1.0} if "GAIN" in primary_header(frame) else {}
     return with_headers(
-        with_arrays(frame, data=data, variance=variance), primary={"BUNIT": "electron"}, each=each
+        with_arrays(frame, data=data, variance=variance), primary=primary, each=each
     )
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Any
 
 import numpy as np
 
 from gdask.instruments import descriptor, instrument_of, tags
-from gdask.io.frames import note, records, refuse_part, with_headers, with_records, with_small
+from gdask.io.frames import (
+    note,
+    records,
+    refuse_part,
+    warn,
+    with_headers,
+    with_records,
+    with_small,
+)
 from gdask.io.lazy_arrays import map_arrays, map_planes, of_all_arrays
 from gdask.kernels.detector import flat as flat_kernels
 from gdask.kernels.statistics import fit_sky_level, median_from_histograms, mergeable_histogram
@@ -16,6 +25,9 @@ from gdask.params import Range
 from gdask.steps.frames import arrays_of, on_group, replaced, with_arrays
 from gdask.steps.stack import Operation, Reject, check_alike, same_exposure, stack_frames
 from gdask.types import Flags, Frame, Frames, Image
+
+#: Time of the day (UT) at which a night's calibrations begin, and the pause that ends them.
+NIGHT_BEGINS, NIGHT_GAP = timedelta(hours=18), timedelta(hours=2)
 
 
 @on_group
@@ -57,12 +69,10 @@ def make_lamp_flat(
     wavelength = descriptor(frames[0], "effective_wavelength")
     check_alike(frames)
     if needs_dark(frames):
-        return _thermal_flat(off, on, darks, combination)
+        return _warn_of_nights(_thermal_flat(off, on, darks, combination), off)
     if wavelength is not None and wavelength * 1e6 < blue_limit:
-        return note(
-            stack_frames(frames, **combination),
-            f"{len(frames)} frames as they are (bluer than {blue_limit} micron)",
-        )
+        text = f"{len(frames)} frames as they are (bluer than {blue_limit} micron)"
+        return _warn_of_nights(note(stack_frames(frames, **combination), text), frames)
     if not on or not off:
         missing, have = ("lamp-off", "lamp-on") if on else ("lamp-on", "lamp-off")
         raise GdaskError(
@@ -75,7 +85,44 @@ def make_lamp_flat(
     text = f"{len(on)} lamp-on minus {len(off)} lamp-off" + (
         f"; exposure times differ: {sorted(times)} s" if len(times) > 1 else ""
     )
-    return note(_difference(bright, faint), text)
+    return _warn_of_nights(note(_difference(bright, faint), text), frames)
+
+
+def _warn_of_nights(flat: Frame, frames: Frames) -> Frame:
+    """Give the flat with a warning where its frames are of several nights, which names them.
+
+    A flat changes from night to night: the lamp, dust, the wheels' positions.
+    """
+    nights = nights_of(frames)
+    if len(nights) < 2:
+        return flat
+    parts = [
+        f"{names[0]}{f' to {names[-1]}' if names[1:] else ''} ({len(names)} of {date})"
+        for date, names in nights
+    ]
+    return warn(
+        flat,
+        f"frames of {len(nights)} nights go into one flat: {', '.join(parts)}; reduce each night's "
+        "by themselves if that was not meant",
+    )
+
+
+def nights_of(frames: Frames) -> list[tuple[str, list[str]]]:
+    """Sort frames into nights: the UT date of the first frame of each, and the names.
+
+    A night, with the calibrations of its day, goes from 18 h UT to 18 h UT (14 h in Chile); frames
+    that follow each other within NIGHT_GAP are of one. Frames without a date are left out.
+    """
+    starts = [(descriptor(frame, "ut_datetime"), frame.attrs["name"]) for frame in frames]
+    nights: list[tuple[str, list[str]]] = []
+    last = None
+    for start, name in sorted(pair for pair in starts if pair[0] is not None):
+        numbers = [(when - NIGHT_BEGINS).toordinal() for when in (start, last or start)]
+        if last is None or (numbers[0] != numbers[1] and start - last > NIGHT_GAP):
+            nights.append((f"{start:%Y-%m-%d}", []))
+        nights[-1][1].append(name)
+        last = start
+    return nights
 
 
 def _check_are_flats(frames: Frames) -> None:

@@ -9,9 +9,10 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gdask.instruments import descriptor
+from gdask.instruments import descriptor, instrument_of, view
 from gdask.io.frames import array_headers, array_numbers, is_frame, sections, shape_of, with_pixels
 from gdask.io.lazy_arrays import cut_out
+from gdask.kernels.arrays import usual_errors
 from gdask.model import DETECTOR, DIMS, DTYPES, GdaskError, X, Y, late
 from gdask.types import Frame
 
@@ -38,6 +39,7 @@ def on_group(step: Step) -> Step:
     """Let a step on tuples of Frames take a single Frame too, and give a single one back."""
 
     @functools.wraps(step)
+    @usual_errors()
     def for_one_or_many(frames: Any, *arguments: Any, **parameters: Any) -> Any:
         if not is_frame(frames):
             return step(tuple(frames), *arguments, **parameters)
@@ -109,6 +111,8 @@ def match_region(calibration: Frame, frame: Frame) -> Frame:
     Arrays are matched by name. Raises GdaskError where the calibration does not contain the Frame's
     arrays.
     """
+    if problem := section_problem(calibration):
+        raise GdaskError(f"{calibration.attrs['name']}: {problem}")
     wanted, have = sections(frame), sections(calibration)
     places = []
     for section, number in zip(wanted, _matching_arrays(calibration, frame), strict=True):
@@ -116,7 +120,8 @@ def match_region(calibration: Frame, frame: Frame) -> Frame:
         x, y = section[0] - outer[0], section[2] - outer[2]
         if x < 0 or y < 0 or section[1] > outer[1] or section[3] > outer[3]:
             raise GdaskError(
-                f"{calibration.attrs['name']} covers {have}, {frame.attrs['name']} needs {wanted}; "
+                f"{calibration.attrs['name']} covers pixels {_pixels_text(outer)} of array "
+                f"{number + 1}, {frame.attrs['name']} needs {_pixels_text(section)}; "
                 "use a full-frame one"
             )
         places.append((number, y, x))
@@ -134,6 +139,37 @@ def match_region(calibration: Frame, frame: Frame) -> Frame:
     return with_arrays(cut.drop_vars(list(cut.data_vars)).drop_vars(["y", "x"]), **parts)
 
 
+def section_problem(frame: Frame) -> str:
+    """Say what is wrong where a file's headers do not tell which pixels of the array it has.
+
+    '' where they do. Planes that were cut need section keywords that were changed with them: those
+    of the whole array would put the pixels at the wrong place.
+    """
+    whole = tuple(int(size) for size in frame.attrs["file_shape"][1:])
+    try:
+        instrument = instrument_of(frame)
+        if whole == tuple(instrument.facts.get("array_shape", whole)):
+            return ""
+        found = instrument.module.true_sections(view(frame), whole)
+    except GdaskError as error:
+        return str(error).removeprefix(f"{frame.attrs['path']}: ")
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return ""  # of no known instrument: compared by the size of its planes
+    wrong = next((s for s in found if (s[3] - s[2], s[1] - s[0]) != whole), None)
+    if wrong is None:
+        return ""
+    return (
+        f"its planes have {whole[1]} x {whole[0]} pixels, but its section keyword (CCDSEC, DETSEC) "
+        f"says {_pixels_text(wrong)}; correct the keyword, or use a file of the full array"
+    )
+
+
+def _pixels_text(section: Sequence[int]) -> str:
+    """Write a 0-based half-open (x1, x2, y1, y2) as headers do: [1:2048,1:2048]."""
+    x1, x2, y1, y2 = section
+    return f"[{x1 + 1}:{x2},{y1 + 1}:{y2}]"
+
+
 def _matching_arrays(calibration: Frame, frame: Frame) -> list[int]:
     """Give the index in the calibration of each array of a Frame.
 
@@ -144,6 +180,13 @@ def _matching_arrays(calibration: Frame, frame: Frame) -> list[int]:
     if not set(labels) <= set(names) and names == [str(n) for n in array_numbers(calibration)]:
         labels = [str(number) for number in array_numbers(frame)]
     missing = [label for label in labels if label not in names]
+    if missing and len(names) < len(labels):
+        raise GdaskError(
+            f"{calibration.attrs['name']} has {len(names)} array{'s' * (len(names) > 1)} "
+            f"({', '.join(names)}) of the {len(labels)} that {frame.attrs['name']} has: "
+            f"{', '.join(missing)} missing; give a mask or calibration with all of them, "
+            "in extensions named as in the raw files"
+        )
     if missing:
         raise GdaskError(
             f"{frame.attrs['name']} has the arrays {', '.join(labels)}, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
@@ -199,6 +200,7 @@ def _with_standard_headers(frame: Frame) -> Frame:
         mjd = (start - datetime(1858, 11, 17)) / timedelta(days=1)
         primary["MJD-OBS"] = (mjd, "MJD at start of observation")
         each["MJD-OBS"] = [mjd] * frame.sizes["detector"]
+        each["DATE-OBS"] = [start.isoformat(timespec="milliseconds")] * frame.sizes["detector"]
     if descriptor(frame, "is_coadds_summed"):
         primary["EXPTIME"] = (descriptor(frame, "exposure_time"), "Exposure time of all coadds (s)")
         each |= _levels_of_sums(frame, each)
@@ -233,10 +235,14 @@ def _removed_third_axis(frame: Frame) -> dict[str, Sequence[Any]]:
 
 
 def _levels_of_sums(frame: Frame, each: dict[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-    """Multiply saturation and non-linear levels, which are those of one coadd, by the coadds."""
+    """Give levels and read noise of the sum of the coadds, from those of one.
+
+    Levels grow by their number, read noise by the root of it.
+    """
     coadds = 1 if tags(frame) & {"PREPARED"} else int(descriptor(frame, "coadds") or 1)
+    factors = {"SATLEVEL": coadds, "NONLINEA": coadds, "RDNOISE": math.sqrt(coadds)}
     return {
-        key: [level and level * coadds for level in each[key]] for key in ("SATLEVEL", "NONLINEA")
+        key: [value and value * factor for value in each[key]] for key, factor in factors.items()
     }
 
 
@@ -265,7 +271,7 @@ def _exposure(frame: Frame) -> tuple[datetime, datetime]:
     UTEND of old F2 files is that of the frame before.
     """
     begin = descriptor(frame, "ut_datetime")
-    return begin, begin + timedelta(seconds=float(descriptor(frame, "exposure_time") or 0.0))
+    return begin, begin + timedelta(seconds=float(descriptor(frame, "total_exposure_time") or 0.0))
 
 
 def _miss(frame: Frame) -> np.ndarray:

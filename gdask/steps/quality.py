@@ -86,12 +86,14 @@ def add_dq(
     flagged = []
     for frame, bpm in zip(frames, bpms, strict=True):
         masks = [match_region(mask, frame) for mask in (bpm, extra) if mask is not None]
+        text = _masks_text(bpm, extra)
         static = _static_mask(masks)
         listed.append(
             _listed_pixels(frame, static, non_linear) if hidden_saturation or latency else None
         )
         holes = listed[-1] if hidden_saturation else None
-        flagged.append(_flag_bad_and_bright(frame, masks, static, holes, non_linear))
+        made = _flag_bad_and_bright(frame, masks, static, holes, non_linear)
+        flagged.append(note(made, text))
     return _add_latents(tuple(flagged), listed, time) if latency else tuple(flagged)
 
 
@@ -232,8 +234,9 @@ def _flag_bad_and_bright(
     for mask in masks:
         frame = with_provenance(frame, mask, "add_dq")
     used = [mask.attrs["name"] for mask in masks]
-    frame = with_headers(
+    return with_headers(
         with_arrays(frame, dq=dq),
+        primary={"BPMIM": (",".join(used) or "none", "Bad-pixel mask used")},
         each={
             "SATLEVEL": saturated,
             "NONLINEA": per_array(frame, "non_linear_level"),
@@ -241,8 +244,16 @@ def _flag_bad_and_bright(
             "GAIN": per_array(frame, "gain"),
         },
     )
-    names = ", ".join(used) if used else "none: no known bad pixels are flagged"
-    return note(frame, f"static BPM {names}")
+
+
+def _masks_text(static: Frame | None, extra: Frame | None) -> str:
+    """Say which bad-pixel masks are used."""
+    if extra is not None:
+        first = static.attrs["name"] if static is not None else "none"
+        return f"static BPM {first}, user_bpm {extra.attrs['name']}"
+    if static is not None:
+        return f"static BPM {static.attrs['name']}"
+    return "static BPM none: no known bad pixels are flagged"
 
 
 def _flag(data: Image, bpm: np.ndarray | None, non_linear: float, saturated: float) -> Flags:

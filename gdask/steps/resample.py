@@ -45,6 +45,7 @@ from gdask.model import DIMS, GdaskError, late
 from gdask.params import Range, refuses
 from gdask.steps.frames import VARIABLE_TYPES, VARIABLES, arrays_of, named, on_group
 from gdask.steps.resampled import INTERPOLATIONS, Resampled
+from gdask.steps.stack_header import levels_on_grid
 from gdask.types import Flags, Frame, Frames, Image, Window
 
 if TYPE_CHECKING:
@@ -271,6 +272,7 @@ def _resample_frame(
     for keyword in _ARRAY_KEYWORDS:
         base.remove(keyword, ignore_missing=True)
     base.update(header)
+    base.update(levels_on_grid(frame, ratio))
     base.update(correlation(interpolation, ratio, engine, _noise_of_sums(source)))
     resampled = _on_grid(frame, variables, grid, Header.from_astropy(base))
     resampled = with_headers(resampled, primary={"PIXSCALE": (grid.scale, "Pixel scale (arcsec)")})

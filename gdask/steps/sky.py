@@ -16,6 +16,7 @@ from gdask.params import Range, refuses
 from gdask.steps.frames import PIXEL_BYTES, array, arrays_of, named, on_group, with_arrays
 from gdask.steps.levels import SkyLevel, choose_level
 from gdask.steps.sky_subtraction import GROUP_BYTES, MOST_IN_GROUP, Wanted, subtract_skies
+from gdask.steps.stack_header import without_sky_in_levels
 from gdask.types import Flags, Frame, Frames, Image, Mask
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def sky_correct(
         _corrected(each, subtracted.get(number), level) for number, each in enumerate(wanted)
     ]
     text = _remark(level, [len(names) for names in names_of_frames], len(set(names_of_frames)))
-    return tuple(note(frame, text) for frame in corrected)
+    return tuple(note(without_sky_in_levels(frame), text) for frame in corrected)
 
 
 def _groups(wanted: Sequence[Wanted]) -> list[list[int]]:

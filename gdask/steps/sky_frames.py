@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from typing import Annotated, NamedTuple
 
 import numpy as np
 
 from gdask.instruments import descriptor, instrument_of
-from gdask.io.frames import geometries, note, primary_header, set_aside, with_attrs, with_headers
-from gdask.model import GdaskError
-from gdask.params import Range
+from gdask.io.frames import (
+    geometries,
+    note,
+    primary_header,
+    set_aside,
+    warn,
+    with_attrs,
+    with_headers,
+)
+from gdask.model import GdaskError, UsageError
+from gdask.params import Range, closest
 from gdask.steps.frames import on_group
 from gdask.types import Frame, Frames
 
@@ -43,15 +53,18 @@ def separate_sky(
     frac_FOV
         Frames closer than this fraction of the field of view form one group.
     ref_obj
-        Comma-separated names of frames on target.
+        Names of frames on target, between commas or blanks.
+        Files (raw/NAME.fits), names without ending or suffix, and patterns are understood. A name
+        that fits no frame raises UsageError.
     ref_sky
-        Comma-separated names of frames on sky.
+        Names of frames on sky, as for ref_obj.
     """
+    objects, skies = find_named(frames, ref_obj=ref_obj, ref_sky=ref_sky)
     limit = frac_FOV * float(instrument_of(frames[0]).facts["field_of_view"])
     if not (ref_obj or ref_sky):
         check_one_target(frames, limit)
     groups = _groups([_pointing(frame) for frame in frames], limit)
-    kinds, why = _known_kinds(frames, groups, _names(ref_obj), _names(ref_sky))
+    kinds, why = _known_kinds(frames, groups, objects, skies)
     if not any(kinds):
         kinds, why = _by_distance(frames, groups)
     elif not all(kinds):
@@ -61,8 +74,9 @@ def separate_sky(
         kinds = [kind or rest for kind in kinds]
     n_targets, n_skies = (sum(kind in known for known in kinds) for kind in ("object", "sky"))
     text = f"{n_targets} on target, {n_skies} on sky ({why})"
+    absent = _absent_text((objects | skies) - {frame.attrs["name"] for frame in frames})
     marked = [
-        _mark(frame, kind, group, text)
+        warn(_mark(frame, kind, group, text), absent)
         for frame, kind, group in zip(frames, kinds, groups, strict=True)
     ]
     targets = tuple(frame for frame, kind in zip(marked, kinds, strict=True) if "object" in kind)
@@ -148,7 +162,8 @@ def check_one_target(frames: Frames, limit: float) -> None:
 def middle_of_exposure(frame: Frame) -> float:
     """Give the time (s since 1970) of the middle of the exposure; 0 where the header has none."""
     start = descriptor(frame, "ut_datetime")
-    return start.timestamp() + 0.5 * float(descriptor(frame, "exposure_time")) if start else 0.0
+    seconds = descriptor(frame, "total_exposure_time")
+    return start.timestamp() + 0.5 * float(seconds or 0.0) if start else 0.0
 
 
 def separation(first: tuple[float, float], second: tuple[float, float]) -> float:
@@ -195,13 +210,65 @@ def _groups(pointings: Sequence[tuple[float, float]], limit: float) -> list[int]
     return [int(number) for number in numbers]
 
 
-def _names(text: str) -> set[str]:
-    """Split a comma-separated list of files into their names without suffix and ending."""
-    return {
-        name.strip().removesuffix(".fits").partition("_")[0]
-        for name in text.split(",")
-        if name.strip()
-    }
+def find_named(frames: Frames, **lists: str) -> list[set[str]]:
+    """Give, for each list of frames of the user's, the names of the frames that it means.
+
+    `lists` are texts by parameter (ref_obj, ref_sky). Frames of the reduction that have been set
+    aside (attribute `listed`) may be named too. Raises UsageError for a name that fits none, with
+    the nearest one, and for one that fits several.
+    """
+    known = {frame.attrs["name"] for frame in frames}
+    for frame in frames[:1]:
+        known.update(json.loads(frame.attrs.get("listed", "[]")))
+    return [_meant(parameter, text, sorted(known)) for parameter, text in lists.items()]
+
+
+def _meant(parameter: str, text: str, known: Sequence[str]) -> set[str]:
+    """Give the known names that the text of a parameter means."""
+    if text.strip().lower() == "none":
+        return set()
+    found: set[str] = set()
+    for piece in re.split(r"[,;\n]", text):
+        words = [piece.strip()] if _fitting(piece, known) else piece.split()
+        for word in words:
+            fitting = _fitting(word, known)
+            if not fitting:
+                stems = [_stem(name) for name in known]
+                raise UsageError(
+                    f"separate_sky:{parameter}: no frame {word!r} among the {len(known)} of this "
+                    f"reduction{closest(_stem(word), stems)}; a name of one of them was expected, "
+                    "such as " + " or ".join(stems[:1] + stems[1:][-1:])
+                )
+            if len({_stem(name) for name in fitting}) > 1 and not set(word) & set("*?["):
+                raise UsageError(
+                    f"separate_sky:{parameter}: {word!r} fits {len(fitting)} frames "
+                    f"({', '.join(fitting[:3])}{' ...' if fitting[3:] else ''}); "
+                    "give the whole name"
+                )
+            found.update(fitting)
+    return found
+
+
+def _fitting(word: str, known: Iterable[str]) -> list[str]:
+    """Give the known names that a word fits: whole, by a pattern, or up to their suffixes."""
+    wanted = _stem(word)
+    if not wanted:
+        return []
+    whole = [name for name in known if _stem(name) == wanted]
+    patterns = [name for name in known if fnmatchcase(_stem(name), wanted)]
+    first = wanted.partition("_")[0]
+    return whole or patterns or [n for n in known if first and _stem(n).partition("_")[0] == first]
+
+
+def _stem(name: str) -> str:
+    """Give the name of a file without folder and endings: raw/S1_x.fits.gz gives S1_x."""
+    return re.sub(r"\.fits(\.\w+)?$", "", name.strip().strip("'\"").rpartition("/")[2])
+
+
+def _absent_text(names: Iterable[str]) -> str:
+    """Give the warning for named frames that have been set aside; '' without any."""
+    absent = ", ".join(sorted(names))
+    return absent and f"{absent} of ref_obj or ref_sky: set aside before, so it says nothing"
 
 
 def _known_kinds(
@@ -222,10 +289,10 @@ def _known_kinds(
 
 def _kinds(frame: Frame, objects: set[str], skies: set[str]) -> tuple[set[str], str]:
     """Give what is known of a frame by itself (object, sky, both, nothing), and from what."""
-    stem = frame.attrs["name"].removesuffix(".fits").partition("_")[0]
+    name = frame.attrs["name"]
     phu = primary_header(frame)
-    if stem in objects | skies:
-        listed = {kind for kind, names in (("object", objects), ("sky", skies)) if stem in names}
+    if name in objects | skies:
+        listed = {kind for kind, names in (("object", objects), ("sky", skies)) if name in names}
         return listed, "ref_obj, ref_sky"
     keywords = {"OBJFRAME": "object", "SKYFRAME": "sky"}
     marked = {

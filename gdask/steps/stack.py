@@ -39,6 +39,7 @@ from gdask.steps.frames import (
 from gdask.steps.resample import TILE_BYTES, resampled_source
 from gdask.steps.resampled import Resampled
 from gdask.steps.sky_frames import SAME_EXPOSURE_SECONDS
+from gdask.steps.stack_header import combined_header
 from gdask.types import Frame, Frames, Window
 
 if TYPE_CHECKING:
@@ -121,23 +122,8 @@ def stack_frames(
     stack = with_records(stack, "provenance", _joined_provenance(frames))
     text = f"{len(frames)} frames, {operation}, {reject_method}{_check_darks(frames)}"
     removed = {key: None for key in primary_header(stack) if key.startswith("SKYFR")}
-    return note(with_headers(stack, primary=removed | _combined_keywords(frames)), text)
-
-
-def _combined_keywords(frames: Frames) -> dict[str, object]:
-    """Give header keywords of a stack: inputs, their number, exposure times, mean air mass."""
-    keywords: dict[str, object] = {"NCOMBINE": (len(frames), "Number of input images")}
-    for number, frame in enumerate(frames, 1):
-        keywords[f"IMCMB{number:03d}"] = frame.attrs["name"]
-    times = [float(descriptor(frame, "exposure_time") or 0) for frame in frames]
-    keywords["EXPTIME"] = (times[0], "Exposure time of the pixel values (s)")
-    keywords["TOTEXP"] = (sum(times), "Total exposure time of all inputs (s)")
-    airmasses = [
-        value for value in (descriptor(frame, "airmass") for frame in frames) if value is not None
-    ]
-    if airmasses:
-        keywords["AIRMASS"] = (float(np.mean(airmasses)), "Mean airmass of the inputs")
-    return keywords
+    header = combined_header(frames, operation)
+    return note(with_headers(stack, primary=removed | header["primary"], each=header["each"]), text)
 
 
 def check_alike(frames: Frames) -> None:

@@ -730,3 +730,54 @@ def test_the_verb(night, capsys):
     assert run()[0] == 2
     assert run("lits")[0] == 2
     assert run("--help")[0] == 0
+
+
+def twins(tmp_path, night):
+    """Two registered files of one name, in two folders."""
+    folders = [tmp_path / name for name in ("first", "second")]
+    paths = []
+    for folder in folders:
+        folder.mkdir()
+        paths.append(folder / night["flat"].name)
+        paths[-1].write_bytes(night["flat"].read_bytes())
+        assert main(["add", str(paths[-1])]) == 0
+    return paths
+
+
+def test_remove_asks_which_of_two_with_one_name(tmp_path, night, capsys):
+    paths = twins(tmp_path, night)
+    capsys.readouterr()
+    assert main(["remove", paths[0].name]) == 1
+    said = capsys.readouterr().err
+    assert "2 entries have this name" in said and all(str(path) in said for path in paths)
+    assert len(rows(open_databases()[0])) == 2
+    assert main(["remove", f"first/{paths[0].name}"]) == 0
+    assert [row["path"] for row in rows(open_databases()[0])] == [str(paths[1])]
+    assert main(["remove", paths[0].name]) == 0 and not rows(open_databases()[0])
+
+
+def test_messages_name_the_database_after_a_change_of_folder(tmp_path, night, monkeypatch):
+    from gdask import cal_service
+
+    database = cal_service.set_local_database("here.db")
+    assert database.name == "here.db"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert database.name == str(tmp_path / "here.db")
+    with pytest.raises(GdaskError, match=f"not in {tmp_path}/here.db"):
+        database.remove_cal("x.fits")
+    database.add_cal(night["flat"])
+    assert (tmp_path / "here.db").exists() and not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("words", [["list"], ["config"], ["list", "-d", "x.db"]])
+def test_a_closed_pipe_ends_quietly(tmp_path, words):
+    program = "import sys, time; from gdask.cli.caldb import main; time.sleep(0.3);"
+    command = [sys.executable, "-c", f"{program} sys.exit(main({words!r}))"]
+    read_end, write_end = os.pipe()
+    os.close(read_end)  # as after `| true`
+    done = subprocess.run(
+        command, check=False, stdout=write_end, stderr=subprocess.PIPE, timeout=60
+    )
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (0, b"")

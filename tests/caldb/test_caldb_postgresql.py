@@ -266,7 +266,9 @@ def test_configuration_and_verb(server, database, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [(QUOTED, "wrong"), ("/postgres", "/nosuch"), ("127.0.0.1:", "127.0.0.1:1")]
+    ("old", "new"),
+    [(QUOTED, "wrong"), ("/postgres", "/nosuch"), ("127.0.0.1:", "127.0.0.1:1")],
+    ids=["password", "database", "port"],  # the password is another one in each process of xdist
 )
 def test_what_cannot_be_reached_is_explained_in_one_line(server, old, new):
     url = (

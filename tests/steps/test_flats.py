@@ -152,6 +152,31 @@ def test_blue_flats_are_lamp_on_alone(night: object) -> None:
     assert_same(computed(steps.make_lamp_flat(frames)), stacked(frames))
 
 
+@pytest.mark.parametrize(
+    ("starts", "nights"),
+    [
+        (["2017-05-05T23:00:00", "2017-05-06T10:30:00"], 1),  # before and after one night
+        (["2017-05-06T10:30:00", "2017-05-06T22:00:00"], 2),
+        (["2017-05-05T17:55:00", "2017-05-05T18:05:00"], 1),  # over the boundary, in one go
+        (["2017-05-05T20:00:00", "2017-05-06T20:00:00", "2017-05-08T20:00:00"], 3),
+    ],
+)
+def test_flats_of_several_nights_are_named(night: object, starts: list, nights: int) -> None:
+    def at(frame: Frame, start: str) -> Frame:
+        return with_headers(frame, primary={"DATE-OBS": start[:10], "UT": start[11:]})
+
+    frames = lamps(night)
+    dated = tuple(at(frame, starts[n % len(starts)]) for n, frame in enumerate(frames))
+    flats = [steps.make_lamp_flat(dated)]
+    in_j = [with_headers(frame, primary={"FILTER1": "J_G1101"}) for frame in dated]
+    flats.append(steps.make_lamp_flat(tuple(in_j)))
+    for made in flats:
+        warning = made.attrs.get("warning", "")
+        assert (f"frames of {nights} nights go into one flat" in warning) == (nights > 1)
+        for frame, start in zip(dated[:nights], starts, strict=False):
+            assert nights == 1 or (frame.attrs["name"] in warning and start[:10] in warning)
+
+
 @pytest.mark.parametrize(("kind", "missing"), [("flat_on", "lamp-off"), ("flat_off", "lamp-on")])
 def test_a_red_flat_needs_both_lamp_states(night: object, kind: str, missing: str) -> None:
     with pytest.raises(GdaskError, match=f"no {missing} ones.*add the {missing} frames"):

@@ -16,7 +16,8 @@ from gdask import steps
 from gdask.instruments import descriptor
 from gdask.io.frames import geometries, primary_header, sky_names, with_geometries, with_headers
 from gdask.kernels.geometry.projection import tangent_sky
-from gdask.model import DQ, GdaskError
+from gdask.model import DQ, GdaskError, UsageError
+from gdask.reduction.screening import with_names_listed
 from gdask.steps.sky import sky_levels, transfer_objects
 from gdask.steps.sky_frames import _groups, far_apart, separation
 from gdask.types import Frame, Frames
@@ -125,6 +126,50 @@ def test_what_nothing_is_known_of_goes_by_distance(
 ) -> None:
     frames = tuple(placed(guided, f"S{n}.fits", east) for n, east in enumerate(places))
     assert tuple(map(names, steps.separate_sky(frames))) == (targets, skies)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "S2,S3",
+        "S2 S3",
+        " raw/S2.fits ,\tS3_prepared.fits",
+        "S2.fits.gz\nS3",
+        "/data/x/S[23].fits",
+        "'S2', S3",
+    ],
+)
+def test_ways_to_name_frames(guided: str, text: str) -> None:
+    frames = tuple(placed(guided, f"S{n}.fits", 300 * n) for n in range(5))
+    assert tuple(map(names, steps.separate_sky(frames, ref_sky=text))) == ("S0 S1 S4", "S2 S3")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("S20170505S0O12", "no frame 'S20170505S0O12' .*did you mean S20170505S0012"),
+        ("S20170505S0011 xyz.fits", "no frame 'xyz.fits' among the 4"),
+        ("S20170505S0011, @sky.list", "no frame '@sky.list'"),
+        ("night_3", "'night_3' fits 2 frames .night_1.fits, night_2.fits"),
+        ("nothing*", "no frame 'nothing"),
+    ],
+)
+def test_a_name_that_is_no_frame_is_refused(guided: str, text: str, message: str) -> None:
+    known = ("S20170505S0011", "S20170505S0012", "night_1", "night_2")
+    frames = tuple(placed(guided, f"{name}.fits", 300 * n) for n, name in enumerate(known))
+    for parameter in ("ref_sky", "ref_obj"):
+        with pytest.raises(UsageError, match=f"separate_sky:{parameter}: {message}"):
+            steps.separate_sky(frames, **{parameter: text})
+
+
+def test_a_named_frame_that_was_set_aside_is_warned_of(guided: str) -> None:
+    frames = tuple(placed(guided, f"S{n}.fits", 300 * n) for n in range(4))
+    frames = with_names_listed(frames, ["S8.fits"])
+    targets, skies = steps.separate_sky(frames, ref_sky="S8,S3")
+    assert (names(targets), names(skies)) == ("S0 S1 S2", "S3")
+    assert "S8.fits of ref_obj or ref_sky: set aside" in targets[0].attrs["warning"]
+    with pytest.raises(UsageError, match="no frame 'S9'"):
+        steps.separate_sky(frames, ref_sky="S9")
 
 
 def test_frac_FOV_sets_what_one_field_is(guided: str) -> None:

@@ -29,7 +29,7 @@ ARCSEC_PER_RADIAN = 180 * 3600 / math.pi
 #: Unit (arcsec) of the plane coordinates of the fitted correction, in which all its terms are of
 #: order 1.
 CORRECTION_UNIT = 60.0
-#: Arcsec to which the terms of a fitted correction are rounded (0.001 mas). Linear algebra differs in
+#: Arcsec to which terms of a fitted correction are rounded (0.001 mas). Linear algebra differs in
 #: its last bits from processor to processor (1e-12 arcsec); unrounded, so would all pixels.
 CORRECTION_STEP = 2.0**-20
 #: Newton steps of the inverse. Quadratic convergence needs 5 over a whole GSAOI array, from the

@@ -96,6 +96,11 @@ def _variance_factors(method: str, number: int) -> Floats:
     return as_kernel_input(values, np.float64)
 
 
+def variance_factor(method: str, number: int) -> float:
+    """Return `number` times the variance of the result over that of one value: 1 for means."""
+    return float(_variance_factors(method, number)[number])
+
+
 @njit(cache=True, nogil=True)
 def _combine(
     planes: tuple[Image, Image, Flags],
