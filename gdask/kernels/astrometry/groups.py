@@ -290,21 +290,21 @@ def _found_shift(
     fewest: pairs that may tie them within the first radius; blind: search turned fields, too, and
     expect wrong headers: more than MAX_MISSED_STARS that should be shared are not.
     """
-    fields, wrong = (group.field, other.field), WRONG_HEADER_SHARE
+    lists, fields = (group.stars, other.stars), (group.field, other.field)
+    wrong = WRONG_HEADER_SHARE
     radii = [radius for radius in SEARCH_RADII if radius < search] + [search]
     shift = Shift(0.0, 0.0, 0.0, 1.0, (0.0, 0.0), 0, 0.0, False, "no stars in reach")
     for number, radius in enumerate(radii):
         least = fewest if number == 0 else MIN_PAIRS
-        how = {"fields": fields, "fewest": least, "wrong_headers": wrong}
-        found = find_shift(group.stars, other.stars, radius, **how)
+        found = find_shift(*lists, radius, fields=fields, fewest=least, wrong_headers=wrong)
         if found.ok and np.hypot(found.dx, found.dy) <= search:
             return found
         if radius == NEAR_RADIUS and _common_by_headers(group, other) > MAX_MISSED_STARS:
             wrong = 1.0
         shift = shift if found.ok else found
     if blind and min(len(group.stars[0]), len(other.stars[0])) >= WIDE_MIN_SOURCES:
-        how |= {"rotations": WIDE_ROTATIONS}
-        found = find_shift(group.stars, other.stars, min(search, WIDE_RADIUS), **how)
+        radius, turns = min(search, WIDE_RADIUS), WIDE_ROTATIONS
+        found = find_shift(*lists, radius, fields=fields, rotations=turns, wrong_headers=wrong)
         if found.ok and np.hypot(found.dx, found.dy) <= search:
             return found
     return shift
@@ -320,7 +320,8 @@ def _tied_groups(
     """Tie groups to larger ones where common stars do so; edits reasons of lone frames."""
     ahead = len(groups) + 1
     while len(groups) < ahead:
-        ahead, tied = len(groups), []
+        ahead = len(groups)
+        tied: list[_Group] = []
         for group in groups:
             for k, larger in enumerate(tied[:MAX_COMPARED_GROUPS]):
                 if not _can_reach(larger, group, search):

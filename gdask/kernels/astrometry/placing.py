@@ -108,7 +108,8 @@ def tie_groups(
     group = group.copy()
     group[alone] = group.max(initial=-1) + 1 + np.arange(len(alone))
     flux = np.concatenate([np.asarray(f.flux, float) for f in frames])
-    out, tied, first = terms.copy(), np.zeros(len(frames), bool), None
+    out, tied = terms.copy(), np.zeros(len(frames), bool)
+    ties: list[tuple[np.ndarray, ReferenceTie]] = []
     for number in range(int(group.max()) + 1):
         of_group = group == number
         rows = of_group[problem.frame]
@@ -119,14 +120,15 @@ def tie_groups(
         if np.count_nonzero(of_group) == 1:  # its sources are nobody's stars
             stars, seen = (xi[rows], eta[rows], flux[rows]), np.ones(rows.sum(), bool)
             total = 1 / (variance[rows] + state.floor**2)
-        sources, error = tuple(v[seen] for v in stars), 1 / np.sqrt(total[seen])
+        sources = stars[0][seen], stars[1][seen], stars[2][seen]
+        error = 1 / np.sqrt(total[seen])
         if len(error):
             limits = (search, tolerance, prior)
             move, tie = tie_to_reference(reference, sources, error, problem.centre, *limits)
             tied |= of_group & tie.ok
         else:
             move, tie = np.zeros(TERMS), ReferenceTie(0, np.nan, 0, False, "it shows no stars")
-        first = (move, tie) if first is None else first
-        moved = displaced_group(frames, problem, terms, move if tie.ok else first[0])
+        ties.append((move, tie))
+        moved = displaced_group(frames, problem, terms, move if tie.ok else ties[0][0])
         out = np.where(of_group[:, None], moved, out)
-    return out, first[1], tied
+    return out, ties[0][1], tied

@@ -180,10 +180,11 @@ def solve(
     from the pointing) of a frame's own distortion terms; search: how far (arcsec) header pointings
     may be off at most: the further, the more must speak for it (`groups.first_shifts`);
     match_radius: how far (arcsec) matched sources may lie apart after the first shift; a frame
-    whose weighted rms exceeds max_rms (arcsec) is set aside. Frames with too few stars for a pattern are shifted by those they have,
-    or keep their header's pointing (`few_stars.place_by_few_stars`); untrusted: per frame, why that
-    must not be ('' or nothing: it may). A single frame keeps its header's pointing, or is tied to
-    the reference. Without frames, or with another order, a GdaskError.
+    whose weighted rms exceeds max_rms (arcsec) is set aside. Frames with too few stars for a
+    pattern are shifted by those they have, or keep their header's pointing
+    (`few_stars.place_by_few_stars`); untrusted: per frame, why that must not be ('' or nothing: it
+    may). A single frame keeps its header's pointing, or is tied to the reference. Without frames,
+    or with another order, a GdaskError.
     """
     if not frames or not 0 <= order <= 3:
         raise GdaskError(
