@@ -50,6 +50,8 @@ SEARCH_RADII: tuple[Arcsec, ...] = (1.0, NEAR_RADIUS, 10.0)
 MIN_GROUP_PAIRS = 2
 #: Stars that two groups should share by their headers: if none is found, a header is wrong.
 MAX_MISSED_STARS = 8
+#: How the reason begins why a group of frames is refused as a whole.
+STRANGERS_REASON = "shows stars"
 #: Frames, one after another, that find no other to begin a group with: then the search for groups
 #: ends. Larger groups that each group is compared with.
 MAX_LONE_STARTS, MAX_COMPARED_GROUPS = 10, 3
@@ -363,9 +365,9 @@ def _refuse_strangers(groups: Sequence[_Group], reason: list[str]) -> None:
             if expected > MAX_MISSED_STARS:
                 for f in group.places:
                     reason[f] = (
-                        f"{len(group.places)} frames that share stars, but none of the"
-                        f" {expected} that they should share with {len(larger.places)} others by"
-                        " their headers (pointed elsewhere, or another field)"
+                        f"{STRANGERS_REASON} that {len(group.places)} frames share, but none of"
+                        f" the {expected} that {len(larger.places)} others show there by the"
+                        " headers (pointed elsewhere, or further off than `search` allows)"
                     )
                 break
 

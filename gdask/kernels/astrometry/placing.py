@@ -12,7 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from gdask.kernels.astrometry.few_stars import Stars, place_by_few_stars, with_comparable_flux
-from gdask.kernels.astrometry.groups import groups_on_headers, linked_groups
+from gdask.kernels.astrometry.groups import (
+    STRANGERS_REASON,
+    groups_on_headers,
+    linked_groups,
+)
 from gdask.kernels.astrometry.joint_fit import (
     Reference,
     ReferenceTie,
@@ -33,6 +37,7 @@ from gdask.types import Arcsec
 
 #: How a reason begins that more stars or another place would not mend.
 RESIDUALS_REASON = "residuals"
+_FINAL_REASONS = (RESIDUALS_REASON, STRANGERS_REASON)
 
 
 class Placed(NamedTuple):
@@ -60,7 +65,7 @@ def place_sparse_frames(
     frames = [with_comparable_flux(frame) for frame in frames]
     terms = groups_on_headers(frames, state.problem, state.terms, state.active, state.group)
     patterned = np.array([not reason for reason in reasons])
-    settled = patterned | [reason.startswith(RESIDUALS_REASON) for reason in reasons]
+    settled = patterned | [reason.startswith(_FINAL_REASONS) for reason in reasons]
     x, y, total = star_means(state.problem, *corrected_positions(state.problem, terms))
     good = total > 0 if patterned.any() else np.zeros(len(total), bool)
     used = state.problem.weight > 0
