@@ -41,6 +41,8 @@ J2000 = datetime(2000, 1, 1, 12)
 #: Flags of centroids that are not used. A star near bad pixels is used: they are left out of its
 #: fit, and its error says so.
 UNUSABLE_CENTROID = SATURATED | EDGE | FAILED
+#: Centroids of an array that make those near its edge superfluous; and how near these may be.
+FEW_CENTROIDS, WHOLE_CORE_FWHM = 4, 1.0
 
 
 @on_group
@@ -194,7 +196,7 @@ def _measure(frame: Frame, exposure: float) -> Measurements:
     columns: list[list[np.ndarray]] = [[] for _ in range(7)]
     time = float(descriptor(frame, "exposure_time") or 0.0) or exposure
     for number, (stars, geometry) in enumerate(zip(centroids, geometries(frame), strict=True)):
-        good = usable(stars)
+        good = usable(stars, shape_of(frame))
         x, y = to_plane(geometry._replace(correction_x=(), correction_y=()), good["x"], good["y"])
         scale = np.sqrt(pixel_area(geometry, good["x"], good["y"]))
         signal = good["flux"] / good["eflux"] * np.sqrt(exposure / time)
@@ -371,10 +373,21 @@ def _catalog_flux(catalog: Any) -> np.ndarray:
     return 10 ** (-0.4 * np.nan_to_num(magnitudes, nan=99.0))
 
 
-def usable(stars: np.ndarray) -> np.ndarray:
-    """Select the centroids of an array that the joint solution takes."""
-    unflagged = (stars["flags"] & UNUSABLE_CENTROID) == 0
-    return stars[unflagged & np.isfinite(stars["ex"]) & (stars["flux"] > 0)]
+def usable(stars: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Select the centroids of an array of this shape (..., ny, nx) that the joint solution takes.
+
+    Near the edge part of a star is not fitted. Where an array has fewer than FEW_CENTROIDS others,
+    as in a small region of interest with one bright star, those with an edge no nearer than
+    WHOLE_CORE_FWHM widths are taken, too.
+    """
+    sound = np.isfinite(stars["ex"]) & (stars["flux"] > 0)
+    inner = sound & ((stars["flags"] & UNUSABLE_CENTROID) == 0)
+    if inner.sum() >= FEW_CENTROIDS:
+        return stars[inner]
+    x, y = stars["x"], stars["y"]
+    margin = np.minimum(np.minimum(x, shape[-1] - 1 - x), np.minimum(y, shape[-2] - 1 - y))
+    near = margin >= WHOLE_CORE_FWHM * stars["fwhm"]
+    return stars[inner | (sound & near & ((stars["flags"] & UNUSABLE_CENTROID & ~EDGE) == 0))]
 
 
 def with_residuals(frame: Frame, fit: FrameFit, solution: Solution) -> Frame:
@@ -388,7 +401,7 @@ def with_residuals(frame: Frame, fit: FrameFit, solution: Solution) -> Frame:
     for number, (stars, geometry) in enumerate(
         zip(small(frame, "stars"), geometries(frame), strict=True)
     ):
-        good = usable(stars)
+        good = usable(stars, shape_of(frame))
         part = np.zeros(len(good), RESIDUAL_DTYPE)
         scale, angle = np.sqrt(pixel_area(geometry, good["x"], good["y"])), np.radians(geometry.pa)
         c, s = np.cos(angle) ** 2 * scale**2, np.sin(angle) ** 2 * scale**2

@@ -17,7 +17,6 @@ from gdask.kernels.astrometry.association import (
     MIN_PAIRS,
     NEAR_RADIUS,
     WIDE_MIN_SOURCES,
-    WIDE_RADIUS,
     WIDE_ROTATIONS,
     WRONG_HEADER_SHARE,
     Field,
@@ -45,7 +44,7 @@ from gdask.types import Arcsec
 #: Radii of the searches that follow each other until one convinces, as far as the user allows: the
 #: nearer a shift, the fewer are the chance pairs that can make one. Frames join a group within
 #: NEAR_RADIUS; further off whole groups are compared, of which more is known.
-SEARCH_RADII: tuple[Arcsec, ...] = (1.0, NEAR_RADIUS, 10.0)
+SEARCH_RADII: tuple[Arcsec, ...] = (1.0, NEAR_RADIUS)
 #: Pairs of whole groups that may tie them near the place that their headers say.
 MIN_GROUP_PAIRS = 2
 #: Stars that two groups should share by their headers: if none is found, a header is wrong.
@@ -289,26 +288,25 @@ def _found_shift(
 ) -> Shift:
     """Shift of another group onto a group: the nearest one that convinces.
 
-    fewest: pairs that may tie them within the first radius; blind: search turned fields, too, and
-    expect wrong headers: more than MAX_MISSED_STARS that should be shared are not.
+    fewest: pairs that may tie them within the first radius; blind: search turned fields beyond
+    NEAR_RADIUS. Where more than MAX_MISSED_STARS that should be shared are not, a header is wrong.
     """
     lists, fields = (group.stars, other.stars), (group.field, other.field)
     wrong = WRONG_HEADER_SHARE
     radii = [radius for radius in SEARCH_RADII if radius < search] + [search]
     shift = Shift(0.0, 0.0, 0.0, 1.0, (0.0, 0.0), 0, 0.0, False, "no stars in reach")
+    many = min(len(group.stars[0]), len(other.stars[0])) >= WIDE_MIN_SOURCES
     for number, radius in enumerate(radii):
         least = fewest if number == 0 else MIN_PAIRS
-        found = find_shift(*lists, radius, fields=fields, fewest=least, wrong_headers=wrong)
+        turns = WIDE_ROTATIONS if blind and many and radius > NEAR_RADIUS else (0.0,)
+        found = find_shift(
+            *lists, radius, fields=fields, fewest=least, rotations=turns, wrong_headers=wrong
+        )
         if found.ok and np.hypot(found.dx, found.dy) <= search:
             return found
         if radius == NEAR_RADIUS and _common_by_headers(group, other) > MAX_MISSED_STARS:
             wrong = 1.0
         shift = shift if found.ok else found
-    if blind and min(len(group.stars[0]), len(other.stars[0])) >= WIDE_MIN_SOURCES:
-        radius, turns = min(search, WIDE_RADIUS), WIDE_ROTATIONS
-        found = find_shift(*lists, radius, fields=fields, rotations=turns, wrong_headers=wrong)
-        if found.ok and np.hypot(found.dx, found.dy) <= search:
-            return found
     return shift
 
 
