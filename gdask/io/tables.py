@@ -105,7 +105,8 @@ def _inputs_table(inputs: Sequence[dict[str, Any]]) -> astable.Table:
     """Give the table of the geometry of every array of every frame in a stack.
 
     It has the frame's name, its matches and residuals (mas), how it was placed among the others,
-    and the error of that (mas).
+    the error of that (mas), the number of the group of frames that its stars tie it to (0: none),
+    and what ties it, in words.
     """
     rows = [(source, number) for source in inputs for number in range(len(source["geometry"]))]
     table = geometry_table([source["geometry"][number] for source, number in rows])
@@ -121,6 +122,8 @@ def _inputs_table(inputs: Sequence[dict[str, Any]]) -> astable.Table:
         table["PLACED"] = [str(source.get("placed", "")) for source, _ in rows]
         place_errors = [float(source.get("error_mas", np.nan)) for source, _ in rows]
         table["PLACE_ERR"] = in_steps(place_errors, "mas")
+        table["GROUP"] = [int(source.get("group", 0)) for source, _ in rows]
+        table["TIE"] = [str(source.get("tie", "")) for source, _ in rows]
     return table
 
 

@@ -90,7 +90,7 @@ def primary_header(
         | _optics(facts, options, exposure)
     )
     if exposure.field:
-        values |= telescope_values(exposure, options.pa, ALIGNMENT)
+        values |= telescope_values(exposure, exposure.pa, ALIGNMENT)
     values |= {
         "P2ARA": round(guide_star[0], 8),
         "P2ADEC": round(guide_star[1], 8),
@@ -233,7 +233,7 @@ def _wcs(facts: Facts, options: F2Options, exposure: Exposure) -> list[CardLike]
     crpix = [six_digits(pixel) - corner for pixel in reference_pixel(facts, day)]
     if exposure.field:
         cd = np.array(wcs["cd"][day >= facts["conventions"]["crpix"]]).reshape(2, 2)
-        (c11, c21), (c12, c22) = (rotate(cd[0, i], cd[1, i], options.pa) for i in (0, 1))
+        (c11, c21), (c12, c22) = (rotate(cd[0, i], cd[1, i], exposure.pa) for i in (0, 1))
         crval = exposure.claimed
     else:
         c11, c12, c21, c22 = wcs["parked_cd"]

@@ -16,6 +16,7 @@ from gdask.simulate.plan import (
     date_of,
     dithered,
     file_name,
+    second_group,
     sky_level,
     spiral,
     start_of,
@@ -139,6 +140,7 @@ def _science(options: F2Options, facts: dict[str, Any]) -> Iterator[Exposure]:
     """Dithers on the target; with offsets to sky, as target, sky, sky, target, repeated."""
     date = date_of(options.date)
     order = frame_order(options.n_science, options.n_sky)
+    second = second_group(order)
     step = exposure_time(options, facts) * options.coadds + OVERHEAD
 
     def dither(i: int, _: str) -> tuple[float, float]:
@@ -152,8 +154,9 @@ def _science(options: F2Options, facts: dict[str, Any]) -> Iterator[Exposure]:
             kind,
             i + 1,
             start_of(date, 2.5, seconds),
-            p,
+            p + options.group_offset * second[i],
             q,
+            options.pa + options.group_pa * second[i],
         )
         for i, (kind, seconds, p, q) in enumerate(
             dithered(order, step, BIG_OFFSET_TIME, dither, SKY_OFFSET)
@@ -203,10 +206,11 @@ def _exposure(
     mjd: float,
     p: float,
     q: float,
+    pa: float,
 ) -> Exposure:
     """An exposure of the sky, with what is true of it drawn from the seed and its name."""
     is_sky = kind == "sky"
-    commanded = pointing(TARGET, p, q, options.pa)
+    commanded = pointing(TARGET, p, q, pa)
     rng = generator(options.seed, "frame", file)
     error = rng.normal(0.0, options.pointing * (UNGUIDED_FACTOR if is_sky else 1.0), 2)
     true_pointing = offset(*commanded, float(error[0]), float(error[1]))
@@ -215,7 +219,7 @@ def _exposure(
     claimed = commanded
     if is_sky:
         wrong_p, wrong_q = p - SKY_FIELD_WCS_ERROR * q, q + SKY_FIELD_WCS_ERROR * p
-        claimed = pointing(TARGET, wrong_p, wrong_q, options.pa)
+        claimed = pointing(TARGET, wrong_p, wrong_q, pa)
     seeing = float(options.seeing * rng.lognormal(0.0, 0.03))
     usual = facts["sky"] if options.sky < 0 else options.sky
     sky = sky_level(options.seed, usual, mjd, 0.02) * (1.01 if is_sky else 1.0)
@@ -238,8 +242,9 @@ def _exposure(
         header_dec0=commanded[1],
         claimed=claimed,
         bad_wcs=False,
-        pose=Pose(*true_pointing, options.pa + float(twist), plate_scale, np.zeros((2, 7))),
+        pose=Pose(*true_pointing, pa + float(twist), plate_scale, np.zeros((2, 7))),
         scale=float(rng.normal(1.0, 0.01)),
         psf=(Moffat(1.0, seeing, 3),),
         light=sky,
+        pa=pa,
     )

@@ -59,7 +59,7 @@ def primary_header(
     values = _identity(options, exposure) | _times(exposure) | _optics(facts, options, exposure)
     if exposure.field:
         star = {"P1ARA": round(exposure.ra - 0.05, 8), "P1ADEC": round(exposure.dec + 0.04, 8)}
-        values |= telescope_values(exposure, options.pa, ALIGNMENT) | star
+        values |= telescope_values(exposure, exposure.pa, ALIGNMENT) | star
     cards = primary_cards(facts, kind, values)
     if exposure.kind == "science":
         cards = _with_guide_stars(facts, cards, stars["target"])
@@ -225,7 +225,7 @@ def _wcs(
     crpix = (wcs["crpix"][array][0] - window.x - dx, wcs["crpix"][array][1] - window.y - dy)
     pa, crval = PARKED_PA, wcs["parked_crval"]
     if exposure is not None and exposure.field:
-        pa, (offset_x, offset_y) = options.pa, wcs["crval_offset"]
+        pa, (offset_x, offset_y) = exposure.pa, wcs["crval_offset"]
         east, north = rotate(offset_x, offset_y, pa)
         crval = offset(*exposure.claimed, float(east), float(north))
     cd = np.array(wcs["cd"][array]).reshape(2, 2)

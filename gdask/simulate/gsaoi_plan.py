@@ -24,6 +24,7 @@ from gdask.simulate.plan import (
     date_of,
     dithered,
     file_name,
+    second_group,
     sky_level,
     spiral,
     start_of,
@@ -161,13 +162,15 @@ def _standards(
         u, v = plane(chips[i % 4], MIDDLE, MIDDLE)
         p, q = (-round(float(value) * 4) / 4 for value in (u, v))
         mjd = start_of(date, 0.9, STANDARD_CADENCE * i)
-        yield _exposure(options, file_name(date, first + i), "std", night, i + 1, mjd, p, q, facts)
+        file = file_name(date, first + i)
+        yield _exposure(options, file, "std", night, i + 1, mjd, p, q, facts, options.pa)
 
 
 def _science(options: GsaoiOptions, night: int, facts: dict[str, float]) -> Iterator[Exposure]:
     """Blocks of three frames on the target, each followed by its share of the sky frames."""
     date, first = _date(options, night), first_numbers(options)["science"]
     order = frame_order(options.n_science, options.n_sky)
+    second = second_group(order)
 
     def dither(i: int, kind: str) -> tuple[float, float]:
         return _dither(i, options.size, 1.0 if kind == "science" else SKY_DITHER_STRETCH)
@@ -181,9 +184,10 @@ def _science(options: GsaoiOptions, night: int, facts: dict[str, float]) -> Iter
             night,
             night * len(order) + i + 1,
             start_of(date, 2.4, seconds),
-            p,
+            p + options.group_offset * second[i],
             q,
             facts,
+            options.pa + options.group_pa * second[i],
         )
         for i, (kind, seconds, p, q) in enumerate(frames)
     )
@@ -239,11 +243,12 @@ def _exposure(
     p: float,
     q: float,
     facts: dict[str, float],
+    pa: float,
 ) -> Exposure:
     """An exposure of the sky, with what is true of it drawn from the seed and its name."""
     is_std = kind == "std"
     target = STANDARD if is_std else TARGET
-    commanded = pointing(target, p, q, options.pa)
+    commanded = pointing(target, p, q, pa)
     rng = generator(options.seed, "frame", file)
     error = rng.normal(0.0, options.pointing * (UNGUIDED_FACTOR if kind == "sky" else 1.0), 2)
     true_pointing = offset(*commanded, float(error[0]), float(error[1]))
@@ -271,10 +276,11 @@ def _exposure(
         header_dec0=commanded[1],
         claimed=commanded,
         bad_wcs=False,
-        pose=Pose(*true_pointing, options.pa + float(twist), plate_scale, warp),
+        pose=Pose(*true_pointing, pa + float(twist), plate_scale, warp),
         scale=float(rng.normal(1.0, 0.01)),
         psf=_psf(rng, kind),
         light=sky,
+        pa=pa,
     )
 
 

@@ -30,6 +30,8 @@ class GsaoiOptions(NamedTuple):
     lnrs: int = 8
     coadds: int = 1
     pa: float = 0.0
+    group_offset: float = 0.0
+    group_pa: float = 0.0
     field: str = "crowded"
     sky: float = -1.0
     pointing: float = 0.05
@@ -57,6 +59,8 @@ class F2Options(NamedTuple):
     coadds: int = 1
     dither: str = "on-target"
     pa: float = 0.0
+    group_offset: float = 0.0
+    group_pa: float = 0.0
     field: str = "sparse"
     sky: float = -1.0
     seeing: float = 0.6
@@ -86,6 +90,8 @@ GSAOI_HELP = {
     "lnrs": "non-destructive reads of science frames: 2, 8 or 16",
     "coadds": "coadds of science frames (GSAOI averages them)",
     "pa": "position angle, degrees East of North",
+    "group_offset": "every second frame on the target is so much further in p, arcsec",
+    "group_pa": "every second frame on the target is turned by so much, degrees",
     "field": "what is at the target",
     "sky": "sky, e-/s in a mean pixel; negative: usual for the filter",
     "pointing": "pointing error of guided frames, arcsec rms; five times that unguided",
@@ -160,6 +166,8 @@ GSAOI_LIMITS: dict[str, tuple[float, float]] = {
     "exptime": (1.0, 3600.0),
     "coadds": (1, 1000),
     "pa": (-360.0, 360.0),
+    "group_offset": (-3600.0, 3600.0),
+    "group_pa": (-360.0, 360.0),
     "sky": (-1.0, 1e4),
     "pointing": (0.0, 60.0),
     "warp": (0.0, 1.0),

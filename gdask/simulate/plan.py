@@ -50,6 +50,7 @@ class Exposure(NamedTuple):
     scale: float  # throughput
     psf: PSF
     light: float  # e-/s in a mean pixel: sky, lamp or thermal
+    pa: float = 0.0  # position angle of the header, degrees
 
 
 def utc(mjd: float) -> datetime:
@@ -149,6 +150,12 @@ def dithered(
         if kind == "sky":
             p, q = p + sky_offset[0], q + sky_offset[1]
         yield kind, seconds, p, q
+
+
+def second_group(order: list[str]) -> list[bool]:
+    """Which frames are of the second group of pointings: every second one on the target."""
+    counts = [order[:i].count("science") for i in range(len(order))]
+    return [kind == "science" and n % 2 == 1 for kind, n in zip(order, counts)]
 
 
 def spiral(i: int, largest: float) -> tuple[float, float]:

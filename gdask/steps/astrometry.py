@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any
@@ -22,34 +23,26 @@ from gdask.io.frames import (
     with_geometries,
     with_small,
 )
-from gdask.io.lazy_arrays import changed_scale
-from gdask.kernels.astrometry.association import match_pairs
+from gdask.kernels.astrometry.few_stars import HEADER_ERROR
 from gdask.kernels.astrometry.joint_fit import Reference
 from gdask.kernels.astrometry.measured_stars import Measurements
 from gdask.kernels.astrometry.residuals import RESIDUAL_DTYPE
 from gdask.kernels.astrometry.solution import FrameFit, Solution, solve
-from gdask.kernels.geometry.projection import (
-    pixel_area,
-    rounded_terms,
-    tangent_plane,
-    to_plane,
-    to_sky,
-)
+from gdask.kernels.geometry.projection import pixel_area, rounded_terms, to_plane
 from gdask.kernels.sources.centroids import EDGE, FAILED, SATURATED
 from gdask.model import GdaskError
 from gdask.params import Range
-from gdask.steps.frames import arrays_of, on_group, with_arrays
+from gdask.steps.frames import on_group
 from gdask.steps.pointing import find_bad_wcs
-from gdask.steps.stack_header import with_scaled_levels
 from gdask.types import Frame, Frames
 
 #: Julian epoch 2000.0, to a minute.
 J2000 = datetime(2000, 1, 1, 12)
-#: Arcsec within which sources of two aligned frames are one star.
-SAME_STAR_ARCSEC = 0.2
 #: Flags of centroids that are not used. A star near bad pixels is used: they are left out of its
 #: fit, and its error says so.
 UNUSABLE_CENTROID = SATURATED | EDGE | FAILED
+#: Centroids of an array that make those near its edge superfluous; and how near these may be.
+FEW_CENTROIDS, WHOLE_CORE_FWHM = 4, 1.0
 
 
 @on_group
@@ -78,7 +71,7 @@ def determine_astrometric_solution(
     frames: Frames,
     *,
     order: Annotated[int, Range(0, 3)] = 3,
-    search: Annotated[float, Range(0.01, None)] = 3.0,
+    search: Annotated[float, Range(0.01, None)] = 30.0,
     match_radius: Annotated[float, Range(0.001, None)] = 0.2,
     max_rms: Annotated[float, Range(0.0001, None)] = 0.05,
     reference_error: Annotated[float, Range(0.0001, None)] | None = None,
@@ -94,7 +87,8 @@ def determine_astrometric_solution(
     order
         Highest order of a frame's own distortion; fewer terms where the stars do not support them.
     search
-        Arcsec that pointings may be off before a wide search begins.
+        Arcsec that pointings may be off, and no match is looked for beyond: the further off, the
+        more stars must agree.
     match_radius
         Arcsec within which sources are the same star.
     max_rms
@@ -118,7 +112,7 @@ def adjust_wcs_to_reference(
     frames: Frames,
     *,
     order: Annotated[int, Range(0, 3)] = 3,
-    search: Annotated[float, Range(0.01, None)] = 3.0,
+    search: Annotated[float, Range(0.01, None)] = 30.0,
     match_radius: Annotated[float, Range(0.001, None)] = 0.2,
     max_rms: Annotated[float, Range(0.0001, None)] = 0.05,
 ) -> Frames:
@@ -135,7 +129,8 @@ def adjust_wcs_to_reference(
     order
         Highest order of a frame's own distortion; fewer terms where the stars do not support them.
     search
-        Arcsec that pointings may be off before a wide search begins.
+        Arcsec that pointings may be off, and no match is looked for beyond: the further off, the
+        more stars must agree.
     match_radius
         Arcsec within which sources are the same star.
     max_rms
@@ -147,25 +142,6 @@ def adjust_wcs_to_reference(
         return tuple(note(frame, "one frame: nothing to align") for frame in frames)
     limits = {"order": order, "search": search, "match_radius": match_radius, "max_rms": max_rms}
     return _with_solution(frames, _solve(frames, limits))
-
-
-@on_group
-def scale_counts_to_reference(
-    frames: Frames, *, tolerance: Annotated[float, Range(0, 1)] = 0.0
-) -> Frames:
-    """Scale the frames to the first one's exposure time, or to its stars. [scaleCountsToReference]
-
-    Parameters
-    ----------
-    tolerance
-        Take the stars' ratio where it differs by less than this fraction from that of the times.
-        The times are the exposure times; 0 takes these only.
-    """
-    first = float(descriptor(frames[0], "exposure_time"))
-    return tuple(
-        _scale(frame, frames[0], first / float(descriptor(frame, "exposure_time")), tolerance)
-        for frame in frames
-    )
 
 
 def _solve(
@@ -220,7 +196,7 @@ def _measure(frame: Frame, exposure: float) -> Measurements:
     columns: list[list[np.ndarray]] = [[] for _ in range(7)]
     time = float(descriptor(frame, "exposure_time") or 0.0) or exposure
     for number, (stars, geometry) in enumerate(zip(centroids, geometries(frame), strict=True)):
-        good = usable(stars)
+        good = usable(stars, shape_of(frame))
         x, y = to_plane(geometry._replace(correction_x=(), correction_y=()), good["x"], good["y"])
         scale = np.sqrt(pixel_area(geometry, good["x"], good["y"]))
         signal = good["flux"] / good["eflux"] * np.sqrt(exposure / time)
@@ -261,21 +237,22 @@ def _with_solution(frames: Frames, solution: Solution, catalog: str = "") -> Fra
     """
     text = _solution_text(solution, catalog)
     corrected = (
-        note(with_residuals(_correct(frame, fit), fit, solution), text)
+        note(with_residuals(_correct(frame, fit, solution), fit, solution), text)
         for frame, fit in zip(frames, solution.frames, strict=True)
     )
+    untied = _groups_on_headers(solution)
     frames = tuple(
-        _warn_if_by_header(frame, fit)
+        _warn_if_by_header(frame, fit, solution, untied.get(fit.group, ""))
         for frame, fit in zip(corrected, solution.frames, strict=True)
     )
     if solution.reference_tie is None or solution.reference_tie.ok:
         return frames
-    untied = (
+    not_tied = (
         "not tied to the catalogue, positions stay on the telescope's pointing: "
         f"{solution.reference_tie.reason}; the catalogue must hold stars of this field that the "
         "frames show; `search` says how far the pointing may be off"
     )
-    return tuple(frame if frame.attrs.get("warning") else warn(frame, untied) for frame in frames)
+    return tuple(frame if frame.attrs.get("warning") else warn(frame, not_tied) for frame in frames)
 
 
 def _solution_text(solution: Solution, catalog: str) -> str:
@@ -302,6 +279,10 @@ def _solution_text(solution: Solution, catalog: str) -> str:
             for way, names in ways.items()
         )
         text += f"; placed by {', '.join(each)}"
+    sizes = Counter(fit.group for fit in good if fit.group)
+    if len(sizes) > 1:
+        each = (f"{sizes[group]} frames" for group in sorted(sizes))
+        text += f"; {len(sizes)} groups that share no stars ({', '.join(each)})"
     if solution.reference_tie is not None:
         tie = solution.reference_tie
         text += (
@@ -312,18 +293,52 @@ def _solution_text(solution: Solution, catalog: str) -> str:
     return text
 
 
-def _warn_if_by_header(frame: Frame, fit: FrameFit) -> Frame:
-    """Give the frame with a warning if nothing but its header says where it is."""
-    if not fit.ok or fit.how != "header":
+def _groups_on_headers(solution: Solution) -> dict[int, str]:
+    """Give for each group but the largest that nothing ties to it a warning that names its frames.
+
+    Groups of frames share no stars with each other; a catalogue may tie them.
+    """
+    good = [fit for fit in solution.frames if fit.ok and fit.group > 0]
+    first = [fit.name for fit in good if fit.group == 1]
+    by_catalogue = {fit.group for fit in good if fit.tied}
+    texts = {}
+    for group in sorted({fit.group for fit in good} - by_catalogue - {1}):
+        names = [fit.name for fit in good if fit.group == group]
+        texts[group] = (
+            f"{', '.join(names)} share no stars with {', '.join(first)}: these {len(names)} frames"
+            f" and those {len(first)} lie among each other as their headers say, good to"
+            f" {HEADER_ERROR:g} arcsec; a reference catalogue would tie them"
+        )
+    return texts
+
+
+def _warn_if_by_header(frame: Frame, fit: FrameFit, solution: Solution, untied: str) -> Frame:
+    """Give the frame with a warning if its header alone says where it, or its group, is.
+
+    untied: the warning about its group, '' for none.
+    """
+    if not fit.ok or fit.tied:
         return frame
+    if fit.how != "header":
+        return warn(frame, untied) if untied else frame
     error = f"good to {fit.error / 1000:g} arcsec"
+    others = sum(other.ok for other in solution.frames) - 1
     return warn(
         frame,
-        f"{fit.name} kept on its header's pointing, {error}: 0 stars in common with other frames",
+        f"{fit.name} kept on its header's pointing, {error}: 0 stars in common with the {others}"
+        " other frames",
     )
 
 
-def _correct(frame: Frame, fit: FrameFit) -> Frame:
+def _tie(fit: FrameFit, solution: Solution) -> str:
+    """Say in words what ties a frame to the others."""
+    mates = sum(other.ok and other.group == fit.group for other in solution.frames) - 1
+    ties = [f"{fit.n} stars with {mates} frames"] if fit.group else []
+    ties += ["catalogue"] if fit.tied else []
+    return ", ".join(ties) or "header"
+
+
+def _correct(frame: Frame, fit: FrameFit, solution: Solution) -> Frame:
     """Give the frame with the fitted correction of each array; set aside where there is no fit."""
     if not fit.ok:
         return set_aside(frame, fit.reason)
@@ -341,6 +356,8 @@ def _correct(frame: Frame, fit: FrameFit) -> Frame:
         "shift_arcsec": fit.shift,
         "placed": fit.how,
         "error_mas": fit.error,
+        "group": fit.group,
+        "tie": _tie(fit, solution),
     }
     return with_small(with_geometries(frame, corrected), solution=summary)
 
@@ -356,54 +373,21 @@ def _catalog_flux(catalog: Any) -> np.ndarray:
     return 10 ** (-0.4 * np.nan_to_num(magnitudes, nan=99.0))
 
 
-def _scale(frame: Frame, first: Frame, by_time: float, tolerance: float) -> Frame:
-    """Scale a frame to the first one; by_time: ratio of exposure times (first / frame)."""
-    factor, text = by_time, "by exposure time"
-    if tolerance > 0:
-        by_stars = _star_ratio(frame, first)
-        if by_stars is not None and abs(by_stars / by_time - 1) < tolerance:
-            factor, text = by_stars, f"by stars within {tolerance:g} of the exposure times"
-    if factor == 1.0:
-        return note(frame, text)
-    count = frame.sizes["detector"]
-    data, variance = arrays_of(frame, ("data", "variance"))
-    scaled = with_arrays(
-        frame,
-        data=changed_scale(data, [factor] * count, [0.0] * count),
-        variance=changed_scale(variance, [factor**2] * count, [0.0] * count),
-    )
-    return note(with_scaled_levels(scaled, factor), text)
+def usable(stars: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Select the centroids of an array of this shape (..., ny, nx) that the joint solution takes.
 
-
-def _star_ratio(frame: Frame, first: Frame) -> float | None:
-    """Give the median flux ratio (first / frame) of common stars; None with fewer than five."""
-    first_east, first_north, first_flux = _clean_stars(first)
-    east, north, flux = _clean_stars(frame)
-    i, j = match_pairs(first_east, first_north, east, north, SAME_STAR_ARCSEC)
-    good = (first_flux[i] > 0) & (flux[j] > 0)
-    return float(np.median(first_flux[i][good] / flux[j][good])) if good.sum() >= 5 else None
-
-
-def _clean_stars(frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Give East, North (arcsec about the target) and flux of a frame's stars without flags."""
-    centre = float(descriptor(frame, "target_ra")), float(descriptor(frame, "target_dec"))
-    parts = []
-    for stars, geometry in zip(small(frame, "stars"), geometries(frame), strict=True):
-        good = stars[(stars["flags"] == 0) & (stars["flux"] > 20 * stars["eflux"])]
-        parts.append(
-            (*tangent_plane(*to_sky(geometry, good["x"], good["y"]), *centre), good["flux"])
-        )
-    east, north, flux = (
-        np.concatenate([np.atleast_1d(column) for column in columns])
-        for columns in zip(*parts, strict=True)
-    )
-    return east, north, flux
-
-
-def usable(stars: np.ndarray) -> np.ndarray:
-    """Select the centroids of an array that the joint solution takes."""
-    unflagged = (stars["flags"] & UNUSABLE_CENTROID) == 0
-    return stars[unflagged & np.isfinite(stars["ex"]) & (stars["flux"] > 0)]
+    Near the edge part of a star is not fitted. Where an array has fewer than FEW_CENTROIDS others,
+    as in a small region of interest with one bright star, those with an edge no nearer than
+    WHOLE_CORE_FWHM widths are taken, too.
+    """
+    sound = np.isfinite(stars["ex"]) & (stars["flux"] > 0)
+    inner = sound & ((stars["flags"] & UNUSABLE_CENTROID) == 0)
+    if inner.sum() >= FEW_CENTROIDS:
+        return stars[inner]
+    x, y = stars["x"], stars["y"]
+    margin = np.minimum(np.minimum(x, shape[-1] - 1 - x), np.minimum(y, shape[-2] - 1 - y))
+    near = margin >= WHOLE_CORE_FWHM * stars["fwhm"]
+    return stars[inner | (sound & near & ((stars["flags"] & UNUSABLE_CENTROID & ~EDGE) == 0))]
 
 
 def with_residuals(frame: Frame, fit: FrameFit, solution: Solution) -> Frame:
@@ -417,7 +401,7 @@ def with_residuals(frame: Frame, fit: FrameFit, solution: Solution) -> Frame:
     for number, (stars, geometry) in enumerate(
         zip(small(frame, "stars"), geometries(frame), strict=True)
     ):
-        good = usable(stars)
+        good = usable(stars, shape_of(frame))
         part = np.zeros(len(good), RESIDUAL_DTYPE)
         scale, angle = np.sqrt(pixel_area(geometry, good["x"], good["y"])), np.radians(geometry.pa)
         c, s = np.cos(angle) ** 2 * scale**2, np.sin(angle) ** 2 * scale**2

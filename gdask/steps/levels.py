@@ -1,4 +1,4 @@
-"""Choose the level at which a sky is subtracted, and match sky levels where frames overlap."""
+"""Choose the level of a sky, match sky levels where frames overlap, and scale frames."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 
-from gdask.instruments import instrument_of
+from gdask.instruments import descriptor, instrument_of
 from gdask.io.frames import geometries, note, shape_of, small, with_small
 from gdask.io.gather import measure_arrays, sampled_rows
 from gdask.io.lazy_arrays import changed_scale
+from gdask.kernels.astrometry.association import match_pairs
 from gdask.kernels.geometry.grid import Grid, common_grid, sky_to_grid
-from gdask.kernels.geometry.projection import Geometry, to_sky
+from gdask.kernels.geometry.projection import Geometry, tangent_plane, to_sky
 from gdask.kernels.sky.levels import sky_cell_medians, solve_levels
 from gdask.kernels.sky.target_light import TargetLight, find_target_light
 from gdask.kernels.sources.background import background_mesh
@@ -20,6 +21,7 @@ from gdask.model import UNUSABLE, GdaskError, late
 from gdask.params import Range
 from gdask.steps.frames import array, arrays_of, on_group, with_arrays
 from gdask.steps.sky_frames import middle_of_exposure
+from gdask.steps.stack_header import with_scaled_levels
 from gdask.types import Flags, Frame, Frames, Image, Mask
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ else:
 
 #: Side (pixels) of a block of an array that belongs to one cell of the sky as a whole.
 BLOCK_PIXELS = 8
+#: Arcsec within which sources of two aligned frames are one star.
+SAME_STAR_ARCSEC = 0.2
 #: Cells along each side of an array in which its background is measured.
 BACKGROUND_CELLS = 8
 #: Pixels of an array from whose rows levels are measured: of 2048 x 2048 pixels 8 rows of 32. A
@@ -232,3 +236,66 @@ def _backgrounds_of(frames: Frames) -> np.ndarray:
 
 def _exposure_middles(frames: Frames) -> np.ndarray:
     return np.array([middle_of_exposure(frame) for frame in frames])
+
+
+@on_group
+def scale_counts_to_reference(
+    frames: Frames, *, tolerance: Annotated[float, Range(0, 1)] = 0.0
+) -> Frames:
+    """Scale the frames to the first one's exposure time, or to its stars. [scaleCountsToReference]
+
+    Parameters
+    ----------
+    tolerance
+        Take the stars' ratio where it differs by less than this fraction from that of the times.
+        The times are the exposure times; 0 takes these only.
+    """
+    first = float(descriptor(frames[0], "exposure_time"))
+    return tuple(
+        _scale(frame, frames[0], first / float(descriptor(frame, "exposure_time")), tolerance)
+        for frame in frames
+    )
+
+
+def _scale(frame: Frame, first: Frame, by_time: float, tolerance: float) -> Frame:
+    """Scale a frame to the first one; by_time: ratio of exposure times (first / frame)."""
+    factor, text = by_time, "by exposure time"
+    if tolerance > 0:
+        by_stars = _star_ratio(frame, first)
+        if by_stars is not None and abs(by_stars / by_time - 1) < tolerance:
+            factor, text = by_stars, f"by stars within {tolerance:g} of the exposure times"
+    if factor == 1.0:
+        return note(frame, text)
+    count = frame.sizes["detector"]
+    data, variance = arrays_of(frame, ("data", "variance"))
+    scaled = with_arrays(
+        frame,
+        data=changed_scale(data, [factor] * count, [0.0] * count),
+        variance=changed_scale(variance, [factor**2] * count, [0.0] * count),
+    )
+    return note(with_scaled_levels(scaled, factor), text)
+
+
+def _star_ratio(frame: Frame, first: Frame) -> float | None:
+    """Give the median flux ratio (first / frame) of common stars; None with fewer than five."""
+    first_east, first_north, first_flux = _clean_stars(first)
+    east, north, flux = _clean_stars(frame)
+    i, j = match_pairs(first_east, first_north, east, north, SAME_STAR_ARCSEC)
+    good = (first_flux[i] > 0) & (flux[j] > 0)
+    return float(np.median(first_flux[i][good] / flux[j][good])) if good.sum() >= 5 else None
+
+
+def _clean_stars(frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Give East, North (arcsec about the target) and flux of a frame's stars without flags."""
+    centre = float(descriptor(frame, "target_ra")), float(descriptor(frame, "target_dec"))
+    parts = []
+    for stars, geometry in zip(small(frame, "stars"), geometries(frame), strict=True):
+        good = stars[(stars["flags"] == 0) & (stars["flux"] > 20 * stars["eflux"])]
+        parts.append(
+            (*tangent_plane(*to_sky(geometry, good["x"], good["y"]), *centre), good["flux"])
+        )
+    east, north, flux = (
+        np.concatenate([np.atleast_1d(column) for column in columns])
+        for columns in zip(*parts, strict=True)
+    )
+    return east, north, flux

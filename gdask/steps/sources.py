@@ -97,7 +97,7 @@ def _stars(
     data: Image, variance: Image, dq: Flags, found: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
     catalog = found[0]
-    fwhm = measure_fwhm(catalog)
+    fwhm = measure_fwhm(catalog, data.shape)
     if not np.isfinite(fwhm):
         return np.zeros(0, POSITIONS)
     return fit_positions(
@@ -109,7 +109,7 @@ def _photometry(
     data: Image, variance: Image, dq: Flags, found: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
     catalog = found[0]
-    fwhm = measure_fwhm(catalog)
+    fwhm = measure_fwhm(catalog, data.shape)
     if not np.isfinite(fwhm):
         return np.zeros(0, PHOTOMETRY)
     return fit_photometry(

@@ -6,39 +6,36 @@ pairs. Nearest neighbours are found by cells: thousands of short searches, each 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from gdask.kernels.astrometry.measured_stars import (
-    TERMS,
-    Measurements,
-    Problem,
-    SourceList,
-    fit_terms,
-    frame_rows,
-    instrument_vectors,
-)
+from gdask.kernels.astrometry.measured_stars import Problem, SourceList, frame_rows
 from gdask.kernels.compiled import njit
 from gdask.types import Arcsec, Degrees
 
-#: The histogram's peak must stand this many sigma of the accidental pairs above them, with at least
-#: MIN_PAIRS pairs. With up to 10^5 bins, 5.5 sigma is reached by chance less than once in 1000
-#: searches (Poisson, expectation > 1).
-MIN_CONTRAST, MIN_PAIRS = 5.5, 4
-#: The peak must hold this share of the sources that could have matched: stars of different depth
-#: still do. A peak of CERTAIN_CONTRAST sigma is believed without: a catalogue may reach far beyond
-#: the field, or lack its brightest stars.
-MIN_PAIRED_SHARE, CERTAIN_CONTRAST = 0.1, 12.0
-#: Where the search within the wanted radius finds nothing, a blind one follows: this far (arcsec),
+#: Fewest pairs that make a pattern.
+MIN_PAIRS = 4
+#: A shift is believed if its pairs make it a thousand times more probable than chance, see
+#: `_log10_odds`; it must hold this share of the sources that could have matched (stars of different
+#: depth still do). One of odds of 1:10^12 is believed without: a catalogue may reach far beyond the
+#: field, or lack its brightest stars.
+MIN_LOG10_ODDS, MIN_PAIRED_SHARE, CERTAIN_LOG10_ODDS = 3.0, 0.1, 12.0
+#: Sigma per axis of the difference of two guided headers' pointings; and the share of pointings
+#: that are wrong by anything up to WIDE_RADIUS.
+HEADER_SIGMA: Arcsec = 0.4
+WRONG_HEADER_SHARE = 0.02
+#: Points along an axis by which the area of an overlap is measured.
+OVERLAP_POINTS = 96
+#: Pointings are looked for as near as NEAR_RADIUS first; a blind search follows, this far (arcsec),
 #: turned by these angles (degrees). With fewer sources than WIDE_MIN_SOURCES any agreement among so
 #: many trials would be chance.
+NEAR_RADIUS: Arcsec = 3.0
 WIDE_RADIUS: Arcsec = 30.0
 WIDE_MIN_SOURCES = 8
 WIDE_ROTATIONS = tuple(np.round(np.arange(-2.0, 2.01, 0.1), 1).tolist())
-#: Frames with most sources that are tried as the start of the common list.
-MAX_START_FRAMES = 3
 
 
 class Shift(NamedTuple):
@@ -60,15 +57,25 @@ class Shift(NamedTuple):
     reason: str
 
 
-class FirstShifts(NamedTuple):
-    """First shift of each frame onto the common list of stars.
+class Field(NamedTuple):
+    """What of the plane is seen: cells of a raster, row by row.
 
-    terms: (frames, 20), arcsec; contrast of the histogram's peak; what failed ('' if nothing).
+    x0, y0: corner of the first cell; width, height: of a cell (arcsec); seen: bool (rows, columns).
     """
 
-    terms: np.ndarray
-    contrast: tuple[float, ...]
-    reason: tuple[str, ...]
+    x0: Arcsec
+    y0: Arcsec
+    width: Arcsec
+    height: Arcsec
+    seen: np.ndarray
+
+
+class _Overlap(NamedTuple):
+    """Sources of both lists in the overlap that a shift implies, and its area (arcsec^2)."""
+
+    n_a: int
+    n_b: int
+    area: float
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -160,6 +167,9 @@ def find_shift(
     brightest: int = 300,
     tolerance: Arcsec = 0.1,
     rotations: Sequence[Degrees] = (0.0,),
+    fields: tuple[Field, Field] | None = None,
+    fewest: int = MIN_PAIRS,
+    wrong_headers: float = WRONG_HEADER_SHARE,
 ) -> Shift:
     """Find the shift of list B onto list A by counting coordinate differences.
 
@@ -167,30 +177,108 @@ def find_shift(
     list count, of A only those that B's field can reach within `radius` (arcsec). `tolerance`: how
     far apart (arcsec) matched sources may lie before the fit (distortion). rotations: angles
     (degrees) to try; with more than one the final rotation and scale are fitted, from at least 8
-    pairs. A wide blind search is radius 30, rotations -2..2 in steps of 0.1.
+    pairs. A wide blind search is radius 30, rotations -2..2 in steps of 0.1. fields: what is seen
+    of the plane in A and in B (the rectangles around the sources if not given); fewest: pairs;
+    wrong_headers: share of pointings that are far off, before the stars are looked at.
     """
     (xa, ya, flux_a), (xb, yb, flux_b) = list_a, list_b
-    fewest = min(len(xa), len(xb))
-    if fewest < MIN_PAIRS:
-        reason = f"{fewest} sources are too few to match (at least {MIN_PAIRS})"
+    poorer = min(len(xa), len(xb))
+    if poorer < fewest:
+        reason = f"{poorer} sources are too few to match (at least {fewest})"
         return Shift(0.0, 0.0, 0.0, 1.0, (0.0, 0.0), 0, 0.0, False, reason)
+    field_a, field_b = fields or (_rectangle(xa, ya), _rectangle(xb, yb))
     xb, yb = _brightest_places(xb, yb, flux_b, np.ones(len(xb), bool), brightest)
     centre = (float(xb.mean()), float(yb.mean()))
     limit_x = np.ptp(xb) / 2 + np.abs(xb - centre[0]).max() / 2 + radius
     limit_y = np.ptp(yb) / 2 + np.abs(yb - centre[1]).max() / 2 + radius
     reachable = (np.abs(xa - centre[0]) <= limit_x) & (np.abs(ya - centre[1]) <= limit_y)
     xa, ya = _brightest_places(xa, ya, flux_a, reachable, brightest)
-    best = Shift(0.0, 0.0, 0.0, 1.0, centre, 0, -1.0, True, "")
+    best, background = Shift(0.0, 0.0, 0.0, 1.0, centre, 0, -1.0, True, ""), 0.0
     for angle in rotations:
         trial = best._replace(dx=0.0, dy=0.0, rotation=angle)
         x, y = apply_shift(trial, xb, yb)
-        dx, dy, count, contrast = _histogram_peak(
+        peak = _histogram_peak(
             (xa[:, None] - x).ravel(), (ya[:, None] - y).ravel(), radius, tolerance
         )
+        dx, dy, count, contrast = peak[:4]
         if contrast > best.contrast:
             best = trial._replace(dx=dx, dy=dy, n=int(count), contrast=contrast)
-    refined = _refined(best, (xa, ya), (xb, yb), tolerance, len(rotations) > 1)
-    return _judged(refined, min(len(xa), len(xb)), radius)
+            background = peak[4]
+    best = _refined(best, (xa, ya), (xb, yb), tolerance, len(rotations) > 1, fewest)
+    if best.n < fewest:
+        reason = f"only {best.n} sources pair up within {radius:g} arcsec"
+        return best._replace(ok=False, reason=reason)
+    overlap = _overlap(best, (xa, ya), (xb, yb), field_a, field_b)
+    chance = max(overlap.n_a * overlap.n_b * np.pi * tolerance**2 / overlap.area, background)
+    prior = _header_density(float(np.hypot(best.dx, best.dy)), wrong_headers) / len(rotations)
+    odds = _log10_odds(best.n, overlap, chance, prior * np.pi * tolerance**2)
+    return _judged(best, min(overlap.n_a, overlap.n_b), odds)
+
+
+def _rectangle(x: np.ndarray, y: np.ndarray) -> Field:
+    """The field of which nothing is known but its sources."""
+    x0, y0 = np.nanmin(x) - 1.0, np.nanmin(y) - 1.0
+    return Field(x0, y0, np.nanmax(x) + 1 - x0, np.nanmax(y) + 1 - y0, np.ones((1, 1), bool))
+
+
+def seen_in(field: Field, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Whether each place (arcsec) is in a field (bool)."""
+    rows, columns = field.seen.shape
+    i = np.floor((np.asarray(x) - field.x0) / field.width)
+    j = np.floor((np.asarray(y) - field.y0) / field.height)
+    inside = (i >= 0) & (i < columns) & (j >= 0) & (j < rows)
+    out = np.zeros(inside.shape, bool)
+    out[inside] = field.seen[j[inside].astype(int), i[inside].astype(int)]
+    return out
+
+
+def _overlap(
+    shift: Shift,
+    places_a: tuple[np.ndarray, np.ndarray],
+    places_b: tuple[np.ndarray, np.ndarray],
+    field_a: Field,
+    field_b: Field,
+) -> _Overlap:
+    """What of both lists lies in the overlap that a shift of B onto A implies.
+
+    A's sources are taken back to B by the shift without its turn, which is small.
+    """
+    n_a = int(seen_in(field_b, places_a[0] - shift.dx, places_a[1] - shift.dy).sum())
+    n_b = int(seen_in(field_a, *apply_shift(shift, *places_b)).sum())
+    rows, columns = np.nonzero(field_b.seen)
+    x0, x1 = columns.min() * field_b.width, (columns.max() + 1) * field_b.width
+    y0, y1 = rows.min() * field_b.height, (rows.max() + 1) * field_b.height
+    along = (np.arange(OVERLAP_POINTS) + 0.5) / OVERLAP_POINTS
+    x, y = np.meshgrid(field_b.x0 + x0 + (x1 - x0) * along, field_b.y0 + y0 + (y1 - y0) * along)
+    both = seen_in(field_b, x, y) & seen_in(field_a, *apply_shift(shift, x, y))
+    point = (x1 - x0) * (y1 - y0) / OVERLAP_POINTS**2
+    # Pairs at the very rim are pairs, whatever the raster says.
+    return _Overlap(max(n_a, shift.n), max(n_b, shift.n), max(float(both.sum()), 1.0) * point)
+
+
+def _header_density(length: Arcsec, wrong: float) -> float:
+    """How probable a shift of this length is before any star is seen, per arcsec^2.
+
+    wrong: the share of pointings that may be off by anything up to WIDE_RADIUS.
+    """
+    core = np.exp(-((length / HEADER_SIGMA) ** 2) / 2) / (2 * np.pi * HEADER_SIGMA**2)
+    return float((1 - wrong) * core + wrong / (np.pi * WIDE_RADIUS**2))
+
+
+def _log10_odds(n: int, overlap: _Overlap, chance: float, prior: float) -> float:
+    """Decimal logarithm of how much more probable the shift is than chance, given its n pairs.
+
+    If it is true, any number of pairs from none to all in its overlap is as probable; by chance
+    they are a Poisson number of which `chance` are expected. prior: probability that the headers
+    give to a shift as near to this one as pairs are to each other.
+    """
+    if n <= chance:
+        return -np.inf
+    # The sum of a Poisson distribution from n on, at most.
+    log_tail = n * np.log(max(chance, 1e-300)) - chance - math.lgamma(n + 1)
+    log_tail -= np.log1p(-chance / (n + 1))
+    log_true = np.log(prior) - np.log(min(overlap.n_a, overlap.n_b) + 1)
+    return float((log_true - log_tail) / np.log(10))
 
 
 def _brightest_places(
@@ -204,8 +292,11 @@ def _brightest_places(
 
 def _histogram_peak(
     dx: np.ndarray, dy: np.ndarray, radius: Arcsec, cell: Arcsec
-) -> tuple[Arcsec, Arcsec, int, float]:
-    """Centre of the fullest 3x3 bins of the differences, its count, and its contrast in sigma."""
+) -> tuple[Arcsec, Arcsec, int, float, float]:
+    """Centre of the fullest 3x3 bins of the differences, its count, and its contrast in sigma.
+
+    Then the accidental pairs to be expected within a circle whose radius is the cell.
+    """
     n = max(int(np.ceil(2 * radius / cell)), 3)
     near = np.flatnonzero((np.abs(dx) <= radius) & (np.abs(dy) <= radius))  # few, as a rule
     dx, dy = dx[near], dy[near]
@@ -218,7 +309,8 @@ def _histogram_peak(
     contrast = (most - background) / np.sqrt(background + 1)
     width = 2 * radius / n
     dx_top, dy_top = (top % n + 0.5) * width - radius, (top // n + 0.5) * width - radius
-    return dx_top, dy_top, most, float(contrast)
+    in_circle = float(background) * np.pi * (cell / width) ** 2 / 9
+    return dx_top, dy_top, most, float(contrast), in_circle
 
 
 def _fullest_bins(i: np.ndarray, j: np.ndarray, n: int) -> tuple[int, int]:
@@ -267,6 +359,7 @@ def _refined(
     places_b: tuple[np.ndarray, np.ndarray],
     tolerance: Arcsec,
     turn: bool,
+    fewest: int,
 ) -> Shift:
     """Pair within the tolerance and fit the shift (and rotation and scale), six times.
 
@@ -276,7 +369,7 @@ def _refined(
     for step in range(6):
         x, y = apply_shift(shift, xb, yb)
         ia, ib = match_pairs(xa, ya, x, y, (2.0 if step < 2 else 1.0) * tolerance)
-        if len(ia) < MIN_PAIRS:
+        if len(ia) < fewest:
             return shift._replace(n=len(ia))
         dx, dy, angle, scale = _similarity(xa[ia], ya[ia], x[ib], y[ib], turn and len(ia) >= 8)
         # The fit turns about the mean of the pairs; dx and dy refer to the fixed centre.
@@ -293,95 +386,21 @@ def _refined(
     return shift
 
 
-def _judged(shift: Shift, possible: int, radius: Arcsec) -> Shift:
+def _judged(shift: Shift, possible: int, odds: float) -> Shift:
     """The shift, refused with the reason where its pairs, of those possible, do not convince."""
-    if shift.n < MIN_PAIRS:
-        reason = f"only {shift.n} sources pair up within {radius:g} arcsec"
-    elif shift.contrast < MIN_CONTRAST and shift.n < 0.5 * possible:
+    if odds < MIN_LOG10_ODDS:
         reason = (
             f"no clear peak among the differences ({shift.contrast:.1f} sigma,"
-            f" {shift.n} of {possible} pairs)"
+            f" {shift.n} of {possible} pairs, {np.hypot(shift.dx, shift.dy):.2f} arcsec off)"
         )
-    elif shift.n < MIN_PAIRED_SHARE * possible and shift.contrast < CERTAIN_CONTRAST:
+    elif shift.n < MIN_PAIRED_SHARE * possible and odds < CERTAIN_LOG10_ODDS:
         reason = f"only {shift.n} of {possible} sources pair up"
     else:
         return shift
     return shift._replace(ok=False, reason=reason)
 
 
-def first_shifts(
-    problem: Problem, frames: Sequence[Measurements], radius: Arcsec, tolerance: Arcsec
-) -> FirstShifts:
-    """Shift every frame onto a growing list that starts with the frame with most sources.
-
-    Where most frames do not fit the start, the next richest frame is tried as start. radius: of
-    the search; tolerance: within which sources of the list and a frame are the same (arcsec).
-    """
-    richest = np.argsort([-len(f.x) for f in frames], kind="stable")[:MAX_START_FRAMES]
-    best: FirstShifts | None = None
-    for start in map(int, richest):
-        found = _shifts_from_start(problem, frames, start, radius, tolerance)
-        if best is None or found.reason.count("") > best.reason.count(""):
-            best = found
-        if best.reason.count("") > len(frames) / 2:
-            break
-    assert best is not None
-    return best
-
-
-def _shifts_from_start(
-    problem: Problem, frames: Sequence[Measurements], start: int, radius: Arcsec, tolerance: Arcsec
-) -> FirstShifts:
-    """First shifts with one frame as the start of the list; the frames nearest to it come first."""
-    rows = [frame_rows(problem, f) for f in range(len(frames))]
-    places = [(problem.header_xi[i], problem.header_eta[i]) for i in rows]
-    middle = np.array([(x.mean(), y.mean()) if len(x) else (1e9, 1e9) for x, y in places])
-    by_distance = np.argsort(np.hypot(*(middle - middle[start]).T), kind="stable")
-    order = [int(f) for f in by_distance if f != start]
-    terms = np.zeros((len(frames), TERMS))
-    contrast, reason = [0.0] * len(frames), [""] * len(frames)
-    stars: SourceList = (*places[start], np.asarray(frames[start].flux, float))
-    tried: dict[int, int] = {}  # how long the list was when a frame was last tried
-    for f in order + order:
-        if (contrast[f] and not reason[f]) or tried.get(f) == len(stars[0]):
-            continue
-        tried[f] = len(stars[0])
-        sources: SourceList = (*places[f], np.asarray(frames[f].flux, float))
-        shift = _shift_near_or_wide(stars, sources, radius)
-        contrast[f], reason[f] = shift.contrast, shift.reason
-        if not shift.ok:
-            continue
-        x, y = apply_shift(shift, *places[f])
-        dx, dy = instrument_vectors(problem, f, x - places[f][0], y - places[f][1])
-        i, free = rows[f], np.full(TERMS, 1e-9)
-        terms[f] = fit_terms(problem.x[i], problem.y[i], dx, dy, np.ones(len(i)), 4, free)
-        stars = _with_new_stars(stars, (x, y, sources[2]), tolerance)
-    return FirstShifts(terms, tuple(contrast), tuple(reason))
-
-
-def _shift_near_or_wide(stars: SourceList, sources: SourceList, radius: Arcsec) -> Shift:
-    """Shift of the sources onto the stars, by a wide blind search where the near one fails."""
-    shift = find_shift(stars, sources, radius)
-    fewest = min(len(stars[0]), len(sources[0]))
-    if shift.ok or radius >= WIDE_RADIUS or fewest < WIDE_MIN_SOURCES:
-        return shift
-    wide = find_shift(stars, sources, WIDE_RADIUS, rotations=WIDE_ROTATIONS)
-    return wide if wide.ok else shift
-
-
-def _with_new_stars(stars: SourceList, sources: SourceList, tolerance: Arcsec) -> SourceList:
-    """The list of stars with those sources that are none of them; fluxes brought to the list's."""
-    x, y, flux = sources
-    near = rows_around(stars[0], stars[1], x, y, tolerance)
-    ia, ib = match_pairs(stars[0][near], stars[1][near], x, y, tolerance)
-    ratio = float(np.median(stars[2][near[ia]] / flux[ib])) if len(ia) else 1.0
-    new = _other_rows(len(x), ib)
-    added = (x[new], y[new], flux[new] * ratio)
-    x, y, flux = (np.append(old, more) for old, more in zip(stars, added, strict=True))
-    return x, y, flux
-
-
-def _other_rows(n: int, rows: np.ndarray) -> np.ndarray:
+def other_rows(n: int, rows: np.ndarray) -> np.ndarray:
     """The rows 0..n-1 that are not among `rows`."""
     left = np.ones(n, bool)
     left[rows] = False
@@ -422,7 +441,7 @@ def number_stars(
         near = rows_around(star_xi, star_eta, xi[i], eta[i], radius)
         ia, ib = match_pairs(star_xi[near], star_eta[near], xi[i], eta[i], radius)
         star[i[ib]] = near[ia]
-        new = i[_other_rows(len(i), ib)]
+        new = i[other_rows(len(i), ib)]
         star[new] = len(star_xi) + np.arange(len(new))
         star_xi, star_eta = np.append(star_xi, xi[new]), np.append(star_eta, eta[new])
     return problem._replace(star=star, stars=max(len(star_xi), 1))

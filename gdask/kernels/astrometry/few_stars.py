@@ -1,4 +1,4 @@
-"""Frames with too few stars for a pattern, and the detector defects that look like their stars.
+"""Frames with too few stars for a pattern.
 
 Such frames are placed by their headers, by brightness and by what the frames agree on. A shift is
 believed where the stars of other frames support it; a cosmic ray or a bad pixel supports none.
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from gdask.kernels.astrometry.association import match_pairs, rows_around
+from gdask.kernels.astrometry.association import NEAR_RADIUS, match_pairs, rows_around
+from gdask.kernels.astrometry.groups import inside_polygon, signed_area
 from gdask.kernels.astrometry.measured_stars import (
     Measurements,
     Problem,
     SourceList,
     frame_rows,
-    to_common_plane,
     to_instrument_plane,
 )
 from gdask.model import late
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 else:
     special = late("scipy.special")
 
-#: Frames that each frame is compared with in the search for defects, at most; and sources with
-#: which a frame is not searched for them.
-MAX_COMPARED_FRAMES, MANY_SOURCES = 20, 48
 #: What a guided telescope's offsets are good to, per axis.
 HEADER_ERROR: Arcsec = 0.25
 #: Sources of a frame, and stars in its field, up to which it is placed in this way; with more a
@@ -75,13 +72,15 @@ class Stars(NamedTuple):
 class Placement(NamedTuple):
     """How one frame was placed: shift in the common plane (arcsec), by n stars, or why not.
 
-    n is 0 for a frame that is placed by its header; reason is '' for a frame that has a place.
+    n is 0 for a frame that is placed by its header; reason is '' for a frame that has a place;
+    stars: numbers of the n stars, those known before first.
     """
 
     dx: Arcsec
     dy: Arcsec
     n: int
     reason: str
+    stars: np.ndarray
 
 
 class _Agreement(NamedTuple):
@@ -100,48 +99,6 @@ class _Agreement(NamedTuple):
 
 
 _NO_AGREEMENT = _Agreement(0.0, 0.0, np.zeros(0, int), np.zeros(0, int), np.inf, 0)
-
-
-def flag_real_sources(
-    frames: Sequence[Measurements], problem: Problem, tolerance: Arcsec
-) -> np.ndarray:
-    """Flag the measurements (bool) that are no defects of the detector.
-
-    A defect is a source that keeps its place on the detector (to a quarter of the tolerance, in
-    arcsec) while the telescope moves, in at least half of the frames that are pointed elsewhere.
-    Frames with MANY_SOURCES or more are not searched: their stars outweigh what defects the
-    bad-pixel mask has left, and should the telescope not have moved as a header says, all stars
-    keep their places.
-    """
-    origin = np.zeros(1)
-    pointings = [to_common_plane(f, origin, origin, problem.centre) for f in frames]
-    pointing = np.array(pointings)[:, :, 0]
-    good = np.ones(len(problem.frame), bool)
-    for f in range(len(frames)):
-        i = frame_rows(problem, f)
-        if not 0 < len(i) < MANY_SOURCES:
-            continue
-        distance = np.hypot(*(pointing - pointing[f]).T)
-        elsewhere = np.flatnonzero(distance > 4 * tolerance)
-        elsewhere = elsewhere[:: max(1, len(elsewhere) // MAX_COMPARED_FRAMES)]
-        if not len(elsewhere):
-            continue
-        kept = np.zeros(len(i))
-        for g in map(int, elsewhere):
-            j = frame_rows(problem, g)
-            places = problem.x[i], problem.y[i], problem.x[j], problem.y[j]
-            kept[match_pairs(*places, tolerance / 4)[0]] += 1
-        good[i] = kept < max(len(elsewhere) / 2, 1)
-    return good
-
-
-def with_outlines(frames: Sequence[Measurements]) -> list[Measurements]:
-    """Give frames without an outline the rectangle (at least 1 arcsec) around all sources."""
-    x, y = (np.concatenate([getattr(f, name) for f in frames]) for name in "xy")
-    x1, x2, y1, y2 = (x.min(), x.max(), y.min(), y.max()) if len(x) else (0.0, 0.0, 0.0, 0.0)
-    x2, y2 = max(x2, x1 + 1), max(y2, y1 + 1)
-    rectangle = np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], float)
-    return [frame if frame.outline else frame._replace(outline=(rectangle,)) for frame in frames]
 
 
 def with_comparable_flux(frame: Measurements) -> Measurements:
@@ -166,11 +123,14 @@ def place_by_few_stars(
 ) -> list[Placement]:
     """Place the frames that are not yet `placed` (bool per frame).
 
+    Stars and sources further than NEAR_RADIUS apart are not compared, whatever `search` allows.
+
     known: the stars that the placed frames show. reasons: why each frame has no place yet.
     untrusted: why a frame's header pointing is wrong ('' if it is not): such a frame is not placed
     by it. search, tolerance: arcsec, as search and match_radius in `solution.solve`. Frames for
     which there are stars enough for a pattern, and none was found, keep their reason.
     """
+    search = min(search, NEAR_RADIUS)
     missing = [f for f in range(len(frames)) if not placed[f]]
     rows = {f: _brightest_rows(problem, frames[f], f) for f in missing}
     certain = Stars(*(v[known.seen >= 2] for v in known))
@@ -198,12 +158,12 @@ def place_by_few_stars(
     located = [f for f in range(len(frames)) if placed[f] or f in found]
     margin = 4 * tolerance + 2 * HEADER_ERROR
     expected = _expected_stars(frames, problem, stars, shared, located, sparse, margin)
-    result = [Placement(0.0, 0.0, 0, reason) for reason in reasons]
+    result = [Placement(0.0, 0.0, 0, reason, np.zeros(0, int)) for reason in reasons]
     for f in sparse:
         n = len(found[f].star_rows) if f in found else 0
         reason = _reason_without_place(n, *expected[f], untrusted[f])
         fit = found[f] if n and not reason else _NO_AGREEMENT
-        result[f] = Placement(fit.dx, fit.dy, n, reason)
+        result[f] = Placement(fit.dx, fit.dy, n, reason, fit.star_rows)
     return result
 
 
@@ -380,15 +340,9 @@ def _is_credible(
     return fit.alike * np.pi * length**2 / area * further <= MAX_FRAME_CHANCE
 
 
-def _signed_area(corners: np.ndarray) -> float:
-    """Area of a polygon (arcsec^2), positive if its corners (n, 2) go from x towards y."""
-    x, y = corners.T
-    return float((x * np.roll(y, -1) - y * np.roll(x, -1)).sum() / 2)
-
-
 def _field_area(frame: Measurements) -> float:
     """Area of a frame's arrays, arcsec^2."""
-    return sum(abs(_signed_area(corners)) for corners in frame.outline)
+    return sum(abs(signed_area(corners)) for corners in frame.outline)
 
 
 def _in_field(frame: Measurements, problem: Problem, stars: Stars, margin: Arcsec) -> np.ndarray:
@@ -396,12 +350,7 @@ def _in_field(frame: Measurements, problem: Problem, stars: Stars, margin: Arcse
     x, y = to_instrument_plane(frame, stars.x, stars.y, problem.centre)
     inside = np.zeros(len(stars.x), bool)
     for corners in frame.outline:
-        in_array = np.ones(len(stars.x), bool)
-        turn = np.sign(_signed_area(corners))
-        for (x1, y1), (x2, y2) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-            cross = turn * ((x2 - x1) * (y - y1) - (y2 - y1) * (x - x1))
-            in_array &= cross / np.hypot(x2 - x1, y2 - y1) > margin
-        inside |= in_array
+        inside |= inside_polygon(corners, x, y, margin)
     return inside
 
 

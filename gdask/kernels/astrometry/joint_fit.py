@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gdask.kernels.astrometry.association import (
+    NEAR_RADIUS,
     WIDE_RADIUS,
     WIDE_ROTATIONS,
     Shift,
@@ -374,17 +375,18 @@ def _shift_onto_catalogue(
     beyond the field; then over a wide field. Of too few stars for a pattern, a shift on which all
     that can be the same agree to the radius.
     """
+    near_radius = min(search, NEAR_RADIUS)
     for brightest in BRIGHTEST_TRIED:
-        shift = find_shift(catalogue, stars, search, brightest=brightest)
+        shift = find_shift(catalogue, stars, near_radius, brightest=brightest)
         if shift.ok:
             return shift
-    wide = find_shift(catalogue, stars, WIDE_RADIUS, rotations=WIDE_ROTATIONS)
+    wide = find_shift(catalogue, stars, min(search, WIDE_RADIUS), rotations=WIDE_ROTATIONS)
     if wide.ok:
         return wide
     if min(len(catalogue[0]), len(stars[0])) >= STARS_NEEDED[0]:
         return shift
     dx, dy = (a[:, None] - b for a, b in zip(catalogue[:2], stars[:2], strict=True))
-    near = np.hypot(dx, dy) <= search
+    near = np.hypot(dx, dy) <= near_radius
     dx, dy = dx[near], dy[near]
     ambiguous = len(dx) and max(near.sum(axis=0).max(), near.sum(axis=1).max()) > 1
     if not len(dx) or ambiguous or max(np.ptp(dx), np.ptp(dy)) > radius:

@@ -96,7 +96,8 @@ class FitState(NamedTuple):
 
     problem: measurements with star numbers and weights; terms (frames, 20); active: leading terms
     in use per frame; shared: which measurements other frames share; floor: error beyond photon
-    noise; arrays: displacements of arrays, which the measurements have already.
+    noise; arrays: displacements of arrays, which the measurements have already; group: number of
+    each frame's group, -1 for none: groups share no stars.
     """
 
     problem: Problem
@@ -104,7 +105,8 @@ class FitState(NamedTuple):
     active: np.ndarray
     shared: np.ndarray
     floor: Arcsec
-    arrays: ArrayDisplacements | None = None
+    arrays: ArrayDisplacements | None
+    group: np.ndarray
 
 
 def residuals(problem: Problem, terms: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

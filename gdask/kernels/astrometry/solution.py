@@ -14,26 +14,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gdask.kernels.astrometry.association import first_shifts, number_stars
-from gdask.kernels.astrometry.few_stars import (
-    HEADER_ERROR,
-    Stars,
+from gdask.kernels.astrometry.association import number_stars
+from gdask.kernels.astrometry.few_stars import HEADER_ERROR
+from gdask.kernels.astrometry.groups import (
+    apart,
+    first_shifts,
     flag_real_sources,
-    place_by_few_stars,
-    with_comparable_flux,
+    groups_on_headers,
+    linked_groups,
     with_outlines,
 )
 from gdask.kernels.astrometry.joint_fit import (
     Reference,
     ReferenceTie,
-    centre_on_headers,
     corrected_positions,
-    displaced_group,
     fit_frames,
     predictive_counts,
     star_means,
     supported_terms,
-    tie_to_reference,
 )
 from gdask.kernels.astrometry.measured_stars import (
     ORDER_OF_COUNT,
@@ -47,7 +45,6 @@ from gdask.kernels.astrometry.measured_stars import (
     displace,
     frame_rows,
     good_sources,
-    instrument_vectors,
     joint_problem,
     mean_flux,
     median_pointing,
@@ -55,6 +52,12 @@ from gdask.kernels.astrometry.measured_stars import (
     prior_weights,
     solve_leading,
     to_polynomials,
+)
+from gdask.kernels.astrometry.placing import (
+    RESIDUALS_REASON,
+    Placed,
+    place_sparse_frames,
+    tie_groups,
 )
 from gdask.kernels.astrometry.residuals import (
     DEFAULT_FLOOR,
@@ -84,8 +87,6 @@ PASSES, FIRST_PASSES = 4, 2
 FIT_ROUNDS, ARRAY_FIT_ROUNDS = 2, 8
 #: The fall of chi-square at which the fits of the first passes end.
 FIRST_SETTLED_CHI2 = 0.01
-#: How a reason begins that more stars or another place would not mend.
-RESIDUALS_REASON = "residuals"
 #: What headers' position angles, the plate scale and its shears are good to: displacement at 60
 #: arcsec from the pointing.
 HEADER_TURN_ERROR: Arcsec = 0.003
@@ -104,7 +105,8 @@ class FrameFit(NamedTuple):
     `_placement_errors`. star: row of each source in the star list (-1 where the frame or the source
     was left out); residual_x, residual_y: measured minus star, East and North (arcsec). arrays:
     (correction_x, correction_y) of each array where arrays of this epoch have displacements of
-    their own; to be taken instead then.
+    their own; to be taken instead then. group: frames of the same number hang together by stars
+    that they share, the largest first (1; 0: no star ties this frame); tied: a catalogue ties it.
     """
 
     name: str
@@ -124,6 +126,8 @@ class FrameFit(NamedTuple):
     residual_x: np.ndarray
     residual_y: np.ndarray
     arrays: tuple[Polynomials, ...] = ()
+    group: int = 0
+    tied: bool = False
 
 
 class Solution(NamedTuple):
@@ -159,19 +163,12 @@ class _Settings(NamedTuple):
     max_rms: Arcsec
 
 
-class _Placed(NamedTuple):
-    """How frames were placed that have no pattern (bool per frame): by few stars, by headers."""
-
-    by_few_stars: np.ndarray
-    by_header: np.ndarray
-
-
 def solve(
     frames: Sequence[Measurements],
     *,
     order: int = 3,
     prior: Arcsec = 0.01,
-    search: Arcsec = 3.0,
+    search: Arcsec = 30.0,
     match_radius: Arcsec = 0.2,
     max_rms: Arcsec = 0.05,
     reference: Reference | None = None,
@@ -181,12 +178,13 @@ def solve(
 
     order: of the correction polynomial, at most (0..3); prior: expected size (arcsec, at 60 arcsec
     from the pointing) of a frame's own distortion terms; search: how far (arcsec) header pointings
-    may be off before a blind search (30 arcsec, 2 degrees) starts; match_radius: how far (arcsec)
-    matched sources may lie apart after the first shift; a frame whose weighted rms exceeds max_rms
-    (arcsec) is set aside. Frames with too few stars for a pattern are shifted by those they have,
-    or keep their header's pointing (`few_stars.place_by_few_stars`); untrusted: per frame, why that
-    must not be ('' or nothing: it may). A single frame keeps its header's pointing, or is tied to
-    the reference. Without frames, or with another order, a GdaskError.
+    may be off at most: the further, the more must speak for it (`groups.first_shifts`);
+    match_radius: how far (arcsec) matched sources may lie apart after the first shift; a frame
+    whose weighted rms exceeds max_rms (arcsec) is set aside. Frames with too few stars for a
+    pattern are shifted by those they have, or keep their header's pointing
+    (`few_stars.place_by_few_stars`); untrusted: per frame, why that must not be ('' or nothing: it
+    may). A single frame keeps its header's pointing, or is tied to the reference. Without frames,
+    or with another order, a GdaskError.
     """
     if not frames or not 0 <= order <= 3:
         raise GdaskError(
@@ -201,22 +199,20 @@ def solve(
     problem, weights = joint_problem(used, centre), prior_weights(prior)
     settings = _Settings(problem, used, variance, order, weights, search, match_radius, max_rms)
     state, reasons, contrast = _solve_by_patterns(settings)
-    placed = _Placed(*np.zeros((2, len(frames)), bool))
+    placed = Placed(*np.zeros((2, len(frames)), bool))
     if len(frames) > 1 and any(reasons):
         untrusted = untrusted or [""] * len(frames)
         state, placed = _add_sparse_frames(settings, state, reasons, untrusted)
-    terms = centre_on_headers(used, state.problem, state.terms, state.active)
+    terms = groups_on_headers(used, state.problem, state.terms, state.active, state.group)
     terms[placed.by_header] = 0.0
-    reference_tie = None
-    if reference is not None:
-        x, y, total = star_means(state.problem, *corrected_positions(state.problem, terms))
-        seen = total > 0
-        stars = x[seen], y[seen], mean_flux(used, state.problem)[seen]
-        error, radii = 1 / np.sqrt(total[seen]), (search, match_radius)
-        move, reference_tie = tie_to_reference(reference, stars, error, centre, *radii, weights)
-        terms = displaced_group(used, state.problem, terms, move)
     state = state._replace(terms=terms)
-    fits = _frame_fits(settings, state, contrast, reasons, placed)
+    state = state._replace(group=_groups_by_stars(state, reasons))
+    reference_tie, tied = None, np.zeros(len(frames), bool)
+    if reference is not None:
+        limits = (search, match_radius, weights)
+        terms, reference_tie, tied = tie_groups(used, state, variance, reference, *limits)
+    state = state._replace(terms=terms)
+    fits = _frame_fits(settings, state, contrast, reasons, placed, tied)
     fits = [_with_left_out(fit, rows) for fit, rows in zip(fits, good, strict=True)]
     stars_found, floor = _star_list(used, state.problem, terms), MAS * state.floor
     return Solution(*centre, stars_found, tuple(fits), floor, reference_tie)
@@ -240,37 +236,21 @@ def _solve_by_patterns(settings: _Settings) -> tuple[FitState, list[str], tuple[
     found = first_shifts(problem, frames, settings.search, settings.match_radius)
     reasons = list(found.reason)
     active, shared = np.zeros(len(frames), np.int64), np.zeros(len(problem.x), bool)
-    state = FitState(problem, found.terms, active, shared, DEFAULT_FLOOR, array_groups(frames))
+    state = FitState(
+        problem, found.terms, active, shared, DEFAULT_FLOOR, array_groups(frames), found.group
+    )
     by_few_stars = np.zeros(len(frames), bool)
     return _run_passes(settings, state, reasons, by_few_stars, 0), reasons, found.contrast
 
 
 def _add_sparse_frames(
     settings: _Settings, state: FitState, reasons: list[str], untrusted: Sequence[str]
-) -> tuple[FitState, _Placed]:
+) -> tuple[FitState, Placed]:
     """Place other frames by few stars or by their headers, and solve with them; edits reasons."""
-    frames = [with_comparable_flux(frame) for frame in settings.frames]
-    terms = centre_on_headers(frames, state.problem, state.terms, state.active)
-    patterned = np.array([not reason for reason in reasons])
-    settled = patterned | [reason.startswith(RESIDUALS_REASON) for reason in reasons]
-    x, y, total = star_means(state.problem, *corrected_positions(state.problem, terms))
-    good = total > 0 if patterned.any() else np.zeros(len(total), bool)
-    seen = np.bincount(state.problem.star[state.problem.weight > 0], minlength=len(total))
-    known = Stars(x[good], y[good], mean_flux(frames, state.problem)[good], seen[good])
     radii = settings.search, settings.match_radius
-    places = place_by_few_stars(
-        frames, settings.problem, known, settled, reasons, untrusted, *radii
+    state, placed = place_sparse_frames(
+        settings.frames, settings.problem, state, reasons, untrusted, *radii
     )
-    placed, terms = _Placed(*np.zeros((2, len(frames)), bool)), terms.copy()
-    for f in map(int, np.flatnonzero(~settled)):
-        place = places[f]
-        reasons[f] = place.reason
-        if not place.reason:
-            placed.by_few_stars[f], placed.by_header[f] = place.n > 0, place.n == 0
-            terms[f] = 0.0
-            shift = np.array([place.dx, place.dy])
-            terms[f, :2] = instrument_vectors(state.problem, f, *shift)
-    state = state._replace(terms=terms)
     if placed.by_few_stars.any():
         by_header = np.flatnonzero(placed.by_header).tolist()
         for f in by_header:
@@ -279,6 +259,13 @@ def _add_sparse_frames(
         for f in by_header:
             reasons[f] = ""
     return state, placed
+
+
+def _groups_by_stars(state: FitState, reasons: Sequence[str]) -> np.ndarray:
+    """Number of each frame's group, by the stars that the fit made use of; -1 for none."""
+    good = state.shared & (state.problem.weight > 0)
+    good &= np.array([not reason for reason in reasons])[state.problem.frame]
+    return linked_groups(state.problem.frame[good], state.problem.star[good], len(reasons))
 
 
 def _run_passes(
@@ -314,6 +301,8 @@ def _run_pass(
     prior, variance, radius = settings.prior, settings.variance, settings.match_radius
     xi, eta = corrected_positions(state.problem, state.terms)
     known = star_means(state.problem, xi, eta)[:2] if number else (np.zeros(0), np.zeros(0))
+    off, star_off = apart(state.problem, state.group)
+    xi, known = xi + off, (known[0] + star_off[: len(known[0])], known[1])
     radius = narrowed_radius(state, radius) if narrow else radius
     problem = number_stars(state.problem, xi, eta, use, known, radius)
     seen = use[problem.frame]
@@ -340,7 +329,7 @@ def _run_pass(
     weight = robust_weights(problem, terms, variance, shared, floor)
     alone = np.where(seen, 1 / (variance + floor**2), 0)
     problem = problem._replace(weight=np.where(shared, weight, alone))
-    return FitState(problem, terms, active, shared, floor, arrays)
+    return FitState(problem, terms, active, shared, floor, arrays, state.group)
 
 
 def _set_aside(state: FitState, reasons: list[str], max_rms: Arcsec) -> bool:
@@ -377,9 +366,13 @@ def _frame_fits(
     state: FitState,
     contrast: Sequence[float],
     reasons: list[str],
-    placed: _Placed,
+    placed: Placed,
+    tied: np.ndarray,
 ) -> list[FrameFit]:
-    """What the solution says of each frame, for the sources that were used."""
+    """What the solution says of each frame, for the sources that were used.
+
+    tied: which frames a reference catalogue holds by themselves (bool).
+    """
     problem = state.problem
     quality, errors, fits = frame_quality(state), _placement_errors(state, settings.prior), []
     dx, dy, _ = residuals(problem, state.terms)
@@ -409,6 +402,8 @@ def _frame_fits(
                 residual_x=dx[i],
                 residual_y=dy[i],
                 arrays=array_corrections(state, f),
+                group=int(state.group[f]) + 1,
+                tied=bool(tied[f]),
             )
         )
     return fits

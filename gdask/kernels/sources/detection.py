@@ -50,14 +50,25 @@ CATALOG = np.dtype(
 )
 
 
-def measure_fwhm(catalog: np.ndarray) -> Pixels:
+#: Widths within which a star must be whole for its width to be right.
+CORE_FWHM = 1.0
+
+
+def measure_fwhm(catalog: np.ndarray, shape: tuple[int, int] | None = None) -> Pixels:
     """Typical FWHM (pixels) of the stars of a catalogue.
 
     It is the median over the brightest fifth of the sources that are neither saturated nor
     truncated (at least 5, at most 100), from which extended sources and artefacts are clipped; NaN
-    where there is no such source.
+    where there is no such source. shape: of the array: a bright star in a small region of interest
+    is truncated in its faintest wings only, and counts if the edges are CORE_FWHM of its own widths
+    or more from it.
     """
-    clean = catalog[(catalog["FLAGS"] & (FLAG_SATURATED | FLAG_TRUNCATED)) == 0]
+    truncated = (catalog["FLAGS"] & FLAG_TRUNCATED) != 0
+    if shape is not None:
+        x, y, core = catalog["X_IMAGE"], catalog["Y_IMAGE"], CORE_FWHM * catalog["FWHM_IMAGE"]
+        margin = np.minimum(np.minimum(x, shape[1] - x), np.minimum(y, shape[0] - y))
+        truncated &= ~(margin >= core)
+    clean = catalog[((catalog["FLAGS"] & FLAG_SATURATED) == 0) & ~truncated]
     clean = clean[np.isfinite(clean["FWHM_IMAGE"]) & (clean["FLUX_MAX"] > 0)]
     if not len(clean):
         return float("nan")
