@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gdask.kernels.astrometry.association import first_shifts, number_stars
+from gdask.kernels.astrometry.catalogue_tie import Reference, ReferenceTie, tie_to_reference
 from gdask.kernels.astrometry.few_stars import (
     HEADER_ERROR,
     Stars,
@@ -24,8 +25,6 @@ from gdask.kernels.astrometry.few_stars import (
     with_outlines,
 )
 from gdask.kernels.astrometry.joint_fit import (
-    Reference,
-    ReferenceTie,
     centre_on_headers,
     corrected_positions,
     displaced_group,
@@ -33,7 +32,6 @@ from gdask.kernels.astrometry.joint_fit import (
     predictive_counts,
     star_means,
     supported_terms,
-    tie_to_reference,
 )
 from gdask.kernels.astrometry.measured_stars import (
     ORDER_OF_COUNT,
