@@ -45,8 +45,10 @@ _THREE_EPOCHS = {"field": "crowded", "nights": 3, "n_science": 6, "n_sky": 4}
 CASES = (
     Case("gsaoi-sparse", "gsaoi", {"field": "sparse"}),
     Case("gsaoi-sparse-catalog", "gsaoi", {"field": "sparse"}, catalog=1.0),
+    Case("gsaoi-crowded", "gsaoi", {"field": "crowded"}),
+    Case("gsaoi-crowded-catalog", "gsaoi", {"field": "crowded"}, catalog=1.0),
     *(
-        Case(f"gsaoi-sparse-{kind}", "gsaoi", {"field": "sparse"}, error, catalog_kind=kind)
+        Case(f"gsaoi-crowded-{kind}", "gsaoi", {"field": "crowded"}, error, catalog_kind=kind)
         for kind, error in (
             ("no-errors", 1.0),
             ("missing-motions", 0.5),
@@ -54,8 +56,6 @@ CASES = (
             ("sparse", 100.0),
         )
     ),
-    Case("gsaoi-crowded", "gsaoi", {"field": "crowded"}),
-    Case("gsaoi-crowded-catalog", "gsaoi", {"field": "crowded"}, catalog=1.0),
     Case("gsaoi-crowded-pa37", "gsaoi", {"field": "crowded", "pa": 37.0}, catalog=1.0),
     Case("gsaoi-extended", "gsaoi", {"field": "extended"}, catalog=1.0),
     Case("gsaoi-3-epochs", "gsaoi", _THREE_EPOCHS),

@@ -42,6 +42,8 @@ FEWEST_FREEDOMS = 12
 #: Stated errors are kept where the residuals confirm them to this factor; beyond, they are warned
 #: about, and the residuals' are used.
 CONFIRMED = 1.5
+#: The least error that residuals can show, as a share of themselves.
+LEAST_SHARE = 0.3
 #: The median of the mean square of two Gaussian coordinates over their variance.
 MEDIAN_OF_SQUARE = 0.6931
 #: Years by which the residuals and the motions of the stars contradict the catalogue's epoch, ...
@@ -79,7 +81,7 @@ class ReferenceTie(NamedTuple):
 
     ok False: it was not, for the reason given. stated: median error of the matched stars that the
     catalogue or the user gives (mas, NaN where none is given); used: that which was used, as the
-    residuals tell it (both with what motions that are missing add); place_error: error per axis
+    residuals tell it (both of stars that have motions, if any has); place_error: error per axis
     with which the tie places the whole group (mas). years: by which stars are seen later than the
     catalogue's epoch and the frames' dates say, and its error; applied where `moved`.
     """
@@ -287,8 +289,11 @@ def _confirmed_errors(errors: _Errors, match: _Matched, count: int) -> np.ndarra
         square = (match.rest[:, chosen] ** 2).mean(axis=0)
         square *= 2 * np.count_nonzero(chosen) / freedoms
         known = errors.spread[ia] ** 2 + errors.star[ib] ** 2
+        whole = error_of_residuals(square, np.zeros_like(square))
+        # Errors far below those of the frames' own stars cannot be told from none.
+        found = max(error_of_residuals(square, known), LEAST_SHARE * whole)
         if not given[ia[0]]:
-            out[group] = error_of_residuals(square, known)
+            out[group] = found
             continue
         stated = errors.given[ia]
         beyond = error_of_residuals(square, known + stated**2)
@@ -296,8 +301,7 @@ def _confirmed_errors(errors: _Errors, match: _Matched, count: int) -> np.ndarra
         if np.hypot(beyond, typical) > CONFIRMED * typical:
             out[group] = np.hypot(errors.given[group], beyond)
             continue
-        factor = error_of_residuals(square, known) / typical
-        out[group] = errors.given[group] * (factor if factor < 1 / CONFIRMED else 1.0)
+        out[group] = errors.given[group] * (found / typical if typical > CONFIRMED * whole else 1.0)
     return out
 
 
@@ -326,7 +330,8 @@ def _report(
     """What the tie came to; the errors are medians of the matched stars."""
     good, off = match.good, np.hypot(*match.rest) / np.sqrt(2)
     ia = match.ia[good]
-    added = errors.spread[ia] ** 2
+    sure = errors.spread[ia] == 0
+    ia = ia[sure] if sure.any() else ia
     stated = np.hypot(errors.given[ia], errors.spread[ia])
     stated = stated[np.isfinite(stated)]
     return ReferenceTie(
@@ -336,7 +341,7 @@ def _report(
         ok=True,
         reason="",
         stated=1000 * float(np.median(stated)) if len(stated) else float("nan"),
-        used=1000 * float(np.median(np.sqrt(errors.now[ia] ** 2 + added))),
+        used=1000 * float(np.median(np.hypot(errors.now[ia], errors.spread[ia]))),
         place_error=1000 * float(weight.sum() ** -0.5),
         years=years,
         years_error=years_error,
@@ -357,7 +362,7 @@ def describe_tie(tie: ReferenceTie) -> str:
     text = f"tied to the catalogue by {tie.n} stars, rms {tie.rms:.1f} mas, {errors}"
     text += f", {tie.terms} terms, the group placed to {tie.place_error:.2g} mas"
     if tie.moved:
-        text += f", its epoch changed by {-tie.years:+.1f} years (error {tie.years_error:.1f})"
+        text += f", its epoch changed by {-tie.years:+.1f} years (error {tie.years_error:.2g})"
     return text
 
 
@@ -381,7 +386,7 @@ def doubts(tie: ReferenceTie) -> str:
     if tie.moved:
         found.append(
             f"the stars' motions say that the catalogue's epoch is off by {-tie.years:.1f} years "
-            f"(error {tie.years_error:.1f}): its places were moved to the epoch that they show"
+            f"(error {tie.years_error:.2g}): its places were moved to the epoch that they show"
         )
     return "; ".join(found)
 
