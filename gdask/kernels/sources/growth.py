@@ -45,6 +45,8 @@ EXTRAPOLATION_ERROR = 0.5
 #: Error of the factor by the forms of the wings, as a fraction: what simulated wings of other
 #: powers than those of the forms leave.
 FORM_ERROR = 0.003
+#: Rounds in which the wings of neighbours are subtracted as they have been found; most neighbours.
+NEIGHBOUR_ROUNDS, MOST_NEIGHBOURS = 3, 1500
 #: Rounds of robust weights; rings this many sigma off weigh less.
 ROUNDS, REJECT_SIGMA = 4, 3.0
 
@@ -95,8 +97,12 @@ def curve_of_growth(
     stars = _choose_stars(fits.params, flux, flux_error, clean, fwhm)
     if not len(stars):
         return Growth(1.0, float("nan"), 0, float("nan"))
-    rings = _measure_rings(fits, variance, stars, flux[stars], fwhm)
-    totals, noise, beyond = _total_light(rings, fwhm)
+    others, wings = np.zeros((1, 1)), np.zeros(len(WING_POWERS) * len(WING_RADII_FWHM))
+    for number in range(NEIGHBOUR_ROUNDS):
+        rings = _measure_rings(fits, variance, stars, flux[stars], fwhm, (others, wings))
+        totals, noise, beyond, wings = _total_light(rings, fwhm)
+        if number < NEIGHBOUR_ROUNDS - 1 and np.isfinite(totals).all():
+            others = _light_not_subtracted(fits, flux, wings, fwhm)
     factor = _robust_mean(totals, noise)
     parts = [_robust_mean(*_total_light(part, fwhm)[:2]) for part in _left_out_in_turn(rings)]
     spread = np.array(parts) - np.mean(parts)
@@ -126,16 +132,64 @@ def _choose_stars(
     return np.array(chosen[:MOST_STARS] or order[:1].tolist(), np.int64)
 
 
+def _light_not_subtracted(
+    fits: StarFits, flux: np.ndarray, wings: np.ndarray, fwhm: Pixels
+) -> np.ndarray:
+    """Light of all stars that their subtraction left, in cells of one FWHM: per pixel.
+
+    Their wings as fitted, without what was subtracted. Within the rings' inner radius, where stars
+    are not used beside others, it is that at this radius.
+    """
+    shape = tuple(int(n / fwhm) + 1 for n in fits.residual.shape)
+    out, reach = np.zeros(shape), int(RING_EDGES_FWHM[-1])
+    bright = np.argsort(-flux, kind="stable")[:MOST_NEIGHBOURS]
+    for k in map(int, bright[flux[bright] > 0]):
+        x, y = fits.params[k, :2] / fwhm
+        j, i = max(int(y) - reach, 0), max(int(x) - reach, 0)
+        box = np.s_[j : int(y) + reach + 1, i : int(x) + reach + 1]
+        rows, columns = (np.arange(n)[part] for n, part in zip(shape, box, strict=True))
+        r2 = (rows[:, None] + 0.5 - y) ** 2 + (columns + 0.5 - x) ** 2
+        out[box] += _left_of_star(fits, k, flux[k], wings, r2, fwhm)
+    return out
+
+
+def _left_of_star(
+    fits: StarFits, k: int, flux: float, wings: np.ndarray, r2: np.ndarray, fwhm: Pixels
+) -> np.ndarray:
+    """Light per pixel of a star, as the wings say, that was not subtracted; r2 in FWHM^2."""
+    r2 = np.maximum(r2, RING_EDGES_FWHM[0] ** 2)
+    table = np.linspace(RING_EDGES_FWHM[0], 1.5 * RING_EDGES_FWHM[-1], 1500)
+    light = np.interp(np.sqrt(r2), table, (_basis(table**2) * wings).sum(axis=-1) / fwhm**2)
+    entries = np.arange(fits.profile.shape[1], dtype=float)
+    image = np.interp(r2 * fwhm**2 / fits.profile_step, entries, fits.profile[0], right=0.0)
+    subtracted = np.where(r2 * fwhm**2 < fits.radii[k] ** 2, image, 0.0)
+    return flux * light - fits.params[k, 2] * subtracted
+
+
 def _measure_rings(
-    fits: StarFits, variance: Image, stars: np.ndarray, flux: np.ndarray, fwhm: Pixels
+    fits: StarFits,
+    variance: Image,
+    stars: np.ndarray,
+    flux: np.ndarray,
+    fwhm: Pixels,
+    left: tuple[np.ndarray, np.ndarray],
 ) -> _Rings:
-    """Sum up the stars in their apertures and rings, each put back alone."""
+    """Sum up the stars in their apertures and rings, each put back alone.
+
+    left: the light of all stars that was not subtracted, of `_light_not_subtracted`, and the wings
+    of which it was made.
+    """
     rings = len(RING_EDGES_FWHM) - 1
     cores = np.zeros((3, len(stars), SECTORS))
     sums = np.zeros((4, len(stars), SECTORS, rings))
     for number, k in enumerate(map(int, stars)):
         value, noise, good, dx, dy = _cut_out(fits, variance, k, RING_EDGES_FWHM[-1] * fwhm)
         distance2 = dx * dx + dy * dy
+        if left[0].size > 1:
+            x, y = fits.params[k, :2]
+            cell = (((dy + y) / fwhm).astype(int), ((dx + x) / fwhm).astype(int))
+            own = _left_of_star(fits, k, flux[number], left[1], distance2 / fwhm**2, fwhm)
+            value = value - np.where(good, left[0][cell] - own, 0.0)
         sector = ((np.arctan2(dy, dx) / (2 * np.pi) + 1) * SECTORS).astype(int) % SECTORS
         inside = distance2 < (CORE_RADIUS_FWHM * fwhm) ** 2
         for out, each in zip(cores, (value, np.ones_like(value), noise), strict=True):
@@ -191,15 +245,17 @@ def _left_out_in_turn(rings: _Rings) -> list[_Rings]:
     return [_Rings(*(column[kept] for column in rings)) for kept in keep]
 
 
-def _total_light(rings: _Rings, fwhm: Pixels) -> tuple[np.ndarray, np.ndarray, float]:
-    """Total light of each star over its fitted flux, its variance, and what lies beyond the rings.
+def _total_light(rings: _Rings, fwhm: Pixels) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
+    """Total light of each star over its fitted flux, and its variance.
 
-    NaN where nothing is measured. Where sectors are left out, the others stand for them.
+    Then what lies beyond the rings, and the light of each form of the wings. NaN where nothing is
+    measured. Where sectors are left out, the others stand for them.
     """
     area = rings.area.sum(axis=1)
     seen = area.sum(axis=0) > 0
     if np.count_nonzero(seen) < 6:
-        return np.full(len(area), np.nan), np.ones(len(area)), float("nan")
+        none = np.full(len(area), np.nan), np.ones(len(area)), float("nan")
+        return *none, np.zeros(len(WING_POWERS) * len(WING_RADII_FWHM))
     divisor = np.where(area > 0, area, 1.0)
     value = np.where(area > 0, rings.light.sum(axis=1) / divisor, 0.0) / rings.flux[:, None]
     noise = rings.variance.sum(axis=1) / divisor**2 / rings.flux[:, None] ** 2
@@ -215,7 +271,7 @@ def _total_light(rings: _Rings, fwhm: Pixels) -> tuple[np.ndarray, np.ndarray, f
     noise = rings.core_variance.sum(axis=1) / rings.flux**2 * parts**2
     noise += core_area**2 / np.maximum(weight, 1e-30)  # of the sky
     last = RING_EDGES_FWHM[1:][seen & (area > 0).any(axis=0)][-1]
-    return total, noise, float((wings * _shares_beyond(last**2)).sum())
+    return total, noise, float((wings * _shares_beyond(last**2)).sum()), wings
 
 
 def _basis(r2: np.ndarray) -> np.ndarray:
@@ -267,14 +323,13 @@ def _fit_wings(
 
 
 def _robust_mean(values: np.ndarray, variance: np.ndarray) -> float:
-    """Weighted mean of the values; those far off weigh less, by their scatter or their error."""
+    """Weighted mean of values that may scatter beyond their errors; those far off weigh less."""
     middle = float(np.median(values))
     if not np.isfinite(values).all():
         return float("nan")
-    floor = 1.4826 * float(np.median(np.abs(values - middle)))
+    floor = error_beyond(values, variance) if len(values) >= FEWEST_STARS else 0.0
     for _ in range(4):
-        error2 = variance + (floor**2 if len(values) > 2 else 0.0)
-        weight = 1 / np.maximum(error2, 1e-30)
+        weight = 1 / np.maximum(variance + floor**2, 1e-30)
         weight = weight / (1 + ((values - middle) ** 2 * weight / REJECT_SIGMA**2) ** 2)
         middle = float((weight * values).sum() / weight.sum())
     return middle

@@ -40,7 +40,7 @@ def measured(planes: tuple, keep: float = 1.0, threshold: float = 2.0) -> tuple:
     """
     data, variance, dq, x, y, flux = planes
     catalog, _ = detect(data, variance, dq, threshold=threshold, min_pixels=8, mesh=128)
-    bright = np.argsort(np.argsort(-catalog["FLUX_AUTO"])) < 0.3 * len(catalog)
+    bright = np.argsort(np.argsort(-catalog["FLUX_AUTO"])) < 0.6 * len(catalog)
     kept = catalog[bright | (np.random.default_rng(5).uniform(size=len(catalog)) < keep)]
     places = kept["X_IMAGE"] - 1, kept["Y_IMAGE"] - 1
     stars = fit_photometry(data, variance, dq, *places, fwhm=measure_fwhm(catalog))
@@ -79,16 +79,27 @@ def test_bright_stars_agree_as_their_errors_say() -> None:
     assert 1.4826 * np.median(np.abs(np.concatenate(pulls))) < 1.4
 
 
-@pytest.mark.parametrize("name", ["gsaoi", "f2"])
-def test_reductions_of_the_same_frames_agree(name: str) -> None:
-    """Other thresholds and fewer faint sources change the fitted image, but not the fluxes."""
+@pytest.mark.parametrize(("name", "limit"), [("gsaoi", 0.006), ("f2", 0.001)])
+def test_reductions_of_the_same_frames_agree(name: str, limit: float) -> None:
+    """Other thresholds and fewer faint sources change the fitted image, but hardly the fluxes.
+
+    The fitted image alone: by 5 % (GSAOI) and 0.8 % (FLAMINGOS-2).
+    """
     planes = field(name, 2, 60, 640)
     found = [
         measured(planes, keep, threshold)
-        for keep, threshold in ((1.0, 2.0), (0.8, 2.0), (1.0, 1.5), (0.9, 3.0))
+        for keep, threshold in ((1.0, 2.0), (0.8, 2.0), (1.0, 1.5), (0.8, 1.7))
     ]
     fluxes = [float(np.median(ratio[good])) for _, ratio, good in found]
-    assert np.ptp(fluxes) < 0.003, fluxes
+    assert np.ptp(fluxes) < limit, fluxes
+
+
+def test_neighbours_wings_are_not_taken_for_sky() -> None:
+    """A star per 40 pixels, with halos of 22: before, the sky between them hid 1 to 5 % of each."""
+    for seed in range(2):
+        stars, ratio, good = measured(field("gsaoi", seed, 300, 700))
+        assert abs(np.median(ratio[good]) - 1) < 0.013, np.median(ratio[good])
+        assert stars["nscaled"][0] > 30
 
 
 @pytest.mark.parametrize("size", [256, 500])
