@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from benchmarks.accuracy import engines, nights, report
-from benchmarks.accuracy.cases import CASES, Case
+from benchmarks.accuracy.cases import CASES, Case, measured_catalog
 from benchmarks.accuracy.cosmic_rays import rejection_figures
 from benchmarks.accuracy.matched_stack import read_matched_stack
 from benchmarks.accuracy.measure import figures_of_merit
@@ -85,7 +85,7 @@ def run_case(case: Case, size: str, out: Path, calibrations: dict[Path, Path]) -
     work = out / "stacks" / case.name
     reduced = nights.reduce_science(case, folder, calibrations[folder], work)
     figures, plots = figures_of_merit(
-        read_matched_stack(reduced.image, reduced.truth), case.catalog
+        read_matched_stack(reduced.image, reduced.truth), measured_catalog(case)
     )
     report.plot(case.name, plots, out)
     return figures | {"seconds": reduced.seconds, "memory_mb": reduced.memory}

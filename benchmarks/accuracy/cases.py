@@ -9,8 +9,9 @@ class Case(NamedTuple):
     """One line of the scoreboard.
 
     options: of the simulator, beside those of the size. catalog: error per axis (mas) of the
-    reference catalogue that is made from the truth; None: no catalogue. twin: measured with cosmic
-    rays and without, with rejection and without.
+    reference catalogue that is made from the truth; None: no catalogue. catalog_kind: what it
+    tells, of `catalogues.KINDS`. twin: measured with cosmic rays and without, with rejection and
+    without.
     """
 
     name: str
@@ -18,6 +19,7 @@ class Case(NamedTuple):
     options: dict[str, Any]
     catalog: float | None = None
     twin: bool = False
+    catalog_kind: str = "errors"
 
 
 #: Simulator's options of every night, by size and instrument.
@@ -45,6 +47,15 @@ CASES = (
     Case("gsaoi-sparse-catalog", "gsaoi", {"field": "sparse"}, catalog=1.0),
     Case("gsaoi-crowded", "gsaoi", {"field": "crowded"}),
     Case("gsaoi-crowded-catalog", "gsaoi", {"field": "crowded"}, catalog=1.0),
+    *(
+        Case(f"gsaoi-crowded-{kind}", "gsaoi", {"field": "crowded"}, error, catalog_kind=kind)
+        for kind, error in (
+            ("no-errors", 1.0),
+            ("missing-motions", 0.5),
+            ("wrong-epoch", 0.5),
+            ("sparse", 100.0),
+        )
+    ),
     Case("gsaoi-crowded-pa37", "gsaoi", {"field": "crowded", "pa": 37.0}, catalog=1.0),
     Case("gsaoi-extended", "gsaoi", {"field": "extended"}, catalog=1.0),
     Case("gsaoi-3-epochs", "gsaoi", _THREE_EPOCHS),
@@ -53,6 +64,14 @@ CASES = (
     Case("f2-sparse", "f2", {"field": "sparse"}),
     Case("f2-sparse-catalog", "f2", {"field": "sparse", "pa": 37.0}, catalog=10.0),
 )
+
+
+def measured_catalog(case: Case) -> float | None:
+    """Error (mas) of the catalogue that the case's stack can be measured with; None for none.
+
+    A sparse one takes no distortion out: its stack is measured as one without a catalogue.
+    """
+    return None if case.catalog_kind == "sparse" else case.catalog
 
 
 class Target(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accuracy import nights
-from benchmarks.accuracy.cases import Case
+from benchmarks.accuracy.cases import Case, measured_catalog
 from benchmarks.accuracy.matched_stack import read_matched_stack
 from benchmarks.accuracy.measure import figures_of_merit
 from benchmarks.accuracy.report import number, table_lines
@@ -101,7 +101,7 @@ def _figures(
 ) -> dict[str, float]:
     reduced = nights.reduce_science(case, folder, calibrations, work, *parameters_of(way))
     stack = read_matched_stack(reduced.image, reduced.truth)
-    return figures_of_merit(stack, case.catalog)[0]
+    return figures_of_merit(stack, measured_catalog(case))[0]
 
 
 def kernel_speed(way: str) -> float:

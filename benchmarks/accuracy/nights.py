@@ -15,6 +15,7 @@ import numpy as np
 from astropy.table import Table
 
 from benchmarks.accuracy.cases import SIZES, SPARSE_FIELD_OPTIONS, TWIN_OPTIONS, Case
+from benchmarks.accuracy.catalogues import catalogue_of
 from benchmarks.accuracy.positions import CATALOG_STARS
 from gdask import simulate
 from gdask.simulate.geometry import Chip, Pose, sky_to_pixel
@@ -55,23 +56,23 @@ def simulated_night(case: Case, size: str, out: Path, **changes: object) -> Path
     return folder
 
 
-def make_catalog(folder: Path, error_mas: float) -> Path:
+def make_catalog(folder: Path, error_mas: float, kind: str = "errors") -> Path:
     """A reference catalogue of the brightest true stars on or near the frames.
 
-    Places have Gaussian errors per axis.
+    Places have Gaussian errors per axis. kind: of `catalogues.KINDS`. The places and errors alone
+    are written beside it: no stack that is tied to the catalogue can be better than these.
     """
-    path = folder / f"catalog_{error_mas:g}mas.fits"
     stars = Table.read(folder / "truth" / "catalog.ecsv")
     stars = stars[(stars["field"] == "target") & (stars["kind"] == "star")]
     stars = stars[_near_arrays(folder / "truth", stars)]
     stars = stars[np.argsort(stars["mag"], kind="stable")][:CATALOG_STARS]
+    mjd = float(np.mean(Table.read(folder / "truth" / "frames.ecsv")["mjd"]))
     # Each night has a seed of its own: the same draw would give every case the same offset.
     seed = int(hashlib.sha256(folder.name.encode()).hexdigest()[:8], 16)
-    errors = np.random.default_rng(seed).normal(0.0, error_mas / 3.6e6, (2, len(stars)))
-    ra = stars["ra"] + errors[0] / np.cos(np.radians(stars["dec"]))
-    Table({"RAJ2000": ra, "DEJ2000": stars["dec"] + errors[1], "mag": stars["mag"]}).write(
-        path, overwrite=True
-    )
+    drawn, path = folder / f"catalog_{error_mas:g}mas.fits", folder / f"catalog_{kind}.fits"
+    for chosen, file in (("errors", drawn), (kind, path)):
+        catalogue = catalogue_of(stars, chosen, error_mas, 2000 + (mjd - 51544.5) / 365.25, seed)
+        catalogue.write(file, overwrite=True)
     return path
 
 
@@ -154,8 +155,8 @@ def reduce_science(
     science = raw_files(folder, frames[np.isin(frames["kind"], ["science", "sky"])])
     chosen = [*parameters, *_mask_parameters(case, calibrations)]
     if case.catalog is not None:
-        chosen += [f"addReferenceCatalog:source={make_catalog(folder, case.catalog)}"]
-        chosen += [f"determineAstrometricSolution:reference_error={case.catalog / 1000:g}"]
+        catalogue = make_catalog(folder, case.catalog, case.catalog_kind)
+        chosen += [f"addReferenceCatalog:source={catalogue}"]
     seconds, memory = run_command(work, "reduce", *science, *(["-p", *chosen] if chosen else []))
     images = sorted(work.glob("*_image.fits"))
     if len(images) != 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -24,9 +24,9 @@ _FORMATS = {
     ".vot": "votable",
     ".csv": "ascii.csv",
 }
-#: Error per axis (arcsec) of a catalogue that tells none: that of a ground-based survey tied to
-#: Gaia. (2MASS: 0.08.)
-DEFAULT_ERROR_ARCSEC = 0.02
+#: Spread per axis of the motions of field stars (mas / yr), where fewer than MIN_MOVING_STARS of a
+#: catalogue have one.
+DEFAULT_MOTION_SPREAD, MIN_MOVING_STARS = 6.0, 5
 #: Names of the position columns, in lower case; the first that the file has is taken.
 _POSITION_NAMES = {
     "RAJ2000": (
@@ -144,42 +144,90 @@ def _numeric_column(table: astable.Table, names: tuple[str, ...], unit: str) -> 
     return None
 
 
-def at_epoch(
-    catalog: astable.Table, year: float, error: float | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
-    """Give the positions of a catalogue's stars in a Julian year.
+class PlacesAtEpoch(NamedTuple):
+    """Places of a catalogue's stars in a Julian year; arrays of one value per star.
 
-    Stars without a proper motion stay where they are. `error` is that of all stars in arcsec; None:
-    the catalogue's own (a star without one gets DEFAULT_ERROR_ARCSEC), grown by the errors of the
-    proper motions over the years.
+    ra, dec: degrees. error: arcsec per axis, NaN where none is given. motion_x, motion_y: arcsec
+    per year East and North, 0 where there is none. spread: arcsec per axis, by which a place is
+    uncertain as its motion is missing. text: how they were found.
+    """
 
-    Returns RA and Dec (degrees), the error per axis (arcsec), and how they were found, in words.
+    ra: np.ndarray
+    dec: np.ndarray
+    error: np.ndarray
+    motion_x: np.ndarray
+    motion_y: np.ndarray
+    spread: np.ndarray
+    text: str
+
+
+def at_epoch(catalog: astable.Table, year: float, error: float | None) -> PlacesAtEpoch:
+    """Give the places of a catalogue's stars in a Julian year.
+
+    A star without a motion (none, or 0 along both axes where others move) moves as the others do in
+    the mean, and its place is uncertain by the spread of their motions over the years. `error` is
+    that of all stars in arcsec; None: the catalogue's own, grown by the errors of the motions over
+    the years.
     """
     ra, dec = (np.array(catalog[name], float) for name in ("RAJ2000", "DEJ2000"))
-    error_square = _mean_square(catalog, "e_RA", "e_DE")
-    known = np.isfinite(error_square)
-    square = (
-        np.where(known, error_square / 1e6, DEFAULT_ERROR_ARCSEC**2)
-        if error is None
-        else np.full(len(ra), error**2)
-    )
-    text = (
-        f"errors of {1000 * (error or DEFAULT_ERROR_ARCSEC):g} mas"
-        if error is not None or not known.any()
-        else "its own errors"
-    )
-    if not {"pmRA", "pmDE", "Epoch"} <= set(catalog.colnames):
-        return ra, dec, np.sqrt(square), f"{text}, no proper motions"
-    years = year - np.asarray(catalog["Epoch"], float)
-    east, north = (
-        np.nan_to_num(np.asarray(catalog[name], float) * years) / 3.6e6 for name in ("pmRA", "pmDE")
-    )
+    square = _mean_square(catalog, "e_RA", "e_DE") / 1e6
+    if error is not None:
+        square = np.full(len(ra), float(error) ** 2)
+    pm = _motions(catalog)
+    years = year - _epochs(catalog)
+    if not np.isfinite(years).any() or not len(ra):
+        none = np.zeros(len(ra))
+        text = "no epoch" if np.isfinite(pm).any() else "no motions"
+        text += ": its places are taken as they are"
+        return PlacesAtEpoch(ra, dec, np.sqrt(square), none, none, none, text)
     if error is None:
-        square = square + np.nan_to_num(_mean_square(catalog, "e_pmRA", "e_pmDE") * years**2) / 1e6
-    moved = int(np.count_nonzero((east != 0) | (north != 0)))
-    epoch = np.nanmedian(catalog["Epoch"])
-    text += f", {moved} of {len(ra)} stars moved from {epoch:.2f} to {year:.2f}"
-    return ra + east / np.cos(np.radians(dec)), dec + north, np.sqrt(square), text
+        grown = _mean_square(catalog, "e_pmRA", "e_pmDE") * years**2 / 1e6
+        square = square + np.nan_to_num(grown)
+    missing = ~np.isfinite(pm).all(axis=0)
+    mean, spread = _mean_motion(pm[:, ~missing])
+    moves = np.where(missing, mean[:, None], pm) * years / 3.6e6
+    epoch = float(np.nanmedian(year - years))
+    text = f"{len(ra) - missing.sum()} of {len(ra)} stars moved from {epoch:.2f} to {year:.2f}"
+    if missing.any():
+        text += (
+            f", {missing.sum()} have no motion and took the mean of the others "
+            f"({mean[0]:.1f}, {mean[1]:.1f} mas/yr, spread {spread:.1f})"
+            if not missing.all()
+            else f", no motions: {DEFAULT_MOTION_SPREAD:g} mas/yr taken as their spread"
+        )
+    motion = np.where(missing, 0.0, np.nan_to_num(pm)) / 1000
+    uncertain = np.where(missing, spread * np.abs(years) / 1000, 0.0)
+    ra, dec = ra + moves[0] / np.cos(np.radians(dec)), dec + moves[1]
+    return PlacesAtEpoch(ra, dec, np.sqrt(square), motion[0], motion[1], uncertain, text)
+
+
+def _motions(catalog: astable.Table) -> np.ndarray:
+    """(2, n) motions East and North (mas / yr); NaN where there is none.
+
+    Many catalogues write 0 for a motion that is not known: 0 along both axes is none.
+    """
+    if not {"pmRA", "pmDE"} <= set(catalog.colnames):
+        return np.full((2, len(catalog)), np.nan)
+    pm = np.array([np.asarray(catalog[name], float) for name in ("pmRA", "pmDE")])
+    unknown = ~np.isfinite(pm).all(axis=0) | (pm == 0).all(axis=0)
+    return np.where(unknown, np.nan, pm)
+
+
+def _epochs(catalog: astable.Table) -> np.ndarray:
+    """Julian year of each place: that of the others where it has none; NaN where none is known."""
+    if "Epoch" not in catalog.colnames:
+        return np.full(len(catalog), np.nan)
+    epoch = np.asarray(catalog["Epoch"], float)
+    known = np.isfinite(epoch)
+    return np.where(known, epoch, np.median(epoch[known]) if known.any() else np.nan)
+
+
+def _mean_motion(pm: np.ndarray) -> tuple[np.ndarray, float]:
+    """Median motion along both axes and its spread per axis (mas / yr), of (2, n) known ones."""
+    if pm.shape[1] < MIN_MOVING_STARS:
+        return (pm.mean(axis=1) if pm.shape[1] else np.zeros(2)), DEFAULT_MOTION_SPREAD
+    mean = np.median(pm, axis=1)
+    return mean, 1.4826 * float(np.median(np.abs(pm - mean[:, None])))
 
 
 def _mean_square(catalog: astable.Table, *names: str) -> np.ndarray:

@@ -61,6 +61,12 @@ SEXTRACTOR_DESCRIPTIONS = {
     "IMAFLAGS_ISO": "DQ bits of its pixels, OR-ed",
     "NIMAFLAGS_ISO": "pixels with any of them",
 }
+#: Keywords of the common factor of the fitted fluxes.
+_SCALE_KEYWORDS = (
+    ("scaled", "PSFFACT", "total light over the star image's, in FLUX_PSF"),
+    ("escaled", "PSFFERR", "error of PSFFACT (fraction), not in FLUXERR_PSF"),
+    ("nscaled", "PSFSTARS", "stars whose curves of growth tell PSFFACT"),
+)
 #: Unit ('' none) and description of the other columns.
 COLUMN_UNITS_AND_DESCRIPTIONS = {
     "XPSF_IMAGE": ("pix", "fitted x, 1-based"),
@@ -81,7 +87,7 @@ COLUMN_UNITS_AND_DESCRIPTIONS = {
     "MAGERR_APER": ("mag", "errors of MAG_APER"),
     "LOST_APER": ("", "share of each circle that is bad or outside"),
     "CHI2_PSF": ("", "1 where the star fits as good stars do"),
-    "FLAGS_PSF": ("", "1 neighbour 2 saturated 4 edge 8 bad 16 failed 32 misfit"),
+    "FLAGS_PSF": ("", "1 neighbour 2 saturated 4 edge 8 bad 16 failed 32 misfit 64 scale"),
     "N_FRAMES": ("", "frames with an array on the position"),
     "STAR": ("", "star in RESIDUALS and EPOCHS, 0 if none"),
     "FRAME": ("", "row of FRAMES, 1-based"),
@@ -178,6 +184,9 @@ def add_star_columns(table: astable.Table, stars: np.ndarray, frame: Frame) -> a
     for number, radius in enumerate(APERTURES, 1):
         arcsec = radius * float(stars["fwhm"][0]) * grid.scale
         table.meta[f"APER{number}"] = (round(arcsec, 5), "[arcsec] radius of an aperture")
+    for name, keyword, comment in _SCALE_KEYWORDS:
+        if len(stars) and np.isfinite(stars[name][0]):
+            table.meta[keyword] = (round(float(stars[name][0]), 6), comment)
     return with_descriptions(table)
 
 

@@ -37,6 +37,16 @@ _UNITS_BY_AFFIX = (
     ("_IMAGE", "pix"),
     ("MAG", "mag"),
 )
+#: Keywords of ASTROM that tell how the group was tied to a reference catalogue.
+_TIE_KEYWORDS = {
+    "n": ("REFSTARS", "stars that tie the group to the catalogue"),
+    "rms": ("REFRMS", "[mas] rms per axis from the catalogue"),
+    "stated": ("REFERR", "[mas] error per axis that was given"),
+    "used": ("REFERRUS", "[mas] error by the residuals, as used"),
+    "terms": ("REFTERMS", "terms of the tie"),
+    "place_error": ("TIE_ERR", "[mas] error per axis of the group's place"),
+    "years": ("REFYEARS", "[yr] by which the motions contradict the epoch"),
+}
 
 
 def source_tables(frame: Frame) -> dict[str, Any]:
@@ -124,7 +134,19 @@ def _inputs_table(inputs: Sequence[dict[str, Any]]) -> astable.Table:
         table["PLACE_ERR"] = in_steps(place_errors, "mas")
         table["GROUP"] = [int(source.get("group", 0)) for source, _ in rows]
         table["TIE"] = [str(source.get("tie", "")) for source, _ in rows]
+    table.meta |= _tie_keywords(next((source["tie"] for source in inputs if source.get("tie")), {}))
     return table
+
+
+def _tie_keywords(tie: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the keywords of ASTROM about the tie; none without one, no number that is unknown."""
+    if not tie.get("ok"):
+        return {}
+    found = {}
+    for name, (keyword, comment) in _TIE_KEYWORDS.items():
+        if np.isfinite(tie[name]):
+            found[keyword] = (round(float(tie[name]), 4), comment)
+    return found
 
 
 def geometry_table(geometries: Sequence[Geometry]) -> astable.Table:

@@ -23,8 +23,8 @@ from gdask.io.frames import (
     with_geometries,
     with_small,
 )
+from gdask.kernels.astrometry.catalogue_tie import Reference, describe_tie, doubts
 from gdask.kernels.astrometry.few_stars import HEADER_ERROR
-from gdask.kernels.astrometry.joint_fit import Reference
 from gdask.kernels.astrometry.measured_stars import Measurements
 from gdask.kernels.astrometry.residuals import RESIDUAL_DTYPE
 from gdask.kernels.astrometry.solution import FrameFit, Solution, solve
@@ -94,17 +94,19 @@ def determine_astrometric_solution(
     max_rms
         Arcsec of residuals per axis above which a frame is set aside.
     reference_error
-        Arcsec per axis of the catalogue's positions; None: as the catalogue says, or 0.02.
+        Arcsec per axis of the catalogue's positions; None: as the catalogue says, or, where it has
+        no errors, as the residuals say.
     """
     path = frames[0].attrs.get("refcat")
     if not path:
         return tuple(note(frame, "no reference catalogue") for frame in frames)
     catalog = read_catalog(path)
-    ra, dec, error, text = at_epoch(catalog, _mean_year(frames), reference_error)
-    reference = Reference(ra, dec, error, _catalog_flux(catalog))
+    at = at_epoch(catalog, _mean_year(frames), reference_error)
+    moves = at.motion_x, at.motion_y, at.spread
+    reference = Reference(at.ra, at.dec, at.error, _catalog_flux(catalog), *moves)
     limits = {"order": order, "search": search, "match_radius": match_radius, "max_rms": max_rms}
     solution = _solve(frames, limits, reference)
-    return _with_solution(frames, solution, text)
+    return _with_solution(frames, solution, at.text)
 
 
 @on_group
@@ -245,14 +247,10 @@ def _with_solution(frames: Frames, solution: Solution, catalog: str = "") -> Fra
         _warn_if_by_header(frame, fit, solution, untied.get(fit.group, ""))
         for frame, fit in zip(corrected, solution.frames, strict=True)
     )
-    if solution.reference_tie is None or solution.reference_tie.ok:
+    doubt = "" if solution.reference_tie is None else doubts(solution.reference_tie)
+    if not doubt:
         return frames
-    not_tied = (
-        "not tied to the catalogue, positions stay on the telescope's pointing: "
-        f"{solution.reference_tie.reason}; the catalogue must hold stars of this field that the "
-        "frames show; `search` says how far the pointing may be off"
-    )
-    return tuple(frame if frame.attrs.get("warning") else warn(frame, not_tied) for frame in frames)
+    return tuple(frame if frame.attrs.get("warning") else warn(frame, doubt) for frame in frames)
 
 
 def _solution_text(solution: Solution, catalog: str) -> str:
@@ -285,11 +283,7 @@ def _solution_text(solution: Solution, catalog: str) -> str:
         text += f"; {len(sizes)} groups that share no stars ({', '.join(each)})"
     if solution.reference_tie is not None:
         tie = solution.reference_tie
-        text += (
-            f"; tied to the catalogue by {tie.n} stars, rms {tie.rms:.1f} mas ({catalog})"
-            if tie.ok
-            else f"; not tied to the catalogue: {tie.reason}"
-        )
+        text += f"; {describe_tie(tie)}" + (f" ({catalog})" if tie.ok else "")
     return text
 
 
@@ -425,6 +419,7 @@ def with_residuals(frame: Frame, fit: FrameFit, solution: Solution) -> Frame:
         "stars": solution.stars,
         "centre": (solution.ra, solution.dec),
         "floor_mas": solution.floor,
+        "tie": solution.reference_tie._asdict() if solution.reference_tie else {},
     }
     return with_small(frame, solution=small(frame, "solution") | details)
 

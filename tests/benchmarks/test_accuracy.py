@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.table import Table
 from conftest import Night
 
 from benchmarks.accuracy import interpolation, nights, report
 from benchmarks.accuracy.cases import CASES, TARGETS, Case, limits
+from benchmarks.accuracy.catalogues import KINDS, catalogue_of
 from benchmarks.accuracy.matched_stack import (
     RADII,
     MatchedStack,
@@ -26,6 +28,7 @@ from benchmarks.accuracy.measure import figures_of_merit
 from benchmarks.accuracy.photometry import aperture_sums
 from benchmarks.accuracy.positions import photon_limits
 from benchmarks.accuracy.statistics import linear_residuals, robust_sigma
+from gdask.io.catalog import at_epoch, read_catalog
 from gdask.kernels.resample.resampling import resample
 from gdask.kernels.stack.combine import combine
 from gdask.simulate.detector import cosmic_rays
@@ -218,3 +221,25 @@ def _near_stars() -> np.ndarray:
     return np.any(
         [np.hypot(x - a, y - b) < 12 for a, b in zip(STAR_X, STAR_Y, strict=True)], axis=0
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_catalogues_are_as_users_have_them(kind: str, tmp_path: Path) -> None:
+    """Each kind tells what it should, and gives the true places once its own truth is used."""
+    n, year = 400, 2017.35
+    stars = Table(
+        {"ra": np.linspace(201.2, 201.3, n), "dec": np.full(n, -43.1), "mag": np.arange(n) / 30}
+    )
+    made = catalogue_of(stars, kind, 1.0, year, seed=4)
+    made.write(tmp_path / "made.fits")
+    catalog = read_catalog(str(tmp_path / "made.fits"))
+    assert ("e_RA" in catalog.colnames) == (kind not in ("no-errors", "sparse"))
+    assert len(catalog) == (25 if kind == "sparse" else n)
+    if "pmRA" in catalog.colnames:
+        known = np.isfinite(catalog["pmRA"])
+        assert (known.mean() == 1) != (kind == "missing-motions")
+        catalog["Epoch"] = 2000.0
+        catalog = catalog[known]
+    at, true = at_epoch(catalog, year, None), stars[catalog["Id"] - 1]
+    east = (at.ra - true["ra"]) * np.cos(np.radians(43.1)) * 3.6e6
+    assert np.std(east) == pytest.approx(1.0, abs=0.4) and abs(np.mean(east)) < 0.5

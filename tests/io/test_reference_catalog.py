@@ -135,15 +135,20 @@ def test_gaia_stars_are_taken_to_the_epoch_of_the_frames(tmp_path: Path) -> None
         }
     ).write(tmp_path / "gaia.ecsv")
     catalog = read_catalog(str(tmp_path / "gaia.ecsv"))
-    ra, dec, error, text = at_epoch(catalog, 2013.0, None)
-    east = (ra - RA) * np.cos(np.radians(DEC)) * 3.6e6
-    np.testing.assert_allclose(east, np.where(np.arange(40) == 5, 0.0, 109.5), atol=1e-3)
-    np.testing.assert_allclose((dec - DEC) * 3.6e6, -30.0, atol=1e-3)
+    at = at_epoch(catalog, 2013.0, None)
+    east = (at.ra - RA) * np.cos(np.radians(DEC)) * 3.6e6
+    # The star whose motion is not known moves as the others do, and is as uncertain as they differ.
+    np.testing.assert_allclose(east, 109.5, atol=1e-3)
+    np.testing.assert_allclose((at.dec - DEC) * 3.6e6, -30.0, atol=1e-3)
     np.testing.assert_allclose(
-        error, np.sqrt((0.3**2 + 0.1**2) / 2 + (3 * 0.4) ** 2) / 1000, rtol=1e-9
+        at.error, np.sqrt((0.3**2 + 0.1**2) / 2 + (3 * 0.4) ** 2) / 1000, rtol=1e-9
     )
-    assert text == "its own errors, 40 of 40 stars moved from 2016.00 to 2013.00"
-    assert set(at_epoch(catalog, 2013.0, 0.005)[2]) == {0.005}
+    assert (np.arange(40)[at.motion_x == 0] == 5).all() and set(at.spread) == {0.0}
+    assert at.text == (
+        "39 of 40 stars moved from 2016.00 to 2013.00, 1 have no motion and took the mean of the "
+        "others (-36.5, 10.0 mas/yr, spread 0.0)"
+    )
+    assert set(at_epoch(catalog, 2013.0, 0.005).error) == {0.005}
 
 
 def test_units_of_errors_and_catalogues_without_motions(tmp_path: Path) -> None:
@@ -155,10 +160,27 @@ def test_units_of_errors_and_catalogues_without_motions(tmp_path: Path) -> None:
             "e_DEJ2000": np.full(40, 0.07) * u.arcsec,
         }
     ).write(tmp_path / "g.ecsv")
-    *places, error, text = at_epoch(read_catalog(str(tmp_path / "g.ecsv")), 2013.0, None)
-    np.testing.assert_array_equal(places, (RA, DEC))
-    np.testing.assert_allclose(error, 0.07)
-    assert text == "its own errors, no proper motions"
+    at = at_epoch(read_catalog(str(tmp_path / "g.ecsv")), 2013.0, None)
+    np.testing.assert_array_equal((at.ra, at.dec), (RA, DEC))
+    np.testing.assert_allclose(at.error, 0.07)
+    assert at.text == "no motions: its places are taken as they are"
     Table({"ra": RA, "dec": DEC}).write(tmp_path / "h.ecsv")
-    *_, error, text = at_epoch(read_catalog(str(tmp_path / "h.ecsv")), 2013.0, None)
-    assert set(error) == {0.02} and text == "errors of 20 mas, no proper motions"
+    assert np.isnan(at_epoch(read_catalog(str(tmp_path / "h.ecsv")), 2013.0, None).error).all()
+
+
+def test_zeros_and_gaps_are_motions_that_are_missing(tmp_path: Path) -> None:
+    """Many catalogues write 0 for a motion that nobody knows; others leave it out."""
+    rng = np.random.default_rng(3)
+    east, north = rng.normal(-6, 4, 40), rng.normal(3, 4, 40)
+    east[:10] = north[:10] = 0.0
+    east[10:20] = np.nan
+    epoch = np.full(40, 2000.0)
+    epoch[25] = np.nan
+    Table({"ra": RA, "dec": DEC, "pmra": east, "pmdec": north, "ref_epoch": epoch}).write(
+        tmp_path / "g.ecsv"
+    )
+    at = at_epoch(read_catalog(str(tmp_path / "g.ecsv")), 2010.0, None)
+    moved = (at.ra - RA) * np.cos(np.radians(DEC)) * 3.6e6
+    np.testing.assert_allclose(moved[20:], 10 * east[20:], atol=1e-3)
+    np.testing.assert_allclose(moved[:20], 10 * np.median(east[20:]), atol=1e-3)
+    assert (at.spread[:20] > 0.02).all() and (at.spread[20:] == 0).all()

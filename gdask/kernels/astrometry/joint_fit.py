@@ -9,7 +9,6 @@ own headers, or from a reference catalogue, which move the whole group as one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,9 +17,7 @@ from gdask.kernels.astrometry.association import (
     WIDE_RADIUS,
     WIDE_ROTATIONS,
     Shift,
-    apply_shift,
     find_shift,
-    match_pairs,
 )
 from gdask.kernels.astrometry.measured_stars import (
     FOLDS,
@@ -45,8 +42,7 @@ from gdask.kernels.astrometry.measured_stars import (
     to_common_plane,
 )
 from gdask.kernels.compiled import njit
-from gdask.kernels.geometry.projection import tangent_plane
-from gdask.types import Arcsec, Degrees
+from gdask.types import Arcsec
 
 #: Conjugate gradients end where the square of the residual has fallen by the square of this, ...
 RELATIVE_TOLERANCE, MAX_STEPS = 1e-8, 500
@@ -57,38 +53,10 @@ SETTLED_CHI2 = 1e-5
 FREE_STEP: Arcsec = 0.02
 #: Stars that each of TERM_COUNTS needs (shift, + rotation, linear, quadratic, cubic).
 STARS_NEEDED = (4, 8, 20, 40, 80)
-#: Residuals from the catalogue beyond this many sigma of themselves (or of the stated errors, if
-#: larger) are left out; rounds of pairing and fitting.
-TIE_REJECT_SIGMA, TIE_ROUNDS = 4.0, 5
 #: How many of the brightest stars of catalogue and frames are compared, one after the other.
 BRIGHTEST_TRIED = (300, 1500)
 #: Frames whose shift (rotation, scale at 60 arcsec) agrees with the median to this always count.
 AGREEING_FRAMES: Arcsec = 0.05
-
-
-class Reference(NamedTuple):
-    """A reference catalogue; arrays of one value per star.
-
-    ra, dec: degrees; error: arcsec per axis; flux: any unit, larger is brighter.
-    """
-
-    ra: np.ndarray
-    dec: np.ndarray
-    error: np.ndarray
-    flux: np.ndarray
-
-
-class ReferenceTie(NamedTuple):
-    """How the group was tied to the catalogue: stars, weighted rms per axis (mas), terms.
-
-    ok False: it was not, for the reason given.
-    """
-
-    n: int
-    rms: float
-    terms: int
-    ok: bool
-    reason: str
 
 
 def supported_terms(stars: int, most: int) -> int:
@@ -366,7 +334,7 @@ def centre_on_headers(
     return displaced_group(frames, problem, terms, move)
 
 
-def _shift_onto_catalogue(
+def shift_onto_catalogue(
     catalogue: SourceList, stars: SourceList, search: Arcsec, radius: Arcsec
 ) -> Shift:
     """The first shift of the stars onto the catalogue.
@@ -392,52 +360,3 @@ def _shift_onto_catalogue(
     if not len(dx) or ambiguous or max(np.ptp(dx), np.ptp(dy)) > radius:
         return shift
     return shift._replace(dx=float(dx.mean()), dy=float(dy.mean()), n=len(dx), ok=True, reason="")
-
-
-def tie_to_reference(
-    reference: Reference,
-    stars: SourceList,
-    error: np.ndarray,
-    centre: tuple[Degrees, Degrees],
-    search: Arcsec,
-    radius: Arcsec,
-    prior: np.ndarray,
-) -> tuple[np.ndarray, ReferenceTie]:
-    """The 20 terms that move stars onto the catalogue, zeros where it fails, and how it went.
-
-    stars: positions about the centre (RA, Dec in degrees) and fluxes; error: of their positions,
-    search, radius of matches: arcsec; prior: 1 / sigma^2 of the terms.
-    """
-    x, y, _ = stars
-    xr, yr = tangent_plane(reference.ra, reference.dec, *centre)
-    reference_error = np.asarray(reference.error, float)
-    catalogue = (xr, yr, np.asarray(reference.flux, float))
-    start = _shift_onto_catalogue(catalogue, stars, search, radius)
-    if not start.ok:
-        return np.zeros(TERMS), ReferenceTie(0, float("nan"), 0, False, start.reason)
-    u, v = apply_shift(start, x, y)
-    move = fit_terms(x, y, u - x, v - y, np.ones(len(x)), 4, np.full(TERMS, 1e-9))
-    count, rms, n = 0, float("nan"), 0
-    for step in range(TIE_ROUNDS):
-        u, v = displace(x, y, move)
-        ia, ib = match_pairs(xr, yr, x + u, y + v, radius)
-        dx, dy = xr[ia] - x[ib], yr[ia] - y[ib]
-        off = np.hypot(dx - u[ib], dy - v[ib]) / np.sqrt(2)
-        variance = np.square(reference_error[ia]) + np.square(error[ib])
-        spread = max(1.2 * float(np.median(off)), 1e-6) if len(off) else 1.0
-        good = off <= TIE_REJECT_SIGMA * np.maximum(spread, np.sqrt(variance))
-        weight = np.where(good, 1 / np.maximum(variance, 1e-8), 0.0)
-        n = int(np.count_nonzero(weight))
-        count = supported_terms(n, 6 if step < 2 else TERMS)
-        if not count and n and min(len(x), len(xr)) < STARS_NEEDED[0]:
-            count = TERM_COUNTS[0]
-        if not count:
-            reason = f"only {n} stars match the catalogue"
-            return np.zeros(TERMS), ReferenceTie(n, float("nan"), 0, False, reason)
-        if step == TIE_ROUNDS - 1 and n >= 2 * FOLDS:
-            counts, fold = tuple(c for c in TERM_COUNTS if c <= count), np.arange(len(ib)) % FOLDS
-            chi2 = cross_validate(x[ib], y[ib], dx, dy, weight, fold, counts, prior)
-            count = best_count(chi2, counts)
-        move = fit_terms(x[ib], y[ib], dx, dy, weight, count, prior)
-        rms = 1000 * float(np.sqrt((weight * off**2).sum() / weight.sum()))
-    return move, ReferenceTie(n, rms, count, True, "")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gdask.kernels.astrometry.catalogue_tie import Reference, ReferenceTie, tie_to_reference
 from gdask.kernels.astrometry.few_stars import Stars, place_by_few_stars, with_comparable_flux
 from gdask.kernels.astrometry.groups import (
     STRANGERS_REASON,
@@ -18,12 +19,9 @@ from gdask.kernels.astrometry.groups import (
     linked_groups,
 )
 from gdask.kernels.astrometry.joint_fit import (
-    Reference,
-    ReferenceTie,
     corrected_positions,
     displaced_group,
     star_means,
-    tie_to_reference,
 )
 from gdask.kernels.astrometry.measured_stars import (
     TERMS,

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gdask.kernels.astrometry.association import number_stars
+from gdask.kernels.astrometry.catalogue_tie import Reference, ReferenceTie
 from gdask.kernels.astrometry.few_stars import HEADER_ERROR
 from gdask.kernels.astrometry.groups import (
     apart,
@@ -25,8 +26,6 @@ from gdask.kernels.astrometry.groups import (
     with_outlines,
 )
 from gdask.kernels.astrometry.joint_fit import (
-    Reference,
-    ReferenceTie,
     corrected_positions,
     fit_frames,
     predictive_counts,

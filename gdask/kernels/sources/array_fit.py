@@ -52,7 +52,8 @@ class StarFits(NamedTuple):
     and their errors. weights: of the Gaussians of the mean star image; profile, profile_step: that
     image as a table. forms: (n, 3). image_stars: indices of the stars on which the star image was
     measured, from bright to faint. failed: whether each fit failed. bad: pixels left out.
-    sky_error: of the local sky of each star, NaN where unknown.
+    sky_error: of the local sky of each star, NaN where unknown. radii: half the sides (pixels) of
+    the squares in which the stars are subtracted.
     """
 
     residual: Image
@@ -66,6 +67,7 @@ class StarFits(NamedTuple):
     failed: np.ndarray
     bad: Mask
     sky_error: np.ndarray
+    radii: np.ndarray
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -218,6 +220,7 @@ def fit_stars(
         forms=forms,
         image_stars=stars,
         failed=failed,
+        radii=radii,
     )
 
 
@@ -278,6 +281,7 @@ def _fit_with_round_image(
         failed,
         bad,
         sky_error,
+        radii,
     )
 
 

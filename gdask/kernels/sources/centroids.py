@@ -15,14 +15,17 @@ from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.compiled import njit
 from gdask.kernels.sources import photometry as ph
 from gdask.kernels.sources.array_fit import StarFits, fit_stars, neighbour_light
+from gdask.kernels.sources.growth import curve_of_growth
 from gdask.kernels.sources.psf import fwhm_of_image
 from gdask.kernels.sources.segmentation import bad_pixels
 from gdask.kernels.sources.star_fit import FIT_RADIUS_FWHM
 from gdask.model import DQ, UNUSABLE
 from gdask.types import Flags, Image, Pixels
 
-#: Flags of a position; `fit_positions` says what they mean.
+#: Flags of a position; `fit_positions` says what they mean. The last is one of fluxes alone:
+#: `fit_photometry`.
 NEIGHBOUR, SATURATED, EDGE, BAD_NEAR, FAILED, MISFIT = 1, 2, 4, 8, 16, 32
+UNSCALED = 64
 
 POSITIONS = np.dtype(
     [(n, "f8") for n in ("x", "y", "ex", "ey", "flux", "eflux", "fwhm")]
@@ -33,7 +36,10 @@ POSITIONS = np.dtype(
 APERTURES = (0.75, 1.0, 1.5, 2.0, 3.0)
 PHOTOMETRY = np.dtype(
     [*POSITIONS.descr, *((n, "f4", (len(APERTURES),)) for n in ("aper", "eaper", "lost"))]
+    + [("scaled", "f4"), ("escaled", "f4"), ("nscaled", "i4")]
 )
+#: A flux is flagged UNSCALED where its common factor is known no better than this fraction.
+MAX_SCALE_ERROR = 0.01
 
 #: A star is flagged NEIGHBOUR where its neighbours' light exceeds this share of its own peak.
 MAX_NEIGHBOUR_LIGHT = 0.02
@@ -129,7 +135,10 @@ def fit_photometry(
 
     The FWHM of the circles is that of the mean star image; neighbours are subtracted. Returns dtype
     PHOTOMETRY, which adds aper and eaper (unit of data), and lost: the share of each circle that is
-    bad or outside, where the fitted star image stands in.
+    bad or outside, where the fitted star image stands in. Fluxes of the star image are multiplied
+    by `scaled`, which curves of growth of `nscaled` bright stars tell (`growth`), to be those of
+    all the light; escaled is its error as a fraction, common to all and not in eflux. flags has
+    UNSCALED where that is above 1 % or not known.
     """
     out = np.zeros(len(x), PHOTOMETRY)
     if not len(x):
@@ -150,7 +159,24 @@ def fit_photometry(
         np.array(APERTURES) * found["fwhm"][0],
     )
     out["aper"], out["eaper"] = flux, np.sqrt(noise)
+    _scale_to_total(out, fits, variance)
     return out
+
+
+def _scale_to_total(out: np.ndarray, fits: StarFits, variance: Image) -> None:
+    """Give fluxes the unit of the stars' total light, in place, and say how well it is known."""
+    unspoiled = (out["flags"] & (SATURATED | EDGE | FAILED | MISFIT | NEIGHBOUR)) == 0
+    variance = as_kernel_input(variance, np.float32)
+    growth = curve_of_growth(
+        fits, variance, out["flux"], out["eflux"], unspoiled, float(out["fwhm"][0])
+    )
+    if np.isfinite(growth.scatter):
+        out["eflux"] = np.hypot(out["eflux"], growth.scatter * out["flux"])
+    out["flux"] *= growth.factor
+    out["eflux"] *= growth.factor
+    out["scaled"], out["escaled"], out["nscaled"] = growth[:3]
+    if not growth.error <= MAX_SCALE_ERROR:
+        out["flags"] |= UNSCALED
 
 
 def fit_positions(

@@ -251,7 +251,7 @@ def test_a_frame_of_another_field_is_no_sparse_frame():
 
 
 def test_a_catalogue_moves_frames_without_stars_as_well():
-    from gdask.kernels.astrometry.joint_fit import Reference
+    from gdask.kernels.astrometry.catalogue_tie import Reference
 
     stars = field(40, 2)
     frames = [observe(stars, f, rays=2, pointing=0.02)[0] for f in range(5)]

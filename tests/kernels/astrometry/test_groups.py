@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from gdask.kernels.astrometry.association import find_shift, seen_in
+from gdask.kernels.astrometry.catalogue_tie import Reference
 from gdask.kernels.astrometry.groups import linked_groups
-from gdask.kernels.astrometry.joint_fit import Reference
 from gdask.kernels.astrometry.measured_stars import Measurements
 from gdask.kernels.astrometry.solution import solve
 from gdask.kernels.geometry.projection import tangent_plane, tangent_sky

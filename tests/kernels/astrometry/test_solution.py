@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.solution import run
 from gdask.kernels.astrometry.association import apply_shift, find_shift, match_pairs
-from gdask.kernels.astrometry.joint_fit import Reference
+from gdask.kernels.astrometry.catalogue_tie import Reference
 from gdask.kernels.astrometry.measured_stars import Measurements
 from gdask.kernels.astrometry.solution import solve
 from gdask.kernels.geometry.projection import Geometry, tangent_plane, tangent_sky, to_sky

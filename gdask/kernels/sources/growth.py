@@ -1,0 +1,335 @@
+"""The total light of stars against the fitted star image: curves of growth of bright stars.
+
+The fitted image is good in the core. Its wings, and so the share of the light that it calls one,
+are known only as well as wings can be told from the sky: to a few per cent on an AO image, to a
+factor of ten where the array is hardly wider than the star. Here the light of bright stars is
+summed within an aperture, and their wings are fitted beyond it with a few smooth forms that fall as
+real wings do, together with a sky of each star. The factor between this total and the fitted flux
+is common to all stars of the image; leaving out stars in turn tells its error.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from gdask.kernels.sources.array_fit import StarFits
+from gdask.kernels.sources.photometry import error_beyond
+from gdask.model import late
+from gdask.types import Image, Pixels
+
+if TYPE_CHECKING:
+    from scipy import optimize
+else:
+    optimize = late("scipy.optimize")
+
+#: Radius within which the light is summed, and the rings beyond and about it in which the wings are
+#: fitted, in FWHM.
+CORE_RADIUS_FWHM = 2.5
+RING_EDGES_FWHM = np.geomspace(1.5, 30.0, 22)
+#: Sectors of the rings: of a lone star, they are left out in turn.
+SECTORS = 8
+#: Wings are sums of Moffat's functions with these powers and radii (FWHM).
+WING_POWERS, WING_RADII_FWHM = (2.5, 3.0, 4.0), np.geomspace(0.6, 6.0, 5)
+#: Most stars that are used, the S/N that they have, and that where too few have it.
+MOST_STARS, GOOD_SNR, LEAST_SNR = 60, 100.0, 30.0
+#: With fewer stars than this, sectors are left out in turn; groups of stars otherwise.
+FEWEST_STARS, MOST_GROUPS = 8, 12
+#: A star is not used beside another with this share of its flux within so many FWHM.
+NEIGHBOUR_SHARE, NEIGHBOUR_FWHM = 0.5, 8.0
+#: Relative error of a ring's light beyond noise: images differ a little over an array.
+RING_SCATTER = 0.01
+#: Share of the light beyond the last ring by which it may be wrong.
+EXTRAPOLATION_ERROR = 0.5
+#: Error of the factor by the forms of the wings, as a fraction: what simulated wings of other
+#: powers than those of the forms leave.
+FORM_ERROR = 0.003
+#: Rounds in which the wings of neighbours are subtracted as they have been found; most neighbours.
+NEIGHBOUR_ROUNDS, MOST_NEIGHBOURS = 3, 1500
+#: Rounds of robust weights; rings this many sigma off weigh less.
+ROUNDS, REJECT_SIGMA = 4, 3.0
+
+
+class Growth(NamedTuple):
+    """Total light over fitted flux of an image's stars, and its error (NaN where nothing tells it).
+
+    stars: how many were used; scatter: of the total of single stars over their fitted flux, beyond
+    noise, as a fraction (NaN with fewer than FEWEST_STARS): images differ over an array.
+    """
+
+    factor: float
+    error: float
+    stars: int
+    scatter: float
+
+
+class _Rings(NamedTuple):
+    """Sums of bright stars over their flux: (stars, sectors), or (stars, sectors, rings).
+
+    core, core_area, core_variance: light, pixels and variance within the aperture, of which bad
+    pixels have the fitted image's light. light, area, variance, r2: of the rings; sums over pixels,
+    r2 of the squares of the distances. flux: (stars,).
+    """
+
+    core: np.ndarray
+    core_area: np.ndarray
+    core_variance: np.ndarray
+    light: np.ndarray
+    area: np.ndarray
+    variance: np.ndarray
+    r2: np.ndarray
+    flux: np.ndarray
+
+
+def curve_of_growth(
+    fits: StarFits,
+    variance: Image,
+    flux: np.ndarray,
+    flux_error: np.ndarray,
+    clean: np.ndarray,
+    fwhm: Pixels,
+) -> Growth:
+    """Measure the total light of an image's stars over their fitted flux.
+
+    flux, flux_error: of all stars; clean: those that may be used (bool).
+    """
+    stars = _choose_stars(fits.params, flux, flux_error, clean, fwhm)
+    if not len(stars):
+        return Growth(1.0, float("nan"), 0, float("nan"))
+    others, wings = np.zeros((1, 1)), np.zeros(len(WING_POWERS) * len(WING_RADII_FWHM))
+    for number in range(NEIGHBOUR_ROUNDS):
+        rings = _measure_rings(fits, variance, stars, flux[stars], fwhm, (others, wings))
+        totals, noise, beyond, wings = _total_light(rings, fwhm)
+        if number < NEIGHBOUR_ROUNDS - 1 and np.isfinite(totals).all():
+            others = _light_not_subtracted(fits, flux, wings, fwhm)
+    factor = _robust_mean(totals, noise)
+    parts = [_robust_mean(*_total_light(part, fwhm)[:2]) for part in _left_out_in_turn(rings)]
+    spread = np.array(parts) - np.mean(parts)
+    error = float(np.sqrt((len(parts) - 1) * np.mean(np.square(spread))))
+    error = float(np.linalg.norm([error, EXTRAPOLATION_ERROR * beyond, FORM_ERROR * factor]))
+    if not (np.isfinite(factor) and np.isfinite(error) and factor > 0):
+        return Growth(1.0, float("nan"), len(stars), float("nan"))
+    few = len(stars) < FEWEST_STARS
+    scatter = float("nan") if few else error_beyond(totals, noise) / factor
+    return Growth(factor, error / factor, len(stars), scatter)
+
+
+def _choose_stars(
+    params: np.ndarray, flux: np.ndarray, error: np.ndarray, clean: np.ndarray, fwhm: Pixels
+) -> np.ndarray:
+    """Choose the brightest clean stars (indices) without a neighbour that rivals them."""
+    snr = np.where(clean & (flux > 0), flux / np.maximum(error, 1e-30), 0.0)
+    limit = GOOD_SNR if np.count_nonzero(snr > GOOD_SNR) >= 3 else LEAST_SNR
+    order = np.argsort(-flux, kind="stable")
+    order = order[snr[order] > limit][: 4 * MOST_STARS]
+    x, y, chosen = params[:, 0], params[:, 1], []
+    for k in map(int, order):
+        near = np.hypot(x - x[k], y - y[k]) < NEIGHBOUR_FWHM * fwhm
+        near[k] = False
+        if not np.any(flux[near] > NEIGHBOUR_SHARE * flux[k]):
+            chosen.append(k)
+    return np.array(chosen[:MOST_STARS] or order[:1].tolist(), np.int64)
+
+
+def _light_not_subtracted(
+    fits: StarFits, flux: np.ndarray, wings: np.ndarray, fwhm: Pixels
+) -> np.ndarray:
+    """Light of all stars that their subtraction left, in cells of one FWHM: per pixel.
+
+    Their wings as fitted, without what was subtracted. Within the rings' inner radius, where stars
+    are not used beside others, it is that at this radius.
+    """
+    shape = tuple(int(n / fwhm) + 1 for n in fits.residual.shape)
+    out, reach = np.zeros(shape), int(RING_EDGES_FWHM[-1])
+    bright = np.argsort(-flux, kind="stable")[:MOST_NEIGHBOURS]
+    for k in map(int, bright[flux[bright] > 0]):
+        x, y = fits.params[k, :2] / fwhm
+        j, i = max(int(y) - reach, 0), max(int(x) - reach, 0)
+        box = np.s_[j : int(y) + reach + 1, i : int(x) + reach + 1]
+        rows, columns = (np.arange(n)[part] for n, part in zip(shape, box, strict=True))
+        r2 = (rows[:, None] + 0.5 - y) ** 2 + (columns + 0.5 - x) ** 2
+        out[box] += _left_of_star(fits, k, flux[k], wings, r2, fwhm)
+    return out
+
+
+def _left_of_star(
+    fits: StarFits, k: int, flux: float, wings: np.ndarray, r2: np.ndarray, fwhm: Pixels
+) -> np.ndarray:
+    """Light per pixel of a star, as the wings say, that was not subtracted; r2 in FWHM^2."""
+    r2 = np.maximum(r2, RING_EDGES_FWHM[0] ** 2)
+    table = np.linspace(RING_EDGES_FWHM[0], 1.5 * RING_EDGES_FWHM[-1], 1500)
+    light = np.interp(np.sqrt(r2), table, (_basis(table**2) * wings).sum(axis=-1) / fwhm**2)
+    entries = np.arange(fits.profile.shape[1], dtype=float)
+    image = np.interp(r2 * fwhm**2 / fits.profile_step, entries, fits.profile[0], right=0.0)
+    subtracted = np.where(r2 * fwhm**2 < fits.radii[k] ** 2, image, 0.0)
+    return flux * light - fits.params[k, 2] * subtracted
+
+
+def _measure_rings(
+    fits: StarFits,
+    variance: Image,
+    stars: np.ndarray,
+    flux: np.ndarray,
+    fwhm: Pixels,
+    left: tuple[np.ndarray, np.ndarray],
+) -> _Rings:
+    """Sum up the stars in their apertures and rings, each put back alone.
+
+    left: the light of all stars that was not subtracted, of `_light_not_subtracted`, and the wings
+    of which it was made.
+    """
+    rings = len(RING_EDGES_FWHM) - 1
+    cores = np.zeros((3, len(stars), SECTORS))
+    sums = np.zeros((4, len(stars), SECTORS, rings))
+    for number, k in enumerate(map(int, stars)):
+        value, noise, good, dx, dy = _cut_out(fits, variance, k, RING_EDGES_FWHM[-1] * fwhm)
+        distance2 = dx * dx + dy * dy
+        if left[0].size > 1:
+            x, y = fits.params[k, :2]
+            cell = (((dy + y) / fwhm).astype(int), ((dx + x) / fwhm).astype(int))
+            own = _left_of_star(fits, k, flux[number], left[1], distance2 / fwhm**2, fwhm)
+            value = value - np.where(good, left[0][cell] - own, 0.0)
+        sector = ((np.arctan2(dy, dx) / (2 * np.pi) + 1) * SECTORS).astype(int) % SECTORS
+        inside = distance2 < (CORE_RADIUS_FWHM * fwhm) ** 2
+        for out, each in zip(cores, (value, np.ones_like(value), noise), strict=True):
+            out[number] = np.bincount(sector[inside], each[inside], SECTORS)
+        ring = np.searchsorted(RING_EDGES_FWHM, np.sqrt(distance2) / fwhm, "right") - 1
+        use = good & (ring >= 0) & (ring < rings)
+        cell = sector[use] * rings + ring[use]
+        for out, each in zip(sums, (value, np.ones_like(value), noise, distance2), strict=True):
+            found = np.bincount(cell, each[use], SECTORS * rings)
+            out[number] = found.reshape(SECTORS, rings)
+    core, core_area, core_variance = cores
+    light, area, noise, r2 = sums
+    return _Rings(core, core_area, core_variance, light, area, noise, r2, flux)
+
+
+def _cut_out(
+    fits: StarFits, variance: Image, k: int, radius: Pixels
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Give the pixels about a star, as rows: value, variance, good, and place from its centre.
+
+    All other stars are subtracted; a bad pixel has the light of the fitted image.
+    """
+    x, y, flux = fits.params[k, :3]
+    ny, nx = fits.residual.shape
+    j1, j2 = max(int(y - radius), 0), min(int(y + radius) + 2, ny)
+    i1, i2 = max(int(x - radius), 0), min(int(x + radius) + 2, nx)
+    box = np.s_[j1:j2, i1:i2]
+    dy, dx = np.meshgrid(np.arange(j1, j2) - y, np.arange(i1, i2) - x, indexing="ij")
+    a, b, c = fits.forms[k]
+    q = (a * dx * dx + 2 * b * dx * dy + c * dy * dy) / fits.profile_step
+    entries = np.arange(fits.profile.shape[1], dtype=float)
+    light = flux * np.sqrt(a * c - b * b) * np.interp(q, entries, fits.profile[0], right=0.0)
+    reach = fits.radii[k]  # it was subtracted in a square
+    was_subtracted = (np.abs(dx) <= reach + 1) & (np.abs(dy) <= reach + 1)
+    good = ~fits.bad[box] & (variance[box] > 0)
+    measured = fits.residual[box] + np.where(was_subtracted, light, 0.0)
+    value = np.where(good, measured, light + fits.params[k, 3])
+    noise = np.where(good, variance[box], 0.0)
+    return value.ravel(), noise.ravel(), good.ravel(), dx.ravel(), dy.ravel()
+
+
+def _left_out_in_turn(rings: _Rings) -> list[_Rings]:
+    """Give the sums without each group of stars, or of few stars without each sector."""
+    count = len(rings.flux)
+    if count < FEWEST_STARS:
+        keep = [np.arange(SECTORS) != left_out for left_out in range(SECTORS)]
+        return [
+            rings._replace(**{name: getattr(rings, name)[:, kept] for name in _Rings._fields[:-1]})
+            for kept in keep
+        ]
+    groups = min(count, MOST_GROUPS)
+    keep = [np.arange(count) % groups != left_out for left_out in range(groups)]
+    return [_Rings(*(column[kept] for column in rings)) for kept in keep]
+
+
+def _total_light(rings: _Rings, fwhm: Pixels) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
+    """Total light of each star over its fitted flux, and its variance.
+
+    Then what lies beyond the rings, and the light of each form of the wings. NaN where nothing is
+    measured. Where sectors are left out, the others stand for them.
+    """
+    area = rings.area.sum(axis=1)
+    seen = area.sum(axis=0) > 0
+    if np.count_nonzero(seen) < 6:
+        none = np.full(len(area), np.nan), np.ones(len(area)), float("nan")
+        return *none, np.zeros(len(WING_POWERS) * len(WING_RADII_FWHM))
+    divisor = np.where(area > 0, area, 1.0)
+    value = np.where(area > 0, rings.light.sum(axis=1) / divisor, 0.0) / rings.flux[:, None]
+    noise = rings.variance.sum(axis=1) / divisor**2 / rings.flux[:, None] ** 2
+    r2 = rings.r2.sum(axis=1) / divisor
+    wings, sky, weight = _fit_wings(value, noise, r2 / fwhm**2, area > 0, fwhm)
+    parts = SECTORS / rings.core.shape[1]
+    core_area = rings.core_area.sum(axis=1)
+    core = (rings.core.sum(axis=1) / rings.flux - sky * core_area) * parts
+    core_area = core_area * parts
+    limit2 = core_area / np.pi / fwhm**2
+    beyond_core = np.array([(wings * _shares_beyond(limit)).sum() for limit in limit2])
+    total = core + beyond_core
+    noise = rings.core_variance.sum(axis=1) / rings.flux**2 * parts**2
+    noise += core_area**2 / np.maximum(weight, 1e-30)  # of the sky
+    last = RING_EDGES_FWHM[1:][seen & (area > 0).any(axis=0)][-1]
+    return total, noise, float((wings * _shares_beyond(last**2)).sum()), wings
+
+
+def _basis(r2: np.ndarray) -> np.ndarray:
+    """(..., forms) surface brightness of wings of one unit of light, per FWHM^2; r2 in FWHM^2."""
+    forms = [
+        (power - 1) / (np.pi * a * a) * (1 + r2 / (a * a)) ** -power
+        for power in WING_POWERS
+        for a in WING_RADII_FWHM
+    ]
+    return np.stack(forms, axis=-1)
+
+
+def _shares_beyond(r2: float) -> np.ndarray:
+    """Share of each form's light beyond a radius; r2 in FWHM^2."""
+    return np.array(
+        [(1 + r2 / (a * a)) ** (1 - power) for power in WING_POWERS for a in WING_RADII_FWHM]
+    )
+
+
+def _fit_wings(
+    value: np.ndarray, noise: np.ndarray, r2: np.ndarray, seen: np.ndarray, fwhm: Pixels
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fit wings that all stars share, and a sky of each, to the rings (stars, rings).
+
+    Returns the light of each form, the sky of each star (per pixel), and the weight of that.
+    """
+    forms = _basis(r2) / fwhm**2
+    level = np.median(value, axis=0)
+    wings, sky, weight = np.zeros(forms.shape[-1]), np.zeros(len(value)), np.zeros(len(value))
+    share = np.ones_like(value)
+    for _ in range(ROUNDS):
+        variance = noise + (RING_SCATTER * np.maximum(level, 0.0)) ** 2
+        w = np.where(seen & (noise > 0), share / np.maximum(variance, 1e-300), 0.0)
+        weight = w.sum(axis=1)
+        divisor = np.maximum(weight, 1e-300)
+        mean = (w * value).sum(axis=1) / divisor
+        mean_forms = (w[..., None] * forms).sum(axis=1) / divisor[:, None]
+        root = np.sqrt(w)
+        rows = (root[..., None] * (forms - mean_forms[:, None])).reshape(-1, forms.shape[-1])
+        right = (root * (value - mean[:, None])).ravel()
+        scale = np.sqrt(np.maximum((rows**2).sum(axis=0), 1e-300))
+        wings = optimize.nnls(rows / scale, right)[0] / scale
+        sky = mean - (mean_forms * wings).sum(axis=1)
+        model = (forms * wings).sum(axis=-1)
+        pull = np.abs(value - model - sky[:, None]) / np.sqrt(np.maximum(variance, 1e-300))
+        share = 1 / (1 + np.minimum(pull / REJECT_SIGMA, 1e6) ** 4)
+        level = np.median(model, axis=0)
+    return wings, sky, weight
+
+
+def _robust_mean(values: np.ndarray, variance: np.ndarray) -> float:
+    """Weighted mean of values that may scatter beyond their errors; those far off weigh less."""
+    middle = float(np.median(values))
+    if not np.isfinite(values).all():
+        return float("nan")
+    floor = error_beyond(values, variance) if len(values) >= FEWEST_STARS else 0.0
+    for _ in range(4):
+        weight = 1 / np.maximum(variance + floor**2, 1e-30)
+        weight = weight / (1 + ((values - middle) ** 2 * weight / REJECT_SIGMA**2) ** 2)
+        middle = float((weight * values).sum() / weight.sum())
+    return middle
