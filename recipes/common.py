@@ -7,6 +7,7 @@ from gdask.steps import (
     adjust_wcs_to_reference,
     adu_to_electrons,
     associate_sky,
+    check_sky,
     detect_sources,
     determine_astrometric_solution,
     flat_correct,
@@ -19,6 +20,7 @@ from gdask.steps import (
     resample_to_common_frame,
     scale_counts_to_reference,
     separate_sky,
+    share_objects,
     sky_correct,
     stack_frames,
     transfer_objects,
@@ -39,7 +41,8 @@ def calibrate(run, frames):
 def mask_sky_sources(run, frames):
     """Sort frames into targets and skies, and find the sources to mask.
 
-    They are found after a first sky subtraction of the sky frames.
+    They are found after a first sky subtraction of the sky frames; what is found on one of them is
+    masked on all.
     """
     targets, skies = run(separate_sky, frames)
     skies = run(associate_sky, skies, skies, keep_lonely=True)
@@ -47,6 +50,7 @@ def mask_sky_sources(run, frames):
     first = run.save(
         run.each(detect_sources, first, products="mask", write_outputs=False), variables=["objects"]
     )
+    first = run(share_objects, first)
     return transfer_objects(targets, first), transfer_objects(skies, first)
 
 
@@ -57,7 +61,7 @@ def subtract_sky(run, targets, skies):
     """
     targets = run(associate_sky, targets, skies)
     targets = run(sky_correct, targets, skies)
-    return run.save(run.each(detect_sources, targets))
+    return run(check_sky, run.save(run.each(detect_sources, targets)))
 
 
 def mask_stack_sources(run, targets, skies):

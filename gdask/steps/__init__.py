@@ -27,6 +27,7 @@ _STEP_MODULES = {
     "separate_sky": "sky_frames",
     "associate_sky": "sky_frames",
     "sky_correct": "sky",
+    "check_sky": "sky",
     "measure_background": "levels",
     "detect_sources": "sources",
     "add_reference_catalog": "astrometry",
@@ -43,6 +44,7 @@ _STEP_MODULES = {
 _HELPER_MODULES = {
     "transfer_objects": "sky",
     "objects_from_stack": "sources",
+    "share_objects": "sources",
     "needs_dark": "flats",
     "split_darks": "flats",
     "merge_groups": "sky_frames",
