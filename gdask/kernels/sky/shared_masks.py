@@ -24,6 +24,8 @@ MIN_FOUND_SHARE = 0.1
 _SAMPLE_BLOCKS = 2000
 #: An overlap with the others has to grow by this factor to be worth a shift.
 _MIN_GAIN = 1.1
+#: By this share the overlap counts less at the largest shift.
+_SHIFT_PENALTY = 0.7
 #: Keys of cells are row * _KEY_ROW + column.
 _KEY_ROW = 2**32
 
@@ -135,11 +137,15 @@ def _register(found: Sequence[Keys], reach: int) -> list[int]:
 
 
 def _best_shift(keys: Keys, known: Keys, reach: int) -> int:
-    """Give the shift, at most `reach` cells along each axis, with the largest overlap."""
+    """Give the shift, at most `reach` cells along each axis, with the largest overlap.
+
+    A large shift counts less, as headers are seldom far off: a few objects fit at many places.
+    """
     sample = keys[:: max(len(keys) // _SAMPLE_BLOCKS, 1)]
 
-    def overlap(down: int, right: int) -> int:
-        return int(np.count_nonzero(_places(sample + down * _KEY_ROW + right, known) >= 0))
+    def overlap(down: int, right: int) -> float:
+        found = np.count_nonzero(_places(sample + down * _KEY_ROW + right, known) >= 0)
+        return float(found * (1 - _SHIFT_PENALTY * max(abs(down), abs(right)) / max(reach, 1)))
 
     best = start = (overlap(0, 0), 0, 0)
     step = max(reach // 3, 1)
