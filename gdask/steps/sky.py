@@ -14,6 +14,7 @@ from gdask.io.frames import (
     sky_names,
     small,
     warn,
+    with_attrs,
     with_headers,
     with_records,
     with_small,
@@ -120,7 +121,7 @@ def sky_correct(
             frame,
             tuple(by_name[name] for name in names),
             tuple(levels[name] for name in names),
-            sky_levels(frame, mask_objects) if level.mode != "none" or not names else None,
+            _own_level(frame, by_name, mask_objects) if level.mode != "none" or not names else None,
             sky_structure([by_name[name] for name in names]),
         )
         for frame, names in zip(frames, names_of_frames, strict=True)
@@ -179,6 +180,15 @@ def check_sky(
         advice = "more or larger dithers, or sky frames beside the field, would show it"
         return tuple(warn(frame, f"{text}; {advice}") for frame in frames)
     return tuple(note(frame, text) for frame in frames)
+
+
+def _own_level(frame: Frame, skies: Mapping[str, Frame], mask_objects: bool) -> da.Array:
+    """Give the level of a frame's sky.
+
+    Where the frame is a sky, too, from whose version there light may have been subtracted, it is
+    the level of that.
+    """
+    return sky_levels(skies.get(frame.attrs["name"], frame), mask_objects)
 
 
 def sky_structure(skies: Sequence[Frame]) -> tuple[float, ...]:
@@ -253,11 +263,16 @@ def transfer_objects(frames: Frames, masked: Frames) -> Frames:
     """Give the frames the object masks that were found on their sky-subtracted versions."""
     by_name = {frame.attrs["name"]: frame for frame in masked}
     return tuple(
-        with_arrays(frame, objects=array(by_name[frame.attrs["name"]], "objects"))
+        _with_objects(frame, by_name[frame.attrs["name"]])
         if frame.attrs["name"] in by_name
         else frame
         for frame in frames
     )
+
+
+def _with_objects(frame: Frame, masked: Frame) -> Frame:
+    known = {name: masked.attrs[name] for name in ("masked_percent",) if name in masked.attrs}
+    return with_attrs(with_arrays(frame, objects=array(masked, "objects")), **known)
 
 
 def _level(data: Image, dq: Flags, objects: Mask | None) -> float:

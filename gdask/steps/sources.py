@@ -152,7 +152,8 @@ def share_objects(frames: Frames) -> Frames:
             windowed=True,
             shape=blocks[0].shape,
         )
-        shared[frame.attrs["name"]] = note(with_arrays(frame, objects=objects), text)
+        masked = with_arrays(frame, objects=objects).assign_attrs(masked_percent=share + own)
+        shared[frame.attrs["name"]] = note(masked, text)
     return tuple(shared.get(frame.attrs["name"], frame) for frame in frames)
 
 
