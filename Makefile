@@ -53,7 +53,8 @@ $(VENV)/installed-lint: $(VENV)/made pyproject.toml
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable . 'ruff==0.17.*' 'mypy==2.4.*'
 	@touch $@
 
-# The field's tutorial, as it is typed (docs/gsaoi.md explains each line).
+# The field's tutorial (docs/gsaoi.md explains each line). Its last line has skyCorrect:offset_sky=False, too, which gdask
+# chooses by itself where it is needed.
 define TUTORIAL
 typewalk -d raw
 dataselect --tags FLAT --expr "filter_name=='Kshort'" raw/*.fits -o flats_Kshort.list
@@ -64,7 +65,7 @@ caldb init ; caldb config ; caldb add raw/bpm*.fits ; caldb list
 reduce @flats_Kshort.list
 reduce @std_9132.list
 reduce @science.list -r checkWCS
-reduce @science.list -p skyCorrect:offset_sky=False prepare:bad_wcs=fix
+reduce @science.list -p prepare:bad_wcs=fix
 endef
 export TUTORIAL
 

@@ -7,9 +7,11 @@ from gdask.steps import (
     adjust_wcs_to_reference,
     adu_to_electrons,
     associate_sky,
+    check_sky,
     detect_sources,
     determine_astrometric_solution,
     flat_correct,
+    is_crowded,
     match_sky_levels,
     measure_background,
     measure_sky_levels,
@@ -19,9 +21,12 @@ from gdask.steps import (
     resample_to_common_frame,
     scale_counts_to_reference,
     separate_sky,
+    share_objects,
     sky_correct,
     stack_frames,
+    subtract_stack,
     transfer_objects,
+    without_skies,
 )
 
 
@@ -39,7 +44,8 @@ def calibrate(run, frames):
 def mask_sky_sources(run, frames):
     """Sort frames into targets and skies, and find the sources to mask.
 
-    They are found after a first sky subtraction of the sky frames.
+    They are found after a first sky subtraction of the sky frames; what is found on one of them is
+    masked on all.
     """
     targets, skies = run(separate_sky, frames)
     skies = run(associate_sky, skies, skies, keep_lonely=True)
@@ -47,17 +53,37 @@ def mask_sky_sources(run, frames):
     first = run.save(
         run.each(detect_sources, first, products="mask", write_outputs=False), variables=["objects"]
     )
+    first = run(share_objects, first)
     return transfer_objects(targets, first), transfer_objects(skies, first)
 
 
 def subtract_sky(run, targets, skies):
     """Subtract from each target its sky, and find its sources.
 
-    The sky is the combination of its sky frames, sources masked.
+    The sky is the combination of its sky frames, sources masked. Of a crowded field without sky
+    frames beside it, the light of a stack of all frames is subtracted from the sky frames before.
     """
     targets = run(associate_sky, targets, skies)
+    if is_crowded(targets, skies):
+        skies = subtract_all_light(run, targets, skies)
     targets = run(sky_correct, targets, skies)
-    return run.save(run.each(detect_sources, targets))
+    return run(check_sky, run.save(run.each(detect_sources, targets)))
+
+
+def subtract_all_light(run, targets, skies):
+    """Give sky frames without the light that a stack of all frames shows.
+
+    A first stack has the level alone subtracted from each frame, so that no star is lost; the next
+    ones have the sky that is left when the stack before is subtracted from the frames.
+    """
+    corrected = run(sky_correct, run(without_skies, targets), skies)
+    for _ in range(2):
+        first = align(run, run.save(run.each(detect_sources, corrected)))
+        deep = run.write(stack(run, first), "_firstPass")
+        left = run(subtract_stack, skies, deep, first)
+        left = run.save(left, variables=["data", "objects"])
+        corrected = run(sky_correct, targets, left)
+    return left
 
 
 def mask_stack_sources(run, targets, skies):

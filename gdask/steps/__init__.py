@@ -27,6 +27,8 @@ _STEP_MODULES = {
     "separate_sky": "sky_frames",
     "associate_sky": "sky_frames",
     "sky_correct": "sky",
+    "check_sky": "sky",
+    "subtract_stack": "sky_residuals",
     "measure_background": "levels",
     "detect_sources": "sources",
     "add_reference_catalog": "astrometry",
@@ -43,6 +45,9 @@ _STEP_MODULES = {
 _HELPER_MODULES = {
     "transfer_objects": "sky",
     "objects_from_stack": "sources",
+    "share_objects": "sources",
+    "is_crowded": "sky_residuals",
+    "without_skies": "sky_residuals",
     "needs_dark": "flats",
     "split_darks": "flats",
     "merge_groups": "sky_frames",

@@ -15,7 +15,7 @@ from gdask.kernels.astrometry.association import match_pairs
 from gdask.kernels.geometry.grid import Grid, common_grid, sky_to_grid
 from gdask.kernels.geometry.projection import Geometry, tangent_plane, to_sky
 from gdask.kernels.sky.levels import sky_cell_medians, solve_levels
-from gdask.kernels.sky.target_light import TargetLight, find_target_light
+from gdask.kernels.sky.target_light import DARKEST_QUANTILE, TargetLight, find_target_light
 from gdask.kernels.sources.background import background_mesh
 from gdask.model import UNUSABLE, GdaskError, late
 from gdask.params import Range
@@ -184,19 +184,21 @@ def choose_level(
     """Choose how the sky is levelled.
 
     The user's choice wins. Without one it is the frame's own level, as is usual for the instrument,
-    or the level of off-target sky frames where the target fills the field. Warns where it does and
-    there are none.
+    or the level of off-target sky frames where the target fills the field. Warns, whoever has
+    chosen, where it does and its light is subtracted with the sky.
     """
     usual = str(instrument_of(frames[0]).facts.get("own_sky_level", "scale"))
+    asked = ""
     if offset is not None or scale is not None:
         shifted = offset if offset is not None else usual == "offset" and not scale
         scaled = scale if scale is not None else usual == "scale" and not offset
-        return SkyLevel("scale" if scaled else "offset" if shifted else "none", "as asked")
+        asked = "scale" if scaled else "offset" if shifted else "none"
     shapes = {
         np.shape(small(frame, "background", lazy_is_none=True) or ()) for frame in (*frames, *skies)
     }
     if len(shapes) > 1 or shapes == {(0,)}:
-        return SkyLevel(usual, "usual: background not measured on like frames")
+        why = "as asked" if asked else "usual: background not measured on like frames"
+        return SkyLevel(asked or usual, why)
     names = {frame.attrs["name"] for frame in frames}
     off_target = tuple(sky for sky in skies if sky.attrs["name"] not in names)
     light = find_target_light(
@@ -205,15 +207,36 @@ def choose_level(
         _exposure_middles(frames),
         _exposure_middles(off_target),
     )
-    if light.fills_field and not off_target:
+    mode = asked or ("none" if light.fills_field and off_target else usual)
+    if light.fills_field:
+        _warn_of_target(light, frames, mode, bool(off_target))
+    return SkyLevel(mode, "as asked" if asked else _reason(light, bool(off_target)))
+
+
+def _warn_of_target(light: TargetLight, frames: Frames, mode: str, has_off_target: bool) -> None:
+    """Warn where the light of a target that fills the field is subtracted with the sky."""
+    if not has_off_target:
+        levels = _backgrounds_of(frames)
+        darkest = np.quantile(levels, DARKEST_QUANTILE, axis=(2, 3), keepdims=True)
         log.warning(
-            "sky_correct: light in %.0f %% of the field, and no sky frames off the target: light"
-            " smoother than the dithers is subtracted with the sky. Reduce together with frames of"
-            " an empty field beside it (separateSky:ref_sky=NAMES says which they are)",
+            "sky_correct: light in %.0f %% of the field (in the median %.0f e- above its darkest"
+            " cells), and no sky frames off the target: light smoother than the dithers is"
+            " subtracted with the sky. Reduce together with frames of an empty field beside it"
+            " (separateSky:ref_sky=NAMES says which they are)",
             100 * light.share,
+            float(np.median(levels - darkest)),
         )
-    mode = "none" if light.fills_field and off_target else usual
-    return SkyLevel(mode, _reason(light, bool(off_target)))
+    elif mode != "none":
+        log.warning(
+            "sky_correct: light in %.0f %% of the field, %.0f +- %.0f e- over the sky frames: this"
+            " level of the target is subtracted with the sky, since %s_sky=True was asked for;"
+            " without it, or with %s_sky=False, the sky frames' own level is",
+            100 * light.share,
+            light.excess,
+            light.error,
+            mode,
+            mode,
+        )
 
 
 def _reason(light: TargetLight, has_off_target: bool) -> str:

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
-from gdask.io.frames import note, records, shape_of, sky_names, with_headers, with_records
+from gdask.io.frames import (
+    note,
+    records,
+    shape_of,
+    sky_names,
+    small,
+    warn,
+    with_attrs,
+    with_headers,
+    with_records,
+    with_small,
+)
 from gdask.io.gather import measure_arrays
 from gdask.io.lazy_arrays import map_planes
 from gdask.kernels.statistics import fit_sky_level
@@ -15,7 +26,13 @@ from gdask.model import GdaskError, late
 from gdask.params import Range, refuses
 from gdask.steps.frames import PIXEL_BYTES, array, arrays_of, named, on_group, with_arrays
 from gdask.steps.levels import SkyLevel, choose_level
-from gdask.steps.sky_subtraction import GROUP_BYTES, MOST_IN_GROUP, Wanted, subtract_skies
+from gdask.steps.sky_subtraction import (
+    GROUP_BYTES,
+    MOST_IN_GROUP,
+    Wanted,
+    count_skies,
+    subtract_skies,
+)
 from gdask.steps.stack_header import without_sky_in_levels
 from gdask.types import Flags, Frame, Frames, Image, Mask
 
@@ -105,7 +122,8 @@ def sky_correct(
             frame,
             tuple(by_name[name] for name in names),
             tuple(levels[name] for name in names),
-            sky_levels(frame, mask_objects) if level.mode != "none" or not names else None,
+            _own_level(frame, by_name, mask_objects) if level.mode != "none" or not names else None,
+            sky_structure([by_name[name] for name in names]),
         )
         for frame, names in zip(frames, names_of_frames, strict=True)
     ]
@@ -116,8 +134,76 @@ def sky_correct(
     corrected = [
         _corrected(each, subtracted.get(number), level) for number, each in enumerate(wanted)
     ]
+    if mask_objects:
+        corrected = [
+            _with_counts(frame, each) for frame, each in zip(corrected, wanted, strict=True)
+        ]
     text = _remark(level, [len(names) for names in names_of_frames], len(set(names_of_frames)))
     return tuple(note(without_sky_in_levels(frame), text) for frame in corrected)
+
+
+def _with_counts(frame: Frame, each: Wanted) -> Frame:
+    """Give a frame with the counts of pixels whose sky few frames show, for check_sky."""
+    counts = count_skies(each)
+    return frame if counts is None else with_small(frame, sky_counts=counts)
+
+
+@on_group
+def check_sky(
+    frames: Frames,
+    *,
+    few: Annotated[float, Range(0, 100)] = 10.0,
+    none: Annotated[float, Range(0, 100)] = 1.0,
+) -> Frames:
+    """Say for how many pixels objects leave few sky frames, or none.
+
+    Such pixels have DQ bit 32. Those with none have the level of the sky subtracted alone.
+
+    Parameters
+    ----------
+    few
+        Percentage of pixels with one sky frame or none beyond which there is a warning.
+    none
+        Percentage of pixels without any.
+    """
+    found = [small(frame, "sky_counts", lazy_is_none=True) for frame in frames]
+    known = [np.sum(counts, axis=0) for counts in found if counts is not None]
+    if not known:
+        return frames
+    pixels, one_left, none_left = np.sum(known, axis=0)
+    worst = max(float(counts[1] + counts[2]) / counts[0] for counts in known)
+    shares = 100 * (one_left + none_left) / pixels, 100 * none_left / pixels
+    text = (
+        f"{shares[0]:.2g} % of the pixels (at most {100 * worst:.2g} % of a frame) have the sky of"
+        f" one sky frame or none, {shares[1]:.2g} % of none: objects cover it on the others (DQ 32)"
+    )
+    if shares[0] > few or shares[1] > none:
+        advice = "more or larger dithers, or sky frames beside the field, would show it"
+        return tuple(warn(frame, f"{text}; {advice}") for frame in frames)
+    return tuple(note(frame, text) for frame in frames)
+
+
+def _own_level(frame: Frame, skies: Mapping[str, Frame], mask_objects: bool) -> da.Array:
+    """Give the level of a frame's sky.
+
+    Where the frame is a sky, too, from whose version there light may have been subtracted, it is
+    the level of that.
+    """
+    return sky_levels(skies.get(frame.attrs["name"], frame), mask_objects)
+
+
+def sky_structure(skies: Sequence[Frame]) -> tuple[float, ...]:
+    """Give by how much the sky of each array differs from its level (e- rms).
+
+    It is that of the mesh of measure_background, in the median of the sky frames; () where that is
+    not known.
+    """
+    found = [small(sky, "background", lazy_is_none=True) for sky in skies]
+    meshes = [np.stack(each) for each in found if each is not None]
+    if not meshes or len({mesh.shape for mesh in meshes}) > 1 or meshes[0].ndim != 3:
+        return ()
+    flat = [mesh - np.median(mesh, axis=(1, 2), keepdims=True) for mesh in meshes]
+    return tuple(float(each) for each in np.median(flat, axis=0).std(axis=(1, 2)))
 
 
 def _groups(wanted: Sequence[Wanted]) -> list[list[int]]:
@@ -178,11 +264,16 @@ def transfer_objects(frames: Frames, masked: Frames) -> Frames:
     """Give the frames the object masks that were found on their sky-subtracted versions."""
     by_name = {frame.attrs["name"]: frame for frame in masked}
     return tuple(
-        with_arrays(frame, objects=array(by_name[frame.attrs["name"]], "objects"))
+        _with_objects(frame, by_name[frame.attrs["name"]])
         if frame.attrs["name"] in by_name
         else frame
         for frame in frames
     )
+
+
+def _with_objects(frame: Frame, masked: Frame) -> Frame:
+    known = {name: masked.attrs[name] for name in ("masked_percent",) if name in masked.attrs}
+    return with_attrs(with_arrays(frame, objects=array(masked, "objects")), **known)
 
 
 def _level(data: Image, dq: Flags, objects: Mask | None) -> float:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from dask.base import tokenize
 
-from gdask.io.gather import gather_planes
+from gdask.io.gather import gather, gather_planes, sampled_rows
 from gdask.io.lazy_arrays import band_chunks
 from gdask.io.sources import Source, prepared, read_together
 from gdask.kernels.stack.combine import combine
-from gdask.model import DQ, late
+from gdask.model import DQ, UNUSABLE, late
 from gdask.steps.frames import (
     BAND_ROWS,
     PIXEL_BYTES,
@@ -40,6 +40,12 @@ _AHEAD_BYTES = 32e6
 #: Bytes that a combination takes for each byte of the pixels of all frames in a strip (measured by
 #: `python -m benchmarks.scaling.scratch`: 1.0 to 1.1 for the cubes, as much for those of one sky).
 _COMBINATION_SHARE = 2.5
+#: The bit of a pixel whose sky is known from one sky frame of several, or from none: objects cover
+#: it on all others. Such a pixel can be used, and stacks prefer frames without it. (Imaging has no
+#: other use for the field's bit 32, overlap.)
+FEW_SKIES = DQ.OVERLAP
+#: Pixels of an array in whose rows they are counted, and bytes for each.
+_COUNTED_PIXELS, _COUNT_BYTES = 2**18, 6.0
 
 
 class Wanted(NamedTuple):
@@ -54,12 +60,16 @@ class Wanted(NamedTuple):
     own_level
         The lazy level to which the sky is brought; None: the levels of the sky frames, interpolated
         to the time of the frame.
+    structure
+        By how much the sky of each array differs from its level (e- rms): the error of a pixel for
+        which no sky frame is left.
     """
 
     frame: Frame
     skies: Frames
     levels: tuple[da.Array, ...]
     own_level: da.Array | None
+    structure: tuple[float, ...] = ()
 
 
 class Plan(NamedTuple):
@@ -77,6 +87,8 @@ class Plan(NamedTuple):
         How deviant values are rejected.
     masked
         Whether objects are left out.
+    structure
+        Of the sky in each array (e- rms).
     """
 
     frame: int
@@ -86,6 +98,7 @@ class Plan(NamedTuple):
     times: tuple[tuple[float, ...], float] | None
     reject: str
     masked: bool
+    structure: tuple[float, ...]
 
 
 def subtract_skies(
@@ -109,7 +122,7 @@ def subtract_skies(
         return levels.setdefault(level.name, (len(levels), level))[0]
 
     plans = []
-    for frame, skies, sky_levels, own_level in group:
+    for frame, skies, sky_levels, own_level, structure in group:
         rejects_all = combination["nlow"] + combination["nhigh"] >= len(skies)
         times = tuple(middle_of_exposure(sky) for sky in skies), middle_of_exposure(frame)
         plans.append(
@@ -123,6 +136,7 @@ def subtract_skies(
                 if rejects_all and combination["reject"] == "minmax"
                 else combination["reject"],
                 mask_objects and all("objects" in sky for sky in skies),
+                structure,
             )
         )
     used = [frame for _, frame in frames.values()]
@@ -144,6 +158,48 @@ def _masks_of(frames: Sequence[Frame], plans: Sequence[Plan]) -> dict[int, da.Ar
     masked = sorted({number for plan in plans if plan.masked for number in plan.skies})
     masks = {number: array(frames[number], "objects") for number in masked}
     return {number: mask for number, mask in masks.items() if mask is not None}
+
+
+def count_skies(each: Wanted) -> da.Array | None:
+    """Count for each array, lazily: pixels, those with the sky of one frame left, of none.
+
+    None where no sky frame has a mask. The counts are those of a sample of rows.
+    """
+    masks = [array(sky, "objects") for sky in each.skies]
+    known = [mask for mask in masks if mask is not None]
+    if not known:
+        return None
+    count, ny, nx = known[0].shape
+    rows = sampled_rows(ny, nx, _COUNTED_PIXELS)
+    return gather(
+        _count_skies,
+        known,
+        name=f"count_skies-{tokenize([mask.name for mask in known], len(masks))}",
+        dtype=object,
+        chunks=((1,) * count,),
+        windows=lambda _, detector, __: [(detector, (y1, y2, 0, nx)) for y1, y2 in rows],
+        scratch=_COUNT_BYTES * nx * sum(y2 - y1 for y1, y2 in rows),
+        result_bytes=100.0,
+        rows=rows,
+        number=len(masks),
+    )
+
+
+def _count_skies(
+    sources: tuple[Source, ...],
+    detector: int,
+    window: Window,
+    rows: tuple[tuple[int, int], ...],
+    number: int,
+) -> np.ndarray:
+    nx, pixels, found = sources[0].shape[2], 0, np.zeros(2, np.int64)
+    for y1, y2 in rows:
+        hidden = [source.read(detector, (y1, y2, 0, nx), {}) for source in sources]
+        counts = sky_counts(hidden, number)
+        pixels += (y2 - y1) * nx
+        if counts is not None:
+            found += [np.count_nonzero(counts == left) for left in (1, 0)]
+    return np.array([pixels, *(found if number > 1 else (0, found[1]))])
 
 
 def _gather_bands(
@@ -208,7 +264,7 @@ def _subtract_band(
             for number, plan in enumerate(plans):
                 key = plan.skies, plan.reject, plan.masked
                 if key not in skies:
-                    skies[key] = _combine_skies(cubes, hidden, plan, levels, combination)
+                    skies[key] = _combine_skies(cubes, hidden, plan, detector, levels, combination)
                 of_frame = tuple(cube[plan.frame] for cube in cubes)
                 part = slice(y - y1, strip[1] - y1)
                 out = [band[part] for band in bands[3 * number : 3 * number + 3]]
@@ -232,10 +288,15 @@ def _combine_skies(
     cubes: tuple[np.ndarray, ...],
     hidden: Mapping[int, Mask],
     plan: Plan,
+    detector: int,
     levels: Sequence[float],
     combination: Mapping[str, Any],
 ) -> tuple[Image, Image, Flags]:
-    """Combine the sky frames of a plan, each brought to level zero, or one if skies are scaled."""
+    """Combine the sky frames of a plan, each brought to level zero, or one if skies are scaled.
+
+    Where objects hide the sky of all but one frame, or of all, the result has FEW_SKIES; of all:
+    its level alone, with the variance of the sky's structure.
+    """
     chosen = list(plan.skies)
     data, variance, dq = (cube[chosen] for cube in cubes)
     if plan.masked:
@@ -254,7 +315,31 @@ def _combine_skies(
         scale=1.0 / values if scale else np.ones(len(values)),
         zero=np.zeros(len(values)) if scale else -values,
     )
+    if plan.masked:
+        counts = sky_counts([hidden[number] for number in chosen if number in hidden], len(chosen))
+        if counts is not None:
+            # Bad pixels stay without data; only what objects hide gets the level.
+            shown = (cubes[2][chosen] & np.uint16(UNUSABLE) == 0).any(axis=0)
+            none_left = (counts == 0) & shown
+            structure = plan.structure[detector] if plan.structure else 0.0
+            sky[none_left] = 1.0 if scale else 0.0
+            noise[none_left] = np.float32(structure / (values.mean() if scale else 1.0)) ** 2
+            flags[none_left] = 0
+            flags[counts <= min(1, len(chosen) - 1)] |= np.uint16(FEW_SKIES)
     return sky, noise, flags
+
+
+def sky_counts(hidden: Sequence[Mask], number: int) -> np.ndarray | None:
+    """Give how many of `number` sky frames show the sky of each pixel; None where all of them do.
+
+    hidden: masks of the objects of those that have masks.
+    """
+    if not any(mask.any() for mask in hidden):
+        return None
+    counts = np.full(hidden[0].shape, number, np.int16)
+    for mask in hidden:
+        counts -= mask
+    return counts
 
 
 def _level_of(plan: Plan, levels: Sequence[float]) -> np.float32:
@@ -281,4 +366,4 @@ def _subtract(
     np.subtract(frame[0], light, out=out[0])
     noise = sky[1] * (level * level) if scale else sky[1]
     np.add(frame[1], noise, out=out[1])
-    np.bitwise_or(frame[2], sky[2] & np.uint16(DQ.NO_DATA), out=out[2])
+    np.bitwise_or(frame[2], sky[2] & np.uint16(DQ.NO_DATA | FEW_SKIES), out=out[2])

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from dask.base import tokenize
 
-from gdask.io.frames import array_headers, geometries, shape_of, with_small
+from gdask.instruments import instrument_of
+from gdask.io.frames import array_headers, geometries, note, shape_of, small, with_small
 from gdask.io.gather import gather
 from gdask.io.lazy_arrays import map_arrays, map_planes
 from gdask.io.sources import Source
-from gdask.kernels.geometry.grid import Grid, sky_to_grid
+from gdask.kernels.geometry.grid import Grid, common_grid, sky_to_grid
 from gdask.kernels.geometry.projection import Geometry, to_sky
 from gdask.kernels.geometry.wcs import grid_from_header
+from gdask.kernels.sky.shared_masks import OUTLINE_PIXELS, Outline, outline, share_outlines
 from gdask.kernels.sources.centroids import PHOTOMETRY, POSITIONS, fit_photometry, fit_positions
 from gdask.kernels.sources.detection import detect, measure_fwhm, object_mask
 from gdask.params import Range
@@ -22,6 +25,9 @@ from gdask.types import Flags, Frame, Frames, Image, Mask, Window
 
 #: Pixels between the points of an array at which its place on a stack is computed exactly.
 NODE_SPACING = 16
+#: By how much the pointings of two headers may differ from the truth. (Guided offsets are good to
+#: 0.25 arcsec, frames of a sky that is not guided are worse.)
+POINTING_ERROR_ARCSEC = 1.0
 #: Bytes for each pixel of an array that looking up its place on a stack takes (indices,
 #: interpolated twice): measured 31 beside the stack's mask, with a quarter added.
 _LOOK_UP_BYTES = 40.0
@@ -48,9 +54,9 @@ def detect_sources(
     mesh
         Pixels of a cell of the background mesh.
     products
-        What to make: mask (OBJMASK alone), catalog (for a stack) or centroids (for a frame).
-        catalog makes OBJMASK, and OBJCAT with fitted stars and apertures; centroids makes OBJMASK,
-        OBJCAT and precise positions for the alignment.
+        What to make: mask (OBJMASK, and its outline for share_objects), catalog (for a stack) or
+        centroids (for a frame). catalog makes OBJMASK, and OBJCAT with fitted stars and apertures;
+        centroids makes OBJMASK, OBJCAT and precise positions for the alignment.
     """
     planes = [each.rechunk((1, -1, -1)) for each in arrays_of(frame)]
     detection: dict[str, Any] = {"threshold": threshold, "min_pixels": min_pixels, "mesh": mesh}
@@ -58,7 +64,8 @@ def detect_sources(
         mask = map_planes(
             object_mask, planes[0], planes[2], dtype="bool", pixelwise=False, **detection
         )
-        return with_arrays(frame, objects=mask)
+        outlined = map_arrays(_outline, mask)
+        return with_small(with_arrays(frame, objects=mask), outline=outlined)
     found = map_arrays(_detect, *planes, **detection)
     mask = map_planes(_mask, planes[0], found, dtype="bool", pixelwise=False, shape=shape_of(frame))
     measure = _photometry if products == "catalog" else _stars
@@ -115,6 +122,80 @@ def _photometry(
     return fit_photometry(
         data, variance, dq, catalog["X_IMAGE"] - 1, catalog["Y_IMAGE"] - 1, fwhm=fwhm
     )
+
+
+def share_objects(frames: Frames) -> Frames:
+    """Mask on all frames what was found on one of them at the same place of the sky.
+
+    A star that was missed on a frame, because its sky frames had light at the same pixels, would
+    be in the sky of others. Frames without outlines, which detect_sources with products=mask
+    makes, stay as they are.
+    """
+    known = [frame for frame in frames if small(frame, "outline", lazy_is_none=True) is not None]
+    if len(known) < 2:
+        return frames
+    outlines, reach = _outlines(known)
+    found = share_outlines(outlines, reach)
+    share, own = (
+        100 * float(np.mean([each.mean() for each in of_all]))
+        for of_all in (found, [each.blocks for each in outlines])
+    )
+    text = f"{share:.2g} % of the pixels masked that another frame shows, beside {own:.2g} %"
+    shared, added = {}, iter(found)
+    for frame in known:
+        blocks = [next(added) for _ in range(frame.sizes["detector"])]
+        objects = map_planes(
+            _with_blocks,
+            array(frame, "objects"),
+            dtype="bool",
+            each={"bits": [np.packbits(each) for each in blocks]},
+            windowed=True,
+            shape=blocks[0].shape,
+        )
+        masked = with_arrays(frame, objects=objects).assign_attrs(masked_percent=share + own)
+        shared[frame.attrs["name"]] = note(masked, text)
+    return tuple(shared.get(frame.attrs["name"], frame) for frame in frames)
+
+
+def _outline(mask: Mask) -> np.ndarray:
+    return np.packbits(outline(mask))
+
+
+def _outlines(frames: Sequence[Frame]) -> tuple[list[Outline], int]:
+    """Give the outlines of all arrays of frames, and the cells by which pointings may be off."""
+    arcsec = OUTLINE_PIXELS * float(instrument_of(frames[0]).facts["output_pixel_scale"])
+    placed = [(geometry, shape_of(frame)) for frame in frames for geometry in geometries(frame)]
+    found, shapes = [geometry for geometry, _ in placed], [shape for _, shape in placed]
+    grid = common_grid(found, shapes, arcsec, 0.0, found[0].ra, found[0].dec)
+    outlines = []
+    for number, frame in enumerate(frames):
+        size = tuple(-(-pixels // OUTLINE_PIXELS) for pixels in shape_of(frame))
+        for geometry, bits in zip(geometries(frame), small(frame, "outline"), strict=True):
+            blocks = np.unpackbits(bits, count=size[0] * size[1]).reshape(size).astype(bool)
+            outlines.append(Outline(number, blocks, *_corners(geometry, size, grid)))
+    return outlines, int(np.ceil(POINTING_ERROR_ARCSEC / arcsec))
+
+
+def _corners(
+    geometry: Geometry, size: tuple[int, ...], grid: Grid
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give x and y on a grid of the corners of the blocks of an array.
+
+    They are exact at every NODE_SPACING blocks and interpolated between.
+    """
+    nodes = [np.arange(0, n + 1 + NODE_SPACING, NODE_SPACING) * OUTLINE_PIXELS - 0.5 for n in size]
+    y, x = np.meshgrid(*nodes, indexing="ij")
+    gx, gy = sky_to_grid(grid, *to_sky(geometry, x, y))
+    gx, gy = (_interpolate_nodes(values, size[0] + 1, size[1] + 1) for values in (gx, gy))
+    return gx + 0.5, gy + 0.5
+
+
+def _with_blocks(mask: Mask, bits: np.ndarray, shape: tuple[int, int], window: Window) -> Mask:
+    """Give the pixels of `window` of a mask with the blocks of `bits` masked, too."""
+    y1, y2, x1, x2 = window
+    blocks = np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).astype(bool)
+    rows, columns = np.arange(y1, y2) // OUTLINE_PIXELS, np.arange(x1, x2) // OUTLINE_PIXELS
+    return mask | blocks[rows][:, columns]
 
 
 def objects_from_stack(frames: Frames, deep: Frame, aligned: Frames) -> Frames:

@@ -126,6 +126,34 @@ def test_the_choice_and_its_reason(night: object, caplog: pytest.LogCaptureFixtu
     assert choose_level(filled, unmeasured, None, None).mode == "offset"
 
 
+@pytest.mark.parametrize("offset", [True, False])
+def test_a_choice_that_subtracts_the_target_is_followed_and_warned_about(
+    night: object, caplog: pytest.LogCaptureFixture, offset: bool
+) -> None:
+    galaxy = 3000.0 * (1 + RADIUS**2 / 4) ** -0.8
+    filled, empty, skies = (
+        group(night.science[0], *what) for what in ((0, galaxy, 1), (0, 0.0, 1), (9, 0.0, 2))
+    )
+    mode = "offset" if offset else "none"
+    with caplog.at_level(logging.WARNING, "gdask"):
+        for frames in (empty, filled) if not offset else (empty,):
+            assert choose_level(frames, skies, offset, None).mode == mode
+        assert choose_level(empty, empty, offset, None).mode == mode
+        assert not caplog.records
+        assert choose_level(filled, filled, offset, None).mode == mode
+        assert "no sky frames off the target" in caplog.text
+        above = np.median(galaxy) - np.quantile(galaxy, 0.1)
+        assert float(caplog.text.partition("median ")[2].split()[0]) == pytest.approx(
+            above, rel=0.2
+        )
+        caplog.clear()
+        if offset:
+            assert choose_level(filled, skies, offset, None).mode == mode
+            found = float(caplog.text.partition("field, ")[2].split()[0])
+            assert found == pytest.approx(np.median(galaxy), abs=60)
+            assert "was asked for" in caplog.text
+
+
 def test_the_users_choice_wins(night: object) -> None:
     filled = group(night.science[0], 0, 3000.0 * (1 + RADIUS**2 / 4) ** -0.8, 1)
     expected = {

@@ -1,0 +1,161 @@
+"""Object masks that frames of one sky share: what is found on one frame is masked on all.
+
+A star is missed on a frame where all of its sky frames have light at the same pixels. Another
+frame, whose dither puts the star elsewhere, shows it. Masks are compared in blocks of
+OUTLINE_PIXELS pixels and in cells of the sky of the same size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gdask.types import Mask
+
+#: Side (pixels) of the blocks of an array whose outlines frames share.
+OUTLINE_PIXELS = 4
+#: A place is masked on all frames where this share of the frames that show it, at least one, have
+#: found something: one of up to ten. (A false find of one frame among many is not shared.)
+MIN_FOUND_SHARE = 0.1
+#: Masked blocks of a frame by which it is brought onto the others, at most.
+_SAMPLE_BLOCKS = 2000
+#: An overlap with the others has to grow by this factor to be worth a shift.
+_MIN_GAIN = 1.1
+#: By this share the overlap counts less at the largest shift.
+_SHIFT_PENALTY = 0.7
+#: Keys of cells are row * _KEY_ROW + column.
+_KEY_ROW = 2**32
+
+Keys = npt.NDArray[np.int64]
+
+
+class Outline(NamedTuple):
+    """The masked blocks of one array, and where they are on the sky.
+
+    frame: number of the frame. blocks: (my, mx), True where something is masked. x, y: of the
+    corners of blocks, in cells of the sky (my + 1, mx + 1).
+    """
+
+    frame: int
+    blocks: Mask
+    x: npt.NDArray[np.float64]
+    y: npt.NDArray[np.float64]
+
+
+def outline(mask: Mask) -> Mask:
+    """Give the blocks, OUTLINE_PIXELS a side, of a mask (ny, nx) in which a pixel is set."""
+    ny, nx = mask.shape
+    rows = np.logical_or.reduceat(mask, np.arange(0, ny, OUTLINE_PIXELS), axis=0)
+    return np.logical_or.reduceat(rows, np.arange(0, nx, OUTLINE_PIXELS), axis=1)
+
+
+def share_outlines(outlines: Sequence[Outline], reach: int) -> list[Mask]:
+    """Give the blocks of each array to mask beside its own: what other frames have found there.
+
+    Blocks next to masked ones of the array itself do not count: what it has found itself has its
+    own outline. reach: cells by which the pointing of a frame may be off; within it the frames are
+    brought onto one another by their masks. All is done in whole numbers: the same for any order of
+    sums.
+    """
+    numbers = sorted({each.frame for each in outlines})
+    of_frame = {n: [each for each in outlines if each.frame == n] for n in numbers}
+    found = {n: _unique([_masked_cells(each) for each in of_frame[n]]) for n in numbers}
+    shifts = _register([found[n] for n in numbers], reach)
+    moved = {n: found[n] + shift for n, shift in zip(numbers, shifts, strict=True)}
+    keys, votes = np.unique(np.concatenate([*moved.values(), _none()]), return_counts=True)
+    shown = np.zeros(len(keys), np.int64)
+    cells = {}
+    for n, shift in zip(numbers, shifts, strict=True):
+        cells[n] = [_middle_cells(each) + shift for each in of_frame[n]]
+        places = [_places(each.ravel(), keys) for each in cells[n]]
+        shown[np.unique(np.concatenate([each[each >= 0] for each in places]))] += 1
+    shared = keys[votes >= np.maximum(np.ceil(MIN_FOUND_SHARE * shown), 1)]
+    added = {}
+    for n in numbers:
+        for each, of_blocks in zip(of_frame[n], cells[n], strict=True):
+            is_shared = _places(of_blocks.ravel(), shared).reshape(of_blocks.shape) >= 0
+            added[id(each)] = is_shared & ~_widened(each.blocks)
+    return [added[id(each)] for each in outlines]
+
+
+def _none() -> Keys:
+    return np.zeros(0, np.int64)
+
+
+def _unique(parts: Sequence[Keys]) -> Keys:
+    return np.unique(np.concatenate([*parts, _none()]))
+
+
+def _keys(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> Keys:
+    """Give the keys of the cells in which places are."""
+    return np.floor(y).astype(np.int64) * _KEY_ROW + np.floor(x).astype(np.int64)
+
+
+def _masked_cells(each: Outline) -> Keys:
+    """Give the keys of the cells in which the corners of masked blocks are."""
+    j, i = np.nonzero(each.blocks)
+    corners = [(j + down, i + right) for down in (0, 1) for right in (0, 1)]
+    return _unique([_keys(each.x[corner], each.y[corner]) for corner in corners])
+
+
+def _middle_cells(each: Outline) -> Keys:
+    """Give the key of the cell in which the middle of each block is, (my, mx)."""
+    x, y = (0.5 * (corners[:-1, :-1] + corners[1:, 1:]) for corners in (each.x, each.y))
+    return _keys(x, y)
+
+
+def _places(wanted: Keys, known: Keys) -> Keys:
+    """Give the place of each wanted key among the known ones, which rise; -1 where it is none."""
+    if not len(known):
+        return np.full(len(wanted), -1)
+    places = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    return np.where(known[places] == wanted, places, -1)
+
+
+def _widened(blocks: Mask) -> Mask:
+    """Give the masked blocks and all that touch them."""
+    rows = blocks.copy()
+    rows[1:] |= blocks[:-1]
+    rows[:-1] |= blocks[1:]
+    wide = rows.copy()
+    wide[:, 1:] |= rows[:, :-1]
+    wide[:, :-1] |= rows[:, 1:]
+    return wide
+
+
+def _register(found: Sequence[Keys], reach: int) -> list[int]:
+    """Give the shift of each frame, as a difference of keys, that brings it onto those before."""
+    shifts, known = [], _none()
+    for keys in found:
+        shift = _best_shift(keys, known, reach) if len(known) and len(keys) else 0
+        shifts.append(shift)
+        known = _unique([known, keys + shift])
+    return shifts
+
+
+def _best_shift(keys: Keys, known: Keys, reach: int) -> int:
+    """Give the shift, at most `reach` cells along each axis, with the largest overlap.
+
+    A large shift counts less, as headers are seldom far off: a few objects fit at many places.
+    """
+    sample = keys[:: max(len(keys) // _SAMPLE_BLOCKS, 1)]
+
+    def overlap(down: int, right: int) -> float:
+        found = np.count_nonzero(_places(sample + down * _KEY_ROW + right, known) >= 0)
+        return float(found * (1 - _SHIFT_PENALTY * max(abs(down), abs(right)) / max(reach, 1)))
+
+    best = start = (overlap(0, 0), 0, 0)
+    step = max(reach // 3, 1)
+    while step:
+        middle = best
+        for down in range(-3 * step, 3 * step + 1, step):
+            for right in range(-3 * step, 3 * step + 1, step):
+                place = middle[1] + down, middle[2] + right
+                if max(map(abs, place)) <= reach:
+                    found = overlap(*place), *place
+                    best = found if found[0] > best[0] else best
+        step //= 3
+    return best[1] * _KEY_ROW + best[2] if best[0] > _MIN_GAIN * start[0] else 0
