@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from gdask import __version__
-from gdask.model import GdaskError, UsageError
+from gdask.model import GdaskError, UsageError, clean, clean_lines
 
 VERBS = {
     "typewalk": "list the files of a folder with their tags",
@@ -210,6 +210,8 @@ def run_command(
     The code is 0 ok, 1 failed, 2 wrong usage. A GdaskError or OSError becomes a message; a closed
     pipe (`| head`) ends quietly; Ctrl-C gives 130, SIGTERM 143.
     """
+    if argv is None:
+        _read_names_as_utf8()
     try:
         options = parser.parse_args(argv)
         with _terminated_in_order():
@@ -233,16 +235,36 @@ def run_command(
         )
         return 128 + (signal.SIGTERM if stop.args else signal.SIGINT)
     except GdaskError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(clean_lines(f"{parser.prog}: {error}"), file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except UnicodeEncodeError as error:
+        print(
+            f"{parser.prog}: {clean(error.object)[:200]}: a name or text that is not valid UTF-8; "
+            "rename the file or folder",
+            file=sys.stderr,
+        )
+        return 1
     except OSError as error:
         what = (
             f"{error.filename}: {error.strerror}"
             if error.filename and error.strerror
             else str(error)
         )
-        print(f"{parser.prog}: {what}", file=sys.stderr)
+        print(clean_lines(f"{parser.prog}: {what}"), file=sys.stderr)
         return 1
+
+
+def _read_names_as_utf8() -> None:
+    """Start this command anew where Python reads names of files as ASCII, with names as UTF-8.
+
+    Names with other letters are bytes then that fit no log, database or product.
+    """
+    is_ascii = sys.getfilesystemencoding().replace("-", "").lower() in ("ascii", "usascii")
+    if is_ascii and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        words = [word for word in sys.orig_argv[1:] if word != "utf8=0"]
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, *words])
 
 
 @contextmanager

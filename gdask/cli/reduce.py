@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gdask.cli import expand_files, parser_for, run_command
+from gdask.model import clean
 
 if TYPE_CHECKING:
     from gdask.reduction.reduce import Reduce
@@ -183,10 +184,11 @@ def _calibration(text: str) -> tuple[str, str]:
 def _print_products(reduction: Reduce) -> None:
     """Print what was made, and a table of what was left out, where, and why."""
     for name in reduction.output_filenames:
-        print(name)
+        print(clean(name))
     rows = [("file", "left out at", "because"), *reduction.set_aside]
     if len(rows) > 1:
         first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
+        rows = [tuple(map(clean, row)) for row in rows]
         lines = [f"{name:{first}}  {step:{second}}  {reason}" for name, step, reason in rows]
         print(f"\n{len(rows) - 1} left out:", *lines, sep="\n    ", file=sys.stderr)
 

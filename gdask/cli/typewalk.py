@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from gdask import __version__
 from gdask.cli import parser_for, run_command, split_commas
 from gdask.instruments import tags
-from gdask.model import GdaskError, UsageError
+from gdask.model import GdaskError, UsageError, clean, clean_lines, folders_below
 
 DESCRIPTION = """\
 List the FITS files of a folder, and of the folders below it, with their tags \
@@ -87,9 +87,9 @@ def walk(options: argparse.Namespace) -> int:
             if found is None or found & unwanted or not _matches(found, wanted, options.any):
                 continue
             if first:
-                print(f"\n{_colour('36', 'directory:')}  {folder}")
+                print(f"\n{_colour('36', 'directory:')}  {clean(folder)}")
                 first = False
-            print(line(name, found))
+            print(line(clean(name), found))
             shown.append(path)
     if options.out:
         write_list(options.out, shown, options)
@@ -98,9 +98,8 @@ def walk(options: argparse.Namespace) -> int:
 
 def folders(top: str, only_top: bool) -> Iterator[tuple[str, list[str]]]:
     """Folders from `top` down, in order, each with the names of its files, sorted."""
-    for folder, below, names in os.walk(top):
-        below.sort()
-        yield folder, sorted(names)
+    for folder, names in folders_below(top):
+        yield folder, names
         if only_top:
             return
 
@@ -130,7 +129,7 @@ def _tags(path: str) -> set[str] | None:
         return tags(path)
     except GdaskError as error:
         sys.stdout.flush()
-        print(f"{INDENT}{error}", file=sys.stderr)
+        print(f"{INDENT}{clean_lines(error)}", file=sys.stderr)
         return None
 
 
