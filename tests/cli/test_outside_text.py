@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from astropy.io import fits
 
 from gdask import cli, logutils
 from gdask.cal_service import fits_files
@@ -116,8 +117,13 @@ def test_commands_under_an_ascii_file_system_encoding(night: object, tmp_path: P
     assert gdask("showd", "@ü.list", "-d", "object")[1].count("ü.fits") == 1
     assert gdask("caldb", "add", str(folder / "bpmé.fits"))[0] == 0
     assert str(folder) in gdask("caldb", "list")[1]
-    code, _, error = gdask("reduce", "ü.fits")
-    assert code == 1 and "no processed_flat" in error and "Traceback" not in error
+    flats = ("à_1.fits", "ß.fits")
+    for name, path in zip(flats, (night.flat_on[0], night.flat_off[0]), strict=True):
+        shutil.copy(path, folder / name)
+    code, said, error = gdask("reduce", *flats)
+    assert (code, said.splitlines()[-1], error) == (0, "à_flat.fits", "")
+    with fits.open(folder / "à_flat.fits", checksum=True) as hdus:
+        assert hdus[0].header["IMCMB001"] == "\\xe0_1.fits"
 
 
 def test_a_name_that_is_no_text_is_refused(
