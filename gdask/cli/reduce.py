@@ -185,10 +185,10 @@ def _print_products(reduction: Reduce) -> None:
     """Print what was made, and a table of what was left out, where, and why."""
     for name in reduction.output_filenames:
         print(clean(name))
-    rows = [("file", "left out at", "because"), *reduction.set_aside]
+    left_out = [(clean(name), step, clean(reason)) for name, step, reason in reduction.set_aside]
+    rows = [("file", "left out at", "because"), *left_out]
     if len(rows) > 1:
         first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
-        rows = [tuple(map(clean, row)) for row in rows]
         lines = [f"{name:{first}}  {step:{second}}  {reason}" for name, step, reason in rows]
         print(f"\n{len(rows) - 1} left out:", *lines, sep="\n    ", file=sys.stderr)
 
