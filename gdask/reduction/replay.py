@@ -93,7 +93,7 @@ def account_of(product: str | os.PathLike[str]) -> Account:
             source,
             left_out,
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise GdaskError(
             f"{name}: table REDUCTION is damaged ({error}); it cannot be replayed"
         ) from error
