@@ -40,7 +40,8 @@ def read_table(path: str) -> astable.Table:
     to something else to be read.
     """
     if not os.path.isfile(path):
-        raise GdaskError(f"{path}: no such catalogue file")
+        what = "not a regular file" if os.path.exists(path) else "no such catalogue file"
+        raise GdaskError(f"{path}: {what}")
     kind = _FORMATS.get(os.path.splitext(path.removesuffix(".gz"))[1].lower())
     if kind is None:
         raise GdaskError(
