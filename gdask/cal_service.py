@@ -17,7 +17,7 @@ from gdask.caldb.config import (
     open_databases,
     sqlite_path,
 )
-from gdask.model import GdaskError
+from gdask.model import GdaskError, folders_below
 
 FITS_ENDINGS = (".fits", ".fits.gz", ".fits.bz2", ".fits.fz")
 
@@ -127,12 +127,12 @@ def only_database(databases: tuple[Database, ...]) -> Database:
 
 def fits_files(folder: str | os.PathLike[str], walk: bool = False) -> list[Path]:
     """The FITS files in a folder, sorted by path; with `walk`, those below it, too."""
-    pattern = "**/*" if walk else "*"
-    return sorted(
-        path
-        for path in Path(folder).glob(pattern)
-        if path.name.endswith(FITS_ENDINGS) and path.is_file()
+    paths = (
+        [Path(where, name) for where, names in folders_below(folder) for name in names]
+        if walk
+        else list(Path(folder).glob("*"))
     )
+    return sorted(path for path in paths if path.name.endswith(FITS_ENDINGS) and path.is_file())
 
 
 def config_text(config: str | os.PathLike[str] | None = None) -> str:

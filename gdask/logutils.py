@@ -6,7 +6,7 @@ import logging
 import sys
 from io import TextIOWrapper
 
-from gdask.model import UsageError
+from gdask.model import UsageError, clean_lines
 
 
 def config(file_name: str | None = "reduce.log", mode: str = "standard") -> None:
@@ -33,12 +33,19 @@ def config(file_name: str | None = "reduce.log", mode: str = "standard") -> None
     logger.addHandler(screen)
     if file_name:
         file = _File(file_name, delay=True)
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-8s %(message)s"))
+        file.setFormatter(_Clean("%(asctime)s %(levelname)-8s %(message)s"))
         file.setLevel(logging.DEBUG)
         logger.addHandler(file)
 
 
-class _Plain(logging.Formatter):
+class _Clean(logging.Formatter):
+    """Messages without escapes: nothing that a message quotes looks like a line of the log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return clean_lines(super().format(record))
+
+
+class _Plain(_Clean):
     """Messages as they are; warnings and errors begin with the name of their level."""
 
     def format(self, record: logging.LogRecord) -> str:

@@ -189,6 +189,56 @@ def host() -> str:
     return f"{name}-{hashlib.sha256(' '.join(identities).encode()).hexdigest()[:8]}"
 
 
+def clean(text: object) -> str:
+    """Give a text from outside (a name, a value of a header) as one line that is safe to print.
+
+    What would move the cursor, colour the screen, begin another line, turn the direction of writing
+    or is no text (single surrogates) is written as an escape: a new line as \\n, ESC as \\x1b.
+    """
+    shown = str(text)
+    return shown if shown.isprintable() else _UNSAFE.sub(_escape, shown)
+
+
+def clean_lines(text: object) -> str:
+    """Give a message of several lines as `clean` does, each after the first one indented.
+
+    So nothing that a message quotes looks like a line of its own.
+    """
+    first, *others = [clean(line) for line in str(text).split("\n")]
+    indented = [line if line[:1] in ("", " ") else f"    {line}" for line in others]
+    return "\n".join([first, *indented])
+
+
+def _escape(found: re.Match[str]) -> str:
+    return ascii(found[0])[1:-1]
+
+
+#: Control characters, line and paragraph separators, marks that turn the direction of writing,
+#: invisible ones, surrogates.
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def folders_below(top: str | os.PathLike[str]) -> Iterator[tuple[str, list[str]]]:
+    """Give the folders from `top` down, through symbolic links, with the names of their files.
+
+    Both in order of name. A folder is visited once, however many links lead to it, and a link to a
+    folder around `top` is not followed.
+    """
+    start = os.path.realpath(top)
+    seen = {start}
+    for folder, below, names in os.walk(top, followlinks=True):
+        kept = []
+        for name in sorted(below):
+            real = os.path.realpath(os.path.join(folder, name))
+            if real not in seen and not start.startswith(real.rstrip(os.sep) + os.sep):
+                seen.add(real)
+                kept.append(name)
+        below[:] = kept
+        yield folder, sorted(names)
+
+
 def owner() -> str:
     """Give HOST-PID-RANDOM of this process.
 

@@ -9,17 +9,18 @@ import argparse
 import difflib
 import glob
 import importlib
+import json
 import os
 import signal
 import stat
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from gdask import __version__
-from gdask.model import GdaskError, UsageError
+from gdask.model import GdaskError, UsageError, clean, clean_lines, owner
 
 VERBS = {
     "typewalk": "list the files of a folder with their tags",
@@ -121,7 +122,9 @@ def _expand_name(name: str, lists: tuple[str, ...], found: list[str], opened: li
     """Append the files that one name stands for. `lists`: the lists that it was found in."""
     if "\0" in name:
         raise UsageError(f"{name!r}{_origin(lists)}: not a name of a file")
-    if name.startswith("@"):
+    if isinstance(name, _Quoted):
+        found.append(str(name))
+    elif name.startswith("@"):
         _expand_list(name[1:], lists, found, opened)
     elif glob.has_magic(name) and not os.path.exists(name):
         matching = sorted(glob.glob(name))
@@ -176,9 +179,63 @@ def _list_text(path: str) -> str:
 
 
 def _names_in(lines: Iterable[str]) -> list[str]:
-    """Names without comments: a # at the beginning of a line or after a blank."""
-    cut = (f" {line}".partition(" #")[0].strip() for line in lines)
-    return [name for name in cut if name]
+    """Names without comments: a # at the beginning of a line or after a blank.
+
+    A name in double quotes, with escapes as in JSON, is that file and no pattern or list.
+    """
+    return [name for name in map(_name_in, lines) if name]
+
+
+def _name_in(line: str) -> str:
+    text = line.strip()
+    if text.startswith('"'):
+        try:
+            name, end = json.JSONDecoder().raw_decode(text)
+        except (ValueError, RecursionError):
+            return text.partition(" #")[0].strip()
+        if not text[end:].strip() or text[end:].strip().startswith("#"):
+            return _Quoted(name)
+    return f" {line}".partition(" #")[0].strip()
+
+
+class _Quoted(str):
+    """A name that was in quotes: to be taken as it is."""
+
+    __slots__ = ()
+
+
+def list_line(name: str) -> str:
+    """Give the line of a list, or of a pipe, from which this name is read again.
+
+    Names that would be taken for something else (outer blanks, ` #`, `@`, line breaks, escapes)
+    are in double quotes.
+    """
+    is_plain = name.isprintable() and not name.startswith(("@", '"', "#"))
+    return name if is_plain and _names_in([name]) == [name] else json.dumps(name)
+
+
+def write_list(path: str, about: Iterable[str], names: Iterable[str]) -> None:
+    """Write names to a list, after comments; whole or not at all.
+
+    Raises GdaskError, with the name of the list, where it cannot be written.
+    """
+    lines = [*(f"# {clean(text)}" for text in about), *map(list_line, names)]
+    content = "".join(f"{line}\n" for line in lines)
+    is_special = os.path.exists(path) and not os.path.isfile(path)  # /dev/stdout, a pipe
+    part = path if is_special else f"{os.path.realpath(path)}.{owner()}.part"
+    try:
+        try:
+            with open(part, "w", encoding="utf-8") as out:
+                out.write(content)
+            if not is_special:
+                os.replace(part, os.path.realpath(path))
+        except OSError:
+            if not is_special:
+                with suppress(OSError):
+                    os.unlink(part)
+            raise
+    except OSError as error:
+        raise GdaskError(f"{path}: the list cannot be written ({error.strerror})") from None
 
 
 def _names_from_pipe() -> list[str]:
@@ -210,6 +267,8 @@ def run_command(
     The code is 0 ok, 1 failed, 2 wrong usage. A GdaskError or OSError becomes a message; a closed
     pipe (`| head`) ends quietly; Ctrl-C gives 130, SIGTERM 143.
     """
+    if argv is None:
+        _read_names_as_utf8()
     try:
         options = parser.parse_args(argv)
         with _terminated_in_order():
@@ -233,10 +292,17 @@ def run_command(
         )
         return 128 + (signal.SIGTERM if stop.args else signal.SIGINT)
     except GdaskError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(clean_lines(f"{parser.prog}: {error}"), file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except MemoryError as error:
         print(f"{parser.prog}: {_out_of_memory(error)}", file=sys.stderr)
+        return 1
+    except UnicodeEncodeError as error:
+        print(
+            f"{parser.prog}: {clean(error.object)[:200]}: a name or text that is not valid UTF-8; "
+            "rename the file or folder",
+            file=sys.stderr,
+        )
         return 1
     except OSError as error:
         what = (
@@ -244,7 +310,7 @@ def run_command(
             if error.filename and error.strerror
             else str(error)
         )
-        print(f"{parser.prog}: {what}", file=sys.stderr)
+        print(clean_lines(f"{parser.prog}: {what}"), file=sys.stderr)
         return 1
 
 
@@ -257,6 +323,19 @@ def _out_of_memory(error: MemoryError) -> str:
         f"out of memory{detail}; {limit.size / 2**30:.2f} GiB are allowed by {limit.source}; "
         "raise that limit, or give a smaller --memory, with which less runs at a time"
     )
+
+
+def _read_names_as_utf8() -> None:
+    """Start this command anew where Python reads names of files as ASCII, with names as UTF-8.
+
+    Names with other letters are bytes then that fit no log, database or product.
+    """
+    is_ascii = sys.getfilesystemencoding().replace("-", "").lower() in ("ascii", "usascii")
+    if is_ascii and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        words = [word for word in sys.orig_argv[1:] if word != "utf8=0"]
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, *words])
 
 
 @contextmanager

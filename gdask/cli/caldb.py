@@ -15,7 +15,7 @@ from gdask.caldb.config import (
     sqlite_path,
 )
 from gdask.cli import run_command
-from gdask.model import GdaskError
+from gdask.model import GdaskError, clean, clean_lines
 
 DESCRIPTION = """\
 Register calibrations, and see which one a frame gets and why.
@@ -154,7 +154,7 @@ def _add_one(database: Database, path: str | os.PathLike[str]) -> bool:
     except GdaskError as error:
         _print_error(error)
         return False
-    print(f"{path}: added to {database.name} as {row['caltype']} of {row['instrument']}")
+    print(clean(f"{path}: added to {database.name} as {row['caltype']} of {row['instrument']}"))
     return True
 
 
@@ -173,7 +173,7 @@ def _list(options: argparse.Namespace) -> int:
     from gdask.caldb.database import exists, rows
 
     for database in _databases(options):
-        print(f"Database: {database.name}")
+        print(clean(f"Database: {database.name}"))
         if not database.url:
             print("  a remote service: never asked")
             continue
@@ -182,9 +182,11 @@ def _list(options: argparse.Namespace) -> int:
         for row in found:
             gone = "" if os.path.exists(row["path"]) else "  (gone from disk)"
             print(
-                f"{row['name']:<{width}}  {row['caltype']:<19} {row['instrument']:<6} "
-                f"{row['filter_name'] or '-':<10} "
-                f"{row['ut_datetime'] or '-'!s:.10}  {os.path.dirname(row['path'])}{gone}"
+                clean(
+                    f"{row['name']:<{width}}  {row['caltype']:<19} {row['instrument']:<6} "
+                    f"{row['filter_name'] or '-':<10} "
+                    f"{row['ut_datetime'] or '-'!s:.10}  {os.path.dirname(row['path'])}{gone}"
+                )
             )
         if not found:
             print(
@@ -196,7 +198,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> int:
-    print(config_text(options.config))
+    print(clean_lines(config_text(options.config)))
     if options.database:
         print(f"\nInstead, by --database: {database_at(options.database).name}")
     return 0
@@ -214,14 +216,14 @@ def _why(options: argparse.Namespace) -> int:
         print(f"{options.file}: needs no calibration (tags {' '.join(sorted(found))})")
     answers = [associate(headers, caltype, _databases(options)) for caltype in types]
     for number, answer in enumerate(answers):
-        print("\n" * bool(number) + explain(answer, limit=None))
+        print("\n" * bool(number) + clean_lines(explain(answer, limit=None)))
     missing = [answer for answer in answers if answer.chosen is None]
     # Rules with a note: such a calibration is usually absent.
     return int(any(not (answer.rules and answer.rules.note) for answer in missing))
 
 
 def _print_error(error: GdaskError) -> int:
-    print(f"caldb: {error}", file=sys.stderr)
+    print(clean_lines(f"caldb: {error}"), file=sys.stderr)
     return 1
 
 

@@ -7,7 +7,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 
-from gdask.cli import expand_files, parser_for, run_command, split_commas
+from gdask.cli import expand_files, list_line, parser_for, run_command, split_commas, write_list
 from gdask.dataselect.selection import Selection, parse_expression, select
 
 DESCRIPTION = """\
@@ -89,27 +89,18 @@ def select_and_print(options: argparse.Namespace) -> int:
         return 2
     selection = select(expand_files(options.inputs, stdin=True), tags, xtags, expression)
     if options.output:
-        write_list(options.output, selection.files, tags, xtags, options.expression)
+        about = (
+            f"Includes tags: {', '.join(tags) or 'any'}",
+            f"Excludes tags: {', '.join(xtags) or 'none'}",
+            f"Descriptor expression: {' '.join((options.expression or 'none').split())}",
+        )
+        write_list(options.output, about, selection.files)
     if options.verbose or not options.output:
         for name in selection.files:
-            print(name)
+            print(list_line(name))
     if not selection.files:
         print(f"dataselect: no file matches{_advice(tags, selection)}", file=sys.stderr)
     return 1 if selection.skipped else 0
-
-
-def write_list(
-    path: str, files: list[str], tags: list[str], xtags: list[str], expression: str | None
-) -> None:
-    """Write the names to a list, after comments that say how they were chosen."""
-    shown = " ".join((expression or "none").split())
-    with open(path, "w", encoding="utf-8") as out:
-        out.write(
-            f"# Includes tags: {', '.join(tags) or 'any'}\n"
-            f"# Excludes tags: {', '.join(xtags) or 'none'}\n"
-            f"# Descriptor expression: {shown}\n"
-        )
-        out.writelines(f"{name}\n" for name in files)
 
 
 def _advice(tags: list[str], selection: Selection) -> str:

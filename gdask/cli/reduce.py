@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gdask.cli import expand_files, parser_for, run_command
+from gdask.model import clean
 
 if TYPE_CHECKING:
     from gdask.reduction.reduce import Reduce
@@ -183,8 +184,9 @@ def _calibration(text: str) -> tuple[str, str]:
 def _print_products(reduction: Reduce) -> None:
     """Print what was made, and a table of what was left out, where, and why."""
     for name in reduction.output_filenames:
-        print(name)
-    rows = [("file", "left out at", "because"), *reduction.set_aside]
+        print(clean(name))
+    left_out = [(clean(name), step, clean(reason)) for name, step, reason in reduction.set_aside]
+    rows = [("file", "left out at", "because"), *left_out]
     if len(rows) > 1:
         first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
         lines = [f"{name:{first}}  {step:{second}}  {reason}" for name, step, reason in rows]

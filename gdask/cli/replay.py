@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from gdask.cli import parser_for, run_command
+from gdask.model import clean
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,14 +67,14 @@ def _replay(args: argparse.Namespace) -> int:
     from gdask.reduction.replay import account_of, replay
 
     if args.show_recipe:
-        print("\n".join(account_of(args.product).source))
+        print("\n".join(map(clean, account_of(args.product).source)))
         return 0
     logutils.config(None, "standard" if args.verbose else "quiet")
     found = replay(args.product, args.inputs, args.recipe, args.cluster, args.keep)
     for text in found.differences:
-        print(f"{args.product}: {text}")
+        print(clean(f"{args.product}: {text}"))
     if found.versions:
-        print(f"{args.product}: versions: {'; '.join(found.versions)}")
+        print(clean(f"{args.product}: versions: {'; '.join(found.versions)}"))
     if not found.differences:
         print(f"{args.product}: the same, byte for byte (times apart)")
     return int(bool(found.differences))

@@ -12,7 +12,7 @@ from typing import Any
 from gdask.cli import expand_files, parser_for, run_command, split_commas
 from gdask.instruments import DESCRIPTORS, View, view
 from gdask.instruments.view import unknown_descriptor
-from gdask.model import GdaskError, UsageError
+from gdask.model import GdaskError, UsageError, clean, clean_lines
 
 DESCRIPTION = """\
 Show values of descriptors (exposure_time, filter_name ...) of files, one file per line."""
@@ -79,10 +79,11 @@ def show(options: argparse.Namespace) -> int:
     for path in expand_files(options.inputs, stdin=True):
         try:
             file = view(path)
-            rows.append([path, *(str(_value(file, name, not options.long)) for name in names)])
+            values = [str(_value(file, name, not options.long)) for name in names]
+            rows.append([path, *values] if options.csv else [clean(one) for one in (path, *values)])
         except GdaskError as error:
             failed += 1
-            print(f"showd: skipped: {error}", file=sys.stderr)
+            print(clean_lines(f"showd: skipped: {error}"), file=sys.stderr)
     if options.csv:
         csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
     else:

@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator, Sequence
 
 from gdask import __version__
-from gdask.cli import parser_for, run_command, split_commas
+from gdask.cli import parser_for, run_command, split_commas, write_list
 from gdask.instruments import tags
-from gdask.model import GdaskError, UsageError
+from gdask.model import GdaskError, UsageError, clean, clean_lines, folders_below
 
 DESCRIPTION = """\
 List the FITS files of a folder, and of the folders below it, with their tags \
@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         "-f",
         "--filemask",
         type=_regex,
-        default=_regex(FITS_NAME, re.IGNORECASE),
+        default=_regex(FITS_NAME, re.IGNORECASE | re.DOTALL),
         metavar="REGEX",
         help="only files whose name matches this regular expression (default: all FITS names)",
     )
@@ -87,20 +87,25 @@ def walk(options: argparse.Namespace) -> int:
             if found is None or found & unwanted or not _matches(found, wanted, options.any):
                 continue
             if first:
-                print(f"\n{_colour('36', 'directory:')}  {folder}")
+                print(f"\n{_colour('36', 'directory:')}  {clean(folder)}")
                 first = False
-            print(line(name, found))
+            print(line(clean(name), found))
             shown.append(path)
     if options.out:
-        write_list(options.out, shown, options)
+        tags_text = " ".join(_upper(options.tags)) or "any"
+        about = (
+            f"Written by typewalk, gdask {__version__}, {time.ctime()}",
+            f"Tags: {tags_text}{' (any of them)' if options.any else ''}",
+            f"Excluded tags: {' '.join(_upper(options.xtags)) or 'none'}",
+        )
+        write_list(options.out, about, shown)
     return 0
 
 
 def folders(top: str, only_top: bool) -> Iterator[tuple[str, list[str]]]:
     """Folders from `top` down, in order, each with the names of its files, sorted."""
-    for folder, below, names in os.walk(top):
-        below.sort()
-        yield folder, sorted(names)
+    for folder, names in folders_below(top):
+        yield folder, names
         if only_top:
             return
 
@@ -114,23 +119,12 @@ def line(name: str, found: set[str]) -> str:
     return f"{INDENT}{_colour('94', name)} {dots} {tags_text}"
 
 
-def write_list(path: str, files: list[str], options: argparse.Namespace) -> None:
-    """Write the names to a list, after comments that say how they were chosen."""
-    about = [
-        f"Written by typewalk, gdask {__version__}, {time.ctime()}",
-        f"Tags: {' '.join(_upper(options.tags)) or 'any'}{' (any of them)' if options.any else ''}",
-        f"Excluded tags: {' '.join(_upper(options.xtags)) or 'none'}",
-    ]
-    with open(path, "w", encoding="utf-8") as out:
-        out.write("".join(f"# {text}\n" for text in about) + "".join(f"{name}\n" for name in files))
-
-
 def _tags(path: str) -> set[str] | None:
     try:
         return tags(path)
     except GdaskError as error:
         sys.stdout.flush()
-        print(f"{INDENT}{error}", file=sys.stderr)
+        print(f"{INDENT}{clean_lines(error)}", file=sys.stderr)
         return None
 
 

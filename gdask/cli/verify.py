@@ -7,6 +7,7 @@ import os
 import sys
 
 from gdask.cli import expand_files, parser_for, run_command
+from gdask.model import clean
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,15 +42,15 @@ def _verify(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         folder = os.path.isdir(name)
         paths = [str(path) for path in fits_files(name)] if folder else [name]
         if folder and not paths:
-            print(f"{name}: no FITS file in this folder", file=sys.stderr)
+            print(f"{clean(name)}: no FITS file in this folder", file=sys.stderr)
             bad += 1
         for path in paths:
             report = verify(path)
             total, bad = total + 1, bad + bool(report.faults)
             for fault in report.faults:
-                print(fault)
+                print(clean(fault))
             if not report.faults and not args.quiet:
-                print(f"{path}: well ({report.kind})")
+                print(clean(f"{path}: well ({report.kind})"))
     if not args.quiet and total > 1:
         print(f"{total} files, {bad} with faults")
     return int(bad > 0)

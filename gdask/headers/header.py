@@ -9,7 +9,7 @@ from copy import copy
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gdask.model import coordinate, late
+from gdask.model import clean, coordinate, late
 
 if TYPE_CHECKING:
     from astropy.io import fits
@@ -114,6 +114,7 @@ class Header(Mapping[str, Any]):
         for keyword, given in keywords.items():
             place = names.index(keyword) if keyword in names else None
             value, comment = given if isinstance(given, tuple) else (given, None)
+            value = _storable(value)
             if place is not None:
                 changed = (
                     [] if given is None else [_changed_entry(entries[place].text, value, comment)]
@@ -301,6 +302,16 @@ def _plain_card(keyword: str, value: Any, comment: str | None) -> str:
         shown = f"{value!s:>20}"
     text = f"{keyword:8}= {shown}{f' / {comment}' if comment else ''}"
     return text.ljust(CARD_LENGTH) if shown and len(text) <= CARD_LENGTH else ""
+
+
+def _storable(value: Any) -> Any:
+    """Give a value as a card can hold it: a text in ASCII, with escapes for all else.
+
+    Names of files, which become values, may have any letters.
+    """
+    return (
+        clean(value).encode("ascii", "backslashreplace").decode() if type(value) is str else value
+    )
 
 
 def _changed_entry(text: str, value: Any, comment: str | None) -> Entry:

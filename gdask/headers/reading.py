@@ -31,7 +31,7 @@ else:
 
 RECORD_BYTES = 2880  # bytes in a FITS record (FITS standard 4.0, section 3.1)
 VALID_BITPIX = (8, 16, 32, 64, -32, -64)
-MAX_CARDS = 100_000  # far above any header: one with more has lost its END card
+MAX_CARDS = 20_000  # far above any header (some hundred): one with more has lost its END card
 MAX_DATA_BYTES = 1 << 50  # of one unit, far above any file
 _CARDS_WITHOUT_VALUE = ("COMMENT ", "HISTORY ", "CONTINUE", "HIERARCH", "        ", "END     ")
 _KEYWORD = re.compile(r"[A-Z0-9_-]+ *$")
@@ -224,7 +224,8 @@ def _header_cards(stream: BinaryIO, name: str, number: int) -> tuple[bytes, list
             cards.append(_repaired(raw))
         if len(cards) > MAX_CARDS:
             raise GdaskError(
-                f"{name}: header of extension {number} has no end; copy the file again"
+                f"{name}: header of extension {number} has more than {MAX_CARDS} cards and no end;"
+                " copy the file again"
             )
         if len(block) < RECORD_BYTES:
             raise GdaskError(

@@ -12,7 +12,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from gdask.instruments.rules import cd_matrix, celestial_headers, parse_section
-from gdask.instruments.view import as_number, header_value
+from gdask.instruments.view import header_number
 from gdask.model import GdaskError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def position_angle(view: View) -> float:
     differs from PA by up to 0.18 degrees, depending on the position angle and the year, and its two
     axes differ by 0.09 degrees before 2017.
     """
-    keyword = as_number(view.get("PA"))
+    keyword = view.number("PA")
     if keyword is not None and abs(keyword) <= 360:
         return float(keyword)
     matrix = cd_matrix(next(iter(celestial_headers(view)), None))
@@ -98,7 +98,7 @@ def _pointing(view: View, number: int) -> tuple[float, float]:
     """RA, Dec (degrees) at the reference pixel: of the WCS, else of the target."""
     header = celestial_headers(view)[number]
     names = ("CRVAL1", "CRVAL2") if header is not None else ()
-    values = [as_number(header_value(header, name)) for name in names]
+    values = [header_number(header, name) for name in names]
     if not values or None in values:
         values = [view("target_ra") or 0.0, view("target_dec") or 0.0]
     return float(values[0]), float(values[1])
@@ -107,7 +107,7 @@ def _pointing(view: View, number: int) -> tuple[float, float]:
 def _reference_pixel(view: View, number: int) -> tuple[float, float] | None:
     """CRPIX as the header has it."""
     header = celestial_headers(view)[number] or view.ext[number]
-    x, y = (as_number(header_value(header, name)) for name in ("CRPIX1", "CRPIX2"))
+    x, y = (header_number(header, name) for name in ("CRPIX1", "CRPIX2"))
     return None if x is None or y is None else (float(x), float(y))
 
 

@@ -23,7 +23,14 @@ from gdask.instruments.rules import (
     from_section_keyword,
     parse_section,
 )
-from gdask.instruments.view import Descriptor, Rule, TagSet, as_number, header_value, tagset
+from gdask.instruments.view import (
+    Descriptor,
+    Rule,
+    TagSet,
+    header_number,
+    header_value,
+    tagset,
+)
 from gdask.model import GdaskError
 
 if TYPE_CHECKING:
@@ -136,7 +143,7 @@ def wcs_value(axis: int, ctype: str) -> Descriptor:
         found = str(header_value(source, f"CTYPE{axis}"))
         if found.removesuffix("-SIP") != ctype:  # products carry their distortion
             return None
-        return as_number(header_value(source, f"CRVAL{axis}"))
+        return header_number(source, f"CRVAL{axis}")
 
     return value_of
 
@@ -234,10 +241,8 @@ def header_sky(
 
     header = view.ext[number]
     names = ("CRPIX1", "CRPIX2", "CRVAL1", "CRVAL2", "CD1_1", "CD1_2", "CD2_1", "CD2_2")
-    values = {key: header.get(key, view.phu.get(key)) for key in names}
-    if any(
-        isinstance(value, bool) or not isinstance(value, (int, float)) for value in values.values()
-    ):
+    values = {key: header_number(header if key in header else view.phu, key) for key in names}
+    if None in values.values():
         return None
     section = parse_section(view.each(keyword)[number]) or [0, 0, 0, 0]
     dx, dy = x - values["CRPIX1"] - section[0], y - values["CRPIX2"] - section[2]

@@ -13,7 +13,7 @@ from gdask.instruments.rules import (
     from_header_if_prepared,
     parse_section,
 )
-from gdask.instruments.view import Descriptor, as_number, header_value
+from gdask.instruments.view import Descriptor, header_number
 from gdask.model import GdaskError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def geometries(view: View, shape: tuple[int, int]) -> tuple[Geometry, ...]:
         matrix = cd_matrix(header)
         (a, b), (d, e) = [[-scale, 0.0], [0.0, scale]] if matrix is None else matrix.tolist()
         wcs = [
-            None if header is None else as_number(header_value(header, key))
+            None if header is None else header_number(header, key)
             for key in ("CRPIX1", "CRPIX2", "CRVAL1", "CRVAL2")
         ]
         target = [view("target_ra") or 0.0, view("target_dec") or 0.0]

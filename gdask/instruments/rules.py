@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from gdask.instruments.view import Descriptor, View, as_number, header_value
+from gdask.instruments.view import Descriptor, View, as_number, header_number, header_value
 
 
 def from_keyword(name: str) -> Descriptor:
@@ -282,7 +282,7 @@ def wcs_position(view: View) -> tuple[float | None, float | None]:
     source = next(iter(celestial_headers(view)), None)
     if source is None:
         return None, None
-    return as_number(header_value(source, "CRVAL1")), as_number(header_value(source, "CRVAL2"))
+    return header_number(source, "CRVAL1"), header_number(source, "CRVAL2")
 
 
 def pixel_scale(view: View) -> float | None:
@@ -303,11 +303,11 @@ def cd_matrix(header: Any) -> np.ndarray | None:
     if header is None:
         return None
     pairs = [(i, j) for i in (1, 2) for j in (1, 2)]
-    terms = [as_number(header_value(header, f"CD{i}_{j}")) for i, j in pairs]
+    terms = [header_number(header, f"CD{i}_{j}") for i, j in pairs]
     if all(term is None for term in terms):
-        steps = {i: as_number(header_value(header, f"CDELT{i}")) for i in (1, 2)}
+        steps = {i: header_number(header, f"CDELT{i}") for i in (1, 2)}
         if None in steps.values():
             return None
-        pc = [as_number(header_value(header, f"PC{i}_{j}")) for i, j in pairs]
+        pc = [header_number(header, f"PC{i}_{j}") for i, j in pairs]
         terms = [steps[i] * (float(i == j) if p is None else p) for (i, j), p in zip(pairs, pc)]
     return np.array([0.0 if term is None else term for term in terms], float).reshape(2, 2)

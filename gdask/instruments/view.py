@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from gdask.headers import Header, Headers
+from gdask.instruments.ranges import REQUIRED, number_in_range, problem_with
 from gdask.model import GdaskError
 
 #: Names of the extensions that accompany an array of pixels and are not one themselves.
@@ -87,6 +88,24 @@ def header_value(header: Header, keyword: str, empty: str | None = None) -> Any:
     if isinstance(value, str):
         return value.strip() or empty
     return value if isinstance(value, (bool, int, float)) else None
+
+
+def header_number(header: Header, keyword: str) -> Any:
+    """Number of a keyword; None if it is missing, no number, or none that the keyword can have."""
+    return number_in_range(keyword, header_value(header, keyword))
+
+
+def number_problem(headers: Iterable[Header]) -> str:
+    """Say which number of these headers a frame cannot have; '' if all are well."""
+    for header in headers:
+        for keyword in REQUIRED.intersection(header):
+            try:
+                value = header.get(keyword)
+            except (ValueError, AttributeError):  # a card that cannot be parsed is no value
+                continue
+            if text := problem_with(keyword, value):
+                return text
+    return ""
 
 
 def as_number(value: Any) -> Any:
@@ -174,8 +193,11 @@ class View:
         return "" if value is None else str(value)
 
     def number(self, keyword: str) -> Any:
-        """Number in the primary header, also if written as text; None if there is none."""
-        return as_number(self.get(keyword))
+        """Number in the primary header, also if written as text.
+
+        None if there is none, or one that the keyword cannot have (`ranges`).
+        """
+        return number_in_range(keyword, self.get(keyword))
 
     def each(self, keyword: str) -> list[Any]:
         """Value in the header of each array."""

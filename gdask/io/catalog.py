@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from gdask.io.catalog_files import read_table
 from gdask.model import GdaskError, late
 
 if TYPE_CHECKING:
@@ -16,14 +16,6 @@ else:
     astable = late("astropy.table")
     u = late("astropy.units")
 
-_FORMATS = {
-    ".fits": "fits",
-    ".fit": "fits",
-    ".ecsv": "ascii.ecsv",
-    ".xml": "votable",
-    ".vot": "votable",
-    ".csv": "ascii.csv",
-}
 #: Spread per axis of the motions of field stars (mas / yr), where fewer than MIN_MOVING_STARS of a
 #: catalogue have one.
 DEFAULT_MOTION_SPREAD, MIN_MOVING_STARS = 6.0, 5
@@ -80,7 +72,7 @@ def read_catalog(path: str) -> astable.Table:
     GdaskError
         The file is missing or of no known form, or has no RA or Dec column.
     """
-    table = _read(path)
+    table = read_table(path)
     columns = {wanted: _position_column(table, wanted, path) for wanted in _POSITION_NAMES}
     has_position = np.ones(len(table), bool)
     values = {}
@@ -96,20 +88,6 @@ def read_catalog(path: str) -> astable.Table:
         if "mag" in name.lower() and np.issubdtype(table[name].dtype, np.floating):
             catalog[name] = np.ma.filled(table[name], np.nan)
     return catalog[has_position]
-
-
-def _read(path: str) -> astable.Table:
-    if not os.path.isfile(path):
-        raise GdaskError(f"{path}: no such catalogue file")
-    kind = _FORMATS.get(os.path.splitext(path.removesuffix(".gz"))[1].lower())
-    if kind is None:
-        raise GdaskError(
-            f"{path}: not a known catalogue form; expected one of {', '.join(_FORMATS)}"
-        )
-    try:
-        return astable.Table.read(path, format=kind)
-    except Exception as error:
-        raise GdaskError(f"{path}: cannot be read as {kind}: {error}") from error
 
 
 def _position_column(table: astable.Table, wanted: str, path: str) -> str:

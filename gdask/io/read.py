@@ -5,7 +5,6 @@ Headers are read at once, pixels by window in the task that needs them.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -149,13 +148,25 @@ def _plane(
     shape = (header["NAXIS2"], header["NAXIS1"])
     if 0 in shape:
         return None
-    zero, scale = _finite_number(header, "BZERO", 0), _finite_number(header, "BSCALE", 1)
+    zero, scale = _scaling(header, path)
     return Plane(path, identity, number, begin, FITS_TYPES[header["BITPIX"]], zero, scale, shape)
 
 
-def _finite_number(header: Header, keyword: str, default: float) -> float:
-    value = header.get(keyword)
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else default
+def _scaling(header: Header, path: str) -> tuple[float, float]:
+    """Give BZERO and BSCALE; GdaskError where they would make nonsense of the pixels."""
+    found = []
+    for keyword, default, low, high in (("BZERO", 0, 0.0, 1e12), ("BSCALE", 1, 1e-12, 1e12)):
+        value = header.get(keyword)
+        value = default if value is None else value
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (is_number and low <= abs(value) <= high):
+            least = f"{low:g} to " if low else "at most "
+            raise GdaskError(
+                f"{path}: {keyword} = {str(value)[:40]}: a number of size {least}{high:g} was "
+                "expected; the file is damaged"
+            )
+        found.append(value)
+    return found[0], found[1]
 
 
 def _assemble(

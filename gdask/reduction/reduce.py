@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from gdask.model import BadPixels, GdaskError, NoCalibration, UsageError
+from gdask.model import BadPixels, GdaskError, NoCalibration, UsageError, clean
 
 if TYPE_CHECKING:
     from gdask.engine.account import Recorder, RunAccount
@@ -262,6 +262,8 @@ class Reduce:
         if not self.files:
             raise UsageError("no files to reduce; give file names or @list")
         paths = [os.fspath(path) for path in self.files]
+        for path in paths:
+            _check_is_text(os.path.abspath(path))
         missing = [path for path in paths if not os.path.exists(path)]
         if missing:
             others = f"; {len(missing) - 1} more are missing too" if len(missing) > 1 else ""
@@ -327,6 +329,17 @@ def _check_memory(recipe: Any, frames: Frames, account: Mapping[str, Any]) -> No
         from gdask.reduction.rehearsal import rehearse
 
         rehearse(recipe, frames, **account)
+
+
+def _check_is_text(path: str) -> None:
+    """Raise UsageError where a name is bytes that fit no log, database or product."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{clean(path)}: a name that is not valid UTF-8 text (or Python reads names as ASCII: "
+            "set PYTHONUTF8=1); rename the file or folder"
+        ) from None
 
 
 def _check_cluster(spec: str) -> None:

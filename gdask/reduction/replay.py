@@ -15,7 +15,7 @@ import numpy as np
 from gdask.caldb.database import md5_of
 from gdask.headers import Unit, each_unit, open_stream
 from gdask.io.tables import read_rows
-from gdask.model import GdaskError
+from gdask.model import GdaskError, folders_below
 from gdask.reduction.provenance import STAMPS, digest, versions
 
 #: Keywords whose values are times of the reduction, or follow from them.
@@ -93,7 +93,7 @@ def account_of(product: str | os.PathLike[str]) -> Account:
             source,
             left_out,
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise GdaskError(
             f"{name}: table REDUCTION is damaged ({error}); it cannot be replayed"
         ) from error
@@ -107,7 +107,7 @@ def find_files(account: Account, folders: Sequence[str]) -> dict[tuple[str, str]
     wanted = {file["name"] for file in account.files}
     places: dict[str, list[str]] = {}
     for folder in dict.fromkeys(os.path.abspath(folder) for folder in folders):
-        for where, _, names in sorted(os.walk(folder)):
+        for where, names in sorted(folders_below(folder)):
             for name in wanted.intersection(names):
                 places.setdefault(name, []).append(os.path.join(where, name))
     found, wrong = {}, []
@@ -167,7 +167,8 @@ def replay(
     if Path(keep or "").resolve() == Path(product).resolve().parent and keep:
         raise GdaskError(f"--keep {keep}: the folder of the product itself; name another one")
     name = _recipe_name(account, recipe)
-    found = find_files(account, [*folders, ".", os.path.dirname(os.path.abspath(product))])
+    own = {os.path.dirname(path(product)) for path in (os.path.abspath, os.path.realpath)}
+    found = find_files(account, [*folders, ".", *sorted(own)])
     with contextlib.ExitStack() as stack:
         folder = keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="gdask-replay-"))
         os.makedirs(folder, exist_ok=True)
@@ -266,6 +267,9 @@ def _reduce(
 def _working_folder(folder: str) -> Iterator[None]:
     """Work in `folder` inside the `with` block, with its replay.db as the only database."""
     config = Path(folder, "replay.rc")
+    for path in (config, config.with_suffix(".db")):
+        if path.is_symlink():  # writing would go to the file that it points at
+            raise GdaskError(f"{path}: a symbolic link; remove it, or name another folder")
     config.write_text("[calibs]\ndatabases = ./replay.db get\n")
     before = os.environ.get("DRAGONSRC")
     with contextlib.chdir(folder):

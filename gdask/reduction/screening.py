@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from gdask import params
 from gdask.instruments import descriptor, instrument_of, step_defaults, tags
+from gdask.instruments.view import number_problem
 from gdask.io.catalog import read_catalog
 from gdask.io.frames import array_headers, primary_header, with_attrs
 from gdask.io.read import open_frame
@@ -226,6 +227,8 @@ def _is_for(module: ModuleType, file_tags: set[str]) -> bool:
 
 def _missing_keyword(frame: Frame) -> str:
     """Name what a reduction has to know and the headers of a frame do not say; '' if nothing."""
+    if problem := number_problem((primary_header(frame), *array_headers(frame))):
+        return f"{problem}; repair the header and run again"
     if problem := section_problem(frame):
         return problem
     own_tags = tags(frame)

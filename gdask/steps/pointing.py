@@ -11,6 +11,7 @@ import numpy as np
 
 from gdask import __version__
 from gdask.instruments import descriptor, instrument_of, tags, view
+from gdask.instruments.view import header_number, number_problem
 from gdask.io.frames import (
     array_headers,
     geometries,
@@ -150,10 +151,15 @@ def expected_pointing(frame: Frame) -> tuple[float, float]:
     dDec = -P sin PA + Q cos PA): RAOFFSET and DECOFFSE hold unrotated values in some real headers.
     """
     phu = primary_header(frame)
-    pa = np.radians(float(phu.get("PA", 0.0) or 0.0))
-    p, q = (float(phu.get(keyword, 0.0) or 0.0) for keyword in ("POFFSET", "QOFFSET"))
-    east = p * np.cos(pa) + q * np.sin(pa) + float(phu.get("RATRGOFF", 0.0) or 0.0)
-    north = -p * np.sin(pa) + q * np.cos(pa) + float(phu.get("DECTRGOF", 0.0) or 0.0)
+    if problem := number_problem([phu]):
+        raise GdaskError(f"{frame.attrs['name']}: {problem}; repair the header")
+    angle, p, q, more_east, more_north = (
+        float(header_number(phu, keyword) or 0.0)
+        for keyword in ("PA", "POFFSET", "QOFFSET", "RATRGOFF", "DECTRGOF")
+    )
+    pa = np.radians(angle)
+    east = p * np.cos(pa) + q * np.sin(pa) + more_east
+    north = -p * np.sin(pa) + q * np.cos(pa) + more_north
     ra, dec = tangent_sky(
         east, north, float(descriptor(frame, "target_ra")), float(descriptor(frame, "target_dec"))
     )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
+import resource
+import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -146,3 +150,66 @@ def test_a_list_from_the_shell() -> None:
 def test_a_name_with_a_zero_byte(verb: str, capsys: pytest.CaptureFixture) -> None:
     assert cli.main([verb, "a\0b.fits", *(["-d", "object"] if verb == "showd" else [])]) in (1, 2)
     assert "Traceback" not in capsys.readouterr().err
+
+
+ODD = [
+    "plain.fits",
+    "with blank.fits",
+    "a #b.fits",
+    " outer ",
+    "@secret",
+    "x\n@secret",
+    "cr\r.fits",
+    "#c.fits",
+    '"quoted"',
+    '"half.fits',
+    "tab\t.fits",
+    "\x1b[2J.fits",
+    "next\x85line\u2028.fits",
+    "S[1]*.fits",
+    "back\\slash.fits",
+    os.fsdecode(b"latin\xe9.fits"),
+    "é.fits",
+]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_names_come_back_from_lists_and_pipes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(name).touch()
+    Path("secret").write_text("stolen.fits\n")
+    cli.write_list("x.list", ["Tags: a\n@secret"], ["first.fits", name])
+    assert expand_files(["@x.list"]) == ["first.fits", name]
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{cli.list_line(name)}\n"))
+    assert expand_files([], stdin=True) == [name]
+
+
+def test_a_comment_after_quotes_and_quotes_that_are_none() -> None:
+    Path("x.list").write_text('"a #b.fits"  # mine\n"open.fits\n"a" b.fits\n')
+    assert expand_files(["@x.list"]) == ["a #b.fits", '"open.fits', '"a" b.fits']
+
+
+def test_dataselect_writes_names_that_come_back(night: object) -> None:
+    names = ["a #b.fits", "x\n@secret.fits"]
+    for name in names:
+        shutil.copy(night.science[0], name)
+    assert cli.main(["dataselect", *names, "-o", "x.list"]) == 0
+    assert cli.main(["typewalk", "-o", "y.list"]) == 0
+    assert expand_files(["@x.list"]) == names
+    assert expand_files(["@y.list"]) == [f"./{name}" for name in names]
+
+
+def test_a_list_that_cannot_be_written_is_named_and_not_left_half(
+    night: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(night.science[0], "a.fits")
+    Path("old.list").write_text("old.fits\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))  # as on a full disk
+    try:
+        code = cli.main(["dataselect", "a.fits", "-o", "old.list"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert code == 1 and "old.list: the list cannot be written" in capsys.readouterr().err
+    assert Path("old.list").read_text() == "old.fits\n" and not list(Path().glob("*.part"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from gdask.headers import Header, parse_header, read_headers
 from gdask.headers import header as header_module
 from gdask.instruments import view
 from gdask.io.frames import array_headers, made_once, with_attrs, with_headers
+from gdask.model import GdaskError
 from gdask.types import Frame
 
 CHANGES = {
@@ -266,3 +268,22 @@ def test_what_is_made_once_is_made_again_for_other_headers(night: Night) -> None
     assert made(with_attrs(frame, name="other.fits")) == "made 3"
     assert made(with_headers(frame, primary={"OBJECT": "x"})) == "made 4"
     assert made(with_headers(frame, each={"GAIN": [1.0] * frame.sizes["detector"]})) == "made 5"
+
+
+@pytest.mark.parametrize("kind", ["HIERARCH", "CONTINUE", "KEY"])
+def test_headers_have_a_bound(tmp_path: Path, kind: str) -> None:
+    """99,000 cards took 12 s, as CONTINUE 33 s."""
+    cards = [
+        b"SIMPLE  =                    T".ljust(80),
+        b"NAXIS   =                    0".ljust(80),
+    ]
+    text = {"CONTINUE": "CONTINUE  'x&'", "KEY": "KEY     = 'x'", "HIERARCH": "HIERARCH A = 1"}[
+        kind
+    ]
+    cards += [text.ljust(80).encode()] * 99_000 + [b"END".ljust(80)]
+    content = b"".join(cards)
+    (tmp_path / "x.fits").write_bytes(content.ljust(len(content) + -len(content) % 2880))
+    begun = time.process_time()
+    with pytest.raises(GdaskError, match="x.fits: header of extension 0 has more than 20000 cards"):
+        read_headers(tmp_path / "x.fits")
+    assert time.process_time() - begun < 3
