@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
-from datetime import datetime, timedelta
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Annotated, Any
 
 import numpy as np
@@ -28,11 +28,11 @@ from gdask.kernels.astrometry.joint_fit import Reference
 from gdask.kernels.astrometry.measured_stars import Measurements
 from gdask.kernels.astrometry.residuals import RESIDUAL_DTYPE
 from gdask.kernels.astrometry.solution import FrameFit, Solution, solve
-from gdask.kernels.geometry.projection import pixel_area, to_plane
+from gdask.kernels.geometry.projection import CORRECTION_UNIT, pixel_area, to_plane
 from gdask.kernels.sources.centroids import EDGE, FAILED, SATURATED
 from gdask.model import GdaskError
 from gdask.params import Range
-from gdask.steps.frames import on_group
+from gdask.steps.frames import mjd_of_middle, night_of, on_group
 from gdask.steps.pointing import find_bad_wcs
 from gdask.types import Frame, Frames
 
@@ -41,6 +41,8 @@ J2000 = datetime(2000, 1, 1, 12)
 #: Flags of centroids that are not used. A star near bad pixels is used: they are left out of its
 #: fit, and its error says so.
 UNUSABLE_CENTROID = SATURATED | EDGE | FAILED
+#: Turn or skew (degrees) and change of scale from which stars contradict the axes of the headers.
+AXES_TURN, AXES_SCALE = 0.06, 5e-4
 #: Centroids of an array that make those near its edge superfluous; and how near these may be.
 FEW_CENTROIDS, WHOLE_CORE_FWHM = 4, 1.0
 
@@ -160,12 +162,6 @@ def _reasons_to_doubt_pointing(frames: Frames) -> list[str]:
     return [suspects.get(frame.attrs["name"], "") for frame in frames]
 
 
-def _night(frame: Frame) -> int:
-    """Give the number of the night: it changes at 18 h UT, early afternoon at the telescope."""
-    start = descriptor(frame, "ut_datetime")
-    return (start - timedelta(hours=18)).toordinal() if start is not None else 0
-
-
 def _mean_year(frames: Frames) -> float:
     """Give the mean Julian year of the exposures, at which moving stars are seen in the stack."""
     starts = [descriptor(frame, "ut_datetime") for frame in frames]
@@ -226,7 +222,7 @@ def _measure(frame: Frame, exposure: float) -> Measurements:
         pa=pointing.pa,
         outline=_outline(frame),
         signal=signal,
-        epoch=_night(frame),
+        epoch=night_of(frame),
     )
 
 
@@ -287,10 +283,29 @@ def _solution_text(solution: Solution, catalog: str) -> str:
         tie = solution.reference_tie
         text += (
             f"; tied to the catalogue by {tie.n} stars, rms {tie.rms:.1f} mas ({catalog})"
+            f"{_axes_text(good)}"
             if tie.ok
             else f"; not tied to the catalogue: {tie.reason}"
         )
     return text
+
+
+def _axes_text(fits: Sequence[FrameFit]) -> str:
+    """Say by how much the axes of the headers are off, on average over the frames; '' for nothing.
+
+    Without a catalogue no star shows what is common to all frames.
+    """
+    linear = [(*fit.correction_x[1:3], *fit.correction_y[1:3]) for fit in fits if fit.terms > 2]
+    if not linear:
+        return ""
+    along_x, y_to_x, x_to_y, along_y = np.mean(linear, axis=0) / CORRECTION_UNIT
+    turn, skew = np.degrees((y_to_x - x_to_y) / 2), np.degrees(y_to_x + x_to_y)
+    scale = 1 + (along_x + along_y) / 2
+    against = abs(turn) > AXES_TURN or abs(skew) > AXES_TURN or abs(scale - 1) > AXES_SCALE
+    return (
+        f"; stars turn the headers' axes by {turn:.3f} degrees, skew {skew:.3f} degrees, scale"
+        f" {scale:.5f}{': they contradict the headers' if against else ''}"
+    )
 
 
 def _groups_on_headers(solution: Solution) -> dict[int, str]:
@@ -420,19 +435,10 @@ def with_residuals(frame: Frame, fit: FrameFit, solution: Solution) -> Frame:
     )
     details = {
         "residuals": rows[shared],
-        "mjd": _mjd_of_middle(frame),
+        "mjd": mjd_of_middle(frame),
         "shape": shape_of(frame),
         "stars": solution.stars,
         "centre": (solution.ra, solution.dec),
         "floor_mas": solution.floor,
     }
     return with_small(frame, solution=small(frame, "solution") | details)
-
-
-def _mjd_of_middle(frame: Frame) -> float:
-    """Give the MJD of the middle of the exposure; NaN where the header has no date."""
-    start = descriptor(frame, "ut_datetime")
-    if start is None:
-        return float("nan")
-    seconds = float(descriptor(frame, "exposure_time") or 0.0)
-    return (start - datetime(1858, 11, 17)).total_seconds() / 86400 + seconds / 2 / 86400

@@ -1,4 +1,4 @@
-"""Give steps the variables of a Frame as lazy arrays, and facts of its arrays.
+"""Give steps the variables of a Frame as lazy arrays, and facts of its arrays and its time.
 
 The functions build graphs and compute nothing.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gdask.instruments import descriptor
@@ -156,3 +157,18 @@ def _matching_arrays(calibration: Frame, frame: Frame) -> list[int]:
 def strip_rows(row_bytes: float, fewest: int) -> int:
     """Give the rows of a strip if a task holds `row_bytes` for each row: at least `fewest`."""
     return max(int(STRIP_BYTES / max(row_bytes, 1)), fewest)
+
+
+def night_of(frame: Frame) -> int:
+    """Give the number of the night: it changes at 18 h UT, early afternoon at the telescope."""
+    start = descriptor(frame, "ut_datetime")
+    return (start - timedelta(hours=18)).toordinal() if start is not None else 0
+
+
+def mjd_of_middle(frame: Frame) -> float:
+    """Give the MJD of the middle of the exposure; NaN where the header has no date."""
+    start = descriptor(frame, "ut_datetime")
+    if start is None:
+        return float("nan")
+    seconds = float(descriptor(frame, "exposure_time") or 0.0)
+    return (start - datetime(1858, 11, 17)).total_seconds() / 86400 + seconds / 2 / 86400
