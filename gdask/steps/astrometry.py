@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -32,8 +32,8 @@ from gdask.kernels.geometry.projection import CORRECTION_UNIT, pixel_area, to_pl
 from gdask.kernels.sources.centroids import EDGE, FAILED, SATURATED
 from gdask.model import GdaskError
 from gdask.params import Range
-from gdask.steps.frames import mjd_of_middle, night_of, on_group
-from gdask.steps.pointing import find_bad_wcs
+from gdask.steps.frames import mjd_of_middle, night_of, on_group, outline_of
+from gdask.steps.pointing import find_bad_wcs, follow_object
 from gdask.types import Frame, Frames
 
 #: Julian epoch 2000.0, to a minute.
@@ -117,6 +117,9 @@ def adjust_wcs_to_reference(
     search: Annotated[float, Range(0.01, None)] = 30.0,
     match_radius: Annotated[float, Range(0.001, None)] = 0.2,
     max_rms: Annotated[float, Range(0.0001, None)] = 0.05,
+    follow: Literal["auto", "object", "stars"] = "auto",
+    rate_east: float | None = None,
+    rate_north: float | None = None,
 ) -> Frames:
     """Align the frames with each other by one solution for all of them. [adjustWCSToReference]
 
@@ -137,13 +140,24 @@ def adjust_wcs_to_reference(
         Arcsec within which sources are the same star.
     max_rms
         Arcsec of residuals per axis above which a frame is set aside.
+    follow
+        What stands still in the stack: the object, where it moves among the stars, or the stars.
+        auto follows the object of frames with tracking rates (tag NON_SIDEREAL) or given rates.
+    rate_east
+        The object's motion to the East, arcsec per hour; as the headers say if not given.
+    rate_north
+        The object's motion to the North, arcsec per hour; as the headers say if not given.
     """
-    if all(small(frame, "solution") is not None for frame in frames):
-        return tuple(note(frame, "already solved with the catalogue") for frame in frames)
     if len(frames) == 1:
         return tuple(note(frame, "one frame: nothing to align") for frame in frames)
-    limits = {"order": order, "search": search, "match_radius": match_radius, "max_rms": max_rms}
-    return _with_solution(frames, _solve(frames, limits))
+    if all(small(frame, "solution") is not None for frame in frames):
+        frames = tuple(note(frame, "already solved with the catalogue") for frame in frames)
+    else:
+        limits = {"order": order, "search": search, "match_radius": match_radius}
+        frames = _with_solution(frames, _solve(frames, limits | {"max_rms": max_rms}))
+    left = [(small(frame, "solution") or {}).get("placed", "header") for frame in frames]
+    by_header = [placed == "header" for placed in left]
+    return follow_object(frames, follow, rate_east, rate_north, by_header)
 
 
 def _solve(
@@ -168,15 +182,6 @@ def _mean_year(frames: Frames) -> float:
     seconds = [(start - J2000).total_seconds() for start in starts if start is not None]
     years = [2000 + value / (365.25 * 86400) for value in seconds]
     return float(np.mean(years)) if years else 2000.0
-
-
-def _outline(frame: Frame) -> tuple[np.ndarray, ...]:
-    """Give the corners (4, 2) of each array in the instrument's plane (arcsec)."""
-    x, y = (
-        np.array([0.0, 1, 1, 0]) * frame.sizes["x"] - 0.5,
-        np.array([0.0, 0, 1, 1]) * frame.sizes["y"] - 0.5,
-    )
-    return tuple(np.column_stack(to_plane(geometry, x, y)) for geometry in geometries(frame))
 
 
 def _measure(frame: Frame, exposure: float) -> Measurements:
@@ -220,7 +225,7 @@ def _measure(frame: Frame, exposure: float) -> Measurements:
         ra=pointing.ra,
         dec=pointing.dec,
         pa=pointing.pa,
-        outline=_outline(frame),
+        outline=outline_of(frame),
         signal=signal,
         epoch=night_of(frame),
     )

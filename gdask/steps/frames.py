@@ -10,9 +10,20 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from gdask.instruments import descriptor
-from gdask.io.frames import array_headers, array_numbers, is_frame, sections, shape_of, with_pixels
+from gdask.io.frames import (
+    array_headers,
+    array_numbers,
+    geometries,
+    is_frame,
+    sections,
+    shape_of,
+    with_pixels,
+)
 from gdask.io.lazy_arrays import cut_out
+from gdask.kernels.geometry.projection import to_plane
 from gdask.model import DETECTOR, DIMS, DTYPES, GdaskError, X, Y, late
 from gdask.types import Frame
 
@@ -172,3 +183,12 @@ def mjd_of_middle(frame: Frame) -> float:
         return float("nan")
     seconds = float(descriptor(frame, "exposure_time") or 0.0)
     return (start - datetime(1858, 11, 17)).total_seconds() / 86400 + seconds / 2 / 86400
+
+
+def outline_of(frame: Frame) -> tuple[np.ndarray, ...]:
+    """Give the corners (4, 2) of each array in the instrument's plane (arcsec)."""
+    x, y = (
+        np.array([0.0, 1, 1, 0]) * frame.sizes["x"] - 0.5,
+        np.array([0.0, 0, 1, 1]) * frame.sizes["y"] - 0.5,
+    )
+    return tuple(np.column_stack(to_plane(geometry, x, y)) for geometry in geometries(frame))

@@ -173,7 +173,10 @@ def first_shifts(
 def _lone_groups(problem: Problem, frames: Sequence[Measurements]) -> list[_Group]:
     """Each frame as a group of its own, where its header says."""
     outlines = [
-        [np.column_stack(to_common_plane(f, *corners.T, problem.centre)) for corners in f.outline]
+        [
+            np.column_stack(to_common_plane(f, corners[:, 0], corners[:, 1], problem.centre))
+            for corners in f.outline
+        ]
         for f in frames
     ]
     corners = np.concatenate([np.concatenate(outline) for outline in outlines])
