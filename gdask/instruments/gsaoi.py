@@ -224,9 +224,11 @@ def geometries(view: View, shape: tuple[int, int]) -> tuple[Geometry, ...]:
     # In a region of interest the origin of DETSEC was taken from CRPIX, otherwise that of CCDSEC:
     # the one that fits is right.
     fits = [(_rigid_fit(view, plain, keyword), keyword) for keyword in ("CCDSEC", "DETSEC")]
-    (angle, residual), keyword = min(fits, key=lambda fit: fit[0][1])
+    _, keyword = min(fits, key=lambda fit: fit[0])
     ra, dec = _pointing(view, keyword)
-    pa = _position_angle(view, angle, residual)
+    # The arrays' header WCS say nothing better: they are turned against PA by 0.02 to 0.03 degrees
+    # in headers of 2018, whatever the true angle is.
+    pa = float(view("position_angle") or 0.0)
     return tuple(geometry._replace(ra=ra, dec=dec, pa=pa) for geometry in plain)
 
 
@@ -260,24 +262,10 @@ def _pointing(view: View, keyword: str) -> tuple[float, float]:
     return sky or (float(view("target_ra") or 0.0), float(view("target_dec") or 0.0))
 
 
-def _position_angle(view: View, angle: float, residual: float) -> float:
-    """Position angle in degrees: the keyword PA, refined where the headers allow it.
-
-    angle, residual: what `_rigid_fit` gives. The refinement counts only where the header's arrays
-    agree with the model (0.2 arcsec rms: 2018 headers; those of 2013 and 2014 are off by 2 arcsec)
-    and it is small (0.1 degrees). On an independent simulation with a true angle 0.034 degrees from
-    PA it came within 0.008 degrees.
-    """
-    keyword = float(view("position_angle") or 0.0)
-    correction = (angle - keyword + 180) % 360 - 180
-    agrees = residual < 0.2 and abs(correction) < 0.1
-    return keyword + correction if agrees else keyword
-
-
-def _rigid_fit(view: View, plain: list[Geometry], keyword: str) -> tuple[float, float]:
+def _rigid_fit(view: View, plain: list[Geometry], keyword: str) -> float:
     """Fit the header's array centres by a rotation of the distortion model's plane.
 
-    Returns the rotation (degrees) from the plane to the sky and the rms that is left (arcsec).
+    Returns the rms that is left (arcsec).
     """
     from gdask.kernels.geometry.projection import tangent_plane, to_plane
 
@@ -286,7 +274,7 @@ def _rigid_fit(view: View, plain: list[Geometry], keyword: str) -> tuple[float, 
     found = [header_sky(view, number, x, y, keyword) for number in range(len(plain))]
     centres = [centre for centre in found if centre is not None]
     if len(plain) < 3 or len(centres) < len(plain):
-        return 0.0, np.inf
+        return float(np.inf)
     ra, dec = _pointing(view, keyword)
     sky = np.array([tangent_plane(*centre, ra, dec) for centre in centres])
     plane = np.array([to_plane(g, middle[0] - g.x0, middle[1] - g.y0) for g in plain])
@@ -299,7 +287,7 @@ def _rigid_fit(view: View, plain: list[Geometry], keyword: str) -> tuple[float, 
     residuals = sky - np.column_stack(
         [c * plane[:, 0] + s * plane[:, 1], c * plane[:, 1] - s * plane[:, 0]]
     )
-    return float(np.degrees(angle)), float(np.sqrt((residuals**2).sum(axis=1).mean()))
+    return float(np.sqrt((residuals**2).sum(axis=1).mean()))
 
 
 def _true_section(

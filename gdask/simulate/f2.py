@@ -31,6 +31,7 @@ from gdask.simulate.f2_optics import (
     distance_outside,
     guide_probe,
     illumination,
+    on_axes,
     optics,
     probe_tip,
     shadow,
@@ -111,6 +112,8 @@ def prepare_night(options: F2Options) -> F2Night:
     circle, scale = lit_circle(facts), facts["wcs"]["pixel_scale"]
     origin = f2_headers.reference_pixel(facts, date_of(options.date).date())
     chip = optics(scale, options.distortion, (circle.x + 1.0, circle.y + 1.0), origin)
+    if options.axes == "cd":
+        chip = on_axes(chip, scale, f2_headers.axes_matrix(facts, date_of(options.date).date()))
     nodes = np.arange(8.5, FULL_SIZE, NODE_STEP)
     inside = distance_outside(circle, nodes - 1.0, nodes - 1.0) < 0
     mean_area = float(pixel_area(chip, nodes, nodes)[inside].mean())

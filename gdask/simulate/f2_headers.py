@@ -226,13 +226,18 @@ def image_header(facts: Facts, options: F2Options, exposure: Exposure) -> Header
     return header(cards)
 
 
+def axes_matrix(facts: Facts, day: Date) -> np.ndarray:
+    """The headers' CD matrix at position angle 0, degrees per pixel, at a date."""
+    return np.array(facts["wcs"]["cd"][day >= facts["conventions"]["crpix"]]).reshape(2, 2)
+
+
 def _wcs(facts: Facts, options: F2Options, exposure: Exposure) -> list[CardLike]:
     """The WCS: CRVAL is the claimed pointing; flats and darks keep what was left there."""
     wcs, day = facts["wcs"], date_of_exposure(exposure)
     corner = (FULL_SIZE - options.size) // 2
     crpix = [six_digits(pixel) - corner for pixel in reference_pixel(facts, day)]
     if exposure.field:
-        cd = np.array(wcs["cd"][day >= facts["conventions"]["crpix"]]).reshape(2, 2)
+        cd = axes_matrix(facts, day)
         (c11, c21), (c12, c22) = (rotate(cd[0, i], cd[1, i], exposure.pa) for i in (0, 1))
         crval = exposure.claimed
     else:

@@ -49,6 +49,12 @@ NO_PROBE_INTRUSION = -1200.0  # pixels: far outside
 PROBE_DIRECTION = 225.0  # degrees
 
 
+def on_axes(chip: Chip, scale: float, cd: Array) -> Chip:
+    """The same array with scale and axes of a CD matrix (2, 2), degrees, at position angle 0."""
+    (c11, c12), (c21, c22) = cd * 3600.0 / scale
+    return Chip(c12 * chip.u + c11 * chip.v, c22 * chip.u + c21 * chip.v)
+
+
 def optics(
     scale: float, distortion: float, centre: tuple[float, float], origin: tuple[float, float]
 ) -> Chip:

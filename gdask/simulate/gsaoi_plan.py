@@ -19,6 +19,7 @@ from gdask.simulate.geometry import (
 )
 from gdask.simulate.options import GsaoiOptions
 from gdask.simulate.plan import (
+    GOLDEN_ANGLE,
     Exposure,
     calibration,
     date_of,
@@ -160,6 +161,8 @@ def _standards(
     date, first = _date(options, night) - timedelta(days=1), first_numbers(options)["std"]
     for i in range(options.n_std):
         u, v = plane(chips[i % 4], MIDDLE, MIDDLE)
+        angle = np.radians(GOLDEN_ANGLE * i)  # `std_offset` from the middle, somewhere else in each
+        u, v = u + options.std_offset * np.cos(angle), v + options.std_offset * np.sin(angle)
         p, q = (-round(float(value) * 4) / 4 for value in (u, v))
         mjd = start_of(date, 0.9, STANDARD_CADENCE * i)
         file = file_name(date, first + i)

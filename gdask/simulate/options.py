@@ -22,6 +22,7 @@ class GsaoiOptions(NamedTuple):
     n_sky: int = 7
     n_flats: int = 15
     n_std: int = 4
+    std_offset: float = 0.0
     n_darks: int = 0
     nights: int = 1
     date: str = "20170505"
@@ -66,6 +67,7 @@ class F2Options(NamedTuple):
     seeing: float = 0.6
     pointing: float = 0.25
     distortion: float = 0.0
+    axes: str = "cd"
     probe: str = "edge"
     bad_wcs: int = 0
     cr_rate: float = 0.4
@@ -82,6 +84,7 @@ GSAOI_HELP = {
     "n_sky": "science frames on the offset sky field, unguided, each night",
     "n_flats": "dome flats: so many with the lamp on and as many with it off",
     "n_std": "frames of the standard star 9132",
+    "std_offset": "the standard is so far from the middles of the arrays, arcsec",
     "n_darks": "dark frames",
     "nights": "consecutive nights, each with its own calibrations",
     "date": "date in the file names, YYYYMMDD, of the first night",
@@ -131,6 +134,10 @@ F2_HELP = GSAOI_HELP | {
     "distortion": (
         "radial distortion: by how much the scale 3 arcmin from the centre differs, as a fraction"
     ),
+    "axes": (
+        "true scale and axes of the array: as the CD matrix of its headers says (cd), or square "
+        "and along PA (pa)"
+    ),
     "probe": (
         "shadow of the guide probe: none, one that enters at the edge in some dithers, or one "
         "deep in the field"
@@ -149,6 +156,7 @@ F2_CHOICES: dict[str, tuple[object, ...]] = {
     "lnrs": (1, 4, 6, 8),
     "dither": ("on-target", "offset"),
     "field": ("sparse", "crowded", "extended"),
+    "axes": ("cd", "pa"),
     "probe": ("edge", "none", "deep"),
 }
 
@@ -161,6 +169,7 @@ GSAOI_LIMITS: dict[str, tuple[float, float]] = {
     "n_sky": (0, 5000),
     "n_flats": (0, 1000),
     "n_std": (0, 1000),
+    "std_offset": (0.0, 20.0),
     "n_darks": (0, 1000),
     "nights": (1, 366),
     "exptime": (1.0, 3600.0),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
-from datetime import datetime, timedelta
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -28,12 +28,17 @@ from gdask.kernels.astrometry.few_stars import HEADER_ERROR
 from gdask.kernels.astrometry.measured_stars import Measurements
 from gdask.kernels.astrometry.residuals import RESIDUAL_DTYPE
 from gdask.kernels.astrometry.solution import FrameFit, Solution, solve
-from gdask.kernels.geometry.projection import pixel_area, rounded_terms, to_plane
+from gdask.kernels.geometry.projection import (
+    CORRECTION_UNIT,
+    pixel_area,
+    rounded_terms,
+    to_plane,
+)
 from gdask.kernels.sources.centroids import EDGE, FAILED, SATURATED
 from gdask.model import GdaskError
 from gdask.params import Range
-from gdask.steps.frames import on_group
-from gdask.steps.pointing import find_bad_wcs
+from gdask.steps.frames import mjd_of_middle, night_of, on_group, outline_of
+from gdask.steps.pointing import find_bad_wcs, follow_object
 from gdask.types import Frame, Frames
 
 #: Julian epoch 2000.0, to a minute.
@@ -41,6 +46,8 @@ J2000 = datetime(2000, 1, 1, 12)
 #: Flags of centroids that are not used. A star near bad pixels is used: they are left out of its
 #: fit, and its error says so.
 UNUSABLE_CENTROID = SATURATED | EDGE | FAILED
+#: Turn or skew (degrees) and change of scale from which stars contradict the axes of the headers.
+AXES_TURN, AXES_SCALE = 0.06, 5e-4
 #: Centroids of an array that make those near its edge superfluous; and how near these may be.
 FEW_CENTROIDS, WHOLE_CORE_FWHM = 4, 1.0
 
@@ -117,6 +124,9 @@ def adjust_wcs_to_reference(
     search: Annotated[float, Range(0.01, None)] = 30.0,
     match_radius: Annotated[float, Range(0.001, None)] = 0.2,
     max_rms: Annotated[float, Range(0.0001, None)] = 0.05,
+    follow: Literal["auto", "object", "stars"] = "auto",
+    rate_east: float | None = None,
+    rate_north: float | None = None,
 ) -> Frames:
     """Align the frames with each other by one solution for all of them. [adjustWCSToReference]
 
@@ -137,13 +147,24 @@ def adjust_wcs_to_reference(
         Arcsec within which sources are the same star.
     max_rms
         Arcsec of residuals per axis above which a frame is set aside.
+    follow
+        What stands still in the stack: the object, where it moves among the stars, or the stars.
+        auto follows the object of frames with tracking rates (tag NON_SIDEREAL) or given rates.
+    rate_east
+        The object's motion to the East, arcsec per hour; as the headers say if not given.
+    rate_north
+        The object's motion to the North, arcsec per hour; as the headers say if not given.
     """
-    if all(small(frame, "solution") is not None for frame in frames):
-        return tuple(note(frame, "already solved with the catalogue") for frame in frames)
     if len(frames) == 1:
         return tuple(note(frame, "one frame: nothing to align") for frame in frames)
-    limits = {"order": order, "search": search, "match_radius": match_radius, "max_rms": max_rms}
-    return _with_solution(frames, _solve(frames, limits))
+    if all(small(frame, "solution") is not None for frame in frames):
+        frames = tuple(note(frame, "already solved with the catalogue") for frame in frames)
+    else:
+        limits = {"order": order, "search": search, "match_radius": match_radius}
+        frames = _with_solution(frames, _solve(frames, limits | {"max_rms": max_rms}))
+    left = [(small(frame, "solution") or {}).get("placed", "header") for frame in frames]
+    by_header = [placed == "header" for placed in left]
+    return follow_object(frames, follow, rate_east, rate_north, by_header)
 
 
 def _solve(
@@ -162,27 +183,12 @@ def _reasons_to_doubt_pointing(frames: Frames) -> list[str]:
     return [suspects.get(frame.attrs["name"], "") for frame in frames]
 
 
-def _night(frame: Frame) -> int:
-    """Give the number of the night: it changes at 18 h UT, early afternoon at the telescope."""
-    start = descriptor(frame, "ut_datetime")
-    return (start - timedelta(hours=18)).toordinal() if start is not None else 0
-
-
 def _mean_year(frames: Frames) -> float:
     """Give the mean Julian year of the exposures, at which moving stars are seen in the stack."""
     starts = [descriptor(frame, "ut_datetime") for frame in frames]
     seconds = [(start - J2000).total_seconds() for start in starts if start is not None]
     years = [2000 + value / (365.25 * 86400) for value in seconds]
     return float(np.mean(years)) if years else 2000.0
-
-
-def _outline(frame: Frame) -> tuple[np.ndarray, ...]:
-    """Give the corners (4, 2) of each array in the instrument's plane (arcsec)."""
-    x, y = (
-        np.array([0.0, 1, 1, 0]) * frame.sizes["x"] - 0.5,
-        np.array([0.0, 0, 1, 1]) * frame.sizes["y"] - 0.5,
-    )
-    return tuple(np.column_stack(to_plane(geometry, x, y)) for geometry in geometries(frame))
 
 
 def _measure(frame: Frame, exposure: float) -> Measurements:
@@ -226,9 +232,9 @@ def _measure(frame: Frame, exposure: float) -> Measurements:
         ra=pointing.ra,
         dec=pointing.dec,
         pa=pointing.pa,
-        outline=_outline(frame),
+        outline=outline_of(frame),
         signal=signal,
-        epoch=_night(frame),
+        epoch=night_of(frame),
     )
 
 
@@ -283,8 +289,27 @@ def _solution_text(solution: Solution, catalog: str) -> str:
         text += f"; {len(sizes)} groups that share no stars ({', '.join(each)})"
     if solution.reference_tie is not None:
         tie = solution.reference_tie
-        text += f"; {describe_tie(tie)}" + (f" ({catalog})" if tie.ok else "")
+        text += f"; {describe_tie(tie)}"
+        text += f" ({catalog}){_axes_text(good)}" if tie.ok else ""
     return text
+
+
+def _axes_text(fits: Sequence[FrameFit]) -> str:
+    """Say by how much the axes of the headers are off, on average over the frames; '' for nothing.
+
+    Without a catalogue no star shows what is common to all frames.
+    """
+    linear = [(*fit.correction_x[1:3], *fit.correction_y[1:3]) for fit in fits if fit.terms > 2]
+    if not linear:
+        return ""
+    along_x, y_to_x, x_to_y, along_y = np.mean(linear, axis=0) / CORRECTION_UNIT
+    turn, skew = np.degrees((y_to_x - x_to_y) / 2), np.degrees(y_to_x + x_to_y)
+    scale = 1 + (along_x + along_y) / 2
+    against = abs(turn) > AXES_TURN or abs(skew) > AXES_TURN or abs(scale - 1) > AXES_SCALE
+    return (
+        f"; stars turn the headers' axes by {turn:.3f} degrees, skew {skew:.3f} degrees, scale"
+        f" {scale:.5f}{': they contradict the headers' if against else ''}"
+    )
 
 
 def _groups_on_headers(solution: Solution) -> dict[int, str]:
@@ -414,7 +439,7 @@ def with_residuals(frame: Frame, fit: FrameFit, solution: Solution) -> Frame:
     )
     details = {
         "residuals": rows[shared],
-        "mjd": _mjd_of_middle(frame),
+        "mjd": mjd_of_middle(frame),
         "shape": shape_of(frame),
         "stars": solution.stars,
         "centre": (solution.ra, solution.dec),
@@ -422,12 +447,3 @@ def with_residuals(frame: Frame, fit: FrameFit, solution: Solution) -> Frame:
         "tie": solution.reference_tie._asdict() if solution.reference_tie else {},
     }
     return with_small(frame, solution=small(frame, "solution") | details)
-
-
-def _mjd_of_middle(frame: Frame) -> float:
-    """Give the MJD of the middle of the exposure; NaN where the header has no date."""
-    start = descriptor(frame, "ut_datetime")
-    if start is None:
-        return float("nan")
-    seconds = float(descriptor(frame, "total_exposure_time") or 0.0)
-    return (start - datetime(1858, 11, 17)).total_seconds() / 86400 + seconds / 2 / 86400

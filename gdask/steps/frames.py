@@ -1,4 +1,4 @@
-"""Give steps the variables of a Frame as lazy arrays, and facts of its arrays.
+"""Give steps the variables of a Frame as lazy arrays, and facts of its arrays and its time.
 
 The functions build graphs and compute nothing.
 """
@@ -7,12 +7,24 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from gdask.instruments import descriptor, instrument_of, view
-from gdask.io.frames import array_headers, array_numbers, is_frame, sections, shape_of, with_pixels
+from gdask.io.frames import (
+    array_headers,
+    array_numbers,
+    geometries,
+    is_frame,
+    sections,
+    shape_of,
+    with_pixels,
+)
 from gdask.io.lazy_arrays import cut_out
 from gdask.kernels.arrays import usual_errors
+from gdask.kernels.geometry.projection import to_plane
 from gdask.model import DETECTOR, DIMS, DTYPES, GdaskError, X, Y, late
 from gdask.types import Frame
 
@@ -199,3 +211,27 @@ def _matching_arrays(calibration: Frame, frame: Frame) -> list[int]:
 def strip_rows(row_bytes: float, fewest: int) -> int:
     """Give the rows of a strip if a task holds `row_bytes` for each row: at least `fewest`."""
     return max(int(STRIP_BYTES / max(row_bytes, 1)), fewest)
+
+
+def night_of(frame: Frame) -> int:
+    """Give the number of the night: it changes at 18 h UT, early afternoon at the telescope."""
+    start = descriptor(frame, "ut_datetime")
+    return (start - timedelta(hours=18)).toordinal() if start is not None else 0
+
+
+def mjd_of_middle(frame: Frame) -> float:
+    """Give the MJD of the middle of the exposure; NaN where the header has no date."""
+    start = descriptor(frame, "ut_datetime")
+    if start is None:
+        return float("nan")
+    seconds = float(descriptor(frame, "exposure_time") or 0.0)
+    return (start - datetime(1858, 11, 17)).total_seconds() / 86400 + seconds / 2 / 86400
+
+
+def outline_of(frame: Frame) -> tuple[np.ndarray, ...]:
+    """Give the corners (4, 2) of each array in the instrument's plane (arcsec)."""
+    x, y = (
+        np.array([0.0, 1, 1, 0]) * frame.sizes["x"] - 0.5,
+        np.array([0.0, 0, 1, 1]) * frame.sizes["y"] - 0.5,
+    )
+    return tuple(np.column_stack(to_plane(geometry, x, y)) for geometry in geometries(frame))

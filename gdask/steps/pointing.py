@@ -19,6 +19,7 @@ from gdask.io.frames import (
     note,
     primary_header,
     shape_of,
+    warn,
     with_geometries,
     with_headers,
     with_provenance,
@@ -46,6 +47,10 @@ _THIRD_AXIS = (
 #: Arcsec that a pointing may be off for each arcsec of offset: those of far sky frames are, without
 #: being wrong.
 ERROR_PER_OFFSET = 0.04
+#: RATRACK (seconds of RA per second) above which the telescope does not follow the sky at all.
+STANDING_RATE = 0.5
+#: Arcsec by which headers may miss the motion of a target over all frames, and still follow it.
+MAX_DRIFT_ERROR = 1.0
 #: Tags of frames that point at nothing on the sky.
 _NO_POINTING = {"ARC", "BIAS", "DARK", "FLAT", "PINHOLE", "BPM"}
 
@@ -113,6 +118,9 @@ def check_wcs(
     frames = tuple(_standardised(frame) for frame in frames)
     suspects = find_bad_wcs(frames, limit, dither_limit, max_deadtime)
     text = _listing(suspects) if suspects else "every WCS agrees with its target and offsets"
+    drift = _drift_text(frames)
+    if drift:
+        return tuple(warn(note(frame, text), drift) for frame in frames)
     return tuple(note(frame, text) for frame in frames)
 
 
@@ -135,9 +143,10 @@ def find_bad_wcs(
                 )
             elif base is None:
                 base, base_expected = miss, expected_pointing(frame)
+                begun = _exposure(frame)[0]
             elif np.hypot(*(miss - base)) > dither_limit + ERROR_PER_OFFSET * np.hypot(
                 *tangent_plane(*expected_pointing(frame), *base_expected)
-            ):
+            ) + np.hypot(*tracking_rate(frame)) * _seconds(begun, frame):
                 suspects[frame.attrs["name"]] = (
                     f"is {np.hypot(*(miss - base)):.1f} arcsec from where its offsets put it"
                 )
@@ -164,6 +173,116 @@ def expected_pointing(frame: Frame) -> tuple[float, float]:
         east, north, float(descriptor(frame, "target_ra")), float(descriptor(frame, "target_dec"))
     )
     return float(ra), float(dec)
+
+
+def tracking_rate(frame: Frame) -> tuple[float, float]:
+    """Give how fast the telescope follows the target among the stars, arcsec per second, E and N.
+
+    RATRACK is in seconds of right ascension per second (1.0027 where the telescope stands still, as
+    in a dome flat), DECTRACK in arcsec per second. (0, 0) for what is no target that moves.
+    """
+    if "NON_SIDEREAL" not in tags(frame) or tags(frame) & _NO_POINTING:
+        return 0.0, 0.0
+    phu, dec = primary_header(frame), float(descriptor(frame, "target_dec") or 0.0)
+    ra_rate, dec_rate = (float(phu.get(key, 0.0) or 0.0) for key in ("RATRACK", "DECTRACK"))
+    if abs(ra_rate) > STANDING_RATE:
+        return 0.0, 0.0
+    return 15 * ra_rate * float(np.cos(np.radians(dec))), dec_rate
+
+
+def follow_object(
+    frames: Frames, follow: str, east: float | None, north: float | None, by_header: Sequence[bool]
+) -> Frames:
+    """Give aligned frames with pointings in which the moving target, not the stars, stands still.
+
+    It stands where it is at the mean time of the frames. follow: auto (the object where there is a
+    rate), object or stars; east, north: its rate, arcsec per hour (None: as the headers say);
+    by_header: frames that no star has aligned, whose headers may follow the object or not.
+    """
+    rates = np.mean([tracking_rate(frame) for frame in frames], axis=0)
+    for axis, given in enumerate((east, north)):
+        rates[axis] = rates[axis] if given is None else given / 3600
+    if not rates.any() or len(frames) < 2:
+        return frames
+    times = np.array([_middle_seconds(frame, frames[0]) for frame in frames])
+    span = float(np.hypot(*rates) * np.ptp(times))
+    speed = f"the target moves at {3600 * rates[0]:.2f}, {3600 * rates[1]:.2f} arcsec/h (E, N)"
+    trails = max(float(descriptor(frame, "exposure_time") or 0.0) for frame in frames)
+    if follow == "stars":
+        text = f"{speed}: aligned on the stars, it is spread over {span:.2f} arcsec; follow=object"
+        return tuple(_with_warning(frame, f"{text} stacks it on itself") for frame in frames)
+    text = (
+        f"{speed}: aligned on it, stars are spread over {span:.2f} arcsec between frames and trail"
+        f" by {np.hypot(*rates) * trails:.2f} in a frame; follow=stars stacks the stars"
+    )
+    moves = (times - times.mean())[:, None] * rates
+    own = np.array([_header_motion(frame, frames[0]) for frame in frames])
+    moves = np.where(np.array(by_header)[:, None], own - own.mean(axis=0), moves)
+    return tuple(
+        _with_warning(_moved(frame, -move), text) for frame, move in zip(frames, moves, strict=True)
+    )
+
+
+def _with_warning(frame: Frame, text: str) -> Frame:
+    """Give the frame with a warning beside those that it has."""
+    return warn(frame, "; ".join(filter(None, [frame.attrs.get("warning", ""), text])))
+
+
+def _moved(frame: Frame, move: np.ndarray) -> Frame:
+    """Point the frame's geometry `move` arcsec (East, North) elsewhere."""
+    moved = []
+    for geometry in geometries(frame):
+        ra, dec = tangent_sky(move[0], move[1], geometry.ra, geometry.dec)
+        moved.append(geometry._replace(ra=float(ra), dec=float(dec)))
+    return with_geometries(frame, tuple(moved))
+
+
+def _middle_seconds(frame: Frame, first: Frame) -> float:
+    """Give the seconds from the begin of the first frame to the middle of this one."""
+    for each in (frame, first):
+        if descriptor(each, "ut_datetime") is None:
+            raise GdaskError(
+                f"{each.attrs['name']}: no DATE-OBS and UT that say when it was taken, which is "
+                "needed to follow a moving target; align on the stars with follow=stars"
+            )
+    begin, end = _exposure(frame)
+    return (begin - _exposure(first)[0] + (end - begin) / 2).total_seconds()
+
+
+def _seconds(begun: datetime, frame: Frame) -> float:
+    """Give the seconds from a time to the begin of a frame, without sign."""
+    return abs((_exposure(frame)[0] - begun).total_seconds())
+
+
+def _header_motion(frame: Frame, first: Frame) -> np.ndarray:
+    """Give where the header points, less the offsets, from the first frame's target (arcsec)."""
+    target = tuple(float(descriptor(first, name)) for name in ("target_ra", "target_dec"))
+    own = tuple(float(descriptor(frame, name)) for name in ("target_ra", "target_dec"))
+    geometry = geometries(frame)[0]
+    pointing = np.array(tangent_plane(geometry.ra, geometry.dec, *target), float)
+    return pointing - np.array(tangent_plane(*expected_pointing(frame), *own), float)
+
+
+def _drift_text(frames: Frames) -> str:
+    """Say how fast a moving target and the pointings of its headers move; '' for one that rests."""
+    moving = [frame for frame in frames if any(tracking_rate(frame)) and _has_pointing(frame)]
+    if len(moving) < 2:
+        return ""
+    rate = 3600 * np.mean([tracking_rate(frame) for frame in moving], axis=0)
+    hours = np.array([_middle_seconds(frame, moving[0]) for frame in moving]) / 3600
+    own = np.array([_header_motion(frame, moving[0]) for frame in moving])
+    text = f"the target moves at {rate[0]:.2f}, {rate[1]:.2f} arcsec/h (E, N) by the tracking rates"
+    if not np.ptp(hours) > 0:
+        return text
+    drift = np.polyfit(hours, own, 1)[0]
+    text += f"; the headers' pointings less offsets move at {drift[0]:.2f}, {drift[1]:.2f}"
+    agrees, rests = (
+        np.hypot(*(drift - expected)) * np.ptp(hours) < MAX_DRIFT_ERROR
+        for expected in (rate, np.zeros(2))
+    )
+    if agrees:
+        return f"{text}: they follow it"
+    return f"{text}: {'they stay' if rests else 'they do neither follow it nor stay'}"
 
 
 def _standardised(frame: Frame) -> Frame:

@@ -271,6 +271,76 @@ def test_a_reference_catalogue_ties_the_group(night: object, tmp_path: object) -
     assert all(small(frame, "solution") is None for frame in untied)
 
 
+# ---- targets that move
+
+#: Rate of the made-up object, arcsec per hour East and North, and hours between frames.
+RATE, HOURS = np.array([36.0, -14.4]), np.array([0.0, 0.05, 0.1, 0.2])
+
+
+def moving(frames: Frames, rate: np.ndarray = RATE) -> Frames:
+    """Give frames whose headers say that the telescope follows an object, and when."""
+    made = []
+    for frame, hours in zip(frames, HOURS, strict=True):
+        minutes, seconds = divmod(round(hours * 3600), 60)
+        time = f"03:{minutes:02d}:{seconds:02d}.0"
+        cosine = np.cos(np.radians(centre(frame)[1]))
+        cards = {"RATRACK": rate[0] / 3600 / 15 / cosine, "DECTRACK": rate[1] / 3600}
+        made.append(with_headers(frame, primary=cards | {"UT": time, "TIME-OBS": time}))
+    return tuple(made)
+
+
+def object_places(frames: Frames, truth: Frames) -> np.ndarray:
+    """Give where frames put the object (arcsec), which moves among the stars of the true frames."""
+    places = []
+    for frame, true, hours in zip(frames, truth, HOURS, strict=True):
+        sky = tangent_sky(*(RATE * hours + 12.0), *centre(frame))
+        for geometry, exact in zip(geometries(frame), geometries(true), strict=True):
+            x, y = from_sky(exact, *sky)
+            if 0 < x < 2047 and 0 < y < 2047:
+                places.append(tangent_plane(*to_sky(geometry, x, y), *centre(frame)))
+    return np.array(places, float)
+
+
+def test_frames_of_a_moving_target_follow_it_or_the_stars(night: object) -> None:
+    errors = [(0.1, -0.05), (-0.2, 0.1), (0.15, 0.2), (-0.1, -0.15)]
+    frames = moving(seen(full(night), errors))
+    assert all("NON_SIDEREAL" in gdask.tags(frame) for frame in frames)
+    stars = steps.adjust_wcs_to_reference(frames, follow="stars")
+    still = steps.adjust_wcs_to_reference(frames)
+    on_stars, on_object = object_places(stars, stars), object_places(still, stars)
+    assert len(on_stars) == len(on_object) == 4
+    assert np.ptp(on_stars, axis=0) == pytest.approx(np.abs(RATE) * 0.2, abs=0.01)
+    assert np.ptp(on_object, axis=0).max() < 0.001
+    assert "spread over 7.75 arcsec" in stars[0].attrs["warning"]
+    assert "aligned on it" in still[0].attrs["warning"]
+    given = steps.adjust_wcs_to_reference(
+        moving(frames, 0 * RATE), rate_east=RATE[0], rate_north=RATE[1]
+    )
+    assert np.allclose(object_places(given, stars), on_object, atol=1e-6)
+    resting = steps.adjust_wcs_to_reference(moving(frames, 0 * RATE))
+    assert geometries(resting[2]) == geometries(stars[2]) and "warning" not in resting[2].attrs
+
+
+@pytest.mark.parametrize(
+    ("share", "says"), [(0.0, "they stay"), (1.0, "they follow it"), (-1.0, "neither follow")]
+)
+def test_check_wcs_says_whether_headers_follow_a_moving_target(
+    night: object, share: float, says: str
+) -> None:
+    frames = moving(full(night))
+    start = geometries(frames[0])
+    made = []
+    for frame, hours in zip(frames, HOURS, strict=True):
+        ra, dec = tangent_sky(*(share * RATE * hours), start[0].ra, start[0].dec)
+        moved = tuple(g._replace(ra=float(ra), dec=float(dec)) for g in start)
+        made.append(with_geometries(frame, moved))
+    checked = steps.check_wcs(tuple(made))[0]
+    assert says in checked.attrs["warning"] and "36.00, -14.40 arcsec/h" in checked.attrs["warning"]
+    assert "every WCS agrees" in checked.attrs["note"]
+    resting = steps.check_wcs(moving(full(night), 0 * RATE))[0]
+    assert "warning" not in resting.attrs
+
+
 # ---- levels
 
 

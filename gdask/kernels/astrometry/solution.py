@@ -300,8 +300,9 @@ def _run_pass(
     prior, variance, radius = settings.prior, settings.variance, settings.match_radius
     xi, eta = corrected_positions(state.problem, state.terms)
     known = star_means(state.problem, xi, eta)[:2] if number else (np.zeros(0), np.zeros(0))
-    off, star_off = apart(state.problem, state.group)
-    xi, known = xi + off, (known[0] + star_off[: len(known[0])], known[1])
+    if state.group.max(initial=0) > 0:
+        off, star_off = apart(state.problem, state.group)
+        xi, known = xi + off, (known[0] + star_off[: len(known[0])], known[1])
     radius = narrowed_radius(state, radius) if narrow else radius
     problem = number_stars(state.problem, xi, eta, use, known, radius)
     seen = use[problem.frame]
