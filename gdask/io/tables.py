@@ -128,6 +128,13 @@ def _inputs_table(inputs: Sequence[dict[str, Any]]) -> astable.Table:
     if any("placed" in source for source, _ in rows):
         table["PLACED"] = [str(source.get("placed", "")) for source, _ in rows]
         table["PLACE_ERR"] = [float(source.get("error_mas", np.nan)) for source, _ in rows]
+    if any("throughput" in source for source, _ in rows):
+        for name, column in (
+            ("throughput", "THRUPUT"),
+            ("throughput_error", "THRU_ERR"),
+            ("throughput_factor", "SCALED_BY"),
+        ):
+            table[column] = [float(source.get(name, np.nan)) for source, _ in rows]
     table.meta |= _tie_keywords(next((source["tie"] for source in inputs if source.get("tie")), {}))
     return table
 

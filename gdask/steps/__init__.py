@@ -32,7 +32,7 @@ _STEP_MODULES = {
     "add_reference_catalog": "astrometry",
     "adjust_wcs_to_reference": "astrometry",
     "determine_astrometric_solution": "astrometry",
-    "scale_counts_to_reference": "astrometry",
+    "scale_counts_to_reference": "levels",
     "measure_sky_levels": "levels",
     "match_sky_levels": "levels",
     "resample_to_common_frame": "resample",

@@ -22,24 +22,20 @@ from gdask.io.frames import (
     with_geometries,
     with_small,
 )
-from gdask.io.lazy_arrays import changed_scale
-from gdask.kernels.astrometry.association import match_pairs
 from gdask.kernels.astrometry.catalogue_tie import Reference, describe_tie, doubts
 from gdask.kernels.astrometry.measured_stars import Measurements
 from gdask.kernels.astrometry.residuals import RESIDUAL_DTYPE
 from gdask.kernels.astrometry.solution import FrameFit, Solution, solve
-from gdask.kernels.geometry.projection import pixel_area, tangent_plane, to_plane, to_sky
+from gdask.kernels.geometry.projection import pixel_area, to_plane
 from gdask.kernels.sources.centroids import EDGE, FAILED, SATURATED
 from gdask.model import GdaskError
 from gdask.params import Range
-from gdask.steps.frames import arrays_of, on_group, with_arrays
+from gdask.steps.frames import on_group
 from gdask.steps.pointing import find_bad_wcs
 from gdask.types import Frame, Frames
 
 #: Julian epoch 2000.0, to a minute.
 J2000 = datetime(2000, 1, 1, 12)
-#: Arcsec within which sources of two aligned frames are one star.
-SAME_STAR_ARCSEC = 0.2
 #: Flags of centroids that are not used. A star near bad pixels is used: they are left out of its
 #: fit, and its error says so.
 UNUSABLE_CENTROID = SATURATED | EDGE | FAILED
@@ -142,25 +138,6 @@ def adjust_wcs_to_reference(
         return tuple(note(frame, "one frame: nothing to align") for frame in frames)
     limits = {"order": order, "search": search, "match_radius": match_radius, "max_rms": max_rms}
     return _with_solution(frames, _solve(frames, limits))
-
-
-@on_group
-def scale_counts_to_reference(
-    frames: Frames, *, tolerance: Annotated[float, Range(0, 1)] = 0.0
-) -> Frames:
-    """Scale the frames to the first one's exposure time, or to its stars. [scaleCountsToReference]
-
-    Parameters
-    ----------
-    tolerance
-        Take the stars' ratio where it differs by less than this fraction from that of the times.
-        The times are the exposure times; 0 takes these only.
-    """
-    first = float(descriptor(frames[0], "exposure_time"))
-    return tuple(
-        _scale(frame, frames[0], first / float(descriptor(frame, "exposure_time")), tolerance)
-        for frame in frames
-    )
 
 
 def _solve(
@@ -341,50 +318,6 @@ def _catalog_flux(catalog: Any) -> np.ndarray:
         return np.ones(len(catalog))
     magnitudes: Any = np.asarray(catalog[names[0]], np.float64)
     return 10 ** (-0.4 * np.nan_to_num(magnitudes, nan=99.0))
-
-
-def _scale(frame: Frame, first: Frame, by_time: float, tolerance: float) -> Frame:
-    """Scale a frame to the first one; by_time: ratio of exposure times (first / frame)."""
-    factor, text = by_time, "by exposure time"
-    if tolerance > 0:
-        by_stars = _star_ratio(frame, first)
-        if by_stars is not None and abs(by_stars / by_time - 1) < tolerance:
-            factor, text = by_stars, f"by stars within {tolerance:g} of the exposure times"
-    if factor == 1.0:
-        return note(frame, text)
-    count = frame.sizes["detector"]
-    data, variance = arrays_of(frame, ("data", "variance"))
-    scaled = with_arrays(
-        frame,
-        data=changed_scale(data, [factor] * count, [0.0] * count),
-        variance=changed_scale(variance, [factor**2] * count, [0.0] * count),
-    )
-    return note(scaled, text)
-
-
-def _star_ratio(frame: Frame, first: Frame) -> float | None:
-    """Give the median flux ratio (first / frame) of common stars; None with fewer than five."""
-    first_east, first_north, first_flux = _clean_stars(first)
-    east, north, flux = _clean_stars(frame)
-    i, j = match_pairs(first_east, first_north, east, north, SAME_STAR_ARCSEC)
-    good = (first_flux[i] > 0) & (flux[j] > 0)
-    return float(np.median(first_flux[i][good] / flux[j][good])) if good.sum() >= 5 else None
-
-
-def _clean_stars(frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Give East, North (arcsec about the target) and flux of a frame's stars without flags."""
-    centre = float(descriptor(frame, "target_ra")), float(descriptor(frame, "target_dec"))
-    parts = []
-    for stars, geometry in zip(small(frame, "stars"), geometries(frame), strict=True):
-        good = stars[(stars["flags"] == 0) & (stars["flux"] > 20 * stars["eflux"])]
-        parts.append(
-            (*tangent_plane(*to_sky(geometry, good["x"], good["y"]), *centre), good["flux"])
-        )
-    east, north, flux = (
-        np.concatenate([np.atleast_1d(column) for column in columns])
-        for columns in zip(*parts, strict=True)
-    )
-    return east, north, flux
 
 
 def usable(stars: np.ndarray) -> np.ndarray:
