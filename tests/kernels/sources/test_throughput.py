@@ -59,6 +59,18 @@ def test_a_frame_without_shared_stars_is_left_alone() -> None:
     assert np.std(left / left.mean()) < 0.005
 
 
+def test_a_frame_that_is_badly_known_is_left_alone_and_moves_no_other() -> None:
+    """As a crowded frame with a sky that is not flat: 33 % off, with an error of 5 %."""
+    rng = np.random.default_rng(5)
+    frame, star = (v.ravel() for v in np.meshgrid(np.arange(9), np.arange(60)))
+    true = np.exp(rng.normal(0, 0.004, 9))
+    off = np.where(np.arange(9) == 1, 1.33, np.exp(rng.normal(0, 0.012, 9)))
+    flux = 10 ** rng.uniform(4, 5, 60)[star] * (true * off)[frame]
+    error = np.where(np.arange(9) == 1, 0.05, 0.006)[:, None]
+    found = measure_throughputs(star, frame, 0 * star, flux, 0.005 * flux, error, 9)
+    assert (found.factor == 1.0).all() and found.value[1] == 1.0
+
+
 def test_arrays_of_which_nothing_is_known_do_not_count() -> None:
     star, frame = np.arange(40) % 20, np.arange(40) // 20
     flux = np.full(40, 1e4)
