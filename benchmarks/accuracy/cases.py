@@ -53,7 +53,6 @@ CASES = (
             ("no-errors", 1.0),
             ("missing-motions", 0.5),
             ("wrong-epoch", 0.5),
-            ("sparse", 100.0),
         )
     ),
     Case("gsaoi-crowded-pa37", "gsaoi", {"field": "crowded", "pa": 37.0}, catalog=1.0),
@@ -62,6 +61,7 @@ CASES = (
     Case("gsaoi-3-epochs-catalog", "gsaoi", _THREE_EPOCHS, catalog=1.0),
     Case("gsaoi-cosmic-rays", "gsaoi", {"field": "crowded", "seed": 2}, twin=True),
     Case("f2-sparse", "f2", {"field": "sparse"}),
+    Case("f2-sparse-clouds", "f2", {"field": "sparse", "transparency": 0.05}),
     Case("f2-sparse-catalog", "f2", {"field": "sparse", "pa": 37.0}, catalog=10.0),
 )
 

@@ -102,8 +102,16 @@ def read_matched_stack(image: str | Path, truth: str | Path, field: str = "targe
         for name in dict.fromkeys(names)
     }
     unit = flat_unit(folder) * area_unit(folder, geometries, stack.astrom["ARRAY"])
-    cover = _star_coverage(stars, names, rows, geometries, profiles, array_size(folder), facts)
-    electrons = stack.exptime * unit * float(np.mean(frame_rows["scale"]))
+    # What the reduction multiplied each frame by, to bring it to the mean throughput.
+    columns = stack.astrom.colnames
+    factors = (
+        np.asarray(stack.astrom["SCALED_BY"]) if "SCALED_BY" in columns else np.ones(len(names))
+    )
+    applied = dict(zip(names, map(float, factors), strict=True))
+    throughput = {name: float(rows[name]["scale"]) * factor for name, factor in applied.items()}
+    size = array_size(folder)
+    cover = _star_coverage(stars, names, rows, throughput, geometries, profiles, size, facts)
+    electrons = stack.exptime * unit * float(np.mean(list(throughput.values())))
     return MatchedStack(
         stack.data,
         stack.variance,
@@ -211,6 +219,7 @@ def _star_coverage(
     stars: Table,
     names: list[str],
     rows: dict[str, Row],
+    scales: dict[str, float],
     geometries: tuple[Geometry, ...],
     profiles: dict[str, Floats],
     size: int,
@@ -220,7 +229,7 @@ def _star_coverage(
     count, throughput, share = np.zeros((3, len(stars)))
     for name, geometry in zip(names, geometries, strict=True):
         covered = _on_array(*from_sky(geometry, stars["ra"], stars["dec"]), size)
-        scale = float(rows[name]["scale"])
+        scale = scales[name]
         count += covered
         throughput += covered * scale
         share += covered * scale * within[name]

@@ -134,7 +134,16 @@ def _inputs_table(inputs: Sequence[dict[str, Any]]) -> astable.Table:
         table["PLACE_ERR"] = in_steps(place_errors, "mas")
         table["GROUP"] = [int(source.get("group", 0)) for source, _ in rows]
         table["TIE"] = [str(source.get("tie", "")) for source, _ in rows]
-    table.meta |= _tie_keywords(next((source["tie"] for source in inputs if source.get("tie")), {}))
+    if any("throughput" in source for source, _ in rows):
+        for name, column in (
+            ("throughput", "THRUPUT"),
+            ("throughput_error", "THRU_ERR"),
+            ("throughput_factor", "SCALED_BY"),
+        ):
+            table[column] = [float(source.get(name, np.nan)) for source, _ in rows]
+    table.meta |= _tie_keywords(
+        next((source["reference_tie"] for source in inputs if source.get("reference_tie")), {})
+    )
     return table
 
 

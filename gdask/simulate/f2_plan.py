@@ -243,7 +243,7 @@ def _exposure(
         claimed=claimed,
         bad_wcs=False,
         pose=Pose(*true_pointing, pa + float(twist), plate_scale, np.zeros((2, 7))),
-        scale=float(rng.normal(1.0, 0.01)),
+        scale=max(float(rng.normal(1.0, options.transparency)), 0.05),
         psf=(Moffat(1.0, seeing, 3),),
         light=sky,
         pa=pa,

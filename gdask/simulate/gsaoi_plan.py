@@ -280,7 +280,7 @@ def _exposure(
         claimed=commanded,
         bad_wcs=False,
         pose=Pose(*true_pointing, pa + float(twist), plate_scale, warp),
-        scale=float(rng.normal(1.0, 0.01)),
+        scale=max(float(rng.normal(1.0, options.transparency)), 0.05),
         psf=_psf(rng, kind),
         light=sky,
         pa=pa,

@@ -37,6 +37,7 @@ class GsaoiOptions(NamedTuple):
     sky: float = -1.0
     pointing: float = 0.05
     warp: float = 0.01
+    transparency: float = 0.01
     bad_wcs: int = 3
     cr_rate: float = 0.5
     afterglow: float = 0.01
@@ -68,6 +69,7 @@ class F2Options(NamedTuple):
     pointing: float = 0.25
     distortion: float = 0.0
     axes: str = "cd"
+    transparency: float = 0.01
     probe: str = "edge"
     bad_wcs: int = 0
     cr_rate: float = 0.4
@@ -99,6 +101,7 @@ GSAOI_HELP = {
     "sky": "sky, e-/s in a mean pixel; negative: usual for the filter",
     "pointing": "pointing error of guided frames, arcsec rms; five times that unguided",
     "warp": "distortion of each frame beyond the static one, arcsec rms over the field",
+    "transparency": "how the frames' throughput differs, as a fraction, rms",
     "bad_wcs": "science frames whose CRVAL was not updated after an offset, each night",
     "cr_rate": "cosmic rays per second on a full array",
     "afterglow": (
@@ -180,6 +183,7 @@ GSAOI_LIMITS: dict[str, tuple[float, float]] = {
     "sky": (-1.0, 1e4),
     "pointing": (0.0, 60.0),
     "warp": (0.0, 1.0),
+    "transparency": (0.0, 0.3),
     "bad_wcs": (0, 5000),
     "cr_rate": (0.0, 1e4),
     "afterglow": (0.0, 1.0),

@@ -444,6 +444,6 @@ def with_residuals(frame: Frame, fit: FrameFit, solution: Solution) -> Frame:
         "stars": solution.stars,
         "centre": (solution.ra, solution.dec),
         "floor_mas": solution.floor,
-        "tie": solution.reference_tie._asdict() if solution.reference_tie else {},
+        "reference_tie": solution.reference_tie._asdict() if solution.reference_tie else {},
     }
     return with_small(frame, solution=small(frame, "solution") | details)

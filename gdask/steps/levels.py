@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from gdask.kernels.geometry.projection import Geometry, tangent_plane, to_sky
 from gdask.kernels.sky.levels import sky_cell_medians, solve_levels
 from gdask.kernels.sky.target_light import DARKEST_QUANTILE, TargetLight, find_target_light
 from gdask.kernels.sources.background import background_mesh
+from gdask.kernels.sources.throughput import Throughputs, measure_throughputs
 from gdask.model import UNUSABLE, GdaskError, late
 from gdask.params import Range
 from gdask.steps.frames import array, arrays_of, on_group, with_arrays
@@ -44,6 +45,11 @@ _LEVEL_PIXELS = 2**20
 OFFSET_STEP = 2.0**-12
 #: Bytes for each of them: data, flags, mask, and what is sorted.
 _LEVEL_BYTES = 20.0
+
+#: Arcsec within which sources of two aligned frames are one star.
+SAME_STAR_ARCSEC = 0.2
+#: Least S/N of the stars that tell the throughput of frames.
+MIN_SNR = 30.0
 
 log = logging.getLogger("gdask")
 
@@ -178,6 +184,156 @@ def measure_background(frame: Frame) -> Frame:
     return with_small(frame, background=measured)
 
 
+@on_group
+def scale_counts_to_reference(
+    frames: Frames,
+    *,
+    tolerance: Annotated[float, Range(0, 1)] = 0.0,
+    throughput: Literal["auto", "off"] = "auto",
+) -> Frames:
+    """Scale the frames to the first one's exposure time, and to one throughput.
+
+    [scaleCountsToReference]
+
+    Parameters
+    ----------
+    tolerance
+        Take the stars' ratio to the first frame where it differs by less than this fraction from
+        that of the exposure times; throughput has no say then. 0: not.
+    throughput
+        auto scales frames to their mean throughput, measured from the stars that they share, where
+        that is known at least twice as well as the frames differ. off takes exposure times only.
+    """
+    first = float(descriptor(frames[0], "exposure_time"))
+    found = _throughputs(frames) if throughput == "auto" and not tolerance else None
+    factors = np.ones(len(frames)) if found is None else found.factor
+    remark = "" if found is None else _throughput_text(found)
+    if found is not None:
+        frames = tuple(
+            _with_throughput(frame, found, number) for number, frame in enumerate(frames)
+        )
+    return tuple(
+        _scale(
+            frame,
+            frames[0],
+            first / float(descriptor(frame, "exposure_time")),
+            tolerance,
+            f,
+            remark,
+        )
+        for frame, f in zip(frames, map(float, factors), strict=True)
+    )
+
+
+def _throughputs(frames: Frames) -> Throughputs | None:
+    """Measure the frames' throughputs; None without the stars of a joint solution."""
+    solved = [small(frame, "solution") or {} for frame in frames]
+    measured = [small(frame, "stars") for frame in frames]
+    if len(frames) < 2 or any(s is None for s in measured):
+        return None
+    if any("residuals" not in solution for solution in solved):
+        return None
+    arrays = max(len(stars) for stars in measured)
+    scaled, scale_error = np.ones((len(frames), arrays)), np.full((len(frames), arrays), np.nan)
+    columns: list[tuple[np.ndarray, ...]] = []
+    for number, (frame, solution) in enumerate(zip(frames, solved, strict=True)):
+        for k, stars in enumerate(measured[number]):
+            if len(stars) and stars["scaled"][0] > 0:
+                scaled[number, k], scale_error[number, k] = stars[0][["scaled", "escaled"]]
+        rows = solution["residuals"]
+        rows = rows[(rows["flags"] == 0) & (rows["flux"] > MIN_SNR * rows["eflux"])]
+        unit = scaled[number, rows["array"]] / float(descriptor(frame, "exposure_time") or 1.0)
+        of_frame = np.full(len(rows), number)
+        columns.append(
+            (rows["star"], of_frame, rows["array"], rows["flux"] * unit, rows["eflux"] * unit)
+        )
+    star, frame_number, array_number, flux, error = map(np.concatenate, zip(*columns, strict=True))
+    return measure_throughputs(
+        star.astype(np.int64),
+        frame_number,
+        array_number.astype(np.int64),
+        flux.astype(float),
+        error.astype(float),
+        scale_error,
+        len(frames),
+    )
+
+
+def _throughput_text(found: Throughputs) -> str:
+    """Say which throughputs were found, how well they are known, and whether they are used."""
+    known = np.isfinite(found.error)
+    if not known.any():
+        return ", throughput not known: too few stars in common"
+    error = float(np.median(found.error[known]))
+    values = found.value[known]
+    used = bool((found.factor != 1).any())
+    return (
+        f", throughput of {known.sum()} frames {values.min():.3f} to {values.max():.3f} "
+        f"(known to {100 * error:.2g} %, scatter {100 * found.scatter:.2g} %): "
+        f"{'taken out' if used else 'not taken out, it is not known better than it differs'}"
+    )
+
+
+def _with_throughput(frame: Frame, found: Throughputs, number: int) -> Frame:
+    """Keep a frame's throughput, its error and the factor by which it is scaled."""
+    of_frame = {
+        "throughput": float(found.value[number]),
+        "throughput_error": float(found.error[number]),
+        "throughput_factor": float(found.factor[number]),
+    }
+    return with_small(frame, solution=small(frame, "solution") | of_frame)
+
+
+def _scale(
+    frame: Frame, first: Frame, by_time: float, tolerance: float, by_stars: float, remark: str
+) -> Frame:
+    """Scale a frame to the first one.
+
+    by_time: ratio of exposure times (first / frame); by_stars: of throughputs (mean / frame), and
+    what is to be said of it.
+    """
+    factor, text = by_time * by_stars, f"by exposure time{remark}"
+    if tolerance > 0:
+        ratio = _star_ratio(frame, first)
+        if ratio is not None and abs(ratio / by_time - 1) < tolerance:
+            factor, text = ratio, f"by stars within {tolerance:g} of the exposure times"
+    if factor == 1.0:
+        return note(frame, text)
+    count = frame.sizes["detector"]
+    data, variance = arrays_of(frame, ("data", "variance"))
+    scaled = with_arrays(
+        frame,
+        data=changed_scale(data, [factor] * count, [0.0] * count),
+        variance=changed_scale(variance, [factor**2] * count, [0.0] * count),
+    )
+    return note(with_scaled_levels(scaled, factor), text)
+
+
+def _star_ratio(frame: Frame, first: Frame) -> float | None:
+    """Give the median flux ratio (first / frame) of common stars; None with fewer than five."""
+    first_east, first_north, first_flux = _clean_stars(first)
+    east, north, flux = _clean_stars(frame)
+    i, j = match_pairs(first_east, first_north, east, north, SAME_STAR_ARCSEC)
+    good = (first_flux[i] > 0) & (flux[j] > 0)
+    return float(np.median(first_flux[i][good] / flux[j][good])) if good.sum() >= 5 else None
+
+
+def _clean_stars(frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Give East, North (arcsec about the target) and flux of a frame's stars without flags."""
+    centre = float(descriptor(frame, "target_ra")), float(descriptor(frame, "target_dec"))
+    parts = []
+    for stars, geometry in zip(small(frame, "stars"), geometries(frame), strict=True):
+        good = stars[(stars["flags"] == 0) & (stars["flux"] > 20 * stars["eflux"])]
+        parts.append(
+            (*tangent_plane(*to_sky(geometry, good["x"], good["y"]), *centre), good["flux"])
+        )
+    east, north, flux = (
+        np.concatenate([np.atleast_1d(column) for column in columns])
+        for columns in zip(*parts, strict=True)
+    )
+    return east, north, flux
+
+
 def choose_level(
     frames: Frames, skies: Frames, offset: bool | None, scale: bool | None
 ) -> SkyLevel:
@@ -259,66 +415,3 @@ def _backgrounds_of(frames: Frames) -> np.ndarray:
 
 def _exposure_middles(frames: Frames) -> np.ndarray:
     return np.array([middle_of_exposure(frame) for frame in frames])
-
-
-@on_group
-def scale_counts_to_reference(
-    frames: Frames, *, tolerance: Annotated[float, Range(0, 1)] = 0.0
-) -> Frames:
-    """Scale the frames to the first one's exposure time, or to its stars. [scaleCountsToReference]
-
-    Parameters
-    ----------
-    tolerance
-        Take the stars' ratio where it differs by less than this fraction from that of the times.
-        The times are the exposure times; 0 takes these only.
-    """
-    first = float(descriptor(frames[0], "exposure_time"))
-    return tuple(
-        _scale(frame, frames[0], first / float(descriptor(frame, "exposure_time")), tolerance)
-        for frame in frames
-    )
-
-
-def _scale(frame: Frame, first: Frame, by_time: float, tolerance: float) -> Frame:
-    """Scale a frame to the first one; by_time: ratio of exposure times (first / frame)."""
-    factor, text = by_time, "by exposure time"
-    if tolerance > 0:
-        by_stars = _star_ratio(frame, first)
-        if by_stars is not None and abs(by_stars / by_time - 1) < tolerance:
-            factor, text = by_stars, f"by stars within {tolerance:g} of the exposure times"
-    if factor == 1.0:
-        return note(frame, text)
-    count = frame.sizes["detector"]
-    data, variance = arrays_of(frame, ("data", "variance"))
-    scaled = with_arrays(
-        frame,
-        data=changed_scale(data, [factor] * count, [0.0] * count),
-        variance=changed_scale(variance, [factor**2] * count, [0.0] * count),
-    )
-    return note(with_scaled_levels(scaled, factor), text)
-
-
-def _star_ratio(frame: Frame, first: Frame) -> float | None:
-    """Give the median flux ratio (first / frame) of common stars; None with fewer than five."""
-    first_east, first_north, first_flux = _clean_stars(first)
-    east, north, flux = _clean_stars(frame)
-    i, j = match_pairs(first_east, first_north, east, north, SAME_STAR_ARCSEC)
-    good = (first_flux[i] > 0) & (flux[j] > 0)
-    return float(np.median(first_flux[i][good] / flux[j][good])) if good.sum() >= 5 else None
-
-
-def _clean_stars(frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Give East, North (arcsec about the target) and flux of a frame's stars without flags."""
-    centre = float(descriptor(frame, "target_ra")), float(descriptor(frame, "target_dec"))
-    parts = []
-    for stars, geometry in zip(small(frame, "stars"), geometries(frame), strict=True):
-        good = stars[(stars["flags"] == 0) & (stars["flux"] > 20 * stars["eflux"])]
-        parts.append(
-            (*tangent_plane(*to_sky(geometry, good["x"], good["y"]), *centre), good["flux"])
-        )
-    east, north, flux = (
-        np.concatenate([np.atleast_1d(column) for column in columns])
-        for columns in zip(*parts, strict=True)
-    )
-    return east, north, flux

@@ -511,3 +511,27 @@ def test_or_by_stars_within_the_tolerance(night: object, sky_files: Frames) -> N
         scaled = steps.scale_counts_to_reference(frames, tolerance=tolerance)[1]
         ratio = computed(scaled)["data"] / computed(sky_files[1])["data"]
         assert np.median(ratio) == pytest.approx(factor, rel=1e-4)
+
+
+def test_transparency_is_taken_out_where_stars_tell_it(night: object) -> None:
+    """Frames of 0.85 to 1.06 of the light; before, exposure times alone scaled them."""
+    light = (1.0, 0.85, 1.06, 0.97)
+    frames = []
+    for frame, share in zip(seen(full(night), [(0, 0)] * 4), light, strict=True):
+        tables = [table.copy() for table in small(frame, "stars")]
+        for table in tables:
+            table["flux"] *= share
+            table["scaled"], table["escaled"] = 1.0, 0.004
+        frame = with_arrays(frame, variance=frame["data"].data)
+        frames.append(with_fetched(frame, {"stars": tables}))
+    aligned = steps.adjust_wcs_to_reference(tuple(frames))
+    scaled = steps.scale_counts_to_reference(aligned)
+    got = np.array([small(frame, "solution")["throughput_factor"] for frame in scaled]) * light
+    assert np.ptp(got) < 0.01 and abs(np.mean(got) - np.mean(light)) < 0.02, got
+    assert "taken out" in scaled[0].attrs["note"] and "0.8" in scaled[0].attrs["note"]
+    for before, after, share in zip(aligned, scaled, light, strict=True):
+        pixels = np.s_[0, :4, :4]
+        one, other = (np.asarray(f["data"].data[pixels].compute()) for f in (before, after))
+        np.testing.assert_allclose(other, one * np.mean(got) / share, rtol=0.012)
+    off = steps.scale_counts_to_reference(aligned, throughput="off")
+    assert off[1]["data"].data.name == aligned[1]["data"].data.name

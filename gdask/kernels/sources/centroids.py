@@ -15,7 +15,7 @@ from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.compiled import njit
 from gdask.kernels.sources import photometry as ph
 from gdask.kernels.sources.array_fit import StarFits, fit_stars, neighbour_light
-from gdask.kernels.sources.growth import curve_of_growth
+from gdask.kernels.sources.growth import NEIGHBOUR_ROUNDS, Growth, curve_of_growth
 from gdask.kernels.sources.psf import fwhm_of_image
 from gdask.kernels.sources.segmentation import bad_pixels
 from gdask.kernels.sources.star_fit import FIT_RADIUS_FWHM
@@ -29,14 +29,14 @@ UNSCALED = 64
 
 POSITIONS = np.dtype(
     [(n, "f8") for n in ("x", "y", "ex", "ey", "flux", "eflux", "fwhm")]
-    + [("sky", "f4"), ("chi2", "f4"), ("flags", "i2")]
+    + [("sky", "f4"), ("chi2", "f4"), ("flags", "i2"), ("scaled", "f4"), ("escaled", "f4")]
 )
 
 #: Radii of apertures in units of the FWHM, and the dtype of stars measured in them.
 APERTURES = (0.75, 1.0, 1.5, 2.0, 3.0)
 PHOTOMETRY = np.dtype(
     [*POSITIONS.descr, *((n, "f4", (len(APERTURES),)) for n in ("aper", "eaper", "lost"))]
-    + [("scaled", "f4"), ("escaled", "f4"), ("nscaled", "i4")]
+    + [("nscaled", "i4")]
 )
 #: A flux is flagged UNSCALED where its common factor is known no better than this fraction.
 MAX_SCALE_ERROR = 0.01
@@ -163,13 +163,16 @@ def fit_photometry(
     return out
 
 
+def _growth(out: np.ndarray, fits: StarFits, variance: Image, rounds: int) -> Growth:
+    """Measure the curve of growth of an array's stars, of dtype POSITIONS or more."""
+    unspoiled = (out["flags"] & (SATURATED | EDGE | FAILED | MISFIT | NEIGHBOUR)) == 0
+    plane, fwhm = as_kernel_input(variance, np.float32), float(out["fwhm"][0])
+    return curve_of_growth(fits, plane, out["flux"], out["eflux"], unspoiled, fwhm, rounds=rounds)
+
+
 def _scale_to_total(out: np.ndarray, fits: StarFits, variance: Image) -> None:
     """Give fluxes the unit of the stars' total light, in place, and say how well it is known."""
-    unspoiled = (out["flags"] & (SATURATED | EDGE | FAILED | MISFIT | NEIGHBOUR)) == 0
-    variance = as_kernel_input(variance, np.float32)
-    growth = curve_of_growth(
-        fits, variance, out["flux"], out["eflux"], unspoiled, float(out["fwhm"][0])
-    )
+    growth = _growth(out, fits, variance, NEIGHBOUR_ROUNDS)
     if np.isfinite(growth.scatter):
         out["eflux"] = np.hypot(out["eflux"], growth.scatter * out["flux"])
     out["flux"] *= growth.factor
@@ -194,7 +197,11 @@ def fit_positions(
     (within 2.5 FWHM of the array's edge), FAILED (nothing fitted: the window's position, errors
     NaN), MISFIT (chi2 above 2: blended with an unseen star, or no star). Errors are from the
     variance, times sqrt(chi2) where that is above 1, with a floor from the star image's own error.
+    scaled: the factor from flux to all the light by curves of growth, escaled: its error as a
+    fraction, common to the array's stars (NaN where nothing tells it).
     """
     if not len(x):
         return np.zeros(0, POSITIONS)
-    return fit_positions_and_image(data, variance, dq, x, y, fwhm=fwhm)[0]
+    out, fits = fit_positions_and_image(data, variance, dq, x, y, fwhm=fwhm)
+    out["scaled"], out["escaled"] = _growth(out, fits, variance, 1)[:2]
+    return out
