@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import numpy as np
 
 from gdask.instruments import instrument_of
-from gdask.io.frames import geometries, note, shape_of, small, with_small
+from gdask.io.frames import geometries, note, shape_of, small, warn, with_small
 from gdask.io.gather import measure_arrays, sampled_rows
 from gdask.io.lazy_arrays import changed_scale
 from gdask.kernels.geometry.grid import Grid, common_grid, sky_to_grid
@@ -37,6 +37,10 @@ BACKGROUND_CELLS = 8
 _LEVEL_PIXELS = 2**20
 #: Bytes for each of them: data, flags, mask, and what is sorted.
 _LEVEL_BYTES = 20.0
+#: Levels in shared cells that agree to more than so many times the noise of a cell are warned of.
+#: (Simulated nights: 1 to 3 where the sky was right, 21 where the light of a crowded field was in
+#: it.)
+MAX_CELL_NOISES = 10.0
 
 log = logging.getLogger("gdask")
 
@@ -87,10 +91,19 @@ def match_sky_levels(frames: Frames) -> Frames:
     solved = solve_levels(unit, cell.astype(np.int64), level, error)
     offsets = np.zeros(len(of_array))
     offsets[: len(solved.offset)] = solved.offset
+    noise = float(np.median(error)) if len(error) else 0.0
     text = (
         f"shifted by {offsets.min():.2f} to {offsets.max():.2f} e-, "
-        f"cells agree to {solved.rms:.2f} e- rms"
+        f"cells agree to {solved.rms:.2f} e- rms (noise of a cell {noise:.2f})"
     )
+    if solved.rms > max(MAX_CELL_NOISES * noise, 1e-3):
+        worse = (
+            f"levels of shared cells agree to {solved.rms:.1f} e- rms only,"
+            f" {solved.rms / noise:.0f} times their noise: the sky that was subtracted is wrong by"
+            " as much, as where objects cover the sky frames; frames of an empty field beside the"
+            " target would help"
+        )
+        frames = tuple(warn(frame, worse) for frame in frames)
     starts = np.cumsum([0, *(frame.sizes["detector"] for frame in frames)])
     return tuple(
         note(_shifted(frame, offsets[start:stop]), text)
