@@ -84,7 +84,7 @@ def subtract_all_light(run, targets, skies):
     corrected = run(sky_correct, run(without_skies, targets), skies)
     for _ in range(2):
         first = align(run, run.save(run.each(detect_sources, corrected)))
-        deep = run.write(stack(run, first), "_firstPass")
+        (deep,) = run.save((combine(run, first),))
         left = run(subtract_stack, skies, deep, first)
         left = run.save(left, variables=["data", "objects"])
         corrected = run(sky_correct, targets, left)
@@ -115,9 +115,13 @@ def align(run, frames):
     return run(match_sky_levels, run.fetch(run(measure_sky_levels, frames)))
 
 
+def combine(run, frames):
+    """Put aligned frames onto one grid and combine them."""
+    frames = run(scale_counts_to_reference, frames)
+    return run(stack_frames, run(resample_to_common_frame, frames))
+
+
 def stack(run, frames, **detection):
     """Put aligned frames onto one grid and combine them, with a catalogue of the sources."""
-    frames = run(scale_counts_to_reference, frames)
-    frames = run(resample_to_common_frame, frames)
     detection = {"threshold": 2.0, "mesh": 128} | detection
-    return run(detect_sources, run(stack_frames, frames), products="catalog", **detection)
+    return run(detect_sources, combine(run, frames), products="catalog", **detection)
