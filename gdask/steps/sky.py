@@ -44,6 +44,10 @@ else:
 _LEVEL_PIXELS = 2**20
 #: Bytes for each of them: data, flags, masks, and what is counted.
 _LEVEL_BYTES = 16.0
+#: Objects cover so much (percent) of a crowded field: there the sky between them is too rarely
+#: seen by several frames, and the light between them is no sky. (Simulated nights: 61 in the
+#: crowded small field of FLAMINGOS-2, 27 in that of GSAOI, 7 in a sparse one.)
+CROWDED_PERCENT = 20.0
 #: Keyword of sky frames, and of frames that have such ones, and its comment.
 LIGHT_SUBTRACTED, LIGHT_COMMENT = "SKYSTACK", "light of a stack was subtracted from sky frames"
 
@@ -305,6 +309,18 @@ def _corrected(each: Wanted, planes: list[da.Array] | None, level: SkyLevel) -> 
     ]
     subtracted = with_records(with_arrays(frame, **named(planes)), "provenance", rows)
     return with_headers(subtracted, primary=primary)
+
+
+def is_crowded(targets: Frames, skies: Frames) -> bool:
+    """Tell whether the skies are the targets themselves and objects cover much of them."""
+    names = {frame.attrs["name"] for frame in targets}
+    on_target = [sky for sky in skies if sky.attrs["name"] in names]
+    return len(on_target) == len(skies) > 1 and max(map(object_cover, skies)) > CROWDED_PERCENT
+
+
+def object_cover(frame: Frame) -> float:
+    """Give the part (percent) of the sky frames that objects cover, as share_objects wrote it."""
+    return float(primary_header(frame).get("SKYCOVER", 0.0))
 
 
 def _minus_level(data: Image, level: float) -> Image:

@@ -12,7 +12,6 @@ from gdask.io.frames import (
     array_headers,
     geometries,
     note,
-    primary_header,
     shape_of,
     with_attrs,
     with_headers,
@@ -25,13 +24,9 @@ from gdask.kernels.geometry.wcs import grid_from_header
 from gdask.model import DQ
 from gdask.params import Range
 from gdask.steps.frames import arrays_of, on_group, with_arrays
-from gdask.steps.sky import LIGHT_COMMENT, LIGHT_SUBTRACTED
+from gdask.steps.sky import LIGHT_COMMENT, LIGHT_SUBTRACTED, object_cover
 from gdask.types import Frame, Frames, Image, Mask, Window
 
-#: Objects cover so much (percent) of a crowded field: there the sky between them is too rarely
-#: seen by several frames, and the light between them is no sky. (Simulated nights: 61 in the
-#: crowded small field of FLAMINGOS-2, 27 in that of GSAOI, 7 in a sparse one.)
-CROWDED_PERCENT = 20.0
 #: Pixels between the points of an array at which its place on a stack is computed exactly.
 NODE_SPACING = 16
 #: Bytes for each pixel of an array that a task takes: places, model, spline, masks.
@@ -40,22 +35,10 @@ _MODEL_BYTES = 80.0
 _REACH_PIXELS = 2
 
 
-def is_crowded(targets: Frames, skies: Frames) -> bool:
-    """Tell whether the skies are the targets themselves and objects cover much of them."""
-    names = {frame.attrs["name"] for frame in targets}
-    on_target = [sky for sky in skies if sky.attrs["name"] in names]
-    return len(on_target) == len(skies) > 1 and max(map(_cover, skies)) > CROWDED_PERCENT
-
-
-def _cover(frame: Frame) -> float:
-    """Give the part (percent) of the sky frames that objects cover, as share_objects wrote it."""
-    return float(primary_header(frame).get("SKYCOVER", 0.0))
-
-
 @on_group
 def without_skies(frames: Frames) -> Frames:
     """Give frames of a crowded field no sky frames: sky_correct subtracts their level alone."""
-    share = max(map(_cover, frames))
+    share = max(map(object_cover, frames))
     text = (
         f"objects cover {share:.0f} % of the field and no sky frames are beside it: a stack"
         " is made with the level alone subtracted, and its light taken out of the sky frames"
