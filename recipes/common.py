@@ -63,9 +63,14 @@ def subtract_sky(run, targets, skies):
     The sky is the combination of its sky frames, sources masked. Of a crowded field without sky
     frames beside it, the light of a stack of all frames is subtracted from the sky frames before.
     """
-    targets = run(associate_sky, targets, skies)
     if is_crowded(targets, skies):
-        skies = subtract_all_light(run, targets, skies)
+        skies = subtract_all_light(run, run(associate_sky, targets, skies), skies)
+    return subtract_masked_sky(run, targets, skies)
+
+
+def subtract_masked_sky(run, targets, skies):
+    """Subtract from each target the combination of its sky frames, and find its sources."""
+    targets = run(associate_sky, targets, skies)
     targets = run(sky_correct, targets, skies)
     return run(check_sky, run.save(run.each(detect_sources, targets)))
 
@@ -79,7 +84,7 @@ def subtract_all_light(run, targets, skies):
     corrected = run(sky_correct, run(without_skies, targets), skies)
     for _ in range(2):
         first = align(run, run.save(run.each(detect_sources, corrected)))
-        deep = run.write(stack(run, first), "_firstPass")
+        (deep,) = run.save((combine(run, first),))
         left = run(subtract_stack, skies, deep, first)
         left = run.save(left, variables=["data", "objects"])
         corrected = run(sky_correct, targets, left)
@@ -94,7 +99,7 @@ def mask_stack_sources(run, targets, skies):
     second stack holds more of that light than the first.
     """
     for _ in range(2):
-        first = align(run, subtract_sky(run, targets, skies))
+        first = align(run, subtract_masked_sky(run, targets, skies))
         deep = run.write(stack(run, first, threshold=1.0, min_pixels=20, mesh=512), "_firstPass")
         targets, skies = (run(objects_from_stack, group, deep, first) for group in (targets, skies))
         saved = run.save(targets + skies, variables=["objects"])
@@ -110,9 +115,13 @@ def align(run, frames):
     return run(match_sky_levels, run.fetch(run(measure_sky_levels, frames)))
 
 
+def combine(run, frames):
+    """Put aligned frames onto one grid and combine them."""
+    frames = run(scale_counts_to_reference, frames)
+    return run(stack_frames, run(resample_to_common_frame, frames))
+
+
 def stack(run, frames, **detection):
     """Put aligned frames onto one grid and combine them, with a catalogue of the sources."""
-    frames = run(scale_counts_to_reference, frames)
-    frames = run(resample_to_common_frame, frames)
     detection = {"threshold": 2.0, "mesh": 128} | detection
-    return run(detect_sources, run(stack_frames, frames), products="catalog", **detection)
+    return run(detect_sources, combine(run, frames), products="catalog", **detection)

@@ -46,7 +46,7 @@ _HELPER_MODULES = {
     "transfer_objects": "sky",
     "objects_from_stack": "sources",
     "share_objects": "sources",
-    "is_crowded": "sky_residuals",
+    "is_crowded": "sky",
     "without_skies": "sky_residuals",
     "needs_dark": "flats",
     "split_darks": "flats",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import numpy as np
 
 from gdask.instruments import descriptor, instrument_of
-from gdask.io.frames import geometries, note, shape_of, small, with_small
+from gdask.io.frames import geometries, note, shape_of, small, warn, with_small
 from gdask.io.gather import measure_arrays, sampled_rows
 from gdask.io.lazy_arrays import changed_scale
 from gdask.kernels.astrometry.association import match_pairs
@@ -45,6 +45,10 @@ _LEVEL_PIXELS = 2**20
 OFFSET_STEP = 2.0**-12
 #: Bytes for each of them: data, flags, mask, and what is sorted.
 _LEVEL_BYTES = 20.0
+#: Levels in shared cells that agree to more than so many times the noise of a cell are warned of.
+#: (Simulated nights: 1 to 3 where the sky was right, 21 where the light of a crowded field was in
+#: it.)
+MAX_CELL_NOISES = 10.0
 
 #: Arcsec within which sources of two aligned frames are one star.
 SAME_STAR_ARCSEC = 0.2
@@ -101,10 +105,19 @@ def match_sky_levels(frames: Frames) -> Frames:
     offsets = np.zeros(len(of_array))
     offsets[: len(solved.offset)] = solved.offset
     offsets = np.round(offsets / OFFSET_STEP) * OFFSET_STEP
+    noise = float(np.median(error)) if len(error) else 0.0
     text = (
         f"shifted by {offsets.min():.2f} to {offsets.max():.2f} e-, "
-        f"cells agree to {solved.rms:.2f} e- rms"
+        f"cells agree to {solved.rms:.2f} e- rms (noise of a cell {noise:.2f})"
     )
+    if solved.rms > max(MAX_CELL_NOISES * noise, 1e-3):
+        worse = (
+            f"levels of shared cells agree to {solved.rms:.1f} e- rms only,"
+            f" {solved.rms / noise:.0f} times their noise: the sky that was subtracted is wrong by"
+            " as much, as where objects cover the sky frames; frames of an empty field beside the"
+            " target would help"
+        )
+        frames = tuple(warn(frame, worse) for frame in frames)
     starts = np.cumsum([0, *(frame.sizes["detector"] for frame in frames)])
     return tuple(
         note(_shifted(frame, offsets[start:stop]), text)

@@ -9,12 +9,12 @@ import numpy as np
 
 from gdask.io.frames import (
     note,
+    primary_header,
     records,
     shape_of,
     sky_names,
     small,
     warn,
-    with_attrs,
     with_headers,
     with_records,
     with_small,
@@ -45,6 +45,12 @@ else:
 _LEVEL_PIXELS = 2**20
 #: Bytes for each of them: data, flags, masks, and what is counted.
 _LEVEL_BYTES = 16.0
+#: Objects cover so much (percent) of a crowded field: there the sky between them is too rarely
+#: seen by several frames, and the light between them is no sky. (Simulated nights: 61 in the
+#: crowded small field of FLAMINGOS-2, 27 in that of GSAOI, 7 in a sparse one.)
+CROWDED_PERCENT = 20.0
+#: Keyword of sky frames, and of frames that have such ones, and its comment.
+LIGHT_SUBTRACTED, LIGHT_COMMENT = "SKYSTACK", "light of a stack was subtracted from sky frames"
 
 
 def _level_conflict(values: Mapping[str, Any]) -> str:
@@ -272,8 +278,9 @@ def transfer_objects(frames: Frames, masked: Frames) -> Frames:
 
 
 def _with_objects(frame: Frame, masked: Frame) -> Frame:
-    known = {name: masked.attrs[name] for name in ("masked_percent",) if name in masked.attrs}
-    return with_attrs(with_arrays(frame, objects=array(masked, "objects")), **known)
+    cover = primary_header(masked).get("SKYCOVER")
+    known: dict[str, object] = {} if cover is None else {"SKYCOVER": cover}
+    return with_headers(with_arrays(frame, objects=array(masked, "objects")), primary=known)
 
 
 def _level(data: Image, dq: Flags, objects: Mask | None) -> float:
@@ -292,6 +299,8 @@ def _corrected(each: Wanted, planes: list[da.Array] | None, level: SkyLevel) -> 
         data = map_planes(_minus_level, array(frame, "data"), each.own_level, dtype="f4")
         chosen["SKYFRMS"] = (0, "only the level was subtracted")
         return with_headers(with_arrays(frame, data=data), primary=chosen)
+    if any(primary_header(sky).get(LIGHT_SUBTRACTED) for sky in skies):
+        chosen[LIGHT_SUBTRACTED] = (True, LIGHT_COMMENT)
     primary = chosen | {"SKYFRMS": (len(skies), "sky frames combined")}
     primary |= {f"SKYFR{number:03d}": sky.attrs["name"] for number, sky in enumerate(skies, 1)}
     rows = [
@@ -301,6 +310,18 @@ def _corrected(each: Wanted, planes: list[da.Array] | None, level: SkyLevel) -> 
     ]
     subtracted = with_records(with_arrays(frame, **named(planes)), "provenance", rows)
     return with_headers(subtracted, primary=primary)
+
+
+def is_crowded(targets: Frames, skies: Frames) -> bool:
+    """Tell whether the skies are the targets themselves and objects cover much of them."""
+    names = {frame.attrs["name"] for frame in targets}
+    on_target = [sky for sky in skies if sky.attrs["name"] in names]
+    return len(on_target) == len(skies) > 1 and max(map(object_cover, skies)) > CROWDED_PERCENT
+
+
+def object_cover(frame: Frame) -> float:
+    """Give the part (percent) of the sky frames that objects cover, as share_objects wrote it."""
+    return float(primary_header(frame).get("SKYCOVER", 0.0))
 
 
 def _minus_level(data: Image, level: float) -> Image:

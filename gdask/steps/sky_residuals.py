@@ -8,7 +8,14 @@ from typing import Annotated
 import numpy as np
 from dask.base import tokenize
 
-from gdask.io.frames import array_headers, geometries, note, shape_of, with_attrs
+from gdask.io.frames import (
+    array_headers,
+    geometries,
+    note,
+    shape_of,
+    with_attrs,
+    with_headers,
+)
 from gdask.io.gather import gather_planes
 from gdask.io.sources import Source, read_together
 from gdask.kernels.geometry.grid import Grid, footprint, sky_to_grid
@@ -17,12 +24,9 @@ from gdask.kernels.geometry.wcs import grid_from_header
 from gdask.model import DQ
 from gdask.params import Range
 from gdask.steps.frames import arrays_of, on_group, with_arrays
+from gdask.steps.sky import LIGHT_COMMENT, LIGHT_SUBTRACTED, object_cover
 from gdask.types import Frame, Frames, Image, Mask, Window
 
-#: Objects cover so much (percent) of a crowded field: there the sky between them is too rarely
-#: seen by several frames. (Simulated nights: 61 in the crowded small field of FLAMINGOS-2, 4 to 7
-#: in sparse ones.)
-CROWDED_PERCENT = 30.0
 #: Pixels between the points of an array at which its place on a stack is computed exactly.
 NODE_SPACING = 16
 #: Bytes for each pixel of an array that a task takes: places, model, spline, masks.
@@ -31,18 +35,15 @@ _MODEL_BYTES = 80.0
 _REACH_PIXELS = 2
 
 
-def is_crowded(targets: Frames, skies: Frames) -> bool:
-    """Tell whether the skies are the targets themselves and objects cover much of them."""
-    names = {frame.attrs["name"] for frame in targets}
-    on_target = [sky for sky in skies if sky.attrs["name"] in names]
-    shares = [float(sky.attrs.get("masked_percent", 0.0)) for sky in on_target]
-    return len(on_target) == len(skies) > 1 and float(np.mean(shares)) > CROWDED_PERCENT
-
-
 @on_group
 def without_skies(frames: Frames) -> Frames:
-    """Give frames no sky frames, so that sky_correct subtracts their level alone."""
-    return tuple(with_attrs(frame, skies="[]") for frame in frames)
+    """Give frames of a crowded field no sky frames: sky_correct subtracts their level alone."""
+    share = max(map(object_cover, frames))
+    text = (
+        f"objects cover {share:.0f} % of the field and no sky frames are beside it: a stack"
+        " is made with the level alone subtracted, and its light taken out of the sky frames"
+    )
+    return tuple(note(with_attrs(frame, skies="[]"), text) for frame in frames)
 
 
 @on_group
@@ -63,7 +64,7 @@ def subtract_stack(
     header["NAXIS1"], header["NAXIS2"] = deep.sizes["x"], deep.sizes["y"]
     grid = grid_from_header(header, deep.attrs["name"])
     solved = {frame.attrs["name"]: geometries(frame) for frame in aligned}
-    text = f"light of {deep.attrs['name']} subtracted, masked beyond {limit:g} sigma"
+    text = f"light of a stack of {len(aligned)} subtracted, masked beyond {limit:g} sigma"
     return tuple(
         note(_residual(frame, deep, grid, solved[frame.attrs["name"]], limit), text)
         for frame in frames
@@ -93,7 +94,8 @@ def _residual(
         parts=tuple(parts),
         limit=limit,
     )
-    return with_arrays(frame, data=data, objects=objects)
+    marked = with_headers(frame, primary={LIGHT_SUBTRACTED: (True, LIGHT_COMMENT)})
+    return with_arrays(marked, data=data, objects=objects)
 
 
 def _subtract_light(

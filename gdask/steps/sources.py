@@ -9,7 +9,15 @@ import numpy as np
 from dask.base import tokenize
 
 from gdask.instruments import instrument_of
-from gdask.io.frames import array_headers, geometries, note, shape_of, small, with_small
+from gdask.io.frames import (
+    array_headers,
+    geometries,
+    note,
+    shape_of,
+    small,
+    with_headers,
+    with_small,
+)
 from gdask.io.gather import gather
 from gdask.io.lazy_arrays import map_arrays, map_planes
 from gdask.io.sources import Source
@@ -152,7 +160,8 @@ def share_objects(frames: Frames) -> Frames:
             windowed=True,
             shape=blocks[0].shape,
         )
-        masked = with_arrays(frame, objects=objects).assign_attrs(masked_percent=share + own)
+        cover = (round(share + own, 2), "percent of the sky frames that objects cover")
+        masked = with_headers(with_arrays(frame, objects=objects), primary={"SKYCOVER": cover})
         shared[frame.attrs["name"]] = note(masked, text)
     return tuple(shared.get(frame.attrs["name"], frame) for frame in frames)
 

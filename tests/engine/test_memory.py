@@ -382,9 +382,9 @@ def measured_phases(
     ("instrument", "frames", "size", "phases"),
     [
         ("gsaoi", 4, 320, 6),
-        pytest.param("f2", 5, 512, 9, marks=pytest.mark.slow),
+        pytest.param("f2", 5, 512, 17, marks=pytest.mark.slow),
         pytest.param("gsaoi", 6, 1028, 6, marks=pytest.mark.slow),
-        pytest.param("f2", 6, 1024, 9, marks=pytest.mark.slow),
+        pytest.param("f2", 6, 1024, 17, marks=pytest.mark.slow),
     ],
 )
 def test_no_phase_takes_more_than_was_projected(

@@ -22,6 +22,7 @@ from astropy.wcs import WCS
 from helpers import computed
 
 import gdask
+from benchmarks.accuracy.background import block_figures
 from gdask import Reduce
 from gdask.headers import read_headers
 from gdask.instruments import f2, view
@@ -146,6 +147,16 @@ def test_products_are_named_after_the_first_input(tutorial: Path, night: Path) -
         ("science", "image"),
     ):
         assert (tutorial / f"{Path(files[kind][0]).stem}_{suffix}.fits").is_file()
+
+
+def test_the_sky_of_a_crowded_field_holds_none_of_its_light(tutorial: Path, night: Path) -> None:
+    """The sky is taken on target, and objects cover half of the field."""
+    (image,) = tutorial.glob("*_image.fits")
+    found = block_figures(str(image), str(night / "truth"), block=32)
+    assert found["blocks"] > 40
+    assert found["plain_over_predicted"] < 2
+    header = fits.getheader(image)
+    assert header["SKYSTACK"] is True and header["SKYCOVER"] > 20
 
 
 def test_the_mask_holds_the_bad_pixels_that_show(tutorial: Path, night: Path) -> None:

@@ -135,6 +135,8 @@ JOINT = {
     "determine_astrometric_solution",
     "measure_sky_levels",
     "match_sky_levels",
+    "check_sky",
+    "subtract_stack",
     "resample_to_common_frame",
     "flag_shadows",
     "make_lamp_flat",
