@@ -21,7 +21,7 @@ from gdask.kernels.astrometry.residuals import RESIDUAL_DTYPE, epoch_means, numb
 from gdask.kernels.astrometry.solution import STAR_DTYPE
 from gdask.kernels.geometry.grid import Grid, grid_to_sky
 from gdask.kernels.geometry.projection import Geometry, tangent_plane, tangent_sky
-from gdask.kernels.sources.centroids import APERTURES, PHOTOMETRY, UNSCALED, fit_photometry
+from gdask.kernels.sources.centroids import APERTURES, PHOTOMETRY, fit_photometry
 from gdask.kernels.sources.detection import CATALOG, detect, measure_fwhm
 from gdask.types import Frame
 
@@ -284,7 +284,7 @@ def test_tables_of_a_product_are_read_with_units_and_descriptions(reduced: Path)
     )
     assert objects["FLUX_APER"].shape == (len(objects), len(APERTURES))
     assert len(frames) == 5 and objects["N_FRAMES"].max() == 5 and objects["N_FRAMES"].min() >= 1
-    clean = objects[((objects["FLAGS_PSF"] & ~UNSCALED) == 0) & (objects["STAR"] > 0)]
+    clean = objects[((objects["FLAGS_PSF"] & ~64) == 0) & (objects["STAR"] > 0)]
     place = {star: k for k, star in enumerate(epochs["STAR"])}
     both = [(row, epochs[place[row["STAR"]]]) for row in clean if row["STAR"] in place]
     apart = [
@@ -355,7 +355,7 @@ def pulls_against_truth(objects: Table, catalog: Table) -> tuple[np.ndarray, np.
     """
     catalog = catalog[(catalog["field"] == "target") & (catalog["kind"] == "star")]
     good = (
-        ((objects["FLAGS_PSF"] & ~UNSCALED) == 0)
+        ((objects["FLAGS_PSF"] & ~64) == 0)
         & (objects["N_FRAMES"] >= 4)
         & (objects["FLUX_PSF"] > 10 * objects["FLUXERR_PSF"])
     )

@@ -525,7 +525,7 @@ def test_transparency_is_taken_out_where_stars_tell_it(night: object) -> None:
         frame = with_arrays(frame, variance=frame["data"].data)
         frames.append(with_fetched(frame, {"stars": tables}))
     aligned = steps.adjust_wcs_to_reference(tuple(frames))
-    scaled = steps.scale_counts_to_reference(aligned)
+    scaled = steps.scale_counts_to_reference(aligned, throughput="auto")
     got = np.array([small(frame, "solution")["throughput_factor"] for frame in scaled]) * light
     assert np.ptp(got) < 0.01 and abs(np.mean(got) - np.mean(light)) < 0.02, got
     assert "taken out" in scaled[0].attrs["note"] and "0.8" in scaled[0].attrs["note"]
@@ -533,5 +533,5 @@ def test_transparency_is_taken_out_where_stars_tell_it(night: object) -> None:
         pixels = np.s_[0, :4, :4]
         one, other = (np.asarray(f["data"].data[pixels].compute()) for f in (before, after))
         np.testing.assert_allclose(other, one * np.mean(got) / share, rtol=0.012)
-    off = steps.scale_counts_to_reference(aligned, throughput="off")
+    off = steps.scale_counts_to_reference(aligned)
     assert off[1]["data"].data.name == aligned[1]["data"].data.name

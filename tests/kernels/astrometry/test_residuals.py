@@ -10,7 +10,6 @@ from astropy.table import Table
 from scipy.spatial import cKDTree
 
 from gdask.kernels.geometry.projection import tangent_plane
-from gdask.kernels.sources.centroids import UNSCALED
 from gdask.simulate import gsaoi
 from gdask.simulate.night import write_exposure, write_truth
 from gdask.simulate.options import gsaoi_options
@@ -84,7 +83,7 @@ def errors_of_positions(
         for t in (catalog, Table(epochs["RA", "DEC"], names=("ra", "dec")))
     )
     flux = np.asarray(catalog["flux"], float)
-    clean = np.isin(epochs["STAR"], objects["STAR"][(objects["FLAGS_PSF"] & ~UNSCALED) == 0])
+    clean = np.isin(epochs["STAR"], objects["STAR"][(objects["FLAGS_PSF"] & ~64) == 0])
     bright = {row["STAR"]: row["FLUX_PSF"] for row in objects}
     brightness = np.array([bright.get(star, 0.0) for star in epochs["STAR"]])
     top = np.argsort(-brightness)[:60]
