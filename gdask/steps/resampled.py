@@ -213,6 +213,9 @@ def _slices(window: Window, origin: Window) -> tuple[slice, slice]:
 
 def _take_better(result: Sequence[np.ndarray], added: Sequence[np.ndarray]) -> None:
     """Replace the pixels of `result` where those of `added` have a lower DQ."""
-    better = added[2] < result[2]
+    # OVERLAP, the sky of few frames, must not lose against NO_DATA, whose number is smaller.
+    others = np.uint16(0xFFFF - DQ.OVERLAP)
+    ranks = [2 * (dq & others) + (dq & ~others != 0) for dq in (added[2], result[2])]
+    better = ranks[0] < ranks[1]
     for old, new in zip(result, added, strict=True):
         old[better] = new[better]

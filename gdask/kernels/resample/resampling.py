@@ -54,6 +54,8 @@ from gdask.types import Flags, Fraction, Image, Window
 #: Elements of a vector, and small numbers, all unsigned: see `layout`.
 _VECTOR = np.uint64(16)
 _0, _1, _2, _4 = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(4)
+#: All bits but OVERLAP.
+_OTHERS = 0xFFDF
 #: Pixels of a run, on average, from which on runs are faster than pixels one by one.
 _SHORT_RUN = 6
 _NO_WEIGHTS, _NO_AREAS = np.empty(0), np.empty((2, 0, 0))
@@ -409,7 +411,12 @@ def _merge(
     rows, value = work.rows, _2 * taps * _ROW
     along, factor = value + _4 * _ROW, value + np.uint64(6) * _ROW
     for i in range(count):
-        better = work.flags[i] < out_dq[place + i]
+        # OVERLAP (32), the sky of few frames, must not lose against NO_DATA (16): twice the other
+        # bits, and one for it.
+        own, there = work.flags[i], out_dq[place + i]
+        better = ((own & _OTHERS) << 1) + (own >> 5 & 1) < ((there & _OTHERS) << 1) + (
+            there >> 5 & 1
+        )
         new = np.float32(rows[value + i] * area_ratio) * rows[factor + i]
         squares = np.float64(rows[along + i]) * np.float64(rows[along + _ROW + i])
         noise = rows[value + _ROW + i] / squares * area_ratio
