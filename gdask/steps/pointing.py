@@ -49,6 +49,8 @@ _THIRD_AXIS = (
 ERROR_PER_OFFSET = 0.04
 #: RATRACK (seconds of RA per second) above which the telescope does not follow the sky at all.
 STANDING_RATE = 0.5
+#: Motion (arcsec over all frames) below which a target rests.
+MIN_MOTION = 0.001
 #: Arcsec by which headers may miss the motion of a target over all frames, and still follow it.
 MAX_DRIFT_ERROR = 1.0
 #: Tags of frames that point at nothing on the sky.
@@ -206,6 +208,8 @@ def follow_object(
         return frames
     times = np.array([_middle_seconds(frame, frames[0]) for frame in frames])
     span = float(np.hypot(*rates) * np.ptp(times))
+    if span < MIN_MOTION:
+        return frames
     speed = f"the target moves at {3600 * rates[0]:.2f}, {3600 * rates[1]:.2f} arcsec/h (E, N)"
     trails = max(float(descriptor(frame, "exposure_time") or 0.0) for frame in frames)
     if follow == "stars":

@@ -312,3 +312,17 @@ def test_every_keyword_of_an_archive_like_sample_is_there(
                 for k in a.header
                 if k and k != "COMMENT" and type(a.header[k]) is not type(b.header[k])
             ] == []
+
+
+def test_every_second_frame_of_a_target_may_point_elsewhere_and_be_turned(tmp_path):
+    night = {"size": 64, "n_science": 4, "n_sky": 1, "n_flats": 0, "n_std": 0, "bad_wcs": 0}
+    simulate_gsaoi(tmp_path, **night, pa=20.0, group_offset=25.0, group_pa=90.0, pointing=0.0)
+    rows = Table.read(tmp_path / "truth" / "frames.ecsv")
+    headers = [fits.getheader(tmp_path / "raw" / row["file"]) for row in rows]
+    for row, header in zip(rows, headers):
+        assert abs(row["pa"] - header["PA"]) < 0.1
+    science = [h for row, h in zip(rows, headers) if row["kind"] == "science"]
+    assert [header["PA"] for header in science] == [20.0, 110.0, 20.0, 110.0]
+    assert [header["POFFSET"] > 20 for header in science] == [False, True, False, True]
+    (sky,) = (h for row, h in zip(rows, headers) if row["kind"] == "sky")
+    assert sky["PA"] == 20.0
