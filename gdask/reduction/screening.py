@@ -322,11 +322,10 @@ def field_of_one_target(frame: Frame, recipe: Recipe, layers: Layers) -> float |
 
 
 def with_names_listed(frames: Frames, names: Sequence[str]) -> Frames:
-    """Give the Frames with the names of all files of the reduction, those set aside among them.
-
-    `separate_sky` looks there for the names that its lists have.
-    """
-    listed = json.dumps(sorted({*names, *(frame.attrs["name"] for frame in frames)}))
+    """Give the Frames with the names of all files, those set aside too, for `separate_sky`."""
+    listed = json.dumps(
+        sorted({*map(os.path.basename, names), *(frame.attrs["name"] for frame in frames)})
+    )
     return tuple(with_attrs(frame, listed=listed) for frame in frames)
 
 

@@ -32,9 +32,8 @@ from gdask.kernels.geometry.projection import pixel_area, tangent_plane, to_plan
 from gdask.kernels.sources.centroids import EDGE, FAILED, SATURATED
 from gdask.model import GdaskError
 from gdask.params import Range
-from gdask.steps.frames import arrays_of, on_group, with_arrays
+from gdask.steps.frames import arrays_of, on_group, with_arrays, with_scaled_levels
 from gdask.steps.pointing import find_bad_wcs
-from gdask.steps.stack_header import with_scaled_levels
 from gdask.types import Frame, Frames
 
 #: Julian epoch 2000.0, to a minute.
