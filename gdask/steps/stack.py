@@ -146,7 +146,8 @@ def combined_header(frames: Frames, method: str) -> dict[str, dict[str, Any]]:
         primary[f"IMCMB{number:03d}"] = frame.attrs["name"]
     primary |= _exposure_keywords(frames) | _calibration_keywords(frames)
     times, each = _time_keywords(frames)
-    together, of_array = stacked_levels(frames, variance_factor(method, len(frames)))
+    factor = variance_factor(method, len(frames)) if "median" in method else 1.0
+    together, of_array = stacked_levels(frames, factor)
     count = len(array_headers(frames[0]))
     of_array |= {key: [value] * count for key, value in each.items()}
     return {"primary": primary | times | together, "each": of_array}
