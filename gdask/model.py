@@ -189,6 +189,17 @@ def host() -> str:
     return f"{name}-{hashlib.sha256(' '.join(identities).encode()).hexdigest()[:8]}"
 
 
+class usual_errors(np.errstate):
+    """Inside, floating-point errors are treated as NumPy does by default.
+
+    A script's `np.seterr(all="raise")` would stop a reduction where a number underflows to zero,
+    as it should.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(divide="warn", over="warn", under="ignore", invalid="warn")
+
+
 def clean(text: object) -> str:
     """Give a text from outside (a name, a value of a header) as one line that is safe to print.
 

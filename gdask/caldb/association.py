@@ -329,3 +329,11 @@ def _sections_by_array(row: Row, named: bool) -> _Sections:
     )
     padded = [*shapes, *[None] * len(sections)]
     return {name: (section, shape) for name, section, shape in zip(names, sections, padded)}
+
+
+def remarks_on(association: Association) -> list[str]:
+    """Give the remarks for the log: values taken as equal; the rules' note if nothing is chosen."""
+    if association.chosen:
+        return [v.text for v in association.candidates[0].verdicts if "taken as equal" in v.text]
+    note = association.rules.note if association.rules is not None else ""
+    return [note] if note else []

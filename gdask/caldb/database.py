@@ -195,26 +195,18 @@ def add(database: Database, path: str | os.PathLike[str]) -> Row:
 
 
 def remove(database: Database, name: str) -> int:
-    """Delete the entry with this file name; returns how many there were: 0 or 1.
-
-    The folder matters where several entries have the name. The files stay on disk. Raises
-    GdaskError, with the paths, where several have it and the name is the path of none of them.
-    """
-    if not exists(database):
+    """Delete the entry of a file name (of several, of its path); GdaskError asks which. 0 or 1."""
+    base, places = os.path.basename(name), (os.path.abspath(name), os.path.realpath(name))
+    paths = [row["path"] for row in rows(database) if row["name"] == base]
+    chosen = [path for path in paths if len(paths) == 1 or path in places]
+    if paths and not chosen:
+        text = f"{base}: {len(paths)} entries have this name: {', '.join(paths)}"
+        raise GdaskError(f"{text}; give the path of the one that is to go")
+    if not chosen:
         return 0
-    base = os.path.basename(name)
     with _connection(database, write=True) as connection:
-        query = sa.select(CALIBRATIONS.c.path).where(CALIBRATIONS.c.name == base)
-        paths = sorted(connection.execute(query).scalars())
-        places = {os.path.abspath(name), os.path.realpath(name)}
-        chosen = [path for path in paths if len(paths) == 1 or path in places]
-        if paths and not chosen:
-            raise GdaskError(
-                f"{base}: {len(paths)} entries have this name: {', '.join(paths)}; give the path "
-                "of the one that is to go"
-            )
         statement = sa.delete(CALIBRATIONS).where(CALIBRATIONS.c.path.in_(chosen))
-        return connection.execute(statement).rowcount if chosen else 0
+        return connection.execute(statement).rowcount
 
 
 def rows(

@@ -87,11 +87,3 @@ def no_calibrations(lacking: Iterable[tuple[str, Association]]) -> NoCalibration
             association.caltype, f"{name}: no {association.caltype}\n{explain(association)}"
         )
     return NoCalibration("\n".join(first.values()))
-
-
-def remarks_on(association: Association) -> list[str]:
-    """Give the remarks for the log: values taken as equal; the rules' note if nothing is chosen."""
-    if association.chosen:
-        return [v.text for v in association.candidates[0].verdicts if "taken as equal" in v.text]
-    note = association.rules.note if association.rules is not None else ""
-    return [note] if note else []

@@ -19,8 +19,7 @@ from typing import Any
 from gdask.engine import account, memory
 from gdask.io.dask_internals import flat_list, optimised_tasks, scheduler_of_user
 from gdask.io.process_memory import return_freed_memory
-from gdask.kernels.arrays import usual_errors
-from gdask.model import GdaskError, settings
+from gdask.model import GdaskError, settings, usual_errors
 
 log = logging.getLogger("gdask")
 

@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gdask.instruments import rules, spectra, times
+from gdask.instruments import rules, spectra
 from gdask.instruments.rules import (
     from_component_keyword,
     from_keyword,
@@ -395,7 +395,7 @@ DESCRIPTORS: dict[str, Descriptor] = {
     "is_in_adu": is_in_adu,
     "local_time": local_time,
     "lyot_stop": from_component_keyword("LYOTSTOP"),
-    **times.DESCRIPTORS,
+    **rules.TIME_DESCRIPTORS,
     "mdf_row_id": spectra.mdf_row_id,
     "nominal_atmospheric_extinction": nominal_atmospheric_extinction,
     "nominal_photometric_zeropoint": lambda view: view.each("NOMPHOTZ"),

@@ -16,17 +16,6 @@ _FLOAT32 = np.dtype(np.float32)
 INNER: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
-class usual_errors(np.errstate):
-    """Inside, floating-point errors are treated as NumPy does by default.
-
-    A script's `np.seterr(all="raise")` would stop a reduction where a number underflows to zero,
-    as it should.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(divide="warn", over="warn", under="ignore", invalid="warn")
-
-
 def as_kernel_input(array: npt.ArrayLike, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """View `array` as read-only, contiguous and of native byte order; copy only if it is not so.
 

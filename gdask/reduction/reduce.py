@@ -102,7 +102,7 @@ class Reduce:
         """Run the recipe. Raises GdaskError with what to do where it cannot."""
         from gdask.engine.account import describe_run, recorded
         from gdask.engine.memory import garbage_left
-        from gdask.kernels.arrays import usual_errors
+        from gdask.model import usual_errors
 
         self.output_filenames, self.set_aside, self.account = [], [], None
         paths = self._paths()
@@ -121,12 +121,12 @@ class Reduce:
         from gdask.engine.memory import parse_bytes
         from gdask.instruments import tags
         from gdask.reduction import screening
-        from gdask.reduction.mixed_lists import what_to_do_first
         from gdask.reduction.recipe_library import (
             kernels_needed_by,
             known_steps,
             locate,
             steps_in,
+            what_to_do_first,
         )
 
         given, ucals = params.normalise(self.uparms), self._calibrations()
@@ -150,8 +150,7 @@ class Reduce:
         layers = [("config", dict(self.config)), ("user", given)]
         params.check_together(steps_in(recipe), layers)
         screening.check_files_given({**self.config, **given}, steps_in(recipe))
-        names = [*map(os.path.basename, paths), *self._left_out_before]
-        frames = screening.with_names_listed(frames, names)
+        frames = screening.with_names_listed(frames, [*paths, *self._left_out_before])
         screening.check_named_frames(frames, recipe, layers)
         for name in remove_stale_parts(os.getcwd()):
             log.info("removed %s, left by a run that did not end", name)

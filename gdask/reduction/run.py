@@ -13,7 +13,8 @@ from typing import Any
 
 from gdask import caldb, params, steps
 from gdask.caldb import Association
-from gdask.caldb.report import no_calibrations, remarks_on
+from gdask.caldb.association import remarks_on
+from gdask.caldb.report import no_calibrations
 from gdask.engine import checkpoint
 from gdask.instruments import instrument_of, step_defaults, tags
 from gdask.io import write

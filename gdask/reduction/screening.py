@@ -186,7 +186,8 @@ def screen(frames: Frames, recipe: Recipe, module: ModuleType) -> Screened:
     )
     described, undescribed = _sift(fitting, _missing_keyword, "headers")
     alike, different = _sift(described, _difference_from_most(described), "headers")
-    return Screened(alike, (*misfits, *undescribed, *different))
+    placed, misplaced = _sift(alike, section_problem, "headers")
+    return Screened(placed, (*misfits, *undescribed, *different, *misplaced))
 
 
 def _misfit(frame: Frame, first: Frame, recipe: Recipe, module: ModuleType) -> str:
@@ -229,8 +230,6 @@ def _missing_keyword(frame: Frame) -> str:
     """Name what a reduction has to know and the headers of a frame do not say; '' if nothing."""
     if problem := number_problem((primary_header(frame), *array_headers(frame))):
         return f"{problem}; repair the header and run again"
-    if problem := section_problem(frame):
-        return problem
     own_tags = tags(frame)
     needed = _NEEDED if "DARK" in own_tags else _NEEDED_OF_IMAGES
     needed = needed if "CAL" in own_tags else needed | _NEEDED_OF_SKY
@@ -322,11 +321,10 @@ def field_of_one_target(frame: Frame, recipe: Recipe, layers: Layers) -> float |
 
 
 def with_names_listed(frames: Frames, names: Sequence[str]) -> Frames:
-    """Give the Frames with the names of all files of the reduction, those set aside among them.
-
-    `separate_sky` looks there for the names that its lists have.
-    """
-    listed = json.dumps(sorted({*names, *(frame.attrs["name"] for frame in frames)}))
+    """Give the Frames with the names of all files, those set aside too, for `separate_sky`."""
+    listed = json.dumps(
+        sorted({*map(os.path.basename, names), *(frame.attrs["name"] for frame in frames)})
+    )
     return tuple(with_attrs(frame, listed=listed) for frame in frames)
 
 

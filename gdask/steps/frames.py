@@ -6,7 +6,7 @@ The functions build graphs and compute nothing.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,15 +18,17 @@ from gdask.io.frames import (
     array_numbers,
     geometries,
     is_frame,
+    primary_header,
     sections,
     shape_of,
+    small,
+    with_headers,
     with_pixels,
 )
 from gdask.io.lazy_arrays import cut_out
-from gdask.kernels.arrays import usual_errors
 from gdask.kernels.geometry.projection import to_plane
-from gdask.model import DETECTOR, DIMS, DTYPES, GdaskError, X, Y, late
-from gdask.types import Frame
+from gdask.model import DETECTOR, DIMS, DTYPES, GdaskError, X, Y, late, usual_errors
+from gdask.types import Frame, Frames
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -224,7 +226,7 @@ def mjd_of_middle(frame: Frame) -> float:
     start = descriptor(frame, "ut_datetime")
     if start is None:
         return float("nan")
-    seconds = float(descriptor(frame, "exposure_time") or 0.0)
+    seconds = float(descriptor(frame, "total_exposure_time") or 0.0)
     return (start - datetime(1858, 11, 17)).total_seconds() / 86400 + seconds / 2 / 86400
 
 
@@ -235,3 +237,133 @@ def outline_of(frame: Frame) -> tuple[np.ndarray, ...]:
         np.array([0.0, 0, 1, 1]) * frame.sizes["y"] - 0.5,
     )
     return tuple(np.column_stack(to_plane(geometry, x, y)) for geometry in geometries(frame))
+
+
+# Levels, gain and read noise of pixels that steps change -----------------------------------------
+
+LEVELS = ("SATLEVEL", "NONLINEA")
+_COMMENTS = {
+    "GAIN": "Electrons per unit of the data, all inputs",
+    "RDNOISE": "Read noise of a pixel of all inputs (e-)",
+    "SATLEVEL": "Lowest saturation level of the inputs (e-)",
+    "SATURATE": "Lowest saturation level of the inputs (e-)",
+    "NONLINEA": "Lowest non-linear level of the inputs (e-)",
+}
+
+
+def rms(values: Sequence[float]) -> float:
+    """Give the root of the mean square."""
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def with_scaled_levels(frame: Frame, factor: float) -> Frame:
+    """Give the frame with the levels, gain and read noise of pixels that were multiplied."""
+    powers = {"SATLEVEL": 1, "NONLINEA": 1, "RDNOISE": 1, "GAIN": -1}
+    return _changed(frame, {key: lambda v, _, p=p: v * factor**p for key, p in powers.items()})
+
+
+def without_sky_in_levels(frame: Frame) -> Frame:
+    """Give the frame with levels that are those of its pixels after sky subtraction.
+
+    The sky is the median of its measured background (`measure_background`), array by array; where
+    it was not measured, levels stay. SKYMED keeps it.
+    """
+    measured = small(frame, "background", lazy_is_none=True)
+    headers = array_headers(frame)
+    if not measured or len(measured) != len(headers) or "SKYMED" in headers[0]:
+        return frame
+    sky = [float(np.nanmedian(cells)) if np.isfinite(cells).any() else 0.0 for cells in measured]
+    changed = _changed(frame, {key: lambda v, n: v - sky[n] for key in LEVELS})
+    return with_headers(changed, each={"SKYMED": [(v, "Median of the sky (e-)") for v in sky]})
+
+
+def levels_on_grid(frame: Frame, ratio: float) -> dict[str, Any]:
+    """Give the keywords of a frame put onto a grid, where the arrays become one image.
+
+    `ratio` is the area of a pixel of the grid over that of an array, which values were multiplied
+    by; the read noise is that which sums of pixels have, as VAR. Keywords that an array lacks are
+    not given.
+    """
+    found: dict[str, Any] = {}
+    for key in (*LEVELS, "RDNOISE"):
+        values = [header.get(key) for header in array_headers(frame)]
+        if all(isinstance(value, int | float) for value in values):
+            is_noise = key == "RDNOISE"
+            one = rms(values) * ratio**0.5 if is_noise else min(values) * ratio
+            found[key] = (one, "of all arrays" if is_noise else "lowest of all arrays")
+    return found
+
+
+def _changed(frame: Frame, changes: Mapping[str, Any]) -> Frame:
+    """Give the frame with keywords of its arrays changed, where they are numbers.
+
+    changes: for each keyword a function of the value and the number of the array.
+    """
+    headers = array_headers(frame)
+    each = {
+        key: [change(header[key], number) for number, header in enumerate(headers)]
+        for key, change in changes.items()
+        if all(isinstance(header.get(key), int | float) for header in headers)
+    }
+    return with_headers(frame, each=each) if each else frame
+
+
+def stacked_levels(frames: Frames, factor: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give gain, read noise and levels of a stack: of all arrays together, and of each.
+
+    `factor`: n times the variance of the result over that of one of n inputs. Keywords that an
+    input lacks are not given.
+    """
+    pixels = _levels_of_stack(frames, factor)
+    each = {key: [(value, _COMMENTS[key]) for value in values] for key, values in pixels.items()}
+    return _summary(pixels), each
+
+
+def _levels_of_stack(frames: Frames, factor: float) -> dict[str, list[float]]:
+    """Give gain, read noise and levels of a stack for each array; those that all inputs have.
+
+    `factor`: n times the variance of the result over that of one of n inputs.
+    """
+    count = len(array_headers(frames[0]))
+    found: dict[str, list[float]] = {}
+    gains = _each_input(frames, "GAIN", count)
+    if gains is not None:
+        averaged = [
+            1 if descriptor(frame, "is_coadds_summed") else int(descriptor(frame, "coadds") or 1)
+            for frame in frames
+        ]
+        own = [
+            1.0 if "NCOMBINE" in primary_header(frame) else float(coadds)
+            for frame, coadds in zip(frames, averaged, strict=True)
+        ]
+        shares = (1.0 / (gains * np.array(own)[:, np.newaxis])).sum(axis=0)
+        found["GAIN"] = [float(value) for value in len(frames) ** 2 / shares / factor]
+    noise = _each_input(frames, "RDNOISE", count)
+    if noise is not None:
+        mean = np.sqrt((noise**2).sum(axis=0) * factor) / len(frames)
+        found["RDNOISE"] = [float(value) for value in mean]
+    for key in LEVELS:
+        levels = _each_input(frames, key, count)
+        if levels is not None:
+            found[key] = [float(value) for value in levels.min(axis=0)]
+    return found | ({"SATURATE": found["SATLEVEL"]} if "SATLEVEL" in found else {})
+
+
+def _each_input(frames: Frames, key: str, count: int) -> np.ndarray | None:
+    """Give a keyword of each array of each input (input, array); None where one lacks it."""
+    rows = [[header.get(key) for header in array_headers(frame)] for frame in frames]
+    is_whole = all(
+        len(row) == count
+        and all(isinstance(v, int | float) and (v > 0 or key in LEVELS) for v in row)
+        for row in rows
+    )
+    return np.array(rows, float) if is_whole else None
+
+
+def _summary(pixels: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Give the keywords of all arrays together: least levels, rms of read noise, mean of gain."""
+    together: dict[str, Callable[..., Any]] = {"GAIN": np.mean, "RDNOISE": rms}
+    return {
+        key: (float(together.get(key, np.min)(values)), _COMMENTS[key])
+        for key, values in pixels.items()
+    }

@@ -19,9 +19,8 @@ from gdask.kernels.sky.target_light import DARKEST_QUANTILE, TargetLight, find_t
 from gdask.kernels.sources.background import background_mesh
 from gdask.model import UNUSABLE, GdaskError, late
 from gdask.params import Range
-from gdask.steps.frames import array, arrays_of, on_group, with_arrays
+from gdask.steps.frames import array, arrays_of, on_group, with_arrays, with_scaled_levels
 from gdask.steps.sky_frames import middle_of_exposure
-from gdask.steps.stack_header import with_scaled_levels
 from gdask.types import Flags, Frame, Frames, Image, Mask
 
 if TYPE_CHECKING:

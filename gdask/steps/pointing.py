@@ -446,6 +446,5 @@ def _repoint(frame: Frame, miss: np.ndarray | None) -> Frame:
 
 
 def _listing(suspects: dict[str, str]) -> str:
-    return "these files have a bad WCS:\n" + "\n".join(
-        f"    {name} {why}" for name, why in suspects.items()
-    )
+    lines = [f"    {name} {why}" for name, why in suspects.items()]
+    return "\n".join(["these files have a bad WCS:", *lines])

@@ -43,9 +43,8 @@ from gdask.kernels.geometry.wcs import grid_from_header, grid_header
 from gdask.kernels.resample.interpolation import noise_correlation
 from gdask.model import DIMS, GdaskError, late
 from gdask.params import Range, refuses
-from gdask.steps.frames import VARIABLE_TYPES, VARIABLES, arrays_of, named, on_group
+from gdask.steps.frames import VARIABLE_TYPES, VARIABLES, arrays_of, levels_on_grid, named, on_group
 from gdask.steps.resampled import INTERPOLATIONS, Resampled
-from gdask.steps.stack_header import levels_on_grid
 from gdask.types import Flags, Frame, Frames, Image, Window
 
 if TYPE_CHECKING:

@@ -24,7 +24,15 @@ from gdask.io.lazy_arrays import map_planes
 from gdask.kernels.statistics import fit_sky_level
 from gdask.model import GdaskError, late
 from gdask.params import Range, refuses
-from gdask.steps.frames import PIXEL_BYTES, array, arrays_of, named, on_group, with_arrays
+from gdask.steps.frames import (
+    PIXEL_BYTES,
+    array,
+    arrays_of,
+    named,
+    on_group,
+    with_arrays,
+    without_sky_in_levels,
+)
 from gdask.steps.levels import SkyLevel, choose_level
 from gdask.steps.sky_subtraction import (
     GROUP_BYTES,
@@ -33,7 +41,6 @@ from gdask.steps.sky_subtraction import (
     count_skies,
     subtract_skies,
 )
-from gdask.steps.stack_header import without_sky_in_levels
 from gdask.types import Flags, Frame, Frames, Image, Mask
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from dask.base import tokenize
 
 from gdask.instruments import descriptor, tags
 from gdask.io.frames import (
+    array_headers,
     note,
     primary_header,
     records,
@@ -22,7 +24,7 @@ from gdask.io.frames import (
 from gdask.io.gather import gather_planes
 from gdask.io.lazy_arrays import band_chunks
 from gdask.io.sources import Source, read_together
-from gdask.kernels.stack.combine import combine
+from gdask.kernels.stack.combine import combine, variance_factor
 from gdask.kernels.stack.grow import GROW_MARGIN, Planes, combine_without_rejected, grow_rejected
 from gdask.model import GdaskError, late
 from gdask.params import Range
@@ -34,12 +36,12 @@ from gdask.steps.frames import (
     named,
     on_group,
     replaced,
+    stacked_levels,
     strip_rows,
 )
 from gdask.steps.resample import TILE_BYTES, resampled_source
 from gdask.steps.resampled import Resampled
 from gdask.steps.sky_frames import SAME_EXPOSURE_SECONDS
-from gdask.steps.stack_header import combined_header
 from gdask.types import Frame, Frames, Window
 
 if TYPE_CHECKING:
@@ -124,6 +126,97 @@ def stack_frames(
     removed = {key: None for key in primary_header(stack) if key.startswith("SKYFR")}
     header = combined_header(frames, operation)
     return note(with_headers(stack, primary=removed | header["primary"], each=header["each"]), text)
+
+
+_SECOND = timedelta(seconds=1)
+#: Keywords of calibrations in the primary header.
+_CALIBRATIONS = ("BPMIM", "FLATIM", "DARKIM")
+
+
+def combined_header(frames: Frames, method: str) -> dict[str, dict[str, Any]]:
+    """Give the keywords of a stack, as `with_headers` takes them: `primary` and `each`.
+
+    `method` is the operation of the stack. Gain and read noise are those where all inputs cover a
+    pixel: the mean of n inputs has n times the gain of one (times the coadds that it averages), so
+    that photon noise is sqrt(data / GAIN), and 1/sqrt(n) of its read noise; a median has a little
+    more noise, by the factor that VAR has too.
+    """
+    primary: dict[str, Any] = {"NCOMBINE": (len(frames), "Number of input images")}
+    for number, frame in enumerate(frames, 1):
+        primary[f"IMCMB{number:03d}"] = frame.attrs["name"]
+    primary |= _exposure_keywords(frames) | _calibration_keywords(frames)
+    times, each = _time_keywords(frames)
+    factor = variance_factor(method, len(frames)) if "median" in method else 1.0
+    together, of_array = stacked_levels(frames, factor)
+    count = len(array_headers(frames[0]))
+    of_array |= {key: [value] * count for key, value in each.items()}
+    return {"primary": primary | times | together, "each": of_array}
+
+
+def _exposure_keywords(frames: Frames) -> dict[str, Any]:
+    """Give exposure times and the mean air mass."""
+    seconds = float(descriptor(frames[0], "exposure_time") or 0)
+    total = sum(float(descriptor(frame, "total_exposure_time") or 0) for frame in frames)
+    keywords: dict[str, Any] = {
+        "EXPTIME": (seconds, "Exposure time of the pixel values (s)"),
+        "TOTEXP": (total, "Total exposure time of all inputs (s)"),
+    }
+    airmasses = [descriptor(frame, "airmass") for frame in frames]
+    known = [value for value in airmasses if value is not None]
+    if known:
+        keywords["AIRMASS"] = (float(np.mean(known)), "Mean airmass of the inputs")
+    return keywords
+
+
+def _calibration_keywords(frames: Frames) -> dict[str, Any]:
+    """Give the calibrations used: names, several where the inputs differ."""
+    found: dict[str, Any] = {}
+    for key in _CALIBRATIONS:
+        names = [str(primary_header(frame).get(key, "") or "") for frame in frames]
+        for number, name in enumerate(dict.fromkeys(name for name in names if name)):
+            used = f"{key[:-1]}{number + 1}" if number else key
+            found[used] = (name, f"used for {names.count(name)} of {len(names)} inputs")
+    return found
+
+
+def _time_keywords(frames: Frames) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give the times of a stack for the primary header, and those for each array.
+
+    Start of the first input, end of the last, and the mean of the middles by exposure time.
+    """
+    known = [frame for frame in frames if descriptor(frame, "ut_datetime") is not None]
+    if not known:
+        return {}, {}
+    first = min(known, key=lambda frame: descriptor(frame, "ut_datetime"))
+    last = max(known, key=lambda frame: descriptor(frame, "mjd_end") or 0.0)
+    start: datetime = descriptor(first, "ut_datetime")
+    end: datetime = descriptor(last, "ut_end") or start
+    weights = [float(descriptor(frame, "total_exposure_time") or 0) for frame in known]
+    middles = [
+        descriptor(frame, "ut_middle") or descriptor(frame, "ut_datetime") for frame in known
+    ]
+    after = [(middle - start).total_seconds() for middle in middles]
+    is_weighted = sum(weights) > 0
+    mean = float(np.average(after, weights=weights if is_weighted else None))
+    mjd = float(descriptor(first, "mjd_start"))
+    middle = start + (max(mean, 0.0) * _SECOND)
+    stamps = {"BEG": (start, "Start, UT"), "AVG": (middle, "Middle, UT"), "END": (end, "End, UT")}
+    days = {"BEG": mjd, "AVG": mjd + mean / 86400, "END": mjd + (end - start) / (86400 * _SECOND)}
+    primary: dict[str, Any] = {"MJD-OBS": (mjd, "MJD at start of observation")}
+    for name, (when, comment) in stamps.items():
+        primary[f"DATE-{name}"] = (_iso(when), comment)
+        primary[f"MJD-{name}"] = (days[name], comment.replace("UT", "MJD"))
+    clock = _iso(start)[11:]
+    phu = primary_header(frames[0])
+    primary |= {"DATE-OBS": _iso(start)[:10], "UT": clock, "UTSTART": clock}
+    primary |= {"UTEND": (_iso(end)[11:], "End of the last input")}
+    primary |= {"TIME-OBS": clock} if "TIME-OBS" in phu else {}
+    return primary, {"MJD-OBS": mjd, "DATE-OBS": _iso(start)}
+
+
+def _iso(when: datetime) -> str:
+    """Give a time as FITS has it, to a millisecond."""
+    return when.isoformat(timespec="milliseconds")
 
 
 def check_alike(frames: Frames) -> None:

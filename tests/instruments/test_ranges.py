@@ -11,7 +11,7 @@ from gdask.recipes import gsaoi_image
 import gdask
 from gdask import steps
 from gdask.instruments import view
-from gdask.instruments.ranges import RANGES, REQUIRED, number_in_range, problem_with
+from gdask.instruments.view import RANGES, REQUIRED, number_in_range, problem_with
 from gdask.model import GdaskError
 from gdask.reduction.screening import open_all, screen
 

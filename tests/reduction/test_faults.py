@@ -205,7 +205,10 @@ FILES: dict[str, tuple[Callable[[Path], None], str]] = {
         keywords(EXPTIME=None),
         "no exposure time from its headers (EXPTIME missing or not valid)",
     ),
-    "EXPTIME is text": (keywords(EXPTIME="long"), "no exposure time from its headers"),
+    "EXPTIME is text": (
+        keywords(EXPTIME="long"),
+        "EXPTIME = long: a number from 0 to 100000 was expected",
+    ),
     "no FILTER": (
         keywords(FILTER1=None, FILTER2=None),
         "no filter name from its headers (FILTER1, FILTER2 missing",

@@ -19,7 +19,7 @@ from gdask import cli, steps
 from gdask.instruments import descriptor
 from gdask.io.frames import array_headers, primary_header, with_fetched, with_headers
 from gdask.simulate import simulate_f2, simulate_gsaoi
-from gdask.steps.stack_header import levels_on_grid, without_sky_in_levels
+from gdask.steps.frames import levels_on_grid, without_sky_in_levels
 from gdask.types import Frame, Frames
 
 SECONDS = {"gsaoi": 20.0, "f2": 15.0}
