@@ -11,6 +11,7 @@ from gdask.steps import (
     detect_sources,
     determine_astrometric_solution,
     flat_correct,
+    frames_among,
     is_crowded,
     match_sky_levels,
     measure_background,
@@ -64,7 +65,7 @@ def subtract_sky(run, targets, skies):
     frames beside it, the light of a stack of all frames is subtracted from the sky frames before.
     """
     if is_crowded(targets, skies):
-        skies = subtract_all_light(run, run(associate_sky, targets, skies), skies)
+        targets, skies = subtract_all_light(run, run(associate_sky, targets, skies), skies)
     return subtract_masked_sky(run, targets, skies)
 
 
@@ -76,10 +77,11 @@ def subtract_masked_sky(run, targets, skies):
 
 
 def subtract_all_light(run, targets, skies):
-    """Give sky frames without the light that a stack of all frames shows.
+    """Give targets, and sky frames without the light that a stack of all frames shows.
 
     A first stack has the level alone subtracted from each frame, so that no star is lost; the next
-    ones have the sky that is left when the stack before is subtracted from the frames.
+    ones have the sky that is left when the stack before is subtracted from the frames. Frames that
+    cannot be aligned are set aside.
     """
     corrected = run(sky_correct, run(without_skies, targets), skies)
     for _ in range(2):
@@ -87,8 +89,9 @@ def subtract_all_light(run, targets, skies):
         (deep,) = run.save((combine(run, first),))
         left = run(subtract_stack, skies, deep, first)
         left = run.save(left, variables=["data", "objects"])
+        targets = run(associate_sky, frames_among(targets, left), left)
         corrected = run(sky_correct, targets, left)
-    return left
+    return targets, left
 
 
 def mask_stack_sources(run, targets, skies):

@@ -31,12 +31,14 @@ log = logging.getLogger("gdask")
 #: take them as they take those of an empty field.
 _MADE_UP: dict[str, np.ndarray] = {
     "stars": np.zeros(0, POSITIONS),
-    "background": np.zeros((8, 8)),
+    "background": np.ones((8, 8)),
     "levels": np.zeros((3, 0)),
     "shadows": np.ones((2, 8, 8)),
 }
 
 
+#: Small results without which steps do nothing, as they do where these were not measured.
+_LEFT_OUT = ("outline", "sky_counts")
 #: What steps raise on an input that they cannot use. The run itself will meet it, and say so.
 _FAILURES = (GdaskError, OSError, ValueError, TypeError, LookupError, ArithmeticError)
 
@@ -105,7 +107,8 @@ class Rehearsal(Run):
             key: tuple(_made_up(*key, number) for number in range(len(lazy)))
             for key, lazy in pending.items()
         }
-        return checkpoint.resume(frames, variables, folder, made_up)
+        resumed = checkpoint.resume(frames, variables, folder, made_up)
+        return tuple(frame.drop_vars(_LEFT_OUT, errors="ignore") for frame in resumed)
 
     def write_each(self, frames: Frames, suffix: str) -> Frames:
         """Check the phase of products, and end the rehearsal: they are what comes last."""

@@ -46,6 +46,7 @@ _HELPER_MODULES = {
     "transfer_objects": "sky",
     "objects_from_stack": "sources",
     "share_objects": "sources",
+    "frames_among": "sky",
     "is_crowded": "sky",
     "without_skies": "sky_residuals",
     "needs_dark": "flats",

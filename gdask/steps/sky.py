@@ -56,6 +56,8 @@ _LEVEL_BYTES = 16.0
 #: seen by several frames, and the light between them is no sky. (Simulated nights: 61 in the
 #: crowded small field of FLAMINGOS-2, 27 in that of GSAOI, 7 in a sparse one.)
 CROWDED_PERCENT = 20.0
+#: Fewest frames of a crowded field of which a stack is subtracted from their skies.
+FEWEST_FOR_STACK = 5
 #: Keyword of sky frames, and of frames that have such ones, and its comment.
 LIGHT_SUBTRACTED, LIGHT_COMMENT = "SKYSTACK", "light of a stack was subtracted from sky frames"
 
@@ -320,10 +322,19 @@ def _corrected(each: Wanted, planes: list[da.Array] | None, level: SkyLevel) -> 
 
 
 def is_crowded(targets: Frames, skies: Frames) -> bool:
-    """Tell whether the skies are the targets themselves and objects cover much of them."""
-    names = {frame.attrs["name"] for frame in targets}
-    on_target = [sky for sky in skies if sky.attrs["name"] in names]
-    return len(on_target) == len(skies) > 1 and max(map(object_cover, skies)) > CROWDED_PERCENT
+    """Tell whether the skies are the targets themselves and objects cover much of them.
+
+    Of fewer than FEWEST_FOR_STACK frames the answer is no: a stack of theirs would hold too much of
+    the sky of each.
+    """
+    is_on_target = len(frames_among(skies, targets)) == len(skies) >= FEWEST_FOR_STACK
+    return is_on_target and max(map(object_cover, skies)) > CROWDED_PERCENT
+
+
+def frames_among(frames: Frames, others: Frames) -> Frames:
+    """Give the frames whose names are among those of others."""
+    names = {frame.attrs["name"] for frame in others}
+    return tuple(frame for frame in frames if frame.attrs["name"] in names)
 
 
 def object_cover(frame: Frame) -> float:

@@ -200,14 +200,18 @@ def all_steps(run: Checked, night: Any, folder: Path) -> None:
         steps.sky_correct, run(steps.associate_sky, targets, skies), skies, mask_objects=False
     )
     targets = run.save(run.each(steps.detect_sources, targets))
+    targets = run(steps.check_sky, targets)
     targets = run(
         steps.determine_astrometric_solution,
         run(steps.add_reference_catalog, targets, source=str(catalogue(night, folder))),
     )
     targets = run(steps.adjust_wcs_to_reference, tuple(f.drop_vars("solution") for f in targets))
     targets = run(steps.match_sky_levels, run.fetch(run(steps.measure_sky_levels, targets)))
+    aligned = targets
     targets = run(steps.resample_to_common_frame, run(steps.scale_counts_to_reference, targets))
-    run(steps.detect_sources, run(steps.stack_frames, targets), products="catalog", mesh=128)
+    deep = run(steps.stack_frames, targets)
+    run(steps.detect_sources, deep, products="catalog", mesh=128)
+    run(steps.subtract_stack, frames, run.save((deep,))[0], aligned)
 
 
 def catalogue(night: Any, folder: Path) -> Path:
