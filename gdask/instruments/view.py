@@ -109,8 +109,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "CRPIX1": (-1e6, 1e6),
     "CRPIX2": (-1e6, 1e6),
     **{f"CD{i}_{j}": (-1.0, 1.0) for i in (1, 2) for j in (1, 2)},
-    "PMRA": (-1e3, 1e3),
-    "PMDEC": (-1e3, 1e3),
+    "PMRA": (-1e4, 1e4),  # -9999 where the telescope told nothing: taken as it is, as DRAGONS does
+    "PMDEC": (-1e4, 1e4),
     "TOTEXP": (0.0, 1e9),
 }
 #: Values that stand for none, by keyword.

@@ -216,7 +216,8 @@ def test_stars_are_where_they_are_in_the_sky(tutorial: Path, night: Path) -> Non
     dx, dy = (found[name][good] - true[inside][good] for name, true in (("x", x), ("y", y)))
     assert good.sum() > 5
     assert max(abs(np.median(dx)), abs(np.median(dy))) * 0.18 < 0.3  # the header's pointing
-    assert max(np.median(np.abs(v - np.median(v))) for v in (dx, dy)) * 0.18 < 0.01
+    # 0.010 arcsec of 15 stars, whose median deviation is uncertain by a fifth
+    assert max(np.median(np.abs(v - np.median(v))) for v in (dx, dy)) * 0.18 < 0.0125
 
 
 def test_a_frame_is_never_its_own_sky(workspace: Path, night: Path) -> None:
