@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -64,6 +65,9 @@ ONE_THREAD = {
     "MKL_NUM_THREADS": "1",
     "NUMBA_NUM_THREADS": "1",
 }
+
+#: A host as ssh takes it; one that begins with "-" would be an option of ssh.
+_HOST = re.compile(r"[A-Za-z0-9_\[][A-Za-z0-9_.:@%\[\]-]*$")
 
 
 def profile_of(spec: str, profiles: str | None = None) -> Profile:
@@ -207,6 +211,12 @@ def _checked_profile(profile: Profile, where: str) -> Profile:
         )
     if kind == "ssh" and not profile.get("hosts"):
         raise UsageError(f"{where}: no hosts; expected ssh:host1,host2 or ssh:host1,host2:N")
+    for host in profile.get("hosts") or ():
+        if not _HOST.match(str(host)):
+            raise UsageError(
+                f"{where}: {str(host)[:60]!r} is not the name of a host; expected such as node1, "
+                "user@node1 or an address"
+            )
     return profile
 
 

@@ -102,6 +102,7 @@ def test_a_yaml_of_the_users(tmp_path: Path) -> None:
         ("like: slrm\n", r"like: slrm \(did you mean slurm\?\)"),
         ("kind: scheduler\n", "needs address"),
         ("kind: ssh\n", "no hosts"),
+        ("kind: ssh\nhosts: [-oProxyCommand=x]\n", "not the name of a host"),
         ("kind: [unclosed\n", "line 2: not YAML"),
         ("", "no profile in it"),
         (
