@@ -279,7 +279,10 @@ def _throughput_text(found: Throughputs) -> str:
     """Say which throughputs were found, how well they are known, and whether they are used."""
     known = np.isfinite(found.error)
     if not known.any():
-        return ", throughput not known: too few stars in common"
+        return (
+            ", throughput not known: too few stars in common, or no curves of growth"
+            " (detectSources:growth=True measures them)"
+        )
     error = float(np.median(found.error[known]))
     values = found.value[known]
     used = bool((found.factor != 1).any())

@@ -48,6 +48,7 @@ def detect_sources(
     min_pixels: Annotated[int, Range(1, None)] = 8,
     mesh: Annotated[int, Range(8, None)] = 32,
     products: Literal["mask", "catalog", "centroids"] = "centroids",
+    growth: bool = False,
 ) -> Frame:
     """Find sources on each array: OBJMASK, OBJCAT and centroids. [detectSources]
 
@@ -65,6 +66,9 @@ def detect_sources(
         What to make: mask (OBJMASK, and its outline for share_objects), catalog (for a stack) or
         centroids (for a frame). catalog makes OBJMASK, and OBJCAT with fitted stars and apertures;
         centroids makes OBJMASK, OBJCAT and precise positions for the alignment.
+    growth
+        Measure curves of growth of each frame's stars, for scaleCountsToReference:throughput=auto
+        (0.1 s for each array). Catalogues of stacks have them always.
     """
     planes = [each.rechunk((1, -1, -1)) for each in arrays_of(frame)]
     detection: dict[str, Any] = {"threshold": threshold, "min_pixels": min_pixels, "mesh": mesh}
@@ -76,7 +80,11 @@ def detect_sources(
         return with_small(with_arrays(frame, objects=mask), outline=outlined)
     found = map_arrays(_detect, *planes, **detection)
     mask = map_planes(_mask, planes[0], found, dtype="bool", pixelwise=False, shape=shape_of(frame))
-    measure = _photometry if products == "catalog" else _stars
+    stars = (
+        map_arrays(_photometry, *planes, found)
+        if products == "catalog"
+        else map_arrays(_stars, *planes, found, growth=growth)
+    )
     if products == "centroids":
         # The frame goes on in the whole arrays that detection needs anyway: if bands were written
         # by themselves, dask's order would write those of all frames and arrays before the first
@@ -85,7 +93,7 @@ def detect_sources(
     return with_small(
         with_arrays(frame, objects=mask),
         objcat=map_arrays(_catalog, found),
-        stars=map_arrays(measure, *planes, found),
+        stars=stars,
     )
 
 
@@ -109,15 +117,18 @@ def _mask(data: Image, found: tuple[np.ndarray, np.ndarray], shape: tuple[int, i
 
 
 def _stars(
-    data: Image, variance: Image, dq: Flags, found: tuple[np.ndarray, np.ndarray]
+    data: Image,
+    variance: Image,
+    dq: Flags,
+    found: tuple[np.ndarray, np.ndarray],
+    growth: bool,
 ) -> np.ndarray:
     catalog = found[0]
     fwhm = measure_fwhm(catalog, data.shape)
     if not np.isfinite(fwhm):
         return np.zeros(0, POSITIONS)
-    return fit_positions(
-        data, variance, dq, catalog["X_IMAGE"] - 1, catalog["Y_IMAGE"] - 1, fwhm=fwhm
-    )
+    x, y = catalog["X_IMAGE"] - 1, catalog["Y_IMAGE"] - 1
+    return fit_positions(data, variance, dq, x, y, fwhm=fwhm, growth=growth)
 
 
 def _photometry(

@@ -183,7 +183,14 @@ def _scale_to_total(out: np.ndarray, fits: StarFits, variance: Image) -> None:
 
 
 def fit_positions(
-    data: Image, variance: Image, dq: Flags, x: np.ndarray, y: np.ndarray, *, fwhm: Pixels
+    data: Image,
+    variance: Image,
+    dq: Flags,
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    fwhm: Pixels,
+    growth: bool = False,
 ) -> np.ndarray:
     """Measure positions and fluxes of stars that are good to the photon limit.
 
@@ -197,11 +204,11 @@ def fit_positions(
     (within 2.5 FWHM of the array's edge), FAILED (nothing fitted: the window's position, errors
     NaN), MISFIT (chi2 above 2: blended with an unseen star, or no star). Errors are from the
     variance, times sqrt(chi2) where that is above 1, with a floor from the star image's own error.
-    scaled: the factor from flux to all the light by curves of growth, escaled: its error as a
-    fraction, common to the array's stars (NaN where nothing tells it).
+    scaled: with `growth`, the factor from flux to all the light by curves of growth (else 0),
+    escaled: its error as a fraction, common to the array's stars (NaN where nothing tells it).
     """
     if not len(x):
         return np.zeros(0, POSITIONS)
     out, fits = fit_positions_and_image(data, variance, dq, x, y, fwhm=fwhm)
-    out["scaled"], out["escaled"] = _growth(out, fits, variance, 1)[:2]
+    out["scaled"], out["escaled"] = _growth(out, fits, variance, 1)[:2] if growth else (0.0, np.nan)
     return out
