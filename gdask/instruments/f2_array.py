@@ -93,7 +93,7 @@ def _axes(view: View, number: int, pa: float) -> list[list[float]]:
         return plain.tolist()
     c, s = math.cos(math.radians(pa)), math.sin(math.radians(pa))
     # xi = c x + s y, eta = -s x + c y
-    axes = 3600 * np.array([[c, -s], [s, c]]) @ matrix
+    axes = 3600 * np.stack([c * matrix[0] - s * matrix[1], s * matrix[0] + c * matrix[1]])
     return (axes if np.abs(axes - plain).max() < MAX_AXES_ERROR * scale else plain).tolist()
 
 

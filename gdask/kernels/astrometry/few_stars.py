@@ -303,7 +303,7 @@ def _best_agreement(
     u, v = dx[i, j], dy[i, j]
     weight = np.minimum(stars.seen[rows][i], FULL_SUPPORT_FRAMES).astype(float)
     agree = np.hypot(u[:, None] - u, v[:, None] - v) <= tolerance
-    near = agree[int(np.argmax(agree @ weight))]
+    near = agree[int(np.argmax((agree * weight).sum(axis=1)))]
     shift = float(u[near].mean()), float(v[near].mean())
     star_xy = stars.x[rows], stars.y[rows]
     ia, ib = match_pairs(*star_xy, x + shift[0], y + shift[1], tolerance)

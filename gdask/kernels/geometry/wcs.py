@@ -99,7 +99,7 @@ def grid_from_header(header: fits.Header, name: str = "reference") -> Grid:
 
     wcs = WCS(header, naxis=2)
     cd = wcs.pixel_scale_matrix
-    scale = math.sqrt(abs(np.linalg.det(cd)))
+    scale = math.sqrt(abs(cd[0, 0] * cd[1, 1] - cd[0, 1] * cd[1, 0]))
     pa = math.atan2(cd[0, 1] + cd[1, 0], cd[1, 1] - cd[0, 0])
     square_cd = np.array([[-math.cos(pa), math.sin(pa)], [math.sin(pa), math.cos(pa)]]) * scale
     if not scale > 0 or np.abs(cd - square_cd).max() > SQUARENESS_TOLERANCE * scale:
