@@ -189,7 +189,8 @@ def _warn_of_environment(workers: Mapping[str, Mapping[str, Any]]) -> None:
     if len(kinds | {arithmetic_of_processor(): set()}) > 1:
         log.info(
             "processors of several kinds, which differ in last bits (this host: %s; %s): results "
-            "are rounded so that products are alike",
+            "are rounded so that products are alike, but for crowded fields with the sky on target "
+            "(docs/cluster.md): give those hosts of one kind",
             arithmetic_of_processor(),
             "; ".join(f"{kind}: {', '.join(sorted(hosts))}" for kind, hosts in kinds.items()),
         )

@@ -115,6 +115,7 @@ class Header(Mapping[str, Any]):
             place = names.index(keyword) if keyword in names else None
             value, comment = given if isinstance(given, tuple) else (given, None)
             value = _storable(value)
+            comment = _fitting(comment, value)
             if place is not None:
                 changed = (
                     [] if given is None else [_changed_entry(entries[place].text, value, comment)]
@@ -302,6 +303,18 @@ def _plain_card(keyword: str, value: Any, comment: str | None) -> str:
         shown = f"{value!s:>20}"
     text = f"{keyword:8}= {shown}{f' / {comment}' if comment else ''}"
     return text.ljust(CARD_LENGTH) if shown and len(text) <= CARD_LENGTH else ""
+
+
+def _fitting(comment: str | None, value: object) -> str | None:
+    """Cut a comment to what a card of 80 characters has room for beside a text.
+
+    A text that is too long for one card has several, and the comment as many as it needs.
+    """
+    if not comment or not isinstance(value, str) or len(value) > 70:
+        return comment
+    # keyword and "= " take 10, the text with its quotes at least 20, " / " takes 3
+    quoted = max(len(value.replace("'", "''")) + 2, 20)
+    return comment[: max(80 - 10 - quoted - 3, 0)]
 
 
 def _storable(value: Any) -> Any:

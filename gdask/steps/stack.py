@@ -175,7 +175,7 @@ def _calibration_keywords(frames: Frames) -> dict[str, Any]:
         names = [str(primary_header(frame).get(key, "") or "") for frame in frames]
         for number, name in enumerate(dict.fromkeys(name for name in names if name)):
             used = f"{key[:-1]}{number + 1}" if number else key
-            found[used] = (name, f"used for {names.count(name)} of {len(names)} inputs")
+            found[used] = (name, f"for {names.count(name)} of {len(names)} inputs")
     return found
 
 

@@ -287,3 +287,13 @@ def test_headers_have_a_bound(tmp_path: Path, kind: str) -> None:
     with pytest.raises(GdaskError, match="x.fits: header of extension 0 has more than 20000 cards"):
         read_headers(tmp_path / "x.fits")
     assert time.process_time() - begun < 3
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("length", [3, 18, 40, 44, 60, 65, 66, 68])
+def test_a_comment_has_the_room_that_the_text_leaves(length: int) -> None:
+    """Without a warning to the user, and with the text whole."""
+    header = Header.from_astropy(fits.Header()).changed({"BPMIM": ("x" * length, "c" * 60)})
+    card = fits.Card.fromstring(str(header.cards[0]))
+    assert card.value == "x" * length
+    assert card.comment == "c" * max(80 - 13 - max(length + 2, 20), 0)
