@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextvars import ContextVar
+from datetime import date, datetime, timedelta
 from enum import IntFlag
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -229,6 +230,21 @@ def _escape(found: re.Match[str]) -> str:
 _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 )
+
+
+#: A night turns at 18 h UT, as Gemini's file names do: early afternoon at the telescope in Chile.
+#: Flats of the afternoon belong to the night that follows, those of the morning to the one before.
+NIGHT_TURNS_HOURS = 18
+
+
+def night_of(time: datetime) -> date:
+    """Give the night of a time (UT), by the date on which it ends: that of Gemini's file names."""
+    return (time + timedelta(hours=24 - NIGHT_TURNS_HOURS)).date()
+
+
+def nights_of(mjd: np.ndarray) -> np.ndarray:
+    """Give the night of each MJD (days, UT) as a whole number: the MJD on which it ends."""
+    return np.floor(np.asarray(mjd) + (24 - NIGHT_TURNS_HOURS) / 24).astype(np.int64)
 
 
 def folders_below(top: str | os.PathLike[str]) -> Iterator[tuple[str, list[str]]]:

@@ -19,6 +19,7 @@ from gdask.headers import Headers
 from gdask.model import GdaskError
 
 if TYPE_CHECKING:
+    from gdask.instruments import Instrument
     from gdask.types import Frame
 
 #: Section and shape of each array of a file, by its name or number.
@@ -36,6 +37,7 @@ class TypeRules(NamedTuple):
     equal: tuple[str, ...] = ()
     prefer: tuple[str, ...] = ()
     max_days: float | None = None
+    preferred_days: float | None = None
     valid_from: bool = False
     note: str = ""
 
@@ -207,7 +209,17 @@ def rules_for(source: Headers | Frame | str | os.PathLike[str]) -> dict[str, Typ
     """The rules for a frame's instrument by type: those of its own facts, else the shipped."""
     from gdask.instruments import instrument_of
 
-    instrument = instrument_of(source)
+    return _rules_of(instrument_of(source))
+
+
+def rules_for_instrument(name: str) -> dict[str, TypeRules]:
+    """The rules for an instrument by type of calibration."""
+    from gdask.instruments import instrument_named
+
+    return _rules_of(instrument_named(name))
+
+
+def _rules_of(instrument: Instrument) -> dict[str, TypeRules]:
     table = _shipped_rules().get(instrument.name, {}) | instrument.facts.get("calibrations", {})
     return {
         caltype: rules_from_table(entry, f"{instrument.name}, {caltype}")

@@ -18,6 +18,7 @@ __all__ = [
     "Instrument",
     "View",
     "descriptor",
+    "instrument_named",
     "instrument_of",
     "register",
     "step_defaults",
@@ -66,6 +67,14 @@ def instrument_of(source: Any) -> Instrument:
         known = ", ".join(sorted({one.name for one in _BY_INSTRUME.values()}))
         raise GdaskError(f"{headers.path or 'header'}: {what}; gdask knows {known}")
     return instrument
+
+
+def instrument_named(name: str) -> Instrument:
+    """The instrument of a name, as the descriptor `instrument` gives it; GdaskError for others."""
+    if name.upper() not in _BY_INSTRUME:
+        known = ", ".join(sorted({one.name for one in _BY_INSTRUME.values()}))
+        raise GdaskError(f"{name}: no instrument of this name; gdask knows {known}")
+    return _BY_INSTRUME[name.upper()]
 
 
 def view(source: Any) -> View:

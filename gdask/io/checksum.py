@@ -42,7 +42,7 @@ def wrong_sums(path: str) -> list[tuple[int, str]]:
             wanted = [unit.header.get(name) for name in ("DATASUM", "CHECKSUM")]
             if wanted == [None, None]:
                 continue
-            total = _sum_stream(stream, unit.size + -unit.size % RECORD_BYTES)
+            total = sum_stream(stream, unit.size + -unit.size % RECORD_BYTES)
             if wanted[0] is not None and str(wanted[0]).strip() != str(total):
                 text = f"DATASUM is {wanted[0]}, of the data that are there {total}"
                 wrong.append((unit.number, f"{text}; copy the file again"))
@@ -63,7 +63,7 @@ def wrong_sums(path: str) -> list[tuple[int, str]]:
     return wrong
 
 
-def _sum_stream(stream: BinaryIO, size: int) -> int:
+def sum_stream(stream: BinaryIO, size: int) -> int:
     """Give the sum of the next `size` bytes of a stream."""
     total, step = 0, 1 << 22
     while size > 0:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from gdask import model
 from gdask.instruments import descriptor, instrument_of, view
 from gdask.io.frames import (
     array_headers,
@@ -216,9 +217,9 @@ def strip_rows(row_bytes: float, fewest: int) -> int:
 
 
 def night_of(frame: Frame) -> int:
-    """Give the number of the night: it changes at 18 h UT, early afternoon at the telescope."""
+    """Give the number of the night (days since the year 1), 0 where the header has no date."""
     start = descriptor(frame, "ut_datetime")
-    return (start - timedelta(hours=18)).toordinal() if start is not None else 0
+    return model.night_of(start).toordinal() if start is not None else 0
 
 
 def mjd_of_middle(frame: Frame) -> float:

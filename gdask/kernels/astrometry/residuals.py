@@ -34,6 +34,7 @@ from gdask.kernels.astrometry.measured_stars import (
 )
 from gdask.kernels.compiled import njit
 from gdask.kernels.geometry.projection import CORRECTION_UNIT
+from gdask.model import nights_of
 from gdask.types import Arcsec
 
 #: Sigma of a two-dimensional residual beyond which a measurement weighs less (Huber), and beyond
@@ -60,8 +61,6 @@ ARRAY_TERM_COUNTS, MIN_ARRAY_STARS = (2, 4), 20
 _TURN_PRIOR = (ARRAY_HALF / CORRECTION_UNIT / ARRAY_SHIFT) ** 2
 _ARRAY_PRIOR = np.array([1 / ARRAY_SHIFT**2] * 2 + [_TURN_PRIOR] * 2 + [1.0] * (TERMS - 4))
 
-#: Days between two frames that make a new epoch.
-EPOCH_GAP_DAYS = 0.5
 #: Measurements that tell the error beyond photon noise within epochs.
 MIN_EPOCH_SAMPLE = 20
 #: One star in one frame. star: row of the star list; array: 0-based; x, y: 0-based pixels; dx, dy:
@@ -355,15 +354,9 @@ def array_corrections(state: FitState, f: int) -> tuple[Polynomials, ...]:
 
 
 def number_epochs(mjd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The epoch of each frame (0, 1 ... in order of time), and the mean MJD of each epoch.
-
-    Gaps of half a day part them.
-    """
-    order = np.argsort(mjd, kind="stable")
-    number = np.zeros(len(mjd), np.int64)
-    number[order] = np.cumsum(np.diff(mjd[order], prepend=mjd[order][:1]) > EPOCH_GAP_DAYS)
-    count = int(number.max(initial=-1)) + 1
-    return number, np.array([mjd[number == k].mean() for k in range(count)])
+    """The epoch (night) of each frame (0, 1 ... by time), and the mean MJD of each epoch."""
+    nights, number = np.unique(nights_of(mjd), return_inverse=True)
+    return number, np.array([mjd[number == k].mean() for k in range(len(nights))])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

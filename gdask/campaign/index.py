@@ -1,0 +1,134 @@
+"""The tables and plan files of a campaign: made from plan and records, to be read by people."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gdask.campaign.job import Campaign, Choice, Job
+from gdask.campaign.tables import toml_lines, write_table, write_whole
+
+FILES, INDEX, PLAN = "files.ecsv", "index.ecsv", "plan"
+FILE_COLUMNS = (
+    "file", "state", "kind", "jobs", "why", "label", "night", "object", "filter", "exposure",
+    "path",
+)  # fmt: skip
+INDEX_COLUMNS = (
+    "job", "kind", "instrument", "target", "filter", "night", "status", "level", "inputs",
+    "left_out", "products", "seconds", "memory", "cause", "product", "gdask",
+)  # fmt: skip
+_PLAN_COLUMNS = (
+    "job", "kind", "recipe", "instrument", "target", "filter", "night", "inputs", "needs",
+    "level", "blocked",
+)  # fmt: skip
+
+
+def write_tables(
+    out: str | os.PathLike[str], campaign: Campaign, known: Mapping[str, dict[str, Any]]
+) -> None:
+    """Write files.ecsv, index.ecsv and the plan. Raises AssertionError if files do not add up."""
+    counts = Counter(row["path"] for row in campaign.rows)
+    assert len(counts) == len(campaign.rows) == len({one.path for one in campaign.files})
+    write_table(Path(out) / FILES, campaign.rows, FILE_COLUMNS, "Every file found, and its use.")
+    rows = [index_row(job, known.get(job.id)) for job in campaign.jobs]
+    about = "Every job: one row, with its first product; numbers are those of the product."
+    numbers = sorted({name for row in rows for name in row} - set(INDEX_COLUMNS))
+    write_table(Path(out) / INDEX, rows, (*INDEX_COLUMNS, *numbers), about)
+    write_plan(Path(out) / PLAN, campaign)
+
+
+def index_row(job: Job, record: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Give the row of a job in the index."""
+    record = record or {}
+    products = record.get("products", [])
+    row = {
+        "job": job.id,
+        "kind": job.kind,
+        "instrument": job.instrument,
+        "target": job.target,
+        "filter": job.filter,
+        "night": job.night,
+        "status": record.get("status", "not run"),
+        "level": record.get("level"),
+        "inputs": record.get("inputs"),
+        "left_out": len(record.get("left_out", ())),
+        "products": len(products),
+        "seconds": record.get("seconds"),
+        "memory": (record.get("account") or {}).get("memory"),
+        "cause": record.get("cause", ""),
+        "product": products[0]["path"] if products else "",
+        "gdask": record.get("gdask", ""),
+    }
+    return row | dict(record.get("numbers", {}))
+
+
+def write_plan(folder: Path, campaign: Campaign) -> None:
+    """Write one TOML file for each job, and a table of all. Those of jobs no more planned go."""
+    rows = [
+        {
+            "job": job.id,
+            "kind": job.kind,
+            "recipe": job.recipe,
+            "instrument": job.instrument,
+            "target": job.target,
+            "filter": job.filter,
+            "night": job.night,
+            "inputs": len(job.inputs) or None,
+            "needs": ",".join(job.needs),
+            "level": job.level,
+            "blocked": job.blocked,
+        }
+        for job in campaign.jobs
+    ]
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    write_table(new / "index.ecsv", rows, _PLAN_COLUMNS, "The jobs of the plan, in order.")
+    for job in campaign.jobs:
+        write_whole(new / f"{job.id}.toml", "\n".join([*job_lines(job), ""]))
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def job_lines(job: Job, prefix: str = "") -> list[str]:
+    """Give the lines of a job in TOML; with a prefix, as a pinned job of campaign.toml."""
+    if prefix:
+        sources = {one.caltype: one.source for one in job.calibrations if one.source}
+        table: dict[str, Any] = {"inputs": list(job.inputs)} if job.inputs else {}
+        table |= {"parameters": dict(job.parameters), "calibrations": sources}
+        return toml_lines({k: v for k, v in table.items() if v}, f"{prefix}.{job.id}")
+    lines = toml_lines(
+        {
+            "job": job.id,
+            "kind": job.kind,
+            "recipe": job.recipe,
+            "folder": job.folder,
+            "inputs": list(job.inputs),
+            "takes": list(job.takes),
+            "not_stacked": list(job.not_stacked),
+            "notes": list(job.notes),
+            "blocked": job.blocked,
+            "parameters": dict(job.parameters),
+        }
+    )
+    for choice in job.calibrations:
+        lines += ["", *toml_lines(_choice_table(choice), f"calibrations.{choice.caltype}")]
+    return lines
+
+
+def _choice_table(choice: Choice) -> dict[str, Any]:
+    return {
+        "source": os.path.basename(choice.source),
+        "level": choice.level,
+        "why": choice.why,
+        "misses": list(choice.misses),
+        "required": choice.required,
+    }

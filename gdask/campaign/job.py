@@ -1,0 +1,109 @@
+"""What a plan is made of: jobs, the calibrations chosen for them, and the files."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from gdask.campaign.scan import RawFile
+from gdask.model import UsageError
+from gdask.params import closest
+
+#: The recipe of each kind of job, and its bits number. The number is raised when the bytes of its
+#: products change; a test with stored checksums fails when they change and the number does not.
+RECIPES = {
+    "dark": "makeProcessedDark",
+    "bpm": "makeProcessedBPM",
+    "flat": "makeProcessedFlat",
+    "frames": "reduce_nostack",
+    "stack": "alignAndStack",
+}
+BITS = {"dark": 1, "bpm": 1, "flat": 1, "frames": 1, "stack": 1}
+#: Kinds of jobs in the order in which they are listed and run; what `--until` names.
+STAGES = {
+    "calibrations": ("dark", "bpm", "flat"),
+    "frames": ("frames",),
+    "nights": ("stack",),
+    "stacks": ("stack",),
+}
+
+
+class Choice(NamedTuple):
+    """The calibration of one type for a job.
+
+    source: id of the job that makes it, or a path; '' if there is none. level: 0 within the
+    preferred time, 1 within the longest, 2 beyond it. misses: the next best, each with the reason.
+    """
+
+    caltype: str
+    source: str
+    level: int
+    why: str
+    misses: tuple[str, ...] = ()
+    required: bool = True
+
+
+class Job(NamedTuple):
+    """One reduction. takes: jobs whose frames it stacks. blocked: why it cannot run, or ''."""
+
+    id: str
+    kind: str
+    instrument: str
+    target: str
+    filter: str
+    night: str
+    folder: str
+    inputs: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
+    calibrations: tuple[Choice, ...] = ()
+    parameters: tuple[tuple[str, str], ...] = ()
+    not_stacked: tuple[str, ...] = ()
+    raw_bytes: int = 0
+    notes: tuple[str, ...] = ()
+    blocked: str = ""
+
+    @property
+    def recipe(self) -> str:
+        """The recipe's name."""
+        return RECIPES[self.kind]
+
+    @property
+    def level(self) -> int:
+        """The worst level of its own calibrations."""
+        return max((one.level for one in self.calibrations), default=0)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Ids of the jobs that have to be done before."""
+        made = [one.source for one in self.calibrations if one.source and "/" not in one.source]
+        return tuple(dict.fromkeys([*made, *self.takes]))
+
+
+class Campaign(NamedTuple):
+    """Jobs, each after those that it needs, and one row for each file found."""
+
+    jobs: tuple[Job, ...]
+    files: tuple[RawFile, ...]
+    rows: tuple[dict[str, Any], ...]
+
+    def job(self, name: str) -> Job:
+        """The job of an id; UsageError, with the nearest, where there is none."""
+        found = next((job for job in self.jobs if job.id == name), None)
+        if found is None:
+            known = [job.id for job in self.jobs]
+            raise UsageError(f"{name}: no such job in the plan{closest(name, known)}")
+        return found
+
+
+def is_named(file: RawFile, name: str) -> bool:
+    """Tell whether a name, path, label or key means this file."""
+    base = os.path.basename(name)
+    own = {file.path, file.name, file.name.partition(".")[0], file.label, file.key}
+    return bool(name) and (name in own or base in own or base.partition(".")[0] in own)
+
+
+def row_of(file: RawFile) -> dict[str, Any]:
+    """Give what the rules of association look at, with its time as a time."""
+    time = file.row.get("ut_datetime")
+    return {**file.row, "ut_datetime": datetime.fromisoformat(time) if time else None}

@@ -1,0 +1,393 @@
+"""One job: `reduce` in a process of its own, and its record.
+
+A crash costs the job, not the campaign. A job that was killed goes on from its last checkpoint when
+it is run again. It registers nothing in any database: calibrations are given by path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gdask import __version__
+from gdask.campaign import records
+from gdask.campaign.job import Job
+from gdask.campaign.scan import RawFile, known_sum
+from gdask.campaign.settings import Flag
+from gdask.campaign.tables import toml_lines, write_whole
+from gdask.model import GdaskError
+
+#: What the products of each kind of job are called.
+SUFFIXES = {
+    "dark": "_dark",
+    "bpm": "_bpm",
+    "flat": "_flat",
+    "frames": "_skyCorrected",
+    "stack": "_image",
+}
+#: Times that a job is tried at most, when it was killed or wanted memory.
+MAX_TRIES = 3
+#: Lines of the log that the record of a failed job keeps.
+LOG_LINES = 12
+#: `reduce`, which the kernel (Linux) ends in order when the process that started it is gone.
+_REDUCE = """\
+import ctypes, signal, sys
+try:
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+except (OSError, AttributeError):
+    pass
+from gdask.cli.reduce import main
+sys.exit(main())
+"""
+
+
+class Place(NamedTuple):
+    """Where and how jobs run. out: folder of results. flags: of the campaign. retry: whether jobs
+    that have failed before, and of which nothing has changed, are tried again."""
+
+    out: str
+    threads: int
+    memory: str | None = None
+    flags: tuple[Flag, ...] = ()
+    retry: bool = False
+
+    @property
+    def cache(self) -> str:
+        """The cache of the scan."""
+        return os.path.join(self.out, records.HIDDEN, "scan.sqlite")
+
+
+#: Processes of this one that run a job: they end when it ends.
+_RUNNING: set[subprocess.Popen] = set()
+_STOPPED = threading.Event()
+
+
+def run_job(
+    job: Job, files: Mapping[str, RawFile], before: Mapping[str, dict[str, Any]], place: Place
+) -> dict[str, Any]:
+    """Do a job where it is not done yet, and give its record.
+
+    before: records of the jobs that it needs. The record's status is 'made', 'failed' or 'blocked';
+    `ran` tells whether anything was run.
+    """
+    last = records.read_record(place.out, job)
+    if blocked := job.blocked or _blocked_by(job, before):
+        # Products of an earlier time stay known, but nothing is made of them.
+        record = {"products": [], **(last or {}), "status": "blocked", "cause": blocked, "key": ""}
+        records.write_record(place.out, job, record)
+        return record | {"ran": False}
+    with _folder_of(job, place) as (work, lock):
+        parts, sources = what_goes_in(job, files, before, place)
+        key = records.key_of(parts)
+        if last and last["key"] == key:
+            if last["status"] == "made" and not records.lost_product(place.out, last):
+                return last | {"ran": False}
+            if last["status"] == "failed" and not place.retry:
+                return last | {"ran": False}
+        record = _try(job, work, lock, sources, place)
+        record |= {"key": key, "parts": parts, "gdask": __version__, "ran": True}
+        record["level"] = max([job.level, *(one.get("level", 0) for one in before.values())])
+        record["products"] = (last or {}).get("products", [])
+        if record["status"] == "made":
+            record["products"] = _moved(job, work, place, last)
+        records.write_record(place.out, job, record)
+        if record["status"] == "made":
+            shutil.rmtree(work, ignore_errors=True)
+        return record
+
+
+def stop_all() -> None:
+    """End the processes of all jobs, in order: what they have done until now is kept."""
+    _STOPPED.set()
+    for process in list(_RUNNING):
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+    for process in list(_RUNNING):
+        process.wait()
+    _STOPPED.clear()
+
+
+def _blocked_by(job: Job, before: Mapping[str, dict[str, Any]]) -> str:
+    """Say what a job waits for in vain; '' where all that it needs is made."""
+    lacking = [name for name in job.needs if before.get(name, {}).get("status") != "made"]
+    optional = {one.source for one in job.calibrations if not one.required}
+    lacking = [name for name in lacking if name not in optional]
+    if job.kind == "stack" and len(lacking) < len(job.takes):
+        return ""  # a night that failed does not stop the stack of the others: its record says so
+    return ", ".join(f"{name} {before.get(name, {}).get('status', 'not run')}" for name in lacking)
+
+
+# What goes in ----------------------------------------------------------------------------------
+
+
+class Sources(NamedTuple):
+    """Files that a job is given: inputs, calibrations by type, corrected headers by path."""
+
+    inputs: tuple[str, ...]
+    calibrations: dict[str, str]
+    headers: dict[str, tuple[str, ...]]
+    missing: tuple[str, ...]
+
+
+def what_goes_in(
+    job: Job, files: Mapping[str, RawFile], before: Mapping[str, dict[str, Any]], place: Place
+) -> tuple[dict[str, Any], Sources]:
+    """Give what decides what a job makes (`records.parts_of`), and the files."""
+    from gdask.campaign.job import is_named
+
+    inputs = [files[key] for key in job.inputs]
+    sums = {file.key: known_sum(place.cache, file) for file in inputs}
+    headers = {
+        file.key: tuple(
+            flag.header for flag in place.flags if flag.header and is_named(file, flag.file)
+        )
+        for file in inputs
+    }
+    headers = {key: cards for key, cards in headers.items() if cards}
+    calibrations, digests = _calibrations(job, before, place)
+    frames: dict[str, str] = {}
+    paths = [file.path for file in inputs]
+    for name in job.takes:
+        for one in before.get(name, {}).get("products", ()):
+            base = os.path.basename(one["path"])
+            if not _is_out(base, job.not_stacked):
+                frames[base] = one["content"]
+                paths.append(os.path.join(place.out, one["path"]))
+    missing = tuple(name for name in job.takes if before.get(name, {}).get("status") != "made")
+    corrected = {files[key].path: cards for key, cards in headers.items()}
+    parts = records.parts_of(job, sums, digests, frames, headers)
+    return parts, Sources(tuple(paths), calibrations, corrected, missing)
+
+
+def _is_out(product: str, names: tuple[str, ...]) -> bool:
+    return any(product.startswith(f"{name.partition('.')[0]}_") for name in names)
+
+
+def _calibrations(
+    job: Job, before: Mapping[str, dict[str, Any]], place: Place
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Give path and digest of content of each calibration, by type."""
+    paths: dict[str, str] = {}
+    for choice in job.calibrations:
+        record = before.get(choice.source)
+        if record is not None and record["status"] == "made":
+            paths[choice.caltype] = os.path.join(place.out, record["products"][0]["path"])
+        elif choice.source and record is None:
+            paths[choice.caltype] = choice.source
+    return paths, {caltype: records.content_digest(path) for caltype, path in paths.items()}
+
+
+# Running ---------------------------------------------------------------------------------------
+
+
+def _command(job: Job, sources: Sources, threads: int, memory: str | None) -> list[str]:
+    """Give the command line of a job, in its folder."""
+    line = [sys.executable, "-c", _REDUCE, "@inputs.list", "-r", job.recipe]
+    if job.parameters:
+        line += ["-c", "parameters.toml"]
+    given = dict(sources.calibrations)
+    if job.instrument == "F2" and (mask := given.pop("processed_bpm", "")):
+        line += ["-p", f"addDQ:user_bpm={mask}"]  # its rules want one that was made before
+    if given:
+        line += ["--user_cal", *(f"{caltype}:{path}" for caltype, path in given.items())]
+    line += ["--cluster", f"threads:{threads}", "--account", "account.json"]
+    return line + (["--memory", memory] if memory else [])
+
+
+def _try(job: Job, work: Path, lock: int, sources: Sources, place: Place) -> dict[str, Any]:
+    """Run the command until it ends well, or fails for good; give what there is to record."""
+    _write_inputs(job, work, sources)
+    tries: list[dict[str, Any]] = []
+    threads, memory = place.threads, place.memory
+    begun, code = time.time(), 0
+    while len(tries) < MAX_TRIES:
+        line = _command(job, sources, threads, memory)
+        code = _run(line, work, lock)
+        log = _tail(work / "job.log")
+        cause = "" if _products(job, work) and code in (0, 1) else cause_of(code, log)
+        tries.append({"threads": threads, "memory": memory, "code": code, "cause": cause})
+        if not cause or _STOPPED.is_set() or cause not in ("killed", "out of memory"):
+            break
+        if cause == "out of memory" and threads == 1:
+            memory = _twice(memory)
+        threads = max(1, threads // 2)
+    if _STOPPED.is_set():
+        raise KeyboardInterrupt
+    cause = tries[-1]["cause"]
+    return {
+        "status": "failed" if cause else "made",
+        "cause": f"{cause}: {_message(log)}" if cause else "",
+        "log": log if cause else [],
+        "command": " ".join(["reduce", *line[3:]]),
+        "tries": tries,
+        "begun": begun,
+        "seconds": time.time() - begun,
+        "left_out": _left_out(work) + [f"frames of {name}" for name in sources.missing],
+        "account": _account(work),
+        "inputs": len(sources.inputs),
+        "raw_bytes": job.raw_bytes,
+        "products": [],
+    }
+
+
+def cause_of(code: int, log: list[str]) -> str:
+    """Say in a word or two why a command has failed, from its exit code and last lines."""
+    text = "\n".join(log)
+    if "No space left" in text or "disk is full" in text:
+        return "disk full"
+    if "out of memory" in text or "MemoryError" in text or "does not fit" in text:
+        return "out of memory"
+    if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
+        return "killed"
+    if code < 0 or code > 128:
+        return "killed" if code in (-signal.SIGTERM, 128 + signal.SIGTERM) else "crashed"
+    return "refused" if code == 2 else "error"
+
+
+def _message(log: list[str]) -> str:
+    lines = [line for line in log if line.startswith(("reduce:", "reduce.py:"))]
+    return (lines[-1] if lines else log[-1] if log else "no message").partition(": ")[2] or "?"
+
+
+def _twice(memory: str | None) -> str | None:
+    from gdask.engine.memory import parse_bytes
+
+    size = parse_bytes(memory)
+    return str(int(2 * size)) if size else None
+
+
+def _write_inputs(job: Job, work: Path, sources: Sources) -> None:
+    """Write list, parameters and configuration of a job, and copies with corrected headers."""
+    paths = [
+        _corrected(path, sources.headers[path], work) if path in sources.headers else path
+        for path in sources.inputs
+    ]
+    write_whole(work / "inputs.list", "".join(f"{json.dumps(path)}\n" for path in paths))
+    write_whole(work / "dragonsrc", "[calibs]\ndatabases = none.db get\n")
+    if job.parameters:
+        lines = toml_lines({key: value for key, value in job.parameters})
+        write_whole(work / "parameters.toml", "\n".join([*lines, ""]))
+
+
+def _corrected(path: str, cards: tuple[str, ...], work: Path) -> str:
+    """Copy a raw file with corrected cards; the raw file itself is never touched."""
+    from astropy.io import fits
+
+    folder = work / "raw"
+    folder.mkdir(exist_ok=True)
+    copy = folder / os.path.basename(path).removesuffix(".bz2").removesuffix(".gz")
+    with fits.open(path, do_not_scale_image_data=True) as units:
+        for card in cards:
+            keyword, _, value = (part.strip() for part in card.partition("="))
+            parsed = fits.Card.fromstring(f"{keyword.upper():8}= {value}").value
+            numbers = [n for n, unit in enumerate(units) if keyword.upper() in unit.header] or [0]
+            for number in numbers:
+                units[number].header[keyword.upper()] = parsed
+        units.writeto(copy, overwrite=True, output_verify="fix+ignore")
+    return str(copy)
+
+
+def _run(line: list[str], work: Path, lock: int) -> int:
+    """Run a command in the folder of its job; its words go to job.log. Gives the exit code.
+
+    The process holds the lock of the folder too, until it has ended.
+    """
+    with open(work / "job.log", "w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            line,
+            cwd=work,
+            env=os.environ | {"DRAGONSRC": "dragonsrc"},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            pass_fds=(lock,),
+        )
+        _RUNNING.add(process)
+        try:
+            return process.wait()
+        finally:
+            _RUNNING.discard(process)
+
+
+@contextlib.contextmanager
+def _folder_of(job: Job, place: Place) -> Iterator[tuple[Path, int]]:
+    """Give the working folder of a job, which no other process has while this one has it."""
+    work = Path(place.out) / records.HIDDEN / "work" / job.id
+    work.mkdir(parents=True, exist_ok=True)
+    with open(Path(place.out) / records.HIDDEN / "work" / f"{job.id}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        work.mkdir(parents=True, exist_ok=True)
+        yield work, lock.fileno()
+
+
+def _tail(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [line for line in lines if line.strip()][-LOG_LINES:]
+
+
+def _account(work: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((work / "account.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return {
+        key: found[key]
+        for key in ("seconds", "read", "written", "user", "system", "memory", "product", "raw")
+        if key in found
+    }
+
+
+def _left_out(work: Path) -> list[str]:
+    """Give the lines of the table of what the reduction has left out."""
+    text = (work / "job.log").read_text(encoding="utf-8", errors="replace")
+    _, found, rest = text.rpartition(" left out:\n")
+    lines = rest.splitlines()[1:] if found else []
+    return [" ".join(line.split()) for line in lines if line.startswith("    ")]
+
+
+def _products(job: Job, work: Path) -> list[Path]:
+    return sorted(work.glob(f"*{SUFFIXES[job.kind]}.fits"))
+
+
+def _moved(
+    job: Job, work: Path, place: Place, last: Mapping[str, Any] | None
+) -> list[dict[str, Any]]:
+    """Move the products to their folder; give path, size, time and digest of each.
+
+    Those of the last time that are not made any more go.
+    """
+    folder = Path(place.out) / job.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for product in _products(job, work):
+        final = folder / product.name
+        os.replace(product, final)
+        status = final.stat()
+        found.append(
+            {
+                "path": f"{job.folder}/{product.name}",
+                "size": status.st_size,
+                "mtime_ns": status.st_mtime_ns,
+                "content": records.content_digest(final),
+            }
+        )
+    now = {one["path"] for one in found}
+    for one in (last or {}).get("products", ()):
+        if one["path"] not in now:
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(place.out, one["path"]))
+    if not found:
+        raise GdaskError(f"{job.id}: no product was found in {work}")
+    return found

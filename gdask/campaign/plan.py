@@ -1,0 +1,106 @@
+"""The plan of a campaign: jobs, what each takes, and why.
+
+It is made anew each time from the raw files, campaign.toml and the flags, and is the same for the
+same exposures, whatever their files are called and wherever they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from gdask.campaign.groups import make_groups
+from gdask.campaign.job import Campaign, Job, is_named
+from gdask.campaign.planner import Planner
+from gdask.campaign.scan import USED_KINDS, RawFile
+from gdask.campaign.settings import Flag, Settings
+from gdask.model import UsageError
+from gdask.params import closest
+
+
+def make_plan(
+    files: Sequence[RawFile],
+    settings: Settings | None = None,
+    flags: Sequence[Flag] = (),
+    failed: Iterable[str] = (),
+) -> Campaign:
+    """Plan the jobs for these files.
+
+    failed: ids of jobs that have failed: what needs them takes the next best.
+    """
+    settings = settings or Settings()
+    states = _left_out_by_people(files, settings, flags)
+    used = [one for one in files if one.kind in USED_KINDS and one.path not in states]
+    grouped = make_groups([one for one in used if one.kind in ("dark", "flat", "science")])
+    states |= {file.path: ("set aside", why) for file, why in grouped.left_out}
+    planner = Planner(grouped.groups, used, settings, flags, frozenset(failed))
+    jobs = planner.jobs()
+    _check_pinned(jobs, settings)
+    rows = [_row(file, states, jobs) for file in files]
+    return Campaign(tuple(jobs), tuple(files), tuple(rows))
+
+
+def _left_out_by_people(
+    files: Sequence[RawFile], settings: Settings, flags: Sequence[Flag]
+) -> dict[str, tuple[str, str]]:
+    """Give (state, why) by path of files that campaign.toml or a flag takes out of every use."""
+    states: dict[str, tuple[str, str]] = {}
+    for name, reason in settings.exclude.items():
+        found = [file for file in files if is_named(file, name)]
+        if not found:
+            known = [file.name for file in files]
+            raise UsageError(
+                f"campaign.toml, [exclude]: {name}: no such file{closest(name, known)}"
+            )
+        states |= {file.path: ("excluded", f"campaign.toml: {reason}") for file in found}
+    for flag in flags:
+        if flag.flag and flag.use == "all":
+            why = f"flagged {flag.flag} ({flag.because})"
+            states |= {one.path: ("excluded", why) for one in files if is_named(one, flag.file)}
+    return states
+
+
+def _check_pinned(jobs: Sequence[Job], settings: Settings) -> None:
+    known = [job.id for job in jobs]
+    for name in settings.jobs:
+        if name not in known:
+            raise UsageError(f"campaign.toml, [jobs.{name}]: no such job{closest(name, known)}")
+
+
+def _row(
+    file: RawFile, states: Mapping[str, tuple[str, str]], jobs: Sequence[Job]
+) -> dict[str, Any]:
+    """Give the one row that a file has in the table of files."""
+    using = [job.id for job in jobs if file.key in job.inputs]
+    using += [job.id for job in jobs for one in job.calibrations if one.source == file.path]
+    if file.path in states:
+        state, why = states[file.path]
+    elif file.kind in USED_KINDS and using:
+        state, why = "used", ""
+    elif file.kind in USED_KINDS:
+        state, why = "set aside", _why_unused(file)
+    else:
+        state = {"other": "set aside"}.get(file.kind, file.kind)
+        why = file.why
+    return {
+        "file": file.name,
+        "state": state,
+        "kind": file.kind,
+        "jobs": ",".join(dict.fromkeys(using)),
+        "why": why,
+        "label": file.label,
+        "night": file.night,
+        "object": file.object,
+        "filter": str(file.row.get("filter_name") or ""),
+        "exposure": file.row.get("exposure_time"),
+        "path": file.path,
+    }
+
+
+def _why_unused(file: RawFile) -> str:
+    if file.kind == "dark" and file.instrument == "GSAOI":
+        return "GSAOI's dark current is so low that no recipe needs darks"
+    if file.kind == "flat" and file.lamp == "off":
+        return "a flat with the lamp off, and no flat with the lamp on to go with it"
+    what = file.kind.removeprefix("processed_")
+    return f"no frame needs this {what}: another fits better, or none has its set-up"

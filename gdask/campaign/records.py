@@ -1,0 +1,176 @@
+"""What a job has made, of what: one small file for each job, beside its products.
+
+These files are the truth about a campaign. Tables and caches are made from them and can be deleted
+at any time. A job is done again when what goes into it, by content, is not what its record says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gdask.campaign.job import BITS, Campaign, Job
+from gdask.campaign.tables import write_whole
+from gdask.headers import each_unit, open_stream
+from gdask.model import GdaskError
+from gdask.reduction.replay import TIME_KEYWORDS
+
+#: Folder of a campaign for what can be deleted when no run is going on.
+HIDDEN = ".campaign"
+#: Tables of a product that hold times, names of files and versions: not what it says of the sky.
+_ABOUT_THE_RUN = frozenset({"HISTORY", "PROVENANCE", "REDUCTION", "RECIPE"})
+RECORD_VERSION = 1
+
+
+def content_digest(path: str | os.PathLike[str]) -> str:
+    """Give a digest of what a product holds: headers and checksums of data, not when it was made.
+
+    Two products with the same digest have the same pixels, catalogues and headers. Only headers are
+    read; where a unit has no DATASUM, its bytes count.
+    """
+    name, found = os.fspath(path), hashlib.sha256()
+    with open_stream(name) as stream:
+        for unit in each_unit(stream, name):
+            if str(unit.header.get("EXTNAME", "")).strip() in _ABOUT_THE_RUN:
+                continue
+            cards = [
+                text
+                for keyword, text in unit.header.texts
+                if keyword not in TIME_KEYWORDS and keyword not in ("FILENAME", "ORIGNAME")
+            ]
+            found.update("\n".join([*cards, ""]).encode())
+            datasum = unit.header.get("DATASUM")
+            found.update(stream.read(unit.size) if datasum is None else str(datasum).encode())
+    return found.hexdigest()[:32]
+
+
+def record_path(out: str | os.PathLike[str], job: Job) -> Path:
+    """Give the path of the record of a job."""
+    return Path(out) / job.folder / f"{job.id}.json"
+
+
+def read_record(out: str | os.PathLike[str], job: Job) -> dict[str, Any] | None:
+    """Read the record of a job; None where it has none, or one of another version or damaged."""
+    try:
+        record = json.loads(record_path(out, job).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    is_known = isinstance(record, dict) and record.get("version") == RECORD_VERSION
+    return record if is_known and record.get("job") == job.id else None
+
+
+def read_records(out: str | os.PathLike[str], campaign: Campaign) -> dict[str, dict[str, Any]]:
+    """Read the records of the jobs of a plan, by job."""
+    found = ((job.id, read_record(out, job)) for job in campaign.jobs)
+    return {name: record for name, record in found if record is not None}
+
+
+def all_records(out: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read every record below a folder of results, also those of jobs that are planned no more."""
+    records = []
+    for path in sorted(Path(out).rglob("*.json")):
+        if HIDDEN in path.relative_to(out).parts:
+            continue
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict) and record.get("version") == RECORD_VERSION and "job" in record:
+            records.append(record)
+    return records
+
+
+def write_record(out: str | os.PathLike[str], job: Job, record: Mapping[str, Any]) -> None:
+    """Write the record of a job, whole or not at all."""
+    text = json.dumps({"version": RECORD_VERSION, "job": job.id, **record}, indent=1)
+    write_whole(record_path(out, job), text + "\n")
+
+
+def products_of(out: str | os.PathLike[str], record: Mapping[str, Any]) -> list[str]:
+    """Give the paths of the products of a record."""
+    return [os.path.join(out, one["path"]) for one in record.get("products", ())]
+
+
+def lost_product(out: str | os.PathLike[str], record: Mapping[str, Any]) -> str:
+    """Name a product of a record that is gone or was changed by somebody else; '' if none is.
+
+    One of another time is looked at by its content.
+    """
+    for one in record.get("products", ()):
+        path = os.path.join(out, one["path"])
+        try:
+            status = os.stat(path)
+            if status.st_size != one["size"]:
+                return f"{one['path']} has changed"
+            if status.st_mtime_ns != one["mtime_ns"] and content_digest(path) != one["content"]:
+                return f"{one['path']} has changed"
+        except (OSError, GdaskError):
+            return f"{one['path']} is gone"
+    return ""
+
+
+# What goes into a job --------------------------------------------------------------------------
+
+
+def parts_of(
+    job: Job,
+    sums: Mapping[str, str],
+    calibrations: Mapping[str, str],
+    frames: Mapping[str, str],
+    headers: Mapping[str, Iterable[str]],
+) -> dict[str, Any]:
+    """Give all that decides what a job makes.
+
+    sums: checksum of the pixels of each input, by key. calibrations: digest of content by type.
+    frames: digest of content by name. headers: corrected cards by key.
+    """
+    return {
+        "recipe": job.recipe,
+        "bits": BITS[job.kind],
+        "parameters": dict(job.parameters),
+        "inputs": dict(sorted(sums.items())),
+        "calibrations": dict(sorted(calibrations.items())),
+        "frames": dict(sorted(frames.items())),
+        "headers": {key: sorted(cards) for key, cards in sorted(headers.items())},
+    }
+
+
+def key_of(parts: Mapping[str, Any]) -> str:
+    """Give one digest of all parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say in words what differs between the parts of a record and those of now."""
+    found = []
+    if before.get("recipe") != now["recipe"]:
+        found.append(f"recipe {before.get('recipe')} -> {now['recipe']}")
+    if before.get("bits") != now["bits"]:
+        found.append(f"bits number {before.get('bits')} -> {now['bits']}")
+    words = {
+        "inputs": "input",
+        "calibrations": "calibration",
+        "frames": "frame",
+        "headers": "header of",
+        "parameters": "parameter",
+    }
+    for name, word in words.items():
+        then, after = before.get(name, {}), now[name]
+        for key in sorted({*then, *after}):
+            if then.get(key) == after.get(key):
+                continue
+            if name == "parameters":
+                found.append(
+                    f"parameter {key}: {then.get(key, 'default')} -> {after.get(key, 'default')}"
+                )
+            elif key not in then:
+                found.append(f"{word} {key} is new")
+            elif key not in after:
+                found.append(f"{word} {key} is not in it any more")
+            else:
+                found.append(f"{word} {key} has changed")
+    return found

@@ -1,0 +1,371 @@
+"""A campaign as one dask graph whose tasks are jobs: scan, plan, run, tables.
+
+Kill it at any time and type the same line again: what is whole is kept, the rest is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gdask import model
+from gdask.campaign import cost, records
+from gdask.campaign.index import write_tables
+from gdask.campaign.job import STAGES, Campaign, Job
+from gdask.campaign.jobs import Place, run_job, stop_all
+from gdask.campaign.plan import make_plan
+from gdask.campaign.scan import RawFile, forget_missing, scan
+from gdask.campaign.settings import read_flags, read_settings
+from gdask.campaign.state import State, states_of
+from gdask.campaign.tables import write_whole
+from gdask.model import GdaskError, UsageError
+
+#: Seconds between two signs of life of a run, and without one after which it counts as dead.
+HEARTBEAT, DEAD_AFTER = 10.0, 120.0
+#: After so many failures of different jobs for one cause, a run stops.
+MAX_LIKE_FAILURES = 3
+#: Causes of which it is known that other jobs may do well.
+_OF_ONE_JOB = ("error", "refused")
+
+
+class Options(NamedTuple):
+    """How to run. places: of raw files; empty: those of the last time. at_a_time: jobs."""
+
+    places: tuple[str, ...]
+    out: str
+    at_a_time: int = 1
+    threads: int | None = None
+    memory: str | None = None
+    only: Callable[[Job], bool] | None = None
+    until: str = "stacks"
+    forget_missing: bool = False
+    retry: bool = False
+
+
+class Outcome(NamedTuple):
+    """What a run has come to: the plan, the record of each job, and why it stopped or ''."""
+
+    campaign: Campaign
+    records: dict[str, dict[str, Any]]
+    stopped: str
+
+    @property
+    def failed(self) -> list[str]:
+        """Jobs that failed or are blocked."""
+        return [
+            name for name, one in self.records.items() if one["status"] in ("failed", "blocked")
+        ]
+
+
+def survey(options: Options, say: Callable[[str], None] = print) -> tuple[Campaign, Place]:
+    """Scan the raw files and plan; nothing is run."""
+    out = os.path.abspath(options.out)
+    hidden = Path(out) / records.HIDDEN
+    hidden.mkdir(parents=True, exist_ok=True)
+    places = _places(options, hidden)
+    place = Place(
+        out,
+        options.threads or max(1, _cores() // options.at_a_time),
+        options.memory,
+        tuple(read_flags(out)),
+        options.retry,
+    )
+    if options.forget_missing:
+        forget_missing(place.cache)
+    files = scan(places, place.cache, out, lambda done, all_: say(f"read {done} of {all_} headers"))
+    campaign = make_plan(files, read_settings(out), place.flags, _failed_before(files, place))
+    return _chosen(campaign, options), place
+
+
+def _failed_before(files: Sequence[RawFile], place: Place) -> set[str]:
+    """Give the jobs that failed the last time and of which nothing has changed since.
+
+    What needs them takes the next best; when something changes, or with `retry`, they are tried.
+    """
+    if place.retry:
+        return set()
+    plain = make_plan(files, read_settings(place.out), place.flags)
+    known = records.read_records(place.out, plain)
+    states = states_of(plain, known, place)
+    return {name for name, state in states.items() if state.name == "failed"}
+
+
+def _places(options: Options, hidden: Path) -> list[str]:
+    """Give the places of raw files, and remember them."""
+    memory = hidden / "places.json"
+    if options.places:
+        places = [os.path.abspath(place) for place in options.places]
+        write_whole(memory, json.dumps(places))
+        return places
+    try:
+        return list(json.loads(memory.read_text()))
+    except (OSError, ValueError):
+        raise UsageError(
+            f"{options.out}: no campaign there yet; name folders of raw files: "
+            "gdask run RAW... -o OUT"
+        ) from None
+
+
+def _cores() -> int:
+    from gdask.cluster import available_cores
+
+    return available_cores()
+
+
+def _chosen(campaign: Campaign, options: Options) -> Campaign:
+    """Give the plan with the jobs that were asked for, and those that they need."""
+    stages = list(STAGES)
+    kinds = {kind for stage in stages[: stages.index(options.until) + 1] for kind in STAGES[stage]}
+    jobs = [job for job in campaign.jobs if job.kind in kinds]
+    if options.until == "nights":
+        jobs = [job for job in jobs if job.kind != "stack" or len(job.takes) == 1]
+    if options.only:
+        wanted = {job.id for job in jobs if options.only(job)}
+        if not wanted:
+            raise UsageError("--only: no job of the plan fits; gdask plan OUT lists them")
+        for job in reversed(jobs):
+            if job.id in wanted:
+                wanted |= set(job.needs)
+        jobs = [job for job in jobs if job.id in wanted]
+    return campaign._replace(jobs=tuple(jobs))
+
+
+# Running ---------------------------------------------------------------------------------------
+
+
+def run_campaign(options: Options, say: Callable[[str], None] = print) -> Outcome:
+    """Do all jobs of a campaign that are not done yet; write its tables.
+
+    Raises UsageError and GdaskError for what stops it before the first job. The failure of a job
+    is in its record.
+    """
+    campaign, place = survey(options, say)
+    with owned(place.out):
+        try:
+            outcome = _run(options, campaign, place, say)
+        finally:
+            write_tables(place.out, campaign, records.read_records(place.out, campaign))
+        write_tables(place.out, outcome.campaign, outcome.records)
+    return outcome
+
+
+def _run(options: Options, campaign: Campaign, place: Place, say: Callable[[str], None]) -> Outcome:
+    """Run the plan; where a calibration fails, once more with the next best."""
+    from gdask.campaign.plan import make_plan
+
+    failed: set[str] = _failed_before(campaign.files, place)
+    done: dict[str, dict[str, Any]] = {}
+    while True:
+        now = _Runner(campaign, place, options, say).run()
+        done |= now.records
+        new = {
+            name
+            for name, one in now.records.items()
+            if one["status"] == "failed" and campaign.job(name).kind in STAGES["calibrations"]
+        } - failed
+        if now.stopped or not new:
+            return Outcome(
+                campaign,
+                {job.id: done[job.id] for job in campaign.jobs if job.id in done},
+                now.stopped,
+            )
+        failed |= new
+        say(f"{', '.join(sorted(new))} failed: what needs it takes the next best")
+        again = make_plan(campaign.files, read_settings(place.out), place.flags, failed)
+        kept = [
+            campaign.job(name)
+            for name in sorted(failed)
+            if name in {job.id for job in campaign.jobs}
+        ]
+        known = {job.id for job in again.jobs}
+        jobs = (*(job for job in kept if job.id not in known), *again.jobs)
+        campaign = _chosen(again._replace(jobs=jobs), options)
+
+
+class _Ran(NamedTuple):
+    records: dict[str, dict[str, Any]]
+    stopped: str
+
+
+class _Runner:
+    """The tasks of one pass over a plan, and what they share: progress, and a reason to stop."""
+
+    def __init__(
+        self, campaign: Campaign, place: Place, options: Options, say: Callable[[str], None]
+    ) -> None:
+        self.campaign, self.place, self.options, self.say = campaign, place, options, say
+        self.files: dict[str, RawFile] = {}
+        for file in campaign.files:
+            if file.kind not in ("duplicate", "unreadable", "missing"):
+                self.files.setdefault(file.key, file)
+        self.lock = threading.Lock()
+        self.ended = 0
+        self.stopped = ""
+        self.causes: dict[str, list[str]] = {}
+
+    def run(self) -> _Ran:
+        """Run all jobs as one dask graph, in threads of this process."""
+        import dask.threaded
+
+        jobs = {job.id: job for job in self.campaign.jobs}
+        graph = {
+            name: (functools.partial(self._task, job), [need for need in job.needs if need in jobs])
+            for name, job in jobs.items()
+        }
+        names = list(graph)
+        try:
+            results = dask.threaded.get(graph, names, num_workers=self.options.at_a_time)
+        except BaseException:
+            stop_all()
+            raise
+        done = dict(zip(names, results, strict=True))
+        return _Ran({k: v for k, v in done.items() if v["status"] != "not run"}, self.stopped)
+
+    def _task(self, job: Job, needed: list[dict[str, Any]]) -> dict[str, Any]:
+        before = {one["job"]: one for one in needed}
+        if self.stopped:
+            return {"job": job.id, "status": "not run", "cause": self.stopped, "products": []}
+        begun = time.monotonic()
+        try:
+            record = run_job(job, self.files, before, self.place)
+        except (GdaskError, OSError) as error:
+            record = {
+                "status": "failed",
+                "cause": str(error),
+                "products": [],
+                "ran": True,
+                "key": "",
+                "parts": {},
+            }
+            records.write_record(self.place.out, job, record)
+        record = record | {"job": job.id}
+        self._tell(job, record, time.monotonic() - begun)
+        return record
+
+    def _tell(self, job: Job, record: dict[str, Any], seconds: float) -> None:
+        with self.lock:
+            self.ended += 1
+            text = {"made": f"made in {seconds:.0f} s" if record["ran"] else "already made"}.get(
+                record["status"], f"{record['status'].upper()}: {record['cause']}"
+            )
+            out = len(record.get("left_out", ()))
+            if record["status"] == "made" and out:
+                text += f", {out} left out"
+            total = len(self.campaign.jobs)
+            self.say(f"[{self.ended}/{total}] {job.id}: {text}")
+            if record["status"] == "failed" and record["ran"]:
+                self._count_failure(job, record["cause"].partition(":")[0])
+
+    def _count_failure(self, job: Job, cause: str) -> None:
+        """Stop the run where failures have one cause that the next jobs would meet too."""
+        same = self.causes.setdefault(cause, [])
+        same.append(job.id)
+        if cause == "disk full":
+            self.stopped = f"the disk is full ({job.id}); nothing new is started: {_room(self)}"
+        elif cause not in _OF_ONE_JOB and len(same) >= MAX_LIKE_FAILURES:
+            self.stopped = f"{len(same)} jobs failed alike ({cause}): {', '.join(same)}"
+
+
+def _room(runner: _Runner) -> str:
+    import shutil
+
+    free = shutil.disk_usage(runner.place.out).free
+    raw = max((job.raw_bytes for job in runner.campaign.jobs), default=0)
+    return (
+        f"{free / 1e9:.1f} GB are free, the largest job takes up to {5 * raw / 1e9:.1f} GB of "
+        "scratch and products"
+    )
+
+
+# One run at a time -----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def owned(out: str | os.PathLike[str]) -> Iterator[None]:
+    """Own a folder of results; GdaskError where another run that lives owns it.
+
+    The owner says every few seconds that it lives. A dead one's folder is taken over.
+    """
+    path = Path(out) / records.HIDDEN / "owner.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = open(path.with_suffix(".lock"), "w")  # noqa: SIM115 (closed in the end)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_free = True
+    except OSError:
+        is_free = False
+    with contextlib.suppress(OSError, ValueError):
+        other = json.loads(path.read_text())
+        if not is_free or _lives(other, time.time() - path.stat().st_mtime):
+            lock.close()
+            raise GdaskError(
+                f"{out}: a run is going on there, process {other['pid']} on {other['host']}, since "
+                f"{other['since']}; wait for it, or stop it"
+            )
+    if not is_free:
+        lock.close()
+        raise GdaskError(f"{out}: a run is beginning there; wait for it, or stop it")
+    mine = {
+        "host": model.host(),
+        "pid": os.getpid(),
+        "owner": model.owner(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    write_whole(path, json.dumps(mine))
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(HEARTBEAT):
+            with contextlib.suppress(OSError):
+                os.utime(path)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(path.read_text())["owner"] == mine["owner"]:
+                path.unlink()
+        lock.close()
+
+
+def _lives(other: dict[str, Any], age: float) -> bool:
+    """Tell whether the process that owns a folder lives: it has given a sign of life."""
+    if age > DEAD_AFTER:
+        return False
+    if other["host"] != model.host():
+        return True
+    try:
+        os.kill(int(other["pid"]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def predicted(
+    campaign: Campaign, states: dict[str, State], place: Place, at_a_time: int
+) -> tuple[dict[str, cost.Cost], float | None]:
+    """Predict the cost of each job that would run, and the seconds of all; None: unknown."""
+    rates = cost.read_rates()
+    costs = {
+        job.id: cost.predict(job, rates, place.threads)
+        for job in campaign.jobs
+        if states[job.id].runs
+    }
+    known = {name: one.seconds for name, one in costs.items() if one.seconds is not None}
+    if len(known) < len(costs):
+        return costs, None
+    return costs, cost.wall_seconds(campaign, known, at_a_time)

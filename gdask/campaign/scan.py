@@ -1,0 +1,443 @@
+"""Which raw files there are, and what each is, from headers alone.
+
+What was read is kept by path, size and time in a cache that can be deleted at any time. Nothing is
+written beside the raw files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from datetime import datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from gdask.headers import Headers, each_unit, is_tiled, open_stream, read_headers
+from gdask.instruments import View, view
+from gdask.instruments.view import number_problem
+from gdask.io.checksum import sum_stream
+from gdask.model import GdaskError, UsageError, folders_below, night_of
+
+#: Names of FITS files, with the compressions that are read.
+FITS_NAME = re.compile(r".*\.(fits|fit|fts)(\.(gz|bz2|fz))?$|.*\.fz$", re.IGNORECASE | re.DOTALL)
+_COMPRESSED = re.compile(r"\.(gz|bz2|fz)$", re.IGNORECASE)
+#: Lists of checksums that the archive puts beside a download.
+SUM_LISTS = ("md5sums.txt", "md5sum.txt")
+#: Changes when what is kept of a file changes.
+CACHE_VERSION = 1
+#: More files of the last scan than this share being gone means that a disk is not there.
+MAX_GONE = 0.1
+#: Kinds that a plan uses; all other files are left out, for the reason in `RawFile.why`.
+USED_KINDS = ("science", "flat", "dark", "processed_bpm", "processed_flat", "processed_dark")
+
+
+class RawFile(NamedTuple):
+    """One file: where it is and what it is.
+
+    kind: one of USED_KINDS, 'other' (a file of ours that no recipe is for), 'not ours',
+    'unreadable' or 'duplicate'; why: in words, for those that are not used. night: YYYYMMDD.
+    lamp: 'on', 'off' or ''. guided: None where the file has no target. row: what the rules of
+    association look at (`caldb.describe`), times as text.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    name: str
+    kind: str
+    why: str = ""
+    label: str = ""
+    instrument: str = ""
+    tags: tuple[str, ...] = ()
+    night: str = ""
+    time: str = ""
+    object: str = ""
+    observation_class: str = ""
+    program: str = ""
+    observation: str = ""
+    ra: float | None = None
+    dec: float | None = None
+    guided: bool | None = None
+    lamp: str = ""
+    field_of_view: float = 0.0
+    row: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def key(self) -> str:
+        """What names the exposure, whatever the file is called: its data label and time."""
+        return f"{self.label or self.name}@{self.time}"
+
+
+def scan(
+    places: Sequence[str],
+    cache: str | os.PathLike[str] | None = None,
+    skip: str | os.PathLike[str] | None = None,
+    say: Callable[[int, int], None] | None = None,
+) -> list[RawFile]:
+    """Find the FITS files of folders, or files named, and read their headers.
+
+    Parameters
+    ----------
+    places
+        Folders, which are walked through, and files.
+    cache
+        SQLite file of what was read before.
+    skip
+        A folder that is not looked into: that of the results.
+    say
+        Called with (files read, files in all) now and then.
+
+    Raises
+    ------
+    UsageError
+        A place that does not exist, or no FITS file in any.
+    GdaskError
+        Many files of the last scan are gone: a disk is probably not mounted.
+    """
+    paths, listed = find_files(places, skip)
+    if not paths:
+        raise UsageError(f"{', '.join(places)}: no FITS file there")
+    with closing(_open_cache(cache)) as kept:
+        known = {path: (size, mtime, facts) for path, size, mtime, facts in kept.execute(_ALL)}
+        _check_not_gone(known, paths)
+        files, new = [], []
+        for number, path in enumerate(paths):
+            status = os.stat(path)
+            size, mtime, facts = known.get(path, (None, None, None))
+            if facts is None or (size, mtime) != (status.st_size, status.st_mtime_ns):
+                file = describe(path, status)
+                new.append(
+                    (path, file.size, file.mtime_ns, json.dumps([*file[3:-1], dict(file.row)]))
+                )
+            else:
+                file = RawFile(path, size, mtime, *_from_json(json.loads(facts)))
+            files.append(file)
+            if say and (number + 1) % 100 == 0:
+                say(number + 1, len(paths))
+        kept.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", new)
+        kept.executemany(
+            "DELETE FROM files WHERE path = ?", [(path,) for path in set(known) - set(paths)]
+        )
+        kept.commit()
+        files = [_checked_sum(kept, file, listed) for file in files]
+        files += [_missing(folder, name) for folder, name in _not_there(listed, paths)]
+        return sorted(_with_duplicates(kept, files), key=lambda file: (file.path,))
+
+
+def find_files(
+    places: Iterable[str], skip: str | os.PathLike[str] | None = None
+) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """Give the paths of FITS files, sorted, once each; and checksums that lists beside them name.
+
+    The second is {folder: {name: MD5}}.
+    """
+    found: dict[str, str] = {}
+    listed: dict[str, dict[str, str]] = {}
+    outside = os.path.realpath(skip) if skip else None
+    for place in places:
+        if not os.path.exists(place):
+            raise UsageError(f"{place}: no such file or folder; check the name, or mount the disk")
+        if not os.path.isdir(place):
+            found.setdefault(os.path.realpath(place), os.path.abspath(place))
+            continue
+        for folder, names in folders_below(os.path.abspath(place)):
+            real = os.path.realpath(folder)
+            if outside and (real == outside or real.startswith(outside + os.sep)):
+                continue
+            for name in names:
+                path = os.path.join(folder, name)
+                if FITS_NAME.match(name) and not name.startswith(".") and os.path.isfile(path):
+                    found.setdefault(os.path.realpath(path), path)
+                elif name in SUM_LISTS:
+                    listed.setdefault(folder, {}).update(_read_sums(path))
+    return sorted(found.values()), listed
+
+
+def _read_sums(path: str) -> dict[str, str]:
+    """Give {name: MD5} of a list as md5sum writes it; lines of another form are passed over."""
+    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    pairs = re.findall(r"^([0-9a-f]{32})[ \t]+\*?(?:\./)?([^/\n]+?)[ \t]*$", text, re.MULTILINE)
+    return {name: md5 for md5, name in pairs}
+
+
+# What a file is --------------------------------------------------------------------------------
+
+
+def describe(path: str, status: os.stat_result | None = None) -> RawFile:
+    """Read the headers of a file and say what it is. A file that cannot be read says why."""
+    status = status or os.stat(path)
+    where: dict[str, Any] = {
+        "path": path,
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "name": _COMPRESSED.sub("", os.path.basename(path)),
+    }
+    try:
+        headers = read_headers(path)
+    except (GdaskError, OSError) as error:
+        return RawFile(**where, kind="unreadable", why=_without_path(error, path))
+    try:
+        about = view(headers)
+    except GdaskError as error:
+        return RawFile(**where, kind="not ours", why=_without_path(error, path))
+    try:
+        return RawFile(**where, **_facts(headers, about))
+    except (GdaskError, ValueError, TypeError, KeyError, IndexError) as error:
+        return RawFile(**where, kind="other", why=f"its header is not understood: {error}")
+
+
+def _without_path(error: Exception, path: str) -> str:
+    return str(error).removeprefix(f"{path}: ")
+
+
+def _facts(headers: Headers, about: View) -> dict[str, Any]:
+    from gdask.caldb import describe as describe_row
+
+    time = about("ut_datetime")
+    row = describe_row(headers)
+    row["ut_datetime"] = _iso(time)
+    has_target = not {"CAL", "BPM"} & about.tags
+    facts = {
+        "label": str(about("data_label") or ""),
+        "instrument": str(about("instrument")),
+        "tags": tuple(sorted(about.tags)),
+        "night": night_of(time).strftime("%Y%m%d") if time else "",
+        "time": _iso(time) or "",
+        "object": str(about("object") or ""),
+        "observation_class": str(about("observation_class") or ""),
+        "program": str(about("program_id") or ""),
+        "observation": str(about("observation_id") or ""),
+        "ra": about("target_ra") if has_target else None,
+        "dec": about("target_dec") if has_target else None,
+        "guided": about("wavefront_sensor") is not None if has_target else None,
+        "lamp": "on" if "LAMPON" in about.tags else "off" if "LAMPOFF" in about.tags else "",
+        "field_of_view": float(about.facts.get("field_of_view", 0.0)),
+        "row": row,
+    }
+    kind, why = _kind(headers, about, row)
+    return facts | {"kind": kind, "why": why}
+
+
+def _kind(headers: Headers, about: View, row: dict[str, Any]) -> tuple[str, str]:
+    """Give the kind of a file of ours, and why it is not used where it is 'other'."""
+    tags = about.tags
+    if row["caltype"]:
+        return (row["caltype"], "") if row["caltype"] in USED_KINDS else ("other", row["caltype"])
+    unused = {
+        "PROCESSED": "a finished product",
+        "PREPARED": "no raw frame: a step was applied to it already",
+        "SPECT": "a spectrum; recipes are for images",
+        "ACQUISITION": "an acquisition",
+        "TWILIGHT": "a twilight flat: there is no recipe for it",
+        "THRUSLIT": "an image through a slit or mask",
+    }
+    if why := next((why for tag, why in unused.items() if tag in tags), ""):
+        return "other", why
+    if about("observation_class") in ("acq", "acqCal"):
+        return "other", "an acquisition"
+    if problem := number_problem((headers.phu, *headers.ext)):
+        return "other", f"{problem}; correct it with gdask flag FILE --header KEY=VALUE"
+    if missing := next((name for name in _needed(tags) if about(name) is None), ""):
+        return "other", f"no {missing.replace('_', ' ')} from its header"
+    if "DARK" in tags:
+        return "dark", ""
+    if "FLAT" in tags:
+        return "flat", ""
+    if "IMAGE" in tags and "CAL" not in tags:
+        return "science", ""
+    return "other", f"no recipe for files tagged {' '.join(sorted(tags))}"
+
+
+def _needed(tags: Iterable[str]) -> tuple[str, ...]:
+    common = ("ut_datetime", "exposure_time")
+    return common if {"DARK", "FLAT"} & set(tags) else (*common, "target_ra", "target_dec")
+
+
+def _iso(time: datetime | None) -> str | None:
+    return time.isoformat() if time else None
+
+
+# What is kept ----------------------------------------------------------------------------------
+
+_ALL = "SELECT path, size, mtime_ns, facts FROM files"
+
+
+def _open_cache(path: str | os.PathLike[str] | None) -> sqlite3.Connection:
+    """Open the cache; one of another version, or damaged, begins anew."""
+    for again in (True, False):
+        connection = sqlite3.connect(":memory:" if path is None else os.fspath(path))
+        try:
+            if connection.execute("PRAGMA user_version").fetchone()[0] != CACHE_VERSION:
+                connection.executescript(
+                    "DROP TABLE IF EXISTS files; DROP TABLE IF EXISTS sums;"
+                    "CREATE TABLE files (path TEXT PRIMARY KEY, size, mtime_ns, facts TEXT);"
+                    "CREATE TABLE sums (name, size, mtime_ns, what, value,"
+                    " PRIMARY KEY (name, size, mtime_ns, what));"
+                    f"PRAGMA user_version = {CACHE_VERSION}"
+                )
+            return connection
+        except sqlite3.DatabaseError:
+            connection.close()
+            if not again or path is None:
+                raise
+            os.unlink(path)
+    raise AssertionError("unreachable")
+
+
+def _from_json(values: list[Any]) -> Iterator[Any]:
+    return (tuple(value) if isinstance(value, list) else value for value in values)
+
+
+def _check_not_gone(known: Iterable[str], paths: Sequence[str]) -> None:
+    """Raise GdaskError where a folder of the last scan, or a tenth of its files, is gone.
+
+    Files that are now in another folder are not gone.
+    """
+    names = {os.path.basename(path) for path in paths}
+    before = list(known)
+    gone = [path for path in before if os.path.basename(path) not in names]
+    folders = {os.path.dirname(path) for path in gone}
+    left = {os.path.dirname(path) for path in before if os.path.basename(path) in names}
+    empty = sorted(folders - left - {os.path.dirname(path) for path in paths})
+    if gone and (empty or len(gone) > MAX_GONE * len(before)):
+        what = f"all of {empty[0]}" if empty else f"such as {gone[0]}"
+        raise GdaskError(
+            f"{len(gone)} of the {len(before)} raw files of the last scan are gone, {what}: is a "
+            "disk not mounted? If they are really gone, --forget-missing goes on without them"
+        )
+
+
+def forget_missing(cache: str | os.PathLike[str]) -> None:
+    """Forget what the last scan saw, so that the next one misses nothing."""
+    if os.path.exists(cache):
+        with closing(_open_cache(cache)) as kept:
+            kept.execute("DELETE FROM files")
+            kept.commit()
+
+
+# Checksums -------------------------------------------------------------------------------------
+
+
+def data_sums(path: str) -> str:
+    """Give the FITS checksums of the data of all units of a file, as one text.
+
+    They are those of the uncompressed file: a file compressed anew has the same. Tile-compressed
+    images are taken as the pixels that they hold.
+    """
+    sums = []
+    with open_stream(path) as stream:
+        for unit in each_unit(stream, path):
+            if is_tiled(unit.header):
+                return _sums_of_tiled(path)
+            sums.append(sum_stream(stream, unit.size))
+    return "-".join(f"{one:08x}" for one in sums)
+
+
+def _sums_of_tiled(path: str) -> str:
+    """The sums of the pixels of images that are compressed in tiles, in the order of FITS bytes."""
+    import io
+
+    import numpy as np
+    from astropy.io import fits
+
+    sums = []
+    with fits.open(path, do_not_scale_image_data=True) as units:
+        for unit in units:
+            data = getattr(unit, "data", None)
+            content = b"" if data is None else np.asarray(data, data.dtype.newbyteorder(">"))
+            stream = io.BytesIO(bytes(content))
+            sums.append(sum_stream(stream, stream.getbuffer().nbytes))
+    return "-".join(f"{one:08x}" for one in sums)
+
+
+def known_sum(cache: str | os.PathLike[str] | None, file: RawFile) -> str:
+    """Give `data_sums` of a file, kept by name, size and time: so also of one that was moved."""
+    with closing(_open_cache(cache)) as kept:
+        return _kept_sum(kept, file, "data", lambda: data_sums(file.path))
+
+
+def _kept_sum(kept: sqlite3.Connection, file: RawFile, what: str, make: Callable[[], str]) -> str:
+    key = (os.path.basename(file.path), file.size, file.mtime_ns, what)
+    found = kept.execute(
+        "SELECT value FROM sums WHERE name = ? AND size = ? AND mtime_ns = ? AND what = ?", key
+    ).fetchone()
+    if found:
+        return str(found[0])
+    value = make()
+    kept.execute("INSERT OR REPLACE INTO sums VALUES (?, ?, ?, ?, ?)", (*key, value))
+    kept.commit()
+    return value
+
+
+def _checked_sum(
+    kept: sqlite3.Connection, file: RawFile, listed: dict[str, dict[str, str]]
+) -> RawFile:
+    """Give the file; as unreadable where a list of checksums beside it names another MD5."""
+    folder, name = os.path.split(file.path)
+    wanted = listed.get(folder, {}).get(name)
+    if wanted is None or file.kind == "unreadable":
+        return file
+
+    def md5() -> str:
+        with open(file.path, "rb") as stream:
+            digest = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False))
+        return digest.hexdigest()
+
+    found = _kept_sum(kept, file, "md5", md5)
+    if found == wanted:
+        return file
+    why = f"its MD5 is {found}, the list beside it says {wanted}; copy the file again"
+    return file._replace(kind="unreadable", why=why)
+
+
+def _not_there(
+    listed: dict[str, dict[str, str]], paths: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+    """Give folder and name of FITS files that lists of checksums name and that are not there."""
+    names = {os.path.basename(path) for path in paths}
+    for folder, sums in sorted(listed.items()):
+        for name in sorted(sums):
+            plain = _COMPRESSED.sub("", name)  # unpacked after the download
+            if FITS_NAME.match(name) and not {name, plain} & names:
+                yield folder, name
+
+
+def _missing(folder: str, name: str) -> RawFile:
+    why = "named in the list of checksums beside it, and not there; download it again"
+    return RawFile(os.path.join(folder, name), 0, 0, _COMPRESSED.sub("", name), "missing", why)
+
+
+def _with_duplicates(kept: sqlite3.Connection, files: Sequence[RawFile]) -> Iterator[RawFile]:
+    """Mark all but one of the files that hold one exposure; always the same one is left.
+
+    It is the uncompressed one, then the first by name and path. One with other pixels says so.
+    """
+    by_key: dict[str, list[RawFile]] = {}
+    for file in files:
+        if file.kind in USED_KINDS:
+            by_key.setdefault(file.key, []).append(file)
+        else:
+            yield file
+    for group in by_key.values():
+        first, *others = sorted(group, key=_order_of_copies)
+        yield first
+        for other in others:
+            sums = [
+                _kept_sum(kept, one, "data", lambda one=one: data_sums(one.path))  # type: ignore[misc]
+                for one in (first, other)
+            ]
+            text = f"the same exposure as {first.path}"
+            if sums[0] != sums[1]:
+                text += f", but with OTHER pixels (checksums {sums[1]} and {sums[0]}); remove one"
+            yield other._replace(kind="duplicate", why=text)
+
+
+def _order_of_copies(file: RawFile) -> tuple[bool, str, str]:
+    base = os.path.basename(file.path)
+    return bool(_COMPRESSED.search(base)), base, file.path

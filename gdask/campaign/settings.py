@@ -1,0 +1,201 @@
+"""`campaign.toml`, the only file of a campaign that a person edits, and the flags of its files.
+
+[campaign]
+calibrations = "remake"        # or "reuse", "nearest": of processed ones among the raw files
+accept_level = 1               # 2: also calibrations older than the rules allow
+nights = "combine"             # or "apart": no stacks of several nights
+
+[exclude]                      # files, each with the reason
+S20170505S0095 = "guide star lost"
+
+[parameters]                   # of steps, for all jobs
+"detectSources:threshold" = 3.0
+[parameters.NGC5128]           # for a target, a filter, TARGET/FILTER, or a kind of job
+"skyCorrect:offset_sky" = false
+
+[catalogs]                     # reference catalogue of a target
+NGC5128 = "ngc5128.fits"
+
+[skies]                        # frames that are sky, of a target
+NGC5128 = ["S20170505S0104"]
+
+[jobs.JOB]                     # a pinned job: gdask plan OUT --pin JOB writes it
+inputs = ["GS-2017A-Q-29-21-001@2017-05-05T01:02:03"]
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gdask.model import UsageError, owner
+from gdask.params import closest
+
+FILE = "campaign.toml"
+FLAGS = "flags.ecsv"
+#: What may be wrong with a file.
+REASONS = ("cloud", "trail", "guiding", "pointing", "test", "bad")
+#: What a flagged file is not used for.
+USES = ("sky", "stack", "all")
+#: Columns of the table of flags.
+FLAG_COLUMNS = ("time", "file", "flag", "use", "header", "good_until", "because")
+_TABLES = ("campaign", "exclude", "parameters", "catalogs", "skies", "jobs")
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "calibrations": ("remake", "reuse", "nearest"),
+    "accept_level": (0, 1, 2),
+    "nights": ("combine", "apart"),
+}
+_OF_A_JOB = ("inputs", "parameters", "calibrations")
+
+
+class Settings(NamedTuple):
+    """What a person has decided about a campaign; everything has a default."""
+
+    calibrations: str = "remake"
+    accept_level: int = 1
+    nights: str = "combine"
+    exclude: Mapping[str, str] = {}
+    parameters: Mapping[str, Any] = {}
+    catalogs: Mapping[str, str] = {}
+    skies: Mapping[str, list[str]] = {}
+    jobs: Mapping[str, Mapping[str, Any]] = {}
+
+    def parameters_of(self, kind: str, target: str, filter_name: str) -> dict[str, str]:
+        """Give the parameters of a job, as text by `step:name`; the narrowest table wins."""
+        found: dict[str, str] = {}
+        for scope in ("", kind, filter_name, target, f"{target}/{filter_name}"):
+            table = self.parameters if not scope else self.parameters.get(scope, {})
+            if isinstance(table, Mapping):
+                found |= {k: str(v) for k, v in table.items() if not isinstance(v, Mapping)}
+        return found
+
+
+class Flag(NamedTuple):
+    """One row of the table of flags."""
+
+    time: str
+    file: str
+    flag: str
+    use: str
+    header: str
+    good_until: str
+    because: str
+
+
+def read_settings(out: str | os.PathLike[str]) -> Settings:
+    """Read campaign.toml of a folder of results; the defaults where there is none.
+
+    Raises UsageError that names the line and what was expected.
+    """
+    path = Path(out) / FILE
+    if not path.exists():
+        return Settings()
+    try:
+        text = path.read_text(encoding="utf-8")
+        tables = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+
+    def wrong(key: str, what: str) -> UsageError:
+        lines = text.splitlines()
+        number = next((n for n, line in enumerate(lines, 1) if key.rpartition(".")[2] in line), 0)
+        return UsageError(f"{path}, line {number}: {key}: {what}")
+
+    _check_tables(tables, wrong)
+    return Settings(**tables.get("campaign", {}), **{k: tables.get(k, {}) for k in _TABLES[1:]})
+
+
+def _check_tables(tables: Mapping[str, Any], wrong: Any) -> None:
+    """Raise what `wrong` makes of a key and of what was expected there."""
+    for name, table in tables.items():
+        if name not in _TABLES or not isinstance(table, Mapping):
+            raise wrong(name, f"expected a table: {', '.join(_TABLES)}{closest(name, _TABLES)}")
+    for key, value in tables.get("campaign", {}).items():
+        if key not in _CHOICES:
+            raise wrong(key, f"expected {', '.join(_CHOICES)}{closest(key, _CHOICES)}")
+        if value not in _CHOICES[key] or isinstance(value, bool):
+            raise wrong(key, f"{value} came, expected {', '.join(map(str, _CHOICES[key]))}")
+    for name in ("exclude", "catalogs"):
+        for key, value in tables.get(name, {}).items():
+            if not isinstance(value, str):
+                raise wrong(key, f"{value!r} came, a text in quotes was expected")
+    for key, value in tables.get("skies", {}).items():
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            raise wrong(key, "a list of names of files was expected")
+    for job, table in tables.get("jobs", {}).items():
+        if not isinstance(table, Mapping):
+            raise wrong(job, "a table was expected: [jobs.JOB]")
+        for key in table:
+            if key not in _OF_A_JOB:
+                raise wrong(key, f"expected {', '.join(_OF_A_JOB)}{closest(key, _OF_A_JOB)}")
+    for key, value in tables.get("parameters", {}).items():
+        names = value if isinstance(value, Mapping) else [key]
+        for one in names:
+            if isinstance(value, Mapping) and isinstance(value[one], Mapping | list):
+                raise wrong(one, "a number, text, true or false was expected")
+
+
+# Flags -----------------------------------------------------------------------------------------
+
+
+def read_flags(out: str | os.PathLike[str]) -> list[Flag]:
+    """Read the flags of a campaign; UsageError where the table is damaged."""
+    path = Path(out) / FLAGS
+    if not path.exists():
+        return []
+    from gdask.campaign.tables import read_table
+
+    rows = read_table(path)
+    if rows and set(rows[0]) != set(FLAG_COLUMNS):
+        raise UsageError(f"{path}: expected the columns {' '.join(FLAG_COLUMNS)}")
+    return [Flag(**row) for row in rows]
+
+
+def add_flags(out: str | os.PathLike[str], flags: list[Flag]) -> None:
+    """Append flags to the table, whole or not at all."""
+    from gdask.campaign.tables import write_table
+
+    rows = [one._asdict() for one in [*read_flags(out), *flags]]
+    write_table(Path(out) / FLAGS, rows, FLAG_COLUMNS, "What is wrong with which file.")
+
+
+def new_flag(
+    file: str,
+    flag: str = "",
+    use: str = "all",
+    header: str = "",
+    good_until: str = "",
+    because: str = "",
+) -> Flag:
+    """Make a flag as of now; UsageError for a word, header or date that is none."""
+    if flag and flag not in REASONS:
+        raise UsageError(f"--as {flag}: expected {', '.join(REASONS)}{closest(flag, REASONS)}")
+    if use not in USES:
+        raise UsageError(f"--for {use}: expected {', '.join(USES)}{closest(use, USES)}")
+    if header and not all(part.strip() for part in header.partition("=")):
+        raise UsageError(f"--header {header}: expected KEYWORD=VALUE, such as EXPTIME=60")
+    if good_until:
+        try:
+            date.fromisoformat(good_until)
+        except ValueError:
+            raise UsageError(
+                f"--good-until {good_until}: expected a date, such as 2017-05-31"
+            ) from None
+    if not (flag or header or good_until):
+        raise UsageError("nothing to flag: give --as, --header or --good-until")
+    return Flag(f"{datetime.now():%Y-%m-%dT%H:%M:%S}", file, flag, use, header, good_until, because)
+
+
+def pin(out: str | os.PathLike[str], job: str, lines: list[str]) -> None:
+    """Append the table of a job to campaign.toml; UsageError where it is pinned already."""
+    path = Path(out) / FILE
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if job in read_settings(out).jobs:
+        raise UsageError(f"{path}: the job {job} is pinned already; edit it there")
+    part = path.with_name(f".{FILE}.{owner()}")
+    part.write_text("\n".join([text.rstrip("\n"), "", *lines, ""]).lstrip("\n"), encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,102 @@
+"""Tables of a campaign as ECSV, and small files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gdask.model import UsageError, clean, owner
+
+
+def write_whole(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file, whole or not at all, also where the machine stops in the middle."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{owner()}")
+    try:
+        with open(part, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+
+
+def write_table(
+    path: str | os.PathLike[str],
+    rows: Iterable[Mapping[str, Any]],
+    columns: Sequence[str],
+    about: str = "",
+) -> None:
+    """Write rows as ECSV (astropy, TOPCAT): columns of text, numbers where all values are."""
+    rows = list(rows)
+    kinds = {name: _kind([row.get(name) for row in rows]) for name in columns}
+    head = ["%ECSV 1.0", "---", "datatype:"]
+    head += [f"- {{name: {name}, datatype: {kind}}}" for name, kind in kinds.items()]
+    if about:
+        head.append(f"meta: {{comments: [{json.dumps(about)}]}}")
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter=" ", lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([_cell(row.get(name)) for name in columns])
+    write_whole(path, "".join(f"# {line}\n" for line in head) + out.getvalue())
+
+
+def read_table(path: str | os.PathLike[str]) -> list[dict[str, str]]:
+    """Read a table that `write_table` or astropy wrote, as text by column; else UsageError."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    rows = list(csv.reader(lines, delimiter=" "))
+    if rows and any(len(row) != len(rows[0]) for row in rows):
+        raise UsageError(f"{path}: a row has not as many values as there are columns")
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+
+
+def _kind(values: Sequence[Any]) -> str:
+    known = [value for value in values if value is not None]
+    for kind, name in ((bool, "bool"), (int, "int64"), (float, "float64")):
+        types = (int, float) if kind is float else (kind,)
+        if known and len(known) == len(values) and all(type(value) in types for value in known):
+            return name
+    return "string"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return repr(value)
+    return clean(value)
+
+
+def toml_lines(table: Mapping[str, Any], name: str = "") -> list[str]:
+    """Give the lines of a table in TOML; values are text, numbers, lists or tables of these."""
+    plain = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+    lines = [f"[{name}]"] if name else []
+    for key, value in plain.items():
+        if isinstance(value, list | tuple) and len(value) > 1:
+            lines += [f"{_key(key)} = [", *(f"    {json.dumps(one)}," for one in value), "]"]
+        else:
+            lines.append(f"{_key(key)} = {json.dumps(value)}")
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            lines += ["", *toml_lines(value, f"{name}.{_key(key)}" if name else _key(key))]
+    return lines
+
+
+def _key(key: str) -> str:
+    is_bare = key and all(c.isascii() and (c.isalnum() or c in "-_") for c in key)
+    return key if is_bare else json.dumps(key)

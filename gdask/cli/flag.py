@@ -1,0 +1,89 @@
+"""gdask flag: say what is wrong with a file of a campaign."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from gdask.cli import parser_for, run_command
+from gdask.model import UsageError, clean
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = parser_for(
+        "gdask flag",
+        "Say what is wrong with raw files or calibrations of a campaign. It is kept in "
+        "OUT/flags.ecsv and holds from the next gdask run on, which makes again what it touches.",
+        "  gdask flag S20170505S0104 -o reduced --as trail --because 'satellite'\n"
+        "  gdask flag S20170505S0101 -o reduced --as cloud --for stack --because 'thin cloud'\n"
+        "  gdask flag S20170505S0099 -o reduced --header EXPTIME=60\n"
+        "  gdask flag flat-GSAOI-20170505-Kshort -o reduced --good-until 2017-05-20",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="raw files; calibrations or jobs")
+    parser.add_argument("-o", "--out", default=".", metavar="OUT", help="folder of results")
+    parser.add_argument(
+        "--as",
+        dest="flag",
+        default="",
+        metavar="REASON",
+        help="cloud, trail, guiding, pointing, test or bad",
+    )
+    parser.add_argument(
+        "--for",
+        dest="use",
+        default="all",
+        metavar="USE",
+        help="what it is not used for: sky, stack or all (default)",
+    )
+    parser.add_argument(
+        "--header",
+        default="",
+        metavar="KEY=VALUE",
+        help="use this value of a keyword; the raw file stays as it is",
+    )
+    parser.add_argument(
+        "--good-until", default="", metavar="DATE", help="a calibration serves until this night"
+    )
+    parser.add_argument("--because", default="", metavar="TEXT", help="why, for whoever reads it")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; 0 done, 2 usage."""
+    return run_command(build_parser(), argv, _flag)
+
+
+def _flag(args: argparse.Namespace) -> int:
+    from gdask.campaign.job import is_named
+    from gdask.campaign.report import find_campaign
+    from gdask.campaign.run import Options, survey
+    from gdask.campaign.settings import FLAGS, add_flags, new_flag
+    from gdask.params import closest
+
+    if args.flag and not args.because:
+        raise UsageError("--as: say why, with --because TEXT")
+    flags = [
+        new_flag(name, args.flag, args.use, args.header, args.good_until, args.because)
+        for name in args.files
+    ]
+    out = find_campaign(args.out)
+    campaign, place = survey(Options((), out), lambda text: None)
+    jobs = [job.id for job in campaign.jobs]
+    for name in args.files:
+        is_known = any(is_named(file, name) for file in campaign.files)
+        if not is_known and not (args.good_until and name in jobs):
+            known = [file.name for file in campaign.files]
+            raise UsageError(f"{name}: no file of this campaign{closest(name, known + jobs)}")
+    add_flags(place.out, flags)
+    print(
+        clean(
+            f"{len(flags)} flagged in {out}/{FLAGS}; gdask run -o {out} makes again what "
+            "this touches"
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""gdask run: a campaign, folders of raw nights in, calibrations, frames and stacks out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from gdask.cli import expand_files, parser_for, run_command
+from gdask.model import clean
+
+if TYPE_CHECKING:
+    from gdask.campaign.job import Job
+    from gdask.campaign.run import Options
+
+DESCRIPTION = """\
+Reduce whole nights: find out what each raw file is, which belong together, and which calibrations
+they need; then make all calibrations, sky-subtracted frames, and stacks of a night and of all
+nights. Nothing is listed by hand, and the raw files are never written to. The same line again does
+what has not been done; after a change, what the change touches; after a kill, what is left.
+
+OUT/campaign.toml, if you write one, holds your own decisions (see docs/campaigns.md).
+exit code: 0 all is made; 1 a job failed or is blocked; 2 wrong usage; 3 made, but a gate failed"""
+
+EXAMPLES = """\
+  gdask run raw -o reduced --dry-run     what would be done, why, and what it takes
+  gdask run raw -o reduced               do it
+  gdask run raw/2017* -o reduced --only 'target==NGC5128,filter==Kshort'
+  gdask status reduced                   how it stands
+  gdask why reduced/NGC5128/Kshort/all/S20170505S0095_image.fits"""
+
+#: What `--only` may look at.
+FIELDS = ("kind", "target", "filter", "night", "instrument", "id")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = parser_for("gdask run", DESCRIPTION, EXAMPLES)
+    parser.add_argument(
+        "raw", nargs="*", help="folders of raw files, files, or @LIST; none: those of the last time"
+    )
+    parser.add_argument(
+        "-o", "--out", default="reduced", metavar="OUT", help="folder of results (default: reduced)"
+    )
+    parser.add_argument("-n", "--dry-run", action="store_true", help="show the plan; run nothing")
+    parser.add_argument("--json", action="store_true", help="the plan as JSON (with --dry-run)")
+    chosen = parser.add_argument_group("what to do")
+    chosen.add_argument(
+        "--only",
+        metavar="EXPR",
+        help=f"jobs that fit, and what they need: FIELD==VALUE,... of {', '.join(FIELDS)}; VALUE "
+        "may have * and ?",
+    )
+    chosen.add_argument(
+        "--until",
+        choices=("calibrations", "frames", "nights", "stacks"),
+        default="stacks",
+        help="stop after these (default: stacks of all nights)",
+    )
+    chosen.add_argument(
+        "--retry", action="store_true", help="try jobs again that failed, though nothing changed"
+    )
+    chosen.add_argument(
+        "--forget-missing", action="store_true", help="raw files of the last time may be gone"
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument("--jobs", type=int, default=1, metavar="N", help="jobs at a time (default: 1)")
+    how.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads of a job (default: the machine's cores, shared by the jobs)",
+    )
+    how.add_argument("--memory", metavar="SIZE", help="most memory of a job, such as 2GiB")
+    how.add_argument("-q", "--quiet", action="store_true", help="only what went wrong")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; 0 done, 1 a job failed or is blocked, 2 usage, 3 a gate failed."""
+    return run_command(build_parser(), argv, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from gdask.campaign.run import run_campaign
+    from gdask.model import UsageError
+
+    for name in ("jobs", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} {value}: expected 1 or more")
+    options = options_of(args)
+    if args.dry_run:
+        return show_plan(options, args.json)
+    outcome = run_campaign(options, lambda text: None if args.quiet else _say(text))
+    if outcome.stopped:
+        print(clean(f"gdask run: stopped: {outcome.stopped}"), file=sys.stderr)
+    made = sum(one["status"] == "made" for one in outcome.records.values())
+    _say(
+        f"{made} of {len(outcome.campaign.jobs)} jobs are made; gdask status {args.out} tells more"
+    )
+    for name in outcome.failed:
+        one = outcome.records[name]
+        print(clean(f"{name}: {one['status']}: {one['cause']}"), file=sys.stderr)
+    return 1 if outcome.failed or outcome.stopped else 0
+
+
+def _say(text: str) -> None:
+    print(clean(text), flush=True)
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    """Give the options of a run from the command line."""
+    from gdask.campaign.run import Options
+    from gdask.engine.memory import parse_bytes
+
+    parse_bytes(args.memory)
+    return Options(
+        tuple(_places(args.raw)),
+        args.out,
+        args.jobs,
+        args.threads,
+        args.memory,
+        only_of(args.only) if args.only else None,
+        args.until,
+        args.forget_missing,
+        args.retry,
+    )
+
+
+def _places(raw: list[str]) -> list[str]:
+    return [
+        path
+        for name in raw
+        for path in ([name] if not name.startswith("@") else expand_files([name]))
+    ]
+
+
+class only_of:
+    """A choice of jobs: every FIELD==VALUE (or !=) between commas fits."""
+
+    def __init__(self, text: str) -> None:
+        import re
+
+        from gdask.model import UsageError
+        from gdask.params import closest
+
+        self.terms = []
+        for part in text.split(","):
+            found = re.fullmatch(r"\s*(\w+)\s*(==|=|!=)\s*(.+?)\s*", part)
+            if found is None or found[1] not in FIELDS:
+                near = closest(found[1], FIELDS) if found else ""
+                raise UsageError(
+                    f"--only {text}: expected FIELD==VALUE,... with a FIELD of "
+                    f"{', '.join(FIELDS)}{near}"
+                )
+            self.terms.append((found[1], found[2] != "!=", found[3].strip("'\"")))
+
+    def __call__(self, job: Job) -> bool:
+        from fnmatch import fnmatchcase
+
+        return all(
+            fnmatchcase(str(getattr(job, field)), value) == wanted
+            for field, wanted, value in self.terms
+        )
+
+
+def show_plan(options: Options, as_json: bool) -> int:
+    """Print the plan: what would be done, why, and what it takes."""
+    import json
+
+    from gdask.campaign import records, report
+    from gdask.campaign.run import predicted, survey
+    from gdask.campaign.state import states_of
+
+    campaign, place = survey(options, lambda text: print(clean(text), file=sys.stderr))
+    states = states_of(campaign, records.read_records(place.out, campaign), place)
+    costs, wall = predicted(campaign, states, place, options.at_a_time)
+    if as_json:
+        print(json.dumps(report.as_json(campaign, states, costs, wall), indent=1, default=str))
+        return 0
+    for line in report.tree_lines(campaign, states, costs):
+        print(clean(line))
+    unused = [row for row in campaign.rows if row["state"] != "used"]
+    if unused:
+        print(f"{len(unused)} of {len(campaign.rows)} files are not used:")
+        for row in unused:
+            print(clean(f"    {row['file']}: {row['state']}: {row['why']}"))
+    print(report.total_line(campaign, states, costs, wall))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

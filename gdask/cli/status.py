@@ -1,0 +1,49 @@
+"""gdask status: how a campaign stands."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from gdask.cli import parser_for, run_command
+from gdask.model import clean
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = parser_for(
+        "gdask status",
+        "Show how a campaign stands: its jobs by target, filter and night, what failed and why, "
+        "and what became of the raw files. Nothing is run.",
+        "  gdask status reduced\n  gdask status reduced --json",
+    )
+    parser.add_argument("out", metavar="OUT", nargs="?", default=".", help="folder of results")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; 0 all is made, 1 something failed or is blocked, 2 usage."""
+    return run_command(build_parser(), argv, _status)
+
+
+def _status(args: argparse.Namespace) -> int:
+    from gdask.campaign import records, report
+    from gdask.campaign.run import Options, survey
+    from gdask.campaign.state import states_of
+
+    out = report.find_campaign(args.out)
+    campaign, place = survey(Options((), out), lambda text: None)
+    known = records.read_records(place.out, campaign)
+    states = states_of(campaign, known, place)
+    if args.json:
+        print(json.dumps(report.as_json(campaign, states, {}, None), indent=1, default=str))
+    else:
+        for line in report.status_lines(campaign, states, known):
+            print(clean(line))
+    return int(any(state.name in ("failed", "blocked") for state in states.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
