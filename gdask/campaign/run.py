@@ -154,13 +154,14 @@ def run_campaign(options: Options, say: Callable[[str], None] = print) -> Outcom
         finally:
             write_tables(place.out, campaign, records.read_records(place.out, campaign))
         write_tables(place.out, outcome.campaign, outcome.records)
+        ran = [job for job in outcome.campaign.jobs if outcome.records.get(job.id, {}).get("ran")]
+        taken = (cost.measured(job, outcome.records[job.id]) for job in ran)
+        cost.keep_rates(one for one in taken if one is not None)
     return outcome
 
 
 def _run(options: Options, campaign: Campaign, place: Place, say: Callable[[str], None]) -> Outcome:
     """Run the plan; where a calibration fails, once more with the next best."""
-    from gdask.campaign.plan import make_plan
-
     failed: set[str] = _failed_before(campaign.files, place)
     done: dict[str, dict[str, Any]] = {}
     while True:

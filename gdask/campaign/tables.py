@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,12 +43,9 @@ def write_table(
     head += [f"- {{name: {name}, datatype: {kind}}}" for name, kind in kinds.items()]
     if about:
         head.append(f"meta: {{comments: [{json.dumps(about)}]}}")
-    out = io.StringIO()
-    writer = csv.writer(out, delimiter=" ", lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
-    writer.writerow(columns)
-    for row in rows:
-        writer.writerow([_cell(row.get(name)) for name in columns])
-    write_whole(path, "".join(f"# {line}\n" for line in head) + out.getvalue())
+    lines = [" ".join(columns)]
+    lines += [" ".join(_cell(row.get(name)) for name in columns) for row in rows]
+    write_whole(path, "".join([*(f"# {line}\n" for line in head), *(f"{s}\n" for s in lines)]))
 
 
 def read_table(path: str | os.PathLike[str]) -> list[dict[str, str]]:
@@ -75,11 +71,9 @@ def _kind(values: Sequence[Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return repr(value)
-    return clean(value)
+    text = "" if value is None else repr(value) if isinstance(value, float) else clean(value)
+    plain = text and not any(c in text for c in " \t\"'#")
+    return text if plain else '"' + text.replace('"', '""') + '"'
 
 
 def toml_lines(table: Mapping[str, Any], name: str = "") -> list[str]:

@@ -1,0 +1,310 @@
+"""A campaign of a small night, run for real: products, unchanged runs, changes, kills, faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+from conftest import Night
+
+from gdask.campaign import records
+from gdask.campaign.run import Options, Outcome, owned, run_campaign, survey
+from gdask.campaign.scan import scan
+from gdask.campaign.settings import add_flags, new_flag
+from gdask.campaign.state import states_of
+from gdask.cli import main
+from gdask.model import GdaskError
+from gdask.reduction.replay import differences
+
+FLAT = "flat-GSAOI-20170505-Kshort"
+FRAMES = "frames-GSAOI-NGC5128-Kshort-20170505"
+STACK = "stack-GSAOI-NGC5128-Kshort-20170505"
+#: What is run here: not the standard, to save its time.
+ONLY = "target==NGC5128"
+
+
+def quiet(text: str) -> None:
+    """Say nothing."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_rates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def options(raw: Path | str, out: Path, **given: object) -> Options:
+    from gdask.cli.run import only_of
+
+    return Options((str(raw),), str(out), only=only_of(ONLY), threads=2)._replace(**given)
+
+
+@pytest.fixture(scope="module")
+def done(night: Night, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """Give the folder of results of the night, and how the run ended."""
+    out = tmp_path_factory.mktemp("campaign") / "out"
+    return out, run_campaign(options(night.folder / "raw", out), quiet)
+
+
+@pytest.fixture
+def copy(done: tuple[Path, Outcome], tmp_path: Path) -> Path:
+    """Give a copy of these results, to be changed."""
+    return Path(shutil.copytree(done[0], tmp_path / "out"))
+
+
+def states(raw: Path | str, out: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
+    campaign, place = survey(options(raw, out), quiet)
+    known = records.read_records(out, campaign)
+    return {k: (v.name, v.reasons) for k, v in states_of(campaign, known, place).items()}
+
+
+def test_products_are_those_of_the_steps_by_hand(
+    done: tuple[Path, Outcome], reduced: Path, night: Night
+) -> None:
+    out, outcome = done
+    assert outcome.failed == [] and not outcome.stopped
+    image = (
+        out
+        / "NGC5128/Kshort/20170505"
+        / Path(night.sequence[0]).name.replace(".fits", "_image.fits")
+    )
+    flat = next((out / "calibrations/20170505").glob("*_flat.fits"))
+    for product in (image, flat):
+        (by_hand,) = reduced.glob(product.name)
+        different = [
+            text
+            for text in differences(str(product), str(by_hand))
+            if not text.startswith(("HISTORY", "PROVENANCE", "REDUCTION", "extensions"))
+        ]
+        assert [text for text in different if "bytes differ" in text] == []
+
+
+def test_files_add_up_and_tables_say_what_was_made(
+    done: tuple[Path, Outcome], night: Night
+) -> None:
+    out, _ = done
+    files = Table.read(out / "files.ecsv")
+    there = {path.name for path in (night.folder / "raw").glob("*.fits")}
+    assert set(files["file"]) == there and len(files) == len(there)
+    index = Table.read(out / "index.ecsv")
+    assert list(index["job"]) == [FLAT, FRAMES, STACK] and set(index["status"]) == {"made"}
+    assert (out / "plan" / f"{STACK}.toml").exists()
+
+
+def test_nothing_is_left_of_the_work_and_nothing_beside_the_raw_files(
+    done: tuple[Path, Outcome], night: Night
+) -> None:
+    out, _ = done
+    assert [path.name for path in (out / ".campaign/work").iterdir() if path.is_dir()] == []
+    assert {path.suffix for path in (night.folder / "raw").iterdir()} == {".fits"}
+
+
+def test_an_unchanged_campaign_starts_no_job(copy: Path, night: Night) -> None:
+    again = run_campaign(options(night.folder / "raw", copy), quiet)
+    assert [one["ran"] for one in again.records.values()] == [False] * 3
+
+
+def test_moved_and_compressed_raw_files_start_no_job(
+    copy: Path, night: Night, tmp_path: Path
+) -> None:
+    moved = tmp_path / "elsewhere" / "deep"
+    moved.mkdir(parents=True)
+    for number, path in enumerate(sorted((night.folder / "raw").glob("*.fits"))):
+        shutil.copy2(path, moved)
+        if number % 3 == 0:
+            subprocess.run(["gzip", str(moved / path.name)], check=True)
+    assert {name for name, _ in states(moved, copy).values()} == {"made"}
+
+
+def test_tables_and_caches_can_be_deleted(copy: Path, night: Night) -> None:
+    shutil.rmtree(copy / ".campaign")
+    shutil.rmtree(copy / "plan")
+    (copy / "files.ecsv").unlink()
+    again = run_campaign(options(night.folder / "raw", copy), quiet)
+    assert [one["ran"] for one in again.records.values()] == [False] * 3
+    assert (copy / "files.ecsv").exists()
+
+
+def test_a_change_says_what_it_touches(copy: Path, night: Night) -> None:
+    raw = night.folder / "raw"
+    (copy / "campaign.toml").write_text('[parameters.stack]\n"stackFrames:hsigma" = 2.5\n')
+    found = states(raw, copy)
+    assert found[FLAT][0] == found[FRAMES][0] == "made"
+    assert found[STACK] == ("stale", ("parameter stackFrames:hsigma: default -> 2.5",))
+    (copy / "campaign.toml").unlink()
+    add_flags(copy, [new_flag(night.science[1], "trail", because="satellite")])
+    found = states(raw, copy)
+    assert found[FLAT][0] == "made" and found[FRAMES][0] == "stale"
+    assert "is not in it any more" in found[FRAMES][1][0]
+    assert found[STACK] == ("waiting", (f"if {FRAMES} changes",))
+
+
+def test_a_product_that_is_gone_is_made_again_and_nothing_else(copy: Path, night: Night) -> None:
+    """Early cutoff: the flat is made again with the same content, so nothing else is."""
+    next((copy / "calibrations").rglob("*_flat.fits")).unlink()
+    again = run_campaign(options(night.folder / "raw", copy), quiet)
+    assert {name for name, one in again.records.items() if one["ran"]} == {FLAT}
+
+
+def test_corrected_headers_and_the_raw_file_as_it_was(copy: Path, night: Night) -> None:
+    raw = night.folder / "raw"
+    path = Path(night.flat_on[0])
+    before = path.read_bytes()
+    add_flags(copy, [new_flag(path.name, header="OBJECT='Domeflat OFF'")])
+    assert states(raw, copy)[FLAT][0] == "stale"
+    outcome = run_campaign(options(raw, copy, until="calibrations"), quiet)
+    assert outcome.records[FLAT]["ran"] and outcome.records[FLAT]["status"] == "made"
+    assert path.read_bytes() == before
+
+
+@pytest.fixture
+def dark_lamp(night: Night, tmp_path: Path) -> Path:
+    """Give the raw files with the lamp-on flats of the night spoiled, and good ones of another."""
+    raw = tmp_path / "raw"
+    shutil.copytree(night.folder / "raw", raw)
+    for number, path in enumerate([*night.flat_on, *night.flat_off]):
+        name = Path(path).name
+        with fits.open(raw / name) as units:
+            units[0].header["DATE-OBS"] = "2017-05-08"
+            units[0].header["DATALAB"] = f"GS-CAL20170508-3-{number:03d}"
+            units.writeto(raw / name.replace("20170505", "20170508"))
+    for path in night.flat_on:
+        with fits.open(raw / Path(path).name, mode="update") as units:
+            for unit in units[1:]:
+                unit.data = np.zeros_like(unit.data)
+    return raw
+
+
+def test_a_calibration_that_fails_is_replaced_and_said(dark_lamp: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    out = tmp_path / "out"
+    outcome = run_campaign(options(dark_lamp, out, until="frames"), said.append)
+    assert outcome.records[FLAT]["status"] == "failed"
+    assert outcome.records["flat-GSAOI-20170508-Kshort"]["status"] == "made"
+    assert outcome.records[FRAMES]["status"] == "made"
+    assert any("takes the next best" in text for text in said)
+    again = run_campaign(options(dark_lamp, out, until="frames"), quiet)
+    assert not any(one["ran"] for one in again.records.values())
+    assert outcome.failed == again.failed == [FLAT]
+
+
+def test_two_runs_at_once_are_refused_and_a_dead_owner_is_not(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from gdask.campaign.run import owned\n"
+        "with owned(sys.argv[1]): print('mine', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None and other.stdout.readline() == "mine\n"
+    with pytest.raises(GdaskError, match=f"process {other.pid} on"), owned(tmp_path):
+        pass
+    other.kill()
+    other.wait()
+    with owned(tmp_path):
+        pass
+    assert not (tmp_path / ".campaign/owner.json").exists()
+
+
+@pytest.mark.parametrize("seconds", [1.5, 4.0, 8.0])
+def test_a_killed_run_goes_on_with_the_same_bytes(
+    done: tuple[Path, Outcome], night: Night, tmp_path: Path, seconds: float
+) -> None:
+    """SIGKILL at some moment; the same line again ends with the same products."""
+    out = tmp_path / "out"
+    line = [sys.executable, "-m", "gdask.cli.run", str(night.folder / "raw"), "-o", str(out)]
+    line += ["--only", ONLY, "--threads", "2"]
+    first = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(seconds)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert subprocess.run(line, stdout=subprocess.DEVNULL, check=False).returncode == 0
+    for product in done[0].rglob("*.fits"):
+        twin = out / product.relative_to(done[0])
+        assert records.content_digest(twin) == records.content_digest(product), product.name
+
+
+def test_missing_raw_files_stop_before_planning(copy: Path, night: Night, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for path in [*night.flat_on, *night.flat_off]:
+        os.link(path, raw / Path(path).name)
+    with pytest.raises(GdaskError, match="is a disk not mounted"):
+        survey(options(raw, copy), quiet)
+    survey(options(raw, copy, only=None, forget_missing=True), quiet)
+
+
+def test_files_of_every_kind_are_told(night: Night, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    good = Path(night.science[0])
+    shutil.copy2(good, raw)
+    shutil.copy2(good, raw / "copy_of_it.fits")
+    (raw / "text.fits").write_text("this is no FITS file")
+    (raw / "short.fits").write_bytes(Path(night.science[1]).read_bytes()[:-50_000])
+    with fits.open(night.science[2]) as units:
+        units[0].header["INSTRUME"] = "GMOS-S"
+        units.writeto(raw / "gmos.fits")
+        units[0].header["INSTRUME"] = "GSAOI"
+        units[0].header["EXPTIME"] = 1e20
+        units.writeto(raw / "exptime.fits")
+    (raw / "md5sums.txt").write_text(f"{'0' * 32}  gone.fits\n{'1' * 32}  gmos.fits\n")
+    found = {file.name: file for file in scan([str(raw)])}
+    assert {name: file.kind for name, file in found.items()} == {
+        good.name: "science",
+        "copy_of_it.fits": "duplicate",
+        "text.fits": "unreadable",
+        "short.fits": "unreadable",
+        "gmos.fits": "unreadable",
+        "exptime.fits": "other",
+        "gone.fits": "missing",
+    }
+    assert "MD5" in found["gmos.fits"].why and "EXPTIME" in found["exptime.fits"].why
+
+
+def test_the_commands_say_what_there_is(
+    done: tuple[Path, Outcome], night: Night, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(done[0])
+    assert main(["status", out]) == 0
+    text = capsys.readouterr().out
+    assert "NGC5128" in text and "files:" in text
+    assert main(["why", Path(night.science[0]).name, "-o", out]) == 0
+    assert FRAMES in capsys.readouterr().out
+    (image,) = (done[0] / "NGC5128/Kshort/20170505").glob("*_image.fits")
+    assert main(["why", str(image)]) == 0
+    text = capsys.readouterr().out
+    assert STACK in text and FRAMES in text and "processed_flat" in text
+    assert main(["why", "S20170505S9999.fits", "-o", out]) == 2
+    assert "did you mean" in capsys.readouterr().err
+    assert main(["run", "-o", out, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert {job["id"] for job in plan["jobs"]} >= {FLAT, FRAMES, STACK}
+    assert main(["run", "-o", out, "--only", "taget==x"]) == 2
+    assert "did you mean target" in capsys.readouterr().err
+
+
+def test_costs_are_predicted_from_what_was_measured(
+    done: tuple[Path, Outcome], night: Night, copy: Path
+) -> None:
+    from gdask.campaign.run import predicted
+
+    (copy / "campaign.toml").write_text('[parameters]\n"detectSources:threshold" = 4.0\n')
+    campaign, place = survey(options(night.folder / "raw", copy), quiet)
+    states = states_of(campaign, records.read_records(copy, campaign), place)
+    costs, wall = predicted(campaign, states, place, 1)
+    measured = {name: one["seconds"] for name, one in done[1].records.items()}
+    assert wall is not None and set(costs) == set(measured)
+    assert wall == pytest.approx(sum(measured.values()), rel=0.3)

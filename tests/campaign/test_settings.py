@@ -1,0 +1,71 @@
+"""campaign.toml, flags and tables: what is refused, and that nothing is lost in writing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from astropy.table import Table
+
+from gdask.campaign.settings import add_flags, new_flag, pin, read_flags, read_settings
+from gdask.campaign.tables import read_table, toml_lines, write_table
+from gdask.model import UsageError
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("[campain]\n", r"line 1: campain: expected a table: .*did you mean campaign"),
+    ("[campaign]\n\nnights = 'combin'\n", r"line 3: nights: combin came, expected combine, apart"),
+    ("[campaign]\nnigths = 'apart'\n", r"line 2: nigths: expected .*did you mean nights"),
+    ("[exclude]\nS20170505S0095 = 3\n", r"line 2: S20170505S0095: 3 came, a text in quotes"),
+    ("[skies]\nNGC5128 = 'x'\n", r"line 2: NGC5128: a list of names"),
+    ("[jobs.a]\ninput = []\n", r"line 2: input: expected .*did you mean inputs"),
+    ("[campaign\n", "cannot be read"),
+    ("[campaign]\naccept_level = true\n", "line 2: accept_level: True came, expected 0, 1, 2"),
+])  # fmt: skip
+def test_a_bad_line_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "campaign.toml").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        read_settings(tmp_path)
+
+
+def test_flags_are_appended_and_read_back(tmp_path: Path) -> None:
+    flags = [
+        new_flag("a b.fits", "cloud", because='thin "cirrus" # all night'),
+        new_flag("c.fits", header="EXPTIME=60"),
+    ]
+    add_flags(tmp_path, flags[:1])
+    add_flags(tmp_path, flags[1:])
+    assert read_flags(tmp_path) == flags
+    assert list(Table.read(tmp_path / "flags.ecsv")["file"]) == ["a b.fits", "c.fits"]
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ({"flag": "clouds"}, "did you mean cloud"),
+    ({"flag": "cloud", "use": "skies"}, "expected sky, stack, all"),
+    ({"header": "EXPTIME"}, "expected KEYWORD=VALUE"),
+    ({"good_until": "tomorrow"}, "expected a date"),
+    ({}, "nothing to flag"),
+])  # fmt: skip
+def test_wrong_flags_are_refused(given: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        new_flag("a.fits", **given)
+
+
+def test_tables_are_ecsv_that_astropy_reads(tmp_path: Path) -> None:
+    rows = [{"a": 1, "b": 0.1, "c": "x y", "d": None}, {"a": 2, "b": 2.0, "c": "", "d": "\x1b[0m"}]
+    write_table(tmp_path / "t.ecsv", rows, ("a", "b", "c", "d"), "about")
+    table = Table.read(tmp_path / "t.ecsv")
+    assert list(table["a"]) == [1, 2] and list(table["b"]) == [0.1, 2.0]
+    assert read_table(tmp_path / "t.ecsv")[0] == {"a": "1", "b": "0.1", "c": "x y", "d": ""}
+    assert "\x1b" not in (tmp_path / "t.ecsv").read_text()
+
+
+def test_a_pinned_job_is_read_back(tmp_path: Path) -> None:
+    lines = toml_lines({"inputs": ["a@1", 'b"@2'], "parameters": {"x:y": "1"}}, "jobs.stack-1")
+    pin(tmp_path, "stack-1", lines)
+    assert read_settings(tmp_path).jobs["stack-1"] == {
+        "inputs": ["a@1", 'b"@2'],
+        "parameters": {"x:y": "1"},
+    }
+    with pytest.raises(UsageError, match="pinned already"):
+        pin(tmp_path, "stack-1", lines)
