@@ -22,6 +22,7 @@ from gdask.campaign.settings import Flag, Settings
 MADE_BPM_DAYS = 180
 #: In which order calibrations are taken: those that are made, those that were found.
 _ORDER = {"remake": (0, 1), "reuse": (1, 0), "nearest": (0, 0)}
+_FAILED = "its job failed"
 
 
 class Offers(NamedTuple):
@@ -60,12 +61,18 @@ def choose(offers: Offers, caltype: str, group: Group, required: bool = True) ->
     judged = [(one, _level(offers, one, rules, middle, blocked)) for one in ranking]
     fitting = [(one, level) for one, (level, why) in judged if not why]
     misses = tuple(f"{one.name}: {why}" for one, (_, why) in judged if why)[:3]
+    lost = tuple(one.path for one, (_, why) in judged if why == _FAILED)
     if not fitting:
         accepted = "" if ranking else f"none among the files for {group.instrument}"
-        return Choice(caltype, "", 0, accepted or "none fits", misses, required)
+        return Choice(caltype, "", 0, accepted or "none fits", misses, required, lost)
     best, level = min(fitting, key=lambda pair: (pair[1] > 1, ranking.index(pair[0])))
     others = tuple(f"{one.name}: {_when(one)}" for one, _ in fitting if one is not best)[:2]
-    return Choice(caltype, best.path, level, _when(best), (*misses, *others), required)
+    better = [one.path for one in ranking[: ranking.index(best)]]
+    instead_of = tuple(name for name in lost if name in better)
+    why = _when(best) + (
+        f", instead of {', '.join(instead_of)}, which failed" if instead_of else ""
+    )
+    return Choice(caltype, best.path, level, why, (*misses, *others), required, instead_of)
 
 
 def _level(
@@ -73,7 +80,7 @@ def _level(
 ) -> tuple[int, str]:
     """Give the level of a candidate, and why it is not taken or ''."""
     if one.path in offers.failed:
-        return 0, "its job failed"
+        return 0, _FAILED
     if one.path in blocked:
         return 0, f"its job is blocked: {blocked[one.path]}"
     if text := _expired(offers, one.path, frame):

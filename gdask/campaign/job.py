@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from gdask.campaign.scan import RawFile
+from gdask.campaign.settings import Flag
 from gdask.model import UsageError
 from gdask.params import closest
 
@@ -34,6 +36,7 @@ class Choice(NamedTuple):
 
     source: id of the job that makes it, or a path; '' if there is none. level: 0 within the
     preferred time, 1 within the longest, 2 beyond it. misses: the next best, each with the reason.
+    instead_of: jobs that would have made better ones and failed.
     """
 
     caltype: str
@@ -42,6 +45,7 @@ class Choice(NamedTuple):
     why: str
     misses: tuple[str, ...] = ()
     required: bool = True
+    instead_of: tuple[str, ...] = ()
 
 
 class Job(NamedTuple):
@@ -79,6 +83,11 @@ class Job(NamedTuple):
         made = [one.source for one in self.calibrations if one.source and "/" not in one.source]
         return tuple(dict.fromkeys([*made, *self.takes]))
 
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """Ids of the jobs that failed and in whose place it takes the next best."""
+        return tuple(name for one in self.calibrations for name in one.instead_of)
+
 
 class Campaign(NamedTuple):
     """Jobs, each after those that it needs, and one row for each file found."""
@@ -101,6 +110,11 @@ def is_named(file: RawFile, name: str) -> bool:
     base = os.path.basename(name)
     own = {file.path, file.name, file.name.partition(".")[0], file.label, file.key}
     return bool(name) and (name in own or base in own or base.partition(".")[0] in own)
+
+
+def corrected_cards(file: RawFile, flags: Iterable[Flag]) -> tuple[str, ...]:
+    """Give the cards of a file, as KEYWORD=VALUE, that flags correct."""
+    return tuple(flag.header for flag in flags if flag.header and is_named(file, flag.file))
 
 
 def row_of(file: RawFile) -> dict[str, Any]:

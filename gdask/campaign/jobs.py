@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 from gdask import __version__
 from gdask.campaign import records
-from gdask.campaign.job import Job
-from gdask.campaign.scan import RawFile, known_sum
+from gdask.campaign.job import Job, corrected_cards
+from gdask.campaign.scan import RawFile, known_sum, parse_card
 from gdask.campaign.settings import Flag
 from gdask.campaign.tables import toml_lines, write_whole
 from gdask.model import GdaskError
@@ -144,16 +144,9 @@ def what_goes_in(
     job: Job, files: Mapping[str, RawFile], before: Mapping[str, dict[str, Any]], place: Place
 ) -> tuple[dict[str, Any], Sources]:
     """Give what decides what a job makes (`records.parts_of`), and the files."""
-    from gdask.campaign.job import is_named
-
     inputs = [files[key] for key in job.inputs]
     sums = {file.key: known_sum(place.cache, file) for file in inputs}
-    headers = {
-        file.key: tuple(
-            flag.header for flag in place.flags if flag.header and is_named(file, flag.file)
-        )
-        for file in inputs
-    }
+    headers = {file.key: corrected_cards(file, place.flags) for file in inputs}
     headers = {key: cards for key, cards in headers.items() if cards}
     calibrations, digests = _calibrations(job, before, place)
     frames: dict[str, str] = {}
@@ -288,12 +281,10 @@ def _corrected(path: str, cards: tuple[str, ...], work: Path) -> str:
     folder.mkdir(exist_ok=True)
     copy = folder / os.path.basename(path).removesuffix(".bz2").removesuffix(".gz")
     with fits.open(path, do_not_scale_image_data=True) as units:
-        for card in cards:
-            keyword, _, value = (part.strip() for part in card.partition("="))
-            parsed = fits.Card.fromstring(f"{keyword.upper():8}= {value}").value
-            numbers = [n for n, unit in enumerate(units) if keyword.upper() in unit.header] or [0]
+        for keyword, value in map(parse_card, cards):
+            numbers = [n for n, unit in enumerate(units) if keyword in unit.header] or [0]
             for number in numbers:
-                units[number].header[keyword.upper()] = parsed
+                units[number].header[keyword] = value
         units.writeto(copy, overwrite=True, output_verify="fix+ignore")
     return str(copy)
 

@@ -61,12 +61,12 @@ class Planner:
     def _wanted(self, frames: Iterable[Job], known: Mapping[str, Job]) -> set[str]:
         """Give the ids of calibrations that frames need, and those that these need."""
         wanted: set[str] = set()
-        waiting = [name for job in frames for name in job.needs]
+        waiting = [name for job in frames for name in (*job.needs, *job.replaced)]
         while waiting:
             name = waiting.pop()
             if name not in wanted and name in known:
                 wanted.add(name)
-                waiting += known[name].needs
+                waiting += [*known[name].needs, *known[name].replaced]
         return wanted
 
     def _offer(self, caltype: str, pairs: Iterable[tuple[Job, Group]]) -> None:

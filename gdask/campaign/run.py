@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from gdask import model
 from gdask.campaign import cost, records
 from gdask.campaign.index import write_tables
-from gdask.campaign.job import STAGES, Campaign, Job
+from gdask.campaign.job import STAGES, Campaign, Job, corrected_cards
 from gdask.campaign.jobs import Place, run_job, stop_all
 from gdask.campaign.plan import make_plan
 from gdask.campaign.scan import RawFile, forget_missing, scan
@@ -80,7 +80,13 @@ def survey(options: Options, say: Callable[[str], None] = print) -> tuple[Campai
     )
     if options.forget_missing:
         forget_missing(place.cache)
-    files = scan(places, place.cache, out, lambda done, all_: say(f"read {done} of {all_} headers"))
+    files = scan(
+        places,
+        place.cache,
+        out,
+        lambda done, total: say(f"read {done} of {total} headers"),
+        lambda file: corrected_cards(file, place.flags),
+    )
     campaign = make_plan(files, read_settings(out), place.flags, _failed_before(files, place))
     return _chosen(campaign, options), place
 
@@ -181,14 +187,7 @@ def _run(options: Options, campaign: Campaign, place: Place, say: Callable[[str]
         failed |= new
         say(f"{', '.join(sorted(new))} failed: what needs it takes the next best")
         again = make_plan(campaign.files, read_settings(place.out), place.flags, failed)
-        kept = [
-            campaign.job(name)
-            for name in sorted(failed)
-            if name in {job.id for job in campaign.jobs}
-        ]
-        known = {job.id for job in again.jobs}
-        jobs = (*(job for job in kept if job.id not in known), *again.jobs)
-        campaign = _chosen(again._replace(jobs=jobs), options)
+        campaign = _chosen(again, options)
 
 
 class _Ran(NamedTuple):

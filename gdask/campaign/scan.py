@@ -33,6 +33,8 @@ SUM_LISTS = ("md5sums.txt", "md5sum.txt")
 CACHE_VERSION = 1
 #: More files of the last scan than this share being gone means that a disk is not there.
 MAX_GONE = 0.1
+#: What gives the corrected cards of a file.
+Corrected = Callable[["RawFile"], Sequence[str]]
 #: Kinds that a plan uses; all other files are left out, for the reason in `RawFile.why`.
 USED_KINDS = ("science", "flat", "dark", "processed_bpm", "processed_flat", "processed_dark")
 
@@ -79,6 +81,7 @@ def scan(
     cache: str | os.PathLike[str] | None = None,
     skip: str | os.PathLike[str] | None = None,
     say: Callable[[int, int], None] | None = None,
+    corrected: Corrected | None = None,
 ) -> list[RawFile]:
     """Find the FITS files of folders, or files named, and read their headers.
 
@@ -92,6 +95,8 @@ def scan(
         A folder that is not looked into: that of the results.
     say
         Called with (files read, files in all) now and then.
+    corrected
+        Gives the cards of a file, as KEYWORD=VALUE, that somebody has corrected.
 
     Raises
     ------
@@ -120,6 +125,13 @@ def scan(
             files.append(file)
             if say and (number + 1) % 100 == 0:
                 say(number + 1, len(paths))
+        if corrected:
+            files = [
+                describe(file.path, os.stat(file.path), cards)
+                if (cards := corrected(file))
+                else file
+                for file in files
+            ]
         kept.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", new)
         kept.executemany(
             "DELETE FROM files WHERE path = ?", [(path,) for path in set(known) - set(paths)]
@@ -169,17 +181,20 @@ def _read_sums(path: str) -> dict[str, str]:
 # What a file is --------------------------------------------------------------------------------
 
 
-def describe(path: str, status: os.stat_result | None = None) -> RawFile:
-    """Read the headers of a file and say what it is. A file that cannot be read says why."""
+def describe(path: str, status: os.stat_result | None = None, cards: Sequence[str] = ()) -> RawFile:
+    """Read the headers of a file and say what it is. A file that cannot be read says why.
+
+    cards: corrected ones, as KEYWORD=VALUE.
+    """
     status = status or os.stat(path)
     where: dict[str, Any] = {
         "path": path,
         "size": status.st_size,
         "mtime_ns": status.st_mtime_ns,
-        "name": _COMPRESSED.sub("", os.path.basename(path)),
+        "name": _plain_name(path),
     }
     try:
-        headers = read_headers(path)
+        headers = with_cards(read_headers(path), cards)
     except (GdaskError, OSError) as error:
         return RawFile(**where, kind="unreadable", why=_without_path(error, path))
     try:
@@ -190,6 +205,37 @@ def describe(path: str, status: os.stat_result | None = None) -> RawFile:
         return RawFile(**where, **_facts(headers, about))
     except (GdaskError, ValueError, TypeError, KeyError, IndexError) as error:
         return RawFile(**where, kind="other", why=f"its header is not understood: {error}")
+
+
+def with_cards(headers: Headers, cards: Sequence[str]) -> Headers:
+    """Give headers with corrected cards, in every header that has the keyword, else the first."""
+    for keyword, value in map(parse_card, cards):
+        has = [keyword in header for header in headers.ext]
+        phu = headers.phu
+        if keyword in phu or not any(has):
+            phu = phu.changed({keyword: value})
+        ext = tuple(
+            header.changed({keyword: value}) if one else header
+            for header, one in zip(headers.ext, has, strict=True)
+        )
+        headers = Headers(phu, ext, headers.path)
+    return headers
+
+
+def parse_card(card: str) -> tuple[str, Any]:
+    """Give keyword and value of KEYWORD=VALUE; UsageError where FITS does not know such a value."""
+    from astropy.io import fits
+
+    keyword, _, value = (part.strip() for part in card.partition("="))
+    try:
+        parsed = fits.Card.fromstring(f"{keyword.upper():8}= {value}")
+        parsed.verify("exception")
+        return parsed.keyword, parsed.value
+    except (fits.VerifyError, ValueError) as error:
+        quoted = f"{keyword}='{value}'"
+        raise UsageError(
+            f"{card}: no value of FITS ({error}); a text needs quotes: {quoted}"
+        ) from None
 
 
 def _without_path(error: Exception, path: str) -> str:
@@ -297,13 +343,13 @@ def _from_json(values: list[Any]) -> Iterator[Any]:
 def _check_not_gone(known: Iterable[str], paths: Sequence[str]) -> None:
     """Raise GdaskError where a folder of the last scan, or a tenth of its files, is gone.
 
-    Files that are now in another folder are not gone.
+    Files that are now in another folder, or compressed, are not gone.
     """
-    names = {os.path.basename(path) for path in paths}
+    names = {_plain_name(path) for path in paths}
     before = list(known)
-    gone = [path for path in before if os.path.basename(path) not in names]
+    gone = [path for path in before if _plain_name(path) not in names]
     folders = {os.path.dirname(path) for path in gone}
-    left = {os.path.dirname(path) for path in before if os.path.basename(path) in names}
+    left = {os.path.dirname(path) for path in before if _plain_name(path) in names}
     empty = sorted(folders - left - {os.path.dirname(path) for path in paths})
     if gone and (empty or len(gone) > MAX_GONE * len(before)):
         what = f"all of {empty[0]}" if empty else f"such as {gone[0]}"
@@ -311,6 +357,10 @@ def _check_not_gone(known: Iterable[str], paths: Sequence[str]) -> None:
             f"{len(gone)} of the {len(before)} raw files of the last scan are gone, {what}: is a "
             "disk not mounted? If they are really gone, --forget-missing goes on without them"
         )
+
+
+def _plain_name(path: str) -> str:
+    return _COMPRESSED.sub("", os.path.basename(path))
 
 
 def forget_missing(cache: str | os.PathLike[str]) -> None:

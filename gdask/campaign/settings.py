@@ -176,8 +176,12 @@ def new_flag(
         raise UsageError(f"--as {flag}: expected {', '.join(REASONS)}{closest(flag, REASONS)}")
     if use not in USES:
         raise UsageError(f"--for {use}: expected {', '.join(USES)}{closest(use, USES)}")
-    if header and not all(part.strip() for part in header.partition("=")):
-        raise UsageError(f"--header {header}: expected KEYWORD=VALUE, such as EXPTIME=60")
+    if header:
+        from gdask.campaign.scan import parse_card
+
+        if not all(part.strip() for part in header.partition("=")):
+            raise UsageError(f"--header {header}: expected KEYWORD=VALUE, such as EXPTIME=60")
+        parse_card(header)
     if good_until:
         try:
             date.fromisoformat(good_until)

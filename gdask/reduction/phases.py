@@ -99,6 +99,7 @@ def run_phase(
                 if p is product
             }
             frame = with_fetched(product.frame, small)
+            _check_light(product.output.final, small.get("level", ()))
             if os.path.exists(product.output.final):
                 log.info("%s: an older one is replaced", os.path.basename(product.output.final))
             written.append(write.finish(product.output, product_tables(frame, checksums)))
@@ -222,6 +223,19 @@ def _check_usable(counts: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
     for path, reason in useless.items():
         raise GdaskError(
             f"{path}: not written, it would have {reason}; look at the frames that went into it"
+        )
+
+
+def _check_light(path: str, levels: Sequence[float]) -> None:
+    """Raise GdaskError for a flat without light: its level (electrons), lamp on minus lamp off.
+
+    Divided by such a level, the noise of frames without light looks like a flat.
+    """
+    if levels and min(levels) <= 0:
+        raise GdaskError(
+            f"{path}: not written: the lamp gave no light, its median over all arrays is "
+            f"{min(levels):.1f} e- (lamp on minus lamp off, or lamp off minus dark); look at the "
+            "frames, and give those of a lamp that was on"
         )
 
 

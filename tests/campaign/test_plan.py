@@ -252,7 +252,10 @@ def test_what_a_person_says_holds() -> None:
         files,
         Settings(
             exclude={name.removesuffix(".fits"): "guide star lost"},
-            parameters={"detectSources:threshold": 3.0, "NGC5128": {"skyCorrect:offset_sky": False}},
+            parameters={
+                "detectSources:threshold": 3.0,
+                "NGC5128": {"skyCorrect:offset_sky": False},
+            },
             nights="apart",
         ),
         [new_flag(files[1].name, "trail", because="satellite"),

@@ -11,11 +11,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from astropy.io import fits
+from conftest import Night
 from test_faults import cut, edited, keywords, rows, scribble
 
-from gdask import cli
+from gdask import Reduce, cli
+from gdask.model import GdaskError
 from gdask.simulate import simulate_f2
 
 #: Files that no command can take: what is done to a copy of a frame, and what each command says of
@@ -236,3 +239,22 @@ def test_the_tutorial_with_many_faults_in_its_folder(
     assert pixels(here / image.name) == pixels(image)
     assert not list(here.glob("**/*.part")) and not (here / ".gdask").exists()
     assert typed("verify", image.name)[0] == 0
+
+
+def test_a_flat_of_a_lamp_that_was_off_is_refused_with_its_level(
+    night: Night, workspace: Path
+) -> None:
+    """Noise divided by a negative level looks like a flat: it is not written, nor registered."""
+    for path in night.flat_on:
+        with fits.open(path) as units:
+            for unit in units[1:]:
+                unit.data = np.zeros_like(unit.data)
+            units.writeto(workspace / Path(path).name)
+    reduction = Reduce()
+    reduction.files.extend([*(Path(path).name for path in night.flat_on), *night.flat_off])
+    with pytest.raises(
+        GdaskError, match=r"_flat\.fits: not written: the lamp gave no light, .*-\d"
+    ):
+        reduction.runr()
+    assert not list(workspace.glob("*_flat.fits"))
+    assert not list((workspace / "calibrations").rglob("*_flat.fits"))
