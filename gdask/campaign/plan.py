@@ -100,7 +100,5 @@ def _row(
 def _why_unused(file: RawFile) -> str:
     if file.kind == "dark" and file.instrument == "GSAOI":
         return "GSAOI's dark current is so low that no recipe needs darks"
-    if file.kind == "flat" and file.lamp == "off":
-        return "a flat with the lamp off, and no flat with the lamp on to go with it"
     what = file.kind.removeprefix("processed_")
     return f"no frame needs this {what}: another fits better, or none has its set-up"

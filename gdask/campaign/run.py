@@ -139,7 +139,7 @@ def _chosen(campaign: Campaign, options: Options) -> Campaign:
             raise UsageError("--only: no job of the plan fits; gdask plan OUT lists them")
         for job in reversed(jobs):
             if job.id in wanted:
-                wanted |= set(job.needs)
+                wanted |= {*job.needs, *job.replaced}
         jobs = [job for job in jobs if job.id in wanted]
     return campaign._replace(jobs=tuple(jobs))
 

@@ -192,7 +192,7 @@ def test_a_calibration_that_fails_is_replaced_and_said(dark_lamp: Path, tmp_path
     out = tmp_path / "out"
     outcome = run_campaign(options(dark_lamp, out, until="frames"), said.append)
     assert outcome.records[FLAT]["status"] == "failed"
-    assert outcome.records["flat-GSAOI-20170508-Kshort"]["status"] == "made"
+    assert outcome.records["flat-GSAOI-20170509-Kshort"]["status"] == "made"
     assert outcome.records[FRAMES]["status"] == "made"
     assert any("takes the next best" in text for text in said)
     again = run_campaign(options(dark_lamp, out, until="frames"), quiet)
