@@ -1,20 +1,82 @@
-"""CHECKSUM and DATASUM of FITS files (FITS standard 4.0, section 4.4.2.7), set and checked."""
+"""Headers of products, completed in place: late cards, CHECKSUM and DATASUM (FITS 4.0, 4.4.2.7)."""
 
 from __future__ import annotations
 
 import io
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from gdask.headers import CARD_LENGTH, RECORD_BYTES, each_unit, open_stream
-from gdask.model import late
+from gdask.model import GdaskError, late
 
 if TYPE_CHECKING:
     from astropy.io import fits
 else:
     fits = late("astropy.io.fits")
+
+
+#: Keywords of the sums, and their comments.
+_SUMS = {"CHECKSUM": "HDU checksum", "DATASUM": "data unit checksum"}
+
+
+def header_bytes(header: fits.Header, room: int = 0) -> bytes:
+    """Give the bytes of a header with CHECKSUM and DATASUM, so that setting them moves nothing.
+
+    room: blank cards before END, for cards that are known when the pixels are (`set_cards`).
+    """
+    header["CHECKSUM"] = ("0" * 16, _SUMS["CHECKSUM"])
+    header["DATASUM"] = ("0", _SUMS["DATASUM"])
+    text = header.tostring(endcard=False, padding=False)
+    return _with_end(text, padded(len(text) + (room + 1) * CARD_LENGTH))
+
+
+def padded(size: int) -> int:
+    """Give the size in bytes of the whole FITS records that hold so many bytes."""
+    return -(-size // RECORD_BYTES) * RECORD_BYTES
+
+
+def _with_end(text: str, size: int) -> bytes:
+    """Give the bytes of a header's cards in so many bytes, with END in the last record."""
+    return (text.ljust(size - RECORD_BYTES) + f"{'END':{CARD_LENGTH}}").ljust(size).encode("ascii")
+
+
+def set_cards(file: io.BufferedRandom, cards: Mapping[str, object]) -> None:
+    """Set cards of the primary header of an open FITS file, in place; None removes one.
+
+    A value is given alone or as (value, comment). Raises GdaskError where the header has no room.
+    """
+    if not cards:
+        return
+    file.flush()
+    size = _header_size(file)
+    raw = os.pread(file.fileno(), size, 0).decode("ascii")
+    header = fits.Header.fromstring(raw)
+    header.remove("", ignore_missing=True, remove_all=True)
+    sums = {name: (header.pop(name), comment) for name, comment in _SUMS.items()}
+    for keyword, value in cards.items():
+        if value is None:
+            header.remove(keyword, ignore_missing=True)
+        else:
+            header[keyword] = value
+    header.update(sums)
+    text = header.tostring(endcard=False, padding=False)
+    if len(text) + CARD_LENGTH > size:
+        raise GdaskError(f"{file.name}: no room for {len(cards)} cards in its primary header")
+    os.pwrite(file.fileno(), _with_end(text, size), 0)
+
+
+def _header_size(file: io.BufferedRandom) -> int:
+    """Give the bytes of the first header of a file, whole records up to the one with END."""
+    size = 0
+    while record := os.pread(file.fileno(), RECORD_BYTES, size):
+        size += RECORD_BYTES
+        starts = range(0, len(record), CARD_LENGTH)
+        if any(record[start : start + CARD_LENGTH].rstrip() == b"END" for start in starts):
+            break
+    return size
 
 
 def add_checksums(file: io.BufferedRandom) -> None:

@@ -90,20 +90,23 @@ def gather_planes(
     windows: Callable[[int, int, Window], Sequence[tuple[int, Window]]],
     values: Sequence[da.Array] = (),
     scratch: float,
+    total: Callable[..., object] | None = None,
     **bound: object,
 ) -> list[da.Array]:
     """Give several arrays of one shape: one task makes a block of each.
 
     The arguments are those of `gather`, but `dtypes` has the type of each array, and the function
-    gives a plane for each.
+    gives a plane for each. With `total` it gives a small value, too, after the planes, and the last
+    of the arrays is total(*values of all blocks, in order) of each detector: (detector,).
     """
     types = [np.dtype(dtype) for dtype in dtypes]
-    items = tuple(float(dtype.itemsize) for dtype in types)
+    items = tuple(float(dtype.itemsize) for dtype in types) + (0.0,) * (total is not None)
     need = Need(block_pixels(chunks), sum(items), scratch, items)
     options = {"function": function, "bound": bound, "dtype_of_value": None}
     call = with_need(_gather_block, need, options)
     together = _gathered(call, arrays, name, np.dtype(object), chunks, windows, values)
-    return [_picked(together, number, dtype) for number, dtype in enumerate(types)]
+    planes = [_picked(together, number, dtype) for number, dtype in enumerate(types)]
+    return planes if total is None else [*planes, _totalled(together, len(types), total)]
 
 
 def measure_arrays(
@@ -209,6 +212,39 @@ def _picked(together: da.Array, number: int, dtype: np.dtype) -> da.Array:
 
     later, meta = dask_internals.LaterTasks(make), empty_meta(dtype, 3)
     return dask_internals.array_of_tasks(name, later, [together], together.chunks, meta)
+
+
+def _totalled(together: da.Array, number: int, total: Callable[..., object]) -> da.Array:
+    """Give total(*values) of each detector, of the values that tasks make beside their planes.
+
+    Each value is picked by a task of its own, so that no block's planes wait for the others.
+    """
+    name = f"{together.name}-total"
+    count = together.shape[0]
+    call = with_need(_total, Need(1, 0.0, 0.0), {"total": total})
+
+    def make() -> dict[Any, Any]:
+        tasks: dict[Any, Any] = {}
+        picked: list[list[Any]] = [[] for _ in range(count)]
+        for (_, *place), detector, _ in _blocks_of(together.name, together.chunks):
+            key, block = (
+                (f"{name}-value", *place),
+                dask_internals.reference((together.name, *place)),
+            )
+            tasks[key] = dask_internals.task(key, getitem, block, number)
+            picked[detector].append(dask_internals.reference(key))
+        for detector, values in enumerate(picked):
+            key = (name, detector)
+            tasks[key] = dask_internals.task(key, call, *values)
+        return tasks
+
+    later, meta = dask_internals.LaterTasks(make), empty_meta(np.dtype(object), 1)
+    return dask_internals.array_of_tasks(name, later, [together], ((1,) * count,), meta)
+
+
+def _total(*values: Any, total: Callable[..., object]) -> np.ndarray:
+    """Make the value of a detector of those of its blocks, each in a tuple of one."""
+    return boxed(total(*(value[0] for value in values)), np.dtype(object))
 
 
 def _gathered(
@@ -352,5 +388,5 @@ def _gather_block(
     values = (value[0] for value in given[: what.value_count])
     result = function(tuple(filled), what.detector, what.window, *values, **bound)
     if dtype_of_value is None:
-        return tuple(plane[None] for plane in result)
+        return tuple(part[None] if getattr(part, "ndim", 0) == 2 else (part,) for part in result)
     return result[None] if what.window != NO_WINDOW else boxed(result, dtype_of_value)

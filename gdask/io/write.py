@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from gdask.headers import RECORD_BYTES, Header
+from gdask.headers import Header
 from gdask.instruments.rules import format_section, parse_section
-from gdask.io.checksum import add_checksums
+from gdask.io.checksum import add_checksums, header_bytes, padded, set_cards
 from gdask.io.frames import (
     array_headers,
     geometries,
@@ -104,18 +104,20 @@ def start(
     variables: Sequence[str] | None = None,
     *,
     bare: bool = False,
+    room: int = 0,
 ) -> Output:
     """Lay out the file of a Frame under a temporary name; give lazy arrays that write its pixels.
 
     `bare` headers say where the pixels lie and no more: for checkpoints, whose Frames keep their
-    headers (headers with their WCS took a third of the client's time for a frame). Raises
-    GdaskError where the folder cannot be written or has no room for the whole file.
+    headers (headers with their WCS took a third of the client's time for a frame). `room` is the
+    number of cards that `finish` may add to the primary header. Raises GdaskError where the folder
+    cannot be written or has no room for the whole file.
     """
     final = os.path.abspath(path)
     names = [
         name for name in EXTNAMES if name in frame and (variables is None or name in variables)
     ]
-    units, planes = _layout(frame, names, bare)
+    units, planes = _layout(frame, names, bare, room)
     temporary = temporary_name(final)
     headers = _create(temporary, final, units)
     arrays = tuple(
@@ -130,9 +132,11 @@ def finish(
     tables: Mapping[str, astable.Table | Sequence[astable.Table]] | None = None,
     *,
     checksum: bool = True,
+    cards: Mapping[str, object] | None = None,
 ) -> str:
     """Append `tables`, add checksums, flush to disk and give the product its final name.
 
+    `cards` are set in the primary header, which has room for them (`start`); None removes one.
     Without `checksum` the file is a checkpoint, which is not flushed either (its windows' sums are
     checked before it is used). Returns the final name. Raises GdaskError where the file cannot be
     written.
@@ -141,6 +145,7 @@ def finish(
         with open(output.temporary, "r+b") as file:
             file.seek(0, os.SEEK_END)
             file.writelines(table_bytes(name, *table) for name, table in each_table(tables or {}))
+            set_cards(file, cards or {})
             if checksum:
                 add_checksums(file)
                 file.flush()
@@ -214,10 +219,10 @@ def _leaves_tables_out(frame: Frame) -> bool:
 
 
 def _layout(
-    frame: Frame, names: Sequence[str], bare: bool
+    frame: Frame, names: Sequence[str], bare: bool, room: int
 ) -> tuple[list[tuple[bytes, int]], dict[str, list[OutputPlane]]]:
     """Lay out a file: (header, bytes of data) of each unit, and the planes of each variable."""
-    units = [(_primary_header(None if bare else primary_header(frame)), 0)]
+    units = [(_primary_header(None if bare else primary_header(frame), room), 0)]
     planes: dict[str, list[OutputPlane]] = {name: [] for name in names}
     position = len(units[0][0])
     shape = shape_of(frame)
@@ -227,9 +232,9 @@ def _layout(
             header = (
                 _bare_header(name, detector + 1, shape)
                 if base is None
-                else _header_bytes(_image_header(base, name, detector + 1, shape))
+                else header_bytes(_image_header(base, name, detector + 1, shape))
             )
-            size = _padded(shape[0] * shape[1] * abs(_BITPIX[name]) // 8)
+            size = padded(shape[0] * shape[1] * abs(_BITPIX[name]) // 8)
             planes[name].append(OutputPlane(position + len(header), shape))
             units.append((header, size))
             position += len(header) + size
@@ -281,23 +286,23 @@ def _with_wcs(frame: Frame, detector: int, base: Header) -> Header | fits.Header
     return header
 
 
-def _primary_header(content: Header | None) -> bytes:
+def _primary_header(content: Header | None, room: int) -> bytes:
     """Give the primary header with the content of another one; that of a bare file without."""
     if content is None:
         return _bare_primary_header()
     phu = fits.Header(_PRIMARY_CARDS)
     phu.extend(_content(content), unique=False)
-    return _header_bytes(phu)
+    return header_bytes(phu, room)
 
 
 @lru_cache(maxsize=1)
 def _bare_primary_header() -> bytes:
-    return _header_bytes(fits.Header(_PRIMARY_CARDS))
+    return header_bytes(fits.Header(_PRIMARY_CARDS))
 
 
 @lru_cache(maxsize=256)
 def _bare_header(name: str, version: int, shape: tuple[int, int]) -> bytes:
-    return _header_bytes(_image_header(fits.Header(), name, version, shape))
+    return header_bytes(_image_header(fits.Header(), name, version, shape))
 
 
 def _image_header(
@@ -329,18 +334,6 @@ def _content(header: Header | fits.Header) -> fits.Header:
         if card.keyword not in _STRUCTURE_KEYWORDS and card.keyword != ""
     ]
     return fits.Header(cards).copy()  # to be edited; the cards of a Frame are not
-
-
-def _header_bytes(header: fits.Header) -> bytes:
-    """Give the bytes of a header with CHECKSUM and DATASUM, so that setting them moves nothing."""
-    header["CHECKSUM"] = ("0" * 16, "HDU checksum")
-    header["DATASUM"] = ("0", "data unit checksum")
-    return header.tostring(padding=True).encode("ascii")
-
-
-def _padded(size: int) -> int:
-    """Give the size in bytes of the whole FITS records that hold so many bytes."""
-    return -(-size // RECORD_BYTES) * RECORD_BYTES
 
 
 def _create(temporary: str, final: str, units: Sequence[tuple[bytes, int]]) -> np.ndarray:

@@ -21,6 +21,7 @@ from gdask.engine import checkpoint
 from gdask.engine.compute import check_memory
 from gdask.kernels.sources.centroids import POSITIONS
 from gdask.model import EXTNAMES, GdaskError, MemoryRefused
+from gdask.reduction.numbers import with_measurements
 from gdask.reduction.phases import begun_outputs, how_many, lazy_results
 from gdask.reduction.run import Run
 from gdask.types import Frames
@@ -113,7 +114,8 @@ class Rehearsal(Run):
     def write_each(self, frames: Frames, suffix: str) -> Frames:
         """Check the phase of products, and end the rehearsal: they are what comes last."""
         self._phase += 1
-        products = [self._product(frame, self.suffix or suffix) for frame in frames]
+        measured = [with_measurements(frame, self.set_aside) for frame in frames]
+        products = [self._product(frame, self.suffix or suffix) for frame in measured]
         arrays = [each for product in products for each in product.output.arrays]
         small = lazy_results([product.frame for product in products])
         self._check(

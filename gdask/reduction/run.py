@@ -16,6 +16,7 @@ from gdask.caldb import Association
 from gdask.caldb.association import remarks_on
 from gdask.caldb.report import no_calibrations
 from gdask.engine import checkpoint
+from gdask.headers.numbers import ROOM_CARDS
 from gdask.instruments import instrument_of, step_defaults, tags
 from gdask.io import write
 from gdask.io.frames import (
@@ -28,6 +29,7 @@ from gdask.io.frames import (
 )
 from gdask.io.read import open_frame
 from gdask.model import EXTNAMES, GdaskError
+from gdask.reduction.numbers import with_measurements
 from gdask.reduction.phases import (
     COUNTED_PIXELS,
     Product,
@@ -181,7 +183,8 @@ class Run:
         """Compute and write several Frames as products, in one phase."""
         self._phase += 1
         due = self._take_due({self._path(frame, self.suffix or suffix) for frame in frames})
-        products = [self._product(frame, self.suffix or suffix) for frame in frames]
+        measured = [with_measurements(frame, self.set_aside) for frame in frames]
+        products = [self._product(frame, self.suffix or suffix) for frame in measured]
         label = "nothing"
         if products:
             label = f"phase {self._phase}: {os.path.basename(products[0].output.final)}"
@@ -377,7 +380,7 @@ class Run:
     def _product(self, frame: Frame, suffix: str) -> Product:
         path = self._path(frame, suffix)
         check_target(path, frame, self.inputs)
-        self._begun.append(write.start(frame, path))
+        self._begun.append(write.start(frame, path, room=ROOM_CARDS))
         return Product(self._begun[-1], frame)
 
     def _drop(self, step: str, result: Any) -> Any:

@@ -17,6 +17,7 @@ from gdask.io.frames import (
     with_records,
     with_small,
 )
+from gdask.io.gather import measure_arrays
 from gdask.io.lazy_arrays import map_arrays, map_planes, of_all_arrays
 from gdask.kernels.detector import flat as flat_kernels
 from gdask.kernels.statistics import fit_sky_level, median_from_histograms, mergeable_histogram
@@ -249,6 +250,7 @@ def make_bpm(
         lower=flat_lo_thresh,
         upper=flat_hi_thresh,
     )
+    by_flat, from_dark = mask, None
     if dark is not None:
         dark_data, dark_dq = (each.rechunk((1, -1, -1)) for each in arrays_of(dark, ("data", "dq")))
         from_dark = map_planes(
@@ -261,7 +263,8 @@ def make_bpm(
             upper=dark_hi_thresh,
         )
         mask = map_planes(np.bitwise_or, mask.rechunk((1, -1, -1)), from_dark, dtype="u2")
-    frame = replaced(flat, dq=mask)
+    kinds = measure_arrays(_count_kinds, by_flat, from_dark, scratch=4.0)
+    frame = with_small(replaced(flat, dq=mask), bad_kinds=kinds)
     keywords = {
         "OBJECT": "BPM",
         "OBSTYPE": "BPM",
@@ -305,6 +308,11 @@ def _threshold_flags(data: Image, dq: Flags, lower: float, upper: float) -> Flag
 
 def _bad_in_flat(data: Image, dq: Flags, lower: float | None, upper: float | None) -> Flags:
     return flat_kernels.bpm_from_flat(data, dq, lower, upper)
+
+
+def _count_kinds(by_flat: Flags, by_dark: Flags | None) -> np.ndarray:
+    """Count the pixels that the flat and the dark call bad."""
+    return np.array([0 if mask is None else np.count_nonzero(mask) for mask in (by_flat, by_dark)])
 
 
 def _bad_in_dark(data: Image, dq: Flags, lower: float | None, upper: float | None) -> Flags:

@@ -19,6 +19,7 @@ from gdask.kernels.sky.target_light import DARKEST_QUANTILE, TargetLight, find_t
 from gdask.kernels.sources.background import background_mesh
 from gdask.model import UNUSABLE, GdaskError, late
 from gdask.params import Range
+from gdask.steps.frame_numbers import weigh_frames
 from gdask.steps.frames import array, arrays_of, on_group, with_arrays, with_scaled_levels
 from gdask.steps.sky_frames import middle_of_exposure
 from gdask.types import Flags, Frame, Frames, Image, Mask
@@ -50,8 +51,6 @@ _LEVEL_BYTES = 20.0
 #: it.)
 MAX_CELL_NOISES = 10.0
 
-#: Arcsec within which sources of two aligned frames are one star.
-SAME_STAR_ARCSEC = 0.2
 #: Least S/N of the stars that tell the throughput of frames.
 MIN_SNR = 30.0
 
@@ -203,6 +202,7 @@ def scale_counts_to_reference(
     *,
     tolerance: Annotated[float, Range(0, 1)] = 0.0,
     throughput: Literal["auto", "off"] = "off",
+    min_weight: Annotated[float, Range(0, 1)] = 0.01,
 ) -> Frames:
     """Scale the frames to the first one's exposure time, and on request to one throughput.
 
@@ -217,7 +217,11 @@ def scale_counts_to_reference(
         off takes exposure times only. auto scales frames to their mean throughput, measured from
         the stars that they share, where that is known at least twice as well as the frames differ.
         No simulated night has shown a gain yet, so it is not the default.
+    min_weight
+        Set aside frames whose weight is less than this fraction of the median one. The weight is
+        that of a faint star: throughput and exposure time squared over noise and FWHM squared.
     """
+    frames, left_out = weigh_frames(frames, min_weight)
     first = float(descriptor(frames[0], "exposure_time"))
     found = _throughputs(frames) if throughput == "auto" and not tolerance else None
     factors = np.ones(len(frames)) if found is None else found.factor
@@ -226,7 +230,7 @@ def scale_counts_to_reference(
         frames = tuple(
             _with_throughput(frame, found, number) for number, frame in enumerate(frames)
         )
-    return tuple(
+    scaled = tuple(
         _scale(
             frame,
             frames[0],
@@ -237,6 +241,7 @@ def scale_counts_to_reference(
         )
         for frame, f in zip(frames, map(float, factors), strict=True)
     )
+    return (*scaled, *left_out)
 
 
 def _throughputs(frames: Frames) -> Throughputs | None:

@@ -25,6 +25,7 @@ from gdask.io.gather import gather_planes
 from gdask.io.lazy_arrays import band_chunks
 from gdask.io.sources import Source, read_together
 from gdask.kernels.stack.combine import combine, variance_factor
+from gdask.kernels.stack.counts import COUNTED, count_frames
 from gdask.kernels.stack.grow import GROW_MARGIN, Planes, combine_without_rejected, grow_rejected
 from gdask.model import GdaskError, late
 from gdask.params import Range
@@ -42,7 +43,7 @@ from gdask.steps.frames import (
 from gdask.steps.resample import TILE_BYTES, resampled_source
 from gdask.steps.resampled import Resampled
 from gdask.steps.sky_frames import SAME_EXPOSURE_SECONDS
-from gdask.types import Frame, Frames, Window
+from gdask.types import Frame, Frames, Mask, Window
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -117,8 +118,9 @@ def stack_frames(
         "nhigh": nhigh,
     }
     grow = grow and reject_method.endswith("clip")
-    stack = replaced(frames[0], **named(_combined_arrays(frames, combination, grow)))
-    stack = with_small(stack, inputs=_alignment_of_inputs(frames)).assign_attrs(
+    *planes, counted = _combined_arrays(frames, combination, grow)
+    stack = replaced(frames[0], **named(planes))
+    stack = with_small(stack, inputs=_alignment_of_inputs(frames), counted=counted).assign_attrs(
         tables="", provenance=""
     )
     stack = with_records(stack, "provenance", _joined_provenance(frames))
@@ -293,7 +295,7 @@ def _joined_provenance(frames: Frames) -> list[dict[str, str]]:
 
 
 def _combined_arrays(frames: Frames, combination: dict[str, Any], grow: bool) -> list[da.Array]:
-    """Give data, variance and DQ of the stack, lazy.
+    """Give data, variance and DQ of the stack, and what was counted of each frame; all lazy.
 
     Each task makes a block from all frames, in strips of rows, one frame after another. Neither the
     memory of a task nor the number of tasks grows with the frames. (With a tile of each frame as a
@@ -327,6 +329,7 @@ def _combined_arrays(frames: Frames, combination: dict[str, Any], grow: bool) ->
         chunks=chunks,
         windows=windows,
         scratch=held + TILE_BYTES * strip_pixels,
+        total=_added,
         counts=tuple(len(of_frame) for of_frame in of_frames),
         size=size,
         rows=rows,
@@ -341,6 +344,11 @@ def _widened(window: Window, margin: int, size: tuple[int, int]) -> Window:
     return max(y1 - margin, 0), min(y2 + margin, ny), max(x1 - margin, 0), min(x2 + margin, nx)
 
 
+def _added(*counted: np.ndarray) -> np.ndarray:
+    """Add up what was counted in blocks."""
+    return np.sum(counted, axis=0)
+
+
 def _stack_block(
     sources: tuple[Source, ...],
     detector: int,
@@ -350,19 +358,24 @@ def _stack_block(
     rows: int,
     combination: dict[str, Any],
     grow: bool,
-) -> Planes:
-    """Combine the frames in a window, so many rows at a time. counts: sources of each frame."""
+) -> tuple[np.ndarray, ...]:
+    """Combine the frames in a window, so many rows at a time. counts: sources of each frame.
+
+    Gives data, variance and DQ, and the sum of what `count_frames` counts in the strips.
+    """
     ends = np.cumsum((0, *counts))
     of_frames = [sources[start:stop] for start, stop in pairwise(ends)]
     y1, y2, x1, x2 = window
     shape = y2 - y1, x2 - x1
     block = np.empty(shape, "f4"), np.empty(shape, "f4"), np.empty(shape, "u2")
+    counted = np.zeros((len(counts), len(COUNTED)))
     for y in range(y1, y2, rows):
         strip = y, min(y + rows, y2), x1, x2
-        planes = _stack_strip(of_frames, detector, strip, size, combination, grow)
+        *planes, of_strip = _stack_strip(of_frames, detector, strip, size, combination, grow)
+        counted += of_strip
         for whole, part in zip(block, planes, strict=True):
             whole[y - y1 : strip[1] - y1] = part
-    return block
+    return *block, counted
 
 
 def _stack_strip(
@@ -372,8 +385,11 @@ def _stack_strip(
     size: tuple[int, int],
     combination: dict[str, Any],
     grow: bool,
-) -> Planes:
-    """Stack one strip with a margin, so that neighbours of rejected pixels are known."""
+) -> tuple[np.ndarray, ...]:
+    """Stack one strip with a margin, so that neighbours of rejected pixels are known.
+
+    Gives data, variance, DQ, and what `count_frames` counts.
+    """
     wide = _widened(strip, GROW_MARGIN if grow else 0, size)
     shape = len(of_frames), wide[1] - wide[0], wide[3] - wide[2]
     cubes = np.empty(shape, "f4"), np.empty(shape, "f4"), np.empty(shape, "u2")
@@ -385,15 +401,23 @@ def _stack_strip(
         read_together(sources, detector, wide, planes)
     rows = slice(strip[0] - wide[0], strip[1] - wide[0])
     columns = slice(strip[2] - wide[2], strip[3] - wide[2])
-    data, variance, dq = _combine_planes(cubes, combination, grow)
-    return data[rows, columns], variance[rows, columns], dq[rows, columns]
+    rejected = np.zeros(shape, bool)  # none where `reject` drops so many at each end
+    stack = _combine_planes(cubes, combination, grow, rejected)
+    counted = count_frames(*cubes, rejected, stack[0], (rows, columns), strip[0])
+    return *(plane[rows, columns] for plane in stack), counted
 
 
-def _combine_planes(cubes: Planes, combination: dict[str, Any], grow: bool) -> Planes:
-    """Combine planes (n, ny, nx) into data, variance and DQ (ny, nx) of the stack."""
-    rejected = np.zeros(cubes[0].shape, bool) if grow else None
-    data, variance, dq = combine(*cubes, **combination, rejected=rejected)[:3]
-    if rejected is not None:
+def _combine_planes(
+    cubes: Planes, combination: dict[str, Any], grow: bool, rejected: Mask | None = None
+) -> Planes:
+    """Combine planes (n, ny, nx) into data, variance and DQ (ny, nx) of the stack.
+
+    rejected: (n, ny, nx) of False, set where clipping has rejected a value.
+    """
+    rejected = np.zeros(cubes[0].shape, bool) if rejected is None else rejected
+    clips = combination["reject"].endswith("clip")
+    data, variance, dq = combine(*cubes, **combination, rejected=rejected if clips else None)[:3]
+    if grow:
         neighbours = grow_rejected(rejected)
         combine_without_rejected(
             (data, variance, dq), cubes, rejected, neighbours, combination["method"]

@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 
 from gdask.kernels.stack.combine import combine
+from gdask.kernels.stack.counts import count_frames
 from gdask.kernels.stack.grow import combine_without_rejected, grow_rejected
 from gdask.model import DIMS, DQ
 from gdask.steps import stack
@@ -86,6 +87,10 @@ def test_chunks_and_strips_do_not_show(
     combine(*cube, **OPTIONS, rejected=rejected)
     combine_without_rejected(expected, cube, rejected, grow_rejected(rejected), "mean")
     frames = tuple(frame(k, cube, chunks) for k in range(7))
-    found = dask.compute(*stack._combined_arrays(frames, OPTIONS, True))
+    *found, counted = dask.compute(*stack._combined_arrays(frames, OPTIONS, True))
     for array, plane in zip(found, expected, strict=True):
         np.testing.assert_array_equal(array[0], plane)
+    stacked = expected[0][None]
+    of_all = count_frames(*cube, rejected, stacked[0], (slice(0, stacked.shape[1]), slice(None)), 0)
+    np.testing.assert_array_equal(counted[0][:, :3], of_all[:, :3])
+    np.testing.assert_allclose(counted[0], of_all, rtol=1e-10)

@@ -1,0 +1,180 @@
+"""What is known of each frame of a stack: FWHM, sky, throughput, and the weight that it deserves.
+
+Nothing is read for it: catalogues, levels and residuals are there when a frame has been aligned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from gdask.instruments import descriptor
+from gdask.io.frames import array_headers, geometries, set_aside, shape_of, small, with_small
+from gdask.kernels.geometry.projection import pixel_area
+from gdask.kernels.sources.detection import measure_fwhm
+from gdask.steps.frames import mjd_of_middle, night_of
+from gdask.types import Frame, Frames
+
+#: Least S/N of stars, and least number of them, that tell the throughput of a frame.
+MIN_SNR, MIN_STARS = 20.0, 5
+#: Error (fraction) above which a throughput is not taken, if it is not 5 errors from the others'.
+MAX_ERROR = 0.05
+#: Rounds in which the brightness of stars and the throughput of frames are told apart.
+_ROUNDS = 10
+#: Least likeness to a star (CLASS_STAR) of a source that tells the ellipticity.
+STAR_LIKE = 0.8
+
+
+def weigh_frames(frames: Frames, min_weight: float) -> tuple[Frames, Frames]:
+    """Give the frames with their numbers in `solution`, and those set aside for a low weight."""
+    numbers = [frame_numbers(frame) for frame in frames]
+    for each, value in zip(numbers, relative_transparencies(frames), strict=True):
+        each["transparency"] = float(value)
+    kept, left_out = [], []
+    for frame, each, weight in zip(frames, numbers, frame_weights(numbers), strict=True):
+        each["weight"] = float(weight)
+        if weight < min_weight:
+            left_out.append(set_aside(frame, _why_left_out(each, min_weight)))
+        else:
+            known = small(frame, "solution") or {}
+            kept.append(with_small(frame, solution=known | {"numbers": each}))
+    return tuple(kept), tuple(left_out)
+
+
+def _why_left_out(numbers: Mapping[str, Any], min_weight: float) -> str:
+    return (
+        f"its weight is {100 * numbers['weight']:.2g} % of the median frame's, less than "
+        f"{100 * min_weight:g} % (throughput {numbers['transparency']:.3g} of the median, FWHM "
+        f"{numbers['fwhm']:.2g} arcsec, sky {numbers['sky']:.4g} e-, {numbers['seconds']:g} s); "
+        "scaleCountsToReference:min_weight=0 keeps it"
+    )
+
+
+def frame_numbers(frame: Frame) -> dict[str, Any]:
+    """Give what a stack's table FRAMES says of a frame; NaN for what is not known.
+
+    fwhm: arcsec, ellipticity: medians over its arrays. stars: sources that are like stars. sky: e-
+    of a pixel in its exposure time, mean of the arrays. variance: e-^2 that this sky and the read
+    noise promise for a pixel. pixel_area: arcsec^2. seconds, airmass, mjd (middle), night.
+    """
+    averaged = 1 if descriptor(frame, "is_coadds_summed") else int(descriptor(frame, "coadds") or 1)
+    headers = array_headers(frame)
+    sky = np.array([float(header.get("SKYMED", np.nan)) for header in headers])
+    noise = np.array([float(header.get("RDNOISE", np.nan)) for header in headers])
+    zero_points = descriptor(frame, "nominal_photometric_zeropoint")
+    known = [value for value in zero_points if value is not None] if zero_points else []
+    fwhm, ellipticity, stars, areas = _star_images(frame)
+    return {
+        "fwhm": fwhm,
+        "ellipticity": ellipticity,
+        "stars": stars,
+        "sky": float(np.mean(sky)),
+        "variance": float(np.mean(np.maximum(sky, 0) / averaged + noise**2)),
+        "pixel_area": areas,
+        "seconds": float(descriptor(frame, "exposure_time") or np.nan),
+        "airmass": float(descriptor(frame, "airmass") or np.nan),
+        "mjd": mjd_of_middle(frame),
+        "night": night_of(frame),
+        "nominal_zero_point": float(np.mean(known)) if known else float("nan"),
+        "transparency": float("nan"),
+        "weight": float("nan"),
+    }
+
+
+def _star_images(frame: Frame) -> tuple[float, float, int, float]:
+    """Give FWHM (arcsec) and ellipticity of a frame's stars, their number, arcsec^2 of a pixel."""
+    shape, found = shape_of(frame), geometries(frame)
+    middle = (shape[1] - 1) / 2, (shape[0] - 1) / 2
+    areas = [float(pixel_area(geometry, *middle)) for geometry in found]
+    catalogs = small(frame, "objcat", lazy_is_none=True)
+    area = float(np.mean(areas)) if areas else float("nan")
+    if catalogs is None or len(catalogs) != len(areas):
+        return float("nan"), float("nan"), 0, area
+    widths, round_ones = [], []
+    for fitted, catalog, its_area in zip(small(frame, "stars"), catalogs, areas, strict=True):
+        if len(catalog):
+            widths.append(fwhm_pixels(fitted, catalog, shape) * its_area**0.5)
+            alike = (catalog["CLASS_STAR"] > STAR_LIKE) & (catalog["FLAGS"] == 0)
+            round_ones.append(catalog["ELLIPTICITY"][alike])
+    widths = [width for width in widths if np.isfinite(width)]
+    ellipticities = np.concatenate(round_ones) if round_ones else np.zeros(0)
+    return (
+        float(np.median(widths)) if widths else float("nan"),
+        float(np.median(ellipticities)) if len(ellipticities) else float("nan"),
+        len(ellipticities),
+        area,
+    )
+
+
+def fwhm_pixels(stars: np.ndarray, catalog: np.ndarray, shape: tuple[int, int]) -> float:
+    """Give the FWHM (pixels) of the star image that was fitted to an array, of this shape.
+
+    stars: what was fitted. Where there is none, it is that of the catalogue; NaN for no stars.
+    """
+    if len(stars) and stars["fwhm"][0] > 0:
+        return float(stars["fwhm"][0])
+    return measure_fwhm(catalog, shape) if len(catalog) else float("nan")
+
+
+def relative_transparencies(frames: Frames) -> np.ndarray:
+    """Give the throughput of each frame over the median of all, by the stars that they share.
+
+    NaN where fewer than MIN_STARS tell it, or frames were not solved together.
+    """
+    columns: list[tuple[np.ndarray, ...]] = []
+    for number, frame in enumerate(frames):
+        rows = (small(frame, "solution") or {}).get("residuals")
+        if rows is not None:
+            rows = rows[(rows["flags"] == 0) & (rows["flux"] > MIN_SNR * rows["eflux"])]
+            seconds = float(descriptor(frame, "exposure_time") or 1.0)
+            columns.append(
+                (rows["star"], np.full(len(rows), number), np.log(rows["flux"] / seconds))
+            )
+    if not columns:
+        return np.full(len(frames), np.nan)
+    star, of_frame, brightness = (np.concatenate(each) for each in zip(*columns, strict=True))
+    star = np.unique(star, return_inverse=True)[1]
+    order = np.argsort(of_frame, kind="stable")
+    edges = np.searchsorted(of_frame[order], np.arange(len(frames) + 1))
+    count = np.maximum(np.bincount(star), 1)
+    offset = np.zeros(len(frames))
+    for _ in range(_ROUNDS if len(star) else 0):
+        mean = np.bincount(star, brightness - offset[of_frame]) / count
+        apart = (brightness - mean[star])[order]
+        for number, (start, stop) in enumerate(pairwise(edges)):
+            offset[number] = np.median(apart[start:stop]) if stop > start else 0.0
+    apart = (brightness - mean[star])[order]
+    for number, (start, stop) in enumerate(pairwise(edges)):
+        rest = np.abs(apart[start:stop] - offset[number])
+        error = 1.86 * np.median(rest) / len(rest) ** 0.5 if len(rest) >= MIN_STARS else np.inf
+        if not (error < MAX_ERROR or abs(offset[number]) > 5 * error):
+            offset[number] = np.nan
+    return np.exp(offset - np.nanmedian(offset)) if np.isfinite(offset).any() else offset
+
+
+def frame_weights(numbers: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Give the weight that each frame deserves, over the median of all; NaN where it is not known.
+
+    It is the inverse variance of a faint star's flux: (throughput x exposure time)^2 over noise^2
+    and FWHM^2. What is not known of a frame is taken as that of the others.
+    """
+    rate = _filled(numbers, "transparency") * np.array([each["seconds"] for each in numbers])
+    weight = rate**2 / (_filled(numbers, "variance") * _filled(numbers, "fwhm") ** 2)
+    known = weight[np.isfinite(weight)]
+    return weight / np.median(known) if len(known) else weight
+
+
+def mean_of(numbers: Sequence[Mapping[str, Any]], name: str) -> float:
+    """Give the mean over frames of one of their numbers; NaN where none has it."""
+    known = [each[name] for each in numbers if np.isfinite(each[name])]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _filled(numbers: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """Give a number of each frame, the median where it is not known; 1 where no frame has it."""
+    values = np.array([each[name] for each in numbers], float)
+    known = values[np.isfinite(values)]
+    return np.where(np.isfinite(values), values, np.median(known) if len(known) else 1.0)
