@@ -6,15 +6,33 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import gdask.simulate
 from gdask.model import GdaskError
+from gdask.simulate.campaign_options import CAMPAIGN, FAULTS
 from gdask.simulate.options import F2, GSAOI, OptionTable
 
 ABOUT = {
     "gsaoi": "a GSAOI imaging night: dome flats, a standard, target and offset sky",
     "f2": "a FLAMINGOS-2 imaging night: darks, GCAL flats, dithers on the target or offset to sky",
+    "campaign": "several nights of both instruments, targets and filters, with faults to be found",
 }
+CAMPAIGN_TEXT = """\
+A campaign is what a survey downloads: folders of nights with science frames of several targets and
+filters, their calibrations, md5sum.txt, and, with --faults, what goes wrong in real ones.
+
+  OUT/raw/YYYYMMDD/       files of a night, numbered in order of time; raw/bpm*.fits is GSAOI's mask
+  OUT/truth/files.ecsv    one row for each file: what it is; faults.json: what is wrong with which
+  OUT/truth/GSAOI_.../    the truth about a target in a filter, as of a single simulated night
+
+Examples:
+  gdask simulate campaign survey
+  gdask simulate campaign survey --nights 3 --targets 2 --filters Kshort,J --faults all
+  gdask simulate campaign survey --instruments f2 --faults cloud,trail --seed 7
+
+--list-faults says what kinds of faults there are.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,14 +55,40 @@ def _parser() -> argparse.ArgumentParser:
         prog="gdask simulate", description="Raw nights with known truth."
     )
     commands = parser.add_subparsers(dest="instrument", required=True)
-    for table in (GSAOI, F2):
+    for table in (GSAOI, F2, CAMPAIGN):
+        is_campaign = table is CAMPAIGN
         command = commands.add_parser(
             table.name,
             help=ABOUT[table.name],
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            description=CAMPAIGN_TEXT if is_campaign else None,
+            formatter_class=_CampaignHelp if is_campaign else _Help,
         )
         _add_options(command, table)
+        if is_campaign:
+            command.add_argument(
+                "--list-faults", action=_ListFaults, help="list the kinds of faults, and end"
+            )
     return parser
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Help that gives the defaults."""
+
+
+class _CampaignHelp(_Help, argparse.RawDescriptionHelpFormatter):
+    """Help that gives the defaults and leaves the lines of the description."""
+
+
+class _ListFaults(argparse.Action):
+    """An option that lists the kinds of faults and ends the command."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **others: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, **others)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        for kind, about in FAULTS.items():
+            print(f"{kind:<12} {about}")
+        parser.exit()
 
 
 def _add_options(command: argparse.ArgumentParser, table: OptionTable) -> None:

@@ -92,7 +92,7 @@ def who_and_what(exposure: Exposure, usual: Identity) -> dict[str, object]:
     """What was observed, and for which programme. usual: for a frame that does not say it."""
     name, program, observation = exposure.identity or usual
     return {
-        "OBJECT": name,
+        "OBJECT": name or usual.object,
         "GEMPRGID": program,
         "OBSID": f"{program}-{observation}",
         "DATALAB": f"{program}-{observation}-{exposure.number:03d}",

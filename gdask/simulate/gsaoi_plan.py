@@ -120,7 +120,7 @@ def _date(options: GsaoiOptions, night: int) -> datetime:
     return date_of(options.date) + timedelta(days=night)
 
 
-def _science_step(options: GsaoiOptions) -> float:
+def science_step(options: GsaoiOptions) -> float:
     """Seconds from one science frame (or its dark) to the next."""
     return options.exptime * options.coadds + READ_TIME * options.lnrs / 2 + OVERHEAD
 
@@ -137,7 +137,7 @@ def _daytime(options: GsaoiOptions, night: int, facts: dict[str, float]) -> Iter
         "dark",
         Sequence(date, first["dark"], 10.5, night=night),
         options.n_darks,
-        step=_science_step(options),
+        step=science_step(options),
         exptime=options.exptime,
         coadds=options.coadds,
         lnrs=options.lnrs,
@@ -203,7 +203,7 @@ def science(
     def dither(i: int, kind: str) -> tuple[float, float]:
         return _dither(i, options.size, 1.0 if kind == "science" else SKY_DITHER_STRETCH)
 
-    frames = dithered(order, _science_step(options), BIG_OFFSET_TIME, dither, SKY_OFFSET)
+    frames = dithered(order, science_step(options), BIG_OFFSET_TIME, dither, SKY_OFFSET)
     exposures = (
         _exposure(
             options,

@@ -28,7 +28,7 @@ GOLDEN_ANGLE, GOLDEN_RATIO = 137.50776405, 0.6180339887498949
 class Identity(NamedTuple):
     """What a header says that a frame is of, and for whom it was taken."""
 
-    object: str
+    object: str  # empty: what such frames are called
     program: str  # GS-2017A-Q-29
     observation: int  # in the programme
 
