@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gdask.simulate
@@ -111,6 +113,16 @@ def _add_options(command: argparse.ArgumentParser, table: OptionTable) -> None:
         )
 
 
+def _say_faults(path: Path, quiet: bool) -> None:
+    """Say how many files have faults, and, even if quiet, which kinds found no place."""
+    faults = json.loads(path.read_text())
+    if faults["kinds"] and not quiet:
+        count = len(faults["files"])
+        print(f"simulate campaign: {count} files have faults: {path}", file=sys.stderr)
+    for kind, why in faults["left_out"].items():
+        print(f"simulate campaign: fault {kind} left out: {why}", file=sys.stderr)
+
+
 def _simulate(instrument: str, out: str, quiet: bool, **options: object) -> int:
     """Simulate a night and say where it is; returns 0."""
     start, done = time.monotonic(), 0
@@ -129,4 +141,6 @@ def _simulate(instrument: str, out: str, quiet: bool, **options: object) -> int:
             f"truth in {out}/truth ({time.monotonic() - start:.1f} s)",
             file=sys.stderr,
         )
+    if instrument == "campaign":
+        _say_faults(Path(out) / "truth" / "faults.json", quiet)
     return 0

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from gdask.model import GdaskError
 from gdask.simulate import f2, gsaoi
 from gdask.simulate.campaign_faults import (
@@ -43,8 +45,17 @@ from gdask.simulate.campaign_plan import (
     night_date,
     plan_frames,
 )
-from gdask.simulate.night import Detector, Share, write_frames, write_mef, write_truth
+from gdask.simulate.night import (
+    AnyOptions,
+    Detector,
+    Night,
+    Share,
+    write_frames,
+    write_mef,
+    write_truth,
+)
 from gdask.simulate.plan import Exposure
+from gdask.simulate.scene import Stars
 from gdask.simulate.seeds import generator
 
 Progress = Callable[[str], None] | None
@@ -184,9 +195,21 @@ def _prepared(
     share = Share((field.ra, field.dec), sky_seed, exposures, detectors)
     if group.instrument == "gsaoi":
         gsaoi_night = gsaoi.prepare_night(gsaoi_of(campaign.options, group.filter), share)
+        gsaoi_night = _without_sky(gsaoi_night, group)
         return gsaoi_night, gsaoi.camera(gsaoi_night)
     f2_night = f2.prepare_night(f2_of(campaign.options, group.filter), share)
+    # Dithers on target cannot tell smooth light about a cluster from the sky: there is none.
+    f2_night = _without_sky(f2_night, group)._replace(halo=None)
     return f2_night, f2.camera(f2_night)
+
+
+def _without_sky(night: Night[AnyOptions], group: Group) -> Night[AnyOptions]:
+    """The night of calibrations, which see no sky: its catalogue is empty."""
+    if group.target >= 0:
+        return night
+    empty = np.zeros(0)
+    stars = {name: Stars(name, [], *[empty] * 4) for name in night.stars}
+    return night._replace(stars=stars, galaxies={}, halo=None)
 
 
 def group_name(campaign: Campaign, group: Group) -> str:

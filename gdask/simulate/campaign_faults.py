@@ -7,6 +7,7 @@ was asked for by name.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -22,8 +23,8 @@ from gdask.simulate.seeds import generator
 
 #: Faults of one science frame, which its product has to do without ...
 LOST_FRAMES = ("truncated", "unreadable", "missing", "cloud", "exptime")
-#: ... and of one that can still be used.
-HURT_FRAMES = ("trail",)
+#: ... and of frames that can still be used, and how many.
+FRAMES_OF = {"trail": 1, "duplicate": 2}
 FRAMES_LEFT = 3  # clean frames that each sequence on a target keeps
 CLOUD = 0.05  # throughput
 
@@ -72,14 +73,18 @@ def _without_place(options: CampaignOptions, blocks: list[Block]) -> dict[str, s
         why["spectrum"] = "GSAOI takes none; add f2 to the instruments"
     if options.nights < 2:
         why["renamed"] = "the target is observed in one night only"
-    room = len(_sequences(blocks)) * max(0, options.n_science - FRAMES_LEFT)
-    for kind in [kind for kind in LOST_FRAMES if kind in wanted][room:]:
+    sequences = len(_sequences(blocks))
+    room = sequences * max(0, options.n_science - FRAMES_LEFT)
+    lost = [kind for kind in LOST_FRAMES if kind in wanted]
+    for kind in lost[room:]:
         why[kind] = (
             f"the sequences have {options.n_science} frames on target, of which {FRAMES_LEFT} "
             "stay as they are; take more of them, or more nights"
         )
-    if len(_sequences(blocks)) * options.n_science < len(LOST_FRAMES) + len(HURT_FRAMES) + 2:
-        why |= dict.fromkeys((*HURT_FRAMES, "duplicate"), "there are too few science frames")
+    others = [kind for kind in FRAMES_OF if kind in wanted]
+    free = sequences * options.n_science - len(lost[:room])
+    while others and sum(FRAMES_OF[kind] for kind in others) > free:
+        why[others.pop()] = "there are too few science frames"
     no_flats, lamp_off = _places_of_flats(options, blocks)
     if options.nights < 2:
         why["noflats"] = "no other night has flats"
@@ -179,13 +184,14 @@ def _chosen_frames(
             sequences.setdefault(frame.block, []).append(frame.exposure.file)
     free = [list(rng.permutation(files)) for files in sequences.values()]
     order = rng.permutation(len(free))
-    kinds = [kind for kind in (*LOST_FRAMES, *HURT_FRAMES) if kind in faults.kinds]
-    kinds += ["duplicate"] * 2 if "duplicate" in faults.kinds else []
-    chosen = {}
-    for i, kind in enumerate(kinds):
-        files = free[order[i % len(order)]]
+    counts = dict.fromkeys(LOST_FRAMES, 1) | FRAMES_OF
+    kinds = [kind for kind, count in counts.items() for _ in range(count) if kind in faults.kinds]
+    chosen: dict[str, str] = {}
+    turns = itertools.cycle(order)
+    while len(chosen) < len(kinds):
+        files = free[next(turns)]
         if files:
-            chosen[str(files.pop())] = kind
+            chosen[str(files.pop())] = kinds[len(chosen)]
     return chosen
 
 

@@ -60,7 +60,8 @@ class CampaignOptions(NamedTuple):
 
 CAMPAIGN_HELP = {
     "seed": "the same seed gives the same bytes",
-    "size": "central SIZE x SIZE pixels of each array (even, 64 to 2048)",
+    "size": "central SIZE x SIZE pixels of each of GSAOI's arrays, twice SIZE for FLAMINGOS-2's "
+    "(even, 64 to 2048)",
     "nights": "nights; all targets are observed in all filters in each of them",
     "days_apart": "days from one night to the next",
     "targets": "targets of each instrument, degrees apart, each with a programme of its own",

@@ -17,6 +17,7 @@ from gdask.model import GdaskError
 from gdask.simulate import f2_plan, gsaoi_plan
 from gdask.simulate.campaign_options import CampaignOptions, filters_of, instruments_of
 from gdask.simulate.gemini_headers import LONGITUDE, sidereal_time
+from gdask.simulate.geometry import FULL_SIZE
 from gdask.simulate.options import F2Options, GsaoiOptions, f2_options, gsaoi_options
 from gdask.simulate.plan import (
     MJD_0,
@@ -46,6 +47,7 @@ NIGHTS_PER_LAMP_OFF = 2  # every so many nights lamp-off flats of FLAMINGOS-2 ar
 FIRST_HOUR_ANGLE, RA_STEP = 15.0, 11.0
 DECLINATIONS = (-35.2, -22.9, -43.1, -14.6, -52.3, -29.8)
 F2_BESIDE = 0.35
+F2_SIZES = 2  # sides of one of GSAOI's four windows in the side of FLAMINGOS-2's: as many pixels
 FIRST_PROGRAM = {"gsaoi": 29, "f2": 61}  # number of the first target's programme
 FIRST_OBSERVATION = 21  # of a target, one for each filter
 EXTRA_OBSERVATION, EXTRAS_PER_NIGHT = 90, 200  # of single frames that go with a target
@@ -127,7 +129,7 @@ def f2_of(options: CampaignOptions, filter_name: str) -> F2Options:
     """Options of FLAMINGOS-2's frames in a filter."""
     return f2_options(
         seed=options.seed,
-        size=options.size,
+        size=min(F2_SIZES * options.size, FULL_SIZE),
         n_science=options.n_science,
         filter=filter_name,
         field="crowded",
