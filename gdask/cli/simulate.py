@@ -1,4 +1,4 @@
-"""`gdask simulate INSTRUMENT OUT`: raw frames as the archive has them, and their truth."""
+"""`gdask simulate gsaoi|f2|campaign OUT`: raw frames as the archive has them, and their truth."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="gdask simulate", description="Raw nights with known truth."
+        prog="gdask simulate", description="Raw nights and campaigns with known truth."
     )
     commands = parser.add_subparsers(dest="instrument", required=True)
     for table in (GSAOI, F2, CAMPAIGN):

@@ -71,6 +71,8 @@ def _without_place(options: CampaignOptions, blocks: list[Block]) -> dict[str, s
     wanted = fault_kinds(options)
     if "f2" not in instruments_of(options):
         why["spectrum"] = "GSAOI takes none; add f2 to the instruments"
+    if "gsaoi" not in instruments_of(options) or not options.n_sky:
+        why["pointing"] = "there are no sky frames of GSAOI"
     if options.nights < 2:
         why["renamed"] = "the target is observed in one night only"
     sequences = len(_sequences(blocks))
@@ -161,11 +163,12 @@ def _singles(faults: Faults, places: dict[str, Block], block: Block) -> Iterator
 def change_frames(options: CampaignOptions, faults: Faults, frames: list[Planned]) -> list[Planned]:
     """Choose the science frames that something happens to, and change what is true of frames."""
     chosen = _chosen_frames(options, faults, frames)
-    changed = []
+    changed: list[Planned] = []
     for frame in frames:
         fault = chosen.get(frame.exposure.file, frame.fault)
         frame = frame._replace(fault=fault)
-        frame = frame._replace(exposure=_changed(frame))
+        claimed = changed[-1].exposure.claimed if changed else frame.exposure.claimed
+        frame = frame._replace(exposure=_changed(frame, claimed))
         changed.append(_renamed(options, faults, frame))
     return changed
 
@@ -192,14 +195,20 @@ def _chosen_frames(
         files = free[next(turns)]
         if files:
             chosen[str(files.pop())] = kinds[len(chosen)]
+    if "pointing" in faults.kinds:
+        skies = [frame for frame in frames if frame.exposure.kind == "sky"]
+        last = [frame for frame in skies if frame.block.night == options.nights - 1]
+        chosen[last[0].exposure.file] = "pointing"
     return chosen
 
 
-def _changed(frame: Planned) -> Exposure:
-    """The exposure as the fault makes it."""
+def _changed(frame: Planned, claimed: tuple[float, float]) -> Exposure:
+    """The exposure as the fault makes it. claimed: what the frame before claims of its pointing."""
     exposure, fault = frame.exposure, frame.fault
     if fault == "cloud":
         return exposure._replace(scale=CLOUD)
+    if fault == "pointing":
+        return exposure._replace(bad_wcs=True, claimed=claimed)
     if fault == "acquisition":
         return exposure._replace(exptime=ACQUISITION_EXPTIME)
     if fault == "lonely":

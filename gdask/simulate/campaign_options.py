@@ -36,7 +36,11 @@ FAULTS = {
     "spectrum": "a long-slit spectrum of a target (FLAMINGOS-2)",
     "renamed": "a target that is spelled otherwise on the last night: position and programme are "
     "the same",
+    "pointing": "the WCS of GSAOI's first sky frame of a night is that of the frame before; reduce "
+    "stops there unless told to mend it, so this fault is not among all",
 }
+#: Kinds that keep a product from being made with the default parameters: only by name.
+BY_NAME_ONLY = ("pointing",)
 
 
 class CampaignOptions(NamedTuple):
@@ -137,9 +141,10 @@ def filters_of(options: CampaignOptions, instrument: str) -> tuple[str, ...]:
 
 
 def fault_kinds(options: CampaignOptions) -> tuple[str, ...]:
-    """The kinds of faults that were asked for."""
+    """The kinds of faults that were asked for; all of them but those BY_NAME_ONLY."""
     if options.faults in ("all", "none"):
-        return tuple(FAULTS) if options.faults == "all" else ()
+        every = tuple(kind for kind in FAULTS if kind not in BY_NAME_ONLY)
+        return every if options.faults == "all" else ()
     return _names("faults", options.faults, list(FAULTS))
 
 

@@ -99,7 +99,8 @@ def fields(options: CampaignOptions, instrument: str) -> list[Field]:
     for number in range(options.targets):
         ra = (start + FIRST_HOUR_ANGLE + RA_STEP * number) % 360.0
         dec = DECLINATIONS[number % len(DECLINATIONS)]
-        name = f"J{int(ra / 15):02d}{int(ra * 4 % 60):02d}{int(dec):+03d}{int(abs(dec) * 60 % 60)}"
+        minutes = round(abs(dec) * 60.0)
+        name = f"J{int(ra / 15):02d}{int(ra * 4 % 60):02d}-{minutes // 60:02d}{minutes % 60:02d}"
         north = F2_BESIDE * (instrument == "f2")
         program = f"{semester}-Q-{FIRST_PROGRAM[instrument] + number}"
         found.append(Field(instrument, number, name, round(ra, 4), round(dec + north, 4), program))

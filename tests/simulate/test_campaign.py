@@ -20,7 +20,7 @@ from gdask.cli import simulate as command
 from gdask.model import GdaskError
 from gdask.simulate import simulate_campaign
 from gdask.simulate.campaign import plan_campaign
-from gdask.simulate.campaign_options import FAULTS, campaign_options
+from gdask.simulate.campaign_options import BY_NAME_ONLY, FAULTS, campaign_options
 from gdask.simulate.geometry import Chip, Pose, sky_to_pixel
 
 SIZE, NIGHTS, TARGETS = 64, 3, 2
@@ -170,10 +170,11 @@ def test_every_calibration_that_is_needed_is_there(campaign: Written) -> None:
 
 def test_all_kinds_of_faults_are_there_and_listed(campaign: Written) -> None:
     assert campaign.faults["left_out"] == {}
-    assert list(campaign.faults["kinds"]) == list(FAULTS)
+    kinds = [kind for kind in FAULTS if kind not in BY_NAME_ONLY]
+    assert list(campaign.faults["kinds"]) == kinds and len(kinds) == 15
     of_files = {found["fault"] for found in campaign.faults["files"].values()}
     of_nights = {found["fault"] for found in campaign.faults["nights"]}
-    assert of_files | of_nights == set(FAULTS)
+    assert of_files | of_nights == set(kinds)
     listed = {row["path"]: row["fault"] for row in campaign.files if row["fault"]}
     assert listed == {name: found["fault"] for name, found in campaign.faults["files"].items()}
     there = {str(path.relative_to(campaign.out / "raw")) for path in files_below(campaign)}
@@ -379,6 +380,24 @@ def test_a_trail_is_where_the_truth_says(campaign: Written, tmp_path: Path) -> N
     assert len(others) > 5
     for path in others:  # a fault of a frame changes no other file
         assert clean.path(path).read_bytes() == marred.path(path).read_bytes()
+
+
+def test_a_stale_pointing_is_that_of_the_frame_before(tmp_path: Path) -> None:
+    options = {"instruments": "gsaoi", "nights": 1, "size": 64, "n_flats": 1, "compress": "none"}
+    found = written(tmp_path, faults="pointing", **options)
+    (stale,) = found.of_fault("pointing")
+    names = sorted(row["path"] for row in found.files if row["kind"] in ("science", "sky"))
+    places = {name: fits.getheader(found.path(name), 1) for name in names}
+
+    def apart(one: str, two: str) -> float:
+        values = [(places[name]["CRVAL1"], places[name]["CRVAL2"]) for name in (one, two)]
+        return 3600.0 * float(np.hypot(*np.subtract(*values)))
+
+    before = names[names.index(stale) - 1]
+    assert found.files.loc[before]["kind"] == "science" and found.files.loc[stale]["kind"] == "sky"
+    assert apart(stale, before) < 1e-6
+    others = [name for name in names if found.files.loc[name]["kind"] == "sky" and name != stale]
+    assert others and all(apart(name, before) > 200.0 for name in others)
 
 
 # Options ----------------------------------------------------------------------------------------
