@@ -26,7 +26,7 @@ filters, their calibrations, md5sum.txt, and, with --faults, what goes wrong in 
 
   OUT/raw/YYYYMMDD/       files of a night, numbered in order of time; raw/bpm*.fits is GSAOI's mask
   OUT/truth/files.ecsv    one row for each file: what it is; faults.json: what is wrong with which
-  OUT/truth/GSAOI_.../    the truth about a target in a filter, as of a single simulated night
+  OUT/truth/gsaoi_.../    the truth about a target in a filter, as of a single simulated night
 
 Examples:
   gdask simulate campaign survey
@@ -85,7 +85,8 @@ class _ListFaults(argparse.Action):
     """An option that lists the kinds of faults and ends the command."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **others: Any) -> None:
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, **others)
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "nargs": 0} | others
+        super().__init__(option_strings, argparse.SUPPRESS, **options)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         for kind, about in FAULTS.items():
