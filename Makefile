@@ -14,6 +14,8 @@ PYTHON ?=
 JOBS ?= 2
 DEMO ?= demo
 DEMO_NIGHT ?= --size 768 --roi 766 --n-flats 5
+# Two nights of one target by both instruments, and what goes wrong in them (gdask simulate campaign --list-faults).
+DEMO_CAMPAIGN ?= --nights 2 --filters Kshort --faults truncated,duplicate,acquisition,cloud
 
 BIN := $(abspath $(VENV))/bin
 DEMO_PATH := $(abspath $(DEMO))
@@ -78,6 +80,8 @@ demo: $(VENV)/installed
 	printf '%s\n' "$$TUTORIAL" | while IFS= read -r line; do \
 	  printf '\n> %s\n' "$$line"; eval "$$line" </dev/null || exit 1; \
 	done
+	@echo; echo "> gdask simulate campaign campaign $(DEMO_CAMPAIGN)"
+	@cd "$(DEMO)" && "$(BIN)/gdask" simulate campaign campaign $(DEMO_CAMPAIGN)
 	@echo; echo "The images (North up, East left, electrons; SCI, VAR, DQ):"; ls "$(DEMO_PATH)"/*_image.fits
 	@echo "The truth about them: $(DEMO)/truth. To go on by hand: . $(VENV)/bin/activate; cd $(DEMO)"
 

@@ -38,7 +38,7 @@ VERBS = {
     "verify": "check files: checksums, structure, units, WCS, provenance",
     "replay": "make a product again from what it says of itself, and compare",
     "warm-up": "compile for this machine what reductions need",
-    "simulate": "write a raw night with known truth",
+    "simulate": "write a raw night, or a campaign of nights, with known truth",
     "benchmark": "measure how fast this machine reduces a night",
 }
 #: Bounds of lists: bytes of one, names and lists in all, lists inside each other. They are far

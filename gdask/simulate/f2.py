@@ -44,6 +44,7 @@ from gdask.simulate.night import (
     Camera,
     Detector,
     Night,
+    Share,
     central_window,
     instrument_facts,
     light_on_array,
@@ -104,8 +105,11 @@ def load_facts() -> tuple[Facts, list[Facts]]:
 # Night ------------------------------------------------------------------------------------------
 
 
-def prepare_night(options: F2Options) -> F2Night:
-    """Everything but the frames: detector, catalogues, plan."""
+def prepare_night(options: F2Options, share: Share | None = None) -> F2Night:
+    """Everything but the frames: detector, catalogues, plan.
+
+    share: what a campaign observes; None: the tutorial's night.
+    """
     facts, (array_facts,) = load_facts()
     filter_facts = facts["filters"][options.filter]
     zero_point = facts["zero_points"][options.filter][0]
@@ -117,24 +121,27 @@ def prepare_night(options: F2Options) -> F2Night:
     nodes = np.arange(8.5, FULL_SIZE, NODE_STEP)
     inside = distance_outside(circle, nodes - 1.0, nodes - 1.0) < 0
     mean_area = float(pixel_area(chip, nodes, nodes)[inside].mean())
-    centres = {"target": TARGET}
+    target = share.target if share else TARGET
+    centres = {"target": target}
     if options.n_sky:
-        centres["sky"] = pointing(TARGET, *SKY_OFFSET, options.pa)
+        centres["sky"] = pointing(target, *SKY_OFFSET, options.pa)
+    made = share.detectors if share else None
+    of_the_sky = options._replace(seed=share.sky_seed) if share else options
     return Night(
         instrument="F2",
         options=options,
         facts=facts,
-        detectors=[_detector(options, facts, array_facts, chip, circle, mean_area)],
+        detectors=made or [_detector(options, facts, array_facts, chip, circle, mean_area)],
         pixel_scale=scale,
         pixel_diagonal=PIXEL_DIAGONAL,
         mean_area=mean_area,
         zero_point=zero_point,
         exptime=exposure_time(options, filter_facts),
         centres=centres,
-        stars=_stars(options, zero_point, centres),
-        galaxies=_galaxies(options, zero_point, centres),
-        halo=_halo(options.field, filter_facts["sky"]),
-        exposures=plan(options, filter_facts),
+        stars=_stars(of_the_sky, zero_point, centres),
+        galaxies=_galaxies(of_the_sky, zero_point, centres),
+        halo=_halo(options.field, filter_facts["sky"], target),
+        exposures=share.exposures if share else plan(options, filter_facts),
     )
 
 
@@ -147,8 +154,8 @@ def lit_circle(facts: Facts) -> Circle:
 
 def probe_of(night: F2Night) -> Probe:
     """The guide probe of a night."""
-    options, chip = night.options, night.detectors[0].chip
-    return guide_probe(options.probe, lit_circle(night.facts), chip, TARGET, options.pa)
+    options, chip, target = night.options, night.detectors[0].chip, night.centres["target"]
+    return guide_probe(options.probe, lit_circle(night.facts), chip, target, options.pa)
 
 
 def amplifier_pedestals(night: F2Night) -> npt.NDArray[np.float64]:
@@ -226,12 +233,12 @@ def _galaxies(
     }
 
 
-def _halo(field: str, sky: float) -> Halo | None:
+def _halo(field: str, sky: float, target: tuple[float, float]) -> Halo | None:
     """Smooth light at the target, if the field has any. sky: usual, e-/s in a mean pixel."""
     if field not in HALOS:
         return None
     share, scale, power = HALOS[field]
-    return Halo(share * sky, *TARGET, scale, power)
+    return Halo(share * sky, *target, scale, power)
 
 
 # Frames -----------------------------------------------------------------------------------------

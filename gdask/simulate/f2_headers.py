@@ -28,10 +28,11 @@ from gdask.simulate.gemini_headers import (
     primary_cards,
     semester,
     telescope_values,
+    who_and_what,
 )
 from gdask.simulate.geometry import FULL_SIZE, rotate
 from gdask.simulate.options import F2Options
-from gdask.simulate.plan import SECONDS_PER_DAY, Exposure, utc
+from gdask.simulate.plan import SECONDS_PER_DAY, Exposure, Identity, utc
 from gdask.simulate.seeds import generator
 
 ALIGNMENT = 0.091  # instrument alignment angle (IAA), degrees
@@ -122,14 +123,12 @@ def _identity(options: F2Options, exposure: Exposure) -> dict[str, object]:
     dark_number = 7 if exposure.exptime == 2.0 else 3
     numbers = {"flat_off": 4, "flat_on": 5, "dark": dark_number, "science": 8, "sky": 8}
     number = numbers[exposure.kind]
+    usual = Identity(OBJECTS.get(exposure.kind, FIELD_OBJECTS[options.field]), program, number)
     released = utc(exposure.mjd) + timedelta(days=540 if on_sky else 0)
     return {
-        "OBJECT": OBJECTS.get(exposure.kind, FIELD_OBJECTS[options.field]),
         "OBSTYPE": OBSTYPES.get(exposure.kind, "OBJECT"),
         "OBSCLASS": "science" if on_sky else "dayCal",
-        "GEMPRGID": program,
-        "OBSID": f"{program}-{number}",
-        "DATALAB": f"{program}-{number}-{exposure.number:03d}",
+        **who_and_what(exposure, usual),
         "DHSLABEL": exposure.file.removesuffix(".fits"),
         "RELEASE": f"{released:%Y-%m-%d}",
     }

@@ -12,6 +12,7 @@ from gdask.simulate.geometry import Pose, offset, pointing
 from gdask.simulate.options import F2Options
 from gdask.simulate.plan import (
     Exposure,
+    Sequence,
     calibration,
     date_of,
     dithered,
@@ -79,7 +80,8 @@ def plan(options: F2Options, facts: dict[str, Any]) -> list[Exposure]:
     exposures: list[Exposure] = []
     for calibrations in calibration_sets(options, facts):
         exposures += _calibrations(options, calibrations)
-    return exposures + list(_science(options, facts))
+    place = Sequence(date_of(options.date), FIRST_SCIENCE_NUMBER, 2.5)
+    return exposures + list(science(options, facts, place, TARGET))
 
 
 def calibration_sets(options: F2Options, facts: dict[str, Any]) -> list[CalibrationSet]:
@@ -136,9 +138,13 @@ def _calibrations(options: F2Options, calibrations: CalibrationSet) -> Iterator[
         )
 
 
-def _science(options: F2Options, facts: dict[str, Any]) -> Iterator[Exposure]:
-    """Dithers on the target; with offsets to sky, as target, sky, sky, target, repeated."""
-    date = date_of(options.date)
+def science(
+    options: F2Options, facts: dict[str, Any], sequence: Sequence, target: tuple[float, float]
+) -> Iterator[Exposure]:
+    """Dithers on the target; with offsets to sky, as target, sky, sky, target, repeated.
+
+    facts: those of the filter. target: degrees.
+    """
     order = frame_order(options.n_science, options.n_sky)
     second = second_group(order)
     step = exposure_time(options, facts) * options.coadds + OVERHEAD
@@ -150,13 +156,15 @@ def _science(options: F2Options, facts: dict[str, Any]) -> Iterator[Exposure]:
         _exposure(
             options,
             facts,
-            file_name(date, FIRST_SCIENCE_NUMBER + i),
+            file_name(sequence.date, sequence.number + i),
             kind,
-            i + 1,
-            start_of(date, 2.5, seconds),
+            sequence.night,
+            sequence.taken + i + 1,
+            start_of(sequence.date, sequence.hours, sequence.seconds + seconds),
             p + options.group_offset * second[i],
             q,
             options.pa + options.group_pa * second[i],
+            target,
         )
         for i, (kind, seconds, p, q) in enumerate(
             dithered(order, step, BIG_OFFSET_TIME, dither, SKY_OFFSET)
@@ -202,24 +210,26 @@ def _exposure(
     facts: dict[str, Any],
     file: str,
     kind: str,
+    night: int,
     number: int,
     mjd: float,
     p: float,
     q: float,
     pa: float,
+    target: tuple[float, float],
 ) -> Exposure:
     """An exposure of the sky, with what is true of it drawn from the seed and its name."""
     is_sky = kind == "sky"
-    commanded = pointing(TARGET, p, q, pa)
+    commanded = pointing(target, p, q, pa)
     rng = generator(options.seed, "frame", file)
     error = rng.normal(0.0, options.pointing * (UNGUIDED_FACTOR if is_sky else 1.0), 2)
     true_pointing = offset(*commanded, float(error[0]), float(error[1]))
-    twist = generator(options.seed, "night", 0).normal(-0.02, 0.01) + rng.normal(0.0, 3e-4)
+    twist = generator(options.seed, "night", night).normal(-0.02, 0.01) + rng.normal(0.0, 3e-4)
     plate_scale = 1.0 + float(rng.normal(0.0, PLATE_SCALE_SIGMA))
     claimed = commanded
     if is_sky:
         wrong_p, wrong_q = p - SKY_FIELD_WCS_ERROR * q, q + SKY_FIELD_WCS_ERROR * p
-        claimed = pointing(TARGET, wrong_p, wrong_q, pa)
+        claimed = pointing(target, wrong_p, wrong_q, pa)
     seeing = float(options.seeing * rng.lognormal(0.0, 0.03))
     usual = facts["sky"] if options.sky < 0 else options.sky
     sky = sky_level(options.seed, usual, mjd, 0.02) * (1.01 if is_sky else 1.0)
@@ -227,15 +237,15 @@ def _exposure(
         file=file,
         kind=kind,
         field="sky" if is_sky else "target",
-        night=0,
+        night=night,
         number=number,
         mjd=mjd,
         exptime=exposure_time(options, facts),
         coadds=options.coadds,
         lnrs=options.lnrs,
         roi=0,
-        ra=TARGET[0],
-        dec=TARGET[1],
+        ra=target[0],
+        dec=target[1],
         p=p,
         q=q,
         header_ra0=commanded[0],

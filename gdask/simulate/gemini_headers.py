@@ -9,7 +9,7 @@ import numpy as np
 from astropy.io.fits import Card, Header
 
 from gdask.simulate.geometry import rotate
-from gdask.simulate.plan import Exposure, utc
+from gdask.simulate.plan import Exposure, Identity, utc
 
 Facts = dict[str, Any]
 Values = Mapping[str, object]
@@ -86,6 +86,17 @@ def section(x1: int, x2: int, y1: int, y2: int) -> str:
 def fifteen_digits(value: float | np.floating[Any]) -> float:
     """A number as a header with 15 digits has it."""
     return float(f"{value:.15g}")
+
+
+def who_and_what(exposure: Exposure, usual: Identity) -> dict[str, object]:
+    """What was observed, and for which programme. usual: for a frame that does not say it."""
+    name, program, observation = exposure.identity or usual
+    return {
+        "OBJECT": name or usual.object,
+        "GEMPRGID": program,
+        "OBSID": f"{program}-{observation}",
+        "DATALAB": f"{program}-{observation}-{exposure.number:03d}",
+    }
 
 
 # Times ------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ from gdask.simulate.night import (
     Camera,
     Detector,
     Night,
+    Share,
     add_stars,
     cutout,
     instrument_facts,
@@ -124,33 +125,37 @@ def load_facts() -> tuple[Facts, list[Facts]]:
 # Night ------------------------------------------------------------------------------------------
 
 
-def prepare_night(options: GsaoiOptions) -> GsaoiNight:
-    """Everything but the frames: detectors, catalogues, plan."""
+def prepare_night(options: GsaoiOptions, share: Share | None = None) -> GsaoiNight:
+    """Everything but the frames: detectors, catalogues, plan.
+
+    share: what a campaign observes; None: the tutorial's night.
+    """
     facts, arrays = load_facts()
     chips = chips_of(arrays)
     nodes = np.arange(8.5, FULL_SIZE, NODE_STEP)
     mean_area = float(np.mean([pixel_area(chip, nodes, nodes).mean() for chip in chips]))
     filter_facts = facts["filters"][options.filter]
-    centres = {
-        "target": TARGET,
-        "sky": pointing(TARGET, *SKY_OFFSET, options.pa),
-        "std": STANDARD,
-    }
+    target = share.target if share else TARGET
+    centres = {"target": target, "sky": pointing(target, *SKY_OFFSET, options.pa)}
+    if share is None:
+        centres["std"] = STANDARD
+    made = share.detectors if share else None
+    of_the_sky = options._replace(seed=share.sky_seed) if share else options
     return Night(
         instrument="GSAOI",
         options=options,
         facts=facts,
-        detectors=_detectors(options, facts, arrays, chips, mean_area),
+        detectors=made or _detectors(options, facts, arrays, chips, mean_area),
         pixel_scale=PIXEL_SCALE,
         pixel_diagonal=PIXEL_DIAGONAL,
         mean_area=mean_area,
         zero_point=filter_facts["zp"],
         exptime=options.exptime,
         centres=centres,
-        stars=_stars(options, filter_facts["zp"], chips, centres),
+        stars=_stars(of_the_sky, filter_facts["zp"], chips, centres),
         galaxies={},
-        halo=_halo(options.field),
-        exposures=plan(options, chips, filter_facts),
+        halo=_halo(options.field, target),
+        exposures=share.exposures if share else plan(options, chips, filter_facts),
     )
 
 
@@ -227,12 +232,12 @@ def _near_middle(chip: Chip, shift: tuple[float, float], pa: float) -> tuple[flo
     return float(xi), float(eta)
 
 
-def _halo(field: str) -> Halo | None:
+def _halo(field: str, target: tuple[float, float]) -> Halo | None:
     """Smooth light at the target, if the field has any."""
     if field not in HALOS:
         return None
     amp, north, scale, power = HALOS[field]
-    return Halo(amp, *offset(*TARGET, 0.0, north), scale, power)
+    return Halo(amp, *offset(*target, 0.0, north), scale, power)
 
 
 # Frames -----------------------------------------------------------------------------------------

@@ -25,11 +25,12 @@ from gdask.simulate.gemini_headers import (
     section,
     semester,
     telescope_values,
+    who_and_what,
 )
 from gdask.simulate.geometry import FULL_SIZE, Window, offset, rotate
 from gdask.simulate.gsaoi_plan import SETUP_TIME, frame_window, read_time
 from gdask.simulate.options import GsaoiOptions
-from gdask.simulate.plan import MJD_0, SECONDS_PER_DAY, Exposure, date_of, utc
+from gdask.simulate.plan import MJD_0, SECONDS_PER_DAY, Exposure, Identity, date_of, utc
 from gdask.simulate.scene import Stars
 
 DETSEC_ORIGIN = ((2048, 0), (0, 0), (0, 2048), (2048, 2048))  # of each array in the mosaic, (x, y)
@@ -71,14 +72,12 @@ def _identity(options: GsaoiOptions, exposure: Exposure) -> dict[str, object]:
     in_program = exposure.kind in ("science", "sky")
     program = f"{semester(exposure)}-Q-29" if in_program else f"GS-CAL{exposure.file[1:9]}"
     number = OBSERVATION_NUMBERS.get(exposure.kind, SCIENCE_OBSERVATION_NUMBER)
+    usual = Identity(OBJECTS.get(exposure.kind, FIELD_OBJECTS[options.field]), program, number)
     released = utc(exposure.mjd) + timedelta(days=365 if exposure.field else 0)
     return {
-        "OBJECT": OBJECTS.get(exposure.kind, FIELD_OBJECTS[options.field]),
         "OBSTYPE": "DARK" if exposure.kind == "dark" else "OBJECT",
         "OBSCLASS": OBSCLASSES.get(exposure.kind, "dayCal"),
-        "GEMPRGID": program,
-        "OBSID": f"{program}-{number}",
-        "DATALAB": f"{program}-{number}-{exposure.number:03d}",
+        **who_and_what(exposure, usual),
         "RELEASE": f"{released:%Y-%m-%d}",
     }
 

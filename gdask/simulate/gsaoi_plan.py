@@ -21,7 +21,8 @@ from gdask.simulate.options import GsaoiOptions
 from gdask.simulate.plan import (
     GOLDEN_ANGLE,
     Exposure,
-    calibration,
+    Sequence,
+    calibrations,
     date_of,
     dithered,
     file_name,
@@ -91,9 +92,9 @@ def plan(
     """Every exposure of all nights, in order of time within a night."""
     exposures: list[Exposure] = []
     for night in range(options.nights):
-        exposures += _calibrations(options, night, filter_facts)
+        exposures += _daytime(options, night, filter_facts)
         exposures += _standards(options, night, chips, filter_facts)
-        exposures += _science(options, night, filter_facts)
+        exposures += science(options, filter_facts, _science_place(options, night), TARGET)
     return exposures
 
 
@@ -119,36 +120,46 @@ def _date(options: GsaoiOptions, night: int) -> datetime:
     return date_of(options.date) + timedelta(days=night)
 
 
-def _science_step(options: GsaoiOptions) -> float:
+def science_step(options: GsaoiOptions) -> float:
     """Seconds from one science frame (or its dark) to the next."""
     return options.exptime * options.coadds + READ_TIME * options.lnrs / 2 + OVERHEAD
 
 
-def _calibrations(options: GsaoiOptions, night: int, facts: dict[str, float]) -> Iterator[Exposure]:
+def _daytime(options: GsaoiOptions, night: int, facts: dict[str, float]) -> Iterator[Exposure]:
     """Dome flats in the afternoon before (UT of the day before), darks in the morning."""
     date, first, n = _date(options, night), first_numbers(options), options.n_flats
-    thermal = facts["thermal"]
-    lamp, flat = facts["lamp"] + thermal, (FLAT_EXPTIME, 1, 2)
-    dark = (options.exptime, options.coadds, options.lnrs)
-    step = _science_step(options)
-    rows = [("flat_on", i, -4.5, FLAT_CADENCE * i, flat, lamp) for i in range(n)]
-    rows += [
-        ("flat_off", i, -4.5, FLAT_CADENCE * (n + i) + FLAT_PAUSE, flat, thermal) for i in range(n)
-    ]
-    rows += [("dark", i, 10.5, step * i, dark, 0.0) for i in range(options.n_darks)]
-    for kind, i, hours, seconds, (exptime, coadds, lnrs), light in rows:
-        yield calibration(
-            options.seed,
-            file_name(date, first[kind] + i),
-            kind,
-            night=night,
-            number=i + 1,
-            mjd=start_of(date, hours, seconds),
-            exptime=exptime,
-            coadds=coadds,
-            lnrs=lnrs,
-            light=light,
-        )
+    on = Sequence(date, first["flat_on"], -4.5, night=night)
+    yield from flats(options, facts, on, lamp=True)
+    pause = FLAT_CADENCE * n + FLAT_PAUSE
+    yield from flats(options, facts, on._replace(number=first["flat_off"], seconds=pause), False)
+    yield from calibrations(
+        options.seed,
+        "dark",
+        Sequence(date, first["dark"], 10.5, night=night),
+        options.n_darks,
+        step=science_step(options),
+        exptime=options.exptime,
+        coadds=options.coadds,
+        lnrs=options.lnrs,
+        light=0.0,
+    )
+
+
+def flats(
+    options: GsaoiOptions, facts: dict[str, float], sequence: Sequence, lamp: bool
+) -> Iterator[Exposure]:
+    """`options.n_flats` dome flats, with the lamp on or off. facts: those of the filter."""
+    yield from calibrations(
+        options.seed,
+        "flat_on" if lamp else "flat_off",
+        sequence,
+        options.n_flats,
+        step=FLAT_CADENCE,
+        exptime=FLAT_EXPTIME,
+        coadds=1,
+        lnrs=2,
+        light=facts["thermal"] + facts["lamp"] * lamp,
+    )
 
 
 def _standards(
@@ -166,35 +177,50 @@ def _standards(
         p, q = (-round(float(value) * 4) / 4 for value in (u, v))
         mjd = start_of(date, 0.9, STANDARD_CADENCE * i)
         file = file_name(date, first + i)
-        yield _exposure(options, file, "std", night, i + 1, mjd, p, q, facts, options.pa)
+        yield _exposure(options, file, "std", night, i + 1, mjd, p, q, facts, options.pa, STANDARD)
 
 
-def _science(options: GsaoiOptions, night: int, facts: dict[str, float]) -> Iterator[Exposure]:
-    """Blocks of three frames on the target, each followed by its share of the sky frames."""
-    date, first = _date(options, night), first_numbers(options)["science"]
+def _science_place(options: GsaoiOptions, night: int) -> Sequence:
+    """Where the science frames of a night stand in it."""
+    taken = night * (options.n_science + options.n_sky)
+    number = first_numbers(options)["science"]
+    return Sequence(_date(options, night), number, 2.4, night=night, taken=taken)
+
+
+def science(
+    options: GsaoiOptions,
+    facts: dict[str, float],
+    sequence: Sequence,
+    target: tuple[float, float],
+) -> Iterator[Exposure]:
+    """Blocks of three frames on the target, each followed by its share of the sky frames.
+
+    facts: those of the filter. target: degrees.
+    """
     order = frame_order(options.n_science, options.n_sky)
     second = second_group(order)
 
     def dither(i: int, kind: str) -> tuple[float, float]:
         return _dither(i, options.size, 1.0 if kind == "science" else SKY_DITHER_STRETCH)
 
-    frames = dithered(order, _science_step(options), BIG_OFFSET_TIME, dither, SKY_OFFSET)
+    frames = dithered(order, science_step(options), BIG_OFFSET_TIME, dither, SKY_OFFSET)
     exposures = (
         _exposure(
             options,
-            file_name(date, first + i),
+            file_name(sequence.date, sequence.number + i),
             kind,
-            night,
-            night * len(order) + i + 1,
-            start_of(date, 2.4, seconds),
+            sequence.night,
+            sequence.taken + i + 1,
+            start_of(sequence.date, sequence.hours, sequence.seconds + seconds),
             p + options.group_offset * second[i],
             q,
             facts,
             options.pa + options.group_pa * second[i],
+            target,
         )
         for i, (kind, seconds, p, q) in enumerate(frames)
     )
-    sky_pointing = None if options.n_sky else pointing(TARGET, *SKY_OFFSET, options.pa)
+    sky_pointing = None if options.n_sky else pointing(target, *SKY_OFFSET, options.pa)
     return with_stale_pointings(exposures, stale_frames(order, options.bad_wcs), sky_pointing)
 
 
@@ -247,10 +273,10 @@ def _exposure(
     q: float,
     facts: dict[str, float],
     pa: float,
+    target: tuple[float, float],
 ) -> Exposure:
     """An exposure of the sky, with what is true of it drawn from the seed and its name."""
     is_std = kind == "std"
-    target = STANDARD if is_std else TARGET
     commanded = pointing(target, p, q, pa)
     rng = generator(options.seed, "frame", file)
     error = rng.normal(0.0, options.pointing * (UNGUIDED_FACTOR if kind == "sky" else 1.0), 2)

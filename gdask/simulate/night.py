@@ -89,6 +89,16 @@ class Night(NamedTuple, Generic[AnyOptions]):
     exposures: list[Exposure]
 
 
+class Share(NamedTuple):
+    """What is observed in one filter of a campaign, instead of the tutorial's target and plan."""
+
+    target: tuple[float, float]  # degrees
+    sky_seed: int  # of the stars about it
+    exposures: list[Exposure]
+    #: Made before for the same instrument, filter, size and seed; None: to be made.
+    detectors: list[Detector] | None = None
+
+
 class Camera(NamedTuple):
     """What an instrument does to a frame, and what the truth says of it.
 
@@ -132,10 +142,25 @@ def write_night(
     raw, tables = Path(out) / "raw", Path(out) / "truth"
     for folder in (raw, tables):
         folder.mkdir(parents=True, exist_ok=True)
+    counts = write_frames(night, camera, lambda _: raw, progress)
+    write_truth(night, camera, counts, tables)
+    return sorted(raw / exposure.file for exposure in night.exposures)
+
+
+def write_frames(
+    night: Night[AnyOptions],
+    camera: Camera,
+    folder: Callable[[Exposure], Path],
+    progress: Callable[[str], None] | None,
+) -> list[Counts]:
+    """Write raw frames, several at a time, each into its `folder`, which exists.
+
+    progress: called with each file's name. Returns what happened in each frame.
+    """
     counts = []
     with ThreadPoolExecutor(WRITERS) as pool:
         jobs = [
-            pool.submit(write_exposure, night, camera, exposure, raw)
+            pool.submit(write_exposure, night, camera, exposure, folder(exposure))
             for exposure in night.exposures
         ]
         try:
@@ -145,8 +170,7 @@ def write_night(
                     progress(exposure.file)
         finally:
             pool.shutdown(cancel_futures=True)
-    write_truth(night, camera, counts, tables)
-    return sorted(raw / exposure.file for exposure in night.exposures)
+    return counts
 
 
 def write_exposure(

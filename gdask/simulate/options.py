@@ -200,10 +200,10 @@ F2_LIMITS = GSAOI_LIMITS | {
 
 
 class OptionTable(NamedTuple):
-    """The options of a simulated instrument."""
+    """The options of a simulation."""
 
-    name: str  # of the instrument
-    defaults: GsaoiOptions | F2Options
+    name: str  # of the instrument, or campaign
+    defaults: NamedTuple
     help: dict[str, str]
     choices: dict[str, tuple[object, ...]]
     limits: dict[str, tuple[float, float]]
@@ -218,7 +218,7 @@ def gsaoi_options(**given: Any) -> GsaoiOptions:
 
     Raises GdaskError that names the option, the value and the limits.
     """
-    options = GsaoiOptions(**_checked(GSAOI, given))
+    options = GsaoiOptions(**checked(GSAOI, given))
     if options.roi > 0 and options.roi % 2:
         raise GdaskError(f"simulate gsaoi: roi is {options.roi}, which must be even")
     if options.size == 1024:
@@ -239,7 +239,7 @@ def f2_options(**given: Any) -> F2Options:
 
     Raises GdaskError that names the option, the value and the limits.
     """
-    options = F2Options(**_checked(F2, given))
+    options = F2Options(**checked(F2, given))
     if options.dither == "on-target" and options.n_sky > 0:
         raise GdaskError(
             f"simulate f2: n_sky is {options.n_sky} with dither on-target, expected dither offset"
@@ -248,8 +248,8 @@ def f2_options(**given: Any) -> F2Options:
     return options._replace(n_sky=n_sky if options.dither == "offset" else 0)
 
 
-def _checked(table: OptionTable, given: dict[str, Any]) -> dict[str, Any]:
-    """All options of an instrument by name; GdaskError where one cannot be."""
+def checked(table: OptionTable, given: dict[str, Any]) -> dict[str, Any]:
+    """All options of a table by name, with its defaults; GdaskError where one cannot be."""
     instrument, defaults = table.name, table.defaults._asdict()
     for name in given:
         if name not in defaults:

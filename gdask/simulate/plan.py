@@ -25,6 +25,25 @@ SKY_PERIODS = (7.0, 19.0, 37.0, 71.0, 150.0)  # minutes: waves of the sky's leve
 GOLDEN_ANGLE, GOLDEN_RATIO = 137.50776405, 0.6180339887498949
 
 
+class Identity(NamedTuple):
+    """What a header says that a frame is of, and for whom it was taken."""
+
+    object: str  # empty: what such frames are called
+    program: str  # GS-2017A-Q-29
+    observation: int  # in the programme
+
+
+class Sequence(NamedTuple):
+    """Where frames that are taken in a row stand in their night."""
+
+    date: datetime  # in the file names, midnight UT
+    number: int  # in the name of the first file
+    hours: float  # UT, hours after midnight of `date` ...
+    seconds: float = 0.0  # ... and so many seconds: start of the first frame
+    night: int = 0  # from 0
+    taken: int = 0  # frames of the same observation before these: data labels go on from there
+
+
 class Exposure(NamedTuple):
     """One raw frame."""
 
@@ -51,6 +70,7 @@ class Exposure(NamedTuple):
     psf: PSF
     light: float  # e-/s in a mean pixel: sky, lamp or thermal
     pa: float = 0.0  # position angle of the header, degrees
+    identity: Identity | None = None  # None: that of the field's tutorial
 
 
 def utc(mjd: float) -> datetime:
@@ -128,6 +148,34 @@ def calibration(
         psf=(),
         light=light * drift,
     )
+
+
+def calibrations(
+    seed: int,
+    kind: str,
+    sequence: Sequence,
+    count: int,
+    *,
+    step: float,
+    exptime: float,
+    coadds: int,
+    lnrs: int,
+    light: float,
+) -> Iterator[Exposure]:
+    """Frames that do not look at the sky, one every `step` seconds, with the same `light`."""
+    for i in range(count):
+        yield calibration(
+            seed,
+            file_name(sequence.date, sequence.number + i),
+            kind,
+            night=sequence.night,
+            number=sequence.taken + i + 1,
+            mjd=start_of(sequence.date, sequence.hours, sequence.seconds + step * i),
+            exptime=exptime,
+            coadds=coadds,
+            lnrs=lnrs,
+            light=light,
+        )
 
 
 def dithered(
