@@ -26,6 +26,7 @@ from gdask.campaign.job import Job, corrected_cards
 from gdask.campaign.scan import RawFile, known_sum, parse_card
 from gdask.campaign.settings import Flag
 from gdask.campaign.tables import toml_lines, write_whole
+from gdask.headers.numbers import read_numbers
 from gdask.model import GdaskError
 
 #: What the products of each kind of job are called.
@@ -101,6 +102,7 @@ def run_job(
         record["products"] = (last or {}).get("products", [])
         if record["status"] == "made":
             record["products"] = _moved(job, work, place, last)
+            record["numbers"] = read_numbers(records.products_of(place.out, record)[0])
         records.write_record(place.out, job, record)
         if record["status"] == "made":
             shutil.rmtree(work, ignore_errors=True)

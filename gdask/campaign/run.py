@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from gdask.campaign.job import STAGES, Campaign, Job, corrected_cards
 from gdask.campaign.jobs import Place, run_job, stop_all
 from gdask.campaign.plan import make_plan
 from gdask.campaign.scan import RawFile, forget_missing, scan
-from gdask.campaign.settings import read_flags, read_settings
+from gdask.campaign.settings import Settings, read_flags, read_settings
 from gdask.campaign.state import State, states_of
 from gdask.campaign.tables import write_whole
 from gdask.model import GdaskError, UsageError
@@ -87,8 +87,24 @@ def survey(options: Options, say: Callable[[str], None] = print) -> tuple[Campai
         lambda done, total: say(f"read {done} of {total} headers"),
         lambda file: corrected_cards(file, place.flags),
     )
-    campaign = make_plan(files, read_settings(out), place.flags, _failed_before(files, place))
+    settings = read_settings(out)
+    check_parameters(settings)
+    campaign = make_plan(files, settings, place.flags, _failed_before(files, place))
     return _chosen(campaign, options), place
+
+
+def check_parameters(settings: Settings) -> None:
+    """Raise UsageError, with the nearest, for a parameter of campaign.toml that no step has."""
+    from gdask import params
+    from gdask.reduction.recipe_library import known_steps
+
+    tables = [settings.parameters, *settings.parameters.values()]
+    tables += [job.get("parameters", {}) for job in settings.jobs.values()]
+    for table in tables:
+        if isinstance(table, Mapping):
+            plain = {k: v for k, v in table.items() if not isinstance(v, Mapping)}
+            given = params.normalise({key: str(value) for key, value in plain.items()})
+            params.check_user(given, known_steps(), "campaign.toml:")
 
 
 def _failed_before(files: Sequence[RawFile], place: Place) -> set[str]:

@@ -335,6 +335,9 @@ def check_named_frames(frames: Frames, recipe: Recipe, layers: Layers) -> None:
         settings = params.resolve(steps["separate_sky"], layers, {})
         if not settings["skip_primitive"].value:
             find_named(frames, **{key: str(settings[key].value) for key in ("ref_obj", "ref_sky")})
+    if "associate_sky" in steps:
+        settings = params.resolve(steps["associate_sky"], layers, {})
+        find_named(frames, exclude=str(settings["exclude"].value))
 
 
 def one_target(frames: Frames, apart: float) -> Screened:

@@ -108,6 +108,7 @@ def associate_sky(
     min_skies: Annotated[int, Range(1, None)] = 3,
     max_skies: Annotated[int, Range(1, None)] | None = None,
     use_all: bool = False,
+    exclude: str = "",
     keep_lonely: bool = False,
 ) -> Frames:
     """Name the sky frames of each frame, those nearest in time. [associateSky]
@@ -126,10 +127,13 @@ def associate_sky(
         Use at most this many.
     use_all
         Use all sky frames that are far enough.
+    exclude
+        Names of frames that are no sky for others, as for ref_sky of separateSky.
     keep_lonely
         Keep a frame without sky frames (only its level is subtracted then).
     """
-    on_offer = _offer(skies)
+    unfit = frames_named(skies, exclude)
+    on_offer = _offer(tuple(sky for sky in skies if sky.attrs["name"] not in unfit))
     fewest = len(skies) if use_all else min_skies
     return tuple(
         _associate(frame, on_offer, distance, time, fewest, max_skies, keep_lonely)
@@ -227,6 +231,7 @@ def _meant(parameter: str, text: str, known: Sequence[str]) -> set[str]:
     """Give the known names that the text of a parameter means."""
     if text.strip().lower() == "none":
         return set()
+    step = "associate_sky" if parameter == "exclude" else "separate_sky"
     found: set[str] = set()
     for piece in re.split(r"[,;\n]", text):
         words = [piece.strip()] if _fitting(piece, known) else piece.split()
@@ -235,13 +240,13 @@ def _meant(parameter: str, text: str, known: Sequence[str]) -> set[str]:
             if not fitting:
                 stems = [_stem(name) for name in known]
                 raise UsageError(
-                    f"separate_sky:{parameter}: no frame {word!r} among the {len(known)} of this "
+                    f"{step}:{parameter}: no frame {word!r} among the {len(known)} of this "
                     f"reduction{closest(_stem(word), stems)}; a name of one of them was expected, "
                     "such as " + " or ".join(stems[:1] + stems[1:][-1:])
                 )
             if len({_stem(name) for name in fitting}) > 1 and not set(word) & set("*?["):
                 raise UsageError(
-                    f"separate_sky:{parameter}: {word!r} fits {len(fitting)} frames "
+                    f"{step}:{parameter}: {word!r} fits {len(fitting)} frames "
                     f"({', '.join(fitting[:3])}{' ...' if fitting[3:] else ''}); "
                     "give the whole name"
                 )
@@ -258,6 +263,13 @@ def _fitting(word: str, known: Iterable[str]) -> list[str]:
     patterns = [name for name in known if fnmatchcase(_stem(name), wanted)]
     first = wanted.partition("_")[0]
     return whole or patterns or [n for n in known if first and _stem(n).partition("_")[0] == first]
+
+
+def frames_named(frames: Frames, text: str) -> set[str]:
+    """Give the names of those of the frames that a list of names means; others may be meant too."""
+    known = [frame.attrs["name"] for frame in frames]
+    words = [word for word in re.split(r"[,\s]+", text) if word]
+    return {name for word in words for name in _fitting(word, known)}
 
 
 def _stem(name: str) -> str:

@@ -258,6 +258,11 @@ def test_skies_are_far_enough_and_near_in_time(dithered: Frames) -> None:
     ) == ["S2 S3 S4", "S3 S4", "S0 S4", "S0 S1", "S0 S1 S2"]
 
 
+def test_an_excluded_frame_is_no_sky_for_others_and_has_skies_itself(dithered: Frames) -> None:
+    result = steps.associate_sky(dithered, dithered, distance=0.0, exclude="raw/S1.fits, S3")
+    assert skies_of(result) == ["S2 S4", "S0 S2 S4", "S0 S4", "S0 S2 S4", "S0 S2"]
+
+
 def test_skies_are_taken_alike(dithered: Frames) -> None:
     others = (
         with_headers(dithered[1], primary={"FILTER1": "J_G1101"}),
