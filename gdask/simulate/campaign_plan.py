@@ -231,7 +231,7 @@ def _night_frames(
             seconds = begun + last.exptime * last.coadds + CHANGE_TIME
         if seconds > (last_hour - first_hour) * 3600.0:
             raise GdaskError(
-                f"simulate campaign: the {part}'s frames of a night take {seconds / 3600:.1f} h, "
+                f"simulate campaign: the frames of a {part} take {seconds / 3600:.1f} h, "
                 f"expected at most {last_hour - first_hour:.1f} h; take fewer targets, filters or "
                 "frames"
             )

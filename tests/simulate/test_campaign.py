@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import hashlib
+import itertools
 import json
 from collections import Counter
 from datetime import datetime, timedelta
@@ -448,7 +449,7 @@ def test_no_two_frames_share_a_name_a_label_or_a_moment(seed: int) -> None:
         "targets": [1, 2, 4],
         "filters": ["Kshort", "J", "Ks,J", "H,Kshort,J"],
         "instruments": ["gsaoi", "f2", "gsaoi,f2", "f2,gsaoi"],
-        "n_science": [1, 3, 5, 16],
+        "n_science": [1, 3, 5, 9],
         "n_sky": [0, 1, 8],
         "n_flats": [1, 10],
         "date": ["20131121", "20170505", "20240229"],
@@ -459,7 +460,7 @@ def test_no_two_frames_share_a_name_a_label_or_a_moment(seed: int) -> None:
     assert len({exposure.file for exposure in exposures}) == len(exposures)
     labels = {(exposure.identity, exposure.number) for exposure in exposures}
     assert len(labels) == len(exposures)
-    for one, two in zip(exposures, exposures[1:]):
+    for one, two in itertools.pairwise(exposures):
         end = one.mjd + one.exptime * one.coadds / 86400
         assert end < two.mjd, (options, one.file, two.file)
     counts = Counter(frame.fault for frame in plan.frames)
