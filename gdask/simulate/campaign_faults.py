@@ -28,9 +28,6 @@ FRAMES_OF = {"trail": 1, "duplicate": 2}
 FRAMES_LEFT = 3  # clean frames that each sequence on a target keeps
 CLOUD = 0.05  # throughput
 
-#: Exposure times (s) of single frames.
-ACQUISITION_EXPTIME, TWILIGHT_EXPTIME, SPECTRUM_EXPTIME = 5.0, 10.0, 120.0
-LONELY_FACTOR = 2.0  # exposure time over that of the other frames
 TWILIGHT_LIGHT = 1500.0  # e-/s in a mean pixel
 
 Pair = tuple[str, str]  # instrument and filter
@@ -209,14 +206,8 @@ def _changed(frame: Planned, claimed: tuple[float, float]) -> Exposure:
         return exposure._replace(scale=CLOUD)
     if fault == "pointing":
         return exposure._replace(bad_wcs=True, claimed=claimed)
-    if fault == "acquisition":
-        return exposure._replace(exptime=ACQUISITION_EXPTIME)
-    if fault == "lonely":
-        return exposure._replace(exptime=LONELY_FACTOR * exposure.exptime)
-    if fault == "spectrum":
-        return exposure._replace(exptime=SPECTRUM_EXPTIME)
     if fault == "twilight":
-        return exposure._replace(exptime=TWILIGHT_EXPTIME, light=TWILIGHT_LIGHT)
+        return exposure._replace(light=TWILIGHT_LIGHT)
     return exposure
 
 

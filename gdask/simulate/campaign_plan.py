@@ -39,6 +39,9 @@ PARTS = {
 FIRST_NUMBER = 11  # of a night's files
 FRAMES_BEFORE_MIDNIGHT = 2.5  # science frames: the third is half over at midnight UT
 CHANGE_TIME = 60.0  # s between the last frame of a block and the first of the next
+#: Exposure times (s) of single frames that faults add; a lonely one's over that of the others.
+EXTRA_EXPTIMES = {"acquisition": 5.0, "twilight": 10.0, "spectrum": 120.0, "other": 30.0}
+LONELY_FACTOR = 2.0
 EXTRA_TIME = 180.0  # s, at most, that a single frame before the science frames takes
 NIGHTS_PER_LAMP_OFF = 2  # every so many nights lamp-off flats of FLAMINGOS-2 are taken
 
@@ -228,7 +231,7 @@ def _night_frames(
             seconds = begun + last.exptime * last.coadds + CHANGE_TIME
         if seconds > (last_hour - first_hour) * 3600.0:
             raise GdaskError(
-                f"simulate campaign: the {part}'s frames of a night take {seconds / 3600:.1f} h, "
+                f"simulate campaign: the frames of a {part} take {seconds / 3600:.1f} h, "
                 f"expected at most {last_hour - first_hour:.1f} h; take fewer targets, filters or "
                 "frames"
             )
@@ -280,7 +283,8 @@ def block_frames(
     who = Identity(field.name, field.program, number)
     if block.kind == "twilight":
         who = Identity("Twilight", f"GS-CAL{place.date:%Y%m%d}", number)
-    return [frame._replace(identity=who)]
+    exptime = EXTRA_EXPTIMES.get(block.kind, LONELY_FACTOR * frame.exptime)
+    return [frame._replace(identity=who, exptime=exptime)]
 
 
 def frames_on_target(options: CampaignOptions, instrument: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import hashlib
+import itertools
 import json
 from collections import Counter
 from datetime import datetime, timedelta
@@ -438,6 +439,32 @@ def test_faults_without_a_place_are_left_out_or_refused() -> None:
     for nights, left_out in ((2, {"lampoff"}), (3, set())):  # a night with good flats stays
         options = campaign_options(**one_filter, nights=nights)
         assert set(plan_campaign(options).faults.left_out) - {"spectrum"} == left_out
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_two_frames_share_a_name_a_label_or_a_moment(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    choices: dict[str, list[Any]] = {
+        "nights": [1, 2, 4],
+        "targets": [1, 2, 4],
+        "filters": ["Kshort", "J", "Ks,J", "H,Kshort,J"],
+        "instruments": ["gsaoi", "f2", "gsaoi,f2", "f2,gsaoi"],
+        "n_science": [1, 3, 5, 9],
+        "n_sky": [0, 1, 8],
+        "n_flats": [1, 10],
+        "date": ["20131121", "20170505", "20240229"],
+    }
+    options = {name: values[rng.integers(len(values))] for name, values in choices.items()}
+    plan = plan_campaign(campaign_options(seed=seed, faults="all", **options))
+    exposures = [frame.exposure for frame in plan.frames]
+    assert len({exposure.file for exposure in exposures}) == len(exposures)
+    labels = {(exposure.identity, exposure.number) for exposure in exposures}
+    assert len(labels) == len(exposures)
+    for one, two in itertools.pairwise(exposures):
+        end = one.mjd + one.exptime * one.coadds / 86400
+        assert end < two.mjd, (options, one.file, two.file)
+    counts = Counter(frame.fault for frame in plan.frames)
+    assert all(counts[kind] for kind in plan.faults.kinds if kind not in ("noflats", "renamed"))
 
 
 @pytest.mark.parametrize("nights, days_apart, seed", [(4, 20, 5), (2, 1, 9)])
