@@ -118,14 +118,16 @@ class Planner:
         return self._job("dark", group, name, folder=f"calibrations/{group.night}")
 
     def _flats_for_masks(self, flats: Sequence[Group]) -> list[Group]:
-        """Give one group of F2 flats for each night, not of K: a mask serves all filters."""
+        """Give one group of F2 flats for each night: a mask serves all filters.
+
+        Flats of K, which need darks of their own, are taken where the night has no others.
+        """
         chosen: dict[str, Group] = {}
-        for group in flats:
-            has_light = any(file.lamp == "on" for file in group.files)
-            if group.instrument != "F2" or group.filter.startswith("K") or not has_light:
-                continue
+        for group in (one for one in flats if one.instrument == "F2"):
             best = chosen.get(group.night)
-            if best is None or len(group.files) > len(best.files):
+            if self._with_lamp_off(group)[0] is not None and (
+                best is None or _rank_for_mask(group) > _rank_for_mask(best)
+            ):
                 chosen[group.night] = group
         return list(chosen.values())
 
@@ -135,16 +137,21 @@ class Planner:
             for one in darks
             if one.exposure <= SHORT_DARK_SECONDS and one.exposure != group.exposure
         ]
-        near = _nearest(short, group)
-        files, _ = self._with_lamp_off(group)
+        near, (files, _) = _nearest(short, group), self._with_lamp_off(group)
         if near is None or files is None or _days(near, group) > MADE_BPM_DAYS:
             return None
+        own: tuple[RawFile, ...] = ()
+        if group.filter.startswith("K"):
+            dark = _nearest((one for one in darks if one.exposure == group.exposure), group)
+            if dark is None:
+                return None
+            own = dark.files
         note = f"short darks of {near.night}, {near.exposure:g} s"
         return self._job(
             "bpm",
             group,
-            f"{group.night}",
-            files=(*files, *near.files),
+            group.night,
+            files=(*files, *own, *near.files),
             folder=f"calibrations/{group.night}",
             notes=(note,),
         )
@@ -322,6 +329,10 @@ class Planner:
             blocked=lack(choices),
             notes=(*job.notes, "pinned in campaign.toml"),
         )
+
+
+def _rank_for_mask(group: Group) -> tuple[bool, int]:
+    return not group.filter.startswith("K"), len(group.files)
 
 
 def _nearest(groups: Iterable[Group], to: Group) -> Group | None:
