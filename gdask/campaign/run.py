@@ -6,7 +6,6 @@ Kill it at any time and type the same line again: what is whole is kept, the res
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import json
 import os
@@ -18,13 +17,15 @@ from typing import Any, NamedTuple
 
 from gdask import model
 from gdask.campaign import cost, records
+from gdask.campaign.claims import lock_here
 from gdask.campaign.index import write_tables
 from gdask.campaign.job import STAGES, Campaign, Job
-from gdask.campaign.jobs import Place, run_job, stop_all
+from gdask.campaign.jobs import Place, begin_all, run_job, stop_all
 from gdask.campaign.plan import make_plan
 from gdask.campaign.scan import RawFile, forget_missing, scan
 from gdask.campaign.settings import read_flags, read_settings
 from gdask.campaign.state import State, states_of
+from gdask.campaign.sums import take_over
 from gdask.campaign.tables import write_whole
 from gdask.model import GdaskError, UsageError
 
@@ -78,6 +79,7 @@ def survey(options: Options, say: Callable[[str], None] = print) -> tuple[Campai
         tuple(read_flags(out)),
         options.retry,
     )
+    take_over(out, place.cache)
     if options.forget_missing:
         forget_missing(place.cache)
     files = scan(places, place.cache, out, lambda done, all_: say(f"read {done} of {all_} headers"))
@@ -221,6 +223,7 @@ class _Runner:
             for name, job in jobs.items()
         }
         names = list(graph)
+        begin_all()
         try:
             results = dask.threaded.get(graph, names, num_workers=self.options.at_a_time)
         except BaseException:
@@ -297,11 +300,7 @@ def owned(out: str | os.PathLike[str]) -> Iterator[None]:
     path = Path(out) / records.HIDDEN / "owner.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = open(path.with_suffix(".lock"), "w")  # noqa: SIM115 (closed in the end)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_free = True
-    except OSError:
-        is_free = False
+    is_free = lock_here(lock.fileno(), wait=False)
     with contextlib.suppress(OSError, ValueError):
         other = json.loads(path.read_text())
         if not is_free or _lives(other, time.time() - path.stat().st_mtime):
