@@ -24,6 +24,7 @@ from gdask.campaign.jobs import Place, begin_all, run_job, stop_all
 from gdask.campaign.plan import make_plan
 from gdask.campaign.scan import RawFile, forget_missing, scan
 from gdask.campaign.settings import read_flags, read_settings
+from gdask.campaign.spread import run_on_cluster
 from gdask.campaign.state import State, states_of
 from gdask.campaign.sums import take_over
 from gdask.campaign.tables import write_whole
@@ -38,7 +39,8 @@ _OF_ONE_JOB = ("error", "refused")
 
 
 class Options(NamedTuple):
-    """How to run. places: of raw files; empty: those of the last time. at_a_time: jobs."""
+    """How to run. places: of raw files; empty: those of the last time. at_a_time: jobs, on a cluster
+    of each worker."""
 
     places: tuple[str, ...]
     out: str
@@ -49,6 +51,7 @@ class Options(NamedTuple):
     until: str = "stacks"
     forget_missing: bool = False
     retry: bool = False
+    cluster: str = ""
 
 
 class Outcome(NamedTuple):
@@ -214,8 +217,19 @@ class _Runner:
         self.causes: dict[str, list[str]] = {}
 
     def run(self) -> _Ran:
-        """Run all jobs as one dask graph, in threads of this process."""
+        """Run all jobs as one dask graph, in threads of this process, or on a cluster."""
         import dask.threaded
+
+        if self.options.cluster:
+            done = run_on_cluster(
+                self.campaign,
+                self.place,
+                self.options.cluster,
+                self.options.at_a_time,
+                self._tell,
+                lambda: self.stopped,
+            )
+            return self._ran(done)
 
         jobs = {job.id: job for job in self.campaign.jobs}
         graph = {
@@ -230,6 +244,9 @@ class _Runner:
             stop_all()
             raise
         done = dict(zip(names, results, strict=True))
+        return self._ran(done)
+
+    def _ran(self, done: dict[str, dict[str, Any]]) -> _Ran:
         return _Ran({k: v for k, v in done.items() if v["status"] != "not run"}, self.stopped)
 
     def _task(self, job: Job, needed: list[dict[str, Any]]) -> dict[str, Any]:

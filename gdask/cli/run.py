@@ -72,6 +72,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="threads of a job (default: the machine's cores, shared by the jobs)",
     )
+    how.add_argument(
+        "--cluster",
+        metavar="SPEC",
+        help="on the workers of a cluster, a job at a time on each (docs/cluster.md): processes:N, "
+        "tcp://host:port, a scheduler file, ssh:hosts, slurm, pbs, FILE.yaml",
+    )
     how.add_argument("--memory", metavar="SIZE", help="most memory of a job, such as 2GiB")
     how.add_argument("-q", "--quiet", action="store_true", help="only what went wrong")
     _add_batch_options(parser)
@@ -115,9 +121,13 @@ def _run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} {value}: expected 1 or more")
-    options = options_of(args)
+    options = _with_threads(options_of(args))
     if args.dry_run:
         return show_plan(options, args.json)
+    if args.submit and args.cluster:
+        raise UsageError(
+            "--submit and --cluster: give one; a submitted job uses threads of its own"
+        )
     if args.submit:
         return _submit(args, options)
     _check_queue(args.out)
@@ -132,6 +142,20 @@ def _run(args: argparse.Namespace) -> int:
         one = outcome.records[name]
         print(clean(f"{name}: {one['status']}: {one['cause']}"), file=sys.stderr)
     return 1 if outcome.failed or outcome.stopped else 0
+
+
+def _with_threads(options: Options) -> Options:
+    """Give the options where `--cluster threads:N` is: this machine, without a cluster."""
+    if not options.cluster:
+        return options
+    from gdask.cluster import available_cores, profile_of
+
+    profile = profile_of(options.cluster)
+    if profile["kind"] != "threads":
+        return options
+    cores = profile.get("workers") or available_cores()
+    threads = options.threads or max(1, cores // options.at_a_time)
+    return options._replace(cluster="", threads=threads)
 
 
 def _submit(args: argparse.Namespace, options: Options) -> int:
@@ -205,6 +229,7 @@ def options_of(args: argparse.Namespace) -> Options:
         args.until,
         args.forget_missing,
         args.retry,
+        args.cluster or "",
     )
 
 
