@@ -39,8 +39,8 @@ _OF_ONE_JOB = ("error", "refused")
 
 
 class Options(NamedTuple):
-    """How to run. places: of raw files; empty: those of the last time. at_a_time: jobs, on a cluster
-    of each worker."""
+    """How to run. places: of raw files; empty: those of the last time. at_a_time: jobs, or those
+    of each worker of a cluster."""
 
     places: tuple[str, ...]
     out: str
