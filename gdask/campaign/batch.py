@@ -55,7 +55,7 @@ class Request(NamedTuple):
 
     memory: MiB; minutes: of wall time; None: what the site gives. after: ids of arrays after which
     it may start, however these end. options: lines of the user. command: what an element runs, to
-    which its number is added.
+    which its number is added. at_a_time: elements, 0 for no limit (SLURM).
     """
 
     name: str
@@ -69,6 +69,7 @@ class Request(NamedTuple):
     account: str = ""
     options: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    at_a_time: int = 0
 
 
 class Element(NamedTuple):
@@ -80,6 +81,11 @@ class Element(NamedTuple):
     number: int
     state: str
     reason: str = ""
+
+
+def user_name() -> str:
+    """Give the name of the user of this process, as batch systems know it."""
+    return pwd.getpwuid(os.geteuid()).pw_name
 
 
 class Refused(GdaskError):
@@ -144,18 +150,30 @@ class Slurm:
 
     def __init__(self, patience: Patience | None = None) -> None:
         self.patience = patience or Patience()
+        self._configuration = ""
+
+    def _setting(self, name: str) -> str:
+        """Give a setting of the site, '' where it has none; it is asked once for all."""
+        if not self._configuration:
+            self._configuration = ask(["scontrol", "show", "config"], self.patience)
+        found = re.search(rf"^{name}\s*=\s*(\S+)", self._configuration, re.MULTILINE)
+        return found[1] if found else ""
 
     def max_array(self) -> int:
         """Give how many elements an array may have: the site's MaxArraySize."""
-        text = ask(["scontrol", "show", "config"], self.patience)
-        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
-        return max(1, int(found[1]) if found else DEFAULT_ARRAY["slurm"])
+        found = self._setting("MaxArraySize")
+        return max(1, int(found)) if found.isdigit() else DEFAULT_ARRAY["slurm"]
+
+    def where(self) -> str:
+        """Give the name of the cluster."""
+        return self._setting("ClusterName")
 
     def script(self, request: Request) -> str:
         """Give the text of the script of an array."""
         lines = [
             f"--job-name={request.name}",
-            f"--array=0-{request.elements - 1}",
+            f"--array=0-{request.elements - 1}"
+            + (f"%{request.at_a_time}" if request.at_a_time else ""),
             "--nodes=1",
             "--ntasks=1",
             f"--cpus-per-task={request.threads}",
@@ -186,16 +204,15 @@ class Slurm:
             is_done, said = _asked_once(line)
             if is_done:
                 return said.strip().splitlines()[-1].partition(";")[0]
-            taken = [one.id for one in self.queued() if one.name == request.name]
+            taken = [one.id for one in self.queued(user_name()) if one.name == request.name]
             if taken:
                 return taken[0]
             if time.monotonic() >= end:
                 raise _no_answer(line, self.patience, said)
             time.sleep(self.patience.pause)
 
-    def queued(self) -> list[Element]:
-        """Give all elements of this user that wait or run, of any campaign."""
-        user = pwd.getpwuid(os.geteuid()).pw_name
+    def queued(self, user: str) -> list[Element]:
+        """Give all elements of a user that wait or run, of any campaign."""
         line = ["squeue", "-h", "-r", "-u", user, "-o", "%F|%K|%T|%r|%j"]
         rows = (text.split("|", 4) for text in ask(line, self.patience).splitlines())
         return [
@@ -239,6 +256,10 @@ class Pbs:
         found = re.search(r"max_array_size\s*=\s*(\d+)", text)
         return max(1, int(found[1]) if found else DEFAULT_ARRAY["pbs"])
 
+    def where(self) -> str:
+        """Give nothing: ids of PBS have the name of its server in them."""
+        return ""
+
     def script(self, request: Request) -> str:
         """Give the text of the script of an array; PBS knows no array of one."""
         memory = f":mem={request.memory}mb" if request.memory else ""
@@ -265,9 +286,8 @@ class Pbs:
             line += ["-W", f"depend=afterany:{':'.join(request.after)}"]
         return ask([*line, str(path)], self.patience).strip().splitlines()[-1]
 
-    def queued(self) -> list[Element]:
-        """Give all elements of this user that wait or run, of any campaign."""
-        user = pwd.getpwuid(os.geteuid()).pw_name
+    def queued(self, user: str) -> list[Element]:
+        """Give all elements of a user that wait or run, of any campaign."""
         return parse_qstat(ask(["qstat", "-t", "-f", "-u", user], self.patience))
 
     def cancel(self, elements: Iterable[Element]) -> None:

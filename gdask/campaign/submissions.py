@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from gdask.campaign.batch import SYSTEMS, Element, Patience, Pbs, Slurm
+from gdask.campaign.batch import SYSTEMS, Element, Patience, Pbs, Slurm, user_name
 from gdask.campaign.elsewhere import FOLDER
 from gdask.campaign.records import HIDDEN
 from gdask.campaign.state import State
@@ -23,12 +23,17 @@ LAST = "(tables)"
 
 
 class Array(NamedTuple):
-    """One array. file: its own. jobs: of the campaign, by element. id: '' where none is known."""
+    """One array. file: its own. jobs: of the campaign, by element. id: '' where none is known.
+
+    user: who submitted it; where: name of the cluster whose batch system has it.
+    """
 
     file: Path
     system: str
     name: str
     jobs: tuple[str, ...]
+    user: str
+    where: str
     id: str = ""
     is_over: bool = False
 
@@ -75,21 +80,35 @@ def live_elements(out: str | Path, patience: Patience | None = None) -> list[Liv
     """
     arrays = read_arrays(out)
     found: list[Live] = []
-    for system in sorted({array.system for array in arrays}):
-        elements = SYSTEMS[system](patience).queued()
-        for array in arrays:
-            if array.system == system:
-                found += _of_array(array, elements)
+    for name in sorted({array.system for array in arrays}):
+        system, own = SYSTEMS[name](patience), [one for one in arrays if one.system == name]
+        here = system.where()
+        for array in own:
+            if array.where != here:
+                raise GdaskError(
+                    f"{array.folder}: submitted on the cluster {array.where}, and this is {here}; "
+                    "type it there, or wait until all of that has ended and remove the folder"
+                )
+        for user in sorted({array.user for array in own}):
+            elements = system.queued(user)
+            for array in own:
+                if array.user == user:
+                    found += _of_array(array, elements)
     return found
 
 
 def _of_array(array: Array, elements: Iterable[Element]) -> Iterator[Live]:
+    """Give the elements of an array that there are, and write what is new of it.
+
+    Of another user's array it is not certain that all of it is seen.
+    """
     own = [one for one in elements if one.name == array.name]
-    known = own[0].id if own else array.id
-    array = array._replace(id=known, is_over=not own)
-    if own and known or array.is_over:
-        write_array(array)
-    return (Live(array, one) for one in own if one.number < len(array.jobs))
+    now = array._replace(
+        id=own[0].id if own else array.id, is_over=not own and array.user == user_name()
+    )
+    if now != array:
+        write_array(now)
+    return (Live(now, one) for one in own if one.number < len(array.jobs))
 
 
 def with_queue(states: Mapping[str, State], live: Iterable[Live]) -> dict[str, State]:
@@ -111,3 +130,14 @@ def with_queue(states: Mapping[str, State], live: Iterable[Live]) -> dict[str, S
 def system_of(name: str, patience: Patience | None = None) -> Slurm | Pbs:
     """Give the batch system of a name."""
     return SYSTEMS[name](patience)
+
+
+def last_ends(out: str | Path, names: Iterable[str], system: Slurm | Pbs) -> dict[str, str]:
+    """Give how the last element of each job has ended, where the site keeps account of it."""
+    last: dict[str, tuple[str, int]] = {}
+    for array in read_arrays(out, with_ended=True):
+        if array.id and array.system == system.name:
+            last |= {job: (array.id, number) for number, job in enumerate(array.jobs)}
+    wanted = {name: last[name] for name in names if name in last}
+    ends = system.ended(sorted({id_ for id_, _ in wanted.values()}))
+    return {name: ends[place] for name, place in wanted.items() if place in ends}

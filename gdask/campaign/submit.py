@@ -15,13 +15,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gdask.campaign import cost, elsewhere, records
-from gdask.campaign.batch import Pbs, Refused, Request, Slurm
+from gdask.campaign.batch import Pbs, Refused, Request, Slurm, user_name
 from gdask.campaign.index import write_tables
 from gdask.campaign.job import Campaign, Job
 from gdask.campaign.jobs import Place, run_job
 from gdask.campaign.run import Options, owned, survey
 from gdask.campaign.state import State, states_of
-from gdask.campaign.submissions import LAST, Array, Live, live_elements, system_of, write_array
+from gdask.campaign.submissions import (
+    LAST,
+    Array,
+    Live,
+    last_ends,
+    live_elements,
+    system_of,
+    write_array,
+)
 from gdask.campaign.tables import write_whole
 from gdask.model import GdaskError, UsageError
 
@@ -34,7 +42,10 @@ TIME_FACTOR, TIME_MORE = 3.0, 5
 
 
 class Wish(NamedTuple):
-    """What the user asks of the batch system. memory: MiB; minutes: of wall time."""
+    """What the user asks of the batch system. memory: MiB; minutes: of wall time.
+
+    at_a_time: elements of an array, 0 for no limit.
+    """
 
     system: str
     partition: str = ""
@@ -42,6 +53,7 @@ class Wish(NamedTuple):
     minutes: int | None = None
     memory: int | None = None
     options: tuple[str, ...] = ()
+    at_a_time: int = 0
 
 
 class Submitted(NamedTuple):
@@ -181,7 +193,7 @@ def _submit(
     for name in ("arrays", "logs"):
         (folder / name).mkdir()
     jobs = {job.id: job for job in campaign.jobs}
-    costs = _costs(campaign, names, place)
+    costs, ends = _costs(campaign, names, place), last_ends(place.out, names, system)
     most, token = system.max_array(), secrets.token_hex(3)
     ids: dict[str, list[str]] = {}
     for one in kept:
@@ -196,11 +208,12 @@ def _submit(
             str(folder),
             _command(folder, "job", f"{number}.list"),
             place.threads,
-            *_asked(group, costs, wish),
+            *_asked(group, costs, ends, wish),
             wish.partition,
             wish.account,
             wish.options,
             tuple(after),
+            wish.at_a_time,
         )
         write_whole(folder / f"{number}.list", "".join(f"{job.id}\n" for job in group))
         id_ = _submit_one(folder, request, [job.id for job in group], system)
@@ -224,9 +237,9 @@ def _command(folder: Path, *words: str) -> tuple[str, ...]:
 
 def _submit_one(folder: Path, request: Request, jobs: Sequence[str], system: Slurm | Pbs) -> str:
     """Submit one array. What is to be submitted is written before, its id after."""
-    array = Array(
-        folder / "arrays" / f"{request.name}.json", system.name, request.name, tuple(jobs)
-    )
+    file = folder / "arrays" / f"{request.name}.json"
+    names = tuple(jobs)
+    array = Array(file, system.name, request.name, names, user_name(), system.where())
     script = folder / f"{request.name}.sh"
     write_whole(script, system.script(request))
     write_array(array)
@@ -260,9 +273,13 @@ def _costs(campaign: Campaign, names: Sequence[str], place: Place) -> dict[str, 
 
 
 def _asked(
-    group: Sequence[Job], costs: Mapping[str, cost.Cost], wish: Wish
+    group: Sequence[Job], costs: Mapping[str, cost.Cost], ends: Mapping[str, str], wish: Wish
 ) -> tuple[int | None, int | None]:
-    """Give memory (MiB) and minutes to ask for: what the user says, else what is predicted."""
+    """Give memory (MiB) and minutes to ask for: what the user says, else what is predicted.
+
+    Twice as much of what one of them wanted the last time. ends: how the last element of a job has
+    ended.
+    """
     memory, minutes = wish.memory, wish.minutes
     found = [costs[job.id] for job in group]
     sizes = [one.memory for one in found if one.memory is not None]
@@ -271,6 +288,9 @@ def _asked(
         memory = math.ceil(MEMORY_FACTOR * max(sizes) / 2**20) + MEMORY_MORE
     if minutes is None and len(times) == len(found):
         minutes = math.ceil(TIME_FACTOR * max(times) / 60) + TIME_MORE
+    last = {ends.get(job.id) for job in group}
+    memory = 2 * memory if memory and "OUT_OF_MEMORY" in last else memory
+    minutes = 2 * minutes if minutes and "TIMEOUT" in last else minutes
     return memory, minutes
 
 

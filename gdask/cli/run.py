@@ -171,6 +171,7 @@ def _submit(args: argparse.Namespace, options: Options) -> int:
         _minutes(args.walltime) if args.walltime else None,
         int(memory / 2**20) or 1 if memory else None,
         tuple(args.batch_option),
+        args.jobs if args.jobs > 1 else 0,
     )
     done = submit_campaign(options, wish, lambda text: None if args.quiet else _say(text))
     _say(f"{result_line(done)}; gdask status {args.out} tells how it stands")
