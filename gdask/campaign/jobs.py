@@ -7,7 +7,6 @@ it is run again. It registers nothing in any database: calibrations are given by
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -22,9 +21,11 @@ from typing import Any, NamedTuple
 
 from gdask import __version__
 from gdask.campaign import records
+from gdask.campaign.claims import claimed, lock_here
 from gdask.campaign.job import Job, corrected_cards
 from gdask.campaign.scan import RawFile, known_sum, parse_card
 from gdask.campaign.settings import Flag
+from gdask.campaign.sums import SharedSums
 from gdask.campaign.tables import toml_lines, write_whole
 from gdask.headers.numbers import read_numbers
 from gdask.model import GdaskError
@@ -55,18 +56,24 @@ sys.exit(main())
 
 class Place(NamedTuple):
     """Where and how jobs run. out: folder of results. flags: of the campaign. retry: whether jobs
-    that have failed before, and of which nothing has changed, are tried again."""
+    that have failed before, and of which nothing has changed, are tried again. sums: of raw files,
+    for jobs that run elsewhere and must not write to the cache of the scan."""
 
     out: str
     threads: int
     memory: str | None = None
     flags: tuple[Flag, ...] = ()
     retry: bool = False
+    sums: SharedSums | None = None
 
     @property
     def cache(self) -> str:
         """The cache of the scan."""
         return os.path.join(self.out, records.HIDDEN, "scan.sqlite")
+
+    def sum_of(self, file: RawFile) -> str:
+        """Give the checksum of the pixels of a file; elsewhere not from the cache of the scan."""
+        return self.sums.of(file) if self.sums else known_sum(self.cache, file)
 
 
 #: Processes of this one that run a job: they end when it ends.
@@ -109,15 +116,22 @@ def run_job(
         return record
 
 
+def begin_all() -> None:
+    """Let jobs run in this process again, after `stop_all`."""
+    _STOPPED.clear()
+
+
 def stop_all() -> None:
-    """End the processes of all jobs, in order: what they have done until now is kept."""
+    """End the processes of all jobs, in order: what they have done until now is kept.
+
+    No job runs in this process from now on, until `begin_all`.
+    """
     _STOPPED.set()
     for process in list(_RUNNING):
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
     for process in list(_RUNNING):
         process.wait()
-    _STOPPED.clear()
 
 
 def _blocked_by(job: Job, before: Mapping[str, dict[str, Any]]) -> str:
@@ -147,7 +161,7 @@ def what_goes_in(
 ) -> tuple[dict[str, Any], Sources]:
     """Give what decides what a job makes (`records.parts_of`), and the files."""
     inputs = [files[key] for key in job.inputs]
-    sums = {file.key: known_sum(place.cache, file) for file in inputs}
+    sums = {file.key: place.sum_of(file) for file in inputs}
     headers = {file.key: corrected_cards(file, place.flags) for file in inputs}
     headers = {key: cards for key, cards in headers.items() if cards}
     calibrations, digests = _calibrations(job, before, place)
@@ -296,6 +310,8 @@ def _run(line: list[str], work: Path, lock: int) -> int:
 
     The process holds the lock of the folder too, until it has ended.
     """
+    if _STOPPED.is_set():
+        raise KeyboardInterrupt
     with open(work / "job.log", "w", encoding="utf-8") as log:
         process = subprocess.Popen(
             line,
@@ -319,8 +335,11 @@ def _folder_of(job: Job, place: Place) -> Iterator[tuple[Path, int]]:
     """Give the working folder of a job, which no other process has while this one has it."""
     work = Path(place.out) / records.HIDDEN / "work" / job.id
     work.mkdir(parents=True, exist_ok=True)
-    with open(Path(place.out) / records.HIDDEN / "work" / f"{job.id}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (
+        claimed(work.with_name(f"{job.id}.owner"), _STOPPED),
+        open(work.with_name(f"{job.id}.lock"), "w") as lock,
+    ):
+        lock_here(lock.fileno())
         work.mkdir(parents=True, exist_ok=True)
         yield work, lock.fileno()
 

@@ -23,6 +23,8 @@ STATES = {
     "blocked": "blocked",
     "stale": "stale",
     "waiting": "waiting",
+    "queued": "queued",
+    "running": "running",
     "new": "to do",
 }
 

@@ -6,7 +6,6 @@ Kill it at any time and type the same line again: what is whole is kept, the res
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import json
 import os
@@ -18,13 +17,16 @@ from typing import Any, NamedTuple
 
 from gdask import model
 from gdask.campaign import cost, records
+from gdask.campaign.claims import lock_here
 from gdask.campaign.index import write_tables
 from gdask.campaign.job import STAGES, Campaign, Job, corrected_cards
-from gdask.campaign.jobs import Place, run_job, stop_all
+from gdask.campaign.jobs import Place, begin_all, run_job, stop_all
 from gdask.campaign.plan import make_plan
 from gdask.campaign.scan import RawFile, forget_missing, scan
 from gdask.campaign.settings import Settings, read_flags, read_settings
+from gdask.campaign.spread import run_on_cluster
 from gdask.campaign.state import State, states_of
+from gdask.campaign.sums import take_over
 from gdask.campaign.tables import write_whole
 from gdask.model import GdaskError, UsageError
 
@@ -37,7 +39,8 @@ _OF_ONE_JOB = ("error", "refused")
 
 
 class Options(NamedTuple):
-    """How to run. places: of raw files; empty: those of the last time. at_a_time: jobs."""
+    """How to run. places: of raw files; empty: those of the last time. at_a_time: jobs, or those
+    of each worker of a cluster."""
 
     places: tuple[str, ...]
     out: str
@@ -48,6 +51,7 @@ class Options(NamedTuple):
     until: str = "stacks"
     forget_missing: bool = False
     retry: bool = False
+    cluster: str = ""
 
 
 class Outcome(NamedTuple):
@@ -78,6 +82,7 @@ def survey(options: Options, say: Callable[[str], None] = print) -> tuple[Campai
         tuple(read_flags(out)),
         options.retry,
     )
+    take_over(out, place.cache)
     if options.forget_missing:
         forget_missing(place.cache)
     files = scan(
@@ -228,8 +233,19 @@ class _Runner:
         self.causes: dict[str, list[str]] = {}
 
     def run(self) -> _Ran:
-        """Run all jobs as one dask graph, in threads of this process."""
+        """Run all jobs as one dask graph, in threads of this process, or on a cluster."""
         import dask.threaded
+
+        if self.options.cluster:
+            done = run_on_cluster(
+                self.campaign,
+                self.place,
+                self.options.cluster,
+                self.options.at_a_time,
+                self._tell,
+                lambda: self.stopped,
+            )
+            return self._ran(done)
 
         jobs = {job.id: job for job in self.campaign.jobs}
         graph = {
@@ -237,12 +253,16 @@ class _Runner:
             for name, job in jobs.items()
         }
         names = list(graph)
+        begin_all()
         try:
             results = dask.threaded.get(graph, names, num_workers=self.options.at_a_time)
         except BaseException:
             stop_all()
             raise
         done = dict(zip(names, results, strict=True))
+        return self._ran(done)
+
+    def _ran(self, done: dict[str, dict[str, Any]]) -> _Ran:
         return _Ran({k: v for k, v in done.items() if v["status"] != "not run"}, self.stopped)
 
     def _task(self, job: Job, needed: list[dict[str, Any]]) -> dict[str, Any]:
@@ -313,14 +333,12 @@ def owned(out: str | os.PathLike[str]) -> Iterator[None]:
     path = Path(out) / records.HIDDEN / "owner.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = open(path.with_suffix(".lock"), "w")  # noqa: SIM115 (closed in the end)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_free = True
-    except OSError:
-        is_free = False
+    is_free = lock_here(lock.fileno(), wait=False)
     with contextlib.suppress(OSError, ValueError):
         other = json.loads(path.read_text())
-        if not is_free or _lives(other, time.time() - path.stat().st_mtime):
+        os.utime(lock.name)  # by the clock of the file server
+        age = os.fstat(lock.fileno()).st_mtime - path.stat().st_mtime
+        if not is_free or _lives(other, age):
             lock.close()
             raise GdaskError(
                 f"{out}: a run is going on there, process {other['pid']} on {other['host']}, since "

@@ -108,7 +108,7 @@ def scan(
     paths, listed = find_files(places, skip)
     if not paths:
         raise UsageError(f"{', '.join(places)}: no FITS file there")
-    with closing(_open_cache(cache)) as kept:
+    with closing(open_cache(cache)) as kept:
         known = {path: (size, mtime, facts) for path, size, mtime, facts in kept.execute(_ALL)}
         _check_not_gone(known, paths)
         files, new = [], []
@@ -314,24 +314,24 @@ def _iso(time: datetime | None) -> str | None:
 _ALL = "SELECT path, size, mtime_ns, facts FROM files"
 
 
-def _open_cache(path: str | os.PathLike[str] | None) -> sqlite3.Connection:
-    """Open the cache; one of another version, or damaged, begins anew."""
+def open_cache(path: str | os.PathLike[str] | None) -> sqlite3.Connection:
+    """Open the cache; one of another version, or damaged, begins anew. One that is in use waits."""
     for again in (True, False):
-        connection = sqlite3.connect(":memory:" if path is None else os.fspath(path))
+        connection = sqlite3.connect(":memory:" if path is None else os.fspath(path), timeout=60)
         try:
             if connection.execute("PRAGMA user_version").fetchone()[0] != CACHE_VERSION:
                 connection.executescript(
-                    "DROP TABLE IF EXISTS files; DROP TABLE IF EXISTS sums;"
+                    "BEGIN IMMEDIATE; DROP TABLE IF EXISTS files; DROP TABLE IF EXISTS sums;"
                     "CREATE TABLE files (path TEXT PRIMARY KEY, size, mtime_ns, facts TEXT);"
                     "CREATE TABLE sums (name, size, mtime_ns, what, value,"
                     " PRIMARY KEY (name, size, mtime_ns, what));"
-                    f"PRAGMA user_version = {CACHE_VERSION}"
+                    f"PRAGMA user_version = {CACHE_VERSION}; COMMIT"
                 )
             return connection
-        except sqlite3.DatabaseError:
+        except sqlite3.DatabaseError as error:
             connection.close()
-            if not again or path is None:
-                raise
+            if not again or path is None or isinstance(error, sqlite3.OperationalError):
+                raise  # busy, or not to be written: no reason to remove what others use
             os.unlink(path)
     raise AssertionError("unreachable")
 
@@ -366,7 +366,7 @@ def _plain_name(path: str) -> str:
 def forget_missing(cache: str | os.PathLike[str]) -> None:
     """Forget what the last scan saw, so that the next one misses nothing."""
     if os.path.exists(cache):
-        with closing(_open_cache(cache)) as kept:
+        with closing(open_cache(cache)) as kept:
             kept.execute("DELETE FROM files")
             kept.commit()
 
@@ -408,7 +408,7 @@ def _sums_of_tiled(path: str) -> str:
 
 def known_sum(cache: str | os.PathLike[str] | None, file: RawFile) -> str:
     """Give `data_sums` of a file, kept by name, size and time: so also of one that was moved."""
-    with closing(_open_cache(cache)) as kept:
+    with closing(open_cache(cache)) as kept:
         return _kept_sum(kept, file, "data", lambda: data_sums(file.path))
 
 

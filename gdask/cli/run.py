@@ -26,6 +26,7 @@ EXAMPLES = """\
   gdask run raw -o reduced --dry-run     what would be done, why, and what it takes
   gdask run raw -o reduced               do it
   gdask run raw/2017* -o reduced --only 'target==NGC5128,filter==Kshort'
+  gdask run raw -o reduced --submit slurm --account ast123
   gdask status reduced                   how it stands
   gdask why reduced/NGC5128/Kshort/all/S20170505S0095_image.fits"""
 
@@ -71,9 +72,40 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="threads of a job (default: the machine's cores, shared by the jobs)",
     )
+    how.add_argument(
+        "--cluster",
+        metavar="SPEC",
+        help="on the workers of a cluster, a job at a time on each (docs/cluster.md): processes:N, "
+        "tcp://host:port, a scheduler file, ssh:hosts, slurm, pbs, FILE.yaml",
+    )
     how.add_argument("--memory", metavar="SIZE", help="most memory of a job, such as 2GiB")
     how.add_argument("-q", "--quiet", action="store_true", help="only what went wrong")
+    _add_batch_options(parser)
     return parser
+
+
+def _add_batch_options(parser: argparse.ArgumentParser) -> None:
+    """Options for a batch system."""
+    batch = parser.add_argument_group(
+        "on a batch system (with --threads and --memory of each job; docs/campaigns.md)"
+    )
+    batch.add_argument(
+        "--submit", choices=("slurm", "pbs"), help="submit the jobs; type it again to go on"
+    )
+    batch.add_argument("--partition", default="", metavar="NAME", help="partition or queue")
+    batch.add_argument("--account", default="", metavar="NAME", help="whose account pays")
+    batch.add_argument(
+        "--walltime",
+        metavar="TIME",
+        help="most time of a job, HH:MM or minutes (default: what is predicted; else the site's)",
+    )
+    batch.add_argument(
+        "--batch-option",
+        action="append",
+        default=[],
+        metavar="LINE",
+        help="one more option for the scripts, such as --batch-option=--qos=long; may be repeated",
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,9 +121,16 @@ def _run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} {value}: expected 1 or more")
-    options = options_of(args)
+    options = _with_threads(options_of(args))
     if args.dry_run:
         return show_plan(options, args.json)
+    if args.submit and args.cluster:
+        raise UsageError(
+            "--submit and --cluster: give one; a submitted job uses threads of its own"
+        )
+    if args.submit:
+        return _submit(args, options)
+    _check_queue(args.out)
     outcome = run_campaign(options, lambda text: None if args.quiet else _say(text))
     if outcome.stopped:
         print(clean(f"gdask run: stopped: {outcome.stopped}"), file=sys.stderr)
@@ -103,6 +142,72 @@ def _run(args: argparse.Namespace) -> int:
         one = outcome.records[name]
         print(clean(f"{name}: {one['status']}: {one['cause']}"), file=sys.stderr)
     return 1 if outcome.failed or outcome.stopped else 0
+
+
+def _with_threads(options: Options) -> Options:
+    """Give the options where `--cluster threads:N` is: this machine, without a cluster."""
+    if not options.cluster:
+        return options
+    from gdask.cluster import available_cores, profile_of
+
+    profile = profile_of(options.cluster)
+    if profile["kind"] != "threads":
+        return options
+    cores = profile.get("workers") or available_cores()
+    threads = options.threads or max(1, cores // options.at_a_time)
+    return options._replace(cluster="", threads=threads)
+
+
+def _submit(args: argparse.Namespace, options: Options) -> int:
+    """Submit what would run; 1 where a job is blocked."""
+    from gdask.campaign.submit import Wish, result_line, submit_campaign
+    from gdask.engine.memory import parse_bytes
+
+    memory = parse_bytes(args.memory)
+    wish = Wish(
+        args.submit,
+        args.partition,
+        args.account,
+        _minutes(args.walltime) if args.walltime else None,
+        int(memory / 2**20) or 1 if memory else None,
+        tuple(args.batch_option),
+        args.jobs if args.jobs > 1 else 0,
+    )
+    done = submit_campaign(options, wish, lambda text: None if args.quiet else _say(text))
+    _say(f"{result_line(done)}; gdask status {args.out} tells how it stands")
+    return int(bool(done.blocked))
+
+
+def _minutes(text: str) -> int:
+    """Give the minutes of HH:MM, HH:MM:SS, or minutes; UsageError for anything else."""
+    from gdask.model import UsageError
+
+    parts = text.split(":")
+    if not all(part.isdigit() for part in parts) or len(parts) > 3:
+        raise UsageError(f"--walltime {text}: expected HH:MM, HH:MM:SS or minutes")
+    numbers = [int(part) for part in parts]
+    minutes = numbers[0] if len(numbers) == 1 else 60 * numbers[0] + numbers[1]
+    if not minutes:
+        raise UsageError(f"--walltime {text}: expected at least a minute")
+    return minutes
+
+
+def _check_queue(out: str) -> None:
+    """Raise GdaskError where jobs of this campaign are in the queue of a batch system."""
+    from gdask.campaign.batch import Patience
+    from gdask.campaign.submissions import live_elements
+    from gdask.model import GdaskError
+
+    try:
+        live = live_elements(out, Patience(10, 2))
+    except GdaskError as error:
+        print(clean(f"gdask run: jobs that were submitted are not known: {error}"), file=sys.stderr)
+        return
+    if live:
+        raise GdaskError(
+            f"{len(live)} jobs of {out} are in the queue of {live[0].array.system}; wait for them, "
+            f"go on with --submit {live[0].array.system}, or cancel them there"
+        )
 
 
 def _say(text: str) -> None:
@@ -125,6 +230,7 @@ def options_of(args: argparse.Namespace) -> Options:
         args.until,
         args.forget_missing,
         args.retry,
+        args.cluster or "",
     )
 
 

@@ -1,0 +1,257 @@
+"""The jobs of a campaign on the workers of a cluster: a worker is a node, or a share of it.
+
+A worker is given the name of a job and the folder in which all that it needs is written: so the
+scheduler and what it holds do not grow with frames. A job is handed over when what it needs is made
+and a worker is free for it: handed over beforehand, it could wait behind another one while a worker
+is idle, and a worker's death would count against all jobs that wait for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gdask.campaign import elsewhere, records
+from gdask.campaign.job import Campaign, Job
+from gdask.campaign.jobs import MAX_TRIES, Place, begin_all, stop_all
+from gdask.model import GdaskError
+
+#: Seconds between two looks at the cluster, and without any worker after which a run ends.
+LOOK, WAIT = 1.0, 600.0
+#: What a worker gives back of a record; the rest is on disk.
+_SUMMARY = ("status", "cause", "ran")
+
+
+class Share(NamedTuple):
+    """What one job gets of a worker. memory: bytes, None where nothing limits it."""
+
+    threads: int
+    memory: int | None
+
+
+class _Running(NamedTuple):
+    job: Job
+    worker: str
+    begun: float
+
+
+def run_on_cluster(
+    campaign: Campaign,
+    place: Place,
+    spec: str,
+    at_a_time: int,
+    ended: Callable[[Job, dict[str, Any], float], None],
+    is_stopped: Callable[[], str],
+    do: Callable[..., dict[str, Any]] = elsewhere.do_job,
+) -> dict[str, dict[str, Any]]:
+    """Do all jobs of a plan on the workers of `spec`, each after those that it needs.
+
+    at_a_time: jobs of one worker. ended: called with job, record and seconds. is_stopped: why
+    nothing new is begun, or ''. do: what a worker runs. Gives the records by job. Raises GdaskError
+    where there is no cluster, or workers do not see the files.
+    """
+    from gdask.cluster import connect
+    from gdask.engine.memory import parse_bytes
+
+    memory = parse_bytes(place.memory)
+    with connect(spec, memory=int(memory) if memory else None) as client:
+        _check_files(client, place, campaign)
+        client.run(begin_all)
+        folder = elsewhere.new_folder(place.out)
+        elsewhere.hand_out(folder, campaign, [job.id for job in campaign.jobs], place)
+        spread = _Spread(client, campaign, place, folder, at_a_time, do)
+        try:
+            return spread.run(ended, is_stopped)
+        except BaseException:
+            spread.stop()
+            raise
+
+
+class _Spread:
+    """Jobs that wait, and those that workers do."""
+
+    def __init__(
+        self,
+        client: Any,
+        campaign: Campaign,
+        place: Place,
+        folder: Path,
+        at_a_time: int,
+        do: Callable[..., dict[str, Any]],
+    ) -> None:
+        self.client, self.place, self.folder, self.do = client, place, folder, do
+        self.at_a_time = at_a_time
+        known = {job.id for job in campaign.jobs}
+        self.waiting = {job.id: job for job in campaign.jobs}
+        self.needs = {job.id: set(job.needs) & known for job in campaign.jobs}
+        self.urgency = _urgency(campaign)
+        self.running: dict[Any, _Running] = {}
+        self.lost: dict[str, list[str]] = {}
+        self.done: dict[str, dict[str, Any]] = {}
+        self.token = secrets.token_hex(4)
+
+    def run(
+        self, ended: Callable[[Job, dict[str, Any], float], None], is_stopped: Callable[[], str]
+    ) -> dict[str, dict[str, Any]]:
+        """Hand jobs to free workers until all have ended."""
+        alone_since = time.monotonic()
+        while self.waiting or self.running:
+            workers = self._workers()
+            if workers:
+                alone_since = time.monotonic()
+            elif time.monotonic() - alone_since > WAIT:
+                raise GdaskError(
+                    f"no worker for {WAIT:.0f} s: are the hosts up? The same line again goes on"
+                )
+            why = is_stopped()
+            if why:
+                for job in self.waiting.values():
+                    self.done[job.id] = {"status": "not run", "cause": why, "products": []}
+                self.waiting.clear()
+            self._hand_over(workers)
+            for future in self._ended(workers):
+                one = self.running.pop(future)
+                record = self._record(one, future)
+                if record is not None:
+                    self.done[one.job.id] = record
+                    ended(one.job, record, time.monotonic() - one.begun)
+        return {name: record | {"job": name} for name, record in self.done.items()}
+
+    def _workers(self) -> dict[str, Share]:
+        """Give the workers that there are now, and what a job gets of each."""
+        try:
+            found = self.client.scheduler_info(n_workers=-1)["workers"]
+        except Exception as error:  # noqa: BLE001 - whatever a lost connection raises
+            raise GdaskError(f"the scheduler does not answer ({error})") from None
+        if self.client.status != "running":
+            raise GdaskError("the scheduler is gone; the same line again goes on")
+        shares = {}
+        for address, worker in found.items():
+            slots = max(1, min(self.at_a_time, worker["nthreads"]))
+            limit = worker["memory_limit"]
+            shares[address] = Share(
+                max(1, worker["nthreads"] // slots), int(limit // slots) if limit else None
+            )
+        return shares
+
+    def _hand_over(self, workers: Mapping[str, Share]) -> None:
+        """Give each free place of a worker the most urgent job that can be done."""
+        busy: dict[str, int] = dict.fromkeys(workers, 0)
+        for one in self.running.values():
+            busy[one.worker] = busy.get(one.worker, 0) + 1
+        ready = [job for name, job in self.waiting.items() if self.needs[name] <= self.done.keys()]
+        ready.sort(key=lambda job: -self.urgency[job.id])
+        for job in ready:
+            free = [address for address in workers if busy[address] < self.at_a_time]
+            if not free:
+                return
+            address = min(free, key=lambda one: (busy[one], one))
+            busy[address] += 1
+            share = workers[address]
+            tried = len(self.lost.get(job.id, ()))
+            future = self.client.submit(
+                on_worker,
+                self.do,
+                str(self.folder),
+                job.id,
+                share.threads,
+                share.memory,
+                key=f"{job.kind}-{self.token}-{job.id}-{tried}",
+                workers=[address],
+                allow_other_workers=False,
+                pure=False,
+                retries=0,
+            )
+            self.running[future] = _Running(job, address, time.monotonic())
+            del self.waiting[job.id]
+
+    def _ended(self, workers: Mapping[str, Share]) -> list[Any]:
+        """Wait a little; give the tasks that have ended, or whose worker is gone."""
+        from distributed import wait
+
+        if not self.running:
+            time.sleep(LOOK)
+            return []
+        with contextlib.suppress(TimeoutError):
+            wait(list(self.running), timeout=LOOK, return_when="FIRST_COMPLETED")
+        return [
+            future
+            for future, one in self.running.items()
+            if future.status != "pending" or one.worker not in workers
+        ]
+
+    def _record(self, one: _Running, future: Any) -> dict[str, Any] | None:
+        """Give the record of a job that has ended; None where it is to be done once more."""
+        if future.status == "finished":
+            summary = dict(future.result())
+            record = records.read_record(self.place.out, one.job) or {"products": []}
+            return record | summary
+        if future.status == "error":
+            # An error of a job is in its record; this is one of handing it over.
+            error = future.exception()
+            return self._failed(one.job, f"worker {one.worker}: {error}")
+        future.cancel()
+        lost = self.lost.setdefault(one.job.id, [])
+        lost.append(one.worker)
+        if len(lost) < MAX_TRIES:
+            self.waiting[one.job.id] = one.job
+            return None
+        return self._failed(one.job, f"lost worker: {len(lost)} workers died over it")
+
+    def _failed(self, job: Job, cause: str) -> dict[str, Any]:
+        last = records.read_record(self.place.out, job) or {}
+        record = {"products": [], "parts": {}, **last, "status": "failed", "cause": cause}
+        records.write_record(self.place.out, job, record | {"key": "", "ran": True})
+        return record | {"key": "", "ran": True}
+
+    def stop(self) -> None:
+        """End what workers do, in order: it goes on from there the next time."""
+        with contextlib.suppress(Exception):
+            self.client.run(stop_all, on_error="ignore")
+            self.client.cancel(list(self.running))
+
+
+def _urgency(campaign: Campaign) -> dict[str, float]:
+    """Give how much hangs on a job: bytes of raw data on the longest way from it to an end."""
+    found: dict[str, float] = {}
+    followers: dict[str, list[str]] = {}
+    for job in campaign.jobs:
+        for need in job.needs:
+            followers.setdefault(need, []).append(job.id)
+    for job in reversed(campaign.jobs):
+        behind = max(
+            (found[name] for name in followers.get(job.id, ()) if name in found), default=0
+        )
+        found[job.id] = behind + max(job.raw_bytes, 1)
+    return found
+
+
+def on_worker(
+    do: Callable[..., dict[str, Any]], folder: str, name: str, threads: int, memory: int | None
+) -> dict[str, Any]:
+    """Do a job on a worker, and give a few words of its record."""
+    try:
+        record = do(folder, name, threads, str(memory) if memory else None)
+    except KeyboardInterrupt:  # the run was stopped; dask would end the worker
+        return {"status": "not run", "cause": "stopped", "ran": False}
+    return {key: record[key] for key in _SUMMARY if key in record}
+
+
+def _check_files(client: Any, place: Place, campaign: Campaign) -> None:
+    """Raise GdaskError where a worker does not see the folder of results or a raw file."""
+    paths = [place.out, *dict.fromkeys(os.path.dirname(one.path) for one in campaign.files)][:100]
+    for worker, missing in client.run(_not_seen, paths).items():
+        if missing:
+            raise GdaskError(
+                f"worker {worker} does not see {missing[0]}; all hosts must see the raw files and "
+                "the folder of results under the same names"
+            )
+
+
+def _not_seen(paths: list[str]) -> list[str]:
+    return [path for path in paths if not os.path.exists(path)]

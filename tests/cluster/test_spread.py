@@ -1,0 +1,130 @@
+"""`gdask run --cluster`: jobs of a campaign on workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import Night
+
+from gdask.campaign import records, spread
+from gdask.campaign.job import Campaign, Job
+from gdask.campaign.jobs import Place
+from gdask.campaign.run import Options, run_campaign
+
+FRAMES = "frames-GSAOI-NGC5128-Kshort-20170505"
+
+
+def toy(folder: str, name: str, threads: int, memory: str | None) -> dict:
+    """Write when a job was done, by whom, and with what; some kill their worker."""
+    out = Path(folder).parents[2]
+    with open(out / f"{name}.begun", "a") as log:
+        log.write("x")
+    begun = time.time()
+    kills = name.startswith("killer") or (
+        name.startswith("once") and (out / f"{name}.begun").read_text() == "x"
+    )
+    if kills:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.2)
+    text = f"{begun} {time.time()} {os.getpid()} {threads} {memory}"
+    (out / f"{name}.times").write_text(text)
+    return {"status": "made", "cause": "", "ran": True, "products": []}
+
+
+def a_job(name: str, needs: tuple[str, ...] = (), size: int = 1) -> Job:
+    return Job(
+        name, "frames", "GSAOI", "T", "K", "20170505", "T/K", takes=needs, raw_bytes=size
+    )  # fmt: skip
+
+
+def run_toys(jobs: list[Job], out: Path, at_a_time: int = 1) -> dict[str, dict]:
+    place = Place(str(out), 1)
+    out.joinpath(".campaign").mkdir(exist_ok=True)
+    return spread.run_on_cluster(
+        Campaign(tuple(jobs), (), ()), place, "processes:2", at_a_time,
+        lambda job, record, seconds: None, lambda: "", toy,
+    )  # fmt: skip
+
+
+def test_jobs_follow_what_they_need_and_a_death_costs_the_job_alone(tmp_path: Path) -> None:
+    """One worker dies once in the middle; over one job each worker dies, three times."""
+    jobs = [a_job(f"flat-{n}") for n in range(4)]
+    jobs += [a_job("once"), a_job("killer")]
+    jobs += [a_job(f"stack-{n}", (f"flat-{n}", "once")) for n in range(4)]
+    done = run_toys(jobs, tmp_path)
+    assert {name for name, one in done.items() if one["status"] == "failed"} == {"killer"}
+    assert "3 workers died" in done["killer"]["cause"]
+    assert len(done) == len(jobs)
+    times = {path.stem: path.read_text().split() for path in tmp_path.glob("*.times")}
+    for job in jobs:
+        for need in job.needs:
+            assert float(times[need][1]) <= float(times[job.id][0])
+    counts = {path.stem: len(path.read_text()) for path in tmp_path.glob("*.begun")}
+    assert counts.pop("once") == 2 and counts.pop("killer") == 3
+    assert set(counts.values()) == {1}
+    assert len({times[job.id][2] for job in jobs if job.id in times}) >= 2
+    for found in times.values():
+        assert found[3] == "1" and int(found[4]) > 0  # threads and memory of a worker
+
+
+def test_what_takes_longest_begins_first_and_the_scheduler_sees_jobs_only() -> None:
+    jobs = [a_job("a", size=5), a_job("b", size=1), a_job("c", ("b",), 10)]
+    found = spread._urgency(Campaign(tuple(jobs), (), ()))
+    assert sorted(found, key=found.get, reverse=True) == ["b", "c", "a"]
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_in_the_middle_costs_nothing_but_time(
+    night: Night, tmp_path: Path
+) -> None:
+    """Killed while its job has a checkpoint; the job goes on from it, with the same bytes."""
+    raw, out = night.folder / "raw", tmp_path / "out"
+    only = "target==NGC5128"
+    command = [sys.executable, "-m", "gdask.cli.run", str(raw), "-o", str(out), "--only", only]
+    process = subprocess.Popen(
+        [*command, "--cluster", "processes:2"], stdout=subprocess.PIPE, text=True
+    )
+    killed: list[int] = []
+
+    def kill() -> None:
+        marks = out / ".campaign" / "work" / FRAMES / ".gdask"
+        while process.poll() is None and not killed:
+            if any(marks.glob("*/*/complete")):
+                child = next(
+                    p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(marks.parent)
+                )
+                killed.append(child.ppid())
+                os.kill(child.ppid(), signal.SIGKILL)
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    shown, _ = process.communicate(timeout=900)
+    thread.join()
+    assert process.returncode == 0 and killed, shown
+    quiet = run_campaign(
+        Options((str(raw),), str(tmp_path / "local"), threads=2, only=is_of_target), print
+    )
+    assert quiet.failed == []
+    assert contents(out) == contents(tmp_path / "local")
+
+
+def is_of_target(job: Job) -> bool:
+    return job.target == "NGC5128"
+
+
+def contents(out: Path) -> dict[str, str]:
+    """Give the digests of content of all products, by path."""
+    found = {
+        one["path"]: one["content"] for each in records.all_records(out) for one in each["products"]
+    }
+    assert len(found) >= 7
+    return found
