@@ -109,6 +109,9 @@ def run_job(
         record["products"] = (last or {}).get("products", [])
         if record["status"] == "made":
             record["products"] = _moved(job, work, place, last)
+            shutil.copyfile(
+                work / "job.log", records.record_path(place.out, job).with_suffix(".log")
+            )
             record["numbers"] = read_numbers(records.products_of(place.out, record)[0])
         records.write_record(place.out, job, record)
         if record["status"] == "made":

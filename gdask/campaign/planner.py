@@ -16,6 +16,8 @@ from gdask.campaign.settings import Flag, Settings
 from gdask.model import UsageError
 from gdask.params import closest
 
+#: Short darks within so many days of the flats are all near enough: the shortest ones are taken.
+NEAR_DARKS_DAYS = 10
 #: Darks that are at most so long (s) can show the bad pixels of a mask.
 SHORT_DARK_SECONDS = 10.0
 
@@ -137,7 +139,7 @@ class Planner:
             for one in darks
             if one.exposure <= SHORT_DARK_SECONDS and one.exposure != group.exposure
         ]
-        near, (files, _) = _nearest(short, group), self._with_lamp_off(group)
+        near, (files, _) = _shortest(short, group), self._with_lamp_off(group)
         if near is None or files is None or _days(near, group) > MADE_BPM_DAYS:
             return None
         own: tuple[RawFile, ...] = ()
@@ -329,6 +331,15 @@ class Planner:
             blocked=lack(choices),
             notes=(*job.notes, "pinned in campaign.toml"),
         )
+
+
+def _shortest(groups: Iterable[Group], to: Group) -> Group | None:
+    """Give the darks of the shortest exposure, the nearest of these; near ones before others."""
+    return min(
+        groups,
+        key=lambda one: (_days(one, to) > NEAR_DARKS_DAYS, one.exposure, _days(one, to)),
+        default=None,
+    )
 
 
 def _rank_for_mask(group: Group) -> tuple[bool, int]:

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 from gdask import model
 from gdask.campaign import cost, records
 from gdask.campaign.claims import lock_here
-from gdask.campaign.index import write_tables
 from gdask.campaign.job import STAGES, Campaign, Job, corrected_cards
 from gdask.campaign.jobs import Place, begin_all, run_job, stop_all
 from gdask.campaign.plan import make_plan
@@ -179,12 +178,18 @@ def run_campaign(options: Options, say: Callable[[str], None] = print) -> Outcom
         try:
             outcome = _run(options, campaign, place, say)
         finally:
-            write_tables(place.out, campaign, records.read_records(place.out, campaign))
-        write_tables(place.out, outcome.campaign, outcome.records)
+            write_all_tables(campaign, place)
         ran = [job for job in outcome.campaign.jobs if outcome.records.get(job.id, {}).get("ran")]
         taken = (cost.measured(job, outcome.records[job.id]) for job in ran)
         cost.keep_rates(one for one in taken if one is not None)
     return outcome
+
+
+def write_all_tables(campaign: Campaign, place: Place) -> None:
+    """Write the tables of the whole plan, also of jobs that were not asked for."""
+    failed = _failed_before(campaign.files, place._replace(retry=False))
+    whole = make_plan(campaign.files, read_settings(place.out), place.flags, failed)
+    write_tables(place.out, whole, records.read_records(place.out, whole))
 
 
 def _run(options: Options, campaign: Campaign, place: Place, say: Callable[[str], None]) -> Outcome:

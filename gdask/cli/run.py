@@ -80,8 +80,35 @@ def build_parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--memory", metavar="SIZE", help="most memory of a job, such as 2GiB")
     how.add_argument("-q", "--quiet", action="store_true", help="only what went wrong")
+    how.add_argument(
+        "--bundle",
+        nargs=2,
+        metavar=("JOB", "DIR"),
+        help="gather raw files, calibrations, plan and log of a job in a new folder; run nothing",
+    )
+    _add_watch_options(parser)
     _add_batch_options(parser)
     return parser
+
+
+def _add_watch_options(parser: argparse.ArgumentParser) -> None:
+    """Options for a night whose files arrive."""
+    group = parser.add_argument_group("while files arrive")
+    group.add_argument(
+        "--watch",
+        action="store_true",
+        help="look for new files until stopped; reduce what is whole",
+    )
+    group.add_argument(
+        "--settle",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="a sequence is whole when another begins, or after so long (default: 600)",
+    )
+    group.add_argument(
+        "--every", type=float, default=30.0, metavar="SECONDS", help="between looks (default: 30)"
+    )
 
 
 def _add_batch_options(parser: argparse.ArgumentParser) -> None:
@@ -130,7 +157,11 @@ def _run(args: argparse.Namespace) -> int:
         )
     if args.submit:
         return _submit(args, options)
+    if args.bundle:
+        return _bundle(options, *args.bundle)
     _check_queue(args.out)
+    if args.watch:
+        return _watch(args, options)
     outcome = run_campaign(options, lambda text: None if args.quiet else _say(text))
     if outcome.stopped:
         print(clean(f"gdask run: stopped: {outcome.stopped}"), file=sys.stderr)
@@ -142,6 +173,28 @@ def _run(args: argparse.Namespace) -> int:
         one = outcome.records[name]
         print(clean(f"{name}: {one['status']}: {one['cause']}"), file=sys.stderr)
     return 1 if outcome.failed or outcome.stopped else 0
+
+
+def _bundle(options: Options, job: str, folder: str) -> int:
+    from gdask.campaign.bundle import make_bundle
+    from gdask.campaign.run import survey
+
+    campaign, place = survey(options, lambda text: None)
+    names = make_bundle(campaign, place, job, folder)
+    _say(f"{len(names)} files of {job} are in {folder}")
+    return 0
+
+
+def _watch(args: argparse.Namespace, options: Options) -> int:
+    from gdask.campaign.watch import watch
+    from gdask.model import UsageError
+
+    if not options.places:
+        raise UsageError("--watch: name the folders to look at")
+    if args.settle < 0 or args.every <= 0:
+        raise UsageError("--settle and --every: expected seconds above 0")
+    watch(options, args.settle, args.every, lambda text: None if args.quiet else _say(text))
+    return 0
 
 
 def _with_threads(options: Options) -> Options:

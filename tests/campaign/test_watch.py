@@ -1,0 +1,35 @@
+"""Which jobs may run while files arrive."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from test_plan import flats, frames
+
+from gdask.campaign.plan import make_plan
+from gdask.campaign.watch import ready_jobs
+
+FRAMES = "frames-GSAOI-NGC5128-Kshort-20170505"
+LATER = "frames-GSAOI-M83-Kshort-20170505"
+
+
+def at(file, seconds):
+    return file._replace(mtime_ns=int(seconds * 1e9))
+
+
+def test_a_sequence_is_reduced_when_it_moves_on_or_has_settled() -> None:
+    files = [at(file, 1000) for file in [*flats(4), *frames(5), *frames(5, hour=6, object="M83",
+             ra=204.0)]]  # fmt: skip
+    plan = make_plan(files)
+    ready = ready_jobs(plan, settle=600, moving=set(), now=1100)
+    assert FRAMES in ready and LATER not in ready
+    assert LATER in ready_jobs(plan, settle=600, moving=set(), now=1700)
+
+
+def test_files_that_are_still_written_wait_and_so_does_what_needs_them() -> None:
+    files = [at(file, 1000) for file in [*flats(4), *frames(5), *frames(5, hour=6, object="M83",
+             ra=204.0)]]  # fmt: skip
+    plan = make_plan(files)
+    flat = next(file for file in files if file.kind == "flat")
+    assert ready_jobs(plan, 600, {flat.path}, 2000) == set()
+    assert datetime.fromisoformat(flat.time).hour == 11
