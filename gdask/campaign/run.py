@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from gdask import model
 from gdask.campaign import cost, records
 from gdask.campaign.claims import lock_here
+from gdask.campaign.index import write_tables
 from gdask.campaign.job import STAGES, Campaign, Job, corrected_cards
 from gdask.campaign.jobs import Place, begin_all, run_job, stop_all
 from gdask.campaign.plan import make_plan
