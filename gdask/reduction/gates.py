@@ -14,7 +14,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any, NamedTuple
 
-from gdask.headers.numbers import Value, names, rounded
+from gdask.headers.numbers import Value, names
 from gdask.model import UsageError
 from gdask.params import closest
 
@@ -293,7 +293,8 @@ _SECOND = (
     (("sky_brightness",), "{} mag/arcsec2"),
     (("astrometric_rms", "astrometric_stars"), "positions to {} mas in frames ({} stars)"),
     (("catalogue_rms", "catalogue_stars"), "{} mas to the catalogue ({})"),
-    (("frames", "nights", "frames_considered"), "{} frames of {} nights, {} considered"),
+    (("frames", "nights", "frames_considered"), "frames {}, nights {}, considered {}"),
+    (("frames",), "frames {}"),
     (("worst_rejected_fraction",), "at most {} of a frame rejected"),
 )
 
@@ -310,4 +311,5 @@ def _short(value: Value) -> str:
     """Write a number with the digits that it deserves in a log."""
     if isinstance(value, str | int):
         return str(value)
-    return f"{value:.2f}" if 10 <= abs(value) < 100 else f"{rounded(value):.3g}"
+    digits = 0 if abs(value) >= 100 else 2
+    return f"{value:.{digits}f}" if abs(value) >= 10 else f"{value:.3g}"
