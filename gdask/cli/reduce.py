@@ -50,6 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-c", "--config", metavar="FILE", help="TOML file of parameters, overridden by -p"
     )
+    parser.add_argument(
+        "--gates", metavar="FILE", help="TOML file of limits of a product's numbers (gates.toml)"
+    )
     _add_run_options(parser)
     return parser
 
@@ -131,6 +134,7 @@ def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         args.strict,
     )
     reduction.memory, reduction.performance_report = args.memory, args.performance_report
+    reduction.gates = args.gates
     reduction.uparms = params.parse_pairs(args.param)
     reduction.ucals = [_calibration(text) for text in args.user_cal]
     reduction.config = params.read_config(args.config) if args.config else {}

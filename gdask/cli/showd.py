@@ -10,17 +10,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from gdask.cli import expand_files, parser_for, run_command, split_commas
+from gdask.headers.numbers import names as number_names
+from gdask.headers.numbers import read_numbers
 from gdask.instruments import DESCRIPTORS, View, view
 from gdask.instruments.view import unknown_descriptor
 from gdask.model import GdaskError, UsageError, clean, clean_lines
 
 DESCRIPTION = """\
-Show values of descriptors (exposure_time, filter_name ...) of files, one file per line."""
+Show values of descriptors (exposure_time, filter_name ...) of files, one file per line; of products
+also their numbers (fwhm, zero_point, depth_5sigma ...)."""
 
 EXAMPLES = """\
   showd raw/*.fits -d filter_name,exposure_time,object
   showd @science.list -d ut_datetime --csv
   dataselect raw/*.fits --tags FLAT | showd -d object
+  showd *_image.fits -d fwhm,depth_5sigma,noise_ratio,gates
 
 descriptors:
 """
@@ -37,7 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `showd`."""
     names = textwrap.fill(", ".join(DESCRIPTORS), 100, initial_indent="  ", subsequent_indent="  ")
-    parser = parser_for("showd", DESCRIPTION, EXAMPLES + names)
+    of_products = textwrap.fill(
+        ", ".join(_numbers()), 100, initial_indent="  ", subsequent_indent="  "
+    )
+    epilog = f"{EXAMPLES}{names}\n\nnumbers of products:\n{of_products}"
+    parser = parser_for("showd", DESCRIPTION, epilog)
     parser.add_argument(
         "inputs",
         nargs="*",
@@ -70,8 +78,8 @@ def show(options: argparse.Namespace) -> int:
     if options.debug:
         print(options, file=sys.stderr)
     for name in names:
-        if name not in DESCRIPTORS:
-            raise UsageError(unknown_descriptor(name, DESCRIPTORS))
+        if name not in DESCRIPTORS and name not in _numbers():
+            raise UsageError(unknown_descriptor(name, (*DESCRIPTORS, *_numbers())))
     if not options.inputs and sys.stdin is not None and sys.stdin.isatty():
         print("showd: no files given (showd --help)", file=sys.stderr)
         return 2
@@ -110,7 +118,14 @@ def table(rows: list[list[str]]) -> str:
     return "\n".join([rule, lines[0], rule, *lines[1:]])
 
 
+def _numbers() -> list[str]:
+    """Give the names of numbers of products that are no descriptors."""
+    return [name for name in ("kind", *number_names()) if name not in DESCRIPTORS]
+
+
 def _value(file: View, name: str, pretty: bool) -> Any:
+    if name not in DESCRIPTORS:
+        return read_numbers(file.phu).get(name)
     return file(name, pretty=pretty) if file.accepts(name, "pretty") else file(name)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gdask.headers.header import Header
 from gdask.headers.reading import read_headers
@@ -65,7 +65,8 @@ NUMBERS = tuple(
         ("transparency_scatter", "TRANSPSD", "", "Scatter of the frames' throughput"),
         ("mean_counts", "MEANCNTS", "electron", "Counts of the flat for which it is 1 (e-)"),
         ("dark_level", "DARKLEV", "electron", "Median level (e-)"),
-        ("frame_scatter", "FRMSCAT", "", "Scatter of the frames' levels"),
+        ("lamp_scatter", "LAMPSCAT", "", "Scatter of the frames' levels (fraction)"),
+        ("level_scatter", "LEVSCAT", "electron", "Scatter of the frames' levels (e-)"),
         ("read_noise", "RNMEAS", "electron", "Read noise of a frame, measured (e-)"),
         ("read_noise_ratio", "RNRATIO", "", "Scatter of darks over what VAR says"),
         ("bad_fraction", "BADFRAC", "", "Fraction of bad pixels"),
@@ -102,14 +103,29 @@ def read_numbers(
 ) -> dict[str, Value]:
     """Read the numbers of a product: its path, or its primary header. Plain names to values.
 
-    Numbers that the product does not have are left out. Raises BadFile where it cannot be read.
+    Numbers that the product does not have are left out; `kind` says what it is. Raises BadFile
+    where it cannot be read.
     """
-    header = product
+    header: Any = product
     if isinstance(product, str | os.PathLike):
         header = read_headers(os.fspath(product)).phu
     pairs = (*((number.name, number.keyword) for number in NUMBERS), *_FROM_STEPS)
-    found = ((name, header.get(keyword)) for name, keyword in pairs)  # type: ignore[union-attr]
-    return {name: value for name, value in found if isinstance(value, float | int | str)}
+    found = ((name, header.get(keyword)) for name, keyword in pairs)
+    numbers = {name: value for name, value in found if isinstance(value, float | int | str)}
+    return {"kind": kind_of(header), **numbers} if kind_of(header) else numbers
+
+
+def kind_of(header: Any) -> str:
+    """Say what a product is: image (a stack), frame (sky-subtracted), flat, dark, bpm; '' else."""
+    kinds = {"PROCBPM": "bpm", "PROCFLAT": "flat", "PROCDARK": "dark", "PROCSCI": "image"}
+    found = [kind for keyword, kind in kinds.items() if keyword in header]
+    return found[0] if found else "frame" if "FWHMSTAR" in header else ""
+
+
+def known_numbers(values: Mapping[str, Value | None], kind: str) -> dict[str, Value]:
+    """Give measured numbers as `read_numbers` would: rounded, without those that are not known."""
+    found = {number.name: rounded(values.get(number.name)) for number in NUMBERS}
+    return {"kind": kind, **{name: value for name, value in found.items() if value is not None}}
 
 
 def number_cards(values: Mapping[str, Value | None]) -> dict[str, tuple[Value, str] | None]:

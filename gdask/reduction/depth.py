@@ -47,7 +47,7 @@ _ZERO_POINT_SNR, _APERTURE_SNR = 20.0, 30.0
 #: Flag of FLAGS_PSF that does not make a star useless: the common factor of all is not known.
 _UNSCALED = 64
 #: Largest error (fraction) of the common factor of the fitted fluxes with which they are taken.
-_MAX_COMMON_ERROR = 0.02
+_MAX_COMMON_ERROR = 0.2
 #: Least scatter (mag) beyond which a star is left out of a zero point, and fewest stars.
 _LEAST_SCATTER, _FEWEST_STARS = 0.02, 3
 #: Magnitude columns: what may stand beside the band's name.
@@ -139,9 +139,10 @@ def _from_catalogue(frame: Frame, tables: Mapping[str, Any]) -> Values:
         return {}
     catalog = tables["REFCAT"]
     column = magnitude_column(catalog.colnames, str(descriptor(frame, "filter_name", pretty=True)))
-    if column is None:
+    common = _common_error(sources)
+    if column is None or common > _MAX_COMMON_ERROR:
         return {}
-    flux, error, common = _total_flux(sources)
+    flux, error = (np.asarray(sources[name], float) for name in ("FLUX_PSF", "FLUXERR_PSF"))
     good = ((sources["FLAGS_PSF"] & ~_UNSCALED) == 0) & (flux > _ZERO_POINT_SNR * error)
     near = _brightest_near(
         sources["RA"][good],
@@ -198,18 +199,14 @@ def magnitude_column(columns: Sequence[str], filter_name: str) -> str | None:
     return next(iter(bare)) if list(bare.values()) == [""] else None
 
 
-def _total_flux(sources: astable.Table) -> tuple[np.ndarray, np.ndarray, float]:
-    """Give flux, error (e-) of all the light of the stars, and the error that is common to all.
+def _common_error(sources: astable.Table) -> float:
+    """Give the error (fraction) of the factor that makes fitted fluxes those of all the light.
 
-    Where the factor of the fitted fluxes is not known it is the light in the widest aperture.
+    Infinite where the factor is not known: light in apertures is no substitute, an AO halo is 5
+    times as wide as the core.
     """
-    common = _value(sources.meta.get("PSFFERR", np.nan))
-    is_known = np.isfinite(common) and common <= _MAX_COMMON_ERROR
-    names = ("FLUX_PSF", "FLUXERR_PSF") if is_known else ("FLUX_APER", "FLUXERR_APER")
-    flux, error = (np.asarray(sources[name], float) for name in names)
-    if is_known:
-        return flux, error, common
-    return flux[:, -1], error[:, -1], _MAX_COMMON_ERROR
+    error = _value(sources.meta.get("PSFFERR", np.nan))
+    return error if np.isfinite(error) else float("inf")
 
 
 def _value(card: Any) -> float:
@@ -333,9 +330,9 @@ def _promised_by_exposure(
 def _share_in_aperture(tables: Mapping[str, Any]) -> float | None:
     """Give the share of a star's light in the first aperture, by bright stars; None for too few."""
     sources = _stars_of(tables)
-    if sources is None:
+    if sources is None or _common_error(sources) > _MAX_COMMON_ERROR:
         return None
-    total, error, _ = _total_flux(sources)
+    total, error = (np.asarray(sources[name], float) for name in ("FLUX_PSF", "FLUXERR_PSF"))
     good = ((sources["FLAGS_PSF"] & ~_UNSCALED) == 0) & (total > _APERTURE_SNR * error)
     shares = np.asarray(sources["FLUX_APER"][:, 0], float)[good] / total[good]
     return float(np.median(shares)) if len(shares) >= _FEWEST_STARS else None

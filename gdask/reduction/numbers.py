@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gdask.headers.numbers import kind_of, known_numbers, number_cards
 from gdask.io.frames import grid_of, primary_header, shape_of, small, with_attrs, with_small
 from gdask.io.gather import measure_arrays
 from gdask.kernels.stack.counts import COUNTED
 from gdask.model import UNUSABLE, late
+from gdask.reduction import gates
 from gdask.reduction.depth import empty_apertures, noise_and_depth, zero_point
 from gdask.reduction.provenance import reduction_of
 from gdask.steps.frame_numbers import STAR_LIKE, frame_numbers, fwhm_pixels, mean_of
@@ -82,6 +84,19 @@ def _median(data: Image, dq: Flags) -> np.ndarray:
 # Numbers -----------------------------------------------------------------------------------------
 
 
+def completed(frame: Frame, tables: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give the tables of a product whose small results are computed, and the cards of its numbers.
+
+    FRAMES has columns of each frame's numbers, and the card GATES says which gates are not met.
+    """
+    tables = with_frame_columns(frame, tables)
+    values = product_numbers(frame, tables)
+    kind = "frame" if _is_image(frame) and not grid_of(frame) else kind_of(primary_header(frame))
+    limits = gates.merged(reduction_of(frame).get("gates", {}))
+    verdicts = gates.judge(known_numbers(values, kind), table=limits)
+    return tables, number_cards({**values, "gates": gates.summary(verdicts)})
+
+
 def product_numbers(frame: Frame, tables: Mapping[str, Any]) -> Values:
     """Give the numbers of a product whose small results are computed, by plain name.
 
@@ -104,8 +119,10 @@ def product_numbers(frame: Frame, tables: Mapping[str, Any]) -> Values:
         values |= {"frames": len(counted["used"])}
         offset = counted["difference"] / np.maximum(counted["used"], 1)
         mean = counted["stack"] / np.maximum(counted["used"], 1)
-        scatter = offset / mean if "PROCFLAT" in header else offset
-        values["frame_scatter"] = float(np.std(scatter, ddof=1)) if len(scatter) > 1 else None
+        if len(offset) > 1:
+            of_flat, scatter = "PROCFLAT" in header, float(np.std(offset, ddof=1))
+            values |= {"level_scatter": scatter} if not of_flat else {}
+            values |= {"lamp_scatter": float(np.std(offset / mean, ddof=1))} if of_flat else {}
         values |= _rejections(counted)
         values |= _dark_numbers(frame, counted, offset) if "PROCDARK" in header else {}
     return values
@@ -259,9 +276,6 @@ def _sky(numbers: Sequence[Mapping[str, Any]], known: Values) -> Values:
         rate = float(np.nanmean(rates))
         values["sky_brightness"] = known["zero_point"] - 2.5 * np.log10(rate) if rate > 0 else None
     return values
-
-
-# Zero point and depth ----------------------------------------------------------------------------
 
 
 # The table FRAMES --------------------------------------------------------------------------------

@@ -16,14 +16,13 @@ import numpy as np
 
 from gdask.engine import checkpoint
 from gdask.engine.compute import compute
-from gdask.headers.numbers import number_cards
 from gdask.io import write
 from gdask.io.frames import lazy_small_results, with_fetched
 from gdask.io.gather import measure_arrays
 from gdask.io.process_memory import return_freed_memory
 from gdask.io.write import no_room
 from gdask.model import DQ, UNUSABLE, BadPixels, GdaskError
-from gdask.reduction.numbers import product_numbers, with_frame_columns
+from gdask.reduction.numbers import completed
 from gdask.reduction.provenance import file_checksums, product_tables, sources
 from gdask.steps.frames import arrays_of
 from gdask.types import Flags, Frame
@@ -104,8 +103,7 @@ def run_phase(
             _check_light(product.output.final, small.get("level", ()))
             if os.path.exists(product.output.final):
                 log.info("%s: an older one is replaced", os.path.basename(product.output.final))
-            stored = with_frame_columns(frame, product_tables(frame, checksums))
-            cards = number_cards(product_numbers(frame, stored))
+            stored, cards = completed(frame, product_tables(frame, checksums))
             written.append(write.finish(product.output, stored, cards=cards))
     return values[: len(wanted)], written
 

@@ -168,7 +168,7 @@ def with_reduction(
         The recipe as the user named it.
     given
         `layers` of parameters, `user_cals` (type -> path), `suffix`, `left_out` (rows of name,
-        step, reason).
+        step, reason), `gates` (the user's).
     """
     path = inspect.getsourcefile(inspect.unwrap(recipe)) or ""
     source = (
@@ -224,6 +224,7 @@ def reduction_rows(
         ("recipe", recipe),
         ("parameters", settings),
         ("suffix", about.get("suffix")),
+        *((("gates", about["gates"]),) if about.get("gates") else ()),
         *(("input", described(path)) for path in about["inputs"]),
         *(("calibration", described(path)) for path in calibrations),
         *(("user_cal", described(path, kind=kind)) for path, kind in user_cals.items()),

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gdask")
 
+#: Products of a run of which the numbers are told: the first ones, where each frame is one.
+_TOLD_PRODUCTS = 3
+
 
 class Uparms(dict):
     """The user's parameters: a dictionary that also takes the older form, a list of pairs."""
@@ -51,6 +54,8 @@ class Reduce:
         Most memory of each worker, such as '2GiB'; None is what the machine or the workers have.
     performance_report
         File for a page that shows what the time was spent on; None for none.
+    gates
+        TOML file of limits of a product's numbers, in place of those of gates.toml; or the tables.
     strict
         Stop at the first frame that would be set aside.
     mode
@@ -74,6 +79,7 @@ class Reduce:
         self.memory: str | int | None = None
         self.performance_report: str | None = None
         self.config: Mapping[str, object] = {}
+        self.gates: str | os.PathLike[str] | Mapping[str, Any] | None = None
         self.strict = False
         self.mode = "sq"
         self.output_filenames: list[str] = []
@@ -108,6 +114,7 @@ class Reduce:
         paths = self._paths()
         with usual_errors(), recorded(paths) as recorder, garbage_left():
             self._reduce(paths, recorder)
+        _tell_numbers(self.output_filenames, self._own_gates())
         if self.account:
             self.account = self.account._replace(seconds=recorder.seconds())
             log.info("%s", describe_run(self.account))
@@ -120,7 +127,7 @@ class Reduce:
         from gdask.engine.checkpoint import remove_stale_parts
         from gdask.engine.memory import parse_bytes
         from gdask.instruments import tags
-        from gdask.reduction import screening
+        from gdask.reduction import gates, screening
         from gdask.reduction.recipe_library import (
             kernels_needed_by,
             known_steps,
@@ -130,6 +137,7 @@ class Reduce:
         )
 
         given, ucals = params.normalise(self.uparms), self._calibrations()
+        limits = self._own_gates()
         _check_cluster(self.cluster)
         allowed = parse_bytes(self.memory)
         if self.mode != "sq":
@@ -147,7 +155,11 @@ class Reduce:
         )
         params.check_user(given, steps_in(recipe))
         params.check_user(self.config, known_steps() | steps_in(recipe), "-c")
-        layers = [("config", dict(self.config)), ("user", given)]
+        layers: list[tuple[str, Mapping[str, object]]] = [
+            *gates.layer_of(limits),
+            ("config", dict(self.config)),
+            ("user", given),
+        ]
         params.check_together(steps_in(recipe), layers)
         screening.check_files_given({**self.config, **given}, steps_in(recipe))
         frames = screening.with_names_listed(frames, [*paths, *self._left_out_before])
@@ -169,7 +181,7 @@ class Reduce:
             connect(self.cluster, memory=allowed, report=self.performance_report),
         ):
             try:
-                self._run(recipe, module, frames, layers, ucals, paths, scratch)
+                self._run(recipe, module, frames, layers, (ucals, limits), paths, scratch)
             except NoCalibration as error:
                 raise NoCalibration("\n".join([str(error), *filter(None, [advice])])) from None
             finally:
@@ -181,17 +193,20 @@ class Reduce:
         module: Any,
         frames: Frames,
         layers: list,
-        ucals: dict[str, str],
+        given: tuple[dict[str, str], dict[str, Any]],
         paths: list[str],
         scratch: str,
     ) -> None:
-        """Run the recipe, and once more without frames whose pixels turn out to be bad."""
+        """Run the recipe, and once more without frames whose pixels turn out to be bad.
+
+        given: the user's calibrations, and gates.
+        """
         from gdask.caldb import open_databases
         from gdask.reduction.provenance import with_reduction
         from gdask.reduction.run import Run
         from gdask.reduction.screening import identity_of, with_skies, without_bad
 
-        folder = os.getcwd()
+        folder, (ucals, limits) = os.getcwd(), given
         while True:
             frames = self._keep(with_skies(frames, recipe, module, layers))
             before = list(self.set_aside)
@@ -215,6 +230,7 @@ class Reduce:
                     "user_cals": ucals,
                     "suffix": self.suffix,
                     "left_out": before,
+                    "gates": limits,
                 }
                 begun = with_reduction(frames, recipe, self.recipename, **about)
                 _check_memory(recipe, begun, account)
@@ -273,6 +289,15 @@ class Reduce:
                 log.warning("%s is listed more than once: used once", path)
         return list(path_of_file.values())
 
+    def _own_gates(self) -> dict[str, Any]:
+        """Give the user's gates; UsageError where they cannot be used."""
+        from gdask.reduction import gates
+
+        own = self.gates or {}
+        own = own if isinstance(own, Mapping) else gates.read_own(own)
+        gates.merged(own)
+        return dict(own)
+
     def _calibrations(self) -> dict[str, str]:
         """Give the user's calibrations by kind; UsageError where one is not understood."""
         found: dict[str, str] = {}
@@ -280,6 +305,23 @@ class Reduce:
             if found.setdefault(_checked_kind(kind, path), path) != path:
                 raise UsageError(f"--user_cal {kind}: {found[kind]} and {path} came; give one")
         return found
+
+
+def _tell_numbers(products: list[str], limits: Mapping[str, Any]) -> None:
+    """Log the numbers of products, and a warning for each gate that is not met.
+
+    limits: the user's gates.
+    """
+    from gdask.headers.numbers import read_numbers
+    from gdask.reduction import gates
+
+    for number, name in enumerate(products):
+        numbers = read_numbers(name)
+        for line in gates.describe(numbers) if number < _TOLD_PRODUCTS else ():
+            log.info("%s: %s", name, line)
+        for verdict in gates.judge(numbers, table=gates.merged(limits)):
+            if not verdict.is_met:
+                log.warning("%s: %s", name, gates.sentence(verdict))
 
 
 def _pairs(given: Any) -> list[tuple[str, str]]:

@@ -47,6 +47,7 @@ class Account(NamedTuple):
     files: tuple[dict[str, Any], ...]  # role, name, size, md5 of every file that went in
     source: tuple[str, ...]  # the recipe's text, line by line
     left_out: tuple[list[str], ...]
+    gates: dict[str, Any] | None = None
 
 
 class Replayed(NamedTuple):
@@ -69,7 +70,7 @@ def account_of(product: str | os.PathLike[str]) -> Account:
         single = {
             item: value
             for item, value in values
-            if item in ("versions", "recipe", "parameters", "suffix")
+            if item in ("versions", "recipe", "parameters", "suffix", "gates")
         }
         roles = ("input", "calibration", "user_cal", "file")
         files = tuple({"role": item, **value} for item, value in values if item in roles)
@@ -92,6 +93,7 @@ def account_of(product: str | os.PathLike[str]) -> Account:
             files,
             source,
             left_out,
+            dict(single.get("gates", {})),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise GdaskError(
@@ -243,6 +245,7 @@ def _reduce(
         account.suffix,
     )
     reduction.uparms, reduction.config = layers.get("user", {}), layers.get("config", {})
+    reduction.gates = account.gates
     reduction.ucals = {
         str(file.get("kind")): path
         for file, path in zip(of_role["user_cal"], paths["user_cal"], strict=True)

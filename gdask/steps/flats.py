@@ -21,7 +21,7 @@ from gdask.io.gather import measure_arrays
 from gdask.io.lazy_arrays import map_arrays, map_planes, of_all_arrays
 from gdask.kernels.detector import flat as flat_kernels
 from gdask.kernels.statistics import fit_sky_level, median_from_histograms, mergeable_histogram
-from gdask.model import GdaskError
+from gdask.model import DQ, GdaskError
 from gdask.params import Range
 from gdask.steps.frames import arrays_of, on_group, replaced, with_arrays
 from gdask.steps.stack import Operation, Reject, check_alike, same_exposure, stack_frames
@@ -312,7 +312,8 @@ def _bad_in_flat(data: Image, dq: Flags, lower: float | None, upper: float | Non
 
 def _count_kinds(by_flat: Flags, by_dark: Flags | None) -> np.ndarray:
     """Count the pixels that the flat and the dark call bad."""
-    return np.array([0 if mask is None else np.count_nonzero(mask) for mask in (by_flat, by_dark)])
+    masks, bad = (by_flat, by_dark), np.uint16(DQ.BAD_PIXEL)
+    return np.array([0 if mask is None else np.count_nonzero(mask & bad) for mask in masks])
 
 
 def _bad_in_dark(data: Image, dq: Flags, lower: float | None, upper: float | None) -> Flags:

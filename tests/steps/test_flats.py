@@ -11,7 +11,13 @@ from helpers import BANDS, assert_same, computed, electrons, flags, ramp, shape_
 
 from gdask import steps
 from gdask.instruments import descriptor
-from gdask.io.frames import array_headers, primary_header, records, with_headers
+from gdask.io.frames import (
+    array_headers,
+    pixel_variables,
+    primary_header,
+    records,
+    with_headers,
+)
 from gdask.kernels.stack.combine import METHODS, REJECTIONS, combine
 from gdask.model import DQ, GdaskError
 from gdask.types import Frame, Frames
@@ -248,7 +254,7 @@ def test_a_bpm_holds_what_flat_and_dark_say(night: object) -> None:
         dark_hi_thresh=100.0,
     )
     assert (
-        list(mask) == ["dq"]
+        pixel_variables(mask) == ["dq"]
         and primary_header(mask)["OBJECT"] == "BPM"
         and "BUNIT" not in array_headers(mask)[0]
     )
@@ -259,6 +265,8 @@ def test_a_bpm_holds_what_flat_and_dark_say(night: object) -> None:
     expected = np.where(hidden, 64, from_flat) | from_dark
     np.testing.assert_array_equal(result, expected)
     assert from_dark.sum() > 100 and from_flat.sum() > 1000
+    kinds = np.sum(dask.compute(mask["bad_kinds"].data)[0].tolist(), axis=0)
+    assert kinds.tolist() == [np.count_nonzero(from_flat & ~hidden), np.count_nonzero(from_dark)]
     np.testing.assert_array_equal(
         computed(steps.make_bpm(lamp, flat_hi_thresh=1.5))["dq"], np.where(hidden, 64, from_flat)
     )
