@@ -24,7 +24,7 @@ from gdask.campaign.jobs import Place, begin_all, run_job, stop_all
 from gdask.campaign.plan import make_plan
 from gdask.campaign.scan import RawFile, forget_missing, scan
 from gdask.campaign.settings import read_flags, read_settings
-from gdask.campaign.spread import run_on_cluster
+from gdask.campaign.spread import Wanted, run_on_cluster
 from gdask.campaign.state import State, states_of
 from gdask.campaign.sums import take_over
 from gdask.campaign.tables import write_whole
@@ -221,16 +221,7 @@ class _Runner:
         import dask.threaded
 
         if self.options.cluster:
-            done = run_on_cluster(
-                self.campaign,
-                self.place,
-                self.options.cluster,
-                self.options.at_a_time,
-                self._tell,
-                lambda: self.stopped,
-            )
-            return self._ran(done)
-
+            return self._ran(self._on_cluster())
         jobs = {job.id: job for job in self.campaign.jobs}
         graph = {
             name: (functools.partial(self._task, job), [need for need in job.needs if need in jobs])
@@ -245,6 +236,22 @@ class _Runner:
             raise
         done = dict(zip(names, results, strict=True))
         return self._ran(done)
+
+    def _on_cluster(self) -> dict[str, dict[str, Any]]:
+        """Run what is not done yet on the workers of a cluster; none is started for nothing."""
+        known = records.read_records(self.place.out, self.campaign)
+        states = states_of(self.campaign, known, self.place)
+        done: dict[str, dict[str, Any]] = {}
+        for job in self.campaign.jobs:
+            if not states[job.id].runs:
+                done[job.id] = self._task(job, [done[name] for name in job.needs if name in done])
+        names = tuple(job.id for job in self.campaign.jobs if states[job.id].runs)
+        if names:
+            options = self.options
+            wanted = Wanted(names, options.cluster, options.at_a_time, options.threads)
+            place, stopped = self.place, lambda: self.stopped
+            done |= run_on_cluster(self.campaign, place, wanted, self._tell, stopped)
+        return done
 
     def _ran(self, done: dict[str, dict[str, Any]]) -> _Ran:
         return _Ran({k: v for k, v in done.items() if v["status"] != "not run"}, self.stopped)
