@@ -87,6 +87,7 @@ def handed_tables(campaign: Campaign, names: Iterable[str]) -> dict[str, dict[st
     for file in campaign.files:
         if file.kind not in _NO_INPUTS:
             files.setdefault(file.key, file)
+    order = {name: number for number, name in enumerate(jobs)}
     tables = {}
     for name in names:
         wanted, waiting = {name}, list(jobs[name].needs)
@@ -95,7 +96,7 @@ def handed_tables(campaign: Campaign, names: Iterable[str]) -> dict[str, dict[st
             if need in jobs and need not in wanted:
                 wanted.add(need)
                 waiting += jobs[need].needs
-        needed = [job for job in campaign.jobs if job.id in wanted]
+        needed = [jobs[one] for one in sorted(wanted, key=order.__getitem__)]
         keys = dict.fromkeys(key for job in needed for key in job.inputs)
         table = {
             "job": jobs[name]._asdict(),

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gdask.campaign.gates import Judged, gates_of, judged_products
 from gdask.campaign.job import Campaign, Choice, Job
 from gdask.campaign.tables import toml_lines, write_table, write_whole
+from gdask.reduction.gates import worst
 
 FILES, INDEX, PLAN = "files.ecsv", "index.ecsv", "plan"
 FILE_COLUMNS = (
@@ -18,8 +20,8 @@ FILE_COLUMNS = (
     "path",
 )  # fmt: skip
 INDEX_COLUMNS = (
-    "job", "kind", "instrument", "target", "filter", "night", "status", "level", "inputs",
-    "left_out", "products", "seconds", "memory", "cause", "product", "gdask",
+    "product", "job", "kind", "instrument", "target", "filter", "night", "status", "gates", "level",
+    "inputs", "left_out", "seconds", "memory", "because", "gdask",
 )  # fmt: skip
 _PLAN_COLUMNS = (
     "job", "kind", "recipe", "instrument", "target", "filter", "night", "inputs", "needs",
@@ -29,23 +31,35 @@ _PLAN_COLUMNS = (
 
 def write_tables(
     out: str | os.PathLike[str], campaign: Campaign, known: Mapping[str, dict[str, Any]]
-) -> None:
-    """Write files.ecsv, index.ecsv and the plan. Raises AssertionError if files do not add up."""
+) -> list[Judged]:
+    """Write files.ecsv, index.ecsv and the plan; give the products, judged by the gates.
+
+    Raises AssertionError if files do not add up.
+    """
     counts = Counter(row["path"] for row in campaign.rows)
     assert len(counts) == len(campaign.rows) == len({one.path for one in campaign.files})
     write_table(Path(out) / FILES, campaign.rows, FILE_COLUMNS, "Every file found, and its use.")
-    rows = [index_row(job, known.get(job.id)) for job in campaign.jobs]
-    about = "Every job: one row, with its first product; numbers are those of the product."
+    judged = judged_products(campaign, known, gates_of(out))
+    of_job: dict[str, list[Judged]] = {}
+    for one in judged:
+        of_job.setdefault(one.job.id, []).append(one)
+    rows = []
+    for job in campaign.jobs:
+        products = of_job.get(job.id) or [Judged(job, {}, ())]
+        rows += [index_row(one, known.get(job.id)) for one in products]
+    about = "One row for each product, with its numbers; one for each job that has none."
     numbers = sorted({name for row in rows for name in row} - set(INDEX_COLUMNS))
     write_table(Path(out) / INDEX, rows, (*INDEX_COLUMNS, *numbers), about)
     write_plan(Path(out) / PLAN, campaign)
+    return judged
 
 
-def index_row(job: Job, record: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Give the row of a job in the index."""
-    record = record or {}
-    products = record.get("products", [])
+def index_row(judged: Judged, record: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Give the row of a product in the index."""
+    record, job = record or {}, judged.job
+    missed = [one.sentence for one in judged.verdicts if not one.is_met]
     row = {
+        "product": judged.product.get("path", ""),
         "job": job.id,
         "kind": job.kind,
         "instrument": job.instrument,
@@ -53,17 +67,17 @@ def index_row(job: Job, record: Mapping[str, Any] | None) -> dict[str, Any]:
         "filter": job.filter,
         "night": job.night,
         "status": record.get("status", "not run"),
+        "gates": worst(judged.verdicts),
         "level": record.get("level"),
         "inputs": record.get("inputs"),
         "left_out": len(record.get("left_out", ())),
-        "products": len(products),
         "seconds": record.get("seconds"),
         "memory": (record.get("account") or {}).get("memory"),
-        "cause": record.get("cause", ""),
-        "product": products[0]["path"] if products else "",
+        "because": "; ".join(filter(None, [record.get("cause", ""), *missed])),
         "gdask": record.get("gdask", ""),
     }
-    return row | dict(record.get("numbers", {}))
+    numbers = judged.product.get("numbers", {})
+    return row | {name: value for name, value in numbers.items() if name not in row}
 
 
 def write_plan(folder: Path, campaign: Campaign) -> None:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from gdask import __version__
 from gdask.campaign import records
 from gdask.campaign.claims import claimed, lock_here
+from gdask.campaign.gates import blocking, gates_of, unfit_frames
 from gdask.campaign.job import Job, corrected_cards
 from gdask.campaign.scan import RawFile, known_sum, parse_card
 from gdask.campaign.settings import Flag
@@ -29,6 +30,7 @@ from gdask.campaign.sums import SharedSums
 from gdask.campaign.tables import toml_lines, write_whole
 from gdask.headers.numbers import read_numbers
 from gdask.model import GdaskError
+from gdask.reduction.gates import Table
 
 #: What the products of each kind of job are called.
 SUFFIXES = {
@@ -90,7 +92,7 @@ def run_job(
     `ran` tells whether anything was run.
     """
     last = records.read_record(place.out, job)
-    if blocked := job.blocked or _blocked_by(job, before):
+    if blocked := job.blocked or _blocked_by(job, before, gates_of(place.out)):
         # Products of an earlier time stay known, but nothing is made of them.
         record = {"products": [], **(last or {}), "status": "blocked", "cause": blocked, "key": ""}
         records.write_record(place.out, job, record)
@@ -112,7 +114,6 @@ def run_job(
             shutil.copyfile(
                 work / "job.log", records.record_path(place.out, job).with_suffix(".log")
             )
-            record["numbers"] = read_numbers(records.products_of(place.out, record)[0])
         records.write_record(place.out, job, record)
         if record["status"] == "made":
             shutil.rmtree(work, ignore_errors=True)
@@ -137,8 +138,12 @@ def stop_all() -> None:
         process.wait()
 
 
-def _blocked_by(job: Job, before: Mapping[str, dict[str, Any]]) -> str:
-    """Say what a job waits for in vain; '' where all that it needs is made."""
+def _blocked_by(job: Job, before: Mapping[str, dict[str, Any]], table: Table) -> str:
+    """Say what a job waits for in vain; '' where all that it needs is made and fit for use."""
+    kinds = {one.source: one.caltype.removeprefix("processed_") for one in job.calibrations}
+    for name, kind in kinds.items():
+        if name in before and (why := blocking(before[name], kind, table)):
+            return f"{name} is not to be used: {why}"
     lacking = [name for name in job.needs if before.get(name, {}).get("status") != "made"]
     optional = {one.source for one in job.calibrations if not one.required}
     lacking = [name for name in lacking if name not in optional]
@@ -170,13 +175,16 @@ def what_goes_in(
     calibrations, digests = _calibrations(job, before, place)
     frames: dict[str, str] = {}
     paths = [file.path for file in inputs]
-    for name in job.takes:
-        for one in before.get(name, {}).get("products", ()):
-            base = os.path.basename(one["path"])
-            if not _is_out(base, job.not_stacked):
-                frames[base] = one["content"]
-                paths.append(os.path.join(place.out, one["path"]))
-    missing = tuple(name for name in job.takes if before.get(name, {}).get("status") != "made")
+    made = [name for name in job.takes if before.get(name, {}).get("status") == "made"]
+    products = [one for name in made for one in before[name]["products"]]
+    unfit = unfit_frames(products, gates_of(place.out)) if products else {}
+    for one in products:
+        base = os.path.basename(one["path"])
+        if not _is_out(base, job.not_stacked) and one["path"] not in unfit:
+            frames[base] = one["content"]
+            paths.append(os.path.join(place.out, one["path"]))
+    missing = tuple(f"frames of {name}" for name in job.takes if name not in made)
+    missing += tuple(f"{os.path.basename(path)} gate {why}" for path, why in unfit.items())
     corrected = {files[key].path: cards for key, cards in headers.items()}
     parts = records.parts_of(job, sums, digests, frames, headers)
     return parts, Sources(tuple(paths), calibrations, corrected, missing)
@@ -245,7 +253,7 @@ def _try(job: Job, work: Path, lock: int, sources: Sources, place: Place) -> dic
         "tries": tries,
         "begun": begun,
         "seconds": time.time() - begun,
-        "left_out": _left_out(work) + [f"frames of {name}" for name in sources.missing],
+        "left_out": [*_left_out(work), *sources.missing],
         "account": _account(work),
         "inputs": len(sources.inputs),
         "raw_bytes": job.raw_bytes,
@@ -396,6 +404,7 @@ def _moved(
                 "size": status.st_size,
                 "mtime_ns": status.st_mtime_ns,
                 "content": records.content_digest(final),
+                "numbers": read_numbers(final),
             }
         )
     now = {one["path"] for one in found}

@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 from gdask import model
 from gdask.campaign import cost, records
 from gdask.campaign.claims import lock_here
+from gdask.campaign.gates import Judged, failures
 from gdask.campaign.index import write_tables
 from gdask.campaign.job import STAGES, Campaign, Job, corrected_cards
 from gdask.campaign.jobs import Place, begin_all, run_job, stop_all
 from gdask.campaign.plan import make_plan
 from gdask.campaign.scan import RawFile, forget_missing, scan
 from gdask.campaign.settings import Settings, read_flags, read_settings
-from gdask.campaign.spread import run_on_cluster
+from gdask.campaign.spread import Wanted, run_on_cluster
 from gdask.campaign.state import State, states_of
 from gdask.campaign.sums import take_over
 from gdask.campaign.tables import write_whole
@@ -55,11 +56,15 @@ class Options(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a run has come to: the plan, the record of each job, and why it stopped or ''."""
+    """What a run has come to: the plan, the record of each job, and why it stopped or ''.
+
+    gates: in words, the gates that products of the whole campaign do not meet, as failures.
+    """
 
     campaign: Campaign
     records: dict[str, dict[str, Any]]
     stopped: str
+    gates: tuple[str, ...] = ()
 
     @property
     def failed(self) -> list[str]:
@@ -179,18 +184,21 @@ def run_campaign(options: Options, say: Callable[[str], None] = print) -> Outcom
         try:
             outcome = _run(options, campaign, place, say)
         finally:
-            write_all_tables(campaign, place)
+            judged = write_all_tables(campaign, place)
         ran = [job for job in outcome.campaign.jobs if outcome.records.get(job.id, {}).get("ran")]
         taken = (cost.measured(job, outcome.records[job.id]) for job in ran)
         cost.keep_rates(one for one in taken if one is not None)
-    return outcome
+    return outcome._replace(gates=tuple(failures(judged)))
 
 
-def write_all_tables(campaign: Campaign, place: Place) -> None:
-    """Write the tables of the whole plan, also of jobs that were not asked for."""
+def write_all_tables(campaign: Campaign, place: Place) -> list[Judged]:
+    """Write the tables of the whole plan, also of jobs that were not asked for.
+
+    Gives the products with what gates say of them.
+    """
     failed = _failed_before(campaign.files, place._replace(retry=False))
     whole = make_plan(campaign.files, read_settings(place.out), place.flags, failed)
-    write_tables(place.out, whole, records.read_records(place.out, whole))
+    return write_tables(place.out, whole, records.read_records(place.out, whole))
 
 
 def _run(options: Options, campaign: Campaign, place: Place, say: Callable[[str], None]) -> Outcome:
@@ -243,16 +251,7 @@ class _Runner:
         import dask.threaded
 
         if self.options.cluster:
-            done = run_on_cluster(
-                self.campaign,
-                self.place,
-                self.options.cluster,
-                self.options.at_a_time,
-                self._tell,
-                lambda: self.stopped,
-            )
-            return self._ran(done)
-
+            return self._ran(self._on_cluster())
         jobs = {job.id: job for job in self.campaign.jobs}
         graph = {
             name: (functools.partial(self._task, job), [need for need in job.needs if need in jobs])
@@ -267,6 +266,22 @@ class _Runner:
             raise
         done = dict(zip(names, results, strict=True))
         return self._ran(done)
+
+    def _on_cluster(self) -> dict[str, dict[str, Any]]:
+        """Run what is not done yet on the workers of a cluster; none is started for nothing."""
+        known = records.read_records(self.place.out, self.campaign)
+        states = states_of(self.campaign, known, self.place)
+        done: dict[str, dict[str, Any]] = {}
+        for job in self.campaign.jobs:
+            if not states[job.id].runs:
+                done[job.id] = self._task(job, [done[name] for name in job.needs if name in done])
+        names = tuple(job.id for job in self.campaign.jobs if states[job.id].runs)
+        if names:
+            options = self.options
+            wanted = Wanted(names, options.cluster, options.at_a_time, options.threads)
+            place, stopped = self.place, lambda: self.stopped
+            done |= run_on_cluster(self.campaign, place, wanted, self._tell, stopped)
+        return done
 
     def _ran(self, done: dict[str, dict[str, Any]]) -> _Ran:
         return _Ran({k: v for k, v in done.items() if v["status"] != "not run"}, self.stopped)

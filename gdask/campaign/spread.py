@@ -11,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +29,9 @@ _SUMMARY = ("status", "cause", "ran")
 
 
 class Share(NamedTuple):
-    """What one job gets of a worker. memory: bytes, None where nothing limits it."""
+    """What one of so many jobs at a time gets of a worker. memory: bytes, None: without limit."""
 
+    slots: int
     threads: int
     memory: int | None
 
@@ -40,56 +42,66 @@ class _Running(NamedTuple):
     begun: float
 
 
+class Wanted(NamedTuple):
+    """What is run where. names: jobs of the campaign. spec: as for `gdask.cluster.connect`.
+
+    at_a_time: jobs of one worker. threads: of a job; None: those of its worker, or its share of
+    them. do: what a worker runs.
+    """
+
+    names: tuple[str, ...]
+    spec: str
+    at_a_time: int = 1
+    threads: int | None = None
+    do: Callable[..., dict[str, Any]] = elsewhere.do_job
+
+
 def run_on_cluster(
     campaign: Campaign,
     place: Place,
-    spec: str,
-    at_a_time: int,
+    wanted: Wanted,
     ended: Callable[[Job, dict[str, Any], float], None],
     is_stopped: Callable[[], str],
-    do: Callable[..., dict[str, Any]] = elsewhere.do_job,
 ) -> dict[str, dict[str, Any]]:
-    """Do all jobs of a plan on the workers of `spec`, each after those that it needs.
+    """Do jobs of a plan on the workers of a cluster, each after those that it needs.
 
-    at_a_time: jobs of one worker. ended: called with job, record and seconds. is_stopped: why
-    nothing new is begun, or ''. do: what a worker runs. Gives the records by job. Raises GdaskError
-    where there is no cluster, or workers do not see the files.
+    ended: called with job, record and seconds. is_stopped: why nothing new is begun, or ''. Gives
+    the records by job. Raises GdaskError where there is no cluster, or workers do not see the
+    files.
     """
     from gdask.cluster import connect
     from gdask.engine.memory import parse_bytes
 
     memory = parse_bytes(place.memory)
-    with connect(spec, memory=int(memory) if memory else None) as client:
+    with connect(wanted.spec, memory=int(memory) if memory else None) as client:
         _check_files(client, place, campaign)
         client.run(begin_all)
         folder = elsewhere.new_folder(place.out)
-        elsewhere.hand_out(folder, campaign, [job.id for job in campaign.jobs], place)
-        spread = _Spread(client, campaign, place, folder, at_a_time, do)
+        elsewhere.hand_out(folder, campaign, wanted.names, place)
+        spread = _Spread(client, campaign, place, folder, wanted)
         try:
-            return spread.run(ended, is_stopped)
+            done = spread.run(ended, is_stopped)
         except BaseException:
             spread.stop()
             raise
+        shutil.rmtree(folder, ignore_errors=True)
+        return done
 
 
 class _Spread:
     """Jobs that wait, and those that workers do."""
 
     def __init__(
-        self,
-        client: Any,
-        campaign: Campaign,
-        place: Place,
-        folder: Path,
-        at_a_time: int,
-        do: Callable[..., dict[str, Any]],
+        self, client: Any, campaign: Campaign, place: Place, folder: Path, wanted: Wanted
     ) -> None:
-        self.client, self.place, self.folder, self.do = client, place, folder, do
-        self.at_a_time = at_a_time
-        known = {job.id for job in campaign.jobs}
-        self.waiting = {job.id: job for job in campaign.jobs}
-        self.needs = {job.id: set(job.needs) & known for job in campaign.jobs}
-        self.urgency = _urgency(campaign)
+        from gdask.engine.memory import parse_bytes
+
+        self.client, self.place, self.folder, self.wanted = client, place, folder, wanted
+        self.memory = parse_bytes(place.memory)
+        jobs = [job for job in campaign.jobs if job.id in set(wanted.names)]
+        self.waiting = {job.id: job for job in jobs}
+        self.needs = {job.id: set(job.needs) & self.waiting.keys() for job in jobs}
+        self.urgency = _urgency(jobs)
         self.running: dict[Any, _Running] = {}
         self.lost: dict[str, list[str]] = {}
         self.done: dict[str, dict[str, Any]] = {}
@@ -132,11 +144,11 @@ class _Spread:
             raise GdaskError("the scheduler is gone; the same line again goes on")
         shares = {}
         for address, worker in found.items():
-            slots = max(1, min(self.at_a_time, worker["nthreads"]))
-            limit = worker["memory_limit"]
-            shares[address] = Share(
-                max(1, worker["nthreads"] // slots), int(limit // slots) if limit else None
-            )
+            slots = max(1, min(self.wanted.at_a_time, worker["nthreads"]))
+            threads = self.wanted.threads or max(1, worker["nthreads"] // slots)
+            limits = [worker["memory_limit"] / slots] if worker["memory_limit"] else []
+            limits += [self.memory] if self.memory else []
+            shares[address] = Share(slots, threads, int(min(limits)) if limits else None)
         return shares
 
     def _hand_over(self, workers: Mapping[str, Share]) -> None:
@@ -147,7 +159,7 @@ class _Spread:
         ready = [job for name, job in self.waiting.items() if self.needs[name] <= self.done.keys()]
         ready.sort(key=lambda job: -self.urgency[job.id])
         for job in ready:
-            free = [address for address in workers if busy[address] < self.at_a_time]
+            free = [address for address in workers if busy[address] < workers[address].slots]
             if not free:
                 return
             address = min(free, key=lambda one: (busy[one], one))
@@ -156,7 +168,7 @@ class _Spread:
             tried = len(self.lost.get(job.id, ()))
             future = self.client.submit(
                 on_worker,
-                self.do,
+                self.wanted.do,
                 str(self.folder),
                 job.id,
                 share.threads,
@@ -216,14 +228,14 @@ class _Spread:
             self.client.cancel(list(self.running))
 
 
-def _urgency(campaign: Campaign) -> dict[str, float]:
+def _urgency(jobs: Sequence[Job]) -> dict[str, float]:
     """Give how much hangs on a job: bytes of raw data on the longest way from it to an end."""
     found: dict[str, float] = {}
     followers: dict[str, list[str]] = {}
-    for job in campaign.jobs:
+    for job in jobs:
         for need in job.needs:
             followers.setdefault(need, []).append(job.id)
-    for job in reversed(campaign.jobs):
+    for job in reversed(jobs):
         behind = max(
             (found[name] for name in followers.get(job.id, ()) if name in found), default=0
         )

@@ -269,7 +269,8 @@ def _costs(campaign: Campaign, names: Sequence[str], place: Place) -> dict[str, 
     known = records.read_records(place.out, campaign)
     own = [cost.measured(job, known[job.id]) for job in campaign.jobs if job.id in known]
     rates = [*cost.read_rates(), *(one for one in own if one)]
-    return {name: cost.predict(campaign.job(name), rates, place.threads) for name in names}
+    jobs = {job.id: job for job in campaign.jobs}
+    return {name: cost.predict(jobs[name], rates, place.threads) for name in names}
 
 
 def _asked(

@@ -172,7 +172,9 @@ def _run(args: argparse.Namespace) -> int:
     for name in outcome.failed:
         one = outcome.records[name]
         print(clean(f"{name}: {one['status']}: {one['cause']}"), file=sys.stderr)
-    return 1 if outcome.failed or outcome.stopped else 0
+    for text in outcome.gates:
+        print(clean(f"gate: {text}"), file=sys.stderr)
+    return 1 if outcome.failed or outcome.stopped else 3 if outcome.gates else 0
 
 
 def _bundle(options: Options, job: str, folder: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -48,10 +49,9 @@ def a_job(name: str, needs: tuple[str, ...] = (), size: int = 1) -> Job:
 def run_toys(jobs: list[Job], out: Path, at_a_time: int = 1) -> dict[str, dict]:
     place = Place(str(out), 1)
     out.joinpath(".campaign").mkdir(exist_ok=True)
-    return spread.run_on_cluster(
-        Campaign(tuple(jobs), (), ()), place, "processes:2", at_a_time,
-        lambda job, record, seconds: None, lambda: "", toy,
-    )  # fmt: skip
+    wanted = spread.Wanted(tuple(job.id for job in jobs), "processes:2", at_a_time, None, toy)
+    campaign = Campaign(tuple(jobs), (), ())
+    return spread.run_on_cluster(campaign, place, wanted, lambda *_: None, lambda: "")
 
 
 def test_jobs_follow_what_they_need_and_a_death_costs_the_job_alone(tmp_path: Path) -> None:
@@ -75,9 +75,9 @@ def test_jobs_follow_what_they_need_and_a_death_costs_the_job_alone(tmp_path: Pa
         assert found[3] == "1" and int(found[4]) > 0  # threads and memory of a worker
 
 
-def test_what_takes_longest_begins_first_and_the_scheduler_sees_jobs_only() -> None:
+def test_that_on_which_most_depends_begins_first() -> None:
     jobs = [a_job("a", size=5), a_job("b", size=1), a_job("c", ("b",), 10)]
-    found = spread._urgency(Campaign(tuple(jobs), (), ()))
+    found = spread._urgency(jobs)
     assert sorted(found, key=found.get, reverse=True) == ["b", "c", "a"]
 
 
@@ -93,23 +93,25 @@ def test_a_worker_that_is_killed_in_the_middle_costs_nothing_but_time(
         [*command, "--cluster", "processes:2"], stdout=subprocess.PIPE, text=True
     )
     killed: list[int] = []
+    went_on: list[str] = []
 
     def kill() -> None:
-        marks = out / ".campaign" / "work" / FRAMES / ".gdask"
-        while process.poll() is None and not killed:
-            if any(marks.glob("*/*/complete")):
-                child = next(
-                    p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(marks.parent)
-                )
+        work = out / ".campaign" / "work" / FRAMES
+        while process.poll() is None and not went_on:
+            if not killed and any(work.glob(".gdask/*/*/complete")):
+                (child,) = (p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(work))
                 killed.append(child.ppid())
                 os.kill(child.ppid(), signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                log = (work / "job.log").read_text()
+                went_on.extend(line for line in log.splitlines() if "already on disk" in line)
             time.sleep(0.05)
 
     thread = threading.Thread(target=kill)
     thread.start()
     shown, _ = process.communicate(timeout=900)
     thread.join()
-    assert process.returncode == 0 and killed, shown
+    assert process.returncode == 0 and killed and went_on, shown
     quiet = run_campaign(
         Options((str(raw),), str(tmp_path / "local"), threads=2, only=is_of_target), print
     )
