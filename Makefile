@@ -1,6 +1,6 @@
 # gdask: what to type. Needs Python >= 3.11 and make; everything else goes into a virtual environment, .venv.
 #
-#   make demo        simulate a small raw GSAOI night in demo/, reduce it as the tutorial does, say where the image is
+#   make demo        simulate a small raw GSAOI night in demo/, reduce it as the tutorial does; then a campaign of two nights
 #   make test        run the tests (minutes)
 #   make test-slow   run the tests at full size, too, and those that need a real server
 #   make lint        check style, line lengths and types
@@ -82,7 +82,9 @@ demo: $(VENV)/installed
 	done
 	@echo; echo "> gdask simulate campaign campaign $(DEMO_CAMPAIGN)"
 	@cd "$(DEMO)" && "$(BIN)/gdask" simulate campaign campaign $(DEMO_CAMPAIGN)
-	@echo; echo "The images (North up, East left, electrons; SCI, VAR, DQ):"; ls "$(DEMO_PATH)"/*_image.fits
+	@echo; echo "> gdask run campaign/raw -o reduced"
+	@cd "$(DEMO)" && { "$(BIN)/gdask" run campaign/raw -o reduced || test $$? = 3; } && "$(BIN)/gdask" status reduced
+	@echo; echo "The images (North up, East left, electrons; SCI, VAR, DQ):"; ls "$(DEMO_PATH)"/*_image.fits "$(DEMO_PATH)"/reduced/*/*/*/*_image.fits
 	@echo "The truth about them: $(DEMO)/truth. To go on by hand: . $(VENV)/bin/activate; cd $(DEMO)"
 
 test: $(VENV)/installed-test
