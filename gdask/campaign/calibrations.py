@@ -22,6 +22,8 @@ from gdask.campaign.settings import Flag, Settings
 MADE_BPM_DAYS = 180
 #: In which order calibrations are taken: those that are made, those that were found.
 _ORDER = {"remake": (0, 1), "reuse": (1, 0), "nearest": (0, 0)}
+#: Calibrations that the rules look at for one group.
+MAX_JUDGED = 40
 _FAILED = "its job failed"
 
 
@@ -56,7 +58,7 @@ def choose(offers: Offers, caltype: str, group: Group, required: bool = True) ->
         if file.kind == caltype and file.instrument == group.instrument
     ]
     middle = group.files[len(group.files) // 2]
-    ranking = rank_calibrations(row_of(middle), rows, rules)
+    ranking = rank_calibrations(row_of(middle), _near(rows, row_of(middle), rules), rules)
     blocked = {job.id: job.blocked for job, _ in offers.made.get(caltype, ()) if job.blocked}
     judged = [(one, _level(offers, one, rules, middle, blocked)) for one in ranking]
     fitting = [(one, level) for one, (level, why) in judged if not why]
@@ -73,6 +75,24 @@ def choose(offers: Offers, caltype: str, group: Group, required: bool = True) ->
         f", instead of {', '.join(instead_of)}, which failed" if instead_of else ""
     )
     return Choice(caltype, best.path, level, why, (*misses, *others), required, instead_of)
+
+
+def _near(
+    rows: list[tuple[int, str, dict[str, Any]]], frame: Mapping[str, Any], rules: TypeRules
+) -> list[tuple[int, str, dict[str, Any]]]:
+    """Give the calibrations nearest in time: those that agree with the frame, and some others.
+
+    Of thousands the rules need not look at all: the best is among these, and the nearest miss.
+    """
+    if len(rows) <= MAX_JUDGED:
+        return rows
+    time = frame["ut_datetime"]
+    when = [abs((row[2]["ut_datetime"] - time).total_seconds()) for row in rows]
+    agrees = [all(row[2].get(k) == frame.get(k) for k in rules.equal) for row in rows]
+    order = sorted(range(len(rows)), key=when.__getitem__)
+    alike = [number for number in order if agrees[number]][: MAX_JUDGED - 5]
+    others = [number for number in order if not agrees[number]][:5]
+    return [rows[number] for number in (*alike, *others)]
 
 
 def _level(

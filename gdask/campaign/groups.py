@@ -5,12 +5,13 @@ Targets are told by position and programme, not by name. No pixel and no header 
 
 from __future__ import annotations
 
+import bisect
 import json
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any, NamedTuple
 
 from gdask.campaign.scan import RawFile
@@ -203,18 +204,8 @@ def name_targets(files: Sequence[RawFile]) -> dict[str, str]:
     most of them give. An unguided frame (sky) belongs to the target of its observation, else to the
     nearest in time of its programme.
     """
-    clusters: list[list[RawFile]] = []
-    for file in (one for one in files if one.guided):
-        near = [group for group in clusters if any(_same_target(file, one) for one in group)]
-        for group in near[1:]:
-            near[0].extend(group)
-            clusters.remove(group)
-        if near:
-            near[0].append(file)
-        else:
-            clusters.append([file])
-    for file in (one for one in files if not one.guided):
-        _adopt(file, clusters)
+    clusters = _clusters([file for file in files if file.guided])
+    _adopt([file for file in files if not file.guided], clusters)
     for group in clusters:
         group.sort(key=lambda one: (one.time, one.name))
     names: dict[str, str] = {}
@@ -230,32 +221,55 @@ def name_targets(files: Sequence[RawFile]) -> dict[str, str]:
     return names
 
 
-def _adopt(file: RawFile, clusters: list[list[RawFile]]) -> None:
-    """Add an unguided frame to the target that it belongs to; to one of its own if to none."""
+def _clusters(files: Sequence[RawFile]) -> list[list[RawFile]]:
+    """Put files into groups of one programme whose targets are close, link by link."""
+    places: dict[Hashable, list[RawFile]] = {}  # the frames of a sequence have the same target
+    for file in files:
+        places.setdefault((file.program, file.ra, file.dec), []).append(file)
+    of_program: dict[str, list[list[list[RawFile]]]] = {}
+    for members in places.values():
+        groups = of_program.setdefault(members[0].program, [])
+        near = [group for group in groups if any(_same_target(members[0], one[0]) for one in group)]
+        for group in near[1:]:
+            near[0].extend(group)
+            groups.remove(group)
+        if near:
+            near[0].append(members)
+        else:
+            groups.append([members])
+    return [
+        [file for members in group for file in members]
+        for groups in of_program.values()
+        for group in groups
+    ]
 
-    def rank(group: list[RawFile]) -> tuple[bool, bool, float]:
-        same = [one for one in group if one.program == file.program]
-        seconds = min((abs(_seconds(file, one)) for one in same), default=math.inf)
-        return (
-            not any(one.observation == file.observation for one in same),
-            not any(_same_target(file, one) for one in same),
-            seconds,
-        )
 
-    best = min(clusters, key=rank, default=None)
-    if best is not None and rank(best)[2] < math.inf:
-        best.append(file)
-    else:
-        clusters.append([file])
+def _adopt(files: Sequence[RawFile], clusters: list[list[RawFile]]) -> None:
+    """Add unguided frames to the targets that they belong to; to one of their own if to none."""
+    by_observation: dict[Hashable, list[tuple[float, int]]] = {}
+    by_program: dict[Hashable, list[tuple[float, int]]] = {}
+    for number, group in enumerate(clusters):
+        for file in group:
+            row = (_seconds(file), number)
+            by_observation.setdefault((file.program, file.observation), []).append(row)
+            by_program.setdefault(file.program, []).append(row)
+    for rows in (*by_observation.values(), *by_program.values()):
+        rows.sort()
+    for file in files:
+        own = by_observation.get((file.program, file.observation), [])
+        rows = own or by_program.get(file.program, [])
+        if not rows:
+            clusters.append([file])
+            row = (_seconds(file), len(clusters) - 1)
+            by_observation[file.program, file.observation] = by_program[file.program] = [row]
+            continue
+        place = bisect.bisect_left(rows, (_seconds(file), 0))
+        near = rows[max(place - 1, 0) : place + 1]
+        clusters[min(near, key=lambda row: (abs(row[0] - _seconds(file)), row))[1]].append(file)
 
 
-def _seconds(first: RawFile, second: RawFile) -> float:
-    from datetime import datetime
-
-    if not (first.time and second.time):
-        return math.inf
-    a, b = (datetime.fromisoformat(one.time) for one in (first, second))
-    return (a - b).total_seconds()
+def _seconds(file: RawFile) -> float:
+    return datetime.fromisoformat(file.time).timestamp() if file.time else 0.0
 
 
 def _same_target(first: RawFile, second: RawFile) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from gdask.campaign.gates import Judged, gates_of, judged_products
 from gdask.campaign.job import Campaign, Choice, Job
-from gdask.campaign.tables import toml_lines, write_table, write_whole
+from gdask.campaign.tables import toml_lines, write_table
 from gdask.reduction.gates import worst
 
 FILES, INDEX, PLAN = "files.ecsv", "index.ecsv", "plan"
@@ -103,7 +103,7 @@ def write_plan(folder: Path, campaign: Campaign) -> None:
     new.mkdir(parents=True)
     write_table(new / "index.ecsv", rows, _PLAN_COLUMNS, "The jobs of the plan, in order.")
     for job in campaign.jobs:
-        write_whole(new / f"{job.id}.toml", "\n".join([*job_lines(job), ""]))
+        (new / f"{job.id}.toml").write_text("\n".join([*job_lines(job), ""]), encoding="utf-8")
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

@@ -36,7 +36,11 @@ def make_plan(
     planner = Planner(grouped.groups, used, settings, flags, frozenset(failed))
     jobs = planner.jobs()
     _check_pinned(jobs, settings)
-    rows = [_row(file, states, jobs) for file in files]
+    using: dict[str, list[str]] = {}
+    for job in jobs:
+        for source in (*job.inputs, *(one.source for one in job.calibrations)):
+            using.setdefault(source, []).append(job.id)
+    rows = [_row(file, states, using) for file in files]
     return Campaign(tuple(jobs), tuple(files), tuple(rows))
 
 
@@ -68,14 +72,13 @@ def _check_pinned(jobs: Sequence[Job], settings: Settings) -> None:
 
 
 def _row(
-    file: RawFile, states: Mapping[str, tuple[str, str]], jobs: Sequence[Job]
+    file: RawFile, states: Mapping[str, tuple[str, str]], using: Mapping[str, list[str]]
 ) -> dict[str, Any]:
     """Give the one row that a file has in the table of files."""
-    using = [job.id for job in jobs if file.key in job.inputs]
-    using += [job.id for job in jobs for one in job.calibrations if one.source == file.path]
+    jobs = [*using.get(file.key, ()), *using.get(file.path, ())]
     if file.path in states:
         state, why = states[file.path]
-    elif file.kind in USED_KINDS and using:
+    elif file.kind in USED_KINDS and jobs:
         state, why = "used", ""
     elif file.kind in USED_KINDS:
         state, why = "set aside", _why_unused(file)
@@ -86,7 +89,7 @@ def _row(
         "file": file.name,
         "state": state,
         "kind": file.kind,
-        "jobs": ",".join(dict.fromkeys(using)),
+        "jobs": ",".join(dict.fromkeys(jobs)),
         "why": why,
         "label": file.label,
         "night": file.night,

@@ -50,7 +50,8 @@ class Planner:
         self._offer("processed_bpm", [(job, one) for job, one in masks if job])
         flats = [(self._flat(one, kinds["flat"]), one) for one in kinds["flat"]]
         self._offer("processed_flat", [(job, one) for job, one in flats if job])
-        frames = [self._frames(one) for one in kinds["science"]]
+        science = [(self._frames(one), one) for one in kinds["science"]]
+        frames = [job for job, _ in science]
         calibrations = [job for offers in self.offers.made.values() for job, _ in offers]
         known = {job.id: job for job in calibrations}
         wanted = self._wanted(frames, known) if frames else set(known)
@@ -58,7 +59,7 @@ class Planner:
         kept = [
             job for kind in order for job in calibrations if job.kind == kind and job.id in wanted
         ]
-        return [self._pinned(job) for job in (*kept, *frames, *self._stacks(frames))]
+        return [self._pinned(job) for job in (*kept, *frames, *self._stacks(science))]
 
     def _wanted(self, frames: Iterable[Job], known: Mapping[str, Job]) -> set[str]:
         """Give the ids of calibrations that frames need, and those that these need."""
@@ -219,61 +220,27 @@ class Planner:
             blocked=lack(choices),
         )
 
-    def _stacks(self, frames: Sequence[Job]) -> list[Job]:
+    def _stacks(self, frames: Sequence[tuple[Job, Group]]) -> list[Job]:
         """Give one stack for each night, and one of all nights of a target and filter."""
-        of_frames = {
-            job.id: group
-            for group in self.groups
-            if group.kind == "science"
-            for job in frames
-            if set(job.inputs) == {file.key for file in group.files}
-        }
         stacks = [
             self._stack([job], job.id.replace("frames-", "stack-", 1), os.path.dirname(job.folder))
-            for job in frames
+            for job, _ in frames
         ]
-        series: dict[Any, list[Job]] = {}
-        for job in frames:
-            group = of_frames[job.id]
-            key = (
-                job.instrument,
-                job.target,
-                job.filter,
-                group.exposure,
-                group.coadds,
-                group.read_mode,
-                group.size,
+        if self.settings.nights == "apart":
+            return stacks
+        series: dict[Any, list[tuple[Job, Group]]] = {}
+        for job, group in frames:
+            set_up = (group.exposure, group.coadds, group.read_mode, group.size)
+            series.setdefault((job.instrument, job.target, job.filter, set_up), []).append(
+                (job, group)
             )
-            series.setdefault(key, []).append(job)
-        if self.settings.nights == "combine":
-            several = [jobs for jobs in series.values() if len({job.night for job in jobs}) > 1]
-            for jobs in several:
-                first = jobs[0]
-                extra = of_frames[first.id].extra
-                name = "-".join(
-                    filter(
-                        None,
-                        (
-                            "stack",
-                            safe_name(first.instrument),
-                            first.target,
-                            safe_name(first.filter),
-                            "all",
-                            extra,
-                        ),
-                    )
-                )
-                folder = "/".join(
-                    filter(
-                        None,
-                        (
-                            first.target,
-                            safe_name(first.filter),
-                            "-".join(filter(None, ("all", extra))),
-                        ),
-                    )
-                )
-                stacks.append(self._stack(jobs, name, folder))
+        for pairs in series.values():
+            jobs = [job for job, _ in pairs]
+            if len({job.night for job in jobs}) > 1:
+                target, filter_name = jobs[0].target, safe_name(jobs[0].filter)
+                nights = "-".join(filter(None, ("all", pairs[0][1].extra)))
+                name = f"stack-{safe_name(jobs[0].instrument)}-{target}-{filter_name}-{nights}"
+                stacks.append(self._stack(jobs, name, f"{target}/{filter_name}/{nights}"))
         return stacks
 
     def _stack(self, jobs: Sequence[Job], name: str, folder: str) -> Job:

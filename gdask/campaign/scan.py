@@ -123,7 +123,7 @@ def scan(
             else:
                 file = RawFile(path, size, mtime, *_from_json(json.loads(facts)))
             files.append(file)
-            if say and (number + 1) % 100 == 0:
+            if say and new and len(new) % 500 == 0:
                 say(number + 1, len(paths))
         if corrected:
             files = [
