@@ -248,12 +248,11 @@ class Planner:
         given = self.settings.parameters_of("stack", first.target, first.filter)
         if catalog := self.settings.catalogs.get(first.target):
             given |= {"addReferenceCatalog:source": os.path.abspath(catalog)}
+        names = [flag.file for flag in self.flags if flag.flag and flag.use == "stack"]
+        keys = [key for job in jobs for key in job.inputs] if names else []
+        files = [self.by_key[key] for key in keys]
         out = tuple(
-            sorted(
-                file.name
-                for file in self.by_key.values()
-                if self._has_flag(file, "stack") and any(file.key in job.inputs for job in jobs)
-            )
+            sorted(file.name for file in files if any(is_named(file, name) for name in names))
         )
         blocked = [f"{job.id} is blocked" for job in jobs if job.blocked]
         return Job(

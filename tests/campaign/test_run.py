@@ -99,7 +99,13 @@ def test_files_add_up_and_tables_say_what_was_made(
     there = {path.name for path in (night.folder / "raw").glob("*.fits")}
     assert set(files["file"]) == there and len(files) == len(there)
     index = Table.read(out / "index.ecsv")
-    assert list(index["job"]) == [FLAT, FRAMES, STACK] and set(index["status"]) == {"made"}
+    status = dict(zip(index["job"], index["status"], strict=True))
+    assert all(status[name] == "made" for name in (FLAT, FRAMES, STACK))
+    frames = index[index["job"] == FRAMES]
+    assert len(frames) == len(night.science) and len(set(frames["product"])) == len(frames)
+    (stack,) = index[index["job"] == STACK]
+    assert stack["frames"] == len(night.science) and stack["fwhm"] > 0 and stack["gates"]
+    assert "not run" in status.values()  # the standard was not asked for
     assert (out / "plan" / f"{STACK}.toml").exists()
 
 
