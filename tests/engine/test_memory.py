@@ -48,12 +48,15 @@ def test_garbage_is_left_by_the_client_and_collected_in_computes() -> None:
         with garbage_left():  # a second reduction, in another thread
             with garbage_collected():
                 assert gc.get_threshold() == before
+                assert gc.get_freeze_count() > 0
             assert gc.get_threshold()[0] == 0
         assert gc.get_threshold()[0] == 0
         raise RuntimeError
     assert gc.get_threshold() == before
+    assert gc.get_freeze_count() == 0
     with garbage_collected():
         assert gc.get_threshold() == before
+        assert gc.get_freeze_count() == 0
 
 
 # Arithmetic ------------------------------------------------------------------------------------
