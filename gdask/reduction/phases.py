@@ -70,7 +70,8 @@ def run_phase(
         for product in products
         for name, lazy in lazy_small_results(product.frame).items()
     ]
-    paths = sources(product.frame for product in products)
+    used = sources(product.frame for product in products)
+    paths, sums = file_checksums(used, identities) if used else ([], None)
     watching = dict(watched or {}) | {
         p.output.final: usable_pixels(p.frame) for p in products if {"data", "dq"} <= set(p.frame)
     }
@@ -78,7 +79,7 @@ def run_phase(
         *wanted,
         *(each for _, _, each in tables),
         *watching.values(),
-        *([file_checksums(paths, identities)] if paths else []),
+        *([sums] if paths else []),
     ]
     outputs = [*(product.output for product in products), *others]
     return_freed_memory()

@@ -250,7 +250,9 @@ def make_bpm(
         upper=flat_hi_thresh,
     )
     if dark is not None:
-        dark_data, dark_dq = (each.rechunk((1, -1, -1), method="tasks") for each in arrays_of(dark, ("data", "dq")))
+        dark_data, dark_dq = (
+            each.rechunk((1, -1, -1), method="tasks") for each in arrays_of(dark, ("data", "dq"))
+        )
         from_dark = map_planes(
             _bad_in_dark,
             dark_data,
@@ -260,7 +262,9 @@ def make_bpm(
             lower=dark_lo_thresh,
             upper=dark_hi_thresh,
         )
-        mask = map_planes(np.bitwise_or, mask.rechunk((1, -1, -1), method="tasks"), from_dark, dtype="u2")
+        mask = map_planes(
+            np.bitwise_or, mask.rechunk((1, -1, -1), method="tasks"), from_dark, dtype="u2"
+        )
     frame = replaced(flat, dq=mask)
     keywords = {
         "OBJECT": "BPM",
