@@ -220,7 +220,7 @@ def cut_out(
         part = Cut(source, tuple(places), size)
         return from_source(part, "cut", identity=(array.name, part.places, size))
     planes = [array[d : d + 1, y : y + size[0], x : x + size[1]] for d, y, x in places]
-    return da.concatenate(planes).rechunk((1, -1, -1))
+    return da.concatenate(planes).rechunk((1, -1, -1), method="tasks")
 
 
 def changed_scale(array: da.Array, scales: Sequence[float], offsets: Sequence[float]) -> da.Array:
@@ -330,7 +330,7 @@ def map_arrays(
     value.
     """
     present = [
-        array if array.ndim == 1 else array.rechunk({0: 1, 1: -1, 2: -1})
+        array if array.ndim == 1 else array.rechunk({0: 1, 1: -1, 2: -1}, method="tasks")
         for array in arrays
         if array is not None
     ]
@@ -356,7 +356,7 @@ def _in_same_blocks(arrays: list[da.Array]) -> list[da.Array]:
     """Give arrays of the first one's shape in its blocks, and all others as they are."""
     first = arrays[0]
     return [
-        array.rechunk(first.chunks)
+        array.rechunk(first.chunks, method="tasks")
         if array.shape == first.shape and array.chunks != first.chunks
         else array
         for array in arrays

@@ -70,7 +70,7 @@ def detect_sources(
         Measure curves of growth of each frame's stars, for scaleCountsToReference:throughput=auto
         (0.1 s for each array). Catalogues of stacks have them always.
     """
-    planes = [each.rechunk((1, -1, -1)) for each in arrays_of(frame)]
+    planes = [each.rechunk((1, -1, -1), method="tasks") for each in arrays_of(frame)]
     detection: dict[str, Any] = {"threshold": threshold, "min_pixels": min_pixels, "mesh": mesh}
     if products == "mask":
         mask = map_planes(
