@@ -163,7 +163,7 @@ def _lack_tables(kept: Sequence[Live]) -> bool:
     """
     folders = {one.array.folder for one in kept if _name(one) != LAST}
     with_tables = {one.array.folder for one in kept if _name(one) == LAST}
-    return bool(folders) and max(folders) not in with_tables
+    return bool(folders) and max(folders) > max(with_tables, default=Path())
 
 
 def _name(one: Live) -> str:
