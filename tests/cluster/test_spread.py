@@ -15,11 +15,13 @@ import psutil
 import pytest
 from conftest import Night
 from distributed import LocalCluster
+from slurm_node import until
 
 from gdask.campaign import records, spread
 from gdask.campaign.job import Campaign, Job
 from gdask.campaign.jobs import Place
 from gdask.campaign.run import Options, run_campaign
+from gdask.model import GdaskError
 
 FRAMES = "frames-GSAOI-NGC5128-Kshort-20170505"
 
@@ -94,6 +96,40 @@ def test_a_standing_cluster_of_nodes_is_shared(tmp_path: Path) -> None:
         at_once = [one for one in times if one[2] == worker and one[0] <= begun < one[1]]
         assert len(at_once) <= 2
     assert not list(tmp_path.glob(".campaign/submitted/*"))
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_dies_ends_the_run_in_a_line(tmp_path: Path) -> None:
+    """The client tries for half a minute to reach it again."""
+    file = str(tmp_path / "scheduler.json")
+    scheduler, worker = (
+        subprocess.Popen(
+            [sys.executable, "-m", f"distributed.cli.dask_{kind}", "--scheduler-file", file, *more],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for kind, more in (
+            ("scheduler", ("--host", "127.0.0.1", "--port", "0", "--no-dashboard")),
+            ("worker", ("--nworkers", "1", "--nthreads", "1", "--no-dashboard")),
+        )
+    )
+
+    def kill() -> None:
+        while not (tmp_path / "job-3.begun").exists() and worker.poll() is None:
+            time.sleep(0.05)
+        scheduler.kill()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        until(Path(file).exists, 60)
+        with pytest.raises(GdaskError, match="the scheduler is gone"):
+            run_toys([a_job(f"job-{n}") for n in range(100)], tmp_path, 1, file)
+    finally:
+        worker.kill()
+        thread.join()
+        for process in (scheduler, worker):
+            process.wait()
 
 
 def test_that_on_which_most_depends_begins_first() -> None:
