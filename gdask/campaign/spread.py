@@ -8,13 +8,13 @@ is idle, and a worker's death would count against all jobs that wait for it.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from gdask.model import GdaskError
 #: Seconds between two looks at the cluster, and without any worker after which a run ends.
 LOOK, WAIT = 1.0, 600.0
 _GONE = (
-    "the scheduler is gone; jobs that workers have begun may still be done; the same line again "
+    "the scheduler is gone, or the connection to it; jobs that workers have begun may still be done; the same line again "
     "goes on, once there is a scheduler"
 )
 #: What a worker gives back of a record; the rest is on disk.
@@ -86,9 +86,7 @@ def run_on_cluster(
         spread = _Spread(client, campaign, place, folder, wanted)
         try:
             done = spread.run(ended, is_stopped)
-        except (asyncio.CancelledError, OSError):  # what distributed raises for a lost connection
-            if client.status == "running":
-                raise
+        except CancelledError:  # what distributed raises for a lost connection
             raise GdaskError(_GONE) from None
         except BaseException:
             spread.stop()

@@ -101,12 +101,14 @@ def test_a_standing_cluster_of_nodes_is_shared(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_scheduler_that_dies_ends_the_run_in_a_line(tmp_path: Path) -> None:
     """The client tries for half a minute to reach it again."""
-    file = str(tmp_path / "scheduler.json")
+    file, here = str(tmp_path / "scheduler.json"), Path(__file__).parent
+    folders = [str(folder) for folder in (here, here.parent, here.parents[1])]  # of this module
     scheduler, worker = (
         subprocess.Popen(
             [sys.executable, "-m", f"distributed.cli.dask_{kind}", "--scheduler-file", file, *more],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)},
         )
         for kind, more in (
             ("scheduler", ("--host", "127.0.0.1", "--port", "0", "--no-dashboard")),
