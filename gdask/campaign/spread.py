@@ -26,8 +26,8 @@ from gdask.model import GdaskError
 #: Seconds between two looks at the cluster, and without any worker after which a run ends.
 LOOK, WAIT = 1.0, 600.0
 _GONE = (
-    "the scheduler is gone, or the connection to it; jobs that workers have begun may still be done; the same line again "
-    "goes on, once there is a scheduler"
+    "the scheduler is gone, or the connection to it; jobs that workers have begun may still be "
+    "done; the same line again goes on, once there is a scheduler"
 )
 #: What a worker gives back of a record; the rest is on disk.
 _SUMMARY = ("status", "cause", "ran")
