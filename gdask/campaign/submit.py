@@ -77,9 +77,7 @@ def submit_campaign(
     Raises UsageError and GdaskError; what was submitted until then is known to the next call.
     """
     system = system or system_of(wish.system)
-    for name in ("partition", "account"):
-        if any(not c.isprintable() or c.isspace() for c in getattr(wish, name)):
-            raise UsageError(f"--{name} {getattr(wish, name)!r}: expected one word")
+    _check_words(options, wish)
     campaign, place = survey(options, say)
     place = place._replace(threads=options.threads or THREADS)
     with owned(place.out):
@@ -90,11 +88,23 @@ def submit_campaign(
         have = {_name(one) for one in kept if one in planned}
         new = [name for name in wanted if name not in have]
         folder = ""
-        if new:
+        if new or _lack_tables(kept):
             folder = str(_submit(campaign, place, new, kept, wish, system, say))
         write_tables(place.out, campaign, records.read_records(place.out, campaign))
     before = tuple(name for name in wanted if name in have)
     return Submitted(tuple(new), before, tuple(cancelled), tuple(blocked), folder)
+
+
+def _check_words(options: Options, wish: Wish) -> None:
+    """Raise UsageError for what cannot stand in a script of a batch system."""
+    for name in ("partition", "account"):
+        value = getattr(wish, name)
+        if any(not c.isprintable() or c.isspace() for c in value):
+            raise UsageError(f"--{name} {value!r}: expected one word")
+    out = os.path.abspath(options.out)
+    for name, value in (("--out", out), *(("--batch-option", one) for one in wish.options)):
+        if not value.isprintable() or (name == "--out" and set(value) & set('"\\')):
+            raise UsageError(f"{name} {value!r}: batch systems cannot be given such a name or line")
 
 
 def _write_blocked(campaign: Campaign, states: Mapping[str, State], place: Place) -> list[str]:
@@ -144,6 +154,16 @@ def _looked_through(
             why = one.element.reason if one.element.state == "never" else "the plan has changed"
             say(f"cancelled {one.element.id}_{one.element.number}, {_name(one)}: {why}")
     return kept, planned, [_name(one) for one in cancelled]
+
+
+def _lack_tables(kept: Sequence[Live]) -> bool:
+    """Tell whether nothing in the queue writes the tables after all that is there.
+
+    A command that was killed has perhaps submitted all jobs but that one.
+    """
+    folders = {one.array.folder for one in kept if _name(one) != LAST}
+    with_tables = {one.array.folder for one in kept if _name(one) == LAST}
+    return bool(folders) and max(folders) > max(with_tables, default=Path())
 
 
 def _name(one: Live) -> str:
@@ -198,7 +218,6 @@ def _submit(
     ids: dict[str, list[str]] = {}
     for one in kept:
         ids.setdefault(_name(one), []).append(one.element.id)
-    total = 0
     for number, group in enumerate(_arrays([jobs[name] for name in names], most)):
         needs = [need for job in group for need in (*job.needs, job.id)]
         after = dict.fromkeys(id_ for need in needs for id_ in ids.get(need, ()))
@@ -219,7 +238,6 @@ def _submit(
         id_ = _submit_one(folder, request, [job.id for job in group], system)
         for job in group:
             ids.setdefault(job.id, []).append(id_)
-        total += len(group)
         say(f"submitted {id_}: {_words(group)}")
     after = dict.fromkeys(id_ for found in ids.values() for id_ in found)
     last = Request(
@@ -227,7 +245,7 @@ def _submit(
         wish.memory, wish.minutes, wish.partition, wish.account, wish.options, tuple(after),
     )  # fmt: skip
     id_ = _submit_one(folder, last, [LAST], system)
-    say(f"submitted {id_}: the tables, after all {total} jobs")
+    say(f"submitted {id_}: the tables, after all jobs")
     return folder
 
 
