@@ -59,8 +59,12 @@ def connected_client(profile: Profile, where: str, memory: int | None = None) ->
             wait=float(profile.get("wait", DEFAULTS.wait)),
         ) as chosen,
         begin(profile, where, memory) as client,
-        checked_workers(client, where, chosen.wait, started=kind != "scheduler"),
-        use_settings(dashboard=_log_workers(client), **_planning_settings(client, memory)),
+        checked_workers(client, where, chosen.wait, started=kind != "scheduler") as kinds,
+        use_settings(
+            dashboard=_log_workers(client),
+            processors=kinds,
+            **_planning_settings(client, memory),
+        ),
     ):
         client.register_plugin(Counters())
         yield client

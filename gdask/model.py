@@ -133,6 +133,8 @@ class Settings(NamedTuple):
     patience: float = 900.0
     #: Seconds without any worker, at the start or later, after which a run ends.
     wait: float = 120.0
+    #: Kinds of the processors that work (`arithmetic_of_processor`); empty: this process works.
+    processors: tuple[str, ...] = ()
 
 
 _DEFAULTS = Settings()
@@ -145,6 +147,18 @@ def settings() -> Settings:
     A new thread has the defaults: read the settings before it starts.
     """
     return _CURRENT_SETTINGS.get()
+
+
+@functools.cache
+def arithmetic_of_processor() -> str:
+    """Sum up how NumPy computes on this processor: products of matrices, sines, exponentials.
+
+    Eight hexadecimal digits, which differ where libraries take other ways on another processor. The
+    matrices are too small for several threads.
+    """
+    values = np.random.default_rng(1).normal(size=(40, 20))
+    found = (values.T @ values, np.sin(values), np.arctan2(values, 1.7), np.exp(values))
+    return hashlib.sha256(b"".join(each.tobytes() for each in found)).hexdigest()[:8]
 
 
 @contextlib.contextmanager

@@ -91,7 +91,7 @@ def sine_cosine(degrees: float) -> tuple[float, float]:
 def arctangent(y: float, x: float) -> float:
     """Return the direction of (x, y) in degrees, -180 to 180, good to 3e-16 of it and 3e-14."""
     found = math.degrees(math.atan2(y, x))
-    if not (abs(y) > 0 and abs(found) < 360.0):
+    if not (abs(y) > 0 and abs(x) + abs(y) < math.inf):
         return found  # along x, or no number: no last bits
     near = math.floor(found / ANGLE_STEP + 0.5) * ANGLE_STEP
     sine, cosine = sine_cosine(near)

@@ -357,8 +357,8 @@ def _row_differences(
 
 def _changed_versions(then: Mapping[str, str]) -> Iterable[str]:
     now = versions()
-    return [
-        f"{name} {then.get(name, '?')} then, {now.get(name, '?')} now"
-        for name in dict.fromkeys([*then, *now])
-        if then.get(name) != now.get(name)
-    ]
+    for name in dict.fromkeys([*then, *now]):
+        if then.get(name) != now.get(name):
+            text = f"{name} {then.get(name, '?')} then, {now.get(name, '?')} now"
+            other = name == "processors" and name in then
+            yield f"made on another kind of processor ({text})" if other else text
