@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextvars import ContextVar
 from enum import IntFlag
@@ -110,6 +111,10 @@ class BadFile(BadPixels):
         return BadFile, item
 
 
+#: Names by which a shell gives what a command writes: @<(command).
+FROM_SHELL = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
+
+
 class Settings(NamedTuple):
     """Settings by which the computes of a run are planned, written and watched.
 
@@ -147,6 +152,24 @@ def settings() -> Settings:
     A new thread has the defaults: read the settings before it starts.
     """
     return _CURRENT_SETTINGS.get()
+
+
+def why_no_file(path: str | os.PathLike[str]) -> str:
+    """Say why a path is not the regular file that was expected; '' where it is one.
+
+    To open a pipe that has a name waits until somebody writes to it, for ever as a rule. What a
+    shell names /dev/fd/N, for <(command), is taken for a file.
+    """
+    name = os.fspath(path)
+    try:
+        mode = os.stat(name).st_mode
+    except OSError as error:
+        return "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
+    except ValueError:
+        return "not a name of a file"
+    if stat.S_ISREG(mode) or name.startswith(FROM_SHELL):
+        return ""
+    return "is a folder" if stat.S_ISDIR(mode) else "not a regular file (a pipe or a device)"
 
 
 @functools.cache

@@ -26,11 +26,10 @@ def digest(*found):
     return hashlib.sha256(content).hexdigest()
 
 print(digest(x.T @ x, np.arctan2(x, 1.7), np.sin(x), np.exp(x), np.log(np.abs(x))))
-print(digest(
-    elementary.exponentials(x), elementary.logarithms(y), elementary.sines(x),
-    elementary.cosines(x), elementary.arctangents(x[0], x[1]), least_squares.least_squares(x.T[:, :8], x.T[:, 9:12]),
-    least_squares.nonnegative_least_squares(np.abs(x.T[:, :8]), y),
-))
+fits = least_squares.least_squares(x.T[:, :8], x.T[:, 9:12])
+some = least_squares.nonnegative_least_squares(np.abs(x.T[:, :8]), y)
+angles = elementary.arctangents(x[0], x[1]), elementary.sines(x), elementary.cosines(x)
+print(digest(elementary.exponentials(x), elementary.logarithms(y), fits, some, *angles))
 """
 
 
