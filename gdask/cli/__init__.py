@@ -51,6 +51,8 @@ _SIGNAL_DELAY = 0.05
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `gdask VERB ...`; returns the exit code: 0 ok, 1 failed, 2 wrong usage."""
+    if argv is None:
+        _begin_program()
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage(), file=sys.stdout if args else sys.stderr)
@@ -283,11 +285,10 @@ def run_command(
     pipe (`| head`) ends quietly; Ctrl-C gives 130, SIGTERM 143.
     """
     if argv is None:
-        _read_names_as_utf8()
-        atexit.register(_ignore_signals)  # the first to be registered is the last to be called
+        _begin_program()
     try:
         options = parser.parse_args(argv)
-        with _terminated_in_order(at_exit=argv is None):
+        with _terminated_in_order(at_exit=_PROGRAM["begun"]):
             code = command(options)
             sys.stdout.flush()
         return code
@@ -339,6 +340,17 @@ def _out_of_memory(error: MemoryError) -> str:
         f"out of memory{detail}; {limit.size / 2**30:.2f} GiB are allowed by {limit.source}; "
         "raise that limit, or give a smaller --memory, with which less runs at a time"
     )
+
+
+#: Whether this process is a command and ends with it; not so in tests and notebooks.
+_PROGRAM = {"begun": False}
+
+
+def _begin_program() -> None:
+    if not _PROGRAM["begun"]:
+        _read_names_as_utf8()
+        _PROGRAM["begun"] = True
+        atexit.register(_ignore_signals)  # the first to be registered is the last to be called
 
 
 def _read_names_as_utf8() -> None:

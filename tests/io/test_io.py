@@ -606,3 +606,36 @@ def test_windows_that_are_kept_are_those_of_the_scale_that_was_asked_for(product
     pixels = plain.compute()
     np.testing.assert_array_equal(changed.compute(), pixels * 2 + 1)
     np.testing.assert_array_equal(plain.compute(), pixels)
+
+
+def test_runs_of_the_same_files_at_once_leave_nothing(tmp_path: Path) -> None:
+    """Three of them, in any order of their ends: each takes its own away, the last the folder."""
+    program = """
+import sys
+from pathlib import Path
+from gdask.engine import checkpoint
+with checkpoint.scratch_folder(sys.argv[1], ["a.fits"]) as scratch:
+    folder = Path(scratch, "phase")
+    folder.mkdir(parents=True)
+    (folder / "pixels").write_bytes(b"x" * 1000)
+    print("begun", flush=True)
+    sys.stdin.readline()
+    assert (folder / "pixels").stat().st_size == 1000
+"""
+    for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):
+        runs = []
+        for _ in range(3):
+            run = subprocess.Popen(
+                [sys.executable, "-c", program, str(tmp_path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert run.stdout and run.stdout.readline() == "begun\n"
+            runs.append(run)
+        for left, number in zip((2, 1, 0), order, strict=True):
+            runs[number].communicate("end\n")
+            assert runs[number].returncode == 0
+            pixels = list(tmp_path.glob(".gdask/*/*/pixels"))
+            assert len(pixels) == left
+        assert not (tmp_path / ".gdask").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -207,3 +208,32 @@ def test_damaged_accounts_are_explained(damage: str, flat: Path, tmp_path: Path)
         GdaskError, match="no table REDUCTION" if damage == "no table" else "REDUCTION is damaged"
     ):
         account_of(copy)
+
+
+@pytest.mark.parametrize(
+    "name", ["replay.rc", "replay.db", "replay.db-journal", ".gdask", "calibrations"]
+)
+def test_a_replay_writes_through_no_link(flat: Path, night: object, elsewhere: Path, name: str):
+    """Whatever it writes under a name of its own: a link, a hard link, a pipe."""
+    kept, victim = elsewhere / "kept", elsewhere / "victim"
+    kept.mkdir()
+    raw = str(night.folder / "raw")
+    if "." in name[1:]:
+        victim.write_text("mine")
+    else:
+        victim.mkdir()
+    (kept / name).symlink_to(victim)
+    with pytest.raises(GdaskError, match=f"{name}: a symbolic link"):
+        replay(flat, [raw], keep=str(kept))
+    if victim.is_dir():
+        assert list(victim.iterdir()) == []
+        return
+    (kept / name).unlink()
+    (kept / name).hardlink_to(victim)
+    with pytest.raises(GdaskError, match=f"{name}: has another name elsewhere"):
+        replay(flat, [raw], keep=str(kept))
+    assert victim.read_text() == "mine"
+    (kept / name).unlink()
+    os.mkfifo(kept / name)
+    with pytest.raises(GdaskError, match=f"{name}: not a regular file"):
+        replay(flat, [raw], keep=str(kept))
