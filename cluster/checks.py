@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,6 +40,28 @@ SAME_VERSION_PACKAGES = (
 )
 #: Bytes that should be free in a worker's scratch folder.
 SCRATCH_MIN_FREE_BYTES = 1e9
+
+
+def check_is_own(path: str, where: str) -> None:
+    """Check who may change a scheduler file, and so say whom this command trusts with its code.
+
+    Raises GdaskError where anybody may; warns where others may read it.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return  # the client says so
+    if mode & stat.S_IWOTH:
+        raise GdaskError(
+            f"{where}: everybody may change this scheduler file, and with it who runs your code; "
+            f"start the scheduler under umask 077 (chmod go= {path})"
+        )
+    if mode & (stat.S_IROTH | stat.S_IWGRP):
+        log.warning(
+            "%s: others may read or change this scheduler file: who reaches the scheduler can run "
+            "code as you; start it under umask 077",
+            where,
+        )
 
 
 class SameFiles(WorkerPlugin):
