@@ -33,9 +33,12 @@ def exponential(x: float) -> float:
         return math.inf if x > 0 else (0.0 if x < 0 else math.nan)
     k = math.floor(x / LN2_HIGH + 0.5)
     r = (x - k * LN2_HIGH) - k * LN2_LOW
-    total = 1.0
-    for n in range(14, 0, -1):  # |r| < 0.35: the next term is below 1e-19
-        total = 1.0 + total * r / n
+    total = 1 / 87178291200.0  # 1 / 14!; |r| < 0.35: the next term is below 1e-19
+    for coefficient in (
+        *(1 / 6227020800.0, 1 / 479001600.0, 1 / 39916800.0, 1 / 3628800.0, 1 / 362880.0),
+        *(1 / 40320.0, 1 / 5040.0, 1 / 720.0, 1 / 120.0, 1 / 24.0, 1 / 6.0, 0.5, 1.0, 1.0),
+    ):
+        total = total * r + coefficient
     half = k // 2
     return total * 2.0**half * 2.0 ** (k - half)
 
