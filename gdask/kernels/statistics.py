@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.compiled import njit
+from gdask.kernels.elementary import exponential, logarithm
 from gdask.model import UNUSABLE, GdaskError
 from gdask.types import Flags, Image, Mask
 
@@ -157,13 +158,13 @@ def _fit_gaussian(counts: Counts, low: float, high: float) -> tuple[float, float
     highest = counts[0]
     for i in range(1, counts.size):
         highest = max(highest, counts[i])
-    a, b, c = np.log(highest + 1.0), 0.0, -0.5
+    a, b, c = logarithm(highest + 1.0), 0.0, -0.5
     for _ in range(50):
         g0 = g1 = g2 = h0 = h1 = h2 = h3 = h4 = 0.0
         for i in range(counts.size):
             t = (i + 0.5) / _BINS_PER_SIGMA - _HALF_RANGE_SIGMA
             if low < t < high:
-                model = np.exp(min(a + t * (b + t * c), 60.0))
+                model = exponential(min(a + t * (b + t * c), 60.0))
                 rest = counts[i] - model
                 g0, g1, g2 = g0 + rest, g1 + rest * t, g2 + rest * t * t
                 h0, h1, h2 = h0 + model, h1 + model * t, h2 + model * t * t

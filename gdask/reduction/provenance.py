@@ -29,7 +29,7 @@ from gdask.io.frames import primary_header, records, with_attrs, with_headers, w
 from gdask.io.lazy_arrays import map_blocks
 from gdask.io.tables import source_tables
 from gdask.kernels.md5 import LANES, LEAST_STREAMS, md5_sums
-from gdask.model import BadFile, GdaskError, UsageError
+from gdask.model import BadFile, GdaskError, UsageError, arithmetic_of_processor, settings
 from gdask.types import Frame, Frames
 
 #: Time-stamp keyword that each step leaves in the primary header: DRAGONS' keywords, as in FITS
@@ -239,7 +239,8 @@ def reduction_rows(
 def versions() -> dict[str, str]:
     """Give what the bits of a product may depend on, by name.
 
-    Versions of gdask, Python and libraries, the machine, and a digest of gdask's code.
+    Versions of gdask, Python and libraries, the machine, a digest of gdask's code, and the kinds of
+    the processors that work, of which products do not depend, as far as is known.
     """
     from importlib import metadata
 
@@ -252,6 +253,7 @@ def versions() -> dict[str, str]:
         "code": code_digest(),
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "processors": " ".join(settings().processors or (arithmetic_of_processor(),)),
         **found,
     }
 

@@ -28,6 +28,7 @@ from gdask.kernels.astrometry.few_stars import HEADER_ERROR
 from gdask.kernels.astrometry.measured_stars import Measurements
 from gdask.kernels.astrometry.residuals import RESIDUAL_DTYPE
 from gdask.kernels.astrometry.solution import FrameFit, Solution, solve
+from gdask.kernels.elementary import sine_cosine
 from gdask.kernels.geometry.projection import (
     CORRECTION_UNIT,
     pixel_area,
@@ -422,8 +423,8 @@ def with_residuals(frame: Frame, fit: FrameFit, solution: Solution) -> Frame:
     ):
         good = usable(stars, shape_of(frame))
         part = np.zeros(len(good), RESIDUAL_DTYPE)
-        scale, angle = np.sqrt(pixel_area(geometry, good["x"], good["y"])), np.radians(geometry.pa)
-        c, s = np.cos(angle) ** 2 * scale**2, np.sin(angle) ** 2 * scale**2
+        scale = np.sqrt(pixel_area(geometry, good["x"], good["y"]))
+        s, c = (value**2 * scale**2 for value in sine_cosine.few(geometry.pa))
         part["array"] = number
         for column in ("x", "y", "flags", "flux", "eflux"):
             part[column] = good[column]

@@ -25,6 +25,7 @@ from gdask.io.frames import (
     with_provenance,
     with_same_headers,
 )
+from gdask.kernels.elementary import sine_cosine
 from gdask.kernels.geometry.projection import tangent_plane, tangent_sky
 from gdask.model import GdaskError
 from gdask.params import Range
@@ -168,9 +169,9 @@ def expected_pointing(frame: Frame) -> tuple[float, float]:
         float(header_number(phu, keyword) or 0.0)
         for keyword in ("PA", "POFFSET", "QOFFSET", "RATRGOFF", "DECTRGOF")
     )
-    pa = np.radians(angle)
-    east = p * np.cos(pa) + q * np.sin(pa) + more_east
-    north = -p * np.sin(pa) + q * np.cos(pa) + more_north
+    sine, cosine = sine_cosine.few(angle)
+    east = p * cosine + q * sine + more_east
+    north = -p * sine + q * cosine + more_north
     ra, dec = tangent_sky(
         east, north, float(descriptor(frame, "target_ra")), float(descriptor(frame, "target_dec"))
     )
@@ -189,7 +190,7 @@ def tracking_rate(frame: Frame) -> tuple[float, float]:
     ra_rate, dec_rate = (float(phu.get(key, 0.0) or 0.0) for key in ("RATRACK", "DECTRACK"))
     if abs(ra_rate) > STANDING_RATE:
         return 0.0, 0.0
-    return 15 * ra_rate * float(np.cos(np.radians(dec))), dec_rate
+    return 15 * ra_rate * float(sine_cosine.few(dec)[1]), dec_rate
 
 
 def follow_object(
@@ -278,7 +279,8 @@ def _drift_text(frames: Frames) -> str:
     text = f"the target moves at {rate[0]:.2f}, {rate[1]:.2f} arcsec/h (E, N) by the tracking rates"
     if not np.ptp(hours) > 0:
         return text
-    drift = np.polyfit(hours, own, 1)[0]
+    off = hours - hours.mean()
+    drift = (off[:, None] * own).sum(axis=0) / (off**2).sum()
     text += f"; the headers' pointings less offsets move at {drift[0]:.2f}, {drift[1]:.2f}"
     agrees, rests = (
         np.hypot(*(drift - expected)) * np.ptp(hours) < MAX_DRIFT_ERROR

@@ -625,3 +625,36 @@ def test_reads_that_end_early_give_the_same_pixels(
             patched.setattr(os, "preadv", lambda f, rooms, at: 0)
             with pytest.raises(BadFile, match="ends before row 25"):
                 stored.read(1, window, {})
+
+
+def test_runs_of_the_same_files_at_once_leave_nothing(tmp_path: Path) -> None:
+    """Three of them, in any order of their ends: each takes its own away, the last the folder."""
+    program = """
+import sys
+from pathlib import Path
+from gdask.engine import checkpoint
+with checkpoint.scratch_folder(sys.argv[1], ["a.fits"]) as scratch:
+    folder = Path(scratch, "phase")
+    folder.mkdir(parents=True)
+    (folder / "pixels").write_bytes(b"x" * 1000)
+    print("begun", flush=True)
+    sys.stdin.readline()
+    assert (folder / "pixels").stat().st_size == 1000
+"""
+    for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):
+        runs = []
+        for _ in range(3):
+            run = subprocess.Popen(
+                [sys.executable, "-c", program, str(tmp_path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert run.stdout and run.stdout.readline() == "begun\n"
+            runs.append(run)
+        for left, number in zip((2, 1, 0), order, strict=True):
+            runs[number].communicate("end\n")
+            assert runs[number].returncode == 0
+            pixels = list(tmp_path.glob(".gdask/*/*/pixels"))
+            assert len(pixels) == left
+        assert not (tmp_path / ".gdask").exists()

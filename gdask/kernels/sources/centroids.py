@@ -41,6 +41,9 @@ PHOTOMETRY = np.dtype(
 #: A flux is flagged UNSCALED where its common factor is known no better than this fraction.
 MAX_SCALE_ERROR = 0.01
 
+#: Pixels to which positions are rounded: far below any error, far above the last bits in which
+#: processors may differ, on which no later decision should hang.
+POSITION_STEP: Pixels = 2.0**-20
 #: A star is flagged NEIGHBOUR where its neighbours' light exceeds this share of its own peak.
 MAX_NEIGHBOUR_LIGHT = 0.02
 #: A star is flagged MISFIT where its chi-square per pixel, over what the array's good stars of this
@@ -116,7 +119,16 @@ def fit_positions_and_image(
         + FAILED * (fits.failed | ~np.isfinite(errors[:, 0]))
         + MISFIT * (chi2 > MAX_CHI2)
     )
+    _round(out)
     return out, fits._replace(sky_error=table[:, ph.SKY_ERROR])
+
+
+def _round(stars: np.ndarray) -> None:
+    """Round positions to whole POSITION_STEPs and the rest to 24 bits, in place."""
+    for name in ("x", "y"):
+        stars[name] = np.round(stars[name] / POSITION_STEP) * POSITION_STEP
+    for name in ("ex", "ey", "flux", "eflux", "fwhm"):
+        stars[name] = stars[name].astype(np.float32)
 
 
 def _pixel_flags(dq: Flags, x: np.ndarray, y: np.ndarray, fwhm: Pixels) -> np.ndarray:

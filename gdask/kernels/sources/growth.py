@@ -10,28 +10,27 @@ is common to all stars of the image; leaving out stars in turn tells its error.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from gdask.kernels.least_squares import nonnegative_least_squares
 from gdask.kernels.sources.array_fit import StarFits
 from gdask.kernels.sources.photometry import error_beyond
-from gdask.model import late
 from gdask.types import Image, Pixels
-
-if TYPE_CHECKING:
-    from scipy import optimize
-else:
-    optimize = late("scipy.optimize")
 
 #: Radius within which the light is summed, and the rings beyond and about it in which the wings are
 #: fitted, in FWHM.
 CORE_RADIUS_FWHM = 2.5
-RING_EDGES_FWHM = np.geomspace(1.5, 30.0, 22)
+RING_EDGES_FWHM = 1.5 * np.cumprod([1.0, *[20 ** (1 / 21)] * 21])
 #: Sectors of the rings: of a lone star, they are left out in turn.
 SECTORS = 8
 #: Wings are sums of Moffat's functions with these powers and radii (FWHM).
-WING_POWERS, WING_RADII_FWHM = (2.5, 3.0, 4.0), np.geomspace(0.6, 6.0, 5)
+WING_POWERS, WING_RADII_FWHM = (
+    (2.5, 3.0, 4.0),
+    0.6 * np.cumprod([1.0, *[math.sqrt(math.sqrt(10.0))] * 4]),
+)
 #: Most stars that are used, the S/N that they have, and that where too few have it.
 MOST_STARS, GOOD_SNR, LEAST_SNR = 60, 100.0, 30.0
 #: With fewer stars than this, sectors are left out in turn; groups of stars otherwise.
@@ -112,7 +111,7 @@ def curve_of_growth(
     parts = [_robust_mean(*_total_light(part, fwhm)[:2]) for part in _left_out_in_turn(rings)]
     spread = np.array(parts) - np.mean(parts)
     error = float(np.sqrt((len(parts) - 1) * np.mean(np.square(spread))))
-    error = float(np.linalg.norm([error, EXTRAPOLATION_ERROR * beyond, FORM_ERROR * factor]))
+    error = math.hypot(error, EXTRAPOLATION_ERROR * beyond, FORM_ERROR * factor)
     if not (np.isfinite(factor) and np.isfinite(error) and factor > 0):
         return Growth(1.0, float("nan"), len(stars), float("nan"))
     few = len(stars) < FEWEST_STARS
@@ -202,7 +201,7 @@ def _measure_rings(
             cell = (((dy + y) / fwhm).astype(int), ((dx + x) / fwhm).astype(int))
             own = _left_of_star(fits, k, flux[number], table, distance2 / fwhm**2, fwhm)
             value = value - np.where(good, left[0][cell] - own, 0.0)
-        sector = ((np.arctan2(dy, dx) / (2 * np.pi) + 1) * SECTORS).astype(int) % SECTORS
+        sector = _octants(dx, dy)
         inside = distance2 < (CORE_RADIUS_FWHM * fwhm) ** 2
         for out, each in zip(cores, (value, np.ones_like(value), noise), strict=True):
             out[number] = np.bincount(sector[inside], each[inside], SECTORS)
@@ -288,10 +287,25 @@ def _total_light(rings: _Rings, fwhm: Pixels) -> tuple[np.ndarray, np.ndarray, f
     return total, noise, float((wings * _shares_beyond(last**2)).sum()), wings
 
 
+def _octants(dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
+    """Number of the octant of each direction, from 0, counted from x to y."""
+    u, v = np.where(dy < 0, -dx, dx), np.abs(dy)
+    upper = np.where(u > v, 0, np.where(u > 0, 1, np.where(v > -u, 2, 3)))
+    return upper + 4 * (dy < 0)
+
+
+def _falling(base: Any, power: float) -> Any:
+    """Give base^-power for a power of whole or half numbers: products, the same everywhere."""
+    whole = base
+    for _ in range(int(power) - 1):
+        whole = whole * base
+    return 1 / (whole * np.sqrt(base) if power % 1 else whole)
+
+
 def _basis(r2: np.ndarray) -> np.ndarray:
     """(..., forms) surface brightness of wings of one unit of light, per FWHM^2; r2 in FWHM^2."""
     forms = [
-        (power - 1) / (np.pi * a * a) * (1 + r2 / (a * a)) ** -power
+        (power - 1) / (np.pi * a * a) * _falling(1 + r2 / (a * a), power)
         for power in WING_POWERS
         for a in WING_RADII_FWHM
     ]
@@ -301,7 +315,7 @@ def _basis(r2: np.ndarray) -> np.ndarray:
 def _shares_beyond(r2: float) -> np.ndarray:
     """Share of each form's light beyond a radius; r2 in FWHM^2."""
     return np.array(
-        [(1 + r2 / (a * a)) ** (1 - power) for power in WING_POWERS for a in WING_RADII_FWHM]
+        [_falling(1 + r2 / (a * a), power - 1) for power in WING_POWERS for a in WING_RADII_FWHM]
     )
 
 
@@ -327,11 +341,11 @@ def _fit_wings(
         rows = (root[..., None] * (forms - mean_forms[:, None])).reshape(-1, forms.shape[-1])
         right = (root * (value - mean[:, None])).ravel()
         scale = np.sqrt(np.maximum((rows**2).sum(axis=0), 1e-300))
-        wings = optimize.nnls(rows / scale, right)[0] / scale
+        wings = nonnegative_least_squares(rows / scale, right) / scale
         sky = mean - (mean_forms * wings).sum(axis=1)
         model = (forms * wings).sum(axis=-1)
         pull = np.abs(value - model - sky[:, None]) / np.sqrt(np.maximum(variance, 1e-300))
-        share = 1 / (1 + np.minimum(pull / REJECT_SIGMA, 1e6) ** 4)
+        share = 1 / (1 + np.square(np.minimum(pull / REJECT_SIGMA, 1e6) ** 2))
         level = np.median(model, axis=0)
     return wings, sky, weight
 

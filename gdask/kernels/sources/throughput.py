@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gdask.kernels.elementary import exponentials, logarithms
+
 #: Error of a star's flux in a frame beyond its own: flats and changes of the star image over an
 #: array, as a fraction.
 FLUX_FLOOR = 0.01
@@ -61,7 +63,7 @@ def measure_throughputs(
     seen = np.bincount(star[known], minlength=int(star.max(initial=0)) + 1)
     use = known & (seen[star] >= 2)
     star, frame, array = star[use], frame[use], array[use]
-    z, relative = np.log(flux[use]), error[use] / flux[use]
+    z, relative = logarithms(flux[use]), error[use] / flux[use]
     weight = 1 / (relative**2 + FLUX_FLOOR**2)
     offset, robust = np.zeros(frames), np.ones(len(z))
     for _ in range(ROUNDS):
@@ -72,7 +74,7 @@ def measure_throughputs(
         off = np.bincount(frame, w * (z - mean[star]), frames) / np.maximum(total, 1e-300)
         offset = off - _mean_of(off, total)
         pull = np.abs(z - mean[star] - offset[frame]) * np.sqrt(weight)
-        robust = 1 / (1 + np.minimum(pull / REJECT_SIGMA, 1e6) ** 4)
+        robust = 1 / (1 + np.square(np.minimum(pull / REJECT_SIGMA, 1e6) ** 2))
     count = np.bincount(frame, minlength=frames)
     errors = _errors(frame, array, weight * robust, scale_error)
     told = (count >= FEWEST_SHARED) & (errors < LARGEST_ERROR)
@@ -83,10 +85,9 @@ def measure_throughputs(
     share = scatter**2 / (scatter**2 + errors**2) if scatter > 0 else np.zeros(frames)
     typical = float(np.sqrt(np.mean(errors[told] ** 2))) if told.any() else np.inf
     trusted = scatter > KNOWN_BETTER * typical
-    factor = np.exp(-offset * share) if trusted else np.ones(frames)
-    # Exponentials differ in their last bits from processor to processor.
+    factor = exponentials(-offset * share) if trusted else np.ones(frames)
     values, errors, factor = (
-        np.round(each / STEP) * STEP for each in (np.exp(offset), errors, factor)
+        np.round(each / STEP) * STEP for each in (exponentials(offset), errors, factor)
     )
     return Throughputs(values, errors, count, scatter, factor)
 
