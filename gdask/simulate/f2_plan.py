@@ -20,6 +20,7 @@ from gdask.simulate.plan import (
     sky_level,
     spiral,
     start_of,
+    with_moving_object,
     with_stale_pointings,
 )
 from gdask.simulate.rendering import Moffat
@@ -79,7 +80,7 @@ def plan(options: F2Options, facts: dict[str, Any]) -> list[Exposure]:
     exposures: list[Exposure] = []
     for calibrations in calibration_sets(options, facts):
         exposures += _calibrations(options, calibrations)
-    return exposures + list(_science(options, facts))
+    return with_moving_object(exposures + list(_science(options, facts)), options, TARGET)
 
 
 def calibration_sets(options: F2Options, facts: dict[str, Any]) -> list[CalibrationSet]:

@@ -38,7 +38,7 @@ from gdask.kernels.sources.centroids import EDGE, FAILED, SATURATED
 from gdask.model import GdaskError
 from gdask.params import Range
 from gdask.steps.frames import mjd_of_middle, night_of, on_group, outline_of
-from gdask.steps.pointing import find_bad_wcs, follow_object
+from gdask.steps.pointing import find_bad_wcs, tracking_rate
 from gdask.types import Frame, Frames
 
 #: Julian epoch 2000.0, to a minute.
@@ -124,7 +124,7 @@ def adjust_wcs_to_reference(
     search: Annotated[float, Range(0.01, None)] = 30.0,
     match_radius: Annotated[float, Range(0.001, None)] = 0.2,
     max_rms: Annotated[float, Range(0.0001, None)] = 0.05,
-    follow: Literal["auto", "object", "stars"] = "auto",
+    follow: Literal["auto", "object", "stars", "both"] = "auto",
     rate_east: float | None = None,
     rate_north: float | None = None,
 ) -> Frames:
@@ -133,8 +133,7 @@ def adjust_wcs_to_reference(
     Star positions and the corrections of all frames are solved together. No frame is the reference:
     its own distortion would stay in the stack. A frame with a few stars only is shifted by them;
     one where no star is to be expected keeps its header's pointing, with a warning. A frame that
-    cannot be matched although it should, or whose residuals are too large, is set aside with the
-    reason.
+    cannot be matched although it should, or whose residuals are too large, is set aside.
 
     Parameters
     ----------
@@ -148,10 +147,10 @@ def adjust_wcs_to_reference(
     max_rms
         Arcsec of residuals per axis above which a frame is set aside.
     follow
-        What stands still in the stack: the object, where it moves among the stars, or the stars.
-        auto follows the object of frames with tracking rates (tag NON_SIDEREAL) or given rates.
+        What stands still: the object (auto: where tracking rates, tag NON_SIDEREAL, or given ones
+        are not 0), the stars, or both: that on the stars is written as _imageOnStars.
     rate_east
-        The object's motion to the East, arcsec per hour; as the headers say if not given.
+        The object's motion to the East, arcsec per hour; None: as the headers say.
     rate_north
         The object's motion to the North, arcsec per hour; as the headers say if not given.
     """
@@ -162,9 +161,11 @@ def adjust_wcs_to_reference(
     else:
         limits = {"order": order, "search": search, "match_radius": match_radius}
         frames = _with_solution(frames, _solve(frames, limits | {"max_rms": max_rms}))
-    left = [(small(frame, "solution") or {}).get("placed", "header") for frame in frames]
-    by_header = [placed == "header" for placed in left]
-    return follow_object(frames, follow, rate_east, rate_north, by_header)
+    if not (rate_east or rate_north or any(any(tracking_rate(frame)) for frame in frames)):
+        return frames
+    from gdask.steps.moving import follow_object
+
+    return follow_object(frames, follow, rate_east, rate_north)
 
 
 def _solve(
