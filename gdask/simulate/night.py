@@ -269,7 +269,7 @@ def add_stars(
 
 def _with_moving(night: Night[AnyOptions], exposure: Exposure) -> Stars:
     """The stars of an exposure's field, and behind them the moving object, if there is one."""
-    stars = night.stars[exposure.field]
+    stars: Stars = night.stars[exposure.field]
     if exposure.moving is None:
         return stars
     mag = np.array([night.options.object_mag])
