@@ -521,11 +521,13 @@ def test_transparency_is_taken_out_where_stars_tell_it(night: object) -> None:
         tables = [table.copy() for table in small(frame, "stars")]
         for table in tables:
             table["flux"] *= share
-            table["scaled"], table["escaled"] = 1.0, 0.004
+            table["wide"] = table["flux"][:, None]
+            table["ewide"] = np.hypot(table["eflux"], 0.004 * table["flux"])[:, None]
+            table["share"] = 1.0
         frame = with_arrays(frame, variance=frame["data"].data)
         frames.append(with_fetched(frame, {"stars": tables}))
     aligned = steps.adjust_wcs_to_reference(tuple(frames))
-    scaled = steps.scale_counts_to_reference(aligned, throughput="auto")
+    scaled = steps.scale_counts_to_reference(aligned)
     got = np.array([small(frame, "solution")["throughput_factor"] for frame in scaled]) * light
     assert np.ptp(got) < 0.01 and abs(np.mean(got) - np.mean(light)) < 0.02, got
     assert "taken out" in scaled[0].attrs["note"] and "0.8" in scaled[0].attrs["note"]
@@ -533,5 +535,5 @@ def test_transparency_is_taken_out_where_stars_tell_it(night: object) -> None:
         pixels = np.s_[0, :4, :4]
         one, other = (np.asarray(f["data"].data[pixels].compute()) for f in (before, after))
         np.testing.assert_allclose(other, one * np.mean(got) / share, rtol=0.012)
-    off = steps.scale_counts_to_reference(aligned)
+    off = steps.scale_counts_to_reference(aligned, throughput="off")
     assert off[1]["data"].data.name == aligned[1]["data"].data.name
