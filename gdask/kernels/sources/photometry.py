@@ -283,13 +283,14 @@ def wide_fluxes(
             r = np.sqrt(r2)
             inside = np.clip(radius + 0.5 - r, 0.0, 1.0)
             ring = (r > WIDE_RING[0] * radius) & (r < WIDE_RING[1] * radius)
-            ring_area, area = np.count_nonzero(ring), float(inside.sum())
+            ring_area = float(np.count_nonzero(ring))
+            area = float(inside.sum())
             ring &= good
             count, known = np.count_nonzero(ring), np.where(good, inside, 0.0)
-            expected = np.pi * (WIDE_RING[1] ** 2 - WIDE_RING[0] ** 2) * radius**2
+            ring_area = max(ring_area, np.pi * (WIDE_RING[1] ** 2 - WIDE_RING[0] ** 2) * radius**2)
             lost = inside > known
             if (
-                count < (1 - MOST_BAD_RING) * max(ring_area, expected)
+                count < (1 - MOST_BAD_RING) * ring_area
                 or float(inside[lost].sum()) > MOST_BAD_INSIDE * area
             ):
                 continue
