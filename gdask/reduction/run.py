@@ -171,20 +171,23 @@ class Run:
         """End a phase that saves no pixels: compute only the small results."""
         return self.save(frames, variables=())
 
-    def write(self, frame: Frame, suffix: str, kind: str = "processed_science") -> Frame:
+    def write(
+        self, frame: Frame, suffix: str, kind: str = "processed_science", ending: str = ""
+    ) -> Frame:
         """Compute one Frame, the end of a recipe, and write it as a product, whole or not at all.
 
-        Its name is that of the input with the suffix.
+        Its name is that of the input with the suffix (or the user's) and the ending.
         """
-        product = with_primary_header(frame, processed_header(frame, suffix, kind))
-        return self.write_each((product,), suffix)[0]
+        product = with_primary_header(frame, processed_header(frame, suffix + ending, kind))
+        return self.write_each((product,), suffix, ending)[0]
 
-    def write_each(self, frames: Frames, suffix: str) -> Frames:
-        """Compute and write several Frames as products, in one phase."""
+    def write_each(self, frames: Frames, suffix: str, ending: str = "") -> Frames:
+        """Compute and write several Frames as products, in one phase; names as of `write`."""
         self._phase += 1
-        due = self._take_due({self._path(frame, self.suffix or suffix) for frame in frames})
+        suffix = (self.suffix or suffix) + ending
+        due = self._take_due({self._path(frame, suffix) for frame in frames})
         measured = [with_measurements(frame, self.set_aside) for frame in frames]
-        products = [self._product(frame, self.suffix or suffix) for frame in measured]
+        products = [self._product(frame, suffix) for frame in measured]
         label = "nothing"
         if products:
             label = f"phase {self._phase}: {os.path.basename(products[0].output.final)}"

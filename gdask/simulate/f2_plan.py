@@ -21,6 +21,7 @@ from gdask.simulate.plan import (
     sky_level,
     spiral,
     start_of,
+    with_moving_object,
     with_stale_pointings,
 )
 from gdask.simulate.rendering import Moffat
@@ -81,7 +82,8 @@ def plan(options: F2Options, facts: dict[str, Any]) -> list[Exposure]:
     for calibrations in calibration_sets(options, facts):
         exposures += _calibrations(options, calibrations)
     place = Sequence(date_of(options.date), FIRST_SCIENCE_NUMBER, 2.5)
-    return exposures + list(science(options, facts, place, TARGET))
+    exposures += science(options, facts, place, TARGET)
+    return with_moving_object(exposures, options, TARGET)
 
 
 def calibration_sets(options: F2Options, facts: dict[str, Any]) -> list[CalibrationSet]:

@@ -16,6 +16,7 @@ from gdask.simulate.geometry import (
     offset,
     plane,
     pointing,
+    rotate,
 )
 from gdask.simulate.options import GsaoiOptions
 from gdask.simulate.plan import (
@@ -30,6 +31,7 @@ from gdask.simulate.plan import (
     sky_level,
     spiral,
     start_of,
+    with_moving_object,
     with_stale_pointings,
 )
 from gdask.simulate.rendering import PSF, Moffat
@@ -95,7 +97,9 @@ def plan(
         exposures += _daytime(options, night, filter_facts)
         exposures += _standards(options, night, chips, filter_facts)
         exposures += science(options, filter_facts, _science_place(options, night), TARGET)
-    return exposures
+    # In the middle of an array: the target itself is in the gap between them.
+    east, north = rotate(*plane(chips[0], MIDDLE, MIDDLE), options.pa)
+    return with_moving_object(exposures, options, offset(*TARGET, float(east), float(north)))
 
 
 def first_numbers(options: GsaoiOptions) -> dict[str, int]:

@@ -32,6 +32,7 @@ from gdask.simulate.geometry import (
     Window,
     jacobian,
     near_pixel,
+    offset,
     pixel_area,
     pixel_range,
     pixel_to_sky,
@@ -47,7 +48,7 @@ from gdask.simulate.rendering import (
     render,
     stamp_radii,
 )
-from gdask.simulate.scene import Galaxies, Halo, Stars, halo_light
+from gdask.simulate.scene import Galaxies, Halo, Stars, halo_light, magnitude_to_flux
 from gdask.simulate.seeds import generator
 from gdask.simulate.truth import Counts
 from gdask.types import Image
@@ -57,6 +58,7 @@ AnyOptions = TypeVar("AnyOptions", GsaoiOptions, F2Options)
 
 WRITERS = 2  # threads
 NODE_STEP = 16  # pixels between nodes at which smooth light and pixel areas are evaluated
+MOST_MOMENTS = 200  # in which a trailing star is drawn
 FITS_BLOCK = 2880  # bytes: headers are padded with blanks, data with zeros
 
 
@@ -273,16 +275,58 @@ def add_stars(
 
     brighter_than: electrons per coadd of the faintest star.
     """
-    stars, psf = night.stars[exposure.field], exposure.psf
-    electrons = stars.flux * exposure.scale * exposure.exptime
-    radii = stamp_radii(psf, electrons)
-    chosen = _near_window(night, exposure, array, window, stars, radii)
-    chosen &= electrons >= brighter_than
-    x, y, jacobians = _on_window(
-        night, exposure, array, window, stars.ra[chosen], stars.dec[chosen]
+    stars: Stars = _with_moving(night, exposure)
+    psf, electrons = exposure.psf, stars.flux * exposure.scale * exposure.exptime
+    radii, table = stamp_radii(psf, electrons), profile_table(psf)
+    moments = _moments(exposure)
+    for moment, moved in moments:
+        ra, dec = stars.ra.copy(), stars.dec.copy()
+        if exposure.moving is not None:
+            ra[-1], dec[-1] = moved
+        there: Stars = stars._replace(ra=ra, dec=dec)
+        chosen = _near_window(night, moment, array, window, there, radii)
+        chosen &= electrons >= brighter_than
+        x, y, jacobians = _on_window(night, moment, array, window, ra[chosen], dec[chosen])
+        light = electrons[chosen] / len(moments)
+        render(image, x, y, light, jacobians, radii[chosen], table, CORE_HALF_SIZE)
+
+
+def _with_moving(night: Night[AnyOptions], exposure: Exposure) -> Stars:
+    """The stars of an exposure's field, and behind them the moving object, if there is one."""
+    stars: Stars = night.stars[exposure.field]
+    if exposure.moving is None:
+        return stars
+    mag = np.array([night.options.object_mag])
+    return Stars(
+        stars.field,
+        [*stars.id, "moving"],
+        np.append(stars.ra, exposure.moving[0]),
+        np.append(stars.dec, exposure.moving[1]),
+        np.append(stars.mag, mag),
+        np.append(stars.flux, magnitude_to_flux(mag, night.zero_point)),
     )
-    table = profile_table(psf)
-    render(image, x, y, electrons[chosen], jacobians, radii[chosen], table, CORE_HALF_SIZE)
+
+
+def _moments(exposure: Exposure) -> list[tuple[Exposure, tuple[float, float]]]:
+    """An exposure at moments of equal length, and where the moving object is in each.
+
+    The telescope moves by its tracking rate and the object by its own; a moment is so short that
+    neither moves by more than a third of the star's core.
+    """
+    place, pose = exposure.moving or (np.nan, np.nan), exposure.pose
+    fastest = max(np.hypot(*exposure.tracking), np.hypot(*exposure.rate))
+    duration = exposure.exptime * exposure.coadds
+    if not fastest:
+        return [(exposure, place)]
+    longest = min(part.fwhm for part in exposure.psf) / 3.0
+    count = int(np.clip(np.ceil(fastest * duration / longest), 1, MOST_MOMENTS))
+    moments = []
+    for seconds in duration * ((np.arange(count) + 0.5) / count - 0.5):
+        (east, north), own = np.multiply(exposure.tracking, seconds), exposure.rate
+        ra0, dec0 = offset(pose.ra0, pose.dec0, float(east), float(north))
+        moment = exposure._replace(pose=pose._replace(ra0=ra0, dec0=dec0))
+        moments.append((moment, offset(*place, own[0] * seconds, own[1] * seconds)))
+    return moments
 
 
 def _add_galaxies(
@@ -292,23 +336,25 @@ def _add_galaxies(
     galaxies, psf = night.galaxies[exposure.field], exposure.psf
     electrons = galaxies.flux * exposure.scale * exposure.exptime
     radii = galaxy_extent(galaxies.radius, psf)
-    chosen = np.flatnonzero(_near_window(night, exposure, array, window, galaxies, radii))
-    ra, dec = galaxies.ra[chosen], galaxies.dec[chosen]
-    x, y, jacobians = _on_window(night, exposure, array, window, ra, dec)
-    for i, galaxy in enumerate(chosen):
-        add_galaxy(
-            image,
-            x[i],
-            y[i],
-            electrons[galaxy],
-            jacobians[i],
-            exposure.pose.pa,
-            psf,
-            galaxies.radius[galaxy],
-            galaxies.ratio[galaxy],
-            galaxies.angle[galaxy],
-            galaxies.bulge[galaxy],
-        )
+    moments = _moments(exposure)
+    for moment, _ in moments:
+        chosen = np.flatnonzero(_near_window(night, moment, array, window, galaxies, radii))
+        ra, dec = galaxies.ra[chosen], galaxies.dec[chosen]
+        x, y, jacobians = _on_window(night, moment, array, window, ra, dec)
+        for i, galaxy in enumerate(chosen):
+            add_galaxy(
+                image,
+                x[i],
+                y[i],
+                electrons[galaxy] / len(moments),
+                jacobians[i],
+                exposure.pose.pa,
+                psf,
+                galaxies.radius[galaxy],
+                galaxies.ratio[galaxy],
+                galaxies.angle[galaxy],
+                galaxies.bulge[galaxy],
+            )
 
 
 def _near_window(

@@ -42,6 +42,10 @@ class GsaoiOptions(NamedTuple):
     cr_rate: float = 0.5
     afterglow: float = 0.01
     no_bpm: bool = False
+    object_mag: float = 0.0
+    object_east: float = 0.0
+    object_north: float = 0.0
+    track: str = "object"
 
 
 class F2Options(NamedTuple):
@@ -73,6 +77,10 @@ class F2Options(NamedTuple):
     probe: str = "edge"
     bad_wcs: int = 0
     cr_rate: float = 0.4
+    object_mag: float = 0.0
+    object_east: float = 0.0
+    object_north: float = 0.0
+    track: str = "object"
 
 
 GSAOI_HELP = {
@@ -108,6 +116,10 @@ GSAOI_HELP = {
         "charge that a saturated pixel holds back for later frames, as a fraction of the well"
     ),
     "no_bpm": "do not write the bad-pixel mask",
+    "object_mag": "magnitude of an object that moves among the stars; 0: none",
+    "object_east": "its motion to the East, arcsec per hour",
+    "object_north": "its motion to the North, arcsec per hour",
+    "track": "what the telescope follows: the object, so that stars trail, or the stars",
 }
 
 F2_HELP = GSAOI_HELP | {
@@ -152,6 +164,7 @@ GSAOI_CHOICES: dict[str, tuple[object, ...]] = {
     "filter": ("Z", "J", "H", "Kprime", "Kshort", "K"),
     "lnrs": (2, 8, 16),
     "field": ("crowded", "sparse", "extended"),
+    "track": ("object", "stars"),
 }
 
 F2_CHOICES: dict[str, tuple[object, ...]] = {
@@ -161,6 +174,7 @@ F2_CHOICES: dict[str, tuple[object, ...]] = {
     "field": ("sparse", "crowded", "extended"),
     "axes": ("cd", "pa"),
     "probe": ("edge", "none", "deep"),
+    "track": ("object", "stars"),
 }
 
 #: Least and largest value.
@@ -187,6 +201,9 @@ GSAOI_LIMITS: dict[str, tuple[float, float]] = {
     "bad_wcs": (0, 5000),
     "cr_rate": (0.0, 1e4),
     "afterglow": (0.0, 1.0),
+    "object_mag": (0.0, 30.0),
+    "object_east": (-3600.0, 3600.0),
+    "object_north": (-3600.0, 3600.0),
 }
 
 F2_LIMITS = GSAOI_LIMITS | {

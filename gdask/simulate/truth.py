@@ -135,12 +135,20 @@ def frame_table(
                 "psf": repr([tuple(part) for part in exposure.psf]) if on_sky else "",
                 "zp": zero_point if on_sky else np.nan,
                 "warp": json.dumps(pose.warp.tolist()) if on_sky else "",
+                **_moving_columns(exposure),
                 **more_columns(exposure),
                 "saturated": sum(count.saturated),
                 "cosmic_pixels": sum(hits.x.size for hits in count.hits),
             }
         )
     return Table(rows=rows)
+
+
+def _moving_columns(exposure: Exposure) -> dict[str, object]:
+    """Where a moving object is in the middle of an exposure (degrees); {} without any."""
+    if exposure.moving is None:
+        return {}
+    return {"moving_ra": exposure.moving[0], "moving_dec": exposure.moving[1]}
 
 
 def cosmic_ray_table(exposures: list[Exposure], counts: list[Counts]) -> Table:

@@ -11,7 +11,7 @@ from typing import Any
 #: Module of each step, and of each helper below.
 _STEP_MODULES = {
     "prepare": "pointing",
-    "check_wcs": "pointing",
+    "check_wcs": "moving",
     "add_dq": "quality",
     "measure_shadows": "quality",
     "flag_shadows": "quality",
@@ -46,6 +46,7 @@ _HELPER_MODULES = {
     "transfer_objects": "sky",
     "objects_from_stack": "sources",
     "share_objects": "sources",
+    "frames_on_stars": "pointing",
     "frames_among": "sky",
     "is_crowded": "sky",
     "without_skies": "sky_residuals",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -50,9 +51,6 @@ _LEVEL_BYTES = 20.0
 #: (Simulated nights: 1 to 3 where the sky was right, 21 where the light of a crowded field was in
 #: it.)
 MAX_CELL_NOISES = 10.0
-
-#: Least S/N of the stars that tell the throughput of frames.
-MIN_SNR = 30.0
 
 log = logging.getLogger("gdask")
 
@@ -201,10 +199,10 @@ def scale_counts_to_reference(
     frames: Frames,
     *,
     tolerance: Annotated[float, Range(0, 1)] = 0.0,
-    throughput: Literal["auto", "off"] = "off",
+    throughput: Literal["auto", "off"] = "auto",
     min_weight: Annotated[float, Range(0, 1)] = 0.01,
 ) -> Frames:
-    """Scale the frames to the first one's exposure time, and on request to one throughput.
+    """Scale the frames to the first one's exposure time, and to one throughput.
 
     [scaleCountsToReference]
 
@@ -216,7 +214,6 @@ def scale_counts_to_reference(
     throughput
         off takes exposure times only. auto scales frames to their mean throughput, measured from
         the stars that they share, where that is known at least twice as well as the frames differ.
-        No simulated night has shown a gain yet, so it is not the default.
     min_weight
         Set aside frames whose weight is less than this fraction of the median one. The weight is
         that of a faint star: throughput and exposure time squared over noise and FWHM squared.
@@ -254,40 +251,49 @@ def _throughputs(frames: Frames) -> Throughputs | None:
         return None
     if any("residuals" not in solution for solution in solved):
         return None
-    arrays = max(len(stars) for stars in measured)
-    scaled, scale_error = np.ones((len(frames), arrays)), np.full((len(frames), arrays), np.nan)
     columns: list[tuple[np.ndarray, ...]] = []
     for number, (frame, solution) in enumerate(zip(frames, solved, strict=True)):
-        for k, stars in enumerate(measured[number]):
-            if len(stars) and stars["scaled"][0] > 0:
-                scaled[number, k], scale_error[number, k] = stars[0][["scaled", "escaled"]]
         rows = solution["residuals"]
-        rows = rows[(rows["flags"] == 0) & (rows["flux"] > MIN_SNR * rows["eflux"])]
-        unit = scaled[number, rows["array"]] / float(descriptor(frame, "exposure_time") or 1.0)
-        of_frame = np.full(len(rows), number)
-        columns.append(
-            (rows["star"], of_frame, rows["array"], rows["flux"] * unit, rows["eflux"] * unit)
+        wide, error, share, flux = (
+            _of_residuals(rows, measured[number], name)
+            for name in ("wide", "ewide", "share", "flux")
         )
-    star, frame_number, array_number, flux, error = map(np.concatenate, zip(*columns, strict=True))
-    return measure_throughputs(
-        star.astype(np.int64),
-        frame_number,
-        array_number.astype(np.int64),
-        flux.astype(float),
-        error.astype(float),
-        scale_error,
-        len(frames),
-    )
+        area = rows["flux"][:, None] / flux  # of the star's pixel over that of the flat's unit
+        wide, error = wide * area, error * area
+        told = np.isfinite(wide).any(axis=1)
+        per_second = 1 / float(descriptor(frame, "exposure_time") or 1.0)
+        of_frame = np.full(np.count_nonzero(told), number)
+        light = wide[told] * per_second, error[told] * per_second
+        columns.append((rows["star"][told], of_frame, *light, share[told]))
+    star, of_frame, flux, error, share = map(np.concatenate, zip(*columns, strict=True))
+    return measure_throughputs(star.astype(np.int64), of_frame, flux, error, share, len(frames))
+
+
+def _of_residuals(rows: np.ndarray, measured: Sequence[np.ndarray], name: str) -> np.ndarray:
+    """Give a column of the arrays' stars for rows of residuals, which have the same positions."""
+    columns = [stars[name].reshape(len(stars), -1) if len(stars) else None for stars in measured]
+    width = max((column.shape[1] for column in columns if column is not None), default=1)
+    out = np.full((len(rows), width), np.nan)
+    for number, stars in enumerate(measured):
+        mine, column = np.flatnonzero(rows["array"] == number), columns[number]
+        if not len(mine) or column is None:
+            continue
+        places, wanted = (
+            np.float32(each["x"]).astype(float) * 65536 + np.float32(each["y"])
+            for each in (stars, rows[mine])
+        )
+        order = np.argsort(places, kind="stable")
+        found = order[np.minimum(np.searchsorted(places[order], wanted), len(order) - 1)]
+        same = places[found] == wanted
+        out[mine[same]] = column[found[same]]
+    return out
 
 
 def _throughput_text(found: Throughputs) -> str:
     """Say which throughputs were found, how well they are known, and whether they are used."""
     known = np.isfinite(found.error)
     if not known.any():
-        return (
-            ", throughput not known: too few stars in common, or no curves of growth"
-            " (detectSources:growth=True measures them)"
-        )
+        return ", throughput not known: too few bright stars in common"
     error = float(np.median(found.error[known]))
     values = found.value[known]
     used = bool((found.factor != 1).any())

@@ -90,22 +90,19 @@ def curve_of_growth(
     flux_error: np.ndarray,
     clean: np.ndarray,
     fwhm: Pixels,
-    *,
-    rounds: int = NEIGHBOUR_ROUNDS,
 ) -> Growth:
     """Measure the total light of an image's stars over their fitted flux.
 
-    flux, flux_error: of all stars; clean: those that may be used (bool). rounds: in which the wings
-    of neighbours are subtracted as they have been found.
+    flux, flux_error: of all stars; clean: those that may be used (bool).
     """
     stars = _choose_stars(fits.params, flux, flux_error, clean, fwhm)
     if not len(stars):
         return Growth(1.0, float("nan"), 0, float("nan"))
     others, wings = np.zeros((1, 1)), np.zeros(len(WING_POWERS) * len(WING_RADII_FWHM))
-    for number in range(rounds):
+    for number in range(NEIGHBOUR_ROUNDS):
         rings = _measure_rings(fits, variance, stars, flux[stars], fwhm, (others, wings))
         totals, noise, beyond, wings = _total_light(rings, fwhm)
-        if number < rounds - 1 and np.isfinite(totals).all():
+        if number < NEIGHBOUR_ROUNDS - 1 and np.isfinite(totals).all():
             others = _light_not_subtracted(fits, flux, wings, fwhm)
     factor = _robust_mean(totals, noise)
     parts = [_robust_mean(*_total_light(part, fwhm)[:2]) for part in _left_out_in_turn(rings)]
