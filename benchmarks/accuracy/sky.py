@@ -43,7 +43,10 @@ MIN_APERTURES = 40
 
 
 def sky_figures(stack: MatchedStack, ideal: IdealStack) -> dict[str, float]:
-    """Give the figures of the sky: e-, or as multiples of what VAR and CORRFAC predict."""
+    """Give the figures of the sky: e-, or as multiples of what VAR and CORRFAC predict.
+
+    One quadratic surface over the whole stack is taken out before.
+    """
     sigma = np.sqrt(np.maximum(stack.variance, 1e-9))
     light = ideal.stars + stack.smooth_light
     blank = (ideal.stars < BLANK_SIGMA * sigma) & (stack.dq == 0) & (stack.variance > 0)
@@ -51,7 +54,7 @@ def sky_figures(stack: MatchedStack, ideal: IdealStack) -> dict[str, float]:
     leave_galaxies_out(blank, stack.wcs, stack.pixel, catalog[catalog["kind"] == "galaxy"])
     residual = (stack.data - light).astype(np.float32)
     blank &= np.abs(residual - np.median(residual[blank])) < 8 * sigma
-    residual -= np.float32(np.median(residual[blank]))
+    residual -= _overall_surface(residual, stack.variance, blank)
     figures = _block_figures(residual, stack.variance, blank, ideal.depth)
     figures |= _edge_figures(stack, residual, blank, ideal.depth)
     factor = float(stack.header.get("CORRFAC", 1.0))
@@ -61,6 +64,26 @@ def sky_figures(stack: MatchedStack, ideal: IdealStack) -> dict[str, float]:
                 figures[f"{name}_pull"] = float(np.sqrt(np.mean(_clipped(pulls) ** 2))) / factor
                 figures[f"{name}_pull_error"] = ROBUST_WIDTH_ERROR / len(pulls) ** 0.5
     return figures
+
+
+def _overall_surface(residual: Image, variance: Image, blank: Mask) -> Image:
+    """Give the quadratic surface closest to the residuals of all blocks.
+
+    No overlap of frames tells it from light: a reduction leaves it to the user.
+    """
+    rows = _blocks(residual, variance, blank)
+    ny, nx = residual.shape
+    y, x = np.mgrid[-1 : 1 : ny * 1j, -1 : 1 : nx * 1j].astype(np.float32)
+    terms = [np.ones_like(x), x, y, x * x, x * y, y * y]
+    j, i = (np.minimum(rows[:, k] + BLOCK // 2, n - 1).astype(int) for k, n in ((2, ny), (3, nx)))
+    design = np.column_stack([term[j, i] for term in terms]) / np.sqrt(rows[:, 1:2])
+    keep = np.ones(len(rows), bool)
+    for _ in range(5):
+        values = rows[:, 0] / np.sqrt(rows[:, 1])
+        factors = np.linalg.lstsq(design[keep], values[keep], rcond=None)[0]
+        rest = values - design @ factors
+        keep = np.abs(rest) < 5 * max(robust_sigma(rest[keep]), 1.0)
+    return np.sum([f * t for f, t in zip(factors, terms, strict=True)], axis=0, dtype=np.float32)
 
 
 def _clipped(pulls: np.ndarray) -> np.ndarray:
@@ -93,14 +116,14 @@ def _block_figures(residual: Image, variance: Image, blank: Mask, depth: Image) 
 
 def _rms_figures(name: str, rows: np.ndarray) -> dict[str, float]:
     """Rms of means about their weighted mean, of an ideal stack, and their ratio."""
-    mean, variance = rows.T
+    mean, variance = rows[:, :2].T
     middle = float(np.average(mean, weights=1 / variance))
     found, ideal = float(np.sqrt(np.mean((mean - middle) ** 2))), float(np.sqrt(variance.mean()))
     return {f"{name}_rms_e": found, f"{name}_ideal_e": ideal, f"{name}_ratio": found / ideal}
 
 
 def _blocks(residual: Image, variance: Image, good: Mask) -> np.ndarray:
-    """Mean residual and its variance of each block with enough good pixels."""
+    """Mean residual, its variance, first row and column of each block with enough good pixels."""
     rows = []
     for y in range(0, residual.shape[0] - BLOCK + 1, BLOCK):
         for x in range(0, residual.shape[1] - BLOCK + 1, BLOCK):
@@ -109,8 +132,8 @@ def _blocks(residual: Image, variance: Image, good: Mask) -> np.ndarray:
             if n > MIN_BLOCK_SHARE * BLOCK**2:
                 chosen = good[cut]
                 mean = residual[cut][chosen].mean(dtype=float)
-                rows.append((mean, variance[cut][chosen].sum(dtype=float) / n**2))
-    return np.array(rows).reshape(-1, 2)
+                rows.append((mean, variance[cut][chosen].sum(dtype=float) / n**2, y, x))
+    return np.array(rows).reshape(-1, 4)
 
 
 def _edge_figures(
