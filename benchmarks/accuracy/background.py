@@ -28,6 +28,9 @@ from gdask.types import Image, Mask
 MAX_STARLIGHT_SIGMA = 0.5
 #: and are further than so many half-light radii, and so many arcsec, from any galaxy.
 MIN_GALAXY_RADII, MIN_GALAXY_DISTANCE = 8.0, 2.0
+#: Half-light radius (arcsec) of a galaxy of 1000 e-/s where the truth does not tell it; it grows
+#: with the root of the flux.
+RADIUS_OF_FLUX = 0.6
 #: The true halo is evaluated at nodes that are so many pixels apart.
 HALO_STEP = 16
 
@@ -86,7 +89,11 @@ def sky_residual(image: str, truth: str, field: str = "target") -> tuple[Image, 
 
 def leave_galaxies_out(good: Mask, wcs: WCS, pixel: float, galaxies: Table) -> None:
     """Set `good` (ny, nx) to False around galaxies. pixel: arcsec."""
-    radii = galaxies["radius"] if "radius" in galaxies.colnames else np.zeros(len(galaxies))
+    radii = (
+        galaxies["radius"]
+        if "radius" in galaxies.colnames
+        else RADIUS_OF_FLUX * np.sqrt(np.asarray(galaxies["flux"]) / 1000)
+    )
     for row, half_light in zip(galaxies, radii, strict=True):
         radius = max(MIN_GALAXY_RADII * half_light, MIN_GALAXY_DISTANCE) / pixel
         gx, gy = (float(v) for v in wcs.world_to_pixel_values(row["ra"], row["dec"]))

@@ -12,6 +12,7 @@ import json
 
 import numpy as np
 from astropy.table import Table
+from scipy.ndimage import label
 from scipy.signal import fftconvolve
 
 from benchmarks.accuracy.background import leave_galaxies_out
@@ -26,6 +27,8 @@ from gdask.types import Image, Mask
 
 #: Side (pixels) of the blocks whose mean residuals are compared.
 BLOCK = 64
+#: Fewest blocks of a region that has a surface of its own.
+MIN_SURFACE_BLOCKS = 20
 #: Least share of good pixels in a block.
 MIN_BLOCK_SHARE = 0.2
 #: Radii (pixels) of blank apertures, and radii of their ring of sky.
@@ -33,7 +36,7 @@ APERTURES, RING = (6, 12, 15), (40, 56)
 #: Depths that are told apart: so many of the deepest, as (name, least share, largest share).
 DEPTHS = (("full", 0.99, 1.0), ("half", 0.5, 0.99), ("shallow", 0.0, 0.5))
 #: Pixels are blank where the true stars have less light than so many sigma of the noise.
-BLANK_SIGMA = 0.3
+BLANK_SIGMA = 0.1
 #: Pixels on each side of a frame's edge whose means are compared, beyond a gap of EDGE_GAP.
 EDGE_DEPTH, EDGE_GAP = 24, 5
 #: Good pixels that each side of an edge must have, as a share of a strip along the whole edge.
@@ -45,16 +48,16 @@ MIN_APERTURES = 40
 def sky_figures(stack: MatchedStack, ideal: IdealStack) -> dict[str, float]:
     """Give the figures of the sky: e-, or as multiples of what VAR and CORRFAC predict.
 
-    One quadratic surface over the whole stack is taken out before.
+    A quadratic surface over each region that frames connect is taken out before.
     """
     sigma = np.sqrt(np.maximum(stack.variance, 1e-9))
-    light = ideal.stars + stack.smooth_light
+    light = ideal.stars + ideal.smooth
     blank = (ideal.stars < BLANK_SIGMA * sigma) & (stack.dq == 0) & (stack.variance > 0)
     catalog = Table.read(stack.truth / "catalog.ecsv")
     leave_galaxies_out(blank, stack.wcs, stack.pixel, catalog[catalog["kind"] == "galaxy"])
     residual = (stack.data - light).astype(np.float32)
     blank &= np.abs(residual - np.median(residual[blank])) < 8 * sigma
-    residual -= _overall_surface(residual, stack.variance, blank)
+    residual -= _overall_surface(residual, stack.variance, blank, ideal.depth)
     figures = _block_figures(residual, stack.variance, blank, ideal.depth)
     figures |= _edge_figures(stack, residual, blank, ideal.depth)
     factor = float(stack.header.get("CORRFAC", 1.0))
@@ -66,24 +69,38 @@ def sky_figures(stack: MatchedStack, ideal: IdealStack) -> dict[str, float]:
     return figures
 
 
-def _overall_surface(residual: Image, variance: Image, blank: Mask) -> Image:
-    """Give the quadratic surface closest to the residuals of all blocks.
+def _overall_surface(residual: Image, variance: Image, blank: Mask, depth: Image) -> Image:
+    """Give the quadratic surface closest to the residuals of each region that frames connect.
 
     No overlap of frames tells it from light: a reduction leaves it to the user.
     """
-    rows = _blocks(residual, variance, blank)
-    ny, nx = residual.shape
-    y, x = np.mgrid[-1 : 1 : ny * 1j, -1 : 1 : nx * 1j].astype(np.float32)
-    terms = [np.ones_like(x), x, y, x * x, x * y, y * y]
-    j, i = (np.minimum(rows[:, k] + BLOCK // 2, n - 1).astype(int) for k, n in ((2, ny), (3, nx)))
-    design = np.column_stack([term[j, i] for term in terms]) / np.sqrt(rows[:, 1:2])
-    keep = np.ones(len(rows), bool)
+    regions, count = label(depth > 0)
+    surface = np.zeros(residual.shape, np.float32)
+    for number in range(1, count + 1):
+        region = regions == number
+        rows = _blocks(residual, variance, blank & region)
+        if len(rows) >= MIN_SURFACE_BLOCKS:
+            surface[region] = _fitted_surface(rows, region)
+    return surface
+
+
+def _fitted_surface(rows: np.ndarray, region: Mask) -> np.ndarray:
+    """Give the values of a quadratic surface through blocks, outliers left out, in a region."""
+    mean, variance = rows[:, :2].T
+    middle, half = rows[:, 2:].mean(axis=0), max(float(np.ptp(rows[:, 2:])) / 2, BLOCK)
+
+    def terms(y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        y, x = (y - middle[0]) / half, (x - middle[1]) / half
+        return np.column_stack([np.ones_like(x), x, y, x * x, x * y, y * y])
+
+    places, keep = terms(*rows[:, 2:].T), np.ones(len(rows), bool)
     for _ in range(5):
-        values = rows[:, 0] / np.sqrt(rows[:, 1])
-        factors = np.linalg.lstsq(design[keep], values[keep], rcond=None)[0]
-        rest = values - design @ factors
+        weight = 1 / np.sqrt(variance[keep])
+        factors = np.linalg.lstsq(places[keep] * weight[:, None], mean[keep] * weight)[0]
+        rest = (mean - places @ factors) / np.sqrt(variance)
         keep = np.abs(rest) < 5 * max(robust_sigma(rest[keep]), 1.0)
-    return np.sum([f * t for f, t in zip(factors, terms, strict=True)], axis=0, dtype=np.float32)
+    y, x = np.nonzero(region)
+    return terms(y - (BLOCK - 1) / 2, x - (BLOCK - 1) / 2) @ factors
 
 
 def _clipped(pulls: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ With one layout numba compiles each kernel once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +52,9 @@ def flatten_planes(*planes: npt.ArrayLike) -> tuple[Image, ...]:
         flat.append(values)
     return tuple(flat)
 
+
+#: Rounds of a fit that leaves outliers out, and the sigma beyond which they are.
+FIT_ROUNDS, FIT_SIGMA = 6, 2.5
 
 # Smooth surfaces over an array ------------------------------------------------------------------
 
@@ -134,3 +138,38 @@ def nodes(order: int, size: tuple[int, int]) -> tuple[Floats, Floats]:
 def _monomials(order: int) -> Floats:
     """Give the factors of the powers of x in a Legendre polynomial."""
     return np.polynomial.legendre.leg2poly([0.0] * order + [1.0])
+
+
+def fitted_terms(values: Sequence[Floats], level: Floats, error: Floats) -> Floats:
+    """Give the factors of terms (each of all rows) that fit levels best, outliers left out.
+
+    Gram-Schmidt over the terms, in one order of sums.
+    """
+    weight = np.maximum(error, 1e-6) ** -2.0
+    factors = np.zeros(len(values))
+    for _ in range(FIT_ROUNDS):
+        factors = _weighted_fit(values, level, weight)
+        rest = level - sum(f * v for f, v in zip(factors, values, strict=True))
+        sigma = max(float(np.median(np.abs(rest))) / 0.6745, 1e-6)
+        weight = np.where(np.abs(rest) > FIT_SIGMA * sigma, 0.0, error**-2.0)
+    return factors
+
+
+def _weighted_fit(values: Sequence[Floats], level: Floats, weight: Floats) -> Floats:
+    """Give the factors of a weighted least-squares fit of a few terms."""
+    basis: list[Floats] = []
+    made: list[Floats] = []  # each of the basis in the terms
+    for k, term in enumerate(values):
+        rest, factors = np.asarray(term, float).copy(), np.zeros(len(values))
+        factors[k] = 1.0
+        for each, of_each in zip(basis, made, strict=True):
+            share = float((weight * rest * each).sum())
+            rest, factors = rest - share * each, factors - share * of_each
+        size = float((weight * rest * rest).sum()) ** 0.5
+        if size > 1e-9:
+            basis.append(rest / size)
+            made.append(factors / size)
+    total = np.zeros(len(values))
+    for each, of_each in zip(basis, made, strict=True):
+        total += float((weight * level * each).sum()) * of_each
+    return total

@@ -13,7 +13,7 @@ import pytest
 from helpers import on_disk, raw, shape_of, with_pixels
 
 from gdask.io.frames import lazy_small_results, primary_header, with_fetched
-from gdask.kernels.sky.target_light import (
+from gdask.kernels.sky.matching import (
     find_target_light,
     interpolate_in_time,
     interpolation_error,

@@ -1,4 +1,4 @@
-"""Find the surfaces that make the sky of frames agree where they overlap.
+"""Compare the sky of frames: surfaces that make them agree, and light of the target in it.
 
 The sky is cut into cells. Every array of every frame gives its level in each cell that it covers.
 Two frames see the same stars in the same cell, so the difference of their levels is that of their
@@ -10,14 +10,13 @@ All sums have one order, and no library for matrices is used: the bits do not de
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from gdask.kernels.arrays import Floats, legendre_terms
-from gdask.types import Electrons
+from gdask.types import Electrons, Fraction
 
 Numbers = npt.NDArray[np.int64]
 
@@ -39,6 +38,17 @@ MIN_GAIN_SIGMA = 3.0
 MIN_GAIN = 0.01
 #: Deviations of cells that the fit has not seen count up to so many sigma.
 MOST_SIGMA = 5.0
+
+#: A mesh cell holds light of the target where it is brighter than the field's darkest cells by
+#: more than this fraction of the sky's level. With off-target sky frames, which share the errors
+#: of the flat, a smaller excess can be seen than without them.
+MIN_EXCESS_WITH_SKY, MIN_EXCESS_WITHOUT_SKY = 0.003, 0.02
+#: The level of the darkest cells is this quantile of all.
+DARKEST_QUANTILE = 0.1
+#: The target fills the field where its light is seen in more than this part of the cells.
+MIN_FILLED_SHARE = 0.4
+#: The target's frames must be brighter than their sky frames by this many standard errors.
+MIN_EXCESS_SIGMA = 3.0
 
 
 class Kind(NamedTuple):
@@ -306,9 +316,6 @@ def _scale(problem: _Problem, found: Floats, weight: Floats) -> float:
     return float(np.median(np.abs(rest) * np.sqrt(problem.full_weight / left))) / 0.6745
 
 
-# Which kind ------------------------------------------------------------------------------------
-
-
 def _best_kind(
     levels: Levels, cell: Numbers, shared: npt.NDArray[np.bool_], units: int, spread: float
 ) -> Kind:
@@ -361,9 +368,6 @@ def _unseen_loss(problem: _Problem, fold: Numbers) -> Floats:
     return loss
 
 
-# Groups ----------------------------------------------------------------------------------------
-
-
 def connected_groups(unit: Numbers, cell: Numbers, units: int) -> Numbers:
     """Give the number of each unit's group: units that share a cell, also through others.
 
@@ -383,36 +387,62 @@ def connected_groups(unit: Numbers, cell: Numbers, units: int) -> Numbers:
         parent = joined
 
 
-def overall_surface(values: Sequence[Floats], level: Floats, error: Floats) -> Floats:
-    """Give the factors of terms (each of all rows) that fit levels best, outliers left out.
+# Light of the target ------------------------------------------------------------------------
 
-    Gram-Schmidt over the terms, in one order of sums.
+
+class TargetLight(NamedTuple):
+    """How far the light of the target extends.
+
+    fills_field: whether the target fills the field. share: part of the cells in which its light is
+    seen. excess: by how much its frames are brighter than their sky frames, and error: that of the
+    excess (both NaN without off-target sky).
     """
-    weight = np.maximum(error, 1e-6) ** -2.0
-    factors = np.zeros(len(values))
-    for _ in range(WEIGHT_ROUNDS):
-        factors = _weighted_fit(values, level, weight)
-        rest = level - sum(f * v for f, v in zip(factors, values, strict=True))
-        sigma = max(float(np.median(np.abs(rest))) / 0.6745, 1e-6)
-        weight = np.where(np.abs(rest) > HUBER_SIGMA * sigma, 0.0, error**-2.0)
-    return factors
+
+    fills_field: bool
+    share: Fraction
+    excess: Electrons
+    error: Electrons
 
 
-def _weighted_fit(values: Sequence[Floats], level: Floats, weight: Floats) -> Floats:
-    """Give the factors of a weighted least-squares fit of a few terms."""
-    basis: list[Floats] = []
-    made: list[Floats] = []  # each of the basis in the terms
-    for k, term in enumerate(values):
-        rest, factors = np.asarray(term, float).copy(), np.zeros(len(values))
-        factors[k] = 1.0
-        for each, of_each in zip(basis, made, strict=True):
-            share = float((weight * rest * each).sum())
-            rest, factors = rest - share * each, factors - share * of_each
-        size = float((weight * rest * rest).sum()) ** 0.5
-        if size > 1e-9:
-            basis.append(rest / size)
-            made.append(factors / size)
-    total = np.zeros(len(values))
-    for each, of_each in zip(basis, made, strict=True):
-        total += float((weight * level * each).sum()) * of_each
-    return total
+def find_target_light(
+    levels: Floats, sky_levels: Floats | None, times: Floats, sky_times: Floats
+) -> TargetLight:
+    """Find whether the target fills the field.
+
+    levels: (frames, arrays, my, mx), levels (e-) in the mesh cells of the target's frames, without
+    sources. sky_levels: the same of off-target sky frames, or None where the target's own frames
+    are the sky. times, sky_times: when they were taken, in seconds.
+    """
+    if sky_levels is None:
+        darkest = np.quantile(levels, DARKEST_QUANTILE, axis=(2, 3), keepdims=True)
+        share = float(np.mean(levels > darkest * (1 + MIN_EXCESS_WITHOUT_SKY)))
+        return TargetLight(share > MIN_FILLED_SHARE, share, float("nan"), float("nan"))
+    sky = np.median(sky_levels, axis=(1, 2, 3))
+    pattern = np.median(sky_levels / sky[:, None, None, None], axis=0)
+    flattened = levels / pattern
+    darkest = np.quantile(flattened, DARKEST_QUANTILE, axis=(1, 2, 3), keepdims=True)
+    share = float(np.mean(flattened > darkest * (1 + MIN_EXCESS_WITH_SKY)))
+    excess = np.median(flattened, axis=(1, 2, 3)) - interpolate_in_time(times, sky_times, sky)
+    error = max(interpolation_error(sky_times, sky), 1e-3 * float(np.median(sky)))
+    error_of_mean, mean = float(error / np.sqrt(len(times))), float(np.mean(excess))
+    fills_field = share > MIN_FILLED_SHARE and mean > MIN_EXCESS_SIGMA * error_of_mean
+    return TargetLight(bool(fills_field), share, mean, error_of_mean)
+
+
+def interpolate_in_time(when: npt.ArrayLike, times: Floats, values: Floats) -> Floats:
+    """Interpolate values to other times: linear between neighbours, constant outside."""
+    order = np.argsort(times, kind="stable")
+    return np.interp(
+        np.asarray(when, dtype=np.float64), np.asarray(times)[order], np.asarray(values)[order]
+    )
+
+
+def interpolation_error(times: Floats, values: Floats) -> float:
+    """Rms error of `interpolate_in_time`, from each inner value against its two neighbours.
+
+    It is 0 with fewer than three values.
+    """
+    order = np.argsort(times, kind="stable")
+    t, v = np.asarray(times)[order], np.asarray(values)[order]
+    rest = [v[i] - np.interp(t[i], np.delete(t, i), np.delete(v, i)) for i in range(1, len(t) - 1)]
+    return float(np.sqrt(np.mean(np.square(rest)))) if rest else 0.0
