@@ -23,12 +23,10 @@ NODE_STEP = 32
 class IdealStack(NamedTuple):
     """What the mean of perfect frames shows.
 
-    stars, smooth (e-): stars and unresolved light, (ny, nx). depth: arrays of frames that cover each
-    pixel, (ny, nx).
+    stars (e-): (ny, nx). depth: arrays of frames that cover each pixel, (ny, nx).
     """
 
     stars: Image
-    smooth: Image
     depth: Image
 
 
@@ -40,8 +38,7 @@ def ideal_stack(stack: MatchedStack, displacement: Floats) -> IdealStack:
     names, size = frame_names(stack.astrom), array_size(stack.truth)
     faintest = 0.01 * float(np.sqrt(np.median(stack.variance[stack.variance > 0])))
     x, y = stack.x + displacement[0], stack.y + displacement[1]
-    total, depth, throughput = np.zeros((3, *stack.data.shape), np.float32)
-    mean = float(np.mean([stack.throughput[name] for name in names]))
+    total, depth = np.zeros((2, *stack.data.shape), np.float32)
     for number, name in enumerate(dict.fromkeys(names)):
         flux = stack.frame_flux[name]
         image = stars_image(total.shape, x, y, flux, stack.profiles[number], faintest)
@@ -50,9 +47,7 @@ def ideal_stack(stack: MatchedStack, displacement: Floats) -> IdealStack:
                 (y1, y2, x1, x2), covered = _footprint(stack, geometry, size)
                 depth[y1:y2, x1:x2] += covered
                 total[y1:y2, x1:x2] += image[y1:y2, x1:x2] * covered
-                throughput[y1:y2, x1:x2] += covered * np.float32(stack.throughput[name] / mean)
-    count = np.maximum(depth, 1)
-    return IdealStack(total / count, stack.smooth_light * throughput / count, depth)
+    return IdealStack(total / np.maximum(depth, 1), depth)
 
 
 def _footprint(stack: MatchedStack, geometry: Geometry, size: int) -> tuple[Window, Mask]:

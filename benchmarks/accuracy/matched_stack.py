@@ -37,8 +37,7 @@ class MatchedStack(NamedTuple):
     """A stack and the true stars on it.
 
     data (e-), variance (e-^2), dq: (ny, nx). pixel: arcsec. profiles: (frames, RADII), share of a
-    star's light per pixel; frame_flux: by frame, in the same order, its e- of each star;
-    throughput: of the frames, after what the reduction scaled them by. x, y:
+    star's light per pixel; frame_flux: by frame, in the same order, its e- of each star. x, y:
     true places (0-based pixels); flux: expected e-; aperture_share:
     expected share of it in the aperture; frame_count: frames that cover each star;
     mean_distortion: (2, stars), mean true distortion of all frames, East and North (arcsec).
@@ -55,7 +54,6 @@ class MatchedStack(NamedTuple):
     pixel: float
     profiles: Floats
     frame_flux: dict[str, Floats]
-    throughput: dict[str, float]
     stars: Table
     x: Floats
     y: Floats
@@ -128,7 +126,6 @@ def read_matched_stack(image: str | Path, truth: str | Path, field: str = "targe
             name: np.asarray(stars["flux"]) * stack.exptime * throughput[name] * unit
             for name in profiles
         },
-        throughput,
         stars,
         x,
         y,

@@ -51,7 +51,7 @@ def sky_figures(stack: MatchedStack, ideal: IdealStack) -> dict[str, float]:
     A quadratic surface over each region that frames connect is taken out before.
     """
     sigma = np.sqrt(np.maximum(stack.variance, 1e-9))
-    light = ideal.stars + ideal.smooth
+    light = ideal.stars + stack.smooth_light
     blank = (ideal.stars < BLANK_SIGMA * sigma) & (stack.dq == 0) & (stack.variance > 0)
     catalog = Table.read(stack.truth / "catalog.ecsv")
     leave_galaxies_out(blank, stack.wcs, stack.pixel, catalog[catalog["kind"] == "galaxy"])

@@ -13,7 +13,7 @@ from gdask.io.gather import measure_arrays
 from gdask.io.lazy_arrays import changed_scale
 from gdask.kernels.astrometry.association import match_pairs
 from gdask.kernels.geometry.projection import tangent_plane, to_sky
-from gdask.kernels.sky.matching import DARKEST_QUANTILE, TargetLight, find_target_light
+from gdask.kernels.sky.shared_masks import DARKEST_QUANTILE, TargetLight, find_target_light
 from gdask.kernels.sources.background import background_mesh
 from gdask.model import UNUSABLE, late
 from gdask.params import Range

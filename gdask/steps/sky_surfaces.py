@@ -79,9 +79,7 @@ def _cell_grid(frames: Frames, scale: float) -> Grid:
 def match_sky_levels(
     frames: Frames,
     *,
-    surface: Literal[
-        "auto", "offset", "frame1", "frame2", "frame3", "array1", "array2", "array3"
-    ] = "auto",
+    surface: Literal["auto", "offset", "frame1", "frame2", "array1", "array2"] = "auto",
     overall: Literal["keep", "plane", "quadratic"] = "keep",
 ) -> Frames:
     """Subtract surfaces from all arrays so that shared cells of the sky have one level.
@@ -92,10 +90,9 @@ def match_sky_levels(
     Parameters
     ----------
     surface
-        What is subtracted: offset is one number of each array. frame1, frame2, frame3 add a plane,
-        a quadratic or a cubic surface of each frame, array1, array2, array3 are such surfaces of
-        each array. auto takes the plainest that predicts the levels of cells it has not seen as
-        well as any.
+        What is subtracted: offset is one number of each array. frame1 and frame2 add a plane or a
+        quadratic surface of each frame, array1 and array2 are such surfaces of each array. auto
+        takes the plainest that predicts the levels of cells it has not seen as well as any.
     overall
         What is subtracted from all frames alike: keep subtracts nothing, plane and quadratic the
         surface closest to the levels of all cells, which takes smooth light with it.
@@ -200,16 +197,15 @@ def _surfaces_of(
     common: Callable[[Geometry, Floats, Floats], Floats],
 ) -> list[Surface]:
     """Give the surface to subtract from each array of a frame."""
-    order = max(solved.kind.of_array, solved.kind.of_frame)
-    order = max(order + _MORE_ORDERS if order or common is not _nothing else 0, 0)
-    order = max(order, 3) if common is not _nothing else order
+    order = solved.kind.order
+    order = 3 if common is not _nothing else order + _MORE_ORDERS if order else 0
     size, found = shape_of(frame), []
     y, x = nodes(order, size)
     place = x / max((size[1] - 1) / 2, 0.5) - 1, y / max((size[0] - 1) / 2, 0.5) - 1
     for unit, geometry in zip(units, geometries(frame), strict=True):
         values = np.zeros(x.shape)
         for factor, term in zip(
-            solved.of_unit[unit], legendre_terms(*place, solved.kind.of_array), strict=True
+            solved.of_unit[unit], legendre_terms(*place, solved.kind.order), strict=True
         ):
             values += factor * term
         if solved.kind.of_frame:

@@ -1,4 +1,4 @@
-"""Compare the sky of frames: surfaces that make them agree, and light of the target in it.
+"""Find the surfaces that make the sky of frames agree where they overlap.
 
 The sky is cut into cells. Every array of every frame gives its level in each cell that it covers.
 Two frames see the same stars in the same cell, so the difference of their levels is that of their
@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gdask.kernels.arrays import Floats, legendre_terms
-from gdask.types import Electrons, Fraction
+from gdask.kernels.arrays import Floats, fitted_terms, legendre_terms
+from gdask.types import Electrons
 
 Numbers = npt.NDArray[np.int64]
 
@@ -29,6 +29,10 @@ WEIGHT_ROUNDS = 6
 MAX_GRADIENT_STEPS, GRADIENT_TOLERANCE = 400, 1e-9
 #: Surfaces are expected within so many times the scatter that offsets alone leave.
 PRIOR_SPREAD = 3.0
+#: By so much the throughput of frames is expected to differ, as a fraction.
+PRIOR_THROUGHPUT = 0.05
+#: The field has light where its cells differ by so many times their noise.
+MIN_LIGHT_NOISES = 5.0
 #: Parts into which cells are divided to test a kind of surface on cells that it has not seen, and
 #: cells along a side of what is left out together.
 FOLDS, FOLD_CELLS = 4, 2
@@ -38,17 +42,6 @@ MIN_GAIN_SIGMA = 3.0
 MIN_GAIN = 0.01
 #: Deviations of cells that the fit has not seen count up to so many sigma.
 MOST_SIGMA = 5.0
-
-#: A mesh cell holds light of the target where it is brighter than the field's darkest cells by
-#: more than this fraction of the sky's level. With off-target sky frames, which share the errors
-#: of the flat, a smaller excess can be seen than without them.
-MIN_EXCESS_WITH_SKY, MIN_EXCESS_WITHOUT_SKY = 0.003, 0.02
-#: The level of the darkest cells is this quantile of all.
-DARKEST_QUANTILE = 0.1
-#: The target fills the field where its light is seen in more than this part of the cells.
-MIN_FILLED_SHARE = 0.4
-#: The target's frames must be brighter than their sky frames by this many standard errors.
-MIN_EXCESS_SIGMA = 3.0
 
 
 class Kind(NamedTuple):
@@ -61,8 +54,12 @@ class Kind(NamedTuple):
     of_frame: int
 
     @property
+    def order(self) -> int:
+        return max(self)
+
+    @property
     def text(self) -> str:
-        names = ("offsets", "planes", "quadratic surfaces", "cubic surfaces")
+        names = ("offsets", "planes", "quadratic surfaces")
         if self.of_frame:
             return f"{names[self.of_frame]} of frames and offsets of arrays"
         return f"{names[self.of_array]} of arrays"
@@ -74,9 +71,7 @@ KINDS = {
     "frame1": Kind(0, 1),
     "frame2": Kind(0, 2),
     "array1": Kind(1, 0),
-    "frame3": Kind(0, 3),
     "array2": Kind(2, 0),
-    "array3": Kind(3, 0),
 }
 
 
@@ -102,11 +97,11 @@ class Levels(NamedTuple):
 class Surfaces(NamedTuple):
     """The surfaces that were found.
 
-    kind: of all. of_unit: (units, terms), Legendre factors (e-) in x and y of each array, of_frame:
-    (frames, terms), in u and v of each frame, without a constant. group: number of each unit's
-    connected group. cells: how many shared cells of each unit were not rejected. error: that of
-    each unit's surface (e-), from the noise of its cells. rms: scatter (e-) of the cells' levels
-    about the solution. level: of each row without its surface.
+    kind: of all. of_unit: (units, terms), Legendre factors (e-) in x and y of each array, to the
+    kind's order, of_frame: (frames, terms), in u and v of each frame, without a constant. group:
+    number of each unit's connected group. cells: how many shared cells of each unit were not
+    rejected. error: that of each unit's surface (e-), from the noise of its cells. rms: scatter
+    (e-) of the cells' levels about the solution. level: of each row without its surface.
     """
 
     kind: Kind
@@ -137,22 +132,37 @@ def solve_surfaces(levels: Levels, kind: Kind | None = None) -> Surfaces:
     kind: None takes the plainest of KINDS that no other predicts cells better than. Least squares
     with robust weights: a cell that a cluster of bad pixels or a moving object spoils in one frame
     does not count. Each connected group keeps its weighted mean level; an array that shares nothing
-    keeps its own.
+    keeps its own. Frames show the light of the field by their throughput: a factor of each takes up
+    what it differs by, since surfaces cannot follow the light.
     """
     row, column = levels.cell
     _, cell = np.unique(row * (int(column.max(initial=0)) + 1) + column, return_inverse=True)
     shared = np.bincount(cell)[cell] >= 2 if len(cell) else np.zeros(0, bool)
     units = int(levels.unit.max(initial=-1)) + 1
-    plain = _problem(levels, cell, shared, KINDS["offset"], units, 0.0)
-    found, weight, rms = _robust(plain)
+    light = np.zeros(len(cell))
+    plain = _problem(levels, cell, shared, KINDS["offset"], light, 0.0)
+    found, _, rms = _robust(plain)
+    light = _light(levels, cell, plain._replace(level=levels.level), found[:units])
     if kind is None:
-        kind = _best_kind(levels, cell, shared, units, rms)
-    problem = plain
-    if kind != KINDS["offset"]:
-        problem = _problem(levels, cell, shared, kind, units, rms)
-        found, weight, rms = _robust(problem)
+        kind = _best_kind(levels, cell, shared, light, rms)
+    problem = _problem(levels, cell, shared, kind, light, rms)
+    solved = _robust(problem)
     group = connected_groups(levels.unit[shared], cell[shared], units)
-    return _surfaces(levels, shared, kind, problem, (found, weight, rms), group)
+    return _surfaces(levels, shared, kind, problem, solved, group, light)
+
+
+def _light(levels: Levels, cell: Numbers, plain: _Problem, offset: Floats) -> Floats:
+    """Give the light (e-) of the field at each row, over its median.
+
+    It is 0 throughout where it is little more than the noise.
+    """
+    if not len(cell):
+        return np.zeros(0)
+    whole = plain._replace(cell=cell, cells=int(cell.max()) + 1)
+    mean, _ = _mean_of_cells(whole, levels.level - offset[levels.unit], levels.error**-2.0)
+    light = mean[cell] - float(np.median(mean[cell]))
+    spread = float(np.sqrt(np.mean(light**2)))
+    return light if spread > MIN_LIGHT_NOISES * float(np.median(levels.error)) else 0 * light
 
 
 def _surfaces(
@@ -162,31 +172,63 @@ def _surfaces(
     problem: _Problem,
     solved: tuple[Floats, Floats, float],
     group: Numbers,
+    light: Floats,
 ) -> Surfaces:
     """Put a solution into surfaces, the weighted mean of each group taken out."""
     found, weight, rms = solved
     unit, units = levels.unit[shared], len(group)
-    terms = _count(kind.of_array)
-    of_unit = found[: units * terms].reshape(units, terms)
-    of_frame = found[units * terms :].reshape(-1, max(_count(kind.of_frame) - 1, 0) or 1)
-    if not kind.of_frame:
-        of_frame = np.zeros((int(levels.frame.max(initial=-1)) + 1, 0))
+    frames = int(levels.frame.max(initial=-1)) + 1
+    terms, more = _count(kind.of_array), _count(kind.of_frame) - 1
+    of_unit = np.zeros((units, _count(kind.order)))
+    of_unit[:, :terms] = found[: units * terms].reshape(units, terms)
+    of_frame = found[units * terms : units * terms + frames * more].reshape(frames, more)
+    if light.any():
+        throughput = found[units * terms + frames * more :]
+        of_unit += _smooth_light(levels, kind, units, light) * throughput[_frame_of(levels, units)]
+    rest = levels.level - _values(levels, kind, of_unit, of_frame)
     full = problem.full_weight
     norm = np.maximum(np.bincount(group[unit], full, minlength=units), 1e-300)
-    mean = np.bincount(group[unit], full * _predicted(problem, found), minlength=units) / norm
-    of_unit = of_unit.copy()
+    taken = (levels.level - rest)[shared]
+    mean = np.bincount(group[unit], full * taken, minlength=units) / norm
     of_unit[:, 0] -= mean[group]
     counted = np.bincount(unit, weight > 0, minlength=units).astype(np.int64)
     # The mean variance of a surface of k terms through n values is k / n of one value's; a value
     # pulls the mean of its own cell, which takes as much again with two frames.
-    free = terms + (_count(kind.of_frame) - 1) * units_per_frame(levels) ** -1
+    free = terms + more / max(units_per_frame(levels), 1)
     noise = np.bincount(unit, weight, minlength=units)
     scale = max(_scale(problem, found, weight), 1.0)
     error = np.where(noise > 0, scale * np.sqrt(2 * free / np.maximum(noise, 1e-300)), 0.0)
-    every = _problem(levels, levels.unit, np.ones(len(levels.unit), bool), kind, units, 0.0)
-    solution = np.concatenate([of_unit.ravel(), of_frame.ravel()])
-    rest = levels.level - _predicted(every, solution)
-    return Surfaces(kind, of_unit, of_frame, group, counted, error, rms, rest)
+    return Surfaces(
+        kind, of_unit, of_frame, group, counted, error, rms, rest + mean[group][levels.unit]
+    )
+
+
+def _frame_of(levels: Levels, units: int) -> tuple[Numbers, None]:
+    """Give the frame of each unit, as an index of a column."""
+    frame = np.zeros(units, np.int64)
+    frame[levels.unit] = levels.frame
+    return frame, None
+
+
+def _smooth_light(levels: Levels, kind: Kind, units: int, light: Floats) -> Floats:
+    """Give the Legendre factors (units, terms) of the surface closest to the light of each."""
+    factors = np.zeros((units, _count(kind.order)))
+    for unit in range(units):
+        rows = levels.unit == unit
+        if np.count_nonzero(rows) > 2 * factors.shape[1]:
+            terms = legendre_terms(levels.x[rows], levels.y[rows], kind.order)
+            factors[unit] = fitted_terms(terms, light[rows], levels.error[rows])
+    return factors
+
+
+def _values(levels: Levels, kind: Kind, of_unit: Floats, of_frame: Floats) -> Floats:
+    """Give the surfaces at all rows."""
+    total = np.zeros(len(levels.level))
+    for k, term in enumerate(legendre_terms(levels.x, levels.y, kind.order)):
+        total += of_unit[levels.unit, k] * term
+    for k, term in enumerate(legendre_terms(levels.u, levels.v, kind.of_frame)[1:]):
+        total += of_frame[levels.frame, k] * term
+    return total
 
 
 def units_per_frame(levels: Levels) -> float:
@@ -204,12 +246,12 @@ def _problem(
     cell: Numbers,
     rows: npt.NDArray[np.bool_],
     kind: Kind,
-    units: int,
+    light: Floats,
     spread: float,
 ) -> _Problem:
     """Set up the terms of some rows. spread: of levels (e-) without surfaces."""
     unit, frame = levels.unit[rows], levels.frame[rows]
-    frames = int(levels.frame.max(initial=-1)) + 1
+    units, frames = (int(each.max(initial=-1)) + 1 for each in (levels.unit, levels.frame))
     terms, more = _count(kind.of_array), _count(kind.of_frame) - 1
     index = [unit * terms + k for k in range(terms)]
     value = legendre_terms(levels.x[rows], levels.y[rows], kind.of_array)
@@ -217,12 +259,14 @@ def _problem(
         index += [units * terms + frame * more + k for k in range(more)]
         value += legendre_terms(levels.u[rows], levels.v[rows], kind.of_frame)[1:]
     error = np.maximum(levels.error[rows], 1e-6)
-    prior = np.full(units * terms + frames * more, 1.0)
-    prior[: units * terms : terms] = 0.0
     typical = float(np.median(error)) if len(error) else 1.0
-    prior /= max(PRIOR_SPREAD * spread, typical) ** 2
+    prior = np.full(units * terms + frames * more, max(PRIOR_SPREAD * spread, typical) ** -2.0)
     # Without a limit on offsets, the mean of a group would be free.
-    prior += 1e-9 / typical**2
+    prior[: units * terms : terms] = 1e-9 / typical**2
+    if light.any():
+        index.append(len(prior) + frame)
+        value.append(light[rows])
+        prior = np.append(prior, np.full(frames, PRIOR_THROUGHPUT**-2.0))
     used, inverse = np.unique(cell[rows], return_inverse=True)
     return _Problem(index, value, inverse, len(used), levels.level[rows], error**-2.0, prior)
 
@@ -317,15 +361,15 @@ def _scale(problem: _Problem, found: Floats, weight: Floats) -> float:
 
 
 def _best_kind(
-    levels: Levels, cell: Numbers, shared: npt.NDArray[np.bool_], units: int, spread: float
+    levels: Levels, cell: Numbers, shared: npt.NDArray[np.bool_], light: Floats, spread: float
 ) -> Kind:
     """Give the plainest kind that no richer one predicts cells better than."""
-    kinds = _possible_kinds(levels, shared, units)
+    kinds = _possible_kinds(levels, shared)
     row, column = (each[shared] // FOLD_CELLS for each in levels.cell)
     fold = (row + 2 * column) % FOLDS
     best, best_loss = kinds[0], None
     for kind in kinds:
-        problem = _problem(levels, cell, shared, kind, units, spread)
+        problem = _problem(levels, cell, shared, kind, light, spread)
         loss = _unseen_loss(problem, fold)
         if best_loss is None:
             best_loss = loss
@@ -338,9 +382,9 @@ def _best_kind(
     return best
 
 
-def _possible_kinds(levels: Levels, shared: npt.NDArray[np.bool_], units: int) -> list[Kind]:
+def _possible_kinds(levels: Levels, shared: npt.NDArray[np.bool_]) -> list[Kind]:
     """Give the kinds of which the shared cells hold enough for all factors."""
-    per_frame = units_per_frame(levels)
+    per_frame, units = units_per_frame(levels), int(levels.unit.max(initial=-1)) + 1
     rows = int(shared.sum())
     kinds = []
     for kind in KINDS.values():
@@ -385,64 +429,3 @@ def connected_groups(unit: Numbers, cell: Numbers, units: int) -> Numbers:
         if (joined == parent).all():
             return parent
         parent = joined
-
-
-# Light of the target ------------------------------------------------------------------------
-
-
-class TargetLight(NamedTuple):
-    """How far the light of the target extends.
-
-    fills_field: whether the target fills the field. share: part of the cells in which its light is
-    seen. excess: by how much its frames are brighter than their sky frames, and error: that of the
-    excess (both NaN without off-target sky).
-    """
-
-    fills_field: bool
-    share: Fraction
-    excess: Electrons
-    error: Electrons
-
-
-def find_target_light(
-    levels: Floats, sky_levels: Floats | None, times: Floats, sky_times: Floats
-) -> TargetLight:
-    """Find whether the target fills the field.
-
-    levels: (frames, arrays, my, mx), levels (e-) in the mesh cells of the target's frames, without
-    sources. sky_levels: the same of off-target sky frames, or None where the target's own frames
-    are the sky. times, sky_times: when they were taken, in seconds.
-    """
-    if sky_levels is None:
-        darkest = np.quantile(levels, DARKEST_QUANTILE, axis=(2, 3), keepdims=True)
-        share = float(np.mean(levels > darkest * (1 + MIN_EXCESS_WITHOUT_SKY)))
-        return TargetLight(share > MIN_FILLED_SHARE, share, float("nan"), float("nan"))
-    sky = np.median(sky_levels, axis=(1, 2, 3))
-    pattern = np.median(sky_levels / sky[:, None, None, None], axis=0)
-    flattened = levels / pattern
-    darkest = np.quantile(flattened, DARKEST_QUANTILE, axis=(1, 2, 3), keepdims=True)
-    share = float(np.mean(flattened > darkest * (1 + MIN_EXCESS_WITH_SKY)))
-    excess = np.median(flattened, axis=(1, 2, 3)) - interpolate_in_time(times, sky_times, sky)
-    error = max(interpolation_error(sky_times, sky), 1e-3 * float(np.median(sky)))
-    error_of_mean, mean = float(error / np.sqrt(len(times))), float(np.mean(excess))
-    fills_field = share > MIN_FILLED_SHARE and mean > MIN_EXCESS_SIGMA * error_of_mean
-    return TargetLight(bool(fills_field), share, mean, error_of_mean)
-
-
-def interpolate_in_time(when: npt.ArrayLike, times: Floats, values: Floats) -> Floats:
-    """Interpolate values to other times: linear between neighbours, constant outside."""
-    order = np.argsort(times, kind="stable")
-    return np.interp(
-        np.asarray(when, dtype=np.float64), np.asarray(times)[order], np.asarray(values)[order]
-    )
-
-
-def interpolation_error(times: Floats, values: Floats) -> float:
-    """Rms error of `interpolate_in_time`, from each inner value against its two neighbours.
-
-    It is 0 with fewer than three values.
-    """
-    order = np.argsort(times, kind="stable")
-    t, v = np.asarray(times)[order], np.asarray(values)[order]
-    rest = [v[i] - np.interp(t[i], np.delete(t, i), np.delete(v, i)) for i in range(1, len(t) - 1)]
-    return float(np.sqrt(np.mean(np.square(rest)))) if rest else 0.0
