@@ -173,3 +173,24 @@ def _weighted_fit(values: Sequence[Floats], level: Floats, weight: Floats) -> Fl
     for each, of_each in zip(basis, made, strict=True):
         total += float((weight * level * each).sum()) * of_each
     return total
+
+
+def connected_groups(
+    unit: npt.NDArray[np.int64], cell: npt.NDArray[np.int64], units: int
+) -> npt.NDArray[np.int64]:
+    """Give the number of each unit's group: units that share a cell, also through others.
+
+    The number is that of the group's first unit.
+    """
+    parent = np.arange(units)
+    if not len(unit):
+        return parent
+    while True:
+        lowest = np.full(int(cell.max()) + 1, units)
+        np.minimum.at(lowest, cell, parent[unit])
+        joined = parent.copy()
+        np.minimum.at(joined, unit, lowest[cell])
+        joined = joined[joined]
+        if (joined == parent).all():
+            return parent
+        parent = joined

@@ -165,23 +165,12 @@ def _levels_of(frames: Frames, measured: Sequence[Sequence[Floats]], reach: floa
     for number, (frame, of_arrays) in enumerate(zip(frames, measured, strict=True)):
         ny, nx = shape_of(frame)
         for geometry, of_cells in zip(geometries(frame), of_arrays, strict=True):
-            row, column, level, error, y, x = of_cells
+            row, column, level, error, y, x, *off = of_cells
             u, v = to_plane(geometry, x, y)
             place = x / max((nx - 1) / 2, 0.5) - 1, y / max((ny - 1) / 2, 0.5) - 1
             ones = np.ones(len(level))
-            columns.append(
-                (
-                    unit * ones,
-                    number * ones,
-                    row,
-                    column,
-                    level,
-                    error,
-                    *place,
-                    u / reach,
-                    v / reach,
-                )
-            )
+            place = (*place, u / reach, v / reach, *off)
+            columns.append((unit * ones, number * ones, row, column, level, error, *place))
             unit += 1
     table = [np.concatenate(column) for column in zip(*columns, strict=True)]
     whole = [column.astype(np.int64) for column in table[:4]]
@@ -295,8 +284,9 @@ def _cell_levels(
 ) -> np.ndarray:
     """Measure the level in cells.
 
-    Rows (6, n): row and column of the cell, median, error of the median, y and x (pixels) of the
-    middle of what was measured. The planes have those `rows` of the array, (first, last + 1), which
+    Rows (8, n): row and column of the cell, median, error of the median, y and x (pixels) of the
+    middle of what was measured, and by how many cells that is off the cell's middle, in rows and
+    columns. The planes have those `rows` of the array, (first, last + 1), which
     begin with a block.
     """
     good = (dq & np.uint16(UNUSABLE)) == 0
@@ -305,7 +295,9 @@ def _cell_levels(
     numbers = _cell_numbers(geometry, rows, data.shape[1], grid)
     cell, level, error, _ = sky_cell_medians(data, good, numbers)
     y, x = _middles(good, numbers, cell, rows)
-    return np.stack([*np.divmod(cell.astype(np.float64), grid.shape[1]), level, error, y, x])
+    row, column = np.divmod(cell.astype(np.float64), grid.shape[1])
+    gx, gy = sky_to_grid(grid, *to_sky(geometry, x, y))
+    return np.stack([row, column, level, error, y, x, gy - row, gx - column])
 
 
 def _block_rows(rows: tuple[tuple[int, int], ...]) -> np.ndarray:

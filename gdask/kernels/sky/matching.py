@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gdask.kernels.arrays import Floats, fitted_terms, legendre_terms
+from gdask.kernels.arrays import Floats, connected_groups, fitted_terms, legendre_terms
 from gdask.types import Electrons
 
 Numbers = npt.NDArray[np.int64]
@@ -33,6 +33,9 @@ PRIOR_SPREAD = 3.0
 PRIOR_THROUGHPUT = 0.05
 #: The field has light where its cells differ by so many times their noise.
 MIN_LIGHT_NOISES = 5.0
+#: Quantile of the cells' levels over which there is light. Its error, as a fraction, and the error
+#: by its slope, as a fraction of the difference to the next cell.
+DARK_QUANTILE, LIGHT_ERROR, SLOPE_ERROR = 0.1, 0.01, 0.1
 #: Parts into which cells are divided to test a kind of surface on cells that it has not seen, and
 #: cells along a side of what is left out together.
 FOLDS, FOLD_CELLS = 4, 2
@@ -80,7 +83,8 @@ class Levels(NamedTuple):
 
     unit: number of the array of the frame, from 0; frame: that of the frame; cell: row and column
     of the cell. level, error (e-): the median, and its error. x, y: where on the array it was
-    measured, u, v: where on the frame, from -1 to 1.
+    measured, u, v: where on the frame, from -1 to 1. row, column: by how many cells that is off the
+    middle of the cell.
     """
 
     unit: Numbers
@@ -92,6 +96,8 @@ class Levels(NamedTuple):
     y: Floats
     u: Floats
     v: Floats
+    row: Floats
+    column: Floats
 
 
 class Surfaces(NamedTuple):
@@ -135,14 +141,16 @@ def solve_surfaces(levels: Levels, kind: Kind | None = None) -> Surfaces:
     keeps its own. Frames show the light of the field by their throughput: a factor of each takes up
     what it differs by, since surfaces cannot follow the light.
     """
-    row, column = levels.cell
-    _, cell = np.unique(row * (int(column.max(initial=0)) + 1) + column, return_inverse=True)
+    count, cell, neighbours = _cells_of(levels)
     shared = np.bincount(cell)[cell] >= 2 if len(cell) else np.zeros(0, bool)
-    units = int(levels.unit.max(initial=-1)) + 1
-    light = np.zeros(len(cell))
-    plain = _problem(levels, cell, shared, KINDS["offset"], light, 0.0)
+    units, _ = _units(levels)
+    none = np.zeros(len(cell))
+    plain = _problem(levels, cell, shared, KINDS["offset"], none, 0.0)
     found, _, rms = _robust(plain)
-    light = _light(levels, cell, plain._replace(level=levels.level), found[:units])
+    whole, rest = plain._replace(cell=cell, cells=count), levels.level - found[levels.unit]
+    mean, _ = _mean_of_cells(whole, rest, levels.error**-2.0)
+    light, error = _light(levels, cell, mean, neighbours)
+    levels = levels._replace(level=_at_middle(levels, cell, mean, neighbours), error=error)
     if kind is None:
         kind = _best_kind(levels, cell, shared, light, rms)
     problem = _problem(levels, cell, shared, kind, light, rms)
@@ -151,18 +159,56 @@ def solve_surfaces(levels: Levels, kind: Kind | None = None) -> Surfaces:
     return _surfaces(levels, shared, kind, problem, solved, group, light)
 
 
-def _light(levels: Levels, cell: Numbers, plain: _Problem, offset: Floats) -> Floats:
-    """Give the light (e-) of the field at each row, over its median.
+def _cells_of(levels: Levels) -> tuple[int, Numbers, list[Numbers]]:
+    """Give the number of cells, that of each row, and the neighbours of each cell, or itself.
 
-    It is 0 throughout where it is little more than the noise.
+    Neighbours: in the next column, in that before, in the next row, in that before.
+    """
+    row, column = levels.cell
+    width = int(column.max(initial=0)) + 2
+    keys, cell = np.unique(row * width + column, return_inverse=True)
+    neighbours = []
+    for step in (1, -1, width, -width):
+        place = np.minimum(np.searchsorted(keys, keys + step), max(len(keys) - 1, 0))
+        known = keys[place] == keys + step
+        neighbours.append(np.where(known, place, np.arange(len(keys))))
+    return len(keys), cell, neighbours
+
+
+def _at_middle(levels: Levels, cell: Numbers, mean: Floats, neighbours: list[Numbers]) -> Floats:
+    """Give the levels as they are in the middles of cells, by the slope of all levels.
+
+    Arrays show a part of the cells at their edges. Without this, a slope of the light would be
+    taken for one of the sky: no other cells can tell them.
+    """
+    level = levels.level
+    if len(cell):
+        for (after, before), off in zip(
+            (neighbours[2:], neighbours[:2]), (levels.row, levels.column), strict=True
+        ):
+            own = np.arange(len(mean))
+            steps = np.maximum((after != own).astype(int) + (before != own), 1)
+            level = level - ((mean[after] - mean[before]) / steps)[cell] * off
+    return level
+
+
+def _light(
+    levels: Levels, cell: Numbers, mean: Floats, neighbours: list[Numbers]
+) -> tuple[Floats, Floats]:
+    """Give the light (e-) of the field at each row, over its median, and errors with what it adds.
+
+    The light is 0 throughout where it is little more than the noise. Frames show light by their
+    throughput and their image, and each a somewhat different part of a cell.
     """
     if not len(cell):
-        return np.zeros(0)
-    whole = plain._replace(cell=cell, cells=int(cell.max()) + 1)
-    mean, _ = _mean_of_cells(whole, levels.level - offset[levels.unit], levels.error**-2.0)
-    light = mean[cell] - float(np.median(mean[cell]))
-    spread = float(np.sqrt(np.mean(light**2)))
-    return light if spread > MIN_LIGHT_NOISES * float(np.median(levels.error)) else 0 * light
+        return np.zeros(0), levels.error
+    light, over = mean - float(np.median(mean)), mean - float(np.quantile(mean, DARK_QUANTILE))
+    slope = np.max([np.abs(mean[each] - mean) for each in neighbours], axis=0)
+    typical = float(np.median(levels.error))
+    is_bright = float(np.sqrt(np.mean(light**2))) > MIN_LIGHT_NOISES * typical
+    added = np.hypot(LIGHT_ERROR * np.maximum(over, 0.0), SLOPE_ERROR * slope)
+    error = np.hypot(levels.error, is_bright * np.maximum(added - typical / 2, 0.0)[cell])
+    return light[cell] * is_bright, error
 
 
 def _surfaces(
@@ -177,14 +223,16 @@ def _surfaces(
     """Put a solution into surfaces, the weighted mean of each group taken out."""
     found, weight, rms = solved
     unit, units = levels.unit[shared], len(group)
-    frames = int(levels.frame.max(initial=-1)) + 1
+    _, frames = _units(levels)
     terms, more = _count(kind.of_array), _count(kind.of_frame) - 1
     of_unit = np.zeros((units, _count(kind.order)))
     of_unit[:, :terms] = found[: units * terms].reshape(units, terms)
     of_frame = found[units * terms : units * terms + frames * more].reshape(frames, more)
     if light.any():
-        throughput = found[units * terms + frames * more :]
-        of_unit += _smooth_light(levels, kind, units, light) * throughput[_frame_of(levels, units)]
+        frame = np.zeros(units, np.int64)
+        frame[levels.unit] = levels.frame
+        throughput = found[units * terms + frames * more :][frame]
+        of_unit += _smooth_light(levels, kind, units, light) * throughput[:, None]
     rest = levels.level - _values(levels, kind, of_unit, of_frame)
     full = problem.full_weight
     norm = np.maximum(np.bincount(group[unit], full, minlength=units), 1e-300)
@@ -192,22 +240,15 @@ def _surfaces(
     mean = np.bincount(group[unit], full * taken, minlength=units) / norm
     of_unit[:, 0] -= mean[group]
     counted = np.bincount(unit, weight > 0, minlength=units).astype(np.int64)
-    # The mean variance of a surface of k terms through n values is k / n of one value's; a value
-    # pulls the mean of its own cell, which takes as much again with two frames.
-    free = terms + more / max(units_per_frame(levels), 1)
+    # The mean variance of a surface of k terms through n values is k / n of one value's, and that
+    # of the cells' means with two frames as much again.
+    free = terms + more * frames / max(units, 1)
     noise = np.bincount(unit, weight, minlength=units)
     scale = max(_scale(problem, found, weight), 1.0)
     error = np.where(noise > 0, scale * np.sqrt(2 * free / np.maximum(noise, 1e-300)), 0.0)
     return Surfaces(
         kind, of_unit, of_frame, group, counted, error, rms, rest + mean[group][levels.unit]
     )
-
-
-def _frame_of(levels: Levels, units: int) -> tuple[Numbers, None]:
-    """Give the frame of each unit, as an index of a column."""
-    frame = np.zeros(units, np.int64)
-    frame[levels.unit] = levels.frame
-    return frame, None
 
 
 def _smooth_light(levels: Levels, kind: Kind, units: int, light: Floats) -> Floats:
@@ -231,10 +272,9 @@ def _values(levels: Levels, kind: Kind, of_unit: Floats, of_frame: Floats) -> Fl
     return total
 
 
-def units_per_frame(levels: Levels) -> float:
-    """Give the arrays of a frame, in the mean."""
-    units, frames = (int(each.max(initial=0)) + 1 for each in (levels.unit, levels.frame))
-    return units / frames
+def _units(levels: Levels) -> tuple[int, int]:
+    """Give the number of units and of frames."""
+    return int(levels.unit.max(initial=-1)) + 1, int(levels.frame.max(initial=-1)) + 1
 
 
 def _count(order: int) -> int:
@@ -251,7 +291,7 @@ def _problem(
 ) -> _Problem:
     """Set up the terms of some rows. spread: of levels (e-) without surfaces."""
     unit, frame = levels.unit[rows], levels.frame[rows]
-    units, frames = (int(each.max(initial=-1)) + 1 for each in (levels.unit, levels.frame))
+    units, frames = _units(levels)
     terms, more = _count(kind.of_array), _count(kind.of_frame) - 1
     index = [unit * terms + k for k in range(terms)]
     value = legendre_terms(levels.x[rows], levels.y[rows], kind.of_array)
@@ -384,13 +424,12 @@ def _best_kind(
 
 def _possible_kinds(levels: Levels, shared: npt.NDArray[np.bool_]) -> list[Kind]:
     """Give the kinds of which the shared cells hold enough for all factors."""
-    per_frame, units = units_per_frame(levels), int(levels.unit.max(initial=-1)) + 1
-    rows = int(shared.sum())
+    (units, frames), rows = _units(levels), int(shared.sum())
     kinds = []
     for kind in KINDS.values():
-        if kind.of_frame and per_frame == 1:
+        if kind.of_frame and units == frames:
             continue
-        factors = units * _count(kind.of_array) + units / per_frame * (_count(kind.of_frame) - 1)
+        factors = units * _count(kind.of_array) + frames * (_count(kind.of_frame) - 1)
         if kind == KINDS["offset"] or rows > 4 * factors:
             kinds.append(kind)
     return kinds
@@ -410,22 +449,3 @@ def _unseen_loss(problem: _Problem, fold: Numbers) -> Floats:
         squared = rest**2 * problem.full_weight / left
         loss[out] = np.minimum(squared[out], MOST_SIGMA**2)
     return loss
-
-
-def connected_groups(unit: Numbers, cell: Numbers, units: int) -> Numbers:
-    """Give the number of each unit's group: units that share a cell, also through others.
-
-    The number is that of the group's first unit.
-    """
-    parent = np.arange(units)
-    if not len(unit):
-        return parent
-    while True:
-        lowest = np.full(int(cell.max()) + 1, units)
-        np.minimum.at(lowest, cell, parent[unit])
-        joined = parent.copy()
-        np.minimum.at(joined, unit, lowest[cell])
-        joined = joined[joined]
-        if (joined == parent).all():
-            return parent
-        parent = joined
