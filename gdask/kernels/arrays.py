@@ -137,7 +137,7 @@ def nodes(order: int, size: tuple[int, int]) -> tuple[Floats, Floats]:
 
 def _monomials(order: int) -> Floats:
     """Give the factors of the powers of x in a Legendre polynomial."""
-    return np.polynomial.legendre.leg2poly([0.0] * order + [1.0])
+    return np.asarray(np.polynomial.legendre.leg2poly([0.0] * order + [1.0]), float)
 
 
 def fitted_terms(values: Sequence[Floats], level: Floats, error: Floats) -> Floats:
@@ -152,7 +152,7 @@ def fitted_terms(values: Sequence[Floats], level: Floats, error: Floats) -> Floa
         rest = level - sum(f * v for f, v in zip(factors, values, strict=True))
         sigma = max(float(np.median(np.abs(rest))) / 0.6745, 1e-6)
         weight = np.where(np.abs(rest) > FIT_SIGMA * sigma, 0.0, error**-2.0)
-    return factors
+    return np.asarray(factors, float)
 
 
 def _weighted_fit(values: Sequence[Floats], level: Floats, weight: Floats) -> Floats:

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 
 from gdask.instruments import instrument_of
-from gdask.io.frames import geometries, note, shape_of, small, warn, with_small
+from gdask.io.frames import (
+    geometries,
+    note,
+    primary_header,
+    shape_of,
+    sky_names,
+    small,
+    warn,
+    with_small,
+)
 from gdask.io.gather import measure_arrays, sampled_rows
 from gdask.io.lazy_arrays import changed_scale, minus_surfaces
 from gdask.kernels.arrays import (
@@ -26,6 +35,7 @@ from gdask.kernels.sky.matching import KINDS, Levels, Surfaces, solve_surfaces
 from gdask.model import UNUSABLE, GdaskError, late
 from gdask.params import Range
 from gdask.steps.frames import array, arrays_of, on_group, with_arrays
+from gdask.steps.sky import LIGHT_SUBTRACTED
 from gdask.types import Flags, Frame, Frames, Image, Mask
 
 if TYPE_CHECKING:
@@ -48,6 +58,8 @@ OFFSET_STEP = 2.0**-12
 #: (Simulated nights: 1 to 3 where the sky was right, 21 where the light of a crowded field was in
 #: it.)
 MAX_CELL_NOISES = 10.0
+#: Groups of arrays that share no sky may differ by this share of it without a word.
+MAX_APART = 0.003
 #: The surface of a whole frame is a polynomial of higher order on the pixels of an array, by the
 #: distortion.
 _MORE_ORDERS = 1
@@ -81,6 +93,7 @@ def match_sky_levels(
     *,
     surface: Literal["auto", "offset", "frame1", "frame2", "array1", "array2"] = "auto",
     overall: Literal["keep", "plane", "quadratic"] = "keep",
+    tie: bool | None = None,
 ) -> Frames:
     """Subtract surfaces from all arrays so that shared cells of the sky have one level.
 
@@ -96,6 +109,10 @@ def match_sky_levels(
     overall
         What is subtracted from all frames alike: keep subtracts nothing, plane and quadratic the
         surface closest to the levels of all cells, which takes smooth light with it.
+    tie
+        Arrays that share no cell of the sky were each brought to its own level, where the target's
+        frames are the sky. True gives them back what their levels differed by, which is right where
+        the sky is flat and the target is not; False does not; None does in crowded fields.
     """
     measured = [small(frame, "levels") for frame in frames]
     if any(levels is None for levels in measured):
@@ -104,6 +121,11 @@ def match_sky_levels(
     levels = _levels_of(frames, measured, reach)
     solved = solve_surfaces(levels, None if surface == "auto" else KINDS[surface])
     common = _overall(frames, levels, solved, {"keep": 0, "plane": 1, "quadratic": 2}[overall])
+    apart = _levels_apart(frames, solved)
+    tied = any(LIGHT_SUBTRACTED in primary_header(frame) for frame in frames)
+    tied = bool(len(apart)) and (tied if tie is None else tie)
+    if tied:
+        solved.of_unit[:, 0] -= apart[solved.group]
     matched, unit, spans = [], 0, []
     for number, frame in enumerate(frames):
         count = frame.sizes["detector"]
@@ -113,7 +135,51 @@ def match_sky_levels(
         matched.append(_without(frame, surfaces, solved.error[unit : unit + count]))
         unit += count
     text = _match_text(levels, solved, spans)
-    return tuple(note(frame, text) for frame in _warned(tuple(matched), levels, solved))
+    told = _warned(tuple(matched), levels, solved)
+    if len(apart):
+        told = tuple(warn(frame, _apart_text(frames, apart, tied)) for frame in told)
+    return tuple(note(frame, text) for frame in told)
+
+
+def _levels_apart(frames: Frames, solved: Surfaces) -> Floats:
+    """Give by how much (e-) the level of each group of arrays was above that of its frames.
+
+    By number of the group; () where all arrays are connected, where the sky's level is that of
+    frames off the target, and where levels differ by no more than MAX_APART of the sky.
+    """
+    groups = np.unique(solved.group[solved.cells > 0])
+    found = [small(frame, "background", lazy_is_none=True) for frame in frames]
+    names = {frame.attrs["name"] for frame in frames}
+    is_own = all(
+        primary_header(frame).get("SKYLEVEL") in ("offset", "scale")
+        and set(sky_names(frame) or ()) <= names
+        for frame in frames
+    )
+    if len(groups) < 2 or not is_own or any(each is None for each in found):
+        return np.zeros(0)
+    levels = [[float(np.median(mesh)) for mesh in each] for each in found]
+    over = np.concatenate([np.array(each) - np.mean(each) for each in levels])
+    apart = np.zeros(len(solved.group))
+    for group in groups:
+        apart[group] = over[solved.group == group].mean()
+    sky = float(np.median(np.concatenate(levels)))
+    return apart if np.ptp(apart[groups]) > MAX_APART * abs(sky) else np.zeros(0)
+
+
+def _apart_text(frames: Frames, apart: Floats, tied: bool) -> str:
+    """Say by how much arrays that share no sky differed, and what was done."""
+    values = apart[np.flatnonzero(apart)]
+    what = (
+        "they were given back as light (match_sky_levels:tie=False leaves them out)"
+        if tied
+        else "each was brought to its own, so that there are steps of as much between them if"
+        " this is light (match_sky_levels:tie=True gives it back)"
+    )
+    return (
+        f"{len(values)} groups of arrays share no part of the sky, and their levels differed by"
+        f" {np.ptp(values):.0f} e-, which may be sky or light of the target: {what}; frames of an"
+        " empty field beside the target would tell"
+    )
 
 
 def _match_text(levels: Levels, solved: Surfaces, spans: Sequence[tuple[float, float]]) -> str:

@@ -35,7 +35,7 @@ PRIOR_THROUGHPUT = 0.05
 MIN_LIGHT_NOISES = 5.0
 #: Quantile of the cells' levels over which there is light. Its error, as a fraction, and the error
 #: by its slope, as a fraction of the difference to the next cell.
-DARK_QUANTILE, LIGHT_ERROR, SLOPE_ERROR = 0.1, 0.01, 0.1
+DARK_QUANTILE, LIGHT_ERROR, SLOPE_ERROR = 0.1, 0.01, 0.03
 #: Parts into which cells are divided to test a kind of surface on cells that it has not seen, and
 #: cells along a side of what is left out together.
 FOLDS, FOLD_CELLS = 4, 2
@@ -123,7 +123,7 @@ class Surfaces(NamedTuple):
 class _Problem(NamedTuple):
     """A least-squares problem: rows of shared cells, and the terms of each row."""
 
-    index: list[Numbers]
+    places: list[Numbers]
     value: list[Floats]
     cell: Numbers
     cells: int
@@ -314,7 +314,7 @@ def _problem(
 def _predicted(problem: _Problem, found: Floats) -> Floats:
     """Give the surfaces at the rows of a problem."""
     total = np.zeros(len(problem.level))
-    for index, value in zip(problem.index, problem.value, strict=True):
+    for index, value in zip(problem.places, problem.value, strict=True):
         total += found[index] * value
     return total
 
@@ -323,7 +323,7 @@ def _mean_of_cells(problem: _Problem, values: Floats, weight: Floats) -> tuple[F
     """Give the weighted mean of the values in each cell, and the sum of the weights."""
     norm = np.bincount(problem.cell, weight, minlength=problem.cells)
     total = np.bincount(problem.cell, weight * values, minlength=problem.cells)
-    return total / np.maximum(norm, 1e-300), norm
+    return np.asarray(total / np.maximum(norm, 1e-300), float), np.asarray(norm, float)
 
 
 def _gradient(problem: _Problem, values: Floats, weight: Floats) -> Floats:
@@ -331,7 +331,7 @@ def _gradient(problem: _Problem, values: Floats, weight: Floats) -> Floats:
     mean, _ = _mean_of_cells(problem, values, weight)
     rest = weight * (values - mean[problem.cell])
     total = np.zeros(len(problem.prior))
-    for index, value in zip(problem.index, problem.value, strict=True):
+    for index, value in zip(problem.places, problem.value, strict=True):
         total += np.bincount(index, value * rest, minlength=len(total))
     return total
 
@@ -339,7 +339,7 @@ def _gradient(problem: _Problem, values: Floats, weight: Floats) -> Floats:
 def _least_squares(problem: _Problem, weight: Floats, start: Floats) -> Floats:
     """Give the factors, by conjugate gradients from `start`."""
     norm = problem.prior.copy()
-    for index, value in zip(problem.index, problem.value, strict=True):
+    for index, value in zip(problem.places, problem.value, strict=True):
         norm += np.bincount(index, weight * value * value, minlength=len(norm))
     norm = np.maximum(norm, 1e-300)
     first = _gradient(problem, problem.level, weight)
