@@ -152,7 +152,7 @@ def _levels_apart(frames: Frames, solved: Surfaces) -> Floats:
     names = {frame.attrs["name"] for frame in frames}
     is_own = all(
         primary_header(frame).get("SKYLEVEL") in ("offset", "scale")
-        and set(sky_names(frame) or ()) <= names
+        and set(sky_names(frame) or [""]) <= names
         for frame in frames
     )
     if len(groups) < 2 or not is_own or any(each is None for each in found):

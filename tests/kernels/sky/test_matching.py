@@ -152,7 +152,7 @@ def test_a_bright_galaxy_is_not_taken_for_sky() -> None:
 
 
 def test_cells_that_arrays_show_in_part_do_not_give_a_slope_of_the_sky() -> None:
-    """At its edge an array shows the outer part of a cell: on a slope of light it is lower there."""
+    """At its edge an array shows a part of a cell, which on a slope has another level."""
     levels, _ = dithered(7, light=0.0)
     slope = 40.0  # e- a cell, of the light
     edge = (np.abs(levels.x) > 1 - 1.5 / SIDE).astype(float)
