@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gdask.headers import each_unit, is_tiled, open_stream
+from gdask.kernels.arrays import Surface
 from gdask.model import BadFile, late
 from gdask.types import Memo, Window
 
@@ -70,8 +71,8 @@ class StoredArray:
     dtype
         Type that pixels are given in, native byte order.
     changes
-        For each array, (scale, offset) pairs that are applied to its pixels in this order, in
-        the arithmetic of `dtype`.
+        For each array, what is applied to its pixels in this order, in the arithmetic of `dtype`:
+        (scale, offset) pairs, or surfaces to be subtracted.
     is_kept
         Whether windows stay in memory for the next task: those of a calibration, which many frames
         read.
@@ -79,7 +80,7 @@ class StoredArray:
 
     planes: tuple[Plane, ...]
     dtype: np.dtype
-    changes: tuple[tuple[tuple[float, float], ...], ...] = ()
+    changes: tuple[tuple[tuple[float, float] | Surface, ...], ...] = ()
     is_kept: bool = False
 
     @property
@@ -152,8 +153,11 @@ class StoredArray:
 
     def _read(self, detector: int, window: Window) -> np.ndarray:
         pixels = read_window(self.planes[detector], *window, self.dtype)
-        for scale, offset in self.changes[detector] if self.changes else ():
-            pixels = pixels * scale + offset
+        for change in self.changes[detector] if self.changes else ():
+            if isinstance(change, Surface):
+                pixels = (pixels - change.values(window)).astype(self.dtype)
+            else:
+                pixels = pixels * change[0] + change[1]
         return pixels
 
     def changed(self, scales: Sequence[float], offsets: Sequence[float]) -> StoredArray:
@@ -161,8 +165,14 @@ class StoredArray:
 
         There is one scale and one offset for each detector.
         """
+        return self._with_changes(list(zip(scales, offsets, strict=True)))
+
+    def minus(self, surfaces: Sequence[Surface]) -> StoredArray:
+        """Give the array from whose pixels surfaces, one for each detector, are subtracted."""
+        return self._with_changes(surfaces)
+
+    def _with_changes(self, added: Sequence[tuple[float, float] | Surface]) -> StoredArray:
         earlier = self.changes or ((),) * len(self.planes)
-        added = zip(scales, offsets, strict=True)
         changes = tuple((*pairs, pair) for pairs, pair in zip(earlier, added, strict=True))
         return replace(self, changes=changes)
 

@@ -26,6 +26,7 @@ from gdask.simulate.plan import (
 )
 from gdask.simulate.rendering import Moffat
 from gdask.simulate.seeds import generator
+from gdask.simulate.sky_light import drifted
 
 TARGET = (25.0625, -35.0083)  # degrees
 SKY_OFFSET = (330.0, -270.0)  # arcsec in p and q: 7.1 arcmin
@@ -256,7 +257,7 @@ def _exposure(
         bad_wcs=False,
         pose=Pose(*true_pointing, pa + float(twist), plate_scale, np.zeros((2, 7))),
         scale=max(float(rng.normal(1.0, options.transparency)), 0.05),
-        psf=(Moffat(1.0, seeing, 3),),
+        psf=drifted((Moffat(1.0, seeing, 3),), options.seeing_drift, mjd),
         light=sky,
         pa=pa,
     )

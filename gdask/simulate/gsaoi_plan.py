@@ -36,6 +36,7 @@ from gdask.simulate.plan import (
 )
 from gdask.simulate.rendering import PSF, Moffat
 from gdask.simulate.seeds import generator
+from gdask.simulate.sky_light import drifted
 
 TARGET = (201.2925, -43.1015)  # degrees: NGC 5128, as in the field's tutorial night
 STANDARD = (185.41388, -0.12028)  # degrees: star 9132
@@ -311,7 +312,7 @@ def _exposure(
         bad_wcs=False,
         pose=Pose(*true_pointing, pa + float(twist), plate_scale, warp),
         scale=max(float(rng.normal(1.0, options.transparency)), 0.05),
-        psf=_psf(rng, kind),
+        psf=drifted(_psf(rng, kind), options.seeing_drift, mjd),
         light=sky,
         pa=pa,
     )

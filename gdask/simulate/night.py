@@ -10,6 +10,7 @@ their true shape on the sky.
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +37,7 @@ from gdask.simulate.geometry import (
     pixel_area,
     pixel_range,
     pixel_to_sky,
+    plane,
     sky_to_pixel,
 )
 from gdask.simulate.options import F2Options, GsaoiOptions
@@ -50,6 +52,7 @@ from gdask.simulate.rendering import (
 )
 from gdask.simulate.scene import Galaxies, Halo, Stars, halo_light, magnitude_to_flux
 from gdask.simulate.seeds import generator
+from gdask.simulate.sky_light import FLAT, SkyShape, row_noise, share_of_sky, sky_shape
 from gdask.simulate.truth import Counts
 from gdask.types import Image
 
@@ -88,6 +91,7 @@ class Night(NamedTuple, Generic[AnyOptions]):
     stars: dict[str, Stars]  # by field
     galaxies: dict[str, Galaxies]  # by field
     halo: Halo | None  # at the target
+    half_field: float  # arcsec, over which the sky's slopes are told
     exposures: list[Exposure]
 
 
@@ -194,6 +198,9 @@ def write_exposure(
             readout = camera.readout(exposure, array)
             rng = generator(options.seed, "pixels", *purpose)
             raw = read_out(rng, light, readout, hits[-1])
+            if options.row_noise:
+                rows = generator(options.seed, "rows", *purpose)
+                raw += row_noise(rows, raw.shape, options.row_noise / readout.gain)
             saturated.append(int((raw >= readout.saturation).sum()))
             yield camera.image_header(exposure, array), camera.stored(exposure, raw)
 
@@ -392,14 +399,34 @@ def _smooth_light(
     night: Night[AnyOptions], exposure: Exposure, array: int, window: Window
 ) -> Array | float:
     """Sky, lamp and halo, e-/s in a mean pixel."""
-    if night.halo is None or exposure.field != "target":
+    shape = shape_of_sky(night, exposure)
+    halo = night.halo if exposure.field == "target" else None
+    if halo is None and shape is FLAT:
         return exposure.light
     nodes = np.arange(-NODE_STEP, window.size + 2 * NODE_STEP, NODE_STEP)
     x, y = np.meshgrid(nodes + window.x + 1.0, nodes + window.true_y + 1.0)
-    light = halo_light(night.halo, *pixel_to_sky(night.detectors[array].chip, exposure.pose, x, y))
-    pixels = np.arange(window.size)
-    halo: Array = RectBivariateSpline(nodes, nodes, light)(pixels, pixels)
-    return exposure.light + exposure.scale * halo
+    pixels, chip = np.arange(window.size), night.detectors[array].chip
+    light: Array | float = exposure.light
+    if shape is not FLAT:
+        share = share_of_sky(shape, *plane(chip, x, y))
+        light = exposure.light * RectBivariateSpline(nodes, nodes, share)(pixels, pixels)
+    if halo is not None:
+        of_halo = halo_light(halo, *pixel_to_sky(chip, exposure.pose, x, y))
+        light = light + exposure.scale * RectBivariateSpline(nodes, nodes, of_halo)(pixels, pixels)
+    return light
+
+
+def shape_of_sky(night: Night[AnyOptions], exposure: Exposure) -> SkyShape:
+    """How the light of the sky differs over the field in an exposure."""
+    options = night.options
+    return sky_shape(
+        options.seed,
+        exposure.field,
+        exposure.mjd,
+        options.sky_gradient,
+        options.sky_pattern,
+        night.half_field,
+    )
 
 
 # Truth ------------------------------------------------------------------------------------------
@@ -412,7 +439,15 @@ def write_truth(
     truth.write(
         folder,
         catalog=truth.source_catalog(night.stars, night.galaxies),
-        frames=truth.frame_table(night.exposures, counts, night.zero_point, camera.frame_columns),
+        frames=truth.frame_table(
+            night.exposures,
+            counts,
+            night.zero_point,
+            lambda exposure: (
+                {"sky_shape": json.dumps(shape_of_sky(night, exposure))}
+                | camera.frame_columns(exposure)
+            ),
+        ),
         cosmics=truth.cosmic_ray_table(night.exposures, counts),
         arrays=_planes(night),
         scene=_shared_scene(night) | camera.scene,
@@ -442,6 +477,7 @@ def _shared_scene(night: Night[AnyOptions]) -> dict[str, object]:
         "mean_pixel_area": night.mean_area,
         "halo": night.halo._asdict() if night.halo else None,
         "halo_law": truth.HALO,
+        "sky_law": truth.SKY,
         "target": night.centres["target"],
         "sky_field": night.centres.get("sky"),
         "options": night.options._asdict(),

@@ -27,6 +27,11 @@ MOFFAT = (
     "a = fwhm / (2 sqrt(2^(1 / beta) - 1)), arcsec"
 )
 FLUX = "flux: e-/s for scale = 1 and mean response = 1 (all flux, no aperture loss)"
+SKY = (
+    "sky_shape: [[a, b, c, d, e], ring, half]: the sky is its level times 1 + a x + b y"
+    " + c (x^2 - 1/3) + d xy + e (y^2 - 1/3) + ring exp(-((r - 0.6) / 0.12)^2 / 2),"
+    " x = u / half, y = v / half, r^2 = x^2 + y^2, u and v arcsec of the instrument's plane"
+)
 HALO = "amp * (1 + r^2 / scale^2)^-power, e-/s in a mean pixel, seen through FLAT and scale"
 
 GALAXY_SHAPE = ("radius", "ratio", "angle", "bulge")

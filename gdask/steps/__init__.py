@@ -35,8 +35,8 @@ _STEP_MODULES = {
     "adjust_wcs_to_reference": "astrometry",
     "determine_astrometric_solution": "astrometry",
     "scale_counts_to_reference": "levels",
-    "measure_sky_levels": "levels",
-    "match_sky_levels": "levels",
+    "measure_sky_levels": "sky_surfaces",
+    "match_sky_levels": "sky_surfaces",
     "resample_to_common_frame": "resample",
     "stack_frames": "stack",
 }

@@ -1,4 +1,4 @@
-"""Choose the level of a sky, match sky levels where frames overlap, and scale frames."""
+"""Choose the level of a sky, and scale frames."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import numpy as np
 
 from gdask.instruments import descriptor, instrument_of
-from gdask.io.frames import geometries, note, shape_of, small, warn, with_small
-from gdask.io.gather import measure_arrays, sampled_rows
+from gdask.io.frames import geometries, note, small, with_small
+from gdask.io.gather import measure_arrays
 from gdask.io.lazy_arrays import changed_scale
 from gdask.kernels.astrometry.association import match_pairs
-from gdask.kernels.geometry.grid import Grid, common_grid, sky_to_grid
-from gdask.kernels.geometry.projection import Geometry, tangent_plane, to_sky
-from gdask.kernels.sky.levels import sky_cell_medians, solve_levels
-from gdask.kernels.sky.target_light import DARKEST_QUANTILE, TargetLight, find_target_light
+from gdask.kernels.geometry.projection import tangent_plane, to_sky
+from gdask.kernels.sky.shared_masks import DARKEST_QUANTILE, TargetLight, find_target_light
 from gdask.kernels.sources.background import background_mesh
-from gdask.model import UNUSABLE, GdaskError, late
+from gdask.model import UNUSABLE, late
 from gdask.params import Range
 from gdask.steps.frame_numbers import weigh_frames
-from gdask.steps.frames import array, arrays_of, on_group, with_arrays, with_scaled_levels
+from gdask.steps.frames import arrays_of, on_group, with_arrays, with_scaled_levels
 from gdask.steps.sky_frames import middle_of_exposure
-from gdask.types import Flags, Frame, Frames, Image, Mask
+from gdask.types import Flags, Frame, Frames, Image
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -32,25 +30,14 @@ if TYPE_CHECKING:
 else:
     da = late("dask.array")
 
-#: Side (pixels) of a block of an array that belongs to one cell of the sky as a whole.
-BLOCK_PIXELS = 8
 #: Arcsec within which sources of two aligned frames are one star.
 SAME_STAR_ARCSEC = 0.2
 #: Cells along each side of an array in which its background is measured.
 BACKGROUND_CELLS = 8
-#: Pixels of an array from whose rows levels are measured: of 2048 x 2048 pixels 8 rows of 32. A
-#: level in a cell of 64 x 64 pixels is then good to 0.04 sigma, and the shift of an array, from
-#: hundreds of cells, to a few thousandths.
+#: Pixels of an array from whose rows its background is measured: of 2048 x 2048 8 rows of 32.
 _LEVEL_PIXELS = 2**20
-#: Electrons to which the shifts of arrays are rounded: sums differ in last bits from processor
-#: to processor, where positions on the sky do; unrounded, so would each pixel of the stack.
-OFFSET_STEP = 2.0**-12
 #: Bytes for each of them: data, flags, mask, and what is sorted.
 _LEVEL_BYTES = 20.0
-#: Levels in shared cells that agree to more than so many times the noise of a cell are warned of.
-#: (Simulated nights: 1 to 3 where the sky was right, 21 where the light of a crowded field was in
-#: it.)
-MAX_CELL_NOISES = 10.0
 
 log = logging.getLogger("gdask")
 
@@ -64,119 +51,6 @@ class SkyLevel(NamedTuple):
 
     mode: str
     why: str
-
-
-@on_group
-def measure_sky_levels(frames: Frames, *, cell: Annotated[float, Range(8, None)] = 64.0) -> Frames:
-    """Measure the median level of every array in cells of the sky, for match_sky_levels.
-
-    The result is fetched at the end of the phase.
-
-    Parameters
-    ----------
-    cell
-        Side of a cell in output pixels.
-    """
-    scale = float(instrument_of(frames[0]).facts["output_pixel_scale"]) * cell
-    placed = [(geometry, shape_of(frame)) for frame in frames for geometry in geometries(frame)]
-    found, shapes = [geometry for geometry, _ in placed], [shape for _, shape in placed]
-    grid = common_grid(found, shapes, scale, 0.0, found[0].ra, found[0].dec)
-    return tuple(with_small(frame, levels=_levels_in_cells(frame, grid)) for frame in frames)
-
-
-@on_group
-def match_sky_levels(frames: Frames) -> Frames:
-    """Shift every array of every frame so that shared cells of the sky have one level.
-
-    The mean level of frames that are connected by overlaps stays as it is.
-    """
-    measured = [small(frame, "levels") for frame in frames]
-    if any(levels is None for levels in measured):
-        raise GdaskError("match_sky_levels: no levels measured; measure_sky_levels does it")
-    of_array = [levels for of_frame in measured for levels in of_frame]
-    cell, level, error = (np.concatenate([levels[row] for levels in of_array]) for row in range(3))
-    unit = np.concatenate(
-        [np.full(levels.shape[1], number) for number, levels in enumerate(of_array)]
-    )
-    solved = solve_levels(unit, cell.astype(np.int64), level, error)
-    offsets = np.zeros(len(of_array))
-    offsets[: len(solved.offset)] = solved.offset
-    offsets = np.round(offsets / OFFSET_STEP) * OFFSET_STEP
-    noise = float(np.median(error)) if len(error) else 0.0
-    text = (
-        f"shifted by {offsets.min():.2f} to {offsets.max():.2f} e-, "
-        f"cells agree to {solved.rms:.2f} e- rms (noise of a cell {noise:.2f})"
-    )
-    if solved.rms > max(MAX_CELL_NOISES * noise, 1e-3):
-        worse = (
-            f"levels of shared cells agree to {solved.rms:.1f} e- rms only,"
-            f" {solved.rms / noise:.0f} times their noise: the sky that was subtracted is wrong by"
-            " as much, as where objects cover the sky frames; frames of an empty field beside the"
-            " target would help"
-        )
-        frames = tuple(warn(frame, worse) for frame in frames)
-    starts = np.cumsum([0, *(frame.sizes["detector"] for frame in frames)])
-    return tuple(
-        note(_shifted(frame, offsets[start:stop]), text)
-        for frame, start, stop in zip(frames, starts[:-1], starts[1:], strict=True)
-    )
-
-
-def _shifted(frame: Frame, offsets: np.ndarray) -> Frame:
-    """Subtract an offset (e-) from each array."""
-    shifts = [float(-value) for value in offsets]
-    data = changed_scale(arrays_of(frame, ("data",))[0], [1.0] * len(shifts), shifts)
-    return with_arrays(frame, data=data)
-
-
-def _levels_in_cells(frame: Frame, grid: Grid) -> da.Array:
-    """Measure the level of each array in the cells of a grid: see `_cell_levels`."""
-    arrays = [*arrays_of(frame, ("data", "dq")), array(frame, "objects")]
-    ny, nx = shape_of(frame)
-    return measure_arrays(
-        _cell_levels,
-        *arrays,
-        each={"geometry": geometries(frame)},
-        scratch=_LEVEL_BYTES,
-        sample=_LEVEL_PIXELS,
-        grid=grid,
-        rows=sampled_rows(ny, nx, _LEVEL_PIXELS),
-    )
-
-
-def _cell_levels(
-    data: Image,
-    dq: Flags,
-    objects: Mask | None,
-    geometry: Geometry,
-    grid: Grid,
-    rows: tuple[tuple[int, int], ...],
-) -> np.ndarray:
-    """Measure the level in cells: rows of cell number, median and error of the median (3, n).
-
-    The planes have those `rows` of the array, (first, last + 1), which begin with a block.
-    """
-    good = (dq & np.uint16(UNUSABLE)) == 0
-    if objects is not None:
-        good &= ~objects
-    cell, level, error, _ = sky_cell_medians(
-        data, good, _cell_numbers(geometry, rows, data.shape[1], grid)
-    )
-    return np.stack([cell.astype(np.float64), level, error])
-
-
-def _cell_numbers(
-    geometry: Geometry, rows: tuple[tuple[int, int], ...], nx: int, grid: Grid
-) -> np.ndarray:
-    """Give the number of the cell of each block, by the block's centre; -1 off the grid."""
-    first_rows = np.concatenate([np.arange(*span, BLOCK_PIXELS) for span in rows])
-    middle = (BLOCK_PIXELS - 1) / 2
-    y, x = np.meshgrid(first_rows + middle, np.arange(0, nx, BLOCK_PIXELS) + middle, indexing="ij")
-    gx, gy = (
-        np.floor(v + 0.5).astype(np.int64) for v in sky_to_grid(grid, *to_sky(geometry, x, y))
-    )
-    inside = (gx >= 0) & (gy >= 0) & (gx < grid.shape[1]) & (gy < grid.shape[0])
-    return np.where(inside, gy * grid.shape[1] + gx, -1).astype(np.int32)
 
 
 def measure_background(frame: Frame) -> Frame:

@@ -26,13 +26,15 @@ from gdask.io.frames import (
     with_geometries,
     with_headers,
 )
-from gdask.io.lazy_arrays import changed_scale
+from gdask.io.lazy_arrays import changed_scale, is_stored, minus_surfaces, source_of
+from gdask.kernels.arrays import nodes, surface_of_nodes
 from gdask.kernels.geometry.grid import grid_to_sky
 from gdask.kernels.geometry.projection import (
     from_sky,
     pixel_area,
     tangent_plane,
     tangent_sky,
+    to_plane,
     to_sky,
 )
 from gdask.kernels.sources.centroids import POSITIONS
@@ -398,6 +400,40 @@ def test_levels_that_the_test_puts_in_are_taken_out(sky_files: Frames, tmp_path:
     np.testing.assert_allclose(
         left.mean(axis=0), put.mean(axis=0), atol=1.0
     )  # the mean level stays
+
+
+def test_planes_that_the_test_puts_in_are_taken_out(sky_files: Frames, tmp_path: object) -> None:
+    """A slope of each frame goes, whether pixels are read from files or not, with the same bits."""
+    slopes = np.random.default_rng(5).normal(0, 30, (4, 2))
+    size = sky_files[0].sizes["y"], sky_files[0].sizes["x"]
+    frames = []
+    for frame, slope in zip(sky_files, slopes, strict=True):
+        put = []
+        for geometry in geometries(frame):
+            y, x = nodes(2, size)
+            u, v = to_plane(geometry, x, y)
+            put.append(surface_of_nodes(-(slope[0] * u + slope[1] * v) / 42, 2, size, 2.0**-12))
+        data = minus_surfaces(frame.data.data, put)
+        assert is_stored(source_of(data))
+        frames.append(with_arrays(frame, data=data))
+    run = Run(folder=str(tmp_path))
+    measured = run.fetch(steps.measure_sky_levels(tuple(frames), cell=32.0))
+    matched = steps.match_sky_levels(measured)
+    assert all(is_stored(source_of(frame.data.data)) for frame in matched)
+    left = np.array(
+        [computed(m)["data"] - computed(f)["data"] for m, f in zip(matched, sky_files, strict=True)]
+    )
+    step = left - left.mean(axis=0)
+    before = np.array(
+        [computed(f)["data"] - computed(s)["data"] for f, s in zip(frames, sky_files, strict=True)]
+    )
+    assert (before - before.mean(axis=0)).std() > 8 and step.std() < 0.6
+    added = [float((m.variance - f.variance).max()) for m, f in zip(matched, frames, strict=True)]
+    assert 0 < min(added) and max(added) < 1.0  # the error of a surface
+    loose = tuple(with_arrays(frame, data=frame.data.data + 0) for frame in measured)
+    again = steps.match_sky_levels(loose)
+    assert source_of(again[0].data.data) is None
+    np.testing.assert_array_equal(computed(again[0])["data"], computed(matched[0])["data"])
 
 
 # ---- resampling
