@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections import OrderedDict
@@ -246,13 +247,14 @@ def read_window(plane: Plane, y1: int, y2: int, x1: int, x2: int, dtype: np.dtyp
             _check_unchanged(plane, file.fileno())
             if 2 * (x2 - x1) < width:
                 # A tile of an image: of whole rows, the tiles beside it would read the rest again.
-                starts = (plane.offset + (y * width + x1) * item for y in range(y1, y2))
-                rows = (os.pread(file.fileno(), (x2 - x1) * item, start) for start in starts)
-                raw = np.frombuffer(bytearray(b"".join(rows)), plane.fits_type)
+                start, step = plane.offset + (y1 * width + x1) * item, width * item
                 width, x1, x2 = x2 - x1, 0, x2 - x1
+                raw = np.empty((y2 - y1) * width, plane.fits_type)
+                count = _read_rows(file.fileno(), raw.view("B").data, width * item, start, step)
             else:
                 start = plane.offset + y1 * width * item
-                raw = np.fromfile(file, plane.fits_type, (y2 - y1) * width, offset=start)
+                raw = np.empty((y2 - y1) * width, plane.fits_type)
+                count = _read_rows(file.fileno(), raw.view("B").data, raw.nbytes, start, raw.nbytes)
     except FileNotFoundError as error:
         raise BadFile(
             plane.path, f"vanished during the run ({error.strerror}); put it back and run again"
@@ -262,12 +264,36 @@ def read_window(plane: Plane, y1: int, y2: int, x1: int, x2: int, dtype: np.dtyp
             plane.path,
             f"cannot be read during the run ({error.strerror}); make it readable and run again",
         ) from None
-    if raw.size != (y2 - y1) * width:
+    if count != raw.nbytes:
         raise BadFile(
             plane.path,
             f"extension {plane.extension} ends before row {y2}: it was cut short; copy it again",
         )
     return _to_type(raw.reshape(y2 - y1, width)[:, x1:x2], plane, dtype)
+
+
+def _read_rows(handle: int, room: memoryview, length: int, start: int, step: int) -> int:
+    """Read rows of `length` bytes, `step` bytes apart in a file, into `room`; give the bytes read.
+
+    They go to their places at once: read as texts and joined they took three times as long.
+    """
+    starts = itertools.count(start, step)
+    rows = [room[first : first + length] for first in range(0, len(room), max(length, 1))]
+    count = sum([os.preadv(handle, [row], at) for row, at in zip(rows, starts)])
+    if count < len(room):  # a read may end early, for a signal or on a network
+        starts = itertools.count(start, step)
+        count = sum(_read_whole(handle, row, at) for row, at in zip(rows, starts))
+    return count
+
+
+def _read_whole(handle: int, room: memoryview, start: int) -> int:
+    done = 0
+    while done < len(room):
+        count = os.preadv(handle, [room[done:]], start + done)
+        if not count:
+            break
+        done += count
+    return done
 
 
 def _to_type(raw: np.ndarray, plane: Plane, dtype: np.dtype) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +28,8 @@ _U = np.uint32
 _START = np.array([0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476], np.uint32)
 
 
-def md5_sums(streams: Sequence[BinaryIO]) -> list[str]:
-    """Give the MD5 sum of each of at most LANES streams, in hexadecimal, read from where they are.
+def md5_sums(streams: Sequence[Any]) -> list[str]:
+    """Give the MD5 sum, in hexadecimal, of each of at most LANES streams from where they are.
 
     The field's checksum of files: no secret depends on it.
     """
@@ -67,11 +67,11 @@ def _with_blocks(
     return after
 
 
-def _fill(stream: BinaryIO, room: npt.NDArray[np.uint8]) -> int:
+def _fill(stream: Any, room: npt.NDArray[np.uint8]) -> int:
     """Read from a stream until `room` is full or the stream ends; give the bytes read."""
-    filled, view = 0, memoryview(room)
+    filled, view = 0, room.data
     while filled < room.size:
-        count = stream.readinto(view[filled:])  # type: ignore[attr-defined]
+        count = stream.readinto(view[filled:])
         if not count:
             break
         filled += count

@@ -606,3 +606,22 @@ def test_windows_that_are_kept_are_those_of_the_scale_that_was_asked_for(product
     pixels = plain.compute()
     np.testing.assert_array_equal(changed.compute(), pixels * 2 + 1)
     np.testing.assert_array_equal(plain.compute(), pixels)
+
+
+@pytest.mark.parametrize(("x1", "x2"), [(3, 40), (0, None)])
+def test_reads_that_end_early_give_the_same_pixels(
+    product: str, monkeypatch: pytest.MonkeyPatch, x1: int, x2: int | None
+) -> None:
+    """A system may give fewer bytes than were asked for; none at all is a file that was cut."""
+    for name, stored in stored_arrays(product).items():
+        window = 5, 25, x1, x2 or stored.shape[2]
+        expected = stored.read(1, window, {})
+        whole = stored.read(1, (0, *stored.shape[1:2], 0, stored.shape[2]), {})
+        assert expected.tobytes() == whole[5:25, x1 : window[3]].tobytes(), name
+        preadv = os.preadv
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "preadv", lambda f, rooms, at: preadv(f, [rooms[0][:7]], at))
+            assert stored.read(1, window, {}).tobytes() == expected.tobytes(), name
+            patched.setattr(os, "preadv", lambda f, rooms, at: 0)
+            with pytest.raises(BadFile, match="ends before row 25"):
+                stored.read(1, window, {})

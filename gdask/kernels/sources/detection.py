@@ -160,7 +160,10 @@ def detect(
     catalog = _catalog(labels, peak, blended, planes)
     catalog["BACKGROUND"] = mesh_values(planes.level, peak, labels.shape)
     catalog["THRESHOLD"] = threshold * mesh_values(planes.noise, peak, labels.shape)
-    return catalog, with_wings(planes.sky_free, planes.bad, labels > 0, planes.noise)
+    core = labels > 0
+    sky_free, bad, noise = planes.sky_free, planes.bad, planes.noise
+    del labels, planes  # two planes of four bytes a pixel less at the peak
+    return catalog, with_wings(sky_free, bad, core, noise)
 
 
 def object_mask(
@@ -173,7 +176,9 @@ def object_mask(
     """
     planes = _prepare(data, data, dq, mesh)
     sources = connected_regions(planes.smoothed, planes.noise, planes.bad, threshold, min_pixels)
-    return with_wings(planes.sky_free, planes.bad, sources, planes.noise)
+    sky_free, bad, noise = planes.sky_free, planes.bad, planes.noise
+    del planes
+    return with_wings(sky_free, bad, sources, noise)
 
 
 def _catalog(

@@ -49,6 +49,8 @@ FORM_ERROR = 0.003
 NEIGHBOUR_ROUNDS, MOST_NEIGHBOURS = 3, 1500
 #: Rounds of robust weights; rings this many sigma off weigh less.
 ROUNDS, REJECT_SIGMA = 4, 3.0
+#: Radii (FWHM) at which the light of wings is tabulated: beyond the corners of the squares.
+_TABLE = np.linspace(RING_EDGES_FWHM[0], 1.5 * RING_EDGES_FWHM[-1], 1500)
 
 
 class Growth(NamedTuple):
@@ -146,26 +148,32 @@ def _light_not_subtracted(
     shape = tuple(int(n / fwhm) + 1 for n in fits.residual.shape)
     out, reach = np.zeros(shape), int(RING_EDGES_FWHM[-1])
     bright = np.argsort(-flux, kind="stable")[:MOST_NEIGHBOURS]
+    table = _wings_table(wings, fwhm)
     for k in map(int, bright[flux[bright] > 0]):
         x, y = fits.params[k, :2] / fwhm
         j, i = max(int(y) - reach, 0), max(int(x) - reach, 0)
         box = np.s_[j : int(y) + reach + 1, i : int(x) + reach + 1]
         rows, columns = (np.arange(n)[part] for n, part in zip(shape, box, strict=True))
         r2 = (rows[:, None] + 0.5 - y) ** 2 + (columns + 0.5 - x) ** 2
-        out[box] += _left_of_star(fits, k, flux[k], wings, r2, fwhm)
+        out[box] += _left_of_star(fits, k, flux[k], table, r2, fwhm)
     return out
+
+
+def _wings_table(wings: np.ndarray, fwhm: Pixels) -> np.ndarray:
+    """Light per pixel of a star of one unit, as the wings say, at the radii of _TABLE."""
+    return (_basis(_TABLE**2) * wings).sum(axis=-1) / fwhm**2
 
 
 def _left_of_star(
     fits: StarFits, k: int, flux: float, wings: np.ndarray, r2: np.ndarray, fwhm: Pixels
 ) -> np.ndarray:
-    """Light per pixel of a star, as the wings say, that was not subtracted; r2 in FWHM^2."""
+    """Light per pixel of a star that was not subtracted; r2 in FWHM^2, wings of `_wings_table`."""
     r2 = np.maximum(r2, RING_EDGES_FWHM[0] ** 2)
-    table = np.linspace(RING_EDGES_FWHM[0], 1.5 * RING_EDGES_FWHM[-1], 1500)
-    light = np.interp(np.sqrt(r2), table, (_basis(table**2) * wings).sum(axis=-1) / fwhm**2)
+    light = np.interp(np.sqrt(r2), _TABLE, wings)
     entries = np.arange(fits.profile.shape[1], dtype=float)
-    image = np.interp(r2 * fwhm**2 / fits.profile_step, entries, fits.profile[0], right=0.0)
-    subtracted = np.where(r2 * fwhm**2 < fits.radii[k] ** 2, image, 0.0)
+    subtracted, inside = np.zeros(r2.shape), r2 * fwhm**2 < fits.radii[k] ** 2
+    distances = r2[inside] * fwhm**2 / fits.profile_step
+    subtracted[inside] = np.interp(distances, entries, fits.profile[0], right=0.0)
     return flux * light - fits.params[k, 2] * subtracted
 
 
@@ -185,13 +193,14 @@ def _measure_rings(
     rings = len(RING_EDGES_FWHM) - 1
     cores = np.zeros((3, len(stars), SECTORS))
     sums = np.zeros((4, len(stars), SECTORS, rings))
+    table = _wings_table(left[1], fwhm)
     for number, k in enumerate(map(int, stars)):
         value, noise, good, dx, dy = _cut_out(fits, variance, k, RING_EDGES_FWHM[-1] * fwhm)
         distance2 = dx * dx + dy * dy
         if left[0].size > 1:
             x, y = fits.params[k, :2]
             cell = (((dy + y) / fwhm).astype(int), ((dx + x) / fwhm).astype(int))
-            own = _left_of_star(fits, k, flux[number], left[1], distance2 / fwhm**2, fwhm)
+            own = _left_of_star(fits, k, flux[number], table, distance2 / fwhm**2, fwhm)
             value = value - np.where(good, left[0][cell] - own, 0.0)
         sector = ((np.arctan2(dy, dx) / (2 * np.pi) + 1) * SECTORS).astype(int) % SECTORS
         inside = distance2 < (CORE_RADIUS_FWHM * fwhm) ** 2
@@ -224,10 +233,12 @@ def _cut_out(
     a, b, c = fits.forms[k]
     q = (a * dx * dx + 2 * b * dx * dy + c * dy * dy) / fits.profile_step
     entries = np.arange(fits.profile.shape[1], dtype=float)
-    light = flux * np.sqrt(a * c - b * b) * np.interp(q, entries, fits.profile[0], right=0.0)
     reach = fits.radii[k]  # it was subtracted in a square
     was_subtracted = (np.abs(dx) <= reach + 1) & (np.abs(dy) <= reach + 1)
     good = ~fits.bad[box] & (variance[box] > 0)
+    light, wanted = np.zeros(q.shape), was_subtracted | ~good
+    image = np.interp(q[wanted], entries, fits.profile[0], right=0.0)
+    light[wanted] = flux * np.sqrt(a * c - b * b) * image
     measured = fits.residual[box] + np.where(was_subtracted, light, 0.0)
     value = np.where(good, measured, light + fits.params[k, 3])
     noise = np.where(good, variance[box], 0.0)
