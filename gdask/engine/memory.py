@@ -19,6 +19,7 @@ import numpy as np
 
 from gdask.cluster import machine_memory, memory_limit
 from gdask.io.dask_internals import Node, bare_function, key_of, needs_of, run_order, take_apart
+from gdask.io.process_memory import return_freed_memory
 from gdask.model import DIMS, MemoryRefused, UsageError, settings
 
 #: Bytes of a process before any pixels: interpreter, libraries, compiled kernels. Measured in
@@ -93,6 +94,9 @@ class Projection(NamedTuple):
 _OUTSIDE = "outside"
 NO_COST = Cost(Value(0, 0.0), 0.0)
 
+
+#: Share of the budget that a process may hold between phases without giving back what is free.
+KEPT_SHARE = 0.1
 
 #: Reductions that have paused the collection of garbage, and the thresholds from before.
 _PAUSED: list[tuple[int, int, int]] = []
@@ -175,6 +179,17 @@ def process_bytes() -> float:
     import psutil
 
     return max(PROCESS_BYTES, float(psutil.Process().memory_info().rss))
+
+
+def return_much_freed_memory() -> None:
+    """Return freed memory to the system, between phases, where this process holds much of it.
+
+    Much is KEPT_SHARE of the budget: given back and faulted in again it takes system time.
+    """
+    import psutil
+
+    if psutil.Process().memory_info().rss > KEPT_SHARE * budget():
+        return_freed_memory()
 
 
 def fit(

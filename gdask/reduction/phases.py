@@ -16,10 +16,10 @@ import numpy as np
 
 from gdask.engine import checkpoint
 from gdask.engine.compute import compute
+from gdask.engine.memory import return_much_freed_memory
 from gdask.io import write
 from gdask.io.frames import lazy_small_results, with_fetched
 from gdask.io.gather import measure_arrays
-from gdask.io.process_memory import return_freed_memory
 from gdask.io.write import no_room
 from gdask.model import DQ, UNUSABLE, BadPixels, GdaskError
 from gdask.reduction.provenance import file_checksums, product_tables, sources
@@ -82,12 +82,12 @@ def run_phase(
         *([sums] if paths else []),
     ]
     outputs = [*(product.output for product in products), *others]
-    return_freed_memory()
+    return_much_freed_memory()
     with discarded_on_failure(outputs):
         values: tuple[Any, ...] = compute(
             [*lazy, *(each for output in outputs for each in output.arrays)], label
         )
-        return_freed_memory()
+        return_much_freed_memory()
         end = len(wanted) + len(tables)
         found, counts = values[len(wanted) : end], values[end : end + len(watching)]
         checksums = dict(zip(paths, values[len(lazy) - 1], strict=True)) if paths else {}

@@ -29,7 +29,7 @@ from gdask.io.frames import array_headers, with_headers
 from gdask.io.lazy_arrays import changed_scale, from_source, is_stored, source_of
 from gdask.io.read import lazy_variables, open_frame, stored_arrays
 from gdask.io.stored import read_window
-from gdask.model import GdaskError, host, owner
+from gdask.model import BadFile, GdaskError, host, owner
 
 IO_COUNTS = Path("/proc/self/io")
 
@@ -613,12 +613,12 @@ def test_reads_that_end_early_give_the_same_pixels(
     product: str, monkeypatch: pytest.MonkeyPatch, x1: int, x2: int | None
 ) -> None:
     """A system may give fewer bytes than were asked for; none at all is a file that was cut."""
+    preadv = os.preadv
     for name, stored in stored_arrays(product).items():
         window = 5, 25, x1, x2 or stored.shape[2]
         expected = stored.read(1, window, {})
         whole = stored.read(1, (0, *stored.shape[1:2], 0, stored.shape[2]), {})
         assert expected.tobytes() == whole[5:25, x1 : window[3]].tobytes(), name
-        preadv = os.preadv
         with monkeypatch.context() as patched:
             patched.setattr(os, "preadv", lambda f, rooms, at: preadv(f, [rooms[0][:7]], at))
             assert stored.read(1, window, {}).tobytes() == expected.tobytes(), name
