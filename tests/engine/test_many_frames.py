@@ -1,6 +1,6 @@
 """Memory of the calibration recipes over 6, 30 and 120 frames: projected, measured, and the same.
 
-The frames of a set are links to a few simulated ones. They are small, so the strips in which a
+The frames of a set are copies of a few simulated ones. They are small, so the strips in which a
 stack holds all frames are made smaller in proportion.
 """
 
@@ -24,12 +24,13 @@ pytestmark = pytest.mark.skipif(
 #: Numbers of frames, and pixels a side of their arrays.
 FRAMES, SIZE = (6, 30, 120), 256
 #: Bytes of a strip: six frames of this size take more, as thirty full ones take more than 32 MB.
-STRIP_BYTES = 2e6
-#: What Python and dask themselves take for a while, and for the headers of each frame, in bytes.
-SLACK, FRAME_BYTES = 12e6, 1e5
+STRIP_BYTES = 4e6
+#: What Python and dask themselves take for a while, how much that varies, and tasks and headers of
+#: each frame, in bytes. (One array of each of 120 frames takes 80 MB with variance and DQ.)
+SLACK, VARIES, FRAME_BYTES = 24e6, 4e6, 3e4
 #: By recipe: kinds of raw files, in equal shares; the recipe's name.
 GSAOI = {
-    "dark": (("dark",), "default"),
+    "dark": (("dark_long",), "default"),
     "flat": (("flat_on", "flat_off"), "default"),
     "bpm": (("flat_on", "flat_off"), "makeProcessedBPM"),
 }
@@ -45,6 +46,7 @@ import gdask.engine.compute as compute_module, gdask.engine.memory as memory
 import gdask.steps.frames
 from benchmarks.scaling.nights import _reduce, working_in
 from benchmarks.scaling.scratch import reset_peak, resident_bytes
+from gdask.io.process_memory import return_freed_memory
 from gdask import Reduce, cal_service
 
 sets, gdask.steps.frames.STRIP_BYTES = json.loads(sys.argv[1]), float(sys.argv[2])
@@ -57,6 +59,7 @@ def planned(tasks, available, threads, what, base=0.0, fixed=False):
     return result
 
 def measured(*args):
+    return_freed_memory()
     reset_peak()
     before = resident_bytes()
     result = real(*args)
@@ -72,7 +75,7 @@ with working_in("."):
         reduction.recipename = recipe
         rows.clear()
         _reduce(reduction, paths, {}, "threads:1", None)
-        assert len(rows) == 1
+        assert len(rows) == 1 and not reduction.set_aside, (rows, reduction.set_aside)
         found[name] = rows[0]
 print(json.dumps(found))
 """
@@ -91,10 +94,7 @@ def measured(folder: Path, recipes: dict) -> dict[tuple[str, int], tuple[float, 
             for kind in kinds:
                 for copy in range(number // len(kinds)):
                     source = by_kind[kind][copy % len(by_kind[kind])]
-                    path = folder / "raw" / f"{source.removesuffix('.fits')}x{copy:03d}.fits"
-                    if not path.exists():
-                        os.link(folder / "raw" / source, path)
-                    paths.append(str(path))
+                    paths.append(_another(folder / "raw" / source, copy))
             sets.append([f"{name} {number}", recipe, paths])
     from benchmarks.scaling.scratch import MALLOC_SETTINGS
 
@@ -112,6 +112,16 @@ def measured(folder: Path, recipes: dict) -> dict[tuple[str, int], tuple[float, 
     return {(k.split()[0], int(k.split()[1])): tuple(value) for k, value in found.items()}
 
 
+def _another(source: Path, number: int) -> str:
+    """Give the path of a copy of a raw file that is an exposure of its own: by its data label."""
+    path = source.with_name(f"{source.stem}x{number:03d}.fits")
+    if not path.exists():
+        content = source.read_bytes()
+        start = content.index(b"'", content.index(b"DATALAB =")) + 1
+        path.write_bytes(content[:start] + b"%03d" % number + content[start + 3 :])
+    return str(path)
+
+
 def _kind(row: Table.Row) -> str:
     """Give the kind of a raw file, with darks by their exposure."""
     if row["kind"] != "dark" or "exptime" not in row.colnames:
@@ -126,11 +136,12 @@ def check(found: dict[tuple[str, int], tuple[float, int, float]]) -> None:
     for name in {name for name, _ in found}:
         few, *more = (found[name, number] for number in FRAMES)
         for number, (projected, tasks, taken) in zip(FRAMES[1:], more, strict=True):
-            assert projected <= 1.15 * few[0], (name, number)
-            assert taken <= few[2] + SLACK + number * FRAME_BYTES, (name, number)
+            # Lower strips have the same margins: 17 rows for 13 with 120 frames.
+            assert projected <= 1.5 * few[0], (name, number)
+            assert taken <= few[2] + VARIES + number * FRAME_BYTES, (name, number)
             assert taken <= projected + SLACK + number * FRAME_BYTES, (name, number)
-            # Tasks that make pixels are as many; each input has one that looks at its pixels.
-            assert tasks - few[1] <= 4 * number, (name, number)
+            # Tasks that make pixels are as many; each array of an input has one that looks at it.
+            assert tasks - few[1] <= 6 * (number - FRAMES[0]), (name, number)
 
 
 def test_gsaoi_calibrations_of_many_frames_take_no_more_memory(tmp_path: Path) -> None:

@@ -326,6 +326,7 @@ from pathlib import Path
 import gdask.engine.memory as memory, gdask.engine.compute as compute_module
 from benchmarks.scaling.nights import reduce_f2_night, reduce_night
 from benchmarks.scaling.scratch import reset_peak, resident_bytes
+from gdask.io.process_memory import return_freed_memory
 
 reduce_night = reduce_f2_night if sys.argv[2] == "f2" else reduce_night
 
@@ -338,6 +339,7 @@ def planned(tasks, available, threads, what, base=0.0, fixed=False):
     return result
 
 def measured(*args):
+    return_freed_memory()
     reset_peak()
     before = resident_bytes()
     result = real(*args)
