@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,9 @@ LEAST_STREAMS = 4
 PIECE_BYTES = 2**17
 #: Bytes of a block, and of the length at the end of the last one (RFC 1321, 3.1 to 3.4).
 _BLOCK_BYTES, _LENGTH_BYTES = 64, 8
+#: A word of 32 bits; adding takes its remainder.
 _U = np.uint32
+_Word: TypeAlias = np.uint32
 _START = np.array([0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476], np.uint32)
 
 
@@ -89,7 +91,10 @@ def _pad(room: npt.NDArray[np.uint8], filled: int, size: int) -> int:
 
 
 @njit(nogil=True, forceinline=True, **INNER)
-def _first_round(a, b, c, d, words, lane):
+def _first_round(
+    a: _Word, b: _Word, c: _Word, d: _Word, words: np.ndarray, lane: int
+) -> tuple[_Word, _Word, _Word, _Word]:
+    """Round 1 of one lane (RFC 1321, 3.4): sixteen steps, written out for the compiler."""
     t = _U(a + (d ^ (b & (c ^ d))) + words[0, lane] + _U(0xD76AA478))
     a = _U(b + (_U(t << _U(7)) | (t >> _U(25))))
     t = _U(d + (c ^ (a & (b ^ c))) + words[1, lane] + _U(0xE8C7B756))
@@ -126,7 +131,10 @@ def _first_round(a, b, c, d, words, lane):
 
 
 @njit(nogil=True, forceinline=True, **INNER)
-def _second_round(a, b, c, d, words, lane):
+def _second_round(
+    a: _Word, b: _Word, c: _Word, d: _Word, words: np.ndarray, lane: int
+) -> tuple[_Word, _Word, _Word, _Word]:
+    """Round 2 of one lane (RFC 1321, 3.4): sixteen steps, written out for the compiler."""
     t = _U(a + (c ^ (d & (b ^ c))) + words[1, lane] + _U(0xF61E2562))
     a = _U(b + (_U(t << _U(5)) | (t >> _U(27))))
     t = _U(d + (b ^ (c & (a ^ b))) + words[6, lane] + _U(0xC040B340))
@@ -163,7 +171,10 @@ def _second_round(a, b, c, d, words, lane):
 
 
 @njit(nogil=True, forceinline=True, **INNER)
-def _third_round(a, b, c, d, words, lane):
+def _third_round(
+    a: _Word, b: _Word, c: _Word, d: _Word, words: np.ndarray, lane: int
+) -> tuple[_Word, _Word, _Word, _Word]:
+    """Round 3 of one lane (RFC 1321, 3.4): sixteen steps, written out for the compiler."""
     t = _U(a + (b ^ c ^ d) + words[5, lane] + _U(0xFFFA3942))
     a = _U(b + (_U(t << _U(4)) | (t >> _U(28))))
     t = _U(d + (a ^ b ^ c) + words[8, lane] + _U(0x8771F681))
@@ -200,7 +211,10 @@ def _third_round(a, b, c, d, words, lane):
 
 
 @njit(nogil=True, forceinline=True, **INNER)
-def _fourth_round(a, b, c, d, words, lane):
+def _fourth_round(
+    a: _Word, b: _Word, c: _Word, d: _Word, words: np.ndarray, lane: int
+) -> tuple[_Word, _Word, _Word, _Word]:
+    """Round 4 of one lane (RFC 1321, 3.4): sixteen steps, written out for the compiler."""
     t = _U(a + (c ^ (b | ~d)) + words[0, lane] + _U(0xF4292244))
     a = _U(b + (_U(t << _U(6)) | (t >> _U(26))))
     t = _U(d + (b ^ (a | ~c)) + words[7, lane] + _U(0x432AFF97))
@@ -237,7 +251,7 @@ def _fourth_round(a, b, c, d, words, lane):
 
 
 @njit(cache=True, nogil=True)
-def add_blocks(state, streams, first, last):
+def add_blocks(state: np.ndarray, streams: np.ndarray, first: int, last: int) -> None:
     """Add the blocks first ... last - 1 of all streams to their states, in place.
 
     state: uint32 (4, LANES); streams: uint32 (LANES, words of a stream).
