@@ -100,6 +100,8 @@ KEPT_SHARE = 0.1
 
 #: Reductions that have paused the collection of garbage, and the thresholds from before.
 _PAUSED: list[tuple[int, int, int]] = []
+#: Computes since the first of them has begun.
+_COMPUTES = {"count": 0}
 
 
 @contextmanager
@@ -110,6 +112,8 @@ def garbage_left() -> Iterator[None]:
     again, a fifth of the client's time, for some 200 objects a frame that are garbage in a circle.
     It is the thresholds that are changed: dask switches the collection off and on by itself.
     """
+    if not _PAUSED:
+        _COMPUTES["count"] = 0
     _PAUSED.append(_PAUSED[0] if _PAUSED else gc.get_threshold())
     gc.set_threshold(0)
     try:
@@ -130,8 +134,10 @@ def garbage_collected() -> Iterator[None]:
     if not _PAUSED:
         yield
         return
-    gc.collect()
-    gc.freeze()  # what the client has built lives on: looking through it again takes 0.1 s
+    if _COMPUTES["count"]:
+        gc.collect()  # what the last compute has left
+    _COMPUTES["count"] += 1
+    gc.freeze()  # what the client has built lives on: looking through it takes 0.1 s
     gc.set_threshold(*_PAUSED[0])
     try:
         yield
