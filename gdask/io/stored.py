@@ -23,8 +23,9 @@ else:
     fits = late("astropy.io.fits")
 
 #: Bytes of windows of calibrations that a process keeps. A strip of a flat (data, variance, DQ) and
-#: a bad-pixel mask of GSAOI takes 0.4 MB; what is read of them to sample levels 13 to 50 MB.
-KEPT_BYTES = 64e6
+#: a bad-pixel mask of GSAOI takes 0.4 MB; what is read of them to sample levels 13 to 50 MB; flat,
+#: dark and mask of F2, which nine frames read one after another, 92 MB.
+KEPT_BYTES = 96e6
 #: FITS BITPIX -> NumPy type on disk (FITS standard 4.0, section 5).
 FITS_TYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 
