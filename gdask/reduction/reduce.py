@@ -138,17 +138,8 @@ class Reduce:
 
         given, ucals = params.normalise(self.uparms), self._calibrations()
         limits = self._own_gates()
-        _check_cluster(self.cluster)
+        self._check_options()
         allowed = parse_bytes(self.memory)
-        if self.mode != "sq":
-            raise UsageError(
-                f"mode {self.mode}: not offered: gdask has one mode, science quality (sq)"
-            )
-        if os.sep in (self.suffix or ""):
-            raise UsageError(
-                f"--suffix {self.suffix}: a part of a file name was expected, such as _mine, "
-                "not a path"
-            )
         frames = self._keep(screening.open_all(paths))
         recipe, module = locate(
             None if self.recipename == "default" else self.recipename, tags(frames[0])
@@ -288,6 +279,19 @@ class Reduce:
             if path_of_file.setdefault(os.path.realpath(path), path) is not path:
                 log.warning("%s is listed more than once: used once", path)
         return list(path_of_file.values())
+
+    def _check_options(self) -> None:
+        """Raise UsageError for a cluster, a mode or a suffix that cannot be."""
+        _check_cluster(self.cluster)
+        if self.mode != "sq":
+            raise UsageError(
+                f"mode {self.mode}: not offered: gdask has one mode, science quality (sq)"
+            )
+        if os.sep in (self.suffix or ""):
+            raise UsageError(
+                f"--suffix {self.suffix}: a part of a file name was expected, such as _mine, "
+                "not a path"
+            )
 
     def _own_gates(self) -> dict[str, Any]:
         """Give the user's gates; UsageError where they cannot be used."""
