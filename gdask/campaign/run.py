@@ -196,9 +196,14 @@ def write_all_tables(campaign: Campaign, place: Place) -> list[Judged]:
 
     Gives the products with what gates say of them.
     """
-    failed = _failed_before(campaign.files, place._replace(retry=False))
-    whole = make_plan(campaign.files, read_settings(place.out), place.flags, failed)
+    whole = whole_plan(campaign, place)
     return write_tables(place.out, whole, records.read_records(place.out, whole))
+
+
+def whole_plan(campaign: Campaign, place: Place) -> Campaign:
+    """Give the plan of the same files with all jobs, also those that were not asked for."""
+    failed = _failed_before(campaign.files, place._replace(retry=False))
+    return make_plan(campaign.files, read_settings(place.out), place.flags, failed)
 
 
 def _run(options: Options, campaign: Campaign, place: Place, say: Callable[[str], None]) -> Outcome:

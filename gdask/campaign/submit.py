@@ -16,10 +16,9 @@ from typing import NamedTuple
 
 from gdask.campaign import cost, elsewhere, records
 from gdask.campaign.batch import Pbs, Refused, Request, Slurm, user_name
-from gdask.campaign.index import write_tables
 from gdask.campaign.job import Campaign, Job
 from gdask.campaign.jobs import Place, run_job
-from gdask.campaign.run import Options, owned, survey
+from gdask.campaign.run import Options, owned, survey, whole_plan, write_all_tables
 from gdask.campaign.state import State, states_of
 from gdask.campaign.submissions import (
     LAST,
@@ -39,6 +38,9 @@ THREADS = 4
 #: minutes). A job that is killed for want of either costs more than what is asked for too much.
 MEMORY_FACTOR, MEMORY_MORE = 1.5, 512
 TIME_FACTOR, TIME_MORE = 3.0, 5
+
+#: In place of the record of a job that has none.
+NOT_RUN = {"status": "not run", "cause": "", "products": []}
 
 
 class Wish(NamedTuple):
@@ -90,7 +92,7 @@ def submit_campaign(
         folder = ""
         if new or _lack_tables(kept):
             folder = str(_submit(campaign, place, new, kept, wish, system, say))
-        write_tables(place.out, campaign, records.read_records(place.out, campaign))
+        write_all_tables(campaign, place)
     before = tuple(name for name in wanted if name in have)
     return Submitted(tuple(new), before, tuple(cancelled), tuple(blocked), folder)
 
@@ -112,7 +114,7 @@ def _write_blocked(campaign: Campaign, states: Mapping[str, State], place: Place
     known = records.read_records(place.out, campaign)
     found = [job for job in campaign.jobs if states[job.id].name == "blocked"]
     for job in found:
-        before = {name: known.get(name) or {"status": "not run"} for name in job.needs}
+        before = {name: known.get(name) or dict(NOT_RUN) for name in job.needs}
         known[job.id] = run_job(job, {}, before, place)
     return [job.id for job in found]
 
@@ -209,7 +211,7 @@ def _submit(
 ) -> Path:
     """Hand out these jobs and submit them, array by array, then the last job."""
     folder = elsewhere.new_folder(place.out)
-    elsewhere.hand_out(folder, campaign, names, place)
+    elsewhere.hand_out(folder, campaign, names, place, whole_plan(campaign, place))
     for name in ("arrays", "logs"):
         (folder / name).mkdir()
     jobs = {job.id: job for job in campaign.jobs}

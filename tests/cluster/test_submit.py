@@ -332,11 +332,13 @@ def test_blocked_jobs_are_recorded_and_not_submitted(slurm: Fake, options: Optio
     campaign, place = survey(options)
     flat = campaign.job(FLAT)
     files = {file.key: file for file in campaign.files}
-    Path(options.out, "campaign.toml").write_text('[parameters.flat]\n"prepare:no_such" = 1\n')
+    Path(options.out, "campaign.toml").write_text(
+        '[parameters.flat]\n"addDQ:user_bpm" = "/nowhere/bpm.fits"\n'
+    )
     campaign, place = survey(options)
     flat = campaign.job(FLAT)
     assert run_job(flat, files, {}, place)["status"] == "failed"
     done = submit(options)
     assert FLAT not in done.new and FRAMES in done.blocked
     rows = {row["job"]: row for row in read_table(Path(options.out, "index.ecsv"))}
-    assert rows[FRAMES]["status"] == "blocked" and "failed" in rows[FRAMES]["cause"]
+    assert rows[FRAMES]["status"] == "blocked" and "failed" in rows[FRAMES]["because"]
