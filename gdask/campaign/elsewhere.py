@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gdask.campaign import records
+from gdask.campaign.describe import RawFile
 from gdask.campaign.index import write_plan
 from gdask.campaign.job import Campaign, Choice, Job
 from gdask.campaign.jobs import Place, run_job
-from gdask.campaign.scan import RawFile
 from gdask.campaign.settings import FILE, FLAGS, Flag
 from gdask.campaign.state import states_of
 from gdask.campaign.sums import SharedSums, known_sums

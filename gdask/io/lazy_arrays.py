@@ -23,9 +23,7 @@ from gdask.io import dask_internals
 from gdask.io.dask_internals import Chunks, awaited_by, set_source
 from gdask.io.sources import Awaited, Bound, Cut, Mapped, read_together
 from gdask.io.stored import StoredArray
-from gdask.kernels.arrays import Surface
 from gdask.model import late
-from gdask.types import Window
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -223,38 +221,6 @@ def cut_out(
         return from_source(part, "cut", identity=(array.name, part.places, size))
     planes = [array[d : d + 1, y : y + size[0], x : x + size[1]] for d, y, x in places]
     return da.concatenate(planes).rechunk((1, -1, -1), method="tasks")
-
-
-def changed_scale(array: da.Array, scales: Sequence[float], offsets: Sequence[float]) -> da.Array:
-    """Give an array with each detector's pixels multiplied and then shifted.
-
-    Pixels of a file are changed while they are read.
-    """
-    source = source_of(array)
-    if is_stored(source):
-        return from_source(source.changed(scales, offsets), "read")
-    values = {"scale": tuple(scales), "offset": tuple(offsets)}
-    return map_planes(_rescale, array, dtype=array.dtype, each=values)
-
-
-def _rescale(pixels: np.ndarray, scale: float, offset: float) -> np.ndarray:
-    return pixels * scale + offset
-
-
-def minus_surfaces(array: da.Array, surfaces: Sequence[Surface]) -> da.Array:
-    """Give an array from each of whose detectors a surface is subtracted.
-
-    Pixels of a file are changed while they are read.
-    """
-    source = source_of(array)
-    if is_stored(source):
-        return from_source(source.minus(surfaces), "read")
-    values = {"surface": tuple(surfaces)}
-    return map_planes(_minus_surface, array, dtype=array.dtype, each=values, windowed=True)
-
-
-def _minus_surface(pixels: np.ndarray, surface: Surface, window: Window) -> np.ndarray:
-    return (pixels - surface.values(window)).astype(pixels.dtype)
 
 
 def map_planes(

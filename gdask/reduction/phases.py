@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from gdask import params
 from gdask.engine import checkpoint
 from gdask.engine.compute import compute
 from gdask.engine.memory import return_much_freed_memory
@@ -255,3 +256,22 @@ def how_many(frames: Sequence[Frame]) -> str:
     """Say '1 frame' or '5 frames'; a frame that is on target and on sky counts once."""
     number = len({frame.attrs["name"] for frame in frames})
     return f"{number} frame" + ("" if number == 1 else "s")
+
+
+def is_skipped(
+    step: Callable[..., object], settings: Mapping[str, params.Setting], given: str
+) -> bool:
+    """Tell whether the user skips a step that is given one `Frame` or `Frames` (`given`).
+
+    Raises GdaskError where the step gives something else than it is given.
+    """
+    if not settings["skip_primitive"].value:
+        return False
+    gives = step.__annotations__.get("return")
+    if gives != given and gives in ("Frame", "Frames", "tuple[Frames, Frames]"):
+        raise GdaskError(
+            f"{step.__name__} cannot be left out: the recipe goes on with what it makes; "
+            "take another recipe"
+        )
+    log.info("%s: skipped, as asked", step.__name__)
+    return True

@@ -133,7 +133,6 @@ class Reduce:
             known_steps,
             locate,
             steps_in,
-            what_to_do_first,
         )
 
         given, ucals = params.normalise(self.uparms), self._calibrations()
@@ -160,12 +159,7 @@ class Reduce:
         log.info(
             "recipe %s: %d file%s", recipe.__name__, len(paths), "" if len(paths) == 1 else "s"
         )
-        everything, screened = frames, screening.screen(frames, recipe, module)
-        frames = self._keep(screened)
-        if advice := what_to_do_first(everything, frames):
-            log.warning("%s", advice)
-        if limit := screening.field_of_one_target(frames[0], recipe, layers):
-            frames = self._keep(screening.one_target(frames, limit))
+        frames, advice = self._screened(frames, recipe, module, layers)
         with (
             warm_up.in_background(kernels_needed_by(recipe, tags(frames[0]))),
             checkpoint.scratch_folder(os.getcwd(), paths) as scratch,
@@ -177,6 +171,20 @@ class Reduce:
                 raise NoCalibration("\n".join([str(error), *filter(None, [advice])])) from None
             finally:
                 self.account = recorder.account(self.output_filenames)
+
+    def _screened(
+        self, frames: Frames, recipe: Any, module: Any, layers: list
+    ) -> tuple[Frames, str]:
+        """Give the frames that the recipe takes, and what to do first with the others, or ''."""
+        from gdask.reduction import screening
+        from gdask.reduction.recipe_library import what_to_do_first
+
+        kept = self._keep(screening.screen(frames, recipe, module))
+        if advice := what_to_do_first(frames, kept):
+            log.warning("%s", advice)
+        if limit := screening.field_of_one_target(kept[0], recipe, layers):
+            kept = self._keep(screening.one_target(kept, limit))
+        return kept, advice
 
     def _run(
         self,

@@ -34,6 +34,7 @@ from gdask.reduction.phases import (
     COUNTED_PIXELS,
     Product,
     how_many,
+    is_skipped,
     run_phase,
     save_phase,
     usable_pixels,
@@ -124,7 +125,7 @@ class Run:
         Gives the result of the step, without the frames that it has set aside.
         """
         settings = self._settings(step, frames, pinned)
-        if _is_skipped(step, settings, "Frame" if hasattr(frames, "data_vars") else "Frames"):
+        if is_skipped(step, settings, "Frame" if hasattr(frames, "data_vars") else "Frames"):
             return frames
         started = datetime.now(UTC)
         result = step(frames, *others, **params.own_values(step, settings))
@@ -138,7 +139,7 @@ class Run:
         An argument that is a tuple of as many members as there are frames is dealt out to them.
         """
         settings = self._settings(step, frames, pinned)
-        if _is_skipped(step, settings, "Frame"):
+        if is_skipped(step, settings, "Frame"):
             return frames
         started = datetime.now(UTC)
         values = params.own_values(step, settings)
@@ -414,25 +415,6 @@ class Run:
 
 
 # Calling steps ---------------------------------------------------------------------------------
-
-
-def _is_skipped(
-    step: Callable[..., object], settings: Mapping[str, params.Setting], given: str
-) -> bool:
-    """Tell whether the user skips a step that is given one `Frame` or `Frames` (`given`).
-
-    Raises GdaskError where the step gives something else than it is given.
-    """
-    if not settings["skip_primitive"].value:
-        return False
-    gives = step.__annotations__.get("return")
-    if gives != given and gives in ("Frame", "Frames", "tuple[Frames, Frames]"):
-        raise GdaskError(
-            f"{step.__name__} cannot be left out: the recipe goes on with what it makes; "
-            "take another recipe"
-        )
-    log.info("%s: skipped, as asked", step.__name__)
-    return True
 
 
 def _share(argument: object, number: int, count: int) -> object:

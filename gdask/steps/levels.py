@@ -11,7 +11,7 @@ import numpy as np
 from gdask.instruments import descriptor, instrument_of
 from gdask.io.frames import geometries, note, small, with_small
 from gdask.io.gather import measure_arrays
-from gdask.io.lazy_arrays import changed_scale
+from gdask.io.level_changes import changed_scale
 from gdask.kernels.astrometry.association import match_pairs
 from gdask.kernels.geometry.projection import tangent_plane, to_sky
 from gdask.kernels.sky.shared_masks import DARKEST_QUANTILE, TargetLight, find_target_light

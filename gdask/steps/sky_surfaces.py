@@ -19,7 +19,7 @@ from gdask.io.frames import (
     with_small,
 )
 from gdask.io.gather import measure_arrays, sampled_rows
-from gdask.io.lazy_arrays import changed_scale, minus_surfaces
+from gdask.io.level_changes import changed_scale, minus_surfaces
 from gdask.kernels.arrays import (
     Floats,
     Surface,

@@ -26,7 +26,8 @@ import gdask
 from gdask.engine import checkpoint
 from gdask.io import write
 from gdask.io.frames import array_headers, with_headers
-from gdask.io.lazy_arrays import changed_scale, from_source, is_stored, source_of
+from gdask.io.lazy_arrays import from_source, is_stored, source_of
+from gdask.io.level_changes import changed_scale
 from gdask.io.read import lazy_variables, open_frame, stored_arrays
 from gdask.io.stored import read_window
 from gdask.model import BadFile, GdaskError, host, owner

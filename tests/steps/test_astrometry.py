@@ -26,7 +26,8 @@ from gdask.io.frames import (
     with_geometries,
     with_headers,
 )
-from gdask.io.lazy_arrays import changed_scale, is_stored, minus_surfaces, source_of
+from gdask.io.lazy_arrays import is_stored, source_of
+from gdask.io.level_changes import changed_scale, minus_surfaces
 from gdask.kernels.arrays import nodes, surface_of_nodes
 from gdask.kernels.geometry.grid import grid_to_sky
 from gdask.kernels.geometry.projection import (
