@@ -25,8 +25,7 @@ from gdask.io.frames import (
     with_provenance,
     with_same_headers,
 )
-from gdask.kernels.elementary import sine_cosine
-from gdask.kernels.geometry.projection import tangent_plane, tangent_sky
+from gdask.kernels.geometry.projection import sine_cosine, tangent_plane, tangent_sky
 from gdask.model import GdaskError
 from gdask.params import Range
 from gdask.steps.frames import on_group, per_array
@@ -279,8 +278,7 @@ def _drift_text(frames: Frames) -> str:
     text = f"the target moves at {rate[0]:.2f}, {rate[1]:.2f} arcsec/h (E, N) by the tracking rates"
     if not np.ptp(hours) > 0:
         return text
-    off = hours - hours.mean()
-    drift = (off[:, None] * own).sum(axis=0) / (off**2).sum()
+    drift = ((hours - hours.mean())[:, None] * own).sum(axis=0) / (hours.size * hours.var())
     text += f"; the headers' pointings less offsets move at {drift[0]:.2f}, {drift[1]:.2f}"
     agrees, rests = (
         np.hypot(*(drift - expected)) * np.ptp(hours) < MAX_DRIFT_ERROR

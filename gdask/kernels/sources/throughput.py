@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gdask.kernels.elementary import exponentials, logarithms
+from gdask.kernels.arrays import exponentials, logarithms
 
 #: Error of a star's flux in a frame beyond its own: flats and changes of the star image over an
 #: array, as a fraction.
