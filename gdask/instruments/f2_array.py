@@ -15,7 +15,7 @@ import numpy as np
 
 from gdask.instruments.rules import cd_matrix, celestial_headers, parse_section
 from gdask.instruments.view import header_number
-from gdask.kernels.elementary import arctangent, sine_cosine
+from gdask.kernels.arithmetic import arctangent, sine_cosine
 from gdask.model import GdaskError
 
 if TYPE_CHECKING:

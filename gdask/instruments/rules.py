@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from gdask.instruments.view import Descriptor, View, as_number, header_number, header_value
-from gdask.kernels.elementary import sine_cosine
+from gdask.kernels.arithmetic import sine_cosine
 
 
 def from_keyword(name: str) -> Descriptor:

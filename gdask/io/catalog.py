@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from gdask.io.catalog_files import read_table
-from gdask.kernels.elementary import cosines
+from gdask.kernels.arithmetic import cosines
 from gdask.model import GdaskError, late
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gdask.io.lazy_arrays import from_source, is_stored, map_planes, source_of
-from gdask.kernels.arrays import Surface
+from gdask.kernels.surfaces import Surface
 from gdask.types import Window
 
 if TYPE_CHECKING:

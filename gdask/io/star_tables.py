@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gdask.io.frames import array_headers, grid_of, primary_header, small
+from gdask.kernels.arithmetic import logarithms, sine_cosine
 from gdask.kernels.astrometry.residuals import epoch_means, number_epochs
-from gdask.kernels.elementary import logarithms, sine_cosine
 from gdask.kernels.geometry.grid import Grid, footprint, grid_to_sky
 from gdask.kernels.geometry.projection import from_sky, tangent_plane, tangent_sky
 from gdask.kernels.sources.centroids import APERTURES

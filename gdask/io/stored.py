@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gdask.headers import each_unit, is_tiled, open_stream
-from gdask.kernels.arrays import Surface
+from gdask.kernels.surfaces import Surface
 from gdask.model import BadFile, late
 from gdask.types import Memo, Window
 

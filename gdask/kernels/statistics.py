@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gdask.kernels.arithmetic import exponential, logarithm
 from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.compiled import njit
-from gdask.kernels.elementary import exponential, logarithm
 from gdask.model import UNUSABLE, GdaskError
 from gdask.types import Flags, Image, Mask
 

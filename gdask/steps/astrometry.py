@@ -23,12 +23,12 @@ from gdask.io.frames import (
     with_geometries,
     with_small,
 )
+from gdask.kernels.arithmetic import sine_cosine
 from gdask.kernels.astrometry.catalogue_tie import Reference, describe_tie, doubts
 from gdask.kernels.astrometry.few_stars import HEADER_ERROR
 from gdask.kernels.astrometry.measured_stars import Measurements
 from gdask.kernels.astrometry.residuals import RESIDUAL_DTYPE
 from gdask.kernels.astrometry.solution import FrameFit, Solution, solve
-from gdask.kernels.elementary import sine_cosine
 from gdask.kernels.geometry.projection import (
     CORRECTION_UNIT,
     pixel_area,

@@ -24,8 +24,7 @@ from gdask.io.frames import (
     with_provenance,
     with_same_headers,
 )
-from gdask.kernels.elementary import sine_cosine
-from gdask.kernels.geometry.projection import tangent_plane, tangent_sky
+from gdask.kernels.geometry.projection import sine_cosine, tangent_plane, tangent_sky
 from gdask.model import GdaskError
 from gdask.params import Range
 from gdask.steps.frames import on_group, per_array

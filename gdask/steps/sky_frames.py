@@ -21,7 +21,7 @@ from gdask.io.frames import (
     with_attrs,
     with_headers,
 )
-from gdask.kernels.elementary import arctangent, sine_cosine
+from gdask.kernels.arithmetic import arctangent, sine_cosine
 from gdask.model import GdaskError, UsageError
 from gdask.params import Range, closest
 from gdask.steps.frames import on_group

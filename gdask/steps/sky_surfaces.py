@@ -20,7 +20,11 @@ from gdask.io.frames import (
 )
 from gdask.io.gather import measure_arrays, sampled_rows
 from gdask.io.level_changes import changed_scale, minus_surfaces
-from gdask.kernels.arrays import (
+from gdask.kernels.geometry.grid import Grid, common_grid, sky_to_grid
+from gdask.kernels.geometry.projection import Geometry, to_plane, to_sky
+from gdask.kernels.sky.levels import sky_cell_medians
+from gdask.kernels.sky.matching import KINDS, Levels, Surfaces, solve_surfaces
+from gdask.kernels.surfaces import (
     Floats,
     Surface,
     fitted_terms,
@@ -28,10 +32,6 @@ from gdask.kernels.arrays import (
     nodes,
     surface_of_nodes,
 )
-from gdask.kernels.geometry.grid import Grid, common_grid, sky_to_grid
-from gdask.kernels.geometry.projection import Geometry, to_plane, to_sky
-from gdask.kernels.sky.levels import sky_cell_medians
-from gdask.kernels.sky.matching import KINDS, Levels, Surfaces, solve_surfaces
 from gdask.model import UNUSABLE, GdaskError, late
 from gdask.params import Range
 from gdask.steps.frames import array, arrays_of, on_group, with_arrays

@@ -28,7 +28,6 @@ from gdask.io.frames import (
 )
 from gdask.io.lazy_arrays import is_stored, source_of
 from gdask.io.level_changes import changed_scale, minus_surfaces
-from gdask.kernels.arrays import nodes, surface_of_nodes
 from gdask.kernels.geometry.grid import grid_to_sky
 from gdask.kernels.geometry.projection import (
     from_sky,
@@ -39,6 +38,7 @@ from gdask.kernels.geometry.projection import (
     to_sky,
 )
 from gdask.kernels.sources.centroids import POSITIONS
+from gdask.kernels.surfaces import nodes, surface_of_nodes
 from gdask.model import DQ, GdaskError
 from gdask.reduction.run import Run
 from gdask.steps.frames import with_arrays

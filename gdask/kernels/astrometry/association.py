@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gdask.kernels.arithmetic import arctangent, exponential, logarithm, sine_cosine
 from gdask.kernels.astrometry.measured_stars import Problem, SourceList, frame_rows
 from gdask.kernels.compiled import njit
-from gdask.kernels.elementary import arctangent, exponential, logarithm, sine_cosine
 from gdask.types import Arcsec, Degrees
 
 #: Fewest pairs that make a pattern.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from gdask.kernels.arithmetic import logarithms
 from gdask.kernels.astrometry.association import NEAR_RADIUS, match_pairs, rows_around
 from gdask.kernels.astrometry.groups import inside_polygon, signed_area
 from gdask.kernels.astrometry.measured_stars import (
@@ -23,7 +24,6 @@ from gdask.kernels.astrometry.measured_stars import (
     frame_rows,
     to_instrument_plane,
 )
-from gdask.kernels.elementary import logarithms
 from gdask.model import late
 from gdask.types import Arcsec
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gdask.kernels.arithmetic import sine_cosine
 from gdask.kernels.compiled import njit
-from gdask.kernels.elementary import sine_cosine
 from gdask.kernels.geometry.projection import CORRECTION_UNIT, tangent_plane, tangent_sky
 from gdask.types import Arcsec, Degrees
 

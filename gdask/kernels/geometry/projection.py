@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gdask.kernels.arithmetic import arctangent, sine_cosine
 from gdask.kernels.compiled import njit
-from gdask.kernels.elementary import arctangent, sine_cosine
 from gdask.model import GdaskError
 from gdask.types import Degrees, Pixels
 

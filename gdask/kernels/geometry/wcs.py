@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gdask.kernels.elementary import arctangent, sine_cosine
+from gdask.kernels.arithmetic import (
+    arctangent,
+    inverse_of_two,
+    least_squares,
+    sine_cosine,
+    times_two,
+)
 from gdask.kernels.geometry.grid import Grid
 from gdask.kernels.geometry.projection import (
     Floats,
@@ -18,7 +24,6 @@ from gdask.kernels.geometry.projection import (
     tangent_plane,
     to_sky,
 )
-from gdask.kernels.least_squares import inverse_of_two, least_squares, times_two
 from gdask.model import GdaskError, late
 from gdask.types import Degrees, Pixels
 

@@ -9,10 +9,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from gdask.kernels.arithmetic import cosines, least_squares, sines
 from gdask.kernels.arrays import as_kernel_input
-from gdask.kernels.elementary import cosines, sines
 from gdask.kernels.geometry.projection import Floats
-from gdask.kernels.least_squares import least_squares
 from gdask.model import GdaskError
 from gdask.types import Image
 

@@ -10,8 +10,8 @@ from astropy.wcs import WCS
 from astropy.wcs.wcsapi import BaseLowLevelWCS
 from scipy.ndimage import map_coordinates
 
+from gdask.kernels.arithmetic import inverse_of_two, least_squares, times_two
 from gdask.kernels.geometry.projection import Floats
-from gdask.kernels.least_squares import inverse_of_two, least_squares, times_two
 
 #: RA (degrees) at which the flat sky of `array_sky` is, far from the jump between 360 and 0.
 SKY_RA = 180.0

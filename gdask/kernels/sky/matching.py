@@ -5,8 +5,7 @@ Two frames see the same stars in the same cell, so the difference of their level
 skies, whatever the cell holds. What all frames have in common cannot be told from light of the sky:
 the mean surface stays as it is.
 
-All sums have one order, and no library for matrices is used: the bits do not depend on threads.
-"""
+Sums have one order, without a library for matrices: the bits do not depend on threads."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gdask.kernels.arrays import Floats, connected_groups, fitted_terms, legendre_terms
+from gdask.kernels.surfaces import Floats, connected_groups, fitted_terms, legendre_terms
 from gdask.types import Electrons
 
 Numbers = npt.NDArray[np.int64]

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gdask.kernels.arithmetic import exponential
 from gdask.kernels.compiled import njit
-from gdask.kernels.elementary import exponential
 from gdask.kernels.sources.photometry import local_sky
 from gdask.kernels.sources.psf import (
     FIRST_PROFILE_RADIUS_FWHM,

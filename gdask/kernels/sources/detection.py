@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gdask.kernels.arithmetic import exponentials, logarithms
 from gdask.kernels.arrays import as_kernel_input
-from gdask.kernels.elementary import exponentials, logarithms
 from gdask.kernels.sources import measurement as m
 from gdask.kernels.sources.background import background_mesh, mesh_values
 from gdask.kernels.sources.segmentation import (

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gdask.kernels.least_squares import nonnegative_least_squares
+from gdask.kernels.arithmetic import nonnegative_least_squares
 from gdask.kernels.sources.array_fit import StarFits
 from gdask.kernels.sources.photometry import error_beyond
 from gdask.types import Image, Pixels

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from gdask.kernels.arithmetic import arctangents, logarithm, sine_cosine
 from gdask.kernels.compiled import njit
-from gdask.kernels.elementary import arctangents, logarithm, sine_cosine
 from gdask.types import Flags, Image, Mask
 
 #: The Kron aperture has KRON_FACTOR Kron radii, but not less than MIN_KRON_AXES semi-axes.

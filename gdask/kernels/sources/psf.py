@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from gdask.kernels.arithmetic import exponentials, nonnegative_least_squares
 from gdask.kernels.compiled import njit
-from gdask.kernels.elementary import exponentials
-from gdask.kernels.least_squares import nonnegative_least_squares
 from gdask.kernels.sources.star_fit import solve_cholesky, star_light
 from gdask.types import Image, Pixels
 

@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gdask.kernels.elementary import exponentials, logarithms
-from gdask.kernels.least_squares import least_squares
+from gdask.kernels.arithmetic import exponentials, least_squares, logarithms
 
 #: Error of a star's flux in a frame beyond its own: flats and changes of the star image over an
 #: array, as a fraction.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gdask.kernels.arrays import (
+from gdask.kernels.sky.levels import sky_cell_medians
+from gdask.kernels.sky.matching import KINDS, Levels, Surfaces, solve_surfaces
+from gdask.kernels.surfaces import (
     Surface,
     connected_groups,
     fitted_terms,
@@ -13,8 +15,6 @@ from gdask.kernels.arrays import (
     nodes,
     surface_of_nodes,
 )
-from gdask.kernels.sky.levels import sky_cell_medians
-from gdask.kernels.sky.matching import KINDS, Levels, Surfaces, solve_surfaces
 
 #: Cells along the side of an array, and noise (e-) of a cell's level.
 SIDE, NOISE = 12, 0.9
