@@ -105,3 +105,12 @@ def test_frames_of_which_nothing_is_known_do_not_count() -> None:
     unknown = np.full((40, 1), np.nan)
     found = measure_throughputs(star, frame, unknown, unknown, np.ones((40, 1)), 2)
     assert (found.factor == 1).all() and np.isinf(found.error).all() and found.scatter == 0
+
+
+def test_a_cloud_over_one_frame_is_taken_out() -> None:
+    """The scatter of the others says nothing, and they stay as they are."""
+    true = np.where(np.arange(9) == 4, 0.9, 1.0)
+    found = measured(true)
+    left = true * found.factor
+    assert abs(left[4] / np.mean(np.delete(left, 4)) - 1) < 0.025
+    assert (np.delete(found.factor, 4) == 1.0).all()
