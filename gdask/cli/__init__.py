@@ -58,7 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `gdask VERB ...`; returns the exit code: 0 ok, 1 failed, 2 wrong usage."""
     if argv is None:
         _begin_program()
-    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run_verb(list(sys.argv[1:] if argv is None else argv))
+    except BrokenPipeError:
+        return 0
+    finally:
+        flush_quietly()
+
+
+def _run_verb(args: list[str]) -> int:
+    """Run the verb that the arguments begin with, or print the help or the version."""
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage(), file=sys.stdout if args else sys.stderr)
         return 0 if args else 2
@@ -279,6 +288,15 @@ def split_commas(values: Iterable[str] | None) -> list[str]:
     return [part.strip() for value in values or () for part in value.split(",") if part.strip()]
 
 
+def flush_quietly() -> None:
+    """Write out what has been printed; where nobody reads it (`| head`), leave it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes at exit: there must be something to flush to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run_command(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None,
@@ -300,8 +318,6 @@ def run_command(
     except SystemExit as leave:  # argparse has printed the help or the error
         return int(leave.code or 0)
     except BrokenPipeError:
-        # Python flushes at exit: there must be something to flush to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as stop:
         by = f" by {stop.args[0]}" if stop.args else ""
@@ -334,6 +350,8 @@ def run_command(
         )
         print(clean_lines(f"{parser.prog}: {what}"), file=sys.stderr)
         return 1
+    finally:
+        flush_quietly()
 
 
 def _out_of_memory(error: MemoryError) -> str:

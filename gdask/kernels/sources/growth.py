@@ -111,8 +111,9 @@ def curve_of_growth(
     error = math.hypot(error, EXTRAPOLATION_ERROR * beyond, FORM_ERROR * factor)
     if not (np.isfinite(factor) and np.isfinite(error) and factor > 0):
         return Growth(1.0, float("nan"), len(stars), float("nan"))
-    few = len(stars) < FEWEST_STARS
-    scatter = float("nan") if few else error_beyond(totals, noise) / factor
+    # Of the brightest third: what neighbours leave in apertures is less of a bright star's light.
+    best = max(FEWEST_STARS, len(stars) // 3)
+    scatter = error_beyond(totals[:best], noise[:best]) / factor
     return Growth(factor, error / factor, len(stars), scatter)
 
 

@@ -307,8 +307,9 @@ def wide_fluxes(
 
 def wide_shares(profile: np.ndarray, step: float) -> np.ndarray:
     """Share of a star's light that `wide_fluxes` measures, by the star image, for each radius."""
-    r = np.sqrt((np.arange(profile.shape[1]) + 0.5) * step)
-    light = np.pi * step * np.cumsum(profile[0])  # within the radii r: steps are equal in r^2
+    r = np.sqrt(np.arange(profile.shape[1]) * step)
+    # Within the radii r, by the trapezium rule: steps are equal in r^2.
+    light = np.pi * step * (np.cumsum(profile[0]) - 0.5 * (profile[0] + profile[0, 0]))
     shares = []
     for radius in WIDE_RADII:
         inside, inner, outer = (

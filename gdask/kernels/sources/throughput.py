@@ -31,6 +31,8 @@ LARGEST_ERROR = 0.03
 #: Throughputs are used where frames differ by so many times what they are known to: the square of
 #: their scatter is then the scatter's, and not the errors'.
 KNOWN_BETTER = 2.0
+#: A frame that is so many of its errors from the mean is scaled even if the others do not differ.
+OUTSTANDING = 5.0
 #: Step to which throughputs, their errors and factors are rounded.
 STEP = 2.0**-20
 
@@ -95,10 +97,13 @@ def measure_throughputs(
     offset = np.where(known, offset - (offset[known].mean() if known.any() else 0.0), 0.0)
     errors = np.where(known, best.error, np.inf)
     scatter = _scatter(offset[known], errors[known])
-    # Each is taken as far as it is known better than the frames differ.
-    share = scatter**2 / (scatter**2 + errors**2) if scatter > 0 else np.zeros(frames)
-    trusted = scatter > KNOWN_BETTER * typical[radius]
-    factor = exponentials(-offset * share) if trusted else np.ones(frames)
+    # Each is taken as far as it is known better than the frames differ; one that stands out alone,
+    # as by a cloud, by itself.
+    differ = np.full(frames, scatter if scatter > KNOWN_BETTER * typical[radius] else 0.0)
+    differ = np.where(
+        np.abs(offset) > OUTSTANDING * errors, np.maximum(differ, abs(offset)), differ
+    )
+    factor = exponentials(-offset * differ**2 / np.maximum(differ**2 + errors**2, 1e-30))
     # Exponentials differ in their last bits from processor to processor.
     values, errors, factor = (
         np.round(each / STEP) * STEP for each in (exponentials(offset), errors, factor)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gdask.kernels.sources.throughput import Throughputs, measure_throughputs
+from benchmarks.accuracy.matched_stack import radial_profile, stars_image
+from gdask.kernels.sources.centroids import fit_positions
+from gdask.kernels.sources.photometry import WIDE_RADII
+from gdask.kernels.sources.throughput import FLUX_FLOOR, Throughputs, measure_throughputs
 
 #: Shares of a star's light within three radii where images are narrow, and where they are wide.
 NARROW, WIDE = (0.97, 0.99, 0.998), (0.55, 0.85, 0.98)
@@ -105,3 +108,41 @@ def test_frames_of_which_nothing_is_known_do_not_count() -> None:
     unknown = np.full((40, 1), np.nan)
     found = measure_throughputs(star, frame, unknown, unknown, np.ones((40, 1)), 2)
     assert (found.factor == 1).all() and np.isinf(found.error).all() and found.scatter == 0
+
+
+def test_a_cloud_over_one_frame_is_taken_out() -> None:
+    """The scatter of the others says nothing, and they stay as they are."""
+    true = np.where(np.arange(9) == 4, 0.9, 1.0)
+    found = measured(true)
+    left = true * found.factor
+    assert abs(left[4] / np.mean(np.delete(left, 4)) - 1) < 0.025
+    assert (np.delete(found.factor, 4) == 1.0).all()
+
+
+def test_light_within_a_radius_has_the_ratio_of_throughputs_in_a_crowd() -> None:
+    """Two frames of a crowded field in seeing of 0.55 and 0.62 arcsec, the second through a cloud.
+
+    Neighbours' light is in both sums; the light of each frame's fitted stars would be off by what
+    their star images are.
+    """
+    rng, size = np.random.default_rng(8), 500
+    x, y = rng.uniform(0, size - 1, (2, 700))
+    flux, found = 10 ** (6.3 - 2.7 * rng.uniform(0, 1, 700) ** 0.6), []
+    for seeing, light in ((0.55, 1.0), (0.62, 0.9)):
+        profile = radial_profile([(1.0, seeing, 3)], 0.18)
+        image = stars_image((size, size), x, y, light * flux, profile, 1e-3)
+        variance = 60.0**2 + np.maximum(image, 0) / 9
+        data = image + rng.normal(size=image.shape) * np.sqrt(variance)
+        bad = rng.uniform(size=image.shape) < 0.002
+        planes = np.where(bad, 6e4, data).astype("f4"), variance.astype("f4"), bad.astype("u2")
+        found.append(fit_positions(*planes, x, y, fwhm=seeing / 0.18))
+    radius = WIDE_RADII.index(14.0)
+    one, other = (stars["wide"][:, radius] for stars in found)
+    both = np.isfinite(one) & np.isfinite(other)
+    assert 15 < both.sum() <= 40
+    ratio = other[both] / one[both]
+    assert abs(np.median(ratio) / 0.9 - 1) < 0.006, ratio
+    noise = [stars["ewide"][both, radius] / stars["wide"][both, radius] for stars in found]
+    pull = (ratio / np.median(ratio) - 1) / np.sqrt(noise[0] ** 2 + noise[1] ** 2 + FLUX_FLOOR**2)
+    assert 0.4 < 1.4826 * np.median(np.abs(pull)) < 1.6
+    assert np.all((found[0]["share"][0] > 0.5) & (found[0]["share"][0] < 1.02))
