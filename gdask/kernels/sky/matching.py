@@ -137,7 +137,7 @@ def solve_surfaces(levels: Levels, kind: Kind | None = None) -> Surfaces:
 
     kind: None takes the plainest of KINDS that no other predicts cells better than. Least squares
     with robust weights: a cell that a cluster of bad pixels or a moving object spoils in one frame
-    does not count. Each connected group keeps its weighted mean level; an array that shares nothing
+    does not count. Each connected group keeps its mean level; an array that shares nothing
     keeps its own. Frames show the light of the field by their throughput: a factor of each takes up
     what it differs by, since surfaces cannot follow the light.
     """
@@ -220,7 +220,7 @@ def _surfaces(
     group: Numbers,
     light: Floats,
 ) -> Surfaces:
-    """Put a solution into surfaces, the weighted mean of each group taken out."""
+    """Put a solution into surfaces, the mean of each group taken out."""
     found, weight, rms = solved
     unit, units = levels.unit[shared], len(group)
     _, frames = _units(levels)
@@ -234,10 +234,11 @@ def _surfaces(
         throughput = found[units * terms + frames * more :][frame]
         of_unit += _smooth_light(levels, kind, units, light) * throughput[:, None]
     rest = levels.level - _values(levels, kind, of_unit, of_frame)
-    full = problem.full_weight
-    norm = np.maximum(np.bincount(group[unit], full, minlength=units), 1e-300)
-    taken = (levels.level - rest)[shared]
-    mean = np.bincount(group[unit], full * taken, minlength=units) / norm
+    rows = np.bincount(unit, minlength=units)
+    taken = np.bincount(unit, (levels.level - rest)[shared], minlength=units) / np.maximum(rows, 1)
+    mean = np.bincount(group, taken, minlength=units) / np.maximum(
+        np.bincount(group, rows > 0, minlength=units), 1
+    )
     of_unit[:, 0] -= mean[group]
     counted = np.bincount(unit, weight > 0, minlength=units).astype(np.int64)
     # The mean variance of a surface of k terms through n values is k / n of one value's, and that
