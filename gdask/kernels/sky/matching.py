@@ -5,7 +5,7 @@ Two frames see the same stars in the same cell, so the difference of their level
 skies, whatever the cell holds. What all frames have in common cannot be told from light of the sky:
 the mean surface stays as it is.
 
-All sums have one order, and no library for matrices is used: the bits do not depend on threads.
+All sums have one order, without a library for matrices: the bits do not depend on threads.
 """
 
 from __future__ import annotations
@@ -197,8 +197,7 @@ def _light(
 ) -> tuple[Floats, Floats]:
     """Give the light (e-) of the field at each row, over its median, and errors with what it adds.
 
-    The light is 0 throughout where it is little more than the noise. Frames show light by their
-    throughput and their image, and each a somewhat different part of a cell.
+    The light is 0 throughout where it is little more than the noise.
     """
     if not len(cell):
         return np.zeros(0), levels.error
@@ -241,8 +240,7 @@ def _surfaces(
     )
     of_unit[:, 0] -= mean[group]
     counted = np.bincount(unit, weight > 0, minlength=units).astype(np.int64)
-    # The mean variance of a surface of k terms through n values is k / n of one value's, and that
-    # of the cells' means with two frames as much again.
+    # A surface of k terms through n values has k / n of their variance, the cells' means as much.
     free = terms + more * frames / max(units, 1)
     noise = np.bincount(unit, weight, minlength=units)
     scale = max(_scale(problem, found, weight), 1.0)
