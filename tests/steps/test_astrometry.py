@@ -430,7 +430,7 @@ def test_planes_that_the_test_puts_in_are_taken_out(sky_files: Frames, tmp_path:
     )
     assert (before - before.mean(axis=0)).std() > 8 and step.std() < 0.6
     added = [float((m.variance - f.variance).max()) for m, f in zip(matched, frames, strict=True)]
-    assert 0 < min(added) and max(added) < 1.0  # the error of a surface
+    assert 0 < min(added) and max(added) < 4.0  # the error of a surface
     loose = tuple(with_arrays(frame, data=frame.data.data + 0) for frame in measured)
     again = steps.match_sky_levels(loose)
     assert source_of(again[0].data.data) is None

@@ -5,7 +5,8 @@ Two frames see the same stars in the same cell, so the difference of their level
 skies, whatever the cell holds. What all frames have in common cannot be told from light of the sky:
 the mean surface stays as it is.
 
-Sums have one order, without a library for matrices: the bits do not depend on threads."""
+All sums have one order, without a library for matrices: the bits do not depend on threads.
+"""
 
 from __future__ import annotations
 
@@ -136,7 +137,7 @@ def solve_surfaces(levels: Levels, kind: Kind | None = None) -> Surfaces:
 
     kind: None takes the plainest of KINDS that no other predicts cells better than. Least squares
     with robust weights: a cell that a cluster of bad pixels or a moving object spoils in one frame
-    does not count. Each connected group keeps its weighted mean level; an array that shares nothing
+    does not count. Each connected group keeps its mean level; an array that shares nothing
     keeps its own. Frames show the light of the field by their throughput: a factor of each takes up
     what it differs by, since surfaces cannot follow the light.
     """
@@ -196,8 +197,7 @@ def _light(
 ) -> tuple[Floats, Floats]:
     """Give the light (e-) of the field at each row, over its median, and errors with what it adds.
 
-    The light is 0 throughout where it is little more than the noise. Frames show light by their
-    throughput and their image, and each a somewhat different part of a cell.
+    The light is 0 throughout where it is little more than the noise.
     """
     if not len(cell):
         return np.zeros(0), levels.error
@@ -219,7 +219,7 @@ def _surfaces(
     group: Numbers,
     light: Floats,
 ) -> Surfaces:
-    """Put a solution into surfaces, the weighted mean of each group taken out."""
+    """Put a solution into surfaces, the mean of each group taken out."""
     found, weight, rms = solved
     unit, units = levels.unit[shared], len(group)
     _, frames = _units(levels)
@@ -233,14 +233,14 @@ def _surfaces(
         throughput = found[units * terms + frames * more :][frame]
         of_unit += _smooth_light(levels, kind, units, light) * throughput[:, None]
     rest = levels.level - _values(levels, kind, of_unit, of_frame)
-    full = problem.full_weight
-    norm = np.maximum(np.bincount(group[unit], full, minlength=units), 1e-300)
-    taken = (levels.level - rest)[shared]
-    mean = np.bincount(group[unit], full * taken, minlength=units) / norm
+    rows = np.bincount(unit, minlength=units)
+    taken = np.bincount(unit, (levels.level - rest)[shared], minlength=units) / np.maximum(rows, 1)
+    mean = np.bincount(group, taken, minlength=units) / np.maximum(
+        np.bincount(group, rows > 0, minlength=units), 1
+    )
     of_unit[:, 0] -= mean[group]
     counted = np.bincount(unit, weight > 0, minlength=units).astype(np.int64)
-    # The mean variance of a surface of k terms through n values is k / n of one value's, and that
-    # of the cells' means with two frames as much again.
+    # A surface of k terms through n values has k / n of their variance, the cells' means as much.
     free = terms + more * frames / max(units, 1)
     noise = np.bincount(unit, weight, minlength=units)
     scale = max(_scale(problem, found, weight), 1.0)
