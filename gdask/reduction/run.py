@@ -29,6 +29,7 @@ from gdask.io.frames import (
 )
 from gdask.io.read import open_frame
 from gdask.model import EXTNAMES, GdaskError
+from gdask.reduction import provenance
 from gdask.reduction.numbers import with_measurements
 from gdask.reduction.phases import (
     COUNTED_PIXELS,
@@ -172,10 +173,7 @@ class Run:
         return self.save(frames, variables=())
 
     def write(self, frame: Frame, suffix: str, kind: str = "processed_science") -> Frame:
-        """Compute one Frame, the end of a recipe, and write it as a product, whole or not at all.
-
-        Its name is that of the input with the suffix.
-        """
+        """Compute and write the Frame at the end of a recipe, whole or not at all: NAME_SUFFIX."""
         product = with_primary_header(frame, processed_header(frame, suffix, kind))
         return self.write_each((product,), suffix)[0]
 
@@ -183,11 +181,12 @@ class Run:
         """Compute and write several Frames as products, in one phase."""
         self._phase += 1
         due = self._take_due({self._path(frame, self.suffix or suffix) for frame in frames})
-        measured = [with_measurements(frame, self.set_aside) for frame in frames]
+        measured = [
+            with_measurements(frame, self.set_aside) for frame in provenance.distinct(frames)
+        ]
         products = [self._product(frame, self.suffix or suffix) for frame in measured]
-        label = "nothing"
-        if products:
-            label = f"phase {self._phase}: {os.path.basename(products[0].output.final)}"
+        first = os.path.basename(products[0].output.final) if products else ""
+        label = f"phase {self._phase}: {first}" if first else "nothing"
         known: dict[str, Any] = {"watched": self._take_watched(), "identities": self.inputs}
         self._keep(run_phase([*products, *due], [], label, **known)[1])
         for product in products:
@@ -343,8 +342,7 @@ class Run:
         if settings["write_outputs"].value:
             suffix = settings["suffix"].value or f"_{SUFFIXES.get(step.__name__, step.__name__)}"
             self._due += [
-                self._product(frame, str(suffix))
-                for frame in {f.attrs["name"]: f for f in frames}.values()
+                self._product(frame, str(suffix)) for frame in provenance.distinct(frames)
             ]
         return map_frames(_without_remarks, kept)
 
