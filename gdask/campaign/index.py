@@ -11,7 +11,7 @@ from typing import Any
 
 from gdask.campaign.gates import Judged, gates_of, judged_products
 from gdask.campaign.job import Campaign, Choice, Job
-from gdask.campaign.tables import toml_lines, write_table
+from gdask.campaign.tables import toml_key, toml_lines, write_table
 from gdask.reduction.gates import worst
 
 FILES, INDEX, PLAN = "files.ecsv", "index.ecsv", "plan"
@@ -118,7 +118,7 @@ def job_lines(job: Job, prefix: str = "") -> list[str]:
         sources = {one.caltype: one.source for one in job.calibrations if one.source}
         table: dict[str, Any] = {"inputs": list(job.inputs)} if job.inputs else {}
         table |= {"parameters": dict(job.parameters), "calibrations": sources}
-        return toml_lines({k: v for k, v in table.items() if v}, f"{prefix}.{job.id}")
+        return toml_lines({k: v for k, v in table.items() if v}, f"{prefix}.{toml_key(job.id)}")
     lines = toml_lines(
         {
             "job": job.id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -108,8 +109,13 @@ class Campaign(NamedTuple):
 def is_named(file: RawFile, name: str) -> bool:
     """Tell whether a name, path, label or key means this file."""
     base = os.path.basename(name)
-    own = {file.path, file.name, file.name.partition(".")[0], file.label, file.key}
-    return bool(name) and (name in own or base in own or base.partition(".")[0] in own)
+    own = {file.path, file.name, stem_of(file.name), file.label, file.key}
+    return bool(name) and (name in own or base in own or stem_of(base) in own)
+
+
+def stem_of(name: str) -> str:
+    """Give the name of a file without the endings of FITS files: a.b.fits.bz2 gives a.b."""
+    return re.sub(r"(\.(fits|fit|fts))?(\.(gz|bz2|fz))?$", "", name, flags=re.IGNORECASE)
 
 
 def corrected_cards(file: RawFile, flags: Iterable[Flag]) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ from gdask.campaign.tables import toml_lines, write_whole
 from gdask.headers.numbers import read_numbers
 from gdask.model import GdaskError
 from gdask.reduction.gates import Table
+from gdask.reduction.provenance import product_name
 
 #: What the products of each kind of job are called.
 SUFFIXES = {
@@ -192,7 +193,7 @@ def what_goes_in(
 
 
 def _is_out(product: str, names: tuple[str, ...]) -> bool:
-    return any(product.startswith(f"{name.partition('.')[0]}_") for name in names)
+    return any(product == product_name(name, SUFFIXES["frames"]) for name in names)
 
 
 def _calibrations(
@@ -229,6 +230,8 @@ def _command(job: Job, sources: Sources, threads: int, memory: str | None) -> li
 def _try(job: Job, work: Path, lock: int, sources: Sources, place: Place) -> dict[str, Any]:
     """Run the command until it ends well, or fails for good; give what there is to record."""
     _write_inputs(job, work, sources)
+    for product in _products(job, work):
+        product.unlink()  # of a try that failed, perhaps with other inputs
     tries: list[dict[str, Any]] = []
     threads, memory = place.threads, place.memory
     begun, code = time.time(), 0
@@ -236,7 +239,7 @@ def _try(job: Job, work: Path, lock: int, sources: Sources, place: Place) -> dic
         line = _command(job, sources, threads, memory)
         code = _run(line, work, lock)
         log = _tail(work / "job.log")
-        cause = "" if _products(job, work) and code in (0, 1) else cause_of(code, log)
+        cause = "" if _has_ended_well(job, work, code) else cause_of(code, log)
         tries.append({"threads": threads, "memory": memory, "code": code, "cause": cause})
         if not cause or _STOPPED.is_set() or cause not in ("killed", "out of memory"):
             break
@@ -260,6 +263,12 @@ def _try(job: Job, work: Path, lock: int, sources: Sources, place: Place) -> dic
         "raw_bytes": job.raw_bytes,
         "products": [],
     }
+
+
+def _has_ended_well(job: Job, work: Path, code: int) -> bool:
+    """Tell whether all products are whole: `reduce` says with 1 that it has left out frames, and
+    also that it has failed, perhaps after some of the products. Its account comes at the end."""
+    return code in (0, 1) and bool(_account(work)) and bool(_products(job, work))
 
 
 def cause_of(code: int, log: list[str]) -> str:
@@ -324,6 +333,7 @@ def _run(line: list[str], work: Path, lock: int) -> int:
     """
     if _STOPPED.is_set():
         raise KeyboardInterrupt
+    (work / "account.json").unlink(missing_ok=True)  # it tells that this try has ended well
     with open(work / "job.log", "w", encoding="utf-8") as log:
         process = subprocess.Popen(
             line,
@@ -397,6 +407,7 @@ def _moved(
     found = []
     for product in _products(job, work):
         final = folder / product.name
+        _check_own(job, final)
         os.replace(product, final)
         status = final.stat()
         found.append(
@@ -416,3 +427,17 @@ def _moved(
     if not found:
         raise GdaskError(f"{job.id}: no product was found in {work}")
     return found
+
+
+def _check_own(job: Job, final: Path) -> None:
+    """Raise GdaskError where a file of this name is the product of another job."""
+    for path in final.parent.glob("*.json"):
+        if path.stem == job.id or not final.exists():
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            others = json.loads(path.read_text(encoding="utf-8")).get("products", ())
+            if any(os.path.basename(one["path"]) == final.name for one in others):
+                raise GdaskError(
+                    f"{job.id}: {final.name} would replace that of {path.stem}: raw files of both "
+                    "have one name; rename one of them"
+                )

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gdask.campaign.describe import USED_KINDS, RawFile
-from gdask.campaign.groups import make_groups
-from gdask.campaign.job import Campaign, Job, is_named
+from gdask.campaign.groups import Group, make_groups
+from gdask.campaign.job import RECIPES, Campaign, Job, is_named
 from gdask.campaign.planner import Planner
 from gdask.campaign.settings import Flag, Settings
 from gdask.model import UsageError
@@ -33,6 +33,7 @@ def make_plan(
     used = [one for one in files if one.kind in USED_KINDS and one.path not in states]
     grouped = make_groups([one for one in used if one.kind in ("dark", "flat", "science")])
     states |= {file.path: ("set aside", why) for file, why in grouped.left_out}
+    _check_scopes(grouped.groups, settings)
     planner = Planner(grouped.groups, used, settings, flags, frozenset(failed))
     jobs = planner.jobs()
     _check_pinned(jobs, settings)
@@ -62,6 +63,37 @@ def _left_out_by_people(
             why = f"flagged {flag.flag} ({flag.because})"
             states |= {one.path: ("excluded", why) for one in files if is_named(one, flag.file)}
     return states
+
+
+def _check_scopes(groups: Sequence[Group], settings: Settings) -> None:
+    """Raise UsageError where a table of campaign.toml is for a target or filter that is not there.
+
+    Its words would otherwise be left without effect, and nobody would know.
+    """
+    science = [group for group in groups if group.kind == "science"]
+    targets = {group.name for group in science}
+    scopes = {*RECIPES, *targets, *(group.filter for group in groups)}
+    scopes |= {f"{group.name}/{group.filter}" for group in science}
+    tables = {name for name, table in settings.parameters.items() if isinstance(table, Mapping)}
+    for title, names, known, what in (
+        ("parameters", tables, scopes, "target, filter, TARGET/FILTER or kind of job"),
+        ("catalogs", settings.catalogs, targets, "target"),
+        ("skies", settings.skies, targets, "target"),
+    ):
+        for name in sorted(names):
+            if name not in known:
+                raise UsageError(
+                    f"campaign.toml, [{title}]: {name}: no such {what} among the files; there are "
+                    f"{', '.join(sorted(known))}{closest(name, known)}"
+                )
+    for target, names in settings.skies.items():
+        files = [file for group in science if group.name == target for file in group.files]
+        for name in names:
+            if not any(is_named(file, name) for file in files):
+                near = closest(name, [file.name for file in files])
+                raise UsageError(
+                    f"campaign.toml, [skies]: {name}: no frame of {target} that is used{near}"
+                )
 
 
 def _check_pinned(jobs: Sequence[Job], settings: Settings) -> None:

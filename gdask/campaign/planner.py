@@ -15,6 +15,7 @@ from gdask.campaign.job import Job, is_named, row_of
 from gdask.campaign.settings import Flag, Settings
 from gdask.model import UsageError
 from gdask.params import closest
+from gdask.reduction.provenance import product_name
 
 #: Short darks within so many days of the flats are all near enough: the shortest ones are taken.
 NEAR_DARKS_DAYS = 10
@@ -217,7 +218,7 @@ class Planner:
             f"{group.name}-{safe_name(group.filter)}-{group.night}",
             folder=f"{folder}/frames",
             calibrations=choices,
-            blocked=lack(choices),
+            blocked="; ".join(filter(None, [lack(choices), one_name(group.files)])),
         )
 
     def _stacks(self, frames: Sequence[tuple[Job, Group]]) -> list[Job]:
@@ -255,6 +256,7 @@ class Planner:
             sorted(file.name for file in files if any(is_named(file, name) for name in names))
         )
         blocked = [f"{job.id} is blocked" for job in jobs if job.blocked]
+        same = one_name([self.by_key[key] for job in jobs for key in job.inputs])
         return Job(
             name,
             "stack",
@@ -267,7 +269,7 @@ class Planner:
             parameters=tuple(sorted(given.items())),
             not_stacked=out,
             raw_bytes=sum(job.raw_bytes for job in jobs),
-            blocked="; ".join(blocked) if len(blocked) == len(jobs) else "",
+            blocked="; ".join(blocked) if len(blocked) == len(jobs) else same,
         )
 
     def _pinned(self, job: Job) -> Job:
@@ -297,6 +299,20 @@ class Planner:
             blocked=lack(choices),
             notes=(*job.notes, "pinned in campaign.toml"),
         )
+
+
+def one_name(files: Iterable[RawFile]) -> str:
+    """Say which files would give products of one name, that up to the first _; '' where none."""
+    seen: dict[str, RawFile] = {}
+    for file in files:
+        stem = product_name(file.name, "")
+        if stem in seen:
+            return (
+                f"{seen[stem].path} and {file.path}: their products would have one name, "
+                f"{stem}; rename one of them"
+            )
+        seen[stem] = file
+    return ""
 
 
 def _shortest(groups: Iterable[Group], to: Group) -> Group | None:

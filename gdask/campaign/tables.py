@@ -85,15 +85,16 @@ def toml_lines(table: Mapping[str, Any], name: str = "") -> list[str]:
     lines = [f"[{name}]"] if name else []
     for key, value in plain.items():
         if isinstance(value, list | tuple) and len(value) > 1:
-            lines += [f"{_key(key)} = [", *(f"    {json.dumps(one)}," for one in value), "]"]
+            lines += [f"{toml_key(key)} = [", *(f"    {json.dumps(one)}," for one in value), "]"]
         else:
-            lines.append(f"{_key(key)} = {json.dumps(value)}")
+            lines.append(f"{toml_key(key)} = {json.dumps(value)}")
     for key, value in table.items():
         if isinstance(value, Mapping):
-            lines += ["", *toml_lines(value, f"{name}.{_key(key)}" if name else _key(key))]
+            lines += ["", *toml_lines(value, f"{name}.{toml_key(key)}" if name else toml_key(key))]
     return lines
 
 
-def _key(key: str) -> str:
+def toml_key(key: str) -> str:
+    """Give a key of TOML, in quotes where it needs them."""
     is_bare = key and all(c.isascii() and (c.isalnum() or c in "-_") for c in key)
     return key if is_bare else json.dumps(key)

@@ -75,6 +75,25 @@ def product_name(name: str, suffix: str) -> str:
     return f"{stem}{suffix}.fits"
 
 
+def distinct(frames: Iterable[Frame]) -> list[Frame]:
+    """Give each Frame once, where each gives a product of another name.
+
+    Raises GdaskError where two inputs have names of which the products would have one name.
+    """
+    found: dict[str, Frame] = {}
+    for frame in frames:
+        stem = product_name(frame.attrs["name"], "")
+        own = frame.attrs.get("path") or frame.attrs["name"]
+        other = found.setdefault(stem, frame)
+        if (other.attrs.get("path") or other.attrs["name"]) != own:
+            raise GdaskError(
+                f"{own} and {other.attrs.get('path')}: their products would have one name, that "
+                "up to the first _ of theirs; rename one of them"
+            )
+        found[stem] = frame
+    return list(found.values())
+
+
 def check_target(path: str, frame: Frame, inputs: Iterable[str]) -> None:
     """Refuse a product that would replace one of its inputs, under whatever name, or a raw file.
 

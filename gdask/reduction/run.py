@@ -29,6 +29,7 @@ from gdask.io.frames import (
 )
 from gdask.io.read import open_frame
 from gdask.model import EXTNAMES, GdaskError
+from gdask.reduction import provenance
 from gdask.reduction.numbers import with_measurements
 from gdask.reduction.phases import (
     COUNTED_PIXELS,
@@ -187,7 +188,9 @@ class Run:
         self._phase += 1
         suffix = (self.suffix or suffix) + ending
         due = self._take_due({self._path(frame, suffix) for frame in frames})
-        measured = [with_measurements(frame, self.set_aside) for frame in frames]
+        measured = [
+            with_measurements(frame, self.set_aside) for frame in provenance.distinct(frames)
+        ]
         products = [self._product(frame, suffix) for frame in measured]
         label = "nothing"
         if products:
@@ -347,8 +350,7 @@ class Run:
         if settings["write_outputs"].value:
             suffix = settings["suffix"].value or f"_{SUFFIXES.get(step.__name__, step.__name__)}"
             self._due += [
-                self._product(frame, str(suffix))
-                for frame in {f.attrs["name"]: f for f in frames}.values()
+                self._product(frame, str(suffix)) for frame in provenance.distinct(frames)
             ]
         return map_frames(_without_remarks, kept)
 

@@ -302,3 +302,21 @@ def test_processed_calibrations_among_the_files(policy: str, source: str) -> Non
     found = raw("processed_flat", "2017-05-06T11:00", name="S20170506S9999_flat.fits")
     plan = make_plan([*frames(6), *flats(6), found], Settings(calibrations=policy))
     assert chosen(plan, "frames-GSAOI-NGC5128-Kshort-20170506").source == source
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ({"parameters": {"NGC5182": {"a:b": 1}}}, "NGC5182: no such target.*did you mean NGC5128"),
+    ({"parameters": {"NGC5128/J": {"a:b": 1}}}, "NGC5128/J: no such target, filter"),
+    ({"parameters": {"frame": {"a:b": 1}}}, "frame: no such .*did you mean frames"),
+    ({"catalogs": {"NGC5182": "x"}}, r"\[catalogs\]: NGC5182: no such target"),
+    ({"skies": {"NGC5182": []}}, r"\[skies\]: NGC5182: no such target"),
+    ({"skies": {"NGC5128": ["S1"]}}, r"\[skies\]: S1: no frame of NGC5128 that is used"),
+])  # fmt: skip
+def test_a_word_of_campaign_toml_that_means_nothing_is_refused(given: Any, message: str) -> None:
+    files = [*frames(6), *flats(5)]
+    with pytest.raises(UsageError, match=message):
+        make_plan(files, Settings(**given))
+    good = {"parameters": {"NGC5128": {}, "Kshort": {}, "NGC5128/Kshort": {}, "flat": {}}}
+    make_plan(
+        files, Settings(**good, catalogs={"NGC5128": "x"}, skies={"NGC5128": [files[0].name]})
+    )

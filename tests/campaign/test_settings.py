@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from astropy.table import Table
 
+from gdask.campaign.index import job_lines
+from gdask.campaign.job import Job
 from gdask.campaign.settings import add_flags, new_flag, pin, read_flags, read_settings
 from gdask.campaign.tables import read_table, toml_lines, write_table
 from gdask.model import UsageError
@@ -79,3 +81,9 @@ def test_a_pinned_job_is_read_back(tmp_path: Path) -> None:
     }
     with pytest.raises(UsageError, match="pinned already"):
         pin(tmp_path, "stack-1", lines)
+
+
+def test_a_job_whose_name_has_dots_is_pinned(tmp_path: Path) -> None:
+    job = Job("dark-F2-20170505-1.5s", "dark", "F2", "", "", "20170505", "f", inputs=("a", "b"))
+    pin(tmp_path, job.id, job_lines(job, "jobs"))
+    assert read_settings(tmp_path).jobs[job.id]["inputs"] == ["a", "b"]
