@@ -41,7 +41,8 @@ def make_plan(
     for job in jobs:
         for source in (*job.inputs, *(one.source for one in job.calibrations)):
             using.setdefault(source, []).append(job.id)
-    rows = [_row(file, states, using) for file in files]
+    some = [flag for flag in flags if flag.header or (flag.flag and flag.use != "all")]
+    rows = [_row(file, states, using, _said(file, some)) for file in files]
     return Campaign(tuple(jobs), tuple(files), tuple(rows))
 
 
@@ -104,14 +105,17 @@ def _check_pinned(jobs: Sequence[Job], settings: Settings) -> None:
 
 
 def _row(
-    file: RawFile, states: Mapping[str, tuple[str, str]], using: Mapping[str, list[str]]
+    file: RawFile,
+    states: Mapping[str, tuple[str, str]],
+    using: Mapping[str, list[str]],
+    said: str,
 ) -> dict[str, Any]:
-    """Give the one row that a file has in the table of files."""
+    """Give the one row that a file has in the table of files. said: by flags, of a used file."""
     jobs = [*using.get(file.key, ()), *using.get(file.path, ())]
     if file.path in states:
         state, why = states[file.path]
     elif file.kind in USED_KINDS and jobs:
-        state, why = "used", ""
+        state, why = "used", said
     elif file.kind in USED_KINDS:
         state, why = "set aside", _why_unused(file)
     else:
@@ -130,6 +134,17 @@ def _row(
         "exposure": file.row.get("exposure_time"),
         "path": file.path,
     }
+
+
+def _said(file: RawFile, flags: Sequence[Flag]) -> str:
+    """Say what flags change of a file that is used: a header, or for what it is not used."""
+    return "; ".join(
+        f"with {flag.header}"
+        if flag.header
+        else f"not for {flag.use}: {flag.flag} ({flag.because})"
+        for flag in flags
+        if is_named(file, flag.file)
+    )
 
 
 def _why_unused(file: RawFile) -> str:

@@ -139,3 +139,14 @@ def test_a_run_without_anything_to_reduce_does_not_end_well(
     assert main(line) == 1
     assert "nothing to reduce among 1 files (1 unreadable)" in capsys.readouterr().err
     assert main([*line, "--json"]) == 2
+
+
+def test_a_place_that_is_mistyped_is_not_remembered(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/S1.fits").write_text("junk")
+    (tmp_path / "empty").mkdir()
+    out = str(tmp_path / "out")
+    assert main(["run", str(tmp_path / "raw"), "-o", out, "--dry-run"]) == 0
+    for wrong in ("empty", "nowhere", "out"):
+        assert main(["run", str(tmp_path / wrong), "-o", out, "--dry-run"]) == 2
+    assert main(["status", out]) == 0
