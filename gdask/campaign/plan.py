@@ -6,6 +6,7 @@ same exposures, whatever their files are called and wherever they are.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -102,6 +103,14 @@ def _check_pinned(jobs: Sequence[Job], settings: Settings) -> None:
     for name in settings.jobs:
         if name not in known:
             raise UsageError(f"campaign.toml, [jobs.{name}]: no such job{closest(name, known)}")
+        (job,) = (job for job in jobs if job.id == name)
+        types = [one.caltype for one in job.calibrations]
+        for caltype, source in settings.jobs[name].get("calibrations", {}).items():
+            where = f"campaign.toml, [jobs.{name}.calibrations]: {caltype}"
+            if caltype not in types:
+                raise UsageError(f"{where}: the job takes {', '.join(types) or 'none'}")
+            if source not in known and not os.path.isfile(str(source)):
+                raise UsageError(f"{where}: {source}: neither a job of the plan nor a file")
 
 
 def _row(

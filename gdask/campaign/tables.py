@@ -36,7 +36,10 @@ def write_table(
     columns: Sequence[str],
     about: str = "",
 ) -> None:
-    """Write rows as ECSV (astropy, TOPCAT): columns of text, numbers where all values are."""
+    """Write rows as ECSV (astropy, TOPCAT): columns of numbers where all known values are, or text.
+
+    A number that is not known is empty, which readers take as masked.
+    """
     rows = list(rows)
     kinds = {name: _kind([row.get(name) for row in rows]) for name in columns}
     head = ["%ECSV 1.0", "---", "datatype:"]
@@ -65,7 +68,7 @@ def _kind(values: Sequence[Any]) -> str:
     known = [value for value in values if value is not None]
     for kind, name in ((bool, "bool"), (int, "int64"), (float, "float64")):
         types = (int, float) if kind is float else (kind,)
-        if known and len(known) == len(values) and all(type(value) in types for value in known):
+        if known and all(type(value) in types for value in known):
             return name
     return "string"
 
