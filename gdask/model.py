@@ -288,11 +288,17 @@ def folders_below(top: str | os.PathLike[str]) -> Iterator[tuple[str, list[str]]
     """Give the folders from `top` down, through symbolic links, with the names of their files.
 
     Both in order of name. A folder is visited once, however many links lead to it, and a link to a
-    folder around `top` is not followed.
+    folder around `top` is not followed. Raises OSError for a folder that cannot be looked into:
+    its files would be missing, and nobody would know.
     """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # it has gone away meanwhile
+            raise error
+
     start = os.path.realpath(top)
     seen = {start}
-    for folder, below, names in os.walk(top, followlinks=True):
+    for folder, below, names in os.walk(top, onerror=refuse, followlinks=True):
         kept = []
         for name in sorted(below):
             real = os.path.realpath(os.path.join(folder, name))

@@ -109,6 +109,8 @@ def run_job(
                 return last | {"ran": False}
         record = _try(job, work, lock, sources, place)
         record |= {"key": key, "parts": parts, "gdask": __version__, "ran": True}
+        if record["cause"].startswith("disk full"):
+            record["key"] = ""  # nothing is wrong with the job: the same line again tries it again
         record["level"] = max([job.level, *(one.get("level", 0) for one in before.values())])
         record["products"] = (last or {}).get("products", [])
         if record["status"] == "made":

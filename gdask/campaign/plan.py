@@ -6,6 +6,7 @@ same exposures, whatever their files are called and wherever they are.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,8 @@ def make_plan(
     for job in jobs:
         for source in (*job.inputs, *(one.source for one in job.calibrations)):
             using.setdefault(source, []).append(job.id)
-    rows = [_row(file, states, using) for file in files]
+    some = [flag for flag in flags if flag.header or (flag.flag and flag.use != "all")]
+    rows = [_row(file, states, using, _said(file, some)) for file in files]
     return Campaign(tuple(jobs), tuple(files), tuple(rows))
 
 
@@ -101,17 +103,28 @@ def _check_pinned(jobs: Sequence[Job], settings: Settings) -> None:
     for name in settings.jobs:
         if name not in known:
             raise UsageError(f"campaign.toml, [jobs.{name}]: no such job{closest(name, known)}")
+        (job,) = (job for job in jobs if job.id == name)
+        types = [one.caltype for one in job.calibrations]
+        for caltype, source in settings.jobs[name].get("calibrations", {}).items():
+            where = f"campaign.toml, [jobs.{name}.calibrations]: {caltype}"
+            if caltype not in types:
+                raise UsageError(f"{where}: the job takes {', '.join(types) or 'none'}")
+            if source not in known and not os.path.isfile(str(source)):
+                raise UsageError(f"{where}: {source}: neither a job of the plan nor a file")
 
 
 def _row(
-    file: RawFile, states: Mapping[str, tuple[str, str]], using: Mapping[str, list[str]]
+    file: RawFile,
+    states: Mapping[str, tuple[str, str]],
+    using: Mapping[str, list[str]],
+    said: str,
 ) -> dict[str, Any]:
-    """Give the one row that a file has in the table of files."""
+    """Give the one row that a file has in the table of files. said: by flags, of a used file."""
     jobs = [*using.get(file.key, ()), *using.get(file.path, ())]
     if file.path in states:
         state, why = states[file.path]
     elif file.kind in USED_KINDS and jobs:
-        state, why = "used", ""
+        state, why = "used", said
     elif file.kind in USED_KINDS:
         state, why = "set aside", _why_unused(file)
     else:
@@ -130,6 +143,17 @@ def _row(
         "exposure": file.row.get("exposure_time"),
         "path": file.path,
     }
+
+
+def _said(file: RawFile, flags: Sequence[Flag]) -> str:
+    """Say what flags change of a file that is used: a header, or for what it is not used."""
+    return "; ".join(
+        f"with {flag.header}"
+        if flag.header
+        else f"not for {flag.use}: {flag.flag} ({flag.because})"
+        for flag in flags
+        if is_named(file, flag.file)
+    )
 
 
 def _why_unused(file: RawFile) -> str:

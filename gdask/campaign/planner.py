@@ -248,7 +248,7 @@ class Planner:
         first = jobs[0]
         given = self.settings.parameters_of("stack", first.target, first.filter)
         if catalog := self.settings.catalogs.get(first.target):
-            given |= {"addReferenceCatalog:source": os.path.abspath(catalog)}
+            given |= {"addReferenceCatalog:source": catalog}
         names = [flag.file for flag in self.flags if flag.flag and flag.use == "stack"]
         keys = [key for job in jobs for key in job.inputs] if names else []
         files = [self.by_key[key] for key in keys]

@@ -98,6 +98,8 @@ def survey(options: Options, say: Callable[[str], None] = print) -> tuple[Campai
         lambda done, total: say(f"read {done} of {total} headers"),
         lambda file: corrected_cards(file, place.flags),
     )
+    if options.places:  # what cannot be scanned is not remembered
+        write_whole(hidden / "places.json", json.dumps(places))
     settings = read_settings(out)
     check_parameters(settings)
     campaign = make_plan(files, settings, place.flags, _failed_before(files, place))
@@ -132,12 +134,10 @@ def _failed_before(files: Sequence[RawFile], place: Place) -> set[str]:
 
 
 def _places(options: Options, hidden: Path) -> list[str]:
-    """Give the places of raw files, and remember them."""
+    """Give the places of raw files: those named, else those of the last time."""
     memory = hidden / "places.json"
     if options.places:
-        places = [os.path.abspath(place) for place in options.places]
-        write_whole(memory, json.dumps(places))
-        return places
+        return [os.path.abspath(place) for place in options.places]
     try:
         return list(json.loads(memory.read_text()))
     except (OSError, ValueError):

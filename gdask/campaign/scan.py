@@ -49,7 +49,7 @@ def scan(
     cache
         SQLite file of what was read before.
     skip
-        A folder that is not looked into: that of the results.
+        A folder that is not looked into, but where a place is in it: that of the results.
     say
         Called with (files read, files in all) now and then.
     corrected
@@ -64,7 +64,11 @@ def scan(
     """
     paths, listed = find_files(places, skip)
     if not paths:
-        raise UsageError(f"{', '.join(places)}: no FITS file there")
+        is_out = skip and any(
+            _is_below(os.path.realpath(p), os.path.realpath(skip)) for p in places
+        )
+        also = "; raw files and results: give them folders of their own" if is_out else ""
+        raise UsageError(f"{', '.join(places)}: no FITS file there{also}")
     with closing(open_cache(cache)) as kept:
         known = {path: (size, mtime, facts) for path, size, mtime, facts in kept.execute(_ALL)}
         _check_not_gone(known, paths)
@@ -115,17 +119,24 @@ def find_files(
         if not os.path.isdir(place):
             found.setdefault(os.path.realpath(place), os.path.abspath(place))
             continue
+        is_own = outside and _is_below(os.path.dirname(os.path.realpath(place)), outside)
         for folder, names in folders_below(os.path.abspath(place)):
             real = os.path.realpath(folder)
-            if outside and (real == outside or real.startswith(outside + os.sep)):
+            if outside and _is_below(real, outside) and not is_own:
                 continue
             for name in names:
                 path = os.path.join(folder, name)
                 if FITS_NAME.match(name) and not name.startswith(".") and os.path.isfile(path):
                     found.setdefault(os.path.realpath(path), path)
+                elif FITS_NAME.match(name) and os.path.islink(path) and not os.path.exists(path):
+                    listed.setdefault(folder, {}).setdefault(name, "")
                 elif name in SUM_LISTS:
                     listed.setdefault(folder, {}).update(_read_sums(path))
     return sorted(found.values()), listed
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
 def _read_sums(path: str) -> dict[str, str]:
@@ -281,8 +292,11 @@ def _not_there(
 
 
 def _missing(folder: str, name: str) -> RawFile:
+    path = os.path.join(folder, name)
     why = "named in the list of checksums beside it, and not there; download it again"
-    return RawFile(os.path.join(folder, name), 0, 0, COMPRESSED.sub("", name), "missing", why)
+    if os.path.islink(path):
+        why = f"a link to {os.readlink(path)}, which is not there: is a disk not mounted?"
+    return RawFile(path, 0, 0, COMPRESSED.sub("", name), "missing", why)
 
 
 def _with_duplicates(kept: sqlite3.Connection, files: Sequence[RawFile]) -> Iterator[RawFile]:

@@ -26,6 +26,7 @@ inputs = ["GS-2017A-Q-29-21-001@2017-05-05T01:02:03"]
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from datetime import date, datetime
@@ -101,12 +102,30 @@ def read_settings(out: str | os.PathLike[str]) -> Settings:
         raise UsageError(f"{path}: cannot be read: {error}") from None
 
     def wrong(key: str, what: str) -> UsageError:
-        lines = text.splitlines()
-        number = next((n for n, line in enumerate(lines, 1) if key.rpartition(".")[2] in line), 0)
-        return UsageError(f"{path}, line {number}: {key}: {what}")
+        return UsageError(f"{path}, line {_line_of(text, key)}: {key}: {what}")
 
     _check_tables(tables, wrong)
-    return Settings(**tables.get("campaign", {}), **{k: tables.get(k, {}) for k in _TABLES[1:]})
+    catalogs = {
+        name: os.path.join(os.path.abspath(out), os.path.expanduser(file))
+        for name, file in tables.get("catalogs", {}).items()
+    }
+    for name, file in catalogs.items():
+        if not os.path.isfile(file):
+            raise wrong(name, f"{file}: no such file")
+    others = {k: tables.get(k, {}) for k in _TABLES[1:]} | {"catalogs": catalogs}
+    return Settings(**tables.get("campaign", {}), **others)
+
+
+def _line_of(text: str, key: str) -> int:
+    """Give the line, from 1, where a key has its value or a table its name; 0 where none has."""
+    name = re.escape(key)
+    as_key = re.compile(rf"""^\s*["']?{name}["']?\s*[.=]""")
+    as_table = re.compile(rf"""^\s*\[[^#]*(?<![\w-]){name}(?![\w-])""")
+    lines = list(enumerate(text.splitlines(), 1))
+    for form in (as_key, as_table, re.compile(name)):
+        if found := next((n for n, line in lines if form.search(line)), 0):
+            return found
+    return 0
 
 
 def _check_tables(tables: Mapping[str, Any], wrong: Any) -> None:
@@ -122,9 +141,10 @@ def _check_tables(tables: Mapping[str, Any], wrong: Any) -> None:
     for name in ("exclude", "catalogs"):
         for key, value in tables.get(name, {}).items():
             if not isinstance(value, str):
-                raise wrong(key, f"{value!r} came, a text in quotes was expected")
+                also = "; a name with dots needs quotes, too" if isinstance(value, dict) else ""
+                raise wrong(key, f"{value!r} came, a text in quotes was expected{also}")
     for key, value in tables.get("skies", {}).items():
-        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        if not _is_list_of_text(value):
             raise wrong(key, "a list of names of files was expected")
     for job, table in tables.get("jobs", {}).items():
         if not isinstance(table, Mapping):
@@ -132,11 +152,19 @@ def _check_tables(tables: Mapping[str, Any], wrong: Any) -> None:
         for key in table:
             if key not in _OF_A_JOB:
                 raise wrong(key, f"expected {', '.join(_OF_A_JOB)}{closest(key, _OF_A_JOB)}")
+            if key == "inputs" and not _is_list_of_text(table[key]):
+                raise wrong(key, "a list of exposures was expected")
+            if key != "inputs" and not isinstance(table[key], Mapping):
+                raise wrong(key, f"{table[key]!r} came, a table was expected")
     for key, value in tables.get("parameters", {}).items():
         names = value if isinstance(value, Mapping) else [key]
         for one in names:
             if isinstance(value, Mapping) and isinstance(value[one], Mapping | list):
                 raise wrong(one, "a number, text, true or false was expected")
+
+
+def _is_list_of_text(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 # Flags -----------------------------------------------------------------------------------------

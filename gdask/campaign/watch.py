@@ -12,7 +12,7 @@ from collections.abc import Callable
 from gdask.campaign.job import Campaign, Job
 from gdask.campaign.run import Options, run_campaign, survey
 from gdask.campaign.scan import find_files
-from gdask.model import UsageError
+from gdask.model import GdaskError, UsageError
 
 
 def watch(
@@ -35,13 +35,22 @@ def watch(
         Looks; None: until a signal comes.
     """
     seen: dict[str, tuple[int, int]] = {}
-    done = 0
+    done, told = 0, ""
     while rounds is None or done < rounds:
-        sizes = _sizes(options)
-        moving = {path for path, size in sizes.items() if seen.get(path) != size}
-        seen = sizes
-        if sizes:
-            _look(options, settle, moving, say)
+        try:
+            sizes = _sizes(options)
+            moving = {path for path, size in sizes.items() if seen.get(path) != size}
+            seen = sizes
+            if sizes:
+                _look(options, settle, moving, say)
+            told = ""
+        except (GdaskError, OSError) as error:
+            if not done:
+                raise
+            # A disk that is away, another run, a word in campaign.toml: it may be well again.
+            if str(error) != told:
+                say(f"waiting: {error}")
+            told = str(error)
         done += 1
         if rounds is None or done < rounds:
             time.sleep(every)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from gdask.cli import expand_files, parser_for, run_command
 from gdask.model import clean
 
 if TYPE_CHECKING:
-    from gdask.campaign.job import Job
+    from gdask.campaign.job import Campaign, Job
     from gdask.campaign.run import Options
 
 DESCRIPTION = """\
@@ -148,6 +149,8 @@ def _run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} {value}: expected 1 or more")
+    if args.json and not args.dry_run:
+        raise UsageError("--json: goes with --dry-run; gdask status OUT --json tells how it stands")
     options = _with_threads(options_of(args))
     if args.dry_run:
         return show_plan(options, args.json)
@@ -165,6 +168,8 @@ def _run(args: argparse.Namespace) -> int:
     outcome = run_campaign(options, lambda text: None if args.quiet else _say(text))
     if outcome.stopped:
         print(clean(f"gdask run: stopped: {outcome.stopped}"), file=sys.stderr)
+    if not outcome.campaign.jobs:
+        return _tell_nothing(outcome.campaign)
     made = sum(one["status"] == "made" for one in outcome.records.values())
     _say(
         f"{made} of {len(outcome.campaign.jobs)} jobs are made; gdask status {args.out} tells more"
@@ -175,6 +180,18 @@ def _run(args: argparse.Namespace) -> int:
     for text in outcome.gates:
         print(clean(f"gate: {text}"), file=sys.stderr)
     return 1 if outcome.failed or outcome.stopped else 3 if outcome.gates else 0
+
+
+def _tell_nothing(campaign: Campaign) -> int:
+    """Say that no file gives a job, and what they are; 1."""
+    counts = Counter(row["state"] for row in campaign.rows)
+    text = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+    print(
+        f"gdask run: nothing to reduce among {len(campaign.rows)} files ({text}); files.ecsv says "
+        "why of each",
+        file=sys.stderr,
+    )
+    return 1
 
 
 def _bundle(options: Options, job: str, folder: str) -> int:

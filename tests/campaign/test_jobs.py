@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from test_plan import frames, raw
 
-from gdask.campaign import jobs
-from gdask.campaign.job import Job
+from gdask.campaign import jobs, records
+from gdask.campaign.job import Campaign, Job
 from gdask.campaign.plan import make_plan
+from gdask.campaign.state import states_of
 
 Try = Callable[..., dict]
 
@@ -54,3 +55,28 @@ def test_products_of_a_failed_try_do_not_come_into_the_next(one_try: Try, tmp_pa
     assert one_try((1, False, "S1"))["status"] == "failed"
     assert one_try((0, True, "S2"))["status"] == "made"
     assert [path.name for path in tmp_path.glob("*.fits")] == ["S2_skyCorrected.fits"]
+
+
+def test_a_job_that_met_a_full_disk_is_tried_again_without_a_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job("dark-F2-20170505-8s", "dark", "F2", "", "", "20170505", "calibrations/20170505")
+    calls: list[int] = []
+
+    def attempt(text: str) -> Callable[..., dict]:
+        def fake(*_: object) -> dict:
+            calls.append(1)
+            return {"status": "failed", "cause": text, "products": [], "left_out": []}
+
+        return fake
+
+    place = jobs.Place(str(tmp_path), 1)
+    for text, tried in (("disk full: S1", 2), ("error: S1", 1)):
+        calls.clear()
+        monkeypatch.setattr(jobs, "_try", attempt(text))
+        for _ in range(2):
+            assert jobs.run_job(job, {}, {}, place)["status"] == "failed"
+        assert len(calls) == tried
+        record = records.read_record(tmp_path, job)
+        state = states_of(Campaign((job,), (), ()), {job.id: record}, place)[job.id]
+        assert state.runs == (tried == 2)

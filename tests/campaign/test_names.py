@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -13,8 +14,10 @@ from test_plan import frames, raw
 from gdask.campaign import jobs
 from gdask.campaign.job import is_named
 from gdask.campaign.plan import make_plan
+from gdask.campaign.scan import find_files, scan
 from gdask.campaign.settings import Settings, new_flag
-from gdask.model import GdaskError
+from gdask.cli import main
+from gdask.model import GdaskError, UsageError
 from gdask.reduction import provenance
 
 FLATS = [raw("flat", f"2017-05-05T20:0{k}", lamp="on" if k < 2 else "off") for k in range(4)]
@@ -84,3 +87,66 @@ def test_reduce_refuses_products_of_one_name_before_they_are_written() -> None:
     for other in ("/b/S1.fits", "/a/S1_b.fits"):
         with pytest.raises(GdaskError, match=f"{other} and /a/S1.fits: .* rename one of them"):
             provenance.distinct([first, frame(other)])
+
+
+def test_a_link_to_nothing_is_missing_and_said(tmp_path: Path) -> None:
+    (tmp_path / "S1.fits").write_text("junk")
+    (tmp_path / "S2.fits").symlink_to("/gone/S2.fits")
+    rows = {file.name: (file.kind, file.why) for file in scan([str(tmp_path)])}
+    assert rows["S1.fits"][0] == "unreadable"
+    assert rows["S2.fits"][0] == "missing" and "/gone/S2.fits" in rows["S2.fits"][1]
+
+
+def test_a_folder_that_cannot_be_read_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "S1.fits").write_text("junk")
+    (tmp_path / "shut").mkdir()
+    real = os.scandir
+
+    def look(path: str) -> object:
+        if str(path).endswith("shut"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", look)
+    with pytest.raises(PermissionError):
+        find_files([str(tmp_path)])
+
+
+def test_raw_in_the_folder_of_results_and_results_in_that_of_raw(tmp_path: Path) -> None:
+    for name in ("S1.fits", "out/product.fits", "out/raw/S2.fits"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    out = tmp_path / "out"
+
+    def found(place: Path) -> list[str]:
+        return [os.path.basename(path) for path in find_files([str(place)], out)[0]]
+
+    assert found(tmp_path) == ["S1.fits"]
+    assert found(out / "raw") == ["S2.fits"]
+    assert found(out) == []
+    with pytest.raises(UsageError, match="give them folders of their own"):
+        scan([str(out)], skip=out)
+
+
+def test_a_run_without_anything_to_reduce_does_not_end_well(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/S1.fits").write_text("junk")
+    line = ["run", str(tmp_path / "raw"), "-o", str(tmp_path / "out")]
+    assert main(line) == 1
+    assert "nothing to reduce among 1 files (1 unreadable)" in capsys.readouterr().err
+    assert main([*line, "--json"]) == 2
+
+
+def test_a_place_that_is_mistyped_is_not_remembered(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/S1.fits").write_text("junk")
+    (tmp_path / "empty").mkdir()
+    out = str(tmp_path / "out")
+    assert main(["run", str(tmp_path / "raw"), "-o", out, "--dry-run"]) == 0
+    for wrong in ("empty", "nowhere", "out"):
+        assert main(["run", str(tmp_path / wrong), "-o", out, "--dry-run"]) == 2
+    assert main(["status", out]) == 0

@@ -320,3 +320,25 @@ def test_a_word_of_campaign_toml_that_means_nothing_is_refused(given: Any, messa
     make_plan(
         files, Settings(**good, catalogs={"NGC5128": "x"}, skies={"NGC5128": [files[0].name]})
     )
+
+
+def test_the_row_of_a_used_file_says_what_flags_change() -> None:
+    files = [*frames(6), *flats(5)]
+    flags = [
+        new_flag(files[0].name, "cloud", "stack", because="thin"),
+        new_flag(files[0].name, header="AIRMASS=1.2"),
+    ]
+    plan = make_plan(files, flags=flags)
+    said = {row["file"]: (row["state"], row["why"]) for row in plan.rows}
+    assert said[files[0].name] == ("used", "not for stack: cloud (thin); with AIRMASS=1.2")
+    assert said[files[1].name] == ("used", "")
+
+
+@pytest.mark.parametrize(("calibrations", "message"), [
+    ({"processed_flat": "flat-nowhere"}, "flat-nowhere: neither a job of the plan nor a file"),
+    ({"processed_flt": "x"}, "processed_flt: the job takes processed_flat"),
+])  # fmt: skip
+def test_a_pinned_calibration_that_is_not_there_is_refused(calibrations: Any, message: str) -> None:
+    job = "frames-GSAOI-NGC5128-Kshort-20170506"
+    with pytest.raises(UsageError, match=message):
+        make_plan([*frames(6), *flats(5)], Settings(jobs={job: {"calibrations": calibrations}}))

@@ -22,6 +22,13 @@ from gdask.model import UsageError
     ("[skies]\nNGC5128 = 'x'\n", r"line 2: NGC5128: a list of names"),
     ("[jobs.a]\ninput = []\n", r"line 2: input: expected .*did you mean inputs"),
     ("[campaign\n", "cannot be read"),
+    ("# nights are kept\n[campaign]\nnights = 'combin'\n", "line 3: nights: combin came"),
+    ("[skies]\na = ['b']\nb = 'x'\n", "line 3: b: a list of names"),
+    ("[exclude]\nS1.fits = 'x'\n", "line 2: S1: .*a name with dots needs quotes"),
+    ("[catalogs]\nNGC5128 = 'nowhere.fits'\n", "line 2: NGC5128: .*/nowhere.fits: no such file"),
+    ("[jobs.a]\ninputs = 'x'\n", "line 2: inputs: a list of exposures"),
+    ("[jobs.a]\ncalibrations = 3\n", "line 2: calibrations: 3 came, a table was expected"),
+    ("[jobs.a]\nparameters = []\n", "line 2: parameters: .* came, a table was expected"),
     ("[campaign]\naccept_level = true\n", "line 2: accept_level: True came, expected 0, 1, 2"),
 ])  # fmt: skip
 def test_a_bad_line_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -87,3 +94,18 @@ def test_a_job_whose_name_has_dots_is_pinned(tmp_path: Path) -> None:
     job = Job("dark-F2-20170505-1.5s", "dark", "F2", "", "", "20170505", "f", inputs=("a", "b"))
     pin(tmp_path, job.id, job_lines(job, "jobs"))
     assert read_settings(tmp_path).jobs[job.id]["inputs"] == ["a", "b"]
+
+
+def test_catalogs_are_beside_campaign_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "c.fits").write_text("")
+    (tmp_path / "campaign.toml").write_text("[catalogs]\nNGC5128 = 'c.fits'\n")
+    monkeypatch.chdir("/")
+    assert read_settings(tmp_path).catalogs == {"NGC5128": str(tmp_path / "c.fits")}
+
+
+def test_numbers_stay_numbers_where_some_are_not_there(tmp_path: Path) -> None:
+    rows = [{"n": 5, "x": 1.5, "ok": True}, {"n": None, "x": None, "ok": None}, {"n": 7, "x": 2}]
+    write_table(tmp_path / "t.ecsv", rows, ("n", "x", "ok"))
+    table = Table.read(tmp_path / "t.ecsv")
+    assert [table[name].dtype.kind for name in ("n", "x", "ok")] == ["i", "f", "b"]
+    assert list(table["n"].mask) == [False, True, False] and table["x"].sum() == 3.5

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime
 
+import pytest
 from test_plan import flats, frames
 
+from gdask.campaign import watch
 from gdask.campaign.plan import make_plan
+from gdask.campaign.run import Options
 from gdask.campaign.watch import ready_jobs
 
 FRAMES = "frames-GSAOI-NGC5128-Kshort-20170505"
@@ -33,3 +36,21 @@ def test_files_that_are_still_written_wait_and_so_does_what_needs_them() -> None
     flat = next(file for file in files if file.kind == "flat")
     assert ready_jobs(plan, 600, {flat.path}, 2000) == set()
     assert datetime.fromisoformat(flat.time).hour == 11
+
+
+def test_a_watch_goes_on_when_a_look_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([{}, OSError("stale handle"), OSError("stale handle"), {}])
+
+    def sizes(options: Options) -> dict:
+        look = next(looks)
+        if isinstance(look, OSError):
+            raise look
+        return look
+
+    monkeypatch.setattr(watch, "_sizes", sizes)
+    said: list[str] = []
+    watch.watch(Options(("raw",), "out"), 1.0, 0.0, said.append, rounds=4)
+    assert said == ["waiting: stale handle"] and next(looks, None) is None
+    monkeypatch.setattr(watch, "_sizes", lambda options: (_ for _ in ()).throw(OSError("none")))
+    with pytest.raises(OSError, match="none"):
+        watch.watch(Options(("raw",), "out"), 1.0, 0.0, said.append, rounds=2)
