@@ -36,7 +36,7 @@ else:
 Values = dict[str, Any]
 #: Widest and usual radius (pixels) of an empty aperture.
 _MAX_RADIUS, _RADIUS = 20.0, 2.5
-#: Bytes that a pixel of the squares takes: its planes, windows of apertures.
+#: Bytes that a pixel of a square takes: its planes, windows of apertures.
 _SQUARE_BYTES = 120.0
 #: Bytes of an array's apertures, at most.
 _RESULT_BYTES = 1.5e6
@@ -89,7 +89,7 @@ def empty_apertures(frame: Frame) -> Any:
         chunks=((1,) * count,),
         windows=lambda _, detector, __: [(detector, window) for window in windows],
         values=lazy,
-        scratch=_SQUARE_BYTES * empty.SQUARE**2 * len(windows),
+        scratch=_SQUARE_BYTES * empty.SQUARE**2,  # one square at a time
         result_bytes=_RESULT_BYTES,
         shape=shape,
         known=known,
@@ -109,7 +109,7 @@ def _measure_empty(
     """Measure the squares of an array. found: its stars and catalogue, without a `known` FWHM."""
     fwhm = known[detector] if known else fwhm_pixels(found[0], found[1], shape)
     radius = min(APERTURES[0] * fwhm, _MAX_RADIUS) if np.isfinite(fwhm) else _RADIUS
-    planes = [read_together(sources, detector, window) for window in places]
+    planes = (read_together(sources, detector, window) for window in places)
     return empty.measure_squares(planes, places, radius)
 
 

@@ -6,7 +6,7 @@ uneven. Sums of the same aperture on many empty places do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -94,11 +94,12 @@ def measure_square(
 
 
 def measure_squares(
-    planes: Sequence[tuple[np.ndarray, ...]], windows: Sequence[Window], radius: Pixels
+    planes: Iterable[tuple[np.ndarray, ...]], windows: Sequence[Window], radius: Pixels
 ) -> np.ndarray:
     """Measure the apertures of several squares: APERTURE, x and y in pixels of the image.
 
-    planes: data, variance, DQ, and objects where there are any, of each square. radius: pixels.
+    planes: data, variance, DQ, and objects where there are any, of each square, read one after
+    another. radius: pixels.
     """
     weights = aperture_weights(radius)
     parts = []
