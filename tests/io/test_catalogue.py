@@ -379,7 +379,17 @@ def pulls_against_truth(objects: Table, catalog: Table) -> tuple[np.ndarray, np.
         distance, index = tree.query(mine + shift)
         near = distance < radius
         shift = np.median(true[index[near]] - mine[near], axis=0)
-    distance, index = tree.query(mine + shift)
+    # Nothing tells the turn of the field without a catalogue: headers are 0.03 degrees off, 25 mas
+    # at the rim, so bright stars turn it before all are matched.
+    mine = mine + shift
+    bright = np.argsort(-np.asarray(objects["FLUX_PSF"]))[:100]
+    distance, index = tree.query(mine[bright])
+    near = distance < 40.0
+    assert near.sum() > 30
+    linear = np.column_stack([np.ones(near.sum()), mine[bright][near]])
+    turn = np.linalg.lstsq(linear, true[index[near]] - mine[bright][near], rcond=None)[0]
+    mine = mine + np.column_stack([np.ones(len(mine)), mine]) @ turn
+    distance, index = tree.query(mine)
     around = np.array([flux[tree.query_ball_point(true[i], 120.0)].sum() for i in index])
     use = (distance < 15) & (around < 1.03 * flux[index])
     x, y = (mine[use] / 1e4).T
