@@ -22,10 +22,9 @@ from dask.base import tokenize
 from gdask.io import dask_internals
 from gdask.io.dask_internals import Chunks, awaited_by, set_source
 from gdask.io.sources import Awaited, Bound, Cut, Mapped, read_together
-from gdask.io.stored import StoredArray
+from gdask.io.stored import StoredArray, minus_surface
 from gdask.kernels.arrays import Surface
 from gdask.model import late
-from gdask.types import Window
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -249,12 +248,8 @@ def minus_surfaces(array: da.Array, surfaces: Sequence[Surface]) -> da.Array:
     source = source_of(array)
     if is_stored(source):
         return from_source(source.minus(surfaces), "read")
-    values = {"surface": tuple(surfaces)}
-    return map_planes(_minus_surface, array, dtype=array.dtype, each=values, windowed=True)
-
-
-def _minus_surface(pixels: np.ndarray, surface: Surface, window: Window) -> np.ndarray:
-    return (pixels - surface.values(window)).astype(pixels.dtype)
+    each = {"surface": tuple(surfaces)}
+    return map_planes(minus_surface, array, dtype=array.dtype, each=each, windowed=True)
 
 
 def map_planes(
