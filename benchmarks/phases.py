@@ -28,7 +28,7 @@ from typing import Any
 
 from gdask.cluster import available_cores
 
-from gdask.cli import expand_files
+from gdask.cli.lists import expand_files
 from gdask.model import GdaskError
 from gdask.reduction.benchmark import (
     Place,

@@ -86,7 +86,7 @@ def subtract_all_light(run, targets, skies):
     """
     corrected = run(sky_correct, run(without_skies, targets), skies)
     for _ in range(2):
-        first = align(run, run.save(run.each(detect_sources, corrected)))
+        first = align(run, run.save(run.each(detect_sources, corrected)), tie=False)
         (deep,) = run.save((combine(run, first),))
         left = run(subtract_stack, skies, deep, first)
         left = run.save(left, variables=["data", "objects"])
@@ -111,12 +111,12 @@ def mask_stack_sources(run, targets, skies):
     return targets, skies
 
 
-def align(run, frames):
-    """Solve the positions of all frames together, and match sky levels where they overlap."""
+def align(run, frames, **matching):
+    """Solve the positions of all frames together, and match their skies where they overlap."""
     frames = run(add_reference_catalog, frames)
     frames = run(determine_astrometric_solution, frames)
     frames = run(adjust_wcs_to_reference, frames)
-    return run(match_sky_levels, run.fetch(run(measure_sky_levels, frames)))
+    return run(match_sky_levels, run.fetch(run(measure_sky_levels, frames)), **matching)
 
 
 def combine(run, frames):

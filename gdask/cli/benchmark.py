@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gdask.cli import expand_files, parser_for, run_command
+from gdask.cli import parser_for, run_command
+from gdask.cli.lists import expand_files
 
 if TYPE_CHECKING:
     from gdask.reduction.benchmark import Place, Plan

@@ -7,7 +7,8 @@ import difflib
 import sys
 from collections.abc import Sequence
 
-from gdask.cli import expand_files, list_line, parser_for, run_command, split_commas, write_list
+from gdask.cli import parser_for, run_command, split_commas
+from gdask.cli.lists import expand_files, list_line, write_list
 from gdask.dataselect.selection import Selection, parse_expression, select
 
 DESCRIPTION = """\

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gdask.cli import expand_files, parser_for, run_command
+from gdask.cli import parser_for, run_command
+from gdask.cli.lists import expand_files
 from gdask.model import clean
 
 if TYPE_CHECKING:

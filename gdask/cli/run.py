@@ -7,7 +7,8 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from gdask.cli import expand_files, parser_for, run_command
+from gdask.cli import parser_for, run_command
+from gdask.cli.lists import expand_files
 from gdask.model import clean
 
 if TYPE_CHECKING:

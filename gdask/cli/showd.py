@@ -9,7 +9,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from gdask.cli import expand_files, parser_for, run_command, split_commas
+from gdask.cli import parser_for, run_command, split_commas
+from gdask.cli.lists import expand_files
 from gdask.headers.numbers import names as number_names
 from gdask.headers.numbers import read_numbers
 from gdask.instruments import DESCRIPTORS, View, view

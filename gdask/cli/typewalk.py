@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterator, Sequence
 
 from gdask import __version__
-from gdask.cli import parser_for, run_command, split_commas, write_list
+from gdask.cli import parser_for, run_command, split_commas
+from gdask.cli.lists import write_list
 from gdask.instruments import tags
 from gdask.model import GdaskError, UsageError, clean, clean_lines, folders_below
 

@@ -6,7 +6,8 @@ import argparse
 import os
 import sys
 
-from gdask.cli import expand_files, parser_for, run_command
+from gdask.cli import parser_for, run_command
+from gdask.cli.lists import expand_files
 from gdask.model import clean
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gdask.io.lazy_arrays import from_source, is_stored, map_planes, source_of
+from gdask.io.stored import minus_surface
 from gdask.kernels.surfaces import Surface
-from gdask.types import Window
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -39,9 +39,5 @@ def minus_surfaces(array: da.Array, surfaces: Sequence[Surface]) -> da.Array:
     source = source_of(array)
     if is_stored(source):
         return from_source(source.minus(surfaces), "read")
-    values = {"surface": tuple(surfaces)}
-    return map_planes(_minus_surface, array, dtype=array.dtype, each=values, windowed=True)
-
-
-def _minus_surface(pixels: np.ndarray, surface: Surface, window: Window) -> np.ndarray:
-    return (pixels - surface.values(window)).astype(pixels.dtype)
+    each = {"surface": tuple(surfaces)}
+    return map_planes(minus_surface, array, dtype=array.dtype, each=each, windowed=True)

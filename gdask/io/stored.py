@@ -156,7 +156,7 @@ class StoredArray:
         pixels = read_window(self.planes[detector], *window, self.dtype)
         for change in self.changes[detector] if self.changes else ():
             if isinstance(change, Surface):
-                pixels = (pixels - change.values(window)).astype(self.dtype)
+                pixels = minus_surface(pixels, change, window)
             else:
                 pixels = pixels * change[0] + change[1]
         return pixels
@@ -176,6 +176,11 @@ class StoredArray:
         earlier = self.changes or ((),) * len(self.planes)
         changes = tuple((*pairs, pair) for pairs, pair in zip(earlier, added, strict=True))
         return replace(self, changes=changes)
+
+
+def minus_surface(pixels: np.ndarray, surface: Surface, window: Window) -> np.ndarray:
+    """Subtract a surface from the pixels of a window of an array."""
+    return (pixels - surface.values(window)).astype(pixels.dtype)
 
 
 def _contains(outer: Window, inner: Window) -> bool:

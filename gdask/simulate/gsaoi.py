@@ -44,16 +44,13 @@ from gdask.simulate.gsaoi_plan import (
     plan,
     read_time,
 )
+from gdask.simulate.light import NODE_STEP, add_stars, cutout, light_on_array
 from gdask.simulate.night import (
-    NODE_STEP,
     Camera,
     Detector,
     Night,
     Share,
-    add_stars,
-    cutout,
     instrument_facts,
-    light_on_array,
     write_mef,
     write_night,
 )

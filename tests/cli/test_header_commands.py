@@ -11,7 +11,8 @@ import pytest
 from astropy.io import fits
 
 from gdask import cli
-from gdask.cli import dataselect, expand_files, showd, typewalk
+from gdask.cli import dataselect, showd, typewalk
+from gdask.cli.lists import expand_files
 from gdask.model import GdaskError
 
 SAMPLES = Path(__file__).resolve().parents[3] / "shared" / "samples"

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from gdask import cli
-from gdask.cli import expand_files
+from gdask.cli import lists
+from gdask.cli.lists import expand_files
 from gdask.model import UsageError
 
 
@@ -177,9 +178,9 @@ ODD = [
 def test_names_come_back_from_lists_and_pipes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Path(name).touch()
     Path("secret").write_text("stolen.fits\n")
-    cli.write_list("x.list", ["Tags: a\n@secret"], ["first.fits", name])
+    lists.write_list("x.list", ["Tags: a\n@secret"], ["first.fits", name])
     assert expand_files(["@x.list"]) == ["first.fits", name]
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{cli.list_line(name)}\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{lists.list_line(name)}\n"))
     assert expand_files([], stdin=True) == [name]
 
 

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from gdask import params
 from gdask.caldb import Database, associate, database_at, open_databases
 from gdask.caldb.database import rows
-from gdask.cli import expand_files, main
+from gdask.cli import main
+from gdask.cli.lists import expand_files
 from gdask.dataselect.selection import Values, parse_expression
 from gdask.headers import read_headers, repair_card
 from gdask.instruments import DESCRIPTORS, view

@@ -21,7 +21,7 @@ import pytest
 from test_fuzz import EXT, PHU, bounded, mef
 
 import gdask
-from gdask.cli import expand_files
+from gdask.cli.lists import expand_files
 from gdask.dataselect.selection import Values, parse_expression
 from gdask.headers import read_headers
 from gdask.instruments import DESCRIPTORS, view

@@ -21,6 +21,7 @@ from astropy.table import Table
 import gdask
 from gdask import cli, params
 from gdask.caldb import config
+from gdask.cli import lists
 from gdask.headers import read_headers
 from gdask.io import catalog_files
 from gdask.io.catalog import read_catalog
@@ -150,7 +151,7 @@ READERS = {
     "list": text_file(
         "l.list",
         "http://127.0.0.1:9/x.fits\n/etc/passwd\n",
-        lambda path: cli.expand_files([f"@{path}"]),
+        lambda path: lists.expand_files([f"@{path}"]),
     ),
     "databases": text_file(
         "rc",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gdask import Reduce, cli
+from gdask.cli import lists
 from gdask.model import GdaskError
 
 
@@ -35,10 +36,10 @@ def test_a_folder_with_its_flats_says_what_to_do_first(workspace: Path, night: o
     for line in commands[1:]:
         select = line.split(";")[0]
         assert cli.main(shlex.split(select)) == 0
-    flats = cli.expand_files(["@flats.list"])
+    flats = lists.expand_files(["@flats.list"])
     assert len(flats) == 6
     reduced(flats)
-    names = [Path(path).name for path in cli.expand_files(["@images.list"])]
+    names = [Path(path).name for path in lists.expand_files(["@images.list"])]
     assert set(names) == {Path(path).name for path in (*night.sequence, *night.std)}
 
 
