@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ import cloudpickle
 from distributed import Client, WorkerPlugin
 from gdask.cluster.profiles import ONE_THREAD
 
-from gdask.model import GdaskError, owner
+from gdask.model import GdaskError, arithmetic_of_processor, owner
 
 log = logging.getLogger("gdask")
 
@@ -39,6 +40,28 @@ SAME_VERSION_PACKAGES = (
 )
 #: Bytes that should be free in a worker's scratch folder.
 SCRATCH_MIN_FREE_BYTES = 1e9
+
+
+def check_is_own(path: str, where: str) -> None:
+    """Check who may change a scheduler file, and so say whom this command trusts with its code.
+
+    Raises GdaskError where anybody may; warns where others may read it.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return  # the client says so
+    if mode & stat.S_IWOTH:
+        raise GdaskError(
+            f"{where}: everybody may change this scheduler file, and with it who runs your code; "
+            f"start the scheduler under umask 077 (chmod go= {path})"
+        )
+    if mode & (stat.S_IROTH | stat.S_IWGRP):
+        log.warning(
+            "%s: others may read or change this scheduler file: who reaches the scheduler can run "
+            "code as you; start it under umask 077",
+            where,
+        )
 
 
 class SameFiles(WorkerPlugin):
@@ -72,6 +95,8 @@ def worker_environment(dask_worker: Any) -> dict[str, Any]:
     import shutil
     import socket
 
+    from gdask.model import arithmetic_of_processor
+
     folder = dask_worker.local_directory
     free = shutil.disk_usage(folder).free if os.access(folder, os.W_OK) else -1
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -84,23 +109,13 @@ def worker_environment(dask_worker: Any) -> dict[str, Any]:
     }
 
 
-def arithmetic_of_processor() -> str:
-    """Sum up how libraries compute on this processor: the bits of a product, of sines, of angles.
-
-    Eight hexadecimal digits. They differ where libraries take other ways on another processor.
-    """
-    import hashlib
-
-    import numpy as np
-
-    values = np.random.default_rng(1).normal(size=(40, 200))
-    found = (values.T @ values, np.sin(values), np.arctan2(values, 1.7), np.exp(values))
-    return hashlib.sha256(b"".join(each.tobytes() for each in found)).hexdigest()[:8]
-
-
 @contextmanager
-def checked_workers(client: Client, where: str, wait: float, started: bool) -> Iterator[None]:
+def checked_workers(
+    client: Client, where: str, wait: float, started: bool
+) -> Iterator[tuple[str, ...]]:
     """Inside, the workers of `client` have been checked, and those that join are.
+
+    Gives the kinds of their processors (`arithmetic_of_processor`), in order.
 
     Raises GdaskError where no worker comes within `wait` seconds or one is unfit, with what to do.
     """
@@ -114,10 +129,11 @@ def checked_workers(client: Client, where: str, wait: float, started: bool) -> I
     cloudpickle.register_pickle_by_value(module)
     try:
         _check_files(client, where, str(token), text)
-        _warn_of_environment(client.run(worker_environment, on_error="ignore"))
+        workers = client.run(worker_environment, on_error="ignore")
+        _warn_of_environment(workers)
         client.register_plugin(SameFiles(str(token), text))
         try:
-            yield
+            yield tuple(sorted({found["arithmetic"] for found in workers.values()}))
         finally:
             _forget(client)
     finally:
@@ -188,9 +204,9 @@ def _warn_of_environment(workers: Mapping[str, Mapping[str, Any]]) -> None:
         kinds.setdefault(found["arithmetic"], set()).add(found["host"])
     if len(kinds | {arithmetic_of_processor(): set()}) > 1:
         log.info(
-            "processors of several kinds, which differ in last bits (this host: %s; %s): results "
-            "are rounded so that products are alike, but for crowded fields with the sky on target "
-            "(docs/cluster.md): give those hosts of one kind",
+            "processors of several kinds, whose libraries differ in last bits (this host: %s; %s): "
+            "products are made so that these do not count, and say which kinds there were "
+            "(docs/cluster.md)",
             arithmetic_of_processor(),
             "; ".join(f"{kind}: {', '.join(sorted(hosts))}" for kind, hosts in kinds.items()),
         )

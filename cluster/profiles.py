@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gdask.model import GdaskError, UsageError
+from gdask.model import GdaskError, UsageError, why_no_file
 
 Profile = dict[str, Any]
 
@@ -161,6 +161,8 @@ def _resolve_like(profile: object, known: Mapping[str, Profile], path: str) -> P
 
 
 def _read_profiles(path: str) -> dict[str, Any]:
+    if problem := why_no_file(path):
+        raise UsageError(f"--cluster {path}: cannot be read ({problem})")
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read()

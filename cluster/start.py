@@ -20,7 +20,7 @@ import dask
 from distributed import Client, LocalCluster
 from distributed.security import Security
 from distributed.utils import get_ip
-from gdask.cluster.checks import checked_workers
+from gdask.cluster.checks import check_is_own, checked_workers
 from gdask.cluster.profiles import ONE_THREAD, Profile, available_cores, machine_memory
 from gdask.cluster.watch import Counters
 
@@ -59,8 +59,12 @@ def connected_client(profile: Profile, where: str, memory: int | None = None) ->
             wait=float(profile.get("wait", DEFAULTS.wait)),
         ) as chosen,
         begin(profile, where, memory) as client,
-        checked_workers(client, where, chosen.wait, started=kind != "scheduler"),
-        use_settings(dashboard=_log_workers(client), **_planning_settings(client, memory)),
+        checked_workers(client, where, chosen.wait, started=kind != "scheduler") as kinds,
+        use_settings(
+            dashboard=_log_workers(client),
+            processors=kinds,
+            **_planning_settings(client, memory),
+        ),
     ):
         client.register_plugin(Counters())
         yield client
@@ -123,6 +127,8 @@ def _planning_settings(client: Client, memory: int | None) -> dict[str, Any]:
 def _existing_scheduler(profile: Profile, where: str, memory: int | None) -> Iterator[Client]:
     """The client of a scheduler that runs already."""
     given = {key: profile[key] for key in ("address", "scheduler_file") if key in profile}
+    if "scheduler_file" in given and "address" not in given:
+        check_is_own(str(given["scheduler_file"]), where)
     try:
         client = Client(
             **given,

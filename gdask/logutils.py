@@ -6,7 +6,7 @@ import logging
 import sys
 from io import TextIOWrapper
 
-from gdask.model import UsageError, clean_lines
+from gdask.model import UsageError, clean_lines, why_no_file
 
 
 def config(file_name: str | None = "reduce.log", mode: str = "standard") -> None:
@@ -57,6 +57,9 @@ class _File(logging.FileHandler):
     """A log file that stops a run before it begins if it cannot be written, and never later."""
 
     def _open(self) -> TextIOWrapper:
+        problem = why_no_file(self.baseFilename)
+        if problem not in ("", "no such file") and not self.baseFilename.startswith("/dev/"):
+            raise UsageError(f"--logfile {self.baseFilename}: {problem}; name another one")
         try:
             return super()._open()
         except OSError as error:

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextvars import ContextVar
 from datetime import date, datetime, timedelta
@@ -111,6 +112,10 @@ class BadFile(BadPixels):
         return BadFile, item
 
 
+#: Names by which a shell gives what a command writes: @<(command).
+FROM_SHELL = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
+
+
 class Settings(NamedTuple):
     """Settings by which the computes of a run are planned, written and watched.
 
@@ -134,6 +139,8 @@ class Settings(NamedTuple):
     patience: float = 900.0
     #: Seconds without any worker, at the start or later, after which a run ends.
     wait: float = 120.0
+    #: Kinds of the processors that work (`arithmetic_of_processor`); empty: this process works.
+    processors: tuple[str, ...] = ()
 
 
 _DEFAULTS = Settings()
@@ -146,6 +153,36 @@ def settings() -> Settings:
     A new thread has the defaults: read the settings before it starts.
     """
     return _CURRENT_SETTINGS.get()
+
+
+def why_no_file(path: str | os.PathLike[str]) -> str:
+    """Say why a path is not the regular file that was expected; '' where it is one.
+
+    To open a pipe that has a name waits until somebody writes to it, for ever as a rule. What a
+    shell names /dev/fd/N, for <(command), is taken for a file.
+    """
+    name = os.fspath(path)
+    try:
+        mode = os.stat(name).st_mode
+    except OSError as error:
+        return "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
+    except ValueError:
+        return "not a name of a file"
+    if stat.S_ISREG(mode) or name.startswith(FROM_SHELL):
+        return ""
+    return "is a folder" if stat.S_ISDIR(mode) else "not a regular file (a pipe or a device)"
+
+
+@functools.cache
+def arithmetic_of_processor() -> str:
+    """Sum up how NumPy computes on this processor: products of matrices, sines, exponentials.
+
+    Eight hexadecimal digits, which differ where libraries take other ways on another processor. The
+    matrices are too small for several threads.
+    """
+    values = np.random.default_rng(1).normal(size=(40, 20))
+    found = (values.T @ values, np.sin(values), np.arctan2(values, 1.7), np.exp(values))
+    return hashlib.sha256(b"".join(each.tobytes() for each in found)).hexdigest()[:8]
 
 
 @contextlib.contextmanager

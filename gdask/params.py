@@ -16,7 +16,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union
 
-from gdask.model import UsageError
+from gdask.model import UsageError, why_no_file
 
 Step = TypeVar("Step", bound=Callable[..., Any])
 
@@ -151,6 +151,8 @@ def read_config(path: str) -> dict[str, object]:
     """
     import tomllib
 
+    if problem := why_no_file(path):
+        raise UsageError(f"-c {path}: cannot be read: {problem}")
     try:
         with open(path, "rb") as file:
             content = tomllib.load(file)

@@ -12,6 +12,7 @@ from gdask.steps import (
     determine_astrometric_solution,
     flat_correct,
     frames_among,
+    frames_on_stars,
     is_crowded,
     match_sky_levels,
     measure_background,
@@ -128,3 +129,15 @@ def stack(run, frames, **detection):
     """Put aligned frames onto one grid and combine them, with a catalogue of the sources."""
     detection = {"threshold": 2.0, "mesh": 128} | detection
     return run(detect_sources, combine(run, frames), products="catalog", **detection)
+
+
+def write_stacks(run, frames):
+    """Stack aligned frames, and write the image with its catalogue.
+
+    Where the target moves and both stacks are wanted (adjustWCSToReference:follow=both), that of
+    the frames aligned on the stars is written first.
+    """
+    on_stars = frames_on_stars(frames)
+    if on_stars:
+        run.write(stack(run, on_stars), "_image", ending="OnStars")
+    return run.write(stack(run, frames), "_image")

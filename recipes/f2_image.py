@@ -1,6 +1,12 @@
 """Recipes for FLAMINGOS-2 images. The default is `reduce`."""
 
-from gdask.recipes.common import align, mask_sky_sources, mask_stack_sources, stack, subtract_sky
+from gdask.recipes.common import (
+    align,
+    mask_sky_sources,
+    mask_stack_sources,
+    subtract_sky,
+    write_stacks,
+)
 
 from gdask.steps import (
     add_dq,
@@ -33,7 +39,7 @@ def reduce(run, frames):
     """Reduce raw frames to one calibrated, sky-subtracted, aligned image of the target."""
     targets, skies = mask_sky_sources(run, calibrate(run, frames))
     frames = align(run, subtract_sky(run, targets, skies))
-    return run.write(stack(run, frames), "_image")
+    return write_stacks(run, frames)
 
 
 def reduce_nostack(run, frames):
@@ -45,7 +51,7 @@ def reduce_nostack(run, frames):
 def align_and_stack(run, frames):
     """Align and stack frames that reduce_nostack made."""
     frames = run.save(run.each(detect_sources, frames))
-    return run.write(stack(run, align(run, frames)), "_image")
+    return write_stacks(run, align(run, frames))
 
 
 def ultradeep(run, frames):
@@ -55,7 +61,7 @@ def ultradeep(run, frames):
     """
     targets, skies = mask_stack_sources(run, *mask_sky_sources(run, calibrate(run, frames)))
     frames = align(run, subtract_sky(run, targets, skies))
-    return run.write(stack(run, frames), "_image")
+    return write_stacks(run, frames)
 
 
 def ultradeep_part1(run, frames):
@@ -77,7 +83,7 @@ def ultradeep_part3(run, frames):
     """Complete ultradeep with the frames of part 2: sky subtraction with these masks, stack."""
     targets, skies = run(separate_sky, run.fetch(run.each(measure_background, frames)))
     frames = align(run, subtract_sky(run, targets, skies))
-    return run.write(stack(run, frames), "_image")
+    return write_stacks(run, frames)
 
 
 def calibrate(run, frames):

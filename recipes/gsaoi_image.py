@@ -5,8 +5,8 @@ from gdask.recipes.common import (
     calibrate,
     mask_sky_sources,
     mask_stack_sources,
-    stack,
     subtract_sky,
+    write_stacks,
 )
 
 from gdask.steps import check_wcs as list_bad_wcs
@@ -22,7 +22,7 @@ def reduce(run, frames):
     """Reduce raw frames to one calibrated, sky-subtracted, aligned image of the target."""
     targets, skies = mask_sky_sources(run, calibrate(run, frames))
     frames = align(run, subtract_sky(run, targets, skies))
-    return run.write(stack(run, frames), "_image")
+    return write_stacks(run, frames)
 
 
 def reduce_nostack(run, frames):
@@ -34,7 +34,7 @@ def reduce_nostack(run, frames):
 def align_and_stack(run, frames):
     """Align and stack frames that reduce_nostack made."""
     frames = run.save(run.each(detect_sources, frames))
-    return run.write(stack(run, align(run, frames)), "_image")
+    return write_stacks(run, align(run, frames))
 
 
 def ultradeep(run, frames):
@@ -44,7 +44,7 @@ def ultradeep(run, frames):
     """
     targets, skies = mask_stack_sources(run, *mask_sky_sources(run, calibrate(run, frames)))
     frames = align(run, subtract_sky(run, targets, skies))
-    return run.write(stack(run, frames), "_image")
+    return write_stacks(run, frames)
 
 
 def check_wcs(run, frames):

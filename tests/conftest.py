@@ -16,13 +16,13 @@ import dask
 import pytest
 
 _TESTS = Path(__file__).parent
-# For helpers.py, for benchmarks/, and for what tests of clusters and of faults share.
+# For helpers.py, for benchmarks/, and for what tests of clusters, of faults and of files share.
 sys.path += [
     str(path)
     for path in (
         _TESTS,
         _TESTS.parent,
-        *(_TESTS / name for name in ("cluster", "reduction", "campaign")),
+        *(_TESTS / name for name in ("cluster", "reduction", "campaign", "io")),
     )
 ]
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 from astropy.table import Table
+from astropy.wcs import WCS
 from scipy.ndimage import map_coordinates
 
-from benchmarks.accuracy.inputs import StackFile, flat_unit, read_stack, to_pixels
+from benchmarks.accuracy.inputs import flat_unit, read_stack, to_pixels
 from benchmarks.accuracy.statistics import robust_sigma
 from benchmarks.accuracy.truth import stars_model
 from gdask.kernels.geometry.projection import Floats
@@ -27,6 +28,9 @@ from gdask.types import Image, Mask
 MAX_STARLIGHT_SIGMA = 0.5
 #: and are further than so many half-light radii, and so many arcsec, from any galaxy.
 MIN_GALAXY_RADII, MIN_GALAXY_DISTANCE = 8.0, 2.0
+#: Half-light radius (arcsec) of a galaxy of 1000 e-/s where the truth does not tell it; it grows
+#: with the root of the flux.
+RADIUS_OF_FLUX = 0.6
 #: The true halo is evaluated at nodes that are so many pixels apart.
 HALO_STEP = 16
 
@@ -73,7 +77,7 @@ def sky_residual(image: str, truth: str, field: str = "target") -> tuple[Image, 
     )
     good = (stack.dq == 0) & (stack.variance > 0) & np.isfinite(stack.data)
     good &= model < MAX_STARLIGHT_SIGMA * np.sqrt(np.median(stack.variance[good]))
-    _leave_galaxies_out(good, stack, in_field[in_field["kind"] == "galaxy"])
+    leave_galaxies_out(good, stack.wcs, stack.pixel, in_field[in_field["kind"] == "galaxy"])
     if facts["halo"]:
         ny, nx = stack.data.shape
         y, x = np.mgrid[0:ny:HALO_STEP, 0:nx:HALO_STEP]
@@ -83,14 +87,19 @@ def sky_residual(image: str, truth: str, field: str = "target") -> tuple[Image, 
     return stack.data - model, good, stack.variance
 
 
-def _leave_galaxies_out(good: Mask, stack: StackFile, galaxies: Table) -> None:
-    """Set `good` to False around galaxies."""
-    for row in galaxies:
-        radius = max(MIN_GALAXY_RADII * row["radius"], MIN_GALAXY_DISTANCE) / stack.pixel
-        gx, gy = (float(v) for v in stack.wcs.world_to_pixel_values(row["ra"], row["dec"]))
+def leave_galaxies_out(good: Mask, wcs: WCS, pixel: float, galaxies: Table) -> None:
+    """Set `good` (ny, nx) to False around galaxies. pixel: arcsec."""
+    radii = (
+        galaxies["radius"]
+        if "radius" in galaxies.colnames
+        else RADIUS_OF_FLUX * np.sqrt(np.asarray(galaxies["flux"]) / 1000)
+    )
+    for row, half_light in zip(galaxies, radii, strict=True):
+        radius = max(MIN_GALAXY_RADII * half_light, MIN_GALAXY_DISTANCE) / pixel
+        gx, gy = (float(v) for v in wcs.world_to_pixel_values(row["ra"], row["dec"]))
         (y1, y2), (x1, x2) = (
             np.clip([place - radius, place + radius + 2], 0, size).astype(int)
-            for place, size in zip((gy, gx), stack.data.shape, strict=True)
+            for place, size in zip((gy, gx), good.shape, strict=True)
         )
         y, x = np.mgrid[y1:y2, x1:x2]
         good[y1:y2, x1:x2] &= np.hypot(x - gx, y - gy) > radius

@@ -23,7 +23,7 @@ from benchmarks.accuracy.inputs import (
 )
 from gdask.io.tables import geometries_of
 from gdask.kernels.geometry.projection import Floats, Geometry, from_sky, tangent_plane
-from gdask.types import Flags, Image
+from gdask.types import Flags, Image, Mask
 
 #: Radius of the aperture, and inner and outer radius of the ring of sky (pixels of the stack).
 APERTURE, SKY_RING = 12.0, (40.0, 56.0)
@@ -37,7 +37,8 @@ class MatchedStack(NamedTuple):
     """A stack and the true stars on it.
 
     data (e-), variance (e-^2), dq: (ny, nx). pixel: arcsec. profiles: (frames, RADII), share of a
-    star's light per pixel. x, y: true places (0-based pixels); flux: expected e-; aperture_share:
+    star's light per pixel; frame_flux: by frame, in the same order, its e- of each star. x, y:
+    true places (0-based pixels); flux: expected e-; aperture_share:
     expected share of it in the aperture; frame_count: frames that cover each star;
     mean_distortion: (2, stars), mean true distortion of all frames, East and North (arcsec).
     model: image of the stars (e-); smooth_light: that of unresolved light. frame_rows: the truth's
@@ -52,6 +53,7 @@ class MatchedStack(NamedTuple):
     wcs: WCS
     pixel: float
     profiles: Floats
+    frame_flux: dict[str, Floats]
     stars: Table
     x: Floats
     y: Floats
@@ -120,6 +122,10 @@ def read_matched_stack(image: str | Path, truth: str | Path, field: str = "targe
         stack.wcs,
         stack.pixel,
         np.array(list(profiles.values())),
+        {
+            name: np.asarray(stars["flux"]) * stack.exptime * throughput[name] * unit
+            for name in profiles
+        },
         stars,
         x,
         y,
@@ -165,11 +171,11 @@ def frames_per_pixel(stack: MatchedStack, step: int = 16) -> Image:
     size = array_size(stack.truth)
     count = np.zeros(x.shape, np.float32)
     for geometry in stack.geometries:
-        count += _on_array(*from_sky(geometry, ra, dec), size)
+        count += on_array(*from_sky(geometry, ra, dec), size)
     return np.kron(count, np.ones((step, step), np.float32))[:ny, :nx]
 
 
-def _on_array(x: Floats, y: Floats, size: int) -> np.ndarray:
+def on_array(x: Floats, y: Floats, size: int) -> Mask:
     """True where a place is on an array's light-sensitive pixels (4 at each edge are not)."""
     return (x > 4) & (y > 4) & (x < size - 5) & (y < size - 5)
 
@@ -228,7 +234,7 @@ def _star_coverage(
     within = {name: light_in_aperture(profile) for name, profile in profiles.items()}
     count, throughput, share = np.zeros((3, len(stars)))
     for name, geometry in zip(names, geometries, strict=True):
-        covered = _on_array(*from_sky(geometry, stars["ra"], stars["dec"]), size)
+        covered = on_array(*from_sky(geometry, stars["ra"], stars["dec"]), size)
         scale = scales[name]
         count += covered
         throughput += covered * scale
@@ -249,6 +255,8 @@ def true_distortion(frame: Row, stars: Table, facts: dict[str, Any]) -> Floats:
     facts: the truth's scene.json.
     """
     scale = facts.get("warp_scale", 45.0)
+    if "warp" not in frame.colnames:
+        return np.zeros((2, len(stars)))
     warp, pa = np.array(ast.literal_eval(str(frame["warp"]))), np.radians(frame["pa"])
     xi, eta = tangent_plane(stars["ra"], stars["dec"], frame["ra0"], frame["dec0"])
     u, v = (
@@ -302,5 +310,5 @@ def _smooth_light(facts: dict[str, Any], stack: StackFile, electrons: float) -> 
     y, x = np.mgrid[0 : shape[0], 0 : shape[1]].astype(np.float32)
     hx, hy = (float(v) for v in stack.wcs.world_to_pixel_values(halo["ra"], halo["dec"]))
     r2 = ((x - hx) ** 2 + (y - hy) ** 2) * stack.pixel**2
-    light = halo["amp"] * (1 + r2 / halo["scale"] ** 2) ** -halo["power"]
+    light = halo["amp"] * (1 + r2 / halo["scale"] ** 2) ** -halo.get("power", 1.5)
     return (light * electrons * stack.pixel**2 / facts["mean_pixel_area"]).astype(np.float32)

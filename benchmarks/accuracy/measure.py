@@ -7,6 +7,7 @@ from scipy.ndimage import maximum_filter
 from scipy.spatial import cKDTree
 
 from benchmarks.accuracy.cosmic_rays import charge_figures
+from benchmarks.accuracy.ideal import ideal_stack
 from benchmarks.accuracy.matched_stack import APERTURE, MatchedStack, with_star_model
 from benchmarks.accuracy.noise import background_figures, noise_figures
 from benchmarks.accuracy.photometry import UNMEASURABLE, are_isolated, flux_figures
@@ -16,6 +17,7 @@ from benchmarks.accuracy.positions import (
     photon_limits,
     position_figures,
 )
+from benchmarks.accuracy.sky import sky_figures
 from gdask.kernels.geometry.projection import Floats
 from gdask.model import DQ
 from gdask.types import Mask
@@ -36,7 +38,8 @@ def figures_of_merit(
     fwhm, found = find_stars(stack.data, stack.variance, stack.dq)
     places = stack.x, stack.y, stack.flux
     isolated = are_isolated(*places, 2.5 * fwhm, 0.05)
-    stack = with_star_model(stack, displacement(stack, found, isolated, catalog_mas is None))
+    moved = displacement(stack, found, isolated, catalog_mas is None)
+    stack = with_star_model(stack, moved)
     limits, whole = photon_limits(stack), _whole_stars(stack)
     wanted = whole & are_isolated(*places, 2.5 * fwhm, 0.01)
     figures: dict[str, float] = {"fwhm_px": fwhm, "frames": len(stack.frame_rows)}
@@ -46,6 +49,7 @@ def figures_of_merit(
         flux_figures(stack, whole, plots),
         noise_figures(stack, plots),
         background_figures(stack, plots),
+        sky_figures(stack, ideal_stack(stack, moved)),
         charge_figures(stack),
         _completeness(stack, wanted, limits, fwhm),
     ):

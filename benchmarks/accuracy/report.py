@@ -33,6 +33,9 @@ MORE_COLUMNS = (
     "star_loss_worst_percent",
     "background_level_e",
     "background_rms_e",
+    "block_rms_e",
+    "block_ideal_e",
+    "edge_step_worst_e",
     "seconds",
     "memory_mb",
 )

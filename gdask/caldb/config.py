@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from gdask.model import GdaskError
+from gdask.model import GdaskError, why_no_file
 
 #: One file as the store knows it: {column: value}, None where unknown.
 Row = dict[str, Any]
@@ -56,8 +56,10 @@ def config_file(config: str | os.PathLike[str] | None = None) -> Path | None:
     path = Path(named if named is not None else DEFAULT_CONFIG).expanduser()
     if path.is_file():
         return path
-    if named is None:
+    if named is None and not path.exists():
         return None
+    if (problem := why_no_file(path)) != "no such file":
+        raise GdaskError(f"{path}: {problem}; a configuration file was expected")
     origin = "--config" if config is not None else "$DRAGONSRC"
     raise GdaskError(
         f"{path}: no such configuration file, though {origin} names it; correct it or leave it out"

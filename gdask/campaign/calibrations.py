@@ -12,9 +12,9 @@ from gdask.caldb.association import (
     rank_calibrations,
     rules_for_instrument,
 )
+from gdask.campaign.describe import RawFile
 from gdask.campaign.groups import Group
 from gdask.campaign.job import Choice, Job, row_of
-from gdask.campaign.scan import RawFile
 from gdask.campaign.settings import Flag, Settings
 
 #: Bad-pixel masks that are made from flats and darks of the campaign serve so many days before and

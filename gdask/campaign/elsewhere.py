@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gdask.campaign import records
+from gdask.campaign.describe import RawFile
 from gdask.campaign.index import write_plan
 from gdask.campaign.job import Campaign, Choice, Job
 from gdask.campaign.jobs import Place, run_job
-from gdask.campaign.scan import RawFile
 from gdask.campaign.settings import FILE, FLAGS, Flag
 from gdask.campaign.state import states_of
 from gdask.campaign.sums import SharedSums, known_sums
@@ -58,26 +58,36 @@ def new_folder(out: str | os.PathLike[str]) -> Path:
     raise GdaskError(f"{folder}: no new folder can be made there")
 
 
-def hand_out(folder: Path, campaign: Campaign, names: Iterable[str], place: Place) -> None:
-    """Write what these jobs need to run elsewhere, and copy plan, campaign.toml and flags."""
+def hand_out(
+    folder: Path,
+    campaign: Campaign,
+    names: Iterable[str],
+    place: Place,
+    whole: Campaign | None = None,
+) -> None:
+    """Write what these jobs need to run elsewhere, and copy plan, campaign.toml and flags.
+
+    whole: the plan of which tables will be written; `campaign` where none is given.
+    """
     for name in (FILE, FLAGS):
         if os.path.exists(os.path.join(place.out, name)):
             shutil.copy2(os.path.join(place.out, name), folder)
     write_plan(folder / "plan", campaign)
     write_whole(folder / "place.json", json.dumps(_place_table(place)))
-    whole = {
-        "jobs": [job._asdict() for job in campaign.jobs],
-        "files": [_file_row(file) for file in campaign.files],
-        "rows": campaign.rows,
+    saved = whole or campaign
+    table = {
+        "jobs": [job._asdict() for job in saved.jobs],
+        "files": [_file_row(file) for file in saved.files],
+        "rows": saved.rows,
     }
-    write_whole(folder / "campaign.json", json.dumps(whole, default=str))
+    write_whole(folder / "campaign.json", json.dumps(table, default=str))
     (folder / "jobs").mkdir()
     sums = known_sums(place.cache, campaign.files)
     tables = handed_tables(campaign, names)
-    for name, table in tables.items():
-        own = {json.dumps([os.path.basename(row[0]), row[1], row[2]]) for row in table["files"]}
+    for name, one in tables.items():
+        own = {json.dumps([os.path.basename(row[0]), row[1], row[2]]) for row in one["files"]}
         known = {key: sums[key] for key in sorted(own) if key in sums}
-        write_whole(folder / "jobs" / f"{name}.json", json.dumps(table | {"sums": known}))
+        write_whole(folder / "jobs" / f"{name}.json", json.dumps(one | {"sums": known}))
 
 
 def handed_tables(campaign: Campaign, names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -219,16 +229,10 @@ def _file_from(row: list[Any]) -> RawFile:
 
 
 def _job_from(table: Mapping[str, Any]) -> Job:
-    choices = (
-        Choice(*one) if isinstance(one, list) else Choice(**one) for one in table["calibrations"]
-    )
-    found = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
-    }
-    return Job(
-        **found
-        | {
-            "calibrations": tuple(one._replace(misses=tuple(one.misses)) for one in choices),
-            "parameters": tuple((key, value) for key, value in table["parameters"]),
-        }
-    )
+    found = {key: _as_tuples(value) for key, value in table.items()}
+    return Job(**found | {"calibrations": tuple(Choice(*one) for one in found["calibrations"])})
+
+
+def _as_tuples(value: Any) -> Any:
+    """Give a value from JSON with tuples in place of lists, as jobs have them."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from datetime import date, datetime, timedelta
 from typing import Any, NamedTuple
 
-from gdask.campaign.scan import RawFile
+from gdask.campaign.describe import RawFile
 
 #: Frames whose targets are closer than this fraction of the field of view have one target.
 SAME_TARGET_FOV = 0.5

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from gdask.campaign.scan import RawFile
+from gdask.campaign.describe import RawFile
 from gdask.campaign.settings import Flag
 from gdask.model import UsageError
 from gdask.params import closest

@@ -22,9 +22,10 @@ from typing import Any, NamedTuple
 from gdask import __version__
 from gdask.campaign import records
 from gdask.campaign.claims import claimed, lock_here
+from gdask.campaign.describe import RawFile, parse_card
 from gdask.campaign.gates import blocking, gates_of, unfit_frames
 from gdask.campaign.job import Job, corrected_cards
-from gdask.campaign.scan import RawFile, known_sum, parse_card
+from gdask.campaign.scan import known_sum
 from gdask.campaign.settings import Flag
 from gdask.campaign.sums import SharedSums
 from gdask.campaign.tables import toml_lines, write_whole

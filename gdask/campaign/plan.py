@@ -10,10 +10,10 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from gdask.campaign.describe import USED_KINDS, RawFile
 from gdask.campaign.groups import Group, make_groups
 from gdask.campaign.job import RECIPES, Campaign, Job, is_named
 from gdask.campaign.planner import Planner
-from gdask.campaign.scan import USED_KINDS, RawFile
 from gdask.campaign.settings import Flag, Settings
 from gdask.model import UsageError
 from gdask.params import closest

@@ -9,9 +9,9 @@ from typing import Any
 
 from gdask.caldb.association import needed_types, rules_for_instrument
 from gdask.campaign.calibrations import MADE_BPM_DAYS, Offers, choose, lack
+from gdask.campaign.describe import RawFile
 from gdask.campaign.groups import Group, safe_name
 from gdask.campaign.job import Job, is_named, row_of
-from gdask.campaign.scan import RawFile
 from gdask.campaign.settings import Flag, Settings
 from gdask.model import UsageError
 from gdask.params import closest

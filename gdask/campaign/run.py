@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 from gdask import model
 from gdask.campaign import cost, records
 from gdask.campaign.claims import lock_here
+from gdask.campaign.describe import RawFile
 from gdask.campaign.gates import Judged, failures
 from gdask.campaign.index import write_tables
 from gdask.campaign.job import STAGES, Campaign, Job, corrected_cards
 from gdask.campaign.jobs import Place, begin_all, run_job, stop_all
 from gdask.campaign.plan import make_plan
-from gdask.campaign.scan import RawFile, forget_missing, scan
+from gdask.campaign.scan import forget_missing, scan
 from gdask.campaign.settings import Settings, read_flags, read_settings
 from gdask.campaign.spread import Wanted, run_on_cluster
 from gdask.campaign.state import State, states_of
@@ -196,9 +197,14 @@ def write_all_tables(campaign: Campaign, place: Place) -> list[Judged]:
 
     Gives the products with what gates say of them.
     """
-    failed = _failed_before(campaign.files, place._replace(retry=False))
-    whole = make_plan(campaign.files, read_settings(place.out), place.flags, failed)
+    whole = whole_plan(campaign, place)
     return write_tables(place.out, whole, records.read_records(place.out, whole))
+
+
+def whole_plan(campaign: Campaign, place: Place) -> Campaign:
+    """Give the plan of the same files with all jobs, also those that were not asked for."""
+    failed = _failed_before(campaign.files, place._replace(retry=False))
+    return make_plan(campaign.files, read_settings(place.out), place.flags, failed)
 
 
 def _run(options: Options, campaign: Campaign, place: Place, say: Callable[[str], None]) -> Outcome:

@@ -11,22 +11,18 @@ import json
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from datetime import datetime
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
-from gdask.headers import Headers, each_unit, is_tiled, open_stream, read_headers
-from gdask.instruments import View, view
-from gdask.instruments.view import number_problem
+from gdask.campaign.describe import COMPRESSED, USED_KINDS, RawFile, describe, plain_name
+from gdask.headers import each_unit, is_tiled, open_stream
 from gdask.io.checksum import sum_stream
-from gdask.model import GdaskError, UsageError, folders_below, night_of
+from gdask.model import GdaskError, UsageError, folders_below
 
 #: Names of FITS files, with the compressions that are read.
 FITS_NAME = re.compile(r".*\.(fits|fit|fts)(\.(gz|bz2|fz))?$|.*\.fz$", re.IGNORECASE | re.DOTALL)
-_COMPRESSED = re.compile(r"\.(gz|bz2|fz)$", re.IGNORECASE)
 #: Lists of checksums that the archive puts beside a download.
 SUM_LISTS = ("md5sums.txt", "md5sum.txt")
 #: Changes when what is kept of a file changes.
@@ -35,45 +31,6 @@ CACHE_VERSION = 1
 MAX_GONE = 0.1
 #: What gives the corrected cards of a file.
 Corrected = Callable[["RawFile"], Sequence[str]]
-#: Kinds that a plan uses; all other files are left out, for the reason in `RawFile.why`.
-USED_KINDS = ("science", "flat", "dark", "processed_bpm", "processed_flat", "processed_dark")
-
-
-class RawFile(NamedTuple):
-    """One file: where it is and what it is.
-
-    kind: one of USED_KINDS, 'other' (a file of ours that no recipe is for), 'not ours',
-    'unreadable' or 'duplicate'; why: in words, for those that are not used. night: YYYYMMDD.
-    lamp: 'on', 'off' or ''. guided: None where the file has no target. row: what the rules of
-    association look at (`caldb.describe`), times as text.
-    """
-
-    path: str
-    size: int
-    mtime_ns: int
-    name: str
-    kind: str
-    why: str = ""
-    label: str = ""
-    instrument: str = ""
-    tags: tuple[str, ...] = ()
-    night: str = ""
-    time: str = ""
-    object: str = ""
-    observation_class: str = ""
-    program: str = ""
-    observation: str = ""
-    ra: float | None = None
-    dec: float | None = None
-    guided: bool | None = None
-    lamp: str = ""
-    field_of_view: float = 0.0
-    row: Mapping[str, Any] = MappingProxyType({})
-
-    @property
-    def key(self) -> str:
-        """What names the exposure, whatever the file is called: its data label and time."""
-        return f"{self.label or self.name}@{self.time}"
 
 
 def scan(
@@ -189,137 +146,6 @@ def _read_sums(path: str) -> dict[str, str]:
     return {name: md5 for md5, name in pairs}
 
 
-# What a file is --------------------------------------------------------------------------------
-
-
-def describe(path: str, status: os.stat_result | None = None, cards: Sequence[str] = ()) -> RawFile:
-    """Read the headers of a file and say what it is. A file that cannot be read says why.
-
-    cards: corrected ones, as KEYWORD=VALUE.
-    """
-    status = status or os.stat(path)
-    where: dict[str, Any] = {
-        "path": path,
-        "size": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-        "name": _plain_name(path),
-    }
-    try:
-        headers = with_cards(read_headers(path), cards)
-    except (GdaskError, OSError) as error:
-        return RawFile(**where, kind="unreadable", why=_without_path(error, path))
-    try:
-        about = view(headers)
-    except GdaskError as error:
-        return RawFile(**where, kind="not ours", why=_without_path(error, path))
-    try:
-        return RawFile(**where, **_facts(headers, about))
-    except (GdaskError, ValueError, TypeError, KeyError, IndexError) as error:
-        return RawFile(**where, kind="other", why=f"its header is not understood: {error}")
-
-
-def with_cards(headers: Headers, cards: Sequence[str]) -> Headers:
-    """Give headers with corrected cards, in every header that has the keyword, else the first."""
-    for keyword, value in map(parse_card, cards):
-        has = [keyword in header for header in headers.ext]
-        phu = headers.phu
-        if keyword in phu or not any(has):
-            phu = phu.changed({keyword: value})
-        ext = tuple(
-            header.changed({keyword: value}) if one else header
-            for header, one in zip(headers.ext, has, strict=True)
-        )
-        headers = Headers(phu, ext, headers.path)
-    return headers
-
-
-def parse_card(card: str) -> tuple[str, Any]:
-    """Give keyword and value of KEYWORD=VALUE; UsageError where FITS does not know such a value."""
-    from astropy.io import fits
-
-    keyword, _, value = (part.strip() for part in card.partition("="))
-    try:
-        parsed = fits.Card.fromstring(f"{keyword.upper():8}= {value}")
-        parsed.verify("exception")
-        return parsed.keyword, parsed.value
-    except (fits.VerifyError, ValueError) as error:
-        quoted = f"{keyword}='{value}'"
-        raise UsageError(
-            f"{card}: no value of FITS ({error}); a text needs quotes: {quoted}"
-        ) from None
-
-
-def _without_path(error: Exception, path: str) -> str:
-    return str(error).removeprefix(f"{path}: ")
-
-
-def _facts(headers: Headers, about: View) -> dict[str, Any]:
-    from gdask.caldb import describe as describe_row
-
-    time = about("ut_datetime")
-    row = describe_row(headers)
-    row["ut_datetime"] = _iso(time)
-    has_target = not {"CAL", "BPM"} & about.tags
-    facts = {
-        "label": str(about("data_label") or ""),
-        "instrument": str(about("instrument")),
-        "tags": tuple(sorted(about.tags)),
-        "night": night_of(time).strftime("%Y%m%d") if time else "",
-        "time": _iso(time) or "",
-        "object": str(about("object") or ""),
-        "observation_class": str(about("observation_class") or ""),
-        "program": str(about("program_id") or ""),
-        "observation": str(about("observation_id") or ""),
-        "ra": about("target_ra") if has_target else None,
-        "dec": about("target_dec") if has_target else None,
-        "guided": about("wavefront_sensor") is not None if has_target else None,
-        "lamp": "on" if "LAMPON" in about.tags else "off" if "LAMPOFF" in about.tags else "",
-        "field_of_view": float(about.facts.get("field_of_view", 0.0)),
-        "row": row,
-    }
-    kind, why = _kind(headers, about, row)
-    return facts | {"kind": kind, "why": why}
-
-
-def _kind(headers: Headers, about: View, row: dict[str, Any]) -> tuple[str, str]:
-    """Give the kind of a file of ours, and why it is not used where it is 'other'."""
-    tags = about.tags
-    if row["caltype"]:
-        return (row["caltype"], "") if row["caltype"] in USED_KINDS else ("other", row["caltype"])
-    unused = {
-        "PROCESSED": "a finished product",
-        "PREPARED": "no raw frame: a step was applied to it already",
-        "SPECT": "a spectrum; recipes are for images",
-        "ACQUISITION": "an acquisition",
-        "TWILIGHT": "a twilight flat: there is no recipe for it",
-        "THRUSLIT": "an image through a slit or mask",
-    }
-    if why := next((why for tag, why in unused.items() if tag in tags), ""):
-        return "other", why
-    if about("observation_class") in ("acq", "acqCal"):
-        return "other", "an acquisition"
-    if problem := number_problem((headers.phu, *headers.ext)):
-        return "other", f"{problem}; correct it with gdask flag FILE --header KEY=VALUE"
-    if missing := next((name for name in _needed(tags) if about(name) is None), ""):
-        return "other", f"no {missing.replace('_', ' ')} from its header"
-    if "DARK" in tags:
-        return "dark", ""
-    if "FLAT" in tags:
-        return "flat", ""
-    if "IMAGE" in tags and "CAL" not in tags:
-        return "science", ""
-    return "other", f"no recipe for files tagged {' '.join(sorted(tags))}"
-
-
-def _needed(tags: Iterable[str]) -> tuple[str, ...]:
-    common = ("ut_datetime", "exposure_time")
-    return common if {"DARK", "FLAT"} & set(tags) else (*common, "target_ra", "target_dec")
-
-
-def _iso(time: datetime | None) -> str | None:
-    return time.isoformat() if time else None
-
-
 # What is kept ----------------------------------------------------------------------------------
 
 _ALL = "SELECT path, size, mtime_ns, facts FROM files"
@@ -356,11 +182,11 @@ def _check_not_gone(known: Iterable[str], paths: Sequence[str]) -> None:
 
     Files that are now in another folder, or compressed, are not gone.
     """
-    names = {_plain_name(path) for path in paths}
+    names = {plain_name(path) for path in paths}
     before = list(known)
-    gone = [path for path in before if _plain_name(path) not in names]
+    gone = [path for path in before if plain_name(path) not in names]
     folders = {os.path.dirname(path) for path in gone}
-    left = {os.path.dirname(path) for path in before if _plain_name(path) in names}
+    left = {os.path.dirname(path) for path in before if plain_name(path) in names}
     empty = sorted(folders - left - {os.path.dirname(path) for path in paths})
     if gone and (empty or len(gone) > MAX_GONE * len(before)):
         what = f"all of {empty[0]}" if empty else f"such as {gone[0]}"
@@ -368,10 +194,6 @@ def _check_not_gone(known: Iterable[str], paths: Sequence[str]) -> None:
             f"{len(gone)} of the {len(before)} raw files of the last scan are gone, {what}: is a "
             "disk not mounted? If they are really gone, --forget-missing goes on without them"
         )
-
-
-def _plain_name(path: str) -> str:
-    return _COMPRESSED.sub("", os.path.basename(path))
 
 
 def forget_missing(cache: str | os.PathLike[str]) -> None:
@@ -464,7 +286,7 @@ def _not_there(
     names = {os.path.basename(path) for path in paths}
     for folder, sums in sorted(listed.items()):
         for name in sorted(sums):
-            plain = _COMPRESSED.sub("", name)  # unpacked after the download
+            plain = COMPRESSED.sub("", name)  # unpacked after the download
             if FITS_NAME.match(name) and not {name, plain} & names:
                 yield folder, name
 
@@ -474,7 +296,7 @@ def _missing(folder: str, name: str) -> RawFile:
     why = "named in the list of checksums beside it, and not there; download it again"
     if os.path.islink(path):
         why = f"a link to {os.readlink(path)}, which is not there: is a disk not mounted?"
-    return RawFile(path, 0, 0, _COMPRESSED.sub("", name), "missing", why)
+    return RawFile(path, 0, 0, COMPRESSED.sub("", name), "missing", why)
 
 
 def _with_duplicates(kept: sqlite3.Connection, files: Sequence[RawFile]) -> Iterator[RawFile]:
@@ -504,4 +326,4 @@ def _with_duplicates(kept: sqlite3.Connection, files: Sequence[RawFile]) -> Iter
 
 def _order_of_copies(file: RawFile) -> tuple[bool, str, str]:
     base = os.path.basename(file.path)
-    return bool(_COMPRESSED.search(base)), base, file.path
+    return bool(COMPRESSED.search(base)), base, file.path

@@ -205,7 +205,7 @@ def new_flag(
     if use not in USES:
         raise UsageError(f"--for {use}: expected {', '.join(USES)}{closest(use, USES)}")
     if header:
-        from gdask.campaign.scan import parse_card
+        from gdask.campaign.describe import parse_card
 
         if not all(part.strip() for part in header.partition("=")):
             raise UsageError(f"--header {header}: expected KEYWORD=VALUE, such as EXPTIME=60")

@@ -14,6 +14,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,10 @@ from gdask.model import GdaskError
 
 #: Seconds between two looks at the cluster, and without any worker after which a run ends.
 LOOK, WAIT = 1.0, 600.0
+_GONE = (
+    "the scheduler is gone, or the connection to it; jobs that workers have begun may still be "
+    "done; the same line again goes on, once there is a scheduler"
+)
 #: What a worker gives back of a record; the rest is on disk.
 _SUMMARY = ("status", "cause", "ran")
 
@@ -81,6 +86,8 @@ def run_on_cluster(
         spread = _Spread(client, campaign, place, folder, wanted)
         try:
             done = spread.run(ended, is_stopped)
+        except CancelledError:  # what distributed raises for a lost connection
+            raise GdaskError(_GONE) from None
         except BaseException:
             spread.stop()
             raise
@@ -141,7 +148,7 @@ class _Spread:
         except Exception as error:  # noqa: BLE001 - whatever a lost connection raises
             raise GdaskError(f"the scheduler does not answer ({error})") from None
         if self.client.status != "running":
-            raise GdaskError("the scheduler is gone; the same line again goes on")
+            raise GdaskError(_GONE)
         shares = {}
         for address, worker in found.items():
             slots = max(1, min(self.wanted.at_a_time, worker["nthreads"]))

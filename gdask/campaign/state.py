@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from gdask.campaign import records
+from gdask.campaign.describe import RawFile
 from gdask.campaign.job import Campaign, Job
 from gdask.campaign.jobs import Place, what_goes_in
-from gdask.campaign.scan import RawFile
 from gdask.model import GdaskError
 
 

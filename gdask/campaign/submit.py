@@ -16,10 +16,9 @@ from typing import NamedTuple
 
 from gdask.campaign import cost, elsewhere, records
 from gdask.campaign.batch import Pbs, Refused, Request, Slurm, user_name
-from gdask.campaign.index import write_tables
 from gdask.campaign.job import Campaign, Job
 from gdask.campaign.jobs import Place, run_job
-from gdask.campaign.run import Options, owned, survey
+from gdask.campaign.run import Options, owned, survey, whole_plan, write_all_tables
 from gdask.campaign.state import State, states_of
 from gdask.campaign.submissions import (
     LAST,
@@ -39,6 +38,9 @@ THREADS = 4
 #: minutes). A job that is killed for want of either costs more than what is asked for too much.
 MEMORY_FACTOR, MEMORY_MORE = 1.5, 512
 TIME_FACTOR, TIME_MORE = 3.0, 5
+
+#: In place of the record of a job that has none.
+NOT_RUN = {"status": "not run", "cause": "", "products": []}
 
 
 class Wish(NamedTuple):
@@ -77,9 +79,7 @@ def submit_campaign(
     Raises UsageError and GdaskError; what was submitted until then is known to the next call.
     """
     system = system or system_of(wish.system)
-    for name in ("partition", "account"):
-        if any(not c.isprintable() or c.isspace() for c in getattr(wish, name)):
-            raise UsageError(f"--{name} {getattr(wish, name)!r}: expected one word")
+    _check_words(options, wish)
     campaign, place = survey(options, say)
     place = place._replace(threads=options.threads or THREADS)
     with owned(place.out):
@@ -90,11 +90,23 @@ def submit_campaign(
         have = {_name(one) for one in kept if one in planned}
         new = [name for name in wanted if name not in have]
         folder = ""
-        if new:
+        if new or _lack_tables(kept):
             folder = str(_submit(campaign, place, new, kept, wish, system, say))
-        write_tables(place.out, campaign, records.read_records(place.out, campaign))
+        write_all_tables(campaign, place)
     before = tuple(name for name in wanted if name in have)
     return Submitted(tuple(new), before, tuple(cancelled), tuple(blocked), folder)
+
+
+def _check_words(options: Options, wish: Wish) -> None:
+    """Raise UsageError for what cannot stand in a script of a batch system."""
+    for name in ("partition", "account"):
+        value = getattr(wish, name)
+        if any(not c.isprintable() or c.isspace() for c in value):
+            raise UsageError(f"--{name} {value!r}: expected one word")
+    out = os.path.abspath(options.out)
+    for name, value in (("--out", out), *(("--batch-option", one) for one in wish.options)):
+        if not value.isprintable() or (name == "--out" and set(value) & set('"\\')):
+            raise UsageError(f"{name} {value!r}: batch systems cannot be given such a name or line")
 
 
 def _write_blocked(campaign: Campaign, states: Mapping[str, State], place: Place) -> list[str]:
@@ -102,7 +114,7 @@ def _write_blocked(campaign: Campaign, states: Mapping[str, State], place: Place
     known = records.read_records(place.out, campaign)
     found = [job for job in campaign.jobs if states[job.id].name == "blocked"]
     for job in found:
-        before = {name: known.get(name) or {"status": "not run"} for name in job.needs}
+        before = {name: known.get(name) or dict(NOT_RUN) for name in job.needs}
         known[job.id] = run_job(job, {}, before, place)
     return [job.id for job in found]
 
@@ -144,6 +156,16 @@ def _looked_through(
             why = one.element.reason if one.element.state == "never" else "the plan has changed"
             say(f"cancelled {one.element.id}_{one.element.number}, {_name(one)}: {why}")
     return kept, planned, [_name(one) for one in cancelled]
+
+
+def _lack_tables(kept: Sequence[Live]) -> bool:
+    """Tell whether nothing in the queue writes the tables after all that is there.
+
+    A command that was killed has perhaps submitted all jobs but that one.
+    """
+    folders = {one.array.folder for one in kept if _name(one) != LAST}
+    with_tables = {one.array.folder for one in kept if _name(one) == LAST}
+    return bool(folders) and max(folders) > max(with_tables, default=Path())
 
 
 def _name(one: Live) -> str:
@@ -189,7 +211,7 @@ def _submit(
 ) -> Path:
     """Hand out these jobs and submit them, array by array, then the last job."""
     folder = elsewhere.new_folder(place.out)
-    elsewhere.hand_out(folder, campaign, names, place)
+    elsewhere.hand_out(folder, campaign, names, place, whole_plan(campaign, place))
     for name in ("arrays", "logs"):
         (folder / name).mkdir()
     jobs = {job.id: job for job in campaign.jobs}
@@ -198,7 +220,6 @@ def _submit(
     ids: dict[str, list[str]] = {}
     for one in kept:
         ids.setdefault(_name(one), []).append(one.element.id)
-    total = 0
     for number, group in enumerate(_arrays([jobs[name] for name in names], most)):
         needs = [need for job in group for need in (*job.needs, job.id)]
         after = dict.fromkeys(id_ for need in needs for id_ in ids.get(need, ()))
@@ -219,7 +240,6 @@ def _submit(
         id_ = _submit_one(folder, request, [job.id for job in group], system)
         for job in group:
             ids.setdefault(job.id, []).append(id_)
-        total += len(group)
         say(f"submitted {id_}: {_words(group)}")
     after = dict.fromkeys(id_ for found in ids.values() for id_ in found)
     last = Request(
@@ -227,7 +247,7 @@ def _submit(
         wish.memory, wish.minutes, wish.partition, wish.account, wish.options, tuple(after),
     )  # fmt: skip
     id_ = _submit_one(folder, last, [LAST], system)
-    say(f"submitted {id_}: the tables, after all {total} jobs")
+    say(f"submitted {id_}: the tables, after all jobs")
     return folder
 
 

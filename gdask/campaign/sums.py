@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gdask.campaign.describe import RawFile
 from gdask.campaign.records import HIDDEN
-from gdask.campaign.scan import RawFile, data_sums, open_cache
+from gdask.campaign.scan import data_sums, open_cache
 from gdask.campaign.tables import write_whole
 
 #: Folder of these files, below the hidden folder of a campaign.

@@ -6,6 +6,7 @@ Shared are lists of files, and a main function that ends with a message and an e
 from __future__ import annotations
 
 import argparse
+import atexit
 import difflib
 import glob
 import importlib
@@ -20,7 +21,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from gdask import __version__
-from gdask.model import GdaskError, UsageError, clean, clean_lines, owner
+from gdask.model import GdaskError, UsageError, clean, clean_lines, owner, why_no_file
 
 VERBS = {
     "typewalk": "list the files of a folder with their tags",
@@ -55,7 +56,18 @@ _SIGNAL_DELAY = 0.05
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `gdask VERB ...`; returns the exit code: 0 ok, 1 failed, 2 wrong usage."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        _begin_program()
+    try:
+        return _run_verb(list(sys.argv[1:] if argv is None else argv))
+    except BrokenPipeError:
+        return 0
+    finally:
+        flush_quietly()
+
+
+def _run_verb(args: list[str]) -> int:
+    """Run the verb that the arguments begin with, or print the help or the version."""
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage(), file=sys.stdout if args else sys.stderr)
         return 0 if args else 2
@@ -158,7 +170,10 @@ def _expand_list(name: str, lists: tuple[str, ...], found: list[str], opened: li
     try:
         lines = _list_text(path).splitlines()
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        unread = isinstance(error, UnicodeDecodeError)
+        reason = (error.strerror if isinstance(error, OSError) else "") or (
+            "not a text file" if unread else str(error)
+        )
         raise UsageError(f"@{name}: the list cannot be read{_origin(lists)}: {reason}") from error
     for line in _names_in(lines):
         _expand_name(line, (*lists, path), found, opened)
@@ -173,13 +188,13 @@ def _list_text(path: str) -> str:
 
     Raises ValueError where it is none: a device, binary, too long, a pipe that has a name.
     """
-    from_shell = path.startswith(("/dev/fd/", "/proc/self/fd/", "/dev/stdin"))  # @<(command)
-    if not (from_shell or stat.S_ISREG(os.stat(path).st_mode) or os.path.isdir(path)):
-        raise ValueError("not a regular file")
+    problem = why_no_file(path)
+    if problem.startswith("not a regular file"):
+        raise ValueError(problem)
     with open(path, "rb") as stream:
         content = stream.read(LIST_MAX_BYTES + 1)
     if len(content) > LIST_MAX_BYTES:
-        raise ValueError("too long")
+        raise ValueError(f"longer than {LIST_MAX_BYTES >> 20} MB")
     return content.decode("utf-8-sig")
 
 
@@ -230,7 +245,7 @@ def write_list(path: str, about: Iterable[str], names: Iterable[str]) -> None:
     part = path if is_special else f"{os.path.realpath(path)}.{owner()}.part"
     try:
         try:
-            with open(part, "w", encoding="utf-8") as out:
+            with open(part, "w", encoding="utf-8", opener=_open_at_once) as out:
                 out.write(content)
             if not is_special:
                 os.replace(part, os.path.realpath(path))
@@ -241,6 +256,17 @@ def write_list(path: str, about: Iterable[str], names: Iterable[str]) -> None:
             raise
     except OSError as error:
         raise GdaskError(f"{path}: the list cannot be written ({error.strerror})") from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file for writing; a pipe that nobody reads is an error, and not waited for."""
+    place = os.open(path, flags | (os.O_NONBLOCK if _is_pipe(path) else 0), 0o666)
+    os.set_blocking(place, True)
+    return place
+
+
+def _is_pipe(path: str) -> bool:
+    return os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode)
 
 
 def _names_from_pipe() -> list[str]:
@@ -262,6 +288,15 @@ def split_commas(values: Iterable[str] | None) -> list[str]:
     return [part.strip() for value in values or () for part in value.split(",") if part.strip()]
 
 
+def flush_quietly() -> None:
+    """Write out what has been printed; where nobody reads it (`| head`), leave it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes at exit: there must be something to flush to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run_command(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None,
@@ -273,18 +308,16 @@ def run_command(
     pipe (`| head`) ends quietly; Ctrl-C gives 130, SIGTERM 143.
     """
     if argv is None:
-        _read_names_as_utf8()
+        _begin_program()
     try:
         options = parser.parse_args(argv)
-        with _terminated_in_order():
+        with _terminated_in_order(at_exit=_PROGRAM["begun"]):
             code = command(options)
             sys.stdout.flush()
         return code
     except SystemExit as leave:  # argparse has printed the help or the error
         return int(leave.code or 0)
     except BrokenPipeError:
-        # Python flushes at exit: there must be something to flush to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as stop:
         by = f" by {stop.args[0]}" if stop.args else ""
@@ -317,6 +350,8 @@ def run_command(
         )
         print(clean_lines(f"{parser.prog}: {what}"), file=sys.stderr)
         return 1
+    finally:
+        flush_quietly()
 
 
 def _out_of_memory(error: MemoryError) -> str:
@@ -328,6 +363,17 @@ def _out_of_memory(error: MemoryError) -> str:
         f"out of memory{detail}; {limit.size / 2**30:.2f} GiB are allowed by {limit.source}; "
         "raise that limit, or give a smaller --memory, with which less runs at a time"
     )
+
+
+#: Whether this process is a command and ends with it; not so in tests and notebooks.
+_PROGRAM = {"begun": False}
+
+
+def _begin_program() -> None:
+    if not _PROGRAM["begun"]:
+        _read_names_as_utf8()
+        _PROGRAM["begun"] = True
+        atexit.register(_ignore_signals)  # the first to be registered is the last to be called
 
 
 def _read_names_as_utf8() -> None:
@@ -344,8 +390,11 @@ def _read_names_as_utf8() -> None:
 
 
 @contextmanager
-def _terminated_in_order() -> Iterator[None]:
+def _terminated_in_order(at_exit: bool) -> Iterator[None]:
     """Inside, SIGTERM acts like Ctrl-C: what was begun is discarded on the way out.
+
+    Behind it the handlers are as before or, where the process ends then (`at_exit`), those of
+    `_leave`.
 
     Batch systems and shutdowns send it. A signal that comes while LLVM calls back, when compiled
     code is made or loaded, comes again a little later: an exception there is printed and lost.
@@ -370,7 +419,18 @@ def _terminated_in_order() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, _leave if at_exit else handler)
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    """End at once, with the code of a signal: what was to be done is done, or discarded."""
+    os._exit(128 + number)
+
+
+def _ignore_signals() -> None:
+    """Let the interpreter end as it would: it takes its handlers away before it has ended."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _stopping_signals() -> list[signal.Signals]:

@@ -24,7 +24,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ DEAD_MARK_AGE = 45.0
 DEAD_FILE_AGE = 86400.0
 _OWNED = re.compile(r"\.(?P<host>[^.]+)-(?P<pid>\d+)-[0-9a-f]+(\.part)?$")
 _MARK = "in-use"
+MARK_TRIES = 20
 
 
 # Scratch folder of a reduction ----------------------------------------------------------------
@@ -93,9 +94,16 @@ def scratch_folder(folder: str, inputs: Sequence[str]) -> Iterator[str]:
                 for part in scratch.glob("*/.*.part"):
                     part.unlink(missing_ok=True)
             yield str(scratch)
-        _remove_unused(scratch)
+            # While this run is marked no other one takes its folder over; marks of others stay.
+            _remove_checkpoints(scratch)
     finally:
         _tidy(root, root / digest)
+
+
+def _remove_checkpoints(scratch: Path) -> None:
+    """Remove all of a scratch folder but the marks of runs."""
+    for path in set(scratch.glob("*")) - set(_marks(str(scratch))):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_unused(scratch: Path) -> None:
@@ -104,13 +112,13 @@ def _remove_unused(scratch: Path) -> None:
 
 
 def _tidy(root: Path, scratch: Path) -> None:
-    """Remove checkpoints that nobody came back for, and `scratch` and `root` if they are empty."""
-    for other_scratch in root.glob("*"):
-        if other_scratch == scratch:
-            continue
-        if time.time() - other_scratch.stat().st_mtime > KEPT_DAYS * 86400:
-            _remove_unused(other_scratch)
-    for folder in (scratch, root):
+    """Remove checkpoints that nobody came back for, and empty folders; others may do so, too."""
+    own = root / f"{scratch.name}.{owner()}"
+    for other in set(root.glob("*")) - {scratch, own}:
+        with suppress(FileNotFoundError):
+            if time.time() - other.stat().st_mtime > KEPT_DAYS * 86400:
+                _remove_unused(other)
+    for folder in (scratch, own, root):
         try:
             os.rmdir(folder)
         except OSError:
@@ -345,8 +353,11 @@ def mark_in_use(folder: str) -> Iterator[bool]:
     Times are compared as the file system gives them, so that clocks of hosts may differ.
     """
     mark = Path(folder, f"{_MARK}.{owner()}")
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.touch()
+    for _ in range(MARK_TRIES):  # a run that ends may remove the empty folder
+        with suppress(FileNotFoundError):
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+            break
     stopped = threading.Event()
     toucher = threading.Thread(target=_keep_touching, args=(mark, stopped), daemon=True)
     toucher.start()

@@ -19,6 +19,7 @@ import numpy as np
 
 from gdask.cluster import machine_memory, memory_limit
 from gdask.io.dask_internals import Node, bare_function, key_of, needs_of, run_order, take_apart
+from gdask.io.process_memory import return_freed_memory
 from gdask.model import DIMS, MemoryRefused, UsageError, settings
 
 #: Bytes of a process before any pixels: interpreter, libraries, compiled kernels. Measured in
@@ -94,8 +95,13 @@ _OUTSIDE = "outside"
 NO_COST = Cost(Value(0, 0.0), 0.0)
 
 
+#: Share of the budget that a process may hold between phases without giving back what is free.
+KEPT_SHARE = 0.1
+
 #: Reductions that have paused the collection of garbage, and the thresholds from before.
 _PAUSED: list[tuple[int, int, int]] = []
+#: Computes since the first of them has begun.
+_COMPUTES = {"count": 0}
 
 
 @contextmanager
@@ -106,6 +112,8 @@ def garbage_left() -> Iterator[None]:
     again, a fifth of the client's time, for some 200 objects a frame that are garbage in a circle.
     It is the thresholds that are changed: dask switches the collection off and on by itself.
     """
+    if not _PAUSED:
+        _COMPUTES["count"] = 0
     _PAUSED.append(_PAUSED[0] if _PAUSED else gc.get_threshold())
     gc.set_threshold(0)
     try:
@@ -113,6 +121,7 @@ def garbage_left() -> Iterator[None]:
     finally:
         before = _PAUSED.pop()
         if not _PAUSED:
+            gc.unfreeze()
             gc.set_threshold(*before)
 
 
@@ -125,6 +134,10 @@ def garbage_collected() -> Iterator[None]:
     if not _PAUSED:
         yield
         return
+    if _COMPUTES["count"]:
+        gc.collect()  # what the last compute has left
+    _COMPUTES["count"] += 1
+    gc.freeze()  # what the client has built lives on: looking through it takes 0.1 s
     gc.set_threshold(*_PAUSED[0])
     try:
         yield
@@ -172,6 +185,17 @@ def process_bytes() -> float:
     import psutil
 
     return max(PROCESS_BYTES, float(psutil.Process().memory_info().rss))
+
+
+def return_much_freed_memory() -> None:
+    """Return freed memory to the system, between phases, where this process holds much of it.
+
+    Much is KEPT_SHARE of the budget: given back and faulted in again it takes system time.
+    """
+    import psutil
+
+    if psutil.Process().memory_info().rss > KEPT_SHARE * budget():
+        return_freed_memory()
 
 
 def fit(

@@ -87,13 +87,13 @@ class Header(Mapping[str, Any]):
 
         A CONTINUE card belongs to the card before it.
         """
-        whole: list[str] = []
+        whole: list[list[str]] = []
         for card in cards:
             if card.startswith("CONTINUE") and whole:
-                whole[-1] += card
+                whole[-1].append(card)
             else:
-                whole.append(card)
-        return cls(_entry_of_text(card) for card in whole)
+                whole.append([card])
+        return cls(_entry_of_text("".join(parts)) for parts in whole)
 
     @classmethod
     def from_astropy(cls, header: Header | fits.Header) -> Header:

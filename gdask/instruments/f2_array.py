@@ -15,6 +15,7 @@ import numpy as np
 
 from gdask.instruments.rules import cd_matrix, celestial_headers, parse_section
 from gdask.instruments.view import header_number
+from gdask.kernels.arithmetic import arctangent, sine_cosine
 from gdask.model import GdaskError
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _axes(view: View, number: int, pa: float) -> list[list[float]]:
     matrix = cd_matrix(celestial_headers(view)[number])
     if matrix is None:
         return plain.tolist()
-    c, s = math.cos(math.radians(pa)), math.sin(math.radians(pa))
+    s, c = sine_cosine.few(pa)
     # xi = c x + s y, eta = -s x + c y
     axes = 3600 * np.stack([c * matrix[0] - s * matrix[1], s * matrix[0] + c * matrix[1]])
     return (axes if np.abs(axes - plain).max() < MAX_AXES_ERROR * scale else plain).tolist()
@@ -111,7 +112,7 @@ def position_angle(view: View) -> float:
     return (
         0.0
         if matrix is None
-        else math.degrees(math.atan2(matrix[0, 0] - matrix[1, 1], matrix[0, 1] + matrix[1, 0]))
+        else float(arctangent.few(matrix[0, 0] - matrix[1, 1], matrix[0, 1] + matrix[1, 0]))
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from gdask.instruments.view import Descriptor, View, as_number, header_number, header_value
+from gdask.kernels.arithmetic import sine_cosine
 
 
 def from_keyword(name: str) -> Descriptor:
@@ -219,7 +220,7 @@ def target_ra(view: View, offset: bool = False, pm: bool = True) -> float | None
         arcsec = (view.number("RAOFFSET") or 0.0, view.number("RATRGOFF") or 0.0)
         degrees = arcsec[0] / 3600.0 + arcsec[1] / 3600.0
         declination = target_dec(view, offset=True)
-        value += 0.0 if declination is None else degrees / math.cos(math.radians(declination))
+        value += 0.0 if declination is None else degrees / sine_cosine.few(declination)[1]
     rate = view.number("PMRA")
     years = _years_since_epoch(view) if pm and rate else None
     return value if years is None else value + rate * years * 15.0 / 3600.0
@@ -291,7 +292,7 @@ def pixel_scale(view: View) -> float | None:
     Where there is no CD matrix, CDELT and PC give it.
     """
     scales = [
-        3600.0 * math.sqrt(abs(np.linalg.det(m)))
+        3600.0 * math.sqrt(abs(m[0][0] * m[1][1] - m[0][1] * m[1][0]))
         for one in celestial_headers(view)
         if (m := cd_matrix(one)) is not None
     ]

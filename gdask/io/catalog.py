@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from gdask.io.catalog_files import read_table
+from gdask.kernels.arithmetic import cosines
 from gdask.model import GdaskError, late
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def at_epoch(catalog: astable.Table, year: float, error: float | None) -> Places
         )
     motion = np.where(missing, 0.0, np.nan_to_num(pm)) / 1000
     uncertain = np.where(missing, spread * np.abs(years) / 1000, 0.0)
-    ra, dec = ra + moves[0] / np.cos(np.radians(dec)), dec + moves[1]
+    ra, dec = ra + moves[0] / cosines(dec), dec + moves[1]
     return PlacesAtEpoch(ra, dec, np.sqrt(square), motion[0], motion[1], uncertain, text)
 
 

@@ -220,23 +220,7 @@ def cut_out(
         part = Cut(source, tuple(places), size)
         return from_source(part, "cut", identity=(array.name, part.places, size))
     planes = [array[d : d + 1, y : y + size[0], x : x + size[1]] for d, y, x in places]
-    return da.concatenate(planes).rechunk((1, -1, -1))
-
-
-def changed_scale(array: da.Array, scales: Sequence[float], offsets: Sequence[float]) -> da.Array:
-    """Give an array with each detector's pixels multiplied and then shifted.
-
-    Pixels of a file are changed while they are read.
-    """
-    source = source_of(array)
-    if is_stored(source):
-        return from_source(source.changed(scales, offsets), "read")
-    values = {"scale": tuple(scales), "offset": tuple(offsets)}
-    return map_planes(_rescale, array, dtype=array.dtype, each=values)
-
-
-def _rescale(pixels: np.ndarray, scale: float, offset: float) -> np.ndarray:
-    return pixels * scale + offset
+    return da.concatenate(planes).rechunk((1, -1, -1), method="tasks")
 
 
 def map_planes(
@@ -330,7 +314,7 @@ def map_arrays(
     value.
     """
     present = [
-        array if array.ndim == 1 else array.rechunk({0: 1, 1: -1, 2: -1})
+        array if array.ndim == 1 else array.rechunk({0: 1, 1: -1, 2: -1}, method="tasks")
         for array in arrays
         if array is not None
     ]
@@ -356,7 +340,7 @@ def _in_same_blocks(arrays: list[da.Array]) -> list[da.Array]:
     """Give arrays of the first one's shape in its blocks, and all others as they are."""
     first = arrays[0]
     return [
-        array.rechunk(first.chunks)
+        array.rechunk(first.chunks, method="tasks")
         if array.shape == first.shape and array.chunks != first.chunks
         else array
         for array in arrays

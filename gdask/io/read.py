@@ -17,7 +17,7 @@ import numpy as np
 from gdask.headers import FileUnits, Header, Headers, image_headers, read_units
 from gdask.instruments import instrument_of, view
 from gdask.io.stored import FITS_TYPES, Plane, StoredArray
-from gdask.model import DIMS, DTYPES, EXTNAMES, GdaskError, late
+from gdask.model import DIMS, DTYPES, EXTNAMES, GdaskError, late, why_no_file
 from gdask.types import Frame, Frames
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def open_with(
     variable_of(name, stored array) -> what xarray takes for a variable.
     """
     name = os.path.abspath(path)
-    if not os.path.isfile(name):
-        raise GdaskError(f"{name}: no such file")
+    if problem := why_no_file(name):
+        raise GdaskError(f"{name}: {problem}; an image file was expected")
     units = read_units(name)  # it says what is wrong with a file that is not whole
     stored = stored_arrays(name, units)
     if "data" not in stored and "dq" not in stored:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gdask.io.frames import array_headers, grid_of, primary_header, small
+from gdask.kernels.arithmetic import logarithms, sine_cosine
 from gdask.kernels.astrometry.residuals import epoch_means, number_epochs
 from gdask.kernels.geometry.grid import Grid, footprint, grid_to_sky
 from gdask.kernels.geometry.projection import from_sky, tangent_plane, tangent_sky
@@ -25,6 +26,7 @@ else:
     astable = late("astropy.table")
 
 MAS_PER_ARCSEC = 1000.0
+LN10 = 2.302585092994046
 #: A source of the stack is the star of the joint solution that lies within this distance (FWHM).
 SAME_STAR_MAX_FWHM = 0.5
 #: Steps to which columns of float64 are rounded, by unit: below 0.0001 mas. Last bits differ from
@@ -155,11 +157,8 @@ def add_star_columns(table: astable.Table, stars: np.ndarray, frame: Frame) -> a
         np.float32(factor * stars[name]) for name in ("ex", "ey")
     )
     table["RA"], table["DEC"] = ra, dec
-    turn = np.radians(grid.pa)
-    for name, c, s in (
-        ("RA_ERR", np.cos(turn), np.sin(turn)),
-        ("DEC_ERR", np.sin(turn), np.cos(turn)),
-    ):
+    sine, cosine = sine_cosine.few(grid.pa)
+    for name, c, s in (("RA_ERR", cosine, sine), ("DEC_ERR", sine, cosine)):
         pixels = np.hypot(c * stars["ex"], s * stars["ey"])
         table[name] = np.hypot(MAS_PER_ARCSEC * grid.scale * factor * pixels, floor).astype("f4")
     for name, flux, error in (("PSF", "flux", "eflux"), ("APER", "aper", "eaper")):
@@ -197,8 +196,8 @@ def magnitudes(
     flux = np.asarray(flux, float)
     positive = flux > 0
     value, noise = np.full(flux.shape, np.nan, "f4"), np.full(flux.shape, np.nan, "f4")
-    value[positive] = -2.5 * np.log10(flux[positive] / seconds)
-    noise[positive] = 2.5 / np.log(10) * np.asarray(error, float)[positive] / flux[positive]
+    value[positive] = -2.5 / LN10 * logarithms(flux[positive] / seconds)
+    noise[positive] = 2.5 / LN10 * np.asarray(error, float)[positive] / flux[positive]
     return value, noise
 
 

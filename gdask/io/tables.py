@@ -14,7 +14,7 @@ from gdask.io.frames import array_numbers, geometries, grid_of, small
 from gdask.io.star_tables import add_star_columns, in_steps, solution_tables
 from gdask.kernels.geometry.grid import grid_to_sky
 from gdask.kernels.geometry.projection import Geometry, to_sky
-from gdask.model import GdaskError, late
+from gdask.model import GdaskError, late, why_no_file
 from gdask.types import Frame
 
 if TYPE_CHECKING:
@@ -195,6 +195,8 @@ def read_rows(path: str, name: str) -> list[dict[str, str]]:
 
     Raises GdaskError where it cannot be read.
     """
+    if problem := why_no_file(path):
+        raise GdaskError(f"{path}: {problem}; a FITS file was expected")
     try:
         with fits.open(path, memmap=False, lazy_load_hdus=True) as hdus:
             table = astable.Table(hdus[name].data) if name in hdus else astable.Table()

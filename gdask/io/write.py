@@ -377,7 +377,7 @@ def _writer(array: da.Array, path: str, planes: Sequence[OutputPlane], bitpix: i
 
     from gdask.io.lazy_arrays import edges, map_blocks
 
-    array = array.rechunk({0: 1})  # changes only chunks that a user has made
+    array = array.rechunk({0: 1}, method="tasks")  # changes only chunks that a user has made
     return map_blocks(
         _write_block,
         array,

@@ -199,8 +199,11 @@ class Kept:
             _compiling().append((use, counted))
             return None
         from numba.core.compiler import CompileResult
+        from numba.core.runtime import rtsys
 
-        context.refresh()
+        # What numba loads to type and to lower code (0.25 s) it loads itself when it compiles;
+        # code that is made needs its reference counts alone.
+        rtsys.initialize(context)
         return CompileResult._rebuild(context, *pickle.loads(content))
 
     def save_overload(self, signature: Any, result: Any) -> None:

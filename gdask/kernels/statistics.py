@@ -7,10 +7,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gdask.kernels.arithmetic import exponential, logarithm
 from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.compiled import njit
 from gdask.model import UNUSABLE, GdaskError
 from gdask.types import Flags, Image, Mask
+
+Values = npt.NDArray[np.float64]
 
 Counts = npt.NDArray[np.int64]
 
@@ -157,13 +160,13 @@ def _fit_gaussian(counts: Counts, low: float, high: float) -> tuple[float, float
     highest = counts[0]
     for i in range(1, counts.size):
         highest = max(highest, counts[i])
-    a, b, c = np.log(highest + 1.0), 0.0, -0.5
+    a, b, c = logarithm(highest + 1.0), 0.0, -0.5
     for _ in range(50):
         g0 = g1 = g2 = h0 = h1 = h2 = h3 = h4 = 0.0
         for i in range(counts.size):
             t = (i + 0.5) / _BINS_PER_SIGMA - _HALF_RANGE_SIGMA
             if low < t < high:
-                model = np.exp(min(a + t * (b + t * c), 60.0))
+                model = exponential(min(a + t * (b + t * c), 60.0))
                 rest = counts[i] - model
                 g0, g1, g2 = g0 + rest, g1 + rest * t, g2 + rest * t * t
                 h0, h1, h2 = h0 + model, h1 + model * t, h2 + model * t * t
@@ -327,3 +330,22 @@ def median_from_histograms(*histograms: Counts) -> float:
     low, high = _lower_edges(bins[found]), _lower_edges(bins[found] + 1)
     fraction = (ranks - (cumulative[found] - counts[found]) + 0.5) / counts[found]
     return float(np.mean(low + fraction * (high - low)))
+
+
+def interpolate_in_time(when: npt.ArrayLike, times: Values, values: Values) -> Values:
+    """Interpolate values to other times: linear between neighbours, constant outside."""
+    order = np.argsort(times, kind="stable")
+    return np.interp(
+        np.asarray(when, dtype=np.float64), np.asarray(times)[order], np.asarray(values)[order]
+    )
+
+
+def interpolation_error(times: Values, values: Values) -> float:
+    """Rms error of `interpolate_in_time`, from each inner value against its two neighbours.
+
+    It is 0 with fewer than three values.
+    """
+    order = np.argsort(times, kind="stable")
+    t, v = np.asarray(times)[order], np.asarray(values)[order]
+    rest = [v[i] - np.interp(t[i], np.delete(t, i), np.delete(v, i)) for i in range(1, len(t) - 1)]
+    return float(np.sqrt(np.mean(np.square(rest)))) if rest else 0.0

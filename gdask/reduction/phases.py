@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from gdask import params
 from gdask.engine import checkpoint
 from gdask.engine.compute import compute
+from gdask.engine.memory import return_much_freed_memory
 from gdask.io import write
 from gdask.io.frames import lazy_small_results, with_fetched
 from gdask.io.gather import measure_arrays
-from gdask.io.process_memory import return_freed_memory
 from gdask.io.write import no_room
 from gdask.model import DQ, UNUSABLE, BadPixels, GdaskError
 from gdask.reduction.numbers import completed
@@ -71,7 +72,8 @@ def run_phase(
         for product in products
         for name, lazy in lazy_small_results(product.frame).items()
     ]
-    paths = sources(product.frame for product in products)
+    used = sources(product.frame for product in products)
+    paths, sums = file_checksums(used, identities) if used else ([], None)
     watching = dict(watched or {}) | {
         p.output.final: usable_pixels(p.frame) for p in products if {"data", "dq"} <= set(p.frame)
     }
@@ -79,15 +81,15 @@ def run_phase(
         *wanted,
         *(each for _, _, each in tables),
         *watching.values(),
-        *([file_checksums(paths, identities)] if paths else []),
+        *([sums] if paths else []),
     ]
     outputs = [*(product.output for product in products), *others]
-    return_freed_memory()
+    return_much_freed_memory()
     with discarded_on_failure(outputs):
         values: tuple[Any, ...] = compute(
             [*lazy, *(each for output in outputs for each in output.arrays)], label
         )
-        return_freed_memory()
+        return_much_freed_memory()
         end = len(wanted) + len(tables)
         found, counts = values[len(wanted) : end], values[end : end + len(watching)]
         checksums = dict(zip(paths, values[len(lazy) - 1], strict=True)) if paths else {}
@@ -254,3 +256,22 @@ def how_many(frames: Sequence[Frame]) -> str:
     """Say '1 frame' or '5 frames'; a frame that is on target and on sky counts once."""
     number = len({frame.attrs["name"] for frame in frames})
     return f"{number} frame" + ("" if number == 1 else "s")
+
+
+def is_skipped(
+    step: Callable[..., object], settings: Mapping[str, params.Setting], given: str
+) -> bool:
+    """Tell whether the user skips a step that is given one `Frame` or `Frames` (`given`).
+
+    Raises GdaskError where the step gives something else than it is given.
+    """
+    if not settings["skip_primitive"].value:
+        return False
+    gives = step.__annotations__.get("return")
+    if gives != given and gives in ("Frame", "Frames", "tuple[Frames, Frames]"):
+        raise GdaskError(
+            f"{step.__name__} cannot be left out: the recipe goes on with what it makes; "
+            "take another recipe"
+        )
+    log.info("%s: skipped, as asked", step.__name__)
+    return True

@@ -12,10 +12,11 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from dask.base import tokenize
@@ -27,7 +28,8 @@ from gdask.instruments import tags
 from gdask.io.frames import primary_header, records, with_attrs, with_headers, with_records
 from gdask.io.lazy_arrays import map_blocks
 from gdask.io.tables import source_tables
-from gdask.model import BadFile, GdaskError, UsageError
+from gdask.kernels.md5 import LANES, LEAST_STREAMS, md5_sums
+from gdask.model import BadFile, GdaskError, UsageError, arithmetic_of_processor, settings
 from gdask.types import Frame, Frames
 
 #: Time-stamp keyword that each step leaves in the primary header: DRAGONS' keywords, as in FITS
@@ -256,7 +258,8 @@ def reduction_rows(
 def versions() -> dict[str, str]:
     """Give what the bits of a product may depend on, by name.
 
-    Versions of gdask, Python and libraries, the machine, and a digest of gdask's code.
+    Versions of gdask, Python and libraries, the machine, a digest of gdask's code, and the kinds of
+    the processors that work, of which products do not depend, as far as is known.
     """
     from importlib import metadata
 
@@ -269,6 +272,7 @@ def versions() -> dict[str, str]:
         "code": code_digest(),
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "processors": " ".join(settings().processors or (arithmetic_of_processor(),)),
         **found,
     }
 
@@ -285,40 +289,83 @@ def _md5_now(path: str) -> str:
 
 def file_checksums(
     paths: Sequence[str], identities: Mapping[str, tuple[int, int] | None] | None = None
-) -> object:
-    """Give the lazy md5 of files: an array of objects, (file,), one text for each.
+) -> tuple[list[str], object]:
+    """Give paths in the order of their sums, and the lazy md5 of these files.
 
-    `identities` are size (bytes) and modification time (ns) when they were opened, by path. The
-    compute raises BadFile where a file has another one now.
+    The latter is an array of objects, (file,), one text for each. `identities` are size (bytes) and
+    modification time (ns) when they were opened, by path. The compute raises BadFile where a file
+    has another one now. One task sums files of about one size.
     """
-    known = tuple((identities or {}).get(path) for path in paths)
-    return map_blocks(
+    known = {path: (identities or {}).get(path) for path in paths}
+    groups = _of_one_size({path: _size(path, identity) for path, identity in known.items()})
+    return [path for group in groups for path in group], map_blocks(
         _md5,
-        name=f"md5-{tokenize(paths, known)}",
+        name=f"md5-{tokenize(groups, known)}",
         dtype="object",
-        chunks=((1,) * len(paths),),
+        chunks=(tuple(len(group) for group in groups),),
         placed=True,
-        paths=tuple(paths),
-        identities=known,
+        groups=tuple(tuple((path, known[path]) for path in group) for group in groups),
     )
 
 
+def _size(path: str, identity: tuple[int, int] | None) -> int:
+    if identity:
+        return identity[0]
+    return os.path.getsize(path) if os.path.exists(path) else 0
+
+
+def _of_one_size(sizes: Mapping[str, int]) -> list[list[str]]:
+    """Give paths in groups whose files are summed side by side: of sizes 5 % apart at most."""
+    alike: list[list[str]] = []
+    for path in sorted(sizes, key=lambda path: sizes[path]):
+        if alike and sizes[path] <= 1.05 * sizes[alike[-1][0]]:
+            alike[-1].append(path)
+        else:
+            alike.append([path])
+    groups = []
+    for paths in alike:
+        length = -(-len(paths) // -(-len(paths) // LANES)) if len(paths) >= LEAST_STREAMS else 1
+        groups += [paths[start : start + length] for start in range(0, len(paths), length)]
+    return groups
+
+
 def _md5(
-    place: tuple[int],
-    paths: tuple[str, ...],
-    identities: tuple[tuple[int, int] | None, ...],
+    place: tuple[int], groups: tuple[tuple[tuple[str, tuple[int, int] | None], ...], ...]
 ) -> np.ndarray:
-    path, identity = paths[place[0]], identities[place[0]]
+    group = groups[place[0]]
+    with ExitStack() as opened:
+        files = [opened.enter_context(_unchanged(*one)) for one in group]
+        try:
+            sums = md5_sums(files)
+        except OSError:  # which file it was is found one by one
+            sums = [_md5_alone(path, file) for (path, _), file in zip(group, files, strict=True)]
+    return np.array(sums, dtype=object)
+
+
+def _unchanged(path: str, identity: tuple[int, int] | None) -> BinaryIO:
+    """Open a file; BadFile where it is another one than when it was opened first."""
     try:
-        with open(path, "rb") as file:
-            stat = os.fstat(file.fileno())
-            if identity and (stat.st_size, stat.st_mtime_ns) != tuple(identity):
-                raise BadFile(path, "changed during the run; run again with the file at rest")
-            return np.array([hashlib.file_digest(file, "md5").hexdigest()], dtype=object)
+        file = open(path, "rb", buffering=0)  # noqa: SIM115 (the caller closes it)
     except OSError as error:
-        raise BadFile(
-            path, f"vanished during the run ({error.strerror}); put it back and run again"
-        ) from None
+        raise _vanished(path, error) from None
+    stat = os.fstat(file.fileno())
+    if identity and (stat.st_size, stat.st_mtime_ns) != tuple(identity):
+        file.close()
+        raise BadFile(path, "changed during the run; run again with the file at rest")
+    return file
+
+
+def _md5_alone(path: str, file: BinaryIO) -> str:
+    try:
+        file.seek(0)
+        return md5_sums([file])[0]
+    except OSError as error:
+        raise _vanished(path, error) from None
+
+
+def _vanished(path: str, error: OSError) -> BadFile:
+    why = f"vanished during the run ({error.strerror}); put it back and run again"
+    return BadFile(path, why)
 
 
 def processed_header(frame: Frame, suffix: str, caltype: str) -> Header:

@@ -17,7 +17,7 @@ from types import ModuleType
 
 from gdask import steps
 from gdask.instruments import tags
-from gdask.model import GdaskError, UsageError
+from gdask.model import GdaskError, UsageError, why_no_file
 from gdask.params import closest, snake_case
 from gdask.types import Frame, Frames
 
@@ -171,8 +171,9 @@ def _names(node: ast.AST) -> Iterator[str]:
 
 def _from_file(name: str) -> tuple[Recipe, ModuleType]:
     path, _, function = name.rpartition(":") if ":" in name else (name, "", "")
-    if not os.path.isfile(path) or not path.endswith(".py"):
-        raise UsageError(f"-r {name}: no file {path} of Python; expected FILE.py:FUNCTION")
+    if (problem := why_no_file(path)) or not path.endswith(".py"):
+        text = f" ({problem})" if problem and problem != "no such file" else ""
+        raise UsageError(f"-r {name}: no file {path} of Python{text}; expected FILE.py:FUNCTION")
     module = load_file(path)
     known = {
         key: value

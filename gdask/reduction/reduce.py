@@ -133,22 +133,12 @@ class Reduce:
             known_steps,
             locate,
             steps_in,
-            what_to_do_first,
         )
 
         given, ucals = params.normalise(self.uparms), self._calibrations()
         limits = self._own_gates()
-        _check_cluster(self.cluster)
+        self._check_options()
         allowed = parse_bytes(self.memory)
-        if self.mode != "sq":
-            raise UsageError(
-                f"mode {self.mode}: not offered: gdask has one mode, science quality (sq)"
-            )
-        if os.sep in (self.suffix or ""):
-            raise UsageError(
-                f"--suffix {self.suffix}: a part of a file name was expected, such as _mine, "
-                "not a path"
-            )
         frames = self._keep(screening.open_all(paths))
         recipe, module = locate(
             None if self.recipename == "default" else self.recipename, tags(frames[0])
@@ -169,12 +159,7 @@ class Reduce:
         log.info(
             "recipe %s: %d file%s", recipe.__name__, len(paths), "" if len(paths) == 1 else "s"
         )
-        everything, screened = frames, screening.screen(frames, recipe, module)
-        frames = self._keep(screened)
-        if advice := what_to_do_first(everything, frames):
-            log.warning("%s", advice)
-        if limit := screening.field_of_one_target(frames[0], recipe, layers):
-            frames = self._keep(screening.one_target(frames, limit))
+        frames, advice = self._screened(frames, recipe, module, layers)
         with (
             warm_up.in_background(kernels_needed_by(recipe, tags(frames[0]))),
             checkpoint.scratch_folder(os.getcwd(), paths) as scratch,
@@ -186,6 +171,20 @@ class Reduce:
                 raise NoCalibration("\n".join([str(error), *filter(None, [advice])])) from None
             finally:
                 self.account = recorder.account(self.output_filenames)
+
+    def _screened(
+        self, frames: Frames, recipe: Any, module: Any, layers: list
+    ) -> tuple[Frames, str]:
+        """Give the frames that the recipe takes, and what to do first with the others, or ''."""
+        from gdask.reduction import screening
+        from gdask.reduction.recipe_library import what_to_do_first
+
+        kept = self._keep(screening.screen(frames, recipe, module))
+        if advice := what_to_do_first(frames, kept):
+            log.warning("%s", advice)
+        if limit := screening.field_of_one_target(kept[0], recipe, layers):
+            kept = self._keep(screening.one_target(kept, limit))
+        return kept, advice
 
     def _run(
         self,
@@ -288,6 +287,19 @@ class Reduce:
             if path_of_file.setdefault(os.path.realpath(path), path) is not path:
                 log.warning("%s is listed more than once: used once", path)
         return list(path_of_file.values())
+
+    def _check_options(self) -> None:
+        """Raise UsageError for a cluster, a mode or a suffix that cannot be."""
+        _check_cluster(self.cluster)
+        if self.mode != "sq":
+            raise UsageError(
+                f"mode {self.mode}: not offered: gdask has one mode, science quality (sq)"
+            )
+        if os.sep in (self.suffix or ""):
+            raise UsageError(
+                f"--suffix {self.suffix}: a part of a file name was expected, such as _mine, "
+                "not a path"
+            )
 
     def _own_gates(self) -> dict[str, Any]:
         """Give the user's gates; UsageError where they cannot be used."""

@@ -111,11 +111,12 @@ class Rehearsal(Run):
         resumed = checkpoint.resume(frames, variables, folder, made_up)
         return tuple(frame.drop_vars(_LEFT_OUT, errors="ignore") for frame in resumed)
 
-    def write_each(self, frames: Frames, suffix: str) -> Frames:
+    def write_each(self, frames: Frames, suffix: str, ending: str = "") -> Frames:
         """Check the phase of products, and end the rehearsal: they are what comes last."""
         self._phase += 1
+        suffix = (self.suffix or suffix) + ending
         measured = [with_measurements(frame, self.set_aside) for frame in frames]
-        products = [self._product(frame, self.suffix or suffix) for frame in measured]
+        products = [self._product(frame, suffix) for frame in measured]
         arrays = [each for product in products for each in product.output.arrays]
         small = lazy_results([product.frame for product in products])
         self._check(

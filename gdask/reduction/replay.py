@@ -15,7 +15,7 @@ import numpy as np
 from gdask.caldb.database import md5_of
 from gdask.headers import Unit, each_unit, open_stream
 from gdask.io.tables import read_rows
-from gdask.model import GdaskError, folders_below
+from gdask.model import GdaskError, folders_below, why_no_file
 from gdask.reduction.provenance import STAMPS, digest, versions
 
 #: Keywords whose values are times of the reduction, or follow from them.
@@ -198,6 +198,8 @@ def _recipe_name(account: Account, named: str | None) -> str:
     if not is_file:
         return name
     path, _, function = str(named).partition(":")
+    if problem := why_no_file(path):
+        raise GdaskError(f"--recipe {path}: cannot be read ({problem})")
     try:
         text = Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError as error:
@@ -266,13 +268,25 @@ def _reduce(
     return os.path.join(folder, same if same in names else names[0])
 
 
+#: What a replay writes under a name of its own. Products replace what has their name.
+_WRITTEN_HERE = (
+    *("replay.rc", "replay.db", "replay.db-journal", "replay.db-wal", "replay.db-shm"),
+    *(".gdask", "calibrations"),
+)
+
+
 @contextlib.contextmanager
 def _working_folder(folder: str) -> Iterator[None]:
     """Work in `folder` inside the `with` block, with its replay.db as the only database."""
     config = Path(folder, "replay.rc")
-    for path in (config, config.with_suffix(".db")):
-        if path.is_symlink():  # writing would go to the file that it points at
+    for path in (Path(folder, name) for name in _WRITTEN_HERE):
+        if path.is_symlink():  # writing would go to what it points at
             raise GdaskError(f"{path}: a symbolic link; remove it, or name another folder")
+        problem = why_no_file(path) if path.suffix and path.exists() else ""
+        if path.is_file() and path.stat().st_nlink > 1:
+            problem = "has another name elsewhere (a hard link)"
+        if problem:
+            raise GdaskError(f"{path}: {problem}; remove it, or name another folder")
     config.write_text("[calibs]\ndatabases = ./replay.db get\n")
     before = os.environ.get("DRAGONSRC")
     with contextlib.chdir(folder):
@@ -360,8 +374,8 @@ def _row_differences(
 
 def _changed_versions(then: Mapping[str, str]) -> Iterable[str]:
     now = versions()
-    return [
-        f"{name} {then.get(name, '?')} then, {now.get(name, '?')} now"
-        for name in dict.fromkeys([*then, *now])
-        if then.get(name) != now.get(name)
-    ]
+    for name in dict.fromkeys([*then, *now]):
+        if then.get(name) != now.get(name):
+            text = f"{name} {then.get(name, '?')} then, {now.get(name, '?')} now"
+            other = name == "processors" and name in then
+            yield f"made on another kind of processor ({text})" if other else text

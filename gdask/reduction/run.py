@@ -35,6 +35,7 @@ from gdask.reduction.phases import (
     COUNTED_PIXELS,
     Product,
     how_many,
+    is_skipped,
     run_phase,
     save_phase,
     usable_pixels,
@@ -125,7 +126,7 @@ class Run:
         Gives the result of the step, without the frames that it has set aside.
         """
         settings = self._settings(step, frames, pinned)
-        if _is_skipped(step, settings, "Frame" if hasattr(frames, "data_vars") else "Frames"):
+        if is_skipped(step, settings, "Frame" if hasattr(frames, "data_vars") else "Frames"):
             return frames
         started = datetime.now(UTC)
         result = step(frames, *others, **params.own_values(step, settings))
@@ -139,7 +140,7 @@ class Run:
         An argument that is a tuple of as many members as there are frames is dealt out to them.
         """
         settings = self._settings(step, frames, pinned)
-        if _is_skipped(step, settings, "Frame"):
+        if is_skipped(step, settings, "Frame"):
             return frames
         started = datetime.now(UTC)
         values = params.own_values(step, settings)
@@ -172,21 +173,28 @@ class Run:
         """End a phase that saves no pixels: compute only the small results."""
         return self.save(frames, variables=())
 
-    def write(self, frame: Frame, suffix: str, kind: str = "processed_science") -> Frame:
-        """Compute and write the Frame at the end of a recipe, whole or not at all: NAME_SUFFIX."""
-        product = with_primary_header(frame, processed_header(frame, suffix, kind))
-        return self.write_each((product,), suffix)[0]
+    def write(
+        self, frame: Frame, suffix: str, kind: str = "processed_science", ending: str = ""
+    ) -> Frame:
+        """Compute one Frame, the end of a recipe, and write it as a product, whole or not at all.
 
-    def write_each(self, frames: Frames, suffix: str) -> Frames:
-        """Compute and write several Frames as products, in one phase."""
+        Its name is that of the input with the suffix (or the user's) and the ending.
+        """
+        product = with_primary_header(frame, processed_header(frame, suffix + ending, kind))
+        return self.write_each((product,), suffix, ending)[0]
+
+    def write_each(self, frames: Frames, suffix: str, ending: str = "") -> Frames:
+        """Compute and write several Frames as products, in one phase; names as of `write`."""
         self._phase += 1
-        due = self._take_due({self._path(frame, self.suffix or suffix) for frame in frames})
+        suffix = (self.suffix or suffix) + ending
+        due = self._take_due({self._path(frame, suffix) for frame in frames})
         measured = [
             with_measurements(frame, self.set_aside) for frame in provenance.distinct(frames)
         ]
-        products = [self._product(frame, self.suffix or suffix) for frame in measured]
-        first = os.path.basename(products[0].output.final) if products else ""
-        label = f"phase {self._phase}: {first}" if first else "nothing"
+        products = [self._product(frame, suffix) for frame in measured]
+        label = "nothing"
+        if products:
+            label = f"phase {self._phase}: {os.path.basename(products[0].output.final)}"
         known: dict[str, Any] = {"watched": self._take_watched(), "identities": self.inputs}
         self._keep(run_phase([*products, *due], [], label, **known)[1])
         for product in products:
@@ -409,25 +417,6 @@ class Run:
 
 
 # Calling steps ---------------------------------------------------------------------------------
-
-
-def _is_skipped(
-    step: Callable[..., object], settings: Mapping[str, params.Setting], given: str
-) -> bool:
-    """Tell whether the user skips a step that is given one `Frame` or `Frames` (`given`).
-
-    Raises GdaskError where the step gives something else than it is given.
-    """
-    if not settings["skip_primitive"].value:
-        return False
-    gives = step.__annotations__.get("return")
-    if gives != given and gives in ("Frame", "Frames", "tuple[Frames, Frames]"):
-        raise GdaskError(
-            f"{step.__name__} cannot be left out: the recipe goes on with what it makes; "
-            "take another recipe"
-        )
-    log.info("%s: skipped, as asked", step.__name__)
-    return True
 
 
 def _share(argument: object, number: int, count: int) -> object:

@@ -58,6 +58,7 @@ from gdask.types import Image
 
 F2Night: TypeAlias = Night[F2Options]
 
+HALF_FIELD = 183.0  # arcsec, from the middle of the field to its edge
 FIELD_HALF_SIZE = 235.0  # arcsec: half the side of the square that holds stars and galaxies
 PIXEL_DIAGONAL = float(np.sqrt(2.0) * 0.19)  # arcsec, generous
 GALAXIES, GALAXIES_EXTENDED = 15, 60  # number in a field, and in the extended one
@@ -141,6 +142,7 @@ def prepare_night(options: F2Options, share: Share | None = None) -> F2Night:
         stars=_stars(of_the_sky, zero_point, centres),
         galaxies=_galaxies(of_the_sky, zero_point, centres),
         halo=_halo(options.field, filter_facts["sky"], target),
+        half_field=HALF_FIELD,
         exposures=share.exposures if share else plan(options, filter_facts),
     )
 

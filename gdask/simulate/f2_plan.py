@@ -21,10 +21,12 @@ from gdask.simulate.plan import (
     sky_level,
     spiral,
     start_of,
+    with_moving_object,
     with_stale_pointings,
 )
 from gdask.simulate.rendering import Moffat
 from gdask.simulate.seeds import generator
+from gdask.simulate.sky_light import drifted
 
 TARGET = (25.0625, -35.0083)  # degrees
 SKY_OFFSET = (330.0, -270.0)  # arcsec in p and q: 7.1 arcmin
@@ -81,7 +83,8 @@ def plan(options: F2Options, facts: dict[str, Any]) -> list[Exposure]:
     for calibrations in calibration_sets(options, facts):
         exposures += _calibrations(options, calibrations)
     place = Sequence(date_of(options.date), FIRST_SCIENCE_NUMBER, 2.5)
-    return exposures + list(science(options, facts, place, TARGET))
+    exposures += science(options, facts, place, TARGET)
+    return with_moving_object(exposures, options, TARGET)
 
 
 def calibration_sets(options: F2Options, facts: dict[str, Any]) -> list[CalibrationSet]:
@@ -254,7 +257,7 @@ def _exposure(
         bad_wcs=False,
         pose=Pose(*true_pointing, pa + float(twist), plate_scale, np.zeros((2, 7))),
         scale=max(float(rng.normal(1.0, options.transparency)), 0.05),
-        psf=(Moffat(1.0, seeing, 3),),
+        psf=drifted((Moffat(1.0, seeing, 3),), options.seeing_drift, mjd),
         light=sky,
         pa=pa,
     )

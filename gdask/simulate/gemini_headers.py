@@ -164,6 +164,8 @@ def telescope_values(exposure: Exposure, pa: float, alignment: float) -> dict[st
         "DECOFFSE": float(north),
         "XOFFSET": float(-(p * np.cos(iaa) + q * np.sin(iaa))),
         "YOFFSET": float(p * np.sin(iaa) - q * np.cos(iaa)),
+        "RATRACK": exposure.tracking[0] / 15.0 / float(np.cos(np.radians(exposure.dec))),
+        "DECTRACK": exposure.tracking[1],
     }
 
 

@@ -68,6 +68,7 @@ GsaoiNight: TypeAlias = Night[GsaoiOptions]
 BPM_DATE = "20121104"  # valid from: before any GSAOI science
 PIXEL_SCALE = 0.0197  # arcsec
 PIXEL_DIAGONAL = 0.03  # arcsec, generous
+HALF_FIELD = 42.0  # arcsec, from the middle of the field to its edge
 FIELD_HALF_SIZE = 68.0  # arcsec: half the side of the square of stars, for any position angle
 LATENT_MAX_AGE = 900.0  # s: how far back a latent is traced
 LATENT_DECAY_TIME = 300.0  # s
@@ -155,6 +156,7 @@ def prepare_night(options: GsaoiOptions, share: Share | None = None) -> GsaoiNig
         stars=_stars(of_the_sky, filter_facts["zp"], chips, centres),
         galaxies={},
         halo=_halo(options.field, target),
+        half_field=HALF_FIELD,
         exposures=share.exposures if share else plan(options, chips, filter_facts),
     )
 

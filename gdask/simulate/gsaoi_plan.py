@@ -16,6 +16,7 @@ from gdask.simulate.geometry import (
     offset,
     plane,
     pointing,
+    rotate,
 )
 from gdask.simulate.options import GsaoiOptions
 from gdask.simulate.plan import (
@@ -30,10 +31,12 @@ from gdask.simulate.plan import (
     sky_level,
     spiral,
     start_of,
+    with_moving_object,
     with_stale_pointings,
 )
 from gdask.simulate.rendering import PSF, Moffat
 from gdask.simulate.seeds import generator
+from gdask.simulate.sky_light import drifted
 
 TARGET = (201.2925, -43.1015)  # degrees: NGC 5128, as in the field's tutorial night
 STANDARD = (185.41388, -0.12028)  # degrees: star 9132
@@ -95,7 +98,9 @@ def plan(
         exposures += _daytime(options, night, filter_facts)
         exposures += _standards(options, night, chips, filter_facts)
         exposures += science(options, filter_facts, _science_place(options, night), TARGET)
-    return exposures
+    # In the middle of an array: the target itself is in the gap between them.
+    east, north = rotate(*plane(chips[0], MIDDLE, MIDDLE), options.pa)
+    return with_moving_object(exposures, options, offset(*TARGET, float(east), float(north)))
 
 
 def first_numbers(options: GsaoiOptions) -> dict[str, int]:
@@ -307,7 +312,7 @@ def _exposure(
         bad_wcs=False,
         pose=Pose(*true_pointing, pa + float(twist), plate_scale, warp),
         scale=max(float(rng.normal(1.0, options.transparency)), 0.05),
-        psf=_psf(rng, kind),
+        psf=drifted(_psf(rng, kind), options.seeing_drift, mjd),
         light=sky,
         pa=pa,
     )

@@ -10,6 +10,7 @@ their true shape on the sky.
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
@@ -32,9 +33,11 @@ from gdask.simulate.geometry import (
     Window,
     jacobian,
     near_pixel,
+    offset,
     pixel_area,
     pixel_range,
     pixel_to_sky,
+    plane,
     sky_to_pixel,
 )
 from gdask.simulate.options import F2Options, GsaoiOptions
@@ -47,8 +50,9 @@ from gdask.simulate.rendering import (
     render,
     stamp_radii,
 )
-from gdask.simulate.scene import Galaxies, Halo, Stars, halo_light
+from gdask.simulate.scene import Galaxies, Halo, Stars, halo_light, magnitude_to_flux
 from gdask.simulate.seeds import generator
+from gdask.simulate.sky_light import FLAT, SkyShape, row_noise, share_of_sky, sky_shape
 from gdask.simulate.truth import Counts
 from gdask.types import Image
 
@@ -57,6 +61,7 @@ AnyOptions = TypeVar("AnyOptions", GsaoiOptions, F2Options)
 
 WRITERS = 2  # threads
 NODE_STEP = 16  # pixels between nodes at which smooth light and pixel areas are evaluated
+MOST_MOMENTS = 200  # in which a trailing star is drawn
 FITS_BLOCK = 2880  # bytes: headers are padded with blanks, data with zeros
 
 
@@ -86,6 +91,7 @@ class Night(NamedTuple, Generic[AnyOptions]):
     stars: dict[str, Stars]  # by field
     galaxies: dict[str, Galaxies]  # by field
     halo: Halo | None  # at the target
+    half_field: float  # arcsec, over which the sky's slopes are told
     exposures: list[Exposure]
 
 
@@ -192,6 +198,9 @@ def write_exposure(
             readout = camera.readout(exposure, array)
             rng = generator(options.seed, "pixels", *purpose)
             raw = read_out(rng, light, readout, hits[-1])
+            if options.row_noise:
+                rows = generator(options.seed, "rows", *purpose)
+                raw += row_noise(rows, raw.shape, options.row_noise / readout.gain)
             saturated.append(int((raw >= readout.saturation).sum()))
             yield camera.image_header(exposure, array), camera.stored(exposure, raw)
 
@@ -273,16 +282,58 @@ def add_stars(
 
     brighter_than: electrons per coadd of the faintest star.
     """
-    stars, psf = night.stars[exposure.field], exposure.psf
-    electrons = stars.flux * exposure.scale * exposure.exptime
-    radii = stamp_radii(psf, electrons)
-    chosen = _near_window(night, exposure, array, window, stars, radii)
-    chosen &= electrons >= brighter_than
-    x, y, jacobians = _on_window(
-        night, exposure, array, window, stars.ra[chosen], stars.dec[chosen]
+    stars: Stars = _with_moving(night, exposure)
+    psf, electrons = exposure.psf, stars.flux * exposure.scale * exposure.exptime
+    radii, table = stamp_radii(psf, electrons), profile_table(psf)
+    moments = _moments(exposure)
+    for moment, moved in moments:
+        ra, dec = stars.ra.copy(), stars.dec.copy()
+        if exposure.moving is not None:
+            ra[-1], dec[-1] = moved
+        there: Stars = stars._replace(ra=ra, dec=dec)
+        chosen = _near_window(night, moment, array, window, there, radii)
+        chosen &= electrons >= brighter_than
+        x, y, jacobians = _on_window(night, moment, array, window, ra[chosen], dec[chosen])
+        light = electrons[chosen] / len(moments)
+        render(image, x, y, light, jacobians, radii[chosen], table, CORE_HALF_SIZE)
+
+
+def _with_moving(night: Night[AnyOptions], exposure: Exposure) -> Stars:
+    """The stars of an exposure's field, and behind them the moving object, if there is one."""
+    stars: Stars = night.stars[exposure.field]
+    if exposure.moving is None:
+        return stars
+    mag = np.array([night.options.object_mag])
+    return Stars(
+        stars.field,
+        [*stars.id, "moving"],
+        np.append(stars.ra, exposure.moving[0]),
+        np.append(stars.dec, exposure.moving[1]),
+        np.append(stars.mag, mag),
+        np.append(stars.flux, magnitude_to_flux(mag, night.zero_point)),
     )
-    table = profile_table(psf)
-    render(image, x, y, electrons[chosen], jacobians, radii[chosen], table, CORE_HALF_SIZE)
+
+
+def _moments(exposure: Exposure) -> list[tuple[Exposure, tuple[float, float]]]:
+    """An exposure at moments of equal length, and where the moving object is in each.
+
+    The telescope moves by its tracking rate and the object by its own; a moment is so short that
+    neither moves by more than a third of the star's core.
+    """
+    place, pose = exposure.moving or (np.nan, np.nan), exposure.pose
+    fastest = max(np.hypot(*exposure.tracking), np.hypot(*exposure.rate))
+    duration = exposure.exptime * exposure.coadds
+    if not fastest:
+        return [(exposure, place)]
+    longest = min(part.fwhm for part in exposure.psf) / 3.0
+    count = int(np.clip(np.ceil(fastest * duration / longest), 1, MOST_MOMENTS))
+    moments = []
+    for seconds in duration * ((np.arange(count) + 0.5) / count - 0.5):
+        (east, north), own = np.multiply(exposure.tracking, seconds), exposure.rate
+        ra0, dec0 = offset(pose.ra0, pose.dec0, float(east), float(north))
+        moment = exposure._replace(pose=pose._replace(ra0=ra0, dec0=dec0))
+        moments.append((moment, offset(*place, own[0] * seconds, own[1] * seconds)))
+    return moments
 
 
 def _add_galaxies(
@@ -292,23 +343,25 @@ def _add_galaxies(
     galaxies, psf = night.galaxies[exposure.field], exposure.psf
     electrons = galaxies.flux * exposure.scale * exposure.exptime
     radii = galaxy_extent(galaxies.radius, psf)
-    chosen = np.flatnonzero(_near_window(night, exposure, array, window, galaxies, radii))
-    ra, dec = galaxies.ra[chosen], galaxies.dec[chosen]
-    x, y, jacobians = _on_window(night, exposure, array, window, ra, dec)
-    for i, galaxy in enumerate(chosen):
-        add_galaxy(
-            image,
-            x[i],
-            y[i],
-            electrons[galaxy],
-            jacobians[i],
-            exposure.pose.pa,
-            psf,
-            galaxies.radius[galaxy],
-            galaxies.ratio[galaxy],
-            galaxies.angle[galaxy],
-            galaxies.bulge[galaxy],
-        )
+    moments = _moments(exposure)
+    for moment, _ in moments:
+        chosen = np.flatnonzero(_near_window(night, moment, array, window, galaxies, radii))
+        ra, dec = galaxies.ra[chosen], galaxies.dec[chosen]
+        x, y, jacobians = _on_window(night, moment, array, window, ra, dec)
+        for i, galaxy in enumerate(chosen):
+            add_galaxy(
+                image,
+                x[i],
+                y[i],
+                electrons[galaxy] / len(moments),
+                jacobians[i],
+                exposure.pose.pa,
+                psf,
+                galaxies.radius[galaxy],
+                galaxies.ratio[galaxy],
+                galaxies.angle[galaxy],
+                galaxies.bulge[galaxy],
+            )
 
 
 def _near_window(
@@ -346,14 +399,34 @@ def _smooth_light(
     night: Night[AnyOptions], exposure: Exposure, array: int, window: Window
 ) -> Array | float:
     """Sky, lamp and halo, e-/s in a mean pixel."""
-    if night.halo is None or exposure.field != "target":
+    shape = shape_of_sky(night, exposure)
+    halo = night.halo if exposure.field == "target" else None
+    if halo is None and shape is FLAT:
         return exposure.light
     nodes = np.arange(-NODE_STEP, window.size + 2 * NODE_STEP, NODE_STEP)
     x, y = np.meshgrid(nodes + window.x + 1.0, nodes + window.true_y + 1.0)
-    light = halo_light(night.halo, *pixel_to_sky(night.detectors[array].chip, exposure.pose, x, y))
-    pixels = np.arange(window.size)
-    halo: Array = RectBivariateSpline(nodes, nodes, light)(pixels, pixels)
-    return exposure.light + exposure.scale * halo
+    pixels, chip = np.arange(window.size), night.detectors[array].chip
+    light: Array | float = exposure.light
+    if shape is not FLAT:
+        share = share_of_sky(shape, *plane(chip, x, y))
+        light = exposure.light * RectBivariateSpline(nodes, nodes, share)(pixels, pixels)
+    if halo is not None:
+        of_halo = halo_light(halo, *pixel_to_sky(chip, exposure.pose, x, y))
+        light = light + exposure.scale * RectBivariateSpline(nodes, nodes, of_halo)(pixels, pixels)
+    return light
+
+
+def shape_of_sky(night: Night[AnyOptions], exposure: Exposure) -> SkyShape:
+    """How the light of the sky differs over the field in an exposure."""
+    options = night.options
+    return sky_shape(
+        options.seed,
+        exposure.field,
+        exposure.mjd,
+        options.sky_gradient,
+        options.sky_pattern,
+        night.half_field,
+    )
 
 
 # Truth ------------------------------------------------------------------------------------------
@@ -366,7 +439,15 @@ def write_truth(
     truth.write(
         folder,
         catalog=truth.source_catalog(night.stars, night.galaxies),
-        frames=truth.frame_table(night.exposures, counts, night.zero_point, camera.frame_columns),
+        frames=truth.frame_table(
+            night.exposures,
+            counts,
+            night.zero_point,
+            lambda exposure: (
+                {"sky_shape": json.dumps(shape_of_sky(night, exposure))}
+                | camera.frame_columns(exposure)
+            ),
+        ),
         cosmics=truth.cosmic_ray_table(night.exposures, counts),
         arrays=_planes(night),
         scene=_shared_scene(night) | camera.scene,
@@ -396,6 +477,7 @@ def _shared_scene(night: Night[AnyOptions]) -> dict[str, object]:
         "mean_pixel_area": night.mean_area,
         "halo": night.halo._asdict() if night.halo else None,
         "halo_law": truth.HALO,
+        "sky_law": truth.SKY,
         "target": night.centres["target"],
         "sky_field": night.centres.get("sky"),
         "options": night.options._asdict(),

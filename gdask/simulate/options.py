@@ -35,6 +35,10 @@ class GsaoiOptions(NamedTuple):
     group_pa: float = 0.0
     field: str = "crowded"
     sky: float = -1.0
+    sky_gradient: float = 0.0
+    sky_pattern: float = 0.0
+    row_noise: float = 0.0
+    seeing_drift: float = 0.0
     pointing: float = 0.05
     warp: float = 0.01
     transparency: float = 0.01
@@ -42,6 +46,10 @@ class GsaoiOptions(NamedTuple):
     cr_rate: float = 0.5
     afterglow: float = 0.01
     no_bpm: bool = False
+    object_mag: float = 0.0
+    object_east: float = 0.0
+    object_north: float = 0.0
+    track: str = "object"
 
 
 class F2Options(NamedTuple):
@@ -66,6 +74,10 @@ class F2Options(NamedTuple):
     field: str = "sparse"
     sky: float = -1.0
     seeing: float = 0.6
+    sky_gradient: float = 0.0
+    sky_pattern: float = 0.0
+    row_noise: float = 0.0
+    seeing_drift: float = 0.0
     pointing: float = 0.25
     distortion: float = 0.0
     axes: str = "cd"
@@ -73,6 +85,10 @@ class F2Options(NamedTuple):
     probe: str = "edge"
     bad_wcs: int = 0
     cr_rate: float = 0.4
+    object_mag: float = 0.0
+    object_east: float = 0.0
+    object_north: float = 0.0
+    track: str = "object"
 
 
 GSAOI_HELP = {
@@ -99,6 +115,13 @@ GSAOI_HELP = {
     "group_pa": "every second frame on the target is turned by so much, degrees",
     "field": "what is at the target",
     "sky": "sky, e-/s in a mean pixel; negative: usual for the filter",
+    "sky_gradient": (
+        "slopes of the sky from the middle of the field to its edge, as a fraction of its level,"
+        " rms: they drift from frame to frame and differ on and off target"
+    ),
+    "sky_pattern": "height of a ring in the sky, as of the pupil, as a fraction of the sky's level",
+    "row_noise": "noise of rows with a spectrum of 1/f, e- rms",
+    "seeing_drift": "by how much the seeing grows in an hour, as a fraction",
     "pointing": "pointing error of guided frames, arcsec rms; five times that unguided",
     "warp": "distortion of each frame beyond the static one, arcsec rms over the field",
     "transparency": "how the frames' throughput differs, as a fraction, rms",
@@ -108,6 +131,10 @@ GSAOI_HELP = {
         "charge that a saturated pixel holds back for later frames, as a fraction of the well"
     ),
     "no_bpm": "do not write the bad-pixel mask",
+    "object_mag": "magnitude of an object that moves among the stars; 0: none",
+    "object_east": "its motion to the East, arcsec per hour",
+    "object_north": "its motion to the North, arcsec per hour",
+    "track": "what the telescope follows: the object, so that stars trail, or the stars",
 }
 
 F2_HELP = GSAOI_HELP | {
@@ -152,6 +179,7 @@ GSAOI_CHOICES: dict[str, tuple[object, ...]] = {
     "filter": ("Z", "J", "H", "Kprime", "Kshort", "K"),
     "lnrs": (2, 8, 16),
     "field": ("crowded", "sparse", "extended"),
+    "track": ("object", "stars"),
 }
 
 F2_CHOICES: dict[str, tuple[object, ...]] = {
@@ -161,6 +189,7 @@ F2_CHOICES: dict[str, tuple[object, ...]] = {
     "field": ("sparse", "crowded", "extended"),
     "axes": ("cd", "pa"),
     "probe": ("edge", "none", "deep"),
+    "track": ("object", "stars"),
 }
 
 #: Least and largest value.
@@ -181,12 +210,19 @@ GSAOI_LIMITS: dict[str, tuple[float, float]] = {
     "group_offset": (-3600.0, 3600.0),
     "group_pa": (-360.0, 360.0),
     "sky": (-1.0, 1e4),
+    "sky_gradient": (0.0, 1.0),
+    "sky_pattern": (0.0, 1.0),
+    "row_noise": (0.0, 1e4),
+    "seeing_drift": (-1.0, 10.0),
     "pointing": (0.0, 60.0),
     "warp": (0.0, 1.0),
     "transparency": (0.0, 0.3),
     "bad_wcs": (0, 5000),
     "cr_rate": (0.0, 1e4),
     "afterglow": (0.0, 1.0),
+    "object_mag": (0.0, 30.0),
+    "object_east": (-3600.0, 3600.0),
+    "object_north": (-3600.0, 3600.0),
 }
 
 F2_LIMITS = GSAOI_LIMITS | {

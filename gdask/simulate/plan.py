@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gdask.simulate.geometry import Pose
+from gdask.simulate.geometry import Pose, offset
+from gdask.simulate.options import F2Options, GsaoiOptions
 from gdask.simulate.rendering import PSF
 from gdask.simulate.seeds import generator
 
@@ -71,6 +72,9 @@ class Exposure(NamedTuple):
     light: float  # e-/s in a mean pixel: sky, lamp or thermal
     pa: float = 0.0  # position angle of the header, degrees
     identity: Identity | None = None  # None: that of the field's tutorial
+    moving: tuple[float, float] | None = None  # place of the object in mid-exposure, degrees
+    rate: tuple[float, float] = (0.0, 0.0)  # of the object among the stars, arcsec/s, E and N
+    tracking: tuple[float, float] = (0.0, 0.0)  # of the telescope, arcsec/s
 
 
 def utc(mjd: float) -> datetime:
@@ -227,3 +231,52 @@ def with_stale_pointings(
             exposure = exposure._replace(bad_wcs=True, claimed=stale_pointing or before)
         before = exposure.claimed
         yield exposure
+
+
+def with_moving_object(
+    exposures: list[Exposure], options: GsaoiOptions | F2Options, start: tuple[float, float]
+) -> list[Exposure]:
+    """Let an object move among the stars, and the telescope follow it where options say so.
+
+    start: where it is (degrees) in the middle of the first exposure on the target.
+    """
+    east, north = options.object_east / 3600.0, options.object_north / 3600.0
+    first = next((exposure for exposure in exposures if exposure.kind == "science"), None)
+    if first is None or not (options.object_mag or east or north):
+        return exposures
+    moved = []
+    for exposure in exposures:
+        if exposure.kind in ("science", "sky"):
+            seconds = _middle(exposure) - _middle(first)
+            place = offset(*start, east * seconds, north * seconds)
+            rate = east, north
+            exposure = exposure._replace(moving=place if options.object_mag else None, rate=rate)
+            if options.track == "object":
+                exposure = _following(exposure, east * seconds, north * seconds)
+        moved.append(exposure)
+    return moved
+
+
+def _middle(exposure: Exposure) -> float:
+    """Seconds since MJD 0 of the middle of an exposure."""
+    return exposure.mjd * SECONDS_PER_DAY + exposure.exptime * exposure.coadds / 2.0
+
+
+def _following(exposure: Exposure, east: float, north: float) -> Exposure:
+    """Point an exposure, its header and its target so many arcsec elsewhere; it follows its rate.
+
+    The pose is that of the middle of the exposure.
+    """
+    pose = exposure.pose
+    ra0, dec0 = offset(pose.ra0, pose.dec0, east, north)
+    ra, dec = offset(exposure.ra, exposure.dec, east, north)
+    header_ra0, header_dec0 = offset(exposure.header_ra0, exposure.header_dec0, east, north)
+    return exposure._replace(
+        pose=pose._replace(ra0=ra0, dec0=dec0),
+        header_ra0=header_ra0,
+        header_dec0=header_dec0,
+        claimed=offset(*exposure.claimed, east, north),
+        ra=ra,
+        dec=dec,
+        tracking=exposure.rate,
+    )

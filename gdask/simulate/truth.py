@@ -27,6 +27,11 @@ MOFFAT = (
     "a = fwhm / (2 sqrt(2^(1 / beta) - 1)), arcsec"
 )
 FLUX = "flux: e-/s for scale = 1 and mean response = 1 (all flux, no aperture loss)"
+SKY = (
+    "sky_shape: [[a, b, c, d, e], ring, half]: the sky is its level times 1 + a x + b y"
+    " + c (x^2 - 1/3) + d xy + e (y^2 - 1/3) + ring exp(-((r - 0.6) / 0.12)^2 / 2),"
+    " x = u / half, y = v / half, r^2 = x^2 + y^2, u and v arcsec of the instrument's plane"
+)
 HALO = "amp * (1 + r^2 / scale^2)^-power, e-/s in a mean pixel, seen through FLAT and scale"
 
 GALAXY_SHAPE = ("radius", "ratio", "angle", "bulge")
@@ -135,12 +140,20 @@ def frame_table(
                 "psf": repr([tuple(part) for part in exposure.psf]) if on_sky else "",
                 "zp": zero_point if on_sky else np.nan,
                 "warp": json.dumps(pose.warp.tolist()) if on_sky else "",
+                **_moving_columns(exposure),
                 **more_columns(exposure),
                 "saturated": sum(count.saturated),
                 "cosmic_pixels": sum(hits.x.size for hits in count.hits),
             }
         )
     return Table(rows=rows)
+
+
+def _moving_columns(exposure: Exposure) -> dict[str, object]:
+    """Where a moving object is in the middle of an exposure (degrees); {} without any."""
+    if exposure.moving is None:
+        return {}
+    return {"moving_ra": exposure.moving[0], "moving_dec": exposure.moving[1]}
 
 
 def cosmic_ray_table(exposures: list[Exposure], counts: list[Counts]) -> Table:

@@ -11,7 +11,7 @@ from typing import Any
 #: Module of each step, and of each helper below.
 _STEP_MODULES = {
     "prepare": "pointing",
-    "check_wcs": "pointing",
+    "check_wcs": "moving",
     "add_dq": "quality",
     "measure_shadows": "quality",
     "flag_shadows": "quality",
@@ -35,8 +35,8 @@ _STEP_MODULES = {
     "adjust_wcs_to_reference": "astrometry",
     "determine_astrometric_solution": "astrometry",
     "scale_counts_to_reference": "levels",
-    "measure_sky_levels": "levels",
-    "match_sky_levels": "levels",
+    "measure_sky_levels": "sky_surfaces",
+    "match_sky_levels": "sky_surfaces",
     "resample_to_common_frame": "resample",
     "stack_frames": "stack",
 }
@@ -46,6 +46,7 @@ _HELPER_MODULES = {
     "transfer_objects": "sky",
     "objects_from_stack": "sources",
     "share_objects": "sources",
+    "frames_on_stars": "pointing",
     "frames_among": "sky",
     "is_crowded": "sky",
     "without_skies": "sky_residuals",

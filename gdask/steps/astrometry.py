@@ -23,6 +23,7 @@ from gdask.io.frames import (
     with_geometries,
     with_small,
 )
+from gdask.kernels.arithmetic import sine_cosine
 from gdask.kernels.astrometry.catalogue_tie import Reference, describe_tie, doubts
 from gdask.kernels.astrometry.few_stars import HEADER_ERROR
 from gdask.kernels.astrometry.measured_stars import Measurements
@@ -34,22 +35,18 @@ from gdask.kernels.geometry.projection import (
     rounded_terms,
     to_plane,
 )
-from gdask.kernels.sources.centroids import EDGE, FAILED, SATURATED
+from gdask.kernels.sources.centroids import usable
 from gdask.model import GdaskError
 from gdask.params import Range
 from gdask.steps.frames import mjd_of_middle, night_of, on_group, outline_of
-from gdask.steps.pointing import find_bad_wcs, follow_object
+from gdask.steps.pointing import find_bad_wcs, tracking_rate
+from gdask.steps.resample import unit_area
 from gdask.types import Frame, Frames
 
 #: Julian epoch 2000.0, to a minute.
 J2000 = datetime(2000, 1, 1, 12)
-#: Flags of centroids that are not used. A star near bad pixels is used: they are left out of its
-#: fit, and its error says so.
-UNUSABLE_CENTROID = SATURATED | EDGE | FAILED
 #: Turn or skew (degrees) and change of scale from which stars contradict the axes of the headers.
 AXES_TURN, AXES_SCALE = 0.06, 5e-4
-#: Centroids of an array that make those near its edge superfluous; and how near these may be.
-FEW_CENTROIDS, WHOLE_CORE_FWHM = 4, 1.0
 
 
 @on_group
@@ -124,7 +121,7 @@ def adjust_wcs_to_reference(
     search: Annotated[float, Range(0.01, None)] = 30.0,
     match_radius: Annotated[float, Range(0.001, None)] = 0.2,
     max_rms: Annotated[float, Range(0.0001, None)] = 0.05,
-    follow: Literal["auto", "object", "stars"] = "auto",
+    follow: Literal["auto", "object", "stars", "both"] = "auto",
     rate_east: float | None = None,
     rate_north: float | None = None,
 ) -> Frames:
@@ -133,8 +130,7 @@ def adjust_wcs_to_reference(
     Star positions and the corrections of all frames are solved together. No frame is the reference:
     its own distortion would stay in the stack. A frame with a few stars only is shifted by them;
     one where no star is to be expected keeps its header's pointing, with a warning. A frame that
-    cannot be matched although it should, or whose residuals are too large, is set aside with the
-    reason.
+    cannot be matched although it should, or whose residuals are too large, is set aside.
 
     Parameters
     ----------
@@ -148,10 +144,10 @@ def adjust_wcs_to_reference(
     max_rms
         Arcsec of residuals per axis above which a frame is set aside.
     follow
-        What stands still in the stack: the object, where it moves among the stars, or the stars.
-        auto follows the object of frames with tracking rates (tag NON_SIDEREAL) or given rates.
+        What stands still: the object (auto: where tracking rates, tag NON_SIDEREAL, or given ones
+        are not 0), the stars, or both: that on the stars is written as _imageOnStars.
     rate_east
-        The object's motion to the East, arcsec per hour; as the headers say if not given.
+        The object's motion to the East, arcsec per hour; None: as the headers say.
     rate_north
         The object's motion to the North, arcsec per hour; as the headers say if not given.
     """
@@ -162,9 +158,11 @@ def adjust_wcs_to_reference(
     else:
         limits = {"order": order, "search": search, "match_radius": match_radius}
         frames = _with_solution(frames, _solve(frames, limits | {"max_rms": max_rms}))
-    left = [(small(frame, "solution") or {}).get("placed", "header") for frame in frames]
-    by_header = [placed == "header" for placed in left]
-    return follow_object(frames, follow, rate_east, rate_north, by_header)
+    if not (rate_east or rate_north or any(any(tracking_rate(frame)) for frame in frames)):
+        return frames
+    from gdask.steps.moving import follow_object
+
+    return follow_object(frames, follow, rate_east, rate_north)
 
 
 def _solve(
@@ -392,23 +390,6 @@ def _catalog_flux(catalog: Any) -> np.ndarray:
     return 10 ** (-0.4 * np.nan_to_num(magnitudes, nan=99.0))
 
 
-def usable(stars: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Select the centroids of an array of this shape (..., ny, nx) that the joint solution takes.
-
-    Near the edge part of a star is not fitted. Where an array has fewer than FEW_CENTROIDS others,
-    as in a small region of interest with one bright star, those with an edge no nearer than
-    WHOLE_CORE_FWHM widths are taken, too.
-    """
-    sound = np.isfinite(stars["ex"]) & (stars["flux"] > 0)
-    inner = sound & ((stars["flags"] & UNUSABLE_CENTROID) == 0)
-    if inner.sum() >= FEW_CENTROIDS:
-        return stars[inner]
-    x, y = stars["x"], stars["y"]
-    margin = np.minimum(np.minimum(x, shape[-1] - 1 - x), np.minimum(y, shape[-2] - 1 - y))
-    near = margin >= WHOLE_CORE_FWHM * stars["fwhm"]
-    return stars[inner | (sound & near & ((stars["flags"] & UNUSABLE_CENTROID & ~EDGE) == 0))]
-
-
 def with_residuals(frame: Frame, fit: FrameFit, solution: Solution) -> Frame:
     """Add to a Frame's `solution` its residuals, its time, its arrays' shape and the list of stars.
 
@@ -422,11 +403,15 @@ def with_residuals(frame: Frame, fit: FrameFit, solution: Solution) -> Frame:
     ):
         good = usable(stars, shape_of(frame))
         part = np.zeros(len(good), RESIDUAL_DTYPE)
-        scale, angle = np.sqrt(pixel_area(geometry, good["x"], good["y"])), np.radians(geometry.pa)
-        c, s = np.cos(angle) ** 2 * scale**2, np.sin(angle) ** 2 * scale**2
+        scale = np.sqrt(pixel_area(geometry, good["x"], good["y"]))
+        s, c = (value**2 * scale**2 for value in sine_cosine.few(geometry.pa))
         part["array"] = number
-        for column in ("x", "y", "flags", "flux", "eflux"):
+        for column in ("x", "y", "flags"):
             part[column] = good[column]
+        # A flat divides by the area of a pixel, of which a star knows nothing.
+        static = geometry._replace(correction_x=(), correction_y=())
+        area = pixel_area(static, good["x"], good["y"]) / unit_area(frame)
+        part["flux"], part["eflux"] = area * good["flux"], area * good["eflux"]
         part["edx"] = np.sqrt(c * good["ex"] ** 2 + s * good["ey"] ** 2)
         part["edy"] = np.sqrt(s * good["ex"] ** 2 + c * good["ey"] ** 2)
         parts.append(part)

@@ -252,7 +252,9 @@ def make_bpm(
     )
     by_flat, from_dark = mask, None
     if dark is not None:
-        dark_data, dark_dq = (each.rechunk((1, -1, -1)) for each in arrays_of(dark, ("data", "dq")))
+        dark_data, dark_dq = (
+            each.rechunk((1, -1, -1), method="tasks") for each in arrays_of(dark, ("data", "dq"))
+        )
         from_dark = map_planes(
             _bad_in_dark,
             dark_data,
@@ -262,7 +264,9 @@ def make_bpm(
             lower=dark_lo_thresh,
             upper=dark_hi_thresh,
         )
-        mask = map_planes(np.bitwise_or, mask.rechunk((1, -1, -1)), from_dark, dtype="u2")
+        mask = map_planes(
+            np.bitwise_or, mask.rechunk((1, -1, -1), method="tasks"), from_dark, dtype="u2"
+        )
     kinds = measure_arrays(_count_kinds, by_flat, from_dark, scratch=4.0)
     frame = with_small(replaced(flat, dq=mask), bad_kinds=kinds)
     keywords = {

@@ -136,12 +136,14 @@ def relative_transparencies(frames: Frames) -> np.ndarray:
     if not columns:
         return np.full(len(frames), np.nan)
     star, of_frame, brightness = (np.concatenate(each) for each in zip(*columns, strict=True))
+    if not len(star):
+        return np.full(len(frames), np.nan)
     star = np.unique(star, return_inverse=True)[1]
     order = np.argsort(of_frame, kind="stable")
     edges = np.searchsorted(of_frame[order], np.arange(len(frames) + 1))
     count = np.maximum(np.bincount(star), 1)
     offset = np.zeros(len(frames))
-    for _ in range(_ROUNDS if len(star) else 0):
+    for _ in range(_ROUNDS):
         mean = np.bincount(star, brightness - offset[of_frame]) / count
         apart = (brightness - mean[star])[order]
         for number, (start, stop) in enumerate(pairwise(edges)):

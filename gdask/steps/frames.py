@@ -81,7 +81,9 @@ def array(frame: Frame, name: str) -> da.Array | None:
     pixels = frame.variables[name].data
     if not hasattr(pixels, "dask"):  # in memory, or read lazily by xarray
         pixels = frame[name].chunk({DETECTOR: 1, Y: -1, X: -1}).data
-    return pixels if pixels.numblocks[0] == pixels.shape[0] else pixels.rechunk({0: 1})
+    return (
+        pixels if pixels.numblocks[0] == pixels.shape[0] else pixels.rechunk({0: 1}, method="tasks")
+    )
 
 
 def arrays_of(frame: Frame, names: Sequence[str] = VARIABLES) -> list[da.Array]:

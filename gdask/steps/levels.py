@@ -1,28 +1,27 @@
-"""Choose the level of a sky, match sky levels where frames overlap, and scale frames."""
+"""Choose the level of a sky, and scale frames."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
 
 from gdask.instruments import descriptor, instrument_of
-from gdask.io.frames import geometries, note, shape_of, small, warn, with_small
-from gdask.io.gather import measure_arrays, sampled_rows
-from gdask.io.lazy_arrays import changed_scale
+from gdask.io.frames import geometries, note, small, with_small
+from gdask.io.gather import measure_arrays
+from gdask.io.level_changes import changed_scale
 from gdask.kernels.astrometry.association import match_pairs
-from gdask.kernels.geometry.grid import Grid, common_grid, sky_to_grid
-from gdask.kernels.geometry.projection import Geometry, tangent_plane, to_sky
-from gdask.kernels.sky.levels import sky_cell_medians, solve_levels
-from gdask.kernels.sky.target_light import DARKEST_QUANTILE, TargetLight, find_target_light
+from gdask.kernels.geometry.projection import tangent_plane, to_sky
+from gdask.kernels.sky.shared_masks import DARKEST_QUANTILE, TargetLight, find_target_light
 from gdask.kernels.sources.background import background_mesh
-from gdask.model import UNUSABLE, GdaskError, late
+from gdask.model import UNUSABLE, late
 from gdask.params import Range
 from gdask.steps.frame_numbers import weigh_frames
-from gdask.steps.frames import array, arrays_of, on_group, with_arrays, with_scaled_levels
+from gdask.steps.frames import arrays_of, on_group, with_arrays, with_scaled_levels
 from gdask.steps.sky_frames import middle_of_exposure
-from gdask.types import Flags, Frame, Frames, Image, Mask
+from gdask.types import Flags, Frame, Frames, Image
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -31,28 +30,14 @@ if TYPE_CHECKING:
 else:
     da = late("dask.array")
 
-#: Side (pixels) of a block of an array that belongs to one cell of the sky as a whole.
-BLOCK_PIXELS = 8
 #: Arcsec within which sources of two aligned frames are one star.
 SAME_STAR_ARCSEC = 0.2
 #: Cells along each side of an array in which its background is measured.
 BACKGROUND_CELLS = 8
-#: Pixels of an array from whose rows levels are measured: of 2048 x 2048 pixels 8 rows of 32. A
-#: level in a cell of 64 x 64 pixels is then good to 0.04 sigma, and the shift of an array, from
-#: hundreds of cells, to a few thousandths.
+#: Pixels of an array from whose rows its background is measured: of 2048 x 2048 8 rows of 32.
 _LEVEL_PIXELS = 2**20
-#: Electrons to which the shifts of arrays are rounded: sums differ in last bits from processor
-#: to processor, where positions on the sky do; unrounded, so would each pixel of the stack.
-OFFSET_STEP = 2.0**-12
 #: Bytes for each of them: data, flags, mask, and what is sorted.
 _LEVEL_BYTES = 20.0
-#: Levels in shared cells that agree to more than so many times the noise of a cell are warned of.
-#: (Simulated nights: 1 to 3 where the sky was right, 21 where the light of a crowded field was in
-#: it.)
-MAX_CELL_NOISES = 10.0
-
-#: Least S/N of the stars that tell the throughput of frames.
-MIN_SNR = 30.0
 
 log = logging.getLogger("gdask")
 
@@ -66,119 +51,6 @@ class SkyLevel(NamedTuple):
 
     mode: str
     why: str
-
-
-@on_group
-def measure_sky_levels(frames: Frames, *, cell: Annotated[float, Range(8, None)] = 64.0) -> Frames:
-    """Measure the median level of every array in cells of the sky, for match_sky_levels.
-
-    The result is fetched at the end of the phase.
-
-    Parameters
-    ----------
-    cell
-        Side of a cell in output pixels.
-    """
-    scale = float(instrument_of(frames[0]).facts["output_pixel_scale"]) * cell
-    placed = [(geometry, shape_of(frame)) for frame in frames for geometry in geometries(frame)]
-    found, shapes = [geometry for geometry, _ in placed], [shape for _, shape in placed]
-    grid = common_grid(found, shapes, scale, 0.0, found[0].ra, found[0].dec)
-    return tuple(with_small(frame, levels=_levels_in_cells(frame, grid)) for frame in frames)
-
-
-@on_group
-def match_sky_levels(frames: Frames) -> Frames:
-    """Shift every array of every frame so that shared cells of the sky have one level.
-
-    The mean level of frames that are connected by overlaps stays as it is.
-    """
-    measured = [small(frame, "levels") for frame in frames]
-    if any(levels is None for levels in measured):
-        raise GdaskError("match_sky_levels: no levels measured; measure_sky_levels does it")
-    of_array = [levels for of_frame in measured for levels in of_frame]
-    cell, level, error = (np.concatenate([levels[row] for levels in of_array]) for row in range(3))
-    unit = np.concatenate(
-        [np.full(levels.shape[1], number) for number, levels in enumerate(of_array)]
-    )
-    solved = solve_levels(unit, cell.astype(np.int64), level, error)
-    offsets = np.zeros(len(of_array))
-    offsets[: len(solved.offset)] = solved.offset
-    offsets = np.round(offsets / OFFSET_STEP) * OFFSET_STEP
-    noise = float(np.median(error)) if len(error) else 0.0
-    text = (
-        f"shifted by {offsets.min():.2f} to {offsets.max():.2f} e-, "
-        f"cells agree to {solved.rms:.2f} e- rms (noise of a cell {noise:.2f})"
-    )
-    if solved.rms > max(MAX_CELL_NOISES * noise, 1e-3):
-        worse = (
-            f"levels of shared cells agree to {solved.rms:.1f} e- rms only,"
-            f" {solved.rms / noise:.0f} times their noise: the sky that was subtracted is wrong by"
-            " as much, as where objects cover the sky frames; frames of an empty field beside the"
-            " target would help"
-        )
-        frames = tuple(warn(frame, worse) for frame in frames)
-    starts = np.cumsum([0, *(frame.sizes["detector"] for frame in frames)])
-    return tuple(
-        note(_shifted(frame, offsets[start:stop]), text)
-        for frame, start, stop in zip(frames, starts[:-1], starts[1:], strict=True)
-    )
-
-
-def _shifted(frame: Frame, offsets: np.ndarray) -> Frame:
-    """Subtract an offset (e-) from each array."""
-    shifts = [float(-value) for value in offsets]
-    data = changed_scale(arrays_of(frame, ("data",))[0], [1.0] * len(shifts), shifts)
-    return with_arrays(frame, data=data)
-
-
-def _levels_in_cells(frame: Frame, grid: Grid) -> da.Array:
-    """Measure the level of each array in the cells of a grid: see `_cell_levels`."""
-    arrays = [*arrays_of(frame, ("data", "dq")), array(frame, "objects")]
-    ny, nx = shape_of(frame)
-    return measure_arrays(
-        _cell_levels,
-        *arrays,
-        each={"geometry": geometries(frame)},
-        scratch=_LEVEL_BYTES,
-        sample=_LEVEL_PIXELS,
-        grid=grid,
-        rows=sampled_rows(ny, nx, _LEVEL_PIXELS),
-    )
-
-
-def _cell_levels(
-    data: Image,
-    dq: Flags,
-    objects: Mask | None,
-    geometry: Geometry,
-    grid: Grid,
-    rows: tuple[tuple[int, int], ...],
-) -> np.ndarray:
-    """Measure the level in cells: rows of cell number, median and error of the median (3, n).
-
-    The planes have those `rows` of the array, (first, last + 1), which begin with a block.
-    """
-    good = (dq & np.uint16(UNUSABLE)) == 0
-    if objects is not None:
-        good &= ~objects
-    cell, level, error, _ = sky_cell_medians(
-        data, good, _cell_numbers(geometry, rows, data.shape[1], grid)
-    )
-    return np.stack([cell.astype(np.float64), level, error])
-
-
-def _cell_numbers(
-    geometry: Geometry, rows: tuple[tuple[int, int], ...], nx: int, grid: Grid
-) -> np.ndarray:
-    """Give the number of the cell of each block, by the block's centre; -1 off the grid."""
-    first_rows = np.concatenate([np.arange(*span, BLOCK_PIXELS) for span in rows])
-    middle = (BLOCK_PIXELS - 1) / 2
-    y, x = np.meshgrid(first_rows + middle, np.arange(0, nx, BLOCK_PIXELS) + middle, indexing="ij")
-    gx, gy = (
-        np.floor(v + 0.5).astype(np.int64) for v in sky_to_grid(grid, *to_sky(geometry, x, y))
-    )
-    inside = (gx >= 0) & (gy >= 0) & (gx < grid.shape[1]) & (gy < grid.shape[0])
-    return np.where(inside, gy * grid.shape[1] + gx, -1).astype(np.int32)
 
 
 def measure_background(frame: Frame) -> Frame:
@@ -201,10 +73,10 @@ def scale_counts_to_reference(
     frames: Frames,
     *,
     tolerance: Annotated[float, Range(0, 1)] = 0.0,
-    throughput: Literal["auto", "off"] = "off",
+    throughput: Literal["auto", "off"] = "auto",
     min_weight: Annotated[float, Range(0, 1)] = 0.01,
 ) -> Frames:
-    """Scale the frames to the first one's exposure time, and on request to one throughput.
+    """Scale the frames to the first one's exposure time, and to one throughput.
 
     [scaleCountsToReference]
 
@@ -216,7 +88,6 @@ def scale_counts_to_reference(
     throughput
         off takes exposure times only. auto scales frames to their mean throughput, measured from
         the stars that they share, where that is known at least twice as well as the frames differ.
-        No simulated night has shown a gain yet, so it is not the default.
     min_weight
         Set aside frames whose weight is less than this fraction of the median one. The weight is
         that of a faint star: throughput and exposure time squared over noise and FWHM squared.
@@ -254,40 +125,49 @@ def _throughputs(frames: Frames) -> Throughputs | None:
         return None
     if any("residuals" not in solution for solution in solved):
         return None
-    arrays = max(len(stars) for stars in measured)
-    scaled, scale_error = np.ones((len(frames), arrays)), np.full((len(frames), arrays), np.nan)
     columns: list[tuple[np.ndarray, ...]] = []
     for number, (frame, solution) in enumerate(zip(frames, solved, strict=True)):
-        for k, stars in enumerate(measured[number]):
-            if len(stars) and stars["scaled"][0] > 0:
-                scaled[number, k], scale_error[number, k] = stars[0][["scaled", "escaled"]]
         rows = solution["residuals"]
-        rows = rows[(rows["flags"] == 0) & (rows["flux"] > MIN_SNR * rows["eflux"])]
-        unit = scaled[number, rows["array"]] / float(descriptor(frame, "exposure_time") or 1.0)
-        of_frame = np.full(len(rows), number)
-        columns.append(
-            (rows["star"], of_frame, rows["array"], rows["flux"] * unit, rows["eflux"] * unit)
+        wide, error, share, flux = (
+            _of_residuals(rows, measured[number], name)
+            for name in ("wide", "ewide", "share", "flux")
         )
-    star, frame_number, array_number, flux, error = map(np.concatenate, zip(*columns, strict=True))
-    return measure_throughputs(
-        star.astype(np.int64),
-        frame_number,
-        array_number.astype(np.int64),
-        flux.astype(float),
-        error.astype(float),
-        scale_error,
-        len(frames),
-    )
+        area = rows["flux"][:, None] / flux  # of the star's pixel over that of the flat's unit
+        wide, error = wide * area, error * area
+        told = np.isfinite(wide).any(axis=1)
+        per_second = 1 / float(descriptor(frame, "exposure_time") or 1.0)
+        of_frame = np.full(np.count_nonzero(told), number)
+        light = wide[told] * per_second, error[told] * per_second
+        columns.append((rows["star"][told], of_frame, *light, share[told]))
+    star, of_frame, flux, error, share = map(np.concatenate, zip(*columns, strict=True))
+    return measure_throughputs(star.astype(np.int64), of_frame, flux, error, share, len(frames))
+
+
+def _of_residuals(rows: np.ndarray, measured: Sequence[np.ndarray], name: str) -> np.ndarray:
+    """Give a column of the arrays' stars for rows of residuals, which have the same positions."""
+    columns = [stars[name].reshape(len(stars), -1) if len(stars) else None for stars in measured]
+    width = max((column.shape[1] for column in columns if column is not None), default=1)
+    out = np.full((len(rows), width), np.nan)
+    for number, stars in enumerate(measured):
+        mine, column = np.flatnonzero(rows["array"] == number), columns[number]
+        if not len(mine) or column is None:
+            continue
+        places, wanted = (
+            np.float32(each["x"]).astype(float) * 65536 + np.float32(each["y"])
+            for each in (stars, rows[mine])
+        )
+        order = np.argsort(places, kind="stable")
+        found = order[np.minimum(np.searchsorted(places[order], wanted), len(order) - 1)]
+        same = places[found] == wanted
+        out[mine[same]] = column[found[same]]
+    return out
 
 
 def _throughput_text(found: Throughputs) -> str:
     """Say which throughputs were found, how well they are known, and whether they are used."""
     known = np.isfinite(found.error)
     if not known.any():
-        return (
-            ", throughput not known: too few stars in common, or no curves of growth"
-            " (detectSources:growth=True measures them)"
-        )
+        return ", throughput not known: too few bright stars in common"
     error = float(np.median(found.error[known]))
     values = found.value[known]
     used = bool((found.factor != 1).any())

@@ -19,13 +19,12 @@ from gdask.io.frames import (
     note,
     primary_header,
     shape_of,
-    warn,
     with_geometries,
     with_headers,
     with_provenance,
     with_same_headers,
 )
-from gdask.kernels.geometry.projection import tangent_plane, tangent_sky
+from gdask.kernels.geometry.projection import sine_cosine, tangent_plane, tangent_sky
 from gdask.model import GdaskError
 from gdask.params import Range
 from gdask.steps.frames import on_group, per_array
@@ -49,10 +48,6 @@ _THIRD_AXIS = (
 ERROR_PER_OFFSET = 0.04
 #: RATRACK (seconds of RA per second) above which the telescope does not follow the sky at all.
 STANDING_RATE = 0.5
-#: Motion (arcsec over all frames) below which a target rests.
-MIN_MOTION = 0.001
-#: Arcsec by which headers may miss the motion of a target over all frames, and still follow it.
-MAX_DRIFT_ERROR = 1.0
 #: Tags of frames that point at nothing on the sky.
 _NO_POINTING = {"ARC", "BIAS", "DARK", "FLAT", "PINHOLE", "BPM"}
 
@@ -86,44 +81,16 @@ def prepare(
     max_deadtime
         Seconds between two exposures of one observation that begin a new group.
     """
-    frames = tuple(_standardised(frame) for frame in frames)
+    frames = tuple(standardised(frame) for frame in frames)
     if bad_wcs == "ignore":
         return frames
     suspects = {} if bad_wcs == "new" else find_bad_wcs(frames, limit, dither_limit, max_deadtime)
     if bad_wcs == "exit" and suspects:
         raise GdaskError(
-            _listing(suspects)
+            listing(suspects)
             + "\nSet prepare:bad_wcs=fix to rebuild them, or ignore to go on as they are"
         )
     return _repair(frames, suspects, bad_wcs == "new", max_deadtime)
-
-
-@on_group
-def check_wcs(
-    frames: Frames,
-    *,
-    limit: Annotated[float, Range(2, None)] = 30.0,
-    dither_limit: Annotated[float, Range(0.5, None)] = 10.0,
-    max_deadtime: Annotated[float, Range(0, None)] = 60.0,
-) -> Frames:
-    """List the frames whose WCS disagrees with target and offsets; change nothing. [checkWCS]
-
-    Parameters
-    ----------
-    limit
-        Arcsec that a pointing may be from target + offsets.
-    dither_limit
-        Arcsec that a frame may be from base + offsets.
-    max_deadtime
-        Seconds between two exposures of one observation that begin a new group.
-    """
-    frames = tuple(_standardised(frame) for frame in frames)
-    suspects = find_bad_wcs(frames, limit, dither_limit, max_deadtime)
-    text = _listing(suspects) if suspects else "every WCS agrees with its target and offsets"
-    drift = _drift_text(frames)
-    if drift:
-        return tuple(warn(note(frame, text), drift) for frame in frames)
-    return tuple(note(frame, text) for frame in frames)
 
 
 def find_bad_wcs(
@@ -145,7 +112,7 @@ def find_bad_wcs(
                 )
             elif base is None:
                 base, base_expected = miss, expected_pointing(frame)
-                begun = _exposure(frame)[0]
+                begun = exposure_times(frame)[0]
             elif np.hypot(*(miss - base)) > dither_limit + ERROR_PER_OFFSET * np.hypot(
                 *tangent_plane(*expected_pointing(frame), *base_expected)
             ) + np.hypot(*tracking_rate(frame)) * _seconds(begun, frame):
@@ -168,9 +135,9 @@ def expected_pointing(frame: Frame) -> tuple[float, float]:
         float(header_number(phu, keyword) or 0.0)
         for keyword in ("PA", "POFFSET", "QOFFSET", "RATRGOFF", "DECTRGOF")
     )
-    pa = np.radians(angle)
-    east = p * np.cos(pa) + q * np.sin(pa) + more_east
-    north = -p * np.sin(pa) + q * np.cos(pa) + more_north
+    sine, cosine = sine_cosine.few(angle)
+    east = p * cosine + q * sine + more_east
+    north = -p * sine + q * cosine + more_north
     ra, dec = tangent_sky(
         east, north, float(descriptor(frame, "target_ra")), float(descriptor(frame, "target_dec"))
     )
@@ -189,107 +156,45 @@ def tracking_rate(frame: Frame) -> tuple[float, float]:
     ra_rate, dec_rate = (float(phu.get(key, 0.0) or 0.0) for key in ("RATRACK", "DECTRACK"))
     if abs(ra_rate) > STANDING_RATE:
         return 0.0, 0.0
-    return 15 * ra_rate * float(np.cos(np.radians(dec))), dec_rate
-
-
-def follow_object(
-    frames: Frames, follow: str, east: float | None, north: float | None, by_header: Sequence[bool]
-) -> Frames:
-    """Give aligned frames with pointings in which the moving target, not the stars, stands still.
-
-    It stands where it is at the mean time of the frames. follow: auto (the object where there is a
-    rate), object or stars; east, north: its rate, arcsec per hour (None: as the headers say);
-    by_header: frames that no star has aligned, whose headers may follow the object or not.
-    """
-    rates = np.mean([tracking_rate(frame) for frame in frames], axis=0)
-    for axis, given in enumerate((east, north)):
-        rates[axis] = rates[axis] if given is None else given / 3600
-    if not rates.any() or len(frames) < 2:
-        return frames
-    times = np.array([_middle_seconds(frame, frames[0]) for frame in frames])
-    span = float(np.hypot(*rates) * np.ptp(times))
-    if span < MIN_MOTION:
-        return frames
-    speed = f"the target moves at {3600 * rates[0]:.2f}, {3600 * rates[1]:.2f} arcsec/h (E, N)"
-    trails = max(float(descriptor(frame, "exposure_time") or 0.0) for frame in frames)
-    if follow == "stars":
-        text = f"{speed}: aligned on the stars, it is spread over {span:.2f} arcsec; follow=object"
-        return tuple(_with_warning(frame, f"{text} stacks it on itself") for frame in frames)
-    text = (
-        f"{speed}: aligned on it, stars are spread over {span:.2f} arcsec between frames and trail"
-        f" by {np.hypot(*rates) * trails:.2f} in a frame; follow=stars stacks the stars"
-    )
-    moves = (times - times.mean())[:, None] * rates
-    own = np.array([_header_motion(frame, frames[0]) for frame in frames])
-    moves = np.where(np.array(by_header)[:, None], own - own.mean(axis=0), moves)
-    return tuple(
-        _with_warning(_moved(frame, -move), text) for frame, move in zip(frames, moves, strict=True)
-    )
-
-
-def _with_warning(frame: Frame, text: str) -> Frame:
-    """Give the frame with a warning beside those that it has."""
-    return warn(frame, "; ".join(filter(None, [frame.attrs.get("warning", ""), text])))
-
-
-def _moved(frame: Frame, move: np.ndarray) -> Frame:
-    """Point the frame's geometry `move` arcsec (East, North) elsewhere."""
-    moved = []
-    for geometry in geometries(frame):
-        ra, dec = tangent_sky(move[0], move[1], geometry.ra, geometry.dec)
-        moved.append(geometry._replace(ra=float(ra), dec=float(dec)))
-    return with_geometries(frame, tuple(moved))
-
-
-def _middle_seconds(frame: Frame, first: Frame) -> float:
-    """Give the seconds from the begin of the first frame to the middle of this one."""
-    for each in (frame, first):
-        if descriptor(each, "ut_datetime") is None:
-            raise GdaskError(
-                f"{each.attrs['name']}: no DATE-OBS and UT that say when it was taken, which is "
-                "needed to follow a moving target; align on the stars with follow=stars"
-            )
-    begin, end = _exposure(frame)
-    return (begin - _exposure(first)[0] + (end - begin) / 2).total_seconds()
+    return 15 * ra_rate * float(sine_cosine.few(dec)[1]), dec_rate
 
 
 def _seconds(begun: datetime, frame: Frame) -> float:
     """Give the seconds from a time to the begin of a frame, without sign."""
-    return abs((_exposure(frame)[0] - begun).total_seconds())
+    return abs((exposure_times(frame)[0] - begun).total_seconds())
 
 
-def _header_motion(frame: Frame, first: Frame) -> np.ndarray:
-    """Give where the header points, less the offsets, from the first frame's target (arcsec)."""
-    target = tuple(float(descriptor(first, name)) for name in ("target_ra", "target_dec"))
-    own = tuple(float(descriptor(frame, name)) for name in ("target_ra", "target_dec"))
-    geometry = geometries(frame)[0]
-    pointing = np.array(tangent_plane(geometry.ra, geometry.dec, *target), float)
-    return pointing - np.array(tangent_plane(*expected_pointing(frame), *own), float)
+def frames_on_stars(frames: Frames) -> Frames:
+    """Give frames that follow=both has aligned on a moving target as aligned on the stars.
+
+    () where no target moves or only one of the two stacks is wanted.
+    """
+    if not frames or any("on_target" not in frame.attrs for frame in frames):
+        return ()
+    return tuple(_on_stars(frame) for frame in frames)
 
 
-def _drift_text(frames: Frames) -> str:
-    """Say how fast a moving target and the pointings of its headers move; '' for one that rests."""
-    moving = [frame for frame in frames if any(tracking_rate(frame)) and _has_pointing(frame)]
-    if len(moving) < 2:
-        return ""
-    rate = 3600 * np.mean([tracking_rate(frame) for frame in moving], axis=0)
-    hours = np.array([_middle_seconds(frame, moving[0]) for frame in moving]) / 3600
-    own = np.array([_header_motion(frame, moving[0]) for frame in moving])
-    text = f"the target moves at {rate[0]:.2f}, {rate[1]:.2f} arcsec/h (E, N) by the tracking rates"
-    if not np.ptp(hours) > 0:
-        return text
-    drift = np.polyfit(hours, own, 1)[0]
-    text += f"; the headers' pointings less offsets move at {drift[0]:.2f}, {drift[1]:.2f}"
-    agrees, rests = (
-        np.hypot(*(drift - expected)) * np.ptp(hours) < MAX_DRIFT_ERROR
-        for expected in (rate, np.zeros(2))
-    )
-    if agrees:
-        return f"{text}: they follow it"
-    return f"{text}: {'they stay' if rests else 'they do neither follow it nor stay'}"
+def _on_stars(frame: Frame) -> Frame:
+    """Point a frame back to where its stars stand still."""
+    move = np.array([float(part) for part in frame.attrs["on_target"].split()])
+    text = "aligned on the stars; the target, which moves, is spread in this stack"
+    frame = with_headers(moved(frame, -move, ""), primary={"FOLLOWS": "stars"})
+    return note(frame.assign_attrs(on_target="", warning=""), text)
 
 
-def _standardised(frame: Frame) -> Frame:
+def moved(frame: Frame, move: np.ndarray, follow: str) -> Frame:
+    """Point the frame's geometry `move` arcsec (East, North) elsewhere; keep that for both."""
+    moved = []
+    for geometry in geometries(frame):
+        ra, dec = tangent_sky(move[0], move[1], geometry.ra, geometry.dec)
+        moved.append(geometry._replace(ra=float(ra), dec=float(dec)))
+    frame = with_geometries(frame, tuple(moved))
+    if follow != "both":
+        return frame
+    return frame.assign_attrs(on_target=f"{float(move[0])!r} {float(move[1])!r}")
+
+
+def standardised(frame: Frame) -> Frame:
     """Give the frame with geometries, original name, levels, and the raw file as provenance."""
     if not geometries(frame):
         frame = _with_header_geometry(frame)
@@ -375,7 +280,8 @@ def _levels_of_sums(frame: Frame, each: dict[str, Sequence[Any]]) -> dict[str, S
     }
 
 
-def _has_pointing(frame: Frame) -> bool:
+def has_pointing(frame: Frame) -> bool:
+    """Whether a frame points at the sky."""
     return not (tags(frame) & _NO_POINTING) and descriptor(frame, "target_ra") is not None
 
 
@@ -383,8 +289,8 @@ def _groups(frames: Frames, max_deadtime: float) -> list[list[Frame]]:
     """Group frames that point at the sky by observation and dead time (s)."""
     groups: list[list[Frame]] = []
     last: tuple[str, datetime] | None = None
-    for frame in (frame for frame in frames if _has_pointing(frame)):
-        begin, end = _exposure(frame)
+    for frame in (frame for frame in frames if has_pointing(frame)):
+        begin, end = exposure_times(frame)
         observation = str(descriptor(frame, "observation_id"))
         gap = 0.0 if last is None else (begin - last[1]).total_seconds()
         if last is None or observation != last[0] or not 0 <= gap + 86400 <= max_deadtime + 86400:
@@ -394,7 +300,7 @@ def _groups(frames: Frames, max_deadtime: float) -> list[list[Frame]]:
     return groups
 
 
-def _exposure(frame: Frame) -> tuple[datetime, datetime]:
+def exposure_times(frame: Frame) -> tuple[datetime, datetime]:
     """Give the begin of a frame, and its end by the exposure time.
 
     UTEND of old F2 files is that of the frame before.
@@ -445,6 +351,7 @@ def _repoint(frame: Frame, miss: np.ndarray | None) -> Frame:
     return with_headers(with_geometries(frame, moved), each=each)
 
 
-def _listing(suspects: dict[str, str]) -> str:
+def listing(suspects: dict[str, str]) -> str:
+    """List the frames with a bad WCS, and why."""
     lines = [f"    {name} {why}" for name, why in suspects.items()]
     return "\n".join(["these files have a bad WCS:", *lines])

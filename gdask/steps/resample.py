@@ -195,6 +195,15 @@ def reference_area(geometries: tuple[Geometry, ...], shape: tuple[int, int]) -> 
     return float(np.median([pixel_area(geometry, x, y) for geometry in geometries]))
 
 
+def unit_area(frame: Frame) -> float:
+    """Give the pixel area (arcsec^2) for which the flat of a frame is 1."""
+    return float(
+        frame.attrs.get("reference_area")
+        or primary_header(frame).get("FLATAREA")
+        or reference_area(geometries(frame), shape_of(frame))
+    )
+
+
 def _grid_of_frames(frames: Frames, scale: float, pa: float) -> Grid:
     placed = [(geometry, shape_of(frame)) for frame in frames for geometry in geometries(frame)]
     ra, dec = (float(descriptor(frames[0], name)) for name in ("target_ra", "target_dec"))
@@ -256,12 +265,7 @@ def _resample_frame(
     """Give the frame on the grid, in tiles of `side` pixels. method: engine and interpolation."""
     engine, interpolation = method
     found, size = geometries(frame), shape_of(frame)
-    area = (
-        frame.attrs.get("reference_area")
-        or primary_header(frame).get("FLATAREA")
-        or reference_area(found, size)
-    )
-    ratio = grid.scale**2 / area
+    ratio = grid.scale**2 / unit_area(frame)
     arrays = arrays_of(frame)
     footprints = tuple(footprint(each, size, grid) for each in found)
     identity = tokenize([each.name for each in arrays], found, grid, method, ratio)

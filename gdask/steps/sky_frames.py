@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -20,6 +21,7 @@ from gdask.io.frames import (
     with_attrs,
     with_headers,
 )
+from gdask.kernels.arithmetic import arctangent, sine_cosine
 from gdask.model import GdaskError, UsageError
 from gdask.params import Range, closest
 from gdask.steps.frames import on_group
@@ -172,11 +174,12 @@ def middle_of_exposure(frame: Frame) -> float:
 
 def separation(first: tuple[float, float], second: tuple[float, float]) -> float:
     """Give the arcsec between two positions in degrees (haversine, exact at small angles)."""
-    (ra1, dec1), (ra2, dec2) = np.radians(first), np.radians(second)
-    half = (
-        np.sin((dec2 - dec1) / 2) ** 2 + np.cos(dec1) * np.cos(dec2) * np.sin((ra2 - ra1) / 2) ** 2
+    (ra1, dec1), (ra2, dec2) = first, second
+    (across, _), (along, _) = (
+        sine_cosine.few(float(each) / 2) for each in (ra2 - ra1, dec2 - dec1)
     )
-    return float(np.degrees(2 * np.arcsin(np.sqrt(half))) * 3600)
+    half = along**2 + sine_cosine.few(dec1)[1] * sine_cosine.few(dec2)[1] * across**2
+    return 3600 * 2 * float(arctangent.few(math.sqrt(half), math.sqrt(max(1 - half, 0.0))))
 
 
 def far_apart(first: tuple[float, float], others: np.ndarray, limit: float) -> np.ndarray:

@@ -48,7 +48,6 @@ def detect_sources(
     min_pixels: Annotated[int, Range(1, None)] = 8,
     mesh: Annotated[int, Range(8, None)] = 32,
     products: Literal["mask", "catalog", "centroids"] = "centroids",
-    growth: bool = False,
 ) -> Frame:
     """Find sources on each array: OBJMASK, OBJCAT and centroids. [detectSources]
 
@@ -66,11 +65,8 @@ def detect_sources(
         What to make: mask (OBJMASK, and its outline for share_objects), catalog (for a stack) or
         centroids (for a frame). catalog makes OBJMASK, and OBJCAT with fitted stars and apertures;
         centroids makes OBJMASK, OBJCAT and precise positions for the alignment.
-    growth
-        Measure curves of growth of each frame's stars, for scaleCountsToReference:throughput=auto
-        (0.1 s for each array). Catalogues of stacks have them always.
     """
-    planes = [each.rechunk((1, -1, -1)) for each in arrays_of(frame)]
+    planes = [each.rechunk((1, -1, -1), method="tasks") for each in arrays_of(frame)]
     detection: dict[str, Any] = {"threshold": threshold, "min_pixels": min_pixels, "mesh": mesh}
     if products == "mask":
         mask = map_planes(
@@ -83,7 +79,7 @@ def detect_sources(
     stars = (
         map_arrays(_photometry, *planes, found)
         if products == "catalog"
-        else map_arrays(_stars, *planes, found, growth=growth)
+        else map_arrays(_stars, *planes, found)
     )
     if products == "centroids":
         # The frame goes on in the whole arrays that detection needs anyway: if bands were written
@@ -121,14 +117,13 @@ def _stars(
     variance: Image,
     dq: Flags,
     found: tuple[np.ndarray, np.ndarray],
-    growth: bool,
 ) -> np.ndarray:
     catalog = found[0]
     fwhm = measure_fwhm(catalog, data.shape)
     if not np.isfinite(fwhm):
         return np.zeros(0, POSITIONS)
     x, y = catalog["X_IMAGE"] - 1, catalog["Y_IMAGE"] - 1
-    return fit_positions(data, variance, dq, x, y, fwhm=fwhm, growth=growth)
+    return fit_positions(data, variance, dq, x, y, fwhm=fwhm)
 
 
 def _photometry(

@@ -53,9 +53,10 @@ else:
 Operation = Literal["mean", "wtmean", "median", "lmedian"]
 Reject = Literal["none", "minmax", "sigclip", "varclip", "noiseclip"]
 
-#: Rows of a strip, at least: it has a margin of GROW_MARGIN rows on each side, and the resampling
-#: kernel needs more around that.
-FEWEST_ROWS = 16
+#: Rows of a strip, at least. Of an image 16: it has a margin of GROW_MARGIN rows on each side, and
+#: the resampling kernel needs more around that. Of frames that are not resampled 4: a thousand full
+#: ones take 250 MB then.
+FEWEST_ROWS, FEWEST_ROWS_IN_PLACE = 16, 4
 #: Bytes that a combination takes for each byte of the strip's pixels: the cubes, the mask of what
 #: is rejected, sorting.
 COMBINATION_SHARE = 1.5
@@ -312,8 +313,10 @@ def _combined_arrays(frames: Frames, combination: dict[str, Any], grow: bool) ->
     if first.numblocks[1:] == (1, 1):
         chunks = (chunks[0], band_chunks(size[0], BAND_ROWS), chunks[2])
     row_bytes = len(frames) * max(chunks[2]) * PIXEL_BYTES
-    rows = min(strip_rows(row_bytes, FEWEST_ROWS), max(chunks[1]))
     margin = GROW_MARGIN if grow else 0
+    is_in_place = all(resampled_source(frame) is None for frame in frames)
+    fewest = FEWEST_ROWS_IN_PLACE if is_in_place else FEWEST_ROWS
+    rows = min(strip_rows(row_bytes, fewest), max(chunks[1]))
 
     def windows(_: int, detector: int, window: Window) -> list[tuple[int, Window]]:
         return [(detector, _widened(window, margin, size))]

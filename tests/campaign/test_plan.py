@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from gdask.campaign.describe import RawFile
 from gdask.campaign.groups import make_groups, name_targets
 from gdask.campaign.job import Campaign
 from gdask.campaign.plan import make_plan
-from gdask.campaign.scan import RawFile
 from gdask.campaign.settings import Settings, new_flag
 from gdask.model import UsageError
 

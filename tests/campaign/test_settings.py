@@ -61,11 +61,21 @@ def test_wrong_flags_are_refused(given: dict[str, str], message: str) -> None:
 
 
 def test_tables_are_ecsv_that_astropy_reads(tmp_path: Path) -> None:
-    rows = [{"a": 1, "b": 0.1, "c": "x y", "d": None}, {"a": 2, "b": 2.0, "c": "", "d": "\x1b[0m"}]
-    write_table(tmp_path / "t.ecsv", rows, ("a", "b", "c", "d"), "about")
+    rows = [
+        {"a": 1, "b": 0.1, "c": "x y", "d": None, "e": None},
+        {"a": 2, "b": 2, "c": "", "d": "\x1b[0m", "e": 3.5},
+    ]
+    write_table(tmp_path / "t.ecsv", rows, ("a", "b", "c", "d", "e"), "about")
     table = Table.read(tmp_path / "t.ecsv")
+    assert table["e"].mask.tolist() == [True, False] and table["e"][1] == 3.5
     assert list(table["a"]) == [1, 2] and list(table["b"]) == [0.1, 2.0]
-    assert read_table(tmp_path / "t.ecsv")[0] == {"a": "1", "b": "0.1", "c": "x y", "d": ""}
+    assert read_table(tmp_path / "t.ecsv")[0] == {
+        "a": "1",
+        "b": "0.1",
+        "c": "x y",
+        "d": "",
+        "e": "",
+    }
     assert "\x1b" not in (tmp_path / "t.ecsv").read_text()
 
 

@@ -282,3 +282,20 @@ def test_samples(
     ours = rows(capsys.readouterr().out)
     assert ours == rows(Path("peer/showd.txt").read_text())
     assert len(ours) > 25
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["simulate", "-h"], ["typewalk", "--help"], ["reduce", "-h"]],
+)
+def test_help_into_a_closed_pipe_ends_quietly(arguments: list[str]) -> None:
+    """`gdask --help | true` ended with a traceback."""
+    code = f"from gdask.cli import main; raise SystemExit(main({arguments}))"
+    late = f"import time; time.sleep(0.3); {code}"
+    with subprocess.Popen(
+        [sys.executable, "-c", late], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as started:
+        assert started.stdout is not None and started.stderr is not None
+        started.stdout.close()
+        assert started.stderr.read() == b""
+    assert started.returncode == 0

@@ -95,8 +95,8 @@ def chain(length: int, links: int = 1) -> None:
         (lambda: chain(300), "@0.list", "lists inside each other"),
         (lambda: chain(12, 9), "@0.list", "lists inside each other, or 1000 in all"),
         (lambda: os.mkdir("folder"), "@folder", "@folder: the list cannot be read: Is a directory"),
-        (lambda: os.mkfifo("pipe"), "@pipe", "@pipe: the list cannot be read: not a text file"),
-        (lambda: None, "@/dev/zero", "@/dev/zero: the list cannot be read: not a text file"),
+        (lambda: os.mkfifo("pipe"), "@pipe", "@pipe: the list cannot be read: not a regular file"),
+        (lambda: None, "@/dev/zero", "@/dev/zero: the list cannot be read: not a regular file"),
         (lambda: None, "@", "@: the list cannot be read"),
         (
             lambda: Path("z.list").write_bytes(b"a\0b.fits\n"),
@@ -121,7 +121,7 @@ def chain(length: int, links: int = 1) -> None:
         (
             lambda: [Path("big.list").touch(), os.truncate("big.list", 1 << 30)],
             "@big.list",
-            "@big.list: the list cannot be read: not a text file",
+            "@big.list: the list cannot be read: longer than 16 MB",
         ),
     ],
 )

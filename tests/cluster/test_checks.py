@@ -10,7 +10,7 @@ import sys
 import pytest
 from gdask.cluster import checks
 
-CODE = "from gdask.cluster.checks import arithmetic_of_processor as a; print(a())"
+CODE = "from gdask.model import arithmetic_of_processor as a; print(a())"
 
 
 def arithmetic(**variables: str) -> str:

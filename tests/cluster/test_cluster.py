@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,36 @@ def test_scheduler_files_and_profiles_of_the_users(tmp_path: Path) -> None:
         "threads": 2,
     }
     assert profile_of("big:3", str(tmp_path / "mine.yaml"))["workers"] == 3
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [(0o600, ""), (0o644, "others may read or change"), (0o660, "others may"), (0o666, "refused")],
+)
+def test_a_scheduler_file_is_its_owner_s_alone(
+    tmp_path: Path, mode: int, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever can change it decides who is sent the code of this command."""
+    from distributed import LocalCluster
+
+    path = tmp_path / "scheduler.json"
+    with LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        protocol="tcp",
+        dashboard_address=None,
+        host="127.0.0.1",
+    ) as cluster:
+        path.write_text(json.dumps({"address": cluster.scheduler_address}))
+        path.chmod(mode)
+        if said == "refused":
+            with pytest.raises(GdaskError, match="everybody may change"), connect(str(path)):
+                pass
+            return
+        with caplog.at_level(logging.WARNING, "gdask"), connect(str(path)) as client:
+            assert client.submit(sum, [1, 2]).result() == 3
+        assert said in caplog.text and ("scheduler file" in caplog.text) == bool(said)
 
 
 @pytest.mark.parametrize("spec", ["thread", "threads:0", "threads:many", "processes:-1", "tcp"])

@@ -14,11 +14,14 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import Night
+from distributed import LocalCluster
+from slurm_node import until
 
 from gdask.campaign import records, spread
 from gdask.campaign.job import Campaign, Job
 from gdask.campaign.jobs import Place
 from gdask.campaign.run import Options, run_campaign
+from gdask.model import GdaskError
 
 FRAMES = "frames-GSAOI-NGC5128-Kshort-20170505"
 
@@ -46,10 +49,12 @@ def a_job(name: str, needs: tuple[str, ...] = (), size: int = 1) -> Job:
     )  # fmt: skip
 
 
-def run_toys(jobs: list[Job], out: Path, at_a_time: int = 1) -> dict[str, dict]:
+def run_toys(
+    jobs: list[Job], out: Path, at_a_time: int = 1, spec: str = "processes:2"
+) -> dict[str, dict]:
     place = Place(str(out), 1)
     out.joinpath(".campaign").mkdir(exist_ok=True)
-    wanted = spread.Wanted(tuple(job.id for job in jobs), "processes:2", at_a_time, None, toy)
+    wanted = spread.Wanted(tuple(job.id for job in jobs), spec, at_a_time, None, toy)
     campaign = Campaign(tuple(jobs), (), ())
     return spread.run_on_cluster(campaign, place, wanted, lambda *_: None, lambda: "")
 
@@ -73,6 +78,60 @@ def test_jobs_follow_what_they_need_and_a_death_costs_the_job_alone(tmp_path: Pa
     assert len({times[job.id][2] for job in jobs if job.id in times}) >= 2
     for found in times.values():
         assert found[3] == "1" and int(found[4]) > 0  # threads and memory of a worker
+
+
+def test_a_standing_cluster_of_nodes_is_shared(tmp_path: Path) -> None:
+    """Two jobs at a time on a worker of four threads have two each, and half of its memory."""
+    with LocalCluster(
+        n_workers=2, threads_per_worker=4, memory_limit="1GiB", dashboard_address=None
+    ) as cluster:
+        jobs = [a_job(f"job-{n}") for n in range(10)]
+        done = run_toys(jobs, tmp_path, 2, cluster.scheduler_address)
+        kept = cluster.scheduler.tasks
+        assert len(kept) <= 4, kept  # jobs that are done are not kept
+    assert {one["status"] for one in done.values()} == {"made"}
+    times = [path.read_text().split() for path in tmp_path.glob("*.times")]
+    assert {tuple(found[3:]) for found in times} == {("2", str(2**29))}
+    for begun, _, worker, *_ in times:
+        at_once = [one for one in times if one[2] == worker and one[0] <= begun < one[1]]
+        assert len(at_once) <= 2
+    assert not list(tmp_path.glob(".campaign/submitted/*"))
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_dies_ends_the_run_in_a_line(tmp_path: Path) -> None:
+    """The client tries for half a minute to reach it again."""
+    file, here = str(tmp_path / "scheduler.json"), Path(__file__).parent
+    folders = [str(folder) for folder in (here, here.parent, here.parents[1])]  # of this module
+    scheduler, worker = (
+        subprocess.Popen(
+            [sys.executable, "-m", f"distributed.cli.dask_{kind}", "--scheduler-file", file, *more],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)},
+        )
+        for kind, more in (
+            ("scheduler", ("--host", "127.0.0.1", "--port", "0", "--no-dashboard")),
+            ("worker", ("--nworkers", "1", "--nthreads", "1", "--no-dashboard")),
+        )
+    )
+
+    def kill() -> None:
+        while not (tmp_path / "job-3.begun").exists() and worker.poll() is None:
+            time.sleep(0.05)
+        scheduler.kill()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        until(Path(file).exists, 60)
+        with pytest.raises(GdaskError, match="the scheduler is gone"):
+            run_toys([a_job(f"job-{n}") for n in range(100)], tmp_path, 1, file)
+    finally:
+        worker.kill()
+        thread.join()
+        for process in (scheduler, worker):
+            process.wait()
 
 
 def test_that_on_which_most_depends_begins_first() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from conftest import Night
 from gdask.campaign import records
 from gdask.campaign.job import Campaign
 from gdask.campaign.run import Options, run_campaign, survey
-from gdask.campaign.submissions import live_elements, read_arrays
+from gdask.campaign.submissions import LAST, live_elements, read_arrays
 from gdask.campaign.tables import read_table
 
 pytestmark = pytest.mark.skipif(bool(slurm_node.missing()), reason=f"SLURM: {slurm_node.missing()}")
@@ -36,15 +37,20 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    (tmp_path / "out").mkdir()
-    return tmp_path / "out"
+    """Give a folder of results with a name that scripts must quote."""
+    (tmp_path / "50% done").mkdir()
+    return tmp_path / "50% done"
 
 
 def submit(raw: Path, out: Path, *options: str) -> subprocess.CompletedProcess:
-    """Type the line of a submission; only the target's jobs, for the time that tests have."""
+    """Type the line of a submission."""
+    return subprocess.run([*line(raw, out), *options], capture_output=True, text=True, check=False)
+
+
+def line(raw: Path, out: Path) -> list[str]:
+    """Give the line; only the target's jobs, for the time that tests have."""
     command = [sys.executable, "-m", "gdask.cli.run", str(raw), "-o", str(out), "--submit", "slurm"]
-    chosen = ["--threads", "1", "--only", "target==NGC5128,night!=all", *options]
-    return subprocess.run([*command, *chosen], capture_output=True, text=True, check=False)
+    return [*command, "--threads", "1", "--only", "target==NGC5128,night!=all"]
 
 
 def wait_for_all(out: Path, seconds: float = 600) -> None:
@@ -70,24 +76,39 @@ def logs(out: Path) -> str:
 def test_dependants_of_a_job_that_fails_are_blocked_and_the_tables_are_written(
     slurm: None, night: Night, out: Path
 ) -> None:
-    """Typed twice, it is submitted once; the flat cannot be made; the last job runs all the same.
-
-    Without the records of the others in between: the tables are those of the last job.
+    """Killed in the middle and typed twice, it is submitted once. The flat cannot be made; the last
+    job writes the tables all the same.
     """
     raw = night.folder / "raw"
-    (out / "campaign.toml").write_text('[parameters.flat]\n"prepare:no_such" = 1\n')
-    first, second = submit(raw, out), submit(raw, out)
-    assert first.returncode == 0 and "3 jobs submitted" in first.stdout, first.stderr
+    (out / "campaign.toml").write_text(
+        '[parameters.flat]\n"addDQ:user_bpm" = "/nowhere/bpm.fits"\n'
+    )
+    later = "--batch-option=--begin=now+20"  # nothing ends before all of this is typed
+    killed = subprocess.Popen([*line(raw, out), later], stdout=subprocess.DEVNULL)
+    slurm_node.until(lambda: any(out.glob(".campaign/submitted/*/arrays/*.json")), 60)
+    killed.kill()
+    killed.wait()
+    first, second = submit(raw, out, later), submit(raw, out, later)
+    assert first.returncode == 0, first.stderr
     assert "0 jobs submitted" in second.stdout, second.stdout + second.stderr
-    assert len(read_arrays(out, with_ended=True)) == 4
-    (out / "index.ecsv").unlink()
+    arrays = [array for array in read_arrays(out, with_ended=True) if array.id]
+    submitted = sorted(name for array in arrays for name in array.jobs if name != LAST)
+    assert submitted == sorted((FLAT, FRAMES, STACK))
+    shown = subprocess.run(
+        ["scontrol", "show", "jobs"], capture_output=True, text=True, check=True
+    ).stdout
+    assert {array.name for array in arrays} == set(re.findall(r"JobName=(\S+)", shown))
+    (out / "index.ecsv").unlink(missing_ok=True)
     wait_for_all(out)
     status = {row["job"]: row for row in read_table(out / "index.ecsv")}
-    assert status[FLAT]["status"] == "failed" and "no_such" in status[FLAT]["cause"], logs(out)
-    assert (status[FRAMES]["status"], status[FRAMES]["cause"]) == ("blocked", f"{FLAT} failed")
+    assert status[FLAT]["status"] == "failed" and "/nowhere/bpm.fits" in status[FLAT]["because"], (
+        logs(out)
+    )
+    assert (status[FRAMES]["status"], status[FRAMES]["because"]) == ("blocked", f"{FLAT} failed")
     assert status[STACK]["status"] == "blocked"
-    (report,) = out.glob(".campaign/submitted/*/report.txt")
-    assert "1 failed, 2 blocked" in report.read_text()
+    *_, report = sorted(out.glob(".campaign/submitted/*/report.txt"))
+    assert " 1 failed" in report.read_text() and FRAMES in report.read_text()
+    assert f"{FLAT}: failed" in logs(out)
 
 
 @pytest.mark.slow
@@ -115,7 +136,7 @@ def test_a_campaign_goes_through_kills_with_the_bytes_of_one_that_was_not_distur
     wait_for_all(out)
     assert "into the queue again" in logs(out)
     rows = {row["job"]: row["status"] for row in read_table(out / "index.ecsv")}
-    assert rows == dict.fromkeys((FLAT, FRAMES, STACK), "made"), logs(out)
+    assert rows == rows | dict.fromkeys((FLAT, FRAMES, STACK), "made"), logs(out)
     assert "0 jobs submitted" in submit(raw, out).stdout
     quiet = run_campaign(
         Options((str(raw),), str(tmp_path / "local"), threads=2, only=is_of_target), print

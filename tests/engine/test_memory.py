@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from gdask import GdaskError, Reduce
+from gdask.engine import memory
 from gdask.engine.compute import compute
 from gdask.engine.memory import (
     PROCESS_BYTES,
@@ -48,12 +49,29 @@ def test_garbage_is_left_by_the_client_and_collected_in_computes() -> None:
         with garbage_left():  # a second reduction, in another thread
             with garbage_collected():
                 assert gc.get_threshold() == before
+                assert gc.get_freeze_count() > 0
             assert gc.get_threshold()[0] == 0
         assert gc.get_threshold()[0] == 0
         raise RuntimeError
     assert gc.get_threshold() == before
+    assert gc.get_freeze_count() == 0
     with garbage_collected():
         assert gc.get_threshold() == before
+        assert gc.get_freeze_count() == 0
+
+
+def test_freed_memory_is_kept_between_phases_where_it_is_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    returned = []
+    monkeypatch.setattr(memory, "return_freed_memory", lambda: returned.append(1))
+    held = psutil.Process().memory_info().rss
+    with use_settings(memory=20 * held):
+        memory.return_much_freed_memory()
+    assert not returned
+    with use_settings(memory=4 * held):
+        memory.return_much_freed_memory()
+    assert returned
 
 
 # Arithmetic ------------------------------------------------------------------------------------
@@ -103,8 +121,6 @@ def test_sizes_that_are_none(text: str) -> None:
 def test_the_peak_is_the_most_that_is_there_at_once() -> None:
     """Two sources into a sum, then a reduction to one number, in bytes."""
     from dask._task_spec import Task, TaskRef
-
-    from gdask.engine import memory
 
     graph = {
         "a": Task("a", np.ones, 1),
@@ -204,8 +220,8 @@ def test_a_gathering_task_needs_what_it_declares_and_the_blocks_it_is_given() ->
 
 def test_strips_hold_a_fixed_number_of_bytes() -> None:
     """However much memory is allowed: names of graphs, and so checkpoints, do not depend on it."""
-    for memory in (None, PROCESS_BYTES + 1e8, PROCESS_BYTES + 1e11):
-        with use_settings(memory=memory, threads=2):
+    for allowed in (None, PROCESS_BYTES + 1e8, PROCESS_BYTES + 1e11):
+        with use_settings(memory=allowed, threads=2):
             assert strip_rows(1e6, 16) == STRIP_BYTES / 1e6
             assert strip_rows(1e9, 16) == 16 and strip_rows(0, 16) == STRIP_BYTES
 
@@ -272,7 +288,6 @@ def test_all_functions_of_the_recipes_are_declared(
     calibrated: Path, night: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is not is projected with a guess that is high: fewer at a time than there could be."""
-    from gdask.engine import memory
     from gdask.io import lazy_arrays
 
     seen: set[str] = set()
@@ -323,6 +338,7 @@ from pathlib import Path
 import gdask.engine.memory as memory, gdask.engine.compute as compute_module
 from benchmarks.scaling.nights import reduce_f2_night, reduce_night
 from benchmarks.scaling.scratch import reset_peak, resident_bytes
+from gdask.io.process_memory import return_freed_memory
 
 reduce_night = reduce_f2_night if sys.argv[2] == "f2" else reduce_night
 
@@ -335,6 +351,7 @@ def planned(tasks, available, threads, what, base=0.0, fixed=False):
     return result
 
 def measured(*args):
+    return_freed_memory()
     reset_peak()
     before = resident_bytes()
     result = real(*args)

@@ -367,9 +367,14 @@ def pulls_against_truth(objects: Table, catalog: Table) -> tuple[np.ndarray, np.
     )
     flux, tree = np.asarray(catalog["flux"], float), cKDTree(true)
     brightest = np.argsort(-np.asarray(objects["FLUX_PSF"]))[:30]
-    shifts = (true[np.argsort(-flux)[:300]][:, None] - mine[brightest][None]).reshape(-1, 2)
+    # Of the whole catalogue the brightest lie outside the image, and few pairs agree by chance.
+    inside = ((true > mine.min(axis=0) - 400) & (true < mine.max(axis=0) + 400)).all(axis=1)
+    known = np.argsort(-np.where(inside, flux, 0.0))[:300]
+    shifts = (true[known][:, None] - mine[brightest][None]).reshape(-1, 2)
     shifts = shifts[np.hypot(*shifts.T) < 400]
-    shift = max(shifts, key=lambda v: (np.hypot(*(shifts - v).T) < 15).sum())
+    agreeing = [(np.hypot(*(shifts - v).T) < 15).sum() for v in shifts]
+    assert max(agreeing) > 10
+    shift = shifts[int(np.argmax(agreeing))]
     for radius in (40.0, 20.0):
         distance, index = tree.query(mine + shift)
         near = distance < radius

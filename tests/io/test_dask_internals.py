@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -343,6 +345,38 @@ def test_scheduler_of_user_leads_to_the_client_of_a_cluster() -> None:
     with connect("processes:1"):
         client = distributed.default_client()
         assert dask_internals.scheduler_of_user().__self__ is client
+
+
+def test_scheduler_of_user_does_not_load_distributed() -> None:
+    code = """
+import sys
+import dask
+from gdask.io.dask_internals import scheduler_of_user
+assert scheduler_of_user() is None
+with dask.config.set(scheduler="threads"):
+    assert scheduler_of_user() is dask.threaded.get
+assert "distributed" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_load_dask_array_leaves_out_what_no_reduction_needs_and_changes_nothing_else() -> None:
+    code = """
+import sys
+import dask.utils
+from gdask.io.dask_internals import load_dask_array
+texts_of = dask.utils._derived_from
+load_dask_array()
+assert not {"scipy.fftpack", "scipy.sparse"} & set(sys.modules)
+assert dask.utils._derived_from is texts_of
+import dask.array as da
+assert da.stack([da.arange(4, chunks=2)] * 3).mean(axis=0).compute().tolist() == [0, 1, 2, 3]
+assert da.fft.fft(da.ones(4, chunks=4)).compute()[0] == 4
+import scipy.sparse, scipy.fftpack
+load_dask_array()
+assert "scipy.sparse" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # Taking apart ----------------------------------------------------------------------------------

@@ -79,15 +79,15 @@ def peak_memory() -> int:
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
     def stop(*_: object) -> None:
-        raise AssertionError(f"no answer within {MAX_SECONDS_OF_ONE_INPUT} s")
+        raise AssertionError(f"no answer within {MAX_SECONDS_OF_ONE_INPUT} s of the processor")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS_OF_ONE_INPUT)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS_OF_ONE_INPUT)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 @pytest.fixture(scope="module", autouse=True)

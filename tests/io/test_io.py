@@ -26,10 +26,11 @@ import gdask
 from gdask.engine import checkpoint
 from gdask.io import write
 from gdask.io.frames import array_headers, with_headers
-from gdask.io.lazy_arrays import changed_scale, from_source, is_stored, source_of
+from gdask.io.lazy_arrays import from_source, is_stored, source_of
+from gdask.io.level_changes import changed_scale
 from gdask.io.read import lazy_variables, open_frame, stored_arrays
 from gdask.io.stored import read_window
-from gdask.model import GdaskError, host, owner
+from gdask.model import BadFile, GdaskError, host, owner
 
 IO_COUNTS = Path("/proc/self/io")
 
@@ -606,3 +607,55 @@ def test_windows_that_are_kept_are_those_of_the_scale_that_was_asked_for(product
     pixels = plain.compute()
     np.testing.assert_array_equal(changed.compute(), pixels * 2 + 1)
     np.testing.assert_array_equal(plain.compute(), pixels)
+
+
+@pytest.mark.parametrize(("x1", "x2"), [(3, 40), (0, None)])
+def test_reads_that_end_early_give_the_same_pixels(
+    product: str, monkeypatch: pytest.MonkeyPatch, x1: int, x2: int | None
+) -> None:
+    """A system may give fewer bytes than were asked for; none at all is a file that was cut."""
+    preadv = os.preadv
+    for name, stored in stored_arrays(product).items():
+        window = 5, 25, x1, x2 or stored.shape[2]
+        expected = stored.read(1, window, {})
+        whole = stored.read(1, (0, *stored.shape[1:2], 0, stored.shape[2]), {})
+        assert expected.tobytes() == whole[5:25, x1 : window[3]].tobytes(), name
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "preadv", lambda f, rooms, at: preadv(f, [rooms[0][:7]], at))
+            assert stored.read(1, window, {}).tobytes() == expected.tobytes(), name
+            patched.setattr(os, "preadv", lambda f, rooms, at: 0)
+            with pytest.raises(BadFile, match="ends before row 25"):
+                stored.read(1, window, {})
+
+
+def test_runs_of_the_same_files_at_once_leave_nothing(tmp_path: Path) -> None:
+    """Three of them, in any order of their ends: each takes its own away, the last the folder."""
+    program = """
+import sys
+from pathlib import Path
+from gdask.engine import checkpoint
+with checkpoint.scratch_folder(sys.argv[1], ["a.fits"]) as scratch:
+    folder = Path(scratch, "phase")
+    folder.mkdir(parents=True)
+    (folder / "pixels").write_bytes(b"x" * 1000)
+    print("begun", flush=True)
+    sys.stdin.readline()
+    assert (folder / "pixels").stat().st_size == 1000
+"""
+    for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):
+        runs = []
+        for _ in range(3):
+            run = subprocess.Popen(
+                [sys.executable, "-c", program, str(tmp_path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert run.stdout and run.stdout.readline() == "begun\n"
+            runs.append(run)
+        for left, number in zip((2, 1, 0), order, strict=True):
+            runs[number].communicate("end\n")
+            assert runs[number].returncode == 0
+            pixels = list(tmp_path.glob(".gdask/*/*/pixels"))
+            assert len(pixels) == left
+        assert not (tmp_path / ".gdask").exists()

@@ -85,6 +85,21 @@ def test_processes_that_begin_together_share_the_work_and_find_the_right_code(
     assert ended(start(shared, "f8", "f4", "i8")) == ({"f8": 20.0, "f4": 20.0, "i8": 20.0}, [])
 
 
+def test_what_is_kept_is_loaded_without_what_compiling_needs(shared: Path) -> None:
+    """numba's tables of types and of code for arrays take 0.25 s; a second type still compiles."""
+    ended(start(shared, "float64"))
+    code = CALLS + (
+        "assert 'numba.np.arraymath' not in sys.modules\n"
+        "assert shared.doubled(np.arange(5, dtype='i2')) == 20\n"
+        "assert 'numba.np.arraymath' in sys.modules\n"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(shared / "code"), "PYTHONPATH": str(shared)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "float64"], env=environment, capture_output=True, check=True
+    )
+    assert json.loads(done.stdout)[0] == {"float64": 20.0}
+
+
 def test_what_is_damaged_or_given_up_is_compiled_again(shared: Path) -> None:
     ended(start(shared, "f8"))
     kept = sorted((shared / "code").glob("*/shared.doubled*.nbc"))

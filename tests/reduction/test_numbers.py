@@ -216,12 +216,14 @@ def test_stars_of_that_magnitude_have_that_light(night: Night, tied: Path) -> No
     offsets = np.arange(-6, 7)
     weights = np.clip(radius + 0.5 - np.hypot(*np.meshgrid(offsets, offsets)), 0, 1)
     ratios = []
-    for number in np.flatnonzero((magnitude > depth - 1.5) & (magnitude < depth + 0.5)):
+    for number in np.flatnonzero((magnitude > depth - 2.5) & (magnitude < depth)):
         (x, y), near = place[number], np.array(tree.query_ball_point(place[number], 60))
         j, i = round(y), round(x)
-        bright = near[magnitude[near] < magnitude[number] + 1]
+        apart = np.hypot(*(place[near] - place[number]).T)
+        limit = magnitude[number] + np.where(apart < 15, 1.5, -2.0)
+        bright = near[(magnitude[near] < limit) & (near != number)]
         inside = 60 < j < data.shape[0] - 60 and 60 < i < data.shape[1] - 60
-        if not inside or len(bright) > 1 or not covered[j - 30 : j + 31, i - 30 : i + 31].all():
+        if not inside or len(bright) or not covered[j - 30 : j + 31, i - 30 : i + 31].all():
             continue
         window, around = data[j - 6 : j + 7, i - 6 : i + 7], data[j - 30 : j + 31, i - 30 : i + 31]
         light = np.sum(weights * (window - np.median(around)))

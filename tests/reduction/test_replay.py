@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from astropy.io import fits
 
 from gdask import Reduce, cal_service
 from gdask.cli import main
-from gdask.model import GdaskError
+from gdask.model import GdaskError, arithmetic_of_processor, use_settings
+from gdask.reduction import replay as replay_module
+from gdask.reduction.provenance import versions
 from gdask.reduction.replay import account_of, differences, find_files, replay
 
 RECIPE = '''"""A recipe with a letter outside ASCII: \N{LATIN SMALL LETTER E WITH ACUTE}."""
@@ -69,6 +72,26 @@ def test_a_product_knows_its_reduction(flat: Path, night: object, reduced: Path)
         Path(night.bpm).name,
         flat.name,
     }
+
+
+def test_a_product_says_on_what_kind_of_processor_it_was_made(flat: Path) -> None:
+    then = account_of(flat).versions
+    assert then["processors"] == arithmetic_of_processor() and len(then["processors"]) == 8
+    assert list(replay_module._changed_versions(then)) == []
+    other = then | {"processors": "01234567 89abcdef"}
+    (text,) = replay_module._changed_versions(other)
+    assert text == (
+        "made on another kind of processor (processors 01234567 89abcdef then,"
+        f" {arithmetic_of_processor()} now)"
+    )
+    older = {name: value for name, value in then.items() if name != "processors"}
+    assert "another kind" not in " ".join(replay_module._changed_versions(older))
+
+
+def test_workers_that_are_of_other_kinds_are_recorded() -> None:
+    with use_settings(processors=("01234567", "89abcdef")):
+        assert versions()["processors"] == "01234567 89abcdef"
+    assert versions()["processors"] == arithmetic_of_processor()
 
 
 def test_every_parameter_has_its_layer(reduced: Path) -> None:
@@ -185,3 +208,32 @@ def test_damaged_accounts_are_explained(damage: str, flat: Path, tmp_path: Path)
         GdaskError, match="no table REDUCTION" if damage == "no table" else "REDUCTION is damaged"
     ):
         account_of(copy)
+
+
+@pytest.mark.parametrize(
+    "name", ["replay.rc", "replay.db", "replay.db-journal", ".gdask", "calibrations"]
+)
+def test_a_replay_writes_through_no_link(flat: Path, night: object, elsewhere: Path, name: str):
+    """Whatever it writes under a name of its own: a link, a hard link, a pipe."""
+    kept, victim = elsewhere / "kept", elsewhere / "victim"
+    kept.mkdir()
+    raw = str(night.folder / "raw")
+    if "." in name[1:]:
+        victim.write_text("mine")
+    else:
+        victim.mkdir()
+    (kept / name).symlink_to(victim)
+    with pytest.raises(GdaskError, match=f"{name}: a symbolic link"):
+        replay(flat, [raw], keep=str(kept))
+    if victim.is_dir():
+        assert list(victim.iterdir()) == []
+        return
+    (kept / name).unlink()
+    (kept / name).hardlink_to(victim)
+    with pytest.raises(GdaskError, match=f"{name}: has another name elsewhere"):
+        replay(flat, [raw], keep=str(kept))
+    assert victim.read_text() == "mine"
+    (kept / name).unlink()
+    os.mkfifo(kept / name)
+    with pytest.raises(GdaskError, match=f"{name}: not a regular file"):
+        replay(flat, [raw], keep=str(kept))

@@ -25,7 +25,7 @@ def test_numbers_pass_through_six_digits_and_single_precision() -> None:
 
 def test_offsets_are_those_of_a_real_frame() -> None:
     """P, Q, PA and IAA of an archive header of 2015-01-01, and what it makes of them."""
-    blank = Exposure(*([0.0] * len(Exposure._fields)))
+    blank = Exposure(*([0.0] * len(Exposure._fields)))._replace(tracking=(0.0, 0.0))
     cards = telescope_values(
         blank._replace(p=-9.88, q=-8.65, mjd=57023.17, ra=121.5975, dec=-41.37525), 180.0, 0.091
     )

@@ -60,6 +60,7 @@ def test_throughput_is_that_of_the_stars(night: Night) -> None:
     found = relative_transparencies(group(night, given))
     np.testing.assert_allclose(found, np.array(given) / np.median(given), rtol=0.01)
     assert np.isnan(relative_transparencies(group(night, given, stars=3))).all()
+    assert np.isnan(relative_transparencies(group(night, given, stars=0))).all()
 
 
 def test_a_frame_that_deserves_no_weight_is_left_out_and_says_why(night: Night) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gdask.kernels.arithmetic import arctangent, exponential, logarithm, sine_cosine
 from gdask.kernels.astrometry.measured_stars import Problem, SourceList, frame_rows
 from gdask.kernels.compiled import njit
 from gdask.types import Arcsec, Degrees
@@ -154,7 +155,7 @@ def match_pairs(
 
 def apply_shift(shift: Shift, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Take positions of list B (arcsec) onto list A."""
-    c, s = np.cos(np.radians(shift.rotation)), np.sin(np.radians(shift.rotation))
+    s, c = sine_cosine.few(shift.rotation)
     u, v = (x - shift.centre[0]) * shift.scale, (y - shift.centre[1]) * shift.scale
     return shift.centre[0] + c * u - s * v + shift.dx, shift.centre[1] + s * u + c * v + shift.dy
 
@@ -261,7 +262,7 @@ def _header_density(length: Arcsec, wrong: float) -> float:
 
     wrong: the share of pointings that may be off by anything up to WIDE_RADIUS.
     """
-    core = np.exp(-((length / HEADER_SIGMA) ** 2) / 2) / (2 * np.pi * HEADER_SIGMA**2)
+    core = exponential.few(-((length / HEADER_SIGMA) ** 2) / 2) / (2 * np.pi * HEADER_SIGMA**2)
     return float((1 - wrong) * core + wrong / (np.pi * WIDE_RADIUS**2))
 
 
@@ -275,10 +276,10 @@ def _log10_odds(n: int, overlap: _Overlap, chance: float, prior: float) -> float
     if n <= chance:
         return -np.inf
     # The sum of a Poisson distribution from n on, at most.
-    log_tail = n * np.log(max(chance, 1e-300)) - chance - math.lgamma(n + 1)
-    log_tail -= np.log1p(-chance / (n + 1))
-    log_true = np.log(prior) - np.log(min(overlap.n_a, overlap.n_b) + 1)
-    return float((log_true - log_tail) / np.log(10))
+    log_tail = n * logarithm.few(max(chance, 1e-300)) - chance - math.lgamma(n + 1)
+    log_tail -= logarithm.few(1 - chance / (n + 1))
+    log_true = logarithm.few(prior) - logarithm.few(min(overlap.n_a, overlap.n_b) + 1.0)
+    return float((log_true - log_tail) / logarithm.few(10.0))
 
 
 def _brightest_places(
@@ -339,7 +340,7 @@ def _fullest_bins(i: np.ndarray, j: np.ndarray, n: int) -> tuple[int, int]:
 def _similarity(
     xa: np.ndarray, ya: np.ndarray, xb: np.ndarray, yb: np.ndarray, turn: bool
 ) -> tuple[float, float, float, float]:
-    """Least-squares shift of B's mean point, rotation (radians) and scale of B onto A.
+    """Least-squares shift of B's mean point, rotation (degrees) and scale of B onto A.
 
     Without turning, rotation and scale are 0 and 1.
     """
@@ -349,7 +350,7 @@ def _similarity(
     if not turn or not size > 0:
         return mean_xa - mean_xb, mean_ya - mean_yb, 0.0, 1.0
     c, s = (u * p + v * q).sum() / size, (u * q - v * p).sum() / size
-    rotation, scale = float(np.arctan2(s, c)), float(np.hypot(c, s))
+    rotation, scale = float(arctangent.few(s, c)), float(np.hypot(c, s))
     return mean_xa - mean_xb, mean_ya - mean_yb, rotation, scale
 
 
@@ -375,11 +376,11 @@ def _refined(
         # The fit turns about the mean of the pairs; dx and dy refer to the fixed centre.
         cx = shift.centre[0] + shift.dx - x[ib].mean()
         cy = shift.centre[1] + shift.dy - y[ib].mean()
-        c, s = np.cos(angle) * scale, np.sin(angle) * scale
+        s, c = (value * scale for value in sine_cosine.few(angle))
         shift = shift._replace(
             dx=float(shift.dx + dx + c * cx - s * cy - cx),
             dy=float(shift.dy + dy + s * cx + c * cy - cy),
-            rotation=float(shift.rotation + np.degrees(angle)),
+            rotation=float(shift.rotation + angle),
             scale=float(shift.scale * scale),
             n=len(ia),
         )

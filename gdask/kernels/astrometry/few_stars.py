@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from gdask.kernels.arithmetic import logarithms
 from gdask.kernels.astrometry.association import NEAR_RADIUS, match_pairs, rows_around
 from gdask.kernels.astrometry.groups import inside_polygon, signed_area
 from gdask.kernels.astrometry.measured_stars import (
@@ -256,7 +257,7 @@ def _shared_stars(
     """
     alike, farthest = np.zeros(len(stars.x)), np.zeros(len(stars.x))
     for f, (_, _, flux) in lists.items():
-        ln_ratio = np.abs(np.log(stars.flux)[:, None] - np.log(flux))
+        ln_ratio = np.abs(logarithms(stars.flux)[:, None] - logarithms(flux))
         alike += (ln_ratio <= MAX_LN_FLUX_RATIO).sum(axis=1) / len(lists)
         seen_here = np.isin(np.arange(len(stars.x)), star_of_source[f])
         shift = np.hypot(fits[f].dx - common_shift[0], fits[f].dy - common_shift[1])
@@ -292,7 +293,7 @@ def _best_agreement(
     rows = np.flatnonzero(stars.seen > 0)
     rows = rows[rows_around(stars.x[rows], stars.y[rows], x, y, search)]
     dx, dy = stars.x[rows][:, None] - x, stars.y[rows][:, None] - y
-    ln_ratio = np.log(stars.flux[rows])[:, None] - np.log(flux)
+    ln_ratio = logarithms(stars.flux[rows])[:, None] - logarithms(flux)
     i, j = np.nonzero((np.hypot(dx, dy) <= search) & (np.abs(ln_ratio) <= MAX_LN_FLUX_RATIO))
     if not len(i):
         return _NO_AGREEMENT

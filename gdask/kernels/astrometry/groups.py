@@ -136,6 +136,17 @@ def inside_polygon(corners: np.ndarray, x: np.ndarray, y: np.ndarray, margin: Ar
     return inside
 
 
+def _inside_rows(corners: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Whether (y, x) is inside a convex polygon, for each of so many y and x (bool).
+
+    It is what `inside_polygon` says of them without a margin: a - b > 0 where a > b.
+    """
+    inside, turn = np.ones((len(y), len(x)), bool), np.sign(signed_area(corners))
+    for (x1, y1), (x2, y2) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        inside &= (turn * ((x2 - x1) * (y - y1)))[:, None] > turn * ((y2 - y1) * (x - x1))
+    return inside
+
+
 def signed_area(corners: np.ndarray) -> float:
     """Area of a polygon (arcsec^2), positive if its corners (n, 2) go from x towards y."""
     x, y = corners.T
@@ -198,10 +209,10 @@ def _raster(
     corners = np.concatenate(polygons)
     i, j = np.floor((corners.min(axis=0) - (x0, y0)) / (width, height)).astype(int)
     m, n = np.ceil((corners.max(axis=0) - (x0, y0)) / (width, height)).astype(int)
-    x, y = np.meshgrid(x0 + (np.arange(i, m) + 0.5) * width, y0 + (np.arange(j, n) + 0.5) * height)
-    seen = np.zeros(x.shape, bool)
+    x, y = x0 + (np.arange(i, m) + 0.5) * width, y0 + (np.arange(j, n) + 0.5) * height
+    seen = np.zeros((len(y), len(x)), bool)
     for polygon in polygons:
-        seen |= inside_polygon(polygon, x, y, 0.0)
+        seen |= _inside_rows(polygon, x, y)
     return Field(x0 + i * width, y0 + j * height, width, height, seen)
 
 

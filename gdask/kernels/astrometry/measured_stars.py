@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gdask.kernels.arithmetic import sine_cosine
 from gdask.kernels.compiled import njit
 from gdask.kernels.geometry.projection import CORRECTION_UNIT, tangent_plane, tangent_sky
 from gdask.types import Arcsec, Degrees
@@ -109,7 +110,7 @@ def to_common_plane(
 
     Exact, as the frame's header says.
     """
-    c, s = np.cos(np.radians(frame.pa)), np.sin(np.radians(frame.pa))
+    s, c = sine_cosine.few(frame.pa)
     ra, dec = tangent_sky(c * x + s * y, -s * x + c * y, frame.ra, frame.dec)
     return tangent_plane(ra, dec, *centre)
 
@@ -118,7 +119,7 @@ def to_instrument_plane(
     frame: Measurements, xi: np.ndarray, eta: np.ndarray, centre: tuple[Degrees, Degrees]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Take positions (arcsec) in the common plane to a frame's instrument plane."""
-    c, s = np.cos(np.radians(frame.pa)), np.sin(np.radians(frame.pa))
+    s, c = sine_cosine.few(frame.pa)
     u, v = tangent_plane(*tangent_sky(xi, eta, *centre), frame.ra, frame.dec)
     return c * u - s * v, s * u + c * v
 

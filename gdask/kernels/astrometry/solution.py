@@ -422,7 +422,8 @@ def _placement_errors(state: FitState, prior: np.ndarray) -> np.ndarray:
     """Error per axis (arcsec) with which the terms in use place each frame; NaN without any.
 
     On average over its stars. Of frames that are shifted only, at the pointing: their turn, scale
-    and distortion (prior) move the few stars, and the shift follows those.
+    and distortion, as large as headers (prior) and stars leave them, move the few stars, and the
+    shift follows those. Many stars would have shown them, and been fitted.
     """
     problem, out = state.problem, np.full(len(state.active), np.nan)
     weight = np.where(state.shared, problem.weight, 0.0)
@@ -437,9 +438,10 @@ def _placement_errors(state: FitState, prior: np.ndarray) -> np.ndarray:
         variance = sum(shares) / (2 * total)
         if count == TERM_COUNTS[0]:
             i = frame_rows(problem, f)
-            for unit, size in zip(np.eye(TERMS)[count:], expected[count:], strict=True):
-                u, v = displace(problem.x[i], problem.y[i], unit)
+            for k, size in enumerate(expected[count:], count):
+                u, v = displace(problem.x[i], problem.y[i], np.eye(TERMS)[k])
                 moved = (weight[i] * u).sum() ** 2 + (weight[i] * v).sum() ** 2
-                variance += size**2 * moved / (2 * total**2)
+                told = max(normal[k, k] - np.square(normal[k, :count]).sum() / total, 0.0)
+                variance += moved / (2 * total**2) / (1 / size**2 + told)
         out[f] = np.sqrt(variance)
     return out

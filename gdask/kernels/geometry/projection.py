@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gdask.kernels.arithmetic import arctangent, sine_cosine
 from gdask.kernels.compiled import njit
 from gdask.model import GdaskError
 from gdask.types import Degrees, Pixels
@@ -262,43 +263,6 @@ def pixel_point(c: Floats, k: Floats, xp: float, yp: float) -> tuple[float, floa
 
 
 @njit(cache=True, nogil=True)
-def sine_cosine(degrees: float) -> tuple[float, float]:
-    """Return sine and cosine of an angle (degrees), good to 2e-16.
-
-    Those of the C library differ in their last bit between processors with and without fused
-    multiplication and addition, and with them the positions of all pixels. Taylor's series about
-    the next multiple of 90 degrees: the first term that is left out is below 1e-19.
-    """
-    quarter = math.floor(degrees / 90.0 + 0.5)
-    x = math.radians(degrees - 90.0 * quarter)
-    z = x * x
-    sine = 1 / 355687428096000.0
-    cosine = -1 / 6402373705728000.0
-    for odd, even in (
-        (-1 / 1307674368000.0, 1 / 20922789888000.0),
-        (1 / 6227020800.0, -1 / 87178291200.0),
-        (-1 / 39916800.0, 1 / 479001600.0),
-        (1 / 362880.0, -1 / 3628800.0),
-        (-1 / 5040.0, 1 / 40320.0),
-        (1 / 120.0, -1 / 720.0),
-        (-1 / 6.0, 1 / 24.0),
-        (1.0, -0.5),
-    ):
-        sine = sine * z + odd
-        cosine = cosine * z + even
-    sine *= x
-    cosine = cosine * z + 1.0
-    turn = quarter % 4
-    if turn == 0:
-        return sine, cosine
-    if turn == 1:
-        return cosine, -sine
-    if turn == 2:
-        return -sine, -cosine
-    return -cosine, sine
-
-
-@njit(cache=True, nogil=True)
 def project(point: Floats, ra: float, dec: float) -> tuple[float, float]:
     """Return xi, eta (arcsec, East and North) of RA, Dec (degrees); NaN on the other hemisphere."""
     sr, cr = sine_cosine((ra - point[0] + 180.0) % 360.0 - 180.0)
@@ -318,8 +282,8 @@ def deproject(point: Floats, xi: float, eta: float) -> tuple[float, float]:
     x = xi / ARCSEC_PER_RADIAN
     y = eta / ARCSEC_PER_RADIAN
     side = point[2] - y * point[1]
-    ra = (point[0] + math.degrees(math.atan2(x, side))) % 360.0
-    return ra, math.degrees(math.atan2(point[1] + y * point[2], np.hypot(x, side)))
+    ra = (point[0] + arctangent(x, side)) % 360.0
+    return ra, arctangent(point[1] + y * point[2], np.sqrt(x * x + side * side))
 
 
 @njit(cache=True, nogil=True)

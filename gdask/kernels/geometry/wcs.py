@@ -7,6 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gdask.kernels.arithmetic import (
+    arctangent,
+    inverse_of_two,
+    least_squares,
+    sine_cosine,
+    times_two,
+)
 from gdask.kernels.geometry.grid import Grid
 from gdask.kernels.geometry.projection import (
     Floats,
@@ -54,12 +61,16 @@ def array_wcs(
     u, v, plane = _sample_points(geometry, shape, x0, y0, ra, dec)
     forward = _fit_polynomials(u, v, plane, order)
     cd = np.array([[forward[axis][(1, 0)], forward[axis][(0, 1)]] for axis in (0, 1)])
-    sip = _multiply(np.linalg.inv(cd), forward)
-    model = [sum(c * u**i * v**j for (i, j), c in forward[axis].items()) for axis in (0, 1)]
-    error = np.hypot(*(np.linalg.inv(cd) @ (np.stack(model) - plane)))
+    back_cd = inverse_of_two(cd)
+    sip = _multiply(back_cd, forward)
+    u_powers, v_powers = _powers(u, order), _powers(v, order)
+    model = [
+        sum(c * u_powers[i] * v_powers[j] for (i, j), c in forward[axis].items()) for axis in (0, 1)
+    ]
+    error = np.hypot(*times_two(back_cd, np.stack(model) - plane))
     header = _tan_cards((x0, y0), (ra, dec), cd / 3600, radesys, "-SIP" if order > 1 else "")
     if order > 1:
-        linear = np.linalg.inv(cd) @ plane
+        linear = times_two(back_cd, plane)
         back = _fit_polynomials(
             linear[0], linear[1], np.stack([u - linear[0], v - linear[1]]), SIP_ORDER
         )
@@ -70,7 +81,7 @@ def array_wcs(
 
 def grid_header(grid: Grid, radesys: str = "FK5") -> fits.Header:
     """Return the plain TAN cards of an output image, with its size."""
-    c, s = math.cos(math.radians(grid.pa)), math.sin(math.radians(grid.pa))
+    s, c = sine_cosine.few(grid.pa)
     cd = np.array([[-c, s], [s, c]]) * grid.scale / 3600
     header = _tan_cards((grid.x_ref, grid.y_ref), (grid.ra, grid.dec), cd, radesys, "")
     size = {"NAXIS": 2, "NAXIS1": grid.shape[1], "NAXIS2": grid.shape[0]}
@@ -100,8 +111,9 @@ def grid_from_header(header: fits.Header, name: str = "reference") -> Grid:
     wcs = WCS(header, naxis=2)
     cd = wcs.pixel_scale_matrix
     scale = math.sqrt(abs(cd[0, 0] * cd[1, 1] - cd[0, 1] * cd[1, 0]))
-    pa = math.atan2(cd[0, 1] + cd[1, 0], cd[1, 1] - cd[0, 0])
-    square_cd = np.array([[-math.cos(pa), math.sin(pa)], [math.sin(pa), math.cos(pa)]]) * scale
+    pa = float(arctangent.few(cd[0, 1] + cd[1, 0], cd[1, 1] - cd[0, 0]))
+    s, c = sine_cosine.few(pa)
+    square_cd = np.array([[-c, s], [s, c]]) * scale
     if not scale > 0 or np.abs(cd - square_cd).max() > SQUARENESS_TOLERANCE * scale:
         raise GdaskError(
             f"{name}: CD is {cd.tolist()}; expected square pixels, East left of North:"
@@ -109,7 +121,7 @@ def grid_from_header(header: fits.Header, name: str = "reference") -> Grid:
         )
     (ra, dec), (x, y) = wcs.wcs.crval, wcs.wcs.crpix - 1
     shape = (int(header["NAXIS2"]), int(header["NAXIS1"]))
-    return Grid(float(ra), float(dec), math.degrees(pa), scale * 3600, float(x), float(y), shape)
+    return Grid(float(ra), float(dec), pa, scale * 3600, float(x), float(y), shape)
 
 
 def _sample_points(
@@ -135,12 +147,18 @@ def _fit_polynomials(
     """
     terms = powers(order)[1:]
     unit = max(np.abs(u).max(), np.abs(v).max())
-    matrix = np.stack([(u / unit) ** i * (v / unit) ** j for i, j in terms], axis=1)
-    solution = np.linalg.lstsq(matrix, values.T, rcond=None)[0]
+    u_powers, v_powers = _powers(u / unit, order), _powers(v / unit, order)
+    matrix = np.stack([u_powers[i] * v_powers[j] for i, j in terms], axis=1)
+    solution = least_squares(matrix, values.T)
     return [
         {(i, j): c / unit ** (i + j) for (i, j), c in zip(terms, row, strict=True)}
         for row in solution.T
     ]
+
+
+def _powers(values: Floats, order: int) -> Floats:
+    """Give the powers of values from 0 to `order`, as rows: products, the same everywhere."""
+    return np.cumprod(np.stack([np.ones_like(values), *[values] * order]), axis=0, dtype=float)
 
 
 def _multiply(

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from gdask.kernels.arithmetic import cosines, least_squares, sines
 from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.geometry.projection import Floats
 from gdask.model import GdaskError
@@ -66,10 +67,10 @@ def kernel_series(interpolation: str) -> Image:
     GdaskError for an unknown name.
     """
     taps, terms = kernel_weights(interpolation).shape[1], SERIES_TERMS[interpolation]
-    u = np.cos(np.pi * (np.arange(64) + 0.5) / 64) / 2
+    u = cosines(180 * (np.arange(64) + 0.5) / 64) / 2
     exact = _exact_weights(interpolation, u + 0.5)
-    powers = u[:, None] ** np.arange(2 * terms)
-    found = np.linalg.lstsq(powers, exact[:, : taps // 2], rcond=None)[0]
+    powers = np.cumprod(np.stack([np.ones(64), *[u] * (2 * terms - 1)], axis=1), axis=1)
+    found = least_squares(powers, exact[:, : taps // 2])
     series = np.stack([found[0::2], found[1::2]])[:, ::-1].transpose(2, 0, 1)
     return as_kernel_input(series, np.float32)
 
@@ -134,7 +135,12 @@ def _weights_at_distance(interpolation: str, t: Floats) -> Floats:
         inner = (1.5 * t - 2.5) * t * t + 1
         outer = ((-0.5 * t + 2.5) * t - 4) * t + 2
         return np.where(t < 1, inner, np.where(t < 2, outer, 0))
-    return np.where(t < 3, np.sinc(t) * np.sinc(t / 3), 0)
+    return np.where(t < 3, _sinc(t) * _sinc(t / 3), 0)
+
+
+def _sinc(t: Floats) -> Floats:
+    """Return sin(pi t) / (pi t)."""
+    return sines(180 * t) / np.where(t == 0, 1.0, np.pi * t) + (t == 0)
 
 
 def _quintic_weights(phase: Floats, taps: Floats) -> Floats:

@@ -10,6 +10,7 @@ from astropy.wcs import WCS
 from astropy.wcs.wcsapi import BaseLowLevelWCS
 from scipy.ndimage import map_coordinates
 
+from gdask.kernels.arithmetic import inverse_of_two, least_squares, times_two
 from gdask.kernels.geometry.projection import Floats
 
 #: RA (degrees) at which the flat sky of `array_sky` is, far from the jump between 360 and 0.
@@ -122,15 +123,15 @@ def invert_map(maps: tuple[Floats, Floats], y: Floats, x: Floats) -> tuple[Float
     terms = np.array([np.ones(rows.size), rows.ravel(), columns.ravel()])[:, finite]
     if finite.sum() < 3 or np.linalg.matrix_rank(terms) < 3:
         return np.full(y.shape, np.nan), np.full(y.shape, np.nan)
-    fit = np.linalg.lstsq(terms.T, samples[:, finite].T, rcond=None)[0].T
-    slope, inverse = fit[:, 1:], np.linalg.inv(fit[:, 1:])
+    fit = least_squares(terms.T, samples[:, finite].T).T
+    slope, inverse = fit[:, 1:], inverse_of_two(fit[:, 1:])
     target = np.array([y, x])
-    place = np.tensordot(inverse, target - fit[:, :1, None], axes=1)
+    place = times_two(inverse, target - fit[:, :1, None])
     for _ in range(INVERSION_STEPS):
         nearest = np.clip(place, 0, np.array(shape)[:, None, None] - 1)
         seen = np.array([_between_nodes(m, *nearest) for m in maps])
-        seen += np.tensordot(slope, place - nearest, axes=1)
-        place = place + np.tensordot(inverse, target - seen, axes=1)
+        seen += times_two(slope, place - nearest)
+        place = place + times_two(inverse, target - seen)
     return place[0], place[1]
 
 

@@ -1,45 +1,17 @@
-"""Make the sky levels of frames agree where they overlap, so that no step shows at a frame's edge.
-
-The sky is cut into cells. Every array of every frame gives the median of its unmasked pixels in
-each sky cell that it covers. Two frames see the same stars in the same cell, so the difference of
-their medians is the difference of their levels, whatever the cell holds.
-"""
+"""Median levels of an array in cells of the sky, by which `surfaces` matches frames."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 
 from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.compiled import njit
 from gdask.model import GdaskError
-from gdask.types import Electrons, Image, Mask
+from gdask.types import Image, Mask
 
-#: Cells whose level is off by more than the first limit count less (Huber's weights), beyond the
-#: second not at all.
-HUBER_SIGMA, REJECT_SIGMA = 2.5, 6.0
-#: Rounds of the robust weights.
-WEIGHT_ROUNDS = 8
-#: Most steps of the conjugate gradients, and the relative size of the gradient that ends them.
-MAX_GRADIENT_STEPS, GRADIENT_TOLERANCE = 1000, 1e-12
 #: Bins of the histogram that finds the quartiles of a cell, and values of the sample that sets
 #: its range.
 CELL_BINS, SAMPLE_VALUES = 1024, 64
-
-
-class LevelOffsets(NamedTuple):
-    """Offsets that make levels agree, for each unit (a frame, or an array of a frame).
-
-    offset: what to subtract, in the unit of the data. group: number of the unit's connected group;
-    the weighted mean offset of each group is zero. cells: how many shared cells of the unit were
-    not rejected. rms: scatter of the cells' levels after the solution.
-    """
-
-    offset: np.ndarray
-    group: np.ndarray
-    cells: np.ndarray
-    rms: Electrons
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -238,132 +210,3 @@ def sky_cell_medians(
     # mean times sqrt(pi / 2) = 1.2533.
     error = 1.2533 * (quartiles[:, 2] - quartiles[:, 0]) / (2 * 0.6745) / np.sqrt(n)
     return found + first, quartiles[:, 1], error, n
-
-
-@njit(cache=True, nogil=True)
-def _connected_groups(unit: np.ndarray, cell: np.ndarray, units: int, cells: int) -> np.ndarray:
-    """Number of each unit's group: units are connected that share a cell, also through others."""
-    parent = np.arange(units)
-    first_unit = np.full(cells, -1, np.int64)
-    for m in range(unit.size):
-        a = unit[m]
-        if first_unit[cell[m]] < 0:
-            first_unit[cell[m]] = a
-        b = first_unit[cell[m]]
-        while parent[a] != a:
-            a = parent[a]
-        while parent[b] != b:
-            b = parent[b]
-        parent[max(a, b)] = min(a, b)
-    for k in range(units):
-        while parent[k] != parent[parent[k]]:
-            parent[k] = parent[parent[k]]
-    return parent
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _cell_means(
-    cell: np.ndarray, value: np.ndarray, weight: np.ndarray, cells: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted mean of the values in each cell, and the sum of the weights."""
-    total, norm = np.zeros(cells), np.zeros(cells)
-    for m in range(cell.size):
-        total[cell[m]] += weight[m] * value[m]
-        norm[cell[m]] += weight[m]
-    for k in range(cells):
-        if norm[k] > 0:
-            total[k] /= norm[k]
-    return total, norm
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _unit_gradient(
-    unit: np.ndarray,
-    cell: np.ndarray,
-    value: np.ndarray,
-    weight: np.ndarray,
-    units: int,
-    cells: int,
-) -> np.ndarray:
-    """For each unit, the sum of weight * (value - mean of the cell)."""
-    mean, _ = _cell_means(cell, value, weight, cells)
-    out = np.zeros(units)
-    for m in range(unit.size):
-        out[unit[m]] += weight[m] * (value[m] - mean[cell[m]])
-    return out
-
-
-def _least_squares(
-    unit: np.ndarray,
-    cell: np.ndarray,
-    level: np.ndarray,
-    weight: np.ndarray,
-    units: int,
-    cells: int,
-) -> np.ndarray:
-    """Offsets of the units by conjugate gradients from zero.
-
-    Every sum has one order, so that the bits are always the same.
-    """
-    offset = np.zeros(units)
-    norm = np.maximum(np.bincount(unit, weight, minlength=units), 1e-300)
-    residual = _unit_gradient(unit, cell, level, weight, units, cells)
-    scaled = residual / norm
-    direction, size = scaled, float((residual * scaled).sum())
-    first_size = size
-    for _ in range(MAX_GRADIENT_STEPS):
-        if not size > GRADIENT_TOLERANCE**2 * first_size:
-            break
-        change = _unit_gradient(unit, cell, direction[unit], weight, units, cells)
-        curvature = float((direction * change).sum())
-        if not curvature > 0:
-            break
-        offset = offset + size / curvature * direction
-        residual = residual - size / curvature * change
-        scaled = residual / norm
-        size, last_size = float((residual * scaled).sum()), size
-        direction = scaled + size / last_size * direction
-    return offset
-
-
-def solve_levels(
-    unit: np.ndarray, cell: np.ndarray, level: np.ndarray, error: np.ndarray
-) -> LevelOffsets:
-    """Find the offsets that make the levels of the units agree in every cell that they share.
-
-    There is one row per unit and cell: unit (0..n-1: a frame, or an array of a frame), cell number,
-    median level and its error, as `sky_cell_medians` gives them. This is weighted least squares
-    with robust weights: a cell that a cluster of bad pixels or a moving object spoils in one frame
-    does not count. Each connected group keeps its weighted mean level; a unit that shares nothing
-    keeps its own (offset 0).
-    """
-    unit, cell = np.asarray(unit, np.int64), np.asarray(cell, np.int64)
-    units = int(unit.max()) + 1 if len(unit) else 0
-    numbers, cell = np.unique(cell, return_inverse=True)
-    cells, level = len(numbers), np.asarray(level, float)
-    variance = np.maximum(np.square(np.asarray(error, float)), 1e-12)
-    shared = np.bincount(cell, minlength=cells)[cell] >= 2
-    unit, cell, level = unit[shared], cell[shared].astype(np.int64), level[shared]
-    full_weight = 1 / variance[shared]
-    weight, offset, rms = full_weight, np.zeros(units), 0.0
-    for _ in range(WEIGHT_ROUNDS if len(unit) else 0):
-        offset = _least_squares(unit, cell, level, weight, units, cells)
-        rest = level - offset[unit]
-        positive_weight = np.maximum(weight, 1e-6 * full_weight)
-        mean, norm = _cell_means(cell, rest, positive_weight, cells)
-        # A value pulls the mean of its own cell: this share of its deviation is left.
-        left = np.maximum(1 - positive_weight / norm[cell], 0.02)
-        rest = rest - mean[cell]
-        rms = float(np.sqrt((weight * rest**2 / left).sum() / weight.sum()))
-        deviation = np.abs(rest) * np.sqrt(full_weight / left)
-        # The noise of the cells may exceed what the medians' errors say (residual structure of the
-        # flat field): scale by it.
-        deviation = deviation / max(float(np.median(deviation)) / 0.6745, 1.0)
-        huber = np.minimum(1.0, HUBER_SIGMA / np.maximum(deviation, 1e-9))
-        weight = np.where(deviation > REJECT_SIGMA, 0.0, full_weight * huber)
-    group = _connected_groups(unit, cell, units, cells)
-    norm = np.bincount(unit, full_weight, minlength=units)
-    group_norm = np.maximum(np.bincount(group, norm, minlength=units), 1e-300)
-    mean = np.bincount(group, offset * norm, minlength=units) / group_norm
-    counted = np.bincount(unit, weight > 0, minlength=units).astype(np.int64)
-    return LevelOffsets(offset - mean[group], group, counted, rms)

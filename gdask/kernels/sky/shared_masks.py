@@ -1,4 +1,7 @@
-"""Object masks that frames of one sky share: what is found on one frame is masked on all.
+"""What frames of one sky tell together.
+
+Object masks that they share: what is found on one frame is masked on all. Whether the target fills
+the field: then the level of a frame is not that of its sky.
 
 A star is missed on a frame where all of its sky frames have light at the same pixels. Another
 frame, whose dither puts the star elsewhere, shows it. Masks are compared in blocks of
@@ -13,7 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gdask.types import Mask
+from gdask.kernels.statistics import interpolate_in_time, interpolation_error
+from gdask.types import Electrons, Fraction, Mask
+
+Floats = npt.NDArray[np.float64]
 
 #: Side (pixels) of the blocks of an array whose outlines frames share.
 OUTLINE_PIXELS = 4
@@ -28,6 +34,17 @@ _MIN_GAIN = 1.1
 _SHIFT_PENALTY = 0.7
 #: Keys of cells are row * _KEY_ROW + column.
 _KEY_ROW = 2**32
+
+#: A mesh cell holds light of the target where it is brighter than the field's darkest cells by
+#: more than this fraction of the sky's level. With off-target sky frames, which share the errors
+#: of the flat, a smaller excess can be seen than without them.
+MIN_EXCESS_WITH_SKY, MIN_EXCESS_WITHOUT_SKY = 0.003, 0.02
+#: The level of the darkest cells is this quantile of all.
+DARKEST_QUANTILE = 0.1
+#: The target fills the field where its light is seen in more than this part of the cells.
+MIN_FILLED_SHARE = 0.4
+#: The target's frames must be brighter than their sky frames by this many standard errors.
+MIN_EXCESS_SIGMA = 3.0
 
 Keys = npt.NDArray[np.int64]
 
@@ -159,3 +176,45 @@ def _best_shift(keys: Keys, known: Keys, reach: int) -> int:
                     best = found if found[0] > best[0] else best
         step //= 3
     return best[1] * _KEY_ROW + best[2] if best[0] > _MIN_GAIN * start[0] else 0
+
+
+# Light of the target ------------------------------------------------------------------------
+
+
+class TargetLight(NamedTuple):
+    """How far the light of the target extends.
+
+    fills_field: whether the target fills the field. share: part of the cells in which its light is
+    seen. excess: by how much its frames are brighter than their sky frames, and error: that of the
+    excess (both NaN without off-target sky).
+    """
+
+    fills_field: bool
+    share: Fraction
+    excess: Electrons
+    error: Electrons
+
+
+def find_target_light(
+    levels: Floats, sky_levels: Floats | None, times: Floats, sky_times: Floats
+) -> TargetLight:
+    """Find whether the target fills the field.
+
+    levels: (frames, arrays, my, mx), levels (e-) in the mesh cells of the target's frames, without
+    sources. sky_levels: the same of off-target sky frames, or None where the target's own frames
+    are the sky. times, sky_times: when they were taken, in seconds.
+    """
+    if sky_levels is None:
+        darkest = np.quantile(levels, DARKEST_QUANTILE, axis=(2, 3), keepdims=True)
+        share = float(np.mean(levels > darkest * (1 + MIN_EXCESS_WITHOUT_SKY)))
+        return TargetLight(share > MIN_FILLED_SHARE, share, float("nan"), float("nan"))
+    sky = np.median(sky_levels, axis=(1, 2, 3))
+    pattern = np.median(sky_levels / sky[:, None, None, None], axis=0)
+    flattened = levels / pattern
+    darkest = np.quantile(flattened, DARKEST_QUANTILE, axis=(1, 2, 3), keepdims=True)
+    share = float(np.mean(flattened > darkest * (1 + MIN_EXCESS_WITH_SKY)))
+    excess = np.median(flattened, axis=(1, 2, 3)) - interpolate_in_time(times, sky_times, sky)
+    error = max(interpolation_error(sky_times, sky), 1e-3 * float(np.median(sky)))
+    error_of_mean, mean = float(error / np.sqrt(len(times))), float(np.mean(excess))
+    fills_field = share > MIN_FILLED_SHARE and mean > MIN_EXCESS_SIGMA * error_of_mean
+    return TargetLight(bool(fills_field), share, mean, error_of_mean)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gdask.kernels.arithmetic import exponential
 from gdask.kernels.compiled import njit
 from gdask.kernels.sources.photometry import local_sky
 from gdask.kernels.sources.psf import (
@@ -95,7 +96,7 @@ def _windowed_centroids(
                     if bad[j, i] or r2 > 4.0 * fwhm * fwhm:
                         continue
                     v = data[j, i] - sky[k]
-                    w = np.exp(-q * r2) * v
+                    w = exponential(-q * r2) * v
                     s0 += w
                     sx += w * (i - xo[k])
                     sy += w * (j - yo[k])

@@ -15,7 +15,7 @@ from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.compiled import njit
 from gdask.kernels.sources import photometry as ph
 from gdask.kernels.sources.array_fit import StarFits, fit_stars, neighbour_light
-from gdask.kernels.sources.growth import NEIGHBOUR_ROUNDS, Growth, curve_of_growth
+from gdask.kernels.sources.growth import curve_of_growth
 from gdask.kernels.sources.psf import fwhm_of_image
 from gdask.kernels.sources.segmentation import bad_pixels
 from gdask.kernels.sources.star_fit import FIT_RADIUS_FWHM
@@ -29,18 +29,27 @@ UNSCALED = 64
 
 POSITIONS = np.dtype(
     [(n, "f8") for n in ("x", "y", "ex", "ey", "flux", "eflux", "fwhm")]
-    + [("sky", "f4"), ("chi2", "f4"), ("flags", "i2"), ("scaled", "f4"), ("escaled", "f4")]
+    + [("sky", "f4"), ("chi2", "f4"), ("flags", "i2")]
+    + [(n, "f4", (len(ph.WIDE_RADII),)) for n in ("wide", "ewide", "share")]
 )
 
 #: Radii of apertures in units of the FWHM, and the dtype of stars measured in them.
 APERTURES = (0.75, 1.0, 1.5, 2.0, 3.0)
 PHOTOMETRY = np.dtype(
     [*POSITIONS.descr, *((n, "f4", (len(APERTURES),)) for n in ("aper", "eaper", "lost"))]
-    + [("nscaled", "i4")]
+    + [("scaled", "f4"), ("escaled", "f4"), ("nscaled", "i4")]
 )
 #: A flux is flagged UNSCALED where its common factor is known no better than this fraction.
 MAX_SCALE_ERROR = 0.01
 
+#: Pixels to which positions are rounded: far below any error, far above the last bits in which
+#: processors may differ, on which no later decision should hang.
+POSITION_STEP: Pixels = 2.0**-20
+#: Flags of centroids that are not used. A star near bad pixels is used: they are left out of its
+#: fit, and its error says so.
+UNUSABLE_CENTROID = SATURATED | EDGE | FAILED
+#: Centroids of an array that make those near its edge superfluous; and how near these may be.
+FEW_CENTROIDS, WHOLE_CORE_FWHM = 4, 1.0
 #: A star is flagged NEIGHBOUR where its neighbours' light exceeds this share of its own peak.
 MAX_NEIGHBOUR_LIGHT = 0.02
 #: A star is flagged MISFIT where its chi-square per pixel, over what the array's good stars of this
@@ -116,7 +125,16 @@ def fit_positions_and_image(
         + FAILED * (fits.failed | ~np.isfinite(errors[:, 0]))
         + MISFIT * (chi2 > MAX_CHI2)
     )
+    _round(out)
     return out, fits._replace(sky_error=table[:, ph.SKY_ERROR])
+
+
+def _round(stars: np.ndarray) -> None:
+    """Round positions to whole POSITION_STEPs and the rest to 24 bits, in place."""
+    for name in ("x", "y"):
+        stars[name] = np.round(stars[name] / POSITION_STEP) * POSITION_STEP
+    for name in ("ex", "ey", "flux", "eflux", "fwhm"):
+        stars[name] = stars[name].astype(np.float32)
 
 
 def _pixel_flags(dq: Flags, x: np.ndarray, y: np.ndarray, fwhm: Pixels) -> np.ndarray:
@@ -163,16 +181,11 @@ def fit_photometry(
     return out
 
 
-def _growth(out: np.ndarray, fits: StarFits, variance: Image, rounds: int) -> Growth:
-    """Measure the curve of growth of an array's stars, of dtype POSITIONS or more."""
-    unspoiled = (out["flags"] & (SATURATED | EDGE | FAILED | MISFIT | NEIGHBOUR)) == 0
-    plane, fwhm = as_kernel_input(variance, np.float32), float(out["fwhm"][0])
-    return curve_of_growth(fits, plane, out["flux"], out["eflux"], unspoiled, fwhm, rounds=rounds)
-
-
 def _scale_to_total(out: np.ndarray, fits: StarFits, variance: Image) -> None:
     """Give fluxes the unit of the stars' total light, in place, and say how well it is known."""
-    growth = _growth(out, fits, variance, NEIGHBOUR_ROUNDS)
+    unspoiled = (out["flags"] & (SATURATED | EDGE | FAILED | MISFIT | NEIGHBOUR)) == 0
+    plane, fwhm = as_kernel_input(variance, np.float32), float(out["fwhm"][0])
+    growth = curve_of_growth(fits, plane, out["flux"], out["eflux"], unspoiled, fwhm)
     if np.isfinite(growth.scatter):
         out["eflux"] = np.hypot(out["eflux"], growth.scatter * out["flux"])
     out["flux"] *= growth.factor
@@ -190,7 +203,6 @@ def fit_positions(
     y: np.ndarray,
     *,
     fwhm: Pixels,
-    growth: bool = False,
 ) -> np.ndarray:
     """Measure positions and fluxes of stars that are good to the photon limit.
 
@@ -204,11 +216,35 @@ def fit_positions(
     (within 2.5 FWHM of the array's edge), FAILED (nothing fitted: the window's position, errors
     NaN), MISFIT (chi2 above 2: blended with an unseen star, or no star). Errors are from the
     variance, times sqrt(chi2) where that is above 1, with a floor from the star image's own error.
-    scaled: with `growth`, the factor from flux to all the light by curves of growth (else 0),
-    escaled: its error as a fraction, common to the array's stars (NaN where nothing tells it).
+    wide, ewide: of the brightest of the array, light within photometry.WIDE_RADII less a ring of
+    sky, neighbours and all, and its error (NaN elsewhere); share: what of a star's light that is.
     """
     if not len(x):
         return np.zeros(0, POSITIONS)
     out, fits = fit_positions_and_image(data, variance, dq, x, y, fwhm=fwhm)
-    out["scaled"], out["escaled"] = _growth(out, fits, variance, 1)[:2] if growth else (0.0, np.nan)
+    out["wide"] = out["ewide"] = np.nan
+    sound = (out["flags"] & (SATURATED | EDGE | BAD_NEAR | FAILED)) == 0
+    snr = np.where(sound, out["flux"] / out["eflux"], 0.0)
+    order = np.argsort(-np.where(sound, out["flux"], 0.0), kind="stable")
+    stars = order[snr[order] > ph.MIN_WIDE_SNR][: ph.MOST_WIDE_STARS]
+    out["share"] = ph.wide_shares(fits.profile, fits.profile_step)
+    image = fits.params[stars], fits.profile, fits.profile_step
+    out["wide"][stars], out["ewide"][stars] = ph.wide_fluxes(data, variance, fits.bad, *image)
     return out
+
+
+def usable(stars: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Select the centroids of an array of this shape (..., ny, nx) that the joint solution takes.
+
+    Near the edge part of a star is not fitted. Where an array has fewer than FEW_CENTROIDS others,
+    as in a small region of interest with one bright star, those with an edge no nearer than
+    WHOLE_CORE_FWHM widths are taken, too.
+    """
+    sound = np.isfinite(stars["ex"]) & (stars["flux"] > 0)
+    inner = sound & ((stars["flags"] & UNUSABLE_CENTROID) == 0)
+    if inner.sum() >= FEW_CENTROIDS:
+        return stars[inner]
+    x, y = stars["x"], stars["y"]
+    margin = np.minimum(np.minimum(x, shape[-1] - 1 - x), np.minimum(y, shape[-2] - 1 - y))
+    near = margin >= WHOLE_CORE_FWHM * stars["fwhm"]
+    return stars[inner | (sound & near & ((stars["flags"] & UNUSABLE_CENTROID & ~EDGE) == 0))]

@@ -10,28 +10,27 @@ is common to all stars of the image; leaving out stars in turn tells its error.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from gdask.kernels.arithmetic import nonnegative_least_squares
 from gdask.kernels.sources.array_fit import StarFits
 from gdask.kernels.sources.photometry import error_beyond
-from gdask.model import late
 from gdask.types import Image, Pixels
-
-if TYPE_CHECKING:
-    from scipy import optimize
-else:
-    optimize = late("scipy.optimize")
 
 #: Radius within which the light is summed, and the rings beyond and about it in which the wings are
 #: fitted, in FWHM.
 CORE_RADIUS_FWHM = 2.5
-RING_EDGES_FWHM = np.geomspace(1.5, 30.0, 22)
+RING_EDGES_FWHM = 1.5 * np.cumprod([1.0, *[20 ** (1 / 21)] * 21])
 #: Sectors of the rings: of a lone star, they are left out in turn.
 SECTORS = 8
 #: Wings are sums of Moffat's functions with these powers and radii (FWHM).
-WING_POWERS, WING_RADII_FWHM = (2.5, 3.0, 4.0), np.geomspace(0.6, 6.0, 5)
+WING_POWERS, WING_RADII_FWHM = (
+    (2.5, 3.0, 4.0),
+    0.6 * np.cumprod([1.0, *[math.sqrt(math.sqrt(10.0))] * 4]),
+)
 #: Most stars that are used, the S/N that they have, and that where too few have it.
 MOST_STARS, GOOD_SNR, LEAST_SNR = 60, 100.0, 30.0
 #: With fewer stars than this, sectors are left out in turn; groups of stars otherwise.
@@ -49,6 +48,8 @@ FORM_ERROR = 0.003
 NEIGHBOUR_ROUNDS, MOST_NEIGHBOURS = 3, 1500
 #: Rounds of robust weights; rings this many sigma off weigh less.
 ROUNDS, REJECT_SIGMA = 4, 3.0
+#: Radii (FWHM) at which the light of wings is tabulated: beyond the corners of the squares.
+_TABLE = np.linspace(RING_EDGES_FWHM[0], 1.5 * RING_EDGES_FWHM[-1], 1500)
 
 
 class Growth(NamedTuple):
@@ -89,32 +90,30 @@ def curve_of_growth(
     flux_error: np.ndarray,
     clean: np.ndarray,
     fwhm: Pixels,
-    *,
-    rounds: int = NEIGHBOUR_ROUNDS,
 ) -> Growth:
     """Measure the total light of an image's stars over their fitted flux.
 
-    flux, flux_error: of all stars; clean: those that may be used (bool). rounds: in which the wings
-    of neighbours are subtracted as they have been found.
+    flux, flux_error: of all stars; clean: those that may be used (bool).
     """
     stars = _choose_stars(fits.params, flux, flux_error, clean, fwhm)
     if not len(stars):
         return Growth(1.0, float("nan"), 0, float("nan"))
     others, wings = np.zeros((1, 1)), np.zeros(len(WING_POWERS) * len(WING_RADII_FWHM))
-    for number in range(rounds):
+    for number in range(NEIGHBOUR_ROUNDS):
         rings = _measure_rings(fits, variance, stars, flux[stars], fwhm, (others, wings))
         totals, noise, beyond, wings = _total_light(rings, fwhm)
-        if number < rounds - 1 and np.isfinite(totals).all():
+        if number < NEIGHBOUR_ROUNDS - 1 and np.isfinite(totals).all():
             others = _light_not_subtracted(fits, flux, wings, fwhm)
     factor = _robust_mean(totals, noise)
     parts = [_robust_mean(*_total_light(part, fwhm)[:2]) for part in _left_out_in_turn(rings)]
     spread = np.array(parts) - np.mean(parts)
     error = float(np.sqrt((len(parts) - 1) * np.mean(np.square(spread))))
-    error = float(np.linalg.norm([error, EXTRAPOLATION_ERROR * beyond, FORM_ERROR * factor]))
+    error = math.hypot(error, EXTRAPOLATION_ERROR * beyond, FORM_ERROR * factor)
     if not (np.isfinite(factor) and np.isfinite(error) and factor > 0):
         return Growth(1.0, float("nan"), len(stars), float("nan"))
-    few = len(stars) < FEWEST_STARS
-    scatter = float("nan") if few else error_beyond(totals, noise) / factor
+    # Of the brightest third: what neighbours leave in apertures is less of a bright star's light.
+    best = max(FEWEST_STARS, len(stars) // 3)
+    scatter = error_beyond(totals[:best], noise[:best]) / factor
     return Growth(factor, error / factor, len(stars), scatter)
 
 
@@ -146,26 +145,32 @@ def _light_not_subtracted(
     shape = tuple(int(n / fwhm) + 1 for n in fits.residual.shape)
     out, reach = np.zeros(shape), int(RING_EDGES_FWHM[-1])
     bright = np.argsort(-flux, kind="stable")[:MOST_NEIGHBOURS]
+    table = _wings_table(wings, fwhm)
     for k in map(int, bright[flux[bright] > 0]):
         x, y = fits.params[k, :2] / fwhm
         j, i = max(int(y) - reach, 0), max(int(x) - reach, 0)
         box = np.s_[j : int(y) + reach + 1, i : int(x) + reach + 1]
         rows, columns = (np.arange(n)[part] for n, part in zip(shape, box, strict=True))
         r2 = (rows[:, None] + 0.5 - y) ** 2 + (columns + 0.5 - x) ** 2
-        out[box] += _left_of_star(fits, k, flux[k], wings, r2, fwhm)
+        out[box] += _left_of_star(fits, k, flux[k], table, r2, fwhm)
     return out
+
+
+def _wings_table(wings: np.ndarray, fwhm: Pixels) -> np.ndarray:
+    """Light per pixel of a star of one unit, as the wings say, at the radii of _TABLE."""
+    return (_basis(_TABLE**2) * wings).sum(axis=-1) / fwhm**2
 
 
 def _left_of_star(
     fits: StarFits, k: int, flux: float, wings: np.ndarray, r2: np.ndarray, fwhm: Pixels
 ) -> np.ndarray:
-    """Light per pixel of a star, as the wings say, that was not subtracted; r2 in FWHM^2."""
+    """Light per pixel of a star that was not subtracted; r2 in FWHM^2, wings of `_wings_table`."""
     r2 = np.maximum(r2, RING_EDGES_FWHM[0] ** 2)
-    table = np.linspace(RING_EDGES_FWHM[0], 1.5 * RING_EDGES_FWHM[-1], 1500)
-    light = np.interp(np.sqrt(r2), table, (_basis(table**2) * wings).sum(axis=-1) / fwhm**2)
+    light = np.interp(np.sqrt(r2), _TABLE, wings)
     entries = np.arange(fits.profile.shape[1], dtype=float)
-    image = np.interp(r2 * fwhm**2 / fits.profile_step, entries, fits.profile[0], right=0.0)
-    subtracted = np.where(r2 * fwhm**2 < fits.radii[k] ** 2, image, 0.0)
+    subtracted, inside = np.zeros(r2.shape), r2 * fwhm**2 < fits.radii[k] ** 2
+    distances = r2[inside] * fwhm**2 / fits.profile_step
+    subtracted[inside] = np.interp(distances, entries, fits.profile[0], right=0.0)
     return flux * light - fits.params[k, 2] * subtracted
 
 
@@ -185,15 +190,16 @@ def _measure_rings(
     rings = len(RING_EDGES_FWHM) - 1
     cores = np.zeros((3, len(stars), SECTORS))
     sums = np.zeros((4, len(stars), SECTORS, rings))
+    table = _wings_table(left[1], fwhm)
     for number, k in enumerate(map(int, stars)):
         value, noise, good, dx, dy = _cut_out(fits, variance, k, RING_EDGES_FWHM[-1] * fwhm)
         distance2 = dx * dx + dy * dy
         if left[0].size > 1:
             x, y = fits.params[k, :2]
             cell = (((dy + y) / fwhm).astype(int), ((dx + x) / fwhm).astype(int))
-            own = _left_of_star(fits, k, flux[number], left[1], distance2 / fwhm**2, fwhm)
+            own = _left_of_star(fits, k, flux[number], table, distance2 / fwhm**2, fwhm)
             value = value - np.where(good, left[0][cell] - own, 0.0)
-        sector = ((np.arctan2(dy, dx) / (2 * np.pi) + 1) * SECTORS).astype(int) % SECTORS
+        sector = _octants(dx, dy)
         inside = distance2 < (CORE_RADIUS_FWHM * fwhm) ** 2
         for out, each in zip(cores, (value, np.ones_like(value), noise), strict=True):
             out[number] = np.bincount(sector[inside], each[inside], SECTORS)
@@ -224,10 +230,12 @@ def _cut_out(
     a, b, c = fits.forms[k]
     q = (a * dx * dx + 2 * b * dx * dy + c * dy * dy) / fits.profile_step
     entries = np.arange(fits.profile.shape[1], dtype=float)
-    light = flux * np.sqrt(a * c - b * b) * np.interp(q, entries, fits.profile[0], right=0.0)
     reach = fits.radii[k]  # it was subtracted in a square
     was_subtracted = (np.abs(dx) <= reach + 1) & (np.abs(dy) <= reach + 1)
     good = ~fits.bad[box] & (variance[box] > 0)
+    light, wanted = np.zeros(q.shape), was_subtracted | ~good
+    image = np.interp(q[wanted], entries, fits.profile[0], right=0.0)
+    light[wanted] = flux * np.sqrt(a * c - b * b) * image
     measured = fits.residual[box] + np.where(was_subtracted, light, 0.0)
     value = np.where(good, measured, light + fits.params[k, 3])
     noise = np.where(good, variance[box], 0.0)
@@ -277,10 +285,25 @@ def _total_light(rings: _Rings, fwhm: Pixels) -> tuple[np.ndarray, np.ndarray, f
     return total, noise, float((wings * _shares_beyond(last**2)).sum()), wings
 
 
+def _octants(dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
+    """Number of the octant of each direction, from 0, counted from x to y."""
+    u, v = np.where(dy < 0, -dx, dx), np.abs(dy)
+    upper = np.where(u > v, 0, np.where(u > 0, 1, np.where(v > -u, 2, 3)))
+    return upper + 4 * (dy < 0)
+
+
+def _falling(base: Any, power: float) -> Any:
+    """Give base^-power for a power of whole or half numbers: products, the same everywhere."""
+    whole = base
+    for _ in range(int(power) - 1):
+        whole = whole * base
+    return 1 / (whole * np.sqrt(base) if power % 1 else whole)
+
+
 def _basis(r2: np.ndarray) -> np.ndarray:
     """(..., forms) surface brightness of wings of one unit of light, per FWHM^2; r2 in FWHM^2."""
     forms = [
-        (power - 1) / (np.pi * a * a) * (1 + r2 / (a * a)) ** -power
+        (power - 1) / (np.pi * a * a) * _falling(1 + r2 / (a * a), power)
         for power in WING_POWERS
         for a in WING_RADII_FWHM
     ]
@@ -290,7 +313,7 @@ def _basis(r2: np.ndarray) -> np.ndarray:
 def _shares_beyond(r2: float) -> np.ndarray:
     """Share of each form's light beyond a radius; r2 in FWHM^2."""
     return np.array(
-        [(1 + r2 / (a * a)) ** (1 - power) for power in WING_POWERS for a in WING_RADII_FWHM]
+        [_falling(1 + r2 / (a * a), power - 1) for power in WING_POWERS for a in WING_RADII_FWHM]
     )
 
 
@@ -316,11 +339,11 @@ def _fit_wings(
         rows = (root[..., None] * (forms - mean_forms[:, None])).reshape(-1, forms.shape[-1])
         right = (root * (value - mean[:, None])).ravel()
         scale = np.sqrt(np.maximum((rows**2).sum(axis=0), 1e-300))
-        wings = optimize.nnls(rows / scale, right)[0] / scale
+        wings = nonnegative_least_squares(rows / scale, right) / scale
         sky = mean - (mean_forms * wings).sum(axis=1)
         model = (forms * wings).sum(axis=-1)
         pull = np.abs(value - model - sky[:, None]) / np.sqrt(np.maximum(variance, 1e-300))
-        share = 1 / (1 + np.minimum(pull / REJECT_SIGMA, 1e6) ** 4)
+        share = 1 / (1 + np.square(np.minimum(pull / REJECT_SIGMA, 1e6) ** 2))
         level = np.median(model, axis=0)
     return wings, sky, weight
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gdask.kernels.arithmetic import arctangents, logarithm, sine_cosine
 from gdask.kernels.compiled import njit
 from gdask.types import Flags, Image, Mask
 
@@ -101,13 +102,13 @@ def moments(
 def ellipses(table: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Semi-axes a, b and angle of the ellipses of a table of `moments`.
 
-    The axes are in pixels, at least sqrt(1/12); the angle is in radians from x towards y.
+    The axes are in pixels, at least sqrt(1/12); the angle is in degrees from x towards y.
     """
     xx, yy = np.maximum(table[:, XX], PIXEL_MOMENT), np.maximum(table[:, YY], PIXEL_MOMENT)
     xy = table[:, XY]
     mean, half = (xx + yy) / 2, np.sqrt(((xx - yy) / 2) ** 2 + xy**2)
     a, b = np.sqrt(mean + half), np.sqrt(np.maximum(mean - half, PIXEL_MOMENT))
-    return a, b, 0.5 * np.arctan2(2 * xy, xx - yy)
+    return a, b, 0.5 * arctangents(2 * xy, xx - yy)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -136,7 +137,7 @@ def core_fwhm(
                     continue
                 q = (x - row[XM]) ** 2 + (y - row[YM]) ** 2
                 w = value * value
-                z = np.log(value)
+                z = logarithm(value)
                 n += 1
                 s0 += w
                 s1 += w * q
@@ -240,11 +241,11 @@ def _kron_apertures(
     b: np.ndarray,
     theta: np.ndarray,
 ) -> np.ndarray:
-    """Compiled part of `kron_apertures`; theta in radians."""
+    """Compiled part of `kron_apertures`; theta in degrees."""
     out = np.zeros((table.shape[0], 6))
     ring = np.zeros((int(RINGS * MAX_KRON_AXES), 5))
     for k in range(table.shape[0]):
-        c, s = np.cos(theta[k]), np.sin(theta[k])
+        s, c = sine_cosine(theta[k])
         ia, ib = 1.0 / a[k] ** 2, 1.0 / b[k] ** 2
         cxx, cyy, cxy = c * c * ia + s * s * ib, s * s * ia + c * c * ib, 2.0 * c * s * (ia - ib)
         half = int(min(MAX_KRON_AXES * a[k], MAX_KRON_PIXELS)) + 1

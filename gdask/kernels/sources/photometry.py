@@ -11,7 +11,7 @@ import numpy as np
 
 from gdask.kernels.compiled import njit
 from gdask.kernels.sources.star_fit import FIT_RADIUS_FWHM, star_light
-from gdask.types import Pixels
+from gdask.types import Image, Mask, Pixels
 
 #: Radius of the inner part of a fit, in FWHM.
 CORE_RADIUS_FWHM = 0.8
@@ -21,6 +21,15 @@ SKY_INNER_FWHM, SKY_OUTER_FWHM = 2.5, 5.0
 SUBPIXELS = 5
 #: With fewer stars than this, no error beyond the variance is measured.
 MIN_FLOOR_STARS = 8
+
+#: Radii (pixels) in which light is summed that frames are compared by, and those of the ring of sky
+#: about each, in radii. They are alike in all frames, so that neighbours' light is in all of them.
+WIDE_RADII = (8.0, 14.0, 24.0, 40.0, 64.0)
+WIDE_RING = (1.2, 1.6)
+#: Most stars of an array that are summed, least S/N of them, and largest share of an aperture that
+#: may be bad, and of its ring.
+MOST_WIDE_STARS, MIN_WIDE_SNR = 40, 30.0
+MOST_BAD_INSIDE, MOST_BAD_RING = 0.03, 0.5
 
 #: Columns of `star_fluxes`. The core columns are the changes of x, y (pixels) and flux if they were
 #: measured on the core alone and not on the whole star, and the variances of these three.
@@ -247,6 +256,67 @@ def aperture_fluxes(
             noise[k, c] += (area * sky_error[k]) ** 2
             lost[k, c] /= area
     return flux, noise, lost
+
+
+def wide_fluxes(
+    data: Image, variance: Image, bad: Mask, params: np.ndarray, profile: np.ndarray, step: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Light within WIDE_RADII of stars less the mean of a ring, and errors; two arrays (n, radii).
+
+    Nothing is subtracted: the same sum over the same sky in two frames has the ratio of their
+    throughputs, whatever else is there, and whatever the star images, if they are narrow in
+    comparison. params: (n, 6) of the stars; a bad pixel has the star's own light of the profile
+    (entries by `step`) and the mean of the ring. NaN where too much is bad or outside.
+    """
+    out, (ny, nx) = np.full((2, len(params), len(WIDE_RADII)), np.nan), data.shape
+    for n, (x, y, star_flux) in enumerate(params[:, :3].tolist()):
+        margin = float(min(x, y, nx - 1 - x, ny - 1 - y))
+        for c, radius in enumerate(WIDE_RADII):
+            if margin < radius:
+                break
+            half = WIDE_RING[1] * radius + 1.0
+            j, i = max(int(y - half), 0), max(int(x - half), 0)
+            box = np.s_[j : int(y + half) + 2, i : int(x + half) + 2]
+            value, good = data[box], ~bad[box] & (variance[box] > 0)
+            rows, columns = np.arange(j, j + good.shape[0]) - y, np.arange(i, i + good.shape[1]) - x
+            r2 = rows[:, None] ** 2 + columns**2
+            r = np.sqrt(r2)
+            inside = np.clip(radius + 0.5 - r, 0.0, 1.0)
+            ring = (r > WIDE_RING[0] * radius) & (r < WIDE_RING[1] * radius)
+            ring_area = float(np.count_nonzero(ring))
+            area = float(inside.sum())
+            ring &= good
+            count, known = np.count_nonzero(ring), np.where(good, inside, 0.0)
+            ring_area = max(ring_area, np.pi * (WIDE_RING[1] ** 2 - WIDE_RING[0] ** 2) * radius**2)
+            lost = inside > known
+            if (
+                count < (1 - MOST_BAD_RING) * ring_area
+                or float(inside[lost].sum()) > MOST_BAD_INSIDE * area
+            ):
+                continue
+            sky = float(value[ring].mean(dtype=np.float64))
+            place = np.minimum(r2[lost] / step, profile.shape[1] - 2)
+            light = star_flux * np.interp(place, np.arange(profile.shape[1]), profile[0])
+            used = known > 0
+            total = (known[used] * (value[used] - sky)).sum() + (inside[lost] * light).sum()
+            noise = float((known[used] ** 2 * variance[box][used]).sum())
+            noise += (area / count) ** 2 * float(variance[box][ring].sum(dtype=np.float64))
+            out[:, n, c] = total, np.sqrt(noise)
+    return out[0], out[1]
+
+
+def wide_shares(profile: np.ndarray, step: float) -> np.ndarray:
+    """Share of a star's light that `wide_fluxes` measures, by the star image, for each radius."""
+    r = np.sqrt(np.arange(profile.shape[1]) * step)
+    # Within the radii r, by the trapezium rule: steps are equal in r^2.
+    light = np.pi * step * (np.cumsum(profile[0]) - 0.5 * (profile[0] + profile[0, 0]))
+    shares = []
+    for radius in WIDE_RADII:
+        inside, inner, outer = (
+            float(np.interp(radius * factor, r, light)) for factor in (1.0, *WIDE_RING)
+        )
+        shares.append(inside - (outer - inner) / (WIDE_RING[1] ** 2 - WIDE_RING[0] ** 2))
+    return np.maximum(np.array(shares), 0.05)
 
 
 @njit(cache=True, nogil=True)

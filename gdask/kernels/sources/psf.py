@@ -6,19 +6,12 @@ is stretched against the mean one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from gdask.kernels.arithmetic import exponentials, nonnegative_least_squares
 from gdask.kernels.compiled import njit
 from gdask.kernels.sources.star_fit import solve_cholesky, star_light
-from gdask.model import late
 from gdask.types import Image, Pixels
-
-if TYPE_CHECKING:
-    from scipy import optimize
-else:
-    optimize = late("scipy.optimize")
 
 #: Radius to which the mean image is known, and to which a fitted star is subtracted before its
 #: neighbours are fitted, in FWHM.
@@ -26,7 +19,7 @@ PROFILE_RADIUS_FWHM = 14.0
 #: Radius of the first estimate, when neighbours are still there, in FWHM.
 FIRST_PROFILE_RADIUS_FWHM = 8.0
 #: Sigma of the Gaussians that make up the mean image, in FWHM.
-GAUSSIAN_SIGMAS_FWHM = 0.25 * 1.45 ** np.arange(10)
+GAUSSIAN_SIGMAS_FWHM = 0.25 * np.cumprod([1.0, *[1.45] * 9])
 #: Number of them, from the narrowest, that is used within FIRST_PROFILE_RADIUS_FWHM.
 FIRST_GAUSSIANS = 9
 #: Number of the brightest stars that weigh alike in the mean image; others weigh by the square of
@@ -34,6 +27,8 @@ FIRST_GAUSSIANS = 9
 EQUAL_WEIGHT_STARS = 8
 #: Most stars that make the mean image.
 MAX_PROFILE_STARS = 60
+#: Weights that differ from half of all by a smaller share are half of it.
+HALF_TOLERANCE = 1e-9
 #: Entries of the profile, in equal steps of r^2.
 PROFILE_ENTRIES = 4096
 #: (stars, terms): number of terms (1, linear, quadratic in x and y) of a form, for at least that
@@ -166,14 +161,14 @@ def mean_star_image(
     value, scatter = np.array([_weighted_median(p, weight) for p in profiles[:, seen].T]).T
     sigmas = GAUSSIAN_SIGMAS_FWHM[: None if isolated else FIRST_GAUSSIANS]
     sigma2 = (sigmas * fwhm) ** 2
-    basis = np.exp(-r2[seen, None] / (2 * sigma2)) / (2 * np.pi * sigma2)
+    basis = exponentials(-r2[seen, None] / (2 * sigma2)) / (2 * np.pi * sigma2)
     # Errors of a ring: a relative part, a sky part that falls with its number of pixels, and that
     # from the scatter of the stars.
     sky_part = 2e-4 * value.max() / np.sqrt(np.sqrt(r2[seen] / fwhm**2) + 0.3)
     error = np.hypot(0.02 * value.clip(min=0) + sky_part, scatter)
     pedestal = np.full(len(value), 1 / fwhm**2)
     columns = np.column_stack([basis, pedestal, -pedestal])
-    weights, _ = optimize.nnls(columns / error[:, None], value / error)
+    weights = nonnegative_least_squares(columns / error[:, None], value / error)
     weights = weights[: len(sigma2)]
     if not weights.sum() > 0:  # nothing like a star: one Gaussian of this FWHM
         nearest = np.argmin(np.abs(GAUSSIAN_SIGMAS_FWHM - 1 / 2.3548))
@@ -186,14 +181,22 @@ def _weighted_median(values: np.ndarray, weight: np.ndarray) -> tuple[float, flo
     """Weighted median of the finite values, and its error from their scatter (0 for one value)."""
     good = np.isfinite(values)
     values, weight = values[good], weight[good]
+    median = _middle(values, weight)
+    scatter = _middle(np.abs(values - median), weight) / 0.6745
+    return median, 1.25 * scatter * float(np.sqrt((weight**2).sum()) / weight.sum())
+
+
+def _middle(values: np.ndarray, weight: np.ndarray) -> float:
+    """Value below and above which lies half of the weight; between two values, their mean.
+
+    Stars of equal weight come in even numbers, so that half of it lies between two of them: which
+    one a comparison of rounded sums takes would be up to the last bit of a weight.
+    """
     order = np.argsort(values, kind="stable")
     sums = np.cumsum(weight[order])
-    median = float(values[order][np.searchsorted(sums, 0.5 * sums[-1])])
-    distance = np.abs(values - median)
-    order = np.argsort(distance, kind="stable")
-    sums = np.cumsum(weight[order])
-    scatter = float(distance[order][np.searchsorted(sums, 0.5 * sums[-1])]) / 0.6745
-    return median, 1.25 * scatter * float(np.sqrt((weight**2).sum()) / weight.sum())
+    near = 0.5 * sums[-1] * np.array([1 - HALF_TOLERANCE, 1 + HALF_TOLERANCE])
+    low, high = np.minimum(np.searchsorted(sums, near), len(sums) - 1)
+    return float((values[order[low]] + values[order[high]]) / 2)
 
 
 def tabulate(weights: np.ndarray, fwhm: Pixels) -> tuple[np.ndarray, Pixels]:
@@ -204,7 +207,7 @@ def tabulate(weights: np.ndarray, fwhm: Pixels) -> tuple[np.ndarray, Pixels]:
     profile_step = (PROFILE_RADIUS_FWHM * fwhm) ** 2 / (PROFILE_ENTRIES - 2)
     exponent = 1 / (2 * (GAUSSIAN_SIGMAS_FWHM * fwhm) ** 2)
     r2 = np.arange(PROFILE_ENTRIES) * profile_step
-    terms = np.exp(-r2[:, None] * exponent) * weights
+    terms = exponentials(-r2[:, None] * exponent) * weights
     return np.stack([terms.sum(axis=1), 2 * (terms * exponent).sum(axis=1)]), profile_step
 
 
@@ -212,7 +215,7 @@ def fwhm_of_image(weights: np.ndarray, fwhm: Pixels) -> Pixels:
     """FWHM of a sum of Gaussians with these weights; `fwhm` scales their widths."""
     r = np.linspace(0, 4 * fwhm, 2001)
     exponent = -(r[:, None] ** 2) / (2 * (GAUSSIAN_SIGMAS_FWHM * fwhm) ** 2)
-    value = (np.exp(exponent) * weights).sum(axis=1)
+    value = (exponentials(exponent) * weights).sum(axis=1)
     return float(2 * r[np.argmax(value < value[0] / 2)])
 
 

@@ -127,6 +127,20 @@ def test_the_error_of_a_place_by_few_stars_knows_of_the_frames_own_distortion():
     assert small < 4 and large > 5
 
 
+def test_the_error_of_a_place_by_many_stars_is_theirs():
+    """Frames without a turn are shifted only; had they one, many stars would have shown it."""
+    ratio, shifted = [], 0
+    for seed in range(6):
+        frames, truths, solution = solved(field(80, seed), seed=seed, rays=0)
+        shifted += sum(fit.terms == 2 for fit in solution.frames)
+        off = np.array([fit.shift for fit in solution.frames]) - np.array(truths)
+        off = 1000 * (off - off.mean(axis=0)) * np.sqrt(len(frames) / (len(frames) - 1))
+        ratio += list(off / np.array([fit.error for fit in solution.frames])[:, None])
+    assert shifted > 10  # it is these that are tested
+    # They have no turn: what the stars leave open of one is stated, but not there.
+    assert 0.5 < np.sqrt(np.mean(np.square(ratio))) < 1.4
+
+
 @pytest.mark.parametrize("rays", [0, 3, 25])
 def test_without_stars_all_keep_their_headers(rays):
     for seed in (3, 6):  # two skies of cosmic rays that look like stars

@@ -88,15 +88,27 @@ def errors_of_positions(
     brightness = np.array([bright.get(star, 0.0) for star in epochs["STAR"]])
     top = np.argsort(-brightness)[:60]
     number = np.asarray(epochs["EPOCH"]) - 1
-    shifts = ((true + motions)[np.argsort(-flux)[:400]][:, None] - found[top]).reshape(-1, 2)
+    # Of the whole catalogue the brightest lie outside the image, and three pairs agree by chance.
+    inside = ((true > found.min(axis=0) - 1000) & (true < found.max(axis=0) + 1000)).all(axis=1)
+    brightest = np.argsort(-np.where(inside, flux, 0.0))[:400]
+    shifts = ((true + motions)[brightest][:, None] - found[top]).reshape(-1, 2)
     shifts = shifts[np.hypot(*shifts.T) < 1000]
-    shift = max(shifts, key=lambda v: (np.hypot(*(shifts - v).T) < 15).sum())
-    shift = np.median(shifts[np.hypot(*(shifts - shift).T) < 15], axis=0)
+    agreeing = [(np.hypot(*(shifts - v).T) < 15).sum() for v in shifts]
+    assert max(agreeing) > 20
+    shift = shifts[int(np.argmax(agreeing))]
+    placed = found + np.median(shifts[np.hypot(*(shifts - shift).T) < 15], axis=0)
+    # Without a catalogue the image keeps the turn and scale of its headers: mas at its corners.
+    terms = np.column_stack([np.ones(len(found)), found / 1e4])
+    for radius in (60.0, 40.0, 20.0):
+        distance, index = cKDTree(true[brightest]).query(placed)
+        near = distance < radius
+        off = (true + motions * (NIGHTS - 1) / 2)[brightest][index[near]] - found[near]
+        placed = found + terms @ np.linalg.lstsq(terms[near], off, rcond=None)[0]
     out = []
     for k in range(NIGHTS):
         tree = cKDTree(true + k * motions)
         rows = np.flatnonzero((number == k) & clean)
-        distance, index = tree.query(found[rows] + shift)
+        distance, index = tree.query(placed[rows])
         around = np.array([flux[tree.query_ball_point(tree.data[i], 120.0)].sum() for i in index])
         use = (distance < 15) & (around < 1.03 * flux[index])
         rows, index = rows[use], index[use]

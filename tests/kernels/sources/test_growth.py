@@ -69,14 +69,19 @@ def test_fluxes_are_those_of_all_the_light(name: str, n: int, limit: float) -> N
     assert np.sqrt(np.mean(np.square(off))) < 1.8, off
 
 
-def test_bright_stars_agree_as_their_errors_say() -> None:
+@pytest.mark.parametrize("count", [80, 500])
+def test_bright_stars_agree_as_their_errors_say(count: int) -> None:
+    """In a crowd, too, where apertures scatter by more than fitted fluxes: errors twice too large.
+
+    The pulls of 500 stars were 0.45 before.
+    """
     pulls = []
     for seed in range(3):
-        stars, ratio, good = measured(field("f2", seed + 10, 80, 512))
+        stars, ratio, good = measured(field("f2", seed + 10, count, 512))
         relative = stars["eflux"] / stars["flux"]
         change = ratio[good] / np.median(ratio[good]) - 1
         pulls.append(change / np.median(relative[stars["flux"] > 150 * 8 * NOISE]))
-    assert 1.4826 * np.median(np.abs(np.concatenate(pulls))) < 1.4
+    assert 0.6 < 1.4826 * np.median(np.abs(np.concatenate(pulls))) < 1.4
 
 
 @pytest.mark.parametrize(("name", "limit"), [("gsaoi", 0.006), ("f2", 0.001)])

@@ -79,7 +79,7 @@ def test_chunks_and_strips_do_not_show(
 ) -> None:
     """A task stacks its block in strips of `rows` rows."""
     monkeypatch.setattr("gdask.steps.frames.STRIP_BYTES", 1.0)
-    monkeypatch.setattr(stack, "FEWEST_ROWS", rows)
+    monkeypatch.setattr(stack, "FEWEST_ROWS_IN_PLACE", rows)
     monkeypatch.setattr(stack, "BAND_ROWS", 17)
     cube = planes()
     expected = [plane.copy() for plane in combine(*cube, **OPTIONS)[:3]]
