@@ -88,9 +88,9 @@ def _check_scopes(groups: Sequence[Group], settings: Settings) -> None:
                     f"campaign.toml, [{title}]: {name}: no such {what} among the files; there are "
                     f"{', '.join(sorted(known))}{closest(name, known)}"
                 )
-    for target, names in settings.skies.items():
+    for target, listed in settings.skies.items():
         files = [file for group in science if group.name == target for file in group.files]
-        for name in names:
+        for name in listed:
             if not any(is_named(file, name) for file in files):
                 near = closest(name, [file.name for file in files])
                 raise UsageError(
