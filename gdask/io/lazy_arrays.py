@@ -241,10 +241,7 @@ def _rescale(pixels: np.ndarray, scale: float, offset: float) -> np.ndarray:
 
 
 def minus_surfaces(array: da.Array, surfaces: Sequence[Surface]) -> da.Array:
-    """Give an array from each of whose detectors a surface is subtracted.
-
-    Pixels of a file are changed while they are read.
-    """
+    """Give an array from each of whose detectors a surface is subtracted, as it is read."""
     source = source_of(array)
     if is_stored(source):
         return from_source(source.minus(surfaces), "read")
