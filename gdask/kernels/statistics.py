@@ -13,8 +13,6 @@ from gdask.kernels.compiled import njit
 from gdask.model import UNUSABLE, GdaskError
 from gdask.types import Flags, Image, Mask
 
-Values = npt.NDArray[np.float64]
-
 Counts = npt.NDArray[np.int64]
 
 #: The histogram of the sky has bins of sigma / 16 and covers +-6 sigma.
@@ -330,22 +328,3 @@ def median_from_histograms(*histograms: Counts) -> float:
     low, high = _lower_edges(bins[found]), _lower_edges(bins[found] + 1)
     fraction = (ranks - (cumulative[found] - counts[found]) + 0.5) / counts[found]
     return float(np.mean(low + fraction * (high - low)))
-
-
-def interpolate_in_time(when: npt.ArrayLike, times: Values, values: Values) -> Values:
-    """Interpolate values to other times: linear between neighbours, constant outside."""
-    order = np.argsort(times, kind="stable")
-    return np.interp(
-        np.asarray(when, dtype=np.float64), np.asarray(times)[order], np.asarray(values)[order]
-    )
-
-
-def interpolation_error(times: Values, values: Values) -> float:
-    """Rms error of `interpolate_in_time`, from each inner value against its two neighbours.
-
-    It is 0 with fewer than three values.
-    """
-    order = np.argsort(times, kind="stable")
-    t, v = np.asarray(times)[order], np.asarray(values)[order]
-    rest = [v[i] - np.interp(t[i], np.delete(t, i), np.delete(v, i)) for i in range(1, len(t) - 1)]
-    return float(np.sqrt(np.mean(np.square(rest)))) if rest else 0.0

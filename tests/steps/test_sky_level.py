@@ -13,8 +13,11 @@ import pytest
 from helpers import on_disk, raw, shape_of, with_pixels
 
 from gdask.io.frames import lazy_small_results, primary_header, with_fetched
-from gdask.kernels.sky.shared_masks import find_target_light
-from gdask.kernels.statistics import interpolate_in_time, interpolation_error
+from gdask.kernels.sky.shared_masks import (
+    find_target_light,
+    interpolate_in_time,
+    interpolation_error,
+)
 from gdask.model import GdaskError
 from gdask.steps import measure_background, sky_correct
 from gdask.steps.levels import choose_level

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gdask.kernels.statistics import interpolate_in_time, interpolation_error
 from gdask.types import Electrons, Fraction, Mask
 
 Floats = npt.NDArray[np.float64]
@@ -218,3 +217,22 @@ def find_target_light(
     error_of_mean, mean = float(error / np.sqrt(len(times))), float(np.mean(excess))
     fills_field = share > MIN_FILLED_SHARE and mean > MIN_EXCESS_SIGMA * error_of_mean
     return TargetLight(bool(fills_field), share, mean, error_of_mean)
+
+
+def interpolate_in_time(when: npt.ArrayLike, times: Floats, values: Floats) -> Floats:
+    """Interpolate values to other times: linear between neighbours, constant outside."""
+    order = np.argsort(times, kind="stable")
+    return np.interp(
+        np.asarray(when, dtype=np.float64), np.asarray(times)[order], np.asarray(values)[order]
+    )
+
+
+def interpolation_error(times: Floats, values: Floats) -> float:
+    """Rms error of `interpolate_in_time`, from each inner value against its two neighbours.
+
+    It is 0 with fewer than three values.
+    """
+    order = np.argsort(times, kind="stable")
+    t, v = np.asarray(times)[order], np.asarray(values)[order]
+    rest = [v[i] - np.interp(t[i], np.delete(t, i), np.delete(v, i)) for i in range(1, len(t) - 1)]
+    return float(np.sqrt(np.mean(np.square(rest)))) if rest else 0.0
