@@ -33,7 +33,7 @@ log = logging.getLogger("gdask")
 _MADE_UP: dict[str, np.ndarray] = {
     "stars": np.zeros(0, POSITIONS),
     "background": np.ones((8, 8)),
-    "levels": np.zeros((3, 0)),
+    "levels": np.zeros((8, 0)),
     "shadows": np.ones((2, 8, 8)),
 }
 

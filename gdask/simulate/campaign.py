@@ -45,15 +45,8 @@ from gdask.simulate.campaign_plan import (
     night_date,
     plan_frames,
 )
-from gdask.simulate.night import (
-    AnyOptions,
-    Detector,
-    Night,
-    Share,
-    write_frames,
-    write_mef,
-    write_truth,
-)
+from gdask.simulate.light import AnyOptions, Detector, Night
+from gdask.simulate.night import Share, write_frames, write_mef, write_truth
 from gdask.simulate.plan import Exposure
 from gdask.simulate.scene import Stars
 from gdask.simulate.seeds import generator

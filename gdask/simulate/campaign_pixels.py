@@ -10,8 +10,8 @@ from astropy.io.fits import Header
 
 from gdask.simulate.gemini_headers import CardLike, clock_values, header, image_cards
 from gdask.simulate.geometry import MIDDLE, pixel_range, plane
-from gdask.simulate.light import central_window
-from gdask.simulate.night import Camera, Detector, Night
+from gdask.simulate.light import Detector, Night, central_window
+from gdask.simulate.night import Camera
 from gdask.simulate.options import F2Options, GsaoiOptions
 from gdask.simulate.plan import Exposure, Identity
 from gdask.simulate.seeds import generator

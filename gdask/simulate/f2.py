@@ -39,8 +39,8 @@ from gdask.simulate.f2_optics import (
 from gdask.simulate.f2_plan import SKY_OFFSET, TARGET, exposure_time, plan
 from gdask.simulate.gemini_headers import Facts
 from gdask.simulate.geometry import FULL_SIZE, Chip, pixel_area, pixel_range, pointing
-from gdask.simulate.light import NODE_STEP, central_window, light_on_array
-from gdask.simulate.night import Camera, Detector, Night, Share, instrument_facts, write_night
+from gdask.simulate.light import NODE_STEP, Detector, Night, central_window, light_on_array
+from gdask.simulate.night import Camera, Share, instrument_facts, write_night
 from gdask.simulate.options import F2Options, f2_options
 from gdask.simulate.plan import Exposure, date_of
 from gdask.simulate.scene import Galaxies, Halo, Stars, galaxy_field, star_field

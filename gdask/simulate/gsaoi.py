@@ -44,16 +44,8 @@ from gdask.simulate.gsaoi_plan import (
     plan,
     read_time,
 )
-from gdask.simulate.light import NODE_STEP, add_stars, cutout, light_on_array
-from gdask.simulate.night import (
-    Camera,
-    Detector,
-    Night,
-    Share,
-    instrument_facts,
-    write_mef,
-    write_night,
-)
+from gdask.simulate.light import NODE_STEP, Detector, Night, add_stars, cutout, light_on_array
+from gdask.simulate.night import Camera, Share, instrument_facts, write_mef, write_night
 from gdask.simulate.options import GsaoiOptions, gsaoi_options
 from gdask.simulate.plan import Exposure
 from gdask.simulate.rendering import peak_fraction

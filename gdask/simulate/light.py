@@ -7,14 +7,17 @@ their true shape on the sky.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from scipy.interpolate import RectBivariateSpline
 
+from gdask.simulate.detector import BadBits, Pattern
+from gdask.simulate.gemini_headers import Facts
 from gdask.simulate.geometry import (
     FULL_SIZE,
+    Chip,
     Window,
     jacobian,
     near_pixel,
@@ -23,6 +26,7 @@ from gdask.simulate.geometry import (
     plane,
     sky_to_pixel,
 )
+from gdask.simulate.options import F2Options, GsaoiOptions
 from gdask.simulate.plan import Exposure
 from gdask.simulate.rendering import (
     CORE_HALF_SIZE,
@@ -32,16 +36,44 @@ from gdask.simulate.rendering import (
     render,
     stamp_radii,
 )
-from gdask.simulate.scene import Galaxies, Stars, halo_light, magnitude_to_flux
+from gdask.simulate.scene import Galaxies, Halo, Stars, halo_light, magnitude_to_flux
 from gdask.simulate.sky_light import FLAT, SkyShape, share_of_sky, sky_shape
 from gdask.types import Image
 
-if TYPE_CHECKING:
-    from gdask.simulate.night import AnyOptions, Night
-
 Array = npt.NDArray[np.float64]
+AnyOptions = TypeVar("AnyOptions", GsaoiOptions, F2Options)
 NODE_STEP = 16  # pixels between nodes at which smooth light and pixel areas are evaluated
 MOST_MOMENTS = 200  # in which a trailing star is drawn
+
+
+class Detector(NamedTuple):
+    """One array of the camera."""
+
+    facts: Facts  # name, gain, read noise, saturation, linearity, ...
+    chip: Chip
+    pattern: Pattern  # of the written window
+    flat: Image  # of the written window
+    full_bad: BadBits  # bits of the bad pixels of the full array
+
+
+class Night(NamedTuple, Generic[AnyOptions]):
+    """All that the frames of a simulation share."""
+
+    instrument: str
+    options: AnyOptions
+    facts: Facts
+    detectors: list[Detector]
+    pixel_scale: float  # arcsec, nominal
+    pixel_diagonal: float  # arcsec, at least that of a pixel
+    mean_area: float  # arcsec^2, of a pixel
+    zero_point: float  # magnitude of 1 e-/s at mean response
+    exptime: float  # s, of a coadd of science frames
+    centres: dict[str, tuple[float, float]]  # of the fields, degrees
+    stars: dict[str, Stars]  # by field
+    galaxies: dict[str, Galaxies]  # by field
+    halo: Halo | None  # at the target
+    half_field: float  # arcsec, over which the sky's slopes are told
+    exposures: list[Exposure]
 
 
 def central_window(size: int) -> Window:

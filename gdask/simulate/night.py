@@ -17,65 +17,31 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from astropy.io.fits import Header
 
 from gdask.simulate import truth
-from gdask.simulate.detector import BadBits, Hits, Pattern, Readout, cosmic_rays, read_out
+from gdask.simulate.detector import Hits, Readout, cosmic_rays, read_out
 from gdask.simulate.gemini_headers import Facts
 from gdask.simulate.geometry import (
     FULL_SIZE,
-    Chip,
     pixel_area,
     pixel_range,
 )
-from gdask.simulate.light import central_window, shape_of_sky
-from gdask.simulate.options import F2Options, GsaoiOptions
+from gdask.simulate.light import AnyOptions, Detector, Night, central_window, shape_of_sky
 from gdask.simulate.plan import Exposure
-from gdask.simulate.scene import Galaxies, Halo, Stars
 from gdask.simulate.seeds import generator
 from gdask.simulate.sky_light import row_noise
 from gdask.simulate.truth import Counts
 from gdask.types import Image
 
 Array = npt.NDArray[np.float64]
-AnyOptions = TypeVar("AnyOptions", GsaoiOptions, F2Options)
 
 WRITERS = 2  # threads
 FITS_BLOCK = 2880  # bytes: headers are padded with blanks, data with zeros
-
-
-class Detector(NamedTuple):
-    """One array of the camera."""
-
-    facts: Facts  # name, gain, read noise, saturation, linearity, ...
-    chip: Chip
-    pattern: Pattern  # of the written window
-    flat: Image  # of the written window
-    full_bad: BadBits  # bits of the bad pixels of the full array
-
-
-class Night(NamedTuple, Generic[AnyOptions]):
-    """All that the frames of a simulation share."""
-
-    instrument: str
-    options: AnyOptions
-    facts: Facts
-    detectors: list[Detector]
-    pixel_scale: float  # arcsec, nominal
-    pixel_diagonal: float  # arcsec, at least that of a pixel
-    mean_area: float  # arcsec^2, of a pixel
-    zero_point: float  # magnitude of 1 e-/s at mean response
-    exptime: float  # s, of a coadd of science frames
-    centres: dict[str, tuple[float, float]]  # of the fields, degrees
-    stars: dict[str, Stars]  # by field
-    galaxies: dict[str, Galaxies]  # by field
-    halo: Halo | None  # at the target
-    half_field: float  # arcsec, over which the sky's slopes are told
-    exposures: list[Exposure]
 
 
 class Share(NamedTuple):

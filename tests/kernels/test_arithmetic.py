@@ -10,14 +10,14 @@ import sys
 import numpy as np
 import pytest
 
-from gdask.kernels import arrays
+from gdask.kernels import arithmetic
 from gdask.kernels.arithmetic import least_squares, nonnegative_least_squares
 
 #: What one process computes: of NumPy's own functions, and of these.
 DIGESTS = """
 import hashlib
 import numpy as np
-from gdask.kernels import arrays
+from gdask.kernels import arithmetic
 x = np.random.default_rng(1).normal(size=(40, 200))
 y = np.abs(x[0]) + 0.01
 
@@ -26,47 +26,47 @@ def digest(*found):
     return hashlib.sha256(content).hexdigest()
 
 print(digest(x.T @ x, np.arctan2(x, 1.7), np.sin(x), np.exp(x), np.log(np.abs(x))))
-fits = arrays.least_squares(x.T[:, :8], x.T[:, 9:12])
-some = arrays.nonnegative_least_squares(np.abs(x.T[:, :8]), y)
-angles = arrays.arctangents(x[0], x[1]), arrays.sines(x), arrays.cosines(x)
-print(digest(arrays.exponentials(x), arrays.logarithms(y), fits, some, *angles))
+fits = arithmetic.least_squares(x.T[:, :8], x.T[:, 9:12])
+some = arithmetic.nonnegative_least_squares(np.abs(x.T[:, :8]), y)
+angles = arithmetic.arctangents(x[0], x[1]), arithmetic.sines(x), arithmetic.cosines(x)
+print(digest(arithmetic.exponentials(x), arithmetic.logarithms(y), fits, some, *angles))
 """
 
 
 def test_values_are_those_of_the_c_library() -> None:
     rng = np.random.default_rng(2)
     x = np.concatenate([rng.uniform(-700, 700, 20000), rng.uniform(-1, 1, 2000), [0.0]])
-    assert np.abs(arrays.exponentials(x) / np.exp(x) - 1).max() < 5e-16
+    assert np.abs(arithmetic.exponentials(x) / np.exp(x) - 1).max() < 5e-16
     y = np.exp(x)
-    assert np.abs(arrays.logarithms(y) - x).max() < 4e-13  # e^x is rounded
+    assert np.abs(arithmetic.logarithms(y) - x).max() < 4e-13  # e^x is rounded
     near_one = 1 + rng.uniform(-1e-6, 1e-6, 1000)
     exact = np.log1p(near_one - 1)
-    assert np.abs(arrays.logarithms(near_one) - exact).max() < 3e-22 + 2e-16
+    assert np.abs(arithmetic.logarithms(near_one) - exact).max() < 3e-22 + 2e-16
     angle = rng.uniform(-180, 180, 20000)
-    sine, cosine = arrays.sines(angle), arrays.cosines(angle)
+    sine, cosine = arithmetic.sines(angle), arithmetic.cosines(angle)
     assert np.abs(sine - np.sin(np.radians(angle))).max() < 5e-16
     assert np.abs(sine**2 + cosine**2 - 1).max() < 1e-15
     length = np.exp(rng.uniform(-50, 50, angle.size))
-    assert np.abs(arrays.arctangents(length * sine, length * cosine) - angle).max() < 1e-13
+    assert np.abs(arithmetic.arctangents(length * sine, length * cosine) - angle).max() < 1e-13
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, -1.0, math.inf, -math.inf, math.nan, 5e-324, 1e308])
 def test_values_at_the_ends(value: float) -> None:
     with np.errstate(all="ignore"):
         expected = np.exp(value), np.log(value)
-    found = arrays.exponential(value), arrays.logarithm(value)
+    found = arithmetic.exponential(value), arithmetic.logarithm(value)
     np.testing.assert_allclose(found, expected, rtol=3e-16)
     for other in (0.0, 1.0, -1.0):
-        assert arrays.arctangent(value, other) == pytest.approx(
+        assert arithmetic.arctangent(value, other) == pytest.approx(
             math.degrees(math.atan2(value, other)), rel=3e-16, nan_ok=True
         )
 
 
 def test_plain_and_compiled_code_agree() -> None:
     for value in (0.3, -700.0, 12.5, 1e-9):
-        assert arrays.exponential.few(value) == arrays.exponential(value)
-        assert arrays.logarithm.few(abs(value)) == arrays.logarithm(abs(value))
-        assert arrays.arctangent.few(value, 0.7) == arrays.arctangent(value, 0.7)
+        assert arithmetic.exponential.few(value) == arithmetic.exponential(value)
+        assert arithmetic.logarithm.few(abs(value)) == arithmetic.logarithm(abs(value))
+        assert arithmetic.arctangent.few(value, 0.7) == arithmetic.arctangent(value, 0.7)
 
 
 def test_bits_do_not_depend_on_the_processor() -> None:

@@ -27,10 +27,9 @@ HUBER_SIGMA, REJECT_SIGMA = 2.5, 6.0
 WEIGHT_ROUNDS = 6
 #: Most steps of the conjugate gradients, and the relative size of the gradient that ends them.
 MAX_GRADIENT_STEPS, GRADIENT_TOLERANCE = 400, 1e-9
-#: Surfaces are expected within so many times the scatter that offsets alone leave.
-PRIOR_SPREAD = 3.0
-#: By so much the throughput of frames is expected to differ, as a fraction.
-PRIOR_THROUGHPUT = 0.05
+#: Surfaces are expected within so many times the scatter that offsets alone leave; the throughput
+#: of frames is expected to differ by so much, as a fraction.
+PRIOR_SPREAD, PRIOR_THROUGHPUT = 3.0, 0.05
 #: The field has light where its cells differ by so many times their noise.
 MIN_LIGHT_NOISES = 5.0
 #: Quantile of the cells' levels over which there is light. Its error, as a fraction, and the error
@@ -39,10 +38,9 @@ DARK_QUANTILE, LIGHT_ERROR, SLOPE_ERROR = 0.1, 0.01, 0.03
 #: Parts into which cells are divided to test a kind of surface on cells that it has not seen, and
 #: cells along a side of what is left out together.
 FOLDS, FOLD_CELLS = 4, 2
-#: A richer kind of surface is taken where it is better by so many standard errors,
-MIN_GAIN_SIGMA = 3.0
-#: and by so much of the mean squared deviation.
-MIN_GAIN = 0.01
+#: A richer kind of surface is taken where it is better by so many standard errors, and by so much
+#: of the mean squared deviation.
+MIN_GAIN_SIGMA, MIN_GAIN = 3.0, 0.01
 #: Deviations of cells that the fit has not seen count up to so many sigma.
 MOST_SIGMA = 5.0
 
@@ -84,7 +82,7 @@ class Levels(NamedTuple):
     unit: number of the array of the frame, from 0; frame: that of the frame; cell: row and column
     of the cell. level, error (e-): the median, and its error. x, y: where on the array it was
     measured, u, v: where on the frame, from -1 to 1. row, column: by how many cells that is off the
-    middle of the cell.
+    middle of the cell. count: units and frames, also those without a row at the end.
     """
 
     unit: Numbers
@@ -98,6 +96,7 @@ class Levels(NamedTuple):
     v: Floats
     row: Floats
     column: Floats
+    count: tuple[int, int] = (0, 0)
 
 
 class Surfaces(NamedTuple):
@@ -273,7 +272,8 @@ def _values(levels: Levels, kind: Kind, of_unit: Floats, of_frame: Floats) -> Fl
 
 def _units(levels: Levels) -> tuple[int, int]:
     """Give the number of units and of frames."""
-    return int(levels.unit.max(initial=-1)) + 1, int(levels.frame.max(initial=-1)) + 1
+    units, frames = (int(each.max(initial=-1)) + 1 for each in (levels.unit, levels.frame))
+    return max(units, levels.count[0]), max(frames, levels.count[1])
 
 
 def _count(order: int) -> int:

@@ -190,6 +190,17 @@ def test_groups_without_overlap_keep_their_own_level() -> None:
     assert len(solve_surfaces(empty).of_unit) == 0
 
 
+def test_arrays_without_any_level_at_the_end_have_no_surface() -> None:
+    """All of an array may be bad, or none of it may show the sky."""
+    levels, _ = dithered(2)
+    units, frames = int(levels.unit.max()) + 1, int(levels.frame.max()) + 1
+    solved = solve_surfaces(levels._replace(count=(units + 4, frames + 1)))
+    plain = solve_surfaces(levels)
+    assert len(solved.of_unit) == len(solved.error) == units + 4
+    np.testing.assert_array_equal(solved.of_unit[:units], plain.of_unit)
+    assert not solved.of_unit[units:].any()
+
+
 def test_pixels_of_dithered_frames_give_their_offsets() -> None:
     """Three dithered frames of one starry sky, with levels 30 e- apart, then agree to 0.8 e-."""
     rng = np.random.default_rng(5)
