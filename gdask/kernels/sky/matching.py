@@ -82,7 +82,7 @@ class Levels(NamedTuple):
     unit: number of the array of the frame, from 0; frame: that of the frame; cell: row and column
     of the cell. level, error (e-): the median, and its error. x, y: where on the array it was
     measured, u, v: where on the frame, from -1 to 1. row, column: by how many cells that is off the
-    middle of the cell. count: units and frames, also those without a row at the end.
+    middle of the cell. sizes: units and frames, also those without a row at the end.
     """
 
     unit: Numbers
@@ -96,7 +96,7 @@ class Levels(NamedTuple):
     v: Floats
     row: Floats
     column: Floats
-    count: tuple[int, int] = (0, 0)
+    sizes: tuple[int, int] = (0, 0)
 
 
 class Surfaces(NamedTuple):
@@ -273,7 +273,7 @@ def _values(levels: Levels, kind: Kind, of_unit: Floats, of_frame: Floats) -> Fl
 def _units(levels: Levels) -> tuple[int, int]:
     """Give the number of units and of frames."""
     units, frames = (int(each.max(initial=-1)) + 1 for each in (levels.unit, levels.frame))
-    return max(units, levels.count[0]), max(frames, levels.count[1])
+    return max(units, levels.sizes[0]), max(frames, levels.sizes[1])
 
 
 def _count(order: int) -> int:
