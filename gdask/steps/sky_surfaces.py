@@ -240,7 +240,8 @@ def _levels_of(frames: Frames, measured: Sequence[Sequence[Floats]], reach: floa
             unit += 1
     table = [np.concatenate(column) for column in zip(*columns, strict=True)]
     whole = [column.astype(np.int64) for column in table[:4]]
-    return Levels(whole[0], whole[1], (whole[2], whole[3]), *table[4:], sizes=(unit, len(frames)))
+    levels = Levels(whole[0], whole[1], (whole[2], whole[3]), *table[4:])
+    return levels._replace(sizes=(unit, len(frames)))
 
 
 def _surfaces_of(
