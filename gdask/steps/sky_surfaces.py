@@ -240,8 +240,9 @@ def _levels_of(frames: Frames, measured: Sequence[Sequence[Floats]], reach: floa
             unit += 1
     table = [np.concatenate(column) for column in zip(*columns, strict=True)]
     whole = [column.astype(np.int64) for column in table[:4]]
-    levels = Levels(whole[0], whole[1], (whole[2], whole[3]), *table[4:])
-    return levels._replace(sizes=(unit, len(frames)))
+    level, error, x, y, u, v, down, right = table[4:]
+    cell, sizes = (whole[2], whole[3]), (unit, len(frames))
+    return Levels(whole[0], whole[1], cell, level, error, x, y, u, v, down, right, sizes)
 
 
 def _surfaces_of(
