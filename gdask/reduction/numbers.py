@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gdask.headers.numbers import kind_of, known_numbers, number_cards
+from gdask.headers.numbers import kind_of, known_numbers, number_cards, rounded
 from gdask.io.frames import grid_of, primary_header, shape_of, small, with_attrs, with_small
 from gdask.io.gather import measure_arrays
 from gdask.kernels.stack.counts import COUNTED
@@ -311,7 +311,8 @@ def with_frame_columns(frame: Frame, tables: dict[str, Any]) -> dict[str, Any]:
     if not set(names) <= set(of_name):
         return tables
     for column, name, unit, text in _COLUMNS:
-        table[column] = np.array([of_name[row][name] for row in names], "f4")
+        values = [rounded(of_name[row][name]) for row in names]
+        table[column] = np.array([np.nan if value is None else value for value in values], "f4")
         table[column].unit, table[column].description = unit or None, text
     order = [source["name"] for source in small(frame, "inputs")]
     share = counted["rejected"] / np.maximum(counted["covered"], 1)

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from gdask.instruments import descriptor
-from gdask.io.frames import array_headers, geometries, set_aside, shape_of, small, with_small
+from gdask.io.frames import array_headers, geometries, set_aside, shape_of, small, warn, with_small
+from gdask.kernels.arithmetic import exponentials, logarithms
 from gdask.kernels.geometry.projection import pixel_area
 from gdask.kernels.sources.detection import measure_fwhm
 from gdask.steps.frames import mjd_of_middle, night_of
@@ -22,6 +23,8 @@ from gdask.types import Frame, Frames
 MIN_SNR, MIN_STARS = 20.0, 5
 #: Error (fraction) above which a throughput is not taken, if it is not 5 errors from the others'.
 MAX_ERROR = 0.05
+#: A frame with less than this share of the stars of the others, where these have so many, is told.
+FEW_STARS, FEW_OF = 0.3, 8
 #: Rounds in which the brightness of stars and the throughput of frames are told apart.
 _ROUNDS = 10
 #: Least likeness to a star (CLASS_STAR) of a source that tells the ellipticity.
@@ -41,7 +44,28 @@ def weigh_frames(frames: Frames, min_weight: float) -> tuple[Frames, Frames]:
         else:
             known = small(frame, "solution") or {}
             kept.append(with_small(frame, solution=known | {"numbers": each}))
-    return tuple(kept), tuple(left_out)
+    return _with_few_stars_told(kept), tuple(left_out)
+
+
+def _with_few_stars_told(frames: Sequence[Frame]) -> Frames:
+    """Warn of frames whose throughput is not known and that show few of the stars of the others.
+
+    A cloud may hide the rest: the stack takes such a frame at its full weight.
+    """
+    solutions = [small(frame, "solution") for frame in frames]
+    stars = np.array([len(each.get("residuals", ())) for each in solutions])
+    usual = float(np.median(stars)) if len(stars) else 0.0
+    told = []
+    for frame, each, count in zip(frames, solutions, stars, strict=True):
+        is_few = usual >= FEW_OF and count < FEW_STARS * usual
+        if is_few and not np.isfinite(each["numbers"]["transparency"]):
+            text = (
+                f"{count} matched stars where frames usually have {usual:.0f}, and its throughput "
+                "is not known: a cloud? It is stacked at full weight; look at it"
+            )
+            frame = warn(frame, text)
+        told.append(frame)
+    return tuple(told)
 
 
 def _why_left_out(numbers: Mapping[str, Any], min_weight: float) -> str:
@@ -131,7 +155,7 @@ def relative_transparencies(frames: Frames) -> np.ndarray:
             rows = rows[(rows["flags"] == 0) & (rows["flux"] > MIN_SNR * rows["eflux"])]
             seconds = float(descriptor(frame, "exposure_time") or 1.0)
             columns.append(
-                (rows["star"], np.full(len(rows), number), np.log(rows["flux"] / seconds))
+                (rows["star"], np.full(len(rows), number), logarithms(rows["flux"] / seconds))
             )
     if not columns:
         return np.full(len(frames), np.nan)
@@ -154,7 +178,7 @@ def relative_transparencies(frames: Frames) -> np.ndarray:
         error = 1.86 * np.median(rest) / len(rest) ** 0.5 if len(rest) >= MIN_STARS else np.inf
         if not (error < MAX_ERROR or abs(offset[number]) > 5 * error):
             offset[number] = np.nan
-    return np.exp(offset - np.nanmedian(offset)) if np.isfinite(offset).any() else offset
+    return exponentials(offset - np.nanmedian(offset)) if np.isfinite(offset).any() else offset
 
 
 def frame_weights(numbers: Sequence[Mapping[str, Any]]) -> np.ndarray:

@@ -63,6 +63,16 @@ def test_throughput_is_that_of_the_stars(night: Night) -> None:
     assert np.isnan(relative_transparencies(group(night, given, stars=0))).all()
 
 
+def test_a_frame_with_few_of_the_stars_of_the_others_is_told(night: Night) -> None:
+    """Through a cloud, too few stars are left to tell its throughput."""
+    many = group(night, (1.0, 0.98, 1.02, 1.01))
+    few = group(night, (1.0, 0.98, 0.05, 1.02), stars=3)[2]
+    kept, left = weigh_frames((many[0], many[1], few, many[3]), 0.01)
+    assert not left
+    assert [bool(each.attrs.get("warning")) for each in kept] == [False, False, True, False]
+    assert "3 matched stars where frames usually have 60" in kept[2].attrs["warning"]
+
+
 def test_a_frame_that_deserves_no_weight_is_left_out_and_says_why(night: Night) -> None:
     given = (1.0, 0.98, 0.05, 1.02, 1.01)  # 0.05 squared is 0.25 %
     kept, left = weigh_frames(group(night, given), 0.01)
