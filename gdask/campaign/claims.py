@@ -50,7 +50,7 @@ def claimed(
         while not _taken(path, own, mine, limit):
             if stopped.wait(LOOK):
                 raise KeyboardInterrupt
-        with _beating(path):
+        with beating(path):
             yield
     finally:
         with contextlib.suppress(OSError):
@@ -72,7 +72,7 @@ def _taken(path: Path, own: Path, mine: str, limit: float) -> bool:
         age = own.stat().st_mtime - path.stat().st_mtime
     except FileNotFoundError:
         return False  # it has just been given up
-    if _lives(found, age, limit):
+    if is_alive(found, age, limit):
         return False
     # One only moves it away; whoever moved a claim that is not the dead one puts it back.
     dead = path.with_name(f".{path.name}.dead.{mine}")
@@ -84,7 +84,11 @@ def _taken(path: Path, own: Path, mine: str, limit: float) -> bool:
     return False
 
 
-def _lives(found: dict[str, Any], age: float, limit: float) -> bool:
+def is_alive(found: dict[str, Any], age: float, limit: float = DEAD_AFTER) -> bool:
+    """Tell whether the process lives that a claim names: `age` seconds ago it gave a sign of life.
+
+    found: `host` (`model.host`) and `pid`.
+    """
     if age > limit:
         return False
     if found.get("host") != model.host():
@@ -106,7 +110,7 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _beating(path: Path) -> Iterator[None]:
+def beating(path: Path) -> Iterator[None]:
     """Inside, a thread touches the claim."""
     ended = threading.Event()
 

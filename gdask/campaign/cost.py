@@ -14,9 +14,9 @@ from gdask.campaign.tables import write_whole
 
 #: Jobs of one kind that are kept of earlier campaigns.
 MAX_KEPT = 50
-#: Seconds that any job takes to start: to load Python's packages and compiled code (measured: 1.0
-#: to 1.8 s on the machine of docs/performance.md).
-START_SECONDS = 1.5
+#: Seconds that any job takes to start, to load Python's packages and compiled code: what checkWCS of
+#: nine frames takes in all (docs/performance.md).
+START_SECONDS = 0.8
 
 
 class Cost(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from gdask import model
 from gdask.campaign import cost, records
-from gdask.campaign.claims import lock_here
+from gdask.campaign.claims import beating, is_alive, lock_here
 from gdask.campaign.describe import RawFile
 from gdask.campaign.gates import Judged, failures
 from gdask.campaign.index import write_tables
@@ -32,8 +32,6 @@ from gdask.campaign.sums import take_over
 from gdask.campaign.tables import write_whole
 from gdask.model import GdaskError, UsageError
 
-#: Seconds between two signs of life of a run, and without one after which it counts as dead.
-HEARTBEAT, DEAD_AFTER = 10.0, 120.0
 #: After so many failures of different jobs for one cause, a run stops.
 MAX_LIKE_FAILURES = 3
 #: Causes of which it is known that other jobs may do well.
@@ -365,7 +363,7 @@ def owned(out: str | os.PathLike[str]) -> Iterator[None]:
         other = json.loads(path.read_text())
         os.utime(lock.name)  # by the clock of the file server
         age = os.fstat(lock.fileno()).st_mtime - path.stat().st_mtime
-        if not is_free or _lives(other, age):
+        if not is_free or is_alive(other, age):
             lock.close()
             raise GdaskError(
                 f"{out}: a run is going on there, process {other['pid']} on {other['host']}, since "
@@ -381,39 +379,14 @@ def owned(out: str | os.PathLike[str]) -> Iterator[None]:
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
     write_whole(path, json.dumps(mine))
-    ended = threading.Event()
-
-    def beat() -> None:
-        while not ended.wait(HEARTBEAT):
-            with contextlib.suppress(OSError):
-                os.utime(path)
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
     try:
-        yield
+        with beating(path):
+            yield
     finally:
-        ended.set()
-        thread.join()
         with contextlib.suppress(OSError, ValueError):
             if json.loads(path.read_text())["owner"] == mine["owner"]:
                 path.unlink()
         lock.close()
-
-
-def _lives(other: dict[str, Any], age: float) -> bool:
-    """Tell whether the process that owns a folder lives: it has given a sign of life."""
-    if age > DEAD_AFTER:
-        return False
-    if other["host"] != model.host():
-        return True
-    try:
-        os.kill(int(other["pid"]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def predicted(

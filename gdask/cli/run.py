@@ -12,6 +12,8 @@ from gdask.cli.lists import expand_files
 from gdask.model import clean
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gdask.campaign.job import Campaign, Job
     from gdask.campaign.run import Options
 
@@ -315,33 +317,27 @@ def _places(raw: list[str]) -> list[str]:
     ]
 
 
-class only_of:
-    """A choice of jobs: every FIELD==VALUE (or !=) between commas fits."""
+def only_of(text: str) -> Callable[[Job], bool]:
+    """Give a choice of jobs: those that every FIELD==VALUE (or !=) between commas fits."""
+    import re
+    from fnmatch import fnmatchcase
 
-    def __init__(self, text: str) -> None:
-        import re
+    from gdask.model import UsageError
+    from gdask.params import closest
 
-        from gdask.model import UsageError
-        from gdask.params import closest
-
-        self.terms = []
-        for part in text.split(","):
-            found = re.fullmatch(r"\s*(\w+)\s*(==|=|!=)\s*(.+?)\s*", part)
-            if found is None or found[1] not in FIELDS:
-                near = closest(found[1], FIELDS) if found else ""
-                raise UsageError(
-                    f"--only {text}: expected FIELD==VALUE,... with a FIELD of "
-                    f"{', '.join(FIELDS)}{near}"
-                )
-            self.terms.append((found[1], found[2] != "!=", found[3].strip("'\"")))
-
-    def __call__(self, job: Job) -> bool:
-        from fnmatch import fnmatchcase
-
-        return all(
-            fnmatchcase(str(getattr(job, field)), value) == wanted
-            for field, wanted, value in self.terms
-        )
+    terms = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\w+)\s*(==|=|!=)\s*(.+?)\s*", part)
+        if found is None or found[1] not in FIELDS:
+            near = closest(found[1], FIELDS) if found else ""
+            raise UsageError(
+                f"--only {text}: expected FIELD==VALUE,... with a FIELD of "
+                f"{', '.join(FIELDS)}{near}"
+            )
+        terms.append((found[1], found[2] != "!=", found[3].strip("'\"")))
+    return lambda job: all(
+        fnmatchcase(str(getattr(job, field)), value) == wanted for field, wanted, value in terms
+    )
 
 
 def show_plan(options: Options, as_json: bool) -> int:

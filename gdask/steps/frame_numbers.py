@@ -60,8 +60,9 @@ def _with_few_stars_told(frames: Sequence[Frame]) -> Frames:
         is_few = usual >= FEW_OF and count < FEW_STARS * usual
         if is_few and not np.isfinite(each["numbers"]["transparency"]):
             text = (
-                f"{count} matched stars where frames usually have {usual:.0f}, and its throughput "
-                "is not known: a cloud? It is stacked at full weight; look at it"
+                f"{frame.attrs['name']}: {count} matched stars where frames usually have "
+                f"{usual:.0f}, and its throughput is not known: a cloud? It is stacked at full "
+                "weight; look at it, and leave it out of the list"
             )
             frame = warn(frame, text)
         told.append(frame)

@@ -70,7 +70,8 @@ def test_a_frame_with_few_of_the_stars_of_the_others_is_told(night: Night) -> No
     kept, left = weigh_frames((many[0], many[1], few, many[3]), 0.01)
     assert not left
     assert [bool(each.attrs.get("warning")) for each in kept] == [False, False, True, False]
-    assert "3 matched stars where frames usually have 60" in kept[2].attrs["warning"]
+    text = f"{few.attrs['name']}: 3 matched stars where frames usually have 60"
+    assert kept[2].attrs["warning"].startswith(text)
 
 
 def test_a_frame_that_deserves_no_weight_is_left_out_and_says_why(night: Night) -> None:
