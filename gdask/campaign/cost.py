@@ -14,8 +14,8 @@ from gdask.campaign.tables import write_whole
 
 #: Jobs of one kind that are kept of earlier campaigns.
 MAX_KEPT = 50
-#: Seconds that any job takes to start, to load Python's packages and compiled code: what checkWCS of
-#: nine frames takes in all (docs/performance.md).
+#: Seconds that any job takes to start, to load Python's packages and compiled code: what checkWCS
+#: of nine frames takes in all (docs/performance.md).
 START_SECONDS = 0.8
 
 
