@@ -131,16 +131,8 @@ def product_tables(frame: Frame, checksums: Mapping[str, str]) -> dict[str, obje
     once = {
         (row["filename"], row["provenance_added_by"]): row for row in records(frame, "provenance")
     }.values()
+    inputs = [{"timestamp": now, "md5": checksums[row["path"]], **row} for row in once]
     reduction = reduction_of(frame)
-    used = once or [  # no step of a recipe that begins with prepared frames has recorded them
-        {
-            "filename": os.path.basename(path),
-            "path": path,
-            "provenance_added_by": reduction["recipe"]["function"],
-        }
-        for path in reduction.get("inputs", ())
-    ]
-    inputs = [{"timestamp": now, "md5": checksums[row["path"]], **row} for row in used]
     rows = {
         "HISTORY": (
             ("primitive", "args", "timestamp_start", "timestamp_stop"),
