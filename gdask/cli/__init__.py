@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from gdask import __version__
 from gdask.model import GdaskError, UsageError, clean, clean_lines
 
 VERBS = {
@@ -66,6 +65,8 @@ def _run_verb(args: list[str]) -> int:
         print(usage(), file=sys.stdout if args else sys.stderr)
         return 0 if args else 2
     if args[0] in ("-V", "--version"):
+        from gdask import __version__
+
         print(f"gdask {__version__}")
         return 0
     verb = args[0]

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from gdask import __version__
 from gdask.cli import parser_for, run_command, split_commas
 from gdask.cli.lists import write_list
 from gdask.instruments import tags
@@ -93,6 +92,8 @@ def walk(options: argparse.Namespace) -> int:
             print(line(clean(name), found))
             shown.append(path)
     if options.out:
+        from gdask import __version__
+
         tags_text = " ".join(_upper(options.tags)) or "any"
         about = (
             f"Written by typewalk, gdask {__version__}, {time.ctime()}",
