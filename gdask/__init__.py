@@ -37,8 +37,7 @@ __all__ = [  # noqa: PLE0604 (the names are strings: keys of the table)
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        globals()[name] = found = _installed_version()
-        return found
+        return globals().setdefault(name, _installed_version())
     if name not in _IMPORTED_ON_USE:
         raise AttributeError(f"module 'gdask' has no attribute {name!r}")
     module, attribute = _IMPORTED_ON_USE[name]

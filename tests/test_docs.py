@@ -21,6 +21,7 @@ PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "cluster").glob("*.md")]
 )
 BY_THEMSELVES = ("typewalk", "dataselect", "showd", "caldb", "reduce", "showpars", "showrecipes")
+INSTRUMENTS = ("gsaoi", "f2", "campaign")
 #: What shells run before a command of ours.
 BEFORE = {"srun", "exec", "if", "then", "do", "time"}
 
@@ -115,6 +116,41 @@ def test_commands_are_understood(
             if not end.code:
                 continue
         wrong.append((line, capsys.readouterr().err.strip().splitlines()[-1:]))
+    assert wrong == []
+
+
+def test_commands_in_sentences_exist() -> None:
+    """Of `gdask verb --option` between quotes in a sentence: the verb, and its options."""
+    helps = {verb: make_pages().help_of(verb) for verb in VERBS}
+    inner = {
+        "simulate": " ".join(make_pages().help_of("simulate", kind) for kind in INSTRUMENTS),
+    }
+    wrong = []
+    for page in PAGES:
+        for span in re.findall(r"`((?:gdask|reduce|dataselect|caldb) [^`]*)`", text_of(page)):
+            words = span.removeprefix("gdask ").split()
+            if words[0] not in VERBS:
+                wrong += [] if words[0].startswith("-") else [(page.name, span)]
+                continue
+            known = helps[words[0]] + inner.get(words[0], "")
+            options = [word.split("=")[0] for word in words if word.startswith("--")]
+            wrong += [(page.name, span) for option in options if option not in known]
+    assert wrong == []
+
+
+def test_modules_and_targets_exist() -> None:
+    """Of `python -m MODULE` and `make TARGET` anywhere."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    wrong = []
+    for page in PAGES:
+        text = page.read_text()
+        for module in re.findall(r"python -m ([a-z_.]+)", text):
+            ours = module.startswith(("gdask", "benchmarks"))
+            if ours and importlib.util.find_spec(module.rstrip(".")) is None:
+                wrong.append((page.name, module))
+        typed = re.findall(r"(?:`|^    )make ((?:[a-z-]+ ?)+)(?=`|$| #)", text, re.MULTILINE)
+        names = [name for words in typed for name in words.split()]
+        wrong += [(page.name, name) for name in names if name not in targets]
     assert wrong == []
 
 
