@@ -29,7 +29,7 @@ ROWS = (
     ("instruments",),
     ("io", "caldb", "cal_service", "dataselect"),
     ("steps", "engine"),
-    ("recipes", "reduction"),
+    ("recipes", "reduction", "plot"),
     ("campaign",),
     ("report",),
     ("cli",),
@@ -45,6 +45,7 @@ ONLY = {
     "params": {"types", "model"},
     "recipes": {"steps"},  # what an astronomer copies needs nothing else
     "io": {"types", "model", "kernels", "headers", "instruments"},
+    "plot": {"types", "model", "kernels", "headers", "instruments", "io"},  # it shows what is there
 }
 MAX_BODY_LINES, MAX_MODULE_LINES = 60, 450
 

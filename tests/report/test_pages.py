@@ -173,8 +173,8 @@ def made_of(out: Path, jobs: int = 3, **changes: Any) -> list[Job]:
         fits.PrimaryHDU().writeto(path, overwrite=True)
         numbers = {"kind": "flat", "mean_counts": 27000.0, "lamp_scatter": 0.001} | changes
         product = {
-            "path": f"{job.folder}/{path.name}", "size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns,
-            "content": job.id, "numbers": numbers,
+            "path": f"{job.folder}/{path.name}", "size": path.stat().st_size,
+            "mtime_ns": path.stat().st_mtime_ns, "content": job.id, "numbers": numbers,
         }  # fmt: skip
         record = {
             "status": "made", "cause": "", "products": [product], "gdask": "0.1.0", "level": 0,

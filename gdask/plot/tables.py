@@ -1,0 +1,41 @@
+"""The tables of a product that graphs need, read within bounds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from gdask.model import GdaskError, late
+
+if TYPE_CHECKING:
+    from astropy import table as astable
+    from astropy.io import fits
+else:
+    fits = late("astropy.io.fits")
+    astable = late("astropy.table")
+
+#: Rows of a table that are read; of a longer one every second, third ... row.
+MAX_ROWS = 200_000
+
+
+def read_tables(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, Any]:
+    """Read tables of a file by name, those that it has; where there are several, the first.
+
+    Raises GdaskError where one cannot be read.
+    """
+    found: dict[str, Any] = {}
+    if not path:
+        return found
+    try:
+        with fits.open(path, memmap=True) as hdus:
+            for hdu in hdus:
+                if isinstance(hdu, fits.BinTableHDU) and hdu.name in names:
+                    step = -(-int(hdu.header["NAXIS2"]) // MAX_ROWS) or 1
+                    if hdu.name not in found:
+                        found[hdu.name] = astable.Table(hdu.data[::step].copy())
+    except Exception as error:  # astropy's errors are of many kinds
+        raise GdaskError(
+            f"{os.fspath(path)}: its tables cannot be read ({error}); copy the file again"
+        ) from error
+    return found
