@@ -20,6 +20,7 @@ from gdask.campaign.tables import write_whole
 from gdask.model import UsageError, owner
 from gdask.report import pages as pages_
 from gdask.report.campaign import raw_paths
+from gdask.report.colour import draw_colour, stacks_in_colour
 from gdask.report.facts import FILE, FOLDER, gather
 from gdask.report.pictures import are_fresh, described, draw_one, shows_ratio, thumbnail
 
@@ -121,9 +122,12 @@ def _inputs_of_failed(
 
 def _folder_of_inputs(root: Path, report: Facts, job: Facts) -> Path:
     """Give the folder of the pictures of what went into a job that failed."""
-    of_campaign = report["kind"] == "campaign"
-    place = root / HIDDEN if of_campaign else root / PICTURES
-    return place / "inputs" / PurePosixPath(job["page"]).stem
+    return _drawn(root, report) / "inputs" / PurePosixPath(job["page"]).stem
+
+
+def _drawn(root: Path, report: Facts) -> Path:
+    """Give the folder of pictures that belong to no product."""
+    return root / HIDDEN / PICTURES if report["kind"] == "campaign" else root / PICTURES
 
 
 def _pictures(root: Path, report: Facts) -> tuple[dict[str, list[Facts]], dict[str, Source]]:
@@ -139,6 +143,13 @@ def _pictures(root: Path, report: Facts) -> tuple[dict[str, list[Facts]], dict[s
         if job["state"] == "failed":
             key = PurePosixPath(job["page"]).stem
             found[job["id"]] = _of_failed(_folder_of_inputs(root, report, job), f"job-{key}")
+    products = {one["path"]: one for one in report["products"]}
+    for target in report["targets"]:
+        stacks = stacks_in_colour(target, products)
+        picture = draw_colour(stacks, root, _drawn(root, report) / "colour") if stacks else None
+        if picture:
+            file = f"{PICTURES}/target-{PurePosixPath(target['page']).stem}/colour.png"
+            found[f"colour:{target['name']}"] = [picture | {"file": file}]
     for each in found.values():
         for picture in each:
             files.setdefault(picture["file"], picture.pop("source", b""))
