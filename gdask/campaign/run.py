@@ -26,6 +26,7 @@ from gdask.campaign.jobs import Place, begin_all, run_job, stop_all
 from gdask.campaign.plan import make_plan
 from gdask.campaign.scan import forget_missing, scan
 from gdask.campaign.settings import Settings, read_flags, read_settings
+from gdask.campaign.showing import write_report
 from gdask.campaign.spread import Wanted, run_on_cluster
 from gdask.campaign.state import State, states_of
 from gdask.campaign.sums import take_over
@@ -85,6 +86,7 @@ def survey(options: Options, say: Callable[[str], None] = print) -> tuple[Campai
         options.memory,
         tuple(read_flags(out)),
         options.retry,
+        since=time.time(),
     )
     take_over(out, place.cache)
     if options.forget_missing:
@@ -173,17 +175,19 @@ def _chosen(campaign: Campaign, options: Options) -> Campaign:
 
 
 def run_campaign(options: Options, say: Callable[[str], None] = print) -> Outcome:
-    """Do all jobs of a campaign that are not done yet; write its tables.
+    """Do all jobs of a campaign that are not done yet; write its tables and report.
 
     Raises UsageError and GdaskError for what stops it before the first job. The failure of a job
     is in its record.
     """
     campaign, place = survey(options, say)
     with owned(place.out):
+        write_all_tables(campaign, place)  # whatever comes, the plan is there to be looked at
         try:
             outcome = _run(options, campaign, place, say)
         finally:
             judged = write_all_tables(campaign, place)
+            write_report(place.out, say)
         ran = [job for job in outcome.campaign.jobs if outcome.records.get(job.id, {}).get("ran")]
         taken = (cost.measured(job, outcome.records[job.id]) for job in ran)
         cost.keep_rates(one for one in taken if one is not None)

@@ -21,6 +21,7 @@ from gdask.campaign import elsewhere, records, report
 from gdask.campaign.index import write_tables
 from gdask.campaign.jobs import MAX_TRIES, stop_all
 from gdask.campaign.run import owned
+from gdask.campaign.showing import write_report
 from gdask.campaign.state import states_of
 from gdask.campaign.sums import take_over
 from gdask.campaign.tables import write_whole
@@ -135,6 +136,7 @@ def _tables(folder: str, patience: float = OWNER_PATIENCE) -> int:
                 known = records.read_records(place.out, campaign)
                 states = states_of(campaign, known, place)
                 write_tables(place.out, campaign, known)
+                write_report(place.out, lambda text: print(clean(text), flush=True))
                 lines = [clean(line) for line in report.status_lines(campaign, states, known)]
                 write_whole(Path(folder) / "report.txt", "\n".join([*lines, ""]))
                 print(*lines, sep="\n", flush=True)

@@ -30,6 +30,7 @@ VERBS = {
     "status": "show how a campaign stands",
     "why": "say what a file was used for, what a product was made of",
     "flag": "say what is wrong with a file of a campaign",
+    "report": "write pages about a campaign or products, for a browser",
     "showpars": "show the parameters of a step for a file",
     "showrecipes": "show the recipes for a file",
     "verify": "check files: checksums, structure, units, WCS, provenance",

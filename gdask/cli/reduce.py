@@ -85,6 +85,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="write what the run took, by phase, as JSON: bytes, CPU seconds, memory",
     )
     parser.add_argument(
+        "--report",
+        action="store_true",
+        help="write report/ in the working folder: pages with numbers and pictures of its products",
+    )
+    parser.add_argument(
         "--strict", action="store_true", help="stop at the first frame that would be left out"
     )
     parser.add_argument("--logfile", default="reduce.log", help="log file (default: reduce.log)")
@@ -144,14 +149,54 @@ def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     reduction.config = params.read_config(args.config) if args.config else {}
     if args.account:
         _check_writable(args.account)
+    cause = ""
     try:
         reduction.runr()
+    except BaseException as error:
+        cause = "" if isinstance(error, UsageError) else str(error) or type(error).__name__
+        raise
     finally:
         _print_products(reduction)
+        if args.report and (cause or reduction.output_filenames):
+            _write_report(args, reduction, cause)
     if args.account and reduction.account:
         figures = reduction.account.as_dict() | {"left_out": len(reduction.set_aside)}
         Path(args.account).write_text(json.dumps(figures, indent=1) + "\n")
     return 1 if reduction.set_aside else 0
+
+
+def _write_report(args: argparse.Namespace, reduction: Reduce, cause: str) -> None:
+    """Write the report of the working folder, also of a run that failed; never an error."""
+    from gdask.model import GdaskError
+    from gdask.report import write_report
+    from gdask.report.folder import run_facts
+
+    account = reduction.account.as_dict() if reduction.account else {}
+    run = run_facts(
+        sys.argv[1:],
+        reduction.files,
+        recipe=args.recipe,
+        cause=cause,
+        log=_last_lines(args.logfile),
+        account=account,
+        products=reduction.output_filenames,
+        left_out=reduction.set_aside,
+    )
+    raw = {Path(name).name: name for name in reduction.files}
+    try:
+        page = write_report(".", runs=(run,), raw=raw, say=lambda text: print(text))
+        print(clean(page))
+    except (GdaskError, OSError) as error:
+        print(clean(f"reduce: the report was not written: {error}"), file=sys.stderr)
+
+
+def _last_lines(path: str, most: int = 12) -> list[str]:
+    """Give the last lines of the log; none where it cannot be read."""
+    try:
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()][-most:]
 
 
 def _load() -> None:
