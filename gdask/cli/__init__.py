@@ -32,6 +32,7 @@ VERBS = {
     "flag": "say what is wrong with a file of a campaign",
     "showpars": "show the parameters of a step for a file",
     "showrecipes": "show the recipes for a file",
+    "regions": "write the catalogue of a product as a region file of ds9",
     "verify": "check files: checksums, structure, units, WCS, provenance",
     "replay": "make a product again from what it says of itself, and compare",
     "warm-up": "compile for this machine what reductions need",
