@@ -10,13 +10,28 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gdask import __version__, logutils
+from gdask import logutils
 from gdask.cli import parser_for, run_command
 from gdask.cli.lists import expand_files
 from gdask.model import clean
 
 if TYPE_CHECKING:
     from gdask.reduction.reduce import Reduce
+
+
+#: Options of DRAGONS' that are refused: the reason, and a value that asks for nothing else.
+_NOT_OFFERED = {
+    "drpkg": (
+        "gdask's recipes are its own; a recipe from a file is given with -r FILE.py:FUNCTION",
+        "geminidr",
+    ),
+    "adpkg": (
+        "gdask reads GSAOI and FLAMINGOS-2 by rules of its own; docs/extending.md adds others",
+        "gemini_instruments",
+    ),
+    "upload": ("gdask sends nothing anywhere; leave the option out", ""),
+    "local_db_dir": ("name the database in dragonsrc, under [calibs]; caldb config shows it", ""),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -97,10 +112,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="as --logmode quiet")
     parser.add_argument("--debug", action="store_true", help="as --logmode debug")
-    parser.add_argument("-V", "-v", "--version", action="version", version=f"gdask {__version__}")
+    parser.add_argument("-V", "-v", "--version", action="store_true", help="show the version")
     # Options of DRAGONS' that are refused, or say what is so anyway.
     parser.add_argument("--mode", help=argparse.SUPPRESS)
-    parser.add_argument("--drpkg", help=argparse.SUPPRESS)
+    for option in _NOT_OFFERED:
+        parser.add_argument(f"--{option}", nargs="*", help=argparse.SUPPRESS)
     for mode in ("--qa", "--ql"):
         parser.add_argument(mode, action="store_true", help=argparse.SUPPRESS)
 
@@ -115,6 +131,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    if args.version:
+        from gdask import __version__
+
+        print(f"gdask {__version__}")
+        return 0
     _check_peers_options(parser, args)
     if not args.files:
         taken = next(
@@ -167,11 +188,10 @@ def _check_peers_options(parser: argparse.ArgumentParser, args: argparse.Namespa
             f"mode {mode}: --mode, --qa and --ql: not offered: gdask has one mode, science quality "
             "(sq); leave the option out"
         )
-    if args.drpkg not in (None, "geminidr", "gdask"):
-        parser.error(
-            f"--drpkg {args.drpkg}: not offered: gdask's recipes are its own; a recipe from a file "
-            "is given with -r FILE.py:FUNCTION"
-        )
+    for option, (why, same) in _NOT_OFFERED.items():
+        given = getattr(args, option)
+        if given is not None and given != [same]:
+            parser.error(f"{' '.join([f'--{option}', *given])}: not offered: {why}")
     asked = {word for word in ("quiet", "debug") if getattr(args, word)} | {args.logmode} - {None}
     if len(asked) > 1:
         parser.error(f"{' and '.join(sorted(asked))}: two log modes; give one")
