@@ -220,7 +220,10 @@ def _measure_rings(
         )
         seen = np.flatnonzero(counts)
         cells.append((seen, counts.ravel()[seen]))
-    return _Rings(*np.moveaxis(cores, -1, 0), *np.moveaxis(sums, -1, 0), flux), cells
+    rings_of_stars = _Rings(
+        *(cores[..., k] for k in range(3)), *(sums[..., k] for k in range(4)), flux=flux
+    )
+    return rings_of_stars, cells
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
