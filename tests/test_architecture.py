@@ -41,7 +41,7 @@ ONLY = {
         "types",
         "model",
     },  # a simulator that shares the pipeline's geometry proves nothing
-    "cluster": {"types", "model"},
+    "cluster": {"types", "model", "logutils"},
     "params": {"types", "model"},
     "recipes": {"steps"},  # what an astronomer copies needs nothing else
     "io": {"types", "model", "kernels", "headers", "instruments"},
@@ -502,6 +502,7 @@ LIGHT = (
     "gdask.cli.showrecipes",
     "gdask.cli.simulate",
     "gdask.simulate",
+    "gdask.cli.regions",
     "gdask.cli.verify",
     "gdask.cli.replay",
     "gdask.cli.benchmark",

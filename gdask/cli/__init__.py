@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from gdask.model import GdaskError, UsageError, clean, clean_lines
+from gdask import logutils
+from gdask.model import GdaskError, UsageError, clean
 
 VERBS = {
     "typewalk": "list the files of a folder with their tags",
@@ -33,6 +34,7 @@ VERBS = {
     "report": "write pages about a campaign or products, for a browser",
     "showpars": "show the parameters of a step for a file",
     "showrecipes": "show the recipes for a file",
+    "regions": "write the catalogue of a product as a region file of ds9",
     "verify": "check files: checksums, structure, units, WCS, provenance",
     "replay": "make a product again from what it says of itself, and compare",
     "warm-up": "compile for this machine what reductions need",
@@ -163,10 +165,10 @@ def run_command(
         )
         return 128 + (signal.SIGTERM if stop.args else signal.SIGINT)
     except GdaskError as error:
-        print(clean_lines(f"{parser.prog}: {error}"), file=sys.stderr)
+        logutils.say(f"{parser.prog}: {error}", at_fault=True)
         return 2 if isinstance(error, UsageError) else 1
     except MemoryError as error:
-        print(f"{parser.prog}: {_out_of_memory(error)}", file=sys.stderr)
+        logutils.say(f"{parser.prog}: {_out_of_memory(error)}", at_fault=True)
         return 1
     except UnicodeEncodeError as error:
         print(
@@ -181,7 +183,7 @@ def run_command(
             if error.filename and error.strerror
             else str(error)
         )
-        print(clean_lines(f"{parser.prog}: {what}"), file=sys.stderr)
+        logutils.say(f"{parser.prog}: {what}", at_fault=True)
         return 1
     finally:
         flush_quietly()

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gdask
 from gdask.campaign import records
 from gdask.campaign.tables import write_whole
 from gdask.model import UsageError
@@ -30,6 +31,8 @@ SCHEMA = 1
 FOLDER, FILE = "report", "report.json"
 #: What was read from products for the last report, by content: may be deleted at any time.
 _CACHE = "report-cache.json"
+#: What another version has kept is not read: what it holds may have changed.
+_MADE_BY = [SCHEMA, gdask.__version__]
 
 Facts = dict[str, Any]
 
@@ -142,14 +145,14 @@ def _cache_file(folder: str) -> Path:
 def _read_cache(folder: str) -> Facts:
     try:
         found = json.loads(_cache_file(folder).read_text(encoding="utf-8"))
-        return dict(found) if found.get("schema") == SCHEMA else {}
+        return dict(found) if found.get("made_by") == _MADE_BY else {}
     except (OSError, ValueError, AttributeError):
         return {}
 
 
 def _write_cache(folder: str, products: Sequence[Facts], ratios: Mapping[str, Facts]) -> None:
     kept = {one["path"]: {"content": one["content"], "tables": one["tables"]} for one in products}
-    text = json.dumps({"schema": SCHEMA, "products": kept, "ratios": ratios})
+    text = json.dumps({"made_by": _MADE_BY, "products": kept, "ratios": ratios})
     try:
         write_whole(_cache_file(folder), text)
     except OSError:

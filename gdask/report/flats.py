@@ -33,7 +33,8 @@ def flat_ratio(path: str | os.PathLike[str], before: str | os.PathLike[str]) -> 
         return {"trouble": "no pixel is good in both"}
     middle, scatter = _middle_and_scatter(np.concatenate(known))
     each = [_middle_and_scatter(ratio) for ratio in known]
-    return {"median": middle, "scatter": scatter, "arrays": [one[0] for one in each]}
+    middles = [one[0] for one in each]
+    return {"trouble": "", "median": middle, "scatter": scatter, "arrays": middles}
 
 
 def _ratio(new: Any, old: Any, number: int) -> np.ndarray:
