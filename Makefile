@@ -111,5 +111,5 @@ docs: $(VENV)/installed-docs
 	@echo "the site: build/site/index.html"
 
 clean:
-	rm -rf "$(VENV)" $(DEMO) build dist *.egg-info docs/api docs/commands docs/gallery docs/project .pytest_cache .ruff_cache .hypothesis .mypy_cache
+	rm -rf "$(VENV)" $(DEMO) build dist *.egg-info docs/api docs/commands docs/gallery docs/project docs/examples/night docs/examples/calibrations docs/examples/*.fits docs/examples/*.db docs/examples/*.log docs/examples/.gdask .pytest_cache .ruff_cache .hypothesis .mypy_cache
 	find gdask recipes cluster tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -78,6 +78,7 @@ REFERENCE = {
         "Raw nights and campaigns with known truth.",
         [("module", "gdask.simulate")],
     ),
+    "plot": ("gdask.plot", "Pictures for scripts and notebooks.", [("module", "gdask.plot")]),
     "numbers": (
         "Numbers, gates, instruments",
         "Functions of other modules that may be relied on.",
@@ -90,12 +91,12 @@ REFERENCE = {
     ),
 }
 PUBLIC = """\
-Public are the names on these pages: what ``gdask``, ``gdask.steps``, ``gdask.cluster`` and
-``gdask.simulate`` list in ``__all__``, the recipes, and the functions named under *Numbers, gates,
-instruments*. They change only with an entry in the changelog. Everything else may change at any
-time. Arrays of a Frame have the dimensions (detector, y, x); data are in ADU or electrons, variance
-in their square, DQ in the field's bits; positions on the sky are in degrees, on arrays in 0-based
-pixels, unless a docstring says otherwise."""
+Public are the names on these pages: what ``gdask``, ``gdask.steps``, ``gdask.cluster``,
+``gdask.simulate`` and ``gdask.plot`` list in ``__all__``, the recipes, and the functions named
+under *Numbers, gates, instruments*. They change only with an entry in the changelog. Everything
+else may change at any time. Arrays of a Frame have the dimensions (detector, y, x); data are in
+ADU or electrons, variance in their square, DQ in the field's bits; positions on the sky are in
+degrees, on arrays in 0-based pixels, unless a docstring says otherwise."""
 
 
 def make_all() -> None:

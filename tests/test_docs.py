@@ -50,6 +50,17 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert wrong == []
 
 
+def test_every_page_is_in_the_index() -> None:
+    """A page that no table of contents has is a warning of the site, which is an error."""
+    index = (ROOT / "docs" / "index.md").read_text()
+    listed = set()
+    for block in re.findall(r"```\{toctree\}\n(.*?)```", index, re.DOTALL):
+        lines = [line for line in block.splitlines() if line and not line.startswith(":")]
+        listed |= {re.sub(r".*<(.*)>$", r"\1", line) for line in lines}
+    pages = {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}
+    assert pages <= listed and {name for name in listed if "/" not in name} <= pages
+
+
 def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield (line, words) of each command of gdask in a page's indented lines."""
     lines = re.sub(r"\\\n *", "", text_of(page)).splitlines()

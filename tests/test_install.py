@@ -199,7 +199,8 @@ def reduce_a_night(bin_folder: Path, folder: Path) -> None:
     raw = sorted(str(path.relative_to(folder)) for path in (folder / "raw").glob("S*.fits"))
     run(bin_folder / "dataselect", "--tags", "FLAT", *raw, "-o", "flats.list", cwd=folder)
     run(bin_folder / "reduce", "@flats.list", cwd=folder)
-    assert "1 file" in run(bin_folder / "gdask", "verify", "S20170505S0030_flat.fits", cwd=folder)
+    told = run(bin_folder / "gdask", "verify", "S20170505S0030_flat.fits", cwd=folder)
+    assert ": well (" in told
 
 
 @pytest.mark.slow
