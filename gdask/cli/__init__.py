@@ -31,6 +31,7 @@ VERBS = {
     "status": "show how a campaign stands",
     "why": "say what a file was used for, what a product was made of",
     "flag": "say what is wrong with a file of a campaign",
+    "show": "make a picture of a file: raw, calibration or product",
     "showpars": "show the parameters of a step for a file",
     "showrecipes": "show the recipes for a file",
     "verify": "check files: checksums, structure, units, WCS, provenance",
