@@ -220,7 +220,9 @@ def _measure_rings(
         )
         seen = np.flatnonzero(counts)
         cells.append((seen, counts.ravel()[seen]))
-    return _Rings(*np.moveaxis(cores, -1, 0), *np.moveaxis(sums, -1, 0), flux), cells
+    core, core_area, core_variance = np.moveaxis(cores, -1, 0)
+    light, area, noise, r2 = np.moveaxis(sums, -1, 0)
+    return _Rings(core, core_area, core_variance, light, area, noise, r2, flux), cells
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
