@@ -32,6 +32,7 @@ VERBS = {
     "why": "say what a file was used for, what a product was made of",
     "flag": "say what is wrong with a file of a campaign",
     "report": "write pages about a campaign or products, for a browser",
+    "show": "make a picture of a file: raw, calibration or product",
     "showpars": "show the parameters of a step for a file",
     "showrecipes": "show the recipes for a file",
     "regions": "write the catalogue of a product as a region file of ds9",

@@ -32,7 +32,8 @@ class Place(NamedTuple):
     rows, columns
         Pixel of the array's plane shown at each pixel of the box, -1 outside; None: as it is.
     forward
-        Function (row, column of the plane) -> (row, column of the picture), real numbers.
+        Function of places: (row, column) of the plane, where the first pixel reaches from 0 to 1
+        -> (row, column) of the picture, where the middle of the first pixel is 0.
     """
 
     y: int
@@ -56,6 +57,8 @@ class Layout(NamedTuple):
         Directions as unit vectors (x, y) with y upward; None where no WCS tells them.
     scale
         Arcsec of a pixel of the picture; None where it is not known.
+    wcs
+        WCS of the picture's pixels where its arrays lie as on the sky, else None.
     """
 
     shape: tuple[int, int]
@@ -63,6 +66,7 @@ class Layout(NamedTuple):
     north: tuple[float, float] | None
     east: tuple[float, float] | None
     scale: Arcsec | None
+    wcs: Any = None
 
 
 def layout_of(
@@ -151,7 +155,7 @@ def _read_layout(
 
 
 def _shifted(y: float, x: float) -> Any:
-    return lambda row, column: (row + y, column + x)
+    return lambda row, column: (row + y - 0.5, column + x - 0.5)
 
 
 def _cells(frame: Frame, count: int) -> list[tuple[int, int]]:
@@ -203,7 +207,21 @@ def _sky_layout(
     for points, one in zip(plane, shapes, strict=True):
         pixels = (y + 0.5) / step, (x + 0.5) / step
         places.append(_sky_place(points - low[:, None], pixels, one, shape))
-    return Layout(shape, tuple(places), (0.0, 1.0), (-1.0, 0.0), scale)
+    picture_wcs = _tangent_wcs(middle, (-0.5 - low[0], -0.5 - low[1]), scale)
+    return Layout(shape, tuple(places), (0.0, 1.0), (-1.0, 0.0), scale, picture_wcs)
+
+
+def _tangent_wcs(sky: tuple[float, float], pixel: tuple[float, float], scale: Arcsec) -> Any:
+    """Make a WCS, North up and East left, in which a point of the sky has this pixel (0-based)."""
+    from astropy.wcs import WCS
+
+    made = WCS(naxis=2)
+    made.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    made.wcs.crval, made.wcs.cunit = list(sky), ["deg", "deg"]
+    made.wcs.crpix = [pixel[0] + 1, pixel[1] + 1]
+    made.wcs.cdelt = [-scale / 3600, scale / 3600]
+    made.wcs.radesys = "FK5"
+    return made
 
 
 def _middle(sky: npt.NDArray[np.float64]) -> tuple[float, float]:

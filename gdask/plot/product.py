@@ -10,12 +10,13 @@ from typing import Any
 
 from gdask.headers.numbers import read_numbers
 from gdask.io.frames import primary_header
-from gdask.model import GdaskError, clean, owner
+from gdask.model import GdaskError, clean
 from gdask.plot import charts, views
 from gdask.plot.layout import celestial, layout_of
 from gdask.plot.material import Made, Material, Missing, Picture
 from gdask.plot.planes import frame_of, read_planes, step_for
 from gdask.plot.tables import read_tables
+from gdask.plot.writing import write_whole
 from gdask.types import Frame
 
 __all__ = ["Picture", "make_pictures", "read_notes", "read_pictures"]
@@ -95,22 +96,13 @@ def _write(folder: Path, product: str, made: list[Made], notes: list[str]) -> No
     earlier = {picture.file for picture in read_pictures(folder)}
     (folder / LIST).unlink(missing_ok=True)
     for picture, content in made:
-        _replace(folder / picture.file, content)
+        write_whole(folder / picture.file, content)
     for name in earlier - {picture.file for picture, _ in made}:
         if Path(name).name == name:
             (folder / name).unlink(missing_ok=True)
     rows = [picture._asdict() for picture, _ in made]
     text = json.dumps({"product": product, "pictures": rows, "notes": notes}, indent=1)
-    _replace(folder / LIST, text.encode() + b"\n")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    hidden = path.with_name(f".{path.name}.{owner()}")
-    try:
-        hidden.write_bytes(content)
-        os.replace(hidden, path)
-    finally:
-        hidden.unlink(missing_ok=True)
+    write_whole(folder / LIST, text.encode() + b"\n")
 
 
 # Which pictures --------------------------------------------------------------------------------

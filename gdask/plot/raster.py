@@ -157,8 +157,9 @@ def _draw_bar(
     length = bar_length(size[0], scale)
     x, y = 2 * unit, size[1] - 2 * unit
     end, thick = x + round(length / scale), max(2, unit // 5)
-    draw.rectangle((x - 1, y - thick - 1, end + 1, y + 1), fill=_SHADOW)
-    draw.rectangle((x, y - thick, end - 1, y), fill=_MARK)
+    mark, shadow = _inks(draw)
+    draw.rectangle((x - 1, y - thick - 1, end, y + 1), fill=shadow)
+    draw.rectangle((x, y - thick, end - 1, y), fill=mark)
     _draw_text(draw, (x, y - thick - 2 * unit), bar_text(length), font)
 
 
@@ -179,7 +180,7 @@ def _draw_compass(
             s, c = math.sin(turn), math.cos(turn)
             wings.append((tip[0] + unit * (c * dx - s * dy), tip[1] - unit * (s * dx + c * dy)))
         lines = [((x, y), tip), (tip, wings[0]), (tip, wings[1])]
-        for colour, width in ((_SHADOW, 5), (_MARK, 2)):
+        for colour, width in zip(_inks(draw)[::-1], (5, 2), strict=True):
             for line in lines:
                 draw.line(line, fill=colour, width=max(2, width * unit // 14))
         place = x + 6.4 * unit * dx, y - 6.4 * unit * dy
@@ -189,9 +190,35 @@ def _draw_compass(
 def _draw_text(
     draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, font: Any, anchor: str = "la"
 ) -> None:
-    draw.text(
-        place, text, fill=_MARK, font=font, anchor=anchor, stroke_width=1, stroke_fill=_SHADOW
-    )
+    mark, shadow = _inks(draw)
+    draw.text(place, text, fill=mark, font=font, anchor=anchor, stroke_width=1, stroke_fill=shadow)
+
+
+def _inks(draw: ImageDraw.ImageDraw) -> tuple[Any, Any]:
+    """Give the colours of marks and of their shadow, as the picture's kind takes them."""
+    return (_MARK, _SHADOW) if draw.mode == "P" else (MARK_COLOUR, (0, 0, 0))
+
+
+def draw_rings(
+    picture: pil.Image, places: npt.NDArray[np.float64], colour: tuple[int, int, int]
+) -> None:
+    """Draw rings around places (n, 2: x, y in pixels, y upward) of an RGB picture."""
+    draw, radius = ImageDraw.Draw(picture), max(3, min(picture.size) // 110)
+    for x, y in places.tolist():
+        middle = x, picture.size[1] - 1 - y
+        box = (middle[0] - radius, middle[1] - radius, middle[0] + radius, middle[1] + radius)
+        draw.ellipse(box, outline=colour)
+
+
+def on_canvas(picture: pil.Image, size: tuple[int, int], name: str) -> pil.Image:
+    """Put a picture on the lower left of a larger one, with a name above."""
+    canvas = pil.new("RGB", size, NO_DATA_COLOUR)
+    canvas.paste(picture.convert("RGB"), (0, size[1] - picture.size[1]))
+    unit = max(8, min(size) // 60)
+    font = ImageFont.load_default(1.6 * unit)
+    _draw_text(ImageDraw.Draw(canvas), (unit, unit), name, font)
+    colours = canvas.quantize(256, method=pil.Quantize.FASTOCTREE, dither=pil.Dither.NONE)
+    return colours
 
 
 def dq_sentence(counts: Mapping[int, int]) -> str:

@@ -24,7 +24,16 @@ def read_tables(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str,
 
     Raises GdaskError where one cannot be read.
     """
-    found: dict[str, Any] = {}
+    return {name: tables[0] for name, tables in _tables(path, names).items()}
+
+
+def read_each(path: str | os.PathLike[str], name: str) -> list[Any]:
+    """Read all tables of a name, one for each array. Raises GdaskError where one cannot be read."""
+    return _tables(path, (name,)).get(name, [])
+
+
+def _tables(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
     if not path:
         return found
     try:
@@ -32,8 +41,8 @@ def read_tables(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str,
             for hdu in hdus:
                 if isinstance(hdu, fits.BinTableHDU) and hdu.name in names:
                     step = -(-int(hdu.header["NAXIS2"]) // MAX_ROWS) or 1
-                    if hdu.name not in found:
-                        found[hdu.name] = astable.Table(hdu.data[::step].copy())
+                    table = astable.Table(hdu.data[::step].copy())
+                    found.setdefault(hdu.name, []).append(table)
     except Exception as error:  # astropy's errors are of many kinds
         raise GdaskError(
             f"{os.fspath(path)}: its tables cannot be read ({error}); copy the file again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ PREVIEW_BYTES = 1_400_000
 def preview(material: Material) -> list[Made]:
     """Make the view of the pixels; of a mask, of its bits."""
     if material.kind == "bpm":
-        return _mask_view(material)
+        return _mask_preview(material)
     picture = compose([plane.mean for plane in material.planes], material.layout)
     limits = raster.limits_of(picture, linear=material.kind in ("flat", "dark"))
     levels, coarse, content = raster.grey_levels(picture, limits), 1, b""
@@ -66,11 +67,22 @@ def _made(
     return Picture(key, f"{key}.png", title, alt, width, height, overlay_of), content
 
 
-def _mask_view(material: Material) -> list[Made]:
-    flags = compose_flags([_flags(plane) for plane in material.planes], material.layout)
-    inside = compose([np.ones_like(plane.mean) for plane in material.planes], material.layout)
+def mask_view(planes: Sequence[Planes], layout: Layout) -> Any:
+    """Draw the bits of a mask in colours on black, as a picture of pillow; clear between arrays."""
+    flags = compose_flags([_flags(plane) for plane in planes], layout)
+    inside = compose([np.ones_like(plane.mean) for plane in planes], layout)
     levels = raster.flag_levels(flags) + np.where(np.isfinite(inside), 1, 0).astype("u1")
-    shown = raster.overlay(levels, [(24, 24, 24, 255), *(c[:3] + (255,) for c in _DQ_COLOURS)])
+    return raster.overlay(levels, [(24, 24, 24, 255), *(c[:3] + (255,) for c in DQ_RGBA)])
+
+
+def flags_view(planes: Sequence[Planes], layout: Layout) -> Any:
+    """Draw flagged pixels in colours on nothing, as a picture of pillow."""
+    flags = compose_flags([_flags(plane) for plane in planes], layout)
+    return raster.overlay(raster.flag_levels(flags), DQ_RGBA)
+
+
+def _mask_preview(material: Material) -> list[Made]:
+    shown = mask_view(material.planes, material.layout)
     bad = material.numbers.get("bad_fraction")
     alt = (
         f"Bad-pixel mask of {_size_text(material)}: {raster.dq_sentence(_counts(material))}"
@@ -80,7 +92,7 @@ def _mask_view(material: Material) -> list[Made]:
     return [_made("preview", "Bad-pixel mask", alt, shown, raster.png_bytes(shown))]
 
 
-_DQ_COLOURS = [colour for _, _, colour in raster.DQ_COLOURS]
+DQ_RGBA = [colour for _, _, colour in raster.DQ_COLOURS]
 
 
 def _flags(plane: Planes) -> Any:
@@ -99,8 +111,7 @@ def dq_overlay(material: Material) -> list[Made]:
         return []
     if any(plane.flags is None for plane in material.planes):
         raise Missing("the file has no DQ")
-    flags = compose_flags([_flags(plane) for plane in material.planes], material.layout)
-    shown = raster.overlay(raster.flag_levels(flags), _DQ_COLOURS)
+    shown = flags_view(material.planes, material.layout)
     step = material.planes[0].step
     alt = f"Flagged pixels over the preview: {raster.dq_sentence(_counts(material))}." + (
         f" A point stands for {step} x {step} pixels of which one or more are flagged."
