@@ -4,6 +4,7 @@
 #   make test        run the tests (minutes)
 #   make test-slow   run the tests at full size, too, and those that need a real server
 #   make lint        check style, line lengths and types
+#   make docs        the documentation as a site: build/site/index.html
 #   make clean       remove what these made
 #
 # Another interpreter or place:   make test PYTHON=/path/to/python3.12 VENV=/tmp/gdask-venv
@@ -20,11 +21,11 @@ DEMO_CAMPAIGN ?= --nights 2 --filters Kshort --faults truncated,duplicate,acquis
 BIN := $(abspath $(VENV))/bin
 DEMO_PATH := $(abspath $(DEMO))
 
-.PHONY: help demo test test-slow lint clean
+.PHONY: help demo test test-slow lint docs clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '2,9s/^# \{0,1\}//p' Makefile
+	@sed -n '2,10s/^# \{0,1\}//p' Makefile
 
 # The newest interpreter that works is not always the first: a version manager's shim may be there without its version.
 $(VENV)/made:
@@ -44,15 +45,19 @@ $(VENV)/installed: $(VENV)/made pyproject.toml
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/made pyproject.toml
-	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable '.[test,release]'
 	@touch $@ $(VENV)/installed
 
 $(VENV)/installed-slow: $(VENV)/installed-test
-	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable '.[test,postgresql]'
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable '.[test,release,postgresql]'
 	@touch $@
 
 $(VENV)/installed-lint: $(VENV)/made pyproject.toml
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable . 'ruff==0.17.*' 'mypy==2.4.*'
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/made pyproject.toml
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@
 
 # The field's tutorial (docs/gsaoi.md explains each line). Its last line has skyCorrect:offset_sky=False, too, which gdask
@@ -99,6 +104,12 @@ lint: $(VENV)/installed-lint
 	"$(BIN)/mypy" --no-error-summary -p gdask
 	"$(BIN)/mypy" --no-error-summary --explicit-package-bases cluster recipes
 
+# No network is asked; a warning is an error. The gallery's pictures are made by the code that they show.
+docs: $(VENV)/installed-docs
+	rm -rf build/site build/doctrees docs/gallery docs/examples/night docs/examples/calibrations
+	cd docs && "$(BIN)/python" -P -m sphinx -q -W --keep-going -b html -d ../build/doctrees . ../build/site
+	@echo "the site: build/site/index.html"
+
 clean:
-	rm -rf "$(VENV)" $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .mypy_cache
+	rm -rf "$(VENV)" $(DEMO) build dist *.egg-info docs/api docs/commands docs/gallery docs/project docs/examples/night docs/examples/calibrations docs/examples/*.fits docs/examples/*.db docs/examples/*.log docs/examples/.gdask .pytest_cache .ruff_cache .hypothesis .mypy_cache
 	find gdask recipes cluster tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

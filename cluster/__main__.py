@@ -8,6 +8,7 @@ from importlib import resources
 
 from gdask.cluster import connect, load_profiles
 
+from gdask.logutils import say
 from gdask.model import GdaskError
 
 DESCRIPTION = (
@@ -30,11 +31,10 @@ def main(argv: list[str] | None = None) -> int:
     ).add_argument("spec")
     args = parser.parse_args(argv)
     if args.verb == "script":
-        print(resources.files(__package__).joinpath(SCRIPTS[args.system]).read_text(), end="")
+        sys.stdout.write(resources.files(__package__).joinpath(SCRIPTS[args.system]).read_text())
     elif args.verb == "profiles":
-        print(
-            "\n".join(f"{name:<12} {profile['kind']}" for name, profile in load_profiles().items())
-        )
+        for name, profile in load_profiles().items():
+            say(f"{name:<12} {profile['kind']}")
     else:
         return _check(args.spec)
     return 0
@@ -44,15 +44,15 @@ def _check(spec: str) -> int:
     try:
         with connect(spec) as client:
             if client is None:
-                print("threads of this process")
+                say("threads of this process")
                 return 0
             for address, worker in client.scheduler_info(n_workers=-1)["workers"].items():
-                print(
+                say(
                     f"{address}  {worker['nthreads']} thread{'s' * (worker['nthreads'] > 1)}  "
                     f"{worker['memory_limit'] / 2**30:.1f} GiB"
                 )
     except GdaskError as error:
-        print(error, file=sys.stderr)
+        say(str(error), at_fault=True)
         return 1
     return 0
 

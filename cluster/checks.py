@@ -153,6 +153,8 @@ def _forget(client: Client) -> None:
 
 
 def _wait_for_one(client: Client, where: str, wait: float, started: bool) -> None:
+    if not client.scheduler_info(n_workers=-1)["workers"]:
+        log.info("%s: waiting for a worker, %.0f s at most", where, wait)
     try:
         client.wait_for_workers(1, timeout=wait)
     except TimeoutError:

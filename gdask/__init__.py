@@ -11,8 +11,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
-
 #: Public name -> (module, name there). They are imported when first used, so that commands which
 #: read only headers start fast.
 _IMPORTED_ON_USE = {
@@ -40,11 +38,23 @@ __all__ = [  # noqa: PLE0604 (the names are strings: keys of the table)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return globals().setdefault(name, _installed_version())
     if name not in _IMPORTED_ON_USE:
         raise AttributeError(f"module 'gdask' has no attribute {name!r}")
     module, attribute = _IMPORTED_ON_USE[name]
     found = importlib.import_module(module)
     return found if attribute is None else getattr(found, attribute)
+
+
+def _installed_version() -> str:
+    """Give the version of this installation, which is that of the tag that it was built from."""
+    from importlib import metadata  # here: commands that read headers need none
+
+    try:
+        return metadata.version("gdask")
+    except metadata.PackageNotFoundError:  # files that were copied, not installed
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:

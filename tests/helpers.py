@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dask
 import dask.array as da
@@ -24,6 +25,9 @@ from gdask.steps.frames import with_arrays
 from gdask.steps.pointing import prepare
 from gdask.types import Frame, Frames
 
+if TYPE_CHECKING:
+    from distributed import LocalCluster
+
 #: Heights of the row bands that every pixel-wise step is tried with: whole arrays, even bands,
 #: uneven bands.
 BANDS = (None, 64, 97)
@@ -31,6 +35,20 @@ BANDS = (None, 64, 97)
 TIME_OF_RUN = re.compile(rf"{datetime.now(UTC):%Y-%m}-\d\dT\d\d:")
 #: Tables of a product that hold times of the run, or the parameters that differ here.
 TABLES_OF_RUN = ("HISTORY", "PROVENANCE", "REDUCTION")
+
+
+def loopback_cluster(n_workers: int = 1) -> LocalCluster:
+    """Give a scheduler that this process runs, with workers of one thread each, on loopback."""
+    from distributed import LocalCluster
+
+    return LocalCluster(
+        n_workers=n_workers,
+        threads_per_worker=1,
+        processes=False,
+        protocol="tcp",
+        dashboard_address=None,
+        host="127.0.0.1",
+    )
 
 
 def ramp(

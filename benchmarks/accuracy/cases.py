@@ -133,6 +133,10 @@ TARGETS: dict[str, Target] = {
         for radius in (6, 12)
         for depth in ("full", "half", "shallow")
     },
+    "position_pull": Target(
+        "", 0.5, 1.5, "robust width of (OBJCAT - truth) / RA_ERR, DEC_ERR, S/N above 150"
+    ),
+    "bright_flux_pull": Target("", 0.5, 1.5, "the same of FLUX_PSF, in one unit"),
     "completeness_percent": Target(
         "%", 98.0, 100.0, "isolated stars with S/N above 10 that are in OBJCAT"
     ),

@@ -12,6 +12,7 @@ from benchmarks.accuracy.matched_stack import APERTURE, MatchedStack, with_star_
 from benchmarks.accuracy.noise import background_figures, noise_figures
 from benchmarks.accuracy.photometry import UNMEASURABLE, are_isolated, flux_figures
 from benchmarks.accuracy.positions import (
+    catalogue_pulls,
     displacement,
     find_stars,
     photon_limits,
@@ -52,6 +53,7 @@ def figures_of_merit(
         sky_figures(stack, ideal_stack(stack, moved)),
         charge_figures(stack),
         _completeness(stack, wanted, limits, fwhm),
+        catalogue_pulls(stack, wanted, 0.75 * fwhm),
     ):
         figures |= part
     return figures, plots

@@ -15,6 +15,8 @@ from gdask.types import Flags, Image, Mask
 
 #: Photon limit (pixels per axis) below which a star counts as bright.
 BRIGHT_PHOTON_LIMIT = 0.015
+#: S/N of FLUX_PSF above which a star of OBJCAT counts as bright.
+BRIGHT_SNR = 150.0
 #: A true star is looked for within this distance (pixels).
 MATCH_RADIUS = 5.0
 #: Stars of the reference catalogues that are made from the truth: so many of the brightest.
@@ -131,6 +133,37 @@ def position_figures(
         return figures
     known = wanted & np.isfinite(distance)
     return figures | _catalog_figures(stack, found[index[known]], known, limits, catalog_mas)
+
+
+def catalogue_pulls(stack: MatchedStack, wanted: Mask, radius: float) -> dict[str, float]:
+    """Robust widths of (OBJCAT - truth) / error of bright stars: positions, FLUX_PSF.
+
+    wanted: whole, isolated stars; radius: pixels within which a row of OBJCAT is a star. Positions
+    are compared after a linear transform, fluxes after one factor: a pull of 1 says that errors are
+    as large as they are said to be. Stars above BRIGHT_SNR, where errors that all of them share,
+    such as distortion, outweigh the photons'.
+    """
+    catalog = stack.catalog
+    listed = np.column_stack([catalog["XPSF_IMAGE"] - 1, catalog["YPSF_IMAGE"] - 1]).astype(float)
+    known = np.flatnonzero(np.isfinite(listed).all(axis=1))
+    places = np.column_stack([stack.x, stack.y])[wanted]
+    distance, index = cKDTree(listed[known]).query(places)
+    rows = known[index[distance < radius]]
+    flux, error = (np.asarray(catalog[n][rows], float) for n in ("FLUX_PSF", "FLUXERR_PSF"))
+    good = (np.asarray(catalog["FLAGS_PSF"][rows]) & ~64 == 0) & (flux > BRIGHT_SNR * error)
+    if good.sum() < 10:
+        return {"bright_listed_stars": int(good.sum())}
+    true, rows = places[distance < radius][good], rows[good]
+    shift = (listed[rows] - true).T * 1000 * stack.pixel
+    mas = np.array([catalog[name][rows] for name in ("RA_ERR", "DEC_ERR")], float)
+    pulls = linear_residuals(*true.T, shift) / mas
+    ratio = flux[good] / stack.flux[wanted][distance < radius][good]
+    return {
+        "bright_listed_stars": int(good.sum()),
+        "position_pull": robust_sigma(pulls),
+        "bright_flux_pull": robust_sigma((ratio / np.median(ratio) - 1) * (flux / error)[good]),
+        "position_error_mas": float(np.median(mas)),
+    }
 
 
 def _catalog_figures(

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from typing import Any
 
 from gdask import model
 from gdask.model import GdaskError
+
+log = logging.getLogger("gdask")
 
 #: Seconds between two touches of a claim, and without one after which its owner counts as dead.
 BEAT, DEAD_AFTER = 10.0, 120.0
@@ -47,7 +50,16 @@ def claimed(
     except OSError as error:
         raise GdaskError(f"{own}: cannot be written ({error.strerror})") from None
     try:
+        is_told = False
         while not _taken(path, own, mine, limit):
+            if not is_told and (other := _content(path)):
+                is_told = True
+                log.info(
+                    "%s: waiting for process %s on %s",
+                    path.stem,
+                    other.get("pid"),
+                    other.get("host"),
+                )
             if stopped.wait(LOOK):
                 raise KeyboardInterrupt
         with beating(path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gdask.campaign.job import Campaign, Job
-from gdask.reduction.gates import Table, Verdict, judge, read_own, shipped
+from gdask.reduction.gates import Table, Verdict, judge, merged, read_own, shipped
 
 FILE = "gates.toml"
 #: What the gates call the products of each kind of job.
@@ -24,9 +24,9 @@ class Judged(NamedTuple):
 
 
 def gates_of(out: str | os.PathLike[str]) -> Table:
-    """Give the gates of a campaign: those of OUT/gates.toml, else the shipped ones."""
+    """Give the gates of a campaign: the shipped ones, changed by those of OUT/gates.toml."""
     path = Path(out) / FILE
-    return read_own(path) if path.exists() else shipped()
+    return merged(read_own(path), FILE) if path.exists() else shipped()
 
 
 def judged_products(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 
 from gdask.campaign.gates import Judged, gates_of, judged_products
 from gdask.campaign.job import Campaign, Choice, Job
-from gdask.campaign.tables import toml_key, toml_lines, write_table
+from gdask.campaign.tables import read_table, toml_key, toml_lines, write_table
+from gdask.model import UsageError
 from gdask.reduction.gates import worst
 
 FILES, INDEX, PLAN = "files.ecsv", "index.ecsv", "plan"
@@ -110,6 +112,56 @@ def write_plan(folder: Path, campaign: Campaign) -> None:
         os.replace(folder, old)
     os.replace(new, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def read_plan(folder: Path) -> tuple[Job, ...]:
+    """Read the jobs of a plan that `write_plan` wrote, in their order; () where there is none.
+
+    Calibrations that are no jobs are names of files, without their folder. Jobs whose file is not
+    there are left out: the plan is being written.
+    """
+    try:
+        rows = read_table(folder / "index.ecsv")
+    except UsageError:
+        return ()
+    found = []
+    for row in rows:
+        try:
+            text = (folder / f"{row['job']}.toml").read_text(encoding="utf-8")
+            found.append(_job_of(tomllib.loads(text), row))
+        except (OSError, tomllib.TOMLDecodeError, KeyError):
+            continue
+    return tuple(found)
+
+
+def _job_of(table: Mapping[str, Any], row: Mapping[str, str]) -> Job:
+    calibrations = tuple(
+        Choice(
+            caltype,
+            one["source"],
+            one["level"],
+            one["why"],
+            tuple(one["misses"]),
+            one["required"],
+        )
+        for caltype, one in table.get("calibrations", {}).items()
+    )
+    return Job(
+        table["job"],
+        table["kind"],
+        row["instrument"],
+        row["target"],
+        row["filter"],
+        row["night"],
+        table["folder"],
+        tuple(table["inputs"]),
+        tuple(table["takes"]),
+        calibrations,
+        tuple(table.get("parameters", {}).items()),
+        tuple(table["not_stacked"]),
+        notes=tuple(table["notes"]),
+        blocked=table["blocked"],
+    )
 
 
 def job_lines(job: Job, prefix: str = "") -> list[str]:

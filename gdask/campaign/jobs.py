@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -20,13 +19,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gdask import __version__
-from gdask.campaign import records
+from gdask.campaign import cost, records
+from gdask.campaign.causes import cause_of, message_of
 from gdask.campaign.claims import claimed, lock_here
 from gdask.campaign.describe import RawFile, parse_card
 from gdask.campaign.gates import blocking, gates_of, unfit_frames
 from gdask.campaign.job import Job, corrected_cards
 from gdask.campaign.scan import known_sum
 from gdask.campaign.settings import Flag
+from gdask.campaign.showing import draw_pictures
 from gdask.campaign.sums import SharedSums
 from gdask.campaign.tables import toml_lines, write_whole
 from gdask.headers.numbers import read_numbers
@@ -61,7 +62,8 @@ sys.exit(main())
 class Place(NamedTuple):
     """Where and how jobs run. out: folder of results. flags: of the campaign. retry: whether jobs
     that have failed before, and of which nothing has changed, are tried again. sums: of raw files,
-    for jobs that run elsewhere and must not write to the cache of the scan."""
+    for jobs that run elsewhere and must not write to the cache of the scan. since: when the run or
+    the submission began, in seconds since 1970."""
 
     out: str
     threads: int
@@ -69,6 +71,7 @@ class Place(NamedTuple):
     flags: tuple[Flag, ...] = ()
     retry: bool = False
     sums: SharedSums | None = None
+    since: float = 0.0
 
     @property
     def cache(self) -> str:
@@ -121,6 +124,7 @@ def run_job(
         records.write_record(place.out, job, record)
         if record["status"] == "made":
             shutil.rmtree(work, ignore_errors=True)
+            record["pictures"] = draw_pictures(records.products_of(place.out, record))
         return record
 
 
@@ -253,10 +257,12 @@ def _try(job: Job, work: Path, lock: int, sources: Sources, place: Place) -> dic
     cause = tries[-1]["cause"]
     return {
         "status": "failed" if cause else "made",
-        "cause": f"{cause}: {_message(log)}" if cause else "",
+        "cause": f"{cause}: {message_of(log)}" if cause else "",
         "log": log if cause else [],
         "command": " ".join(["reduce", *line[3:]]),
         "tries": tries,
+        "planned": cost.predict(job, cost.read_rates(), place.threads)._asdict(),
+        "asked": place.since,
         "begun": begun,
         "seconds": time.time() - begun,
         "left_out": [*_left_out(work), *sources.missing],
@@ -271,25 +277,6 @@ def _has_ended_well(job: Job, work: Path, code: int) -> bool:
     """Tell whether all products are whole: `reduce` says with 1 that it has left out frames, and
     also that it has failed, perhaps after some of the products. Its account comes at the end."""
     return code in (0, 1) and bool(_account(work)) and bool(_products(job, work))
-
-
-def cause_of(code: int, log: list[str]) -> str:
-    """Say in a word or two why a command has failed, from its exit code and last lines."""
-    text = "\n".join(log)
-    if "No space left" in text or "disk is full" in text:
-        return "disk full"
-    if "out of memory" in text or "MemoryError" in text or "does not fit" in text:
-        return "out of memory"
-    if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
-        return "killed"
-    if code < 0 or code > 128:
-        return "killed" if code in (-signal.SIGTERM, 128 + signal.SIGTERM) else "crashed"
-    return "refused" if code == 2 else "error"
-
-
-def _message(log: list[str]) -> str:
-    lines = [line for line in log if line.startswith(("reduce:", "reduce.py:"))]
-    return (lines[-1] if lines else log[-1] if log else "no message").partition(": ")[2] or "?"
 
 
 def _twice(memory: str | None) -> str | None:

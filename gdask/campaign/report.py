@@ -12,6 +12,7 @@ from gdask.campaign import records
 from gdask.campaign.cost import Cost
 from gdask.campaign.job import Campaign, Choice, Job, is_named
 from gdask.campaign.state import State
+from gdask.engine.account import describe_time
 from gdask.model import UsageError
 from gdask.params import closest
 
@@ -66,11 +67,8 @@ def _cost(cost: Cost | None) -> str:
         return ""
     if cost.seconds is None or cost.memory is None or cost.product is None:
         return "  [cost unknown: nothing like it was measured yet]"
-    return f"  [{_time(cost.seconds)}, {_size(cost.memory)} memory, {_size(cost.product)} disk]"
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    time = describe_time(cost.seconds)
+    return f"  [{time}, {_size(cost.memory)} memory, {_size(cost.product)} disk]"
 
 
 def _size(size: float) -> str:
@@ -90,7 +88,9 @@ def total_line(
         return text
     memory = max((cost.memory or 0 for cost in costs.values()), default=0)
     disk = sum(cost.product or 0 for cost in costs.values())
-    return f"{text}: {_time(wall)}, at most {_size(memory)} memory a job, {_size(disk)} disk"
+    return (
+        f"{text}: {describe_time(wall)}, at most {_size(memory)} memory a job, {_size(disk)} disk"
+    )
 
 
 def as_json(

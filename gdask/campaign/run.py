@@ -24,8 +24,10 @@ from gdask.campaign.index import write_tables
 from gdask.campaign.job import STAGES, Campaign, Job, corrected_cards
 from gdask.campaign.jobs import Place, begin_all, run_job, stop_all
 from gdask.campaign.plan import make_plan
+from gdask.campaign.progress import Progress
 from gdask.campaign.scan import forget_missing, scan
 from gdask.campaign.settings import Settings, read_flags, read_settings
+from gdask.campaign.showing import write_report
 from gdask.campaign.spread import Wanted, run_on_cluster
 from gdask.campaign.state import State, states_of
 from gdask.campaign.sums import take_over
@@ -85,6 +87,7 @@ def survey(options: Options, say: Callable[[str], None] = print) -> tuple[Campai
         options.memory,
         tuple(read_flags(out)),
         options.retry,
+        since=time.time(),
     )
     take_over(out, place.cache)
     if options.forget_missing:
@@ -173,17 +176,19 @@ def _chosen(campaign: Campaign, options: Options) -> Campaign:
 
 
 def run_campaign(options: Options, say: Callable[[str], None] = print) -> Outcome:
-    """Do all jobs of a campaign that are not done yet; write its tables.
+    """Do all jobs of a campaign that are not done yet; write its tables and report.
 
     Raises UsageError and GdaskError for what stops it before the first job. The failure of a job
     is in its record.
     """
     campaign, place = survey(options, say)
     with owned(place.out):
+        write_all_tables(campaign, place)  # whatever comes, the plan is there to be looked at
         try:
             outcome = _run(options, campaign, place, say)
         finally:
             judged = write_all_tables(campaign, place)
+            write_report(place.out, say)
         ran = [job for job in outcome.campaign.jobs if outcome.records.get(job.id, {}).get("ran")]
         taken = (cost.measured(job, outcome.records[job.id]) for job in ran)
         cost.keep_rates(one for one in taken if one is not None)
@@ -246,16 +251,22 @@ class _Runner:
             if file.kind not in ("duplicate", "unreadable", "missing"):
                 self.files.setdefault(file.key, file)
         self.lock = threading.Lock()
-        self.ended = 0
+        known = records.read_records(place.out, campaign)
+        self.states = states_of(campaign, known, place)
+        at_a_time = options.at_a_time
+        self.progress = Progress(campaign, self.states, place.threads, at_a_time, say)
         self.stopped = ""
         self.causes: dict[str, list[str]] = {}
 
     def run(self) -> _Ran:
         """Run all jobs as one dask graph, in threads of this process, or on a cluster."""
+        with self.progress.shown():
+            return self._ran(self._on_cluster() if self.options.cluster else self._here())
+
+    def _here(self) -> dict[str, dict[str, Any]]:
+        """Run all jobs in threads of this process, each of which waits for a process."""
         import dask.threaded
 
-        if self.options.cluster:
-            return self._ran(self._on_cluster())
         jobs = {job.id: job for job in self.campaign.jobs}
         graph = {
             name: (functools.partial(self._task, job), [need for need in job.needs if need in jobs])
@@ -268,14 +279,12 @@ class _Runner:
         except BaseException:
             stop_all()
             raise
-        done = dict(zip(names, results, strict=True))
-        return self._ran(done)
+        return dict(zip(names, results, strict=True))
 
     def _on_cluster(self) -> dict[str, dict[str, Any]]:
         """Run what is not done yet on the workers of a cluster; none is started for nothing."""
-        known = records.read_records(self.place.out, self.campaign)
-        states = states_of(self.campaign, known, self.place)
         done: dict[str, dict[str, Any]] = {}
+        states = self.states
         for job in self.campaign.jobs:
             if not states[job.id].runs:
                 done[job.id] = self._task(job, [done[name] for name in job.needs if name in done])
@@ -284,7 +293,8 @@ class _Runner:
             options = self.options
             wanted = Wanted(names, options.cluster, options.at_a_time, options.threads)
             place, stopped = self.place, lambda: self.stopped
-            done |= run_on_cluster(self.campaign, place, wanted, self._tell, stopped)
+            told = self.progress.began, self._tell
+            done |= run_on_cluster(self.campaign, place, wanted, told, stopped)
         return done
 
     def _ran(self, done: dict[str, dict[str, Any]]) -> _Ran:
@@ -295,6 +305,7 @@ class _Runner:
         if self.stopped:
             return {"job": job.id, "status": "not run", "cause": self.stopped, "products": []}
         begun = time.monotonic()
+        self.progress.began(job)
         try:
             record = run_job(job, self.files, before, self.place)
         except (GdaskError, OSError) as error:
@@ -313,7 +324,7 @@ class _Runner:
 
     def _tell(self, job: Job, record: dict[str, Any], seconds: float) -> None:
         with self.lock:
-            self.ended += 1
+            ended = self.progress.ended(job, record)
             text = {"made": f"made in {seconds:.0f} s" if record["ran"] else "already made"}.get(
                 record["status"], f"{record['status'].upper()}: {record['cause']}"
             )
@@ -321,7 +332,7 @@ class _Runner:
             if record["status"] == "made" and out:
                 text += f", {out} left out"
             total = len(self.campaign.jobs)
-            self.say(f"[{self.ended}/{total}] {job.id}: {text}")
+            self.say(f"[{ended}/{total}] {job.id}: {text}")
             if record["status"] == "failed" and record["ran"]:
                 self._count_failure(job, record["cause"].partition(":")[0])
 

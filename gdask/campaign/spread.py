@@ -65,14 +65,14 @@ def run_on_cluster(
     campaign: Campaign,
     place: Place,
     wanted: Wanted,
-    ended: Callable[[Job, dict[str, Any], float], None],
+    told: tuple[Callable[[Job], None], Callable[[Job, dict[str, Any], float], None]],
     is_stopped: Callable[[], str],
 ) -> dict[str, dict[str, Any]]:
     """Do jobs of a plan on the workers of a cluster, each after those that it needs.
 
-    ended: called with job, record and seconds. is_stopped: why nothing new is begun, or ''. Gives
-    the records by job. Raises GdaskError where there is no cluster, or workers do not see the
-    files.
+    told: called with a job that begins, and with job, record and seconds at its end. is_stopped:
+    why nothing new is begun, or ''. Gives the records by job. Raises GdaskError where there is no
+    cluster, or workers do not see the files.
     """
     from gdask.cluster import connect
     from gdask.engine.memory import parse_bytes
@@ -85,7 +85,7 @@ def run_on_cluster(
         elsewhere.hand_out(folder, campaign, wanted.names, place)
         spread = _Spread(client, campaign, place, folder, wanted)
         try:
-            done = spread.run(ended, is_stopped)
+            done = spread.run(told, is_stopped)
         except CancelledError:  # what distributed raises for a lost connection
             raise GdaskError(_GONE) from None
         except BaseException:
@@ -115,9 +115,12 @@ class _Spread:
         self.token = secrets.token_hex(4)
 
     def run(
-        self, ended: Callable[[Job, dict[str, Any], float], None], is_stopped: Callable[[], str]
+        self,
+        told: tuple[Callable[[Job], None], Callable[[Job, dict[str, Any], float], None]],
+        is_stopped: Callable[[], str],
     ) -> dict[str, dict[str, Any]]:
         """Hand jobs to free workers until all have ended."""
+        began, ended = told
         alone_since = time.monotonic()
         while self.waiting or self.running:
             workers = self._workers()
@@ -132,7 +135,8 @@ class _Spread:
                 for job in self.waiting.values():
                     self.done[job.id] = {"status": "not run", "cause": why, "products": []}
                 self.waiting.clear()
-            self._hand_over(workers)
+            for job in self._hand_over(workers):
+                began(job)
             for future in self._ended(workers):
                 one = self.running.pop(future)
                 record = self._record(one, future)
@@ -158,8 +162,9 @@ class _Spread:
             shares[address] = Share(slots, threads, int(min(limits)) if limits else None)
         return shares
 
-    def _hand_over(self, workers: Mapping[str, Share]) -> None:
-        """Give each free place of a worker the most urgent job that can be done."""
+    def _hand_over(self, workers: Mapping[str, Share]) -> list[Job]:
+        """Give each free place of a worker the most urgent job that can be done; give these."""
+        handed: list[Job] = []
         busy: dict[str, int] = dict.fromkeys(workers, 0)
         for one in self.running.values():
             busy[one.worker] = busy.get(one.worker, 0) + 1
@@ -168,7 +173,7 @@ class _Spread:
         for job in ready:
             free = [address for address in workers if busy[address] < workers[address].slots]
             if not free:
-                return
+                break
             address = min(free, key=lambda one: (busy[one], one))
             busy[address] += 1
             share = workers[address]
@@ -188,6 +193,8 @@ class _Spread:
             )
             self.running[future] = _Running(job, address, time.monotonic())
             del self.waiting[job.id]
+            handed.append(job)
+        return handed
 
     def _ended(self, workers: Mapping[str, Share]) -> list[Any]:
         """Wait a little; give the tasks that have ended, or whose worker is gone."""

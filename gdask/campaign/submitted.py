@@ -21,10 +21,12 @@ from gdask.campaign import elsewhere, records, report
 from gdask.campaign.index import write_tables
 from gdask.campaign.jobs import MAX_TRIES, stop_all
 from gdask.campaign.run import owned
+from gdask.campaign.showing import write_report
 from gdask.campaign.state import states_of
 from gdask.campaign.sums import take_over
 from gdask.campaign.tables import write_whole
-from gdask.model import GdaskError, clean, clean_lines
+from gdask.logutils import say
+from gdask.model import GdaskError, clean
 
 #: Seconds for which the last job waits for a run that owns the folder.
 OWNER_PATIENCE = 600.0
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do one element; 0 made, 1 failed or blocked, 2 usage."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not (len(words) == 4 and words[1] == "job" or len(words) == 3 and words[1] == "last"):
-        print("expected: FOLDER job LIST N, or FOLDER last 0", file=sys.stderr)
+        say("expected: FOLDER job LIST N, or FOLDER last 0", at_fault=True)
         return 2
     try:
         if words[1] == "last":
@@ -44,13 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = (Path(words[0]) / words[2]).read_text(encoding="utf-8").splitlines()
         return _job(words[0], names[int(words[3])])
     except GdaskError as error:
-        print(clean_lines(f"gdask: {error}"), file=sys.stderr)
+        say(f"gdask: {error}", at_fault=True)
         return 1
 
 
 def _job(folder: str, name: str) -> int:
     """Do a job; near the end of the wall time, stop it and go into the queue again."""
-    print(f"{_now()} {name} on {os.uname().nodename}", flush=True)
+    say(f"{_now()} {name} on {os.uname().nodename}")
     near = threading.Event()
     threads = int(os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("NCPUS") or 0) or None
     done: dict[str, Any] = {}
@@ -82,7 +84,7 @@ def _job(folder: str, name: str) -> int:
     if done.get("unwritten"):
         _write_failed(folder, name, done["cause"])
     text = f": {done['cause']}" if done.get("cause") else ""
-    print(clean(f"{_now()} {name}: {done['status']}{text}"), flush=True)
+    say(clean(f"{_now()} {name}: {done['status']}{text}"))
     return int(done["status"] != "made")
 
 
@@ -110,7 +112,7 @@ def _again(folder: str, name: str) -> int:
     element = "_".join(
         os.environ.get(key, "") for key in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
     )
-    print(f"{_now()} {name}: the wall time is near; into the queue again", flush=True)
+    say(f"{_now()} {name}: the wall time is near; into the queue again")
     subprocess.run(["scontrol", "requeue", element], check=False)
     return 0
 
@@ -121,7 +123,7 @@ def _write_failed(folder: str, name: str, cause: str) -> None:
     last = records.read_record(handed.place.out, handed.job) or {}
     record = {"products": [], "parts": {}, **last, "status": "failed", "cause": cause, "key": ""}
     records.write_record(handed.place.out, handed.job, record | {"ran": True})
-    print(clean(f"{_now()} {name}: failed: {cause}"), flush=True)
+    say(clean(f"{_now()} {name}: failed: {cause}"))
 
 
 def _tables(folder: str, patience: float = OWNER_PATIENCE) -> int:
@@ -135,9 +137,11 @@ def _tables(folder: str, patience: float = OWNER_PATIENCE) -> int:
                 known = records.read_records(place.out, campaign)
                 states = states_of(campaign, known, place)
                 write_tables(place.out, campaign, known)
+                write_report(place.out, lambda text: print(clean(text), flush=True))
                 lines = [clean(line) for line in report.status_lines(campaign, states, known)]
                 write_whole(Path(folder) / "report.txt", "\n".join([*lines, ""]))
-                print(*lines, sep="\n", flush=True)
+                for line in lines:
+                    say(line)
                 return int(any(not _is_made(known.get(job.id)) for job in campaign.jobs))
         except GdaskError:
             if time.monotonic() >= end:

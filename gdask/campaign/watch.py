@@ -36,14 +36,20 @@ def watch(
     """
     seen: dict[str, tuple[int, int]] = {}
     done, told = 0, ""
+    say(
+        f"looking at {', '.join(options.places)} every {every:.0f} s for new files; a sequence is "
+        f"reduced when another begins, or {settle:.0f} s after its last file; Ctrl-C stops"
+    )
+    standing = ""
     while rounds is None or done < rounds:
         try:
             sizes = _sizes(options)
             moving = {path for path, size in sizes.items() if seen.get(path) != size}
             seen = sizes
-            if sizes:
-                _look(options, settle, moving, say)
-            told = ""
+            now = _look(options, settle, moving, say) if sizes else "no file yet"
+            if now != standing:
+                say(now)
+            standing, told = now, ""
         except (GdaskError, OSError) as error:
             if not done:
                 raise
@@ -68,12 +74,19 @@ def _sizes(options: Options) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _look(options: Options, settle: float, moving: set[str], say: Callable[[str], None]) -> None:
-    """Run the jobs whose files have stood still and whose sequence is complete."""
+def _look(options: Options, settle: float, moving: set[str], say: Callable[[str], None]) -> str:
+    """Run the jobs whose files have stood still and whose sequence is complete.
+
+    Gives in words how it stands.
+    """
     campaign, _ = survey(options, lambda text: None)
     ready = ready_jobs(campaign, settle, moving, time.time())
+    standing = (
+        f"{len(campaign.rows)} files, {len(campaign.jobs)} jobs; {len(campaign.jobs) - len(ready)} "
+        "wait until their files are complete"
+    )
     if not ready:
-        return
+        return standing
     wanted = options.only
     try:
         run_campaign(
@@ -83,6 +96,7 @@ def _look(options: Options, settle: float, moving: set[str], say: Callable[[str]
     except UsageError as error:
         if "no job of the plan fits" not in str(error):
             raise
+    return standing
 
 
 def ready_jobs(campaign: Campaign, settle: float, moving: set[str], now: float) -> set[str]:

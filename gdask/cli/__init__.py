@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from gdask import __version__
-from gdask.model import GdaskError, UsageError, clean, clean_lines
+from gdask import logutils
+from gdask.model import GdaskError, UsageError, clean
 
 VERBS = {
     "typewalk": "list the files of a folder with their tags",
@@ -31,9 +31,11 @@ VERBS = {
     "status": "show how a campaign stands",
     "why": "say what a file was used for, what a product was made of",
     "flag": "say what is wrong with a file of a campaign",
+    "report": "write pages about a campaign or products, for a browser",
     "show": "make a picture of a file: raw, calibration or product",
     "showpars": "show the parameters of a step for a file",
     "showrecipes": "show the recipes for a file",
+    "regions": "write the catalogue of a product as a region file of ds9",
     "verify": "check files: checksums, structure, units, WCS, provenance",
     "replay": "make a product again from what it says of itself, and compare",
     "warm-up": "compile for this machine what reductions need",
@@ -67,6 +69,8 @@ def _run_verb(args: list[str]) -> int:
         print(usage(), file=sys.stdout if args else sys.stderr)
         return 0 if args else 2
     if args[0] in ("-V", "--version"):
+        from gdask import __version__
+
         print(f"gdask {__version__}")
         return 0
     verb = args[0]
@@ -162,10 +166,10 @@ def run_command(
         )
         return 128 + (signal.SIGTERM if stop.args else signal.SIGINT)
     except GdaskError as error:
-        print(clean_lines(f"{parser.prog}: {error}"), file=sys.stderr)
+        logutils.say(f"{parser.prog}: {error}", at_fault=True)
         return 2 if isinstance(error, UsageError) else 1
     except MemoryError as error:
-        print(f"{parser.prog}: {_out_of_memory(error)}", file=sys.stderr)
+        logutils.say(f"{parser.prog}: {_out_of_memory(error)}", at_fault=True)
         return 1
     except UnicodeEncodeError as error:
         print(
@@ -180,7 +184,7 @@ def run_command(
             if error.filename and error.strerror
             else str(error)
         )
-        print(clean_lines(f"{parser.prog}: {what}"), file=sys.stderr)
+        logutils.say(f"{parser.prog}: {what}", at_fault=True)
         return 1
     finally:
         flush_quietly()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from gdask.cli import parser_for, run_command, split_commas
 from gdask.cli.lists import expand_files, list_line, write_list
 from gdask.dataselect.selection import Selection, parse_expression, select
+from gdask.instruments import check_tags
 
 DESCRIPTION = """\
 Print the files that have all the tags given, none of the excluded ones, and for which the \
@@ -80,6 +81,7 @@ def select_and_print(options: argparse.Namespace) -> int:
     tags, xtags = split_commas(options.tags), split_commas(options.xtags)
     if options.debug:
         print(options, file=sys.stderr)
+    check_tags([*tags, *xtags])
     expression = (
         parse_expression(options.expression, options.strict)
         if options.expression is not None
@@ -96,6 +98,8 @@ def select_and_print(options: argparse.Namespace) -> int:
             f"Descriptor expression: {' '.join((options.expression or 'none').split())}",
         )
         write_list(options.output, about, selection.files)
+        count = len(selection.files)
+        print(f"{count} file{'' if count == 1 else 's'} in {options.output}", file=sys.stderr)
     if options.verbose or not options.output:
         for name in selection.files:
             print(list_line(name))

@@ -10,12 +10,28 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gdask import logutils
 from gdask.cli import parser_for, run_command
 from gdask.cli.lists import expand_files
 from gdask.model import clean
 
 if TYPE_CHECKING:
     from gdask.reduction.reduce import Reduce
+
+
+#: Options of DRAGONS' that are refused: the reason, and a value that asks for nothing else.
+_NOT_OFFERED = {
+    "drpkg": (
+        "gdask's recipes are its own; a recipe from a file is given with -r FILE.py:FUNCTION",
+        "geminidr",
+    ),
+    "adpkg": (
+        "gdask reads GSAOI and FLAMINGOS-2 by rules of its own; docs/extending.md adds others",
+        "gemini_instruments",
+    ),
+    "upload": ("gdask sends nothing anywhere; leave the option out", ""),
+    "local_db_dir": ("name the database in dragonsrc, under [calibs]; caldb config shows it", ""),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -85,6 +101,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="write what the run took, by phase, as JSON: bytes, CPU seconds, memory",
     )
     parser.add_argument(
+        "--report",
+        action="store_true",
+        help="write report/ in the working folder: pages with numbers and pictures of its products",
+    )
+    parser.add_argument(
         "--preview", action="store_true", help="write a picture beside each product: NAME.png"
     )
     parser.add_argument(
@@ -92,10 +113,19 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--logfile", default="reduce.log", help="log file (default: reduce.log)")
     parser.add_argument(
-        "-q", "--quiet", action="store_true", help="only warnings and errors on the screen"
+        "--logmode",
+        choices=tuple(logutils.MODES),
+        help="what is shown on the screen: standard, quiet (only warnings and errors), debug "
+        "(more), null (nothing but products and what was left out)",
     )
-    parser.add_argument("--debug", action="store_true", help="more on the screen")
-    for mode in ("--qa", "--ql"):  # DRAGONS' other modes
+    parser.add_argument("-q", "--quiet", action="store_true", help="as --logmode quiet")
+    parser.add_argument("--debug", action="store_true", help="as --logmode debug")
+    parser.add_argument("-V", "-v", "--version", action="store_true", help="show the version")
+    # Options of DRAGONS' that are refused, or say what is so anyway.
+    parser.add_argument("--mode", help=argparse.SUPPRESS)
+    for option in _NOT_OFFERED:
+        parser.add_argument(f"--{option}", nargs="*", help=argparse.SUPPRESS)
+    for mode in ("--qa", "--ql"):
         parser.add_argument(mode, action="store_true", help=argparse.SUPPRESS)
 
 
@@ -109,11 +139,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    if args.qa or args.ql:
-        parser.error(
-            "--qa and --ql are not offered: gdask has one mode, science quality (sq); leave "
-            "the option out"
-        )
+    if args.version:
+        from gdask import __version__
+
+        print(f"gdask {__version__}")
+        return 0
+    _check_peers_options(parser, args)
     if not args.files:
         taken = next(
             (text for text in (*args.param, *args.user_cal) if "=" not in text and ":" not in text),
@@ -123,13 +154,13 @@ def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
             "no files; give file names or @LIST"
             + (f", before -p and --user_cal: {taken} was taken for one of these" if taken else "")
         )
-    from gdask import logutils, params
+    from gdask import params
     from gdask.model import UsageError
     from gdask.reduction.reduce import Reduce
 
     _load()
 
-    logutils.config(args.logfile, "quiet" if args.quiet else "debug" if args.debug else "standard")
+    logutils.config(args.logfile, args.logmode, tells_at_end=True)
     reduction = Reduce()
     reduction.files.extend(expand_files(args.files))
     if not reduction.files:
@@ -147,16 +178,74 @@ def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     reduction.config = params.read_config(args.config) if args.config else {}
     if args.account:
         _check_writable(args.account)
+    cause = ""
     try:
         reduction.runr()
+    except BaseException as error:
+        cause = "" if isinstance(error, UsageError) else str(error) or type(error).__name__
+        raise
     finally:
         _print_products(reduction)
+        if args.report and (cause or reduction.output_filenames):
+            _write_report(args, reduction, cause)
     if args.preview:
         _write_previews(reduction.output_filenames)
     if args.account and reduction.account:
         figures = reduction.account.as_dict() | {"left_out": len(reduction.set_aside)}
         Path(args.account).write_text(json.dumps(figures, indent=1) + "\n")
     return 1 if reduction.set_aside else 0
+
+
+def _write_report(args: argparse.Namespace, reduction: Reduce, cause: str) -> None:
+    """Write the report of the working folder, also of a run that failed; never an error."""
+    from gdask.model import GdaskError
+    from gdask.report import write_report
+    from gdask.report.folder import run_facts
+
+    account = reduction.account.as_dict() if reduction.account else {}
+    run = run_facts(
+        sys.argv[1:],
+        reduction.files,
+        recipe=args.recipe,
+        cause=cause,
+        log=_last_lines(args.logfile),
+        account=account,
+        products=reduction.output_filenames,
+        left_out=reduction.set_aside,
+    )
+    raw = {Path(name).name: name for name in reduction.files}
+    try:
+        page = write_report(".", runs=(run,), raw=raw, say=lambda text: print(text))
+        print(clean(page))
+    except (GdaskError, OSError) as error:
+        print(clean(f"reduce: the report was not written: {error}"), file=sys.stderr)
+
+
+def _last_lines(path: str, most: int = 12) -> list[str]:
+    """Give the last lines of the log; none where it cannot be read."""
+    try:
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()][-most:]
+
+
+def _check_peers_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with an error where an option of DRAGONS' asks for what gdask does not have."""
+    mode = "qa" if args.qa else "ql" if args.ql else args.mode or "sq"
+    if mode != "sq":
+        parser.error(
+            f"mode {mode}: --mode, --qa and --ql: not offered: gdask has one mode, science quality "
+            "(sq); leave the option out"
+        )
+    for option, (why, same) in _NOT_OFFERED.items():
+        given = getattr(args, option)
+        if given is not None and given != [same]:
+            parser.error(f"{' '.join([f'--{option}', *given])}: not offered: {why}")
+    asked = {word for word in ("quiet", "debug") if getattr(args, word)} | {args.logmode} - {None}
+    if len(asked) > 1:
+        parser.error(f"{' and '.join(sorted(asked))}: two log modes; give one")
+    args.logmode = asked.pop() if asked else "standard"
 
 
 def _load() -> None:
@@ -215,7 +304,8 @@ def _print_products(reduction: Reduce) -> None:
     if len(rows) > 1:
         first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
         lines = [f"{name:{first}}  {step:{second}}  {reason}" for name, step, reason in rows]
-        print(f"\n{len(rows) - 1} left out:", *lines, sep="\n    ", file=sys.stderr)
+        logutils.say("", at_fault=True)
+        logutils.say("\n    ".join([f"{len(rows) - 1} left out:", *lines]), at_fault=True)
 
 
 if __name__ == "__main__":

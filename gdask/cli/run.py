@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from gdask import logutils
 from gdask.cli import parser_for, run_command
 from gdask.cli.lists import expand_files
 from gdask.model import clean
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gdask.campaign.job import Campaign, Job
-    from gdask.campaign.run import Options
+    from gdask.campaign.run import Options, Outcome
 
 DESCRIPTION = """\
 Reduce whole nights: find out what each raw file is, which belong together, and which calibrations
@@ -34,6 +35,8 @@ EXAMPLES = """\
   gdask status reduced                   how it stands
   gdask why reduced/NGC5128/Kshort/all/S20170505S0095_image.fits"""
 
+#: Stacks whose numbers a run shows at its end.
+TOLD_PRODUCTS = 20
 #: What `--only` may look at.
 FIELDS = ("kind", "target", "filter", "night", "instrument", "id")
 
@@ -148,6 +151,7 @@ def _run(args: argparse.Namespace) -> int:
     from gdask.campaign.run import run_campaign
     from gdask.model import UsageError
 
+    logutils.config(None, "quiet" if args.quiet else "standard")
     for name in ("jobs", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -170,29 +174,43 @@ def _run(args: argparse.Namespace) -> int:
         return _watch(args, options)
     outcome = run_campaign(options, lambda text: None if args.quiet else _say(text))
     if outcome.stopped:
-        print(clean(f"gdask run: stopped: {outcome.stopped}"), file=sys.stderr)
+        _complain(f"gdask run: stopped: {outcome.stopped}")
     if not outcome.campaign.jobs:
         return _tell_nothing(outcome.campaign)
     made = sum(one["status"] == "made" for one in outcome.records.values())
+    if not args.quiet:
+        _tell_numbers(outcome)
     _say(
         f"{made} of {len(outcome.campaign.jobs)} jobs are made; gdask status {args.out} tells more"
     )
     for name in outcome.failed:
         one = outcome.records[name]
-        print(clean(f"{name}: {one['status']}: {one['cause']}"), file=sys.stderr)
+        _complain(f"{name}: {one['status']}: {one['cause']}")
     for text in outcome.gates:
-        print(clean(f"gate: {text}"), file=sys.stderr)
+        _complain(f"gate: {text}")
     return 1 if outcome.failed or outcome.stopped else 3 if outcome.gates else 0
+
+
+def _tell_numbers(outcome: Outcome) -> None:
+    """Say the first numbers of each stack: FWHM, zero point, depth, noise over what VAR says."""
+    from gdask.reduction.gates import describe
+
+    stacks = [job.id for job in outcome.campaign.jobs if job.kind == "stack"]
+    products = [one for name in stacks for one in outcome.records.get(name, {}).get("products", ())]
+    for one in products[:TOLD_PRODUCTS]:
+        for line in describe(one.get("numbers", {}))[:1]:
+            _say(f"{one['path']}: {line}")
+    if len(products) > TOLD_PRODUCTS:
+        _say(f"{len(products) - TOLD_PRODUCTS} more stacks: index.ecsv has the numbers of all")
 
 
 def _tell_nothing(campaign: Campaign) -> int:
     """Say that no file gives a job, and what they are; 1."""
     counts = Counter(row["state"] for row in campaign.rows)
     text = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-    print(
+    _complain(
         f"gdask run: nothing to reduce among {len(campaign.rows)} files ({text}); files.ecsv says "
-        "why of each",
-        file=sys.stderr,
+        "why of each"
     )
     return 1
 
@@ -276,7 +294,7 @@ def _check_queue(out: str) -> None:
     try:
         live = live_elements(out, Patience(10, 2))
     except GdaskError as error:
-        print(clean(f"gdask run: jobs that were submitted are not known: {error}"), file=sys.stderr)
+        _complain(f"gdask run: jobs that were submitted are not known: {error}")
         return
     if live:
         raise GdaskError(
@@ -286,7 +304,11 @@ def _check_queue(out: str) -> None:
 
 
 def _say(text: str) -> None:
-    print(clean(text), flush=True)
+    logutils.say(clean(text))
+
+
+def _complain(text: str) -> None:
+    logutils.say(clean(text), at_fault=True)
 
 
 def options_of(args: argparse.Namespace) -> Options:
@@ -348,7 +370,7 @@ def show_plan(options: Options, as_json: bool) -> int:
     from gdask.campaign.run import predicted, survey
     from gdask.campaign.state import states_of
 
-    campaign, place = survey(options, lambda text: print(clean(text), file=sys.stderr))
+    campaign, place = survey(options, _complain)
     states = states_of(campaign, records.read_records(place.out, campaign), place)
     costs, wall = predicted(campaign, states, place, options.at_a_time)
     if as_json:

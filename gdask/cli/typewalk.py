@@ -9,10 +9,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from gdask import __version__
 from gdask.cli import parser_for, run_command, split_commas
 from gdask.cli.lists import write_list
-from gdask.instruments import tags
+from gdask.instruments import check_tags, tags
 from gdask.model import GdaskError, UsageError, clean, clean_lines, folders_below
 
 DESCRIPTION = """\
@@ -79,6 +78,7 @@ def walk(options: argparse.Namespace) -> int:
     if not os.path.isdir(options.dir):
         raise UsageError(f"{options.dir}: no such folder")
     wanted, unwanted = (set(_upper(names)) for names in (options.tags, options.xtags))
+    check_tags(sorted(wanted | unwanted))
     shown: list[str] = []
     for folder, names in folders(options.dir, options.norecurse):
         first = True
@@ -93,6 +93,8 @@ def walk(options: argparse.Namespace) -> int:
             print(line(clean(name), found))
             shown.append(path)
     if options.out:
+        from gdask import __version__
+
         tags_text = " ".join(_upper(options.tags)) or "any"
         about = (
             f"Written by typewalk, gdask {__version__}, {time.ctime()}",
@@ -100,6 +102,11 @@ def walk(options: argparse.Namespace) -> int:
             f"Excluded tags: {' '.join(_upper(options.xtags)) or 'none'}",
         )
         write_list(options.out, about, shown)
+        print(
+            f"{len(shown)} file{'' if len(shown) == 1 else 's'} in {options.out}", file=sys.stderr
+        )
+    elif not shown:
+        print(f"typewalk: no file below {options.dir} has these tags", file=sys.stderr)
     return 0
 
 

@@ -183,6 +183,13 @@ def peak_since(before: int, seen: int) -> int:
 # Texts ----------------------------------------------------------------------------------------
 
 
+def describe_time(seconds: float) -> str:
+    """Say '42 s', '7 min' or '3.1 h'."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def describe_usage(usage: Usage) -> str:
     """Say 'read 1.2 GB, wrote 0.4 GB, 1.1 of 6.2 GiB used', and the number of workers if many."""
     return f"{describe_bytes(usage, 0)}, {_memory_text(usage)}"

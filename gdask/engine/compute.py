@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from gdask import logutils
 from gdask.engine import account, memory
 from gdask.io.dask_internals import flat_list, optimised_tasks, scheduler_of_user
 from gdask.io.process_memory import return_freed_memory
@@ -293,55 +293,50 @@ def _describe_deaths(client: Any, error: Any, begun: float) -> str:
 @contextmanager
 def progress_display(text: str, dashboard: str = "") -> Iterator[ProgressDisplay]:
     """Give the display of one compute: a bar on a terminal, otherwise lines in the log."""
-    if not sys.stderr.isatty():
-        yield ProgressDisplay(text, dashboard=dashboard)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(20),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[amounts]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        yield ProgressDisplay(text, progress, dashboard)
+    with logutils.bar(text) as bar:
+        yield ProgressDisplay(text, bar, dashboard)
 
 
 class ProgressDisplay:
     """The progress of one compute: tasks ended, bytes read and written, memory against its limit.
 
-    `bar` is a `rich.progress.Progress`, or None for lines in the log; `dashboard` the address of
-    the cluster's page, shown beside the bar.
+    `bar` sets what a bar shows (`logutils.bar`), or is None for lines in the log; `dashboard` is
+    the address of the cluster's page, shown beside the bar.
     """
 
-    def __init__(self, text: str, bar: Any = None, dashboard: str = "") -> None:
+    def __init__(
+        self, text: str, bar: Callable[..., None] | None = None, dashboard: str = ""
+    ) -> None:
         self.text, self.dashboard = text, dashboard
         self.done = self.total = 0
         self.amounts = ""
         self._bar = bar
-        self._task = bar.add_task(text, total=None, amounts=dashboard) if bar else None
         self._begun = self._logged = time.monotonic()
+        if bar:
+            bar(about=dashboard)
 
     def count(self, done: int, total: int) -> None:
         """Set the number of tasks that have ended, and of all."""
         self.done, self.total = done, total
         if self._bar:
-            self._bar.update(self._task, completed=done, total=total)
+            self._bar(completed=done, total=total)
 
     def show(self, usage: Any) -> None:
         """Show bytes and memory (`gdask.cluster.Usage`) on the bar, or in the log if it is time."""
         self.amounts = account.describe_usage(usage)
         if self._bar:
-            self._bar.update(self._task, amounts=f"{self.amounts} {self.dashboard}".rstrip())
+            self._bar(about=f"{self.amounts} {self.dashboard}".rstrip())
         elif time.monotonic() - self._logged >= LOG_INTERVAL:
             self._logged = time.monotonic()
-            share = ""
-            if self.total:
-                share = f"{100 * self.done / self.total:.0f} % of {self.total} tasks, "
-            log.info("%s: %s%s", self.text, share, self.amounts)
+            log.info("%s: %s%s", self.text, self._share(), self.amounts)
+
+    def _share(self) -> str:
+        """Say the share of tasks that have ended, and the time left if the rest goes as fast."""
+        if not self.done:
+            return ""
+        left = (time.monotonic() - self._begun) * (self.total - self.done) / self.done
+        share = 100 * self.done / self.total
+        return f"{share:.0f} % of {self.total} tasks, {account.describe_time(left)} left, "
 
     def end(self, usage: Any) -> None:
         """Log the line of a compute that is done, and record it in the account of the run."""

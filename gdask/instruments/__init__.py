@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 from gdask.headers import Headers, HeaderText, frame_headers, read_headers
 from gdask.instruments import f2, gemini, gsaoi
 from gdask.instruments.view import Instrument, View, header_value, unknown_descriptor
-from gdask.model import GdaskError
+from gdask.model import GdaskError, UsageError
+from gdask.params import closest
 
 __all__ = [
     "DESCRIPTORS",
     "Instrument",
     "View",
+    "check_tags",
     "descriptor",
     "instrument_named",
     "instrument_of",
@@ -107,6 +110,19 @@ def _memo_of(source: Any) -> dict[str, tuple[Any, ...]]:
 def tags(source: Any) -> set[str]:
     """Tags of a file (path), its Headers or its Frame."""
     return set(view(source).tags)
+
+
+def check_tags(names: Iterable[str]) -> None:
+    """Raise UsageError, with the nearest, for a tag that no rule of any instrument gives."""
+    known = set(gemini.KNOWN_TAGS)
+    for one in _BY_INSTRUME.values():
+        known |= {one.name.upper()} | set(getattr(one.module, "KNOWN_TAGS", ()))
+    for name in names:
+        if name.upper() not in known:
+            raise UsageError(
+                f"tag {name}: unknown{closest(name, sorted(known)) or '.'} There are "
+                f"{' '.join(sorted(known))}"
+            )
 
 
 def descriptor(source: Any, name: str, **options: Any) -> Any:

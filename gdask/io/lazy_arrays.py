@@ -84,7 +84,7 @@ def need_of(
     `pixels` are those of its largest plane, `item` is the bytes of a pixel of the result,
     `input_bytes` are those of all inputs.
     """
-    row = declared_memory().get(f"{function.__module__}.{function.__name__}", _UNKNOWN_TASK)
+    row = declared_memory().get(f"{_module_of(function)}.{function.__name__}", _UNKNOWN_TASK)
     scratch = row.get("scratch", 0.0) * pixels + row.get("fixed", 0.0)
     scratch += row.get("inputs", 0.0) * input_bytes
     return Need(pixels, row.get("result", item), scratch)
@@ -347,9 +347,14 @@ def _in_same_blocks(arrays: list[da.Array]) -> list[da.Array]:
     ]
 
 
+def _module_of(function: Callable[..., object]) -> str:
+    """Give a function's module, which those of NumPy before 2 do not know."""
+    return getattr(function, "__module__", "numpy")
+
+
 def _name_of(kernel: Callable[..., object], arrays: Sequence[da.Array], *others: object) -> str:
     """Give a name that depends on the kernel and all that goes into its result."""
-    label = f"{kernel.__module__}.{kernel.__qualname__}"
+    label = f"{_module_of(kernel)}.{getattr(kernel, '__qualname__', kernel.__name__)}"
     names = [array.name for array in arrays]
     return f"{kernel.__name__.strip('_')}-{tokenize(label, names, *others)}"
 

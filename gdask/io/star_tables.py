@@ -12,10 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gdask.io.frames import array_headers, grid_of, primary_header, small
+from gdask.io.star_errors import (
+    MAS_PER_ARCSEC,
+    common_distortion_errors,
+    error_floor,
+    placement_error,
+)
 from gdask.kernels.arithmetic import logarithms, sine_cosine
 from gdask.kernels.astrometry.residuals import epoch_means, number_epochs
 from gdask.kernels.geometry.grid import Grid, footprint, grid_to_sky
-from gdask.kernels.geometry.projection import from_sky, tangent_plane, tangent_sky
+from gdask.kernels.geometry.projection import (
+    from_sky,
+    tangent_plane,
+    tangent_sky,
+)
 from gdask.kernels.sources.centroids import APERTURES
 from gdask.model import late
 from gdask.types import Frame
@@ -25,7 +35,6 @@ if TYPE_CHECKING:
 else:
     astable = late("astropy.table")
 
-MAS_PER_ARCSEC = 1000.0
 LN10 = 2.302585092994046
 #: A source of the stack is the star of the joint solution that lies within this distance (FWHM).
 SAME_STAR_MAX_FWHM = 0.5
@@ -149,9 +158,9 @@ def add_star_columns(table: astable.Table, stars: np.ndarray, frame: Frame) -> a
     assert grid is not None  # only stacks have fitted stars
     ra, dec = grid_to_sky(grid, stars["x"], stars["y"])
     frames = count_covering_frames(grid, ra, dec, stars["x"], stars["y"], inputs)
-    floor = np.hypot(_error_floor_mas(inputs), _placement_error_mas(inputs)) / np.sqrt(
-        np.maximum(frames, 1)
-    )
+    common = common_distortion_errors(ra, dec, inputs)
+    of_frames = np.hypot(error_floor(inputs), placement_error(inputs))
+    floor = np.hypot(of_frames / np.sqrt(np.maximum(frames, 1)), common)
     table["XPSF_IMAGE"], table["YPSF_IMAGE"] = stars["x"] + 1, stars["y"] + 1
     table["ERRXPSF_IMAGE"], table["ERRYPSF_IMAGE"] = (
         np.float32(factor * stars[name]) for name in ("ex", "ey")
@@ -186,6 +195,10 @@ def add_star_columns(table: astable.Table, stars: np.ndarray, frame: Frame) -> a
     for name, keyword, comment in _SCALE_KEYWORDS:
         if len(stars) and np.isfinite(stars[name][0]):
             table.meta[keyword] = (round(float(stars[name][0]), 6), comment)
+    if common.any():
+        # The middle value itself: its last bits are the same on every processor.
+        middle = float(np.sort(common)[len(common) // 2])
+        table.meta["DISTERR"] = (round(middle, 4), "[mas] in RA_ERR: distortion of all frames")
     return with_descriptions(table)
 
 
@@ -226,33 +239,6 @@ def count_covering_frames(
             seen[near] = (px > -0.5) & (py > -0.5) & (px < shape[1] - 0.5) & (py < shape[0] - 0.5)
         count += seen
     return count
-
-
-def _error_floor_mas(inputs: Sequence[Mapping[str, Any]]) -> float:
-    """Give the error per frame and axis beyond photon noise (mas) that the joint solution found.
-
-    It is 0 without a solution.
-    """
-    floors = [
-        float(source["floor_mas"])
-        for source in inputs
-        if np.isfinite(source.get("floor_mas", np.nan))
-    ]
-    return floors[0] if floors else 0.0
-
-
-def _placement_error_mas(inputs: Sequence[Mapping[str, Any]]) -> float:
-    """Give the rms error per frame and axis (mas) with which the solution places frames.
-
-    It is 0 without a solution, or where all frames were placed by their headers.
-    """
-    errors = [
-        float(source["error_mas"])
-        for source in inputs
-        if source.get("placed", "header") != "header"
-    ]
-    errors = [error for error in errors if np.isfinite(error)]
-    return float(np.sqrt(np.mean(np.square(errors)))) if errors else 0.0
 
 
 def _solved_input(inputs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -341,9 +327,7 @@ def _placement_errors_by_epoch(used: Sequence[Mapping[str, Any]], epoch: np.ndar
     count = int(epoch.max(initial=-1)) + 1
     return np.array(
         [
-            _placement_error_mas(
-                [source for source, k in zip(used, epoch, strict=True) if k == number]
-            )
+            placement_error([source for source, k in zip(used, epoch, strict=True) if k == number])
             for number in range(count)
         ]
     )

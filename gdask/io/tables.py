@@ -37,6 +37,25 @@ _UNITS_BY_AFFIX = (
     ("_IMAGE", "pix"),
     ("MAG", "mag"),
 )
+#: What columns are in the words of the Virtual Observatory (UCD1+), which TOPCAT reads as TUCD.
+_UCDS = {
+    "NUMBER": "meta.id;meta.main",
+    "X_WORLD": "pos.eq.ra",
+    "Y_WORLD": "pos.eq.dec",
+    "RA": "pos.eq.ra;meta.main",
+    "DEC": "pos.eq.dec;meta.main",
+    "RA_ERR": "stat.error;pos.eq.ra",
+    "DEC_ERR": "stat.error;pos.eq.dec",
+    "X_IMAGE": "pos.cartesian.x;instr.det",
+    "Y_IMAGE": "pos.cartesian.y;instr.det",
+    "FLUX_AUTO": "phot.flux",
+    "FLUX_PSF": "phot.flux;meta.main",
+    "FLUX_APER": "phot.flux",
+    "MAG_AUTO": "phot.mag",
+    "MAG_PSF": "phot.mag;meta.main",
+    "MAG_APER": "phot.mag",
+    "FLAGS": "meta.code.qual",
+}
 #: Keywords of ASTROM that tell how the group was tied to a reference catalogue.
 _TIE_KEYWORDS = {
     "n": ("REFSTARS", "stars that tie the group to the catalogue"),
@@ -261,6 +280,8 @@ def table_bytes(name: str, table: astable.Table, version: int | None) -> bytes:
     for number, column in enumerate(table.colnames, 1):
         if table[column].description:
             hdu.header[f"TCOMM{number}"] = table[column].description
+        if name == "OBJCAT" and column in _UCDS:
+            hdu.header[f"TUCD{number}"] = _UCDS[column]
     hdu.add_checksum(when="checksum")  # else its comment is the time, and no two files are the same
     memory = io.BytesIO()
     fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(memory)

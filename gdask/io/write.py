@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -72,10 +71,6 @@ _STRUCTURE_KEYWORDS = (
     "END",
 )
 _PRIMARY_CARDS = [("SIMPLE", True), ("BITPIX", 8), ("NAXIS", 0), ("EXTEND", True)]
-_WCS_KEYWORD = re.compile(
-    r"(CRPIX|CRVAL|CTYPE|CUNIT|CDELT|CROTA)[12]|(CD|PC)[12]_[12]|(A|B|AP|BP)_(ORDER|\d_\d)"
-    r"|RADECSYS|RADESYS|EQUINOX|WCSAXES"
-)
 
 
 class OutputPlane(NamedTuple):
@@ -273,15 +268,14 @@ def _with_wcs(frame: Frame, detector: int, base: Header) -> Header | fits.Header
     geometry = geometries(frame)
     if not geometry:
         return base
-    from gdask.kernels.geometry.wcs import array_wcs
+    from gdask.kernels.geometry.wcs import array_wcs, remove_wcs
 
     shape = (frame.sizes["y"], frame.sizes["x"])
     cards, _ = array_wcs(
         geometry[detector], shape, str(base.get("RADESYS", base.get("RADECSYS", "FK5"))).strip()
     )
     header = base.copy()
-    for keyword in [key for key in header if _WCS_KEYWORD.fullmatch(key)]:
-        del header[keyword]
+    remove_wcs(header)
     header.update(cards)
     return header
 
@@ -319,8 +313,10 @@ def _image_header(
         header["BSCALE"], header["BZERO"] = 1, 32768
     header["EXTNAME"], header["EXTVER"] = EXTNAMES[name], version
     header.extend(_content(base), unique=True)
-    if name == "variance" and "BUNIT" in header:
-        header["BUNIT"] = f"{header['BUNIT']}**2" if header["BUNIT"] else ""
+    if name == "variance":
+        header["UTYPE"] = ("VarianceUncertainty", "what astropy.nddata takes it for")
+        if header.get("BUNIT", "1") != "1":
+            header["BUNIT"] = f"{header['BUNIT']}**2" if header["BUNIT"] else ""
     if name in ("dq", "objects"):
         header.remove("BUNIT", ignore_missing=True)
     return header

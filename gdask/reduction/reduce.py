@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from gdask.logutils import TOLD_AT_END
 from gdask.model import BadPixels, GdaskError, NoCalibration, UsageError, clean
 
 if TYPE_CHECKING:
@@ -259,7 +260,7 @@ class Reduce:
         Raises GdaskError where none is left, and at the first one if `strict`.
         """
         for name, step, reason in screened.set_aside:
-            log.warning("%s: %s set aside: %s", step, name, reason)
+            log.warning("%s: %s set aside: %s", step, name, reason, extra=TOLD_AT_END)
             if self.strict:
                 raise GdaskError(f"{name}: {reason} ({step}; --strict stops here)")
         self.set_aside += [(name, step, reason) for name, step, reason in screened.set_aside]

@@ -354,6 +354,8 @@ def _one_wcs(header: fits.Header, size: fits.Header, seen: View) -> Iterator[str
 
     from gdask.instruments.rules import cd_matrix
 
+    if "A_ORDER" in header and not str(header.get("CTYPE1")).endswith("-SIP"):
+        yield f"its WCS has SIP coefficients, and CTYPE1 '{header.get('CTYPE1')}' has no -SIP"
     matrix = cd_matrix(header)
     if matrix is None or not np.linalg.det(matrix):
         yield "its WCS has no scale, or one that cannot be inverted (CD matrix)"

@@ -197,7 +197,7 @@ def normalize_flat(flat: Frame) -> Frame:
         variance=map_planes(_divided_by_square, variance, level, dtype="f4"),
     )
     scaled = with_headers(
-        scaled, primary={"BUNIT": None}, each={"BUNIT": [None] * flat.sizes["detector"]}
+        scaled, primary={"BUNIT": "1"}, each={"BUNIT": ["1"] * flat.sizes["detector"]}
     )
     return with_small(scaled, level=level)
 

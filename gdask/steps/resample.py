@@ -5,7 +5,6 @@ Each tile is made from the input windows that touch it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -40,7 +39,7 @@ from gdask.kernels.geometry.grid import (
     pixel_map,
 )
 from gdask.kernels.geometry.projection import Geometry, pixel_area
-from gdask.kernels.geometry.wcs import grid_from_header, grid_header
+from gdask.kernels.geometry.wcs import grid_from_header, grid_header, remove_wcs
 from gdask.kernels.resample.interpolation import noise_correlation
 from gdask.model import DIMS, GdaskError, late
 from gdask.params import Range, refuses
@@ -273,8 +272,9 @@ def _resample_frame(
     source = Resampled((), found, footprints, size, grid, engine, interpolation, ratio, identity)
     variables = named(_tiles(arrays, source, side))
     base = array_headers(frame)[0].copy()
-    for keyword in (*_ARRAY_KEYWORDS, *filter(_SIP_KEYWORD.fullmatch, list(base))):
-        base.remove(keyword, ignore_missing=True)  # a written frame has a TAN-SIP of its own
+    for keyword in _ARRAY_KEYWORDS:
+        base.remove(keyword, ignore_missing=True)
+    remove_wcs(base)
     base.update(header)
     base.update(levels_on_grid(frame, ratio))
     base.update(correlation(interpolation, ratio, engine, _noise_of_sums(source)))
@@ -331,8 +331,6 @@ def _resample_tile(
     return plan._replace(sources=sources).read(detector, window, {})
 
 
-#: Keywords of the distortion of an array that was written, which its header has as TAN-SIP.
-_SIP_KEYWORD = re.compile(r"(A|B|AP|BP)_(ORDER|\d_\d)")
 #: Keywords that describe one array and its pixels, and not an image of all arrays.
 _ARRAY_KEYWORDS = (
     "ARRAYID",

@@ -18,6 +18,7 @@ from gdask.io.frames import (
     records,
     small,
     with_headers,
+    with_provenance,
     with_records,
     with_small,
 )
@@ -290,8 +291,16 @@ def _alignment_of_inputs(frames: Frames) -> tuple[dict[str, object], ...]:
 
 
 def _joined_provenance(frames: Frames) -> list[dict[str, str]]:
-    """Give the provenance rows of all frames, each once."""
-    rows = [row for frame in frames for row in records(frame, "provenance")]
+    """Give the provenance rows of all frames, each once.
+
+    A frame that has none begins with the stack, as a product that is stacked does: the row is its
+    own file.
+    """
+    noted = [
+        frame if records(frame, "provenance") else with_provenance(frame, frame, "stack_frames")
+        for frame in frames
+    ]
+    rows = [row for frame in noted for row in records(frame, "provenance")]
     return list({tuple(sorted(row.items())): row for row in rows}.values())
 
 

@@ -51,12 +51,14 @@ def test_the_small_night(stack: MatchedStack, monkeypatch: pytest.MonkeyPatch) -
     No catalogue; stars that are bright enough for 2 mas.
     """
     monkeypatch.setattr("benchmarks.accuracy.positions.BRIGHT_PHOTON_LIMIT", 0.1)
+    monkeypatch.setattr("benchmarks.accuracy.positions.BRIGHT_SNR", 20.0)
     figures, plots = figures_of_merit(stack)
     assert figures["sky_pull"] == pytest.approx(1, abs=0.03)
     assert figures["sky_pull_plain"] == pytest.approx(1, abs=0.06)
     assert figures["aperture_pull"] == pytest.approx(1, abs=0.08)
     assert figures["flux_pull"] == pytest.approx(1, abs=0.35)
     assert figures["completeness_percent"] > 90
+    assert 0.4 < figures["position_pull"] < 1.6 and 0.4 < figures["bright_flux_pull"] < 1.6
     assert (
         figures["bright_stars"] >= 10
         and figures["astrometry_mas"] < 1.5

@@ -325,3 +325,20 @@ def test_costs_are_predicted_from_what_was_measured(
     costs, wall = predicted(campaign, states, place, 1)
     assert {name: one.seconds for name, one in costs.items()} == pytest.approx(taken, rel=1e-6)
     assert wall == pytest.approx(sum(taken.values()), rel=1e-6)
+
+
+def test_a_run_ends_with_the_numbers_of_its_stacks(
+    done: tuple[Path, Outcome], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line for each; the same numbers as in the record."""
+    from gdask.cli.run import _tell_numbers
+
+    _, outcome = done
+    stacks = [job for job in outcome.campaign.jobs if job.kind == "stack"]
+    _tell_numbers(outcome)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(stacks) > 0
+    for job, line in zip(stacks, lines, strict=True):
+        (product,) = outcome.records[job.id]["products"]
+        depth = product["numbers"]["depth_5sigma"]
+        assert line.startswith(f"{product['path']}: FWHM ") and f"5 sigma at {depth:.4g}" in line

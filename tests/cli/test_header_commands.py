@@ -139,8 +139,10 @@ def test_dataselect(night: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "raw/S20170504S0114.fits\n"
     assert dataselect.main(["raw/*.fits", "--expr", "exposure_time==8.01", "--strict"]) == 0
     assert capsys.readouterr().err == "dataselect: no file matches\n"
-    assert dataselect.main(["raw/*.fits", "-t", "FALT"]) == 0
-    assert "none has the tag FALT (is it FLAT?)" in capsys.readouterr().err
+    assert dataselect.main(["raw/*.fits", "-t", "FALT"]) == 2
+    assert "tag FALT: unknown; did you mean FLAT?" in capsys.readouterr().err
+    assert dataselect.main(["raw/*.fits", "-t", "TWILIGHT"]) == 0
+    assert "none has the tag TWILIGHT" in capsys.readouterr().err
 
 
 def test_dataselect_into_showd(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from astropy.io import fits
 from gdask.cluster import connect, load_profiles, profile_of
+from helpers import loopback_cluster
 
 from gdask import GdaskError, Reduce
 
@@ -75,17 +76,9 @@ def test_a_scheduler_file_is_its_owner_s_alone(
     tmp_path: Path, mode: int, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whoever can change it decides who is sent the code of this command."""
-    from distributed import LocalCluster
 
     path = tmp_path / "scheduler.json"
-    with LocalCluster(
-        n_workers=1,
-        threads_per_worker=1,
-        processes=False,
-        protocol="tcp",
-        dashboard_address=None,
-        host="127.0.0.1",
-    ) as cluster:
+    with loopback_cluster() as cluster:
         path.write_text(json.dumps({"address": cluster.scheduler_address}))
         path.chmod(mode)
         if said == "refused":
@@ -128,16 +121,9 @@ def test_threads_are_as_many_as_asked() -> None:
 
 def test_an_existing_scheduler_is_used_and_left_running(tmp_path: Path) -> None:
     import dask.array as da
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
-    with LocalCluster(
-        n_workers=1,
-        threads_per_worker=1,
-        processes=False,
-        protocol="tcp",
-        dashboard_address=None,
-        host="127.0.0.1",
-    ) as cluster:
+    with loopback_cluster() as cluster:
         spec = cluster.scheduler_address
         with connect(spec) as client:
             assert (

@@ -22,6 +22,7 @@ import distributed
 import numpy as np
 import pytest
 from gdask.cluster import connect
+from helpers import loopback_cluster
 from test_cluster_kills import assert_same_bytes, command, finish, wait_for
 
 from gdask import GdaskError
@@ -108,14 +109,7 @@ def test_a_run_without_workers_ends_in_one_line(
 ) -> None:
     """The workers have left, and nobody starts others."""
     monkeypatch.chdir(tmp_path)
-    with distributed.LocalCluster(
-        n_workers=1,
-        threads_per_worker=1,
-        processes=False,
-        protocol="tcp",
-        dashboard_address=None,
-        host="127.0.0.1",
-    ) as cluster:
+    with loopback_cluster() as cluster:
         (tmp_path / "p.yaml").write_text(
             f"kind: scheduler\nwait: 3\naddress: {cluster.scheduler_address}\n"
         )

@@ -21,6 +21,7 @@ from gdask.cluster import connect, profile_of
 from gdask.cluster.__main__ import SCRIPTS
 from gdask.cluster.__main__ import main as tool
 from gdask.cluster.start import job_options, lifetime, worker_options
+from helpers import loopback_cluster
 
 from gdask import GdaskError
 from gdask.model import use_settings
@@ -49,14 +50,7 @@ def stand_in(folder: Path, name: str, text: str) -> None:
 @pytest.fixture(scope="module")
 def scheduler() -> Iterator[LocalCluster]:
     """Run a scheduler with one worker in this process."""
-    with LocalCluster(
-        n_workers=1,
-        threads_per_worker=1,
-        processes=False,
-        protocol="tcp",
-        dashboard_address=None,
-        host="127.0.0.1",
-    ) as cluster:
+    with loopback_cluster() as cluster:
         yield cluster
 
 
@@ -210,14 +204,7 @@ def test_a_worker_that_comes_later_is_asked_too(
     Here it is one that comes after the token is gone.
     """
     monkeypatch.chdir(tmp_path)
-    with LocalCluster(
-        n_workers=1,
-        threads_per_worker=1,
-        processes=False,
-        protocol="tcp",
-        dashboard_address=None,
-        host="127.0.0.1",
-    ) as cluster:
+    with loopback_cluster() as cluster:
         with connect(cluster.scheduler_address) as client:
             (token,) = tmp_path.glob(".cluster-*.part")
             text = token.read_text()
@@ -278,9 +265,7 @@ def test_lost_connections_are_not_told_twice(
 
 def test_a_scheduler_without_workers(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text("kind: scheduler\nwait: 0.2\naddress: ADDRESS\n")
-    with LocalCluster(
-        n_workers=0, processes=False, protocol="tcp", dashboard_address=None, host="127.0.0.1"
-    ) as cluster:
+    with loopback_cluster(n_workers=0) as cluster:
         (tmp_path / "p.yaml").write_text(
             f"kind: scheduler\nwait: 0.2\naddress: {cluster.scheduler_address}\n"
         )

@@ -56,7 +56,7 @@ def run_toys(
     out.joinpath(".campaign").mkdir(exist_ok=True)
     wanted = spread.Wanted(tuple(job.id for job in jobs), spec, at_a_time, None, toy)
     campaign = Campaign(tuple(jobs), (), ())
-    return spread.run_on_cluster(campaign, place, wanted, lambda *_: None, lambda: "")
+    return spread.run_on_cluster(campaign, place, wanted, (lambda *_: None,) * 2, lambda: "")
 
 
 def test_jobs_follow_what_they_need_and_a_death_costs_the_job_alone(tmp_path: Path) -> None:

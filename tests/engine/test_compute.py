@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from gdask.cluster import Usage, connect
 
-from gdask import GdaskError
+from gdask import GdaskError, logutils
 from gdask.cli import main
 from gdask.engine import compute as compute_module
 from gdask.engine.account import recorded
@@ -91,7 +91,8 @@ def test_on_a_terminal_a_bar_shows_the_same(monkeypatch: pytest.MonkeyPatch) -> 
         def isatty(self) -> bool:
             return True
 
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setitem(logutils._SCREEN, "level", logging.INFO)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "xterm")
     with compute_module.progress_display(
@@ -100,7 +101,7 @@ def test_on_a_terminal_a_bar_shows_the_same(monkeypatch: pytest.MonkeyPatch) -> 
         display.count(3, 4)
         display.show(Usage(2_000_000_000, 30_000_000, 2**30, 2**31, 4))
         time.sleep(0.3)
-    shown = sys.stderr.getvalue()
+    shown = sys.stdout.getvalue()
     for part in (
         "phase 3: 5 frames",
         "75%",

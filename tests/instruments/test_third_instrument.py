@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,56 +12,14 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from gdask import Reduce, instruments
-from gdask.instruments import register, tags
+from gdask.instruments import tags
 
-FACTS = """
-name = "TINY"
-pixel_scale = 0.25
-array_shape = [192, 192]
-field_of_view = 48.0
-output_pixel_scale = 0.25
-coadds_summed = false
-
-[[arrays]]
-gain = 2.0
-read_noise = 8.0
-saturation = 50000
-non_linear = 40000
-linearity = [1.0, 0.0, 0.0]
-
-[calibrations.processed_flat]
-equal = ["filter_name"]
-max_days = 10
-
-[steps.associate_sky]
-distance = 1.0
-
-[steps.adjust_wcs_to_reference]
-match_radius = 0.5
-"""
-
-RULES = """
-from gdask.instruments.linear import DESCRIPTORS, geometries, true_sections
-from gdask.instruments.view import tagset
-
-def kind(view):
-    return tagset("IMAGE FLAT CAL" if view.get("OBSTYPE") == "FLAT" else "IMAGE")
-
-def lamp(view):
-    state = {"on": "LAMPON", "off": "LAMPOFF"}.get(view.get("LAMP"), "")
-    return tagset(state, blocked_by="PROCESSED")
-
-TAGS = {"kind": kind, "lamp": lamp}
-"""
-
-RECIPES = """
-from gdask.recipes.common import align, calibrate, mask_sky_sources, stack, subtract_sky
-from gdask.recipes.gsaoi_flat import make_processed_flat
-
-def reduce(run, frames):
-    frames = align(run, subtract_sky(run, *mask_sky_sources(run, calibrate(run, frames))))
-    return run.write(stack(run, frames), "_image")
-"""
+#: The instrument of docs/extending.md.
+PAGE = (
+    (Path(__file__).parents[2] / "docs" / "extending.md").read_text().split("## An instrument")[1]
+)
+(FACTS,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+RULES, RECIPES, REGISTERING = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 SIZE, SCALE, TARGET = 192, 0.25, (150.0, 20.0)
 
@@ -70,11 +29,12 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Register the instrument and its recipes; forget them afterwards."""
     for name, text in (("tiny.toml", FACTS), ("tiny.py", RULES), ("recipes.py", RECIPES)):
         (tmp_path / name).write_text(text)
-    spec = importlib.util.spec_from_file_location("tiny_rules", tmp_path / "tiny.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     monkeypatch.setattr(instruments, "_BY_INSTRUME", dict(instruments._BY_INSTRUME))
-    register(tmp_path / "tiny.toml", module)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "tiny", None)  # to be taken away afterwards
+    del sys.modules["tiny"]
+    monkeypatch.chdir(tmp_path)
+    exec(REGISTERING, {})  # noqa: S102  (the page is the project's)
     return str(tmp_path / "recipes.py")
 
 

@@ -121,6 +121,7 @@ def test_each_fault_of_a_flat_is_named(flat: Path, edit: Callable, words: str) -
             "array 1: its WCS has no scale",
         ),
         (setting(("SCI", 1), "CTYPE1", "RA---XYZ"), "array 1: its WCS is not valid"),
+        (setting(("SCI", 1), "A_ORDER", 2), "array 1: its WCS has SIP coefficients"),
         (setting(("SCI", 1), "BUNIT", ""), "SCI,1: no BUNIT"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,6 +42,23 @@ FIT_POINTS_PER_SIDE = 33
 #: The most by which sides of a reference image's pixels may differ (relative), and axes from a
 #: right angle (radian).
 SQUARENESS_TOLERANCE = 1e-4
+
+
+#: Keywords of a celestial WCS.
+_WCS_KEYWORD = re.compile(
+    r"(CRPIX|CRVAL|CTYPE|CUNIT|CDELT|CROTA)[12]|(CD|PC)[12]_[12]|(A|B|AP|BP)_(ORDER|\d_\d)"
+    r"|RADECSYS|RADESYS|EQUINOX|WCSAXES"
+)
+
+
+def remove_wcs(header: fits.Header) -> None:
+    """Remove the celestial WCS of a header, in place.
+
+    What is left of an earlier one would be part of the next: astropy applies SIP coefficients also
+    where CTYPE does not name them.
+    """
+    for keyword in [key for key in header if _WCS_KEYWORD.fullmatch(key)]:
+        del header[keyword]
 
 
 def array_wcs(

@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gdask.kernels.arithmetic import nonnegative_least_squares
+from gdask.kernels.compiled import njit
 from gdask.kernels.sources.array_fit import StarFits
 from gdask.kernels.sources.photometry import error_beyond
+from gdask.kernels.sources.star_fit import star_light
 from gdask.types import Image, Pixels
 
 #: Radius within which the light is summed, and the rings beyond and about it in which the wings are
@@ -44,7 +46,8 @@ EXTRAPOLATION_ERROR = 0.5
 #: Error of the factor by the forms of the wings, as a fraction: what simulated wings of other
 #: powers than those of the forms leave.
 FORM_ERROR = 0.003
-#: Rounds in which the wings of neighbours are subtracted as they have been found; most neighbours.
+#: Fits of the wings: those after the first have the wings of neighbours subtracted, as they have
+#: been found. Most neighbours.
 NEIGHBOUR_ROUNDS, MOST_NEIGHBOURS = 3, 1500
 #: Rounds of robust weights; rings this many sigma off weigh less.
 ROUNDS, REJECT_SIGMA = 4, 3.0
@@ -83,6 +86,11 @@ class _Rings(NamedTuple):
     flux: np.ndarray
 
 
+#: Of each star, the numbers of good pixels of its cells, sectors and rings (the last ring: the
+#: aperture) that are not 0: their places in that array, and the numbers.
+_Cells = list[tuple[np.ndarray, np.ndarray]]
+
+
 def curve_of_growth(
     fits: StarFits,
     variance: Image,
@@ -98,12 +106,14 @@ def curve_of_growth(
     stars = _choose_stars(fits.params, flux, flux_error, clean, fwhm)
     if not len(stars):
         return Growth(1.0, float("nan"), 0, float("nan"))
-    others, wings = np.zeros((1, 1)), np.zeros(len(WING_POWERS) * len(WING_RADII_FWHM))
-    for number in range(NEIGHBOUR_ROUNDS):
-        rings = _measure_rings(fits, variance, stars, flux[stars], fwhm, (others, wings))
+    measured, cells = _measure_rings(fits, variance, stars, flux[stars], fwhm)
+    rings, (totals, noise, beyond, wings) = measured, _total_light(measured, fwhm)
+    for _ in range(NEIGHBOUR_ROUNDS - 1):
+        if not np.isfinite(totals).all():
+            break
+        left = _light_not_subtracted(fits, flux, stars, wings, fwhm)
+        rings = _without_others(measured, cells, fits, stars, left, wings, fwhm)
         totals, noise, beyond, wings = _total_light(rings, fwhm)
-        if number < NEIGHBOUR_ROUNDS - 1 and np.isfinite(totals).all():
-            others = _light_not_subtracted(fits, flux, wings, fwhm)
     factor = _robust_mean(totals, noise)
     parts = [_robust_mean(*_total_light(part, fwhm)[:2]) for part in _left_out_in_turn(rings)]
     spread = np.array(parts) - np.mean(parts)
@@ -135,25 +145,30 @@ def _choose_stars(
 
 
 def _light_not_subtracted(
-    fits: StarFits, flux: np.ndarray, wings: np.ndarray, fwhm: Pixels
+    fits: StarFits, flux: np.ndarray, stars: np.ndarray, wings: np.ndarray, fwhm: Pixels
 ) -> np.ndarray:
     """Light of all stars that their subtraction left, in cells of one FWHM: per pixel.
 
     Their wings as fitted, without what was subtracted. Within the rings' inner radius, where stars
-    are not used beside others, it is that at this radius.
+    are not used beside others, it is that at this radius. stars: indices of the bright ones.
     """
-    shape = tuple(int(n / fwhm) + 1 for n in fits.residual.shape)
-    out, reach = np.zeros(shape), int(RING_EDGES_FWHM[-1])
-    bright = np.argsort(-flux, kind="stable")[:MOST_NEIGHBOURS]
+    out = np.zeros(tuple(int(n / fwhm) + 1 for n in fits.residual.shape))
+    brightest = np.argsort(-flux, kind="stable")[:MOST_NEIGHBOURS]
     table = _wings_table(wings, fwhm)
-    for k in map(int, bright[flux[bright] > 0]):
-        x, y = fits.params[k, :2] / fwhm
-        j, i = max(int(y) - reach, 0), max(int(x) - reach, 0)
-        box = np.s_[j : int(y) + reach + 1, i : int(x) + reach + 1]
-        rows, columns = (np.arange(n)[part] for n, part in zip(shape, box, strict=True))
-        r2 = (rows[:, None] + 0.5 - y) ** 2 + (columns + 0.5 - x) ** 2
-        out[box] += _left_of_star(fits, k, flux[k], table, r2, fwhm)
+    for k in map(int, np.union1d(brightest[flux[brightest] > 0], stars)):
+        out[_cells_about(fits, k, fwhm)] += _left_of_star(fits, k, flux[k], table, fwhm)
     return out
+
+
+def _cells_about(fits: StarFits, k: int, fwhm: Pixels) -> tuple[slice, slice]:
+    """Rows and columns of the cells that the rings of a star reach."""
+    reach = math.ceil(RING_EDGES_FWHM[-1]) + 1
+    rows, columns = (int(n / fwhm) + 1 for n in fits.residual.shape)
+    x, y = fits.params[k, :2] / fwhm
+    return (
+        slice(max(int(y) - reach, 0), min(int(y) + reach + 1, rows)),
+        slice(max(int(x) - reach, 0), min(int(x) + reach + 1, columns)),
+    )
 
 
 def _wings_table(wings: np.ndarray, fwhm: Pixels) -> np.ndarray:
@@ -162,10 +177,12 @@ def _wings_table(wings: np.ndarray, fwhm: Pixels) -> np.ndarray:
 
 
 def _left_of_star(
-    fits: StarFits, k: int, flux: float, wings: np.ndarray, r2: np.ndarray, fwhm: Pixels
+    fits: StarFits, k: int, flux: float, wings: np.ndarray, fwhm: Pixels
 ) -> np.ndarray:
-    """Light per pixel of a star that was not subtracted; r2 in FWHM^2, wings of `_wings_table`."""
-    r2 = np.maximum(r2, RING_EDGES_FWHM[0] ** 2)
+    """Light per pixel that the subtraction of a star left, in `_cells_about` it; wings: a table."""
+    x, y = fits.params[k, :2] / fwhm
+    rows, columns = (np.arange(part.start, part.stop) + 0.5 for part in _cells_about(fits, k, fwhm))
+    r2 = np.maximum((rows[:, None] - y) ** 2 + (columns - x) ** 2, RING_EDGES_FWHM[0] ** 2)
     light = np.interp(np.sqrt(r2), _TABLE, wings)
     entries = np.arange(fits.profile.shape[1], dtype=float)
     subtracted, inside = np.zeros(r2.shape), r2 * fwhm**2 < fits.radii[k] ** 2
@@ -175,71 +192,136 @@ def _left_of_star(
 
 
 def _measure_rings(
-    fits: StarFits,
-    variance: Image,
-    stars: np.ndarray,
-    flux: np.ndarray,
-    fwhm: Pixels,
-    left: tuple[np.ndarray, np.ndarray],
-) -> _Rings:
-    """Sum up the stars in their apertures and rings, each put back alone.
-
-    left: the light of all stars that was not subtracted, of `_light_not_subtracted`, and the wings
-    of which it was made.
-    """
+    fits: StarFits, variance: Image, stars: np.ndarray, flux: np.ndarray, fwhm: Pixels
+) -> tuple[_Rings, _Cells]:
+    """Sum up the stars in their apertures and rings, each put back alone."""
     rings = len(RING_EDGES_FWHM) - 1
-    cores = np.zeros((3, len(stars), SECTORS))
-    sums = np.zeros((4, len(stars), SECTORS, rings))
-    table = _wings_table(left[1], fwhm)
+    cores, sums = np.zeros((len(stars), SECTORS, 3)), np.zeros((len(stars), SECTORS, rings, 4))
+    cell_of, cells = (np.arange(max(variance.shape)) / fwhm).astype(np.int64), []
     for number, k in enumerate(map(int, stars)):
-        value, noise, good, dx, dy = _cut_out(fits, variance, k, RING_EDGES_FWHM[-1] * fwhm)
-        distance2 = dx * dx + dy * dy
-        if left[0].size > 1:
-            x, y = fits.params[k, :2]
-            cell = (((dy + y) / fwhm).astype(int), ((dx + x) / fwhm).astype(int))
-            own = _left_of_star(fits, k, flux[number], table, distance2 / fwhm**2, fwhm)
-            value = value - np.where(good, left[0][cell] - own, 0.0)
-        sector = _octants(dx, dy)
-        inside = distance2 < (CORE_RADIUS_FWHM * fwhm) ** 2
-        for out, each in zip(cores, (value, np.ones_like(value), noise), strict=True):
-            out[number] = np.bincount(sector[inside], each[inside], SECTORS)
-        ring = np.searchsorted(RING_EDGES_FWHM, np.sqrt(distance2) / fwhm, "right") - 1
-        use = good & (ring >= 0) & (ring < rings)
-        cell = sector[use] * rings + ring[use]
-        for out, each in zip(sums, (value, np.ones_like(value), noise, distance2), strict=True):
-            found = np.bincount(cell, each[use], SECTORS * rings)
-            out[number] = found.reshape(SECTORS, rings)
-    core, core_area, core_variance = cores
-    light, area, noise, r2 = sums
-    return _Rings(core, core_area, core_variance, light, area, noise, r2, flux)
+        rows, columns = _cells_about(fits, k, fwhm)
+        places = (rows.stop - rows.start) * (columns.stop - columns.start)
+        counts = np.zeros((places, SECTORS, rings + 1), np.int32)
+        _sum_star(
+            fits.residual,
+            variance,
+            fits.bad,
+            fits.params[k],
+            fits.forms[k],
+            fits.profile,
+            fits.profile_step,
+            fits.radii[k],
+            np.append((CORE_RADIUS_FWHM * fwhm) ** 2, (RING_EDGES_FWHM * fwhm) ** 2),
+            cell_of,
+            (rows.start, columns.start, columns.stop - columns.start),
+            cores[number],
+            sums[number],
+            counts,
+        )
+        seen = np.flatnonzero(counts)
+        cells.append((seen, counts.ravel()[seen]))
+    core, core_area, core_variance = np.moveaxis(cores, -1, 0)
+    light, area, noise, r2 = np.moveaxis(sums, -1, 0)
+    return _Rings(core, core_area, core_variance, light, area, noise, r2, flux), cells
 
 
-def _cut_out(
-    fits: StarFits, variance: Image, k: int, radius: Pixels
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Give the pixels about a star, as rows: value, variance, good, and place from its centre.
+@njit(cache=True, nogil=True, error_model="numpy")
+def _sum_star(
+    residual: np.ndarray,
+    variance: np.ndarray,
+    bad: np.ndarray,
+    star: np.ndarray,
+    form: np.ndarray,
+    profile: np.ndarray,
+    profile_step: float,
+    subtracted: float,
+    limits: np.ndarray,
+    cell_of: np.ndarray,
+    cells: tuple[int, int, int],
+    cores: np.ndarray,
+    sums: np.ndarray,
+    counts: np.ndarray,
+) -> None:
+    """Sum up the pixels about a star, all others subtracted; its sums are zero before.
 
-    All other stars are subtracted; a bad pixel has the light of the fitted image.
+    star, form: rows of `StarFits`; subtracted: of its radii. limits: squares of the radii (pixels)
+    of the aperture and of the rings' edges. cores: (sectors, 3) light, area and variance, where a
+    bad pixel has the light of the fitted image; sums: (sectors, rings, 4) light, area, variance and
+    squares of the distances. cell_of: cell of each row or column; cells: the first row and column
+    of those about the star, and how many columns; counts: (cells, sectors, rings + 1) good pixels
+    of each ring and, last, of the aperture.
     """
-    x, y, flux = fits.params[k, :3]
-    ny, nx = fits.residual.shape
-    j1, j2 = max(int(y - radius), 0), min(int(y + radius) + 2, ny)
-    i1, i2 = max(int(x - radius), 0), min(int(x + radius) + 2, nx)
-    box = np.s_[j1:j2, i1:i2]
-    dy, dx = np.meshgrid(np.arange(j1, j2) - y, np.arange(i1, i2) - x, indexing="ij")
-    a, b, c = fits.forms[k]
-    q = (a * dx * dx + 2 * b * dx * dy + c * dy * dy) / fits.profile_step
-    entries = np.arange(fits.profile.shape[1], dtype=float)
-    reach = fits.radii[k]  # it was subtracted in a square
-    was_subtracted = (np.abs(dx) <= reach + 1) & (np.abs(dy) <= reach + 1)
-    good = ~fits.bad[box] & (variance[box] > 0)
-    light, wanted = np.zeros(q.shape), was_subtracted | ~good
-    image = np.interp(q[wanted], entries, fits.profile[0], right=0.0)
-    light[wanted] = flux * np.sqrt(a * c - b * b) * image
-    measured = fits.residual[box] + np.where(was_subtracted, light, 0.0)
-    value = np.where(good, measured, light + fits.params[k, 3])
-    noise = np.where(good, variance[box], 0.0)
-    return value.ravel(), noise.ravel(), good.ravel(), dx.ravel(), dy.ravel()
+    x, y, radius, rings = star[0], star[1], np.sqrt(limits[-1]), sums.shape[1]
+    edges = limits[1:]
+    j1, j2 = max(int(y - subtracted), 0), int(y + subtracted) + 2  # as it was subtracted
+    i1, i2 = max(int(x - subtracted), 0), int(x + subtracted) + 2
+    for j in range(max(int(y - radius), 0), min(int(y + radius) + 2, residual.shape[0])):
+        dy, ring = j - y, rings
+        half = np.sqrt(max(limits[-1] - dy * dy, 0.0)) + 1.0
+        row = (cell_of[j] - cells[0]) * cells[2] - cells[1]
+        for i in range(max(int(x - half), 0), min(int(x + half) + 2, residual.shape[1])):
+            dx = i - x
+            r2 = dx * dx + dy * dy
+            while ring >= 0 and r2 < edges[ring]:
+                ring -= 1
+            while ring < rings and r2 >= edges[ring + 1]:
+                ring += 1
+            inside, good = r2 < limits[0], variance[j, i] > 0 and not bad[j, i]
+            if not (inside or (good and 0 <= ring < rings)):
+                continue
+            light, value = 0.0, 0.0
+            if not good or (j1 <= j < j2 and i1 <= i < i2):
+                share, _ = star_light(dx, dy, form, profile, profile_step)
+                light = star[2] * share
+            value = residual[j, i] + light if good else light + star[3]
+            sector, place = _octant(dx, dy), row + cell_of[i]
+            if inside:
+                cores[sector, 0] += value
+                cores[sector, 1] += 1.0
+                if good:
+                    cores[sector, 2] += variance[j, i]
+                    counts[place, sector, rings] += 1
+            if good and 0 <= ring < rings:
+                out = sums[sector, ring]
+                out[0] += value
+                out[1] += 1.0
+                out[2] += variance[j, i]
+                out[3] += r2
+                counts[place, sector, ring] += 1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _octant(dx: float, dy: float) -> int:
+    """Number of the octant of a direction, from 0, counted from x to y."""
+    below = dy < 0
+    u, v = -dx if below else dx, abs(dy)
+    upper = 0 if u > v else (1 if u > 0 else (2 if v > -u else 3))
+    return upper + 4 if below else upper
+
+
+def _without_others(
+    rings: _Rings,
+    cells: _Cells,
+    fits: StarFits,
+    stars: np.ndarray,
+    left: np.ndarray,
+    wings: np.ndarray,
+    fwhm: Pixels,
+) -> _Rings:
+    """Give the sums without the light of other stars that was not subtracted.
+
+    left: the light of all stars, of `_light_not_subtracted`; wings: those of which it was made.
+    """
+    table, shape = _wings_table(wings, fwhm), (SECTORS, rings.light.shape[-1] + 1)
+    core, light = rings.core.copy(), rings.light.copy()
+    for number, k in enumerate(map(int, stars)):
+        own = _left_of_star(fits, k, rings.flux[number], table, fwhm)
+        others = (left[_cells_about(fits, k, fwhm)] - own).ravel()
+        place, part = np.divmod(cells[number][0], shape[0] * shape[1])
+        sums = np.bincount(part, others[place] * cells[number][1], shape[0] * shape[1])
+        light[number] -= sums.reshape(shape)[:, :-1]
+        core[number] -= sums.reshape(shape)[:, -1]
+    return rings._replace(core=core, light=light)
 
 
 def _left_out_in_turn(rings: _Rings) -> list[_Rings]:
@@ -283,13 +365,6 @@ def _total_light(rings: _Rings, fwhm: Pixels) -> tuple[np.ndarray, np.ndarray, f
     noise += core_area**2 / np.maximum(weight, 1e-30)  # of the sky
     last = RING_EDGES_FWHM[1:][seen & (area > 0).any(axis=0)][-1]
     return total, noise, float((wings * _shares_beyond(last**2)).sum()), wings
-
-
-def _octants(dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    """Number of the octant of each direction, from 0, counted from x to y."""
-    u, v = np.where(dy < 0, -dx, dx), np.abs(dy)
-    upper = np.where(u > v, 0, np.where(u > 0, 1, np.where(v > -u, 2, 3)))
-    return upper + 4 * (dy < 0)
 
 
 def _falling(base: Any, power: float) -> Any:

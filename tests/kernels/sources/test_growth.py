@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
 from benchmarks.accuracy.matched_stack import radial_profile, stars_image
-from gdask.kernels.sources.centroids import MAX_SCALE_ERROR, UNSCALED, fit_photometry
+from gdask.kernels.sources import growth
+from gdask.kernels.sources.centroids import (
+    MAX_SCALE_ERROR,
+    UNSCALED,
+    fit_photometry,
+    fit_positions_and_image,
+)
 from gdask.kernels.sources.detection import detect, measure_fwhm
 
 #: Star images by name: Moffat's functions (share, FWHM in arcsec, power), and pixels in arcsec.
@@ -127,6 +135,65 @@ def test_a_standard_alone_in_a_small_region_is_flagged(size: int) -> None:
     assert abs(star["flux"] / 5e6 - 1) < (0.05 if size == 500 else 0.1), star["flux"] / 5e6
     assert abs(star["flux"] / 5e6 - 1) < 3 * error
     assert bool(star["flags"] & UNSCALED) == (not error <= MAX_SCALE_ERROR)
+
+
+def fitted(planes: tuple, fwhm: float) -> tuple:
+    """The fits of stars at their true places, and arguments of `curve_of_growth` after these."""
+    data, variance, dq, x, y, _ = planes
+    stars, fits = fit_positions_and_image(data, variance, dq, x, y, fwhm=fwhm)
+    clean = stars["flags"] == 0
+    return fits, variance, stars["flux"], stars["eflux"], clean, float(stars["fwhm"][0])
+
+
+def test_sums_are_those_of_the_pixels() -> None:
+    """Against plain NumPy, pixel by pixel: a star near an edge, with bad pixels in its aperture."""
+    data, variance, dq, *_ = field("f2", 4, 0, 300)
+    x, y, flux = np.array([60.3]), np.array([211.6]), np.array([1e6])
+    image = stars_image(data.shape, x, y, flux, radial_profile(*IMAGES["f2"]), 1e-3)
+    data = (data * 0.1 + image).astype("f4")
+    dq[208:211, 61] = 1
+    dq[150:160, 20:90] = 1
+    fits, variance, fluxes, *_, fwhm = fitted((data, variance, dq, x, y, flux), 3.5)
+    found, cells = growth._measure_rings(fits, variance, np.array([0]), fluxes, fwhm)
+    rows, columns = np.indices(data.shape)
+    x0, y0, brightness, sky = fits.params[0, :4]
+    dx, dy, reach = columns - x0, rows - y0, fits.radii[0]
+    a, b, c = fits.forms[0]
+    q = (a * dx**2 + 2 * b * dx * dy + c * dy**2) / fits.profile_step
+    table = fits.profile[0]
+    image = np.interp(q, np.arange(table.size), table, right=0) * np.sqrt(a * c - b**2) * brightness
+    square = (columns >= int(x0 - reach)) & (columns < int(x0 + reach) + 2)
+    square &= (rows >= int(y0 - reach)) & (rows < int(y0 + reach) + 2)
+    good = ~fits.bad
+    value = np.where(good, fits.residual + np.where(square, image, 0), image + sky)
+    angle = np.arctan2(dy, dx) % (2 * np.pi) // (np.pi / 4)
+    r = np.hypot(dx, dy) / fwhm
+    for sector in range(growth.SECTORS):
+        inside = (r < growth.CORE_RADIUS_FWHM) & (angle == sector)
+        expected = value[inside].sum(), inside.sum(), variance[inside & good].sum()
+        sums = found.core, found.core_area, found.core_variance
+        np.testing.assert_allclose([each[0, sector] for each in sums], expected, rtol=1e-9)
+        for ring, edges in enumerate(itertools.pairwise(growth.RING_EDGES_FWHM)):
+            used = (r >= edges[0]) & (r < edges[1]) & (angle == sector) & good
+            expected = *(each[used].sum() for each in (value, good, variance)), (r[used] ** 2).sum()
+            each = found.light, found.area, found.variance, found.r2 / fwhm**2
+            np.testing.assert_allclose([one[0, sector, ring] for one in each], expected, 1e-6, 1e-3)
+    place, part = np.divmod(cells[0][0], growth.SECTORS * (len(growth.RING_EDGES_FWHM)))
+    assert cells[0][1].sum() == found.area.sum() + (good & (r < growth.CORE_RADIUS_FWHM)).sum()
+    assert (part < growth.SECTORS * len(growth.RING_EDGES_FWHM)).all() and place.max() > 0
+
+
+def test_a_lone_star_is_not_its_own_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its subtraction left stays its own: it was 0.1 % of the light of wide stars before."""
+    data, variance, dq, *_ = field("f2", 4, 0, 300)
+    place = np.array([151.3]), np.array([148.6])
+    image = stars_image(data.shape, *place, np.array([1e6]), radial_profile(*IMAGES["f2"]), 1e-3)
+    planes = (data * 0.1 + image).astype("f4"), variance, dq, *place, np.array([1e6])
+    arguments = fitted(planes, 3.5)
+    after_all_rounds = growth.curve_of_growth(*arguments)
+    assert after_all_rounds.stars == 1 and 0.9 < after_all_rounds.factor < 1.1
+    monkeypatch.setattr(growth, "NEIGHBOUR_ROUNDS", 1)
+    assert after_all_rounds[:3] == growth.curve_of_growth(*arguments)[:3]
 
 
 def test_an_image_without_a_star_to_tell_is_flagged() -> None:
