@@ -14,7 +14,8 @@ import gdask
 
 project = "gdask"
 copyright = "the gdask developers"
-version = release = gdask.__version__
+release = gdask.__version__
+version = release.partition("+")[0]
 
 extensions = [
     "myst_parser",
