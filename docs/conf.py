@@ -14,7 +14,8 @@ import gdask
 
 project = "gdask"
 copyright = "the gdask developers"
-version = release = gdask.__version__
+release = gdask.__version__
+version = release.partition("+")[0]
 
 extensions = [
     "myst_parser",
@@ -27,6 +28,7 @@ exclude_patterns = ["examples", "build", "**/README.rst"]
 nitpicky = False
 default_role = "literal"
 add_module_names = False
+napoleon_use_ivar = True  # fields of a NamedTuple are members, too
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 myst_heading_anchors = 3

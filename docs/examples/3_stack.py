@@ -2,8 +2,8 @@
 From raw frames to a stack
 ==========================
 
-The commands of the tutorial, from Python, and what comes out: the image, its noise and its
-catalogue, beside the truth.
+The commands of the tutorial, from Python, and what comes out: the image, its catalogue,
+its noise and its numbers.
 """
 
 from pathlib import Path
