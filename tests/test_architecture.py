@@ -506,6 +506,8 @@ LIGHT = (
     "gdask.cli.verify",
     "gdask.cli.replay",
     "gdask.cli.benchmark",
+    "gdask.cli.show",
+    "gdask.plot",
 )
 
 

@@ -1,9 +1,9 @@
 """Pictures of raw files, calibrations and products.
 
 On matplotlib axes, for scripts and notebooks: `image`, `dq`, `arrays`, `catalog`, `depth`,
-`background`, `noise`, `fwhm`, `residuals`, `frames`. As a picture of pillow: `draw`. `show` gives
-what a notebook displays of a file or Frame. `make_pictures` writes those of a product into a
-folder, for reports.
+`background`, `noise`, `fwhm`, `residuals`, `frames`. As a picture of pillow: `draw`.
+`make_pictures` writes those of a product into a folder, for reports. What a notebook displays of a
+file or Frame is `gdask.show`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ _IMPORTED_ON_USE = {
         "gdask.plot.axes",
     ),
     "draw": "gdask.plot.show",
-    "show": "gdask.plot.notebook",
     **dict.fromkeys(
         ("Picture", "make_pictures", "read_pictures", "read_notes"), "gdask.plot.product"
     ),

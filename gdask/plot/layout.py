@@ -19,6 +19,9 @@ GAP = 0.02
 #: to which they are fitted: good to 0.05 pixel of GSAOI's picture.
 ORDER, FIT_POINTS = 3, 9
 
+#: Degrees of a pixel that no image has: a header without a scale gives one degree.
+LARGEST_PIXEL = 0.1
+
 
 class Place(NamedTuple):
     """Place of one array in a picture.
@@ -124,7 +127,9 @@ def _jacobian(system: Any, x: float, y: float) -> npt.NDArray[np.float64] | None
         return None
     turned = (np.asarray(ra[1:]) - ra[0] + 180) % 360 - 180
     found = np.array([turned * math.cos(math.radians(dec[0])), np.asarray(dec[1:]) - dec[0]])
-    regular = np.isfinite(found).all() and abs(np.linalg.det(found)) > 1e-18
+    if not np.isfinite(found).all():
+        return None
+    regular = 1e-18 < abs(np.linalg.det(found)) < LARGEST_PIXEL**2
     return found if regular else None
 
 

@@ -15,8 +15,9 @@ from gdask.types import Arcsec, Fraction, Image
 
 Floats = npt.NDArray[np.float64]
 
-#: Cells along the longer side of a map, and pixels that a cell needs.
-CELLS, MIN_PIXELS = 32, 12
+#: Cells along the longer side of a map, points along the side of one at least, and good ones that
+#: it needs.
+CELLS, MIN_SIDE, MIN_PIXELS = 32, 6, 12
 #: Cells along a side of the field in which residuals are averaged, at most; stars that each needs.
 RESIDUAL_CELLS, MIN_RESIDUALS = 14, 3
 #: 1.4826 median absolute deviations are a standard deviation; 1.2533 errors of a mean are that of a
@@ -67,7 +68,7 @@ def depth_map(planes: Planes) -> CellMap:
 
 def _cell_map(planes: Planes, values: Image, good: npt.NDArray[np.bool_]) -> CellMap:
     ny, nx = values.shape
-    width = max(2, -(-max(ny, nx) // CELLS))
+    width = max(MIN_SIDE, -(-max(ny, nx) // CELLS))
     shape = -(-ny // width), -(-nx // width)
     medians, errors = np.full(shape, np.nan), np.full(shape, np.nan)
     for row in range(shape[0]):
@@ -106,12 +107,11 @@ def pulls(planes: Planes, correlation: float = 1.0) -> Image:
     if planes.variance is None or not planes.empty.any():
         return np.empty(0, np.float32)
     found = _cell_map(planes, planes.data, planes.empty)
-    width = found.side // planes.step
-    rows, columns = np.nonzero(planes.empty)
-    sky = found.values[rows // width, columns // width]
-    sigma = np.sqrt(planes.variance[rows, columns]) * np.float32(correlation)
-    values = (planes.data[rows, columns] - sky) / sigma
-    return values[np.isfinite(values)].astype(np.float32)
+    width, (ny, nx) = found.side // planes.step, planes.data.shape
+    sky = found.values.astype(np.float32).repeat(width, axis=0)[:ny].repeat(width, axis=1)[:, :nx]
+    values = planes.data[planes.empty] - sky[planes.empty]
+    values /= np.sqrt(planes.variance[planes.empty]) * np.float32(correlation)
+    return values[np.isfinite(values)]
 
 
 # Residuals -------------------------------------------------------------------------------------

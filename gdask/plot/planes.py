@@ -155,14 +155,15 @@ def _block_means(values: Image, dq: Flags | None, step: int) -> Image:
 
 def _block_sums(values: Image, step: int) -> Image:
     """Sum blocks of step x step pixels; those at the upper and right edges may be smaller."""
-    rows = values[::step].copy()
-    for first in range(1, step):
-        part = values[first::step]
-        rows[: len(part)] += part
-    sums = rows[:, ::step].copy()
-    for first in range(1, step):
-        part = rows[:, first::step]
-        sums[:, : part.shape[1]] += part
+    with np.errstate(over="ignore"):  # values near the largest float32: inf, which has no level
+        rows = values[::step].copy()
+        for first in range(1, step):
+            part = values[first::step]
+            rows[: len(part)] += part
+        sums = rows[:, ::step].copy()
+        for first in range(1, step):
+            part = rows[:, first::step]
+            sums[:, : part.shape[1]] += part
     return sums
 
 

@@ -36,6 +36,8 @@ DQ_COLOURS: tuple[tuple[DQ, str, tuple[int, int, int, int]], ...] = (
     (DQ.OVERLAP, "overlap", (0, 158, 115, 150)),
     (DQ.NO_DATA, "no data", (120, 120, 120, 150)),
 )
+#: Rows of a picture whose levels are found at a time, in float64.
+_ROWS = 128
 #: Lengths that a scale bar may have, in arcsec.
 _BARS = tuple(m * 10.0**e for e in range(-3, 5) for m in (1, 2, 5))
 
@@ -78,13 +80,16 @@ def grey_levels(values: Image, limits: Limits) -> npt.NDArray[np.uint8]:
     level = 1 + (LEVELS - 1) asinh((value - low) / soft) / asinh((high - low) / soft), rounded;
     linear where `soft` is infinite.
     """
-    span = np.float32(limits.high - limits.low)
-    part = np.clip((values - np.float32(limits.low)) / span, 0, 1)
-    if math.isfinite(limits.soft):
-        steepness = np.float32(span / limits.soft)
-        part = np.arcsinh(part * steepness) / np.arcsinh(steepness)
-    levels = np.rint(1 + (LEVELS - 1) * part)
-    return np.where(np.isfinite(values), levels, 0).astype(np.uint8)
+    levels = np.zeros(values.shape, np.uint8)
+    for top in range(0, len(values), _ROWS):
+        rows = values[top : top + _ROWS].astype(float)
+        known = np.isfinite(rows)
+        part = np.clip((rows[known] - limits.low) / (limits.high - limits.low), 0, 1)
+        if math.isfinite(limits.soft):
+            steepness = (limits.high - limits.low) / limits.soft
+            part = np.arcsinh(part * steepness) / np.arcsinh(steepness)
+        levels[top : top + _ROWS][known] = np.rint(1 + (LEVELS - 1) * part)
+    return levels
 
 
 def grey_picture(levels: npt.NDArray[np.uint8]) -> pil.Image:
