@@ -21,6 +21,9 @@ MALLOC_SETTINGS = {
     "M_MMAP_THRESHOLD": (-3, 2**30),
     "M_ARENA_MAX": (-8, 1),
 }
+#: Variable of the environment by which users set the same. Not MALLOC_TRIM_THRESHOLD_, which dask
+#: sets for its workers.
+USERS_SETTING = "MALLOC_MMAP_THRESHOLD_"
 #: Share of a worker's memory above which freed memory is given back, and seconds between two looks.
 #: dask's workers begin no task above 0.8 of theirs, and look five times a second.
 RETURN_SHARE, LOOK_INTERVAL = 0.55, 0.2
@@ -30,10 +33,11 @@ RETURN_SHARE, LOOK_INTERVAL = 0.55, 0.2
 def keep_freed_memory() -> None:
     """Let the C library of Linux keep freed memory for later arrays, in this process from now on.
 
-    In a process with a limit, a worker of dask, it is given back when much is held.
+    In a process with a limit, a worker of dask, it is given back when much is held. Where
+    USERS_SETTING is set, all stays as it is: whoever measures memory needs that.
     """
     library = ctypes.CDLL(None)
-    if not hasattr(library, "malloc_trim"):
+    if not hasattr(library, "malloc_trim") or USERS_SETTING in os.environ:
         return
     for parameter, value in MALLOC_SETTINGS.values():
         library.mallopt(parameter, value)

@@ -268,41 +268,88 @@ def wide_fluxes(
     comparison. params: (n, 6) of the stars; a bad pixel has the star's own light of the profile
     (entries by `step`) and the mean of the ring. NaN where too much is bad or outside.
     """
-    out, (ny, nx) = np.full((2, len(params), len(WIDE_RADII)), np.nan), data.shape
-    for n, (x, y, star_flux) in enumerate(params[:, :3].tolist()):
-        margin = float(min(x, y, nx - 1 - x, ny - 1 - y))
-        for c, radius in enumerate(WIDE_RADII):
-            if margin < radius:
+    stars = np.ascontiguousarray(params[:, :3])
+    return _wide_fluxes(data, variance, bad, stars, profile, step, np.array(WIDE_RADII))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _wide_fluxes(
+    data: np.ndarray,
+    variance: np.ndarray,
+    bad: np.ndarray,
+    stars: np.ndarray,
+    profile: np.ndarray,
+    step: float,
+    radii: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Do what `wide_fluxes` does for x, y and flux of stars (n, 3)."""
+    flux = np.full((stars.shape[0], radii.size), np.nan)
+    error = flux.copy()
+    for n in range(stars.shape[0]):
+        x, y = stars[n, 0], stars[n, 1]
+        margin = min(x, y, data.shape[1] - 1 - x, data.shape[0] - 1 - y)
+        for c in range(radii.size):
+            if margin < radii[c]:
                 break
-            half = WIDE_RING[1] * radius + 1.0
-            j, i = max(int(y - half), 0), max(int(x - half), 0)
-            box = np.s_[j : int(y + half) + 2, i : int(x + half) + 2]
-            value, good = data[box], ~bad[box] & (variance[box] > 0)
-            rows, columns = np.arange(j, j + good.shape[0]) - y, np.arange(i, i + good.shape[1]) - x
-            r2 = rows[:, None] ** 2 + columns**2
-            r = np.sqrt(r2)
-            inside = np.clip(radius + 0.5 - r, 0.0, 1.0)
-            ring = (r > WIDE_RING[0] * radius) & (r < WIDE_RING[1] * radius)
-            ring_area = float(np.count_nonzero(ring))
-            area = float(inside.sum())
-            ring &= good
-            count, known = np.count_nonzero(ring), np.where(good, inside, 0.0)
-            ring_area = max(ring_area, np.pi * (WIDE_RING[1] ** 2 - WIDE_RING[0] ** 2) * radius**2)
-            lost = inside > known
-            if (
-                count < (1 - MOST_BAD_RING) * ring_area
-                or float(inside[lost].sum()) > MOST_BAD_INSIDE * area
-            ):
+            flux[n, c], error[n, c] = _wide_flux(
+                data, variance, bad, x, y, stars[n, 2], profile, step, radii[c]
+            )
+    return flux, error
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _wide_flux(
+    data: np.ndarray,
+    variance: np.ndarray,
+    bad: np.ndarray,
+    x: float,
+    y: float,
+    star_flux: float,
+    profile: np.ndarray,
+    step: float,
+    radius: float,
+) -> tuple[float, float]:
+    """Sum up one circle about a star: its light over the ring's sky, and the error of it.
+
+    Pixels less the sky are rounded to float32, as NumPy would.
+    """
+    inner, outer, last = WIDE_RING[0] * radius, WIDE_RING[1] * radius, profile.shape[1] - 1
+    area, lost, ring, count, ring_light, ring_noise = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for j in range(max(int(y - outer - 1.0), 0), min(int(y + outer + 1.0) + 2, data.shape[0])):
+        for i in range(max(int(x - outer - 1.0), 0), min(int(x + outer + 1.0) + 2, data.shape[1])):
+            r2 = (i - x) * (i - x) + (j - y) * (j - y)
+            good = variance[j, i] > 0 and not bad[j, i]
+            if inner * inner < r2 < outer * outer:
+                ring += 1.0
+                if good:
+                    count += 1.0
+                    ring_light += data[j, i]
+                    ring_noise += variance[j, i]
+            elif r2 < (radius + 0.5) * (radius + 0.5):
+                share = min(radius + 0.5 - np.sqrt(r2), 1.0)
+                area += share
+                lost += 0.0 if good else share
+    ring = max(ring, np.pi * (WIDE_RING[1] ** 2 - WIDE_RING[0] ** 2) * radius * radius)
+    if count < (1 - MOST_BAD_RING) * ring or lost > MOST_BAD_INSIDE * area:
+        return np.nan, np.nan
+    sky, light, noise = np.float32(ring_light / count), 0.0, 0.0
+    for j in range(max(int(y - radius - 1.0), 0), min(int(y + radius + 1.0) + 2, data.shape[0])):
+        for i in range(
+            max(int(x - radius - 1.0), 0), min(int(x + radius + 1.0) + 2, data.shape[1])
+        ):
+            r2 = (i - x) * (i - x) + (j - y) * (j - y)
+            if r2 >= (radius + 0.5) * (radius + 0.5):
                 continue
-            sky = float(value[ring].mean(dtype=np.float64))
-            place = np.minimum(r2[lost] / step, profile.shape[1] - 2)
-            light = star_flux * np.interp(place, np.arange(profile.shape[1]), profile[0])
-            used = known > 0
-            total = (known[used] * (value[used] - sky)).sum() + (inside[lost] * light).sum()
-            noise = float((known[used] ** 2 * variance[box][used]).sum())
-            noise += (area / count) ** 2 * float(variance[box][ring].sum(dtype=np.float64))
-            out[:, n, c] = total, np.sqrt(noise)
-    return out[0], out[1]
+            share = min(radius + 0.5 - np.sqrt(r2), 1.0)
+            if variance[j, i] > 0 and not bad[j, i]:
+                light += share * np.float32(data[j, i] - sky)
+                noise += share * share * variance[j, i]
+            else:
+                place = min(r2 / step, last - 1.0)
+                k = int(place)
+                value = profile[0, k] + (place - k) * (profile[0, k + 1] - profile[0, k])
+                light += share * star_flux * value
+    return light, np.sqrt(noise + (area / count) ** 2 * ring_noise)
 
 
 def wide_shares(profile: np.ndarray, step: float) -> np.ndarray:

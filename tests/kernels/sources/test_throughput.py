@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.accuracy.matched_stack import radial_profile, stars_image
+from gdask.kernels.sources import photometry
 from gdask.kernels.sources.centroids import fit_positions
 from gdask.kernels.sources.photometry import WIDE_RADII
 from gdask.kernels.sources.throughput import FLUX_FLOOR, Throughputs, measure_throughputs
@@ -146,3 +147,37 @@ def test_light_within_a_radius_has_the_ratio_of_throughputs_in_a_crowd() -> None
     pull = (ratio / np.median(ratio) - 1) / np.sqrt(noise[0] ** 2 + noise[1] ** 2 + FLUX_FLOOR**2)
     assert 0.4 < 1.4826 * np.median(np.abs(pull)) < 1.6
     assert np.all((found[0]["share"][0] > 0.5) & (found[0]["share"][0] < 1.02))
+
+
+def test_wide_fluxes_are_sums_of_the_pixels() -> None:
+    """Against plain NumPy, with bad pixels inside, at the rim and in the ring, and an edge near."""
+    rng = np.random.default_rng(8)
+    data = rng.normal(20, 5, (200, 240)).astype("f4")
+    variance = rng.uniform(20, 30, data.shape).astype("f4")
+    bad = rng.uniform(size=data.shape) < 0.01
+    bad[90:130, 150:156] = True
+    params = np.zeros((2, 6))
+    params[:, :3] = (101.3, 99.7, 1e5), (30.2, 60.9, 2e5)
+    step = 4.0
+    profile = np.exp(-np.arange(500) * step / 60)[None]
+    flux, error = photometry.wide_fluxes(data, variance, bad, params, profile, step)
+    rows, columns = np.indices(data.shape)
+    for n, (x, y, light) in enumerate(params[:, :3]):
+        r = np.hypot(columns - x, rows - y)
+        for c, radius in enumerate(photometry.WIDE_RADII):
+            if min(x, y, 239 - x, 199 - y) < radius:
+                assert np.isnan(flux[n, c]) and np.isnan(error[n, c])
+                continue
+            inside = np.clip(radius + 0.5 - r, 0, 1)
+            ring = (r > 1.2 * radius) & (r < 1.6 * radius) & ~bad
+            sky = data[ring].mean(dtype=float)
+            star = light * np.interp(r**2 / step, np.arange(500), profile[0])
+            if inside[bad].sum() > photometry.MOST_BAD_INSIDE * inside.sum():
+                assert np.isnan(flux[n, c])
+                continue
+            total = (inside * np.where(bad, star, data - sky)).sum()
+            noise = (inside**2 * variance)[~bad].sum()
+            noise += (inside.sum() / ring.sum()) ** 2 * variance[ring].sum(dtype=float)
+            assert flux[n, c] == pytest.approx(total, rel=1e-5, abs=0.1)
+            assert error[n, c] == pytest.approx(np.sqrt(noise), rel=1e-6)
+    assert 5 <= np.isfinite(flux).sum() < flux.size
