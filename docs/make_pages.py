@@ -48,6 +48,7 @@ REFERENCE = {
             ("function", "gdask.descriptor"),
             ("function", "gdask.wcs"),
             ("function", "gdask.tables"),
+            ("function", "gdask.show"),
             ("class", "gdask.Reduce"),
             ("class", "gdask.Run"),
             ("exception", "gdask.GdaskError"),

@@ -23,6 +23,8 @@ _IMPORTED_ON_USE = {
     "tables": ("gdask.io.describe", "tables"),
     "Run": ("gdask.reduction.run", "Run"),
     "Reduce": ("gdask.reduction.reduce", "Reduce"),
+    "show": ("gdask.plot.notebook", "show"),
+    "plot": ("gdask.plot", None),
     "GdaskError": ("gdask.model", "GdaskError"),
     "cal_service": ("gdask.cal_service", None),
     "dataselect": ("gdask.dataselect", None),

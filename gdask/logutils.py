@@ -122,14 +122,13 @@ def bar(text: str) -> Iterator[Callable[..., None] | None]:
     if console is None or _SCREEN["has_bar"] or _SCREEN["level"] > logging.INFO:
         yield None
         return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn
     from rich.table import Column
 
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(20 if console.width >= 100 else 10),
         TextColumn("{task.percentage:>3.0f}%"),
-        TimeRemainingColumn(compact=True),
         TextColumn(
             "{task.fields[about]}",
             markup=False,

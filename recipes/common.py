@@ -10,6 +10,7 @@ from gdask.steps import (
     check_sky,
     detect_sources,
     determine_astrometric_solution,
+    flag_trails,
     flat_correct,
     frames_among,
     frames_on_stars,
@@ -112,10 +113,13 @@ def mask_stack_sources(run, targets, skies):
 
 
 def align(run, frames, **matching):
-    """Solve the positions of all frames together, and match their skies where they overlap."""
+    """Solve the positions of all frames together, and match their skies where they overlap.
+
+    Trails of satellites, which one frame alone shows, are flagged.
+    """
     frames = run(add_reference_catalog, frames)
     frames = run(determine_astrometric_solution, frames)
-    frames = run(adjust_wcs_to_reference, frames)
+    frames = run(flag_trails, run(adjust_wcs_to_reference, frames))
     return run(match_sky_levels, run.fetch(run(measure_sky_levels, frames)), **matching)
 
 

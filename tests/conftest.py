@@ -22,7 +22,7 @@ sys.path += [
     for path in (
         _TESTS,
         _TESTS.parent,
-        *(_TESTS / name for name in ("cluster", "reduction", "campaign", "io", "report")),
+        *(_TESTS / name for name in ("cluster", "reduction", "campaign", "io", "plot", "report")),
     )
 ]
 

@@ -219,7 +219,13 @@ def test_the_lowest_versions(source: Path, tmp_path: Path) -> None:
     bounds = [f"{name}=={bound}" for name, bound in lowest().items()]
     words = ["--quiet", *bounds, source, "pytest>=8", "hypothesis>=6.100"]
     run(place / "python", "-m", "pip", "install", *words, cwd=tmp_path)
-    tests = ["test_params.py", "dataselect", "steps/test_calibrate.py", "steps/test_lazy.py"]
+    tests = [
+        "report/test_pages.py",
+        "test_params.py",
+        "dataselect",
+        "steps/test_calibrate.py",
+        "steps/test_lazy.py",
+    ]
     tests += [
         "steps/test_flats.py",
         "engine/test_compute.py",

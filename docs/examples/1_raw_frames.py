@@ -40,18 +40,16 @@ print(*science, sep="\n")
 # ----
 #
 # ``gdask.open`` gives a lazy Frame, an ``xarray.Dataset`` with the dimensions (detector, y, x).
+# ``gdask.plot`` draws files and Frames on axes of matplotlib: all arrays as they were read, and one
+# of them with its sky coordinates.
 
 import matplotlib.pyplot as plt
-import numpy as np
 
 import gdask
+from gdask import plot
 
 frame = gdask.open(science[0])
-figure, axes = plt.subplots(1, 4, figsize=(12, 3.4), layout="constrained")
-for axis, array in zip(axes, frame.data, strict=True):
-    pixels = array.compute().data
-    low, high = np.percentile(pixels, (2, 99.5))
-    axis.imshow(pixels, origin="lower", vmin=low, vmax=high, cmap="gray")
-    axis.set(title=str(array.detector.data), xticks=[], yticks=[])
-figure.suptitle(f"{frame.attrs['name']}: raw counts (ADU)")
+figure = plt.figure(figsize=(11, 5), layout="constrained")
+plot.arrays(frame, figure.add_subplot(1, 2, 1), on_sky=False)
+plot.image(frame, figure.add_subplot(1, 2, 2, projection=gdask.wcs(frame)[1]), array=2)
 plt.show()

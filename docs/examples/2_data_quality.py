@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import gdask
-from gdask import dataselect, steps
+from gdask import dataselect, plot, steps
 
 files = sorted(str(path) for path in Path("night/raw").glob("*.fits"))
 science = dataselect.select_data(
@@ -31,10 +31,10 @@ for bit, name in bits.items():
     print(f"{name:<13} {np.count_nonzero(flags & bit):6d} pixels")
 
 # %%
+# The same flags in colours over the pixels.
 
-figure, axis = plt.subplots(figsize=(5, 4.6), layout="constrained")
-shown = np.where(flags > 0, np.log2(np.maximum(flags, 1)), np.nan)
-picture = axis.imshow(shown, origin="lower", cmap="viridis", interpolation="nearest")
-axis.set(title=f"{frames[0].attrs['name']}, array 2", xlabel="x (pixel)", ylabel="y (pixel)")
-figure.colorbar(picture, label="highest bit that is set")
+figure = plt.figure(figsize=(7, 6), layout="constrained")
+axes = figure.add_subplot(projection=gdask.wcs(frames[0])[1])
+plot.image(frames[0], axes, array=2)
+plot.dq(frames[0], axes, array=2)
 plt.show()

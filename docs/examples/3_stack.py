@@ -37,27 +37,25 @@ print(reduction.output_filenames)
 # The image
 # ---------
 #
-# Electrons, North up, East left. Sources of its catalogue are circled where they are bright.
+# Electrons, North up, East left, with rings around the sources of its catalogue.
 
 import matplotlib.pyplot as plt
-import numpy as np
-from astropy.visualization import AsinhStretch, ImageNormalize
+
+from gdask import plot
 
 image = gdask.open(reduction.output_filenames[-1])
-catalogue = gdask.tables(image)["OBJCAT"][0]
-data = np.where(image.dq.data[0].compute() & 16, np.nan, image.data.data[0].compute())
-low, high = np.nanpercentile(data, (2, 99.8))
+figure = plt.figure(figsize=(8, 7), layout="constrained")
+axes = figure.add_subplot(projection=gdask.wcs(image)[0])
+plot.image(image, axes)
+plot.catalog(image, axes)
+plt.show()
 
-figure, axis = plt.subplots(
-    figsize=(7, 7), layout="constrained", subplot_kw={"projection": gdask.wcs(image)[0]}
-)
-norm = ImageNormalize(vmin=low, vmax=high, stretch=AsinhStretch(0.05))
-axis.imshow(data, origin="lower", cmap="gray", norm=norm)
-bright = catalogue[np.argsort(catalogue["FLUX_PSF"])[-40:]]
-axis.scatter(
-    bright["XPSF_IMAGE"] - 1, bright["YPSF_IMAGE"] - 1, s=60, facecolors="none", edgecolors="orange"
-)
-axis.set(xlabel="RA", ylabel="Dec", title=reduction.output_filenames[-1])
+# %%
+# Is the noise what VAR says? Where do the stars of single frames lie about their means?
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+plot.noise(image, left)
+plot.residuals(image, right)
 plt.show()
 
 # %%

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from gdask.campaign import records
+from gdask.campaign.describe import write_corrected
 from gdask.campaign.index import job_lines
-from gdask.campaign.job import Campaign
+from gdask.campaign.job import Campaign, lacking
 from gdask.campaign.jobs import Place, what_goes_in
 from gdask.campaign.tables import write_whole
 from gdask.model import GdaskError, UsageError
@@ -25,18 +27,22 @@ def make_bundle(campaign: Campaign, place: Place, name: str, folder: str) -> lis
     if target.exists() and any(target.iterdir()):
         raise UsageError(f"--bundle {folder}: there is something in it already; name a new folder")
     known = records.read_records(place.out, campaign)
-    lacking = [one for one in job.needs if known.get(one, {}).get("status") != "made"]
-    if lacking:
-        raise GdaskError(f"{name}: {', '.join(lacking)} not made yet; gdask run makes it")
+    status = {one: known.get(one, {}).get("status", "not run") for one in job.needs}
+    if lost := lacking(job, {one: word for one, word in status.items() if word != "made"}):
+        raise GdaskError(f"{name}: {', '.join(lost)}; gdask run makes what it needs")
     files = {file.key: file for file in campaign.files if file.kind != "duplicate"}
     _, sources = what_goes_in(job, files, known, place)
     for kind, paths in (
         ("inputs", sources.inputs),
-        ("calibrations", sources.calibrations.values()),
+        ("calibrations", tuple(sources.calibrations.values())),
     ):
         (target / kind).mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            shutil.copy2(path, target / kind)
+        for path, copy in _places(paths, target / kind).items():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if path in sources.headers:
+                write_corrected(path, sources.headers[path], copy)
+            else:
+                shutil.copy2(path, copy)
     write_whole(target / f"{job.id}.toml", "\n".join([*job_lines(job), ""]))
     record = records.record_path(place.out, job)
     log = Path(place.out) / records.HIDDEN / "work" / job.id / "job.log"
@@ -47,7 +53,18 @@ def make_bundle(campaign: Campaign, place: Place, name: str, folder: str) -> lis
     write_whole(
         target / "README",
         f"All that the job {job.id} was given. To do it again here:\n\n"
-        f"    ls inputs/* > inputs.list\n    {command}\n\n"
+        f"    find inputs -type f | sort > inputs.list\n    {command}\n\n"
         "with the paths of calibrations below calibrations/.\n",
     )
     return sorted(os.path.relpath(path, target) for path in target.rglob("*") if path.is_file())
+
+
+def _places(paths: Sequence[str], folder: Path) -> dict[str, Path]:
+    """Give where each file is copied to; those of several folders keep these below what is common.
+
+    Files of one name stay apart in this way.
+    """
+    if not paths:
+        return {}
+    common = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return {path: folder / os.path.relpath(path, common) for path in paths}

@@ -24,21 +24,20 @@ MADE_BPM_DAYS = 180
 _ORDER = {"remake": (0, 1), "reuse": (1, 0), "nearest": (0, 0)}
 #: Calibrations that the rules look at for one group.
 MAX_JUDGED = 40
-_FAILED = "its job failed"
 
 
 class Offers(NamedTuple):
     """Calibrations that there are to choose from.
 
     made: (job, row for the rules) of those that jobs would make, by type. found: processed ones
-    among the files. failed: ids of jobs that have failed.
+    among the files. failed: of jobs that failed, or whose products are not fit for use, why.
     """
 
     made: dict[str, list[tuple[Job, dict[str, Any]]]]
     found: Sequence[RawFile]
     settings: Settings
     flags: Sequence[Flag]
-    failed: frozenset[str]
+    failed: Mapping[str, str]
 
 
 def choose(offers: Offers, caltype: str, group: Group, required: bool = True) -> Choice:
@@ -63,7 +62,7 @@ def choose(offers: Offers, caltype: str, group: Group, required: bool = True) ->
     judged = [(one, _level(offers, one, rules, middle, blocked)) for one in ranking]
     fitting = [(one, level) for one, (level, why) in judged if not why]
     misses = tuple(f"{one.name}: {why}" for one, (_, why) in judged if why)[:3]
-    lost = tuple(one.path for one, (_, why) in judged if why == _FAILED)
+    lost = tuple(one.path for one in ranking if one.path in offers.failed)
     if not fitting:
         accepted = "" if ranking else f"none among the files for {group.instrument}"
         return Choice(caltype, "", 0, accepted or "none fits", misses, required, lost)
@@ -71,9 +70,8 @@ def choose(offers: Offers, caltype: str, group: Group, required: bool = True) ->
     others = tuple(f"{one.name}: {_when(one)}" for one, _ in fitting if one is not best)[:2]
     better = [one.path for one in ranking[: ranking.index(best)]]
     instead_of = tuple(name for name in lost if name in better)
-    why = _when(best) + (
-        f", instead of {', '.join(instead_of)}, which failed" if instead_of else ""
-    )
+    bad = ", ".join(f"{name} ({offers.failed[name]})" for name in instead_of)
+    why = _when(best) + (f", instead of {bad}" if bad else "")
     return Choice(caltype, best.path, level, why, (*misses, *others), required, instead_of)
 
 
@@ -100,7 +98,7 @@ def _level(
 ) -> tuple[int, str]:
     """Give the level of a candidate, and why it is not taken or ''."""
     if one.path in offers.failed:
-        return 0, _FAILED
+        return 0, offers.failed[one.path]
     if one.path in blocked:
         return 0, f"its job is blocked: {blocked[one.path]}"
     if text := _expired(offers, one.path, frame):

@@ -11,6 +11,8 @@ def cause_of(code: int, log: Sequence[str]) -> str:
     text = "\n".join(log)
     if "No space left" in text or "disk is full" in text:
         return "disk full"
+    if "GiB may be used" in text:  # refused before it began, by the limit that was given
+        return "too little memory"
     if "out of memory" in text or "MemoryError" in text or "does not fit" in text:
         return "out of memory"
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL):

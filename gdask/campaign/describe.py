@@ -188,3 +188,15 @@ def _needed(tags: Iterable[str]) -> tuple[str, ...]:
 
 def _iso(time: datetime | None) -> str | None:
     return time.isoformat() if time else None
+
+
+def write_corrected(path: str, cards: Iterable[str], copy: str | os.PathLike[str]) -> None:
+    """Copy a raw file with corrected cards; the raw file itself is never touched."""
+    from astropy.io import fits
+
+    with fits.open(path, do_not_scale_image_data=True) as units:
+        for keyword, value in map(parse_card, cards):
+            numbers = [n for n, unit in enumerate(units) if keyword in unit.header] or [0]
+            for number in numbers:
+                units[number].header[keyword] = value
+        units.writeto(copy, overwrite=True, output_verify="fix+ignore")

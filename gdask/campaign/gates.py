@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gdask.campaign.job import Campaign, Job
+from gdask.campaign.job import STAGES, Campaign, Job
 from gdask.reduction.gates import Table, Verdict, judge, merged, read_own, shipped
 
 FILE = "gates.toml"
@@ -26,7 +26,7 @@ class Judged(NamedTuple):
 def gates_of(out: str | os.PathLike[str]) -> Table:
     """Give the gates of a campaign: the shipped ones, changed by those of OUT/gates.toml."""
     path = Path(out) / FILE
-    return merged(read_own(path), FILE) if path.exists() else shipped()
+    return merged(read_own(path), str(path)) if path.exists() else shipped()
 
 
 def judged_products(
@@ -71,9 +71,11 @@ def unfit_frames(products: Iterable[Mapping[str, Any]], table: Table) -> dict[st
 
 
 def blocking(record: Mapping[str, Any], kind: str, table: Table) -> str:
-    """Say why nothing may be made of the products of a job; '' where it may."""
+    """Say why nothing may be made of a job's products, calibrations of a kind; '' where it may."""
+    if kind not in STAGES["calibrations"] or record.get("status") != "made":
+        return ""
     for one in record.get("products", ()):
         for verdict in judge(one.get("numbers", {}), (), table, KINDS[kind]):
             if verdict.state == "failure" and verdict.action == "block":
-                return verdict.sentence
+                return f"not fit for use: {verdict.sentence}"
     return ""

@@ -12,11 +12,11 @@ from typing import Any
 
 from gdask.campaign.gates import Judged, gates_of, judged_products
 from gdask.campaign.job import Campaign, Choice, Job
-from gdask.campaign.tables import read_table, toml_key, toml_lines, write_table
+from gdask.campaign.tables import read_table, toml_key, toml_lines, write_database, write_table
 from gdask.model import UsageError
 from gdask.reduction.gates import worst
 
-FILES, INDEX, PLAN = "files.ecsv", "index.ecsv", "plan"
+FILES, INDEX, DATABASE, PLAN = "files.ecsv", "index.ecsv", "index.sqlite", "plan"
 FILE_COLUMNS = (
     "file", "state", "kind", "jobs", "why", "label", "night", "object", "filter", "exposure",
     "path",
@@ -34,7 +34,7 @@ _PLAN_COLUMNS = (
 def write_tables(
     out: str | os.PathLike[str], campaign: Campaign, known: Mapping[str, dict[str, Any]]
 ) -> list[Judged]:
-    """Write files.ecsv, index.ecsv and the plan; give the products, judged by the gates.
+    """Write files.ecsv, index.ecsv, index.sqlite and the plan; give the products, judged by gates.
 
     Raises AssertionError if files do not add up.
     """
@@ -51,7 +51,10 @@ def write_tables(
         rows += [index_row(one, known.get(job.id)) for one in products]
     about = "One row for each product, with its numbers; one for each job that has none."
     numbers = sorted({name for row in rows for name in row} - set(INDEX_COLUMNS))
-    write_table(Path(out) / INDEX, rows, (*INDEX_COLUMNS, *numbers), about)
+    columns = (*INDEX_COLUMNS, *numbers)
+    write_table(Path(out) / INDEX, rows, columns, about)
+    tables = {"products": (rows, columns), "files": (campaign.rows, FILE_COLUMNS)}
+    write_database(Path(out) / DATABASE, tables)
     write_plan(Path(out) / PLAN, campaign)
     return judged
 

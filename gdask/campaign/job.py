@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ RECIPES = {
     "frames": "reduce_nostack",
     "stack": "alignAndStack",
 }
-BITS = {"dark": 1, "bpm": 1, "flat": 1, "frames": 1, "stack": 2}
+BITS = {"dark": 1, "bpm": 1, "flat": 2, "frames": 1, "stack": 2}
 #: Kinds of jobs in the order in which they are listed and run; what `--until` names.
 STAGES = {
     "calibrations": ("dark", "bpm", "flat"),
@@ -106,11 +106,29 @@ class Campaign(NamedTuple):
         return found
 
 
+def lacking(job: Job, gone: Mapping[str, str]) -> list[str]:
+    """Say what a job lacks to be run; nothing where it can do without.
+
+    gone: of jobs that give nothing, why. A stack is made of the nights that there are.
+    """
+    optional = {one.source for one in job.calibrations if not one.required}
+    found = [f"{name} {gone[name]}" for name in job.needs if name in gone and name not in optional]
+    return [] if job.kind == "stack" and len(found) < len(job.takes) else found
+
+
 def is_named(file: RawFile, name: str) -> bool:
     """Tell whether a name, path, label or key means this file."""
     base = os.path.basename(name)
     own = {file.path, file.name, stem_of(file.name), file.label, file.key}
     return bool(name) and (name in own or base in own or stem_of(base) in own)
+
+
+def named(files: Iterable[RawFile], name: str) -> list[RawFile]:
+    """Give the files that a name means: of copies of one name, those below its folder."""
+    found = [file for file in files if is_named(file, name)]
+    if os.sep not in name:
+        return found
+    return [one for one in found if f"/{one.path}".endswith(f"/{name.lstrip('/')}")] or found
 
 
 def stem_of(name: str) -> str:

@@ -22,9 +22,10 @@ from gdask import __version__
 from gdask.campaign import cost, records
 from gdask.campaign.causes import cause_of, message_of
 from gdask.campaign.claims import claimed, lock_here
-from gdask.campaign.describe import RawFile, parse_card
+from gdask.campaign.describe import RawFile, write_corrected
 from gdask.campaign.gates import blocking, gates_of, unfit_frames
-from gdask.campaign.job import Job, corrected_cards
+from gdask.campaign.job import Job, corrected_cards, lacking
+from gdask.campaign.quicklook import name_of, with_right_names
 from gdask.campaign.scan import known_sum
 from gdask.campaign.settings import Flag
 from gdask.campaign.showing import DRAWN, draw_pictures, picture_folder
@@ -63,7 +64,8 @@ class Place(NamedTuple):
     """Where and how jobs run. out: folder of results. flags: of the campaign. retry: whether jobs
     that have failed before, and of which nothing has changed, are tried again. sums: of raw files,
     for jobs that run elsewhere and must not write to the cache of the scan. since: when the run or
-    the submission began, in seconds since 1970."""
+    the submission began, in seconds since 1970. tonight: the night of which files still arrive,
+    or ''."""
 
     out: str
     threads: int
@@ -72,6 +74,7 @@ class Place(NamedTuple):
     retry: bool = False
     sums: SharedSums | None = None
     since: float = 0.0
+    tonight: str = ""
 
     @property
     def cache(self) -> str:
@@ -83,6 +86,8 @@ class Place(NamedTuple):
         return self.sums.of(file) if self.sums else known_sum(self.cache, file)
 
 
+#: Causes of failures that are the machine's, or of what it was told, and not the job's.
+_OF_THE_MACHINE = ("disk full", "too little memory")
 #: Processes of this one that run a job: they end when it ends.
 _RUNNING: set[subprocess.Popen] = set()
 _STOPPED = threading.Event()
@@ -107,13 +112,13 @@ def run_job(
         key = records.key_of(parts)
         if last and last["key"] == key:
             if last["status"] == "made" and not records.lost_product(place.out, last):
-                return last | {"ran": False}
+                return with_right_names(place.out, job, last, place.tonight) | {"ran": False}
             if last["status"] == "failed" and not place.retry:
                 return last | {"ran": False}
         record = _try(job, work, lock, sources, place)
         record |= {"key": key, "parts": parts, "gdask": __version__, "ran": True}
-        if record["cause"].startswith("disk full"):
-            record["key"] = ""  # nothing is wrong with the job: the same line again tries it again
+        if record["cause"].startswith(_OF_THE_MACHINE):
+            record["key"] = ""  # nothing is wrong with the job: the next run tries it again
         record["level"] = max([job.level, *(one.get("level", 0) for one in before.values())])
         record["products"] = (last or {}).get("products", [])
         if record["status"] == "made":
@@ -149,16 +154,14 @@ def stop_all() -> None:
 
 def _blocked_by(job: Job, before: Mapping[str, dict[str, Any]], table: Table) -> str:
     """Say what a job waits for in vain; '' where all that it needs is made and fit for use."""
-    kinds = {one.source: one.caltype.removeprefix("processed_") for one in job.calibrations}
-    for name, kind in kinds.items():
-        if name in before and (why := blocking(before[name], kind, table)):
-            return f"{name} is not to be used: {why}"
-    lacking = [name for name in job.needs if before.get(name, {}).get("status") != "made"]
-    optional = {one.source for one in job.calibrations if not one.required}
-    lacking = [name for name in lacking if name not in optional]
-    if job.kind == "stack" and len(lacking) < len(job.takes):
-        return ""  # a night that failed does not stop the stack of the others: its record says so
-    return ", ".join(f"{name} {before.get(name, {}).get('status', 'not run')}" for name in lacking)
+    gone, unfit = {}, []
+    for name in job.needs:
+        record = before.get(name, {})
+        if record.get("status") != "made":
+            gone[name] = record.get("status", "not run")
+        elif why := blocking(record, name.partition("-")[0], table):
+            unfit.append(f"{name} is {why}")
+    return ", ".join([*unfit, *lacking(job, gone)])
 
 
 # What goes in ----------------------------------------------------------------------------------
@@ -301,18 +304,11 @@ def _write_inputs(job: Job, work: Path, sources: Sources) -> None:
 
 
 def _corrected(path: str, cards: tuple[str, ...], work: Path) -> str:
-    """Copy a raw file with corrected cards; the raw file itself is never touched."""
-    from astropy.io import fits
-
+    """Copy a raw file with corrected cards into the folder of its job; give the copy."""
     folder = work / "raw"
     folder.mkdir(exist_ok=True)
     copy = folder / os.path.basename(path).removesuffix(".bz2").removesuffix(".gz")
-    with fits.open(path, do_not_scale_image_data=True) as units:
-        for keyword, value in map(parse_card, cards):
-            numbers = [n for n, unit in enumerate(units) if keyword in unit.header] or [0]
-            for number in numbers:
-                units[number].header[keyword] = value
-        units.writeto(copy, overwrite=True, output_verify="fix+ignore")
+    write_corrected(path, cards, copy)
     return str(copy)
 
 
@@ -396,13 +392,13 @@ def _moved(
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for product in _products(job, work):
-        final = folder / product.name
+        final = folder / name_of(product.name, job, place.tonight)
         _check_own(job, final)
         os.replace(product, final)
         status = final.stat()
         found.append(
             {
-                "path": f"{job.folder}/{product.name}",
+                "path": f"{job.folder}/{final.name}",
                 "size": status.st_size,
                 "mtime_ns": status.st_mtime_ns,
                 "content": records.content_digest(final),

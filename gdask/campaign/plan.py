@@ -7,12 +7,12 @@ same exposures, whatever their files are called and wherever they are.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gdask.campaign.describe import USED_KINDS, RawFile
 from gdask.campaign.groups import Group, make_groups
-from gdask.campaign.job import RECIPES, Campaign, Job, is_named
+from gdask.campaign.job import RECIPES, Campaign, Job, is_named, named
 from gdask.campaign.planner import Planner
 from gdask.campaign.settings import Flag, Settings
 from gdask.model import UsageError
@@ -23,26 +23,28 @@ def make_plan(
     files: Sequence[RawFile],
     settings: Settings | None = None,
     flags: Sequence[Flag] = (),
-    failed: Iterable[str] = (),
+    failed: Mapping[str, str] | None = None,
 ) -> Campaign:
     """Plan the jobs for these files.
 
-    failed: ids of jobs that have failed: what needs them takes the next best.
+    failed: of jobs that have failed or made what is not fit for use, why: what needs them takes the
+    next best.
     """
     settings = settings or Settings()
     states = _left_out_by_people(files, settings, flags)
+    files = _with_other_copies(files, states)
     used = [one for one in files if one.kind in USED_KINDS and one.path not in states]
     grouped = make_groups([one for one in used if one.kind in ("dark", "flat", "science")])
     states |= {file.path: ("set aside", why) for file, why in grouped.left_out}
     _check_scopes(grouped.groups, settings)
-    planner = Planner(grouped.groups, used, settings, flags, frozenset(failed))
+    planner = Planner(grouped.groups, used, settings, flags, failed or {})
     jobs = planner.jobs()
     _check_pinned(jobs, settings)
     using: dict[str, list[str]] = {}
     for job in jobs:
         for source in (*job.inputs, *(one.source for one in job.calibrations)):
             using.setdefault(source, []).append(job.id)
-    some = [flag for flag in flags if flag.header or (flag.flag and flag.use != "all")]
+    some = [one for one in flags if one.header or one.array or (one.flag and one.use != "all")]
     rows = [_row(file, states, using, _said(file, some)) for file in files]
     return Campaign(tuple(jobs), tuple(files), tuple(rows))
 
@@ -53,7 +55,7 @@ def _left_out_by_people(
     """Give (state, why) by path of files that campaign.toml or a flag takes out of every use."""
     states: dict[str, tuple[str, str]] = {}
     for name, reason in settings.exclude.items():
-        found = [file for file in files if is_named(file, name)]
+        found = named(files, name)
         if not found:
             known = [file.name for file in files]
             raise UsageError(
@@ -61,10 +63,27 @@ def _left_out_by_people(
             )
         states |= {file.path: ("excluded", f"campaign.toml: {reason}") for file in found}
     for flag in flags:
-        if flag.flag and flag.use == "all":
+        if flag.flag and flag.use == "all" and not flag.array:
             why = f"flagged {flag.flag} ({flag.because})"
-            states |= {one.path: ("excluded", why) for one in files if is_named(one, flag.file)}
+            states |= {one.path: ("excluded", why) for one in named(files, flag.file)}
     return states
+
+
+def _with_other_copies(
+    files: Sequence[RawFile], states: Mapping[str, tuple[str, str]]
+) -> list[RawFile]:
+    """Give the files with the next copy in use of an exposure whose first one is taken out.
+
+    states: those that are taken out, by path.
+    """
+    out = {one.key: one for one in files if one.path in states and one.kind in USED_KINDS}
+    changed: dict[str, RawFile] = {}
+    for file in files:
+        if file.kind == "duplicate" and file.path not in states and file.key in out:
+            first = out.pop(file.key)
+            changed[first.path] = first._replace(kind="duplicate")
+            changed[file.path] = file._replace(kind=first.kind, why="")
+    return [changed.get(file.path, file) for file in files]
 
 
 def _check_scopes(groups: Sequence[Group], settings: Settings) -> None:
@@ -122,7 +141,7 @@ def _row(
     """Give the one row that a file has in the table of files. said: by flags, of a used file."""
     jobs = [*using.get(file.key, ()), *using.get(file.path, ())]
     if file.path in states:
-        state, why = states[file.path]
+        (state, why), jobs = states[file.path], []
     elif file.kind in USED_KINDS and jobs:
         state, why = "used", said
     elif file.kind in USED_KINDS:
@@ -150,6 +169,8 @@ def _said(file: RawFile, flags: Sequence[Flag]) -> str:
     return "; ".join(
         f"with {flag.header}"
         if flag.header
+        else f"not array {flag.array}: {flag.flag} ({flag.because})"
+        if flag.array
         else f"not for {flag.use}: {flag.flag} ({flag.because})"
         for flag in flags
         if is_named(file, flag.file)

@@ -11,7 +11,7 @@ from gdask.caldb.association import needed_types, rules_for_instrument
 from gdask.campaign.calibrations import MADE_BPM_DAYS, Offers, choose, lack
 from gdask.campaign.describe import RawFile
 from gdask.campaign.groups import Group, safe_name
-from gdask.campaign.job import Job, is_named, row_of
+from gdask.campaign.job import Job, is_named, lacking, row_of
 from gdask.campaign.settings import Flag, Settings
 from gdask.model import UsageError
 from gdask.params import closest
@@ -32,7 +32,7 @@ class Planner:
         files: Sequence[RawFile],
         settings: Settings,
         flags: Sequence[Flag],
-        failed: frozenset[str],
+        failed: Mapping[str, str],
     ) -> None:
         self.groups, self.settings, self.flags = groups, settings, flags
         self.by_key = {file.key: file for file in files}
@@ -93,7 +93,7 @@ class Planner:
             group.night,
             inputs=tuple(file.key for file in files),
             raw_bytes=sum(file.size for file in files),
-            parameters=tuple(sorted(self._parameters(kind, group).items())),
+            parameters=tuple(sorted((self._parameters(kind, group) | self._arrays(files)).items())),
             **more,
         )
 
@@ -111,6 +111,16 @@ class Planner:
             given |= {"separateSky:ref_sky": ",".join(skies)} if skies else {}
             given |= {"associateSky:exclude": ",".join(no_sky)} if no_sky else {}
         return given
+
+    def _arrays(self, files: Iterable[RawFile]) -> dict[str, str]:
+        """Give the parameter that says which arrays of which files are not to be used."""
+        bad = [
+            f"{file.name}:{flag.array}"
+            for file in files
+            for flag in self.flags
+            if flag.array and is_named(file, flag.file)
+        ]
+        return {"addDQ:bad_arrays": ",".join(dict.fromkeys(bad))} if bad else {}
 
     def _has_flag(self, file: RawFile, use: str) -> bool:
         return any(
@@ -255,9 +265,8 @@ class Planner:
         out = tuple(
             sorted(file.name for file in files if any(is_named(file, name) for name in names))
         )
-        blocked = [f"{job.id} is blocked" for job in jobs if job.blocked]
         same = one_name([self.by_key[key] for job in jobs for key in job.inputs])
-        return Job(
+        stack = Job(
             name,
             "stack",
             first.instrument,
@@ -269,8 +278,9 @@ class Planner:
             parameters=tuple(sorted(given.items())),
             not_stacked=out,
             raw_bytes=sum(job.raw_bytes for job in jobs),
-            blocked="; ".join(blocked) if len(blocked) == len(jobs) else same,
         )
+        lost = lacking(stack, {job.id: "is blocked" for job in jobs if job.blocked})
+        return stack._replace(blocked="; ".join(lost) or same)
 
     def _pinned(self, job: Job) -> Job:
         """Give a job with what campaign.toml says of it."""

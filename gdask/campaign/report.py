@@ -12,6 +12,7 @@ from gdask.campaign import records
 from gdask.campaign.cost import Cost
 from gdask.campaign.job import Campaign, Choice, Job, is_named
 from gdask.campaign.state import State
+from gdask.campaign.uses import ends_of
 from gdask.engine.account import describe_time
 from gdask.model import UsageError
 from gdask.params import closest
@@ -182,9 +183,8 @@ def why_lines(
     if product:
         yield from _ancestry(product, campaign, known, "")
         return
-    rows = [
-        row for file, row in zip(campaign.files, campaign.rows, strict=True) if is_named(file, name)
-    ]
+    pairs = zip(campaign.files, campaign.rows, strict=True)
+    rows = [(file, row) for file, row in pairs if is_named(file, name)]
     if not rows:
         names = [file.name for file in campaign.files]
         names += [job.id for job in campaign.jobs]
@@ -192,13 +192,16 @@ def why_lines(
             f"{name}: neither a raw file nor a product or job of this campaign"
             f"{closest(os.path.basename(name), names)}"
         )
-    for row in rows:
+    for file, row in rows:
         yield f"{row['path']}: {row['state']}" + (f": {row['why']}" if row["why"] else "")
         for job in filter(None, row["jobs"].split(",")):
             record = known.get(job, {})
             out_of = [text for text in record.get("left_out", ()) if text.startswith(row["file"])]
             yield f"    {job}: {record.get('status', 'not run yet')}"
             yield from (f"        left out there: {text}" for text in out_of)
+            if not out_of:
+                ends = ends_of(file, campaign.job(job), campaign, known)
+                yield from (f"        {text}" for text in ends)
 
 
 def product_of(

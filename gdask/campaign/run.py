@@ -19,7 +19,7 @@ from gdask import model
 from gdask.campaign import cost, records
 from gdask.campaign.claims import beating, is_alive, lock_here
 from gdask.campaign.describe import RawFile
-from gdask.campaign.gates import Judged, failures
+from gdask.campaign.gates import Judged, blocking, failures, gates_of
 from gdask.campaign.index import write_tables
 from gdask.campaign.job import STAGES, Campaign, Job, corrected_cards
 from gdask.campaign.jobs import Place, begin_all, run_job, stop_all
@@ -42,7 +42,7 @@ _OF_ONE_JOB = ("error", "refused")
 
 class Options(NamedTuple):
     """How to run. places: of raw files; empty: those of the last time. at_a_time: jobs, or those
-    of each worker of a cluster."""
+    of each worker of a cluster. tonight: the night whose files still arrive (--watch)."""
 
     places: tuple[str, ...]
     out: str
@@ -54,6 +54,7 @@ class Options(NamedTuple):
     forget_missing: bool = False
     retry: bool = False
     cluster: str = ""
+    tonight: str = ""
 
 
 class Outcome(NamedTuple):
@@ -88,6 +89,7 @@ def survey(options: Options, say: Callable[[str], None] = print) -> tuple[Campai
         tuple(read_flags(out)),
         options.retry,
         since=time.time(),
+        tonight=options.tonight,
     )
     take_over(out, place.cache)
     if options.forget_missing:
@@ -121,17 +123,26 @@ def check_parameters(settings: Settings) -> None:
             params.check_user(given, known_steps(), "campaign.toml:")
 
 
-def _failed_before(files: Sequence[RawFile], place: Place) -> set[str]:
-    """Give the jobs that failed the last time and of which nothing has changed since.
+#: Why a calibration is not taken whose job failed.
+_FAILED = "its job failed"
 
-    What needs them takes the next best; when something changes, or with `retry`, they are tried.
+
+def _failed_before(files: Sequence[RawFile], place: Place) -> dict[str, str]:
+    """Give the jobs that failed the last time and of which nothing has changed since, and why.
+
+    Also those that have made what a gate lets nobody use. What needs them takes the next best; when
+    something changes, or with `retry`, those that failed are tried.
     """
-    if place.retry:
-        return set()
-    plain = make_plan(files, read_settings(place.out), place.flags)
-    known = records.read_records(place.out, plain)
-    states = states_of(plain, known, place)
-    return {name for name, state in states.items() if state.name == "failed"}
+    settings, failed = read_settings(place.out), dict[str, str]()
+    while True:
+        plan = make_plan(files, settings, place.flags, failed)
+        states = states_of(plan, records.read_records(place.out, plan), place)
+        new = {name: one.unfit for name, one in states.items() if one.unfit}
+        if not place.retry:
+            new |= {name: _FAILED for name, one in states.items() if one.name == "failed"}
+        if new.keys() <= failed.keys():
+            return failed
+        failed = new | failed
 
 
 def _places(options: Options, hidden: Path) -> list[str]:
@@ -220,16 +231,18 @@ def whole_plan(campaign: Campaign, place: Place) -> Campaign:
 
 def _run(options: Options, campaign: Campaign, place: Place, say: Callable[[str], None]) -> Outcome:
     """Run the plan; where a calibration fails, once more with the next best."""
-    failed: set[str] = _failed_before(campaign.files, place)
+    failed = _failed_before(campaign.files, place)
+    table = gates_of(place.out)
     done: dict[str, dict[str, Any]] = {}
     while True:
         now = _Runner(campaign, place, options, say).run()
         done |= now.records
-        new = {
-            name
-            for name, one in now.records.items()
-            if one["status"] == "failed" and campaign.job(name).kind in STAGES["calibrations"]
-        } - failed
+        new: dict[str, str] = {}
+        for name, one in now.records.items():
+            kind = campaign.job(name).kind
+            bad = _FAILED if one["status"] == "failed" else blocking(one, kind, table)
+            if bad and kind in STAGES["calibrations"] and name not in failed:
+                new[name] = bad
         if now.stopped or not new:
             return Outcome(
                 campaign,
@@ -237,7 +250,8 @@ def _run(options: Options, campaign: Campaign, place: Place, say: Callable[[str]
                 now.stopped,
             )
         failed |= new
-        say(f"{', '.join(sorted(new))} failed: what needs it takes the next best")
+        for name, why in sorted(new.items()):
+            say(f"{name}: {why}: what needs it takes the next best")
         again = make_plan(campaign.files, read_settings(place.out), place.flags, failed)
         campaign = _chosen(again, options)
 

@@ -43,7 +43,7 @@ REASONS = ("cloud", "trail", "guiding", "pointing", "test", "bad")
 #: What a flagged file is not used for.
 USES = ("sky", "stack", "all")
 #: Columns of the table of flags.
-FLAG_COLUMNS = ("time", "file", "flag", "use", "header", "good_until", "because")
+FLAG_COLUMNS = ("time", "file", "flag", "use", "header", "good_until", "because", "array")
 _TABLES = ("campaign", "exclude", "parameters", "catalogs", "skies", "jobs")
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "calibrations": ("remake", "reuse", "nearest"),
@@ -76,7 +76,7 @@ class Settings(NamedTuple):
 
 
 class Flag(NamedTuple):
-    """One row of the table of flags."""
+    """One row of the table of flags. array: number of the one that is meant, '' for the file."""
 
     time: str
     file: str
@@ -85,6 +85,7 @@ class Flag(NamedTuple):
     header: str
     good_until: str
     because: str
+    array: str = ""
 
 
 def read_settings(out: str | os.PathLike[str]) -> Settings:
@@ -178,7 +179,7 @@ def read_flags(out: str | os.PathLike[str]) -> list[Flag]:
     from gdask.campaign.tables import read_table
 
     rows = read_table(path)
-    if rows and set(rows[0]) != set(FLAG_COLUMNS):
+    if rows and {*rows[0], "array"} != set(FLAG_COLUMNS):  # tables of before had no arrays
         raise UsageError(f"{path}: expected the columns {' '.join(FLAG_COLUMNS)}")
     return [Flag(**row) for row in rows]
 
@@ -198,12 +199,15 @@ def new_flag(
     header: str = "",
     good_until: str = "",
     because: str = "",
+    array: int | None = None,
 ) -> Flag:
     """Make a flag as of now; UsageError for a word, header or date that is none."""
     if flag and flag not in REASONS:
         raise UsageError(f"--as {flag}: expected {', '.join(REASONS)}{closest(flag, REASONS)}")
     if use not in USES:
         raise UsageError(f"--for {use}: expected {', '.join(USES)}{closest(use, USES)}")
+    if array is not None and (array < 1 or not flag or use != "all"):
+        raise UsageError("--array N: expected a number from 1, with --as, for all uses")
     if header:
         from gdask.campaign.describe import parse_card
 
@@ -219,7 +223,8 @@ def new_flag(
             ) from None
     if not (flag or header or good_until):
         raise UsageError("nothing to flag: give --as, --header or --good-until")
-    return Flag(f"{datetime.now():%Y-%m-%dT%H:%M:%S}", file, flag, use, header, good_until, because)
+    now, number = f"{datetime.now():%Y-%m-%dT%H:%M:%S}", "" if array is None else str(array)
+    return Flag(now, file, flag, use, header, good_until, because, number)
 
 
 def pin(out: str | os.PathLike[str], job: str, lines: list[str]) -> None:

@@ -7,9 +7,12 @@ from typing import Any, NamedTuple
 
 from gdask.campaign import records
 from gdask.campaign.describe import RawFile
-from gdask.campaign.job import Campaign, Job
+from gdask.campaign.gates import blocking, gates_of
+from gdask.campaign.job import Campaign, Job, lacking
 from gdask.campaign.jobs import Place, what_goes_in
+from gdask.campaign.quicklook import has_quick_look
 from gdask.model import GdaskError
+from gdask.reduction.gates import Table
 
 
 class State(NamedTuple):
@@ -17,12 +20,19 @@ class State(NamedTuple):
 
     name: 'made', 'caveats' (made, something left out or a calibration far in time), 'failed' (and
     nothing has changed since), 'blocked', 'stale', 'new' or 'waiting' (run if what it needs
-    changes). reasons: in words. runs: whether it would be run.
+    changes). reasons: in words. runs: whether it would be run. unfit: why nothing may be made of
+    its products, or ''.
     """
 
     name: str
     reasons: tuple[str, ...] = ()
     runs: bool = False
+    unfit: str = ""
+
+    @property
+    def gives_nothing(self) -> bool:
+        """Whether nothing can be made of the job as it stands."""
+        return self.name == "blocked" or (self.name == "failed" and not self.runs)
 
 
 def states_of(
@@ -34,29 +44,31 @@ def states_of(
         if file.kind not in ("duplicate", "unreadable", "missing"):
             files.setdefault(file.key, file)
     states: dict[str, State] = {}
+    table = gates_of(place.out)
     for job in campaign.jobs:
-        states[job.id] = _state(job, known.get(job.id), files, known, states, place)
+        states[job.id] = _state(job, known, files, states, place, table)
     return states
 
 
 def _state(
     job: Job,
-    record: dict[str, Any] | None,
-    files: Mapping[str, RawFile],
     known: Mapping[str, dict[str, Any]],
+    files: Mapping[str, RawFile],
     states: Mapping[str, State],
     place: Place,
+    table: Table,
 ) -> State:
+    record = known.get(job.id)
     if job.blocked:
         return State("blocked", (job.blocked,))
-    lost = [name for name in job.needs if name in states and _gives_nothing(states[name])]
-    optional = {one.source for one in job.calibrations if not one.required}
-    lost = [name for name in lost if name not in optional]
-    if lost and not (job.kind == "stack" and len(lost) < len(job.takes)):
-        return State("blocked", tuple(f"{name} {states[name].name}" for name in lost))
+    needs = {name: states[name] for name in job.needs if name in states}
+    lost = [f"{name} is {one.unfit}" for name, one in needs.items() if one.unfit]
+    lost += lacking(job, {name: one.name for name, one in needs.items() if one.gives_nothing})
+    if lost:
+        return State("blocked", tuple(lost))
     if record is None:
         return State("new", ("new",), True)
-    waits = [name for name in job.needs if name in states and states[name].runs]
+    waits = [name for name, one in needs.items() if one.runs]
     before = {name: known[name] for name in job.needs if name in known and name not in waits}
     if waits:
         return State("waiting", tuple(f"if {name} changes" for name in waits), True)
@@ -74,8 +86,7 @@ def _state(
     caveats = [*record.get("left_out", ())]
     if record.get("level", 0):
         caveats.append(f"association level {record['level']}")
-    return State("caveats" if caveats else "made", tuple(caveats))
-
-
-def _gives_nothing(state: State) -> bool:
-    return state.name == "blocked" or (state.name == "failed" and not state.runs)
+    if has_quick_look(record):
+        caveats.append("a quick look of a night that is not over")
+    unfit = blocking(record, job.kind, table)
+    return State("caveats" if caveats else "made", tuple(caveats), unfit=unfit)

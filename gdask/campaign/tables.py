@@ -6,21 +6,25 @@ import contextlib
 import csv
 import json
 import os
+import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gdask.model import UsageError, clean, owner
 
+#: Rows of a table, and its columns.
+Rows = tuple[Sequence[Mapping[str, Any]], Sequence[str]]
 
-def write_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file, whole or not at all, also where the machine stops in the middle."""
+
+def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a file, whole or not at all, also where the machine stops in the middle."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{owner()}")
     try:
-        with open(part, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with open(part, "wb") as stream:
+            stream.write(content if isinstance(content, bytes) else content.encode())
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(part, path)
@@ -49,6 +53,27 @@ def write_table(
     lines = [" ".join(columns)]
     lines += [" ".join(_cell(row.get(name)) for name in columns) for row in rows]
     write_whole(path, "".join([*(f"# {line}\n" for line in head), *(f"{s}\n" for s in lines)]))
+
+
+def write_database(path: str | os.PathLike[str], tables: Mapping[str, Rows]) -> None:
+    """Write tables, (rows, columns) by name, as an SQLite file; whole or not at all.
+
+    Numbers are numbers; what is not known is NULL. It is made in memory: file systems that hosts
+    share may have no locks.
+    """
+    with contextlib.closing(sqlite3.connect(":memory:")) as base:
+        for name, (rows, columns) in tables.items():
+            names = ", ".join(f'"{column}"' for column in columns)
+            base.execute(f'CREATE TABLE "{name}" ({names})')
+            marks = ", ".join("?" * len(columns))
+            values = ([_stored(row.get(column)) for column in columns] for row in rows)
+            base.executemany(f'INSERT INTO "{name}" VALUES ({marks})', values)
+        base.commit()
+        write_whole(path, base.serialize())
+
+
+def _stored(value: Any) -> Any:
+    return value if value is None or isinstance(value, int | float | str) else str(value)
 
 
 def read_table(path: str | os.PathLike[str]) -> list[dict[str, str]]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from gdask.campaign.job import Campaign, Job
 from gdask.campaign.run import Options, run_campaign, survey
 from gdask.campaign.scan import find_files
-from gdask.model import GdaskError, UsageError
+from gdask.model import GdaskError, UsageError, night_of
 
 
 def watch(
@@ -88,6 +89,8 @@ def _look(options: Options, settle: float, moving: set[str], say: Callable[[str]
     if not ready:
         return standing
     wanted = options.only
+    tonight = night_of(datetime.now(UTC).replace(tzinfo=None)).strftime("%Y%m%d")
+    options = options._replace(tonight=tonight)
     try:
         run_campaign(
             options._replace(only=lambda job: job.id in ready and (wanted is None or wanted(job))),

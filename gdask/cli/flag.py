@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from gdask.cli import parser_for, run_command
 from gdask.model import UsageError, clean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gdask.campaign.describe import RawFile
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -17,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
         "OUT/flags.ecsv and holds from the next gdask run on, which makes again what it touches.",
         "  gdask flag S20170505S0104 -o reduced --as trail --because 'satellite'\n"
         "  gdask flag S20170505S0101 -o reduced --as cloud --for stack --because 'thin cloud'\n"
+        "  gdask flag S20170505S0103 -o reduced --as bad --array 2 --because 'no light on it'\n"
         "  gdask flag S20170505S0099 -o reduced --header EXPTIME=60\n"
         "  gdask flag flat-GSAOI-20170505-Kshort -o reduced --good-until 2017-05-20",
     )
@@ -35,6 +42,12 @@ def build_parser() -> argparse.ArgumentParser:
         default="all",
         metavar="USE",
         help="what it is not used for: sky, stack or all (default)",
+    )
+    parser.add_argument(
+        "--array",
+        type=int,
+        metavar="N",
+        help="only this array of the file, from 1 as in its headers, is not used",
     )
     parser.add_argument(
         "--header",
@@ -64,15 +77,16 @@ def _flag(args: argparse.Namespace) -> int:
     if args.flag and not args.because:
         raise UsageError("--as: say why, with --because TEXT")
     flags = [
-        new_flag(name, args.flag, args.use, args.header, args.good_until, args.because)
+        new_flag(name, args.flag, args.use, args.header, args.good_until, args.because, args.array)
         for name in args.files
     ]
     out = find_campaign(args.out)
     campaign, place = survey(Options((), out), lambda text: None)
     jobs = [job.id for job in campaign.jobs]
     for name in args.files:
-        is_known = any(is_named(file, name) for file in campaign.files)
-        if not is_known and not (args.good_until and name in jobs):
+        meant = [file for file in campaign.files if is_named(file, name)]
+        _check_array(args.array, meant)
+        if not meant and not (args.good_until and name in jobs):
             known = [file.name for file in campaign.files]
             raise UsageError(f"{name}: no file of this campaign{closest(name, known + jobs)}")
     add_flags(place.out, flags)
@@ -83,6 +97,14 @@ def _flag(args: argparse.Namespace) -> int:
         )
     )
     return 0
+
+
+def _check_array(array: int | None, files: Sequence[RawFile]) -> None:
+    """Raise UsageError where a file has no array of this number."""
+    for file in files if array else ():
+        count = len(file.row.get("array_name") or ())
+        if array and array > count > 0:
+            raise UsageError(f"--array {array}: {file.name} has {count}")
 
 
 if __name__ == "__main__":

@@ -106,6 +106,9 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="write report/ in the working folder: pages with numbers and pictures of its products",
     )
     parser.add_argument(
+        "--preview", action="store_true", help="write a picture beside each product: NAME.png"
+    )
+    parser.add_argument(
         "--strict", action="store_true", help="stop at the first frame that would be left out"
     )
     parser.add_argument("--logfile", default="reduce.log", help="log file (default: reduce.log)")
@@ -185,6 +188,8 @@ def _reduce(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         _print_products(reduction)
         if args.report and (cause or reduction.output_filenames):
             _write_report(args, reduction, cause)
+    if args.preview:
+        _write_previews(reduction.output_filenames)
     if args.account and reduction.account:
         figures = reduction.account.as_dict() | {"left_out": len(reduction.set_aside)}
         Path(args.account).write_text(json.dumps(figures, indent=1) + "\n")
@@ -276,6 +281,18 @@ def _calibration(text: str) -> tuple[str, str]:
             "processed_flat:S20170505S0030_flat.fits"
         )
     return kind, path
+
+
+def _write_previews(products: list[str]) -> None:
+    """Write a picture beside each product; one that cannot be made is told, and costs nothing."""
+    from gdask.model import GdaskError
+    from gdask.plot.show import write_preview
+
+    for product in products:
+        try:
+            print(clean(write_preview(product)))
+        except (GdaskError, OSError) as error:
+            print(clean(f"reduce: no preview of {product}: {error}"), file=sys.stderr)
 
 
 def _print_products(reduction: Reduce) -> None:

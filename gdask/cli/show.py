@@ -27,8 +27,6 @@ EXAMPLES = """\
 
 #: Longer side of a picture in pixels: in a file, on the screen; and the bounds of --size.
 FILE_PIXELS, SCREEN_PIXELS, LEAST, MOST = 1600, 800, 16, 8192
-#: Endings of files that are dropped before .png is added.
-_ENDINGS = (".gz", ".bz2", ".fz", ".fits", ".fit", ".fts")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -159,14 +157,14 @@ def _target(path: str, output: str | None, count: int, taken: set[Path]) -> Path
     """
     if output and not os.path.isdir(output):
         return Path(output)
-    name = Path(path).name
-    for ending in _ENDINGS:
-        name = name.removesuffix(ending)
-    folder, number = Path(output) if output else Path(path).parent, 1
-    target = folder / f"{name}.png"
+    from gdask.plot.show import png_name
+
+    name, number = png_name(Path(path).name), 1
+    folder = Path(output) if output else Path(path).parent
+    target = folder / name
     while target in taken:
         number += 1
-        target = folder / f"{name}_{number}.png"
+        target = folder / f"{name.removesuffix('.png')}_{number}.png"
     taken.add(target)
     return target
 

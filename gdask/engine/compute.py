@@ -325,18 +325,19 @@ class ProgressDisplay:
         """Show bytes and memory (`gdask.cluster.Usage`) on the bar, or in the log if it is time."""
         self.amounts = account.describe_usage(usage)
         if self._bar:
-            self._bar(about=f"{self.amounts} {self.dashboard}".rstrip())
+            self._bar(about=f"{self._left()}{self.amounts} {self.dashboard}".rstrip())
         elif time.monotonic() - self._logged >= LOG_INTERVAL:
             self._logged = time.monotonic()
-            log.info("%s: %s%s", self.text, self._share(), self.amounts)
+            share = 100 * self.done / self.total if self.total else 0.0
+            tasks = f"{share:.0f} % of {self.total} tasks, " if self.total else ""
+            log.info("%s: %s%s%s", self.text, tasks, self._left(), self.amounts)
 
-    def _share(self) -> str:
-        """Say the share of tasks that have ended, and the time left if the rest goes as fast."""
+    def _left(self) -> str:
+        """Say the time left if the remaining tasks go as fast as those that have ended."""
         if not self.done:
             return ""
         left = (time.monotonic() - self._begun) * (self.total - self.done) / self.done
-        share = 100 * self.done / self.total
-        return f"{share:.0f} % of {self.total} tasks, {account.describe_time(left)} left, "
+        return f"{account.describe_time(left)} left, "
 
     def end(self, usage: Any) -> None:
         """Log the line of a compute that is done, and record it in the account of the run."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gdask.kernels.compiled import njit
 from gdask.types import Window
 
 Floats = npt.NDArray[np.float64]
@@ -133,6 +134,48 @@ def _weighted_fit(values: Sequence[Floats], level: Floats, weight: Floats) -> Fl
     for each, of_each in zip(basis, made, strict=True):
         total += float((weight * level * each).sum()) * of_each
     return total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def sums_of_terms(places: np.ndarray, terms: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """Give for each row the sum of its terms, each times its factor, from the first on.
+
+    places, terms: (rows, terms); places: of each term's factor.
+    """
+    out = np.empty(places.shape[0])
+    for row in range(places.shape[0]):
+        total = 0.0
+        for k in range(places.shape[1]):
+            total += factors[np.uint32(places[row, k])] * terms[row, k]
+        out[row] = total
+    return out
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def pulls_on_terms(
+    places: np.ndarray,
+    terms: np.ndarray,
+    cell: np.ndarray,
+    of_cells: np.ndarray,
+    weight: np.ndarray,
+    values: np.ndarray,
+    factors: int,
+) -> np.ndarray:
+    """Give for each factor the sum of weight * term * (value - mean of the cell), row after row.
+
+    places, terms: as for `sums_of_terms`. cell, weight, values: of each row; of_cells: sums of the
+    weights in cells.
+    """
+    mean, out = np.zeros(of_cells.size), np.zeros(factors)
+    for row in range(cell.size):
+        mean[cell[row]] += weight[row] * values[row]
+    for k in range(mean.size):
+        mean[k] /= max(of_cells[k], 1e-300)
+    for row in range(cell.size):
+        rest = weight[row] * (values[row] - mean[cell[row]])
+        for k in range(places.shape[1]):
+            out[np.uint32(places[row, k])] += terms[row, k] * rest
+    return out
 
 
 def connected_groups(

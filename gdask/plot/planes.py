@@ -108,10 +108,12 @@ def read_array(frame: Frame, number: int, step: int) -> Planes:
 def _reader(frame: Frame, name: str) -> Reader:
     """Give the function that reads rows of a variable: of a file, or of what dask computes.
 
-    Arrays that no file holds are computed one by one, each once.
+    Arrays that no file holds are computed one by one, each once; so are those of compressed files.
     """
-    held = frame.variables[name].data
-    source, width = source_of(held), int(frame.sizes["x"])
+    variable = frame.variables[name]
+    if variable.chunks is None:  # in memory, or xarray reads it as it is indexed
+        return lambda number, y1, y2: variable[number, y1:y2].values
+    source, width = source_of(variable.data), int(frame.sizes["x"])
     if is_stored(source) and source.is_windowed:
         return lambda number, y1, y2: source.read(number, (y1, y2, 0, width), {})
     kept: dict[int, npt.NDArray[Any]] = {}
@@ -119,8 +121,7 @@ def _reader(frame: Frame, name: str) -> Reader:
     def computed(number: int, y1: int, y2: int) -> npt.NDArray[Any]:
         if number not in kept:
             kept.clear()
-            plane = frame.variables[name][number].data
-            kept[number] = np.asarray(plane.compute() if hasattr(plane, "dask") else plane)
+            kept[number] = variable[number].values
         return kept[number][y1:y2]
 
     return computed

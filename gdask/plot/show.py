@@ -20,6 +20,7 @@ from gdask.plot.layout import Layout, celestial, compose, layout_of
 from gdask.plot.planes import Planes, frame_of, read_planes, step_for
 from gdask.plot.tables import read_each
 from gdask.plot.views import flags_view, mask_view
+from gdask.plot.writing import write_whole
 from gdask.types import Frame
 
 if TYPE_CHECKING:
@@ -155,12 +156,19 @@ def sky_places(
     """Give the places in the picture (n, 2: x, y) of positions (degrees) that are on an array."""
     found = []
     for number, system in enumerate(celestial(view.frame)):
-        ny, nx = view.planes[number].shape
-        near = _near(system, (ny, nx), ra, dec)
-        x, y = system.all_world2pix(ra[near], dec[near], 0, quiet=True)
-        inside = (x > -0.5) & (x < nx - 0.5) & (y > -0.5) & (y < ny - 0.5)
-        found.append(_in_picture(view, number, x[inside][:MAX_RINGS], y[inside][:MAX_RINGS]))
+        x, y = pixels_of(system, view.planes[number].shape, ra, dec)
+        found.append(_in_picture(view, number, x[:MAX_RINGS], y[:MAX_RINGS]))
     return np.concatenate(found)
+
+
+def pixels_of(
+    system: Any, shape: tuple[int, int], ra: npt.NDArray[np.float64], dec: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Give the pixels (x, y; 0-based) of those positions (degrees) that are on an array."""
+    near = _near(system, shape, ra, dec)
+    x, y = system.all_world2pix(ra[near], dec[near], 0, quiet=True)
+    inside = (x > -0.5) & (x < shape[1] - 0.5) & (y > -0.5) & (y < shape[0] - 0.5)
+    return x[inside], y[inside]
 
 
 def _near(
@@ -188,6 +196,24 @@ def _in_picture(
     step, place = view.planes[number].step, view.layout.places[number]
     row, column = place.forward((y + 0.5) / step, (x + 0.5) / step)
     return np.stack([column, row], axis=1)
+
+
+def write_preview(product: str | os.PathLike[str]) -> Path:
+    """Write the picture of a product beside it, NAME.png for NAME.fits; gives its path.
+
+    Errors are those of `draw`, and OSError.
+    """
+    path = Path(product)
+    target = path.with_name(png_name(path.name))
+    write_whole(target, raster.png_bytes(draw(path)))
+    return target
+
+
+def png_name(name: str) -> str:
+    """Give the name of the picture of a file: .png in place of .fits, .fits.gz ..."""
+    for ending in (".gz", ".bz2", ".fz", ".fits", ".fit", ".fts"):
+        name = name.removesuffix(ending)
+    return f"{name}.png"
 
 
 def blink(pictures: Sequence[pil.Image], names: Sequence[str], path: Path, seconds: float) -> None:

@@ -44,9 +44,9 @@ def make_lamp_flat(
     """Make one flat from lamp-on and lamp-off frames. [makeLampFlat]
 
     The flat is lamp-on minus lamp-off. Frames bluer than 1.4 micron have no thermal light worth a
-    lamp-off frame: they are combined as they are (GSAOI). In K the closed shutter's thermal light
-    is the lamp: the flat is lamp-off frames minus darks of their exposure time (F2). Without darks
-    the frames are taken to have theirs subtracted already.
+    lamp-off frame: where there are none, they are combined as they are (GSAOI). In K the closed
+    shutter's thermal light is the lamp: the flat is lamp-off frames minus darks of their exposure
+    time (F2). Without darks the frames are taken to have theirs subtracted already.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def make_lamp_flat(
     check_alike(frames)
     if needs_dark(frames):
         return _warn_of_nights(_thermal_flat(off, on, darks, combination), off)
-    if wavelength is not None and wavelength * 1e6 < blue_limit:
+    if wavelength is not None and wavelength * 1e6 < blue_limit and not (on and off):
         text = f"{len(frames)} frames as they are (bluer than {blue_limit} micron)"
         return _warn_of_nights(note(stack_frames(frames, **combination), text), frames)
     if not on or not off:

@@ -6,7 +6,6 @@ Nothing is read for it: catalogues, levels and residuals are there when a frame 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,17 +15,18 @@ from gdask.io.frames import array_headers, geometries, set_aside, shape_of, smal
 from gdask.kernels.arithmetic import exponentials, logarithms
 from gdask.kernels.geometry.projection import pixel_area
 from gdask.kernels.sources.detection import measure_fwhm
+from gdask.kernels.sources.throughput import STEP, relative_offsets
 from gdask.steps.frames import mjd_of_middle, night_of
 from gdask.types import Frame, Frames
 
-#: Least S/N of stars, and least number of them, that tell the throughput of a frame.
-MIN_SNR, MIN_STARS = 20.0, 5
-#: Error (fraction) above which a throughput is not taken, if it is not 5 errors from the others'.
-MAX_ERROR = 0.05
+#: Error of one star's light in a frame beyond its own, and of all stars of a frame in common, as
+#: fractions: the image of a star differs over an array, and from frame to frame.
+STAR_ERROR, FRAME_ERROR = 0.1, 0.02
+#: Error (fraction) above which a throughput is not taken, if it is not so many errors from that of
+#: the others.
+MAX_ERROR, OUTSTANDING = 0.05, 5.0
 #: A frame with less than this share of the stars of the others, where these have so many, is told.
 FEW_STARS, FEW_OF = 0.3, 8
-#: Rounds in which the brightness of stars and the throughput of frames are told apart.
-_ROUNDS = 10
 #: Least likeness to a star (CLASS_STAR) of a source that tells the ellipticity.
 STAR_LIKE = 0.8
 
@@ -34,8 +34,8 @@ STAR_LIKE = 0.8
 def weigh_frames(frames: Frames, min_weight: float) -> tuple[Frames, Frames]:
     """Give the frames with their numbers in `solution`, and those set aside for a low weight."""
     numbers = [frame_numbers(frame) for frame in frames]
-    for each, value in zip(numbers, relative_transparencies(frames), strict=True):
-        each["transparency"] = float(value)
+    for each, value, error in zip(numbers, *relative_transparencies(frames), strict=True):
+        each["transparency"], each["transparency_error"] = float(value), float(error)
     kept, left_out = [], []
     for frame, each, weight in zip(frames, numbers, frame_weights(numbers), strict=True):
         each["weight"] = float(weight)
@@ -105,6 +105,7 @@ def frame_numbers(frame: Frame) -> dict[str, Any]:
         "night": night_of(frame),
         "nominal_zero_point": float(np.mean(known)) if known else float("nan"),
         "transparency": float("nan"),
+        "transparency_error": float("inf"),
         "weight": float("nan"),
     }
 
@@ -144,42 +145,70 @@ def fwhm_pixels(stars: np.ndarray, catalog: np.ndarray, shape: tuple[int, int]) 
     return measure_fwhm(catalog, shape) if len(catalog) else float("nan")
 
 
-def relative_transparencies(frames: Frames) -> np.ndarray:
-    """Give the throughput of each frame over the median of all, by the stars that they share.
+def relative_transparencies(frames: Frames) -> tuple[np.ndarray, np.ndarray]:
+    """Give the throughput of each frame over the median of all, and its error (a fraction).
 
-    NaN where fewer than MIN_STARS tell it, or frames were not solved together.
+    It is that of the stars that frames share, however few, by the light of their fitted images
+    within the least of the radii `photometry.WIDE_RADII`: the wings of an image that few stars
+    tell, and so its whole light, may be wrong by a factor of two. The throughput is NaN where it
+    is known no better than to MAX_ERROR and does not stand out either, its error infinite where no
+    star tells it.
     """
     columns: list[tuple[np.ndarray, ...]] = []
     for number, frame in enumerate(frames):
         rows = (small(frame, "solution") or {}).get("residuals")
-        if rows is not None:
-            rows = rows[(rows["flags"] == 0) & (rows["flux"] > MIN_SNR * rows["eflux"])]
-            seconds = float(descriptor(frame, "exposure_time") or 1.0)
-            columns.append(
-                (rows["star"], np.full(len(rows), number), logarithms(rows["flux"] / seconds))
-            )
-    if not columns:
-        return np.full(len(frames), np.nan)
-    star, of_frame, brightness = (np.concatenate(each) for each in zip(*columns, strict=True))
-    if not len(star):
-        return np.full(len(frames), np.nan)
+        if rows is not None and len(rows):
+            share = of_residuals(rows, small(frame, "stars"), "share")[:, 0]
+            good = (rows["flags"] == 0) & (rows["flux"] > 0) & np.isfinite(share)
+            rows, light = rows[good], share[good] / float(descriptor(frame, "exposure_time") or 1.0)
+            of_frame = np.full(len(rows), number)
+            columns.append((rows["star"], of_frame, rows["flux"] * light, rows["eflux"] * light))
+    unknown = np.full(len(frames), np.nan)
+    if not sum(len(each[0]) for each in columns):
+        return unknown, np.full(len(frames), np.inf)
+    star, of_frame, flux, error = (np.concatenate(each) for each in zip(*columns, strict=True))
     star = np.unique(star, return_inverse=True)[1]
-    order = np.argsort(of_frame, kind="stable")
-    edges = np.searchsorted(of_frame[order], np.arange(len(frames) + 1))
-    count = np.maximum(np.bincount(star), 1)
-    offset = np.zeros(len(frames))
-    for _ in range(_ROUNDS):
-        mean = np.bincount(star, brightness - offset[of_frame]) / count
-        apart = (brightness - mean[star])[order]
-        for number, (start, stop) in enumerate(pairwise(edges)):
-            offset[number] = np.median(apart[start:stop]) if stop > start else 0.0
-    apart = (brightness - mean[star])[order]
-    for number, (start, stop) in enumerate(pairwise(edges)):
-        rest = np.abs(apart[start:stop] - offset[number])
-        error = 1.86 * np.median(rest) / len(rest) ** 0.5 if len(rest) >= MIN_STARS else np.inf
-        if not (error < MAX_ERROR or abs(offset[number]) > 5 * error):
-            offset[number] = np.nan
-    return exponentials(offset - np.nanmedian(offset)) if np.isfinite(offset).any() else offset
+    found = relative_offsets(star, of_frame, flux, error, len(frames), STAR_ERROR)
+    stars = np.maximum(found.stars, 1e-9)
+    errors = np.hypot(found.error, np.hypot(FRAME_ERROR, STAR_ERROR / np.sqrt(stars)))
+    told = np.isfinite(errors)
+    if not told.any():
+        return unknown, errors
+    offset = found.offset - np.median(found.offset[told])
+    # Exponentials differ in their last bits from processor to processor.
+    values = np.round(exponentials(np.where(told, offset, 0.0)) / STEP) * STEP
+    errors = np.round(errors / STEP) * STEP
+    known = told & ((errors < MAX_ERROR) | stands_out(values, errors))
+    return np.where(known, values, np.nan), errors
+
+
+def stands_out(throughput: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """Tell whether throughputs (over the median) differ from 1 by more than errors explain."""
+    return np.abs(logarithms(np.maximum(throughput, STEP))) > OUTSTANDING * error
+
+
+def of_residuals(rows: np.ndarray, measured: Sequence[np.ndarray], name: str) -> np.ndarray:
+    """Give a column of the arrays' stars for rows of residuals, which have the same positions.
+
+    measured: the stars of each array. Two-dimensional, (rows, values of the column); NaN for rows
+    without a star.
+    """
+    columns = [stars[name].reshape(len(stars), -1) if len(stars) else None for stars in measured]
+    width = max((column.shape[1] for column in columns if column is not None), default=1)
+    out = np.full((len(rows), width), np.nan)
+    for number, stars in enumerate(measured):
+        mine, column = np.flatnonzero(rows["array"] == number), columns[number]
+        if not len(mine) or column is None:
+            continue
+        places, wanted = (
+            np.float32(each["x"]).astype(float) * 65536 + np.float32(each["y"])
+            for each in (stars, rows[mine])
+        )
+        order = np.argsort(places, kind="stable")
+        found = order[np.minimum(np.searchsorted(places[order], wanted), len(order) - 1)]
+        same = places[found] == wanted
+        out[mine[same]] = column[found[same]]
+    return out
 
 
 def frame_weights(numbers: Sequence[Mapping[str, Any]]) -> np.ndarray:

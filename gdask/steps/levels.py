@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ from gdask.kernels.sky.shared_masks import DARKEST_QUANTILE, TargetLight, find_t
 from gdask.kernels.sources.background import background_mesh
 from gdask.model import UNUSABLE, late
 from gdask.params import Range
-from gdask.steps.frame_numbers import weigh_frames
+from gdask.steps.frame_numbers import of_residuals, stands_out, weigh_frames
 from gdask.steps.frames import arrays_of, on_group, with_arrays, with_scaled_levels
 from gdask.steps.sky_frames import middle_of_exposure
 from gdask.types import Flags, Frame, Frames, Image
@@ -95,6 +94,7 @@ def scale_counts_to_reference(
     frames, left_out = weigh_frames(frames, min_weight)
     first = float(descriptor(frames[0], "exposure_time"))
     found = _throughputs(frames) if throughput == "auto" and not tolerance else None
+    found = found and _with_clouds(found, frames)
     factors = np.ones(len(frames)) if found is None else found.factor
     remark = "" if found is None else _throughput_text(found)
     if found is not None:
@@ -129,7 +129,7 @@ def _throughputs(frames: Frames) -> Throughputs | None:
     for number, (frame, solution) in enumerate(zip(frames, solved, strict=True)):
         rows = solution["residuals"]
         wide, error, share, flux = (
-            _of_residuals(rows, measured[number], name)
+            of_residuals(rows, measured[number], name)
             for name in ("wide", "ewide", "share", "flux")
         )
         area = rows["flux"][:, None] / flux  # of the star's pixel over that of the flat's unit
@@ -143,24 +143,20 @@ def _throughputs(frames: Frames) -> Throughputs | None:
     return measure_throughputs(star.astype(np.int64), of_frame, flux, error, share, len(frames))
 
 
-def _of_residuals(rows: np.ndarray, measured: Sequence[np.ndarray], name: str) -> np.ndarray:
-    """Give a column of the arrays' stars for rows of residuals, which have the same positions."""
-    columns = [stars[name].reshape(len(stars), -1) if len(stars) else None for stars in measured]
-    width = max((column.shape[1] for column in columns if column is not None), default=1)
-    out = np.full((len(rows), width), np.nan)
-    for number, stars in enumerate(measured):
-        mine, column = np.flatnonzero(rows["array"] == number), columns[number]
-        if not len(mine) or column is None:
-            continue
-        places, wanted = (
-            np.float32(each["x"]).astype(float) * 65536 + np.float32(each["y"])
-            for each in (stars, rows[mine])
-        )
-        order = np.argsort(places, kind="stable")
-        found = order[np.minimum(np.searchsorted(places[order], wanted), len(order) - 1)]
-        same = places[found] == wanted
-        out[mine[same]] = column[found[same]]
-    return out
+def _with_clouds(found: Throughputs, frames: Frames) -> Throughputs:
+    """Give the throughputs with those of frames of which only a few stars tell how faint they are.
+
+    These are of the fitted images, which differ from frame to frame: they are taken where the frame
+    stands out by far.
+    """
+    numbers = [(small(frame, "solution") or {}).get("numbers", {}) for frame in frames]
+    light = np.array([each.get("transparency", np.nan) for each in numbers])
+    its_error = np.array([each.get("transparency_error", np.inf) for each in numbers])
+    takes = np.isinf(found.error) & np.isfinite(light) & stands_out(light, its_error)
+    value = np.where(takes, light, found.value)
+    error = np.where(takes, its_error, found.error)
+    factor = np.where(takes, 1 / np.where(takes, light, 1.0), found.factor)
+    return found._replace(value=value, error=error, factor=factor)
 
 
 def _throughput_text(found: Throughputs) -> str:

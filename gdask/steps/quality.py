@@ -30,7 +30,7 @@ from gdask.kernels.detector.probe_shadows import (
     unbin_window,
 )
 from gdask.kernels.geometry.projection import from_sky, to_sky
-from gdask.model import DQ, late
+from gdask.model import DQ, GdaskError, late
 from gdask.params import Range
 from gdask.steps.frames import array, arrays_of, match_region, on_group, per_array, with_arrays
 from gdask.types import Flags, Frame, Frames, Image, Mask, Window
@@ -58,6 +58,7 @@ def add_dq(
     hidden_saturation: bool = True,
     latency: bool = True,
     time: Annotated[float, Range(0, None)] = 900.0,
+    bad_arrays: str = "",
 ) -> Frames:
     """Make data-quality planes. [addDQ]
 
@@ -80,7 +81,10 @@ def add_dq(
         Earlier frames are those begun up to `time` seconds before.
     time
         Seconds for which a bright pixel leaves a latent image.
+    bad_arrays
+        Arrays that are bad as a whole, on some frames: NAME:NUMBER,... with numbers from 1.
     """
+    spoilt = _spoilt_arrays(frames, bad_arrays)
     extra = open_frame(user_bpm, keep=True) if user_bpm else None
     listed: list[da.Array | None] = []
     flagged = []
@@ -93,8 +97,36 @@ def add_dq(
         )
         holes = listed[-1] if hidden_saturation else None
         made = _flag_bad_and_bright(frame, masks, static, holes, non_linear)
+        if any(bad := spoilt[frame.attrs["name"]]):
+            (dq,) = arrays_of(made, ("dq",))
+            made = with_arrays(made, dq=map_planes(_flag_whole, dq, dtype="u2", each={"bad": bad}))
+            text += f", {sum(bad)} array of it bad as a whole"
         flagged.append(note(made, text))
     return _add_latents(tuple(flagged), listed, time) if latency else tuple(flagged)
+
+
+def _spoilt_arrays(frames: Frames, bad_arrays: str) -> dict[str, list[bool]]:
+    """Tell of each frame, by name, which of its arrays are bad as a whole.
+
+    Raises GdaskError for what is no NAME:NUMBER of an array; names of other frames do not count.
+    """
+    found = {frame.attrs["name"]: [False] * frame.sizes["detector"] for frame in frames}
+    for part in filter(None, (one.strip() for one in bad_arrays.split(","))):
+        name, _, number = part.rpartition(":")
+        for each, bad in found.items():
+            if name not in (each, each.partition(".")[0]):
+                continue
+            if not number.isdigit() or not 1 <= int(number) <= len(bad):
+                raise GdaskError(
+                    f"addDQ:bad_arrays={part}: expected NAME:NUMBER, with a number from 1 to "
+                    f"{len(bad)} for {each}"
+                )
+            bad[int(number) - 1] = True
+    return found
+
+
+def _flag_whole(dq: Flags, bad: bool) -> Flags:
+    return dq | np.uint16(DQ.BAD_PIXEL if bad else 0)
 
 
 def measure_shadows(frame: Frame) -> Frame:

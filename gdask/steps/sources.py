@@ -15,18 +15,22 @@ from gdask.io.frames import (
     note,
     shape_of,
     small,
+    warn,
     with_headers,
     with_small,
 )
 from gdask.io.gather import gather
 from gdask.io.lazy_arrays import map_arrays, map_planes
 from gdask.io.sources import Source
+from gdask.kernels.arithmetic import cosines, sines
+from gdask.kernels.detector.quality import flag_strips
 from gdask.kernels.geometry.grid import Grid, common_grid, sky_to_grid
-from gdask.kernels.geometry.projection import Geometry, to_sky
+from gdask.kernels.geometry.projection import Geometry, from_sky, to_sky
 from gdask.kernels.geometry.wcs import grid_from_header
 from gdask.kernels.sky.shared_masks import OUTLINE_PIXELS, Outline, outline, share_outlines
 from gdask.kernels.sources.centroids import PHOTOMETRY, POSITIONS, fit_photometry, fit_positions
 from gdask.kernels.sources.detection import detect, measure_fwhm, object_mask
+from gdask.model import DQ
 from gdask.params import Range
 from gdask.steps.frames import array, arrays_of, named, with_arrays
 from gdask.types import Flags, Frame, Frames, Image, Mask, Window
@@ -36,6 +40,11 @@ NODE_SPACING = 16
 #: By how much the pointings of two headers may differ from the truth. (Guided offsets are good to
 #: 0.25 arcsec, frames of a sky that is not guided are worse.)
 POINTING_ERROR_ARCSEC = 1.0
+#: A trail is at least so long, as a share of the array's shorter side, and so narrow (1 - b/a). It
+#: is flagged out to so many times the rms width of what was detected of it: its light ends there.
+TRAIL_LENGTH, TRAIL_ELLIPTICITY, TRAIL_WIDTH = 0.5, 0.85, 4.0
+#: Points along a trail that are looked for on other frames.
+TRAIL_POINTS = 9
 #: Bytes for each pixel of an array that looking up its place on a stack takes (indices,
 #: interpolated twice): measured 31 beside the stack's mask, with a quarter added.
 _LOOK_UP_BYTES = 40.0
@@ -136,6 +145,96 @@ def _photometry(
     return fit_photometry(
         data, variance, dq, catalog["X_IMAGE"] - 1, catalog["Y_IMAGE"] - 1, fwhm=fwhm
     )
+
+
+def flag_trails(frames: Frames) -> Frames:
+    """Flag trails of satellites and planes in aligned frames (DQ 8). [flagTrails]
+
+    A trail is a source that is long and narrow, on a frame whose fellows have its place in their
+    field and show nothing like it there. All of the line is flagged, across the array.
+    """
+    found = [_long_sources(frame) for frame in frames]
+    flagged = []
+    for number, frame in enumerate(frames):
+        others = [(frames[n], found[n]) for n in range(len(frames)) if n != number]
+        trails = [
+            [one for one in own if _is_trail(frame, detector, one, others)]
+            for detector, own in enumerate(found[number])
+        ]
+        if any(trails):
+            frame = _with_trails(frame, trails)
+        flagged.append(frame)
+    return tuple(flagged)
+
+
+def _long_sources(frame: Frame) -> list[list[np.ndarray]]:
+    """Give for each array the sources, rows of its catalogue, that may be trails."""
+    catalogs = small(frame, "objcat", lazy_is_none=True)
+    if catalogs is None:
+        return [[] for _ in range(frame.sizes["detector"])]
+    least = TRAIL_LENGTH * min(shape_of(frame)) / 12**0.5  # rms of an even line
+    return [
+        list(each[(each["A_IMAGE"] > least) & (each["ELLIPTICITY"] > TRAIL_ELLIPTICITY)])
+        for each in catalogs
+    ]
+
+
+def _is_trail(
+    frame: Frame,
+    detector: int,
+    source: np.ndarray,
+    others: Sequence[tuple[Frame, list[list[np.ndarray]]]],
+) -> bool:
+    """Tell whether other frames have the place of a long source, and none shows it there."""
+    x, y, angle, _ = _strip(source)
+    along = float(source["A_IMAGE"]) * np.linspace(-1.5, 1.5, TRAIL_POINTS)
+    (c,), (s,) = cosines([angle]), sines([angle])
+    places = to_sky(geometries(frame)[detector], x + along * c, y + along * s)
+    is_seen = np.zeros(TRAIL_POINTS, bool)
+    for other, found in others:
+        ny, nx = shape_of(other)
+        for geometry, sources in zip(geometries(other), found, strict=True):
+            px, py = from_sky(geometry, *places)
+            inside = (px > 0) & (px < nx - 1) & (py > 0) & (py < ny - 1)
+            is_seen |= inside
+            for one in sources:
+                x1, y1, turn, half = _strip(one)
+                (c1,), (s1,) = cosines([turn]), sines([turn])
+                near = inside & (np.abs(c1 * (py - y1) - s1 * (px - x1)) < half)
+                if near.sum() > 0.5 * inside.sum():
+                    return False
+    return bool(is_seen.any())
+
+
+def _strip(source: np.ndarray) -> tuple[float, float, float, float]:
+    """Give the strip that covers a long source, as `flag_strips` takes it."""
+    return (
+        float(source["X_IMAGE"]) - 1,
+        float(source["Y_IMAGE"]) - 1,
+        float(source["THETA_IMAGE"]),
+        TRAIL_WIDTH * float(source["B_IMAGE"]),
+    )
+
+
+def _with_trails(frame: Frame, trails: Sequence[Sequence[np.ndarray]]) -> Frame:
+    """Give the frame with the lines of these sources, by array, flagged; warns of it."""
+    strips = [[_strip(one) for one in own] for own in trails]
+    (dq,) = arrays_of(frame, ("dq",))
+    flagged = map_planes(
+        flag_strips,
+        dq,
+        dtype="u2",
+        each={"strips": strips},
+        windowed=True,
+        flag=int(DQ.COSMIC_RAY),
+    )
+    where = ", ".join(
+        f"array {number}: {2 * half:.0f} pixels wide through ({x:.0f}, {y:.0f}) at {angle:.0f} deg"
+        for number, own in enumerate(strips, 1)
+        for x, y, angle, half in own
+    )
+    text = f"{frame.attrs['name']}: a trail that no other frame shows is flagged ({where})"
+    return warn(with_arrays(frame, dq=flagged), text)
 
 
 def share_objects(frames: Frames) -> Frames:

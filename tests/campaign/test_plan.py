@@ -187,7 +187,7 @@ def test_another_filter_blocks_and_names_the_rule() -> None:
 
 def test_a_calibration_that_failed_is_replaced_by_the_next_best() -> None:
     files = [*frames(6), *flats(5), *flats(8)]
-    plan = make_plan(files, failed=["flat-GSAOI-20170505-Kshort"])
+    plan = make_plan(files, failed={"flat-GSAOI-20170505-Kshort": "its job failed"})
     choice = chosen(plan, "frames-GSAOI-NGC5128-Kshort-20170506")
     assert choice.source == "flat-GSAOI-20170508-Kshort"
     assert "flat-GSAOI-20170505-Kshort: its job failed" in choice.misses
@@ -342,3 +342,33 @@ def test_a_pinned_calibration_that_is_not_there_is_refused(calibrations: Any, me
     job = "frames-GSAOI-NGC5128-Kshort-20170506"
     with pytest.raises(UsageError, match=message):
         make_plan([*frames(6), *flats(5)], Settings(jobs={job: {"calibrations": calibrations}}))
+
+
+@pytest.mark.parametrize("folder", ["/data/again", "/data/S"])
+def test_the_other_copy_is_taken_where_the_first_is_excluded(folder: str) -> None:
+    """Copies of one name are told apart by their folders, those of other names by these."""
+    first, *others = [*frames(6), *flats(6)]
+    other = first._replace(path=f"{folder}/{first.name}", kind="duplicate", why="OTHER pixels")
+    files = sorted([first, *others, other], key=lambda file: file.path)
+    plan = make_plan(files, Settings(exclude={first.path: "damaged in the download"}))
+    rows = {row["path"]: row for row in plan.rows}
+    assert len(rows) == len(files)
+    assert rows[first.path]["state"] == "excluded" and not rows[first.path]["jobs"]
+    assert rows[other.path]["state"] == "used"
+    job = plan.job("frames-GSAOI-NGC5128-Kshort-20170506")
+    assert job.inputs == make_plan(files).job(job.id).inputs
+    (used,) = [one for one in plan.files if one.key == first.key and one.kind == "science"]
+    assert used.path == other.path
+    none = make_plan(files, Settings(exclude={first.name: "damaged"}))
+    assert {row["state"] for row in none.rows if row["file"] == first.name} == {"excluded"}
+
+
+def test_an_array_that_is_flagged_is_a_parameter_of_the_jobs_of_its_file() -> None:
+    files = [*frames(6), *flats(6)]
+    flag = new_flag(files[1].name, "bad", because="no light on it", array=2)
+    plan = make_plan(files, flags=[flag])
+    bad = {job.id: dict(job.parameters).get("addDQ:bad_arrays") for job in plan.jobs}
+    job = "frames-GSAOI-NGC5128-Kshort-20170506"
+    assert {name: text for name, text in bad.items() if text} == {job: f"{files[1].name}:2"}
+    (row,) = [row for row in plan.rows if row["path"] == files[1].path]
+    assert row["state"] == "used" and row["why"] == "not array 2: bad (no light on it)"

@@ -70,6 +70,38 @@ def states(raw: Path | str, out: Path) -> dict[str, tuple[str, tuple[str, ...]]]
     return {k: (v.name, v.reasons) for k, v in states_of(campaign, known, place).items()}
 
 
+def test_nothing_is_made_of_a_flat_that_is_not_fit_for_use(copy: Path, night: Night) -> None:
+    """Its gate blocks it: what needs it takes the next best, and is blocked where there is none."""
+    (copy / "gates.toml").write_text("[mean_counts]\nfailure_below = 1e9\n")
+    said: list[str] = []
+    again = run_campaign(options(night.folder / "raw", copy), said.append)
+    assert not any(one["ran"] for one in again.records.values())
+    assert again.records[FLAT]["status"] == "made" and again.failed == [FRAMES, STACK]
+    why = again.records[FRAMES]["cause"]
+    assert why.startswith("no processed_flat") and f"{FLAT}: not fit for use: the flat has" in why
+    assert states(night.folder / "raw", copy)[FRAMES] == ("blocked", (why,))
+    (copy / "gates.toml").unlink()
+    assert run_campaign(options(night.folder / "raw", copy), quiet).failed == []
+
+
+def test_stacks_of_a_night_that_is_not_over_are_called_quick_looks(
+    copy: Path, night: Night
+) -> None:
+    """They are that until a run after the night: nothing is done again for the name."""
+    folder, raw = copy / "NGC5128/Kshort/20170505", night.folder / "raw"
+    (image,) = folder.glob("*_image.fits")
+    content = image.read_bytes()
+    for tonight, name in (("20170505", "*_quicklook.fits"), ("20170506", "*_image.fits")):
+        outcome = run_campaign(options(raw, copy, tonight=tonight), quiet)
+        assert not any(one["ran"] for one in outcome.records.values())
+        (found,) = folder.glob("S*.fits")
+        assert found.match(name) and found.read_bytes() == content
+        (row,) = [row for row in Table.read(copy / "index.ecsv") if row["job"] == STACK]
+        assert str(row["product"]) == f"NGC5128/Kshort/20170505/{found.name}"
+        words = states(raw, copy)[STACK][1]
+        assert any("quick look" in text for text in words) == (tonight == "20170505")
+
+
 def test_products_are_those_of_the_steps_by_hand(
     done: tuple[Path, Outcome], reduced: Path, night: Night
 ) -> None:
@@ -342,3 +374,23 @@ def test_a_run_ends_with_the_numbers_of_its_stacks(
         (product,) = outcome.records[job.id]["products"]
         depth = product["numbers"]["depth_5sigma"]
         assert line.startswith(f"{product['path']}: FWHM ") and f"5 sigma at {depth:.4g}" in line
+
+
+def test_a_cause_that_three_jobs_share_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four jobs three have too little memory: the fourth would meet the same, and is not run."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    line = f"simulate campaign {tmp_path / 'sky'} -q --nights 1 --instruments f2 --size 64"
+    assert main([*line.split(), "--compress", "none"]) == 0
+    said: list[str] = []
+    little = Options((str(tmp_path / "sky/raw"),), str(tmp_path / "out"), threads=1)
+    little = little._replace(memory="1MiB", until="calibrations")
+    outcome = run_campaign(little, said.append)
+    assert outcome.stopped.startswith("3 jobs failed alike (too little memory): dark-F2-"), said
+    failed = [one for one in outcome.records.values() if one["status"] == "failed"]
+    assert len(failed) == 3 and all(len(one["tries"]) == 1 for one in failed)
+    assert "give --memory" in failed[0]["cause"]
+    assert not any(name.startswith("flat-") for name in outcome.records)
+    again = run_campaign(little._replace(memory=None), said.append)
+    assert not again.stopped and not again.failed

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from distributed import Client
 from test_cluster import IMAGE, planes
 
 BIN = Path(sys.executable).parent
@@ -96,6 +97,9 @@ def cluster() -> Iterator[tuple[subprocess.Popen, list[subprocess.Popen]]]:
     try:
         while not Path(SCHEDULER).exists():
             time.sleep(0.1)
+        # dask does not start a worker anew that was killed while it began.
+        with Client(scheduler_file=SCHEDULER, timeout=60) as client:
+            client.wait_for_workers(len(nannies), 120)
         yield scheduler, nannies
     finally:
         family = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,6 +133,8 @@ def test_a_campaign_goes_through_kills_with_the_bytes_of_one_that_was_not_distur
     subprocess.run(["scancel", "--signal=USR1", "--batch", job], check=True)
     slurm_node.until(lambda: "Restarts=1" in show(job), 60)
     slurm_node.until(lambda: "JobState=COMPLETING" not in show(job), 60)
+    # SLURM lets it wait for two minutes, because a node refuses it right after its first end.
+    time.sleep(5)
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
     wait_for_all(out)
     assert "into the queue again" in logs(out)

@@ -156,6 +156,10 @@ def test_blue_flats_are_lamp_on_alone(night: object) -> None:
     )
     assert descriptor(frames[0], "filter_name", pretty=True) == "J"
     assert_same(computed(steps.make_lamp_flat(frames)), stacked(frames))
+    # Where there are frames with the lamp off all the same, they are no light of the lamp.
+    mixed = tuple(with_headers(one, primary={"FILTER1": "J_G1101"}) for one in lamps(night))
+    flat, on, off = steps.make_lamp_flat(mixed), stacked(mixed[:3]), stacked(mixed[3:])
+    np.testing.assert_array_equal(computed(flat)["data"], on["data"] - off["data"])
 
 
 @pytest.mark.parametrize(

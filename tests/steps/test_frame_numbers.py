@@ -24,12 +24,15 @@ def frame(path: str, throughput: float, stars: int = 60, fwhm: float = WIDTH) ->
     rng = np.random.default_rng(sum(map(ord, path)))
     made = open_frame(path)
     count = made.sizes["detector"]
+    wings = rng.uniform(1, 2)  # what the fitted image has beyond all radii, as an array's stars say
     rows = np.zeros(stars, RESIDUAL_DTYPE)
-    rows["star"] = np.arange(stars)
-    rows["flux"] = 1e5 * throughput * rng.normal(1, 0.02, stars) * (1 + np.arange(stars))
-    rows["eflux"] = 0.01 * rows["flux"]
-    fitted, catalog = np.zeros(9, POSITIONS), np.zeros(9, CATALOG)
+    rows["star"] = rows["x"] = np.arange(stars)
+    light = 1e5 * throughput * rng.normal(1, 0.02, stars) * (1 + np.arange(stars))
+    rows["flux"], rows["eflux"] = wings * light, 0.01 * wings * light
+    fitted, catalog = np.zeros(max(stars, 9), POSITIONS), np.zeros(9, CATALOG)
     fitted["fwhm"], catalog["CLASS_STAR"], catalog["ELLIPTICITY"] = fwhm, 1.0, 0.07
+    fitted["x"], fitted["share"], fitted["flux"] = np.arange(len(fitted)), 1 / wings, 1.0
+    fitted["flux"][:stars] = rows["flux"]
     objects = np.empty(count, object)
     catalogs = np.empty(count, object)
     for k in range(count):
@@ -57,20 +60,33 @@ def test_numbers_of_a_frame_are_those_of_its_headers_and_stars(night: Night) -> 
 
 def test_throughput_is_that_of_the_stars(night: Night) -> None:
     given = (1.0, 0.98, 0.4, 0.003, 1.01)
-    found = relative_transparencies(group(night, given))
+    found, errors = relative_transparencies(group(night, given))
     np.testing.assert_allclose(found, np.array(given) / np.median(given), rtol=0.01)
-    assert np.isnan(relative_transparencies(group(night, given, stars=3))).all()
-    assert np.isnan(relative_transparencies(group(night, given, stars=0))).all()
+    assert (errors < 0.03).all()
+    values, errors = relative_transparencies(group(night, given, stars=0))
+    assert np.isnan(values).all() and np.isinf(errors).all()
+
+
+@pytest.mark.parametrize("stars", [1, 3])
+def test_a_star_or_three_tell_a_cloud_and_nothing_less(night: Night, stars: int) -> None:
+    given = (1.0, 0.97, 1.02, 0.05, 0.9)
+    found, errors = relative_transparencies(group(night, given, stars=stars))
+    assert found[3] == pytest.approx(0.05, rel=0.1)
+    assert np.isnan(np.delete(found, 3)).all() and (errors > 0.05).all()
 
 
 def test_a_frame_with_few_of_the_stars_of_the_others_is_told(night: Night) -> None:
-    """Through a cloud, too few stars are left to tell its throughput."""
+    """A few stars tell a cloud, and the frame is left out; where none does, the frame is named."""
     many = group(night, (1.0, 0.98, 1.02, 1.01))
     few = group(night, (1.0, 0.98, 0.05, 1.02), stars=3)[2]
     kept, left = weigh_frames((many[0], many[1], few, many[3]), 0.01)
+    assert [each.attrs["name"] for each in left] == [few.attrs["name"]]
+    assert not any(each.attrs.get("warning") for each in kept)
+    none = group(night, (1.0, 0.98, 0.05, 1.02), stars=0)[2]
+    kept, left = weigh_frames((many[0], many[1], none, many[3]), 0.01)
     assert not left
     assert [bool(each.attrs.get("warning")) for each in kept] == [False, False, True, False]
-    text = f"{few.attrs['name']}: 3 matched stars where frames usually have 60"
+    text = f"{none.attrs['name']}: 0 matched stars where frames usually have 60"
     assert kept[2].attrs["warning"].startswith(text)
 
 

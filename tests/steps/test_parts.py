@@ -136,6 +136,7 @@ JOINT = {
     "measure_sky_levels",
     "match_sky_levels",
     "check_sky",
+    "flag_trails",
     "subtract_stack",
     "resample_to_common_frame",
     "flag_shadows",

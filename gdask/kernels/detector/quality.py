@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
+from gdask.kernels.arithmetic import cosines, sines
 from gdask.kernels.arrays import as_kernel_input, flatten_planes
 from gdask.kernels.compiled import njit
 from gdask.model import DQ, GdaskError
@@ -142,3 +145,19 @@ def flag_outside(
     across = (np.arange(x, x + dq.shape[1]) - float(centre[0])) ** 2
     _flag_far(flags, along, across, float(radius**2))
     return flags
+
+
+def flag_strips(
+    dq: Flags, *, strips: Sequence[tuple[float, ...]], flag: int, window: Window
+) -> Flags:
+    """Flag the pixels of straight strips, (x, y, angle, half width) each; gives a new array.
+
+    x, y: a point of its middle line, from 0 on the array; angle: degrees from +x towards +y; half
+    width: pixels. window: that of `dq` on its array.
+    """
+    (y1, y2, x1, x2), out = window, dq.copy()
+    for x, y, angle, half_width in strips:
+        (c,), (s,) = cosines([angle]), sines([angle])
+        across = c * (np.arange(y1, y2) - y)[:, None] - s * (np.arange(x1, x2) - x)
+        out[np.abs(across) <= half_width] |= np.uint16(flag)
+    return out

@@ -15,7 +15,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gdask.kernels.surfaces import Floats, connected_groups, fitted_terms, legendre_terms
+from gdask.kernels.surfaces import (
+    Floats,
+    connected_groups,
+    fitted_terms,
+    legendre_terms,
+    pulls_on_terms,
+    sums_of_terms,
+)
 from gdask.types import Electrons
 
 Numbers = npt.NDArray[np.int64]
@@ -120,10 +127,10 @@ class Surfaces(NamedTuple):
 
 
 class _Problem(NamedTuple):
-    """A least-squares problem: rows of shared cells, and the terms of each row."""
+    """A least-squares problem: rows of shared cells, and the terms of each row (rows, terms)."""
 
-    places: list[Numbers]
-    value: list[Floats]
+    places: npt.NDArray[np.int32]
+    value: Floats
     cell: Numbers
     cells: int
     level: Floats
@@ -307,15 +314,13 @@ def _problem(
         value.append(light[rows])
         prior = np.append(prior, np.full(frames, PRIOR_THROUGHPUT**-2.0))
     used, inverse = np.unique(cell[rows], return_inverse=True)
-    return _Problem(index, value, inverse, len(used), levels.level[rows], error**-2.0, prior)
+    places, terms_of = np.stack(index, axis=1).astype(np.int32), np.stack(value, axis=1)
+    return _Problem(places, terms_of, inverse, len(used), levels.level[rows], error**-2.0, prior)
 
 
 def _predicted(problem: _Problem, found: Floats) -> Floats:
     """Give the surfaces at the rows of a problem."""
-    total = np.zeros(len(problem.level))
-    for index, value in zip(problem.places, problem.value, strict=True):
-        total += found[index] * value
-    return total
+    return sums_of_terms(problem.places, problem.value, found)
 
 
 def _mean_of_cells(problem: _Problem, values: Floats, weight: Floats) -> tuple[Floats, Floats]:
@@ -325,34 +330,29 @@ def _mean_of_cells(problem: _Problem, values: Floats, weight: Floats) -> tuple[F
     return np.asarray(total / np.maximum(norm, 1e-300), float), np.asarray(norm, float)
 
 
-def _gradient(problem: _Problem, values: Floats, weight: Floats) -> Floats:
-    """Give for each factor the sum of weight * term * (value - mean of the cell)."""
-    mean, _ = _mean_of_cells(problem, values, weight)
-    rest = weight * (values - mean[problem.cell])
-    total = np.zeros(len(problem.prior))
-    for index, value in zip(problem.places, problem.value, strict=True):
-        total += np.bincount(index, value * rest, minlength=len(total))
-    return total
-
-
 def _least_squares(problem: _Problem, weight: Floats, start: Floats) -> Floats:
     """Give the factors, by conjugate gradients from `start`."""
-    norm = problem.prior.copy()
-    for index, value in zip(problem.places, problem.value, strict=True):
-        norm += np.bincount(index, weight * value * value, minlength=len(norm))
+    norm, square = problem.prior.copy(), weight[:, None] * problem.value * problem.value
+    for index, value in zip(problem.places.T, square.T, strict=True):
+        norm += np.bincount(index, value, minlength=len(norm))
+    of_cells = np.bincount(problem.cell, weight, minlength=problem.cells)
+
+    def gradient(values: Floats) -> Floats:
+        places, terms, cell = problem.places, problem.value, problem.cell
+        return pulls_on_terms(places, terms, cell, of_cells, weight, values, len(norm))
+
     norm = np.maximum(norm, 1e-300)
-    first = _gradient(problem, problem.level, weight)
+    first = gradient(problem.level)
     first_size = float((first * first / norm).sum())
     found = start.copy()
-    residual = _gradient(problem, problem.level - _predicted(problem, found), weight)
+    residual = gradient(problem.level - _predicted(problem, found))
     residual -= problem.prior * found
     scaled = residual / norm
     direction, size = scaled, float((residual * scaled).sum())
     for _ in range(MAX_GRADIENT_STEPS):
         if not size > GRADIENT_TOLERANCE**2 * first_size:
             break
-        change = _gradient(problem, _predicted(problem, direction), weight)
-        change += problem.prior * direction
+        change = gradient(_predicted(problem, direction)) + problem.prior * direction
         curvature = float((direction * change).sum())
         if not curvature > 0:
             break

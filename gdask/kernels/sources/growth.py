@@ -220,10 +220,9 @@ def _measure_rings(
         )
         seen = np.flatnonzero(counts)
         cells.append((seen, counts.ravel()[seen]))
-    core, core_area, core_variance = (cores[..., k] for k in range(3))
-    light, area, squares, r2 = (sums[..., k] for k in range(4))
-    measured = _Rings(core, core_area, core_variance, light, area, squares, r2, flux)
-    return measured, cells
+    core, core_area, core_variance = np.moveaxis(cores, -1, 0)
+    light, area, noise, r2 = np.moveaxis(sums, -1, 0)
+    return _Rings(core, core_area, core_variance, light, area, noise, r2, flux), cells
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -54,7 +54,7 @@ class Throughputs(NamedTuple):
     radius: int
 
 
-class _Offsets(NamedTuple):
+class Offsets(NamedTuple):
     """Logarithms of throughputs by one radius, their errors (inf: no star), and stars.
 
     stars: how many of equal weight would tell as much, less where one outweighs the others.
@@ -79,7 +79,7 @@ def measure_throughputs(
     rising radii, NaN where not measured; share: of a star's light that this is by the star image.
     """
     radii = range(flux.shape[1])
-    by_radius = [_offsets(star, frame, flux[:, c], error[:, c], frames) for c in radii]
+    by_radius = [relative_offsets(star, frame, flux[:, c], error[:, c], frames) for c in radii]
     common = _still_to_come(star, frame, flux, error, share, frames)
     found = [
         each._replace(error=np.hypot(each.error, beyond))
@@ -111,17 +111,26 @@ def measure_throughputs(
     return Throughputs(values, errors, best.stars, scatter, factor, radius)
 
 
-def _offsets(
-    star: np.ndarray, frame: np.ndarray, flux: np.ndarray, error: np.ndarray, frames: int
-) -> _Offsets:
-    """Fit fluxes of stars and throughputs of frames to their products, by logarithms."""
+def relative_offsets(
+    star: np.ndarray,
+    frame: np.ndarray,
+    flux: np.ndarray,
+    error: np.ndarray,
+    frames: int,
+    floor: float = FLUX_FLOOR,
+) -> Offsets:
+    """Fit fluxes of stars and throughputs of frames to their products, by logarithms.
+
+    star, frame: numbers from 0 of each measurement; flux, error: (n) light per second; frames: how
+    many there are; floor: error of a flux beyond its own, as a fraction.
+    """
     known = (flux > 0) & np.isfinite(error)
     known &= error < 0.2 * np.where(known, flux, 1.0)
     seen = np.bincount(star[known], minlength=int(star.max(initial=0)) + 1)
     use = known & (seen[star] >= 2)
     star, frame = star[use], frame[use]
     z, relative = logarithms(flux[use]), error[use] / flux[use]
-    weight = 1 / (relative**2 + FLUX_FLOOR**2)
+    weight = 1 / (relative**2 + floor**2)
     robust, pull = np.ones(len(z)), np.zeros(len(z))
     offset, stars = np.zeros(frames), len(seen)
     for width in WIDTHS:
@@ -139,7 +148,7 @@ def _offsets(
     count = np.bincount(frame, w, frames) ** 2 / np.maximum(
         np.bincount(frame, w * w, frames), 1e-99
     )
-    return _Offsets(offset, np.where(total > 0, errors, np.inf), count)
+    return Offsets(offset, np.where(total > 0, errors, np.inf), count)
 
 
 def _solved(
@@ -189,7 +198,7 @@ def _still_to_come(
             ratio = flux[:, d] / flux[:, c]
             less, more = error[:, c] / flux[:, c], error[:, d] / flux[:, d]
             noise = ratio * np.sqrt(np.maximum(more**2 - less**2, 0.0) + RATIO_ERROR**2)
-            change = _offsets(star, frame, ratio, noise, frames)
+            change = relative_offsets(star, frame, ratio, noise, frames)
             told = (change.stars >= FEWEST_SHARED) & (change.error < LARGEST_ERROR)
             n = np.count_nonzero(told)
             if n > 2:

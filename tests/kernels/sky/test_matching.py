@@ -13,6 +13,8 @@ from gdask.kernels.surfaces import (
     fitted_terms,
     legendre_terms,
     nodes,
+    pulls_on_terms,
+    sums_of_terms,
     surface_of_nodes,
 )
 
@@ -256,3 +258,26 @@ def test_groups_are_those_that_share_cells() -> None:
     chain = np.repeat(np.arange(200), 2)[1:-1]
     links = np.repeat(np.arange(199), 2)
     assert connected_groups(chain, links, 200).tolist() == [0] * 200
+
+
+def test_pulls_on_terms_are_those_of_plain_sums() -> None:
+    """To the bit: the compiled sums have the order of NumPy's `bincount`."""
+    rng = np.random.default_rng(4)
+    rows, terms, units, cells = 4000, 3, 12, 500
+    unit = np.sort(rng.integers(0, units, rows))
+    places = (unit[:, None] * terms + np.arange(terms)).astype(np.int32)
+    values, factors = rng.normal(size=(rows, terms)), rng.normal(size=units * terms)
+    cell, weight = rng.integers(0, cells, rows), rng.uniform(0, 2, rows)
+    at_rows = sums_of_terms(places, values, factors)
+    expected = np.zeros(rows)
+    for k in range(terms):
+        expected += factors[places[:, k]] * values[:, k]
+    np.testing.assert_array_equal(at_rows, expected)
+    norm = np.bincount(cell, weight, minlength=cells)
+    mean = np.bincount(cell, weight * at_rows, minlength=cells) / np.maximum(norm, 1e-300)
+    rest = weight * (at_rows - mean[cell])
+    expected = np.zeros(len(factors))
+    for k in range(terms):
+        expected += np.bincount(places[:, k], values[:, k] * rest, minlength=len(factors))
+    found = pulls_on_terms(places, values, cell, norm, weight, at_rows, len(factors))
+    np.testing.assert_array_equal(found, expected)
