@@ -474,6 +474,7 @@ HEAVY = (
     "reproject",
     "sqlalchemy",
     "matplotlib",
+    "jinja2",
     "pandas",
 )
 
@@ -505,6 +506,8 @@ LIGHT = (
     "gdask.cli.regions",
     "gdask.cli.verify",
     "gdask.cli.replay",
+    "gdask.cli.report",
+    "gdask.report",
     "gdask.cli.benchmark",
     "gdask.cli.show",
     "gdask.plot",

@@ -28,7 +28,7 @@ from gdask.campaign.job import Job, corrected_cards, lacking
 from gdask.campaign.quicklook import name_of, with_right_names
 from gdask.campaign.scan import known_sum
 from gdask.campaign.settings import Flag
-from gdask.campaign.showing import draw_pictures
+from gdask.campaign.showing import DRAWN, draw_pictures, picture_folder
 from gdask.campaign.sums import SharedSums
 from gdask.campaign.tables import toml_lines, write_whole
 from gdask.headers.numbers import read_numbers
@@ -129,7 +129,8 @@ def run_job(
         records.write_record(place.out, job, record)
         if record["status"] == "made":
             shutil.rmtree(work, ignore_errors=True)
-            record["pictures"] = draw_pictures(records.products_of(place.out, record))
+            if job.kind in DRAWN:
+                record["pictures"] = draw_pictures(records.products_of(place.out, record))
         return record
 
 
@@ -407,8 +408,10 @@ def _moved(
     now = {one["path"] for one in found}
     for one in (last or {}).get("products", ()):
         if one["path"] not in now:
+            path = os.path.join(place.out, one["path"])
             with contextlib.suppress(OSError):
-                os.unlink(os.path.join(place.out, one["path"]))
+                os.unlink(path)
+            shutil.rmtree(picture_folder(path), ignore_errors=True)
     if not found:
         raise GdaskError(f"{job.id}: no product was found in {work}")
     return found

@@ -194,7 +194,7 @@ def run_campaign(options: Options, say: Callable[[str], None] = print) -> Outcom
     """
     campaign, place = survey(options, say)
     with owned(place.out):
-        write_all_tables(campaign, place)  # whatever comes, the plan is there to be looked at
+        _write_plan(options, campaign, place)
         try:
             outcome = _run(options, campaign, place, say)
         finally:
@@ -204,6 +204,14 @@ def run_campaign(options: Options, say: Callable[[str], None] = print) -> Outcom
         taken = (cost.measured(job, outcome.records[job.id]) for job in ran)
         cost.keep_rates(one for one in taken if one is not None)
     return outcome._replace(gates=tuple(failures(judged)))
+
+
+def _write_plan(options: Options, campaign: Campaign, place: Place) -> None:
+    """Write the tables before the first job: whatever comes, the plan is there to be looked at."""
+    if options.only is None and options.until == "stacks":
+        write_tables(place.out, campaign, records.read_records(place.out, campaign))
+    else:
+        write_all_tables(campaign, place)
 
 
 def write_all_tables(campaign: Campaign, place: Place) -> list[Judged]:

@@ -15,8 +15,11 @@ from pathlib import Path
 
 #: Folder of pictures, beside the products; one folder below for each product.
 PICTURES = "pictures"
-#: Seconds after which a process that draws or writes is given up, for each product or report.
-PATIENCE = 300.0
+#: Kinds of jobs whose products are drawn when they are made. To draw a sky-subtracted frame takes a
+#: fifth of the time in which it is made: `gdask report` draws frames, when somebody wants to look.
+DRAWN = ("dark", "bpm", "flat", "stack")
+#: Seconds after which a process that draws the pictures of a product, or a report, is given up.
+PATIENCE, REPORT_PATIENCE = 300.0, 3600.0
 _DRAW = "import sys; from gdask.report.pictures import draw_all; draw_all(sys.argv[1:])"
 _REPORT = "import sys; from gdask.report import end_of_run; sys.exit(end_of_run(sys.argv[1]))"
 
@@ -34,7 +37,7 @@ def draw_pictures(products: Sequence[str]) -> str:
 
 def write_report(out: str | os.PathLike[str], say: Callable[[str], None]) -> None:
     """Write OUT/report anew from records and tables; what goes wrong is said, and no more."""
-    if trouble := _run(["-c", _REPORT, os.fspath(out)], PATIENCE):
+    if trouble := _run(["-c", _REPORT, os.fspath(out)], REPORT_PATIENCE):
         say(f"the report was not written ({trouble}); gdask report {os.fspath(out)} tries again")
 
 

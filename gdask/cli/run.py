@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -180,8 +181,11 @@ def _run(args: argparse.Namespace) -> int:
     made = sum(one["status"] == "made" for one in outcome.records.values())
     if not args.quiet:
         _tell_numbers(outcome)
+    page = os.path.join(args.out, "report", "index.html")
+    shown = f", {page} shows it" if os.path.exists(page) else ""
     _say(
         f"{made} of {len(outcome.campaign.jobs)} jobs are made; gdask status {args.out} tells more"
+        f"{shown}"
     )
     for name in outcome.failed:
         one = outcome.records[name]

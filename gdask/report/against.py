@@ -30,7 +30,7 @@ def against(new: Facts, before: Facts) -> Facts:
                 }
             )
     return {
-        "name": str(before.get("name", "")),
+        "name": os.path.basename(str(before.get("name", ""))),
         "versions": [before.get("versions", []), new["versions"]],
         "new": sorted(second.keys() - first.keys()),
         "gone": sorted(first.keys() - second.keys()),

@@ -59,7 +59,7 @@ def campaign_facts(out: str, internal: bool, before: Mapping[str, Mapping[str, A
         "jobs": described,
         "products": products,
         "gates": table,
-        "files": _files(rows, internal),
+        "files": cleaned(_files(rows, internal), clean),
         "flags": [cleaned(one._asdict(), clean) for one in read_flags(out)],
     }
 

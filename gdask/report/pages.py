@@ -76,8 +76,12 @@ def title_of(product: Mapping[str, Any]) -> str:
     """Give the title of a product's page."""
     night = {"all": "all nights"}.get(product["night"], words.night(product["night"]))
     what = {"image": "stack", "bpm": "bad-pixel mask"}.get(product["of"], product["of"])
+    exposure = product["values"].get("exposure_time")
+    if product["of"] == "dark" and isinstance(exposure, int | float):
+        what = f"dark {exposure:g} s"
     name = product["raw"] if product["of"] == "frame" else ""
-    parts = (product["target"], product["filter"], what, name, night)
+    instrument = "" if product["target"] else product["instrument"]
+    parts = (product["target"] or instrument, product["filter"], what, name, night)
     return " · ".join(filter(None, parts)) or str(product["name"])
 
 

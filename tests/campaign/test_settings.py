@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from astropy.table import Table
 
+from gdask.campaign.gates import gates_of
 from gdask.campaign.index import job_lines
 from gdask.campaign.job import Job
 from gdask.campaign.settings import add_flags, new_flag, pin, read_flags, read_settings
 from gdask.campaign.tables import read_table, toml_lines, write_table
 from gdask.model import UsageError
+from gdask.reduction.gates import shipped
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -109,3 +111,12 @@ def test_numbers_stay_numbers_where_some_are_not_there(tmp_path: Path) -> None:
     table = Table.read(tmp_path / "t.ecsv")
     assert [table[name].dtype.kind for name in ("n", "x", "ok")] == ["i", "f", "b"]
     assert list(table["n"].mask) == [False, True, False] and table["x"].sum() == 3.5
+
+
+def test_own_gates_change_limits_and_leave_the_others(tmp_path: Path) -> None:
+    assert gates_of(tmp_path) == shipped()
+    (tmp_path / "gates.toml").write_text("[mean_counts]\nwarning_below = 9000\n")
+    found = gates_of(tmp_path)
+    assert found["mean_counts"]["warning_below"] == 9000
+    assert found["mean_counts"]["failure_below"] == shipped()["mean_counts"]["failure_below"]
+    assert found.keys() == shipped().keys()

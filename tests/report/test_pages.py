@@ -15,16 +15,24 @@ import pytest
 from astropy.io import fits
 from synthetic import HOSTILE, synthetic
 
-from gdask.campaign.index import read_plan, write_tables
+from gdask.campaign.index import FILE_COLUMNS, read_plan, write_tables
 from gdask.campaign.job import Campaign, Job
 from gdask.campaign.records import write_record
+from gdask.campaign.tables import write_table
 from gdask.cli import main
 from gdask.model import UsageError
 from gdask.report import words
 from gdask.report.against import against, read_report
 from gdask.report.facts import gather
 from gdask.report.names import page_names
-from gdask.report.pages import folder_way, one_file, one_file_way, page_list, render
+from gdask.report.pages import (
+    folder_way,
+    one_file,
+    one_file_way,
+    page_list,
+    render,
+    title_of,
+)
 from gdask.report.questions import questions
 from gdask.report.write import write_report
 
@@ -366,3 +374,23 @@ def test_gates_that_fail_and_jobs_that_fail_need_a_decision(tmp_path: Path) -> N
     assert "error: x.fits: no lamp" in page and "reduce: x.fits: no lamp" in page
     assert "gdask run -o" in page and "--retry" in page
     assert "phase 1: 4 of 8" in (tmp_path / "report/jobs/flat-3.html").read_text()
+
+
+def test_reasons_of_files_and_names_of_old_folders_hold_no_paths(tmp_path: Path) -> None:
+    made_of(tmp_path / "old")
+    made_of(tmp_path / "new", mean_counts=2000.0)
+    row = {name: "" for name in FILE_COLUMNS}
+    row |= {"file": "S1.fits", "state": "duplicate", "why": "a copy of /data/x/S1.fits"}
+    write_table(tmp_path / "new/files.ecsv", [row], FILE_COLUMNS)
+    write_report(tmp_path / "old", draw=False, internal=True)
+    write_report(tmp_path / "new", draw=False, old=tmp_path / "old")
+    text = "".join(data.decode() for _, data in files_of(tmp_path / "new/report").values())
+    assert str(tmp_path) not in text and "/data/x" not in text and "a copy of S1.fits" in text
+
+
+def test_calibrations_of_two_instruments_have_two_titles() -> None:
+    product = {"of": "dark", "values": {"exposure_time": 2.0}, "target": "", "instrument": "F2"}
+    product |= {"filter": "", "night": "20170505", "name": "S1_dark.fits", "raw": "S1"}
+    assert title_of(product) == "F2 · dark 2 s · 2017-05-05"
+    flat = product | {"of": "flat", "filter": "J", "instrument": "GSAOI"}
+    assert title_of(flat) == "GSAOI · J · flat · 2017-05-05"
