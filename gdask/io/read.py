@@ -100,12 +100,25 @@ def stored_arrays(path: str, units: FileUnits | None = None) -> dict[str, Stored
         plane = _plane(path, (stat.st_size, stat.st_mtime_ns), number, header, begin)
         if plane is not None:
             groups.setdefault(_variable_of(header), []).append(plane)
+    if set(groups) == {"data"} and _is_mask(units):
+        groups = {"dq": groups["data"]}
     count = len(groups.get("data") or max(groups.values(), key=len, default=[]))
     return {
         name: StoredArray(tuple(planes), DTYPES.get(name, np.dtype("f4")))
         for name, planes in groups.items()
         if len(planes) == count
     }
+
+
+def _is_mask(units: FileUnits) -> bool:
+    """Tell whether a file is a bad-pixel mask, whose flags are in SCI."""
+    phu, *others = units.headers
+    named = any(keyword in phu for keyword in ("BPMASK", "PROCBPM"))
+    return named and all(
+        isinstance(bits := header.get("BITPIX"), int) and bits > 0
+        for header in others
+        if str(header.get("XTENSION", "")).strip() == "IMAGE"
+    )
 
 
 def lazy_variables(stored: Mapping[str, StoredArray]) -> dict[str, Any]:

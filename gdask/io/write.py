@@ -224,11 +224,13 @@ def _layout(
     for detector, header_of_frame in enumerate(array_headers(frame)):
         base = None if bare else _with_place(frame, _with_wcs(frame, detector, header_of_frame))
         for name in names:
-            header = (
-                _bare_header(name, detector + 1, shape)
-                if base is None
-                else header_bytes(_image_header(base, name, detector + 1, shape))
-            )
+            if base is None:
+                header = _bare_header(name, detector + 1, shape)
+            else:
+                content = _image_header(base, name, detector + 1, shape)
+                if list(names) == ["dq"]:
+                    content["EXTNAME"] = "SCI"  # the field's layout of bad-pixel masks
+                header = header_bytes(content)
             size = padded(shape[0] * shape[1] * abs(_BITPIX[name]) // 8)
             planes[name].append(OutputPlane(position + len(header), shape))
             units.append((header, size))
