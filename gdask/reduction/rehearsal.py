@@ -20,6 +20,7 @@ import numpy as np
 from gdask.engine import checkpoint
 from gdask.engine.compute import check_memory
 from gdask.kernels.sources.centroids import POSITIONS
+from gdask.kernels.sources.detection import CATALOG
 from gdask.model import EXTNAMES, GdaskError, MemoryRefused
 from gdask.reduction.numbers import with_measurements
 from gdask.reduction.phases import begun_outputs, how_many, lazy_results
@@ -32,6 +33,7 @@ log = logging.getLogger("gdask")
 #: take them as they take those of an empty field.
 _MADE_UP: dict[str, np.ndarray] = {
     "stars": np.zeros(0, POSITIONS),
+    "objcat": np.zeros(0, CATALOG),
     "background": np.ones((8, 8)),
     "levels": np.zeros((8, 0)),
     "shadows": np.ones((2, 8, 8)),
