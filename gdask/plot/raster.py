@@ -36,6 +36,8 @@ DQ_COLOURS: tuple[tuple[DQ, str, tuple[int, int, int, int]], ...] = (
     (DQ.OVERLAP, "overlap", (0, 158, 115, 150)),
     (DQ.NO_DATA, "no data", (120, 120, 120, 150)),
 )
+#: Values, about, by which a grey scale is chosen.
+_SAMPLE = 500_000
 #: Rows of a picture whose levels are found at a time, in float64.
 _ROWS = 128
 #: Lengths that a scale bar may have, in arcsec.
@@ -62,13 +64,14 @@ def limits_of(values: Image, *, linear: bool = False) -> Limits:
     found = values[np.isfinite(values)]
     if not len(found):
         return Limits(0.0, 1.0, math.inf)
+    found = found[:: max(1, len(found) // _SAMPLE)].astype(float)
     if linear:
         low, high = (float(value) for value in np.percentile(found, (0.5, 99.5)))
         return Limits(low, high if high > low else low + max(abs(low), 1.0), math.inf)
     level = float(np.median(found))
-    sigma = 1.4826 * float(np.median(np.abs(found - np.float32(level))))
+    sigma = 1.4826 * float(np.median(np.abs(found - level)))
     if not sigma > 0:
-        sigma = float(np.std(found, dtype=float)) or max(abs(level), 1.0)
+        sigma = float(np.std(found)) or max(abs(level), 1.0)
     high = float(np.quantile(found, 1 - HIGH_SHARE))
     low = level - LOW_SIGMA * sigma
     return Limits(low, max(high, level + HIGH_SIGMA * sigma), SOFT_SIGMA * sigma)
