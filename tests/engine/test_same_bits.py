@@ -206,6 +206,7 @@ def all_steps(run: Checked, night: Any, folder: Path) -> None:
         run(steps.add_reference_catalog, targets, source=str(catalogue(night, folder))),
     )
     targets = run(steps.adjust_wcs_to_reference, tuple(f.drop_vars("solution") for f in targets))
+    targets = run(steps.flag_trails, targets)
     targets = run(steps.match_sky_levels, run.fetch(run(steps.measure_sky_levels, targets)))
     aligned = targets
     targets = run(steps.resample_to_common_frame, run(steps.scale_counts_to_reference, targets))

@@ -225,8 +225,8 @@ def test_dark_and_bpm_recipes(workspace: Path, night: object) -> None:
     assert bpm.output_filenames == ["S20170505S0030_bpm.fits"]
     assert "BPM" in gdask.tags(bpm.output_filenames[0])
     with fits.open(bpm.output_filenames[0]) as hdus:
-        assert {hdu.name for hdu in hdus} >= {"DQ"} and "SCI" not in {hdu.name for hdu in hdus}
-        found = np.stack([hdus["DQ", n].data for n in range(1, 5)]) & 1
+        assert {hdu.name for hdu in hdus} >= {"SCI"} and "DQ" not in {hdu.name for hdu in hdus}
+        found = np.stack([hdus["SCI", n].data for n in range(1, 5)]) & 1
     with fits.open(night.truth / "bad_pixels.fits") as hdus:
         dead = np.stack([(hdu.data & 1) != 0 for hdu in hdus[1:]])
     assert dead.sum() > 20 and found[dead].mean() > 0.9 and found.mean() < 0.02

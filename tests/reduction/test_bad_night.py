@@ -153,7 +153,7 @@ def test_the_tutorial_with_many_faults_in_its_folder(
         caplog.clear()
         code = cli.main(list(line))
         out, err = capsys.readouterr()
-        return code, out, err or caplog.text
+        return code, out, err + caplog.text
 
     files = sorted(str(path) for path in Path("raw").iterdir())
     unreadable = {name: f"{name}: {words}" for name, (_, words) in UNREADABLE.items()}

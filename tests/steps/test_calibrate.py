@@ -312,10 +312,7 @@ def test_static_and_user_masks_are_both_used(path: str, night: object, tmp_path:
     (result,) = steps.add_dq((frame,), (bpm,), user_bpm=user)
     section = sections(frame)
     static = np.stack(
-        [
-            bpm.data[d, s[2] : s[3], s[0] : s[1]].data.compute().astype("u2")
-            for d, s in enumerate(section)
-        ]
+        [bpm.dq[d, s[2] : s[3], s[0] : s[1]].data.compute() for d, s in enumerate(section)]
     )
     np.testing.assert_array_equal(computed(result)["dq"], static | user_flags)
     assert static.any() and [row["filename"] for row in records(result, "provenance")][1:] == [

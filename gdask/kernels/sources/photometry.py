@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.compiled import njit
 from gdask.kernels.sources.star_fit import FIT_RADIUS_FWHM, star_light
 from gdask.types import Image, Mask, Pixels
@@ -269,7 +270,10 @@ def wide_fluxes(
     (entries by `step`) and the mean of the ring. NaN where too much is bad or outside.
     """
     stars = np.ascontiguousarray(params[:, :3])
-    return _wide_fluxes(data, variance, bad, stars, profile, step, np.array(WIDE_RADII))
+    planes = (as_kernel_input(plane, np.float32) for plane in (data, variance))
+    return _wide_fluxes(
+        *planes, as_kernel_input(bad, np.bool_), stars, profile, step, np.array(WIDE_RADII)
+    )
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
