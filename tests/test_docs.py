@@ -171,6 +171,9 @@ def test_commands_are_found_in_pages() -> None:
     assert len(found["docs/gsaoi.md"]) > 15 and len(found["docs/campaigns.md"]) > 12
     assert ["gdask", "status", "reduced"] in found["README.md"]
     assert ["showd", "-d", "object"] in found["docs/gsaoi.md"]
+    of_lists = [line for line in found["docs/gsaoi.md"] if line[:1] == ["reduce"]]
+    for name in ("@flats_Kshort.list", "@std_9132.list", "@science.list"):
+        assert any(line[1:2] == [name] for line in of_lists), name
 
 
 def make_pages() -> object:
