@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Sequence
 from datetime import date, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -61,12 +61,15 @@ class Grouped(NamedTuple):
     left_out: tuple[tuple[RawFile, str], ...]
 
 
-def make_groups(files: Iterable[RawFile]) -> Grouped:
-    """Put files of USED_KINDS into groups. The order of the files does not matter."""
+def make_groups(files: Iterable[RawFile], unused: Container[str] = ()) -> Grouped:
+    """Put files of USED_KINDS into groups. The order of the files does not matter.
+
+    unused: paths of files that people have taken out of use. They are in no group, but groups and
+    names are as if they were: taking out a frame renames nothing.
+    """
     ordered = sorted(files, key=lambda file: (file.time, file.name, file.path))
     targets = name_targets([file for file in ordered if file.kind == "science"])
     groups: list[Group] = []
-    left_out: list[tuple[RawFile, str]] = []
     for kind in ("dark", "flat", "science"):
         members = [file for file in ordered if file.kind == kind]
         for found in _by(members, lambda file: _set_up(file, targets)).values():
@@ -75,17 +78,28 @@ def make_groups(files: Iterable[RawFile]) -> Grouped:
             else:
                 nights = _by(found, lambda file: file.night)
                 groups += [_group(kind, one, targets) for one in nights.values()]
-    whole = []
-    for group in groups:
-        if group.kind == "science" and len(group.files) < MIN_FRAMES:
-            why = (
-                f"alone: no other frame of {group.name} in {group.filter} with "
-                f"{group.exposure:g} s in the night {group.night}, so there is no sky for it"
-            )
-            left_out += [(file, why) for file in group.files]
-        else:
-            whole.append(group)
-    return Grouped(tuple(_told_apart(whole)), tuple(left_out))
+    alone = [one for one in groups if _is_alone(one)]
+    left = [
+        group._replace(files=tuple(one for one in group.files if one.path not in unused))
+        for group in (*_told_apart([one for one in groups if not _is_alone(one)]), *alone)
+    ]
+    return Grouped(
+        tuple(group for group in left if group.files and not _is_alone(group)),
+        tuple(
+            (one, _why_alone(group)) for group in left if _is_alone(group) for one in group.files
+        ),
+    )
+
+
+def _is_alone(group: Group) -> bool:
+    return group.kind == "science" and len(group.files) < MIN_FRAMES
+
+
+def _why_alone(group: Group) -> str:
+    return (
+        f"alone: no other frame of {group.name} in {group.filter} with "
+        f"{group.exposure:g} s in the night {group.night}, so there is no sky for it"
+    )
 
 
 def set_up_of(file: RawFile) -> dict[str, Any]:

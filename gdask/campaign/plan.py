@@ -34,7 +34,8 @@ def make_plan(
     states = _left_out_by_people(files, settings, flags)
     files = _with_other_copies(files, states)
     used = [one for one in files if one.kind in USED_KINDS and one.path not in states]
-    grouped = make_groups([one for one in used if one.kind in ("dark", "flat", "science")])
+    sorts = ("dark", "flat", "science")
+    grouped = make_groups([one for one in files if one.kind in sorts], states)
     states |= {file.path: ("set aside", why) for file, why in grouped.left_out}
     _check_scopes(grouped.groups, settings)
     planner = Planner(grouped.groups, used, settings, flags, failed or {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ STATES = {
     "running": "running",
     "new": "to do",
 }
+#: As many files or jobs are named in a line; of more, the number is said.
+NAMED = 5
 
 
 def tree_lines(
@@ -254,6 +256,28 @@ def between(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     found += [f"left out only in the first: {text}" for text in sorted(before - after)]
     found += [f"left out only in the second: {text}" for text in sorted(after - before)]
     return found
+
+
+def unplanned_lines(out: str | os.PathLike[str], campaign: Campaign) -> Iterator[str]:
+    """Say which products there are of jobs that the whole plan does not have; nothing uses them."""
+    planned = {job.id for job in campaign.jobs}
+    names, count = [], 0
+    for record in records.all_records(out):
+        there = [path for path in records.products_of(out, record) if os.path.exists(path)]
+        if record["job"] not in planned and there:
+            names.append(str(record["job"]))
+            count += len(there)
+    if names:
+        yield (
+            f"{count} product{'s' * (count != 1)} of jobs that are no longer planned: "
+            f"{_some(names)}; nothing uses them: remove them, with NAME.json of each job, when you "
+            "do not need them"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def find_campaign(start: str) -> str:

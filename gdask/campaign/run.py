@@ -25,6 +25,7 @@ from gdask.campaign.job import STAGES, Campaign, Job, corrected_cards
 from gdask.campaign.jobs import Place, begin_all, run_job, stop_all
 from gdask.campaign.plan import make_plan
 from gdask.campaign.progress import Progress
+from gdask.campaign.report import unplanned_lines
 from gdask.campaign.scan import forget_missing, scan
 from gdask.campaign.settings import Settings, read_flags, read_settings
 from gdask.campaign.showing import write_report
@@ -198,7 +199,7 @@ def run_campaign(options: Options, say: Callable[[str], None] = print) -> Outcom
         try:
             outcome = _run(options, campaign, place, say)
         finally:
-            judged = write_all_tables(campaign, place)
+            judged = write_all_tables(campaign, place, say)
             write_report(place.out, say)
         ran = [job for job in outcome.campaign.jobs if outcome.records.get(job.id, {}).get("ran")]
         taken = (cost.measured(job, outcome.records[job.id]) for job in ran)
@@ -214,12 +215,17 @@ def _write_plan(options: Options, campaign: Campaign, place: Place) -> None:
         write_all_tables(campaign, place)
 
 
-def write_all_tables(campaign: Campaign, place: Place) -> list[Judged]:
+def write_all_tables(
+    campaign: Campaign, place: Place, say: Callable[[str], None] | None = None
+) -> list[Judged]:
     """Write the tables of the whole plan, also of jobs that were not asked for.
 
-    Gives the products with what gates say of them.
+    Gives the products with what gates say of them. say: is told of products no longer planned.
     """
     whole = whole_plan(campaign, place)
+    if say:
+        for line in unplanned_lines(place.out, whole):
+            say(line)
     return write_tables(place.out, whole, records.read_records(place.out, whole))
 
 

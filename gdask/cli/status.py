@@ -48,6 +48,8 @@ def _status(args: argparse.Namespace) -> int:
     else:
         for line in report.status_lines(campaign, states, known):
             print(clean(line))
+        for line in report.unplanned_lines(place.out, campaign):
+            print(clean(line))
     return int(any(state.name in ("failed", "blocked") for state in states.values()))
 
 

@@ -156,6 +156,32 @@ def test_targets_are_told_by_position_and_programme_not_by_name() -> None:
     assert len({first, elsewhere, other}) == 3
 
 
+@pytest.mark.parametrize("how", ["exclude", "flag"])
+def test_taking_out_frames_renames_nothing(how: str) -> None:
+    """Neither targets, nor nights of pooled darks, nor what tells set-ups apart."""
+    elsewhere = {"ra": 202.0, "observation": "O-2"}
+    files = [
+        *frames(5, count=3, object="J1109"),
+        *frames(5, count=3, hour=4, object="j1109_-"),
+        *frames(5, hour=5, object="J1109", **elsewhere),
+        *frames(6, object="M83", ra=204.0, exposure=30.0),
+        *frames(6, object="M83", ra=204.0, exposure=60.0),
+        *[raw("dark", f"2017-05-0{k}T12:00", instrument="F2") for k in (5, 6)],
+        *frames(5, instrument="F2", program="GS-2017A-Q-61", exposure=8.0),
+    ]
+    every = make_plan(files)
+    for out in (files[:1], files[:3], files[6:7], files[10:14], files[18:19]):
+        names = [one.name for one in out]
+        if how == "exclude":
+            left = make_plan(files, Settings(exclude=dict.fromkeys(names, "lost")))
+        else:
+            left = make_plan(files, flags=[new_flag(n, "guiding", because="lost") for n in names])
+        folders = {job.id: job.folder for job in left.jobs}
+        assert folders.items() <= {job.id: job.folder for job in every.jobs}.items()
+        assert not {one.key for one in out} & {key for job in left.jobs for key in job.inputs}
+        assert Counter(row["state"] for row in left.rows)["excluded"] == len(out)
+
+
 def test_the_nearest_flat_is_taken_with_its_level_and_the_next_best() -> None:
     files = [*frames(6), *flats(5), *flats(12)]
     choice = chosen(make_plan(files), "frames-GSAOI-NGC5128-Kshort-20170506")
