@@ -209,11 +209,11 @@ def new_flag(
     if array is not None and (array < 1 or not flag or use != "all"):
         raise UsageError("--array N: expected a number from 1, with --as, for all uses")
     if header:
-        from gdask.campaign.describe import parse_card
+        from gdask.campaign.describe import check_card
 
         if not all(part.strip() for part in header.partition("=")):
             raise UsageError(f"--header {header}: expected KEYWORD=VALUE, such as EXPTIME=60")
-        parse_card(header)
+        check_card(header)
     if good_until:
         try:
             date.fromisoformat(good_until)
