@@ -144,6 +144,9 @@ def _check_tables(tables: Mapping[str, Any], wrong: Any) -> None:
             if not isinstance(value, str):
                 also = "; a name with dots needs quotes, too" if isinstance(value, dict) else ""
                 raise wrong(key, f"{value!r} came, a text in quotes was expected{also}")
+    for key, value in tables.get("exclude", {}).items():
+        if not value.strip():
+            raise wrong(key, "a reason was expected, such as 'clouds'")
     for key, value in tables.get("skies", {}).items():
         if not _is_list_of_text(value):
             raise wrong(key, "a list of names of files was expected")

@@ -308,6 +308,7 @@ def test_processed_calibrations_among_the_files(policy: str, source: str) -> Non
     ({"parameters": {"NGC5182": {"a:b": 1}}}, "NGC5182: no such target.*did you mean NGC5128"),
     ({"parameters": {"NGC5128/J": {"a:b": 1}}}, "NGC5128/J: no such target, filter"),
     ({"parameters": {"frame": {"a:b": 1}}}, "frame: no such .*did you mean frames"),
+    ({"parameters": {"J": {"a:b": 1}}}, r"there are [^, ]"),
     ({"catalogs": {"NGC5182": "x"}}, r"\[catalogs\]: NGC5182: no such target"),
     ({"skies": {"NGC5182": []}}, r"\[skies\]: NGC5182: no such target"),
     ({"skies": {"NGC5128": ["S1"]}}, r"\[skies\]: S1: no frame of NGC5128 that is used"),

@@ -24,6 +24,7 @@ from gdask.reduction.gates import shipped
     ("[campaign]\n\nnights = 'combin'\n", r"line 3: nights: combin came, expected combine, apart"),
     ("[campaign]\nnigths = 'apart'\n", r"line 2: nigths: expected .*did you mean nights"),
     ("[exclude]\nS20170505S0095 = 3\n", r"line 2: S20170505S0095: 3 came, a text in quotes"),
+    ("[exclude]\nS1 = ''\n", "line 2: S1: a reason was expected"),
     ("[skies]\nNGC5128 = 'x'\n", r"line 2: NGC5128: a list of names"),
     ("[jobs.a]\ninput = []\n", r"line 2: input: expected .*did you mean inputs"),
     ("[campaign\n", "cannot be read"),
