@@ -308,7 +308,6 @@ def test_processed_calibrations_among_the_files(policy: str, source: str) -> Non
     ({"parameters": {"NGC5182": {"a:b": 1}}}, "NGC5182: no such target.*did you mean NGC5128"),
     ({"parameters": {"NGC5128/J": {"a:b": 1}}}, "NGC5128/J: no such target, filter"),
     ({"parameters": {"frame": {"a:b": 1}}}, "frame: no such .*did you mean frames"),
-    ({"parameters": {"J": {"a:b": 1}}}, r"there are [^, ]"),
     ({"catalogs": {"NGC5182": "x"}}, r"\[catalogs\]: NGC5182: no such target"),
     ({"skies": {"NGC5182": []}}, r"\[skies\]: NGC5182: no such target"),
     ({"skies": {"NGC5128": ["S1"]}}, r"\[skies\]: S1: no frame of NGC5128 that is used"),
@@ -373,3 +372,9 @@ def test_an_array_that_is_flagged_is_a_parameter_of_the_jobs_of_its_file() -> No
     assert {name: text for name, text in bad.items() if text} == {job: f"{files[1].name}:2"}
     (row,) = [row for row in plan.rows if row["path"] == files[1].path]
     assert row["state"] == "used" and row["why"] == "not array 2: bad (no light on it)"
+
+
+def test_words_of_campaign_toml_that_there_are_have_no_empty_one() -> None:
+    dark = raw("dark", "2017-05-05T20:00", instrument="F2", filter="")
+    with pytest.raises(UsageError, match=r"there are [^, ]"):
+        make_plan([*frames(6), *flats(5), dark], Settings(parameters={"NGC5182": {"a:b": 1}}))
