@@ -10,13 +10,14 @@ import os
 import pwd
 import re
 import shlex
+import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gdask.model import GdaskError, clean
+from gdask.model import GdaskError, UsageError, clean
 
 #: Seconds for which a command that fails is asked again, and between two times; seconds that one
 #: may take.
@@ -48,6 +49,12 @@ class Patience(NamedTuple):
 
     seconds: float = PATIENCE
     pause: float = PAUSE
+    say: Callable[[str], None] | None = None
+
+    def told(self, command: Sequence[str], said: str) -> None:
+        """Say that a command has failed and is asked again."""
+        if self.say:
+            self.say(f"{command[0]} fails: {clean(said)}; asked again for {self.seconds:.0f} s")
 
 
 class Request(NamedTuple):
@@ -98,7 +105,7 @@ def ask(command: Sequence[str], patience: Patience, hopeless: str = "") -> str:
     hopeless: what it says when it will never answer; then '' is given. Raises Refused, and
     GdaskError where it fails until patience ends.
     """
-    end = time.monotonic() + patience.seconds
+    end, is_told = time.monotonic() + patience.seconds, False
     while True:
         is_done, said = _asked_once(command)
         if is_done:
@@ -107,6 +114,9 @@ def ask(command: Sequence[str], patience: Patience, hopeless: str = "") -> str:
             return ""
         if time.monotonic() >= end:
             raise _no_answer(command, patience, said)
+        if not is_told:
+            patience.told(command, said)
+        is_told = True
         time.sleep(patience.pause)
 
 
@@ -143,10 +153,21 @@ def _no_answer(command: Sequence[str], patience: Patience, said: str) -> GdaskEr
     )
 
 
+def check_installed(system: Slurm | Pbs) -> None:
+    """Raise UsageError where the commands of a batch system are not on this machine."""
+    for command in system.commands:
+        if shutil.which(command) is None:
+            raise UsageError(
+                f"{command}: not found; run gdask where jobs are submitted from, "
+                "or leave out --submit"
+            )
+
+
 class Slurm:
     """SLURM, by sbatch, squeue, scontrol and scancel."""
 
     name = "slurm"
+    commands = ("sbatch", "squeue", "scontrol", "scancel")
 
     def __init__(self, patience: Patience | None = None) -> None:
         self.patience = patience or Patience()
@@ -199,7 +220,7 @@ class Slurm:
         if request.after:
             line.append(f"--dependency=afterany:{':'.join(request.after)}")
         line.append(str(path))
-        end = time.monotonic() + self.patience.seconds
+        end, is_told = time.monotonic() + self.patience.seconds, False
         while True:
             is_done, said = _asked_once(line)
             if is_done:
@@ -209,6 +230,9 @@ class Slurm:
                 return taken[0]
             if time.monotonic() >= end:
                 raise _no_answer(line, self.patience, said)
+            if not is_told:
+                self.patience.told(line, said)
+            is_told = True
             time.sleep(self.patience.pause)
 
     def queued(self, user: str) -> list[Element]:
@@ -246,6 +270,7 @@ class Pbs:
     """PBS Professional and OpenPBS, by qsub, qstat and qdel."""
 
     name = "pbs"
+    commands = ("qsub", "qstat", "qdel")
 
     def __init__(self, patience: Patience | None = None) -> None:
         self.patience = patience or Patience()

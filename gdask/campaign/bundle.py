@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gdask.campaign import records
 from gdask.campaign.describe import write_corrected
 from gdask.campaign.index import job_lines
-from gdask.campaign.job import Campaign, lacking
-from gdask.campaign.jobs import Place, what_goes_in
+from gdask.campaign.job import Campaign, Job, lacking
+from gdask.campaign.jobs import Place, Sources, command_line, what_goes_in, write_inputs
 from gdask.campaign.tables import write_whole
 from gdask.model import GdaskError, UsageError
 
@@ -32,6 +33,7 @@ def make_bundle(campaign: Campaign, place: Place, name: str, folder: str) -> lis
         raise GdaskError(f"{name}: {', '.join(lost)}; gdask run makes what it needs")
     files = {file.key: file for file in campaign.files if file.kind != "duplicate"}
     _, sources = what_goes_in(job, files, known, place)
+    copies: dict[str, str] = {}
     for kind, paths in (
         ("inputs", sources.inputs),
         ("calibrations", tuple(sources.calibrations.values())),
@@ -39,6 +41,7 @@ def make_bundle(campaign: Campaign, place: Place, name: str, folder: str) -> lis
         (target / kind).mkdir(parents=True, exist_ok=True)
         for path, copy in _places(paths, target / kind).items():
             copy.parent.mkdir(parents=True, exist_ok=True)
+            copies[path] = os.path.relpath(copy, target)
             if path in sources.headers:
                 write_corrected(path, sources.headers[path], copy)
             else:
@@ -49,14 +52,26 @@ def make_bundle(campaign: Campaign, place: Place, name: str, folder: str) -> lis
     for about in (record, record.with_suffix(".log"), log):
         if about.exists():
             shutil.copy2(about, target / about.name)
-    command = known.get(job.id, {}).get("command", "")
+    _write_command(job, target, sources, copies, place)
+    return sorted(os.path.relpath(path, target) for path in target.rglob("*") if path.is_file())
+
+
+def _write_command(
+    job: Job, target: Path, sources: Sources, copies: Mapping[str, str], place: Place
+) -> None:
+    """Write README, with the command that does the job within the bundle, and what it reads."""
+    own = sources._replace(
+        inputs=tuple(copies[path] for path in sources.inputs),
+        calibrations={kind: copies[path] for kind, path in sources.calibrations.items()},
+        headers={},
+    )
+    write_inputs(job, target, own)
+    line = ["reduce", *command_line(job, own, place.threads, place.memory)[3:]]
     write_whole(
         target / "README",
-        f"All that the job {job.id} was given. To do it again here:\n\n"
-        f"    find inputs -type f | sort > inputs.list\n    {command}\n\n"
-        "with the paths of calibrations below calibrations/.\n",
+        f"All that the job {job.id} was given. To do it again in this folder:\n\n"
+        f"    DRAGONSRC=dragonsrc {shlex.join(line)}\n",
     )
-    return sorted(os.path.relpath(path, target) for path in target.rglob("*") if path.is_file())
 
 
 def _places(paths: Sequence[str], folder: Path) -> dict[str, Path]:

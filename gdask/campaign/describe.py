@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,13 +12,21 @@ from typing import Any, NamedTuple
 
 from gdask.headers import Headers, read_headers
 from gdask.instruments import View, view
-from gdask.instruments.view import number_problem
+from gdask.instruments.view import REQUIRED, number_problem, problem_with
 from gdask.model import GdaskError, UsageError, night_of
+from gdask.params import closest
 
 #: Endings of compressed files.
 COMPRESSED = re.compile(r"\.(gz|bz2|fz)$", re.IGNORECASE)
 #: Kinds that a plan uses; all other files are left out, for the reason in `RawFile.why`.
 USED_KINDS = ("science", "flat", "dark", "processed_bpm", "processed_flat", "processed_dark")
+
+#: Keywords that say how a file is built, and comments: no correction can be meant.
+_STRUCTURE = re.compile(
+    r"SIMPLE|XTENSION|BITPIX|NAXIS\d*|[PG]COUNT|GROUPS|EXTEND|EXTNAME|EXTVER|EXTLEVEL|END|NEXTEND"
+    r"|BSCALE|BZERO|BLANK|THEAP|TFIELDS|T(FORM|TYPE|DIM|NULL|SCAL|ZERO)\d+|CHECKSUM|DATASUM"
+    r"|Z(IMAGE|TABLE|BITPIX|NAXIS\d*|TILE\d+|CMPTYPE|NAME\d+|VAL\d+)|COMMENT|HISTORY|CONTINUE|"
+)
 
 
 class RawFile(NamedTuple):
@@ -112,11 +121,39 @@ def parse_card(card: str) -> tuple[str, Any]:
         parsed = fits.Card.fromstring(f"{keyword.upper():8}= {value}")
         parsed.verify("exception")
         return parsed.keyword, parsed.value
-    except (fits.VerifyError, ValueError) as error:
-        quoted = f"{keyword}='{value}'"
+    except (fits.VerifyError, ValueError):
         raise UsageError(
-            f"{card}: no value of FITS ({error}); a text needs quotes: {quoted}"
+            f"{card}: no keyword and value of FITS; a text needs quotes: {keyword}='{value}'"
         ) from None
+
+
+def check_card(card: str) -> None:
+    """Raise UsageError where a card cannot be a corrected one: structure, or no such number."""
+    keyword, value = parse_card(card)
+    if _STRUCTURE.fullmatch(keyword):
+        raise UsageError(
+            f"--header {card}: {keyword} says how the file is built and cannot be corrected"
+        )
+    if keyword in REQUIRED and (text := problem_with(keyword, value)):
+        raise UsageError(f"--header {card}: {text}")
+
+
+def check_known(card: str, files: Iterable[RawFile], others: Iterable[RawFile]) -> None:
+    """Raise UsageError, with the nearest, where neither gdask nor any file knows a card's keyword.
+
+    others: all files of the campaign. One of each kind is looked at: a file may lack a card that
+    its fellows have.
+    """
+    keyword, _ = parse_card(card)
+    fellows = {(one.instrument, one.kind): one for one in others if one.instrument}
+    known = set(REQUIRED)
+    for one in (*files, *fellows.values()):
+        with contextlib.suppress(GdaskError, OSError):
+            headers = read_headers(one.path)
+            known |= {name for header in (headers.phu, *headers.ext) for name in header}
+    if keyword not in known:
+        near = closest(keyword, sorted(name for name in known if not _STRUCTURE.fullmatch(name)))
+        raise UsageError(f"--header {card}: no file here has a keyword {keyword}{near}")
 
 
 def _without_path(error: Exception, path: str) -> str:

@@ -116,6 +116,7 @@ def run_job(
             if last["status"] == "failed" and not place.retry:
                 return last | {"ran": False}
         record = _try(job, work, lock, sources, place)
+        record["names"] = {name: files[name].name for name in job.inputs}
         record |= {"key": key, "parts": parts, "gdask": __version__, "ran": True}
         if record["cause"].startswith(_OF_THE_MACHINE):
             record["key"] = ""  # nothing is wrong with the job: the next run tries it again
@@ -223,7 +224,7 @@ def _calibrations(
 # Running ---------------------------------------------------------------------------------------
 
 
-def _command(job: Job, sources: Sources, threads: int, memory: str | None) -> list[str]:
+def command_line(job: Job, sources: Sources, threads: int, memory: str | None) -> list[str]:
     """Give the command line of a job, in its folder."""
     line = [sys.executable, "-c", _REDUCE, "@inputs.list", "-r", job.recipe]
     if job.parameters:
@@ -239,14 +240,14 @@ def _command(job: Job, sources: Sources, threads: int, memory: str | None) -> li
 
 def _try(job: Job, work: Path, lock: int, sources: Sources, place: Place) -> dict[str, Any]:
     """Run the command until it ends well, or fails for good; give what there is to record."""
-    _write_inputs(job, work, sources)
+    write_inputs(job, work, sources)
     for product in _products(job, work):
         product.unlink()  # of a try that failed, perhaps with other inputs
     tries: list[dict[str, Any]] = []
     threads, memory = place.threads, place.memory
     begun, code = time.time(), 0
     while len(tries) < MAX_TRIES:
-        line = _command(job, sources, threads, memory)
+        line = command_line(job, sources, threads, memory)
         code = _run(line, work, lock)
         log = _tail(work / "job.log")
         cause = "" if _has_ended_well(job, work, code) else cause_of(code, log)
@@ -290,7 +291,7 @@ def _twice(memory: str | None) -> str | None:
     return str(int(2 * size)) if size else None
 
 
-def _write_inputs(job: Job, work: Path, sources: Sources) -> None:
+def write_inputs(job: Job, work: Path, sources: Sources) -> None:
     """Write list, parameters and configuration of a job, and copies with corrected headers."""
     paths = [
         _corrected(path, sources.headers[path], work) if path in sources.headers else path

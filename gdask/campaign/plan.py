@@ -106,7 +106,7 @@ def _check_scopes(groups: Sequence[Group], settings: Settings) -> None:
             if name not in known:
                 raise UsageError(
                     f"campaign.toml, [{title}]: {name}: no such {what} among the files; there are "
-                    f"{', '.join(sorted(known))}{closest(name, known)}"
+                    f"{', '.join(sorted(filter(None, known)))}{closest(name, known)}"
                 )
     for target, listed in settings.skies.items():
         files = [file for group in science if group.name == target for file in group.files]

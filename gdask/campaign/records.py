@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from gdask.campaign.job import BITS, Campaign, Job
@@ -144,21 +145,29 @@ def key_of(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say in words what differs between the parts of a record and those of now."""
+def changes(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    names: Mapping[str, str] = MappingProxyType({}),
+    words: tuple[str, str] = ("is new", "is not in it any more"),
+) -> list[str]:
+    """Say in words what differs between the parts of a record and those of now.
+
+    names: of files, by key of the exposure. words: of what only the second, and only the first has.
+    """
     found = []
     if before.get("recipe") != now["recipe"]:
         found.append(f"recipe {before.get('recipe')} -> {now['recipe']}")
     if before.get("bits") != now["bits"]:
         found.append(f"bits number {before.get('bits')} -> {now['bits']}")
-    words = {
+    titles = {
         "inputs": "input",
         "calibrations": "calibration",
         "frames": "frame",
         "headers": "header of",
         "parameters": "parameter",
     }
-    for name, word in words.items():
+    for name, word in titles.items():
         then, after = before.get(name, {}), now[name]
         for key in sorted({*then, *after}):
             if then.get(key) == after.get(key):
@@ -168,9 +177,9 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
                     f"parameter {key}: {then.get(key, 'default')} -> {after.get(key, 'default')}"
                 )
             elif key not in then:
-                found.append(f"{word} {key} is new")
+                found.append(f"{word} {names.get(key, key)} {words[0]}")
             elif key not in after:
-                found.append(f"{word} {key} is not in it any more")
+                found.append(f"{word} {names.get(key, key)} {words[1]}")
             else:
-                found.append(f"{word} {key} has changed")
+                found.append(f"{word} {names.get(key, key)} has changed")
     return found

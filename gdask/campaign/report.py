@@ -248,7 +248,9 @@ def _ancestry(
 
 def between(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """Say what differs between two products: what went in, version, level, what was left out."""
-    found = records.changes(first.get("parts", {}), second.get("parts", {}))
+    names = first.get("names", {}) | second.get("names", {})
+    words = ("is only in the second", "is only in the first")
+    found = records.changes(first.get("parts", {}), second.get("parts", {}), names, words)
     for key, word in (("gdask", "gdask"), ("level", "association level"), ("job", "job")):
         if first.get(key) != second.get(key):
             found.append(f"{word} {first.get(key)} -> {second.get(key)}")
@@ -286,4 +288,6 @@ def find_campaign(start: str) -> str:
     for folder in (path, *path.parents):
         if (folder / records.HIDDEN).is_dir():
             return str(folder)
+    if not path.exists():
+        raise UsageError(f"{start}: no such folder")
     raise UsageError(f"{start}: not in the results of a campaign; give -o OUT")

@@ -67,8 +67,11 @@ def scan(
         is_out = skip and any(
             _is_below(os.path.realpath(p), os.path.realpath(skip)) for p in places
         )
-        also = "; raw files and results: give them folders of their own" if is_out else ""
-        raise UsageError(f"{', '.join(places)}: no FITS file there{also}")
+        if is_out:
+            raise UsageError(
+                f"{skip}: results cannot go into the folder of raw files; give another one, -o OUT"
+            )
+        raise UsageError(f"{', '.join(places)}: no FITS file there")
     with closing(open_cache(cache)) as kept:
         known = {path: (size, mtime, facts) for path, size, mtime, facts in kept.execute(_ALL)}
         _check_not_gone(known, paths)

@@ -144,6 +144,9 @@ def _check_tables(tables: Mapping[str, Any], wrong: Any) -> None:
             if not isinstance(value, str):
                 also = "; a name with dots needs quotes, too" if isinstance(value, dict) else ""
                 raise wrong(key, f"{value!r} came, a text in quotes was expected{also}")
+    for key, value in tables.get("exclude", {}).items():
+        if not value.strip():
+            raise wrong(key, "a reason was expected, such as 'clouds'")
     for key, value in tables.get("skies", {}).items():
         if not _is_list_of_text(value):
             raise wrong(key, "a list of names of files was expected")
@@ -209,11 +212,11 @@ def new_flag(
     if array is not None and (array < 1 or not flag or use != "all"):
         raise UsageError("--array N: expected a number from 1, with --as, for all uses")
     if header:
-        from gdask.campaign.describe import parse_card
+        from gdask.campaign.describe import check_card
 
         if not all(part.strip() for part in header.partition("=")):
             raise UsageError(f"--header {header}: expected KEYWORD=VALUE, such as EXPTIME=60")
-        parse_card(header)
+        check_card(header)
     if good_until:
         try:
             date.fromisoformat(good_until)

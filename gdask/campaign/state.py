@@ -77,7 +77,8 @@ def _state(
     except (GdaskError, OSError, KeyError) as error:
         return State("stale", (f"what goes in cannot be read: {error}",), True)
     if record["key"] != records.key_of(parts):
-        reasons = records.changes(record.get("parts", {}), parts) or ["it was not finished"]
+        names = record.get("names", {}) | {file_key: file.name for file_key, file in files.items()}
+        reasons = records.changes(record.get("parts", {}), parts, names) or ["it was not finished"]
         return State("stale", tuple(reasons), True)
     if record["status"] == "failed":
         return State("failed", (record["cause"],), place.retry)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gdask.campaign import cost, elsewhere, records
-from gdask.campaign.batch import Pbs, Refused, Request, Slurm, user_name
+from gdask.campaign.batch import Patience, Pbs, Refused, Request, Slurm, check_installed, user_name
 from gdask.campaign.job import Campaign, Job
 from gdask.campaign.jobs import Place, run_job
 from gdask.campaign.run import Options, owned, survey, whole_plan, write_all_tables
@@ -78,7 +78,8 @@ def submit_campaign(
 
     Raises UsageError and GdaskError; what was submitted until then is known to the next call.
     """
-    system = system or system_of(wish.system)
+    system = system or system_of(wish.system, Patience(say=say))
+    check_installed(system)
     _check_words(options, wish)
     campaign, place = survey(options, say)
     place = place._replace(threads=options.threads or THREADS)

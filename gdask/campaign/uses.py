@@ -26,7 +26,7 @@ def ends_of(
             yield f"makes {one['path']}"
     for user in users_of(job, campaign):
         after = known.get(user.id, {})
-        if job.kind == "frames":
+        if job.kind == "frames" and file.key in job.inputs:
             yield from _in_stack(own, user, after)
             continue
         paths = [one["path"] for one in after.get("products", ())]

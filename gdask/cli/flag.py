@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gdask.campaign.describe import RawFile
+    from gdask.campaign.job import Job
+
+#: Kinds of jobs, and of raw files, that calibrations are.
+CALIBRATED = ("flat", "dark", "bpm")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -68,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _flag(args: argparse.Namespace) -> int:
+    from gdask.campaign.describe import check_known
     from gdask.campaign.job import is_named
     from gdask.campaign.report import find_campaign
     from gdask.campaign.run import Options, survey
@@ -86,6 +91,10 @@ def _flag(args: argparse.Namespace) -> int:
     for name in args.files:
         meant = [file for file in campaign.files if is_named(file, name)]
         _check_array(args.array, meant)
+        if args.header and meant:
+            check_known(args.header, meant, campaign.files)
+        if args.good_until:
+            check_calibration(name, meant, campaign.jobs)
         if not meant and not (args.good_until and name in jobs):
             known = [file.name for file in campaign.files]
             raise UsageError(f"{name}: no file of this campaign{closest(name, known + jobs)}")
@@ -97,6 +106,17 @@ def _flag(args: argparse.Namespace) -> int:
         )
     )
     return 0
+
+
+def check_calibration(name: str, meant: Sequence[RawFile], jobs: Sequence[Job]) -> None:
+    """Raise UsageError where a name is that of something other than a calibration."""
+    kinds = [file.kind for file in meant] + [job.kind for job in jobs if job.id == name]
+    wrong = [kind for kind in kinds if not kind.startswith("processed_") and kind not in CALIBRATED]
+    if wrong:
+        raise UsageError(
+            f"--good-until: {name} is no calibration ({wrong[0]}); name a processed calibration or "
+            "its job"
+        )
 
 
 def _check_array(array: int | None, files: Sequence[RawFile]) -> None:

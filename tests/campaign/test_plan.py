@@ -398,3 +398,9 @@ def test_an_array_that_is_flagged_is_a_parameter_of_the_jobs_of_its_file() -> No
     assert {name: text for name, text in bad.items() if text} == {job: f"{files[1].name}:2"}
     (row,) = [row for row in plan.rows if row["path"] == files[1].path]
     assert row["state"] == "used" and row["why"] == "not array 2: bad (no light on it)"
+
+
+def test_words_of_campaign_toml_that_there_are_have_no_empty_one() -> None:
+    dark = raw("dark", "2017-05-05T20:00", instrument="F2", filter="")
+    with pytest.raises(UsageError, match=r"there are [^, ]"):
+        make_plan([*frames(6), *flats(5), dark], Settings(parameters={"NGC5182": {"a:b": 1}}))

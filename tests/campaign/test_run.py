@@ -19,10 +19,13 @@ from astropy.table import Table
 from conftest import Night
 
 from gdask.campaign import records
+from gdask.campaign.bundle import make_bundle
+from gdask.campaign.report import between
 from gdask.campaign.run import Options, Outcome, owned, run_campaign, survey
 from gdask.campaign.scan import scan
 from gdask.campaign.settings import add_flags, new_flag
 from gdask.campaign.state import states_of
+from gdask.campaign.uses import ends_of
 from gdask.cli import main
 from gdask.model import GdaskError
 from gdask.reduction.replay import differences
@@ -395,3 +398,61 @@ def test_a_cause_that_three_jobs_share_stops_the_run(
     assert all(one["status"] == "blocked" for one in flats)
     again = run_campaign(little._replace(memory=None), said.append)
     assert not again.stopped and not again.failed
+
+
+def test_the_command_of_a_bundle_works_in_the_bundle(
+    copy: Path, night: Night, tmp_path: Path
+) -> None:
+    campaign, place = survey(options(night.folder / "raw", copy), quiet)
+    (job,) = (one for one in campaign.jobs if one.id == FRAMES)
+    job = job._replace(parameters=(*job.parameters, ("prepare:suffix", "_prepared")))
+    jobs = tuple(job if one.id == FRAMES else one for one in campaign.jobs)
+    make_bundle(campaign._replace(jobs=jobs), place, FRAMES, str(tmp_path / "first"))
+    shutil.rmtree(copy)
+    folder = (tmp_path / "first").rename(tmp_path / "fb")
+    text = (folder / "README").read_text()
+    (command,) = (line for line in text.splitlines() if line.startswith("    "))
+    lines = (folder / "inputs.list").read_text() + text
+    assert str(tmp_path) not in lines and str(night.folder) not in lines
+    assert "-c parameters.toml" in command and "processed_flat:calibrations/" in command
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=folder, env=os.environ | {"PATH": path}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(folder.glob("*_skyCorrected.fits")) and not list(tmp_path.glob("*.fits"))
+
+
+def test_folders_that_cannot_be_those_of_results_are_named(
+    night: Night, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    shutil.copy2(night.science[0], raw)
+    assert main(["run", str(raw), "-o", str(raw)]) == 2
+    assert "results cannot go into the folder of raw files" in capsys.readouterr().err
+    assert main(["status", str(tmp_path / "nosuch")]) == 2
+    assert "nosuch: no such folder" in capsys.readouterr().err
+
+
+def test_reasons_name_files_and_sides(copy: Path, night: Night) -> None:
+    raw, name = night.folder / "raw", Path(night.science[0]).name
+    add_flags(copy, [new_flag(name, "bad", because="x")])
+    assert f"input {name} is not in it any more" in states(raw, copy)[FRAMES][1]
+    first = {"parts": {"inputs": {"a@1": "x"}}, "names": {"a@1": "a.fits"}}
+    second = {"parts": {"inputs": {}, "recipe": None, "bits": None}}
+    first["parts"] |= {"recipe": None, "bits": None}
+    for one in (first, second):
+        one["parts"] |= {k: {} for k in ("calibrations", "frames", "headers", "parameters")}
+    assert between(first, second) == ["input a.fits is only in the first"]
+    assert between(second, first) == ["input a.fits is only in the second"]
+
+
+def test_a_calibration_goes_into_stacks(copy: Path, night: Night) -> None:
+    campaign, _ = survey(options(night.folder / "raw", copy), quiet)
+    (job,) = (one for one in campaign.jobs if one.id == FRAMES)
+    (flat,) = (one for one in campaign.files if one.path == night.flat_on[0])
+    lines = list(ends_of(flat, job, campaign, records.read_records(copy, campaign)))
+    assert lines and not [line for line in lines if "would be" in line]
+    assert any(line.startswith(f"goes into {STACK} (made)") for line in lines)

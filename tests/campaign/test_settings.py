@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 from astropy.table import Table
+from conftest import Night
 
+from gdask.campaign.describe import check_known, describe
 from gdask.campaign.gates import gates_of
 from gdask.campaign.index import job_lines
 from gdask.campaign.job import Job
 from gdask.campaign.settings import add_flags, new_flag, pin, read_flags, read_settings
 from gdask.campaign.tables import read_table, toml_lines, write_table
+from gdask.cli.flag import check_calibration
 from gdask.model import UsageError
 from gdask.reduction.gates import shipped
 
@@ -21,6 +24,7 @@ from gdask.reduction.gates import shipped
     ("[campaign]\n\nnights = 'combin'\n", r"line 3: nights: combin came, expected combine, apart"),
     ("[campaign]\nnigths = 'apart'\n", r"line 2: nigths: expected .*did you mean nights"),
     ("[exclude]\nS20170505S0095 = 3\n", r"line 2: S20170505S0095: 3 came, a text in quotes"),
+    ("[exclude]\nS1 = ''\n", "line 2: S1: a reason was expected"),
     ("[skies]\nNGC5128 = 'x'\n", r"line 2: NGC5128: a list of names"),
     ("[jobs.a]\ninput = []\n", r"line 2: input: expected .*did you mean inputs"),
     ("[campaign\n", "cannot be read"),
@@ -54,6 +58,12 @@ def test_flags_are_appended_and_read_back(tmp_path: Path) -> None:
     ({"flag": "clouds"}, "did you mean cloud"),
     ({"flag": "cloud", "use": "skies"}, "expected sky, stack, all"),
     ({"header": "EXPTIME"}, "expected KEYWORD=VALUE"),
+    ({"header": "NAXIS=3"}, "NAXIS says how the file is built"),
+    ({"header": "naxis2=3"}, "NAXIS2 says how the file is built"),
+    ({"header": "BZERO=0"}, "BZERO says how the file is built"),
+    ({"header": "EXPTIME=abc"}, r"^EXPTIME=abc: no keyword and value of FITS; .*EXPTIME='abc'$"),
+    ({"header": "EXPTIME='abc'"}, "EXPTIME = abc: a number from"),
+    ({"header": "EXPTIME=-5"}, "EXPTIME = -5: a number from"),
     ({"good_until": "tomorrow"}, "expected a date"),
     ({}, "nothing to flag"),
 ])  # fmt: skip
@@ -120,3 +130,22 @@ def test_own_gates_change_limits_and_leave_the_others(tmp_path: Path) -> None:
     assert found["mean_counts"]["warning_below"] == 9000
     assert found["mean_counts"]["failure_below"] == shipped()["mean_counts"]["failure_below"]
     assert found.keys() == shipped().keys()
+
+
+def test_a_keyword_that_no_file_has_is_no_correction(night: Night) -> None:
+    files = [describe(night.science[0]), describe(night.flat_on[0])]
+    for card in ("EXPTIME=60", "object='x'", "FILTER1='H'"):
+        check_known(card, files[:1], files)
+    with pytest.raises(UsageError, match="no file here has a keyword EXPTIM; did you mean EXPTIME"):
+        check_known("EXPTIM=60", files[:1], files)
+
+
+def test_only_a_calibration_is_good_until_a_night(night: Night) -> None:
+    files = [describe(night.science[0]), describe(night.flat_on[0])]
+    with pytest.raises(UsageError, match="is no calibration .science"):
+        check_calibration("S1", files[:1], ())
+    check_calibration("S2", files[1:], ())
+    job = Job("flat-a", "flat", "GSAOI", "", "K", "20170505", "calibrations")
+    check_calibration("flat-a", (), (job,))
+    with pytest.raises(UsageError, match="is no calibration .frames"):
+        check_calibration("f", (), (job._replace(id="f", kind="frames"),))

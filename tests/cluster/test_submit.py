@@ -15,7 +15,7 @@ from conftest import Night
 from fake_slurm import Fake
 
 from gdask.campaign import cost, elsewhere, records
-from gdask.campaign.batch import Patience, Pbs, Request, Slurm, parse_qstat
+from gdask.campaign.batch import Patience, Pbs, Request, Slurm, ask, parse_qstat
 from gdask.campaign.job import Job
 from gdask.campaign.jobs import run_job
 from gdask.campaign.run import Options, survey
@@ -25,7 +25,7 @@ from gdask.campaign.submit import Submitted, Wish, _arrays, submit_campaign
 from gdask.campaign.tables import read_table
 from gdask.cli.run import main as run
 from gdask.cli.status import main as status
-from gdask.model import GdaskError
+from gdask.model import GdaskError, UsageError
 
 SHORT = Patience(30.0, 0.01)
 FLAT, FRAMES = "flat-GSAOI-20170505-Kshort", "frames-GSAOI-NGC5128-Kshort-20170505"
@@ -342,3 +342,24 @@ def test_blocked_jobs_are_recorded_and_not_submitted(slurm: Fake, options: Optio
     assert FLAT not in done.new and FRAMES in done.blocked
     rows = {row["job"]: row for row in read_table(Path(options.out, "index.ecsv"))}
     assert rows[FRAMES]["status"] == "blocked" and "failed" in rows[FRAMES]["because"]
+
+
+def test_a_machine_without_slurm_says_so_at_once(
+    options: Options, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match="^sbatch: not found; "):
+        submit_campaign(options, Wish("slurm"))
+    with pytest.raises(UsageError, match="^qsub: not found; "):
+        submit_campaign(options, Wish("pbs"))
+    assert not Path(options.out).exists()
+
+
+def test_a_command_that_fails_is_asked_again_and_says_so_once(tmp_path: Path) -> None:
+    command = tmp_path / "squeue"
+    command.write_text("#!/bin/sh\necho no controller >&2\nexit 1\n")
+    command.chmod(0o755)
+    said: list[str] = []
+    with pytest.raises(GdaskError, match="has failed"):
+        ask([str(command)], Patience(0.2, 0.02, said.append))
+    assert len(said) == 1 and "fails: no controller; asked again for" in said[0]
