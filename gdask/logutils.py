@@ -8,6 +8,7 @@ output is a terminal. In a pipe, a notebook or a batch job there are plain lines
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -94,6 +95,12 @@ def say(text: str, at_fault: bool = False) -> None:
         print(lines, file=stream, flush=True)
 
 
+def leave_closed_pipe() -> None:
+    """Send to nowhere what standard output is still given: nobody reads it any more."""
+    # Python flushes at exit: there must be something to flush to.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def terminal() -> Any:
     """Give the `rich` console of standard output; None where that is no terminal.
 
@@ -176,6 +183,9 @@ class _Screen(logging.Handler):
                 print(text, flush=True)
             else:
                 _print(console, folded(text, console.width))
+        except BrokenPipeError:  # `| head`: nobody reads the rest, the work and its log go on
+            logging.getLogger("gdask").removeHandler(self)
+            leave_closed_pipe()
         except Exception:  # noqa: BLE001 - as logging's own handlers do
             self.handleError(record)
 

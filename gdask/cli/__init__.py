@@ -129,8 +129,7 @@ def flush_quietly() -> None:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes at exit: there must be something to flush to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        logutils.leave_closed_pipe()
 
 
 def run_command(

@@ -82,8 +82,9 @@ def frame_numbers(frame: Frame) -> dict[str, Any]:
     """Give what a stack's table FRAMES says of a frame; NaN for what is not known.
 
     fwhm: arcsec, ellipticity: medians over its arrays. stars: sources that are like stars. sky: e-
-    of a pixel in its exposure time, mean of the arrays. variance: e-^2 that this sky and the read
-    noise promise for a pixel. pixel_area: arcsec^2. seconds, airmass, mjd (middle), night.
+    of a pixel in its exposure time, mean of the arrays with usable pixels. variance: e-^2 that this
+    sky and the read noise promise for a pixel. pixel_area: arcsec^2. seconds, airmass, mjd
+    (middle), night.
     """
     averaged = 1 if descriptor(frame, "is_coadds_summed") else int(descriptor(frame, "coadds") or 1)
     headers = array_headers(frame)
@@ -96,8 +97,8 @@ def frame_numbers(frame: Frame) -> dict[str, Any]:
         "fwhm": fwhm,
         "ellipticity": ellipticity,
         "stars": stars,
-        "sky": float(np.mean(sky)),
-        "variance": float(np.mean(np.maximum(sky, 0) / averaged + noise**2)),
+        "sky": _mean_of_known(sky),
+        "variance": _mean_of_known(np.maximum(sky, 0) / averaged + noise**2),
         "pixel_area": areas,
         "seconds": float(descriptor(frame, "exposure_time") or np.nan),
         "airmass": float(descriptor(frame, "airmass") or np.nan),
@@ -108,6 +109,12 @@ def frame_numbers(frame: Frame) -> dict[str, Any]:
         "transparency_error": float("inf"),
         "weight": float("nan"),
     }
+
+
+def _mean_of_known(values: np.ndarray) -> float:
+    """Give the mean over arrays without those that have no usable pixels (NaN)."""
+    known = values[np.isfinite(values)]
+    return float(np.mean(known)) if len(known) else float("nan")
 
 
 def _star_images(frame: Frame) -> tuple[float, float, int, float]:

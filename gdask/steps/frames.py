@@ -269,15 +269,24 @@ def without_sky_in_levels(frame: Frame) -> Frame:
     """Give the frame with levels that are those of its pixels after sky subtraction.
 
     The sky is the median of its measured background (`measure_background`), array by array; where
-    it was not measured, levels stay. SKYMED keeps it.
+    it was not measured, levels stay. SKYMED keeps it; arrays without usable pixels have none.
     """
     measured = small(frame, "background", lazy_is_none=True)
     headers = array_headers(frame)
-    if not measured or len(measured) != len(headers) or "SKYMED" in headers[0]:
+    if not measured or len(measured) != len(headers) or any("SKYMED" in one for one in headers):
         return frame
-    sky = [float(np.nanmedian(cells)) if np.isfinite(cells).any() else 0.0 for cells in measured]
-    changed = _changed(frame, {key: lambda v, n: v - sky[n] for key in LEVELS})
-    return with_headers(changed, each={"SKYMED": [(v, "Median of the sky (e-)") for v in sky]})
+    sky = [float(np.nanmedian(cells)) if is_measured(cells) else None for cells in measured]
+    changed = _changed(frame, {key: lambda v, n: v - (sky[n] or 0.0) for key in LEVELS})
+    cards = [None if v is None else (v, "Median of the sky (e-)") for v in sky]
+    return with_headers(changed, each={"SKYMED": cards})
+
+
+def is_measured(cells: np.ndarray) -> bool:
+    """Tell whether a mesh of `measure_background` is of an array that has usable pixels.
+
+    That of an array without any is zero in all cells.
+    """
+    return bool(np.any(np.isfinite(cells) & (np.asarray(cells) != 0)))
 
 
 def levels_on_grid(frame: Frame, ratio: float) -> dict[str, Any]:
@@ -285,11 +294,13 @@ def levels_on_grid(frame: Frame, ratio: float) -> dict[str, Any]:
 
     `ratio` is the area of a pixel of the grid over that of an array, which values were multiplied
     by; the read noise is that which sums of pixels have, as VAR. Keywords that an array lacks are
-    not given.
+    not given; arrays without usable pixels have no say.
     """
     found: dict[str, Any] = {}
+    every = array_headers(frame)
+    headers = [header for header in every if "SKYMED" in header] or every
     for key in (*LEVELS, "RDNOISE"):
-        values = [header.get(key) for header in array_headers(frame)]
+        values = [header.get(key) for header in headers]
         if all(isinstance(value, int | float) for value in values):
             is_noise = key == "RDNOISE"
             one = rms(values) * ratio**0.5 if is_noise else min(values) * ratio

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from gdask.kernels.sources.background import background_mesh
 from gdask.model import UNUSABLE, late
 from gdask.params import Range
 from gdask.steps.frame_numbers import of_residuals, stands_out, weigh_frames
-from gdask.steps.frames import arrays_of, on_group, with_arrays, with_scaled_levels
+from gdask.steps.frames import arrays_of, is_measured, on_group, with_arrays, with_scaled_levels
 from gdask.steps.sky_frames import middle_of_exposure
 from gdask.types import Flags, Frame, Frames, Image
 
@@ -257,22 +258,25 @@ def choose_level(
         return SkyLevel(asked or usual, why)
     names = {frame.attrs["name"] for frame in frames}
     off_target = tuple(sky for sky in skies if sky.attrs["name"] not in names)
+    arrays = _arrays_with_levels((*frames, *off_target))
+    levels = _backgrounds_of(frames, arrays)
     light = find_target_light(
-        _backgrounds_of(frames),
-        _backgrounds_of(off_target) if off_target else None,
+        levels,
+        _backgrounds_of(off_target, arrays) if off_target else None,
         _exposure_middles(frames),
         _exposure_middles(off_target),
     )
     mode = asked or ("none" if light.fills_field and off_target else usual)
     if light.fills_field:
-        _warn_of_target(light, frames, mode, bool(off_target))
+        _warn_of_target(light, levels, mode, bool(off_target))
     return SkyLevel(mode, "as asked" if asked else _reason(light, bool(off_target)))
 
 
-def _warn_of_target(light: TargetLight, frames: Frames, mode: str, has_off_target: bool) -> None:
+def _warn_of_target(
+    light: TargetLight, levels: np.ndarray, mode: str, has_off_target: bool
+) -> None:
     """Warn where the light of a target that fills the field is subtracted with the sky."""
     if not has_off_target:
-        levels = _backgrounds_of(frames)
         darkest = np.quantile(levels, DARKEST_QUANTILE, axis=(2, 3), keepdims=True)
         log.warning(
             "sky_correct: light in %.0f %% of the field (in the median %.0f e- above its darkest"
@@ -309,8 +313,15 @@ def _background_in_cells(data: Image, dq: Flags) -> np.ndarray:
     return background_mesh(data, (dq & np.uint16(UNUSABLE)) != 0, cell_pixels)[0]
 
 
-def _backgrounds_of(frames: Frames) -> np.ndarray:
-    return np.array([small(frame, "background") for frame in frames], float)
+def _backgrounds_of(frames: Frames, arrays: Sequence[int]) -> np.ndarray:
+    return np.array([[small(frame, "background")[n] for n in arrays] for frame in frames], float)
+
+
+def _arrays_with_levels(frames: Frames) -> list[int]:
+    """Give the numbers of the arrays that have usable pixels in all frames; all if none has."""
+    found = [[is_measured(cells) for cells in small(frame, "background")] for frame in frames]
+    usable = np.all(found, axis=0)
+    return [int(n) for n in (np.flatnonzero(usable) if usable.any() else range(len(usable)))]
 
 
 def _exposure_middles(frames: Frames) -> np.ndarray:

@@ -28,6 +28,7 @@ from gdask.steps.frames import (
     PIXEL_BYTES,
     array,
     arrays_of,
+    is_measured,
     named,
     on_group,
     with_arrays,
@@ -217,8 +218,9 @@ def sky_structure(skies: Sequence[Frame]) -> tuple[float, ...]:
     meshes = [np.stack(each) for each in found if each is not None]
     if not meshes or len({mesh.shape for mesh in meshes}) > 1 or meshes[0].ndim != 3:
         return ()
-    flat = [mesh - np.median(mesh, axis=(1, 2), keepdims=True) for mesh in meshes]
-    return tuple(float(each) for each in np.median(flat, axis=0).std(axis=(1, 2)))
+    found_of = [[mesh for mesh in of_array if is_measured(mesh)] for of_array in zip(*meshes)]
+    flat = [[mesh - np.median(mesh) for mesh in each] for each in found_of]
+    return tuple(float(np.median(each, axis=0).std()) if each else 0.0 for each in flat)
 
 
 def _groups(wanted: Sequence[Wanted]) -> list[list[int]]:

@@ -34,7 +34,7 @@ from gdask.kernels.surfaces import (
 )
 from gdask.model import UNUSABLE, GdaskError, late
 from gdask.params import Range
-from gdask.steps.frames import array, arrays_of, on_group, with_arrays
+from gdask.steps.frames import array, arrays_of, is_measured, on_group, with_arrays
 from gdask.steps.sky import LIGHT_SUBTRACTED
 from gdask.types import Flags, Frame, Frames, Image, Mask
 
@@ -157,12 +157,18 @@ def _levels_apart(frames: Frames, solved: Surfaces) -> Floats:
     )
     if len(groups) < 2 or not is_own or any(each is None for each in found):
         return np.zeros(0)
-    levels = [[float(np.median(mesh)) for mesh in each] for each in found]
-    over = np.concatenate([np.array(each) - np.mean(each) for each in levels])
+    levels = [
+        np.array([np.median(mesh) if is_measured(mesh) else np.nan for mesh in each])
+        for each in found
+    ]
+    if any(np.isnan(each).all() for each in levels):
+        return np.zeros(0)
+    over = np.concatenate([each - np.nanmean(each) for each in levels])
     apart = np.zeros(len(solved.group))
     for group in groups:
-        apart[group] = over[solved.group == group].mean()
-    sky = float(np.median(np.concatenate(levels)))
+        known = over[(solved.group == group) & np.isfinite(over)]
+        apart[group] = known.mean() if len(known) else 0.0
+    sky = float(np.nanmedian(np.concatenate(levels)))
     return apart if np.ptp(apart[groups]) > MAX_APART * abs(sky) else np.zeros(0)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,3 +80,25 @@ def test_a_list_into_a_pipe_needs_a_reader(
     assert main(words) == 0
     assert os.path.basename(night.science[0]) in os.read(reader, 1 << 16).decode()
     os.close(reader)
+
+
+LOGS = """
+import logging, sys
+from gdask import logutils
+from gdask.cli import flush_quietly
+logutils.config("own.log")
+for number in range(20000):
+    logging.getLogger("gdask").info("line %d", number)
+flush_quietly()
+"""
+
+
+def test_the_log_goes_on_without_a_reader_of_the_screen(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-c", LOGS]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, text=True, **pipes) as process:
+        assert process.stdout.readline() == "line 0\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+    assert (tmp_path / "own.log").read_text().endswith("line 19999\n")

@@ -19,6 +19,7 @@ from gdask import cli, steps
 from gdask.instruments import descriptor
 from gdask.io.frames import array_headers, primary_header, with_fetched, with_headers
 from gdask.simulate import simulate_f2, simulate_gsaoi
+from gdask.steps.frame_numbers import frame_numbers
 from gdask.steps.frames import levels_on_grid, without_sky_in_levels
 from gdask.types import Frame, Frames
 
@@ -201,3 +202,22 @@ def test_frames_with_other_flats_and_without_dates(case: Case) -> None:
     assert (phu["FLATIM"], phu["FLATI2"]) == ("S_flat.fits", "S_other_flat.fits")
     assert phu["MJD-OBS"] == pytest.approx(min(case.truth["mjd"][:2]), abs=1e-5)
     assert descriptor(stack, "total_exposure_time") == phu["TOTEXP"]
+
+
+def test_arrays_without_usable_pixels_have_no_sky(case: Case) -> None:
+    frame = case.frames[0]
+    count = frame.sizes["detector"]
+    if count < 2:
+        pytest.skip("one array")
+    sky = tuple(np.full((8, 8), 0.0 if n == 1 else 100.0) for n in range(count))
+    lowered = without_sky_in_levels(with_fetched(frame, {"background": sky}))
+    headers = array_headers(lowered)
+    assert [header.get("SKYMED") for header in headers] == [100.0, None, *[100.0] * (count - 2)]
+    assert headers[1]["SATLEVEL"] == array_headers(frame)[1]["SATLEVEL"]
+    numbers = frame_numbers(lowered)
+    noise = np.array([header["RDNOISE"] for n, header in enumerate(headers) if n != 1])
+    averaged = 1 if descriptor(frame, "is_coadds_summed") else descriptor(frame, "coadds") or 1
+    assert numbers["sky"] == 100.0
+    assert numbers["variance"] == pytest.approx(100 / averaged + (noise**2).mean())
+    assert levels_on_grid(lowered, 1.0)["RDNOISE"][0] == pytest.approx(np.sqrt((noise**2).mean()))
+    assert without_sky_in_levels(lowered) is lowered
