@@ -72,6 +72,8 @@ def gather(
     if not old:
         return found | {"against": None}
     changes = against(found, read_report(old) or gather(old))
+    # Two folders of results often have one name: that of the folder around it tells them apart.
+    changes["name"] = "/".join(Path(old).absolute().parts[1:][-2:])
     clean = cleaner(os.path.abspath(folder), (), internal)
     return found | {"against": cleaned(changes, clean, OWN | {"new", "gone"})}
 

@@ -372,6 +372,7 @@ def test_what_changed_against_an_older_report(tmp_path: Path) -> None:
     write_report(tmp_path / "old", draw=False)
     write_report(tmp_path / "new", draw=False, old=tmp_path / "old")
     facts = json.loads((tmp_path / "new/report/report.json").read_text())["against"]
+    assert facts["name"] == f"{tmp_path.name}/old"
     assert facts["gone"] == ["calibrations/20170503/S20170503_flat.fits"]
     (change,) = facts["products"][0]["changes"]
     assert change == {
@@ -383,6 +384,12 @@ def test_what_changed_against_an_older_report(tmp_path: Path) -> None:
     assert against(same, read_report(tmp_path / "old") or {})["products"] == []
     with pytest.raises(UsageError, match="expected a folder of results"):
         read_report(tmp_path / "none")
+
+
+def test_numbers_that_differ_in_no_digit_that_is_shown_have_not_changed(tmp_path: Path) -> None:
+    made_of(tmp_path / "old", lamp_scatter=0.0010000001)
+    made_of(tmp_path / "new", lamp_scatter=0.001)
+    assert gather(tmp_path / "new", old=tmp_path / "old")["against"]["products"] == []
 
 
 def test_gates_that_fail_and_jobs_that_fail_need_a_decision(tmp_path: Path) -> None:
