@@ -21,12 +21,14 @@ def build_parser() -> argparse.ArgumentParser:
         "  gdask report reduced --against last_year/reduced",
     )
     parser.add_argument("out", metavar="OUT", nargs="?", default=".", help="folder of results")
-    parser.add_argument("--zip", action="store_true", help="write OUT/report.zip, too")
+    parser.add_argument(
+        "--zip", action="store_true", help="write OUT/report.zip, too; not with --one-file"
+    )
     parser.add_argument(
         "--one-file",
         action="store_true",
         help="write OUT/report.html, too: all pages and pictures in one file, of at most 20 "
-        "products",
+        "products (sky-subtracted frames count); not with --zip",
     )
     parser.add_argument(
         "--internal",

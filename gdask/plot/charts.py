@@ -105,14 +105,22 @@ def background(material: Material) -> list[Made]:
     middle = float(np.median(known))
     shown = found._replace(values=(found.values - middle) / noise)
     graphs.draw_map(axes, shown, "sky - median (noise of a pixel)", centred=True)
-    axes.set_title(f"background: uneven by {uneven:.2g} of a pixel's noise")
+    axes.set_title(f"cells of {found.side} pixels scatter by {scatter_text(uneven)}")
     largest = float(np.nanmax(np.abs(shown.values)))
+    beyond = " beyond their errors" if uneven > 0 else ""
     alt = (
         f"Map of the sky that is left in cells of {found.side} pixels: cells scatter by "
-        f"{uneven:.2g} of the noise of a pixel beyond their errors, the largest departs by "
-        f"{largest:.2g} from the median ({middle:.3g} electron)."
+        f"{scatter_text(uneven)}{beyond}; the largest departs by {largest:.3g} from "
+        f"the median ({middle:.3g} electron)."
     )
     return _graph("background", "Background", alt, made)
+
+
+def scatter_text(uneven: float) -> str:
+    """Say by how much cells scatter beyond their errors, in the noise of a pixel; never 0."""
+    if not math.isfinite(uneven):
+        return "an amount that is not known"
+    return f"{uneven:.3g} of a pixel's noise" if uneven > 0 else "no more than their errors"
 
 
 def fwhm(material: Material) -> list[Made]:
@@ -128,10 +136,10 @@ def fwhm(material: Material) -> list[Made]:
     axes = made.add_axes((0.13, 0.13, 0.8, 0.77))
     graphs.draw_fwhm(axes, x, y, fwhm, plane.shape, unit)
     middle, scatter = float(np.median(fwhm)), measures.robust_scatter(fwhm)
-    axes.set_title(f"FWHM of {len(fwhm)} stars: median {middle:.3g} {unit}")
+    axes.set_title(f"median of fits to {len(fwhm)} single stars: {middle:.3g} {unit}")
     alt = (
-        f"FWHM of {len(fwhm)} stars at their places in the image: median {middle:.3g} {unit}, "
-        f"scatter {scatter:.2g} {unit}."
+        f"FWHM of {len(fwhm)} stars of OBJCAT at their places in the image: median of the fits to "
+        f"single stars {middle:.3g} {unit}, scatter {scatter:.3g} {unit}."
     )
     return _graph("fwhm", "FWHM", alt, made)
 

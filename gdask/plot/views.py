@@ -31,12 +31,13 @@ def preview(material: Material) -> list[Made]:
             raster.mark_sky(shown, material.layout)
         content, coarse = raster.png_bytes(shown), 2 * coarse
     unit = str(array_headers(material.frame)[0].get("BUNIT") or "counts")
+    unit = "" if unit == "1" else f" {unit}"  # a ratio has no unit to name
     known = np.isfinite(picture)
     share = known.mean() if picture.size else 0.0
     scale = "asinh" if math.isfinite(limits.soft) else "linear"
     alt = (
         f"{_NAMES.get(material.kind, 'File')} of {_size_text(material)}, in grey levels ({scale}) "
-        f"from {limits.low:.4g} to {limits.high:.4g} {unit}; "
+        f"from {limits.low:.4g} to {limits.high:.4g}{unit}; "
         + (f"{100 * share:.0f} % of the picture has data" if known.any() else "no pixel has data")
         + ("" if material.kind in ("flat", "dark") else _direction_text(material.layout))
         + "."

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gdask.model import UsageError
+from gdask.report.words import number
 
 Facts = dict[str, Any]
 
@@ -68,7 +69,7 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Facts]
     first, second = before["values"], after["values"]
     for name in [*second, *(name for name in first if name not in second)]:
         one, other = first.get(name), second.get(name)
-        if one == other:
+        if one == other or number(one) == number(other):
             continue
         are_numbers = all(
             isinstance(value, int | float) and not isinstance(value, bool) for value in (one, other)

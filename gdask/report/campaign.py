@@ -18,7 +18,7 @@ from gdask.campaign.job import Campaign, Choice, Job
 from gdask.campaign.settings import read_flags
 from gdask.campaign.tables import read_table
 from gdask.model import UsageError
-from gdask.report.private import cleaned, cleaner
+from gdask.report.private import cleaned, cleaned_facts, cleaner
 from gdask.report.products import product_facts, read_tables, with_frames
 
 #: Files that are not used and have a row each; of more, the first ones are shown.
@@ -53,7 +53,7 @@ def campaign_facts(out: str, internal: bool, before: Mapping[str, Mapping[str, A
     table = gates_of(out)
     products = _products(campaign, known, look)
     described = [_job(job, known, used.get(job.id, []), look) for job in jobs]
-    return {
+    facts = {
         "kind": "campaign",
         "name": name,
         "jobs": described,
@@ -62,6 +62,7 @@ def campaign_facts(out: str, internal: bool, before: Mapping[str, Mapping[str, A
         "files": cleaned(_files(rows, internal), clean),
         "flags": [cleaned(one._asdict(), clean) for one in read_flags(out)],
     }
+    return cleaned_facts(facts, clean)
 
 
 def raw_paths(out: str) -> dict[str, str]:

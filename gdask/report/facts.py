@@ -23,6 +23,7 @@ from gdask.report.decisions import decisions
 from gdask.report.flats import flat_ratio
 from gdask.report.folder import folder_facts
 from gdask.report.names import page_names
+from gdask.report.private import OWN, cleaned, cleaner
 from gdask.report.products import definitions
 from gdask.report.questions import questions
 
@@ -70,7 +71,11 @@ def gather(
     found = completed(facts, {path: one["ratio"] for path, one in ratios.items()})
     if not old:
         return found | {"against": None}
-    return found | {"against": against(found, read_report(old) or gather(old))}
+    changes = against(found, read_report(old) or gather(old))
+    # Two folders of results often have one name: that of the folder around it tells them apart.
+    changes["name"] = "/".join(Path(old).absolute().parts[1:][-2:])
+    clean = cleaner(os.path.abspath(folder), (), internal)
+    return found | {"against": cleaned(changes, clean, OWN | {"new", "gone"})}
 
 
 def completed(facts: Facts, ratios: Mapping[str, Facts]) -> Facts:

@@ -12,7 +12,7 @@ from gdask import __version__
 from gdask.instruments import view
 from gdask.model import GdaskError, night_of
 from gdask.reduction.gates import judge, shipped
-from gdask.report.private import cleaned, cleaner
+from gdask.report.private import cleaned, cleaned_facts, cleaner
 from gdask.report.products import numbers_of, product_facts, with_frames
 from gdask.report.tables import tables_of
 
@@ -25,7 +25,7 @@ def folder_facts(out: str, internal: bool, runs: Sequence[Mapping[str, Any]]) ->
     clean = cleaner(path, (), internal)
     found = [_product(one, clean) for one in sorted(Path(out).glob("*.fits"))]
     products = _judged([one for one in found if one is not None])
-    return {
+    facts = {
         "kind": "folder",
         "name": path if internal else os.path.basename(path),
         "jobs": [cleaned(dict(one), clean) for one in runs],
@@ -34,6 +34,7 @@ def folder_facts(out: str, internal: bool, runs: Sequence[Mapping[str, Any]]) ->
         "files": {"counts": {}, "unused": [], "more": 0},
         "flags": [],
     }
+    return cleaned_facts(facts, clean)
 
 
 def run_facts(

@@ -23,6 +23,7 @@ from gdask.report.campaign import raw_paths
 from gdask.report.colour import draw_colour, stacks_in_colour
 from gdask.report.facts import FILE, FOLDER, gather
 from gdask.report.pictures import are_fresh, described, draw_one, shows_ratio, thumbnail
+from gdask.report.private import cleaned, cleaner
 
 Facts = dict[str, Any]
 _MANIFEST = "manifest.json"
@@ -65,6 +66,7 @@ def write_report(
     if draw:
         _draw_missing(root, report, raw or raw_paths(os.fspath(out)), say)
     pictures, files = _pictures(root, report)
+    pictures = cleaned(pictures, cleaner(os.path.abspath(out), (), internal), frozenset({"file"}))
     folder = root / FOLDER
     _write_folder(folder, report, pictures, files)
     if as_one_file:

@@ -18,7 +18,7 @@ from products import noisy, sky_header, write_product
 from gdask.io.tables import geometry_table
 from gdask.kernels.geometry.projection import Geometry
 from gdask.model import DQ, GdaskError
-from gdask.plot import measures
+from gdask.plot import charts, measures
 from gdask.plot.planes import frame_of, read_planes
 from gdask.plot.product import LIST, make_pictures, read_notes, read_pictures
 
@@ -140,6 +140,12 @@ def test_without_its_list_a_folder_has_no_pictures(image: Path, tmp_path: Path) 
 
 
 # Numbers ---------------------------------------------------------------------------------------
+
+
+def test_scatter_of_cells_is_never_said_to_be_nought() -> None:
+    assert charts.scatter_text(0.0) == "no more than their errors"
+    assert charts.scatter_text(0.00123456) == "0.00123 of a pixel's noise"
+    assert "not known" in charts.scatter_text(math.nan)
 
 
 def test_noise_and_background_are_those_of_the_pixels(tmp_path: Path) -> None:

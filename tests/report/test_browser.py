@@ -229,6 +229,25 @@ def test_the_campaign_shows_pictures_numbers_and_what_to_do(browser: Any, campai
     assert weight <= MAX_PRODUCT
 
 
+@pytest.mark.parametrize("width", [1280, 375])
+def test_rows_are_not_made_high_by_what_is_beyond_the_edge(
+    browser: Any, tmp_path: Path, width: int
+) -> None:
+    report = synthetic(20)
+    stack = next(one for one in page_list(report) if one.subject.get("frames"))
+    for row in stack.subject["frames"]:
+        row["calibrations"] = [f"S20170505S00{n}_calibration.fits" for n in (11, 30, 33)]
+        row["skies"] = [f"S20170505S00{n}" for n in range(10, 20)]
+    (tmp_path / "page.html").write_text(render(stack, report, {}, folder_way()))
+    with seen(browser, {"width": width, "height": 900}) as eyes:
+        eyes.page.goto((tmp_path / "page.html").as_uri())
+        rows = "[...document.querySelectorAll('[aria-label=%s] tbody tr')]"
+        heights = rows + ".map(row => row.getBoundingClientRect().height)"
+        assert max(eyes.page.evaluate(heights % "Frames")) < 45
+        if width < 500:
+            assert max(eyes.page.evaluate(heights % "Numbers")) < 75
+
+
 def test_tables_and_overlays_work_without_a_script(browser: Any, campaign: Path) -> None:
     report = campaign / "report"
     facts = json.loads((report / "report.json").read_text())

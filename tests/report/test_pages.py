@@ -261,6 +261,41 @@ def test_no_path_host_or_user_unless_internal(tmp_path: Path) -> None:
     assert str(tmp_path) in text and "/home/me/list" in text
 
 
+def strings(value: Any) -> list[str]:
+    """Give all texts in a value of JSON, keys too."""
+    if isinstance(value, dict):
+        return [text for pair in value.items() for one in pair for text in strings(one)]
+    if isinstance(value, list):
+        return [text for one in value for text in strings(one)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_no_planted_path_is_in_any_text_at_any_depth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant = "/srv/secret/who/S1.fits"
+
+    def tables(path: Any) -> dict[str, Any]:
+        deep = {"a:b": plant, "c": {"d": [plant, {"e": f"see {plant}"}]}}
+        found: dict[str, Any] = {"settings": {"user": deep}, "versions": {"numpy": plant}}
+        found |= {"frames": [], "skies": [plant]}
+        return found | {"sources": None, "trouble": f"{plant}: broken", "wavelength": None}
+
+    monkeypatch.setattr("gdask.report.products.tables_of", tables)
+    made_of(tmp_path / "old", mean_counts=2000.0, flat="/srv/secret/old.fits")
+    made_of(tmp_path / "new", flat=plant)
+    write_report(tmp_path / "old", draw=False, internal=True)
+    write_report(tmp_path / "new", draw=False, old=tmp_path / "old")
+    facts = json.loads((tmp_path / "new/report/report.json").read_text())
+    found = [text for text in strings(facts) if "secret" in text or str(tmp_path) in text]
+    assert found == [] and "old.fits" in strings(facts["against"])
+    assert facts["products"][0]["settings"]["user"]["c"]["d"] == ["S1.fits", {"e": "see S1.fits"}]
+    pages = "".join(path.read_text() for path in (tmp_path / "new/report").rglob("*.html"))
+    assert "secret" not in pages and str(tmp_path) not in pages
+    write_report(tmp_path / "new", draw=False, internal=True)
+    assert plant in strings(json.loads((tmp_path / "new/report/report.json").read_text()))
+
+
 def test_pictures_of_the_product_as_it_is_are_shown_and_others_not(tmp_path: Path) -> None:
     made_of(tmp_path)
     pytest.importorskip("gdask.plot.product")
@@ -337,6 +372,7 @@ def test_what_changed_against_an_older_report(tmp_path: Path) -> None:
     write_report(tmp_path / "old", draw=False)
     write_report(tmp_path / "new", draw=False, old=tmp_path / "old")
     facts = json.loads((tmp_path / "new/report/report.json").read_text())["against"]
+    assert facts["name"] == f"{tmp_path.name}/old"
     assert facts["gone"] == ["calibrations/20170503/S20170503_flat.fits"]
     (change,) = facts["products"][0]["changes"]
     assert change == {
@@ -348,6 +384,12 @@ def test_what_changed_against_an_older_report(tmp_path: Path) -> None:
     assert against(same, read_report(tmp_path / "old") or {})["products"] == []
     with pytest.raises(UsageError, match="expected a folder of results"):
         read_report(tmp_path / "none")
+
+
+def test_numbers_that_differ_in_no_digit_that_is_shown_have_not_changed(tmp_path: Path) -> None:
+    made_of(tmp_path / "old", lamp_scatter=0.0010000001)
+    made_of(tmp_path / "new", lamp_scatter=0.001)
+    assert gather(tmp_path / "new", old=tmp_path / "old")["against"]["products"] == []
 
 
 def test_gates_that_fail_and_jobs_that_fail_need_a_decision(tmp_path: Path) -> None:
