@@ -277,6 +277,23 @@ def unplanned_lines(out: str | os.PathLike[str], campaign: Campaign) -> Iterator
         )
 
 
+def unused_line(campaign: Campaign) -> str:
+    """Say how many raw files no job uses, why in a word, and which cannot be read; '' for none."""
+    states: dict[str, list[str]] = {}
+    for row in campaign.rows:
+        states.setdefault(str(row["state"]), []).append(str(row["file"]))
+    used = len(states.pop("used", []))
+    if not states:
+        return ""
+    counts = [
+        f"{len(names)} {state}"
+        + (f" ({_some(names)})" if state in ("unreadable", "missing") else "")
+        for state, names in sorted(states.items())
+    ]
+    count = sum(map(len, states.values()))
+    return f"{count} of {used + count} files are not used: {', '.join(counts)}; files.ecsv says why"
+
+
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more

@@ -26,7 +26,7 @@ from gdask.campaign.jobs import Place, begin_all, run_job, stop_all
 from gdask.campaign.plan import make_plan
 from gdask.campaign.progress import Progress
 from gdask.campaign.report import unplanned_lines
-from gdask.campaign.scan import forget_missing, scan
+from gdask.campaign.scan import check_apart, forget_missing, scan
 from gdask.campaign.settings import Settings, read_flags, read_settings
 from gdask.campaign.showing import write_report
 from gdask.campaign.spread import Wanted, run_on_cluster
@@ -80,6 +80,7 @@ class Outcome(NamedTuple):
 def survey(options: Options, say: Callable[[str], None] = print) -> tuple[Campaign, Place]:
     """Scan the raw files and plan; nothing is run."""
     out = os.path.abspath(options.out)
+    check_apart(options.places, out)
     hidden = Path(out) / records.HIDDEN
     hidden.mkdir(parents=True, exist_ok=True)
     places = _places(options, hidden)

@@ -33,6 +33,15 @@ MAX_GONE = 0.1
 Corrected = Callable[["RawFile"], Sequence[str]]
 
 
+_NOT_APART = "results cannot go into the folder of raw files; give another one, -o OUT"
+
+
+def check_apart(places: Sequence[str], out: str) -> None:
+    """Raise UsageError where results would go into a folder of raw files itself."""
+    if os.path.realpath(out) in map(os.path.realpath, places):
+        raise UsageError(f"{out}: {_NOT_APART}")
+
+
 def scan(
     places: Sequence[str],
     cache: str | os.PathLike[str] | None = None,
@@ -64,13 +73,8 @@ def scan(
     """
     paths, listed = find_files(places, skip)
     if not paths:
-        is_out = skip and any(
-            _is_below(os.path.realpath(p), os.path.realpath(skip)) for p in places
-        )
-        if is_out:
-            raise UsageError(
-                f"{skip}: results cannot go into the folder of raw files; give another one, -o OUT"
-            )
+        if skip and any(_is_below(os.path.realpath(p), os.path.realpath(skip)) for p in places):
+            raise UsageError(f"{skip}: {_NOT_APART}")
         raise UsageError(f"{', '.join(places)}: no FITS file there")
     with closing(open_cache(cache)) as kept:
         known = {path: (size, mtime, facts) for path, size, mtime, facts in kept.execute(_ALL)}

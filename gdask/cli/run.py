@@ -149,6 +149,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from gdask.campaign.report import unused_line
     from gdask.campaign.run import run_campaign
     from gdask.model import UsageError
 
@@ -187,6 +188,8 @@ def _run(args: argparse.Namespace) -> int:
         f"{made} of {len(outcome.campaign.jobs)} jobs are made; gdask status {args.out} tells more"
         f"{shown}"
     )
+    if unused := unused_line(outcome.campaign):
+        _say(unused)
     for name in outcome.failed:
         one = outcome.records[name]
         _complain(f"{name}: {one['status']}: {one['cause']}")
