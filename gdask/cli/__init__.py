@@ -9,6 +9,7 @@ import argparse
 import atexit
 import difflib
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -249,6 +250,9 @@ def _terminated_in_order(at_exit: bool) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    # A connection to the database that a signal breaks is told by SQLAlchemy with a traceback,
+    # where nobody listens to it. What it raises is told by the command.
+    logging.getLogger("sqlalchemy").addHandler(logging.NullHandler())
     before = {number: signal.signal(number, stop) for number in _stopping_signals()}
     try:
         yield

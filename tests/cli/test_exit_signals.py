@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -49,3 +50,27 @@ def test_a_signal_at_the_end_is_an_exit_code(
     )
     assert done.returncode == (0 if late else 128 + number), done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_signal_while_a_connection_ends_is_one_line(tmp_path: Path) -> None:
+    """SQLAlchemy would tell of it with a traceback where nobody else listens to its log."""
+    program = """
+import os, signal, sys
+from sqlalchemy import event, pool
+from gdask import cli
+
+event.listen(pool.Pool, "reset", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+sys.argv = ["gdask", "caldb", "init"]
+sys.exit(cli.main())
+"""
+    (tmp_path / "dragonsrc").write_text("[calibs]\ndatabases = cal_manager.db get store\n")
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "DRAGONSRC": "dragonsrc"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (130, -signal.SIGINT), done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
