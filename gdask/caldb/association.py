@@ -158,6 +158,26 @@ def judge_calibration(frame: Row, row: Row, rules: TypeRules) -> tuple[RuleVerdi
     )
 
 
+def doubts_of(source: Frame | Headers, path: str, caltype: str) -> list[str]:
+    """Say which required rules a calibration that somebody names breaks for a frame, with values.
+
+    Raises GdaskError where it is of another instrument, or of another kind.
+    """
+    from gdask.caldb.database import caltype_name, describe
+
+    caltype, frame, row = caltype_name(caltype), describe(source), describe(path)
+    for name in ("instrument", "caltype"):
+        wanted = caltype if name == "caltype" else frame[name]
+        if row.get(name) and row[name] != wanted:
+            raise GdaskError(
+                f"{caltype} {path}: {name} {row[name]} came, {wanted} is wanted for these frames;"
+                " give another one"
+            )
+    rules = rules_for(source).get(caltype)
+    verdicts = judge_calibration(frame, row, rules) if rules else ()
+    return [verdict.text for verdict in verdicts if verdict.required and not verdict.passed]
+
+
 def _once(
     answers: dict[tuple[str, ...], Any] | None, question: tuple[str, ...], find: Callable[[], Any]
 ) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 from gdask import caldb, params, steps
 from gdask.caldb import Association
-from gdask.caldb.association import remarks_on
+from gdask.caldb.association import doubts_of, remarks_on
 from gdask.caldb.report import no_calibrations
 from gdask.engine import checkpoint
 from gdask.headers.numbers import ROOM_CARDS
@@ -241,6 +241,7 @@ class Run:
         found: list[Frame | None] = []
         if self._is_left_out(caltype, frames):
             return (None,) * len(frames)
+        self._doubt(caltype, frames)
         for frame in frames:
             path = self.user_cals.get(caltype) or self._associate(caltype, frame, required)
             if path and path not in opened:
@@ -262,6 +263,17 @@ class Run:
         for remark in self._remarks.pop(caltype, {}):
             log.info("%s: %s", caltype, remark)
         return tuple(found)
+
+    def _doubt(self, caltype: str, frames: Frames) -> None:
+        """Warn of a calibration of the user's that the rules would not take, and say why."""
+        path = self.user_cals.get(caltype, "")
+        doubts: dict[str, list[str]] = {}
+        for frame in frames if path else ():
+            for text in doubts_of(frame, path, caltype):
+                doubts.setdefault(text, []).append(frame.attrs["name"])
+        for text, names in doubts.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            log.warning("%s %s: for %s%s: %s; used as asked", caltype, path, names[0], more, text)
 
     def store(self, frame: Frame, suffix: str, caltype: str) -> Frame:
         """Write a processed calibration, copy it to calibrations/, register it in the databases."""

@@ -316,6 +316,22 @@ def test_user_calibrations_win(workspace: Path, reduced: Path, night: object) ->
         assert hdus[0].header["FLATIM"] == Path(user_flat).name
 
 
+def test_a_calibration_of_the_user_that_does_not_fit_is_told(
+    calibrated: Path, reduced: Path, night: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    flat = str(shutil.copy(reduced / FLAT, calibrated / "mine_flat.fits"))
+    for card, value in (("FILTER1", "J_G1102"), ("FILTER2", "Clear"), ("FILTER", "J")):
+        fits.setval(flat, card, value=value)
+    caplog.set_level(logging.WARNING, "gdask")
+    reduce(night.std, "reduce_nostack", ucals={"processed_flat": "mine_flat.fits"})
+    (said,) = [text for text in caplog.messages if "used as asked" in text]
+    assert said.startswith(f"processed_flat mine_flat.fits: for {Path(night.std[0]).name} and ")
+    assert "Kshort wanted, J found" in said
+    fits.setval(flat, "INSTRUME", value="F2")
+    with pytest.raises(GdaskError, match=r"mine_flat.fits: instrument F2 came, GSAOI is wanted"):
+        reduce(night.std, "reduce_nostack", ucals={"processed_flat": "mine_flat.fits"})
+
+
 def test_outputs_of_steps_on_request(calibrated: Path, night: object) -> None:
     result = reduce(
         night.std,
