@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -255,8 +256,11 @@ def _reduce(
     with _working_folder(folder):
         database = cal_service.set_local_database("replay.db")
         database.init()
+        # A file that a parameter names is no calibration of the database's as well.
+        named = set(paths["file"])
         for path in paths["calibration"]:
-            database.add_cal(path)
+            if path not in named:
+                database.add_cal(path)
         reduction.runr()
     names = reduction.output_filenames
     same = os.path.basename(account.product)
@@ -365,11 +369,17 @@ def _row_differences(
         if row.get("item") in ("versions", "left_out", "file", "parameters", "recipe"):
             continue  # compared by themselves, or names of places
         for column in row:
-            if column not in TIME_COLUMNS and row[column] != twin.get(column):
+            same = _without_folders(row[column]) == _without_folders(twin.get(column, ""))
+            if column not in TIME_COLUMNS and not same:
                 yield (
                     f"row {number}: {column} is {row[column][:60]}, "
                     f"again {twin.get(column, 'nothing')[:60]}"
                 )
+
+
+def _without_folders(text: str) -> str:
+    """Leave the names of the files that a text quotes, without their folders."""
+    return re.sub(r'"[^"]*/([^"/]+)"', r'"\1"', text)
 
 
 def _changed_versions(then: Mapping[str, str]) -> Iterable[str]:

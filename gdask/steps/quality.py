@@ -265,7 +265,7 @@ def _flag_bad_and_bright(
     dq = _flag_unilluminated(frame, dq)
     for mask in masks:
         frame = with_provenance(frame, mask, "add_dq")
-    used = [mask.attrs["name"] for mask in masks]
+    used = dict.fromkeys(mask.attrs["name"] for mask in masks)
     return with_headers(
         with_arrays(frame, dq=dq),
         primary={"BPMIM": (",".join(used) or "none", "Bad-pixel mask used")},

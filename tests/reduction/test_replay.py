@@ -128,6 +128,23 @@ def test_the_same_bytes_again(
         replay(flat, [raw], keep=str(flat.parent))
 
 
+def test_a_mask_that_a_parameter_names_is_used_once(
+    night: object, elsewhere: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Named by a relative path, which is another one where the product is made again."""
+    mask = shutil.copy(night.bpm, elsewhere)
+    flats = Reduce()
+    flats.files.extend([*night.flat_on, *night.flat_off])
+    flats.uparms["addDQ:user_bpm"] = os.path.basename(mask)
+    flats.runr()
+    (name,) = flats.output_filenames
+    with fits.open(name) as units:
+        assert units[0].header["BPMIM"] == os.path.basename(mask)
+    raw = str(night.folder / "raw")
+    code = main(["replay", name, "--inputs", raw, str(elsewhere)])
+    assert code == 0, capsys.readouterr().out
+
+
 def test_what_is_missing_or_changed_is_named(
     flat: Path, night: object, elsewhere: Path, capsys: pytest.CaptureFixture
 ) -> None:
