@@ -17,7 +17,7 @@ from typing import Any
 from gdask.campaign.records import HIDDEN
 from gdask.campaign.showing import PICTURES, picture_folder
 from gdask.campaign.tables import write_whole
-from gdask.model import UsageError, owner
+from gdask.model import GdaskError, UsageError, owner
 from gdask.report import pages as pages_
 from gdask.report.campaign import raw_paths
 from gdask.report.colour import draw_colour, stacks_in_colour
@@ -52,7 +52,7 @@ def write_report(
     draw: whether pictures that are missing or older than their product are made first. runs: of
     `reduce` in a folder that is no campaign's; raw: paths of their inputs, by name. Gives the path
     of the first page, or of the zip or one file. Raises UsageError where there is nothing to report
-    on, or too much for one file.
+    on, or too much for one file; GdaskError where the report cannot be written.
     """
     report = gather(out, internal=internal, old=old, runs=runs)
     number = len(report["products"])
@@ -62,6 +62,7 @@ def write_report(
             "use --zip, or send the folder"
         )
     root = Path(out)
+    _check_writable(root / FOLDER)
     _draw_ratios(root, report, say)
     if draw:
         _draw_missing(root, report, raw or raw_paths(os.fspath(out)), say)
@@ -74,6 +75,20 @@ def write_report(
     if as_zip:
         return _write_zip(root / "report.zip", folder)
     return str(folder / "index.html")
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise GdaskError, before anything is drawn, where the report cannot be written."""
+    try:
+        folder.mkdir(exist_ok=True)
+        probe = folder / f".{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise GdaskError(
+            f"{folder}: cannot be written ({error.strerror}); copy the results to a folder of "
+            "yours and give that"
+        ) from error
 
 
 # Pictures --------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from gdask.campaign.job import Campaign, Job
 from gdask.campaign.records import write_record
 from gdask.campaign.tables import write_table
 from gdask.cli import main
-from gdask.model import UsageError
+from gdask.model import GdaskError, UsageError
 from gdask.report import words
 from gdask.report.against import against, read_report
 from gdask.report.facts import gather
@@ -249,6 +249,16 @@ def test_a_folder_that_is_no_report_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "report/thesis.tex").write_text("mine")
     with pytest.raises(UsageError, match="no report; move it away"):
         write_report(tmp_path, draw=False)
+
+
+def test_a_place_that_cannot_be_written_to_is_one_sentence(tmp_path: Path) -> None:
+    """Before pictures are drawn: one sentence, not one for each product."""
+    made_of(tmp_path)
+    (tmp_path / "report").symlink_to("/proc/self/fdinfo")
+    said: list[str] = []
+    with pytest.raises(GdaskError, match="report: cannot be written"):
+        write_report(tmp_path, say=said.append)
+    assert said == []
 
 
 def test_no_path_host_or_user_unless_internal(tmp_path: Path) -> None:
