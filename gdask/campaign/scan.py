@@ -33,7 +33,7 @@ MAX_GONE = 0.1
 Corrected = Callable[["RawFile"], Sequence[str]]
 
 
-_NOT_APART = "results cannot go into the folder of raw files; give another one, -o OUT"
+_NOT_APART = "results cannot go into the folder of raw files; give them folders of their own"
 
 
 def check_apart(places: Sequence[str], out: str) -> None:
