@@ -158,24 +158,29 @@ def judge_calibration(frame: Row, row: Row, rules: TypeRules) -> tuple[RuleVerdi
     )
 
 
-def doubts_of(source: Frame | Headers, path: str, caltype: str) -> list[str]:
-    """Say which required rules a calibration that somebody names breaks for a frame, with values.
+def doubts_of(frames: Iterable[Frame], path: str, caltype: str) -> dict[str, list[str]]:
+    """Say which required rules a calibration that somebody names breaks, with values.
 
-    Raises GdaskError where it is of another instrument, or of another kind.
+    Gives the names of the frames for which it breaks each. Raises GdaskError where it is of another
+    instrument, or of another kind.
     """
     from gdask.caldb.database import caltype_name, describe
 
-    caltype, frame, row = caltype_name(caltype), describe(source), describe(path)
-    for name in ("instrument", "caltype"):
-        wanted = caltype if name == "caltype" else frame[name]
-        if row.get(name) and row[name] != wanted:
-            raise GdaskError(
-                f"{caltype} {path}: {name} {row[name]} came, {wanted} is wanted for these frames;"
-                " give another one"
-            )
-    rules = rules_for(source).get(caltype)
-    verdicts = judge_calibration(frame, row, rules) if rules else ()
-    return [verdict.text for verdict in verdicts if verdict.required and not verdict.passed]
+    caltype, row = caltype_name(caltype), describe(path)
+    doubts: dict[str, list[str]] = {}
+    for frame in frames:
+        wanted = describe(frame)
+        for name, value in (("instrument", wanted["instrument"]), ("caltype", caltype)):
+            if row.get(name) and row[name] != value:
+                raise GdaskError(
+                    f"{caltype} {path}: {name} {row[name]} came, {value} is wanted for these"
+                    " frames; give another one"
+                )
+        rules = rules_for(frame).get(caltype)
+        for verdict in judge_calibration(wanted, row, rules) if rules else ():
+            if verdict.required and not verdict.passed:
+                doubts.setdefault(verdict.text, []).append(frame.attrs["name"])
+    return doubts
 
 
 def _once(

@@ -137,7 +137,7 @@ def _tables(folder: str, patience: float = OWNER_PATIENCE) -> int:
                 known = records.read_records(place.out, campaign)
                 states = states_of(campaign, known, place)
                 write_tables(place.out, campaign, known)
-                write_report(place.out, lambda text: print(clean(text), flush=True))
+                write_report(place.out, say)
                 lines = [clean(line) for line in report.status_lines(campaign, states, known)]
                 write_whole(Path(folder) / "report.txt", "\n".join([*lines, ""]))
                 for line in lines:

@@ -215,10 +215,10 @@ def _write_report(args: argparse.Namespace, reduction: Reduce, cause: str) -> No
     )
     raw = {Path(name).name: name for name in reduction.files}
     try:
-        page = write_report(".", runs=(run,), raw=raw, say=lambda text: print(text))
-        print(clean(page))
+        page = write_report(".", runs=(run,), raw=raw, say=logutils.say)
+        logutils.say(page)
     except (GdaskError, OSError) as error:
-        print(clean(f"reduce: the report was not written: {error}"), file=sys.stderr)
+        logutils.say(f"reduce: the report was not written: {error}", at_fault=True)
 
 
 def _last_lines(path: str, most: int = 12) -> list[str]:
@@ -292,7 +292,7 @@ def _write_previews(products: list[str]) -> None:
         try:
             print(clean(write_preview(product)))
         except (GdaskError, OSError) as error:
-            print(clean(f"reduce: no preview of {product}: {error}"), file=sys.stderr)
+            logutils.say(f"reduce: no preview of {product}: {error}", at_fault=True)
 
 
 def _print_products(reduction: Reduce) -> None:

@@ -107,7 +107,7 @@ def _scatter_of_distortions(
 def _fitted_distortion(geometry: Geometry, ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
     """Give what an array's fitted terms beyond the linear ones move positions by.
 
-    (2, positions), arcsec East and North. The linear ones follow headers.
+    (2, positions), arcsec East and North.
     """
     xi, eta = tangent_plane(ra, dec, geometry.ra, geometry.dec)
     sine, cosine = sine_cosine.few(geometry.pa)

@@ -21,11 +21,7 @@ from gdask.io.star_errors import (
 from gdask.kernels.arithmetic import logarithms, sine_cosine
 from gdask.kernels.astrometry.residuals import epoch_means, number_epochs
 from gdask.kernels.geometry.grid import Grid, footprint, grid_to_sky
-from gdask.kernels.geometry.projection import (
-    from_sky,
-    tangent_plane,
-    tangent_sky,
-)
+from gdask.kernels.geometry.projection import from_sky, tangent_plane, tangent_sky
 from gdask.kernels.sources.centroids import APERTURES
 from gdask.model import late
 from gdask.types import Frame

@@ -266,12 +266,8 @@ class Run:
 
     def _doubt(self, caltype: str, frames: Frames) -> None:
         """Warn of a calibration of the user's that the rules would not take, and say why."""
-        path = self.user_cals.get(caltype, "")
-        doubts: dict[str, list[str]] = {}
-        for frame in frames if path else ():
-            for text in doubts_of(frame, path, caltype):
-                doubts.setdefault(text, []).append(frame.attrs["name"])
-        for text, names in doubts.items():
+        path = self.user_cals.get(caltype)
+        for text, names in doubts_of(frames, path, caltype).items() if path else ():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             log.warning("%s %s: for %s%s: %s; used as asked", caltype, path, names[0], more, text)
 

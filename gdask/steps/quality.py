@@ -100,7 +100,7 @@ def add_dq(
         if any(bad := spoilt[frame.attrs["name"]]):
             (dq,) = arrays_of(made, ("dq",))
             made = with_arrays(made, dq=map_planes(_flag_whole, dq, dtype="u2", each={"bad": bad}))
-            text += f", {sum(bad)} array of it bad as a whole"
+            text += f", bad as a whole: {sum(bad)} of its {len(bad)} arrays"
         flagged.append(note(made, text))
     return _add_latents(tuple(flagged), listed, time) if latency else tuple(flagged)
 
