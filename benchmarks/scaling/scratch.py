@@ -113,7 +113,9 @@ class ScratchRecord:
 
 def label_of(function: Callable[..., object], bound: Mapping[str, object]) -> str:
     """Module and name of the kernel that a task is given, else of the function itself."""
-    kernel = bound.get("kernel") or bound.get("function") or function
+    inner = bound.get("bound")  # what a task of `gdask.io.gather` hands on
+    kernel = inner.get("kernel") if isinstance(inner, Mapping) else None
+    kernel = kernel or bound.get("kernel") or bound.get("function") or function
     return f"{kernel.__module__}.{kernel.__qualname__}"  # type: ignore[attr-defined]
 
 
