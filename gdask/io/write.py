@@ -147,16 +147,16 @@ def finish(
                 os.fsync(file.fileno())
         os.replace(output.temporary, output.final)
     except OSError as error:
-        discard(output)
+        discard(output.final)
         raise GdaskError(
             f"{output.final}: could not be written: {error.strerror}; {_remedy(error)}"
         ) from error
     return output.final
 
 
-def discard(output: Output) -> None:
-    """Remove what is left of a product that will not be finished."""
-    Path(output.temporary).unlink(missing_ok=True)
+def discard(final: str) -> None:
+    """Remove what there is, under its temporary name, of a product that will not be finished."""
+    Path(temporary_name(os.path.abspath(final))).unlink(missing_ok=True)
 
 
 def temporary_name(final: str) -> str:
@@ -188,16 +188,15 @@ def write(frame: Frame, path: str | os.PathLike[str]) -> str:
     import dask
 
     file_tables = {} if _leaves_tables_out(frame) else stored_tables(frame)
-    output = start(frame, path)
-    lazy = lazy_small_results(frame)
     try:
+        output = start(frame, path)
+        lazy = lazy_small_results(frame)
         values = dask.compute(*lazy.values(), *output.arrays)
         frame = with_fetched(frame, dict(zip(lazy, values, strict=False)))
-        tables = file_tables | source_tables(frame)
+        return finish(output, file_tables | source_tables(frame))
     except BaseException:
-        discard(output)
+        discard(os.fspath(path))
         raise
-    return finish(output, tables)
 
 
 def _leaves_tables_out(frame: Frame) -> bool:

@@ -85,7 +85,7 @@ def run_phase(
     ]
     outputs = [*(product.output for product in products), *others]
     return_much_freed_memory()
-    with discarded_on_failure(outputs):
+    with discarded_on_failure([output.final for output in outputs]):
         values: tuple[Any, ...] = compute(
             [*lazy, *(each for output in outputs for each in output.arrays)], label
         )
@@ -111,15 +111,18 @@ def run_phase(
 
 
 @contextmanager
-def discarded_on_failure(outputs: Sequence[write.Output]) -> Iterator[None]:
-    """Discard outputs when what is inside the `with` block fails; explain a full disk."""
+def discarded_on_failure(paths: Sequence[str]) -> Iterator[None]:
+    """Discard products of these paths when the `with` block fails; explain a full disk.
+
+    The block may add to `paths`, best before it begins a file: a signal may come at any time.
+    """
     try:
         yield
     except BaseException as error:
-        for output in outputs:
-            write.discard(output)
+        for path in paths:
+            write.discard(path)
         if isinstance(error, OSError) and no_room(error):
-            where = os.path.dirname(outputs[0].final) if outputs else "."
+            where = os.path.dirname(paths[0]) if paths else "."
             raise GdaskError(
                 f"{where}: could not be written ({error.strerror}); free space and run again"
             ) from error
@@ -142,9 +145,10 @@ def save_phase(
     Writes the products that are `due` in the same compute, and gives their paths. `known` are
     `watched` and `identities` of run_phase.
     """
-    outputs: list[write.Output] = []
-    with discarded_on_failure(outputs):
-        outputs += begun_outputs(frames, variables, folder)
+    paths: list[str] = []
+    with discarded_on_failure(paths):
+        outputs = begun_outputs(frames, variables, folder)
+        paths += [output.final for output in outputs]
         pending = lazy_results(frames)
         places = [each for output in outputs for each in output.arrays]
         values, written = run_phase(due, [*pending.values(), *places], label, outputs, **known)
@@ -163,10 +167,12 @@ def begun_outputs(
 ) -> list[write.Output]:
     """Begin the files of a checkpoint: of those variables that have to be stored."""
     outputs: list[write.Output] = []
-    with discarded_on_failure(outputs):
+    paths: list[str] = []
+    with discarded_on_failure(paths):
         for number, frame in enumerate(frames):
             if stored := checkpoint.stored_variables(frame, variables):
                 path = checkpoint.frame_path(folder, number, frame)
+                paths.append(path)
                 outputs.append(write.start(frame, path, stored, bare=True))
     return outputs
 

@@ -100,7 +100,7 @@ class Rehearsal(Run):
         folder = os.path.join(self.scratch, str(self._phase))
         os.mkdir(folder)
         outputs = begun_outputs(frames, variables, folder)
-        self._begun += outputs
+        self._begun += [output.final for output in outputs]
         pending = lazy_results(frames)
         places = [each for output in outputs for each in output.arrays]
         self._check([*pending.values(), *places, *self._take_watched().values()], how_many(frames))

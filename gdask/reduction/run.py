@@ -101,7 +101,7 @@ class Run:
         self.set_aside: list[SetAside] = []
         self.calibrations: dict[str, str] = {}
         self._due: list[Product] = []
-        self._begun: list[write.Output] = []
+        self._begun: list[str] = []  # paths of products
         self._associations: dict[tuple[str, str], Association] = {}  # by type and path
         self._answers: dict[tuple[str, ...], Any] = {}
         self._watched: dict[str, object] = {}
@@ -370,7 +370,7 @@ class Run:
         due, self._due = self._due, []
         for product in due:
             if product.output.final in finals:
-                write.discard(product.output)
+                write.discard(product.output.final)
         return [product for product in due if product.output.final not in finals]
 
     def _keep(self, written: Sequence[str]) -> None:
@@ -394,8 +394,8 @@ class Run:
     def _product(self, frame: Frame, suffix: str) -> Product:
         path = self._path(frame, suffix)
         check_target(path, frame, self.inputs)
-        self._begun.append(write.start(frame, path, room=ROOM_CARDS))
-        return Product(self._begun[-1], frame)
+        self._begun.append(path)  # before the file is there: a signal may come at any time
+        return Product(write.start(frame, path, room=ROOM_CARDS), frame)
 
     def _drop(self, step: str, result: Any) -> Any:
         """Give a step's result without the frames that it has set aside; GdaskError if all are."""
@@ -420,8 +420,8 @@ class Run:
 
     def close(self) -> None:
         """Remove products that were begun and not finished."""
-        for output in self._begun:
-            write.discard(output)
+        for path in self._begun:
+            write.discard(path)
 
 
 # Calling steps ---------------------------------------------------------------------------------

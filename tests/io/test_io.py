@@ -393,7 +393,7 @@ def test_a_product_is_not_there_before_it_is_whole(path: str, tmp_path: Path) ->
     output = write.start(electrons(path), tmp_path / "S1.fits")
     (part,) = tmp_path.iterdir()
     assert part.name.startswith(".S1.fits.") and part.name.endswith(".part")
-    write.discard(output)
+    write.discard(output.final)
     assert not list(tmp_path.iterdir())
 
 

@@ -17,6 +17,7 @@ import pytest
 from astropy.io import fits
 from test_faults import RECIPES
 
+import gdask
 from gdask import Reduce
 from gdask.caldb import associate, open_databases
 from gdask.reduction.verify import verify
@@ -74,6 +75,29 @@ while stopped < moments and tries < 4 * moments:
         if random.random() < 0.5:
             os.unlink(path)
 """
+
+
+@pytest.mark.parametrize("where", ["_writer", "set_cards"])
+def test_a_signal_while_files_are_begun_or_ended_leaves_nothing(
+    calibrated: Path, night: object, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Between the file's appearance and the note of it, or before its last cards are in it."""
+    from gdask.io import write
+
+    (calibrated / "mine.py").write_text(RECIPES)
+    files = [Path(shutil.copy(path, calibrated)).name for path in night.std]
+
+    def interrupted(*_: object) -> None:
+        assert list(calibrated.glob("**/*.part"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(write, where, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reduce(files, "mine.py:light", "*_light.fits")
+    assert not list(calibrated.glob("**/*.part"))
+    with pytest.raises(KeyboardInterrupt):
+        write.write(gdask.open(files[0]), calibrated / "copy.fits")
+    assert not list(calibrated.glob("**/*.part"))
 
 
 def pixels(folder: Path, pattern: str) -> dict[str, bytes]:
