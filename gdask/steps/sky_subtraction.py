@@ -11,8 +11,9 @@ from dask.base import tokenize
 from gdask.io.gather import gather, gather_planes, sampled_rows
 from gdask.io.lazy_arrays import band_chunks
 from gdask.io.sources import Source, prepared, read_together
+from gdask.kernels.sky.subtraction import fill_hidden, subtract_sky, without_objects
 from gdask.kernels.stack.combine import combine
-from gdask.model import DQ, UNUSABLE, late
+from gdask.model import late
 from gdask.steps.frames import (
     BAND_ROWS,
     PIXEL_BYTES,
@@ -40,10 +41,6 @@ _AHEAD_BYTES = 32e6
 #: Bytes that a combination takes for each byte of the pixels of all frames in a strip (measured by
 #: `python -m benchmarks.scaling.scratch`: 1.0 to 1.1 for the cubes, as much for those of one sky).
 _COMBINATION_SHARE = 2.5
-#: The bit of a pixel whose sky is known from one sky frame of several, or from none: objects cover
-#: it on all others. Such a pixel can be used, and stacks prefer frames without it. (Imaging has no
-#: other use for the field's bit 32, overlap.)
-FEW_SKIES = DQ.OVERLAP
 #: Pixels of an array in whose rows they are counted, and bytes for each.
 _COUNTED_PIXELS, _COUNT_BYTES = 2**18, 6.0
 
@@ -256,19 +253,26 @@ def _subtract_band(
     for first in range(y1, y2, ahead):
         last = min(first + ahead, y2)
         at_hand = [prepared(each, detector, (first, last, x1, x2)) for each in of_frames]
+        masks_at_hand = prepared(tuple(masks.values()), detector, (first, last, x1, x2))
         for y in range(first, last, rows):
             strip = y, min(y + rows, last), x1, x2
             cubes = _read_strip(of_frames, detector, strip, at_hand)
-            hidden = {n: mask.read(detector, strip, {}) for n, mask in masks.items()}
+            hidden = np.zeros(cubes[2].shape, bool)
+            for number, mask in masks.items():
+                hidden[number] = mask.read(detector, strip, dict(masks_at_hand))
+            shown = without_objects(cubes[2], hidden) if masks else cubes[2]
             skies: dict[object, tuple[Image, Image, Flags]] = {}
             for number, plan in enumerate(plans):
                 key = plan.skies, plan.reject, plan.masked
                 if key not in skies:
-                    skies[key] = _combine_skies(cubes, hidden, plan, detector, levels, combination)
-                of_frame = tuple(cube[plan.frame] for cube in cubes)
+                    skies[key] = _combine_skies(
+                        cubes, shown, hidden, plan, detector, levels, combination
+                    )
+                of_frame = cubes[0][plan.frame], cubes[1][plan.frame], cubes[2][plan.frame]
                 part = slice(y - y1, strip[1] - y1)
-                out = [band[part] for band in bands[3 * number : 3 * number + 3]]
-                _subtract(of_frame, skies[key], _level_of(plan, levels), combination["scale"], out)
+                data, variance, dq = (band[part] for band in bands[3 * number : 3 * number + 3])
+                level, out = _level_of(plan, levels), (data, variance, dq)
+                subtract_sky(of_frame, skies[key], level, combination["scale"], out)
     return bands
 
 
@@ -286,7 +290,8 @@ def _read_strip(
 
 def _combine_skies(
     cubes: tuple[np.ndarray, ...],
-    hidden: Mapping[int, Mask],
+    shown: Flags,
+    hidden: Mask,
     plan: Plan,
     detector: int,
     levels: Sequence[float],
@@ -294,39 +299,30 @@ def _combine_skies(
 ) -> tuple[Image, Image, Flags]:
     """Combine the sky frames of a plan, each brought to level zero, or one if skies are scaled.
 
-    Where objects hide the sky of all but one frame, or of all, the result has FEW_SKIES; of all:
-    its level alone, with the variance of the sky's structure.
+    cubes: data, variance and DQ (frame, y, x). shown: DQ with the objects of the frames, `hidden`,
+    left out. Where these hide the sky of all but one frame, or of all, the result has FEW_SKIES; of
+    all: its level alone, with the variance of the sky's structure.
     """
-    chosen = list(plan.skies)
-    data, variance, dq = (cube[chosen] for cube in cubes)
-    if plan.masked:
-        for flags, number in zip(dq, chosen, strict=True):
-            flags[hidden[number]] |= np.uint16(DQ.NO_DATA)
     values = np.array([levels[number] for number in plan.levels])
     scale = combination["scale"]
-    sky, noise, flags, *_ = combine(
-        data,
-        variance,
-        dq,
+    data, noise, flags, _ = combine(
+        cubes[0],
+        cubes[1],
+        shown if plan.masked else cubes[2],
         method=combination["operation"],
         reject=plan.reject,
         nlow=combination["nlow"],
         nhigh=combination["nhigh"],
         scale=1.0 / values if scale else np.ones(len(values)),
         zero=np.zeros(len(values)) if scale else -values,
+        chosen=plan.skies,
     )
+    sky = data, noise, flags
     if plan.masked:
-        counts = sky_counts([hidden[number] for number in chosen if number in hidden], len(chosen))
-        if counts is not None:
-            # Bad pixels stay without data; only what objects hide gets the level.
-            shown = (cubes[2][chosen] & np.uint16(UNUSABLE) == 0).any(axis=0)
-            none_left = (counts == 0) & shown
-            structure = plan.structure[detector] if plan.structure else 0.0
-            sky[none_left] = 1.0 if scale else 0.0
-            noise[none_left] = np.float32(structure / (values.mean() if scale else 1.0)) ** 2
-            flags[none_left] = 0
-            flags[counts <= min(1, len(chosen) - 1)] |= np.uint16(FEW_SKIES)
-    return sky, noise, flags
+        structure = plan.structure[detector] if plan.structure else 0.0
+        variance = np.float32(structure / (values.mean() if scale else 1.0)) ** 2
+        fill_hidden(sky, cubes[2], hidden, plan.skies, 1.0 if scale else 0.0, variance)
+    return sky
 
 
 def sky_counts(hidden: Sequence[Mask], number: int) -> np.ndarray | None:
@@ -352,18 +348,3 @@ def interpolate(levels: Sequence[float], times: tuple[float, ...], when: float) 
     """Give the level at time `when`: linear between sky frames, constant before and after them."""
     order = np.argsort(times, kind="stable")
     return float(np.interp(when, np.asarray(times)[order], np.array(levels)[order]))
-
-
-def _subtract(
-    frame: tuple[np.ndarray, ...],
-    sky: tuple[Image, Image, Flags],
-    level: np.float32,
-    scale: bool,
-    out: Sequence[np.ndarray],
-) -> None:
-    """Put data, variance and DQ of a frame without its sky, brought to a level, into `out`."""
-    light = sky[0] * level if scale else sky[0] + level
-    np.subtract(frame[0], light, out=out[0])
-    noise = sky[1] * (level * level) if scale else sky[1]
-    np.add(frame[1], noise, out=out[1])
-    np.bitwise_or(frame[2], sky[2] & np.uint16(DQ.NO_DATA | FEW_SKIES), out=out[2])

@@ -31,6 +31,7 @@ _WORSE = sum(int(bit) for bit in HIERARCHY)
 @njit(nogil=True, error_model="numpy", **INNER)
 def combine_common(
     planes: tuple[Image, Image, Flags],
+    chosen: npt.NDArray[np.int64],
     weights: Image,
     levels: tuple[Floats, Floats],
     pairs: npt.NDArray[np.int64],
@@ -47,11 +48,12 @@ def combine_common(
 
     Returns their number: all where most have a value that is not good, or where not `common`.
 
-    planes: data, variance, dq (n, pixels). levels: scale and zero of each plane. choice: codes of
-    the method and the rejection. limits: see `combine._combine`, and the rest, too.
+    planes: data, variance, dq (planes, pixels), of which `chosen` are combined. levels: scale and
+    zero of each of these. choice: codes of the method and the rejection. limits: see
+    `combine._combine`, and the rest, too.
     """
-    n, (method, reject), (low, high, rounds, _) = planes[0].shape[0], choice, limits
-    _add_up(planes, levels, reject != 1, start, size, work)
+    n, (method, reject), (low, high, rounds, _) = chosen.size, choice, limits
+    _add_up(planes, chosen, levels, reject != 1, start, size, work)
     total, spread, bits, left = work.total, work.spread, work.bits, work.left
     below = above = number = 0
     for x in range(size):
@@ -66,7 +68,7 @@ def combine_common(
         below, above = int(n * low / n + 0.001), int(n * high / n + 0.001)
         if below + above >= n:
             below = above = 0
-        _drop_ends(planes[2], below, n - above, method < 2, start, size, work)
+        _drop_ends(planes[2], chosen, below, n - above, method < 2, start, size, work)
     elif reject >= 2 and rounds > 0 and (n > 2 or reject == 3):
         _find_deviating(reject, low, high, size, work)
     number = n - below - above
@@ -99,6 +101,7 @@ def combine_common(
 @njit(nogil=True, **INNER)
 def _add_up(
     planes: tuple[Image, Image, Flags],
+    chosen: npt.NDArray[np.int64],
     levels: tuple[Floats, Floats],
     with_sums: bool,
     start: int,
@@ -113,10 +116,10 @@ def _add_up(
     check = work.noise[0]
     for x in range(size):
         total[x], spread[x], bits[x], check[x] = 0.0, 0.0, 0, np.float32(0)
-    for k in range(planes[0].shape[0]):
-        scale, zero = levels[0][k], levels[1][k]
-        raw, raw_variance = planes[0][k, start:stop], planes[1][k, start:stop]
-        flags = planes[2][k, start:stop]
+    for k in range(chosen.size):
+        scale, zero, plane = levels[0][k], levels[1][k], chosen[k]
+        raw, raw_variance = planes[0][plane, start:stop], planes[1][plane, start:stop]
+        flags = planes[2][plane, start:stop]
         values, variances, ordered = work.values[k], work.variances[k], work.ordered[k]
         if scale == 1.0 and zero == 0.0:
             for x in range(size):
@@ -148,7 +151,14 @@ def _add_up(
 
 @njit(nogil=True, **INNER)
 def _drop_ends(
-    dq: Flags, first: int, last: int, is_mean: bool, start: int, size: int, work: Work
+    dq: Flags,
+    chosen: npt.NDArray[np.int64],
+    first: int,
+    last: int,
+    is_mean: bool,
+    start: int,
+    size: int,
+    work: Work,
 ) -> None:
     """Sum values (for means only) and variances within ordered[first:last].
 
@@ -158,9 +168,9 @@ def _drop_ends(
     low, high = work.ordered[first], work.ordered[last - 1]
     for x in range(size):
         total[x], spread[x], bits[x], number[x] = 0.0, 0.0, 0, 0
-    for k in range(dq.shape[0]):
-        values, variances, flags = work.values[k], work.variances[k], dq[k, start : start + size]
-        inside = work.use[k]
+    for k in range(chosen.size):
+        values, variances = work.values[k], work.variances[k]
+        flags, inside = dq[chosen[k], start : start + size], work.use[k]
         for x in range(size):
             inside[x] = (low[x] <= values[x]) & (values[x] <= high[x])
         if is_mean:

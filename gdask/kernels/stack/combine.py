@@ -5,6 +5,7 @@ Values are chosen by their DQ, some of them are rejected, and variance is propag
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -104,6 +105,7 @@ def variance_factor(method: str, number: int) -> float:
 @njit(cache=True, nogil=True)
 def _combine(
     planes: tuple[Image, Image, Flags],
+    chosen: npt.NDArray[np.int64],
     weights: Image,
     levels: tuple[Floats, Floats],
     pairs: npt.NDArray[np.int64],
@@ -115,12 +117,12 @@ def _combine(
     out: Stack,
     rejected: Mask,
 ) -> None:
-    """Combine planes (n, pixels) block by block into `out`; what a block leaves over is listed.
+    """Combine planes (.., pixels) block by block into `out`; what a block leaves over is listed.
 
-    planes: data, variance, dq. rejected: (n, pixels), to be set where `reject` drops a value, or
-    (n, 0). weights, and levels (scale, zero): see `combine`. pairs: sorting_network. choice: codes
-    of METHODS and REJECTIONS. limits: low, high, rounds, about_median; see `rejection`. work,
-    listed: buffers for a block and for the list.
+    planes: data, variance, dq. chosen: numbers of the n planes that are combined. rejected: (n,
+    pixels), to be set where `reject` drops a value, or (n, 0). weights, and levels (scale, zero):
+    see `combine`. pairs: sorting_network. choice: codes of METHODS and REJECTIONS. limits: low,
+    high, rounds, about_median; see `rejection`. work, listed: buffers for a block and for the list.
     """
     dq, pixels, number = planes[2], planes[0].shape[1], 0
     fixed = pairs, variance_factors, choice
@@ -128,23 +130,23 @@ def _combine(
     for start in range(0, pixels, BLOCK_PIXELS):
         size = min(BLOCK_PIXELS, pixels - start)
         left = combine_common(
-            planes, weights, levels, *fixed, limits, common, start, size, work, out
+            planes, chosen, weights, levels, *fixed, limits, common, start, size, work, out
         )
         if left == size:
             for x in range(size):
                 work.pixels[x] = start + x
-            for k in range(dq.shape[0]):
+            for k in range(chosen.size):
                 for x in range(size):
-                    work.flags[k, x] = dq[k, start + x]
+                    work.flags[k, x] = dq[chosen[k], start + x]
             _combine_any(weights, *fixed, limits, size, work, out, rejected)
             continue
         for x in range(size):
             if work.left[x]:
                 listed.pixels[number] = start + x
-                for k in range(dq.shape[0]):
+                for k in range(chosen.size):
                     listed.values[k, number] = work.values[k, x]
                     listed.variances[k, number] = work.variances[k, x]
-                    listed.flags[k, number] = dq[k, start + x]
+                    listed.flags[k, number] = dq[chosen[k], start + x]
                 number += 1
                 if number == BLOCK_PIXELS:
                     _combine_any(weights, *fixed, limits, number, listed, out, rejected)
@@ -240,6 +242,7 @@ def combine(
     scale: npt.ArrayLike | None = None,
     zero: npt.ArrayLike | None = None,
     rejected: Mask | None = None,
+    chosen: Sequence[int] | None = None,
 ) -> tuple[Image, Image, Flags, Counts]:
     """Combine planes (n, ny, nx) into data, variance, DQ and number of planes, each (ny, nx).
 
@@ -274,15 +277,24 @@ def combine(
 
     rejected: an array (n, ny, nx) of False, to be set to True where `reject` dropped a value.
 
+    chosen: numbers of the planes to be combined, in this order, as if they alone had been given.
+
     Raises GdaskError for names, shapes and counts that do not fit.
     """
-    chosen, rejection = _choice(METHODS, "method", method), _choice(REJECTIONS, "rejection", reject)
+    average, rejection = (
+        _choice(METHODS, "method", method),
+        _choice(REJECTIONS, "rejection", reject),
+    )
     if data.ndim != 3 or not data.shape == variance.shape == dq.shape:
         raise GdaskError(
             f"planes of shapes {data.shape}, {variance.shape}, {dq.shape}:"
             " data, variance and DQ must agree"
         )
-    n, ny, nx = data.shape
+    count, ny, nx = data.shape
+    picked = np.arange(count) if chosen is None else np.asarray(chosen, np.int64)
+    n = len(picked)
+    if not all(0 <= number < count for number in picked):
+        raise GdaskError(f"planes {list(picked)} of {count} were chosen: count from 0")
     if reject == "minmax" and not 0 <= nlow + nhigh < n:
         raise GdaskError(
             f"min-max rejection of {nlow} low and {nhigh} high values leaves nothing of {n} planes"
@@ -294,15 +306,16 @@ def combine(
     rounds = 100 if max_iters is None else int(max_iters)
     _combine(
         (
-            as_kernel_input(data, np.float32).reshape(n, -1),
-            as_kernel_input(variance, np.float32).reshape(n, -1),
-            as_kernel_input(dq, np.uint16).reshape(n, -1),
+            as_kernel_input(data, np.float32).reshape(count, -1),
+            as_kernel_input(variance, np.float32).reshape(count, -1),
+            as_kernel_input(dq, np.uint16).reshape(count, -1),
         ),
-        _weight_rows(weights, method, data.shape),
+        as_kernel_input(picked, np.int64),
+        _weight_rows(weights, method, (n, ny, nx)),
         (_per_plane(scale, 1.0, n, "scale"), _per_plane(zero, 0.0, n, "zero")),
         sorting_network(n),
         _variance_factors(method, n),
-        (chosen.code, rejection.code),
+        (average.code, rejection.code),
         (float(low), float(high), rounds, bool(mclip)),
         empty_work(n, BLOCK_PIXELS),
         empty_work(n, BLOCK_PIXELS),

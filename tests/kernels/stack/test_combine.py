@@ -316,3 +316,23 @@ def test_errors(options: dict, words: str) -> None:
     data, variance, dq = cube(4)
     with pytest.raises(GdaskError, match="must agree"):
         combine(data, variance[1:], dq)
+
+
+@pytest.mark.parametrize("reject", list(REJECTIONS))
+@pytest.mark.parametrize("method", list(METHODS))
+def test_chosen_planes_are_combined_as_if_alone(method: str, reject: str) -> None:
+    rng = np.random.default_rng(11)
+    shape = 7, 40, 30
+    data = rng.normal(100, 10, shape).astype(np.float32)
+    variance = rng.uniform(80, 120, shape).astype(np.float32)
+    dq = rng.choice([0, 0, 0, 0, 1, 4, 16], shape).astype(np.uint16)
+    chosen = (5, 0, 3, 6)
+    picked = (plane[list(chosen)] for plane in (data, variance, dq))
+    options = {"method": method, "reject": reject, "nlow": 1, "nhigh": 1}
+    levels = {"scale": [1, 2, 0.5, 1], "zero": [0, -3, 7, 1]}
+    alone = combine(*picked, **options, **levels)
+    among = combine(data, variance, dq, **options, **levels, chosen=chosen)
+    for one, other in zip(alone, among, strict=True):
+        assert np.array_equal(one, other)
+    with pytest.raises(GdaskError, match="count from 0"):
+        combine(data, variance, dq, chosen=(0, 7))
