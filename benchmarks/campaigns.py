@@ -6,11 +6,18 @@ OUT: results of a campaign; its records say what a job of each kind takes: secon
 for each byte of raw data. The model's campaign is planned by `make_plan` from made-up files, GSAOI
 frames of full size: in each night 6 targets in 2 filters, 9 frames on each and 3 of sky, and flats
 of both filters. Jobs are done as `gdask run --cluster` does them: a free worker takes the ready one
-on which most depends; handing one over takes the client CLIENT_SECONDS, one after another.
+on which most depends; handing one over takes the client CLIENT_SECONDS, one after another. Workers
+for which there is none join large jobs, by the rules of `gdask.campaign.lend`.
+
+Of a job that others join, it is assumed that so much is done by its command alone, one thing after
+another: SERIAL_SECONDS, SERIAL_FRAME for each frame, for a stack SERIAL_STACK (its sources). The
+rest is done by all of its workers, each SHARE as fast as one alone; a worker that joins begins
+after JOIN_SECONDS. These were measured with one and two workers (docs/cluster.md); with more,
+nothing was.
 
 efficiency: seconds of all jobs over workers times wall seconds. bound: the best there can be, by
-the longest chain of jobs (flat, frames, stacks) and by whole jobs on whole workers. Also printed:
-seconds and memory of the client for the plan.
+the longest chain of jobs (flat, frames, stacks), each by one worker. Also printed: seconds and
+memory of the client for the plan. --alone: no worker joins.
 """
 
 from __future__ import annotations
@@ -26,8 +33,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from gdask.campaign.describe import RawFile
-from gdask.campaign.job import Campaign
+from gdask.campaign import lend
+from gdask.campaign.describe import RawFile, sharing
+from gdask.campaign.job import Campaign, Job
 from gdask.campaign.plan import make_plan
 from gdask.campaign.records import all_records
 from gdask.model import night_of
@@ -38,6 +46,10 @@ FRAME_BYTES, TARGETS, FILTERS, ON_TARGET, ON_SKY, FLATS = 67_200_000, 6, ("Kshor
 CLIENT_SECONDS = 0.05
 #: Seconds that a job takes to begin, at least (docs/performance.md).
 START_SECONDS = 0.8
+#: Of a job that others join (docs/cluster.md, "Scaling"): seconds of its command's start and that
+#: of workers, of each frame, and of the sources of a stack, while others can do nothing; how fast
+#: each of several workers is, of one alone; seconds until one that joins does something.
+SERIAL_SECONDS, SERIAL_FRAME, SERIAL_STACK, SHARE, JOIN_SECONDS = 4.9, 0.035, 5.5, 0.89, 5.0
 
 
 def frame(
@@ -45,7 +57,7 @@ def frame(
 ) -> RawFile:
     """Give a made-up file as a scan describes it."""
     row = {
-        "instrument": "GSAOI", "ut_datetime": when.isoformat(), "filter_name": filter_name,
+        "instrument": "GSAOI", "filter_name": filter_name,
         "exposure_time": 60.0 if kind == "science" else 8.0, "coadds": 1, "read_mode": "FOWLER",
         "read_speed_setting": None, "lyot_stop": "f/16", "camera": None, "disperser": "Open",
         "focal_plane_mask": "None", "detector_x_bin": 1, "detector_y_bin": 1,
@@ -68,6 +80,7 @@ def frame(
 def made_up(frames: int) -> list[RawFile]:
     """Give about so many science frames of full size, with their flats, night after night."""
     files: list[RawFile] = []
+    known: dict[Any, Any] = {}  # as a scan does
     science, night = 0, 0
     while science < frames:
         when = datetime(2017, 1, 1, 0, 0) + timedelta(days=night)
@@ -77,15 +90,16 @@ def made_up(frames: int) -> list[RawFile]:
                 for _ in range(ON_TARGET + ON_SKY):
                     number += 1
                     when += timedelta(seconds=70)
-                    files.append(frame("science", when, number, target + night // 30 * TARGETS,
-                                       filter_name, ""))  # fmt: skip
+                    name = target + night // 30 * TARGETS
+                    one = frame("science", when, number, name, filter_name, "")
+                    files.append(sharing(one, known))
                     science += 1
         for filter_name in FILTERS:
             for k in range(FLATS):
                 number += 1
                 when += timedelta(seconds=30)
                 lamp = "on" if k < FLATS // 2 else "off"
-                files.append(frame("flat", when, number, 0, filter_name, lamp))
+                files.append(sharing(frame("flat", when, number, 0, filter_name, lamp), known))
         night += 1
     return files
 
@@ -100,9 +114,43 @@ def rates(out: str) -> dict[str, float]:
     return {kind: statistics.median(each) for kind, each in found.items()}
 
 
-def simulated(campaign: Campaign, seconds: Mapping[str, float], workers: int) -> dict[str, float]:
+class Running:
+    """A job that runs: work left (seconds of one worker) since `at`, by so many workers.
+
+    The command works alone until `alone`.
+    """
+
+    def __init__(self, work: float, serial: float, now: float, is_open: bool) -> None:
+        self.work, self.alone, self.at, self.count, self.is_open = (
+            work,
+            now + serial,
+            now,
+            1,
+            is_open,
+        )
+
+    @property
+    def rate(self) -> float:
+        return self.count * SHARE if self.count > 1 else 1.0
+
+    def join(self, now: float) -> None:
+        """Let one more worker join, which needs some seconds to begin."""
+        self.work -= max(now - max(self.at, self.alone), 0.0) * self.rate
+        self.at = max(now, self.alone)
+        self.count += 1
+        self.work += JOIN_SECONDS * SHARE
+
+    @property
+    def end(self) -> float:
+        return max(self.at, self.alone) + self.work / self.rate
+
+
+def simulated(
+    campaign: Campaign, seconds: Mapping[str, float], workers: int, alone: bool = False
+) -> dict[str, float]:
     """Do all jobs on so many workers; give wall seconds, efficiency, and the bound of both."""
-    users: dict[str, list[str]] = {job.id: [] for job in campaign.jobs}
+    jobs = {job.id: job for job in campaign.jobs}
+    users: dict[str, list[str]] = {name: [] for name in jobs}
     waits = {}
     for job in campaign.jobs:
         needs = [name for name in job.needs if name in users]
@@ -110,18 +158,37 @@ def simulated(campaign: Campaign, seconds: Mapping[str, float], workers: int) ->
         for name in needs:
             users[name].append(job.id)
     below: dict[str, float] = {}
-    for job in reversed(campaign.jobs):  # each after those that it needs
-        below[job.id] = seconds[job.id] + max((below[one] for one in users[job.id]), default=0.0)
+    for name in reversed(jobs):  # each after those that it needs
+        below[name] = seconds[name] + max((below[one] for one in users[name]), default=0.0)
     ready = [(-below[name], name) for name, count in waits.items() if not count]
     heapq.heapify(ready)
-    running: list[tuple[float, str]] = []
+    running: dict[str, Running] = {}
+    ends: list[tuple[float, str]] = []
     now = client = 0.0
+    free = workers
+    left = sum(job.raw_bytes for job in campaign.jobs)
     while ready or running:
-        while ready and len(running) < workers:
+        count = len(ready)
+        while ready and free:
             client = max(client, now) + CLIENT_SECONDS
             name = heapq.heappop(ready)[1]
-            heapq.heappush(running, (client + seconds[name], name))
-        now, name = heapq.heappop(running)
+            left -= jobs[name].raw_bytes
+            serial = min(_serial(jobs[name]), seconds[name])
+            is_open = not alone and lend.is_open(jobs[name], workers, 1, count, left)
+            running[name] = Running(seconds[name] - serial, serial, client, is_open)
+            heapq.heappush(ends, (running[name].end, name))
+            free -= 1
+        if free:
+            counted = [(jobs[name], one.count) for name, one in running.items() if one.is_open]
+            for name in lend.shared_out(counted, free, 1):
+                client = max(client, now) + CLIENT_SECONDS
+                running[name].join(client)
+                heapq.heappush(ends, (running[name].end, name))
+                free -= 1
+        now, name = heapq.heappop(ends)
+        while name not in running or running[name].end > now + 1e-6:
+            now, name = heapq.heappop(ends)
+        free += running.pop(name).count
         for one in users[name]:
             waits[one] -= 1
             if not waits[one]:
@@ -131,7 +198,14 @@ def simulated(campaign: Campaign, seconds: Mapping[str, float], workers: int) ->
     return {"wall": now, "efficiency": work / workers / now, "bound": work / workers / least}
 
 
-def measure(out: str, frames: int, workers: Sequence[int]) -> list[dict[str, Any]]:
+def _serial(job: Job) -> float:
+    frames = job.raw_bytes / FRAME_BYTES
+    return SERIAL_SECONDS + SERIAL_FRAME * frames + (SERIAL_STACK if job.kind == "stack" else 0.0)
+
+
+def measure(
+    out: str, frames: int, workers: Sequence[int], alone: bool = False
+) -> list[dict[str, Any]]:
     """Plan a campaign of so many frames, and do it in the model."""
     each = rates(out)
     files = made_up(frames)
@@ -143,7 +217,7 @@ def measure(out: str, frames: int, workers: Sequence[int]) -> list[dict[str, Any
         job.id: START_SECONDS + each.get(job.kind, 0.0) * job.raw_bytes for job in campaign.jobs
     }
     about = {"frames": frames, "jobs": len(seconds), "plan_seconds": planned, "client_MB": peak}
-    return [about | {"workers": n} | simulated(campaign, seconds, n) for n in workers]
+    return [about | {"workers": n} | simulated(campaign, seconds, n, alone) for n in workers]
 
 
 def main() -> None:
@@ -152,10 +226,13 @@ def main() -> None:
     parser.add_argument("out", help="results of a campaign, whose records say what jobs take")
     parser.add_argument("--frames", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--workers", type=int, nargs="+", default=[16, 64, 256, 512])
+    parser.add_argument("--alone", action="store_true", help="no worker joins the job of another")
     parser.add_argument("--json", type=Path, help="write the numbers there, too")
     args = parser.parse_args()
     print("seconds for a byte:", {k: f"{v:.3g}" for k, v in rates(args.out).items()})
-    rows = [row for frames in args.frames for row in measure(args.out, frames, args.workers)]
+    rows = [
+        row for frames in args.frames for row in measure(args.out, frames, args.workers, args.alone)
+    ]
     for row in rows:
         print("  ".join(f"{name} {value:.4g}" for name, value in row.items()))
     if args.json:

@@ -42,6 +42,7 @@ OPTIONS: dict[str, dict[str, type | tuple[type, ...]]] = {
         "tls": dict,
     },
     "jobqueue": {"system": str, "jobs": int, "adaptive": bool, "options": dict},
+    "joined": {"scheduler_file": str, "host": str, "dashboard": str, "tls": dict},
 }
 #: Options of every kind but threads.
 WATCH_OPTIONS: dict[str, type | tuple[type, ...]] = {"wait": (int, float), "patience": (int, float)}
@@ -51,7 +52,7 @@ WORKER_OPTIONS: dict[str, type | tuple[type, ...]] = {
     "lifetime": str,
     "lifetime_stagger": str,
 }
-for _kind in ("processes", "scheduler", "ssh", "jobqueue"):
+for _kind in ("processes", "scheduler", "ssh", "jobqueue", "joined"):
     OPTIONS[_kind] |= WATCH_OPTIONS
 for _kind in ("processes", "ssh", "jobqueue"):
     OPTIONS[_kind] |= WORKER_OPTIONS
@@ -211,6 +212,8 @@ def _checked_profile(profile: Profile, where: str) -> Profile:
         raise GdaskError(
             f"{where}: a scheduler needs address: tcp://host:port, or scheduler_file: FILE"
         )
+    if kind == "joined" and "scheduler_file" not in profile:
+        raise GdaskError(f"{where}: needs scheduler_file: FILE, for the workers that join")
     if kind == "ssh" and not profile.get("hosts"):
         raise UsageError(f"{where}: no hosts; expected ssh:host1,host2 or ssh:host1,host2:N")
     for host in profile.get("hosts") or ():

@@ -6,6 +6,7 @@ It connects to, or starts, what is needed, and ends what it has started.
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import shlex
@@ -13,7 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import dask
@@ -21,17 +22,16 @@ from distributed import Client, LocalCluster
 from distributed.security import Security
 from distributed.utils import get_ip
 from gdask.cluster.checks import check_is_own, checked_workers
+from gdask.cluster.options import job_options, scratch_of, worker_options
 from gdask.cluster.profiles import ONE_THREAD, Profile, available_cores, machine_memory
 from gdask.cluster.watch import Counters
 
-from gdask.model import GdaskError, Settings, settings, use_settings
+from gdask.model import GdaskError, Settings, owner, use_settings
 
 log = logging.getLogger("gdask")
 
 #: Batch systems that dask-jobqueue serves, by the name in a profile.
 BATCH_SYSTEMS = {"slurm": "SLURMCluster", "pbs": "PBSCluster"}
-#: A worker leaves before its job's wall time by this share of it, and at most by so many seconds.
-LIFETIME_MARGIN_SHARE, LIFETIME_MARGIN_MAX_S = 0.1, 300
 #: The settings of a profile that does not name them.
 DEFAULTS = Settings()
 
@@ -45,6 +45,7 @@ def connected_client(profile: Profile, where: str, memory: int | None = None) ->
         "processes": _local_processes,
         "ssh": _ssh_hosts,
         "jobqueue": _batch_system,
+        "joined": _joined,
     }[kind]
     # Checkpoints that other hosts wrote must be safe before they are called complete. A nanny that
     # takes longer than dask's 15 s to start a worker anew (a busy machine) is not closed: the
@@ -201,16 +202,7 @@ def _ssh_hosts(profile: Profile, where: str, memory: int | None) -> Iterator[Cli
             f"{where}: no command {command[0]}; install an ssh client, or name another with "
             "command: in a YAML"
         )
-    security = _security(profile, where)
-    cluster = LocalCluster(
-        n_workers=0,
-        host=profile.get("host") or get_ip(),
-        protocol="tls://" if security else "tcp://",
-        dashboard_address=profile.get("dashboard", "127.0.0.1:0"),
-        security=security,
-        silence_logs=40,
-    )
-    with cluster, _current(Client(cluster, set_as_default=False)) as client:
+    with _scheduler_here(profile, where) as (cluster, client):
         started = {
             host: _start_over_ssh(command, host, profile, cluster.scheduler_address, memory)
             for host in profile["hosts"]
@@ -222,6 +214,42 @@ def _ssh_hosts(profile: Profile, where: str, memory: int | None) -> Iterator[Cli
             client.shutdown()  # the workers leave when their scheduler does
             for process in started.values():
                 _end_process(process)
+
+
+@contextmanager
+def _scheduler_here(profile: Profile, where: str) -> Iterator[tuple[LocalCluster, Client]]:
+    """A scheduler in this process that other hosts reach, without workers, and its client."""
+    security = _security(profile, where)
+    cluster = LocalCluster(
+        n_workers=0,
+        host=profile.get("host") or get_ip(),
+        protocol="tls://" if security else "tcp://",
+        dashboard_address=profile.get("dashboard", "127.0.0.1:0"),
+        security=security,
+        silence_logs=40,
+    )
+    with cluster, _current(Client(cluster, set_as_default=False)) as client:
+        yield cluster, client
+
+
+@contextmanager
+def _joined(profile: Profile, where: str, memory: int | None) -> Iterator[Client]:
+    """A scheduler in this process, for workers that others start: its address is in a file.
+
+    The file is there as long as the scheduler is.
+    """
+    path = os.path.abspath(profile["scheduler_file"])
+    with _scheduler_here(profile, where) as (cluster, client):
+        hidden = f"{path}.{owner()}.part"
+        with open(os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump({"address": cluster.scheduler_address}, file)
+        os.replace(hidden, path)
+        try:
+            yield client
+        finally:
+            with suppress(OSError):
+                os.unlink(path)
+            client.shutdown()  # the workers leave when their scheduler does
 
 
 def _start_over_ssh(
@@ -256,28 +284,6 @@ def _start_over_ssh(
         text=True,
         start_new_session=True,
     )
-
-
-def worker_options(profile: Profile) -> list[str]:
-    """Options of the `dask worker` command that follow from a profile."""
-    options = [
-        "--nworkers",
-        str(profile.get("workers") or "auto"),
-        "--death-timeout",
-        "60",
-        "--no-dashboard",
-    ]
-    options += ["--nthreads", str(profile.get("threads", 1))] if profile.get("workers") else []
-    scratch = scratch_of(profile)
-    if profile.get("lifetime"):
-        options += [
-            "--lifetime",
-            profile["lifetime"],
-            "--lifetime-stagger",
-            profile.get("lifetime_stagger", "0 s"),
-            "--lifetime-restart",
-        ]
-    return options + (["--local-directory", scratch] if scratch else [])
 
 
 @contextmanager
@@ -342,55 +348,6 @@ def _batch_system(profile: Profile, where: str, memory: int | None) -> Iterator[
         # Jobs end at their wall time: whoever keeps the number must be able to submit the next one.
         cluster.adapt(minimum_jobs=1 if profile.get("adaptive", True) else jobs, maximum_jobs=jobs)
         yield client
-
-
-def job_options(profile: Profile, memory: int | None = None) -> dict[str, Any]:
-    """The options of a dask-jobqueue cluster.
-
-    They are the profile's, with one thread pool for each core and a lifetime within the wall time.
-    """
-    options = dict(profile.get("options", {}))
-    extra = list(options.pop("worker_extra_args", []))
-    if profile.get("lifetime"):
-        extra += [
-            "--lifetime",
-            profile["lifetime"],
-            "--lifetime-stagger",
-            profile.get("lifetime_stagger", "0 s"),
-        ]
-    elif "walltime" in options and "--lifetime" not in extra:
-        extra += lifetime(str(options["walltime"]))
-    if memory:
-        options["memory"] = f"{memory * int(options.get('processes', 1))}B"
-    scratch = scratch_of(profile)
-    if scratch:
-        options.setdefault("local_directory", scratch)
-    options["scheduler_options"] = {"dashboard_address": "127.0.0.1:0"} | options.get(
-        "scheduler_options", {}
-    )
-    prologue = [f"export {key}={value}" for key, value in ONE_THREAD.items()]
-    return options | {
-        "worker_extra_args": extra,
-        "job_script_prologue": prologue + list(options.get("job_script_prologue", [])),
-    }
-
-
-def lifetime(walltime: str) -> list[str]:
-    """Worker options so that workers leave before the wall time, and not all at once.
-
-    The wall time is D-HH:MM:SS, HH:MM:SS, MM:SS or minutes.
-    """
-    days, _, clock = walltime.rpartition("-")
-    parts = [int(part) for part in clock.split(":")] if ":" in clock or days else [0, int(clock), 0]
-    parts = parts + [0] * (3 - len(parts)) if days else [0] * (3 - len(parts)) + parts
-    seconds = int(days or 0) * 86400 + parts[0] * 3600 + parts[1] * 60 + parts[2]
-    margin = min(LIFETIME_MARGIN_SHARE * seconds, LIFETIME_MARGIN_MAX_S)
-    return ["--lifetime", f"{seconds - margin:.0f}s", "--lifetime-stagger", f"{margin / 2:.0f}s"]
-
-
-def scratch_of(profile: Profile) -> str | None:
-    """Folder for what a worker keeps for itself: the profile's, the settings', or the job's."""
-    return profile.get("scratch") or settings().scratch or os.environ.get("SLURM_TMPDIR")
 
 
 def _security(profile: Profile, where: str) -> Security | None:

@@ -66,7 +66,7 @@ def _write_command(
         headers={},
     )
     write_inputs(job, target, own)
-    line = ["reduce", *command_line(job, own, place.threads, place.memory)[3:]]
+    line = ["reduce", *command_line(job, own, f"threads:{place.threads}", place.memory)[3:]]
     write_whole(
         target / "README",
         f"All that the job {job.id} was given. To do it again in this folder:\n\n"

@@ -46,9 +46,11 @@ def rates_file() -> Path:
 
 
 def measured(job: Job, record: Mapping[str, Any]) -> Measured | None:
-    """Give what a job that was made has taken."""
+    """Give what a job that was made has taken; None where several workers have made it."""
     account = record.get("account") or {}
     if record.get("status") != "made" or not account or not record.get("tries"):
+        return None
+    if record["tries"][-1].get("shared"):
         return None
     return Measured(
         job.instrument,

@@ -78,7 +78,7 @@ def hand_out(
     table = {
         "jobs": [job._asdict() for job in saved.jobs],
         "files": [_file_row(file) for file in saved.files],
-        "rows": saved.rows,
+        "rows": list(saved.rows),
     }
     write_whole(folder / "campaign.json", json.dumps(table, default=str))
     (folder / "jobs").mkdir()
@@ -164,15 +164,18 @@ def do_job(
     threads: int | None = None,
     memory: str | None = None,
     look_again: float = LOOK_AGAIN,
+    profile: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Do a job that was handed out, and give its record.
+    """Do a job that was handed out, and give its record. profile: see `Place`.
 
     It ends as blocked where what it needs is not made as the plan wants it: a record of an earlier
     time does not count.
     """
     handed = read_handed(folder, name)
     place = handed.place._replace(
-        threads=threads or handed.place.threads, memory=memory or handed.place.memory
+        threads=threads or handed.place.threads,
+        memory=memory or handed.place.memory,
+        profile=profile,
     )
     sums = SharedSums(place.out, name, [job.id for job in handed.needs], handed.sums)
     place = place._replace(sums=sums)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gdask.campaign.job import STAGES, Campaign, Job
+from gdask.campaign.settings import GATES
 from gdask.reduction.gates import Table, Verdict, judge, merged, read_own, shipped
 
-FILE = "gates.toml"
 #: What the gates call the products of each kind of job.
 KINDS = {"dark": "dark", "bpm": "bpm", "flat": "flat", "frames": "frame", "stack": "image"}
 
@@ -25,7 +25,7 @@ class Judged(NamedTuple):
 
 def gates_of(out: str | os.PathLike[str]) -> Table:
     """Give the gates of a campaign: the shipped ones, changed by those of OUT/gates.toml."""
-    path = Path(out) / FILE
+    path = Path(out) / GATES
     return merged(read_own(path), str(path)) if path.exists() else shipped()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from gdask.campaign.gates import Judged, gates_of, judged_products
 from gdask.campaign.job import Campaign, Choice, Job
-from gdask.campaign.tables import read_table, toml_key, toml_lines, write_database, write_table
+from gdask.campaign.tables import read_table, toml_lines, write_database, write_table
 from gdask.model import UsageError
 from gdask.reduction.gates import worst
 
@@ -167,13 +167,8 @@ def _job_of(table: Mapping[str, Any], row: Mapping[str, str]) -> Job:
     )
 
 
-def job_lines(job: Job, prefix: str = "") -> list[str]:
-    """Give the lines of a job in TOML; with a prefix, as a pinned job of campaign.toml."""
-    if prefix:
-        sources = {one.caltype: one.source for one in job.calibrations if one.source}
-        table: dict[str, Any] = {"inputs": list(job.inputs)} if job.inputs else {}
-        table |= {"parameters": dict(job.parameters), "calibrations": sources}
-        return toml_lines({k: v for k, v in table.items() if v}, f"{prefix}.{toml_key(job.id)}")
+def job_lines(job: Job) -> list[str]:
+    """Give the lines of a job in TOML."""
     lines = toml_lines(
         {
             "job": job.id,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from gdask.campaign.describe import RawFile
-from gdask.campaign.settings import Flag
+from gdask.campaign.settings import Flag, Settings
 from gdask.model import UsageError
 from gdask.params import closest
 
@@ -90,12 +90,25 @@ class Job(NamedTuple):
         return tuple(name for one in self.calibrations for name in one.instead_of)
 
 
+class Basis(NamedTuple):
+    """What a plan was made of, beside its files, and all its jobs. failed: see `make_plan`."""
+
+    settings: Settings
+    flags: tuple[Flag, ...]
+    failed: Mapping[str, str]
+    jobs: tuple[Job, ...]
+
+
 class Campaign(NamedTuple):
-    """Jobs, each after those that it needs, and one row for each file found."""
+    """Jobs, each after those that it needs, and one row for each file found.
+
+    basis: None where the plan was read again, in part.
+    """
 
     jobs: tuple[Job, ...]
     files: tuple[RawFile, ...]
-    rows: tuple[dict[str, Any], ...]
+    rows: Sequence[dict[str, Any]]
+    basis: Basis | None = None
 
     def job(self, name: str) -> Job:
         """The job of an id; UsageError, with the nearest, where there is none."""
@@ -143,5 +156,5 @@ def corrected_cards(file: RawFile, flags: Iterable[Flag]) -> tuple[str, ...]:
 
 def row_of(file: RawFile) -> dict[str, Any]:
     """Give what the rules of association look at, with its time as a time."""
-    time = file.row.get("ut_datetime")
-    return {**file.row, "ut_datetime": datetime.fromisoformat(time) if time else None}
+    time = datetime.fromisoformat(file.time) if file.time else None
+    return {**file.row, "ut_datetime": time}

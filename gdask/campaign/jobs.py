@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from gdask.campaign.claims import claimed, lock_here
 from gdask.campaign.describe import RawFile, write_corrected
 from gdask.campaign.gates import blocking, gates_of, unfit_frames
 from gdask.campaign.job import Job, corrected_cards, lacking
+from gdask.campaign.processes import ENDS_WITH_PARENT, STOPPED, ended_by_all
 from gdask.campaign.quicklook import name_of, with_right_names
 from gdask.campaign.scan import known_sum
 from gdask.campaign.settings import Flag
@@ -48,13 +48,8 @@ SUFFIXES = {
 MAX_TRIES = 3
 #: Lines of the log that the record of a failed job keeps.
 LOG_LINES = 12
-#: `reduce`, which the kernel (Linux) ends in order when the process that started it is gone.
-_REDUCE = """\
-import ctypes, signal, sys
-try:
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-except (OSError, AttributeError):
-    pass
+#: `reduce`, as a process.
+_REDUCE = f"""{ENDS_WITH_PARENT}
 from gdask.cli.reduce import main
 sys.exit(main())
 """
@@ -65,7 +60,7 @@ class Place(NamedTuple):
     that have failed before, and of which nothing has changed, are tried again. sums: of raw files,
     for jobs that run elsewhere and must not write to the cache of the scan. since: when the run or
     the submission began, in seconds since 1970. tonight: the night of which files still arrive,
-    or ''."""
+    or ''. profile: of the cluster that a job's command makes (`gdask.cluster`); None: threads."""
 
     out: str
     threads: int
@@ -75,6 +70,7 @@ class Place(NamedTuple):
     sums: SharedSums | None = None
     since: float = 0.0
     tonight: str = ""
+    profile: Mapping[str, Any] | None = None
 
     @property
     def cache(self) -> str:
@@ -88,9 +84,8 @@ class Place(NamedTuple):
 
 #: Causes of failures that are the machine's, or of what it was told, and not the job's.
 _OF_THE_MACHINE = ("disk full", "too little memory")
-#: Processes of this one that run a job: they end when it ends.
-_RUNNING: set[subprocess.Popen] = set()
-_STOPPED = threading.Event()
+#: Files of the profile of a job's cluster and of its scheduler's address, in its folder.
+_PROFILE, SCHEDULER = "cluster.yaml", "scheduler.json"
 
 
 def run_job(
@@ -133,24 +128,6 @@ def run_job(
             if job.kind in DRAWN:
                 record["pictures"] = draw_pictures(records.products_of(place.out, record))
         return record
-
-
-def begin_all() -> None:
-    """Let jobs run in this process again, after `stop_all`."""
-    _STOPPED.clear()
-
-
-def stop_all() -> None:
-    """End the processes of all jobs, in order: what they have done until now is kept.
-
-    No job runs in this process from now on, until `begin_all`.
-    """
-    _STOPPED.set()
-    for process in list(_RUNNING):
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-    for process in list(_RUNNING):
-        process.wait()
 
 
 def _blocked_by(job: Job, before: Mapping[str, dict[str, Any]], table: Table) -> str:
@@ -224,8 +201,8 @@ def _calibrations(
 # Running ---------------------------------------------------------------------------------------
 
 
-def command_line(job: Job, sources: Sources, threads: int, memory: str | None) -> list[str]:
-    """Give the command line of a job, in its folder."""
+def command_line(job: Job, sources: Sources, cluster: str, memory: str | None) -> list[str]:
+    """Give the command line of a job, in its folder. cluster: as for `gdask.cluster.connect`."""
     line = [sys.executable, "-c", _REDUCE, "@inputs.list", "-r", job.recipe]
     if job.parameters:
         line += ["-c", "parameters.toml"]
@@ -234,32 +211,43 @@ def command_line(job: Job, sources: Sources, threads: int, memory: str | None) -
         line += ["-p", f"addDQ:user_bpm={mask}"]  # its rules want one that was made before
     if given:
         line += ["--user_cal", *(f"{caltype}:{path}" for caltype, path in given.items())]
-    line += ["--cluster", f"threads:{threads}", "--account", "account.json"]
+    line += ["--cluster", cluster, "--account", "account.json"]
     return line + (["--memory", memory] if memory else [])
 
 
 def _try(job: Job, work: Path, lock: int, sources: Sources, place: Place) -> dict[str, Any]:
-    """Run the command until it ends well, or fails for good; give what there is to record."""
+    """Run the command until it ends well, or fails for good; give what there is to record.
+
+    What has failed on several workers is tried again in threads: the cluster may be the reason.
+    """
     write_inputs(job, work, sources)
+    write_whole(work / _PROFILE, json.dumps(place.profile))
     for product in _products(job, work):
         product.unlink()  # of a try that failed, perhaps with other inputs
     tries: list[dict[str, Any]] = []
     threads, memory = place.threads, place.memory
-    begun, code = time.time(), 0
+    begun, code, is_shared = time.time(), 0, place.profile is not None
     while len(tries) < MAX_TRIES:
-        line = command_line(job, sources, threads, memory)
+        spec = _PROFILE if is_shared else f"threads:{threads}"
+        line = command_line(job, sources, spec, memory)
         code = _run(line, work, lock)
         log = _tail(work / "job.log")
         cause = "" if _has_ended_well(job, work, code) else cause_of(code, log)
         tries.append({"threads": threads, "memory": memory, "code": code, "cause": cause})
-        if not cause or _STOPPED.is_set() or cause not in ("killed", "out of memory"):
+        tries[-1]["shared"] = is_shared
+        if not cause or STOPPED.is_set() or cause in ("disk full", "refused"):
+            break
+        if is_shared:
+            is_shared = False
+            continue
+        if cause not in ("killed", "out of memory"):
             break
         if cause == "out of memory" and threads == 1:
             memory = _twice(memory)
         threads = max(1, threads // 2)
-    if _STOPPED.is_set():
+    if STOPPED.is_set():
         raise KeyboardInterrupt
-    cause = tries[-1]["cause"]
+    cause, line = tries[-1]["cause"], command_line(job, sources, f"threads:{threads}", memory)
     return {
         "status": "failed" if cause else "made",
         "cause": f"{cause}: {message_of(log)}" if cause else "",
@@ -318,9 +306,10 @@ def _run(line: list[str], work: Path, lock: int) -> int:
 
     The process holds the lock of the folder too, until it has ended.
     """
-    if _STOPPED.is_set():
+    if STOPPED.is_set():
         raise KeyboardInterrupt
     (work / "account.json").unlink(missing_ok=True)  # it tells that this try has ended well
+    (work / SCHEDULER).unlink(missing_ok=True)
     with open(work / "job.log", "w", encoding="utf-8") as log:
         process = subprocess.Popen(
             line,
@@ -332,11 +321,8 @@ def _run(line: list[str], work: Path, lock: int) -> int:
             start_new_session=True,
             pass_fds=(lock,),
         )
-        _RUNNING.add(process)
-        try:
+        with ended_by_all(process):
             return process.wait()
-        finally:
-            _RUNNING.discard(process)
 
 
 @contextlib.contextmanager
@@ -345,7 +331,7 @@ def _folder_of(job: Job, place: Place) -> Iterator[tuple[Path, int]]:
     work = Path(place.out) / records.HIDDEN / "work" / job.id
     work.mkdir(parents=True, exist_ok=True)
     with (
-        claimed(work.with_name(f"{job.id}.owner"), _STOPPED),
+        claimed(work.with_name(f"{job.id}.owner"), STOPPED),
         open(work.with_name(f"{job.id}.lock"), "w") as lock,
     ):
         lock_here(lock.fileno())

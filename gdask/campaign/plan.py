@@ -7,12 +7,13 @@ same exposures, whatever their files are called and wherever they are.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gdask.campaign.describe import USED_KINDS, RawFile
 from gdask.campaign.groups import Group, make_groups
-from gdask.campaign.job import RECIPES, Campaign, Job, is_named, named
+from gdask.campaign.job import RECIPES, Basis, Campaign, Job, is_named, named
 from gdask.campaign.planner import Planner
 from gdask.campaign.settings import Flag, Settings
 from gdask.model import UsageError
@@ -30,7 +31,7 @@ def make_plan(
     failed: of jobs that have failed or made what is not fit for use, why: what needs them takes the
     next best.
     """
-    settings = settings or Settings()
+    settings, flags = settings or Settings(), tuple(flags)
     states = _left_out_by_people(files, settings, flags)
     files = _with_other_copies(files, states)
     used = [one for one in files if one.kind in USED_KINDS and one.path not in states]
@@ -46,8 +47,19 @@ def make_plan(
         for source in (*job.inputs, *(one.source for one in job.calibrations)):
             using.setdefault(source, []).append(job.id)
     some = [one for one in flags if one.header or one.array or (one.flag and one.use != "all")]
-    rows = [_row(file, states, using, _said(file, some)) for file in files]
-    return Campaign(tuple(jobs), tuple(files), tuple(rows))
+    rows = Rows(files, [_use(file, states, using, _said(file, some)) for file in files])
+    basis = Basis(settings, flags, dict(failed or {}), tuple(jobs))
+    return Campaign(tuple(jobs), tuple(files), rows, basis)
+
+
+def plan_again(
+    campaign: Campaign, settings: Settings, flags: Sequence[Flag], failed: Mapping[str, str]
+) -> Campaign:
+    """Give the whole plan of the same files; it is made only if what it depends on has changed."""
+    basis = campaign.basis
+    if basis and (basis.settings, basis.flags, basis.failed) == (settings, tuple(flags), failed):
+        return campaign._replace(jobs=basis.jobs)
+    return make_plan(campaign.files, settings, flags, failed)
 
 
 def _left_out_by_people(
@@ -133,13 +145,44 @@ def _check_pinned(jobs: Sequence[Job], settings: Settings) -> None:
                 raise UsageError(f"{where}: {source}: neither a job of the plan nor a file")
 
 
-def _row(
+class Rows(Sequence[dict[str, Any]]):
+    """One row for each file, made when it is looked at: 10^5 of them would take 50 MB.
+
+    uses: state, jobs and why of each file.
+    """
+
+    def __init__(self, files: Sequence[RawFile], uses: Sequence[tuple[str, str, str]]) -> None:
+        self._files, self._uses = files, uses
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        file, (state, jobs, why) = self._files[number], self._uses[number]
+        return {
+            "file": file.name,
+            "state": state,
+            "kind": file.kind,
+            "jobs": jobs,
+            "why": why,
+            "label": file.label,
+            "night": file.night,
+            "object": file.object,
+            "filter": str(file.row.get("filter_name") or ""),
+            "exposure": file.row.get("exposure_time"),
+            "path": file.path,
+        }
+
+
+def _use(
     file: RawFile,
     states: Mapping[str, tuple[str, str]],
     using: Mapping[str, list[str]],
     said: str,
-) -> dict[str, Any]:
-    """Give the one row that a file has in the table of files. said: by flags, of a used file."""
+) -> tuple[str, str, str]:
+    """Give state, jobs and why of a file. said: by flags, of a used file."""
     jobs = [*using.get(file.key, ()), *using.get(file.path, ())]
     if file.path in states:
         (state, why), jobs = states[file.path], []
@@ -150,19 +193,7 @@ def _row(
     else:
         state = {"other": "set aside"}.get(file.kind, file.kind)
         why = file.why
-    return {
-        "file": file.name,
-        "state": state,
-        "kind": file.kind,
-        "jobs": ",".join(dict.fromkeys(jobs)),
-        "why": why,
-        "label": file.label,
-        "night": file.night,
-        "object": file.object,
-        "filter": str(file.row.get("filter_name") or ""),
-        "exposure": file.row.get("exposure_time"),
-        "path": file.path,
-    }
+    return state, sys.intern(",".join(dict.fromkeys(jobs))), why
 
 
 def _said(file: RawFile, flags: Sequence[Flag]) -> str:

@@ -294,6 +294,12 @@ class Planner:
                     f"campaign.toml, [jobs.{job.id}]: {name}: no such exposure among the files"
                     f"{closest(name, self.by_key)}"
                 )
+        takes = tuple(table.get("takes", job.takes))
+        if other := [name for name in takes if name not in job.takes]:
+            raise UsageError(
+                f"campaign.toml, [jobs.{job.id}]: takes: {other[0]}: no job whose frames it can "
+                f"stack{closest(other[0], job.takes)}"
+            )
         given = dict(job.parameters) | {k: str(v) for k, v in table.get("parameters", {}).items()}
         pinned = table.get("calibrations", {})
         choices = tuple(
@@ -304,9 +310,10 @@ class Planner:
         )
         return job._replace(
             inputs=inputs,
+            takes=takes,
             parameters=tuple(sorted(given.items())),
             calibrations=choices,
-            blocked=lack(choices),
+            blocked=lack(choices) if choices else job.blocked,
             notes=(*job.notes, "pinned in campaign.toml"),
         )
 

@@ -11,7 +11,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,41 +21,24 @@ from gdask.campaign.claims import beating, is_alive, lock_here
 from gdask.campaign.describe import RawFile
 from gdask.campaign.gates import Judged, blocking, failures, gates_of
 from gdask.campaign.index import write_tables
-from gdask.campaign.job import STAGES, Campaign, Job, corrected_cards
-from gdask.campaign.jobs import Place, begin_all, run_job, stop_all
-from gdask.campaign.plan import make_plan
+from gdask.campaign.job import STAGES, Campaign, Job
+from gdask.campaign.jobs import Place, run_job
+from gdask.campaign.plan import plan_again
+from gdask.campaign.processes import begin_all, stop_all
 from gdask.campaign.progress import Progress
 from gdask.campaign.report import unplanned_lines
-from gdask.campaign.scan import check_apart, forget_missing, scan
-from gdask.campaign.settings import Settings, read_flags, read_settings
+from gdask.campaign.settings import read_settings
 from gdask.campaign.showing import write_report
 from gdask.campaign.spread import Wanted, run_on_cluster
 from gdask.campaign.state import State, states_of
-from gdask.campaign.sums import take_over
+from gdask.campaign.survey import FAILED, Options, chosen, survey, whole_plan, with_next_best
 from gdask.campaign.tables import write_whole
-from gdask.model import GdaskError, UsageError
+from gdask.model import GdaskError
 
 #: After so many failures of different jobs for one cause, a run stops.
 MAX_LIKE_FAILURES = 3
 #: Causes of which it is known that other jobs may do well.
 _OF_ONE_JOB = ("error", "refused")
-
-
-class Options(NamedTuple):
-    """How to run. places: of raw files; empty: those of the last time. at_a_time: jobs, or those
-    of each worker of a cluster. tonight: the night whose files still arrive (--watch)."""
-
-    places: tuple[str, ...]
-    out: str
-    at_a_time: int = 1
-    threads: int | None = None
-    memory: str | None = None
-    only: Callable[[Job], bool] | None = None
-    until: str = "stacks"
-    forget_missing: bool = False
-    retry: bool = False
-    cluster: str = ""
-    tonight: str = ""
 
 
 class Outcome(NamedTuple):
@@ -77,114 +60,6 @@ class Outcome(NamedTuple):
         ]
 
 
-def survey(options: Options, say: Callable[[str], None] = print) -> tuple[Campaign, Place]:
-    """Scan the raw files and plan; nothing is run."""
-    out = os.path.abspath(options.out)
-    check_apart(options.places, out)
-    hidden = Path(out) / records.HIDDEN
-    hidden.mkdir(parents=True, exist_ok=True)
-    places = _places(options, hidden)
-    place = Place(
-        out,
-        options.threads or max(1, _cores() // options.at_a_time),
-        options.memory,
-        tuple(read_flags(out)),
-        options.retry,
-        since=time.time(),
-        tonight=options.tonight,
-    )
-    take_over(out, place.cache)
-    if options.forget_missing:
-        forget_missing(place.cache)
-    files = scan(
-        places,
-        place.cache,
-        out,
-        lambda done, total: say(f"read {done} of {total} headers"),
-        lambda file: corrected_cards(file, place.flags),
-    )
-    if options.places:  # what cannot be scanned is not remembered
-        write_whole(hidden / "places.json", json.dumps(places))
-    settings = read_settings(out)
-    check_parameters(settings)
-    campaign = make_plan(files, settings, place.flags, _failed_before(files, place))
-    return _chosen(campaign, options), place
-
-
-def check_parameters(settings: Settings) -> None:
-    """Raise UsageError, with the nearest, for a parameter of campaign.toml that no step has."""
-    from gdask import params
-    from gdask.reduction.recipe_library import known_steps
-
-    tables = [settings.parameters, *settings.parameters.values()]
-    tables += [job.get("parameters", {}) for job in settings.jobs.values()]
-    for table in tables:
-        if isinstance(table, Mapping):
-            plain = {k: v for k, v in table.items() if not isinstance(v, Mapping)}
-            given = params.normalise({key: str(value) for key, value in plain.items()})
-            params.check_user(given, known_steps(), "campaign.toml:")
-
-
-#: Why a calibration is not taken whose job failed.
-_FAILED = "its job failed"
-
-
-def _failed_before(files: Sequence[RawFile], place: Place) -> dict[str, str]:
-    """Give the jobs that failed the last time and of which nothing has changed since, and why.
-
-    Also those that have made what a gate lets nobody use. What needs them takes the next best; when
-    something changes, or with `retry`, those that failed are tried.
-    """
-    settings, failed = read_settings(place.out), dict[str, str]()
-    while True:
-        plan = make_plan(files, settings, place.flags, failed)
-        states = states_of(plan, records.read_records(place.out, plan), place)
-        new = {name: one.unfit for name, one in states.items() if one.unfit}
-        if not place.retry:
-            new |= {name: _FAILED for name, one in states.items() if one.name == "failed"}
-        if new.keys() <= failed.keys():
-            return failed
-        failed = new | failed
-
-
-def _places(options: Options, hidden: Path) -> list[str]:
-    """Give the places of raw files: those named, else those of the last time."""
-    memory = hidden / "places.json"
-    if options.places:
-        return [os.path.abspath(place) for place in options.places]
-    try:
-        return list(json.loads(memory.read_text()))
-    except (OSError, ValueError):
-        raise UsageError(
-            f"{options.out}: no campaign there yet; name folders of raw files: "
-            "gdask run RAW... -o OUT"
-        ) from None
-
-
-def _cores() -> int:
-    from gdask.cluster import available_cores
-
-    return available_cores()
-
-
-def _chosen(campaign: Campaign, options: Options) -> Campaign:
-    """Give the plan with the jobs that were asked for, and those that they need."""
-    stages = list(STAGES)
-    kinds = {kind for stage in stages[: stages.index(options.until) + 1] for kind in STAGES[stage]}
-    jobs = [job for job in campaign.jobs if job.kind in kinds]
-    if options.until == "nights":
-        jobs = [job for job in jobs if job.kind != "stack" or len(job.takes) == 1]
-    if options.only:
-        wanted = {job.id for job in jobs if options.only(job)}
-        if not wanted:
-            raise UsageError("--only: no job of the plan fits; gdask plan OUT lists them")
-        for job in reversed(jobs):
-            if job.id in wanted:
-                wanted |= {*job.needs, *job.replaced}
-        jobs = [job for job in jobs if job.id in wanted]
-    return campaign._replace(jobs=tuple(jobs))
-
-
 # Running ---------------------------------------------------------------------------------------
 
 
@@ -194,7 +69,7 @@ def run_campaign(options: Options, say: Callable[[str], None] = print) -> Outcom
     Raises UsageError and GdaskError for what stops it before the first job. The failure of a job
     is in its record.
     """
-    campaign, place = survey(options, say)
+    campaign, place = survey(options, say, learns=True)
     with owned(place.out):
         _write_plan(options, campaign, place)
         try:
@@ -230,15 +105,10 @@ def write_all_tables(
     return write_tables(place.out, whole, records.read_records(place.out, whole))
 
 
-def whole_plan(campaign: Campaign, place: Place) -> Campaign:
-    """Give the plan of the same files with all jobs, also those that were not asked for."""
-    failed = _failed_before(campaign.files, place._replace(retry=False))
-    return make_plan(campaign.files, read_settings(place.out), place.flags, failed)
-
-
 def _run(options: Options, campaign: Campaign, place: Place, say: Callable[[str], None]) -> Outcome:
     """Run the plan; where a calibration fails, once more with the next best."""
-    failed = _failed_before(campaign.files, place)
+    campaign = chosen(with_next_best(campaign, place), options)
+    failed = dict(campaign.basis.failed) if campaign.basis else {}
     table = gates_of(place.out)
     done: dict[str, dict[str, Any]] = {}
     while True:
@@ -247,7 +117,7 @@ def _run(options: Options, campaign: Campaign, place: Place, say: Callable[[str]
         new: dict[str, str] = {}
         for name, one in now.records.items():
             kind = campaign.job(name).kind
-            bad = _FAILED if one["status"] == "failed" else blocking(one, kind, table)
+            bad = FAILED if one["status"] == "failed" else blocking(one, kind, table)
             if bad and kind in STAGES["calibrations"] and name not in failed:
                 new[name] = bad
         if now.stopped or not new:
@@ -259,8 +129,8 @@ def _run(options: Options, campaign: Campaign, place: Place, say: Callable[[str]
         failed |= new
         for name, why in sorted(new.items()):
             say(f"{name}: {why}: what needs it takes the next best")
-        again = make_plan(campaign.files, read_settings(place.out), place.flags, failed)
-        campaign = _chosen(again, options)
+        again = plan_again(campaign, read_settings(place.out), place.flags, failed)
+        campaign = chosen(again, options)
 
 
 class _Ran(NamedTuple):

@@ -14,9 +14,17 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from gdask.campaign.describe import COMPRESSED, USED_KINDS, RawFile, describe, plain_name
+from gdask.campaign import records
+from gdask.campaign.describe import (
+    COMPRESSED,
+    USED_KINDS,
+    RawFile,
+    describe,
+    plain_name,
+    sharing,
+)
 from gdask.headers import each_unit, is_tiled, open_stream
 from gdask.io.checksum import sum_stream
 from gdask.model import GdaskError, UsageError, folders_below
@@ -29,8 +37,18 @@ SUM_LISTS = ("md5sums.txt", "md5sum.txt")
 CACHE_VERSION = 1
 #: More files of the last scan than this share being gone means that a disk is not there.
 MAX_GONE = 0.1
+#: Files of which what was read is kept at a time.
+BATCH = 500
 #: What gives the corrected cards of a file.
 Corrected = Callable[["RawFile"], Sequence[str]]
+
+
+class Memory(NamedTuple):
+    """What scans know of each other. forgets: files of the last one may be gone. learns: the next
+    one misses what is gone of this one."""
+
+    forgets: bool = False
+    learns: bool = True
 
 
 _NOT_APART = "results cannot go into the folder of raw files; give them folders of their own"
@@ -48,6 +66,7 @@ def scan(
     skip: str | os.PathLike[str] | None = None,
     say: Callable[[int, int], None] | None = None,
     corrected: Corrected | None = None,
+    memory: Memory = Memory(),  # noqa: B008 (a value)
 ) -> list[RawFile]:
     """Find the FITS files of folders, or files named, and read their headers.
 
@@ -63,6 +82,8 @@ def scan(
         Called with (files read, files in all) now and then.
     corrected
         Gives the cards of a file, as KEYWORD=VALUE, that somebody has corrected.
+    memory
+        What the last scan has to say about this one, and this one about the next.
 
     Raises
     ------
@@ -77,37 +98,79 @@ def scan(
             raise UsageError(f"{skip}: {_NOT_APART}")
         raise UsageError(f"{', '.join(places)}: no FITS file there")
     with closing(open_cache(cache)) as kept:
-        known = {path: (size, mtime, facts) for path, size, mtime, facts in kept.execute(_ALL)}
-        _check_not_gone(known, paths)
-        files, new = [], []
+        if not memory.forgets:
+            _check_not_gone([path for (path,) in kept.execute("SELECT path FROM seen")], paths)
+        files, new, same = [], list[tuple[Any, ...]](), dict[Any, Any]()
         for number, path in enumerate(paths):
             status = os.stat(path)
-            size, mtime, facts = known.get(path, (None, None, None))
-            if facts is None or (size, mtime) != (status.st_size, status.st_mtime_ns):
+            found = kept.execute(_FACTS, (path, status.st_size, status.st_mtime_ns)).fetchone()
+            if found is None:
                 file = describe(path, status)
-                new.append(
-                    (path, file.size, file.mtime_ns, json.dumps([*file[3:-1], dict(file.row)]))
-                )
+                facts = json.dumps([*file[3:-1], dict(file.row)])
+                new.append((path, file.size, file.mtime_ns, facts))
             else:
-                file = RawFile(path, size, mtime, *_from_json(json.loads(facts)))
-            files.append(file)
-            if say and new and len(new) % 500 == 0:
-                say(number + 1, len(paths))
-        if corrected:
-            files = [
-                describe(file.path, os.stat(file.path), cards)
-                if (cards := corrected(file))
-                else file
-                for file in files
-            ]
-        kept.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", new)
-        kept.executemany(
-            "DELETE FROM files WHERE path = ?", [(path,) for path in set(known) - set(paths)]
-        )
-        kept.commit()
+                kept_facts = _from_json(json.loads(found[0]))
+                file = RawFile(path, status.st_size, status.st_mtime_ns, *kept_facts)
+            if corrected and (cards := corrected(file)):
+                file = describe(path, status, cards)
+            files.append(sharing(file, same))
+            if new and len(new) % BATCH == 0:
+                _keep(kept, new)
+                if say:
+                    say(number + 1, len(paths))
+        _keep(kept, new)
+        if memory.learns:
+            _remember(kept, paths)
         files = [_checked_sum(kept, file, listed) for file in files]
         files += [_missing(folder, name) for folder, name in _not_there(listed, paths)]
         return sorted(_with_duplicates(kept, files), key=lambda file: (file.path,))
+
+
+def _keep(kept: sqlite3.Connection, new: list[tuple[Any, ...]]) -> None:
+    """Keep what was read of files, and forget it here."""
+    kept.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", new)
+    kept.commit()
+    new.clear()
+
+
+def _remember(kept: sqlite3.Connection, paths: Sequence[str]) -> None:
+    """Take these files as those that are to be there the next time; what is kept of others goes."""
+    kept.execute("DELETE FROM seen")
+    kept.executemany("INSERT INTO seen VALUES (?)", ((path,) for path in paths))
+    kept.execute("DELETE FROM files WHERE path NOT IN (SELECT path FROM seen)")
+    kept.commit()
+
+
+def unseen_line(places: Iterable[str], out: str | os.PathLike[str]) -> str:
+    """Say which FITS files in the folder of results nobody looks at, though a place holds it.
+
+    They are those that no run has put there: raw files, as a rule, that were meant to be found.
+    '' where there are none.
+    """
+    inside = os.path.realpath(out)
+    if not any(_is_below(inside, os.path.realpath(place)) for place in places):
+        return ""
+    own = {
+        os.path.join(inside, one["path"])
+        for record in records.all_records(inside)
+        for one in record.get("products", ())
+    }
+    found = [
+        os.path.join(folder, name)
+        for folder, names in folders_below(inside)
+        for name in names
+        if FITS_NAME.match(name) and not name.startswith(".")
+    ]
+    hidden = os.path.join(inside, records.HIDDEN)
+    lost = sorted(path for path in found if path not in own and not _is_below(path, hidden))
+    if not lost:
+        return ""
+    text = (
+        f"{len(lost)} FITS files in {out} are not looked at, such as "
+        f"{os.path.relpath(lost[0], inside)}: results go there. If they are raw files, give the "
+        "results a folder of their own"
+    )
+    return text
 
 
 def find_files(
@@ -155,7 +218,8 @@ def _read_sums(path: str) -> dict[str, str]:
 
 # What is kept ----------------------------------------------------------------------------------
 
-_ALL = "SELECT path, size, mtime_ns, facts FROM files"
+_FACTS = "SELECT facts FROM files WHERE path = ? AND size = ? AND mtime_ns = ?"
+_HAS_SEEN = "SELECT 1 FROM sqlite_master WHERE name = 'seen'"
 
 
 def open_cache(path: str | os.PathLike[str] | None) -> sqlite3.Connection:
@@ -166,10 +230,17 @@ def open_cache(path: str | os.PathLike[str] | None) -> sqlite3.Connection:
             if connection.execute("PRAGMA user_version").fetchone()[0] != CACHE_VERSION:
                 connection.executescript(
                     "BEGIN IMMEDIATE; DROP TABLE IF EXISTS files; DROP TABLE IF EXISTS sums;"
+                    "DROP TABLE IF EXISTS seen;"
                     "CREATE TABLE files (path TEXT PRIMARY KEY, size, mtime_ns, facts TEXT);"
                     "CREATE TABLE sums (name, size, mtime_ns, what, value,"
                     " PRIMARY KEY (name, size, mtime_ns, what));"
                     f"PRAGMA user_version = {CACHE_VERSION}; COMMIT"
+                )
+            # A cache of before this table: what is in it was there the last time.
+            if not connection.execute(_HAS_SEEN).fetchone():
+                connection.executescript(
+                    "BEGIN IMMEDIATE; CREATE TABLE IF NOT EXISTS seen (path TEXT PRIMARY KEY);"
+                    "INSERT OR IGNORE INTO seen SELECT path FROM files; COMMIT"
                 )
             return connection
         except sqlite3.DatabaseError as error:
@@ -201,14 +272,6 @@ def _check_not_gone(known: Iterable[str], paths: Sequence[str]) -> None:
             f"{len(gone)} of the {len(before)} raw files of the last scan are gone, {what}: is a "
             "disk not mounted? If they are really gone, --forget-missing goes on without them"
         )
-
-
-def forget_missing(cache: str | os.PathLike[str]) -> None:
-    """Forget what the last scan saw, so that the next one misses nothing."""
-    if os.path.exists(cache):
-        with closing(open_cache(cache)) as kept:
-            kept.execute("DELETE FROM files")
-            kept.commit()
 
 
 # Checksums -------------------------------------------------------------------------------------

@@ -34,10 +34,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gdask.model import UsageError, owner
-from gdask.params import closest
+from gdask.params import closest, normalise
+from gdask.reduction.gates import layer_of, read_own
 
 FILE = "campaign.toml"
 FLAGS = "flags.ecsv"
+GATES = "gates.toml"
 #: What may be wrong with a file.
 REASONS = ("cloud", "trail", "guiding", "pointing", "test", "bad")
 #: What a flagged file is not used for.
@@ -50,7 +52,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "accept_level": (0, 1, 2),
     "nights": ("combine", "apart"),
 }
-_OF_A_JOB = ("inputs", "parameters", "calibrations")
+_OF_A_JOB = ("inputs", "takes", "parameters", "calibrations")
 
 
 class Settings(NamedTuple):
@@ -64,14 +66,23 @@ class Settings(NamedTuple):
     catalogs: Mapping[str, str] = {}
     skies: Mapping[str, list[str]] = {}
     jobs: Mapping[str, Mapping[str, Any]] = {}
+    gates: Mapping[str, float] = {}
 
     def parameters_of(self, kind: str, target: str, filter_name: str) -> dict[str, str]:
-        """Give the parameters of a job, as text by `step:name`; the narrowest table wins."""
+        """Give the parameters of a job, as text by `step:name`; the narrowest table wins.
+
+        Gates that leave frames out of a stack do so as parameters of its steps (`gates`), where no
+        table says otherwise.
+        """
         found: dict[str, str] = {}
         for scope in ("", kind, filter_name, target, f"{target}/{filter_name}"):
             table = self.parameters if not scope else self.parameters.get(scope, {})
             if isinstance(table, Mapping):
                 found |= {k: str(v) for k, v in table.items() if not isinstance(v, Mapping)}
+        given = normalise(found)
+        for key, limit in self.gates.items() if kind == "stack" else ():
+            if key not in given and key.partition(":")[2] not in given:
+                found[key] = str(limit)
         return found
 
 
@@ -91,11 +102,13 @@ class Flag(NamedTuple):
 def read_settings(out: str | os.PathLike[str]) -> Settings:
     """Read campaign.toml of a folder of results; the defaults where there is none.
 
-    Raises UsageError that names the line and what was expected.
+    Raises UsageError that names the line and what was expected. Gates of the folder's gates.toml
+    that are parameters of steps are in it, too.
     """
-    path = Path(out) / FILE
+    path, own = Path(out) / FILE, Path(out) / GATES
+    gates = dict(layer_of(read_own(own))).get("gates", {}) if own.exists() else {}
     if not path.exists():
-        return Settings()
+        return Settings(gates=gates)
     try:
         text = path.read_text(encoding="utf-8")
         tables = tomllib.loads(text)
@@ -114,7 +127,7 @@ def read_settings(out: str | os.PathLike[str]) -> Settings:
         if not os.path.isfile(file):
             raise wrong(name, f"{file}: no such file")
     others = {k: tables.get(k, {}) for k in _TABLES[1:]} | {"catalogs": catalogs}
-    return Settings(**tables.get("campaign", {}), **others)
+    return Settings(**tables.get("campaign", {}), **others, gates=gates)
 
 
 def _line_of(text: str, key: str) -> int:
@@ -156,9 +169,11 @@ def _check_tables(tables: Mapping[str, Any], wrong: Any) -> None:
         for key in table:
             if key not in _OF_A_JOB:
                 raise wrong(key, f"expected {', '.join(_OF_A_JOB)}{closest(key, _OF_A_JOB)}")
-            if key == "inputs" and not _is_list_of_text(table[key]):
-                raise wrong(key, "a list of exposures was expected")
-            if key != "inputs" and not isinstance(table[key], Mapping):
+            if key in ("inputs", "takes"):
+                if not _is_list_of_text(table[key]):
+                    what = "exposures" if key == "inputs" else "jobs"
+                    raise wrong(key, f"a list of {what} was expected")
+            elif not isinstance(table[key], Mapping):
                 raise wrong(key, f"{table[key]!r} came, a table was expected")
     for key, value in tables.get("parameters", {}).items():
         names = value if isinstance(value, Mapping) else [key]

@@ -18,9 +18,10 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gdask.campaign import elsewhere, records
+from gdask.campaign import elsewhere, lend, records
 from gdask.campaign.job import Campaign, Job
-from gdask.campaign.jobs import MAX_TRIES, Place, begin_all, stop_all
+from gdask.campaign.jobs import MAX_TRIES, Place
+from gdask.campaign.processes import begin_all, stop_all
 from gdask.model import GdaskError
 
 #: Seconds between two looks at the cluster, and without any worker after which a run ends.
@@ -34,17 +35,24 @@ _SUMMARY = ("status", "cause", "ran")
 
 
 class Share(NamedTuple):
-    """What one of so many jobs at a time gets of a worker. memory: bytes, None: without limit."""
+    """What one of so many jobs at a time gets of a worker. memory: bytes, None: without limit.
+
+    is_whole: whether it is all of the worker."""
 
     slots: int
     threads: int
     memory: int | None
+    is_whole: bool
 
 
 class _Running(NamedTuple):
+    """A job on its worker. joined: the tasks of others that work for it, with their workers."""
+
     job: Job
     worker: str
     begun: float
+    is_joinable: bool
+    joined: dict[Any, str]
 
 
 class Wanted(NamedTuple):
@@ -113,6 +121,9 @@ class _Spread:
         self.lost: dict[str, list[str]] = {}
         self.done: dict[str, dict[str, Any]] = {}
         self.token = secrets.token_hex(4)
+        self.options = _joining_options(client, wanted.spec)
+        self.left: set[tuple[str, str]] = set()  # workers that have left a job that goes on
+        self.parting: dict[Any, str] = {}  # what works for jobs that have ended, by task
 
     def run(
         self,
@@ -137,8 +148,12 @@ class _Spread:
                 self.waiting.clear()
             for job in self._hand_over(workers):
                 began(job)
+            if not why:
+                self._lend(workers)
             for future in self._ended(workers):
                 one = self.running.pop(future)
+                self.parting |= one.joined
+                self._over(one.job.id).touch()
                 record = self._record(one, future)
                 if record is not None:
                     self.done[one.job.id] = record
@@ -159,17 +174,80 @@ class _Spread:
             threads = self.wanted.threads or max(1, worker["nthreads"] // slots)
             limits = [worker["memory_limit"] / slots] if worker["memory_limit"] else []
             limits += [self.memory] if self.memory else []
-            shares[address] = Share(slots, threads, int(min(limits)) if limits else None)
+            shares[address] = Share(
+                slots,
+                threads,
+                int(min(limits)) if limits else None,
+                slots == 1 and threads == worker["nthreads"],
+            )
         return shares
+
+    def _busy(self, workers: Mapping[str, Share]) -> dict[str, int]:
+        """Give how many places of each worker are taken."""
+        busy = dict.fromkeys(workers, 0)
+        for one in self.running.values():
+            for address in (one.worker, *one.joined.values()):
+                busy[address] = busy.get(address, 0) + 1
+        for address in self.parting.values():
+            busy[address] = busy.get(address, 0) + 1
+        return busy
+
+    def _may_be_joined(self, job: Job, share: Share) -> bool:
+        """Tell whether others can join a job, and may: not one over which a worker has died."""
+        return self.options is not None and share.is_whole and job.id not in self.lost
+
+    def _lend(self, workers: Mapping[str, Share]) -> None:
+        """Let workers that have nothing to do join large jobs."""
+        open_jobs = {one.job.id: one for one in self.running.values() if one.is_joinable}
+        busy = self._busy(workers)
+        idle = [one for one, share in workers.items() if not busy[one] and share.is_whole]
+        if not open_jobs or not idle:
+            return
+        threads = max(workers[one].threads for one in idle)
+        counted = [(one.job, 1 + len(one.joined)) for one in open_jobs.values()]
+        for name in lend.shared_out(counted, len(idle), threads):
+            address = next((one for one in idle if (one, name) not in self.left), None)
+            if address is None:
+                continue
+            idle.remove(address)
+            future = self.client.submit(
+                lend.join,
+                self._joining(name, workers[address]),
+                key=f"join-{self.token}-{name}-{secrets.token_hex(4)}",
+                workers=[address],
+                allow_other_workers=False,
+                pure=False,
+                retries=0,
+            )
+            open_jobs[name].joined[future] = address
+
+    def _over(self, name: str) -> Path:
+        return self.folder / f"{name}.over"
+
+    def _joining(self, name: str, share: Share) -> lend.Joining:
+        out, over = self.place.out, str(self._over(name))
+        return lend.Joining(out, name, share.threads, share.memory, self.options or {}, over)
+
+    def _parted(self, workers: Mapping[str, Share]) -> None:
+        """Take note of workers that work no more for a job."""
+        for future, address in list(self.parting.items()):
+            if future.status != "pending" or address not in workers:
+                future.cancel()
+                del self.parting[future]
+        for one in self.running.values():
+            for future, address in list(one.joined.items()):
+                if future.status != "pending" or address not in workers:
+                    future.cancel()
+                    del one.joined[future]
+                    self.left.add((address, one.job.id))
 
     def _hand_over(self, workers: Mapping[str, Share]) -> list[Job]:
         """Give each free place of a worker the most urgent job that can be done; give these."""
         handed: list[Job] = []
-        busy: dict[str, int] = dict.fromkeys(workers, 0)
-        for one in self.running.values():
-            busy[one.worker] = busy.get(one.worker, 0) + 1
+        busy = self._busy(workers)
         ready = [job for name, job in self.waiting.items() if self.needs[name] <= self.done.keys()]
         ready.sort(key=lambda job: -self.urgency[job.id])
+        left = sum(job.raw_bytes for job in self.waiting.values())
         for job in ready:
             free = [address for address in workers if busy[address] < workers[address].slots]
             if not free:
@@ -178,6 +256,11 @@ class _Spread:
             busy[address] += 1
             share = workers[address]
             tried = len(self.lost.get(job.id, ()))
+            del self.waiting[job.id]
+            joinable = self._may_be_joined(job, share) and lend.is_open(
+                job, len(workers), share.threads, len(ready), left
+            )
+            left -= job.raw_bytes
             future = self.client.submit(
                 on_worker,
                 self.wanted.do,
@@ -185,14 +268,14 @@ class _Spread:
                 job.id,
                 share.threads,
                 share.memory,
+                self._joining(job.id, share) if joinable else None,
                 key=f"{job.kind}-{self.token}-{job.id}-{tried}",
                 workers=[address],
                 allow_other_workers=False,
                 pure=False,
                 retries=0,
             )
-            self.running[future] = _Running(job, address, time.monotonic())
-            del self.waiting[job.id]
+            self.running[future] = _Running(job, address, time.monotonic(), joinable, {})
             handed.append(job)
         return handed
 
@@ -205,6 +288,7 @@ class _Spread:
             return []
         with contextlib.suppress(TimeoutError):
             wait(list(self.running), timeout=LOOK, return_when="FIRST_COMPLETED")
+        self._parted(workers)
         return [
             future
             for future, one in self.running.items()
@@ -258,14 +342,39 @@ def _urgency(jobs: Sequence[Job]) -> dict[str, float]:
 
 
 def on_worker(
-    do: Callable[..., dict[str, Any]], folder: str, name: str, threads: int, memory: int | None
+    do: Callable[..., dict[str, Any]],
+    folder: str,
+    name: str,
+    threads: int,
+    memory: int | None,
+    joining: lend.Joining | None = None,
 ) -> dict[str, Any]:
-    """Do a job on a worker, and give a few words of its record."""
+    """Do a job on a worker, and give a few words of its record. joining: others may join it."""
+    size = str(memory) if memory else None
     try:
-        record = do(folder, name, threads, str(memory) if memory else None)
+        if joining is None:
+            record = do(folder, name, threads, size)
+        else:
+            with lend.joinable(joining) as profile:
+                record = do(folder, name, threads, size, profile=profile)
     except KeyboardInterrupt:  # the run was stopped; dask would end the worker
         return {"status": "not run", "cause": "stopped", "ran": False}
     return {key: record[key] for key in _SUMMARY if key in record}
+
+
+def _joining_options(client: Any, spec: str) -> dict[str, Any] | None:
+    """Give the options of a profile by which jobs may be joined; None where they cannot be.
+
+    Certificates of dask's own configuration are not known here, and workers inside a process can
+    be reached by no other.
+    """
+    from gdask.cluster import profile_of
+
+    profile = profile_of(spec)
+    options = {name: profile[name] for name in ("patience",) if name in profile}
+    if tls := profile.get("tls"):
+        return options | {"tls": {name: os.path.abspath(path) for name, path in tls.items()}}
+    return options if client.scheduler.address.startswith("tcp://") else None
 
 
 def _check_files(client: Any, place: Place, campaign: Campaign) -> None:

@@ -18,7 +18,7 @@ from gdask.campaign import cost, elsewhere, records
 from gdask.campaign.batch import Patience, Pbs, Refused, Request, Slurm, check_installed, user_name
 from gdask.campaign.job import Campaign, Job
 from gdask.campaign.jobs import Place, run_job
-from gdask.campaign.run import Options, owned, survey, whole_plan, write_all_tables
+from gdask.campaign.run import owned, write_all_tables
 from gdask.campaign.state import State, states_of
 from gdask.campaign.submissions import (
     LAST,
@@ -29,6 +29,7 @@ from gdask.campaign.submissions import (
     system_of,
     write_array,
 )
+from gdask.campaign.survey import Options, survey, whole_plan
 from gdask.campaign.tables import write_whole
 from gdask.model import GdaskError, UsageError
 
@@ -81,7 +82,7 @@ def submit_campaign(
     system = system or system_of(wish.system, Patience(say=say))
     check_installed(system)
     _check_words(options, wish)
-    campaign, place = survey(options, say)
+    campaign, place = survey(options, say, learns=True)
     place = place._replace(threads=options.threads or THREADS)
     with owned(place.out):
         states = states_of(campaign, records.read_records(place.out, campaign), place)

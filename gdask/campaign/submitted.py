@@ -19,7 +19,8 @@ from typing import Any
 
 from gdask.campaign import elsewhere, records, report
 from gdask.campaign.index import write_tables
-from gdask.campaign.jobs import MAX_TRIES, stop_all
+from gdask.campaign.jobs import MAX_TRIES
+from gdask.campaign.processes import stop_all
 from gdask.campaign.run import owned
 from gdask.campaign.showing import write_report
 from gdask.campaign.state import states_of

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from gdask.campaign.job import Campaign, Job
-from gdask.campaign.run import Options, run_campaign, survey
+from gdask.campaign.run import run_campaign
 from gdask.campaign.scan import find_files
+from gdask.campaign.survey import Options, survey
 from gdask.model import GdaskError, UsageError, night_of
 
 

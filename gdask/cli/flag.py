@@ -75,8 +75,8 @@ def _flag(args: argparse.Namespace) -> int:
     from gdask.campaign.describe import check_known
     from gdask.campaign.job import is_named
     from gdask.campaign.report import find_campaign
-    from gdask.campaign.run import Options, survey
     from gdask.campaign.settings import FLAGS, add_flags, new_flag
+    from gdask.campaign.survey import Options, survey
     from gdask.params import closest
 
     if args.flag and not args.because:

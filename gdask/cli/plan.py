@@ -29,16 +29,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from gdask.campaign.index import job_lines
-    from gdask.campaign.run import Options, survey
+    from gdask.campaign.pinned import pinned_lines
     from gdask.campaign.settings import FILE, pin
+    from gdask.campaign.survey import Options, survey
 
     options = Options((), args.out)
     if not args.pin:
         return show_plan(options, args.json)
     campaign, place = survey(options, lambda text: None)
     job = campaign.job(args.pin)
-    pin(place.out, job.id, job_lines(job, "jobs"))
+    pin(place.out, job.id, pinned_lines(job, campaign))
     print(f"{job.id} is in {args.out}/{FILE}; edit it there")
     return 0
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gdask.campaign.job import Campaign, Job
-    from gdask.campaign.run import Options, Outcome
+    from gdask.campaign.run import Outcome
+    from gdask.campaign.survey import Options
 
 DESCRIPTION = """\
 Reduce whole nights: find out what each raw file is, which belong together, and which calibrations
@@ -224,7 +225,7 @@ def _tell_nothing(campaign: Campaign) -> int:
 
 def _bundle(options: Options, job: str, folder: str) -> int:
     from gdask.campaign.bundle import make_bundle
-    from gdask.campaign.run import survey
+    from gdask.campaign.survey import survey
 
     campaign, place = survey(options, lambda text: None)
     names = make_bundle(campaign, place, job, folder)
@@ -320,7 +321,7 @@ def _complain(text: str) -> None:
 
 def options_of(args: argparse.Namespace) -> Options:
     """Give the options of a run from the command line."""
-    from gdask.campaign.run import Options
+    from gdask.campaign.survey import Options
     from gdask.engine.memory import parse_bytes
 
     parse_bytes(args.memory)
@@ -374,8 +375,9 @@ def show_plan(options: Options, as_json: bool) -> int:
     import json
 
     from gdask.campaign import records, report
-    from gdask.campaign.run import predicted, survey
+    from gdask.campaign.run import predicted
     from gdask.campaign.state import states_of
+    from gdask.campaign.survey import survey
 
     campaign, place = survey(options, _complain)
     states = states_of(campaign, records.read_records(place.out, campaign), place)

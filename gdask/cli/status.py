@@ -34,8 +34,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _status(args: argparse.Namespace) -> int:
     from gdask.campaign import records, report
-    from gdask.campaign.run import Options, survey
     from gdask.campaign.state import states_of
+    from gdask.campaign.survey import Options, survey
 
     out = report.find_campaign(args.out)
     campaign, place = survey(Options((), out), lambda text: None)

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _why(args: argparse.Namespace) -> int:
     from gdask.campaign import records, report
-    from gdask.campaign.run import Options, survey
+    from gdask.campaign.survey import Options, survey
 
     found = []
     for name in args.files:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_plan import frames, raw
 
-from gdask.campaign import jobs, records
+from gdask.campaign import cost, jobs, records
 from gdask.campaign.job import Campaign, Job
 from gdask.campaign.plan import make_plan
 from gdask.campaign.state import states_of
@@ -23,7 +23,7 @@ def one_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Try:
     flats = [raw("flat", f"2017-05-05T20:0{k}", lamp="on" if k < 2 else "off") for k in range(4)]
     job: Job = next(one for one in make_plan([*frames(6), *flats]).jobs if one.kind == "frames")
 
-    def try_it(*ends: tuple[int, bool, str]) -> dict:
+    def try_it(*ends: tuple[int, bool, str], profile: dict | None = None) -> dict:
         left = list(ends)
 
         def run(line: list[str], work: Path, lock: int) -> int:
@@ -37,7 +37,8 @@ def one_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Try:
 
         monkeypatch.setattr(jobs, "_run", run)
         sources = jobs.Sources(("/data/S1.fits",), {}, {}, ())
-        return jobs._try(job, tmp_path, 0, sources, jobs.Place(str(tmp_path), 1))
+        place = jobs.Place(str(tmp_path), 1, profile=profile)
+        return jobs._try(job, tmp_path, 0, sources, place)
 
     return try_it
 
@@ -49,6 +50,17 @@ def test_a_command_that_fails_after_some_products_has_failed(one_try: Try) -> No
 
 def test_a_command_that_left_frames_out_is_done(one_try: Try) -> None:
     assert one_try((1, True, "S1"))["status"] == "made"
+
+
+def test_what_fails_on_several_workers_is_tried_alone(one_try: Try) -> None:
+    """The cluster may be the reason, and what several have taken does not tell what one takes."""
+    record = one_try((1, False, "S1"), (0, True, "S1"), profile={"kind": "joined"})
+    assert [one["shared"] for one in record["tries"]] == [True, False]
+    assert record["status"] == "made" and "threads:1" in record["command"]
+    record = one_try((0, True, "S1"), profile={"kind": "joined"})
+    assert record["status"] == "made" and "threads:1" in record["command"]
+    job = Job("j", "frames", "GSAOI", "T", "K", "20170505", "T/K", raw_bytes=1)
+    assert cost.measured(job, record | {"account": {"memory": 1}}) is None
 
 
 def test_products_of_a_failed_try_do_not_come_into_the_next(one_try: Try, tmp_path: Path) -> None:

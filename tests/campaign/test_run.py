@@ -21,10 +21,11 @@ from conftest import Night
 from gdask.campaign import records
 from gdask.campaign.bundle import make_bundle
 from gdask.campaign.report import between
-from gdask.campaign.run import Options, Outcome, owned, run_campaign, survey
+from gdask.campaign.run import Outcome, owned, run_campaign
 from gdask.campaign.scan import scan
 from gdask.campaign.settings import add_flags, new_flag
 from gdask.campaign.state import states_of
+from gdask.campaign.survey import Options, survey
 from gdask.campaign.uses import ends_of
 from gdask.cli import main
 from gdask.model import GdaskError

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from astropy.table import Table
 from conftest import Night
+from test_plan import flats, frames
 
 from gdask.campaign.describe import check_known, describe
 from gdask.campaign.gates import gates_of
-from gdask.campaign.index import job_lines
-from gdask.campaign.job import Job
-from gdask.campaign.settings import add_flags, new_flag, pin, read_flags, read_settings
+from gdask.campaign.job import Campaign, Job
+from gdask.campaign.pinned import pinned_lines
+from gdask.campaign.plan import make_plan
+from gdask.campaign.settings import Settings, add_flags, new_flag, pin, read_flags, read_settings
+from gdask.campaign.survey import check_parameters
 from gdask.campaign.tables import read_table, toml_lines, write_table
 from gdask.cli.flag import check_calibration
 from gdask.model import UsageError
@@ -103,9 +107,37 @@ def test_a_pinned_job_is_read_back(tmp_path: Path) -> None:
 
 
 def test_a_job_whose_name_has_dots_is_pinned(tmp_path: Path) -> None:
-    job = Job("dark-F2-20170505-1.5s", "dark", "F2", "", "", "20170505", "f", inputs=("a", "b"))
-    pin(tmp_path, job.id, job_lines(job, "jobs"))
-    assert read_settings(tmp_path).jobs[job.id]["inputs"] == ["a", "b"]
+    job = Job("dark-F2-20170505-1.5s", "dark", "F2", "", "", "20170505", "f", takes=("a", "b"))
+    pin(tmp_path, job.id, pinned_lines(job, Campaign((job,), (), ())))
+    assert read_settings(tmp_path).jobs[job.id]["takes"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("kind", ["frames", "stack", "flat"])
+def test_what_is_pinned_is_the_plan_and_can_be_edited(tmp_path: Path, kind: str) -> None:
+    """Also of a job without parameters; each line that is offered as a comment may be taken."""
+    files = [*frames(5), *frames(6), *flats(5)]
+    plan = make_plan(files)
+    job = next(one for one in reversed(plan.jobs) if one.kind == kind)
+    lines = pinned_lines(job, plan)
+    pin(tmp_path, job.id, lines)
+    (note,) = set(make_plan(files, read_settings(tmp_path)).job(job.id).notes) - set(job.notes)
+    assert note == "pinned in campaign.toml"
+    held = make_plan(files, read_settings(tmp_path)).job(job.id)
+    assert held.inputs == job.inputs and held.takes == job.takes
+    assert held.parameters == job.parameters and held.needs == job.needs
+    offered = [line.removeprefix("# ") for line in lines if re.match(r'# "\w+:\w+" = ', line)]
+    assert len(offered) > 10
+    at = lines.index(f"[jobs.{job.id}.parameters]") + 1
+    edited = "\n".join([*lines[:at], *offered, *lines[at:]])
+    (tmp_path / "campaign.toml").write_text(edited)
+    settings = read_settings(tmp_path)
+    check_parameters(settings)
+    assert len(make_plan(files, settings).job(job.id).parameters) >= len(offered)
+    if kind == "stack":
+        fewer = Settings(jobs={job.id: {"takes": list(job.takes[:1])}})
+        assert make_plan(files, fewer).job(job.id).takes == job.takes[:1]
+        with pytest.raises(UsageError, match="no job whose frames it can stack"):
+            make_plan(files, Settings(jobs={job.id: {"takes": ["flat-1"]}}))
 
 
 def test_catalogs_are_beside_campaign_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,3 +181,27 @@ def test_only_a_calibration_is_good_until_a_night(night: Night) -> None:
     check_calibration("flat-a", (), (job,))
     with pytest.raises(UsageError, match="is no calibration .frames"):
         check_calibration("f", (), (job._replace(id="f", kind="frames"),))
+
+
+def test_the_gate_of_weights_reaches_the_recipe(tmp_path: Path) -> None:
+    """As a parameter of the stack, so that another limit makes stacks stale, and nothing else."""
+    files = [*frames(5), *frames(6), *flats(5)]
+    before = make_plan(files)
+    (tmp_path / "gates.toml").write_text(
+        "[weight]\nfailure_below = 0.2\n[mean_counts]\noff = true\n"
+    )
+    after = make_plan(files, read_settings(tmp_path))
+    for then, now in zip(before.jobs, after.jobs, strict=True):
+        new = dict(now.parameters).items() - dict(then.parameters).items()
+        expected = (
+            {("scale_counts_to_reference:min_weight", "0.2")} if now.kind == "stack" else set()
+        )
+        assert new == expected
+    check_parameters(read_settings(tmp_path))
+    (tmp_path / "campaign.toml").write_text(
+        '[parameters.stack]\n"scaleCountsToReference:min_weight" = 0\n'
+    )
+    stack = next(
+        job for job in make_plan(files, read_settings(tmp_path)).jobs if job.kind == "stack"
+    )
+    assert dict(stack.parameters) == {"scaleCountsToReference:min_weight": "0"}

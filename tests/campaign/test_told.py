@@ -11,7 +11,7 @@ from gdask.campaign import records
 from gdask.campaign.job import Campaign
 from gdask.campaign.plan import make_plan
 from gdask.campaign.report import unplanned_lines, unused_line
-from gdask.campaign.run import Options, survey
+from gdask.campaign.survey import Options, survey
 from gdask.model import UsageError
 
 

@@ -9,7 +9,7 @@ from test_plan import flats, frames
 
 from gdask.campaign import watch
 from gdask.campaign.plan import make_plan
-from gdask.campaign.run import Options
+from gdask.campaign.survey import Options
 from gdask.campaign.watch import ready_jobs
 
 FRAMES = "frames-GSAOI-NGC5128-Kshort-20170505"

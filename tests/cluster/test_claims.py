@@ -15,7 +15,8 @@ import pytest
 from conftest import Night
 
 from gdask.campaign import claims
-from gdask.campaign.run import Options, owned, survey
+from gdask.campaign.run import owned
+from gdask.campaign.survey import Options, survey
 from gdask.model import GdaskError, host
 
 
@@ -87,7 +88,7 @@ def test_many_processes_may_scan_at_a_time(night: Night, tmp_path: Path) -> None
     """The cache that is being made by one is not torn from it by another."""
     out = tmp_path / "out"
     code = (
-        "import sys; from gdask.campaign.run import Options, survey; "
+        "import sys; from gdask.campaign.survey import Options, survey; "
         "print(len(survey(Options((sys.argv[1],), sys.argv[2]), lambda text: None)[0].rows))"
     )
     line = [sys.executable, "-c", code, str(night.folder / "raw"), str(out)]

@@ -20,7 +20,7 @@ from distributed import Client, LocalCluster
 from gdask.cluster import connect, profile_of
 from gdask.cluster.__main__ import SCRIPTS
 from gdask.cluster.__main__ import main as tool
-from gdask.cluster.start import job_options, lifetime, worker_options
+from gdask.cluster.options import job_options, lifetime, worker_options
 from helpers import loopback_cluster
 
 from gdask import GdaskError

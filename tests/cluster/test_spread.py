@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -20,7 +21,8 @@ from slurm_node import until
 from gdask.campaign import records, spread
 from gdask.campaign.job import Campaign, Job
 from gdask.campaign.jobs import Place
-from gdask.campaign.run import Options, run_campaign
+from gdask.campaign.run import run_campaign
+from gdask.campaign.survey import Options
 from gdask.model import GdaskError
 
 FRAMES = "frames-GSAOI-NGC5128-Kshort-20170505"
@@ -50,11 +52,15 @@ def a_job(name: str, needs: tuple[str, ...] = (), size: int = 1) -> Job:
 
 
 def run_toys(
-    jobs: list[Job], out: Path, at_a_time: int = 1, spec: str = "processes:2"
+    jobs: list[Job],
+    out: Path,
+    at_a_time: int = 1,
+    spec: str = "processes:2",
+    do: Callable[..., dict] = toy,
 ) -> dict[str, dict]:
     place = Place(str(out), 1)
     out.joinpath(".campaign").mkdir(exist_ok=True)
-    wanted = spread.Wanted(tuple(job.id for job in jobs), spec, at_a_time, None, toy)
+    wanted = spread.Wanted(tuple(job.id for job in jobs), spec, at_a_time, None, do)
     campaign = Campaign(tuple(jobs), (), ())
     return spread.run_on_cluster(campaign, place, wanted, (lambda *_: None,) * 2, lambda: "")
 

@@ -18,10 +18,10 @@ from gdask.campaign import cost, elsewhere, records
 from gdask.campaign.batch import Patience, Pbs, Request, Slurm, ask, parse_qstat
 from gdask.campaign.job import Job
 from gdask.campaign.jobs import run_job
-from gdask.campaign.run import Options, survey
 from gdask.campaign.state import states_of
 from gdask.campaign.submissions import LAST, live_elements, read_arrays, with_queue
 from gdask.campaign.submit import Submitted, Wish, _arrays, submit_campaign
+from gdask.campaign.survey import Options, survey
 from gdask.campaign.tables import read_table
 from gdask.cli.run import main as run
 from gdask.cli.status import main as status

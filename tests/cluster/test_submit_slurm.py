@@ -15,8 +15,9 @@ from conftest import Night
 
 from gdask.campaign import records
 from gdask.campaign.job import Campaign
-from gdask.campaign.run import Options, run_campaign, survey
+from gdask.campaign.run import run_campaign
 from gdask.campaign.submissions import LAST, live_elements, read_arrays
+from gdask.campaign.survey import Options, survey
 from gdask.campaign.tables import read_table
 
 pytestmark = pytest.mark.skipif(bool(slurm_node.missing()), reason=f"SLURM: {slurm_node.missing()}")
