@@ -28,7 +28,7 @@ from gdask.campaign.processes import ENDS_WITH_PARENT, STOPPED, ended_by_all
 from gdask.campaign.quicklook import name_of, with_right_names
 from gdask.campaign.scan import known_sum
 from gdask.campaign.settings import Flag
-from gdask.campaign.showing import DRAWN, draw_pictures, picture_folder
+from gdask.campaign.showing import DRAW_FRAMES, draw_pictures, move_pictures, picture_folder
 from gdask.campaign.sums import SharedSums
 from gdask.campaign.tables import toml_lines, write_whole
 from gdask.headers.numbers import read_numbers
@@ -51,7 +51,8 @@ LOG_LINES = 12
 #: `reduce`, as a process.
 _REDUCE = f"""{ENDS_WITH_PARENT}
 from gdask.cli.reduce import main
-sys.exit(main())
+code = main()
+%ssys.exit(code)
 """
 
 
@@ -125,8 +126,7 @@ def run_job(
         records.write_record(place.out, job, record)
         if record["status"] == "made":
             shutil.rmtree(work, ignore_errors=True)
-            if job.kind in DRAWN:
-                record["pictures"] = draw_pictures(records.products_of(place.out, record))
+            record["pictures"] = draw_pictures(records.products_of(place.out, record))
         return record
 
 
@@ -203,7 +203,8 @@ def _calibrations(
 
 def command_line(job: Job, sources: Sources, cluster: str, memory: str | None) -> list[str]:
     """Give the command line of a job, in its folder. cluster: as for `gdask.cluster.connect`."""
-    line = [sys.executable, "-c", _REDUCE, "@inputs.list", "-r", job.recipe]
+    code = _REDUCE % (DRAW_FRAMES if job.kind == "frames" else "")
+    line = [sys.executable, "-c", code, "@inputs.list", "-r", job.recipe]
     if job.parameters:
         line += ["-c", "parameters.toml"]
     given = dict(sources.calibrations)
@@ -382,6 +383,7 @@ def _moved(
         final = folder / name_of(product.name, job, place.tonight)
         _check_own(job, final)
         os.replace(product, final)
+        move_pictures(product, final)
         status = final.stat()
         found.append(
             {

@@ -230,6 +230,7 @@ class _Runner:
             out = len(record.get("left_out", ()))
             if record["status"] == "made" and out:
                 text += f", {out} left out"
+            text += f"; no pictures ({record['pictures']})" if record.get("pictures") else ""
             total = len(self.campaign.jobs)
             self.say(f"[{ended}/{total}] {job.id}: {text}")
             if record["status"] == "failed" and record["ran"]:

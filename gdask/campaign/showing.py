@@ -1,12 +1,13 @@
-"""Pictures of products and the report of a campaign, each in a process of its own.
+"""Pictures of products and the report of a campaign, never in the process that runs jobs.
 
 They are for people to look at: nothing becomes stale by them, and a failure of theirs is told and
-stops nothing. Drawing libraries stay out of the process that runs jobs.
+stops nothing.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,17 @@ from pathlib import Path
 
 #: Folder of pictures, beside the products; one folder below for each product.
 PICTURES = "pictures"
-#: Kinds of jobs whose products are drawn when they are made. To draw a sky-subtracted frame takes a
-#: fifth of the time in which it is made: `gdask report` draws frames, when somebody wants to look.
-DRAWN = ("dark", "bpm", "flat", "stack")
 #: Seconds after which a process that draws the pictures of a product, or a report, is given up.
 PATIENCE, REPORT_PATIENCE = 300.0, 3600.0
+#: Draws frames in the process that has made them (`code`: its exit code), in its folder. There all
+#: is loaded; in a process of their own it would take twice as long. What fails is drawn later.
+DRAW_FRAMES = """\
+if code in (0, 1):
+    from pathlib import Path
+    from gdask.report.pictures import draw_one
+    for path in sorted(Path().glob("*.fits")):
+        draw_one(path)
+"""
 _DRAW = "import sys; from gdask.report.pictures import draw_all; draw_all(sys.argv[1:])"
 _REPORT = "import sys; from gdask.report import end_of_run; sys.exit(end_of_run(sys.argv[1]))"
 
@@ -31,8 +38,26 @@ def picture_folder(product: str | os.PathLike[str]) -> Path:
 
 
 def draw_pictures(products: Sequence[str]) -> str:
-    """Draw pictures of products into their folders; gives what went wrong, or ''."""
-    return _run(["-c", _DRAW, *products], PATIENCE * max(len(products), 1)) if products else ""
+    """Draw pictures of those products that have none; gives what went wrong, or ''."""
+    wanted = [path for path in products if not are_fresh(Path(path), picture_folder(path))]
+    return _run(["-c", _DRAW, *wanted], PATIENCE * len(wanted)) if wanted else ""
+
+
+def are_fresh(product: Path, folder: Path) -> bool:
+    """Tell whether the pictures of a product are there and not older than itself."""
+    try:
+        return (folder / "pictures.json").stat().st_mtime_ns >= product.stat().st_mtime_ns
+    except OSError:
+        return False
+
+
+def move_pictures(product: str | os.PathLike[str], final: str | os.PathLike[str]) -> None:
+    """Move the pictures of a product, where it has any, to the place of its final name."""
+    drawn, place = picture_folder(product), picture_folder(final)
+    shutil.rmtree(place, ignore_errors=True)
+    if drawn.is_dir():
+        place.parent.mkdir(exist_ok=True)
+        os.replace(drawn, place)
 
 
 def write_report(out: str | os.PathLike[str], say: Callable[[str], None]) -> None:

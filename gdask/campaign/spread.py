@@ -31,7 +31,7 @@ _GONE = (
     "done; the same line again goes on, once there is a scheduler"
 )
 #: What a worker gives back of a record; the rest is on disk.
-_SUMMARY = ("status", "cause", "ran")
+_SUMMARY = ("status", "cause", "ran", "pictures")
 
 
 class Share(NamedTuple):

@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--one-file",
         action="store_true",
         help="write OUT/report.html, too: all pages and pictures in one file, of at most 20 "
-        "products (sky-subtracted frames count); not with --zip",
+        "stacks and calibrations (sky-subtracted frames do not count); not with --zip",
     )
     parser.add_argument(
         "--internal",

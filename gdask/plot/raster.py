@@ -36,6 +36,8 @@ DQ_COLOURS: tuple[tuple[DQ, str, tuple[int, int, int, int]], ...] = (
     (DQ.OVERLAP, "overlap", (0, 158, 115, 150)),
     (DQ.NO_DATA, "no data", (120, 120, 120, 150)),
 )
+#: Those colours in words, in the same order.
+DQ_WORDS = ("purple", "orange", "yellow", "light blue", "blue", "green", "grey")
 #: Values, about, by which a grey scale is chosen.
 _SAMPLE = 500_000
 #: Rows of a picture whose levels are found at a time, in float64.
@@ -230,7 +232,11 @@ def on_canvas(picture: pil.Image, size: tuple[int, int], name: str) -> pil.Image
 
 
 def dq_sentence(counts: Mapping[int, int]) -> str:
-    """Tell how many pixels have each bit of DQ, the most first."""
-    found = [(counts.get(int(bit), 0), name) for bit, name, _ in DQ_COLOURS]
-    texts = [f"{number} {name}" for number, name in sorted(found, reverse=True) if number]
+    """Tell how many pixels have each bit of DQ, the most first, and in which colour."""
+    names = [
+        f"{name} ({colour})" for (_, name, _), colour in zip(DQ_COLOURS, DQ_WORDS, strict=True)
+    ]
+    numbers = [counts.get(int(bit), 0) for bit, _, _ in DQ_COLOURS]
+    found = list(zip(numbers, names, strict=True))
+    texts = [f"{number} as {name}" for number, name in sorted(found, reverse=True) if number]
     return ", ".join(texts) if texts else "no pixel is flagged"

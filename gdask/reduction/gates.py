@@ -40,6 +40,8 @@ _KEYS: dict[str, tuple[type, ...]] = {
 }
 #: Numbers of a stack's inputs, beside those of products.
 INPUT_NUMBERS = ("weight", "transparency", "rejected", "sky")
+#: Numbers of a stack that a report measures (`gdask.report.coverage`); no header has them.
+REPORT_NUMBERS = ("centre_covered", "area_covered")
 _SIGMA_PER_MAD = 1.4826
 
 
@@ -217,7 +219,7 @@ def merged(given: Mapping[str, Any], where: str = "gates") -> Table:
 
 def _checked(table: Mapping[str, Any], where: str) -> Table:
     """Give the table; raise UsageError for a number, key or value that no gate has."""
-    known = {*names(), *INPUT_NUMBERS}
+    known = {*names(), *INPUT_NUMBERS, *REPORT_NUMBERS}
     for name, gate in table.items():
         if name not in known:
             raise UsageError(f"{where}: [{name}]: no such number{closest(name, known)}")

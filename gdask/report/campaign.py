@@ -19,7 +19,7 @@ from gdask.campaign.settings import read_flags
 from gdask.campaign.tables import read_table
 from gdask.model import UsageError
 from gdask.report.private import cleaned, cleaned_facts, cleaner
-from gdask.report.products import product_facts, read_tables, with_frames
+from gdask.report.products import product_facts, read_tables, with_coverage, with_frames
 
 #: Files that are not used and have a row each; of more, the first ones are shown.
 MAX_UNUSED = 2000
@@ -122,7 +122,10 @@ def _products(campaign: Campaign, known: Mapping[str, dict[str, Any]], look: Loo
             facts = product_facts(path, one.get("numbers", {}), verdicts.get(path, ()), tables)
             found.append(facts | _of_job(job, record, tables, one, look))
     frames = {one["name"]: one for one in found if one["of"] == "frame"}
-    return [with_frames(one, frames, table) if one["of"] == "image" else one for one in found]
+    return [
+        with_coverage(with_frames(one, frames, table), table) if one["of"] == "image" else one
+        for one in found
+    ]
 
 
 def _of_job(
@@ -159,7 +162,7 @@ def _of_job(
         "commands": {
             "make it again and compare": shlex.join(["gdask", "replay", path]),
             "see what went in, and why": shlex.join(["gdask", "why", path]),
-            "gather all that its job needs": shlex.join(
+            "gather what its job was given, with the line that makes it": shlex.join(
                 ["gdask", "run", "-o", look.name, "--bundle", job.id, f"{job.id}.bundle"]
             ),
         },

@@ -13,7 +13,7 @@ from gdask.instruments import view
 from gdask.model import GdaskError, night_of
 from gdask.reduction.gates import judge, shipped
 from gdask.report.private import cleaned, cleaned_facts, cleaner
-from gdask.report.products import numbers_of, product_facts, with_frames
+from gdask.report.products import numbers_of, product_facts, with_coverage, with_frames
 from gdask.report.tables import tables_of
 
 Facts = dict[str, Any]
@@ -109,6 +109,7 @@ def _product(path: Path, clean: Callable[[str], str]) -> Facts | None:
         "size": path.stat().st_size,
         "is_old": False,
         "raw": path.stem.rpartition("_")[0],
+        "tables": tables,
         "wavelength": tables.get("wavelength"),
         "object": tables.get("object", ""),
         "made_by": "",
@@ -153,7 +154,10 @@ def _judged(products: Sequence[Facts]) -> list[Facts]:
         found.append(one | {key: again[key] for key in ("state", "verdicts", "values")})
     frames = {one["name"]: one for one in found if one["of"] == "frame"}
     table = shipped()
-    return [with_frames(one, frames, table) if one["of"] == "image" else one for one in found]
+    return [
+        with_coverage(with_frames(one, frames, table), table) if one["of"] == "image" else one
+        for one in found
+    ]
 
 
 def _series(one: Facts) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gdask.campaign.showing import PICTURES, picture_folder
+from gdask.campaign.showing import PICTURES, are_fresh, picture_folder
 from gdask.model import GdaskError
 
 Facts = dict[str, Any]
@@ -42,14 +42,6 @@ def draw_one(
     except (GdaskError, OSError, ImportError, ValueError, TypeError, LookupError) as error:
         return f"{product.name}: no pictures ({type(error).__name__}: {error})"
     return ""
-
-
-def are_fresh(product: Path, folder: Path) -> bool:
-    """Tell whether the pictures of a product are there and not older than itself."""
-    try:
-        return (folder / "pictures.json").stat().st_mtime_ns >= product.stat().st_mtime_ns
-    except OSError:
-        return False
 
 
 def shows_ratio(folder: Path, predecessor: Path) -> bool:

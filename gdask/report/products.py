@@ -18,7 +18,8 @@ FIRST = ("noise_ratio", "depth_over_predicted")
 _ORDER = {number.name: place for place, number in enumerate(NUMBERS)}
 
 
-#: Numbers that are not of the table of numbers: unit, where they are from, meaning.
+_OF_VAR = "VAR of the stack, one row and column of 32"
+#: Numbers that are not of the table of numbers: unit, keyword or where they are from, meaning.
 _OTHERS = {
     "exposure_time": ("s", "EXPTIME", "Exposure time of a frame"),
     "total_exposure_time": ("s", "TOTEXP", "Exposure time of all frames"),
@@ -27,8 +28,20 @@ _OTHERS = {
     "flat": ("", "FLATIM", "Flat"),
     "dark": ("", "DARKIM", "Dark"),
     "bpm": ("", "BPMIM", "Bad-pixel mask"),
-    "strehl_proxy": ("", "", "(wavelength / 7.9 m / FWHM) squared: goes with the Strehl ratio"),
-}
+    "strehl_proxy": (
+        "", "made of fwhm for this page",
+        "(wavelength / 7.9 m / FWHM) squared: goes with the Strehl ratio",
+    ),
+    "centre_covered": (
+        "", _OF_VAR,
+        "Fraction of the middle half of the picture, along x and y, with half of the exposure of "
+        + "the deepest pixels or more",
+    ),
+    "area_covered": (
+        "", _OF_VAR,
+        "Fraction of the pixels with data with half of the exposure of the deepest or more",
+    ),
+}  # fmt: skip
 
 
 def definitions() -> dict[str, dict[str, str]]:
@@ -39,10 +52,10 @@ def definitions() -> dict[str, dict[str, str]]:
     return {
         name: {
             "unit": unit,
-            "source": f"{keyword}, primary header" if keyword else "made of fwhm for this page",
+            "source": f"{source}, primary header" if source.isupper() else source,
             "meaning": meaning,
         }
-        for name, unit, keyword, meaning in rows
+        for name, unit, source, meaning in rows
     }
 
 
@@ -123,6 +136,19 @@ def with_frames(
         verdicts = [verdict_facts(one) for one in judge(inputs, table=table, kind="input")]
         rows.append({**row, **more, "verdicts": verdicts})
     return {**product, "frames": rows}
+
+
+def with_coverage(product: dict[str, Any], table: Table) -> dict[str, Any]:
+    """Give a stack whose numbers and verdicts have those of its coverage."""
+    numbers = product["tables"].get("coverage", {})
+    verdicts = [verdict_facts(one) for one in judge(numbers, table=table, kind="image")]
+    states = ("unchecked", "passed", "warning", "failure")
+    worst = max([product["state"], *(one["state"] for one in verdicts)], key=states.index)
+    return product | {
+        "values": {**product["values"], **numbers},
+        "verdicts": [*product["verdicts"], *verdicts],
+        "state": worst,
+    }
 
 
 def raw_name(product: str) -> str:

@@ -39,7 +39,7 @@ _QUESTIONS = (
     ),
     _Question(
         "Is the field covered?",
-        ("worst_rejected_fraction", "lowest_weight"),
+        ("centre_covered", "area_covered", "worst_rejected_fraction"),
         ("depth_map",),
         "rejected",
         False,

@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 from gdask.model import GdaskError, late
+from gdask.report.coverage import coverage
 
 fits = late("astropy.io.fits")
 
@@ -38,10 +39,10 @@ def tables_of(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {
         "frames": [], "skies": [], "sources": None, "settings": {}, "versions": {},
-        "recipe": "", "wavelength": _wavelength(path), "trouble": "",
+        "recipe": "", "wavelength": _wavelength(path), "trouble": "", "coverage": {},
     }  # fmt: skip
     try:
-        with fits.open(path, memmap=True) as units:
+        with fits.open(path) as units:
             names = [unit.name for unit in units]
             catalogs = [unit for unit in units if unit.name == "OBJCAT"]
             if catalogs:
@@ -53,6 +54,8 @@ def tables_of(path: str | os.PathLike[str]) -> dict[str, Any]:
             if "REDUCTION" in names:
                 found |= _reduction(units["REDUCTION"].data)
             found["object"] = str(units[0].header.get("OBJECT", ""))
+            if "PROCSCI" in units[0].header:
+                found["coverage"] = coverage(units)
     except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
         found["trouble"] = f"its tables cannot be read: {error}"
     return found

@@ -21,6 +21,8 @@ LABELS = {
     "mean_counts": "counts",
     "rms": "residual rms",
     "strehl_proxy": "Strehl proxy",
+    "centre_covered": "middle of the field with half of the exposure",
+    "area_covered": "area with half of the exposure",
 }
 #: Units as they are written on a page.
 UNITS = {"electron": "e⁻"}
@@ -75,23 +77,23 @@ def night(name: str) -> str:
 
 def limits(gate: Mapping[str, Any]) -> str:
     """Say the limits of a gate: within which all is well, beyond which it fails."""
+    times = f" × {label(str(gate['over']))}" if gate.get("over") else ""
     parts = []
     low, high = gate.get("warning_below"), gate.get("warning_above")
     if low is not None and high is not None:
-        parts.append(f"{low:g} to {high:g}")
+        parts.append(f"{low:g} to {high:g}{times}")
     elif low is not None or high is not None:
-        parts.append(f"≤ {high:g}" if low is None else f"≥ {low:g}")
+        parts.append((f"≤ {high:g}" if low is None else f"≥ {low:g}") + times)
     low, high = gate.get("failure_below"), gate.get("failure_above")
     beyond = [f"< {low:g}" if low is not None else "", f"> {high:g}" if high is not None else ""]
     if any(beyond):
-        parts.append(f"fails {' or '.join(filter(None, beyond))}")
+        parts.append(f"fails {' or '.join(filter(None, beyond))}{times}")
     if "warning_mad" in gate:
         side = {"above": "≤ +", "below": "≥ −"}.get(str(gate.get("side", "")), "± ")
         parts.append(f"{side}{gate['warning_mad']:g}σ of its fellows")
     if "failure_mad" in gate:
         parts.append(f"fails beyond {gate['failure_mad']:g}σ")
-    over = f" (over {label(str(gate['over']))})" if gate.get("over") else ""
-    return "; ".join(parts) + over if parts else ""
+    return "; ".join(parts)
 
 
 def sentence(gate: Mapping[str, Any]) -> str:

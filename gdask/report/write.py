@@ -15,20 +15,23 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gdask.campaign.records import HIDDEN
-from gdask.campaign.showing import PICTURES, picture_folder
+from gdask.campaign.showing import PICTURES, are_fresh, picture_folder
 from gdask.campaign.tables import write_whole
 from gdask.model import GdaskError, UsageError, owner
 from gdask.report import pages as pages_
 from gdask.report.campaign import raw_paths
 from gdask.report.colour import draw_colour, stacks_in_colour
 from gdask.report.facts import FILE, FOLDER, gather
-from gdask.report.pictures import are_fresh, described, draw_one, shows_ratio, thumbnail
+from gdask.report.pictures import described, draw_one, shows_ratio, thumbnail
 from gdask.report.private import cleaned, cleaner
 
 Facts = dict[str, Any]
 _MANIFEST = "manifest.json"
-#: Products of which all pages and pictures fit well into one file.
+#: Stacks and calibrations of which all pages and pictures fit well into one file. Frames, whose
+#: pictures are small (0.2 MB), come with them.
 MAX_IN_ONE_FILE = 20
+#: Bytes of pictures in one file: a browser keeps all of them in memory.
+MAX_BYTES_IN_ONE_FILE = 100e6
 #: Date of the files in a zip: the first that it can hold, so that equal reports are equal bytes.
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 #: What gives the bytes of a file of the report.
@@ -55,11 +58,11 @@ def write_report(
     on, or too much for one file; GdaskError where the report cannot be written.
     """
     report = gather(out, internal=internal, old=old, runs=runs)
-    number = len(report["products"])
+    number = sum(one["of"] != "frame" for one in report["products"])
     if as_one_file and number > MAX_IN_ONE_FILE:
         raise UsageError(
-            f"--one-file: {number} products are too many for one file, {MAX_IN_ONE_FILE} at most; "
-            "use --zip, or send the folder"
+            f"--one-file: {number} stacks and calibrations are too many for one file, "
+            f"{MAX_IN_ONE_FILE} at most; use --zip, or send the folder"
         )
     root = Path(out)
     _check_writable(root / FOLDER)
@@ -67,6 +70,8 @@ def write_report(
     if draw:
         _draw_missing(root, report, raw or raw_paths(os.fspath(out)), say)
     pictures, files = _pictures(root, report)
+    if as_one_file:
+        _check_size(files)
     pictures = cleaned(pictures, cleaner(os.path.abspath(out), (), internal), frozenset({"file"}))
     folder = root / FOLDER
     _write_folder(folder, report, pictures, files)
@@ -75,6 +80,16 @@ def write_report(
     if as_zip:
         return _write_zip(root / "report.zip", folder)
     return str(folder / "index.html")
+
+
+def _check_size(files: Mapping[str, Source]) -> None:
+    """Raise UsageError where pictures are too large for one file."""
+    sizes = [len(one) if isinstance(one, bytes) else one.stat().st_size for one in files.values()]
+    if sum(sizes) > MAX_BYTES_IN_ONE_FILE:
+        raise UsageError(
+            f"--one-file: {len(sizes)} pictures of {sum(sizes) / 1e6:.0f} MB are too much for one "
+            "file; use --zip, or send the folder"
+        )
 
 
 def _check_writable(folder: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -68,6 +70,47 @@ def test_pictures_of_other_kinds(flat: Path, night: Night, tmp_path: Path) -> No
     assert read_notes(tmp_path / "raw") == ("dq: the file has no DQ",)
 
 
+def sky_frame(path: Path, side: int) -> Path:
+    """Write a sky-subtracted frame of four arrays."""
+    planes = np.stack([noisy((side, side))] * 4)
+    dq = np.zeros(planes.shape, "u2")
+    dq[:, 5, 7] = DQ.BAD_PIXEL
+    write_product(
+        path, planes, variance=np.full(planes.shape, 25), dq=dq, header=sky_header((9, 9))
+    )
+    with fits.open(path, mode="update") as hdus:
+        for number, hdu in enumerate(hdus[1:]):
+            hdu.header["CRPIX1"] += (number // 3 % 2) * 1.05 * side
+            hdu.header["CRPIX2"] += (number // 6) * 1.05 * side
+        del hdus[0].header["PROCSCI"]
+        hdus[0].header["FWHMSTAR"] = 9
+    return path
+
+
+def test_pictures_of_a_frame_are_small_and_need_no_matplotlib(tmp_path: Path) -> None:
+    """The job draws all of its frames: what takes longer than to read the pixels is not done."""
+    path = sky_frame(tmp_path / "f.fits", 600)
+    code = (
+        "import sys; from gdask.report.pictures import draw_all; draw_all(sys.argv[1:]);"
+        "sys.exit('matplotlib' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
+    made = read_pictures(tmp_path / "pictures/f")
+    assert [one.key for one in made] == ["preview", "dq"]
+    assert all(400 < max(one.width, one.height) <= 1000 for one in made)
+    assert "4 as bad pixel (orange)" in made[1].alt and read_notes(tmp_path / "pictures/f") == ()
+
+
+@pytest.mark.slow
+def test_pictures_of_a_full_frame_take_a_fraction_of_a_second(tmp_path: Path) -> None:
+    """0.2 s of a processor; the job that makes the frame takes 5 s for each."""
+    path = sky_frame(tmp_path / "f.fits", 2048)
+    make_pictures(path, tmp_path / "p")
+    start = time.process_time()
+    make_pictures(path, tmp_path / "p")
+    assert time.process_time() - start < 0.5
+
+
 def test_a_mask_is_shown_by_its_bits(tmp_path: Path) -> None:
     dq = np.zeros((50, 40), "u2")
     dq[10, 5] = DQ.BAD_PIXEL
@@ -76,7 +119,7 @@ def test_a_mask_is_shown_by_its_bits(tmp_path: Path) -> None:
     path = tmp_path / "bpm.fits"
     fits.HDUList([primary, fits.ImageHDU(dq, name="DQ")]).writeto(path)
     (only,) = make_pictures(path, tmp_path / "p")
-    assert only.key == "preview" and "1 bad pixel; 0.05 % of the pixels" in only.alt
+    assert only.key == "preview" and "1 as bad pixel (orange); 0.05 % of the pixels" in only.alt
     picture = np.asarray(Image.open(tmp_path / "p" / only.file).convert("RGB"))
     assert picture[49 - 10, 5].tolist() == [213, 94, 0] and picture[0, 0].tolist() == [24] * 3
 

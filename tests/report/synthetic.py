@@ -6,7 +6,7 @@ from typing import Any
 
 from gdask.reduction.gates import judge, shipped
 from gdask.report.facts import completed
-from gdask.report.products import product_facts, with_frames
+from gdask.report.products import product_facts, with_coverage, with_frames
 
 #: A name that would run a program in a page that does not escape it.
 HOSTILE = "<script>alert('x')</script>"
@@ -34,7 +34,10 @@ def synthetic(number: int) -> dict[str, Any]:
     products = [_product(place) for place in range(number)]
     frames = {one["name"]: one for one in products if one["of"] == "frame"}
     products = [
-        with_frames(one, frames, shipped()) if one["of"] == "image" else one for one in products
+        with_coverage(with_frames(one, frames, shipped()), shipped())
+        if one["of"] == "image"
+        else one
+        for one in products
     ]
     jobs = [_job(one) for one in products if one["of"] != "frame"]
     facts = {
@@ -73,6 +76,7 @@ def _product(place: int) -> dict[str, Any]:
         "frames": [_row(group, member) for member in range(FRAMES)] if of == "image" else [],
         "skies": ["S1.fits", "S2.fits"] if of == "frame" else [],
         "sources": 137, "versions": {}, "settings": {}, "trouble": "", "wavelength": 2.15e-6,
+        "coverage": {"centre_covered": 0.98, "area_covered": 0.71} if of == "image" else {},
     }  # fmt: skip
     facts = product_facts(f"{target}/J/{night}/{name}", numbers, judge(numbers, kind=of), tables)
     return facts | {

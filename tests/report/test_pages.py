@@ -17,7 +17,7 @@ from synthetic import HOSTILE, synthetic
 
 from gdask.campaign.index import FILE_COLUMNS, read_plan, write_tables
 from gdask.campaign.job import Campaign, Job
-from gdask.campaign.records import write_record
+from gdask.campaign.records import record_path, write_record
 from gdask.campaign.tables import write_table
 from gdask.cli import main
 from gdask.model import GdaskError, UsageError
@@ -133,6 +133,8 @@ def test_limits_in_words() -> None:
     assert words.limits({"warning_below": 4}) == "≥ 4"
     fellows = {"warning_mad": 4, "failure_mad": 10, "side": "above"}
     assert words.limits(fellows) == "≤ +4σ of its fellows; fails beyond 10σ"
+    ratio = {"warning_above": 100, "failure_above": 300, "over": "fwhm"}
+    assert words.limits(ratio) == "≤ 100 × FWHM; fails > 300 × FWHM"
     assert words.limits({}) == ""
 
 
@@ -355,9 +357,36 @@ def test_one_file_holds_all_pages_and_is_refused_for_many(
 def test_too_many_products_for_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made_of(tmp_path, jobs=9)
     monkeypatch.setattr("gdask.report.write.MAX_IN_ONE_FILE", 8)
-    with pytest.raises(UsageError, match="9 products are too many for one file, 8 at most"):
+    with pytest.raises(UsageError, match="9 stacks and calibrations are too many for one file, 8"):
         write_report(tmp_path, draw=False, as_one_file=True)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_frames_do_not_count_for_one_file_but_their_pictures_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job,) = made_of(tmp_path, jobs=1)
+    record = json.loads(record_path(tmp_path, job).read_text())
+    (flat,) = record["products"]
+    folder = tmp_path / job.folder
+    for number in range(30):
+        name = f"S{number}_skyCorrected.fits"
+        fits.PrimaryHDU().writeto(folder / name)
+        numbers = {"kind": "frame", "fwhm": 0.1}
+        record["products"].append(flat | {"path": f"{job.folder}/{name}", "numbers": numbers})
+    write_record(tmp_path, job, record)
+    write_report(tmp_path, draw=False, as_one_file=True)
+    assert "S29_skyCorrected.fits" in (tmp_path / "report.html").read_text()
+    drawn = folder / "pictures/S3_skyCorrected"
+    drawn.mkdir(parents=True)
+    png(drawn / "preview.png")
+    row = {"key": "preview", "file": "preview.png", "title": "P", "alt": "a", "width": 2} | {
+        "height": 2
+    }
+    (drawn / "pictures.json").write_text(json.dumps({"pictures": [row], "notes": []}))
+    monkeypatch.setattr("gdask.report.write.MAX_BYTES_IN_ONE_FILE", 50)
+    with pytest.raises(UsageError, match="1 pictures of 0 MB are too much for one file"):
+        write_report(tmp_path, draw=False, as_one_file=True)
 
 
 def test_a_folder_without_products_is_refused(
