@@ -64,6 +64,11 @@ class Measured(NamedTuple):
     result: float
     need: Need
 
+    def exceeds(self) -> bool:
+        """Tell whether the call took more than is declared, or its result did."""
+        most = self.need.pixels * self.need.item + SMALL
+        return self.scratch > self.need.scratch + SMALL or self.result > most
+
 
 class ScratchRecord:
     """The call of each function with the largest scratch, and the one with the largest result."""
@@ -101,13 +106,13 @@ class ScratchRecord:
         """A table, one line for each function; `!` marks what exceeds its declaration."""
         titles = ("B/pixel", "declared", "MB", "declared", "result", "declared", "pixels")
         lines = [f"{'function':<58} " + " ".join(f"{title:>9}" for title in titles)]
-        for name, (scratch, result, need) in sorted(self.rows.items()):
+        for name, row in sorted(self.rows.items()):
+            scratch, result, need = row
             pixels = need.pixels
             values = (scratch / pixels, need.scratch / pixels, scratch / 1e6, need.scratch / 1e6)
             sizes = (result / pixels, need.item)
             numbers = " ".join(f"{value:9.2f}" for value in (*values, *sizes))
-            exceeds = scratch > need.scratch + SMALL or result > pixels * need.item + SMALL
-            lines.append(f"{name:<58} {numbers} {pixels:9.0f} {'!' if exceeds else ''}")
+            lines.append(f"{name:<58} {numbers} {pixels:9.0f} {'!' if row.exceeds() else ''}")
         return "\n".join(lines)
 
 

@@ -56,6 +56,21 @@ def prepared(sources: Sequence[Source], detector: int, window: Window) -> Memo:
     return at_hand
 
 
+def stored_arrays(sources: Sequence[object]) -> list[StoredArray]:
+    """Give the variables of files of which these sources are made, each once."""
+    found: dict[int, StoredArray] = {}
+    waiting = list(sources)
+    while waiting:
+        source = waiting.pop()
+        if isinstance(source, StoredArray):
+            found[id(source)] = source
+        elif isinstance(source, Mapped):
+            waiting += source.sources
+        elif isinstance(source, (Bound, Cut)):
+            waiting.append(source.source)
+    return list(found.values())
+
+
 def read_together(
     sources: Sequence[Source],
     detector: int,

@@ -296,7 +296,7 @@ def mergeable_histogram(data: Image, mask: Mask | None = None, dq: Flags | None 
     in_groups = counts[groups].reshape(-1)
     occupied = np.flatnonzero(in_groups)
     bins = groups[occupied // _GROUP] * _GROUP + occupied % _GROUP
-    return np.stack([bins, in_groups[occupied]]).astype(np.int64)
+    return np.stack([bins, in_groups[occupied]]).astype(np.int64, copy=False)
 
 
 def _lower_edges(bins: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

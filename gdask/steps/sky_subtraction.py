@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from dask.base import tokenize
 
+from gdask.io.dask_internals import awaited_by
 from gdask.io.gather import gather, gather_planes, sampled_rows
 from gdask.io.lazy_arrays import band_chunks
-from gdask.io.sources import Source, prepared, read_together
+from gdask.io.sources import Source, prepared, read_together, stored_arrays
 from gdask.kernels.sky.subtraction import fill_hidden, subtract_sky, without_objects
 from gdask.kernels.stack.combine import combine
 from gdask.model import late
@@ -38,9 +39,10 @@ GROUP_BYTES, MOST_IN_GROUP = 4e8, 16
 _MOST_ROWS, _FEWEST_ROWS, _STRIP_BYTES = 16, 4, 8e6
 #: Bytes of raw rows that a task reads ahead from files.
 _AHEAD_BYTES = 32e6
-#: Bytes that a combination takes for each byte of the pixels of all frames in a strip (measured by
-#: `python -m benchmarks.scaling.scratch`: 1.0 to 1.1 for the cubes, as much for those of one sky).
-_COMBINATION_SHARE = 2.5
+#: Bytes for each pixel of a strip: of each frame (its pixels, its mask, its DQ without objects), of
+#: each sky (its pixels, the number of frames, what they show), and of the frame that is calibrated
+#: at the moment, with all that lies in between.
+_FRAME_BYTES, _SKY_BYTES, _CALIBRATION_BYTES = PIXEL_BYTES + 3, PIXEL_BYTES + 5, 60
 #: Pixels of an array in whose rows they are counted, and bytes for each.
 _COUNTED_PIXELS, _COUNT_BYTES = 2**18, 6.0
 
@@ -211,6 +213,9 @@ def _gather_bands(
     row_bytes = n_frames * nx * (PIXEL_BYTES + 1)
     rows = int(min(max(_STRIP_BYTES // max(row_bytes, 1), _FEWEST_ROWS), _MOST_ROWS))
     ahead = int(max(_AHEAD_BYTES // max(4 * n_frames * nx * rows, 1), 1)) * rows
+    skies = len({(plan.skies, plan.reject, plan.masked) for plan in plans})
+    in_strip = n_frames * _FRAME_BYTES + skies * _SKY_BYTES + _CALIBRATION_BYTES
+    read = read_bytes(arrays, min(ahead, BAND_ROWS), BAND_ROWS)
     identity = [each.name for each in (*arrays, *levels)]
     return gather_planes(
         _subtract_band,
@@ -220,13 +225,25 @@ def _gather_bands(
         chunks=((1,) * count, band_chunks(ny, BAND_ROWS), (nx,)),
         windows=lambda _, detector, window: [(detector, window)],
         values=levels,
-        scratch=_COMBINATION_SHARE * rows * row_bytes + 4.0 * n_frames * nx * min(ahead, BAND_ROWS),
+        scratch=float(nx) * (rows * in_strip + read),
         plans=plans,
         masked=masked,
         rows=rows,
         ahead=ahead,
         combination=combination,
     )
+
+
+def read_bytes(arrays: Sequence[da.Array], ahead: int, rows: int) -> float:
+    """Give the bytes for each column that a task holds of what these arrays are read from.
+
+    Of frames and masks it holds so many rows `ahead`, one of them twice as it is read; of the
+    calibrations, which the next task finds in memory, all `rows`.
+    """
+    stored = stored_arrays([awaited_by(each)[0] for each in arrays])
+    items = [ahead * each.dtype.itemsize for each in stored if not each.is_kept]
+    kept = [rows * each.dtype.itemsize for each in stored if each.is_kept]
+    return float(sum(items) + sum(kept) + max(items, default=0))
 
 
 def _subtract_band(
@@ -271,7 +288,7 @@ def _subtract_band(
                 of_frame = cubes[0][plan.frame], cubes[1][plan.frame], cubes[2][plan.frame]
                 part = slice(y - y1, strip[1] - y1)
                 data, variance, dq = (band[part] for band in bands[3 * number : 3 * number + 3])
-                level, out = _level_of(plan, levels), (data, variance, dq)
+                level, out = float(_level_of(plan, levels)), (data, variance, dq)
                 subtract_sky(of_frame, skies[key], level, combination["scale"], out)
     return bands
 
@@ -320,7 +337,7 @@ def _combine_skies(
     sky = data, noise, flags
     if plan.masked:
         structure = plan.structure[detector] if plan.structure else 0.0
-        variance = np.float32(structure / (values.mean() if scale else 1.0)) ** 2
+        variance = float(np.float32(structure / (values.mean() if scale else 1.0)) ** 2)
         fill_hidden(sky, cubes[2], hidden, plan.skies, 1.0 if scale else 0.0, variance)
     return sky
 

@@ -32,8 +32,8 @@ Numbers = npt.NDArray[np.int64]
 HUBER_SIGMA, REJECT_SIGMA = 2.5, 6.0
 #: Rounds of the robust weights.
 WEIGHT_ROUNDS = 6
-#: Most steps of the conjugate gradients, and the relative size of the gradient that ends them.
-MAX_GRADIENT_STEPS, GRADIENT_TOLERANCE = 400, 1e-9
+#: Most steps of conjugate gradients; relative gradient that ends a solution, and a trial of a kind.
+MAX_GRADIENT_STEPS, GRADIENT_TOLERANCE, TRIAL_TOLERANCE = 400, 1e-9, 1e-5
 #: Surfaces are expected within so many times the scatter that offsets alone leave; the throughput
 #: of frames is expected to differ by so much, as a fraction.
 PRIOR_SPREAD, PRIOR_THROUGHPUT = 3.0, 0.05
@@ -152,7 +152,7 @@ def solve_surfaces(levels: Levels, kind: Kind | None = None) -> Surfaces:
     units, _ = _units(levels)
     none = np.zeros(len(cell))
     plain = _problem(levels, cell, shared, KINDS["offset"], none, 0.0)
-    found, _, rms = _robust(plain)
+    found, _, rms = _robust(plain, GRADIENT_TOLERANCE)
     whole, rest = plain._replace(cell=cell, cells=count), levels.level - found[levels.unit]
     mean, _ = _mean_of_cells(whole, rest, levels.error**-2.0)
     light, error = _light(levels, cell, mean, neighbours)
@@ -160,9 +160,9 @@ def solve_surfaces(levels: Levels, kind: Kind | None = None) -> Surfaces:
     if kind is None:
         kind = _best_kind(levels, cell, shared, light, rms)
     problem = _problem(levels, cell, shared, kind, light, rms)
-    solved = _robust(problem)
-    group = connected_groups(levels.unit[shared], cell[shared], units)
-    return _surfaces(levels, shared, kind, problem, solved, group, light)
+    solved = _robust(problem, GRADIENT_TOLERANCE)
+    groups = connected_groups(levels.unit[shared], cell[shared], units)
+    return _surfaces(levels, shared, kind, problem, solved, groups, light)
 
 
 def _cells_of(levels: Levels) -> tuple[int, Numbers, list[Numbers]]:
@@ -330,8 +330,8 @@ def _mean_of_cells(problem: _Problem, values: Floats, weight: Floats) -> tuple[F
     return np.asarray(total / np.maximum(norm, 1e-300), float), np.asarray(norm, float)
 
 
-def _least_squares(problem: _Problem, weight: Floats, start: Floats) -> Floats:
-    """Give the factors, by conjugate gradients from `start`."""
+def _least_squares(problem: _Problem, weight: Floats, start: Floats, tolerance: float) -> Floats:
+    """Give the factors, by conjugate gradients from `start` to a relative size of the gradient."""
     norm, square = problem.prior.copy(), weight[:, None] * problem.value * problem.value
     for index, value in zip(problem.places.T, square.T, strict=True):
         norm += np.bincount(index, value, minlength=len(norm))
@@ -350,7 +350,7 @@ def _least_squares(problem: _Problem, weight: Floats, start: Floats) -> Floats:
     scaled = residual / norm
     direction, size = scaled, float((residual * scaled).sum())
     for _ in range(MAX_GRADIENT_STEPS):
-        if not size > GRADIENT_TOLERANCE**2 * first_size:
+        if not size > tolerance**2 * first_size:
             break
         change = gradient(_predicted(problem, direction)) + problem.prior * direction
         curvature = float((direction * change).sum())
@@ -364,11 +364,11 @@ def _least_squares(problem: _Problem, weight: Floats, start: Floats) -> Floats:
     return found
 
 
-def _robust(problem: _Problem) -> tuple[Floats, Floats, float]:
+def _robust(problem: _Problem, tolerance: float) -> tuple[Floats, Floats, float]:
     """Give the factors, the weights of the rows, and the scatter (e-) about the solution."""
     weight, found, rms = problem.full_weight, np.zeros(len(problem.prior)), 0.0
     for _ in range(WEIGHT_ROUNDS if len(weight) else 0):
-        found = _least_squares(problem, weight, found)
+        found = _least_squares(problem, weight, found, tolerance)
         rest, left = _deviations(problem, problem.level - _predicted(problem, found), weight)
         rms = float(np.sqrt((weight * rest**2 / left).sum() / weight.sum()))
         deviation = np.abs(rest) * np.sqrt(problem.full_weight / left)
@@ -392,7 +392,7 @@ def _deviations(problem: _Problem, values: Floats, weight: Floats) -> tuple[Floa
 
 
 def _scale(problem: _Problem, found: Floats, weight: Floats) -> float:
-    """Give the scatter of the cells about the solution over their noise."""
+    """Give the scatter of the cells about the solution over their noise; 1 without cells."""
     if not len(weight):
         return 1.0
     rest, left = _deviations(problem, problem.level - _predicted(problem, found), weight)
@@ -437,12 +437,12 @@ def _possible_kinds(levels: Levels, shared: npt.NDArray[np.bool_]) -> list[Kind]
 def _unseen_loss(problem: _Problem, fold: Numbers) -> Floats:
     """Give for each row its squared deviation (in sigma, limited) when its cell is left out."""
     loss = np.zeros(len(problem.level))
-    found, weight, _ = _robust(problem)
+    found, weight, _ = _robust(problem, TRIAL_TOLERANCE)
     for number in range(FOLDS):
         out = fold == number
         if not out.any():
             continue
-        found = _least_squares(problem, np.where(out, 0.0, weight), found)
+        found = _least_squares(problem, np.where(out, 0.0, weight), found, TRIAL_TOLERANCE)
         values = problem.level - _predicted(problem, found)
         rest, left = _deviations(problem, values, problem.full_weight)
         squared = rest**2 * problem.full_weight / left

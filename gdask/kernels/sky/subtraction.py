@@ -137,10 +137,8 @@ def subtract_sky(
 
     scale: the sky is multiplied by the level (electrons), which else is added to it.
     """
-    given = tuple(
-        as_kernel_input(plane, dtype).reshape(-1)
-        for plane, dtype in zip(frame, (np.float32, np.float32, np.uint16), strict=True)
-    )
+    data, variance = (as_kernel_input(plane, np.float32).reshape(-1) for plane in frame[:2])
+    given = data, variance, as_kernel_input(frame[2], np.uint16).reshape(-1)
     _subtract(given, _rows(sky), np.float32(level), scale, _rows(out))
 
 

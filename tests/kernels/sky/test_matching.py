@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from gdask.kernels.sky import matching
 from gdask.kernels.sky.levels import sky_cell_medians
 from gdask.kernels.sky.matching import KINDS, Levels, Surfaces, solve_surfaces
 from gdask.kernels.surfaces import (
@@ -130,6 +131,25 @@ def test_the_kind_follows_from_the_cells(name: str, options: dict) -> None:
     if options:
         assert steps(levels, found_sky(levels, offsets) - truth, solved.group) > 2 * NOISE
     assert np.median(solved.error) == pytest.approx(left, rel=1.0)
+
+
+def test_trials_take_few_steps_and_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which kind is best is known long before the last digit of each."""
+    levels, _ = dithered(4, slopes=12.0)
+    counted, real = [0], matching.pulls_on_terms
+
+    def pulls(*arguments: object) -> np.ndarray:
+        counted[0] += 1
+        return real(*arguments)
+
+    monkeypatch.setattr(matching, "pulls_on_terms", pulls)
+    solved, taken = solve_surfaces(levels), counted[0]
+    monkeypatch.setattr(matching, "TRIAL_TOLERANCE", matching.GRADIENT_TOLERANCE)
+    exact = solve_surfaces(levels)
+    print(taken, counted[0] - taken)
+    assert taken < 0.75 * (counted[0] - taken)
+    assert solved.of_frame.tobytes() == exact.of_frame.tobytes()
+    assert solved.of_unit.tobytes() == exact.of_unit.tobytes()
 
 
 def test_what_all_frames_have_in_common_stays() -> None:
