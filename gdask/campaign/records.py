@@ -27,6 +27,15 @@ _ABOUT_THE_RUN = frozenset({"HISTORY", "PROVENANCE", "REDUCTION", "RECIPE"})
 RECORD_VERSION = 1
 
 
+def known_places(out: str | os.PathLike[str]) -> list[str]:
+    """Give the folders of raw files of the last run of a campaign; none where it has not begun."""
+    try:
+        found = json.loads((Path(out) / HIDDEN / "places.json").read_text(encoding="utf-8"))
+        return [str(one) for one in found]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
 def content_digest(path: str | os.PathLike[str]) -> str:
     """Give a digest of what a product holds: headers and checksums of data, not when it was made.
 

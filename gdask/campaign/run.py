@@ -149,16 +149,13 @@ def _failed_before(files: Sequence[RawFile], place: Place) -> dict[str, str]:
 
 def _places(options: Options, hidden: Path) -> list[str]:
     """Give the places of raw files: those named, else those of the last time."""
-    memory = hidden / "places.json"
     if options.places:
         return [os.path.abspath(place) for place in options.places]
-    try:
-        return list(json.loads(memory.read_text()))
-    except (OSError, ValueError):
-        raise UsageError(
-            f"{options.out}: no campaign there yet; name folders of raw files: "
-            "gdask run RAW... -o OUT"
-        ) from None
+    if found := records.known_places(hidden.parent):
+        return found
+    raise UsageError(
+        f"{options.out}: no campaign there yet; name folders of raw files: gdask run RAW... -o OUT"
+    )
 
 
 def _cores() -> int:
