@@ -104,11 +104,12 @@ def leave_closed_pipe() -> None:
 def terminal() -> Any:
     """Give the `rich` console of standard output; None where that is no terminal.
 
-    One that cannot move its cursor (TERM=dumb) counts as none.
+    One that cannot move its cursor (TERM=dumb) counts as none, and so does a cell of a notebook:
+    Jupyter gives a command (`!reduce ...`) a terminal, and keeps each letter that it writes.
     """
     if _SCREEN["has_bar"]:
         return _SCREEN["console"]
-    if not sys.stdout.isatty():
+    if not sys.stdout.isatty() or "JPY_PARENT_PID" in os.environ:
         return None
     if _SCREEN["stream"] is not sys.stdout:
         from rich.console import Console

@@ -22,9 +22,20 @@ from gdask.reduction.replay import TIME_KEYWORDS
 
 #: Folder of a campaign for what can be deleted when no run is going on.
 HIDDEN = ".campaign"
+#: Files in it: the places of raw files of the last run, and of a look without a run.
+PLACES, LOOKED_AT = "places.json", "looked-at.json"
 #: Tables of a product that hold times, names of files and versions: not what it says of the sky.
 _ABOUT_THE_RUN = frozenset({"HISTORY", "PROVENANCE", "REDUCTION", "RECIPE"})
 RECORD_VERSION = 1
+
+
+def known_places(out: str | os.PathLike[str], name: str = PLACES) -> list[str]:
+    """Give the folders of raw files of the last run of a campaign; none where it has not begun."""
+    try:
+        found = json.loads((Path(out) / HIDDEN / name).read_text(encoding="utf-8"))
+        return [str(one) for one in found]
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 def content_digest(path: str | os.PathLike[str]) -> str:

@@ -44,6 +44,8 @@ GATES = "gates.toml"
 REASONS = ("cloud", "trail", "guiding", "pointing", "test", "bad")
 #: What a flagged file is not used for.
 USES = ("sky", "stack", "all")
+#: The word of a row that takes back the earlier ones of its file.
+WITHDRAWN = "withdrawn"
 #: Columns of the table of flags.
 FLAG_COLUMNS = ("time", "file", "flag", "use", "header", "good_until", "because", "array")
 _TABLES = ("campaign", "exclude", "parameters", "catalogs", "skies", "jobs")
@@ -190,7 +192,18 @@ def _is_list_of_text(value: Any) -> bool:
 
 
 def read_flags(out: str | os.PathLike[str]) -> list[Flag]:
-    """Read the flags of a campaign; UsageError where the table is damaged."""
+    """Read the flags of a campaign that hold; UsageError where the table is damaged."""
+    found: list[Flag] = []
+    for row in _flag_rows(out):
+        if row.flag == WITHDRAWN:
+            found = [one for one in found if one.file != row.file]
+        else:
+            found.append(row)
+    return found
+
+
+def _flag_rows(out: str | os.PathLike[str]) -> list[Flag]:
+    """Read all rows of the table of flags, also those that were taken back."""
     path = Path(out) / FLAGS
     if not path.exists():
         return []
@@ -203,11 +216,18 @@ def read_flags(out: str | os.PathLike[str]) -> list[Flag]:
 
 
 def add_flags(out: str | os.PathLike[str], flags: list[Flag]) -> None:
-    """Append flags to the table, whole or not at all."""
+    """Append flags to the table, whole or not at all; nothing in it is changed."""
     from gdask.campaign.tables import write_table
 
-    rows = [one._asdict() for one in [*read_flags(out), *flags]]
+    rows = [one._asdict() for one in [*_flag_rows(out), *flags]]
     write_table(Path(out) / FLAGS, rows, FLAG_COLUMNS, "What is wrong with which file.")
+
+
+def withdrawals(flags: list[Flag], because: str = "") -> list[Flag]:
+    """Give the rows that take back these flags, as of now: one for each file."""
+    now = f"{datetime.now():%Y-%m-%dT%H:%M:%S}"
+    files = dict.fromkeys(one.file for one in flags)
+    return [Flag(now, file, WITHDRAWN, "all", "", "", because) for file in files]
 
 
 def new_flag(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
@@ -20,9 +19,6 @@ from gdask.campaign.state import states_of
 from gdask.campaign.sums import take_over
 from gdask.campaign.tables import write_whole
 from gdask.model import UsageError
-
-#: Where the places of raw files are kept: those of the last run, and of a look without a run.
-_PLACES, _LOOKED_AT = "places.json", "looked-at.json"
 
 
 class Options(NamedTuple):
@@ -74,7 +70,7 @@ def survey(
         Memory(options.forget_missing, learns),
     )
     if options.places:  # what cannot be scanned is not remembered
-        write_whole(hidden / (_PLACES if learns else _LOOKED_AT), json.dumps(places))
+        write_whole(hidden / (records.PLACES if learns else records.LOOKED_AT), json.dumps(places))
     if unseen := unseen_line(places, out):
         say(unseen)
     settings = read_settings(out)
@@ -128,9 +124,9 @@ def _places(options: Options, hidden: Path, learns: bool) -> list[str]:
     """
     if options.places:
         return [os.path.abspath(place) for place in options.places]
-    for name in (_PLACES,) if learns else (_PLACES, _LOOKED_AT):
-        with contextlib.suppress(OSError, ValueError):
-            return list(json.loads((hidden / name).read_text()))
+    for name in (records.PLACES,) if learns else (records.PLACES, records.LOOKED_AT):
+        if found := records.known_places(hidden.parent, name):
+            return found
     raise UsageError(
         f"{options.out}: no campaign there yet; name folders of raw files: gdask run RAW... -o OUT"
     )

@@ -21,13 +21,16 @@ def ends_of(
     """
     record = known.get(job.id, {})
     own = product_name(file.name, SUFFIXES["frames"])
-    for one in record.get("products", ()):
-        if job.kind != "frames" or os.path.basename(one["path"]) == own:
-            yield f"makes {one['path']}"
+    products = record.get("products", ())
+    makes = [p for p in products if job.kind != "frames" or os.path.basename(p["path"]) == own]
+    yield from (f"makes {one['path']}" for one in makes)
+    if job.kind == "frames" and file.key in job.inputs and products and not makes:
+        yield "is sky for the frames on target there: none is made of it, and no stack has it"
     for user in users_of(job, campaign):
         after = known.get(user.id, {})
         if job.kind == "frames" and file.key in job.inputs:
-            yield from _in_stack(own, user, after)
+            if makes or record.get("status") != "made":
+                yield from _in_stack(own, user, after)
             continue
         paths = [one["path"] for one in after.get("products", ())]
         more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
@@ -57,4 +60,4 @@ def _in_stack(frame: str, stack: Job, record: Mapping[str, Any]) -> Iterator[str
     elif frame in record.get("parts", {}).get("frames", {}):
         yield f"is in {paths or stack.id}"
     else:
-        yield f"would be in {stack.id} ({record.get('status', 'not run yet')})"
+        yield f"goes into {stack.id} ({record.get('status', 'not run yet')}), if it is on target"

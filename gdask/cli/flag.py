@@ -29,7 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
         "  gdask flag S20170505S0101 -o reduced --as cloud --for stack --because 'thin cloud'\n"
         "  gdask flag S20170505S0103 -o reduced --as bad --array 2 --because 'no light on it'\n"
         "  gdask flag S20170505S0099 -o reduced --header EXPTIME=60\n"
-        "  gdask flag flat-GSAOI-20170505-Kshort -o reduced --good-until 2017-05-20",
+        "  gdask flag flat-GSAOI-20170505-Kshort -o reduced --good-until 2017-05-20\n"
+        "  gdask flag S20170505S0104 -o reduced --withdraw --because 'it was the moon'",
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="raw files; calibrations or jobs")
     parser.add_argument("-o", "--out", default=".", metavar="OUT", help="folder of results")
@@ -62,6 +63,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--good-until", default="", metavar="DATE", help="a calibration serves until this night"
     )
+    parser.add_argument(
+        "--withdraw",
+        action="store_true",
+        help="take back all flags of these files; the table keeps them",
+    )
     parser.add_argument("--because", default="", metavar="TEXT", help="why, for whoever reads it")
     return parser
 
@@ -79,6 +85,8 @@ def _flag(args: argparse.Namespace) -> int:
     from gdask.campaign.survey import Options, survey
     from gdask.params import closest
 
+    if args.withdraw:
+        return _withdraw(args)
     if args.flag and not args.because:
         raise UsageError("--as: say why, with --because TEXT")
     flags = [
@@ -104,6 +112,37 @@ def _flag(args: argparse.Namespace) -> int:
             f"{len(flags)} flagged in {out}/{FLAGS}; gdask run -o {out} makes again what "
             "this touches"
         )
+    )
+    return 0
+
+
+def _withdraw(args: argparse.Namespace) -> int:
+    """Take back all flags of the files that are named."""
+    from gdask.campaign.job import is_named
+    from gdask.campaign.report import find_campaign
+    from gdask.campaign.run import Options, survey
+    from gdask.campaign.settings import FLAGS, add_flags, read_flags, withdrawals
+
+    given = (args.flag, args.header, args.good_until, args.array, args.use != "all")
+    if any(given):
+        raise UsageError("--withdraw takes back all flags of a file: give it with --because alone")
+    out = find_campaign(args.out)
+    campaign, place = survey(Options((), out), lambda text: None)
+    flags = read_flags(place.out)
+    found = []
+    for name in args.files:
+        meant = [file for file in campaign.files if is_named(file, name)]
+        own = [
+            one for one in flags if one.file == name or any(is_named(f, one.file) for f in meant)
+        ]
+        if not own:
+            known = ", ".join(dict.fromkeys(one.file for one in flags)) or "none"
+            raise UsageError(f"{name}: no flag of it holds; files with flags: {known}")
+        found += own
+    add_flags(place.out, withdrawals(found, args.because))
+    count = f"{len(found)} flag{'s' * (len(found) != 1)}"
+    print(
+        clean(f"{count} withdrawn in {out}/{FLAGS}; gdask run -o {out} makes again what it touches")
     )
     return 0
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from gdask.cli import parser_for, run_command
-from gdask.model import clean
+from gdask.model import UsageError, clean
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         help=(
             "folders to look for inputs in, and below (also: the working folder, that of the "
-            "product)"
+            "product, and of a campaign's product its results and raw files)"
         ),
     )
     parser.add_argument(
@@ -70,7 +71,8 @@ def _replay(args: argparse.Namespace) -> int:
         print("\n".join(map(clean, account_of(args.product).source)))
         return 0
     logutils.config(None, "standard" if args.verbose else "quiet")
-    found = replay(args.product, args.inputs, args.recipe, args.cluster, args.keep)
+    folders = [*args.inputs, *_of_campaign(args.product)]
+    found = replay(args.product, folders, args.recipe, args.cluster, args.keep)
     for text in found.differences:
         print(clean(f"{args.product}: {text}"))
     if found.versions:
@@ -78,6 +80,18 @@ def _replay(args: argparse.Namespace) -> int:
     if not found.differences:
         print(f"{args.product}: the same, byte for byte (times apart)")
     return int(bool(found.differences))
+
+
+def _of_campaign(product: str) -> list[str]:
+    """Give the folders where inputs of a product of a campaign are: its results, its raw files."""
+    from gdask.campaign.records import known_places
+    from gdask.campaign.report import find_campaign
+
+    try:
+        out = find_campaign(product)
+    except UsageError:
+        return []
+    return [out, *(place for place in known_places(out) if os.path.isdir(place))]
 
 
 if __name__ == "__main__":

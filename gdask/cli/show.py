@@ -52,7 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="arrays side by side as the detector has them, not turned to the sky",
     )
     parser.add_argument(
-        "--dq", action="store_true", help="flagged pixels in colours: bad, saturated, no data ..."
+        "--dq",
+        action="store_true",
+        help="flagged pixels in colours: orange bad, purple saturated, yellow cosmic ray, light "
+        "blue non-linear, blue not lit, green overlap, grey no data",
     )
     parser.add_argument(
         "--objects", action="store_true", help="rings around the sources of the file's own OBJCAT"

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from gdask.cli import parser_for, run_command, split_commas
 from gdask.cli.lists import write_list
+from gdask.headers import read_headers
 from gdask.instruments import check_tags, tags
 from gdask.model import GdaskError, UsageError, clean, clean_lines, folders_below
 
@@ -32,7 +33,7 @@ COLUMN = 40
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `typewalk`; returns the exit code: 0 ok, 1 failed, 2 wrong usage."""
+    """Run `typewalk`; returns the exit code: 0 ok, 1 files cannot be read, 2 wrong usage."""
     return run_command(build_parser(), argv, walk)
 
 
@@ -80,11 +81,12 @@ def walk(options: argparse.Namespace) -> int:
     wanted, unwanted = (set(_upper(names)) for names in (options.tags, options.xtags))
     check_tags(sorted(wanted | unwanted))
     shown: list[str] = []
+    unreadable: list[str] = []
     for folder, names in folders(options.dir, options.norecurse):
         first = True
         for name in filter(options.filemask.match, names):
             path = os.path.join(folder, name)
-            found = _tags(path)
+            found = _tags(path, unreadable)
             if found is None or found & unwanted or not _matches(found, wanted, options.any):
                 continue
             if first:
@@ -107,7 +109,10 @@ def walk(options: argparse.Namespace) -> int:
         )
     elif not shown:
         print(f"typewalk: no file below {options.dir} has these tags", file=sys.stderr)
-    return 0
+    if unreadable:
+        count = f"{len(unreadable)} file{'' if len(unreadable) == 1 else 's'}"
+        print(f"typewalk: {count} cannot be read: {', '.join(unreadable)}", file=sys.stderr)
+    return 1 if unreadable else 0
 
 
 def folders(top: str, only_top: bool) -> Iterator[tuple[str, list[str]]]:
@@ -127,12 +132,18 @@ def line(name: str, found: set[str]) -> str:
     return f"{INDENT}{_colour('94', name)} {dots} {tags_text}"
 
 
-def _tags(path: str) -> set[str] | None:
+def _tags(path: str, unreadable: list[str]) -> set[str] | None:
+    """Give the tags of a file; None, with a message, of one that is damaged or of no instrument
+    of gdask's. One that is damaged is added to `unreadable`."""
     try:
         return tags(path)
     except GdaskError as error:
         sys.stdout.flush()
         print(f"{INDENT}{clean_lines(error)}", file=sys.stderr)
+        try:
+            read_headers(path)
+        except GdaskError:
+            unreadable.append(clean(path))
         return None
 
 

@@ -200,8 +200,22 @@ def _draw_compass(
 def _draw_text(
     draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, font: Any, anchor: str = "la"
 ) -> None:
-    mark, shadow = _inks(draw)
-    draw.text(place, text, fill=mark, font=font, anchor=anchor, stroke_width=1, stroke_fill=shadow)
+    """Write a text with a shadow. A picture of levels has no grey between two inks: there the
+    letters are drawn smoothly, and what is half covered is inked."""
+    box = draw.textbbox(place, text, font=font, anchor=anchor, stroke_width=2)
+    left, top, right, bottom = (round(edge) for edge in box)
+    spot = place[0] - left + 2, place[1] - top + 2
+    for width, ink in ((2, _inks(draw)[1]), (0, _inks(draw)[0])):
+        layer = pil.new("L", (right - left + 5, bottom - top + 5))
+        ImageDraw.Draw(layer).text(
+            spot, text, fill=255, font=font, anchor=anchor, stroke_width=width, stroke_fill=255
+        )
+        mask = (
+            layer.point([255 * (level > 110) for level in range(256)])
+            if draw.mode == "P"
+            else layer
+        )
+        draw.bitmap((left - 2, top - 2), mask, fill=ink)
 
 
 def _inks(draw: ImageDraw.ImageDraw) -> tuple[Any, Any]:

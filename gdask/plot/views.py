@@ -56,9 +56,29 @@ def _size_text(material: Material) -> str:
 def _direction_text(layout: Layout) -> str:
     if layout.north is None or layout.scale is None:
         return ", directions on the sky are not known"
-    angle = math.degrees(math.atan2(-layout.north[0], layout.north[1]))
-    up = "up" if abs(angle) < 0.5 else f"{angle:.0f} degrees counterclockwise of up"
-    return f", North is {up}, the field is {layout.shape[1] * layout.scale:.3g} arcsec wide"
+    north, east = layout.north, layout.east
+    up = _direction(north)
+    side = ""
+    if east is not None:
+        is_left = north[0] * east[1] > north[1] * east[0]
+        straight = _direction(east)
+        side = (
+            straight if straight in _SIDES.values() else "left of it" if is_left else "right of it"
+        )
+        side = f", East is {side}"
+    return f", North is {up}{side}, the field is {layout.shape[1] * layout.scale:.3g} arcsec wide"
+
+
+_SIDES = {0: "up", 90: "left", -90: "right", 180: "down", -180: "down"}
+
+
+def _direction(vector: tuple[float, float]) -> str:
+    """Say where a direction in a picture (x to the right, y up) points."""
+    angle = math.degrees(math.atan2(-vector[0], vector[1]))
+    for side, word in _SIDES.items():
+        if abs(angle - side) < 0.5:
+            return word
+    return f"{abs(angle):.0f} degrees {'counterc' if angle > 0 else 'c'}lockwise of up"
 
 
 def _made(

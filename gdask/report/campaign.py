@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections import Counter
@@ -43,7 +42,7 @@ def campaign_facts(out: str, internal: bool, before: Mapping[str, Mapping[str, A
     """Gather jobs, products and files of a campaign."""
     jobs = read_plan(Path(out) / PLAN)
     rows = _file_rows(out)
-    roots = [os.path.dirname(row.get("path", "")) for row in rows] + _places(out)
+    roots = [os.path.dirname(row.get("path", "")) for row in rows] + records.known_places(out)
     clean = cleaner(os.path.abspath(out), {root for root in roots if root}, internal)
     name = os.path.abspath(out) if internal else os.path.basename(os.path.abspath(out))
     look = Look(out, name, clean, before)
@@ -74,13 +73,6 @@ def _file_rows(out: str) -> list[dict[str, str]]:
     try:
         return read_table(Path(out) / FILES)
     except UsageError:
-        return []
-
-
-def _places(out: str) -> list[str]:
-    try:
-        return [str(one) for one in json.loads((Path(out) / ".campaign/places.json").read_text())]
-    except (OSError, ValueError):
         return []
 
 

@@ -15,7 +15,8 @@ class _Question(NamedTuple):
     """A question: numbers that answer it, pictures to look at, and the frame that stands out.
 
     column: of the frames' table, by which a frame may be left out; lowest: whether its least value
-    is the suspicious one. reason: for `gdask flag --as`.
+    is the suspicious one. reason, because, alone: for `gdask flag`: `--as`, `--because` of a frame
+    of a stack, and of a frame by itself.
     """
 
     text: str
@@ -25,6 +26,7 @@ class _Question(NamedTuple):
     lowest: bool
     reason: str
     because: str
+    alone: str
 
 
 _QUESTIONS = (
@@ -36,6 +38,7 @@ _QUESTIONS = (
         True,
         "cloud",
         "lowest weight of the stack",
+        "noise is not as predicted",
     ),
     _Question(
         "Is the field covered?",
@@ -45,6 +48,7 @@ _QUESTIONS = (
         False,
         "trail",
         "largest rejected fraction of the stack",
+        "pixels are missing",
     ),
     _Question(
         "Is the sky flat?",
@@ -54,6 +58,7 @@ _QUESTIONS = (
         False,
         "bad",
         "highest sky of the stack",
+        "sky is not flat",
     ),
     _Question(
         "Is the PSF as usual?",
@@ -63,6 +68,7 @@ _QUESTIONS = (
         False,
         "guiding",
         "widest stars of the stack",
+        "stars are wide or long",
     ),
     _Question(
         "Are the residuals random?",
@@ -72,6 +78,7 @@ _QUESTIONS = (
         False,
         "pointing",
         "largest residuals of the stack",
+        "residuals are not random",
     ),
 )
 _ANSWERS = {
@@ -89,7 +96,8 @@ def questions(product: Mapping[str, Any], out: str) -> list[dict[str, Any]]:
     """
     if product["of"] not in ("image", "frame"):
         return []
-    return [_answered(one, product, out) for one in _QUESTIONS]
+    asked = [_answered(one, product, out) for one in _QUESTIONS]
+    return [one for one in asked if one["numbers"] or product["of"] == "image"]
 
 
 def _answered(question: _Question, product: Mapping[str, Any], out: str) -> dict[str, Any]:
@@ -98,6 +106,7 @@ def _answered(question: _Question, product: Mapping[str, Any], out: str) -> dict
     states = [one for one in states if one in _ORDER]
     state = max(states, key=_ORDER.index) if states else "unchecked"
     frame, row = _frame(question, product)
+    because = question.because if row else question.alone
     return {
         "question": question.text,
         "state": state,
@@ -112,7 +121,7 @@ def _answered(question: _Question, product: Mapping[str, Any], out: str) -> dict
         "frame": frame,
         "column": question.column if row else "",
         "value": row.get(question.column),
-        "command": flag_command(frame, out, question.reason, question.because) if out else "",
+        "command": flag_command(frame, out, question.reason, because) if out else "",
     }
 
 

@@ -21,6 +21,8 @@ LABELS = {
     "mean_counts": "counts",
     "rms": "residual rms",
     "strehl_proxy": "Strehl proxy",
+    "rejected": "rejected fraction",
+    "sky": "sky level",
     "centre_covered": "middle of the field with half of the exposure",
     "area_covered": "area with half of the exposure",
 }

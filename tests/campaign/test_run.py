@@ -20,10 +20,12 @@ from conftest import Night
 
 from gdask.campaign import records
 from gdask.campaign.bundle import make_bundle
+from gdask.campaign.job import stem_of
 from gdask.campaign.report import between
 from gdask.campaign.run import Outcome, owned, run_campaign
 from gdask.campaign.scan import scan
-from gdask.campaign.settings import add_flags, new_flag
+from gdask.campaign.settings import add_flags, new_flag, read_flags
+from gdask.campaign.showing import picture_folder
 from gdask.campaign.state import states_of
 from gdask.campaign.survey import Options, survey
 from gdask.campaign.uses import ends_of
@@ -86,6 +88,30 @@ def test_nothing_is_made_of_a_flat_that_is_not_fit_for_use(copy: Path, night: Ni
     assert states(night.folder / "raw", copy)[FRAMES] == ("blocked", (why,))
     (copy / "gates.toml").unlink()
     assert run_campaign(options(night.folder / "raw", copy), quiet).failed == []
+
+
+def test_every_product_has_its_pictures_when_its_job_has_ended(done: tuple[Path, Outcome]) -> None:
+    products = [one["path"] for job in done[1].records.values() for one in job["products"]]
+    assert {Path(path).stem.rpartition("_")[2] for path in products} == {
+        "flat",
+        "skyCorrected",
+        "image",
+    }
+    for path in products:
+        assert (picture_folder(done[0] / path) / "preview.png").is_file(), path
+
+
+def test_pictures_that_cannot_be_made_are_told_and_stop_nothing(
+    night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gdask.campaign.showing._DRAW", "import sys; sys.exit('no room')")
+    said: list[str] = []
+    outcome = run_campaign(
+        options(night.folder / "raw", tmp_path / "out", only=None, until="calibrations"),
+        said.append,
+    )
+    assert outcome.records[FLAT]["status"] == "made" and outcome.failed == []
+    assert any(f"{FLAT}: made in" in text and "no pictures (no room)" in text for text in said)
 
 
 def test_stacks_of_a_night_that_is_not_over_are_called_quick_looks(
@@ -455,5 +481,43 @@ def test_a_calibration_goes_into_stacks(copy: Path, night: Night) -> None:
     (job,) = (one for one in campaign.jobs if one.id == FRAMES)
     (flat,) = (one for one in campaign.files if one.path == night.flat_on[0])
     lines = list(ends_of(flat, job, campaign, records.read_records(copy, campaign)))
-    assert lines and not [line for line in lines if "would be" in line]
+    assert lines and not [line for line in lines if "if it is" in line]
     assert any(line.startswith(f"goes into {STACK} (made)") for line in lines)
+
+
+def test_a_sky_frame_is_said_to_be_one(copy: Path, night: Night) -> None:
+    """Frames on sky alone make no product, and nobody waits for them in a stack."""
+    campaign, _ = survey(options(night.folder / "raw", copy), quiet)
+    (job,) = (one for one in campaign.jobs if one.id == FRAMES)
+    known = records.read_records(copy, campaign)
+    made = {one["path"] for one in known[FRAMES]["products"]}
+    skies = [
+        one
+        for one in campaign.files
+        if one.key in job.inputs and not any(stem_of(one.name) in path for path in made)
+    ]
+    assert skies
+    for file in skies:
+        (line,) = ends_of(file, job, campaign, known)
+        assert line.startswith("is sky for the frames on target there")
+    for file in skies:  # before anything is made, nobody knows yet
+        assert all("if it is on target" in line for line in ends_of(file, job, campaign, {}))
+
+
+def test_a_flag_is_taken_back(copy: Path, night: Night, capsys: pytest.CaptureFixture[str]) -> None:
+    raw, name = night.folder / "raw", Path(night.science[0]).stem
+    before = states(raw, copy)[FRAMES]
+    words = ["flag", name, "-o", str(copy)]
+    assert main([*words, "--as", "trail", "--because", "satellite"]) == 0
+    assert states(raw, copy)[FRAMES] != before
+    capsys.readouterr()
+    assert main([*words, "--withdraw", "--as", "bad"]) == 2
+    assert main([*words, "--withdraw", "--because", "a reflection"]) == 0
+    assert "1 flag withdrawn" in capsys.readouterr().out
+    assert states(raw, copy)[FRAMES] == before and read_flags(copy) == []
+    rows = Table.read(copy / "flags.ecsv")
+    assert list(rows["flag"]) == ["trail", "withdrawn"]  # a log: nothing is deleted
+    assert main([*words, "--withdraw"]) == 2
+    assert f"{name}: no flag of it holds; files with flags: none" in capsys.readouterr().err
+    assert main([*words, "--as", "cloud", "--because", "again"]) == 0
+    assert [one.flag for one in read_flags(copy)] == ["cloud"]

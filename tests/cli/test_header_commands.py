@@ -103,11 +103,15 @@ def test_typewalk_names_what_it_cannot_read(
 ) -> None:
     Path("raw/bad.fits").write_bytes(b"x" * 5000)
     fits.PrimaryHDU(header=fits.Header({"INSTRUME": "NIRI"})).writeto("raw/other.fits")
-    assert typewalk.main(["-d", "raw", "-n"]) == 0
+    assert typewalk.main(["-d", "raw", "-n"]) == 1
     found = capsys.readouterr()
-    assert "raw/bad.fits: not a FITS file" in found.err
+    assert "raw/bad.fits: not a FITS file" in found.err and "S20170504S0114" in found.out
+    assert found.err.endswith("typewalk: 1 file cannot be read: raw/bad.fits\n")
     assert "raw/other.fits: is of instrument 'NIRI'; gdask knows F2, GSAOI" in found.err
     assert "notes" not in found.out + found.err
+    Path("raw/bad.fits").unlink()
+    assert typewalk.main(["-d", "raw", "-n"]) == 0  # of another instrument, and not damaged
+    assert "other.fits" in capsys.readouterr().err
     assert typewalk.main(["-d", "nowhere"]) == 2
     assert capsys.readouterr().err == "typewalk: nowhere: no such folder\n"
     assert typewalk.main(["-f", "("]) == 2

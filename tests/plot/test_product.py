@@ -23,6 +23,7 @@ from gdask.model import DQ, GdaskError
 from gdask.plot import charts, measures
 from gdask.plot.planes import frame_of, read_planes
 from gdask.plot.product import LIST, make_pictures, read_notes, read_pictures
+from gdask.plot.raster import MARK_COLOUR
 
 OF_IMAGE = [
     "preview",
@@ -109,6 +110,38 @@ def test_pictures_of_a_full_frame_take_a_fraction_of_a_second(tmp_path: Path) ->
     start = time.process_time()
     make_pictures(path, tmp_path / "p")
     assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize(("turn", "flip", "said"), [
+    (0, False, "North is up, East is left"),
+    (90, False, "North is left, East is down"),
+    (-90, False, "North is right, East is up"),
+    (0, True, "North is up, East is right"),
+    (-35, False, "North is 35 degrees clockwise of up, East is left of it"),
+    (35, True, "North is 35 degrees counterclockwise of up, East is right of it"),
+])  # fmt: skip
+def test_a_preview_says_where_north_and_east_are(
+    turn: float, flip: bool, said: str, tmp_path: Path
+) -> None:
+    header = sky_header((150, 150), turn=turn, flip=flip)
+    path = write_product(tmp_path / "p.fits", noisy((150, 150)), header=header)
+    made = make_pictures(path, tmp_path / "p")
+    assert said in made[0].alt
+
+
+def test_letters_on_a_small_picture_are_clear(tmp_path: Path) -> None:
+    """Drawn without grey they ran into each other, and the N was a blot."""
+    from scipy.ndimage import label
+
+    header = sky_header((512, 512), scale=0.2)
+    path = write_product(tmp_path / "p.fits", noisy((512, 512)), header=header)
+    make_pictures(path, tmp_path / "p")
+    picture = np.asarray(Image.open(tmp_path / "p/preview.png").convert("RGB")).astype(int)
+    inked = (picture == np.array(MARK_COLOUR)).all(axis=2)
+    pieces, count = label(inked, np.ones((3, 3)))
+    sizes = sorted(np.bincount(pieces.ravel())[1:])
+    assert count == 7, sizes  # N, E, the arrows, the bar, 2, 0 and the mark of arcsec
+    assert sizes[4] < 75, sizes  # the N: strokes, no blot
 
 
 def test_a_mask_is_shown_by_its_bits(tmp_path: Path) -> None:

@@ -10,11 +10,14 @@ import contextlib
 import json
 import os
 import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +118,37 @@ def folder(reduced: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def f2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of the FLAMINGOS-2 tutorial: dark, mask, flat and stack, with its report."""
+    from gdask.cli import dataselect, reduce
+    from gdask.simulate import simulate_f2
+
+    out = tmp_path_factory.mktemp("f2")
+    few = {"n_science": 4, "n_darks": 3, "n_short_darks": 3, "n_lamps": 3}
+    simulate_f2(out, size=256, field="crowded", **few)
+    raw = sorted(f"raw/{path.name}" for path in (out / "raw").glob("*.fits"))
+    lists = {
+        "darks_120s": ["--tags", "DARK", "--expr", "exposure_time==120"],
+        "darks_002s": ["--tags", "DARK", "--expr", "exposure_time==2"],
+        "flats_Y": ["--tags", "FLAT"],
+        "sci_images": ["--xtags", "CAL"],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(out)
+        (out / "dragonsrc").write_text("[calibs]\ndatabases = cal_manager.db get store\n")
+        patch.setenv("DRAGONSRC", "dragonsrc")
+        for name, words in lists.items():
+            assert dataselect.main([*words, *raw, "-o", f"{name}.list"]) == 0
+        assert reduce.main(["@darks_120s.list"]) == 0
+        assert reduce.main(["@flats_Y.list", "@darks_002s.list", "-r", "makeProcessedBPM"]) == 0
+        (mask,) = (path.name for path in out.glob("*_bpm.fits"))
+        mask = f"addDQ:user_bpm={mask}"
+        assert reduce.main(["@flats_Y.list", "-p", mask]) == 0
+        assert reduce.main(["@sci_images.list", "-p", mask, "--report"]) in (0, 1)
+    return out
+
+
 class Seen:
     """What a browser has said and asked for while it looked at pages."""
 
@@ -169,7 +203,7 @@ def walk(browser: Any, report: Path, viewport: dict[str, int], scheme: str) -> s
     return {str(path.relative_to(report)) for path in looked}
 
 
-@pytest.mark.parametrize("kind", ["campaign", "killed", "folder"])
+@pytest.mark.parametrize("kind", ["campaign", "killed", "folder", "f2_folder"])
 def test_pages_load_and_links_resolve_also_on_a_phone(
     browser: Any, kind: str, request: pytest.FixtureRequest
 ) -> None:
@@ -184,7 +218,7 @@ def test_pages_load_and_links_resolve_also_on_a_phone(
             assert broken == [] and wide <= 0 and eyes.said == []
 
 
-@pytest.mark.parametrize("kind", ["campaign", "killed", "folder"])
+@pytest.mark.parametrize("kind", ["campaign", "killed", "folder", "f2_folder"])
 def test_the_keyboard_reaches_every_product(
     browser: Any, kind: str, request: pytest.FixtureRequest
 ) -> None:
@@ -198,6 +232,73 @@ def test_the_keyboard_reaches_every_product(
             reached.add(eyes.page.evaluate("document.activeElement.getAttribute('href') || ''"))
     assert products <= reached
     assert products or kind == "killed"
+
+
+def test_pages_of_masks_darks_and_flats_say_what_is_seen(browser: Any, f2_folder: Path) -> None:
+    report = f2_folder / "report"
+    products = json.loads((report / "report.json").read_text())["products"]
+    assert {one["of"] for one in products} == {"image", "flat", "dark", "bpm"}
+    wanted = {
+        "bpm": ("Bad-pixel mask of", "as bad pixel (orange)", "bad pixels"),
+        "dark": ("Histogram of", "electron", "read noise"),
+        "flat": ("Histogram of", "in grey levels (linear)", "lamp scatter"),
+        "image": ("in grey levels (asinh)", "North is up", "middle of the field"),
+    }
+    with seen(browser, {"width": 1280, "height": 900}) as eyes:
+        for one in products:
+            eyes.look(report / one["page"])
+            text = eyes.page.locator("main").inner_text()
+            assert not [part for part in wanted[one["of"]] if part not in text], one["of"]
+            captions = eyes.page.locator("figcaption, .note").all_inner_texts()
+            assert all(len(caption) > 20 for caption in captions), captions
+
+
+def pdf_text(data: bytes) -> list[str]:
+    """Give the text of a PDF, without blanks: as each of its fonts would have it."""
+    streams = []
+    for found in re.finditer(rb"stream\r?\n(.*?)\r?\nendstream", data, re.DOTALL):
+        with contextlib.suppress(zlib.error):
+            streams.append(zlib.decompress(found[1]).decode("latin-1"))
+    glyphs = "".join(
+        "".join(re.findall(r"<([0-9A-Fa-f]+)>", one)) for one in streams if "Tf" in one
+    )
+    codes = [int(glyphs[place : place + 4], 16) for place in range(0, len(glyphs) - 3, 4)]
+    texts = []
+    for one in streams:
+        if "begincmap" not in one:
+            continue
+        table = {}
+        for first, last, letter in re.findall(r"<(\w{4})> <(\w{4})> <(\w{4})>", one):
+            for more in range(int(last, 16) - int(first, 16) + 1):
+                table[int(first, 16) + more] = chr(int(letter, 16) + more)
+        for code, letter in re.findall(r"^<(\w{4})> <(\w{4})>$", one, re.MULTILINE):
+            table[int(code, 16)] = chr(int(letter, 16))
+        texts.append("".join(table.get(code, "").strip() for code in codes))
+    return texts
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_print_light_and_whole(browser: Any, campaign: Path, scheme: str) -> None:
+    report = campaign / "report"
+    facts = json.loads((report / "report.json").read_text())
+    stack = next(one for one in facts["products"] if one["of"] == "image")
+    with seen(browser, {"width": 1032, "height": 700}, scheme) as eyes:  # A4 within its margins
+        for name in ("index.html", stack["page"]):
+            eyes.look(report / name)
+            data = eyes.page.pdf(prefer_css_page_size=True)
+            assert data.startswith(b"%PDF") and len(re.findall(rb"/Type\s*/Page\b", data)) >= 1
+            texts = pdf_text(data)
+            assert any("Whatitismadeof" in text or "Nights" in text for text in texts), name
+            eyes.page.emulate_media(media="print", color_scheme=scheme)
+            style = "getComputedStyle(document.body)"
+            assert eyes.page.evaluate(f"{style}.backgroundColor") == "rgb(255, 255, 255)"
+            assert eyes.page.evaluate(f"{style}.color") == "rgb(0, 0, 0)"
+            wide = """[...document.querySelectorAll('table, img, pre')].filter(
+                one => one.getBoundingClientRect().right > innerWidth + 1
+            ).map(one => one.outerHTML)"""
+            assert eyes.page.evaluate(wide) == []
+            assert eyes.page.locator(".command button:visible, .zoom:visible").count() == 0
+            eyes.page.emulate_media(media="screen")
 
 
 def test_the_campaign_shows_pictures_numbers_and_what_to_do(browser: Any, campaign: Path) -> None:
@@ -227,6 +328,26 @@ def test_the_campaign_shows_pictures_numbers_and_what_to_do(browser: Any, campai
         path.stat().st_size for path in (report / "pictures" / Path(stack["page"]).stem).iterdir()
     )
     assert weight <= MAX_PRODUCT
+
+
+def test_commands_on_a_page_work_as_typed(
+    campaign: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the folder that holds the results; the raw files are elsewhere."""
+    monkeypatch.chdir(campaign.parent)
+    facts = json.loads((campaign / "report/report.json").read_text())
+    stack = next(one for one in facts["products"] if one["of"] == "image")
+    page = (campaign / "report" / stack["page"]).read_text()
+    assert "@inputs.list" not in page  # that list was in the job's folder, which is gone
+    assert f"Commands are typed in the folder that holds {campaign.name}" in page
+    assert len(stack["commands"]) == 3
+    for command in stack["commands"].values():
+        assert f"<code>{command}</code>" in page
+        first, *words = shlex.split(command)
+        assert first == "gdask" and main(words) == 0, command
+    frame = next(one for one in facts["products"] if one["of"] == "frame")
+    assert main(shlex.split(frame["commands"]["make it again and compare"])[1:]) == 0
+    assert "the same, byte for byte" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("width", [1280, 375])

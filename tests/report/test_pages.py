@@ -123,7 +123,17 @@ def test_a_passed_gate_does_not_claim_what_it_would_mean(pages: dict[str, str]) 
     report = synthetic(40)
     flat = next(one for one in report["products"] if one["of"] == "flat")
     assert flat["state"] == "passed"
-    assert "Otherwise: the flat has … e- only" in pages[flat["page"]]
+    assert "If not met: the flat has … e- only" in pages[flat["page"]]
+
+
+def test_a_frame_is_asked_what_its_numbers_can_answer() -> None:
+    """Whether a field is covered is a question about a stack; so are its reasons."""
+    report = synthetic(20)
+    frame = next(one for one in report["products"] if one["of"] == "frame")
+    asked = questions(frame, "reduced")
+    assert "Is the field covered?" not in [one["question"] for one in asked]
+    assert asked and all("of the stack" not in one["command"] for one in asked)
+    assert "--because 'stars are wide or long'" in asked[-2]["command"] + asked[-1]["command"]
 
 
 def test_limits_in_words() -> None:

@@ -23,7 +23,7 @@ def test_reduce_writes_a_report_also_when_it_fails(night: Night, workspace: Path
     assert flat["of"] == "flat" and flat["state"] == "passed" and flat["filter"] == "Kshort"
     assert [job["state"] for job in found["jobs"]] == ["made"]
     page = Path("report", flat["page"]).read_text()
-    assert "Otherwise" in page and "gdask replay" in page
+    assert "If not met" in page and "gdask replay" in page
     assert list(Path("report/pictures").glob("*/preview.png"))
     assert str(workspace) not in Path("report/report.json").read_text()
 
