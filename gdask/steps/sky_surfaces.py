@@ -18,7 +18,7 @@ from gdask.io.frames import (
     warn,
     with_small,
 )
-from gdask.io.gather import measure_arrays, sampled_rows
+from gdask.io.gather import measure_arrays
 from gdask.io.level_changes import changed_scale, minus_surfaces
 from gdask.kernels.geometry.grid import Grid, common_grid, sky_to_grid
 from gdask.kernels.geometry.projection import Geometry, to_plane, to_sky
@@ -45,11 +45,7 @@ else:
 
 #: Side (pixels) of a block of an array that belongs to one cell of the sky as a whole.
 BLOCK_PIXELS = 8
-#: Pixels of an array from whose rows levels are measured: of 2048 x 2048 pixels 8 rows of 32. A
-#: level in a cell of 64 x 64 pixels is then good to 0.04 sigma, and the shift of an array, from
-#: hundreds of cells, to a few thousandths.
-_LEVEL_PIXELS = 2**20
-#: Bytes for each of them: data, flags, mask, and what is sorted.
+#: Bytes for each pixel whose level is measured: data, flags, mask, and what is sorted.
 _LEVEL_BYTES = 20.0
 #: Electrons to which factors of surfaces are rounded: sums differ in last bits from processor to
 #: processor, where positions on the sky do; unrounded, so would each pixel of the stack.
@@ -334,17 +330,18 @@ def _without(frame: Frame, surfaces: Sequence[Surface], error: Floats) -> Frame:
 
 
 def _levels_in_cells(frame: Frame, grid: Grid) -> da.Array:
-    """Measure the level of each array in the cells of a grid: see `_cell_levels`."""
+    """Measure the level of each array in the cells of a grid: see `_cell_levels`.
+
+    Of all rows: of some, frames would see other parts of the light in a cell each (in a crowded
+    field levels were off by 0.4 e- then).
+    """
     arrays = [*arrays_of(frame, ("data", "dq")), array(frame, "objects")]
-    ny, nx = shape_of(frame)
     return measure_arrays(
         _cell_levels,
         *arrays,
         each={"geometry": geometries(frame)},
         scratch=_LEVEL_BYTES,
-        sample=_LEVEL_PIXELS,
         grid=grid,
-        rows=sampled_rows(ny, nx, _LEVEL_PIXELS),
     )
 
 
@@ -354,41 +351,36 @@ def _cell_levels(
     objects: Mask | None,
     geometry: Geometry,
     grid: Grid,
-    rows: tuple[tuple[int, int], ...],
 ) -> np.ndarray:
-    """Measure the level in cells.
+    """Measure the level of an array in cells.
 
     Rows (8, n): row and column of the cell, median, error of the median, y and x (pixels) of the
     middle of what was measured, and by how many cells that is off the cell's middle, in rows and
-    columns. The planes have those `rows` of the array, (first, last + 1), which
-    begin with a block.
+    columns.
     """
     good = (dq & np.uint16(UNUSABLE)) == 0
     if objects is not None:
         good &= ~objects
-    numbers = _cell_numbers(geometry, rows, data.shape[1], grid)
+    numbers = _cell_numbers(geometry, data.shape, grid)
     cell, level, error, _ = sky_cell_medians(data, good, numbers)
-    y, x = _middles(good, numbers, cell, rows)
+    y, x = _middles(good, numbers, cell)
     row, column = np.divmod(cell.astype(np.float64), grid.shape[1])
     gx, gy = sky_to_grid(grid, *to_sky(geometry, x, y))
     return np.stack([row, column, level, error, y, x, gy - row, gx - column])
 
 
-def _block_rows(rows: tuple[tuple[int, int], ...]) -> np.ndarray:
-    return np.concatenate([np.arange(*span, BLOCK_PIXELS) for span in rows])
+def _block_middles(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Give y and x (pixels) of the middles of the blocks of an array."""
+    y, x = (np.arange(0, size, BLOCK_PIXELS) + (BLOCK_PIXELS - 1) / 2 for size in shape)
+    return tuple(np.meshgrid(y, x, indexing="ij"))
 
 
-def _middles(
-    good: Mask, numbers: np.ndarray, cell: np.ndarray, rows: tuple[tuple[int, int], ...]
-) -> tuple[Floats, Floats]:
+def _middles(good: Mask, numbers: np.ndarray, cell: np.ndarray) -> tuple[Floats, Floats]:
     """Give y and x (pixels) of the middle of the good pixels in each cell."""
     ny, nx = good.shape
     count = np.add.reduceat(good.astype(np.int64), np.arange(0, ny, BLOCK_PIXELS), axis=0)
     count = np.add.reduceat(count, np.arange(0, nx, BLOCK_PIXELS), axis=1).ravel()
-    middle = (BLOCK_PIXELS - 1) / 2
-    places = np.meshgrid(
-        _block_rows(rows) + middle, np.arange(0, nx, BLOCK_PIXELS) + middle, indexing="ij"
-    )
+    places = _block_middles(good.shape)
     inside = np.flatnonzero(np.isin(numbers.ravel(), cell))
     found = np.searchsorted(cell, numbers.ravel()[inside])
     weight = np.bincount(found, count[inside], minlength=len(cell))
@@ -400,14 +392,9 @@ def _middles(
     return y, x
 
 
-def _cell_numbers(
-    geometry: Geometry, rows: tuple[tuple[int, int], ...], nx: int, grid: Grid
-) -> np.ndarray:
+def _cell_numbers(geometry: Geometry, shape: tuple[int, ...], grid: Grid) -> np.ndarray:
     """Give the number of the cell of each block, by the block's centre; -1 off the grid."""
-    middle = (BLOCK_PIXELS - 1) / 2
-    y, x = np.meshgrid(
-        _block_rows(rows) + middle, np.arange(0, nx, BLOCK_PIXELS) + middle, indexing="ij"
-    )
+    y, x = _block_middles(shape)
     gx, gy = (
         np.floor(v + 0.5).astype(np.int64) for v in sky_to_grid(grid, *to_sky(geometry, x, y))
     )
