@@ -148,3 +148,21 @@ def test_headers_of_arrays_are_not_needed(night: Night) -> None:
     assert "SKYMED" not in array_headers(bare)[0]
     found = frame_numbers(bare)
     assert np.isnan(found["sky"]) and np.isnan(found["variance"]) and found["stars"] == 36
+
+
+@pytest.mark.parametrize("blind", [(2,), (0, 1, 2, 3)])
+def test_a_frame_without_a_star_is_scaled_with_the_others(
+    night: Night, blind: tuple[int, ...]
+) -> None:
+    """As of a window of few pixels: none of its arrays has a star, and no residual is of it."""
+    frames = list(group(night, (1.0, 1.02, 0.97, 1.0)))
+    for number in blind:
+        stars = np.empty(frames[number].sizes["detector"], object)
+        stars[:] = [np.zeros(0, POSITIONS) for _ in stars]
+        nothing = {"residuals": np.zeros(0, RESIDUAL_DTYPE)}
+        one = frames[number].assign(stars=("detector", stars))
+        frames[number] = with_small(one, solution=nothing)
+    scaled = steps.scale_counts_to_reference(tuple(frames))
+    assert len(scaled) == len(frames)
+    weights = [small(one, "solution")["numbers"]["weight"] for one in scaled]
+    assert np.isfinite(weights).all()
