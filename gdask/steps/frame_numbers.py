@@ -232,6 +232,18 @@ def frame_weights(numbers: Sequence[Mapping[str, Any]]) -> np.ndarray:
     return weight / np.median(known) if len(known) else weight
 
 
+def stack_weights(frames: Frames) -> tuple[float, ...]:
+    """Give the weight of each frame in a stack, over the median: `frame_weights`, to 1/4096.
+
+    One that is not known is 1; all are 1 where `scale_counts_to_reference` has weighed nothing.
+    """
+    solutions = (small(frame, "placed") or small(frame, "solution") or {} for frame in frames)
+    known = np.array([each.get("numbers", {}).get("weight", np.nan) for each in solutions], float)
+    # What a processor does in the last bits must not reach pixels.
+    rounded = np.maximum(np.round(known * 4096), 1) / 4096
+    return tuple(map(float, np.where(np.isfinite(known), rounded, 1.0)))
+
+
 def mean_of(numbers: Sequence[Mapping[str, Any]], name: str) -> float:
     """Give the mean over frames of one of their numbers; NaN where none has it."""
     known = [each[name] for each in numbers if np.isfinite(each[name])]

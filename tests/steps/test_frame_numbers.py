@@ -13,7 +13,12 @@ from gdask.kernels.astrometry.residuals import RESIDUAL_DTYPE
 from gdask.kernels.sources.centroids import POSITIONS
 from gdask.kernels.sources.detection import CATALOG
 from gdask.reduction.gates import shipped, step_parameters
-from gdask.steps.frame_numbers import frame_numbers, relative_transparencies, weigh_frames
+from gdask.steps.frame_numbers import (
+    frame_numbers,
+    relative_transparencies,
+    stack_weights,
+    weigh_frames,
+)
 from gdask.types import Frame, Frames
 
 SKY, READ_NOISE, WIDTH = 1500.0, 10.0, 4.0
@@ -166,3 +171,11 @@ def test_a_frame_without_a_star_is_scaled_with_the_others(
     assert len(scaled) == len(frames)
     weights = [small(one, "solution")["numbers"]["weight"] for one in scaled]
     assert np.isfinite(weights).all()
+
+
+def test_weights_of_a_stack_are_those_of_its_frames(night: Night) -> None:
+    """To 1/4096 of the median's; one of which nothing is known counts as one like the others."""
+    frames, _ = weigh_frames(group(night, (1.0, 0.5, 1.0, 1.0)), 0.0)
+    found = stack_weights((*frames, open_frame(night.science[0])))
+    assert found[1] == pytest.approx(0.25, rel=0.05) and found[4] == 1.0
+    assert all(one * 4096 == round(one * 4096) for one in found)
