@@ -27,7 +27,7 @@ from gdask.campaign.processes import ENDS_WITH_PARENT, STOPPED, ended_by_all
 from gdask.cluster import ONE_THREAD
 
 #: Bytes of raw data that are worth a worker, and each of its threads: 16 full frames of GSAOI, half
-#: a minute of one thread, and 4. To join takes some 5 seconds.
+#: a minute of one thread, and 4. To join takes some 3 seconds.
 WORKER_BYTES, THREAD_BYTES = 2**30, 2**28
 #: Bytes that are left to the command of a job on its own worker: its frames and graphs take 0.3 MB
 #: a frame (docs/cluster.md).

@@ -6,10 +6,11 @@ at any time. A job is done again when what goes into it, by content, is not what
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +28,10 @@ PLACES, LOOKED_AT = "places.json", "looked-at.json"
 #: Tables of a product that hold times, names of files and versions: not what it says of the sky.
 _ABOUT_THE_RUN = frozenset({"HISTORY", "PROVENANCE", "REDUCTION", "RECIPE"})
 RECORD_VERSION = 1
+#: Records that are kept in memory at a time.
+RECORDS_KEPT = 64
+#: What a record says of what went into a job, and how it was run.
+_WENT_IN = frozenset({"parts", "names", "log", "command", "planned"})
 
 
 def known_places(out: str | os.PathLike[str], name: str = PLACES) -> list[str]:
@@ -75,10 +80,49 @@ def read_record(out: str | os.PathLike[str], job: Job) -> dict[str, Any] | None:
     return record if is_known and record.get("job") == job.id else None
 
 
-def read_records(out: str | os.PathLike[str], campaign: Campaign) -> dict[str, dict[str, Any]]:
-    """Read the records of the jobs of a plan, by job."""
-    found = ((job.id, read_record(out, job)) for job in campaign.jobs)
-    return {name: record for name, record in found if record is not None}
+class Records(Mapping[str, dict[str, Any]]):
+    """The records of the jobs of a plan, by job; each is read when it is looked at.
+
+    Those of 10^5 frames would take 300 MB. A few are kept, for jobs that need the same ones.
+    """
+
+    def __init__(self, out: str | os.PathLike[str], campaign: Campaign) -> None:
+        jobs = {job.id: job for job in campaign.jobs}
+        self._names = tuple(jobs)
+
+        @functools.lru_cache(RECORDS_KEPT)
+        def read(name: str) -> dict[str, Any] | None:
+            return read_record(out, jobs[name]) if name in jobs else None
+
+        self._read = read
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        record = self._read(name)
+        if record is None:
+            raise KeyError(name)
+        return record
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._names if self._read(name) is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def read_records(out: str | os.PathLike[str], campaign: Campaign) -> Records:
+    """Give the records of the jobs of a plan, by job."""
+    return Records(out, campaign)
+
+
+def outline(record: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Give what a run needs of a record once the job has ended: not what went in.
+
+    Of frames only the bytes of all products together.
+    """
+    kept = {name: value for name, value in record.items() if name not in _WENT_IN}
+    if kind == "frames" and kept.get("products"):
+        kept["products"] = [{"size": sum(one["size"] for one in kept["products"])}]
+    return kept
 
 
 def all_records(out: str | os.PathLike[str]) -> list[dict[str, Any]]:

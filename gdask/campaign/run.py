@@ -149,6 +149,7 @@ class _Runner:
         for file in campaign.files:
             if file.kind not in ("duplicate", "unreadable", "missing"):
                 self.files.setdefault(file.key, file)
+        self.jobs = {job.id: job for job in campaign.jobs}
         self.lock = threading.Lock()
         known = records.read_records(place.out, campaign)
         self.states = states_of(campaign, known, place)
@@ -166,7 +167,7 @@ class _Runner:
         """Run all jobs in threads of this process, each of which waits for a process."""
         import dask.threaded
 
-        jobs = {job.id: job for job in self.campaign.jobs}
+        jobs = self.jobs
         graph = {
             name: (functools.partial(self._task, job), [need for need in job.needs if need in jobs])
             for name, job in jobs.items()
@@ -186,7 +187,7 @@ class _Runner:
         states = self.states
         for job in self.campaign.jobs:
             if not states[job.id].runs:
-                done[job.id] = self._task(job, [done[name] for name in job.needs if name in done])
+                done[job.id] = self._task(job, [])
         names = tuple(job.id for job in self.campaign.jobs if states[job.id].runs)
         if names:
             options = self.options
@@ -199,10 +200,13 @@ class _Runner:
     def _ran(self, done: dict[str, dict[str, Any]]) -> _Ran:
         return _Ran({k: v for k, v in done.items() if v["status"] != "not run"}, self.stopped)
 
-    def _task(self, job: Job, needed: list[dict[str, Any]]) -> dict[str, Any]:
-        before = {one["job"]: one for one in needed}
+    def _task(self, job: Job, _: list[dict[str, Any]]) -> dict[str, Any]:
+        """Do a job, after those that it needs; what these have made is read from their records."""
         if self.stopped:
             return {"job": job.id, "status": "not run", "cause": self.stopped, "products": []}
+        needed = [self.jobs[name] for name in job.needs if name in self.jobs]
+        read = ((one.id, records.read_record(self.place.out, one)) for one in needed)
+        before = {name: record for name, record in read if record is not None}
         begun = time.monotonic()
         self.progress.began(job)
         try:
@@ -219,7 +223,7 @@ class _Runner:
             records.write_record(self.place.out, job, record)
         record = record | {"job": job.id}
         self._tell(job, record, time.monotonic() - begun)
-        return record
+        return records.outline(record, job.kind)
 
     def _tell(self, job: Job, record: dict[str, Any], seconds: float) -> None:
         with self.lock:

@@ -156,8 +156,8 @@ class _Spread:
                 self._over(one.job.id).touch()
                 record = self._record(one, future)
                 if record is not None:
-                    self.done[one.job.id] = record
                     ended(one.job, record, time.monotonic() - one.begun)
+                    self.done[one.job.id] = records.outline(record, one.job.kind)
         return {name: record | {"job": name} for name, record in self.done.items()}
 
     def _workers(self) -> dict[str, Share]:

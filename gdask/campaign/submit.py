@@ -12,7 +12,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gdask.campaign import cost, elsewhere, records
 from gdask.campaign.batch import Patience, Pbs, Refused, Request, Slurm, check_installed, user_name
@@ -113,11 +113,12 @@ def _check_words(options: Options, wish: Wish) -> None:
 
 def _write_blocked(campaign: Campaign, states: Mapping[str, State], place: Place) -> list[str]:
     """Write the records of jobs that are blocked; nothing of them is submitted."""
-    known = records.read_records(place.out, campaign)
+    known, new = records.read_records(place.out, campaign), dict[str, dict[str, Any]]()
     found = [job for job in campaign.jobs if states[job.id].name == "blocked"]
     for job in found:
-        before = {name: known.get(name) or dict(NOT_RUN) for name in job.needs}
-        known[job.id] = run_job(job, {}, before, place)
+        needed = {name: new.get(name) or known.get(name) for name in job.needs}
+        before = {name: one or dict(NOT_RUN) for name, one in needed.items()}
+        new[job.id] = run_job(job, {}, before, place)
     return [job.id for job in found]
 
 

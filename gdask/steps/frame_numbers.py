@@ -5,6 +5,7 @@ Nothing is read for it: catalogues, levels and residuals are there when a frame 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from gdask.instruments import descriptor
 from gdask.io.frames import array_headers, geometries, set_aside, shape_of, small, warn, with_small
 from gdask.kernels.arithmetic import exponentials, logarithms
 from gdask.kernels.geometry.projection import pixel_area
+from gdask.kernels.sources.centroids import POSITIONS
 from gdask.kernels.sources.detection import measure_fwhm
 from gdask.kernels.sources.throughput import STEP, relative_offsets
 from gdask.steps.frames import mjd_of_middle, night_of
@@ -200,12 +202,12 @@ def of_residuals(rows: np.ndarray, measured: Sequence[np.ndarray], name: str) ->
     measured: the stars of each array. Two-dimensional, (rows, values of the column); NaN for rows
     without a star.
     """
-    columns = [stars[name].reshape(len(stars), -1) if len(stars) else None for stars in measured]
-    width = max((column.shape[1] for column in columns if column is not None), default=1)
+    # So many also where no array has a star: rows of this frame stand beside those of others.
+    width = math.prod(POSITIONS[name].shape)
     out = np.full((len(rows), width), np.nan)
     for number, stars in enumerate(measured):
-        mine, column = np.flatnonzero(rows["array"] == number), columns[number]
-        if not len(mine) or column is None:
+        mine = np.flatnonzero(rows["array"] == number)
+        if not len(mine) or not len(stars):
             continue
         places, wanted = (
             np.float32(each["x"]).astype(float) * 65536 + np.float32(each["y"])
@@ -214,7 +216,7 @@ def of_residuals(rows: np.ndarray, measured: Sequence[np.ndarray], name: str) ->
         order = np.argsort(places, kind="stable")
         found = order[np.minimum(np.searchsorted(places[order], wanted), len(order) - 1)]
         same = places[found] == wanted
-        out[mine[same]] = column[found[same]]
+        out[mine[same]] = stars[name].reshape(len(stars), width)[found[same]]
     return out
 
 
@@ -228,6 +230,18 @@ def frame_weights(numbers: Sequence[Mapping[str, Any]]) -> np.ndarray:
     weight = rate**2 / (_filled(numbers, "variance") * _filled(numbers, "fwhm") ** 2)
     known = weight[np.isfinite(weight)]
     return weight / np.median(known) if len(known) else weight
+
+
+def stack_weights(frames: Frames) -> tuple[float, ...]:
+    """Give the weight of each frame in a stack, over the median: `frame_weights`, to 1/4096.
+
+    One that is not known is 1; all are 1 where `scale_counts_to_reference` has weighed nothing.
+    """
+    solutions = (small(frame, "placed") or small(frame, "solution") or {} for frame in frames)
+    known = np.array([each.get("numbers", {}).get("weight", np.nan) for each in solutions], float)
+    # What a processor does in the last bits must not reach pixels.
+    rounded = np.maximum(np.round(known * 4096), 1) / 4096
+    return tuple(map(float, np.where(np.isfinite(known), rounded, 1.0)))
 
 
 def mean_of(numbers: Sequence[Mapping[str, Any]], name: str) -> float:

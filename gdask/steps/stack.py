@@ -30,6 +30,7 @@ from gdask.kernels.stack.counts import COUNTED, count_frames
 from gdask.kernels.stack.grow import GROW_MARGIN, Planes, combine_without_rejected, grow_rejected
 from gdask.model import GdaskError, late
 from gdask.params import Range
+from gdask.steps.frame_numbers import stack_weights
 from gdask.steps.frames import (
     BAND_ROWS,
     PIXEL_BYTES,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 else:
     da = late("dask.array")
 
-Operation = Literal["mean", "wtmean", "median", "lmedian"]
+Operation = Literal["mean", "weighted", "wtmean", "median", "lmedian"]
 Reject = Literal["none", "minmax", "sigclip", "varclip", "noiseclip"]
 
 #: Rows of a strip, at least. Of an image 16: it has a margin of GROW_MARGIN rows on each side, and
@@ -83,7 +84,9 @@ def stack_frames(
     Parameters
     ----------
     operation
-        mean, wtmean (weights 1/variance), median or lmedian (the lower of the two middle values).
+        mean, median or lmedian (the lower of the two middle values). weighted is the mean with each
+        frame's weight of noise, FWHM and throughput (table FRAMES, WEIGHT), one number for all its
+        pixels; wtmean weighs each value by 1/variance, bright ones less.
     reject_method
         How deviant values are rejected.
         none rejects nothing, minmax so many values at each end (nlow, nhigh). sigclip clips by the
@@ -109,8 +112,8 @@ def stack_frames(
             "stack_frames: zero=True is not offered; match_sky_levels makes the levels consistent"
         )
     check_alike(frames)
-    combination = {
-        "method": operation,
+    combination: dict[str, Any] = {
+        "method": "wtmean" if operation == "weighted" else operation,
         "reject": reject_method,
         "lsigma": lsigma,
         "hsigma": hsigma,
@@ -119,6 +122,8 @@ def stack_frames(
         "nlow": nlow,
         "nhigh": nhigh,
     }
+    weights = stack_weights(frames) if operation == "weighted" else None
+    combination |= {"weights": weights} if weights else {}
     grow = grow and reject_method.endswith("clip")
     *planes, counted = _combined_arrays(frames, combination, grow)
     stack = replaced(frames[0], **named(planes))
@@ -128,7 +133,7 @@ def stack_frames(
     stack = with_records(stack, "provenance", _joined_provenance(frames))
     text = f"{len(frames)} frames, {operation}, {reject_method}{_check_darks(frames)}"
     removed = {key: None for key in primary_header(stack) if key.startswith("SKYFR")}
-    header = combined_header(frames, operation)
+    header = combined_header(frames, operation, weights)
     return note(with_headers(stack, primary=removed | header["primary"], each=header["each"]), text)
 
 
@@ -137,7 +142,9 @@ _SECOND = timedelta(seconds=1)
 _CALIBRATIONS = ("BPMIM", "FLATIM", "DARKIM")
 
 
-def combined_header(frames: Frames, method: str) -> dict[str, dict[str, Any]]:
+def combined_header(
+    frames: Frames, method: str, weights: Sequence[float] | None = None
+) -> dict[str, dict[str, Any]]:
     """Give the keywords of a stack, as `with_headers` takes them: `primary` and `each`.
 
     `method` is the operation of the stack. Gain and read noise are those where all inputs cover a
@@ -151,6 +158,8 @@ def combined_header(frames: Frames, method: str) -> dict[str, dict[str, Any]]:
     primary |= _exposure_keywords(frames) | _calibration_keywords(frames)
     times, each = _time_keywords(frames)
     factor = variance_factor(method, len(frames)) if "median" in method else 1.0
+    if weights:
+        factor = len(frames) * sum(one**2 for one in weights) / sum(weights) ** 2
     together, of_array = stacked_levels(frames, factor)
     count = len(array_headers(frames[0]))
     of_array |= {key: [value] * count for key, value in each.items()}
@@ -431,7 +440,6 @@ def _combine_planes(
     data, variance, dq = combine(*cubes, **combination, rejected=rejected if clips else None)[:3]
     if grow:
         neighbours = grow_rejected(rejected)
-        combine_without_rejected(
-            (data, variance, dq), cubes, rejected, neighbours, combination["method"]
-        )
+        how = combination["method"], combination.get("weights")
+        combine_without_rejected((data, variance, dq), cubes, rejected, neighbours, *how)
     return data, variance, dq

@@ -10,7 +10,7 @@ import pytest
 from conftest import Night
 from test_plan import flats, frames, raw
 
-from gdask.campaign import plan, survey
+from gdask.campaign import plan, records, survey
 from gdask.campaign.describe import sharing
 from gdask.campaign.job import row_of
 from gdask.campaign.settings import FILE
@@ -95,3 +95,22 @@ def test_files_share_what_they_have_alike() -> None:
     assert sharing(raw("science", "2017-05-05T03:00", filter="J"), known).row is not first.row
     rows = plan.make_plan([*frames(5), *flats(5)]).rows
     assert rows[0]["file"] and [row["state"] for row in rows[:2]] == ["used", "used"]
+
+
+def test_records_are_read_when_they_are_looked_at(tmp_path: Path) -> None:
+    """A run of 10^5 frames holds no record of a job, but for the few words that it ends with."""
+    campaign = plan.make_plan([*frames(5), *frames(6), *flats(5)])
+    for job in campaign.jobs[:-1]:
+        products = [{"path": f"{job.folder}/{n}.fits", "size": n, "numbers": {}} for n in (1, 2)]
+        told = {"status": "made", "products": products, "parts": {"inputs": {}}, "names": {}}
+        records.write_record(tmp_path, job, told)
+    known = records.read_records(tmp_path, campaign)
+    names = [job.id for job in campaign.jobs]
+    assert list(known) == names[:-1] and len(known) == len(names) - 1
+    assert names[-1] not in known and known.get("no such job") is None
+    first = known[names[0]]
+    records.write_record(tmp_path, campaign.jobs[0], {"status": "failed"})
+    assert records.read_records(tmp_path, campaign)[names[0]]["status"] == "failed"
+    kept = records.outline(first, "frames")
+    assert kept["products"] == [{"size": 3}] and not {"parts", "names"} & kept.keys()
+    assert records.outline(first, "stack")["products"] == first["products"]

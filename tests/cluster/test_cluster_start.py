@@ -95,6 +95,7 @@ def test_a_yaml_of_the_users(tmp_path: Path) -> None:
         ("kind: processes\nworkers: true\n", "workers: True is not a whole number"),
         ("like: slrm\n", r"like: slrm \(did you mean slurm\?\)"),
         ("kind: scheduler\n", "needs address"),
+        ("kind: joined\n", "needs scheduler_file: FILE, for the workers that join"),
         ("kind: ssh\n", "no hosts"),
         ("kind: ssh\nhosts: [-oProxyCommand=x]\n", "not the name of a host"),
         ("kind: [unclosed\n", "line 2: not YAML"),

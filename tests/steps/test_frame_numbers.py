@@ -13,7 +13,12 @@ from gdask.kernels.astrometry.residuals import RESIDUAL_DTYPE
 from gdask.kernels.sources.centroids import POSITIONS
 from gdask.kernels.sources.detection import CATALOG
 from gdask.reduction.gates import shipped, step_parameters
-from gdask.steps.frame_numbers import frame_numbers, relative_transparencies, weigh_frames
+from gdask.steps.frame_numbers import (
+    frame_numbers,
+    relative_transparencies,
+    stack_weights,
+    weigh_frames,
+)
 from gdask.types import Frame, Frames
 
 SKY, READ_NOISE, WIDTH = 1500.0, 10.0, 4.0
@@ -148,3 +153,29 @@ def test_headers_of_arrays_are_not_needed(night: Night) -> None:
     assert "SKYMED" not in array_headers(bare)[0]
     found = frame_numbers(bare)
     assert np.isnan(found["sky"]) and np.isnan(found["variance"]) and found["stars"] == 36
+
+
+@pytest.mark.parametrize("blind", [(2,), (0, 1, 2, 3)])
+def test_a_frame_without_a_star_is_scaled_with_the_others(
+    night: Night, blind: tuple[int, ...]
+) -> None:
+    """As of a window of few pixels: none of its arrays has a star, and no residual is of it."""
+    frames = list(group(night, (1.0, 1.02, 0.97, 1.0)))
+    for number in blind:
+        stars = np.empty(frames[number].sizes["detector"], object)
+        stars[:] = [np.zeros(0, POSITIONS) for _ in stars]
+        nothing = {"residuals": np.zeros(0, RESIDUAL_DTYPE)}
+        one = frames[number].assign(stars=("detector", stars))
+        frames[number] = with_small(one, solution=nothing)
+    scaled = steps.scale_counts_to_reference(tuple(frames))
+    assert len(scaled) == len(frames)
+    weights = [small(one, "solution")["numbers"]["weight"] for one in scaled]
+    assert np.isfinite(weights).all()
+
+
+def test_weights_of_a_stack_are_those_of_its_frames(night: Night) -> None:
+    """To 1/4096 of the median's; one of which nothing is known counts as one like the others."""
+    frames, _ = weigh_frames(group(night, (1.0, 0.5, 1.0, 1.0)), 0.0)
+    found = stack_weights((*frames, open_frame(night.science[0])))
+    assert found[1] == pytest.approx(0.25, rel=0.05) and found[4] == 1.0
+    assert all(one * 4096 == round(one * 4096) for one in found)

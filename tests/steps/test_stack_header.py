@@ -17,7 +17,13 @@ from helpers import shape_of, with_pixels
 import gdask
 from gdask import cli, steps
 from gdask.instruments import descriptor
-from gdask.io.frames import array_headers, primary_header, with_fetched, with_headers
+from gdask.io.frames import (
+    array_headers,
+    primary_header,
+    with_fetched,
+    with_headers,
+    with_small,
+)
 from gdask.simulate import simulate_f2, simulate_gsaoi
 from gdask.steps.frame_numbers import frame_numbers
 from gdask.steps.frames import levels_on_grid, without_sky_in_levels
@@ -221,3 +227,29 @@ def test_arrays_without_usable_pixels_have_no_sky(case: Case) -> None:
     assert numbers["variance"] == pytest.approx(100 / averaged + (noise**2).mean())
     assert levels_on_grid(lowered, 1.0)["RDNOISE"][0] == pytest.approx(np.sqrt((noise**2).mean()))
     assert without_sky_in_levels(lowered) is lowered
+
+
+def test_weighted_frames_have_the_mean_variance_and_header_of_their_weights(case: Case) -> None:
+    given = np.array([1.0, 0.25, 2.0])
+    frames = tuple(
+        with_small(frame, solution={"numbers": {"weight": weight}})
+        for frame, weight in zip(case.frames, given, strict=True)
+    )
+    how = {"reject_method": "none", "grow": False}
+    stack = steps.stack_frames(frames, operation="weighted", **how)
+    plain = steps.stack_frames(frames, **how)
+    data, variance, dq = (
+        np.array([frame[name].values for frame in frames]) for name in ("data", "variance", "dq")
+    )
+    whole = (dq == 0).all(axis=0)
+    weights = given[:, None, None, None] / given.sum()
+    expected = (weights * data).sum(axis=0), (weights**2 * variance).sum(axis=0)
+    for name, values in zip(("data", "variance"), expected, strict=True):
+        np.testing.assert_allclose(stack[name].values[whole], values[whole], rtol=1e-5)
+    lost = len(given) * (given**2).sum() / given.sum() ** 2  # 3 over the number that they count as
+    pairs = zip(array_headers(stack), array_headers(plain), strict=True)
+    for weighted, equal in pairs:
+        assert weighted["GAIN"] == pytest.approx(equal["GAIN"] / lost)
+        assert weighted["RDNOISE"] == pytest.approx(equal["RDNOISE"] * np.sqrt(lost))
+    same = steps.stack_frames(case.frames, operation="weighted", **how)  # nothing is known
+    np.testing.assert_allclose(same["data"].values, plain["data"].values, rtol=1e-6)

@@ -65,14 +65,19 @@ def grow_rejected(rejected: Mask) -> Mask:
 
 
 def combine_without_rejected(
-    result: Planes, planes: Planes, rejected: Mask, neighbours: Mask, method: str
+    result: Planes,
+    planes: Planes,
+    rejected: Mask,
+    neighbours: Mask,
+    method: str,
+    weights: npt.ArrayLike | None = None,
 ) -> None:
     """Combine again the pixels of `result` from which neighbours of rejected values are dropped.
 
     result: data, variance and DQ (ny, nx), changed in place. planes: data, variance and DQ (n, ny,
-    nx). rejected, neighbours: (n, ny, nx); see `grow_rejected`. method: a key of combine.METHODS. A
-    pixel keeps all its values where nothing as good would be left, and in starlight, where one
-    frame more or less changes more than a rim does.
+    nx). rejected, neighbours: (n, ny, nx); see `grow_rejected`. method: a key of combine.METHODS;
+    weights: (n,), for "wtmean". A pixel keeps all its values where nothing as good would be left,
+    and in starlight, where one frame more or less changes more than a rim does.
     """
     n = len(planes[0])
     touched = np.flatnonzero(neighbours.any(axis=0))
@@ -87,7 +92,7 @@ def combine_without_rejected(
     values, noise, flags = left[0][:, None], left[1][:, None], left[2][:, None]
     kept = np.s_[:, :, :count]
     combined: tuple[npt.NDArray[Any], ...] = combine(
-        values[kept], noise[kept], flags[kept], method=method, reject="none"
+        values[kept], noise[kept], flags[kept], method=method, reject="none", weights=weights
     )
     changed: tuple[npt.NDArray[Any], ...] = result
     for whole, part in zip(changed, combined[:3], strict=True):

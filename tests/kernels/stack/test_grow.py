@@ -94,3 +94,22 @@ def test_chunks_and_strips_do_not_show(
     of_all = count_frames(*cube, rejected, stacked[0], (slice(0, stacked.shape[1]), slice(None)), 0)
     np.testing.assert_array_equal(counted[0][:, :3], of_all[:, :3])
     np.testing.assert_allclose(counted[0], of_all, rtol=1e-10)
+
+
+def test_rims_of_cosmic_rays_go_from_weighted_means_too() -> None:
+    """The pixels that are combined again have the weights of all the others."""
+    rng = np.random.default_rng(5)
+    data = rng.normal(0, 1, (6, 12, 12)).astype("f4")
+    planes = data, np.ones_like(data), np.zeros(data.shape, "u2")
+    weights = (1.0, 2.0, 0.5, 1.0, 4.0, 1.0)
+    rejected = np.zeros(data.shape, bool)
+    rejected[4, 5, 5:7] = True
+    neighbours = grow_rejected(rejected)
+    result = combine(*planes, method="wtmean", reject="none", weights=weights)[:3]
+    combine_without_rejected(result, planes, rejected, neighbours, "wtmean", weights)
+    left = np.where(rejected | neighbours, 0, np.array(weights)[:, None, None])
+    touched = neighbours.any(axis=0) & ~rejected.any(axis=0)
+    expected = (left * data).sum(axis=0) / left.sum(axis=0)
+    np.testing.assert_allclose(result[0][touched], expected[touched], atol=1e-6)
+    noise = (left**2).sum(axis=0) / left.sum(axis=0) ** 2
+    np.testing.assert_allclose(result[1][touched], noise[touched], rtol=1e-6)
