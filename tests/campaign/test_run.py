@@ -91,7 +91,7 @@ def test_nothing_is_made_of_a_flat_that_is_not_fit_for_use(copy: Path, night: Ni
 
 
 def test_every_product_has_its_pictures_when_its_job_has_ended(done: tuple[Path, Outcome]) -> None:
-    products = [one["path"] for job in done[1].records.values() for one in job["products"]]
+    products = [one["path"] for job in records.all_records(done[0]) for one in job["products"]]
     assert {Path(path).stem.rpartition("_")[2] for path in products} == {
         "flat",
         "skyCorrected",
