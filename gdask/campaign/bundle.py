@@ -13,7 +13,7 @@ from gdask.campaign.describe import write_corrected
 from gdask.campaign.index import job_lines
 from gdask.campaign.job import Campaign, Job, lacking
 from gdask.campaign.jobs import Place, Sources, command_line, what_goes_in, write_inputs
-from gdask.campaign.tables import write_whole
+from gdask.io.whole import write_whole
 from gdask.model import GdaskError, UsageError
 
 

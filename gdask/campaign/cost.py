@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gdask.campaign.job import Campaign, Job
-from gdask.campaign.tables import write_whole
+from gdask.io.whole import write_whole
 
 #: Jobs of one kind that are kept of earlier campaigns.
 MAX_KEPT = 50

@@ -23,7 +23,7 @@ from gdask.campaign.jobs import Place, run_job
 from gdask.campaign.settings import FILE, FLAGS, Flag
 from gdask.campaign.state import states_of
 from gdask.campaign.sums import SharedSums, known_sums
-from gdask.campaign.tables import write_whole
+from gdask.io.whole import write_whole
 from gdask.model import GdaskError
 
 #: Folder of what was handed out, below the hidden folder of a campaign.

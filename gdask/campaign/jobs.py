@@ -30,8 +30,9 @@ from gdask.campaign.scan import known_sum
 from gdask.campaign.settings import Flag
 from gdask.campaign.showing import DRAW_FRAMES, draw_pictures, move_pictures, picture_folder
 from gdask.campaign.sums import SharedSums
-from gdask.campaign.tables import toml_lines, write_whole
+from gdask.campaign.tables import toml_lines
 from gdask.headers.numbers import read_numbers
+from gdask.io.whole import write_whole
 from gdask.model import GdaskError
 from gdask.reduction.gates import Table
 from gdask.reduction.provenance import product_name

@@ -16,8 +16,8 @@ from types import MappingProxyType
 from typing import Any
 
 from gdask.campaign.job import BITS, Campaign, Job
-from gdask.campaign.tables import write_whole
 from gdask.headers import each_unit, open_stream
+from gdask.io.whole import write_whole
 from gdask.model import GdaskError
 from gdask.reduction.replay import TIME_KEYWORDS
 

@@ -32,7 +32,7 @@ from gdask.campaign.showing import write_report
 from gdask.campaign.spread import Wanted, run_on_cluster
 from gdask.campaign.state import State, states_of
 from gdask.campaign.survey import FAILED, Options, chosen, survey, whole_plan, with_next_best
-from gdask.campaign.tables import write_whole
+from gdask.io.whole import write_whole
 from gdask.model import GdaskError
 
 #: After so many failures of different jobs for one cause, a run stops.

@@ -33,7 +33,8 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gdask.model import UsageError, owner
+from gdask.io.whole import write_whole
+from gdask.model import UsageError
 from gdask.params import closest, normalise
 from gdask.reduction.gates import layer_of, read_own
 
@@ -271,6 +272,4 @@ def pin(out: str | os.PathLike[str], job: str, lines: list[str]) -> None:
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     if job in read_settings(out).jobs:
         raise UsageError(f"{path}: the job {job} is pinned already; edit it there")
-    part = path.with_name(f".{FILE}.{owner()}")
-    part.write_text("\n".join([text.rstrip("\n"), "", *lines, ""]).lstrip("\n"), encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, "\n".join([text.rstrip("\n"), "", *lines, ""]).lstrip("\n"))

@@ -15,7 +15,7 @@ from gdask.campaign.batch import SYSTEMS, Element, Patience, Pbs, Slurm, user_na
 from gdask.campaign.elsewhere import FOLDER
 from gdask.campaign.records import HIDDEN
 from gdask.campaign.state import State
-from gdask.campaign.tables import write_whole
+from gdask.io.whole import write_whole
 from gdask.model import GdaskError
 
 #: Name, among the jobs of an array, of the one that comes last and writes the tables.

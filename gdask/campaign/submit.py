@@ -30,7 +30,7 @@ from gdask.campaign.submissions import (
     write_array,
 )
 from gdask.campaign.survey import Options, survey, whole_plan
-from gdask.campaign.tables import write_whole
+from gdask.io.whole import write_whole
 from gdask.model import GdaskError, UsageError
 
 #: Threads of a job where none are given.

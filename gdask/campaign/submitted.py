@@ -25,7 +25,7 @@ from gdask.campaign.run import owned
 from gdask.campaign.showing import write_report
 from gdask.campaign.state import states_of
 from gdask.campaign.sums import take_over
-from gdask.campaign.tables import write_whole
+from gdask.io.whole import write_whole
 from gdask.logutils import say
 from gdask.model import GdaskError, clean
 

@@ -17,7 +17,7 @@ from typing import Any
 from gdask.campaign.describe import RawFile
 from gdask.campaign.records import HIDDEN
 from gdask.campaign.scan import data_sums, open_cache
-from gdask.campaign.tables import write_whole
+from gdask.io.whole import write_whole
 
 #: Folder of these files, below the hidden folder of a campaign.
 FOLDER = "sums"

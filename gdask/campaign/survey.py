@@ -17,7 +17,7 @@ from gdask.campaign.scan import Memory, check_apart, scan, unseen_line
 from gdask.campaign.settings import Settings, read_flags, read_settings
 from gdask.campaign.state import states_of
 from gdask.campaign.sums import take_over
-from gdask.campaign.tables import write_whole
+from gdask.io.whole import write_whole
 from gdask.model import UsageError
 
 

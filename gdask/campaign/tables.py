@@ -1,4 +1,4 @@
-"""Tables of a campaign as ECSV, and small files that are written whole or not at all."""
+"""Tables of a campaign: as ECSV, as TOML, as a database."""
 
 from __future__ import annotations
 
@@ -11,27 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gdask.model import UsageError, clean, owner
+from gdask.io.whole import write_whole
+from gdask.model import UsageError, clean
 
 #: Rows of a table, and its columns.
 Rows = tuple[Sequence[Mapping[str, Any]], Sequence[str]]
-
-
-def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a file, whole or not at all, also where the machine stops in the middle."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{owner()}")
-    try:
-        with open(part, "wb") as stream:
-            stream.write(content if isinstance(content, bytes) else content.encode())
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
 
 
 def write_table(

@@ -8,9 +8,10 @@ import os
 import stat
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import nullcontext
 
-from gdask.model import GdaskError, UsageError, clean, owner, why_no_file
+from gdask.io.whole import whole_file
+from gdask.model import GdaskError, UsageError, clean, why_no_file
 
 #: Bounds of lists: bytes of one, names and lists in all, lists inside each other. They are far
 #: above what a reduction can use.
@@ -146,18 +147,12 @@ def write_list(path: str, about: Iterable[str], names: Iterable[str]) -> None:
     lines = [*(f"# {clean(text)}" for text in about), *map(list_line, names)]
     content = "".join(f"{line}\n" for line in lines)
     is_special = os.path.exists(path) and not os.path.isfile(path)  # /dev/stdout, a pipe
-    part = path if is_special else f"{os.path.realpath(path)}.{owner()}.part"
     try:
-        try:
-            with open(part, "w", encoding="utf-8", opener=_open_at_once) as out:
-                out.write(content)
-            if not is_special:
-                os.replace(part, os.path.realpath(path))
-        except OSError:
-            if not is_special:
-                with suppress(OSError):
-                    os.unlink(part)
-            raise
+        with (
+            nullcontext(path) if is_special else whole_file(os.path.realpath(path)) as part,
+            open(part, "w", encoding="utf-8", opener=_open_at_once) as out,
+        ):
+            out.write(content)
     except OSError as error:
         raise GdaskError(f"{path}: the list cannot be written ({error.strerror})") from None
 

@@ -173,7 +173,7 @@ def _target(path: str, output: str | None, count: int, taken: set[Path]) -> Path
 
 
 def _save(picture: object, target: Path) -> None:
+    from gdask.io.whole import write_whole
     from gdask.plot.raster import png_bytes
-    from gdask.plot.writing import write_whole
 
     write_whole(target, png_bytes(picture))  # type: ignore[arg-type]

@@ -11,13 +11,13 @@ from typing import Any
 
 from gdask.headers.numbers import read_numbers
 from gdask.io.frames import primary_header
+from gdask.io.whole import write_whole
 from gdask.model import GdaskError, clean
 from gdask.plot import charts, views
 from gdask.plot.layout import celestial, layout_of
 from gdask.plot.material import Made, Material, Missing, Picture
 from gdask.plot.planes import frame_of, read_planes, step_for
 from gdask.plot.tables import read_tables
-from gdask.plot.writing import write_whole
 from gdask.types import Frame
 
 __all__ = ["Picture", "make_pictures", "read_notes", "read_pictures"]
@@ -98,13 +98,13 @@ def _write(folder: Path, product: str, made: list[Made], notes: list[str]) -> No
     earlier = {picture.file for picture in read_pictures(folder)}
     (folder / LIST).unlink(missing_ok=True)
     for picture, content in made:
-        write_whole(folder / picture.file, content)
+        write_whole(folder / picture.file, content, durable=False)
     for name in earlier - {picture.file for picture, _ in made}:
         if Path(name).name == name:
             (folder / name).unlink(missing_ok=True)
     rows = [picture._asdict() for picture, _ in made]
     text = json.dumps({"product": product, "pictures": rows, "notes": notes}, indent=1)
-    write_whole(folder / LIST, text.encode() + b"\n")
+    write_whole(folder / LIST, text + "\n", durable=False)
 
 
 # Which pictures --------------------------------------------------------------------------------

@@ -14,13 +14,13 @@ from gdask.headers.numbers import kind_of
 from gdask.instruments import tags
 from gdask.io.catalog import read_catalog
 from gdask.io.frames import primary_header
+from gdask.io.whole import write_whole
 from gdask.model import GdaskError
 from gdask.plot import raster
 from gdask.plot.layout import Layout, celestial, compose, layout_of
 from gdask.plot.planes import Planes, frame_of, read_planes, step_for
 from gdask.plot.tables import read_each
 from gdask.plot.views import flags_view, mask_view
-from gdask.plot.writing import write_whole
 from gdask.types import Frame
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gdask.io.whole import write_whole
 from gdask.model import GdaskError
 from gdask.types import Frame, Image
 
@@ -76,10 +77,7 @@ def _draw(paths: Sequence[Path], file: Path) -> None:
         grey = raster.grey_levels(values, raster.limits_of(values)).astype(np.float32)
         levels.append(np.clip((grey - 1) / (raster.LEVELS - 1), 0, 1) * 255)
     picture = pil.fromarray(np.stack(levels, axis=-1)[::-1].astype(np.uint8), "RGB")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    part.write_bytes(raster.png_bytes(picture))
-    os.replace(part, file)
+    write_whole(file, raster.png_bytes(picture), durable=False)
 
 
 def _on_first(values: Image, frame: Frame, first: Frame, step: int) -> Image:

@@ -14,7 +14,7 @@ from typing import Any
 
 import gdask
 from gdask.campaign import records
-from gdask.campaign.tables import write_whole
+from gdask.io.whole import write_whole
 from gdask.model import UsageError
 from gdask.report import groups, words
 from gdask.report.against import against, read_report

@@ -16,8 +16,8 @@ from typing import Any
 
 from gdask.campaign.records import HIDDEN
 from gdask.campaign.showing import PICTURES, are_fresh, picture_folder
-from gdask.campaign.tables import write_whole
-from gdask.model import GdaskError, UsageError, owner
+from gdask.io.whole import whole_file, write_whole
+from gdask.model import GdaskError, UsageError
 from gdask.report import pages as pages_
 from gdask.report.campaign import raw_paths
 from gdask.report.colour import draw_colour, stacks_in_colour
@@ -246,14 +246,7 @@ def _put(path: Path, data: bytes) -> None:
     with contextlib.suppress(OSError):
         if path.read_bytes() == data:
             return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{owner()}")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+    write_whole(path, data, durable=False)
 
 
 def _put_picture(path: Path, source: Source) -> None:
@@ -296,13 +289,11 @@ def _remove(folder: Path, name: str) -> None:
 
 def _write_zip(path: Path, folder: Path) -> str:
     """Pack the files of a report; equal reports give equal bytes."""
-    part = path.with_name(f".{path.name}.{owner()}")
-    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as packed:
+    with whole_file(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as packed:
         for name in sorted(_read_manifest(folder)):
             about = zipfile.ZipInfo(f"{FOLDER}/{name}", _ZIP_DATE)
             about.compress_type, about.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
             packed.writestr(about, (folder / name).read_bytes())
-    os.replace(part, path)
     return str(path)
 
 
