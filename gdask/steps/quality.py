@@ -331,7 +331,8 @@ def _list_saturated(
 
 
 def _flag_holes(dq: Flags, listed: np.ndarray, window: Window, width: int) -> Flags:
-    return dq_kernels.flag_pixels(dq, listed[1 : 1 + listed[0]], DQ.SATURATED, window, width)
+    holes = listed[1 : 1 + listed[0]]
+    return dq_kernels.flag_pixels(dq, [holes], DQ.SATURATED, window, [width], [(0, 0)])
 
 
 def _or_masks(first: np.ndarray, second: np.ndarray) -> Flags:
@@ -391,10 +392,8 @@ def _flag_latents(
     listed, offsets, widths: the list of `_list_saturated`, `_offset` and width of each earlier
     frame. window: that of `dq` on its array.
     """
-    for pixels, offset, width in zip(listed, offsets, widths, strict=True):
-        bright = pixels[1 + pixels[0] :]
-        dq = dq_kernels.flag_pixels(dq, bright, DQ.COSMIC_RAY, window, width, offset)
-    return dq
+    bright = [pixels[1 + pixels[0] :] for pixels in listed]
+    return dq_kernels.flag_pixels(dq, bright, DQ.COSMIC_RAY, window, widths, offsets)
 
 
 def _flag_unilluminated(frame: Frame, dq: da.Array) -> da.Array:

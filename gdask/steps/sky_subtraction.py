@@ -267,6 +267,7 @@ def _subtract_band(
     masks = dict(zip(masked, sources[n_frames * len(VARIABLES) :], strict=True))
     shape = y2 - y1, x2 - x1
     bands = [np.empty(shape, dtype) for _ in plans for dtype in VARIABLE_TYPES]
+    sky_levels = [float(_level_of(plan, levels)) for plan in plans]
     for first in range(y1, y2, ahead):
         last = min(first + ahead, y2)
         at_hand = [prepared(each, detector, (first, last, x1, x2)) for each in of_frames]
@@ -288,8 +289,8 @@ def _subtract_band(
                 of_frame = cubes[0][plan.frame], cubes[1][plan.frame], cubes[2][plan.frame]
                 part = slice(y - y1, strip[1] - y1)
                 data, variance, dq = (band[part] for band in bands[3 * number : 3 * number + 3])
-                level, out = float(_level_of(plan, levels)), (data, variance, dq)
-                subtract_sky(of_frame, skies[key], level, combination["scale"], out)
+                level, scale = sky_levels[number], combination["scale"]
+                subtract_sky(of_frame, skies[key], level, scale, (data, variance, dq))
     return bands
 
 

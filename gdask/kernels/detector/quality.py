@@ -70,34 +70,39 @@ def _flag_listed(
     flags: Flags, indices: Indices, bit: np.uint16, width: int, up: int, right: int
 ) -> None:
     """Compiled part of `flag_pixels`: (up, right) is the place of the flags' first pixel."""
-    for k in range(indices.size):
-        x = indices[k] % width - right
+    first, last = 0, indices.size
+    while first < last:
+        middle = (first + last) // 2
+        if indices[middle] < up * width:
+            first = middle + 1
+        else:
+            last = middle
+    end = (up + flags.shape[0]) * width
+    while first < indices.size and indices[first] < end:
+        x = indices[first] % width - right
         if 0 <= x < flags.shape[1]:
-            flags[indices[k] // width - up, x] |= bit
+            flags[indices[first] // width - up, x] |= bit
+        first += 1
 
 
 def flag_pixels(
     dq: Flags,
-    indices: Indices,
+    listed: Sequence[Indices],
     bit: int,
     window: Window,
-    width: int,
-    offset: tuple[int, int] = (0, 0),
+    widths: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
 ) -> Flags:
-    """Give DQ with a bit set at listed pixels; `dq` itself where none is in it.
+    """Give DQ with a bit set at listed pixels.
 
-    dq: uint16, the window (y1, y2, x1, x2) of an array. indices: flat indices y * width + x (int32,
-    rising) of an array that is `width` pixels wide, as from `saturated_pixels`. offset: what to add
-    to a pixel (x, y) of the window's array to get that of the list's array.
+    dq: uint16, the window (y1, y2, x1, x2) of an array. listed: of each list, the flat indices
+    y * width + x (int32, rising) of an array of its width, as from `saturated_pixels`. offsets:
+    what to add to a pixel (x, y) of the window's array to get that of each list's array.
     """
-    up, right = window[0] + offset[1], window[2] + offset[0]
-    rows = np.array((up * width, (up + dq.shape[0]) * width), np.int32)
-    first, last = indices.searchsorted(rows)  # of one type, or the whole list is converted
-    if first == last:
-        return dq
-    flags = np.array(dq, dtype=np.uint16, order="C")
-    listed = as_kernel_input(indices[first:last], np.int32)
-    _flag_listed(flags, listed, np.uint16(bit), width, up, right)
+    flags, bits = np.array(dq, dtype=np.uint16, order="C"), np.uint16(bit)
+    for indices, width, (right, up) in zip(listed, widths, offsets, strict=True):
+        rising = as_kernel_input(indices, np.int32)
+        _flag_listed(flags, rising, bits, width, window[0] + up, window[2] + right)
     return flags
 
 

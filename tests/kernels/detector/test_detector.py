@@ -174,7 +174,7 @@ def test_listed_pixels_are_flagged(rng: np.random.Generator, offset: tuple[int, 
     listed = np.flatnonzero(mask).astype(np.int32)
     window, dq = (4, 30, 7, 51), rng.integers(0, 4, (26, 44)).astype(np.uint16)
     before = dq.copy()
-    flags = quality.flag_pixels(dq, listed, 8, window, 53, offset)
+    flags = quality.flag_pixels(dq, [listed], 8, window, [53], [offset])
     expected = dq.copy()
     for y, x in np.argwhere(mask):
         row, column = y - offset[1] - 4, x - offset[0] - 7
@@ -183,7 +183,10 @@ def test_listed_pixels_are_flagged(rng: np.random.Generator, offset: tuple[int, 
     np.testing.assert_array_equal(flags, expected)
     np.testing.assert_array_equal(dq, before)
     assert flags.dtype == np.uint16
-    assert quality.flag_pixels(dq, listed[:0], 8, window, 53) is dq
+    twice = quality.flag_pixels(dq, [listed, listed], 8, window, [53, 53], [offset, (0, 0)])
+    alone = quality.flag_pixels(dq, [listed], 8, window, [53], [(0, 0)])
+    assert np.array_equal(twice, flags | alone)
+    assert np.array_equal(quality.flag_pixels(dq, [listed[:0]], 8, window, [53], [(0, 0)]), dq)
 
 
 def test_border_is_flagged() -> None:
