@@ -36,7 +36,7 @@ def preview(material: Material) -> list[Made]:
     share = known.mean() if picture.size else 0.0
     scale = "asinh" if math.isfinite(limits.soft) else "linear"
     alt = (
-        f"{_NAMES.get(material.kind, 'File')} of {_size_text(material)}, in grey levels ({scale}) "
+        f"{_what(material)} of {_size_text(material)}, in grey levels ({scale}) "
         f"from {limits.low:.4g} to {limits.high:.4g}{unit}; "
         + (f"{100 * share:.0f} % of the picture has data" if known.any() else "no pixel has data")
         + ("" if material.kind in ("flat", "dark") else _direction_text(material.layout))
@@ -46,6 +46,12 @@ def preview(material: Material) -> list[Made]:
 
 
 _NAMES = {"image": "Image", "frame": "Frame", "flat": "Flat", "dark": "Dark", "bpm": "Mask"}
+
+
+def _what(material: Material) -> str:
+    """Say what a picture shows: a kind of product, or the name of a file that is none."""
+    name = str(material.frame.attrs.get("name", ""))
+    return _NAMES.get(material.kind, f"File {name}".strip())
 
 
 def _size_text(material: Material) -> str:

@@ -154,6 +154,7 @@ def _of_job(
         "commands": {
             "make it again and compare": shlex.join(["gdask", "replay", path]),
             "see what went in, and why": shlex.join(["gdask", "why", path]),
+            "draw it, larger": shlex.join(["gdask", "show", path]),
             "gather what its job was given, with the line that makes it": shlex.join(
                 ["gdask", "run", "-o", look.name, "--bundle", job.id, f"{job.id}.bundle"]
             ),

@@ -34,14 +34,13 @@ def coverage(units: Any) -> dict[str, float]:
         return {}
     shape = planes["VAR"].shape
     step = _STEP if min(shape) >= _LEAST_SIDE else 1
-    part = (slice(step // 2, None, step),) * 2
-    variance = np.asarray(planes["VAR"].section[part], float)
+    variance = sampled(planes["VAR"], step).astype(float)
     good = np.isfinite(variance) & (variance > 0)
     if "DQ" in planes:
-        good &= (planes["DQ"].section[part] & UNUSABLE) == 0
+        good &= (sampled(planes["DQ"], step) & UNUSABLE) == 0
     counted = np.ones_like(good)
     if "OBJMASK" in planes:
-        counted = planes["OBJMASK"].section[part] == 0
+        counted = sampled(planes["OBJMASK"], step) == 0
     good &= counted
     ny, nx = variance.shape
     middle = (slice(ny // 4, ny - ny // 4), slice(nx // 4, nx - nx // 4))
@@ -52,3 +51,9 @@ def coverage(units: Any) -> dict[str, float]:
     if good[middle].sum() > max(_LEAST, counted[middle].sum() / 2):
         found["centre_covered"] = deep[middle].sum() / counted[middle].sum()
     return {name: float(f"{value:.4g}") for name, value in found.items()}
+
+
+def sampled(unit: Any, step: int) -> np.ndarray:
+    """Read one row and column of `step` of an image (unit of astropy): whole rows, which is thirty
+    times as fast as to let astropy pick each pixel."""
+    return np.asarray(unit.section[step // 2 :: step, :][:, step // 2 :: step])

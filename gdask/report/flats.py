@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gdask.model import UNUSABLE, late
+from gdask.report.coverage import sampled
 
 fits = late("astropy.io.fits")
 
@@ -42,10 +43,9 @@ def _ratio(new: Any, old: Any, number: int) -> np.ndarray:
     shapes = [file["SCI", number].shape for file in (new, old)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"array {number} has {shapes[0]} pixels, and had {shapes[1]}")
-    part = (slice(_STEP // 2, None, _STEP),) * 2
-    good = (new["DQ", number].section[part] & UNUSABLE) == 0
-    good &= (old["DQ", number].section[part] & UNUSABLE) == 0
-    top, bottom = (file["SCI", number].section[part][good].astype(float) for file in (new, old))
+    good = (sampled(new["DQ", number], _STEP) & UNUSABLE) == 0
+    good &= (sampled(old["DQ", number], _STEP) & UNUSABLE) == 0
+    top, bottom = (sampled(file["SCI", number], _STEP)[good].astype(float) for file in (new, old))
     ratio = top / np.where(bottom == 0, np.nan, bottom)
     return ratio[np.isfinite(ratio)]
 

@@ -114,7 +114,11 @@ def _product(path: Path, clean: Callable[[str], str]) -> Facts | None:
         "object": tables.get("object", ""),
         "made_by": "",
         "settings": cleaned(tables["settings"], clean),
-        "commands": {"make it again and compare": shlex.join(["gdask", "replay", path.name])},
+        "commands": {
+            "make it again and compare": shlex.join(["gdask", "replay", path.name]),
+            "see what went in, and why": shlex.join(["gdask", "why", path.name]),
+            "draw it, larger": shlex.join(["gdask", "show", path.name]),
+        },
     }
 
 

@@ -36,8 +36,11 @@ def label(name: str) -> str:
     return LABELS.get(name, name.replace("_", " "))
 
 
-def number(value: Any) -> str:
-    """Write a number with four digits, or a text as it is; a dash for what is not known."""
+def number(value: Any, unit: str = "") -> str:
+    """Write a number with four digits, or a text as it is; a dash for what is not known.
+
+    unit: less than 10^-4 of an electron is nothing that a detector knows: 0.
+    """
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -48,6 +51,8 @@ def number(value: Any) -> str:
         return str(value)
     if not math.isfinite(value):
         return "–"
+    if unit == "electron" and abs(value) < 1e-4:
+        return "0"
     if value and (abs(value) < 1e-4 or abs(value) >= 1e7):
         return f"{value:.3g}"
     digits = max(_DIGITS - 1 - math.floor(math.log10(abs(value))), 0) if value else 0

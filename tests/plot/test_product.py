@@ -68,6 +68,7 @@ def test_pictures_of_other_kinds(flat: Path, night: Night, tmp_path: Path) -> No
         make_pictures(night.science[0], tmp_path / "raw")
     raw = make_pictures(night.science[0], tmp_path / "raw", raw=True)
     assert [one.key for one in raw] == ["preview", "histogram"]
+    assert raw[0].alt.startswith(f"File {Path(night.science[0]).name} of 4 arrays of 320 x 320")
     assert read_notes(tmp_path / "raw") == ("dq: the file has no DQ",)
 
 

@@ -340,7 +340,7 @@ def test_commands_on_a_page_work_as_typed(
     page = (campaign / "report" / stack["page"]).read_text()
     assert "@inputs.list" not in page  # that list was in the job's folder, which is gone
     assert f"Commands are typed in the folder that holds {campaign.name}" in page
-    assert len(stack["commands"]) == 3
+    assert len(stack["commands"]) == 4
     for command in stack["commands"].values():
         assert f"<code>{command}</code>" in page
         first, *words = shlex.split(command)

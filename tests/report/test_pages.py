@@ -151,6 +151,7 @@ def test_limits_in_words() -> None:
 def test_numbers_in_words() -> None:
     said = [words.number(value) for value in (None, 1.0245, 0.00061674, 1564.3, 27175.0, 12345, 5)]
     assert said == ["–", "1.024", "0.000617", "1564", "27175", "12\u202f345", "5"]
+    assert words.number(-3.34e-06, "electron") == "0" and words.number(3e-6) == "3e-06"
     assert words.number(float("nan")) == "–" and words.number("nominal") == "nominal"
 
 
