@@ -307,9 +307,14 @@ def _corners(
 def _with_blocks(mask: Mask, bits: np.ndarray, shape: tuple[int, int], window: Window) -> Mask:
     """Give the pixels of `window` of a mask with the blocks of `bits` masked, too."""
     y1, y2, x1, x2 = window
-    blocks = np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).astype(bool)
-    rows, columns = np.arange(y1, y2) // OUTLINE_PIXELS, np.arange(x1, x2) // OUTLINE_PIXELS
-    return mask | blocks[rows][:, columns]
+    top, bottom = y1 // OUTLINE_PIXELS, -(-y2 // OUTLINE_PIXELS)
+    left, right = x1 // OUTLINE_PIXELS, -(-x2 // OUTLINE_PIXELS)
+    first, last = top * shape[1], bottom * shape[1]  # of the blocks in these rows
+    unpacked = np.unpackbits(bits[first // 8 : -(-last // 8)])[first % 8 :]
+    blocks = unpacked[: last - first].reshape(bottom - top, shape[1])[:, left:right]
+    rows = blocks.repeat(OUTLINE_PIXELS, axis=1)[:, x1 - left * OUTLINE_PIXELS :].view(bool)
+    pixels = rows.repeat(OUTLINE_PIXELS, axis=0)[y1 - top * OUTLINE_PIXELS :]
+    return mask | pixels[: y2 - y1, : x2 - x1]
 
 
 def objects_from_stack(frames: Frames, deep: Frame, aligned: Frames) -> Frames:

@@ -12,7 +12,9 @@ from helpers import on_disk, raw, shape_of, with_pixels
 from gdask import steps
 from gdask.io.frames import geometries, small, with_fetched, with_geometries
 from gdask.kernels.geometry.projection import from_sky, tangent_sky, to_sky
+from gdask.kernels.sky.shared_masks import OUTLINE_PIXELS
 from gdask.model import DQ
+from gdask.steps.sources import _with_blocks
 from gdask.types import Frame, Frames
 
 #: Sky and noise (e-), and peaks (e-) and sigma (pixels) of four stars, of which each frame has
@@ -101,3 +103,16 @@ def test_pixels_with_few_skies_are_flagged_and_counted(hidden: tuple[Frames, np.
     assert f"{(share[1] + share[2]) / share[0] * 100:.2g} % of the pixels" in checked.attrs["note"]
     (warned, *_) = steps.check_sky(tuple(fetched), few=0.0)
     assert "more or larger dithers" in warned.attrs["warning"]
+
+
+@pytest.mark.parametrize(
+    "window", [(0, 90, 0, 70), (16, 32, 0, 70), (5, 6, 3, 66), (87, 90, 69, 70)]
+)
+def test_blocks_of_a_window_are_those_of_the_array(window: tuple[int, int, int, int]) -> None:
+    """Rows of blocks begin anywhere within a byte: 18 blocks in a row."""
+    rng = np.random.default_rng(5)
+    blocks, mask = rng.random((23, 18)) < 0.4, rng.random((90, 70)) < 0.1
+    whole = blocks.repeat(OUTLINE_PIXELS, axis=0).repeat(OUTLINE_PIXELS, axis=1)[:90, :70]
+    part = np.s_[window[0] : window[1], window[2] : window[3]]
+    found = _with_blocks(mask[part], np.packbits(blocks), blocks.shape, window)
+    assert found.dtype == bool and np.array_equal(found, (mask | whole)[part])
