@@ -46,6 +46,7 @@ NUMBERS = tuple(
         ("depth_aperture", "DEPTHRAD", "arcsec", "Radius of apertures of DEPTH5 (arcsec)"),
         ("depth_places", "DEPTHNUM", "", "Empty apertures of DEPTH5"),
         ("noise_ratio", "NOISERAT", "", "Noise in empty apertures over VAR's"),
+        ("wide_noise_ratio", "NOISEWID", "", "The same in apertures of 12 pixels"),
         ("depth_over_predicted", "DEPTHRAT", "", "5 sigma flux over what was promised"),
         ("sky_level", "SKYLEVEL", "electron", "Sky of a pixel in EXPTIME (e-)"),
         ("sky_scatter", "SKYSD", "electron", "Scatter of the frames' SKYLEVEL (e-)"),

@@ -32,6 +32,9 @@ else:
     astable = late("astropy.table")
 
 LN10 = 2.302585092994046
+#: Share of the frames' differences in the cores of stars that fitted fluxes keep when these are
+#: taken out: the star image is fitted within 2.5 FWHM, the core is what is within one.
+CORE_MISMATCH = 0.25
 #: A source of the stack is the star of the joint solution that lies within this distance (FWHM).
 SAME_STAR_MAX_FWHM = 0.5
 #: Steps to which columns of float64 are rounded, by unit: below 0.0001 mas. Last bits differ from
@@ -153,7 +156,11 @@ def add_star_columns(table: astable.Table, stars: np.ndarray, frame: Frame) -> a
     grid, inputs = grid_of(frame), small(frame, "inputs") or ()
     assert grid is not None  # only stacks have fitted stars
     ra, dec = grid_to_sky(grid, stars["x"], stars["y"])
-    frames = count_covering_frames(grid, ra, dec, stars["x"], stars["y"], inputs)
+    cores, core_error = _core_shares(inputs)
+    frames, core_sum = sum_over_covering_frames(
+        grid, ra, dec, stars["x"], stars["y"], inputs, cores
+    )
+    stars = _with_cores_of_frames(stars, frames, core_sum, core_error, len(inputs))
     common = common_distortion_errors(ra, dec, inputs)
     of_frames = np.hypot(error_floor(inputs), placement_error(inputs))
     floor = np.hypot(of_frames / np.sqrt(np.maximum(frames, 1)), common)
@@ -198,6 +205,40 @@ def add_star_columns(table: astable.Table, stars: np.ndarray, frame: Frame) -> a
     return with_descriptions(table)
 
 
+def _core_shares(inputs: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, float]:
+    """Give the share of light in the core of stars in each frame over the mean, and its error.
+
+    The error (a fraction) is that of one frame: of the measurement, and what the cores do not tell
+    of fitted fluxes. Shares are 1, and the error 0, where they are not known.
+    """
+    shares = np.array([float(source.get("core_share", np.nan)) for source in inputs])
+    errors = np.array([float(source.get("core_error", np.inf)) for source in inputs])
+    known = np.isfinite(shares) & np.isfinite(errors)
+    if known.sum() < 2:
+        return np.ones(len(inputs)), 0.0
+    cores = np.where(known, shares, 1.0)
+    scatter = float(np.std(cores[known], ddof=1))
+    error = np.hypot(float(np.sqrt(np.mean(errors[known] ** 2))), CORE_MISMATCH * scatter)
+    return cores / cores.mean(), float(error)
+
+
+def _with_cores_of_frames(
+    stars: np.ndarray, frames: np.ndarray, core_sum: np.ndarray, error: float, inputs: int
+) -> np.ndarray:
+    """Give stars with fitted fluxes that do not depend on which frames cover a place.
+
+    The star image is that of all frames. Where only some go on, with a larger share of the light in
+    the core than the mean, fluxes of it are too large by that. frames: that cover each star;
+    core_sum: of their shares; error: of one frame.
+    """
+    out, n = stars.copy(), np.maximum(frames, 1)
+    factor = np.where(frames > 0, n / np.where(core_sum > 0, core_sum, 1.0), 1.0)
+    left = error * np.sqrt(np.maximum(1 / n - 1 / max(inputs, 1), 0.0))
+    out["flux"] *= factor
+    out["eflux"] = np.hypot(out["eflux"] * factor, left * out["flux"])
+    return out
+
+
 def magnitudes(
     flux: np.ndarray, error: np.ndarray, seconds: float
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -223,10 +264,27 @@ def count_covering_frames(
     All of them count where their shapes are not known. Positions are ra, dec (degrees) and x, y
     (0-based pixels of the grid).
     """
+    return sum_over_covering_frames(grid, ra, dec, x, y, inputs, np.ones(len(inputs)))[0]
+
+
+def sum_over_covering_frames(
+    grid: Grid,
+    ra: np.ndarray,
+    dec: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    inputs: Sequence[Mapping[str, Any]],
+    values: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Count the frames that cover each position as `count_covering_frames` does; sum their values.
+
+    values: of each input.
+    """
     if not all("shape" in source and source["geometry"] for source in inputs):
-        return np.full(len(ra), max(len(inputs), 1))
-    count = np.zeros(len(ra), int)
-    for source in inputs:
+        summed = float(values.sum()) if len(inputs) else 1.0
+        return np.full(len(ra), max(len(inputs), 1)), np.full(len(ra), summed)
+    count, total = np.zeros(len(ra), int), np.zeros(len(ra))
+    for source, value in zip(inputs, map(float, values), strict=True):
         seen, shape = np.zeros(len(ra), bool), source["shape"]
         for geometry in source["geometry"]:
             y1, y2, x1, x2 = footprint(geometry, shape, grid)
@@ -234,7 +292,8 @@ def count_covering_frames(
             px, py = from_sky(geometry, ra[near], dec[near])
             seen[near] = (px > -0.5) & (py > -0.5) & (px < shape[1] - 0.5) & (py < shape[0] - 0.5)
         count += seen
-    return count
+        total += value * seen
+    return count, total
 
 
 def _solved_input(inputs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

@@ -158,6 +158,8 @@ def _inputs_table(inputs: Sequence[dict[str, Any]]) -> astable.Table:
             ("throughput", "THRUPUT"),
             ("throughput_error", "THRU_ERR"),
             ("throughput_factor", "SCALED_BY"),
+            ("core_share", "CORE"),
+            ("core_error", "CORE_ERR"),
         ):
             table[column] = [float(source.get(name, np.nan)) for source, _ in rows]
     table.meta |= _tie_keywords(

@@ -36,6 +36,8 @@ else:
 Values = dict[str, Any]
 #: Widest and usual radius (pixels) of an empty aperture.
 _MAX_RADIUS, _RADIUS = 20.0, 2.5
+#: Radius (pixels) of apertures that show noise which is correlated over many pixels, and fewest.
+WIDE_RADIUS, _FEWEST_WIDE = 12.0, 50
 #: Bytes that a pixel of a square takes: its planes, windows of apertures.
 _SQUARE_BYTES = 120.0
 #: Bytes of an array's apertures, at most.
@@ -58,6 +60,7 @@ _SIGMA_PER_MAD = 1.4826
 def empty_apertures(frame: Frame) -> Any:
     """Measure apertures of APERTURES[0] FWHM on empty sky, lazily: APERTURE of each array.
 
+    Then those of WIDE_RADIUS, where this is larger.
     What must be computed as whole arrays for the detection anyway is taken from these; of what lies
     in files the squares are read.
     """
@@ -110,7 +113,8 @@ def _measure_empty(
     fwhm = known[detector] if known else fwhm_pixels(found[0], found[1], shape)
     radius = min(APERTURES[0] * fwhm, _MAX_RADIUS) if np.isfinite(fwhm) else _RADIUS
     planes = (read_together(sources, detector, window) for window in places)
-    return empty.measure_squares(planes, places, radius)
+    radii = (radius, WIDE_RADIUS) if radius < WIDE_RADIUS else (radius,)
+    return empty.measure_squares(planes, places, radii)
 
 
 def zero_point(
@@ -250,7 +254,8 @@ def noise_and_depth(
     tables: Mapping[str, Any],
 ) -> Values:
     """Give the noise of empty apertures over what VAR and the exposure promise, and the depth."""
-    parts = small(frame, "empty")
+    all_parts = small(frame, "empty") or []
+    parts = [part[part["radius"] == part["radius"].min(initial=np.inf)] for part in all_parts]
     places = np.concatenate(parts) if parts else np.zeros(0, empty.APERTURE)
     if len(places) < _FEWEST_PLACES:
         return {}
@@ -260,6 +265,7 @@ def noise_and_depth(
     ratio = _robust_scatter(places["sum"] / promised)
     values: Values = {
         "noise_ratio": ratio,
+        "wide_noise_ratio": _wide_noise_ratio(frame, np.concatenate(all_parts), radius),
         "depth_places": len(places),
         "sky_unevenness": _unevenness(parts),
     }
@@ -274,6 +280,17 @@ def noise_and_depth(
         depth = zero_point["zero_point"] - 2.5 * np.log10(flux / seconds)
         values |= {"depth_5sigma": float(depth), "depth_aperture": radius * scale}
     return values
+
+
+def _wide_noise_ratio(frame: Frame, places: np.ndarray, radius: float) -> float | None:
+    """Give the scatter of apertures of WIDE_RADIUS over what VAR says; None for too few.
+
+    radius: of the others.
+    """
+    wide = places[places["radius"] > radius]
+    if len(wide) < _FEWEST_WIDE:
+        return None
+    return _robust_scatter(empty.pulls(wide, _correlation(frame, WIDE_RADIUS)))
 
 
 def _robust_scatter(values: np.ndarray) -> float:

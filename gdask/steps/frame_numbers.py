@@ -17,6 +17,7 @@ from gdask.kernels.arithmetic import exponentials, logarithms
 from gdask.kernels.geometry.projection import pixel_area
 from gdask.kernels.sources.centroids import POSITIONS
 from gdask.kernels.sources.detection import measure_fwhm
+from gdask.kernels.sources.photometry import LEAST_WIDE
 from gdask.kernels.sources.throughput import STEP, relative_offsets
 from gdask.steps.frames import mjd_of_middle, night_of
 from gdask.types import Frame, Frames
@@ -158,8 +159,8 @@ def relative_transparencies(frames: Frames) -> tuple[np.ndarray, np.ndarray]:
     """Give the throughput of each frame over the median of all, and its error (a fraction).
 
     It is that of the stars that frames share, however few, by the light of their fitted images
-    within the least of the radii `photometry.WIDE_RADII`: the wings of an image that few stars
-    tell, and so its whole light, may be wrong by a factor of two. The throughput is NaN where it
+    within 8 pixels (`photometry.WIDE_RADII`): the wings of an image that few stars tell, and so
+    its whole light, may be wrong by a factor of two. The throughput is NaN where it
     is known no better than to MAX_ERROR and does not stand out either, its error infinite where no
     star tells it.
     """
@@ -167,7 +168,7 @@ def relative_transparencies(frames: Frames) -> tuple[np.ndarray, np.ndarray]:
     for number, frame in enumerate(frames):
         rows = (small(frame, "solution") or {}).get("residuals")
         if rows is not None and len(rows):
-            share = of_residuals(rows, small(frame, "stars"), "share")[:, 0]
+            share = of_residuals(rows, small(frame, "stars"), "share")[:, LEAST_WIDE]
             good = (rows["flags"] == 0) & (rows["flux"] > 0) & np.isfinite(share)
             rows, light = rows[good], share[good] / float(descriptor(frame, "exposure_time") or 1.0)
             of_frame = np.full(len(rows), number)

@@ -16,6 +16,7 @@ from gdask.kernels.astrometry.association import match_pairs
 from gdask.kernels.geometry.projection import tangent_plane, to_sky
 from gdask.kernels.sky.shared_masks import DARKEST_QUANTILE, TargetLight, find_target_light
 from gdask.kernels.sources.background import background_mesh
+from gdask.kernels.sources.photometry import LEAST_WIDE, WIDE_RADII
 from gdask.model import UNUSABLE, late
 from gdask.params import Range
 from gdask.steps.frame_numbers import of_residuals, stands_out, weigh_frames
@@ -26,7 +27,7 @@ from gdask.types import Flags, Frame, Frames, Image
 if TYPE_CHECKING:
     import dask.array as da
 
-    from gdask.kernels.sources.throughput import Throughputs
+    from gdask.kernels.sources.throughput import CoreShares, Throughputs
 else:
     da = late("dask.array")
 
@@ -94,13 +95,13 @@ def scale_counts_to_reference(
     """
     frames, left_out = weigh_frames(frames, min_weight)
     first = float(descriptor(frames[0], "exposure_time"))
-    found = _throughputs(frames) if throughput == "auto" and not tolerance else None
+    found, cores = _throughputs(frames) if throughput == "auto" and not tolerance else (None, None)
     found = found and _with_clouds(found, frames)
     factors = np.ones(len(frames)) if found is None else found.factor
     remark = "" if found is None else _throughput_text(found)
     if found is not None:
         frames = tuple(
-            _with_throughput(frame, found, number) for number, frame in enumerate(frames)
+            _with_throughput(frame, found, cores, number) for number, frame in enumerate(frames)
         )
     scaled = tuple(
         _scale(
@@ -116,16 +117,19 @@ def scale_counts_to_reference(
     return (*scaled, *left_out)
 
 
-def _throughputs(frames: Frames) -> Throughputs | None:
-    """Measure the frames' throughputs; None without the stars of a joint solution."""
-    from gdask.kernels.sources.throughput import measure_throughputs
+def _throughputs(frames: Frames) -> tuple[Throughputs | None, CoreShares | None]:
+    """Measure the frames' throughputs, and the share of the light in the cores of stars.
+
+    None without the stars of a joint solution.
+    """
+    from gdask.kernels.sources.throughput import core_shares, measure_throughputs
 
     solved = [small(frame, "solution") or {} for frame in frames]
     measured = [small(frame, "stars") for frame in frames]
     if len(frames) < 2 or any(s is None for s in measured):
-        return None
+        return None, None
     if any("residuals" not in solution for solution in solved):
-        return None
+        return None, None
     columns: list[tuple[np.ndarray, ...]] = []
     for number, (frame, solution) in enumerate(zip(frames, solved, strict=True)):
         rows = solution["residuals"]
@@ -141,7 +145,22 @@ def _throughputs(frames: Frames) -> Throughputs | None:
         light = wide[told] * per_second, error[told] * per_second
         columns.append((rows["star"][told], of_frame, *light, share[told]))
     star, of_frame, flux, error, share = map(np.concatenate, zip(*columns, strict=True))
-    return measure_throughputs(star.astype(np.int64), of_frame, flux, error, share, len(frames))
+    star, count = star.astype(np.int64), len(frames)
+
+    def from_radius(first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return flux[:, first:], error[:, first:], share[:, first:]
+
+    return (
+        measure_throughputs(star, of_frame, *from_radius(LEAST_WIDE), count),
+        core_shares(star, of_frame, *from_radius(_core_radius(measured)), count),
+    )
+
+
+def _core_radius(measured: Sequence[Sequence[np.ndarray]]) -> int:
+    """Give the index of that of WIDE_RADII which is next to the FWHM of the frames' stars."""
+    widths = [float(s["fwhm"][0]) for of_arrays in measured for s in of_arrays if len(s)]
+    fwhm = float(np.median(widths)) if widths else WIDE_RADII[0]
+    return int(np.argmin([max(radius / fwhm, fwhm / radius) for radius in WIDE_RADII]))
 
 
 def _with_clouds(found: Throughputs, frames: Frames) -> Throughputs:
@@ -175,13 +194,20 @@ def _throughput_text(found: Throughputs) -> str:
     )
 
 
-def _with_throughput(frame: Frame, found: Throughputs, number: int) -> Frame:
-    """Keep a frame's throughput, its error and the factor by which it is scaled."""
+def _with_throughput(
+    frame: Frame, found: Throughputs, cores: CoreShares | None, number: int
+) -> Frame:
+    """Keep a frame's throughput, its error, the factor that scales it, and its core share."""
     of_frame = {
         "throughput": float(found.value[number]),
         "throughput_error": float(found.error[number]),
         "throughput_factor": float(found.factor[number]),
     }
+    if cores is not None:
+        of_frame |= {
+            "core_share": float(cores.value[number]),
+            "core_error": float(cores.error[number]),
+        }
     return with_small(frame, solution=small(frame, "solution") | of_frame)
 
 

@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 from benchmarks.centroids import CAMERAS, matched, scene
 from gdask.headers import Header
 from gdask.io.frames import grid_of, grid_text, one_image_coords, small, with_fetched, with_small
-from gdask.io.star_tables import add_star_columns, solution_tables
+from gdask.io.star_tables import CORE_MISMATCH, add_star_columns, solution_tables
 from gdask.io.tables import source_tables
 from gdask.kernels.astrometry.residuals import RESIDUAL_DTYPE, epoch_means, number_epochs
 from gdask.kernels.astrometry.solution import STAR_DTYPE
@@ -216,6 +216,30 @@ def test_columns_of_a_stack_have_known_answers():
     )
     assert list(wide["STAR"]) == [1, 2, 0]
     assert wide.meta["APER2"][0] == pytest.approx(APERTURES[1] * 0.4)
+
+
+def test_fluxes_do_not_depend_on_which_frames_cover_a_star():
+    """The core of the first frame's stars has 4 % more of their light, that of the second 4 % less.
+
+    The star image that is fitted is that of both; a star under one of them came out 4 % off.
+    """
+    stars = np.zeros(2, PHOTOMETRY)
+    stars["x"], stars["y"], stars["fwhm"], stars["eflux"] = [20, 80], [30, 60], 4.0, 100.0
+    frame = stack_of(stars, None)
+    covered = source_tables(frame)["OBJCAT"][0]["N_FRAMES"]
+    alone = int(np.argmin(covered))
+    assert sorted(covered) == [1, 2]
+    stars["flux"] = np.where(np.arange(2) == alone, 1.04e5, 1e5)
+    frame = stack_of(stars, None)
+    before = source_tables(frame)["OBJCAT"][0]
+    for source, share in zip(small(frame, "inputs"), (1.04, 0.96), strict=True):
+        source.update(core_share=share, core_error=0.004)
+    after = source_tables(frame)["OBJCAT"][0]
+    assert before["FLUX_PSF"][alone] == pytest.approx(1.04e5)
+    np.testing.assert_allclose(after["FLUX_PSF"], 1e5, rtol=1e-6)
+    left = np.hypot(0.004, CORE_MISMATCH * 0.08 / np.sqrt(2)) * np.sqrt(1 - 1 / 2)
+    assert after["FLUXERR_PSF"][alone] == pytest.approx(np.hypot(100 / 1.04, left * 1e5), rel=1e-4)
+    assert after["FLUXERR_PSF"][1 - alone] == pytest.approx(100.0)
 
 
 def test_a_stack_of_one_frame_has_a_catalogue_too():

@@ -15,6 +15,7 @@ from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.compiled import njit
 from gdask.kernels.sources import photometry as ph
 from gdask.kernels.sources.array_fit import StarFits, fit_stars, neighbour_light
+from gdask.kernels.sources.flux_surface import flux_surface
 from gdask.kernels.sources.growth import curve_of_growth
 from gdask.kernels.sources.psf import fwhm_of_image
 from gdask.kernels.sources.segmentation import bad_pixels
@@ -35,6 +36,8 @@ POSITIONS = np.dtype(
 
 #: Radii of apertures in units of the FWHM, and the dtype of stars measured in them.
 APERTURES = (0.75, 1.0, 1.5, 2.0, 3.0)
+#: That of them to whose light the fitted fluxes are tied over the image.
+SURFACE_APERTURE = 3
 PHOTOMETRY = np.dtype(
     [*POSITIONS.descr, *((n, "f4", (len(APERTURES),)) for n in ("aper", "eaper", "lost"))]
     + [("scaled", "f4"), ("escaled", "f4"), ("nscaled", "i4")]
@@ -185,6 +188,13 @@ def _scale_to_total(out: np.ndarray, fits: StarFits, variance: Image) -> None:
     """Give fluxes the unit of the stars' total light, in place, and say how well it is known."""
     unspoiled = (out["flags"] & (SATURATED | EDGE | FAILED | MISFIT | NEIGHBOUR)) == 0
     plane, fwhm = as_kernel_input(variance, np.float32), float(out["fwhm"][0])
+    clean = unspoiled & (out["lost"][:, SURFACE_APERTURE] == 0)
+    light = out["aper"][:, SURFACE_APERTURE].astype(float)
+    change, its_error = flux_surface(
+        out["x"], out["y"], out["flux"], out["eflux"], light, clean, variance.shape
+    )
+    out["flux"] *= change
+    out["eflux"] = np.hypot(out["eflux"] * change, its_error * out["flux"])
     growth = curve_of_growth(fits, plane, out["flux"], out["eflux"], unspoiled, fwhm)
     if np.isfinite(growth.scatter):
         out["eflux"] = np.hypot(out["eflux"], growth.scatter * out["flux"])

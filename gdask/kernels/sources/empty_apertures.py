@@ -94,20 +94,30 @@ def measure_square(
 
 
 def measure_squares(
-    planes: Iterable[tuple[np.ndarray, ...]], windows: Sequence[Window], radius: Pixels
+    planes: Iterable[tuple[np.ndarray, ...]], windows: Sequence[Window], radii: Sequence[Pixels]
 ) -> np.ndarray:
     """Measure the apertures of several squares: APERTURE, x and y in pixels of the image.
 
     planes: data, variance, DQ, and objects where there are any, of each square, read one after
-    another. radius: pixels.
+    another. radii: of the apertures (pixels); those of each lie apart, not from the others.
     """
-    weights = aperture_weights(radius)
+    kinds = [(radius, aperture_weights(radius)) for radius in radii]
     parts = []
     for number, (found, window) in enumerate(zip(planes, windows, strict=True)):
         data, variance, dq, *objects = found
-        part = measure_square(data, variance, dq, objects[0] if objects else None, weights)
-        part["x"] += window[2]
-        part["y"] += window[0]
-        part["square"], part["radius"], part["pixels"] = number, radius, np.sum(weights**2)
-        parts.append(part)
+        for radius, weights in kinds:
+            part = measure_square(data, variance, dq, objects[0] if objects else None, weights)
+            part["x"] += window[2]
+            part["y"] += window[0]
+            part["square"], part["radius"], part["pixels"] = number, radius, np.sum(weights**2)
+            parts.append(part)
     return np.concatenate(parts)
+
+
+def pulls(places: np.ndarray, correlation: float) -> npt.NDArray[np.float64]:
+    """Give sums of apertures over their noise, that of the level of their square in it.
+
+    places: APERTURE; correlation: rms of sums of independent apertures over sqrt(sum of VAR).
+    """
+    by_level = np.pi * places["radius"].astype(float) ** 2 * places["level_error"]
+    return places["sum"] / np.hypot(correlation * places["noise"].astype(float), by_level)

@@ -25,7 +25,8 @@ MIN_FLOOR_STARS = 8
 
 #: Radii (pixels) in which light is summed that frames are compared by, and those of the ring of sky
 #: about each, in radii. They are alike in all frames, so that neighbours' light is in all of them.
-WIDE_RADII = (8.0, 14.0, 24.0, 40.0, 64.0)
+#: Throughputs are those within the LEAST_WIDE-th or more; less holds a star's core alone.
+WIDE_RADII, LEAST_WIDE = (4.0, 8.0, 14.0, 24.0, 40.0, 64.0), 1
 WIDE_RING = (1.2, 1.6)
 #: Most stars of an array that are summed, least S/N of them, and largest share of an aperture that
 #: may be bad, and of its ring.

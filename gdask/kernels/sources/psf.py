@@ -266,8 +266,8 @@ def smooth_forms(
     out = round_forms(len(wanted_x))
     if not count:
         return out
-    terms = _polynomial_terms(x, y, shape)[:, :count]
-    wanted_terms = _polynomial_terms(wanted_x, wanted_y, shape)[:, :count]
+    terms = polynomial_terms(x, y, shape)[:, :count]
+    wanted_terms = polynomial_terms(wanted_x, wanted_y, shape)[:, :count]
     use = np.ones(len(x), bool)
     weight = 1.0 / (errors**2 + FORM_SCATTER**2)
     for final in (False, False, True):
@@ -289,7 +289,7 @@ def smooth_forms(
     return out
 
 
-def _polynomial_terms(x: np.ndarray, y: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """(n, 6) terms 1, u, v, u^2, u v, v^2 with u, v from -1 to 1 over an array of (ny, nx)."""
+def polynomial_terms(x: np.ndarray, y: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Give (n, 6) terms 1, u, v, u^2, u v, v^2 with u, v from -1 to 1 over an array of (ny, nx)."""
     u, v = np.clip(2 * x / shape[1] - 1, -1, 1), np.clip(2 * y / shape[0] - 1, -1, 1)
     return np.stack([np.ones(len(u)), u, v, u * u, u * v, v * v], axis=1)

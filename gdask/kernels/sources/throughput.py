@@ -26,6 +26,8 @@ REJECT_SIGMA, WIDTHS = 3.0, (20.0, 10.0, 5.0, 2.5, 1.5, 1.0, 1.0, 1.0)
 #: light within two radii, and the share by which the light beyond a radius differs from frame to
 #: frame (a tenth where halos of AO images change by 3 per cent in width).
 COMMON_ERROR, RATIO_ERROR, MISSING_SPREAD = 0.002, 0.002, 0.15
+#: That share for the cores of stars, which are not used to scale frames.
+CORE_MISSING_SPREAD = 0.05
 #: A frame whose throughput is known no better than this is left alone.
 LARGEST_ERROR = 0.03
 #: Throughputs are used where frames differ by so many times what they are known to: the square of
@@ -52,6 +54,18 @@ class Throughputs(NamedTuple):
     scatter: float
     factor: np.ndarray
     radius: int
+
+
+class CoreShares(NamedTuple):
+    """Share of a star's light in its core in each frame, over the mean of frames; (frames,).
+
+    value: 1 where it is not known; error: infinite there, as a fraction. scatter: rms of the true
+    shares about their mean.
+    """
+
+    value: np.ndarray
+    error: np.ndarray
+    scatter: float
 
 
 class Offsets(NamedTuple):
@@ -109,6 +123,54 @@ def measure_throughputs(
         np.round(each / STEP) * STEP for each in (exponentials(offset), errors, factor)
     )
     return Throughputs(values, errors, best.stars, scatter, factor, radius)
+
+
+def core_shares(
+    star: np.ndarray,
+    frame: np.ndarray,
+    flux: np.ndarray,
+    error: np.ndarray,
+    share: np.ndarray,
+    frames: int,
+) -> CoreShares:
+    """Measure which share of a star's light is in its core, frame by frame.
+
+    star, frame: numbers from 0 of each measurement; flux, error: (n, radii) light within rising
+    radii of which the first is about a FWHM, NaN where not measured; share: of a star's light that
+    this is by the star image. The light within the radius is taken for the whole that promises the
+    least error: of the stars, and of the light beyond, which differs from frame to frame.
+    """
+    best = CoreShares(np.ones(frames), np.full(frames, np.inf), 0.0)
+    missing, least = 1 - np.median(share, axis=0) if len(share) else np.ones(1), np.inf
+    for c in range(1, flux.shape[1]):
+        core, whole = flux[:, 0], flux[:, c]
+        known = (core > 0) & (whole > 0) & np.isfinite(error[:, 0] + error[:, c])
+        ratio = np.where(known, core, np.nan) / np.where(known, whole, 1.0)
+        # What is in the core is in the whole, too: the noise of the ratio is that of the rest.
+        rest = np.maximum(error[:, c] ** 2 - error[:, 0] ** 2, 0.0)
+        noise = ratio * np.sqrt(rest / np.where(known, whole, 1.0) ** 2 + RATIO_ERROR**2)
+        found = relative_offsets(star, frame, ratio, noise, frames)
+        told = (found.stars >= FEWEST_SHARED) & (found.error < LARGEST_ERROR)
+        if np.count_nonzero(told) < max(2, frames // 2):
+            continue
+        errors = np.hypot(found.error, max(COMMON_ERROR, CORE_MISSING_SPREAD * float(missing[c])))
+        typical = float(np.sqrt(np.mean(errors[told] ** 2)))
+        if typical < least:
+            least, best = typical, _as_core_shares(found.offset, errors, told)
+    return best
+
+
+def _as_core_shares(offset: np.ndarray, error: np.ndarray, told: np.ndarray) -> CoreShares:
+    """Give core shares of logarithms, each as far as it is known better than they differ."""
+    offset = np.where(told, offset - offset[told].mean(), 0.0)
+    square = float(np.sum(offset[told] ** 2)) / (np.count_nonzero(told) - 1)
+    scatter2 = max(square - float(np.mean(error[told] ** 2)), 0.0)
+    # Of a frame that is not known, the scatter of the others is the error.
+    errors = np.where(told, error, np.sqrt(scatter2 + float(np.mean(error[told] ** 2))))
+    taken = np.where(told, scatter2 / np.maximum(scatter2 + error**2, 1e-30), 0.0)
+    values = exponentials(offset * taken)
+    values, errors = (np.round(each / STEP) * STEP for each in (values, errors))
+    return CoreShares(values, errors, round(float(np.sqrt(scatter2)) / STEP) * STEP)
 
 
 def relative_offsets(

@@ -9,7 +9,12 @@ from benchmarks.accuracy.matched_stack import radial_profile, stars_image
 from gdask.kernels.sources import photometry
 from gdask.kernels.sources.centroids import fit_positions
 from gdask.kernels.sources.photometry import WIDE_RADII
-from gdask.kernels.sources.throughput import FLUX_FLOOR, Throughputs, measure_throughputs
+from gdask.kernels.sources.throughput import (
+    FLUX_FLOOR,
+    Throughputs,
+    core_shares,
+    measure_throughputs,
+)
 
 #: Shares of a star's light within three radii where images are narrow, and where they are wide.
 NARROW, WIDE = (0.97, 0.99, 0.998), (0.55, 0.85, 0.98)
@@ -63,6 +68,29 @@ def test_throughputs_that_are_not_known_better_than_they_matter_change_nothing(
         assert (measured(true, 0.05, WIDE, seed=seed).factor == 1.0).all()
         far = measured(true, 0.05, WIDE, seed=seed, noise=(100.0, 2e5, 4e5))
         assert (far.factor == 1.0).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shares_of_light_in_the_cores_are_found(seed: int) -> None:
+    """Whatever the transparency; cores differ by 3 %, light beyond each radius by 5 %."""
+    rng, frames, stars = np.random.default_rng(seed), 9, 60
+    shares = np.array([0.40, 0.57, 0.80, 0.97])
+    core = np.exp(rng.normal(0, 0.03, frames))
+    beyond = (1 - shares) * np.exp(rng.normal(0, 0.05, frames))[:, None]
+    within = np.column_stack([shares[0] * core, 1 - beyond[:, 1:]])
+    frame, star = (v.ravel() for v in np.meshgrid(np.arange(frames), np.arange(stars)))
+    flux = 10 ** rng.uniform(4, 6, stars)[star] * np.exp(rng.normal(0, 0.05, frames))[frame]
+    clean, error = flux[:, None] * within[frame], np.array([50.0, 100.0, 200.0, 400.0])
+    value = clean + rng.normal(size=clean.shape) * error
+    share = np.broadcast_to(shares, value.shape)
+    errors = np.broadcast_to(error, value.shape)
+    found = core_shares(star, frame, value, errors, share, frames)
+    expected = core / np.exp(np.log(core).mean())
+    assert np.std(found.value / expected) < 0.3 * np.std(core)
+    assert np.abs(np.log(found.value / expected)).max() < 4 * found.error.max() < 0.04
+    assert 0.5 < found.scatter / np.std(np.log(core), ddof=1) < 1.5
+    none = core_shares(star, frame, value * np.nan, errors, share, frames)
+    assert (none.value == 1).all() and np.isinf(none.error).all()
 
 
 def as_radii(*columns: np.ndarray) -> list[np.ndarray]:
