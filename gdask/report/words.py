@@ -21,6 +21,7 @@ LABELS = {
     "mean_counts": "counts",
     "rms": "residual rms",
     "strehl_proxy": "Strehl proxy",
+    "fwhm_stars": "stars that tell FWHM",
     "rejected": "rejected fraction",
     "sky": "sky level",
     "centre_covered": "middle of the field with half of the exposure",
