@@ -35,7 +35,7 @@ from gdask.kernels.geometry.projection import (
     rounded_terms,
     to_plane,
 )
-from gdask.kernels.sources.centroids import usable
+from gdask.kernels.sources.centroids import image_errors, usable
 from gdask.model import GdaskError
 from gdask.params import Range
 from gdask.steps.frames import mjd_of_middle, night_of, on_group, outline_of
@@ -411,7 +411,9 @@ def with_residuals(frame: Frame, fit: FrameFit, solution: Solution) -> Frame:
         # A flat divides by the area of a pixel, of which a star knows nothing.
         static = geometry._replace(correction_x=(), correction_y=())
         area = pixel_area(static, good["x"], good["y"]) / unit_area(frame)
-        part["flux"], part["eflux"] = area * good["flux"], area * good["eflux"]
+        of_image = image_errors(stars, good, shape_of(frame))
+        part["flux"] = area * good["flux"]
+        part["eflux"] = area * np.hypot(good["eflux"], of_image * good["flux"])
         part["edx"] = np.sqrt(c * good["ex"] ** 2 + s * good["ey"] ** 2)
         part["edy"] = np.sqrt(s * good["ex"] ** 2 + c * good["ey"] ** 2)
         parts.append(part)

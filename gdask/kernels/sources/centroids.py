@@ -14,7 +14,7 @@ import numpy as np
 from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.compiled import njit
 from gdask.kernels.sources import photometry as ph
-from gdask.kernels.sources.array_fit import StarFits, fit_stars, neighbour_light
+from gdask.kernels.sources.array_fit import MIN_FORM_SNR, StarFits, fit_stars, neighbour_light
 from gdask.kernels.sources.flux_surface import flux_surface
 from gdask.kernels.sources.growth import curve_of_growth
 from gdask.kernels.sources.psf import fwhm_of_image
@@ -63,6 +63,10 @@ MIN_CHI2_STARS = 8
 #: Errors due to the star image's own error, of positions (FWHM) and of fluxes (fraction), that are
 #: assumed where there are too few stars to measure them.
 DEFAULT_POSITION_FLOOR_FWHM, DEFAULT_FLUX_FLOOR = 0.002, 0.002
+#: Error (fraction) that all fluxes of an array have in common where fewer than so many stars tell
+#: the star image: what its wings are off by on one bright star in 256 pixels, in seeing. Nearer to
+#: an edge than so many FWHM, it grows with the third power.
+IMAGE_ERROR, FEW_IMAGE_STARS, IMAGE_MARGIN_FWHM = 0.008, 8, 0.7
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -258,3 +262,17 @@ def usable(stars: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     margin = np.minimum(np.minimum(x, shape[-1] - 1 - x), np.minimum(y, shape[-2] - 1 - y))
     near = margin >= WHOLE_CORE_FWHM * stars["fwhm"]
     return stars[inner | (sound & near & ((stars["flags"] & UNUSABLE_CENTROID & ~EDGE) == 0))]
+
+
+def image_errors(stars: np.ndarray, chosen: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Give the error (fraction) of fluxes of the chosen stars that the star image makes.
+
+    stars: of an array of this shape. It is 0 where enough of them tell the image.
+    """
+    sound = (stars["flags"] == 0) & (stars["flux"] > MIN_FORM_SNR * stars["eflux"])
+    if np.count_nonzero(sound) >= FEW_IMAGE_STARS:
+        return np.zeros(len(chosen))
+    x, y = chosen["x"], chosen["y"]
+    margin = np.minimum(np.minimum(x, shape[-1] - 1 - x), np.minimum(y, shape[-2] - 1 - y))
+    near = IMAGE_MARGIN_FWHM * chosen["fwhm"] / np.maximum(margin, 1.0)
+    return IMAGE_ERROR * np.maximum(near * near * near, 1.0)
