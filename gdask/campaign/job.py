@@ -115,7 +115,9 @@ class Campaign(NamedTuple):
         found = next((job for job in self.jobs if job.id == name), None)
         if found is None:
             known = [job.id for job in self.jobs]
-            raise UsageError(f"{name}: no such job in the plan{closest(name, known)}")
+            raise UsageError(
+                f"{name}: no such job in the plan{closest(name, known)} (gdask plan OUT lists them)"
+            )
         return found
 
 

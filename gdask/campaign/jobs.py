@@ -223,7 +223,8 @@ def _try(job: Job, work: Path, lock: int, sources: Sources, place: Place) -> dic
     What has failed on several workers is tried again in threads: the cluster may be the reason.
     """
     write_inputs(job, work, sources)
-    write_whole(work / _PROFILE, json.dumps(place.profile))
+    if place.profile is not None:
+        write_whole(work / _PROFILE, json.dumps(place.profile))
     for product in _products(job, work):
         product.unlink()  # of a try that failed, perhaps with other inputs
     tries: list[dict[str, Any]] = []

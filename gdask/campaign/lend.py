@@ -135,11 +135,7 @@ def _join(joining: Joining, scratch: str, over: threading.Event) -> None:
         ended = os.path.exists(joining.over) or not os.path.isdir(os.path.dirname(joining.over))
         return ended or over.is_set() or STOPPED.is_set()
 
-    address = ""
-    while not address:
-        with contextlib.suppress(OSError, ValueError):
-            address = json.loads(path.read_text())["address"]
-            break
+    while not (address := _address_in(path)):
         if is_over() or time.monotonic() - begun > PATIENCE:
             return
         over.wait(LOOK)
@@ -157,6 +153,13 @@ def _join(joining: Joining, scratch: str, over: threading.Event) -> None:
                 process.terminate()
                 process.wait()
             over.wait(LOOK)
+
+
+def _address_in(path: Path) -> str:
+    """Give the address of a scheduler from its file; '' where it is not there yet."""
+    with contextlib.suppress(OSError, ValueError):
+        return str(json.loads(path.read_text())["address"])
+    return ""
 
 
 def _worker_line(joining: Joining, address: str, scratch: str) -> list[str]:

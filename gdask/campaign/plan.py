@@ -134,7 +134,8 @@ def _check_pinned(jobs: Sequence[Job], settings: Settings) -> None:
     known = [job.id for job in jobs]
     for name in settings.jobs:
         if name not in known:
-            raise UsageError(f"campaign.toml, [jobs.{name}]: no such job{closest(name, known)}")
+            nearest = f"{closest(name, known)} (gdask plan OUT lists them)"
+            raise UsageError(f"campaign.toml, [jobs.{name}]: no such job{nearest}")
         (job,) = (job for job in jobs if job.id == name)
         types = [one.caltype for one in job.calibrations]
         for caltype, source in settings.jobs[name].get("calibrations", {}).items():

@@ -22,10 +22,12 @@ PATIENCE, REPORT_PATIENCE = 300.0, 3600.0
 #: is loaded; in a process of their own it would take twice as long. What fails is drawn later.
 DRAW_FRAMES = """\
 if code in (0, 1):
+    from contextlib import suppress
     from pathlib import Path
-    from gdask.report.pictures import draw_one
-    for path in sorted(Path().glob("*.fits")):
-        draw_one(path)
+    with suppress(Exception):
+        from gdask.report.pictures import draw_one
+        for path in sorted(Path().glob("*.fits")):
+            draw_one(path)
 """
 _DRAW = "import sys; from gdask.report.pictures import draw_all; draw_all(sys.argv[1:])"
 _REPORT = "import sys; from gdask.report import end_of_run; sys.exit(end_of_run(sys.argv[1]))"

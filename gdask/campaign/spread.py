@@ -283,11 +283,12 @@ class _Spread:
         """Wait a little; give the tasks that have ended, or whose worker is gone."""
         from distributed import wait
 
-        if not self.running:
+        if self.running:
+            with contextlib.suppress(TimeoutError):
+                wait(list(self.running), timeout=LOOK, return_when="FIRST_COMPLETED")
+        else:
             time.sleep(LOOK)
-            return []
-        with contextlib.suppress(TimeoutError):
-            wait(list(self.running), timeout=LOOK, return_when="FIRST_COMPLETED")
+        # Also without a running job: those who still leave one that was lost are free for it then.
         self._parted(workers)
         return [
             future

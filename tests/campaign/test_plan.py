@@ -318,6 +318,8 @@ def test_pinned_jobs_hold_and_unknown_ones_are_refused() -> None:
         make_plan(files, Settings(jobs={"frames-GSAOI-NGC5128-Kshort-20170507": {}}))
     with pytest.raises(UsageError, match="no such exposure"):
         make_plan(files, Settings(jobs={name: {"inputs": ["x@y"]}}))
+    with pytest.raises(UsageError, match="zzz: no such job in the plan.*gdask plan OUT lists them"):
+        plan.job("zzz")
 
 
 @pytest.mark.parametrize(("policy", "source"), [

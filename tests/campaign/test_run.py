@@ -25,7 +25,7 @@ from gdask.campaign.report import between
 from gdask.campaign.run import Outcome, owned, run_campaign
 from gdask.campaign.scan import scan
 from gdask.campaign.settings import add_flags, new_flag, read_flags
-from gdask.campaign.showing import picture_folder
+from gdask.campaign.showing import DRAW_FRAMES, picture_folder
 from gdask.campaign.state import states_of
 from gdask.campaign.survey import Options, survey
 from gdask.campaign.uses import ends_of
@@ -99,6 +99,18 @@ def test_every_product_has_its_pictures_when_its_job_has_ended(done: tuple[Path,
     }
     for path in products:
         assert (picture_folder(done[0] / path) / "preview.png").is_file(), path
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+def test_frames_that_cannot_be_drawn_do_not_change_how_their_job_ends(
+    tmp_path: Path, code: int
+) -> None:
+    """Whatever fails in it: what was reduced is whole by then."""
+    (tmp_path / "S1_skyCorrected.fits").touch()
+    broken = "import gdask.report.pictures as p; p.draw_one = lambda path: path.no_such_thing"
+    program = f"import sys\n{broken}\ncode = {code}\n{DRAW_FRAMES}sys.exit(code)"
+    done = subprocess.run([sys.executable, "-P", "-c", program], cwd=tmp_path, check=False)
+    assert done.returncode == code
 
 
 def test_pictures_that_cannot_be_made_are_told_and_stop_nothing(

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from conftest import Night
+from slurm_node import until
 from test_spread import FRAMES, a_job, contents, is_of_target, run_toys
 
 from gdask.campaign import lend, records
@@ -72,6 +73,48 @@ def test_an_idle_worker_joins_a_large_job_and_its_death_costs_nothing(tmp_path: 
     assert [number for number, _ in found] == list(range(40))
     assert len({pid for _, pid in found}) >= 2
     assert len(set(limits)) == 2  # the one beside the command has less
+
+
+def dying_once(
+    folder: str, name: str, threads: int, memory: str | None, profile: Any = None
+) -> dict[str, Any]:
+    """Do a toy of a job that kills its worker while another one waits to join it."""
+    mark = Path(folder).parents[2] / "died"
+    if not mark.exists():
+        mark.touch()
+        time.sleep(3)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"status": "made", "cause": "", "ran": True, "products": []}
+
+
+def test_who_had_joined_does_the_job_when_its_own_worker_dies(tmp_path: Path) -> None:
+    """Of two workers that nobody starts again, with nothing else to do."""
+    file, here = str(tmp_path / "scheduler.json"), Path(__file__).parent
+    folders = os.pathsep.join(str(folder) for folder in (here, here.parent, here.parents[1]))
+    line = [sys.executable, "-m"]
+    common = ["--scheduler-file", file, "--no-dashboard"]
+    lines = [
+        [*line, "distributed.cli.dask_scheduler", *common, "--host", "127.0.0.1", "--port", "0"]
+    ]
+    lines += [[*line, "distributed.cli.dask_worker", *common, "--no-nanny", "--nthreads", "1"]] * 2
+    processes = [
+        subprocess.Popen(
+            each,
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": folders},
+        )
+        for each in lines
+    ]
+    try:
+        until(Path(file).exists, 60)
+        done = run_toys([a_job("large", size=2**31)], tmp_path, 1, file, dying_once, 60.0)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert (tmp_path / "died").exists() and done["large"]["status"] == "made"
 
 
 def test_who_joins_what() -> None:

@@ -57,12 +57,21 @@ def run_toys(
     at_a_time: int = 1,
     spec: str = "processes:2",
     do: Callable[..., dict] = toy,
+    seconds: float = 600.0,
 ) -> dict[str, dict]:
+    """Do jobs that are no reductions; what has not begun after so many seconds is not run."""
+    end = time.monotonic() + seconds
     place = Place(str(out), 1)
     out.joinpath(".campaign").mkdir(exist_ok=True)
     wanted = spread.Wanted(tuple(job.id for job in jobs), spec, at_a_time, None, do)
     campaign = Campaign(tuple(jobs), (), ())
-    return spread.run_on_cluster(campaign, place, wanted, (lambda *_: None,) * 2, lambda: "")
+    return spread.run_on_cluster(
+        campaign,
+        place,
+        wanted,
+        (lambda *_: None,) * 2,
+        lambda: "too late" if time.monotonic() > end else "",
+    )
 
 
 def test_jobs_follow_what_they_need_and_a_death_costs_the_job_alone(tmp_path: Path) -> None:
