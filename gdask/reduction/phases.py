@@ -34,7 +34,7 @@ log = logging.getLogger("gdask")
 MIN_USABLE_SHARE = 0.01
 #: Pixels of an input's array in whose rows usable ones are counted, and bytes for each.
 COUNTED_PIXELS = 2**18
-_COUNT_BYTES = 6.0
+_COUNT_BYTES = 8.0
 #: DQ bits that make pixels unusable, and the words for them.
 _CAUSES = (
     (DQ.NO_DATA, "NaN or no data"),
