@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import resource
 import subprocess
 import sys
 import threading
@@ -54,16 +55,19 @@ class PeakWatch(threading.Thread):
             self.peak, self.files = max(self.peak, memory), max(self.files, files)
 
 
-def measure_in_threads(folder: Path, cluster: str = "threads:2") -> dict[str, float]:
-    """Reduce a night with threads in a process of its own.
+def measure_in_threads(
+    folder: Path, cluster: str = "threads:2", max_files: int = MAX_OPEN_FILES
+) -> dict[str, float]:
+    """Reduce a night with threads in a process of its own, which may have max_files open files.
 
-    Returns peak (bytes), files (open at most), seconds, cpu (s), tasks.
+    Returns peak (bytes), files (open at most, of those seen), seconds, cpu (s), tasks.
     """
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.scaling.measured_run", str(folder), cluster],
         capture_output=True,
         text=True,
         check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files)),
     )
     if done.returncode:
         raise SystemExit(f"{folder}: {done.stderr[-2000:]}")
@@ -71,12 +75,8 @@ def measure_in_threads(folder: Path, cluster: str = "threads:2") -> dict[str, fl
 
 
 def run_in_threads(folder: str, cluster: str) -> None:
-    """One reduction with at most MAX_OPEN_FILES open files; prints what it took as JSON."""
-    import resource
-
+    """One reduction; prints what it took as JSON."""
     from gdask.engine import memory
-
-    resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_OPEN_FILES, MAX_OPEN_FILES))
 
     tasks: list[int] = []
     original_fit = memory.fit

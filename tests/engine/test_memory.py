@@ -434,9 +434,10 @@ def test_nothing_takes_more_than_was_projected(
 
 @pytest.mark.slow
 def test_the_peak_does_not_grow_with_the_number_of_frames(tmp_path: Path) -> None:
-    """Of the whole process tree, and of its open files.
+    """Of the whole process tree; and 64 frames do with 48 open files (16 are summed at once).
 
-    The frames of the shorter run are the first ones of the longer.
+    The frames of the shorter run are the first ones of the longer. The system itself holds the
+    limit of open files: files that are open for a moment are not seen by looking now and then.
     """
     from benchmarks.scaling.measured_run import measure_in_threads
     from benchmarks.scaling.nights import first_frames_of, make_night
@@ -444,10 +445,10 @@ def test_the_peak_does_not_grow_with_the_number_of_frames(tmp_path: Path) -> Non
     night = make_night(tmp_path / "night", 64, 320)
     few, many = (
         measure_in_threads(first_frames_of(night, 16, tmp_path / "few")),
-        measure_in_threads(night),
+        measure_in_threads(night, max_files=48),
     )
     print(few, many)
-    assert many["peak"] < 1.1 * few["peak"] and many["files"] <= few["files"] + 4
+    assert many["peak"] < 1.1 * few["peak"]
     assert many["tasks"] / 64 < 1.1 * few["tasks"] / 16
 
 
