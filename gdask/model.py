@@ -1,14 +1,16 @@
 """Words that all modules share: variables and DQ bits of a Frame, errors, settings of a run.
 
-Also the name of this process, for files that it may leave behind.
+Also the name of this process, for files that it may leave behind, and how text files are read.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import importlib
+import json
 import os
 import re
 import stat
@@ -171,6 +173,48 @@ def why_no_file(path: str | os.PathLike[str]) -> str:
     if stat.S_ISREG(mode) or name.startswith(FROM_SHELL):
         return ""
     return "is a folder" if stat.S_ISDIR(mode) else "not a regular file (a pipe or a device)"
+
+
+#: Most bytes of a text file, and of one that a person writes; more is a mistake (a plan
+#: of 10^5 frames has a tenth of it).
+MAX_TEXT_BYTES, MAX_TOML_BYTES = 1 << 30, 16 << 20
+NESTED = "brackets are nested too deeply"
+
+
+def read_text(
+    path: str | os.PathLike[str], most: int = MAX_TEXT_BYTES, errors: str = "strict"
+) -> str:
+    """Read a text file (UTF-8) that a person or a program has put there.
+
+    Raises OSError where it cannot be read or is a pipe or a device, ValueError where it has more
+    than `most` bytes or is no text. errors: as of bytes.decode.
+    """
+    problem = why_no_file(path)
+    if problem.startswith("not a regular file"):
+        raise OSError(errno.EINVAL, problem, os.fspath(path))
+    with open(path, "rb") as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"more than {most >> 20} MiB")
+    return content.decode("utf-8", errors)
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file. Raises OSError or ValueError where it cannot be read or is none."""
+    try:
+        return json.loads(read_text(path))
+    except RecursionError:
+        raise ValueError(NESTED) from None
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a TOML file. Raises OSError or ValueError where it cannot be read or is none."""
+    import tomllib
+
+    try:
+        return tomllib.loads(read_text(path, MAX_TOML_BYTES))
+    except RecursionError:
+        raise ValueError(NESTED) from None
 
 
 @functools.cache

@@ -16,7 +16,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union
 
-from gdask.model import UsageError, why_no_file
+from gdask.model import UsageError, read_toml, why_no_file
 
 Step = TypeVar("Step", bound=Callable[..., Any])
 
@@ -149,14 +149,11 @@ def read_config(path: str) -> dict[str, object]:
     `par = value` holds for every step that has it, a table [step] for one step. Raises UsageError
     where the file cannot be read.
     """
-    import tomllib
-
     if problem := why_no_file(path):
         raise UsageError(f"-c {path}: cannot be read: {problem}")
     try:
-        with open(path, "rb") as file:
-            content = tomllib.load(file)
-    except (OSError, ValueError, RecursionError) as error:  # not TOML, or no text
+        content = read_toml(path)
+    except (OSError, ValueError) as error:  # not TOML, or no text
         raise UsageError(
             f"-c {path}: cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from error

@@ -407,6 +407,41 @@ def test_text_is_never_code_and_nothing_is_unpickled() -> None:
     assert found == []
 
 
+#: What the system or gdask itself has written, or what came with the package.
+READ_TEXT_THEMSELVES = {
+    "gdask.model",
+    "gdask.caldb.association",
+    "gdask.engine.account",
+    "gdask.engine.checkpoint",
+    "gdask.instruments",
+    "gdask.instruments.gemini",
+    "gdask.io.lazy_arrays",
+    "gdask.io.process_memory",
+    "gdask.kernels.compiled_files",
+    "gdask.reduction.gates",
+    "gdask.report.pages",
+}
+
+
+def test_text_files_are_read_by_one_function() -> None:
+    """A pipe is not waited for, a device not read for ever, nesting no traceback."""
+    found = [
+        place
+        for module in modules()
+        if module.name not in READ_TEXT_THEMSELVES and module.room != "simulate"
+        for place in places(
+            module,
+            (
+                n
+                for n in ast.walk(module.tree)
+                if isinstance(n, ast.Attribute)
+                and (n.attr == "read_text" or ast.unparse(n) in {"json.load", "tomllib.load"})
+            ),
+        )
+    ]
+    assert found == []
+
+
 # Size and annotations --------------------------------------------------------------------------
 
 

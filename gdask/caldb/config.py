@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from gdask.model import GdaskError, why_no_file
+from gdask.model import GdaskError, read_text, why_no_file
 
 #: One file as the store knows it: {column: value}, None where unknown.
 Row = dict[str, Any]
@@ -70,8 +70,8 @@ def database_lines(path: Path) -> tuple[str, ...]:
     """The non-empty lines of `databases` (formerly `database_dir`) in section [calibs]."""
     parser = configparser.ConfigParser(interpolation=None)  # a URL may hold %-escapes
     try:
-        parser.read_string(path.read_text(encoding="utf-8"), source=str(path))
-    except (configparser.Error, OSError, UnicodeDecodeError) as error:
+        parser.read_string(read_text(path), source=str(path))
+    except (configparser.Error, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise GdaskError(
             f"{path}: not a readable configuration file ({reason}); expected [calibs] and a line "

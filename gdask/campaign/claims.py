@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gdask import model
-from gdask.model import GdaskError
+from gdask.model import GdaskError, read_json
 
 log = logging.getLogger("gdask")
 
@@ -52,7 +52,7 @@ def claimed(
     try:
         is_told = False
         while not _taken(path, own, mine, limit):
-            if not is_told and (other := _content(path)):
+            if not is_told and (other := read_claim(path)):
                 is_told = True
                 log.info(
                     "%s: waiting for process %s on %s",
@@ -66,7 +66,7 @@ def claimed(
             yield
     finally:
         with contextlib.suppress(OSError):
-            if _content(path).get("owner") == mine:
+            if read_claim(path).get("owner") == mine:
                 path.unlink()
         with contextlib.suppress(OSError):
             own.unlink()
@@ -76,7 +76,7 @@ def _taken(path: Path, own: Path, mine: str, limit: float) -> bool:
     """Try to take a claim: a link is made by one only, also on a network file system."""
     with contextlib.suppress(FileExistsError):
         os.link(own, path)
-    found = _content(path)
+    found = read_claim(path)
     if found.get("owner") == mine:
         return True
     os.utime(own)  # by the clock of the file server
@@ -90,7 +90,7 @@ def _taken(path: Path, own: Path, mine: str, limit: float) -> bool:
     dead = path.with_name(f".{path.name}.dead.{mine}")
     with contextlib.suppress(OSError):
         os.rename(path, dead)
-        if _content(dead) != found:
+        if read_claim(dead) != found:
             os.link(dead, path)
         os.unlink(dead)
     return False
@@ -107,18 +107,20 @@ def is_alive(found: dict[str, Any], age: float, limit: float = DEAD_AFTER) -> bo
         return True
     try:
         os.kill(int(found["pid"]), 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError, KeyError, TypeError, ValueError):
         return False
     except PermissionError:
         return True
     return True
 
 
-def _content(path: Path) -> dict[str, Any]:
+def read_claim(path: Path) -> dict[str, Any]:
+    """Read who holds a claim; {} where nobody does, or it cannot be read."""
     try:
-        return dict(json.loads(path.read_text()))
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 @contextlib.contextmanager

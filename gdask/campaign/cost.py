@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from gdask.campaign.job import Campaign, Job
 from gdask.io.whole import write_whole
+from gdask.model import read_json
 
 #: Jobs of one kind that are kept of earlier campaigns.
 MAX_KEPT = 50
@@ -66,7 +67,7 @@ def measured(job: Job, record: Mapping[str, Any]) -> Measured | None:
 def read_rates(path: Path | None = None) -> list[Measured]:
     """Read what jobs of earlier campaigns have taken; nothing where the file cannot be read."""
     try:
-        rows = json.loads((path or rates_file()).read_text())
+        rows = read_json(path or rates_file())
         return [Measured(*row) for row in rows]
     except (OSError, ValueError, TypeError):
         return []

@@ -24,7 +24,7 @@ from gdask.campaign.settings import FILE, FLAGS, Flag
 from gdask.campaign.state import states_of
 from gdask.campaign.sums import SharedSums, known_sums
 from gdask.io.whole import write_whole
-from gdask.model import GdaskError
+from gdask.model import GdaskError, read_json
 
 #: Folder of what was handed out, below the hidden folder of a campaign.
 FOLDER = "submitted"
@@ -120,7 +120,7 @@ def handed_tables(campaign: Campaign, names: Iterable[str]) -> dict[str, dict[st
 def read_table(folder: str | os.PathLike[str], name: str) -> dict[str, Any] | None:
     """Give what was written for a job, without checksums; None where it cannot be read."""
     try:
-        table = json.loads((Path(folder) / "jobs" / f"{name}.json").read_text(encoding="utf-8"))
+        table = read_json(Path(folder) / "jobs" / f"{name}.json")
     except (OSError, ValueError):
         return None
     return {key: value for key, value in table.items() if key != "sums"}
@@ -130,7 +130,7 @@ def read_handed(folder: str | os.PathLike[str], name: str) -> Handed:
     """Read what was written for a job. Raises GdaskError where it cannot be read."""
     path = Path(folder) / "jobs" / f"{name}.json"
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = read_json(path)
         job, needs = _job_from(table["job"]), tuple(map(_job_from, table["needs"]))
         files = [_file_from(row) for row in table["files"]]
         place = read_place(folder)
@@ -144,7 +144,7 @@ def read_handed(folder: str | os.PathLike[str], name: str) -> Handed:
 
 def read_campaign(folder: str | os.PathLike[str]) -> Campaign:
     """Read the plan that was saved when jobs were handed out; files without rows."""
-    table = json.loads((Path(folder) / "campaign.json").read_text(encoding="utf-8"))
+    table = read_json(Path(folder) / "campaign.json")
     return Campaign(
         tuple(map(_job_from, table["jobs"])),
         tuple(map(_file_from, table["files"])),
@@ -154,7 +154,7 @@ def read_campaign(folder: str | os.PathLike[str]) -> Campaign:
 
 def read_place(folder: str | os.PathLike[str]) -> Place:
     """Read where and how jobs that were handed out run."""
-    table = json.loads((Path(folder) / "place.json").read_text(encoding="utf-8"))
+    table = read_json(Path(folder) / "place.json")
     return Place(**table | {"flags": tuple(Flag(*row) for row in table["flags"])})
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from gdask.campaign.gates import Judged, gates_of, judged_products
 from gdask.campaign.job import Campaign, Choice, Job
 from gdask.campaign.tables import read_table, toml_lines, write_database, write_table
-from gdask.model import UsageError
+from gdask.model import UsageError, read_toml
 from gdask.reduction.gates import worst
 
 FILES, INDEX, DATABASE, PLAN = "files.ecsv", "index.ecsv", "index.sqlite", "plan"
@@ -130,9 +129,9 @@ def read_plan(folder: Path) -> tuple[Job, ...]:
     found = []
     for row in rows:
         try:
-            text = (folder / f"{row['job']}.toml").read_text(encoding="utf-8")
-            found.append(_job_of(tomllib.loads(text), row))
-        except (OSError, tomllib.TOMLDecodeError, KeyError):
+            table = read_toml(folder / f"{row['job']}.toml")
+            found.append(_job_of(table, row))
+        except (OSError, ValueError, KeyError):
             continue
     return tuple(found)
 

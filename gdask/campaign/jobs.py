@@ -33,7 +33,7 @@ from gdask.campaign.sums import SharedSums
 from gdask.campaign.tables import toml_lines
 from gdask.headers.numbers import read_numbers
 from gdask.io.whole import write_whole
-from gdask.model import GdaskError
+from gdask.model import GdaskError, read_json, read_text
 from gdask.reduction.gates import Table
 from gdask.reduction.provenance import product_name
 
@@ -343,13 +343,13 @@ def _folder_of(job: Job, place: Place) -> Iterator[tuple[Path, int]]:
 
 
 def _tail(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = read_text(path, errors="replace").splitlines()
     return [line for line in lines if line.strip()][-LOG_LINES:]
 
 
 def _account(work: Path) -> dict[str, Any]:
     try:
-        found = json.loads((work / "account.json").read_text())
+        found = read_json(work / "account.json")
     except (OSError, ValueError):
         return {}
     return {
@@ -361,7 +361,7 @@ def _account(work: Path) -> dict[str, Any]:
 
 def _left_out(work: Path) -> list[str]:
     """Give the lines of the table of what the reduction has left out."""
-    text = (work / "job.log").read_text(encoding="utf-8", errors="replace")
+    text = read_text(work / "job.log", errors="replace")
     _, found, rest = text.rpartition(" left out:\n")
     lines = rest.splitlines()[1:] if found else []
     return [" ".join(line.split()) for line in lines if line.startswith("    ")]
@@ -414,7 +414,7 @@ def _check_own(job: Job, final: Path) -> None:
         if path.stem == job.id or not final.exists():
             continue
         with contextlib.suppress(OSError, ValueError):
-            others = json.loads(path.read_text(encoding="utf-8")).get("products", ())
+            others = read_json(path).get("products", ())
             if any(os.path.basename(one["path"]) == final.name for one in others):
                 raise GdaskError(
                     f"{job.id}: {final.name} would replace that of {path.stem}: raw files of both "

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import json
 import math
 import os
 import subprocess
@@ -25,6 +24,7 @@ from gdask.campaign.job import Job
 from gdask.campaign.jobs import SCHEDULER
 from gdask.campaign.processes import ENDS_WITH_PARENT, STOPPED, ended_by_all
 from gdask.cluster import ONE_THREAD
+from gdask.model import read_json
 
 #: Bytes of raw data that are worth a worker, and each of its threads: 16 full frames of GSAOI, half
 #: a minute of one thread, and 4. To join takes some 3 seconds.
@@ -158,7 +158,7 @@ def _join(joining: Joining, scratch: str, over: threading.Event) -> None:
 def _address_in(path: Path) -> str:
     """Give the address of a scheduler from its file; '' where it is not there yet."""
     with contextlib.suppress(OSError, ValueError):
-        return str(json.loads(path.read_text())["address"])
+        return str(read_json(path)["address"])
     return ""
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from gdask.campaign.job import BITS, Campaign, Job
 from gdask.headers import each_unit, open_stream
 from gdask.io.whole import write_whole
-from gdask.model import GdaskError
+from gdask.model import GdaskError, read_json
 from gdask.reduction.replay import TIME_KEYWORDS
 
 #: Folder of a campaign for what can be deleted when no run is going on.
@@ -37,7 +37,7 @@ _WENT_IN = frozenset({"parts", "names", "log", "command", "planned"})
 def known_places(out: str | os.PathLike[str], name: str = PLACES) -> list[str]:
     """Give the folders of raw files of the last run of a campaign; none where it has not begun."""
     try:
-        found = json.loads((Path(out) / HIDDEN / name).read_text(encoding="utf-8"))
+        found = read_json(Path(out) / HIDDEN / name)
         return [str(one) for one in found]
     except (OSError, ValueError, TypeError):
         return []
@@ -73,7 +73,7 @@ def record_path(out: str | os.PathLike[str], job: Job) -> Path:
 def read_record(out: str | os.PathLike[str], job: Job) -> dict[str, Any] | None:
     """Read the record of a job; None where it has none, or one of another version or damaged."""
     try:
-        record = json.loads(record_path(out, job).read_text(encoding="utf-8"))
+        record = read_json(record_path(out, job))
     except (OSError, ValueError):
         return None
     is_known = isinstance(record, dict) and record.get("version") == RECORD_VERSION
@@ -132,7 +132,7 @@ def all_records(out: str | os.PathLike[str]) -> list[dict[str, Any]]:
         if HIDDEN in path.relative_to(out).parts:
             continue
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = read_json(path)
         except (OSError, ValueError):
             continue
         if isinstance(record, dict) and record.get("version") == RECORD_VERSION and "job" in record:

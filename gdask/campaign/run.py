@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from gdask import model
 from gdask.campaign import cost, records
-from gdask.campaign.claims import beating, is_alive, lock_here
+from gdask.campaign.claims import beating, is_alive, lock_here, read_claim
 from gdask.campaign.describe import RawFile
 from gdask.campaign.gates import Judged, blocking, failures, gates_of
 from gdask.campaign.index import write_tables
@@ -274,15 +274,15 @@ def owned(out: str | os.PathLike[str]) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = open(path.with_suffix(".lock"), "w")  # noqa: SIM115 (closed in the end)
     is_free = lock_here(lock.fileno(), wait=False)
-    with contextlib.suppress(OSError, ValueError):
-        other = json.loads(path.read_text())
+    other = read_claim(path)
+    with contextlib.suppress(OSError):  # it has just been given up
         os.utime(lock.name)  # by the clock of the file server
         age = os.fstat(lock.fileno()).st_mtime - path.stat().st_mtime
-        if not is_free or is_alive(other, age):
+        if other and (not is_free or is_alive(other, age)):
             lock.close()
             raise GdaskError(
-                f"{out}: a run is going on there, process {other['pid']} on {other['host']}, since "
-                f"{other['since']}; wait for it, or stop it"
+                f"{out}: a run is going on there, process {other.get('pid')} on "
+                f"{other.get('host')}, since {other.get('since')}; wait for it, or stop it"
             )
     if not is_free:
         lock.close()
@@ -298,8 +298,8 @@ def owned(out: str | os.PathLike[str]) -> Iterator[None]:
         with beating(path):
             yield
     finally:
-        with contextlib.suppress(OSError, ValueError):
-            if json.loads(path.read_text())["owner"] == mine["owner"]:
+        with contextlib.suppress(OSError):
+            if read_claim(path).get("owner") == mine["owner"]:
                 path.unlink()
         lock.close()
 

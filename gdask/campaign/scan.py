@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from gdask.campaign import records
@@ -27,7 +27,9 @@ from gdask.campaign.describe import (
 )
 from gdask.headers import each_unit, is_tiled, open_stream
 from gdask.io.checksum import sum_stream
-from gdask.model import GdaskError, UsageError, folders_below
+from gdask.model import GdaskError, UsageError, folders_below, read_text
+
+log = logging.getLogger("gdask")
 
 #: Names of FITS files, with the compressions that are read.
 FITS_NAME = re.compile(r".*\.(fits|fit|fts)(\.(gz|bz2|fz))?$|.*\.fz$", re.IGNORECASE | re.DOTALL)
@@ -196,7 +198,7 @@ def find_files(
                 continue
             for name in names:
                 path = os.path.join(folder, name)
-                if FITS_NAME.match(name) and not name.startswith(".") and os.path.isfile(path):
+                if FITS_NAME.match(name) and not name.startswith(".") and os.path.exists(path):
                     found.setdefault(os.path.realpath(path), path)
                 elif FITS_NAME.match(name) and os.path.islink(path) and not os.path.exists(path):
                     listed.setdefault(folder, {}).setdefault(name, "")
@@ -211,7 +213,12 @@ def _is_below(path: str, folder: str) -> bool:
 
 def _read_sums(path: str) -> dict[str, str]:
     """Give {name: MD5} of a list as md5sum writes it; lines of another form are passed over."""
-    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    try:
+        text = read_text(path, errors="replace")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        log.warning("%s: cannot be read (%s): no file beside it is compared with it", path, reason)
+        return {}
     pairs = re.findall(r"^([0-9a-f]{32})[ \t]+\*?(?:\./)?([^/\n]+?)[ \t]*$", text, re.MULTILINE)
     return {name: md5 for md5, name in pairs}
 

@@ -27,14 +27,13 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gdask.io.whole import write_whole
-from gdask.model import UsageError
+from gdask.model import UsageError, read_text, read_toml
 from gdask.params import closest, normalise
 from gdask.reduction.gates import layer_of, read_own
 
@@ -113,9 +112,8 @@ def read_settings(out: str | os.PathLike[str]) -> Settings:
     if not path.exists():
         return Settings(gates=gates)
     try:
-        text = path.read_text(encoding="utf-8")
-        tables = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        tables, text = read_toml(path), read_text(path)
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from None
 
     def wrong(key: str, what: str) -> UsageError:
@@ -269,7 +267,7 @@ def new_flag(
 def pin(out: str | os.PathLike[str], job: str, lines: list[str]) -> None:
     """Append the table of a job to campaign.toml; UsageError where it is pinned already."""
     path = Path(out) / FILE
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = read_text(path) if path.exists() else ""
     if job in read_settings(out).jobs:
         raise UsageError(f"{path}: the job {job} is pinned already; edit it there")
     write_whole(path, "\n".join([text.rstrip("\n"), "", *lines, ""]).lstrip("\n"))

@@ -16,7 +16,7 @@ from gdask.campaign.elsewhere import FOLDER
 from gdask.campaign.records import HIDDEN
 from gdask.campaign.state import State
 from gdask.io.whole import write_whole
-from gdask.model import GdaskError
+from gdask.model import GdaskError, read_json
 
 #: Name, among the jobs of an array, of the one that comes last and writes the tables.
 LAST = "(tables)"
@@ -61,7 +61,7 @@ def read_arrays(out: str | Path, with_ended: bool = False) -> list[Array]:
     found = []
     for path in sorted((Path(out) / HIDDEN / FOLDER).glob("*/arrays/*.json")):
         try:
-            table = json.loads(path.read_text(encoding="utf-8"))
+            table = read_json(path)
             array = Array(**table | {"file": path, "jobs": tuple(table["jobs"])})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise GdaskError(

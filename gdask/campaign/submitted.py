@@ -27,7 +27,7 @@ from gdask.campaign.state import states_of
 from gdask.campaign.sums import take_over
 from gdask.io.whole import write_whole
 from gdask.logutils import say
-from gdask.model import GdaskError, clean
+from gdask.model import GdaskError, clean, read_text
 
 #: Seconds for which the last job waits for a run that owns the folder.
 OWNER_PATIENCE = 600.0
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[1] == "last":
             return _tables(words[0])
-        names = (Path(words[0]) / words[2]).read_text(encoding="utf-8").splitlines()
+        names = read_text(Path(words[0]) / words[2]).splitlines()
         return _job(words[0], names[int(words[3])])
     except GdaskError as error:
         say(f"gdask: {error}", at_fault=True)

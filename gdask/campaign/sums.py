@@ -18,6 +18,7 @@ from gdask.campaign.describe import RawFile
 from gdask.campaign.records import HIDDEN
 from gdask.campaign.scan import data_sums, open_cache
 from gdask.io.whole import write_whole
+from gdask.model import read_json
 
 #: Folder of these files, below the hidden folder of a campaign.
 FOLDER = "sums"
@@ -89,7 +90,7 @@ def take_over(out: str | os.PathLike[str], cache: str | os.PathLike[str]) -> Non
 
 def _read(path: Path) -> dict[str, str]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
     return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}

@@ -8,11 +8,10 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from gdask.io.whole import write_whole
-from gdask.model import UsageError, clean
+from gdask.model import UsageError, clean, read_text
 
 #: Rows of a table, and its columns.
 Rows = tuple[Sequence[Mapping[str, Any]], Sequence[str]]
@@ -63,8 +62,8 @@ def _stored(value: Any) -> Any:
 def read_table(path: str | os.PathLike[str]) -> list[dict[str, str]]:
     """Read a table that `write_table` or astropy wrote, as text by column; else UsageError."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from None
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     rows = list(csv.reader(lines, delimiter=" "))

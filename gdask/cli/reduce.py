@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from gdask import logutils
 from gdask.cli import parser_for, run_command
 from gdask.cli.lists import expand_files
-from gdask.model import clean
+from gdask.model import clean, read_text
 
 if TYPE_CHECKING:
     from gdask.reduction.reduce import Reduce
@@ -224,7 +224,7 @@ def _write_report(args: argparse.Namespace, reduction: Reduce, cause: str) -> No
 def _last_lines(path: str, most: int = 12) -> list[str]:
     """Give the last lines of the log; none where it cannot be read."""
     try:
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
+        text = read_text(path, errors="replace")
     except OSError:
         return []
     return [line for line in text.splitlines() if line.strip()][-most:]

@@ -12,7 +12,7 @@ from typing import Any
 from gdask.headers.numbers import read_numbers
 from gdask.io.frames import primary_header
 from gdask.io.whole import write_whole
-from gdask.model import GdaskError, clean
+from gdask.model import GdaskError, clean, read_json
 from gdask.plot import charts, views
 from gdask.plot.layout import celestial, layout_of
 from gdask.plot.material import Made, Material, Missing, Picture
@@ -86,7 +86,7 @@ def read_notes(folder: str | os.PathLike[str]) -> tuple[str, ...]:
 
 def _read_list(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / LIST).read_text())
+        found = read_json(folder / LIST)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -11,7 +11,6 @@ the machine.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import subprocess
@@ -23,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gdask.model import GdaskError, UsageError
+from gdask.model import GdaskError, UsageError, read_json
 
 #: Parameters of the tutorials' commands for science frames.
 SCIENCE_PARAMETERS = {
@@ -210,7 +209,7 @@ def measure_command(command: Command, place: Place) -> dict[str, Any]:
     taken, failure = run_command(command, place, ("--account", account.name))
     if failure and not (account.exists() and account.stat().st_size):
         raise GdaskError(failure)  # where frames were left out, the account is there
-    figures = json.loads(account.read_text())
+    figures = read_json(account)
     for phase in figures["phases"]:
         phase["name"] = phase["name"].partition(":")[0]
     floor = 0.0

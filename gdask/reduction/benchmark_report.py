@@ -6,12 +6,11 @@ command of each run as measured) and `summary` (medians by number of workers, ma
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from gdask.model import UsageError
+from gdask.model import UsageError, read_json
 
 FORMAT = 1
 ALL = "all"
@@ -37,8 +36,7 @@ def result_of(about: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> di
 def load(path: str) -> dict[str, Any]:
     """Read a saved benchmark; UsageError where the file is none, or cannot be read."""
     try:
-        with open(path, encoding="utf-8") as stream:
-            found = json.load(stream)
+        found = read_json(path)
         if found["format"] != FORMAT:
             raise UsageError(
                 f"--against {path}: of format {found['format']}, {FORMAT} was expected: "

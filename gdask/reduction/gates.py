@@ -15,7 +15,7 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from gdask.headers.numbers import Value, names
-from gdask.model import UsageError
+from gdask.model import UsageError, read_toml
 from gdask.params import closest
 
 Table = dict[str, dict[str, Any]]
@@ -194,11 +194,10 @@ def read_own(path: str | os.PathLike[str]) -> Table:
     Raises UsageError, with the file and what was expected, where the file cannot be used.
     """
     try:
-        with open(path, "rb") as file:
-            given: dict[str, Any] = tomllib.load(file)
+        given = read_toml(path)
     except OSError as error:
         raise UsageError(f"--gates {path}: {error.strerror}; give a TOML file of gates") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UsageError(f"--gates {path}: not TOML: {error}") from None
     return _checked(given, f"--gates {path}")
 
@@ -236,6 +235,8 @@ def _check_key(place: str, key: str, value: object, known: Iterable[str]) -> Non
     kinds = _KEYS[key]
     if not isinstance(value, kinds) or isinstance(value, bool) != (kinds == (bool,)):
         raise UsageError(f"{place} = {value!r}: expected {' or '.join(k.__name__ for k in kinds)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{place} = {value}: a finite number was expected; off = true ends a gate")
     choices = {"action": ACTIONS, "side": ("above", "below"), "over": tuple(known), "of": KINDS}
     for one in value if isinstance(value, list) else [value]:
         if key in choices and one not in choices[key]:

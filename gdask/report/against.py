@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gdask.model import UsageError
+from gdask.model import UsageError, read_json
 from gdask.report.words import number
 
 Facts = dict[str, Any]
@@ -50,7 +49,7 @@ def read_report(old: str | os.PathLike[str]) -> Facts | None:
         if not file.is_file():
             continue
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = read_json(file)
         except (OSError, ValueError) as error:
             raise UsageError(f"--against {file}: cannot be read: {error}") from None
         if not isinstance(found, dict) or not found.get("schema") or "products" not in found:

@@ -16,7 +16,7 @@ from gdask.campaign.index import FILES, PLAN, read_plan
 from gdask.campaign.job import Campaign, Choice, Job
 from gdask.campaign.settings import read_flags
 from gdask.campaign.tables import read_table
-from gdask.model import UsageError
+from gdask.model import UsageError, read_text
 from gdask.report.private import cleaned, cleaned_facts, cleaner
 from gdask.report.products import product_facts, read_tables, with_coverage, with_frames
 
@@ -242,7 +242,7 @@ def _log(job: Job, record: Mapping[str, Any], state: str, out: str) -> list[str]
         return list(record["log"])
     if state in ("begun", "failed"):
         try:
-            text = (_work(job, out) / "job.log").read_text(encoding="utf-8", errors="replace")
+            text = read_text(_work(job, out) / "job.log", errors="replace")
         except OSError:
             return []
         return [line for line in text.splitlines() if line.strip()][-_LOG_LINES:]

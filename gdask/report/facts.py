@@ -15,7 +15,7 @@ from typing import Any
 import gdask
 from gdask.campaign import records
 from gdask.io.whole import write_whole
-from gdask.model import UsageError
+from gdask.model import UsageError, read_json
 from gdask.report import groups, words
 from gdask.report.against import against, read_report
 from gdask.report.campaign import campaign_facts
@@ -149,7 +149,7 @@ def _cache_file(folder: str) -> Path:
 
 def _read_cache(folder: str) -> Facts:
     try:
-        found = json.loads(_cache_file(folder).read_text(encoding="utf-8"))
+        found = read_json(_cache_file(folder))
         return dict(found) if found.get("made_by") == _MADE_BY else {}
     except (OSError, ValueError, AttributeError):
         return {}
@@ -167,7 +167,7 @@ def _write_cache(folder: str, products: Sequence[Facts], ratios: Mapping[str, Fa
 def _earlier_runs(folder: str) -> list[Facts]:
     """Give the runs of `reduce` that the last report of a folder knew of."""
     try:
-        last = json.loads((Path(folder) / FOLDER / FILE).read_text(encoding="utf-8"))
+        last = read_json(Path(folder) / FOLDER / FILE)
         return list(last["jobs"]) if last["schema"] == SCHEMA else []
     except (OSError, ValueError, KeyError, TypeError):
         return []

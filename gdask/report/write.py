@@ -17,7 +17,7 @@ from typing import Any
 from gdask.campaign.records import HIDDEN
 from gdask.campaign.showing import PICTURES, are_fresh, picture_folder
 from gdask.io.whole import whole_file, write_whole
-from gdask.model import GdaskError, UsageError
+from gdask.model import GdaskError, UsageError, read_json
 from gdask.report import pages as pages_
 from gdask.report.campaign import raw_paths
 from gdask.report.colour import draw_colour, stacks_in_colour
@@ -257,7 +257,7 @@ def _put_picture(path: Path, source: Source) -> None:
 def _read_manifest(folder: Path) -> set[str]:
     """Give the files that a report wrote there, below the folder; nothing of others."""
     try:
-        found = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        found = read_json(folder / _MANIFEST)
         return {str(name) for name in found["files"]}
     except (OSError, ValueError, KeyError, TypeError):
         return set()

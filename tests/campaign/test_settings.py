@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -40,10 +41,31 @@ from gdask.reduction.gates import shipped
     ("[jobs.a]\ncalibrations = 3\n", "line 2: calibrations: 3 came, a table was expected"),
     ("[jobs.a]\nparameters = []\n", "line 2: parameters: .* came, a table was expected"),
     ("[campaign]\naccept_level = true\n", "line 2: accept_level: True came, expected 0, 1, 2"),
+    ("a = " + "[" * 20000, "cannot be read: brackets are nested too deeply"),
+    ("#" * (17 << 20), "cannot be read: more than 16 MiB"),
 ])  # fmt: skip
 def test_a_bad_line_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "campaign.toml").write_text(text)
     with pytest.raises(UsageError, match=message):
+        read_settings(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["campaign.toml", "gates.toml", "flags.ecsv"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, name: str, kind: str) -> None:
+    """A pipe would be waited for, /dev/zero read until memory is full."""
+    path = tmp_path / name
+    {"pipe": os.mkfifo, "folder": Path.mkdir, "device": lambda p: p.symlink_to("/dev/zero")}[kind](
+        path
+    )
+    with pytest.raises(UsageError, match=f"{name}: .*(not a regular file|directory)"):
+        read_flags(tmp_path) if name == "flags.ecsv" else read_settings(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_limit_that_nothing_can_fail_is_refused(tmp_path: Path, value: str) -> None:
+    (tmp_path / "gates.toml").write_text(f"[fwhm]\nfailure_above = {value}\n")
+    with pytest.raises(UsageError, match="a finite number was expected; off = true"):
         read_settings(tmp_path)
 
 

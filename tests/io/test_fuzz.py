@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from gdask import params
 from gdask.caldb import Database, associate, database_at, open_databases
 from gdask.caldb.database import rows
+from gdask.campaign.settings import read_flags, read_settings
 from gdask.cli import main
 from gdask.cli.lists import expand_files
 from gdask.dataselect.selection import Values, parse_expression
@@ -565,6 +566,38 @@ def test_parameter_files(count: int, tmp_path: Path) -> None:
         lambda lines: "\n".join(lines).encode(errors="surrogatepass")
     )
     fuzz(count, "parameter files", st.one_of(text, st.binary(max_size=60)), attempt)
+
+
+@few_or_many
+def test_files_of_a_campaign(count: int, tmp_path: Path) -> None:
+    """What a person writes beside the results: campaign.toml, gates.toml, flags.ecsv."""
+    (tmp_path / "plan").mkdir()
+
+    def attempt(files: tuple[bytes, bytes, bytes]) -> None:
+        names = ("campaign.toml", "gates.toml", "flags.ecsv")
+        for name, content in zip(names, files, strict=True):
+            (tmp_path / name).write_bytes(content)
+            with contextlib.suppress(GdaskError):
+                read_settings(tmp_path) if name != "flags.ecsv" else read_flags(tmp_path)
+
+    words = ("campaign", "exclude", "parameters", "parameters.J", "skies", "jobs.a", "nights")
+    gates = ("fwhm", "weight", "flat_counts", "failure_below", "action", "of", "off", "over")
+    key = st.one_of(st.sampled_from([*words, *gates, "a.b"]), st.text(max_size=8))
+    line = st.one_of(
+        st.builds("{} = {}".format, key, plain),
+        st.builds("[{}]".format, key),
+        st.integers(1, 20000).map(lambda depth: "x = " + "[" * depth),
+        st.text(max_size=30),
+    )
+    flags = "time file flag use header good_until because array\n"
+    row = st.lists(st.text(max_size=8), min_size=6, max_size=9).map(" ".join)
+    tables = st.lists(row, max_size=4).map(lambda rows: flags + "\n".join(rows))
+    text = st.lists(line, max_size=6).map("\n".join)
+    whole = st.one_of(
+        st.one_of(text, tables).map(lambda one: one.encode(errors="surrogatepass")),
+        st.binary(max_size=60),
+    )
+    fuzz(count, "files of a campaign", st.tuples(whole, whole, whole), attempt)
 
 
 @few_or_many
