@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gdask.model import GdaskError, UsageError, read_json
+from gdask.model import GdaskError, UsageError, read_json, read_text
 
 #: Parameters of the tutorials' commands for science frames.
 SCIENCE_PARAMETERS = {
@@ -234,7 +234,7 @@ def run_command(
     line += ["--memory", place.memory] if place.memory else []
     taken = _watched(line, place, log)
     code = taken.pop("code")
-    said = log.read_text(errors="replace").strip().splitlines()[-8:]
+    said = read_text(log, errors="replace").strip().splitlines()[-8:]
     failure = "\n    ".join([f"{command.text()} failed (exit code {code}):", *said])
     return {"name": command.name, **taken}, failure if code else ""
 

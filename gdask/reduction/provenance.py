@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -29,7 +28,14 @@ from gdask.io.frames import primary_header, records, with_attrs, with_headers, w
 from gdask.io.lazy_arrays import map_blocks
 from gdask.io.tables import source_tables
 from gdask.kernels.md5 import LANES, LEAST_STREAMS, md5_sums
-from gdask.model import BadFile, GdaskError, UsageError, arithmetic_of_processor, settings
+from gdask.model import (
+    BadFile,
+    GdaskError,
+    UsageError,
+    arithmetic_of_processor,
+    read_text,
+    settings,
+)
 from gdask.types import Frame, Frames
 
 #: Time-stamp keyword that each step leaves in the primary header: DRAGONS' keywords, as in FITS
@@ -192,9 +198,7 @@ def with_reduction(
         step, reason), `gates` (the user's).
     """
     path = inspect.getsourcefile(inspect.unwrap(recipe)) or ""
-    source = (
-        Path(path).read_text(encoding="utf-8", errors="replace") if os.path.isfile(path) else ""
-    )
+    source = read_text(path, errors="replace") if os.path.isfile(path) else ""
     about = {
         "recipe": {
             "name": name,

@@ -267,7 +267,7 @@ def _write_manifest(folder: Path, names: Any) -> None:
     text = json.dumps({"files": sorted(names)}, indent=1) + "\n"
     path = folder / _MANIFEST
     with contextlib.suppress(OSError):
-        if path.read_text(encoding="utf-8") == text:
+        if path.read_bytes() == text.encode():
             return
     write_whole(path, text)
 

@@ -41,13 +41,22 @@ from gdask.reduction.gates import shipped
     ("[jobs.a]\ncalibrations = 3\n", "line 2: calibrations: 3 came, a table was expected"),
     ("[jobs.a]\nparameters = []\n", "line 2: parameters: .* came, a table was expected"),
     ("[campaign]\naccept_level = true\n", "line 2: accept_level: True came, expected 0, 1, 2"),
-    ("a = " + "[" * 20000, "cannot be read: brackets are nested too deeply"),
-    ("#" * (17 << 20), "cannot be read: more than 16 MiB"),
 ])  # fmt: skip
 def test_a_bad_line_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "campaign.toml").write_text(text)
     with pytest.raises(UsageError, match=message):
         read_settings(tmp_path)
+
+
+def test_a_bomb_is_named(tmp_path: Path) -> None:
+    """Texts that take all memory, or all of Python's stack."""
+    for text, message in (
+        ("a = " + "[" * 20000, "brackets are nested too deeply"),
+        ("#" * (17 << 20), "more than 16 MiB"),
+    ):
+        (tmp_path / "campaign.toml").write_text(text)
+        with pytest.raises(UsageError, match=f"campaign.toml: cannot be read: {message}"):
+            read_settings(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["campaign.toml", "gates.toml", "flags.ecsv"])
