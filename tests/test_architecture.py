@@ -422,8 +422,8 @@ READ_TEXT_THEMSELVES = {
     "gdask.reduction.benchmark",
     "gdask.reduction.gates",
     "gdask.report.pages",
-    "cluster.__main__",
-    "cluster.profiles",
+    "gdask.cluster.__main__",
+    "gdask.cluster.profiles",
 }
 
 

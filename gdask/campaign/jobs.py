@@ -413,10 +413,9 @@ def _check_own(job: Job, final: Path) -> None:
     for path in final.parent.glob("*.json"):
         if path.stem == job.id or not final.exists():
             continue
-        with contextlib.suppress(OSError, ValueError):
-            others = read_json(path).get("products", ())
-            if any(os.path.basename(one["path"]) == final.name for one in others):
-                raise GdaskError(
-                    f"{job.id}: {final.name} would replace that of {path.stem}: raw files of both "
-                    "have one name; rename one of them"
-                )
+        others = (records.read_whole(path) or {}).get("products", ())
+        if any(os.path.basename(one["path"]) == final.name for one in others):
+            raise GdaskError(
+                f"{job.id}: {final.name} would replace that of {path.stem}: raw files of both "
+                "have one name; rename one of them"
+            )

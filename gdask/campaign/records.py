@@ -27,7 +27,7 @@ HIDDEN = ".campaign"
 PLACES, LOOKED_AT = "places.json", "looked-at.json"
 #: Tables of a product that hold times, names of files and versions: not what it says of the sky.
 _ABOUT_THE_RUN = frozenset({"HISTORY", "PROVENANCE", "REDUCTION", "RECIPE"})
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 #: Records that are kept in memory at a time.
 RECORDS_KEPT = 64
 #: What a record says of what went into a job, and how it was run.
@@ -72,12 +72,22 @@ def record_path(out: str | os.PathLike[str], job: Job) -> Path:
 
 def read_record(out: str | os.PathLike[str], job: Job) -> dict[str, Any] | None:
     """Read the record of a job; None where it has none, or one of another version or damaged."""
+    record = read_whole(record_path(out, job))
+    return record if record and record["job"] == job.id else None
+
+
+def read_whole(path: Path) -> dict[str, Any] | None:
+    """Read a record; None where there is none, or its sum says that it is not as it was written."""
     try:
-        record = read_json(record_path(out, job))
-    except (OSError, ValueError):
+        record = read_json(path)
+        is_whole = record.pop("sum") == _sum(record) and record["version"] == RECORD_VERSION
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    is_known = isinstance(record, dict) and record.get("version") == RECORD_VERSION
-    return record if is_known and record.get("job") == job.id else None
+    return record if is_whole else None
+
+
+def _sum(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Records(Mapping[str, dict[str, Any]]):
@@ -131,18 +141,17 @@ def all_records(out: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for path in sorted(Path(out).rglob("*.json")):
         if HIDDEN in path.relative_to(out).parts:
             continue
-        try:
-            record = read_json(path)
-        except (OSError, ValueError):
-            continue
-        if isinstance(record, dict) and record.get("version") == RECORD_VERSION and "job" in record:
+        if record := read_whole(path):
             records.append(record)
     return records
 
 
 def write_record(out: str | os.PathLike[str], job: Job, record: Mapping[str, Any]) -> None:
     """Write the record of a job, whole or not at all."""
-    text = json.dumps({"version": RECORD_VERSION, "job": job.id, **record}, indent=1)
+    whole = {"version": RECORD_VERSION, "job": job.id, **record}
+    whole = json.loads(json.dumps(whole))  # as it will be read
+    whole.pop("sum", None)  # of a record that was read as a file
+    text = json.dumps(whole | {"sum": _sum(whole)}, indent=1)
     write_whole(record_path(out, job), text + "\n")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 import xarray as xr
 from test_plan import frames, raw
 
-from gdask.campaign import jobs
+from gdask.campaign import jobs, records
 from gdask.campaign.job import is_named
 from gdask.campaign.plan import make_plan
 from gdask.campaign.scan import find_files, scan
@@ -70,10 +69,10 @@ def test_a_product_of_another_job_is_not_replaced(tmp_path: Path) -> None:
     folder = tmp_path / flat.folder
     folder.mkdir(parents=True)
     (folder / "x_flat.fits").write_text("")
-    record = json.dumps({"products": [{"path": f"{flat.folder}/x_flat.fits"}]})
-    (folder / f"{flat.id}.json").write_text(record)
+    record = {"products": [{"path": f"{flat.folder}/x_flat.fits"}]}
+    records.write_record(tmp_path, flat, record)
     jobs._check_own(flat, folder / "x_flat.fits")
-    (folder / "flat-other.json").write_text(record)
+    records.write_record(tmp_path, flat._replace(id="flat-other"), record)
     with pytest.raises(GdaskError, match=r"x_flat\.fits would replace that of flat-other"):
         jobs._check_own(flat, folder / "x_flat.fits")
 
@@ -150,3 +149,29 @@ def test_a_place_that_is_mistyped_is_not_remembered(tmp_path: Path) -> None:
     for wrong in ("empty", "nowhere", "out"):
         assert main(["run", str(tmp_path / wrong), "-o", out, "--dry-run"]) == 2
     assert main(["status", out]) == 0
+
+
+def test_a_record_that_is_not_as_it_was_written_is_none(tmp_path: Path) -> None:
+    """A bit that has turned, a hand that has edited: the job is taken as not made."""
+    flat = next(job for job in make_plan([*frames(6), *FLATS]).jobs if job.kind == "flat")
+    record = {"status": "made", "seconds": 2.5, "products": [{"path": "a.fits", "size": 10}]}
+    records.write_record(tmp_path, flat, record)
+    path = records.record_path(tmp_path, flat)
+    assert records.read_record(tmp_path, flat).items() > record.items()
+    whole = path.read_text()
+    for damaged in (
+        whole.replace('"size": 10', '"size": 11'), whole.replace("made", "failed"), whole[:-20],
+        "[" * 20000, "[]", "null", '{"sum": []}', whole.replace('"version": 2', '"version": 1'), "",
+    ):  # fmt: skip
+        path.write_text(damaged)
+        assert records.read_record(tmp_path, flat) is None and not records.all_records(tmp_path)
+
+
+def test_what_has_the_name_of_a_raw_file_and_is_none_is_named(tmp_path: Path) -> None:
+    """A pipe would be waited for, a device read for ever; neither is passed over in silence."""
+    os.mkfifo(tmp_path / "S20170505S0001.fits")
+    (tmp_path / "S20170505S0002.fits").symlink_to("/dev/zero")
+    (tmp_path / "md5sum.txt").symlink_to("/dev/zero")
+    found = scan([str(tmp_path)])
+    assert [file.kind for file in found] == ["unreadable", "unreadable"]
+    assert all("not a regular file" in file.why for file in found)

@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -449,7 +450,7 @@ def test_gates_that_fail_and_jobs_that_fail_need_a_decision(tmp_path: Path) -> N
         "status": "failed", "cause": "error: /data/x.fits: no lamp", "products": [],
         "log": ["reading", "reduce: /data/x.fits: no lamp"],
     }  # fmt: skip
-    record.write_text(json.dumps(failed))
+    write_record(tmp_path, SimpleNamespace(folder="calibrations/20170502", id="flat-2"), failed)
     work = tmp_path / ".campaign/work/flat-3"
     work.mkdir(parents=True)
     (work / "job.log").write_text("phase 1: 4 of 8\n")
