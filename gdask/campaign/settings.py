@@ -32,8 +32,9 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gdask.io.catalog_files import form_of
 from gdask.io.whole import write_whole
-from gdask.model import UsageError, read_text, read_toml
+from gdask.model import GdaskError, UsageError, read_text, read_toml
 from gdask.params import closest, normalise
 from gdask.reduction.gates import layer_of, read_own
 
@@ -125,8 +126,10 @@ def read_settings(out: str | os.PathLike[str]) -> Settings:
         for name, file in tables.get("catalogs", {}).items()
     }
     for name, file in catalogs.items():
-        if not os.path.isfile(file):
-            raise wrong(name, f"{file}: no such file")
+        try:
+            form_of(file)
+        except GdaskError as error:
+            raise wrong(name, str(error)) from None
     others = {k: tables.get(k, {}) for k in _TABLES[1:]} | {"catalogs": catalogs}
     return Settings(**tables.get("campaign", {}), **others, gates=gates)
 

@@ -39,14 +39,7 @@ def read_table(path: str) -> astable.Table:
     Raises GdaskError where it is missing, of no known form, too large, damaged, or where it refers
     to something else to be read.
     """
-    if not os.path.isfile(path):
-        what = "not a regular file" if os.path.exists(path) else "no such catalogue file"
-        raise GdaskError(f"{path}: {what}")
-    kind = _FORMATS.get(os.path.splitext(path.removesuffix(".gz"))[1].lower())
-    if kind is None:
-        raise GdaskError(
-            f"{path}: not a known catalogue form; expected one of {', '.join(_FORMATS)}"
-        )
+    kind = form_of(path)
     content = _content(path, MAX_BINARY_BYTES if kind == "fits" else MAX_TEXT_BYTES)
     if kind != "fits" and content.count(b"\n") > MAX_LINES:
         raise GdaskError(f"{path}: more than {MAX_LINES} lines; cut it to the field of the frames")
@@ -56,6 +49,22 @@ def read_table(path: str) -> astable.Table:
         return astable.Table.read(io.BytesIO(content), format=kind)
     except Exception as error:
         raise GdaskError(f"{path}: cannot be read as {kind}: {clean(error)}") from error
+
+
+def form_of(path: str) -> str:
+    """Give the form of a catalogue file, as astropy names it, without a look into the file.
+
+    Raises GdaskError where it is missing or of no known form.
+    """
+    if not os.path.isfile(path):
+        what = "not a regular file" if os.path.exists(path) else "no such catalogue file"
+        raise GdaskError(f"{path}: {what}")
+    kind = _FORMATS.get(os.path.splitext(path.removesuffix(".gz"))[1].lower())
+    if kind is None:
+        raise GdaskError(
+            f"{path}: not a known catalogue form; expected one of {', '.join(_FORMATS)}"
+        )
+    return kind
 
 
 def _content(path: str, most: int) -> bytes:
