@@ -446,6 +446,17 @@ def test_text_files_are_read_by_one_function() -> None:
     assert found == []
 
 
+def test_files_are_opened_with_astropy_by_one_function() -> None:
+    """In a damaged file astropy goes round for ever; checksums are added to what is just written."""
+    found = {
+        module.name
+        for module in modules()
+        if "simulate" not in module.name
+        and any(calls(n, {"fits.open"}) for n in ast.walk(module.tree))
+    }
+    assert found == {"gdask.headers.reading", "gdask.io.checksum"}
+
+
 # Size and annotations --------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from gdask.headers import Headers, read_headers
+from gdask.headers import Headers, open_hdus, read_headers
 from gdask.instruments import View, view
 from gdask.instruments.view import REQUIRED, number_problem, problem_with
 from gdask.model import GdaskError, UsageError, night_of
@@ -252,9 +252,8 @@ def _iso(time: datetime | None) -> str | None:
 
 def write_corrected(path: str, cards: Iterable[str], copy: str | os.PathLike[str]) -> None:
     """Copy a raw file with corrected cards; the raw file itself is never touched."""
-    from astropy.io import fits
 
-    with fits.open(path, do_not_scale_image_data=True) as units:
+    with open_hdus(path, do_not_scale_image_data=True) as units:
         for keyword, value in map(parse_card, cards):
             numbers = [n for n, unit in enumerate(units) if keyword in unit.header] or [0]
             for number in numbers:

@@ -25,7 +25,7 @@ from gdask.campaign.describe import (
     plain_name,
     sharing,
 )
-from gdask.headers import each_unit, is_tiled, open_stream
+from gdask.headers import each_unit, is_tiled, open_hdus, open_stream
 from gdask.io.checksum import sum_stream
 from gdask.model import GdaskError, UsageError, folders_below, read_text
 
@@ -304,10 +304,9 @@ def _sums_of_tiled(path: str) -> str:
     import io
 
     import numpy as np
-    from astropy.io import fits
 
     sums = []
-    with fits.open(path, do_not_scale_image_data=True) as units:
+    with open_hdus(path, do_not_scale_image_data=True) as units:
         for unit in units:
             data = getattr(unit, "data", None)
             content = b"" if data is None else np.asarray(data, data.dtype.newbyteorder(">"))

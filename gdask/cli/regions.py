@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gdask.cli import existing_file, parser_for, run_command
 from gdask.cli.lists import expand_files
+from gdask.headers import open_hdus
 from gdask.model import GdaskError, UsageError, clean
 
 #: Radius of a circle in FWHM of its source: most of the light is inside, and the star in its middle
@@ -57,10 +58,8 @@ def region_lines(path: str) -> Iterator[str]:
 
     Raises GdaskError where the file cannot be read or has no catalogue.
     """
-    from astropy.io import fits
-
     try:
-        with fits.open(path, memmap=False) as units:
+        with open_hdus(path, memmap=False) as units:
             catalogues = [unit.data for unit in units if unit.name == "OBJCAT"]
             science = [unit.header for unit in units if unit.name == "SCI"]
     except (OSError, ValueError) as error:

@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from gdask.headers.header import CARD_LENGTH, Header, Headers
 from gdask.model import GdaskError, late
@@ -300,10 +300,28 @@ def is_tiled(header: Header) -> bool:
     return header.get("ZIMAGE") is True
 
 
+@contextmanager
+def open_hdus(name: str | os.PathLike[str], **options: Any) -> Iterator[fits.HDUList]:
+    """Open a FITS file with astropy. options: as of `astropy.io.fits.open`.
+
+    Raises OSError where its units do not lie one after the other: astropy takes sizes as a damaged
+    header gives them, and would go round for ever, with a unit more in memory each time.
+    """
+    with fits.open(name, lazy_load_hdus=True, **options) as units:
+        end = 0
+        for number, unit in enumerate(units):
+            # A unit that astropy cannot make sense of has no fileinfo.
+            place = unit.fileinfo() if hasattr(unit, "fileinfo") else None
+            if not place or place["hdrLoc"] < end or place["datSpan"] < 0:
+                raise OSError(f"the header of extension {number} is damaged")
+            end = place["datLoc"] + place["datSpan"]
+        yield units
+
+
 def headers_before_tiling(name: str) -> list[Header]:
     """Read the headers of a file whose images are compressed in tiles, as before compression."""
     try:
-        with fits.open(name, memmap=True) as units:
+        with open_hdus(name, memmap=True) as units:
             return [Header.from_astropy(unit.header) for unit in units]
     except Exception as error:  # astropy raises errors of many kinds
         raise GdaskError(

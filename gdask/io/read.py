@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gdask.headers import FileUnits, Header, Headers, image_headers, read_units
+from gdask.headers import FileUnits, Header, Headers, image_headers, open_hdus, read_units
 from gdask.instruments import instrument_of, view
 from gdask.io.stored import FITS_TYPES, Plane, StoredArray
 from gdask.model import DIMS, DTYPES, EXTNAMES, GdaskError, late, why_no_file
@@ -295,7 +295,7 @@ def _stored_geometry(path: str) -> Any:
     from astropy.table import Table
 
     try:
-        with fits.open(path, memmap=False, lazy_load_hdus=True) as hdus:
+        with open_hdus(path, memmap=False) as hdus:
             return Table(hdus["ASTROM"].data) if "ASTROM" in hdus else None
     except Exception as error:  # astropy's errors are of many kinds
         raise GdaskError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gdask.headers import each_unit, is_tiled, open_stream
+from gdask.headers import each_unit, is_tiled, open_hdus, open_stream
 from gdask.kernels.surfaces import Surface
 from gdask.model import BadFile, late
 from gdask.types import Memo, Window
@@ -358,5 +358,5 @@ def _decoded_plane(plane: Plane, dtype: np.dtype) -> np.ndarray:
             if unit.number == plane.extension:
                 raw = np.frombuffer(bytearray(stream.read(unit.size)), plane.fits_type)
                 return _to_type(raw, plane, dtype)
-    with fits.open(plane.path, memmap=False) as hdus:
+    with open_hdus(plane.path, memmap=False) as hdus:
         return np.asarray(hdus[plane.extension].data)

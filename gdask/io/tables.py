@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gdask.headers import RECORD_BYTES
+from gdask.headers import RECORD_BYTES, open_hdus
 from gdask.io.catalog import read_catalog
 from gdask.io.frames import array_numbers, geometries, grid_of, small
 from gdask.io.star_tables import add_star_columns, in_steps, solution_tables
@@ -112,7 +112,7 @@ def stored_tables(frame: Frame) -> dict[str, Any]:
         if number in array_numbers(frame)
     ]
     try:
-        with fits.open(path, memmap=False) as hdus:
+        with open_hdus(path, memmap=False) as hdus:
             for hdu in hdus:
                 if not isinstance(hdu, fits.BinTableHDU) or isinstance(hdu, fits.CompImageHDU):
                     continue
@@ -219,7 +219,7 @@ def read_rows(path: str, name: str) -> list[dict[str, str]]:
     if problem := why_no_file(path):
         raise GdaskError(f"{path}: {problem}; a FITS file was expected")
     try:
-        with fits.open(path, memmap=False, lazy_load_hdus=True) as hdus:
+        with open_hdus(path, memmap=False) as hdus:
             table = astable.Table(hdus[name].data) if name in hdus else astable.Table()
             return [
                 {column: str(row[column]).strip() for column in table.colnames} for row in table

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from gdask.headers import open_hdus
 from gdask.model import GdaskError, late
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def _tables(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, lis
     if not path:
         return found
     try:
-        with fits.open(path, memmap=True) as hdus:
+        with open_hdus(path, memmap=True) as hdus:
             for hdu in hdus:
                 if isinstance(hdu, fits.BinTableHDU) and hdu.name in names:
                     step = -(-int(hdu.header["NAXIS2"]) // MAX_ROWS) or 1

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gdask.headers import open_hdus
 from gdask.model import UNUSABLE, late
 from gdask.report.coverage import sampled
 
@@ -24,7 +25,7 @@ def flat_ratio(path: str | os.PathLike[str], before: str | os.PathLike[str]) -> 
     can be compared.
     """
     try:
-        with fits.open(path) as new, fits.open(before) as old:
+        with open_hdus(path) as new, open_hdus(before) as old:
             arrays = [one.ver for one in new if one.name == "SCI"]
             ratios = [_ratio(new, old, number) for number in arrays]
     except (OSError, KeyError, ValueError) as error:

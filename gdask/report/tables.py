@@ -7,6 +7,7 @@ import math
 import os
 from typing import Any
 
+from gdask.headers import open_hdus
 from gdask.model import GdaskError, late
 from gdask.report.coverage import coverage
 
@@ -42,7 +43,7 @@ def tables_of(path: str | os.PathLike[str]) -> dict[str, Any]:
         "recipe": "", "wavelength": _wavelength(path), "trouble": "", "coverage": {},
     }  # fmt: skip
     try:
-        with fits.open(path) as units:
+        with open_hdus(path) as units:
             names = [unit.name for unit in units]
             catalogs = [unit for unit in units if unit.name == "OBJCAT"]
             if catalogs:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import copy
+import gzip
+import io
 import pickle
 import random
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from astropy.io import fits
 from conftest import Night
 
 import gdask
-from gdask.headers import Header, parse_header, read_headers
+from gdask.cli.regions import region_lines
+from gdask.headers import Header, open_hdus, parse_header, read_headers
 from gdask.headers import header as header_module
 from gdask.instruments import view
 from gdask.io.frames import array_headers, made_once, with_attrs, with_headers
 from gdask.model import GdaskError
+from gdask.report.tables import tables_of
 from gdask.types import Frame
 
 CHANGES = {
@@ -311,3 +316,29 @@ def test_a_comment_has_the_room_that_the_text_leaves(length: int) -> None:
     card = fits.Card.fromstring(str(header.cards[0]))
     assert card.value == "x" * length
     assert card.comment == "c" * max(80 - 13 - max(length + 2, 20), 0)
+
+
+@pytest.mark.parametrize("name", ["S1.fits", "S1.fits.gz"])
+@pytest.mark.parametrize("width", [-720, -1440, -2160, -2880])
+def test_units_that_lead_back_are_not_followed(tmp_path: Path, name: str, width: int) -> None:
+    """A damaged size leads astropy to the same or to an earlier unit, again and again.
+
+    Our own reader takes what does not begin with XTENSION for the end of the file.
+    """
+    whole = io.BytesIO()
+    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(np.zeros((6, 8), "f4"), name="SCI")]).writeto(
+        whole
+    )
+    cards = [
+        "", "XTENSION= 'IMAGE   '", f"BITPIX  = {-32:20d}", f"NAXIS   = {2:20d}",
+        f"NAXIS1  = {width:20d}", f"NAXIS2  = {1:20d}", f"PCOUNT  = {0:20d}",
+        f"GCOUNT  = {1:20d}", "END",
+    ]  # fmt: skip
+    content = whole.getvalue() + "".join(f"{card:80}" for card in cards).ljust(2880).encode()
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(OSError, match="the header of extension [23] is damaged"), open_hdus(path):
+        pass
+    assert "damaged" in tables_of(path)["trouble"]
+    with pytest.raises(GdaskError, match="damaged"):
+        list(region_lines(str(path)))
