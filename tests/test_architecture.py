@@ -447,7 +447,7 @@ def test_text_files_are_read_by_one_function() -> None:
 
 
 def test_files_are_opened_with_astropy_by_one_function() -> None:
-    """In a damaged file astropy goes round for ever; checksums are added to what is just written."""
+    """In a damaged file astropy goes round for ever; checksums go into what was just written."""
     found = {
         module.name
         for module in modules()
