@@ -101,6 +101,8 @@ class Chained(NamedTuple):
         Numbers of the sources that are made, those of data and variance first.
     values
         Small results that the sources await.
+    rooms
+        Of the work arrays, of each kind.
     """
 
     chain: Chain
@@ -108,6 +110,7 @@ class Chained(NamedTuple):
     flags: tuple[Any, ...]
     made: tuple[int, ...]
     values: Mapping[tuple[str, int], Any]
+    rooms: tuple[int, int]
 
 
 def _fill_chained(
@@ -125,7 +128,7 @@ def _fill_chained(
         for plane in wanted
     ]
     out_images = [plane for plane in out if plane.dtype.kind == "f"]
-    run_chain(made.chain, images, flags, out_images, out[len(out_images) :], window)
+    run_chain(made.chain, images, flags, out_images, out[len(out_images) :], window, made.rooms)
     for plane, filled in zip(wanted, out, strict=True):
         if filled is not plane:
             plane[:] = filled
@@ -198,11 +201,17 @@ def chained(sources: Sequence[Any], detector: int, rows: tuple[int, int]) -> Cha
         np.concatenate([_NO_CHAIN.chain.listed, *links.listed]),
     )
     read_images, read_flags = (tuple(each[1:]) for each in links.inputs)
-    return Chained(chain, read_images, read_flags, (*images, *flags), links.values)
+    made, rooms = (*images, *flags), (links.rooms[0], links.rooms[1])
+    return Chained(chain, read_images, read_flags, made, links.values, rooms)
 
 
 _NO_CHAIN = Chained(
-    Chain(np.empty((0, 6), np.int64), np.empty((0, 6)), np.empty(0, np.int32)), (), (), (), {}
+    Chain(np.empty((0, 6), np.int64), np.empty((0, 6)), np.empty(0, np.int32)),
+    (),
+    (),
+    (),
+    {},
+    (0, 0),
 )
 
 

@@ -172,7 +172,7 @@ def test_what_does_not_fit_is_made_by_its_kernels() -> None:
 def test_planes_of_another_shape_are_refused() -> None:
     chain = Chain(np.zeros((0, 6), np.int64), np.zeros((0, 6)), np.zeros(0, np.int32))
     with pytest.raises(GdaskError, match="contiguous"):
-        run_chain(chain, [np.zeros((3, 4), "f4")], [], [], [], (0, 3, 0, 5))
+        run_chain(chain, [np.zeros((3, 4), "f4")], [], [], [], (0, 3, 0, 5), (0, 0))
 
 
 def test_calibrated_frames_are_made_in_one_call(night: Night) -> None:

@@ -11,7 +11,6 @@ strip that are read or made.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -36,7 +35,6 @@ _UNILLUMINATED = np.uint16(DQ.UNILLUMINATED)
 COPY, FIRST_OF_FLAGS, COPY_FLAGS = 10, 20, 26
 #: Operands that are none. Flags begin with no bit there, or are marked where they are made.
 NONE, IN_PLACE = -1, -2
-_KEPT = threading.local()
 
 Numbers = Sequence[float]
 #: Listed pixels of a kernel: flat indices (int32, rising), bit, width of their array, and what to
@@ -302,11 +300,13 @@ def run_chain(
     made_images: Sequence[Image],
     made_flags: Sequence[Flags],
     window: Window,
+    rooms: tuple[int, int],
 ) -> None:
     """Run a chain over a window (y1, y2, x1, x2) of an array.
 
     images, flags: planes that go in, numbered from 1; contiguous, of the window's shape. At most
-    INPUTS - 1 each. made_images, made_flags: planes that are made, at most OUTPUTS - 1 each.
+    INPUTS - 1 each. made_images, made_flags: planes that are made, at most OUTPUTS - 1 each. rooms:
+    of the work arrays of images and of flags, that the chain uses.
 
     Raises GdaskError where a plane has another shape, type or layout: compiled code would write
     beyond it.
@@ -322,7 +322,8 @@ def run_chain(
     if not shape[0] or not shape[1]:
         return
     rows = max(ROOM_PIXELS // shape[1], 1)
-    work_images, work_flags = _work(rows * shape[1])
+    work_images = np.empty(max(rooms[0], 1) * rows * shape[1], np.float32)
+    work_flags = np.empty(max(rooms[1], 1) * rows * shape[1], np.uint16)
     _run(
         chain,
         _slots(images, _read_only(work_images), INPUTS),
@@ -335,15 +336,6 @@ def run_chain(
         (window[0], window[2]),
         rows,
     )
-
-
-def _work(room: int) -> tuple[Image, Flags]:
-    """Give this thread's work arrays, with rooms of so many pixels."""
-    kept: tuple[Image, Flags] | None = getattr(_KEPT, "work", None)
-    if kept is None or kept[0].size < ROOMS * room:
-        kept = np.empty(ROOMS * room, np.float32), np.empty(ROOMS * room, np.uint16)
-        _KEPT.work = kept
-    return kept
 
 
 def _read_only(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
