@@ -14,10 +14,11 @@ import numpy.typing as npt
 from dask.base import tokenize
 
 from gdask.io import dask_internals
+from gdask.io.chained import chained, prepared, read_together
 from gdask.io.dask_internals import Chunks, awaited_by
 from gdask.io.lazy_arrays import Need, block_pixels, boxed, edges, empty_meta, with_need
 from gdask.io.process_memory import keep_freed_memory
-from gdask.io.sources import Blocks, Bound, read_together
+from gdask.io.sources import Blocks, Bound
 from gdask.model import late
 from gdask.types import Window
 
@@ -176,10 +177,11 @@ def _measure(
         planes = read_together(sources, detector, (*rows[0], 0, nx))
     else:
         planes = tuple(np.empty((height, nx), source.dtype) for source in sources)
-        done = 0
+        done, chain = 0, chained(sources, detector, (rows[0][0], rows[-1][1]))
         for y1, y2 in rows:
             parts = [plane[done : done + y2 - y1] for plane in planes]
-            read_together(sources, detector, (y1, y2, 0, nx), parts)
+            at_hand = prepared(sources, detector, (y1, y2, 0, nx), chain)
+            read_together(sources, detector, (y1, y2, 0, nx), parts, at_hand)
             done += y2 - y1
     each_plane = iter(planes)
     keywords = dict(shared) | {name: items[detector] for name, items in each.items()}

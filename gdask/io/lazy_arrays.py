@@ -20,8 +20,9 @@ import numpy.typing as npt
 from dask.base import tokenize
 
 from gdask.io import dask_internals
+from gdask.io.chained import read_together
 from gdask.io.dask_internals import Chunks, awaited_by, set_source
-from gdask.io.sources import Awaited, Bound, Cut, Mapped, read_together
+from gdask.io.sources import Awaited, Bound, Cut, Mapped
 from gdask.io.stored import StoredArray
 from gdask.model import late
 

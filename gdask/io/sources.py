@@ -1,7 +1,7 @@
 """Sources: what gives pixels by window, such as a variable of a file or the result of a kernel.
 
-The order of this module: what a source is and how several are read; sources that are made of
-others; blocks that a task was given. Arrays in files are in `stored`.
+The order of this module: what a source is; sources that are made of others; blocks that a task was
+given. Arrays in files are in `stored`; `chained` reads several sources together.
 """
 
 from __future__ import annotations
@@ -13,11 +13,6 @@ import numpy as np
 
 from gdask.io.stored import StoredArray
 from gdask.types import Memo, Window
-
-#: Rows in which pixels are made that kernels compute from others, so that all that lies in between
-#: stays in the processor's cache. `sky_subtraction` takes as many at a time, since kept windows of
-#: calibrations are found by their rows.
-STRIP_ROWS = 16
 
 
 class Source(Protocol):
@@ -46,16 +41,6 @@ def read_once(source: Source, detector: int, window: Window, memo: Memo) -> np.n
     return memo[key]
 
 
-def prepared(sources: Sequence[Source], detector: int, window: Window) -> Memo:
-    """Read what a window of these sources needs from files, for `read_together` to use."""
-    at_hand: Memo = {}
-    for source in sources:
-        prepare = getattr(source, "prepare", None)
-        if prepare is not None:
-            prepare(detector, window, at_hand)
-    return at_hand
-
-
 def stored_arrays(sources: Sequence[object]) -> list[StoredArray]:
     """Give the variables of files of which these sources are made, each once."""
     found: dict[int, StoredArray] = {}
@@ -69,34 +54,6 @@ def stored_arrays(sources: Sequence[object]) -> list[StoredArray]:
         elif isinstance(source, (Bound, Cut)):
             waiting.append(source.source)
     return list(found.values())
-
-
-def read_together(
-    sources: Sequence[Source],
-    detector: int,
-    window: Window,
-    out: Sequence[np.ndarray] | None = None,
-    at_hand: Memo | None = None,
-) -> tuple[np.ndarray, ...]:
-    """Read a window of several sources of one array, such as the variables of a frame.
-
-    What they have in common is made once. Pixels that kernels make of others are made in strips of
-    rows; `out` has planes to put the pixels into, `at_hand` what `prepared` has read. Nobody may
-    write into the result without `out`.
-    """
-    if out is None and all(isinstance(source, (StoredArray, Blocks)) for source in sources):
-        memo: Memo = {}
-        return tuple(read_once(source, detector, window, memo) for source in sources)
-    y1, y2, x1, x2 = window
-    shape = y2 - y1, x2 - x1
-    planes = out or tuple(np.empty(shape, source.dtype) for source in sources)
-    at_hand = prepared(sources, detector, window) if at_hand is None else at_hand
-    for start in range(y1, y2, STRIP_ROWS):
-        stop = min(start + STRIP_ROWS, y2)
-        memo = dict(at_hand)
-        for plane, source in zip(planes, sources, strict=True):
-            plane[start - y1 : stop - y1] = read_once(source, detector, (start, stop, x1, x2), memo)
-    return tuple(planes)
 
 
 # Sources that are made of other sources --------------------------------------------------------

@@ -141,7 +141,12 @@ class Compiled:
 
 
 def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Decorate a function as `numba.njit` does; the options are numba's."""
+    """Decorate a function as `numba.njit` does; the options are numba's, and one more.
+
+    borrows: the function, and all that it calls, makes no arrays and gives none back. Then it does
+    not count references to those that it is given, which takes an atomic instruction for each slice
+    and each passing on, in memory that threads share: a sixth to a third of resampling.
+    """
     return lambda function: Compiled(function, options)
 
 
@@ -155,6 +160,8 @@ def _dispatcher_of(function: Callable[..., Any], options: dict[str, Any]) -> Any
 
     options = dict(options)
     is_kept = options.pop("cache", False)
+    if options.pop("borrows", False):
+        options["_nrt"] = False
     made = numba.njit(**options)(function)
     if is_kept:
         made._cache = Kept(function)

@@ -13,10 +13,11 @@ from dask.base import tokenize
 
 from gdask.instruments import descriptor
 from gdask.io.catalog import at_epoch
+from gdask.io.chained import read_together
 from gdask.io.frames import array_headers, grid_of, primary_header, shape_of, small
 from gdask.io.gather import gather
 from gdask.io.lazy_arrays import source_of
-from gdask.io.sources import Source, read_together
+from gdask.io.sources import Source
 from gdask.io.star_tables import count_covering_frames
 from gdask.kernels.geometry.grid import grid_to_sky
 from gdask.kernels.geometry.projection import tangent_plane

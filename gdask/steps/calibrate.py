@@ -25,11 +25,12 @@ from gdask.kernels.detector.linearity import (
     linearize,
     linearize_variance,
     linearized_level,
+    times,
 )
 from gdask.model import GdaskError
 from gdask.steps.frames import array, arrays_of, match_region, per_array, with_arrays
 from gdask.steps.resample import reference_area
-from gdask.types import Frame, Image
+from gdask.types import Frame
 
 #: Pixels of an array from whose rows the level of its sky is measured, where only what stands above
 #: it counts: the median is good to 1.25 sigma / sqrt(65536).
@@ -72,10 +73,10 @@ def nonlinearity_correct(frame: Frame) -> Frame:
 def adu_to_electrons(frame: Frame) -> Frame:
     """Multiply data, variance and levels by the gain, which becomes 1. [ADUToElectrons]"""
     gain = per_array(frame, "gain")
-    data = map_planes(_times, array(frame, "data"), dtype="f4", each={"factor": gain})
+    data = map_planes(times, array(frame, "data"), dtype="f4", each={"factor": gain})
     variance = array(frame, "variance")
     if variance is not None:
-        variance = map_planes(_times, variance, dtype="f4", each={"factor": [g * g for g in gain]})
+        variance = map_planes(times, variance, dtype="f4", each={"factor": [g * g for g in gain]})
     each = {
         "SATLEVEL": [
             g * level for g, level in zip(gain, per_array(frame, "saturation_level"), strict=True)
@@ -197,7 +198,3 @@ def _array_facts(frame: Frame, name: str) -> tuple[Any, ...]:
     by_name = {entry["name"]: entry for entry in arrays if "name" in entry}
     names = per_array(frame, "array_name")
     return tuple(by_name.get(n, entry)[name] for n, entry in zip(names, arrays, strict=False))
-
-
-def _times(plane: Image, factor: float) -> Image:
-    return plane * np.float32(factor)

@@ -259,9 +259,11 @@ def _flag_bad_and_bright(
     saturated = per_array(frame, "saturation_level")
     linear = per_array(frame, "non_linear_level") if non_linear else saturated
     levels = {"non_linear": linear, "saturated": saturated}
-    dq = map_planes(_flag, array(frame, "data"), static, dtype="u2", each=levels)
+    dq = map_planes(dq_kernels.flag_levels, array(frame, "data"), static, dtype="u2", each=levels)
     if listed is not None:
-        dq = map_planes(_flag_holes, dq, listed, dtype="u2", windowed=True, width=dq.shape[2])
+        dq = map_planes(
+            dq_kernels.flag_holes, dq, listed, dtype="u2", windowed=True, width=dq.shape[2]
+        )
     dq = _flag_unilluminated(frame, dq)
     for mask in masks:
         frame = with_provenance(frame, mask, "add_dq")
@@ -286,11 +288,6 @@ def _masks_text(static: Frame | None, extra: Frame | None) -> str:
     if static is not None:
         return f"static BPM {static.attrs['name']}"
     return "static BPM none: no known bad pixels are flagged"
-
-
-def _flag(data: Image, bpm: np.ndarray | None, non_linear: float, saturated: float) -> Flags:
-    static = None if bpm is None else bpm.astype(np.uint16, copy=False)
-    return dq_kernels.flag_levels(data, static, non_linear, saturated)
 
 
 def _listed_pixels(frame: Frame, static: da.Array | None, non_linear: bool) -> da.Array:
@@ -330,11 +327,6 @@ def _list_saturated(
     return np.concatenate([np.array([holes.size], np.int32), holes, bright])
 
 
-def _flag_holes(dq: Flags, listed: np.ndarray, window: Window, width: int) -> Flags:
-    holes = listed[1 : 1 + listed[0]]
-    return dq_kernels.flag_pixels(dq, [holes], DQ.SATURATED, window, [width], [(0, 0)])
-
-
 def _or_masks(first: np.ndarray, second: np.ndarray) -> Flags:
     return first.astype(np.uint16) | second.astype(np.uint16)
 
@@ -358,7 +350,7 @@ def _add_latents(frames: Frames, listed: Sequence[da.Array | None], time: float)
         dq = arrays_of(frame, ("dq",))[0]
         if earlier:
             dq = map_planes(
-                _flag_latents,
+                dq_kernels.flag_latents,
                 dq,
                 *(listed[n] for n in earlier),
                 dtype="u2",
@@ -378,22 +370,6 @@ def _add_latents(frames: Frames, listed: Sequence[da.Array | None], time: float)
 def _offset(earlier: tuple[int, ...], later: tuple[int, ...]) -> tuple[int, int]:
     """Give what to add to a pixel (x, y) of the later frame to get that of the earlier one."""
     return later[0] - earlier[0], later[2] - earlier[2]
-
-
-def _flag_latents(
-    dq: Flags,
-    *listed: np.ndarray,
-    offsets: list[tuple[int, int]],
-    widths: tuple[int, ...],
-    window: Window,
-) -> Flags:
-    """Flag in a window what was bright on earlier frames.
-
-    listed, offsets, widths: the list of `_list_saturated`, `_offset` and width of each earlier
-    frame. window: that of `dq` on its array.
-    """
-    bright = [pixels[1 + pixels[0] :] for pixels in listed]
-    return dq_kernels.flag_pixels(dq, bright, DQ.COSMIC_RAY, window, widths, offsets)
 
 
 def _flag_unilluminated(frame: Frame, dq: da.Array) -> da.Array:

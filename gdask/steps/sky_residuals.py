@@ -8,6 +8,7 @@ from typing import Annotated
 import numpy as np
 from dask.base import tokenize
 
+from gdask.io.chained import read_together
 from gdask.io.frames import (
     array_headers,
     geometries,
@@ -17,7 +18,7 @@ from gdask.io.frames import (
     with_headers,
 )
 from gdask.io.gather import gather_planes
-from gdask.io.sources import Source, read_together
+from gdask.io.sources import Source
 from gdask.kernels.geometry.grid import Grid, footprint, sky_to_grid
 from gdask.kernels.geometry.projection import Geometry, pixel_area, to_sky
 from gdask.kernels.geometry.wcs import grid_from_header

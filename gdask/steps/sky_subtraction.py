@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from dask.base import tokenize
 
+from gdask.io.chained import prepared, read_together
 from gdask.io.dask_internals import awaited_by
 from gdask.io.gather import gather, gather_planes, sampled_rows
 from gdask.io.lazy_arrays import band_chunks
-from gdask.io.sources import Source, prepared, read_together, stored_arrays
+from gdask.io.sources import Source, stored_arrays
 from gdask.kernels.sky.subtraction import fill_hidden, subtract_sky, without_objects
 from gdask.kernels.stack.combine import combine
 from gdask.model import late

@@ -11,6 +11,7 @@ import numpy as np
 from dask.base import tokenize
 
 from gdask.instruments import descriptor, tags
+from gdask.io.chained import read_together
 from gdask.io.frames import (
     array_headers,
     note,
@@ -24,7 +25,7 @@ from gdask.io.frames import (
 )
 from gdask.io.gather import gather_planes
 from gdask.io.lazy_arrays import band_chunks
-from gdask.io.sources import Source, read_together
+from gdask.io.sources import Source
 from gdask.kernels.stack.combine import combine, variance_factor
 from gdask.kernels.stack.counts import COUNTED, count_frames
 from gdask.kernels.stack.grow import GROW_MARGIN, Planes, combine_without_rejected, grow_rejected

@@ -229,3 +229,31 @@ print(*(use.function for use in ACCOUNT.used))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["_deproject_points", "_project_points"]
     assert isinstance(ACCOUNT, Account)
+
+
+@njit(nogil=True, borrows=True)
+def add_rows(rows: np.ndarray, out: np.ndarray) -> None:
+    for k in range(rows.shape[0]):
+        row = rows[k]
+        for i in range(out.size):
+            out[i] += row[i]
+
+
+@njit(nogil=True, borrows=True)
+def make_row(rows: np.ndarray) -> float:
+    made = np.empty(rows.shape[1])
+    made[0] = rows[0, 0]
+    return float(made[0])
+
+
+def test_functions_that_borrow_arrays_leave_them_as_they_are_and_make_none() -> None:
+    from numba.core.errors import TypingError
+
+    rows, out = np.arange(12.0).reshape(3, 4), np.zeros(4)
+    held = sys.getrefcount(rows)
+    for _ in range(100):
+        add_rows(rows, out)
+    assert (out == 100 * rows.sum(axis=0)).all()
+    assert sys.getrefcount(rows) == held
+    with pytest.raises(TypingError):
+        make_row(rows)

@@ -8,7 +8,7 @@ from helpers import raw
 
 from gdask.io.frames import with_fetched, with_headers
 from gdask.kernels.sky.matching import KINDS, Surfaces
-from gdask.steps.sky_surfaces import _apart_text, _levels_apart
+from gdask.steps.sky_surfaces import _apart_text, _count_in_blocks, _levels_apart
 from gdask.types import Frames
 
 #: Levels (e-) of the four arrays, over the sky of their frame.
@@ -61,3 +61,13 @@ def test_there_is_no_word_where_levels_are_known(
 ) -> None:
     told = frames(night.science[0], over, mode, skies)
     assert not len(_levels_apart(told, solution(groups)))
+
+
+@pytest.mark.parametrize("shape", [(64, 48), (61, 47), (5, 3)])
+def test_good_pixels_of_blocks_are_counted(shape: tuple[int, int]) -> None:
+    good = np.random.default_rng(1).random(shape) < 0.7
+    expected = [
+        [np.count_nonzero(good[y : y + 8, x : x + 8]) for x in range(0, shape[1], 8)]
+        for y in range(0, shape[0], 8)
+    ]
+    np.testing.assert_array_equal(_count_in_blocks(good), expected)

@@ -15,15 +15,15 @@ _BAD, _NO_DATA, _UNILLUMINATED = (
 )
 
 
-@njit(cache=True, nogil=True)
-def _quotient(data: Image, flat: Image, out: Image) -> None:
+@njit(cache=True, nogil=True, error_model="numpy")
+def divide_row(data: Image, flat: Image, out: Image) -> None:
     """Compiled part of `flat_data`."""
     for i in range(data.size):
         out[i] = data[i] / flat[i] if 0 < flat[i] < np.inf else data[i]
 
 
-@njit(cache=True, nogil=True)
-def _quotient_variance(
+@njit(cache=True, nogil=True, error_model="numpy")
+def divide_variance_row(
     data: Image, variance: Image, flat: Image, flat_variance: Image, level: float, out: Image
 ) -> None:
     """Compiled part of `flat_variance`."""
@@ -35,7 +35,7 @@ def _quotient_variance(
 
 
 @njit(cache=True, nogil=True)
-def _quotient_flags(dq: Flags, flat: Image, flat_dq: Flags, out: Flags) -> None:
+def divide_flags_row(dq: Flags, flat: Image, flat_dq: Flags, out: Flags) -> None:
     """Compiled part of `flat_flags`."""
     for i in range(dq.size):
         no_data = np.uint16(not 0 < flat[i] < np.inf) * _NO_DATA
@@ -49,7 +49,7 @@ def flat_data(data: Image, flat: Image) -> Image:
     """
     raw, response = flatten_planes(data, flat)
     out = np.empty(np.shape(data), np.float32)
-    _quotient(raw, response, out.reshape(-1))
+    divide_row(raw, response, out.reshape(-1))
     return out
 
 
@@ -64,7 +64,7 @@ def flat_variance(
     """
     raw, noise, response, response_variance = flatten_planes(data, variance, flat, flat_variance)
     out = np.empty(np.shape(data), np.float32)
-    _quotient_variance(raw, noise, response, response_variance, float(level), out.reshape(-1))
+    divide_variance_row(raw, noise, response, response_variance, float(level), out.reshape(-1))
     return out
 
 
@@ -88,7 +88,7 @@ def flat_flags(dq: Flags, flat: Image, flat_dq: Flags) -> Flags:
             f"{np.shape(flat)}: cut them to one shape first"
         )
     out = np.empty(np.shape(dq), np.uint16)
-    _quotient_flags(flags, response, flat_bits, out.reshape(-1))
+    divide_flags_row(flags, response, flat_bits, out.reshape(-1))
     return out
 
 

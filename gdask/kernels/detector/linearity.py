@@ -16,7 +16,7 @@ Coefficients = tuple[float, float, float]
 
 
 @njit(cache=True, nogil=True)
-def _linearize(data: Image, factor: float, c0: float, c1: float, c2: float, out: Image) -> None:
+def linearize_row(data: Image, factor: float, c0: float, c1: float, c2: float, out: Image) -> None:
     """Compiled part of `linearize`; factor: electrons per coadd and ADU of the data."""
     for i in range(data.size):
         electrons = data[i] * factor
@@ -24,9 +24,14 @@ def _linearize(data: Image, factor: float, c0: float, c1: float, c2: float, out:
 
 
 @njit(cache=True, nogil=True)
-def _shift_poisson(
-    variance: Image, raw: Image, corrected: Image, divisor: float, out: Image
-) -> None:
+def multiply_row(data: Image, factor: np.float32, out: Image) -> None:
+    """Compiled part of `times`."""
+    for i in range(data.size):
+        out[i] = data[i] * factor
+
+
+@njit(cache=True, nogil=True)
+def shift_row(variance: Image, raw: Image, corrected: Image, divisor: float, out: Image) -> None:
     """Compiled part of `linearize_variance`; divisor: gain times averaged coadds."""
     no_counts = np.float32(0)
     for i in range(variance.size):
@@ -42,7 +47,15 @@ def linearize(data: Image, coefficients: Coefficients, gain: float, coadds: int 
     c0, c1, c2 = (float(c) for c in coefficients)
     (raw,) = flatten_planes(data)
     out = np.empty(np.shape(data), np.float32)
-    _linearize(raw, float(gain / coadds), c0, c1, c2, out.reshape(-1))
+    linearize_row(raw, float(gain / coadds), c0, c1, c2, out.reshape(-1))
+    return out
+
+
+def times(data: Image, factor: float) -> Image:
+    """Multiply data of any shape by a factor, in float32."""
+    (values,) = flatten_planes(data)
+    out = np.empty(np.shape(data), np.float32)
+    multiply_row(values, np.float32(factor), out.reshape(-1))
     return out
 
 
@@ -75,12 +88,12 @@ def linearize_variance(
     noise, raw, corrected = flatten_planes(variance, data_raw, data_corrected)
     divisor = float(gain * coadds_averaged)
     out = np.empty(np.shape(variance), np.float32)
-    _shift_poisson(noise, raw, corrected, divisor, out.reshape(-1))
+    shift_row(noise, raw, corrected, divisor, out.reshape(-1))
     return out
 
 
 @njit(cache=True, nogil=True)
-def _variance(electrons: Image, constant: float, per_electron: float, out: Image) -> None:
+def variance_row(electrons: Image, constant: float, per_electron: float, out: Image) -> None:
     """Compiled part of `add_variance`: constant + max(electrons, 0) * per_electron."""
     for i in range(electrons.size):
         out[i] = constant + max(electrons[i], np.float32(0)) * per_electron
@@ -101,5 +114,5 @@ def add_variance(
         return np.full(np.shape(data_e), constant, dtype=np.float32)
     (electrons,) = flatten_planes(data_e)
     out = np.empty(np.shape(data_e), np.float32)
-    _variance(electrons, float(constant), 1.0 / coadds, out.reshape(-1))
+    variance_row(electrons, float(constant), 1.0 / coadds, out.reshape(-1))
     return out

@@ -25,7 +25,7 @@ _UNILLUMINATED = np.uint16(DQ.UNILLUMINATED)
 
 
 @njit(cache=True, nogil=True)
-def _flag_levels(
+def flag_levels_row(
     data: npt.NDArray[np.float32], flags: Flags, non_linear: float, saturated: float
 ) -> None:
     """Compiled part of `flag_levels`: add the bit of each pixel's level to `flags`."""
@@ -61,12 +61,12 @@ def flag_levels(
             f"a bad-pixel mask of shape {flags.shape} for data of {np.shape(data)}: "
             "cut it to the data"
         )
-    _flag_levels(values, flags.reshape(-1), float(non_linear), float(saturated))
+    flag_levels_row(values, flags.reshape(-1), float(non_linear), float(saturated))
     return flags
 
 
 @njit(cache=True, nogil=True)
-def _flag_listed(
+def flag_listed(
     flags: Flags, indices: Indices, bit: np.uint16, width: int, up: int, right: int
 ) -> None:
     """Compiled part of `flag_pixels`: (up, right) is the place of the flags' first pixel."""
@@ -102,8 +102,45 @@ def flag_pixels(
     flags, bits = np.array(dq, dtype=np.uint16, order="C"), np.uint16(bit)
     for indices, width, (right, up) in zip(listed, widths, offsets, strict=True):
         rising = as_kernel_input(indices, np.int32)
-        _flag_listed(flags, rising, bits, width, window[0] + up, window[2] + right)
+        flag_listed(flags, rising, bits, width, window[0] + up, window[2] + right)
     return flags
+
+
+def holes_of(listed: Indices) -> Indices:
+    """Give the holes of saturated cores in a list of saturated pixels.
+
+    The list has their number, then the holes, then the pixels that may leave latent images.
+    """
+    return listed[1 : 1 + listed[0]]
+
+
+def bright_of(listed: Indices) -> Indices:
+    """Give the pixels that may leave latent images in a list as `holes_of` takes it."""
+    return listed[1 + listed[0] :]
+
+
+def flag_holes(dq: Flags, listed: Indices, window: Window, width: int) -> Flags:
+    """Give DQ that is saturated (4) in the holes of saturated cores.
+
+    dq: the window (y1, y2, x1, x2) of an array of this width. listed: as `holes_of` takes it.
+    """
+    return flag_pixels(dq, [holes_of(listed)], DQ.SATURATED, window, [width], [(0, 0)])
+
+
+def flag_latents(
+    dq: Flags,
+    *listed: Indices,
+    offsets: Sequence[tuple[int, int]],
+    widths: Sequence[int],
+    window: Window,
+) -> Flags:
+    """Give DQ with a latent image (8) where earlier frames were bright.
+
+    dq: the window (y1, y2, x1, x2) of an array. listed, widths, offsets: of each earlier frame its
+    list as `holes_of` takes it, its width, and what to add to (x, y) of a pixel to get its own.
+    """
+    bright = [bright_of(pixels) for pixels in listed]
+    return flag_pixels(dq, bright, DQ.COSMIC_RAY, window, widths, offsets)
 
 
 def flag_border(

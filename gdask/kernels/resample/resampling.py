@@ -189,7 +189,7 @@ def _resample(
     )
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, borrows=True)
 def _resample_rows(
     data: Image,
     variance: Image,

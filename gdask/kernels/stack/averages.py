@@ -14,7 +14,7 @@ import numpy.typing as npt
 from gdask.kernels.arrays import INNER
 from gdask.kernels.compiled import njit
 from gdask.kernels.stack.rejection import (
-    HIERARCHY,
+    WORSE_BITS,
     Floats,
     Stack,
     Work,
@@ -25,7 +25,6 @@ from gdask.model import DQ
 from gdask.types import Flags, Image
 
 _NO_DATA = int(DQ.NO_DATA)
-_WORSE = sum(int(bit) for bit in HIERARCHY)
 
 
 @njit(nogil=True, error_model="numpy", **INNER)
@@ -58,7 +57,7 @@ def combine_common(
     below = above = number = 0
     for x in range(size):
         is_good = (abs(total[x]) < np.inf) & (abs(spread[x]) < np.inf)
-        left[x] = (bits[x] & _WORSE != 0) | ~is_good
+        left[x] = (bits[x] & WORSE_BITS != 0) | ~is_good
         number += left[x]
     if 2 * number > size or not common:
         return size

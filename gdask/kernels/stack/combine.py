@@ -16,6 +16,7 @@ import numpy.typing as npt
 from gdask.kernels.arrays import INNER, as_kernel_input
 from gdask.kernels.compiled import njit
 from gdask.kernels.stack.averages import average_used, combine_common
+from gdask.kernels.stack.medians import combine_medians, list_pixel
 from gdask.kernels.stack.rejection import (
     Counts,
     Floats,
@@ -34,7 +35,7 @@ from gdask.model import GdaskError
 from gdask.types import Flags, Image, Mask
 
 #: Pixels that are worked on together. Their buffers stay in the processor's cache.
-BLOCK_PIXELS = 512
+BLOCK_PIXELS = 1024
 _KEPT = threading.local()
 
 
@@ -104,7 +105,7 @@ def variance_factor(method: str, number: int) -> float:
     return float(_variance_factors(method, number)[number])
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, borrows=True)
 def _combine(
     planes: tuple[Image, Image, Flags],
     chosen: npt.NDArray[np.int64],
@@ -129,12 +130,16 @@ def _combine(
     dq, pixels, number = planes[2], planes[0].shape[1], 0
     fixed = pairs, variance_factors, choice
     common = not (rejected.size > 0 and choice[1] == 1)
+    medians = choice[0] >= 2 and choice[1] <= 1 and common
     for start in range(0, pixels, BLOCK_PIXELS):
         size = min(BLOCK_PIXELS, pixels - start)
-        left = combine_common(
-            planes, chosen, weights, levels, *fixed, limits, common, start, size, work, out
-        )
-        if left == size:
+        if medians:
+            left = combine_medians(planes, chosen, levels, *fixed, limits, start, size, work, out)
+        else:
+            left = combine_common(
+                planes, chosen, weights, levels, *fixed, limits, common, start, size, work, out
+            )
+        if left == size and not medians:
             for x in range(size):
                 work.pixels[x] = start + x
             for k in range(chosen.size):
@@ -142,13 +147,9 @@ def _combine(
                     work.flags[k, x] = dq[chosen[k], start + x]
             _combine_any(weights, *fixed, limits, size, work, out, rejected)
             continue
-        for x in range(size):
+        for x in range(size if left or not medians else 0):
             if work.left[x]:
-                listed.pixels[number] = start + x
-                for k in range(chosen.size):
-                    listed.values[k, number] = work.values[k, x]
-                    listed.variances[k, number] = work.variances[k, x]
-                    listed.flags[k, number] = dq[chosen[k], start + x]
+                list_pixel(planes, chosen, levels, start + x, number, listed)
                 number += 1
                 if number == BLOCK_PIXELS:
                     _combine_any(weights, *fixed, limits, number, listed, out, rejected)

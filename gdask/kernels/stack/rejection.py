@@ -34,6 +34,8 @@ Counts = npt.NDArray[np.uint16]
 HIERARCHY = (DQ.COSMIC_RAY, DQ.OVERLAP, DQ.BAD_PIXEL, DQ.UNILLUMINATED, DQ.NO_DATA)
 _BITS = tuple(int(bit) for bit in HIERARCHY)
 _NO_DATA_RANK = len(HIERARCHY)
+#: All of them.
+WORSE_BITS = np.uint16(sum(_BITS))
 #: Shares of a pixel's light by which frames may scatter beyond their noise before a value is
 #: clipped: the first always, up to the second where the values themselves scatter so. The first is
 #: what seeing whose width changes by 5 % does to cores and wings. Nine values tell their own
@@ -84,7 +86,8 @@ class Work(NamedTuple):
     inf; those of ordered[first:last] survive rejection. noise: variances in ascending order.
     trimmed: how many were rejected in symmetric pairs, which do not change a median. counts, total,
     spread, bits: number of values, sums of values and variances, OR of DQ. left: pixels that
-    `averages.combine_common` leaves over. centre, limit, sums, squares: for clipping.
+    `averages.combine_common` leaves over. centre, limit, sums, squares: for clipping. numbers,
+    ends: of `medians`. keep: of the planes of a pixel.
     """
 
     pixels: npt.NDArray[np.int64]
@@ -107,6 +110,9 @@ class Work(NamedTuple):
     limit: Floats
     sums: Floats
     squares: Floats
+    numbers: npt.NDArray[np.int32]
+    ends: Image
+    keep: Mask
 
 
 def empty_work(planes: int, pixels: int) -> Work:
@@ -133,6 +139,9 @@ def empty_work(planes: int, pixels: int) -> Work:
         limit=np.empty(pixels),
         sums=np.empty(pixels),
         squares=np.empty(pixels),
+        numbers=np.empty((3, pixels), np.int32),
+        ends=np.empty((4, pixels), np.float32),
+        keep=np.empty(planes, np.bool_),
     )
 
 
@@ -306,8 +315,7 @@ def clip_variance(
     low: float, high: float, rounds: int, about_median: bool, size: int, work: Work
 ) -> None:
     """Clip beyond low, high times the square root of each value's own variance."""
-    n = work.use.shape[0]
-    keep = np.empty(n, np.bool_)
+    n, keep = work.use.shape[0], work.keep
     for x in range(size):
         for turn in range(rounds):
             centre = median_of_ordered(work.ordered, 0, work.last[x], x) if work.last[x] else 0.0

@@ -336,3 +336,29 @@ def test_chosen_planes_are_combined_as_if_alone(method: str, reject: str) -> Non
         assert np.array_equal(one, other)
     with pytest.raises(GdaskError, match="count from 0"):
         combine(data, variance, dq, chosen=(0, 7))
+
+
+@pytest.mark.parametrize("method", ["median", "lmedian"])
+@pytest.mark.parametrize("n", [1, 2, 3, 6, 9, 33])
+@pytest.mark.parametrize("ends", [(0, 0), (1, 1), (0, 2)])
+def test_medians_of_blocks_are_those_of_pixels_one_by_one(
+    method: str, n: int, ends: tuple[int, int]
+) -> None:
+    """Hidden values, whole planes of them, ties and NaN; with `rejected`, no block is used."""
+    data, variance, dq = cube(n, seed=7, shape=(11, 200))
+    hidden = np.random.default_rng(8).random(dq.shape) < np.linspace(0, 1, dq.shape[1])[:, None]
+    dq = np.where(hidden, dq | np.uint16(DQ.NO_DATA), dq)
+    data[:, 3, ::7], variance[0, 4, ::5] = np.nan, np.inf
+    nlow, nhigh = ends
+    if nlow + nhigh >= n:
+        pytest.skip("nothing would be left")
+    options = {"method": method, "zero": np.linspace(-99, -101, n), "reject": "minmax"}
+    counts = {"nlow": nlow, "nhigh": nhigh}
+    rejected = np.zeros(data.shape, bool)
+    expected = combine(data, variance, dq, **options, **counts, rejected=rejected)
+    found = [combine(data, variance, dq, **options, **counts)]
+    if not any(ends):
+        found.append(combine(data, variance, dq, **options | {"reject": "none"}))
+    for planes in found:
+        for plane, right in zip(planes, expected, strict=True):
+            np.testing.assert_array_equal(plane.view("u1"), right.view("u1"))
