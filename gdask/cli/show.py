@@ -16,7 +16,8 @@ DESCRIPTION = """\
 Make a picture of a raw file, a calibration or a product: FILE.png beside the file, or on the screen
 where the terminal can show pictures (kitty, iTerm2, sixel). The four arrays of GSAOI lie as on the
 sky, North up and East left, with a scale bar and arrows; flats, darks and masks as the detector has
-them. Grey levels: the sky is dark, asinh brings out faint sources."""
+them. Grey levels: the sky is dark, asinh brings out faint sources; the arrays of a raw file, whose
+skies and biases differ, are moved to one level."""
 
 EXAMPLES = """\
   gdask show S20170505S0095.fits                       S20170505S0095.png

@@ -20,7 +20,14 @@ from gdask.model import GdaskError
 from gdask.plot import graphs, measures, raster
 from gdask.plot.charts import GRAPH_SIZE, figure
 from gdask.plot.layout import Layout, celestial, compose, compose_flags, directions, layout_of
-from gdask.plot.planes import Planes, frame_of, read_array, read_planes, step_for
+from gdask.plot.planes import (
+    Planes,
+    frame_of,
+    means_on_one_level,
+    read_array,
+    read_planes,
+    step_for,
+)
 from gdask.plot.show import CATALOG_COLOUR, pixels_of
 from gdask.plot.tables import read_each, read_tables
 from gdask.types import Frame
@@ -105,7 +112,8 @@ def arrays(
 
     on_sky: where each array's WCS puts it, on WCSAxes; raises GdaskError without a WCS. Else side
     by side in the order of the detector, in points of the picture. flags: DQ in colours over them.
-    pixels: points along the longer side at most. Values in the file's unit, asinh about the sky.
+    pixels: points along the longer side at most. Values in the file's unit, asinh about the sky;
+    arrays of a raw file are moved to one level, the median of theirs.
     """
     frame = frame_of(product)
     step = step_for(frame, pixels, 2 if frame.sizes["detector"] > 1 else 1)
@@ -113,7 +121,8 @@ def arrays(
     layout = layout_of(frame, [plane.mean.shape for plane in planes], step, on_sky=on_sky)
     system = layout.wcs or (_thinned(celestial(frame), step) if len(planes) == 1 else None)
     axes = axes if axes is not None else _new_axes(system)
-    values = compose([plane.mean for plane in planes], layout)
+    means = means_on_one_level(planes, kind_of(primary_header(frame)))
+    values = compose(means, layout)
     norm = _norm(raster.limits_of(values, linear=_is_linear(frame)))
     axes.imshow(values, origin="lower", cmap="gray", norm=norm, interpolation="nearest")
     axes.set_facecolor("#263447")

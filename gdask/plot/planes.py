@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,6 +104,29 @@ def read_array(frame: Frame, number: int, step: int) -> Planes:
     if "objects" in readers:
         empty &= ~_sampled_rows(readers["objects"], number, ny, step)
     return Planes(step, (ny, nx), mean, flags, data, variance, empty, counts)
+
+
+def means_on_one_level(planes: Sequence[Planes], kind: str) -> list[Image]:
+    """Give the means of blocks of the arrays of a file, as one grey scale can show them.
+
+    Arrays of a raw file (`kind` '', as by `kind_of`) differ in sky and bias by many times their
+    noise, so that some would be all black or white: each is moved so that its median is that of the
+    medians of all. Products keep their values, and so does a file of one array.
+    """
+    means = [plane.mean for plane in planes]
+    if kind or len(means) < 2:
+        return means
+    levels = [
+        float(np.median(found)) if len(found := mean[np.isfinite(mean)]) else math.nan
+        for mean in means
+    ]
+    if not np.isfinite(levels).any():
+        return means
+    common = float(np.nanmedian(levels))
+    return [
+        mean + np.float32(common - level) if math.isfinite(level) else mean
+        for mean, level in zip(means, levels, strict=True)
+    ]
 
 
 def _reader(frame: Frame, name: str) -> Reader:

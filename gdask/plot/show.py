@@ -18,7 +18,7 @@ from gdask.io.whole import write_whole
 from gdask.model import GdaskError
 from gdask.plot import raster
 from gdask.plot.layout import Layout, celestial, compose, layout_of
-from gdask.plot.planes import Planes, frame_of, read_planes, step_for
+from gdask.plot.planes import Planes, frame_of, means_on_one_level, read_planes, step_for
 from gdask.plot.tables import read_each
 from gdask.plot.views import flags_view, mask_view
 from gdask.types import Frame
@@ -106,7 +106,7 @@ def _tags(frame: Frame) -> set[str]:
 
 def grey_limits(view: View) -> raster.Limits:
     """Choose the grey scale of a picture."""
-    values = [plane.mean.ravel() for plane in view.planes]
+    values = [mean.ravel() for mean in means_on_one_level(view.planes, view.kind)]
     return raster.limits_of(np.concatenate(values), linear=view.kind in ("flat", "dark"))
 
 
@@ -115,7 +115,7 @@ def drawn(view: View, look: Look, limits: raster.Limits) -> pil.Image:
     if view.kind == "bpm":
         picture = mask_view(view.planes, view.layout)
     else:
-        values = compose([plane.mean for plane in view.planes], view.layout)
+        values = compose(means_on_one_level(view.planes, view.kind), view.layout)
         picture = raster.grey_picture(raster.grey_levels(values, limits))
         if look.dq:
             picture = _with_overlay(picture, flags_view(view.planes, view.layout))

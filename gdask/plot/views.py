@@ -12,7 +12,7 @@ from gdask.io.frames import array_headers
 from gdask.plot import measures, raster
 from gdask.plot.layout import Layout, compose, compose_flags
 from gdask.plot.material import Made, Material, Missing, Picture
-from gdask.plot.planes import Planes, frame_of, read_planes
+from gdask.plot.planes import Planes, frame_of, means_on_one_level, read_planes
 
 #: Bytes that a preview may take; a larger one has half of the grey levels.
 PREVIEW_BYTES = 1_400_000
@@ -22,7 +22,7 @@ def preview(material: Material) -> list[Made]:
     """Make the view of the pixels; of a mask, of its bits."""
     if material.kind == "bpm":
         return _mask_preview(material)
-    picture = compose([plane.mean for plane in material.planes], material.layout)
+    picture = compose(means_on_one_level(material.planes, material.kind), material.layout)
     limits = raster.limits_of(picture, linear=material.kind in ("flat", "dark"))
     levels, coarse, content = raster.grey_levels(picture, limits), 1, b""
     while not content or (len(content) > PREVIEW_BYTES and coarse < 16):
@@ -37,12 +37,18 @@ def preview(material: Material) -> list[Made]:
     scale = "asinh" if math.isfinite(limits.soft) else "linear"
     alt = (
         f"{_what(material)} of {_size_text(material)}, in grey levels ({scale}) "
-        f"from {limits.low:.4g} to {limits.high:.4g}{unit}; "
+        f"from {limits.low:.4g} to {limits.high:.4g}{unit}"
+        + (", each array moved to one level" if _is_moved(material) else "")
+        + "; "
         + (f"{100 * share:.0f} % of the picture has data" if known.any() else "no pixel has data")
         + ("" if material.kind in ("flat", "dark") else _direction_text(material.layout))
         + "."
     )
     return [_made("preview", "Preview", alt, shown, content)]
+
+
+def _is_moved(material: Material) -> bool:
+    return not material.kind and len(material.planes) > 1
 
 
 _NAMES = {"image": "Image", "frame": "Frame", "flat": "Flat", "dark": "Dark", "bpm": "Mask"}

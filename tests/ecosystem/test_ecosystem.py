@@ -1,7 +1,7 @@
 """Products in the hands of other programs, and files of others in ours: docs/ecosystem.md, by rows.
 
-Packages are in the extra `test`; SExtractor and SWarp are Debian's, and their tests are skipped
-where they are absent.
+Packages are in the extra `test`; SExtractor, SWarp and STILTS are Debian's, and their tests are
+skipped where they are absent.
 """
 
 from __future__ import annotations
@@ -183,6 +183,30 @@ def test_a_catalogue_goes_through_votable(product: Path, tmp_path: Path) -> None
     header = fits.getheader(product, "OBJCAT")
     ucds = {header[f"TTYPE{n}"]: header.get(f"TUCD{n}") for n in range(1, header["TFIELDS"] + 1)}
     assert (ucds["X_WORLD"], ucds["MAG_AUTO"]) == ("pos.eq.ra", "phot.mag")
+
+
+@each("image", "stack")
+def test_stilts_reads_the_catalogue_and_its_ucds(product: Path, tmp_path: Path) -> None:
+    """STILTS is TOPCAT's own reader without a window: from FITS, and from astropy's VOTable."""
+    program = astromatic("stilts")
+    table = Table.read(product, "OBJCAT")
+    votable, columns = tmp_path / "objcat.vot", "NUMBER X_WORLD Y_WORLD MAG_AUTO FLAGS"
+    table.write(votable, format="votable")
+    for source in (f"{product}#OBJCAT", str(votable)):
+        out = tmp_path / "read.csv"
+        line = [program, "tpipe", f"in={source}", f"cmd=keepcols '{columns}'", f"out={out}"]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        read = Table.read(out, format="csv")
+        assert read.colnames == columns.split() and len(read) == len(table) > 5
+        for name in read.colnames:
+            theirs, ours = (
+                np.ma.filled(np.ma.asarray(one[name], float), np.nan) for one in (read, table)
+            )
+            assert np.allclose(theirs, ours, rtol=1e-7, atol=0, equal_nan=True), name
+    line = [program, "tpipe", f"in={product}#OBJCAT", "cmd=meta Name Units UCD", "ofmt=csv"]
+    said = subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert "X_WORLD,deg,pos.eq.ra" in said and "MAG_AUTO,mag,phot.mag" in said
 
 
 # astrodata -------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ import gdask
 from gdask.model import DQ, GdaskError
 from gdask.plot import raster
 from gdask.plot.layout import celestial, compose, compose_flags, directions, layout_of
-from gdask.plot.planes import frame_of, read_planes
-from gdask.plot.show import Look, draw
+from gdask.plot.planes import frame_of, means_on_one_level, read_planes
+from gdask.plot.show import Look, draw, grey_limits, view_of
 
 ARROW = raster.MARK_COLOUR
 
@@ -233,3 +233,23 @@ def test_pictures_have_the_same_bytes_and_no_text(tmp_path: Path) -> None:
     (tmp_path / "p.png").write_bytes(first)
     with Image.open(tmp_path / "p.png") as picture:
         assert picture.size == (70, 90) and not getattr(picture, "text", {})
+
+
+def test_arrays_of_a_raw_file_are_seen_whatever_their_levels(tmp_path: Path) -> None:
+    """Their biases differ by many times the noise; in one grey scale some would be black."""
+    noise = np.random.default_rng(1).normal(0, 5, (4, 40, 60))
+    levels = np.array([400.0, 900.0, 1500.0, 6000.0])
+    data = noise + levels[:, None, None]
+    data[3] = np.nan  # an array without data moves nothing
+    path = write_product(tmp_path / "raw.fits", data, kind="RAWFILE")
+    frame = frame_of(path)
+    read = read_planes(frame, 1)
+    moved = means_on_one_level(read, "")
+    assert [np.median(one) for one in moved[:3]] == pytest.approx([900] * 3, abs=1)
+    assert np.isnan(moved[3]).all()
+    kept = means_on_one_level(read, "frame")
+    assert all(one is plane.mean for one, plane in zip(kept, read, strict=True))
+    view = view_of(path, Look(as_read=True))
+    shown = raster.grey_levels(np.array(means_on_one_level(view.planes, "")), grey_limits(view))
+    for level in shown[:3]:
+        assert 2 < np.median(level) < 40 and len(np.unique(level)) > 10
