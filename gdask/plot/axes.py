@@ -19,7 +19,14 @@ from gdask.io.frames import array_headers, primary_header
 from gdask.model import GdaskError
 from gdask.plot import graphs, measures, raster
 from gdask.plot.charts import GRAPH_SIZE, figure
-from gdask.plot.layout import Layout, celestial, compose, compose_flags, directions, layout_of
+from gdask.plot.layout import (
+    Layout,
+    celestial,
+    compose,
+    compose_flags,
+    directions,
+    fitting_layout,
+)
 from gdask.plot.planes import (
     Planes,
     frame_of,
@@ -116,9 +123,8 @@ def arrays(
     arrays of a raw file are moved to one level, the median of theirs.
     """
     frame = frame_of(product)
-    step = step_for(frame, pixels, 2 if frame.sizes["detector"] > 1 else 1)
+    step, layout = fitting_layout(frame, pixels, on_sky=on_sky)
     planes = read_planes(frame, step)
-    layout = layout_of(frame, [plane.mean.shape for plane in planes], step, on_sky=on_sky)
     system = layout.wcs or (_thinned(celestial(frame), step) if len(planes) == 1 else None)
     axes = axes if axes is not None else _new_axes(system)
     means = means_on_one_level(planes, kind_of(primary_header(frame)))

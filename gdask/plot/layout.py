@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from gdask.io.describe import descriptor, wcs
 from gdask.model import GdaskError
+from gdask.plot.planes import step_for
 from gdask.types import Arcsec, Flags, Frame, Image
 
 #: Share of an array's side between arrays that are shown as they were read.
@@ -89,6 +90,24 @@ def layout_of(
             )
         return _sky_layout(systems, shapes, (frame.sizes["y"], frame.sizes["x"]), step)
     return _read_layout(frame, shapes, step, systems)
+
+
+def fitting_layout(frame: Frame, pixels: int, *, on_sky: bool) -> tuple[int, Layout]:
+    """Give the step and the layout of a Frame's picture, at most `pixels` along its longer side.
+
+    Regions of interest lie far apart on the sky, and arrays as read have gaps: the picture can be
+    larger than its arrays are. Errors are those of `layout_of`.
+    """
+    ny, nx = int(frame.sizes["y"]), int(frame.sizes["x"])
+    count = int(frame.sizes["detector"])
+    step = step_for(frame, pixels, 2 if count > 1 else 1)
+    while True:
+        shapes = [(-(-ny // step), -(-nx // step))] * count
+        layout = layout_of(frame, shapes, step, on_sky=on_sky)
+        longest = max(layout.shape)
+        if longest <= pixels or step >= max(ny, nx):
+            return step, layout
+        step = max(step + 1, step * longest // pixels)
 
 
 def celestial(frame: Frame) -> list[Any]:

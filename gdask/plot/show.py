@@ -17,8 +17,8 @@ from gdask.io.frames import primary_header
 from gdask.io.whole import write_whole
 from gdask.model import GdaskError
 from gdask.plot import raster
-from gdask.plot.layout import Layout, celestial, compose, layout_of
-from gdask.plot.planes import Planes, frame_of, means_on_one_level, read_planes, step_for
+from gdask.plot.layout import Layout, celestial, compose, fitting_layout
+from gdask.plot.planes import Planes, frame_of, means_on_one_level, read_planes
 from gdask.plot.tables import read_each
 from gdask.plot.views import flags_view, mask_view
 from gdask.types import Frame
@@ -89,12 +89,9 @@ def view_of(product: Frame | str | os.PathLike[str], look: Look) -> View:
     if look.catalog and not has_sky:
         raise GdaskError(f"{name}: no WCS of the sky, which places of a catalogue need")
     kind = kind_of(primary_header(frame)) if "data" in frame.variables else "bpm"
-    across = 2 if frame.sizes["detector"] > 1 else 1
-    step = step_for(frame, look.pixels, across)
-    planes = read_planes(frame, step)
     on_sky = has_sky and not look.as_read and kind not in ("flat", "dark", "bpm")
-    layout = layout_of(frame, [plane.mean.shape for plane in planes], step, on_sky=on_sky)
-    return View(frame, kind, planes, layout)
+    step, layout = fitting_layout(frame, look.pixels, on_sky=on_sky)
+    return View(frame, kind, read_planes(frame, step), layout)
 
 
 def _tags(frame: Frame) -> set[str]:

@@ -218,6 +218,21 @@ def test_gsaoi_as_read_and_as_on_the_sky(night: object) -> None:
         assert abs(y - (place.y + place.shape[0] / 2)) < 1.5
 
 
+@pytest.mark.parametrize("as_read", [False, True])
+@pytest.mark.parametrize("pixels", [16, 50, 150])
+def test_a_picture_has_the_size_asked_for(tmp_path: Path, pixels: int, as_read: bool) -> None:
+    """Regions of interest of four arrays, 300 pixels apart on the sky; as read there are gaps."""
+    shape, scale, headers = (40, 50), 0.02, []
+    for dx, dy in ((150, -150), (-150, -150), (-150, 150), (150, 150)):
+        header = sky_header(shape, scale=scale)
+        header["CRVAL1"] = 150 - dx * scale / 3600 / math.cos(math.radians(35))
+        header["CRVAL2"] = -35 + dy * scale / 3600
+        headers.append(header)
+    path = write_product(tmp_path / "p.fits", np.ones((4, *shape)), kind="FWHMSTAR")
+    _set_headers(path, headers)
+    assert pixels / 2 < max(draw(path, Look(pixels, as_read)).size) <= pixels
+
+
 def test_an_array_without_sky_is_refused_on_the_sky(tmp_path: Path) -> None:
     path = write_product(tmp_path / "p.fits", np.zeros((2, 8, 8)))
     frame = frame_of(path)

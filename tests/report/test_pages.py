@@ -107,6 +107,17 @@ def test_a_number_stands_with_limits_sentence_and_source(pages: dict[str, str]) 
     assert "0.7 to 1.5" in index and "NOISERAT, primary header" in index
 
 
+def test_sentences_of_a_question_are_apart() -> None:
+    report, way = synthetic(40), folder_way()
+    stack = next(one for one in report["products"] if one["of"] == "image")
+    stack["questions"][0]["sentences"] = ["it is noisy", "it is uneven"]
+    picture = {"key": "noise", "file": "noise.png", "title": "Noise", "alt": "", "overlay_of": ""}
+    pictures = {stack["path"]: [picture | {"width": 2, "height": 2}]}
+    page = next(one for one in page_list(report) if one.path == stack["page"])
+    text = " ".join(render(page, report, pictures, way).split())
+    assert ' It is noisy. It is uneven. Look at <a href="#' in text
+
+
 def test_green_is_only_where_something_was_checked() -> None:
     report = synthetic(40)
     frame = next(one for one in report["products"] if one["of"] == "frame")
