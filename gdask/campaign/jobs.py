@@ -27,7 +27,7 @@ from gdask.campaign.job import Job, corrected_cards, lacking
 from gdask.campaign.processes import ENDS_WITH_PARENT, STOPPED, ended_by_all
 from gdask.campaign.quicklook import name_of, with_right_names
 from gdask.campaign.scan import known_sum
-from gdask.campaign.settings import Flag
+from gdask.campaign.settings import GATES, Flag
 from gdask.campaign.showing import DRAW_FRAMES, draw_pictures, move_pictures, picture_folder
 from gdask.campaign.sums import SharedSums
 from gdask.campaign.tables import toml_lines
@@ -147,12 +147,16 @@ def _blocked_by(job: Job, before: Mapping[str, dict[str, Any]], table: Table) ->
 
 
 class Sources(NamedTuple):
-    """Files that a job is given: inputs, calibrations by type, corrected headers by path."""
+    """Files that a job is given: inputs, calibrations by type, corrected headers by path.
+
+    gates: the text of the campaign's own gates.toml, '' where it has none.
+    """
 
     inputs: tuple[str, ...]
     calibrations: dict[str, str]
     headers: dict[str, tuple[str, ...]]
     missing: tuple[str, ...]
+    gates: str = ""
 
 
 def what_goes_in(
@@ -178,7 +182,9 @@ def what_goes_in(
     missing += tuple(f"{os.path.basename(path)} gate {why}" for path, why in unfit.items())
     corrected = {files[key].path: cards for key, cards in headers.items()}
     parts = records.parts_of(job, sums, digests, frames, headers)
-    return parts, Sources(tuple(paths), calibrations, corrected, missing)
+    own = Path(place.out) / GATES
+    gates = read_text(own) if own.exists() else ""
+    return parts, Sources(tuple(paths), calibrations, corrected, missing, gates)
 
 
 def _is_out(product: str, names: tuple[str, ...]) -> bool:
@@ -208,6 +214,8 @@ def command_line(job: Job, sources: Sources, cluster: str, memory: str | None) -
     line = [sys.executable, "-c", code, "@inputs.list", "-r", job.recipe]
     if job.parameters:
         line += ["-c", "parameters.toml"]
+    if sources.gates:
+        line += ["--gates", GATES]
     given = dict(sources.calibrations)
     if job.instrument == "F2" and (mask := given.pop("processed_bpm", "")):
         line += ["-p", f"addDQ:user_bpm={mask}"]  # its rules want one that was made before
@@ -293,6 +301,8 @@ def write_inputs(job: Job, work: Path, sources: Sources) -> None:
     if job.parameters:
         lines = toml_lines({key: value for key, value in job.parameters})
         write_whole(work / "parameters.toml", "\n".join([*lines, ""]))
+    if sources.gates:
+        write_whole(work / GATES, sources.gates)
 
 
 def _corrected(path: str, cards: tuple[str, ...], work: Path) -> str:

@@ -46,6 +46,8 @@ def known_places(out: str | os.PathLike[str], name: str = PLACES) -> list[str]:
 def content_digest(path: str | os.PathLike[str]) -> str:
     """Give a digest of what a product holds: headers and checksums of data, not when it was made.
 
+    Nor what the gates of that time said of it.
+
     Two products with the same digest have the same pixels, catalogues and headers. Only headers are
     read; where a unit has no DATASUM, its bytes count.
     """
@@ -57,7 +59,7 @@ def content_digest(path: str | os.PathLike[str]) -> str:
             cards = [
                 text
                 for keyword, text in unit.header.texts
-                if keyword not in TIME_KEYWORDS and keyword not in ("FILENAME", "ORIGNAME")
+                if keyword not in TIME_KEYWORDS and keyword not in ("FILENAME", "ORIGNAME", "GATES")
             ]
             found.update("\n".join([*cards, ""]).encode())
             datasum = unit.header.get("DATASUM")

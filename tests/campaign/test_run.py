@@ -90,6 +90,24 @@ def test_nothing_is_made_of_a_flat_that_is_not_fit_for_use(copy: Path, night: Ni
     assert run_campaign(options(night.folder / "raw", copy), quiet).failed == []
 
 
+def test_the_header_of_a_product_has_the_verdict_of_the_campaigns_own_gates(
+    done: tuple[Path, Outcome], night: Night, tmp_path: Path
+) -> None:
+    """Other limits alone make nothing again, nor does their verdict make a calibration another."""
+    first, out = done[0], tmp_path / "out"
+    out.mkdir()
+    (out / "gates.toml").write_text("[mean_counts]\nwarning_below = 1e9\n")
+    run_campaign(options(night.folder / "raw", out, only=None, until="calibrations"), quiet)
+    campaign, _ = survey(options(night.folder / "raw", out), quiet)
+    flat = next(job for job in campaign.jobs if job.id == FLAT)
+    kept, now = (records.read_record(folder, flat) for folder in (first, out))
+    product = now["products"][0]["path"]
+    assert "mean_counts (warning)" in fits.getheader(out / product)["GATES"]
+    assert fits.getheader(first / product)["GATES"] == "passed"
+    assert kept["products"][0]["content"] == now["products"][0]["content"]
+    assert "--gates gates.toml" in now["command"]
+
+
 def test_every_product_has_its_pictures_when_its_job_has_ended(done: tuple[Path, Outcome]) -> None:
     products = [one["path"] for job in records.all_records(done[0]) for one in job["products"]]
     assert {Path(path).stem.rpartition("_")[2] for path in products} == {
