@@ -115,7 +115,9 @@ def read_settings(out: str | os.PathLike[str]) -> Settings:
     try:
         tables, text = read_toml(path), read_text(path)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
+        raise UsageError(
+            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
 
     def wrong(key: str, what: str) -> UsageError:
         return UsageError(f"{path}, line {_line_of(text, key)}: {key}: {what}")

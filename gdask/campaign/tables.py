@@ -64,7 +64,9 @@ def read_table(path: str | os.PathLike[str]) -> list[dict[str, str]]:
     try:
         text = read_text(path)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
+        raise UsageError(
+            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     rows = list(csv.reader(lines, delimiter=" "))
     if rows and any(len(row) != len(rows[0]) for row in rows):

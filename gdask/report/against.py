@@ -51,7 +51,9 @@ def read_report(old: str | os.PathLike[str]) -> Facts | None:
         try:
             found = read_json(file)
         except (OSError, ValueError) as error:
-            raise UsageError(f"--against {file}: cannot be read: {error}") from None
+            raise UsageError(
+                f"--against {file}: cannot be read: {getattr(error, 'strerror', None) or error}"
+            ) from None
         if not isinstance(found, dict) or not found.get("schema") or "products" not in found:
             raise UsageError(f"--against {file}: not the report.json of a report")
         return found
