@@ -41,7 +41,7 @@ from gdask.types import Frame
 #: Limits of the rows that a task makes at a time: in a graph, and in strips inside a task.
 BAND_ROWS = ("gdask.steps.sky_subtraction.BAND_ROWS", "gdask.steps.stack.BAND_ROWS")
 STRIP_ROWS = (
-    "gdask.io.sources.STRIP_ROWS",
+    "gdask.io.chained.STRIP_ROWS",
     "gdask.steps.sky_subtraction._MOST_ROWS",
     "gdask.steps.sky_subtraction._FEWEST_ROWS",
 )

@@ -417,7 +417,7 @@ def test_the_tutorial_as_it_is_written(tmp_path: Path) -> None:
         (Path(__file__).parents[2] / "docs" / "f2.md")
         .read_text()
         .split("## The tutorial")[1]
-        .split("**Dark.**")[0]
+        .split("**What the last line")[0]
     )
     lines = [line[4:] for line in text.splitlines() if line.startswith("    ")]
     assert len(lines) == 11 and sum(line.startswith("reduce ") for line in lines) == 5
