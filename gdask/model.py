@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from datetime import date, datetime, timedelta
 from enum import IntFlag
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -178,7 +178,7 @@ def why_no_file(path: str | os.PathLike[str]) -> str:
 #: Most bytes of a text file, and of one that a person writes; more is a mistake (a plan
 #: of 10^5 frames has a tenth of it).
 MAX_TEXT_BYTES, MAX_TOML_BYTES = 1 << 30, 16 << 20
-NESTED = "brackets are nested too deeply"
+NESTED, _PIECE_BYTES = "brackets are nested too deeply", 1 << 20
 
 
 def read_text(
@@ -193,10 +193,20 @@ def read_text(
     if problem.startswith("not a regular file"):
         raise OSError(errno.EINVAL, problem, os.fspath(path))
     with open(path, "rb") as stream:
-        content = stream.read(most + 1)
+        content = read_at_most(stream, most + 1)
     if len(content) > most:
         raise ValueError(f"more than {most >> 20} MiB")
     return content.decode("utf-8", errors)
+
+
+def read_at_most(stream: BinaryIO, most: int) -> bytes:
+    """Read a stream to its end, or `most` bytes. Python would take memory for `most` bytes first."""
+    parts: list[bytes] = []
+    left = most
+    while left and (part := stream.read(min(left, _PIECE_BYTES))):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -1,7 +1,9 @@
-"""The settings of a run: one object, changed for the length of a `with` block."""
+"""The settings of a run: one object, changed for the length of a `with` block; text files."""
 
 from __future__ import annotations
 
+import json
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import dask
 import pytest
 from gdask.cluster import connect
 
-from gdask.model import Settings, settings, use_settings
+from gdask.model import Settings, read_json, settings, use_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,3 +47,14 @@ def test_the_configuration_of_dask_has_no_keys_of_gdask() -> None:
     assert [path for path in sources() if any(key in path.read_text() for key in quoted)] == []
     with connect("threads"):
         assert "gdask" not in dask.config.config
+
+
+def test_a_text_file_takes_the_memory_of_its_bytes(tmp_path: Path) -> None:
+    """Python's read(n) takes n bytes first, and the bound is a gigabyte."""
+    (tmp_path / "a.json").write_text(json.dumps(["x" * 3_000_000]))
+    tracemalloc.start()
+    try:
+        assert len(read_json(tmp_path / "a.json")[0]) == 3_000_000
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 
 from gdask.io.whole import whole_file
-from gdask.model import GdaskError, UsageError, clean, why_no_file
+from gdask.model import GdaskError, UsageError, clean, read_at_most, why_no_file
 
 #: Bounds of lists: bytes of one, names and lists in all, lists inside each other. They are far
 #: above what a reduction can use.
@@ -97,7 +97,7 @@ def _list_text(path: str) -> str:
     if problem.startswith("not a regular file"):
         raise ValueError(problem)
     with open(path, "rb") as stream:
-        content = stream.read(LIST_MAX_BYTES + 1)
+        content = read_at_most(stream, LIST_MAX_BYTES + 1)
     if len(content) > LIST_MAX_BYTES:
         raise ValueError(f"longer than {LIST_MAX_BYTES >> 20} MB")
     return content.decode("utf-8-sig")

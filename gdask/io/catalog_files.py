@@ -13,7 +13,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, NoReturn
 from xml.parsers import expat
 
-from gdask.model import GdaskError, clean, late
+from gdask.model import GdaskError, clean, late, read_at_most
 
 if TYPE_CHECKING:
     from astropy import table as astable
@@ -75,7 +75,7 @@ def _content(path: str, most: int) -> bytes:
                 raise GdaskError(f"{path}: not a regular file; a catalogue was expected")
             is_packed = raw.peek(2)[:2] == b"\x1f\x8b"
             with gzip.open(raw) if is_packed else raw as stream:
-                content = stream.read(most + 1)
+                content = read_at_most(stream, most + 1)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise GdaskError(f"{path}: cannot be read ({reason}); copy the file again") from error
