@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from datetime import date, datetime, timedelta
 from enum import IntFlag
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -199,8 +199,8 @@ def read_text(
     return content.decode("utf-8", errors)
 
 
-def read_at_most(stream: BinaryIO, most: int) -> bytes:
-    """Read a stream to its end, or `most` bytes. Python would take memory for `most` bytes first."""
+def read_at_most(stream: Any, most: int) -> bytes:
+    """Read a stream to its end, or `most` bytes; Python itself takes memory for `most` first."""
     parts: list[bytes] = []
     left = most
     while left and (part := stream.read(min(left, _PIECE_BYTES))):
