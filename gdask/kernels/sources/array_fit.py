@@ -13,7 +13,7 @@ import numpy as np
 
 from gdask.kernels.arithmetic import exponential
 from gdask.kernels.compiled import njit
-from gdask.kernels.sources.photometry import local_sky, mean_share_in_annulus
+from gdask.kernels.sources.photometry import local_sky
 from gdask.kernels.sources.psf import (
     FIRST_PROFILE_RADIUS_FWHM,
     MAX_FORM_STARS,
@@ -42,9 +42,8 @@ SUBTRACTION_LIMIT = 0.05
 MIN_FORM_SNR = 30
 #: ... and with neighbours' light below this share of their own peak.
 MAX_FORM_NEIGHBOUR_LIGHT = 0.05
-#: With fewer of them all forms are round, and the star image is made of the brightest, so often
-#: again, if it has this S/N, and of others with this share of its light.
-MIN_FORM_STARS, FEW_STARS_ROUNDS, LONE_SNR, LIKE_THE_BRIGHTEST = 5, 3, 300.0, 0.5
+#: With fewer of them, the first star image is kept.
+MIN_FORM_STARS = 5
 
 
 class StarFits(NamedTuple):
@@ -172,108 +171,41 @@ def fit_stars(
     """
     noise = _typical_noise(variance, bad)
     first = _fit_with_round_image(data, variance, bad, x, y, clean, fwhm, noise)
-    stars, usable = _form_stars(first, data, clean)
-    if len(stars) < MIN_FORM_STARS:
-        best = _best_of_few(first, stars)
-        for _ in range(FEW_STARS_ROUNDS if len(best) else 1):
-            if len(best):
-                weights = _image_without_neighbours(first, best, fwhm, isolated=False, alone=True)
-                first = first._replace(weights=weights)
-            first = _refitted(first, data, variance, x, y, fwhm, noise)
-        return first._replace(image_stars=stars)
-    forms, params = _forms_over_array(first, variance, stars, fwhm), first.params
-    radius = FIRST_PROFILE_RADIUS_FWHM * fwhm
-    best, isolated = isolated_stars(params[:, 0], params[:, 1], params[:, 2], usable, radius)
-    fits = first._replace(forms=forms)
-    weights = _image_without_neighbours(fits, best, fwhm, isolated=isolated, alone=False)
-    fits = _refitted(fits._replace(weights=weights), data, variance, x, y, fwhm, noise)
-    return fits._replace(image_stars=stars)
-
-
-def _form_stars(fits: StarFits, data: Image, clean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bright stars that neighbours do not spoil: indices, from bright to faint, and a mask."""
-    params, errors = fits.params, fits.errors
-    contamination = neighbour_light(
-        data, fits.residual, params, fits.forms, fits.profile, fits.profile_step
-    )
-    usable = clean & ~fits.failed & (params[:, 2] > MIN_FORM_SNR * errors[:, 2])
+    params, errors, residual = first.params, first.errors, first.residual
+    profile, profile_step = first.profile, first.profile_step
+    contamination = neighbour_light(data, residual, params, first.forms, profile, profile_step)
+    usable = clean & ~first.failed & (params[:, 2] > MIN_FORM_SNR * errors[:, 2])
     usable &= contamination < MAX_FORM_NEIGHBOUR_LIGHT
     order = np.argsort(-params[:, 2], kind="stable")
-    return order[usable[order]][:MAX_FORM_STARS], usable
-
-
-def _best_of_few(fits: StarFits, stars: np.ndarray) -> np.ndarray:
-    """The stars (indices) that tell the image where they are few: the brightest that is fitted.
-
-    It does so though bad pixels are near it; others with a good share of its light help. None where
-    no star is brighter than any cosmic ray: the first image is then that of all.
-    """
-    (x, y, flux), (ny, nx) = fits.params[:, :3].T, fits.residual.shape
-    inside = (x > 0) & (y > 0) & (x < nx - 1) & (y < ny - 1)
-    bright = flux > LONE_SNR * fits.errors[:, 2]
-    flux = np.where(~fits.failed & inside & bright, flux, 0.0)
-    brightest = int(np.argmax(flux))
-    if not flux[brightest] > 0:
-        return stars[:0]
-    others = stars[(flux[stars] > LIKE_THE_BRIGHTEST * flux[brightest]) & (stars != brightest)]
-    return np.append(brightest, others)
-
-
-def _image_without_neighbours(
-    fits: StarFits, best: np.ndarray, fwhm: Pixels, *, isolated: bool, alone: bool
-) -> np.ndarray:
-    """Weights of the mean star image of some stars, on what the fits of all others leave.
-
-    alone: few stars. Their sky is then that of a ring, as it was for the first image: the fitted
-    one and the wings of an image that is made of one star would follow each other from round to
-    round.
-    """
-    stars = fits.params[best, :4]
-    if alone:
-        inner, outer = FIRST_SKY_INNER_FWHM * fwhm, FIRST_SKY_OUTER_FWHM * fwhm
-        image = fits.profile, fits.profile_step
-        for row, star in enumerate(best):
-            x, y, flux = fits.params[star, :3]
-            ring = local_sky(fits.residual, fits.residual, fits.bad, x, y, inner, outer)[0]
-            own = mean_share_in_annulus(fits.bad, x, y, fits.forms[star], *image, inner, outer)
-            stars[row, 3] = ring + flux * own if np.isfinite(ring) else stars[row, 3]
-    return mean_star_image(
-        fits.residual,
-        fits.bad,
-        stars,
-        fwhm,
-        subtracted_flux=fits.params[best, 2],
-        forms=fits.forms[best],
-        subtracted_profile=(fits.profile, fits.profile_step),
-        isolated=isolated,
-        alone=alone,
-    )
-
-
-def _refitted(
-    fits: StarFits,
-    data: Image,
-    variance: Image,
-    x: np.ndarray,
-    y: np.ndarray,
-    fwhm: Pixels,
-    noise: float,
-) -> StarFits:
-    """Fit all stars again with the weights and forms of `fits`, whose arrays are overwritten."""
-    params, errors, residual, flux = fits.params, fits.errors, fits.residual, fits.params[:, 2]
-    profile, profile_step = tabulate(fits.weights, fwhm)
-    radii = _subtraction_radii(flux, profile, profile_step, fwhm, noise)
+    stars = order[usable[order]][:MAX_FORM_STARS]
+    forms = _forms_over_array(first, variance, stars, fwhm)
+    weights = first.weights
+    if len(stars) >= MIN_FORM_STARS:
+        radius = FIRST_PROFILE_RADIUS_FWHM * fwhm
+        best, isolated = isolated_stars(params[:, 0], params[:, 1], params[:, 2], usable, radius)
+        weights = mean_star_image(
+            residual,
+            bad,
+            params[best, :4],
+            fwhm,
+            subtracted_flux=params[best, 2],
+            forms=forms[best],
+            subtracted_profile=(profile, profile_step),
+            isolated=isolated,
+        )
+    profile, profile_step = tabulate(weights, fwhm)
+    radii = _subtraction_radii(params[:, 2], profile, profile_step, fwhm, noise)
     np.copyto(residual, data)  # a new plane would cost fresh pages
     failed = fit_all_stars(
         residual,
         variance,
-        fits.bad,
-        np.argsort(-flux, kind="stable"),
+        bad,
+        order,
         x,
         y,
         params,
         errors,
-        fits.forms,
+        forms,
         profile,
         profile_step,
         fwhm,
@@ -281,7 +213,16 @@ def _refitted(
         FINAL_SWEEPS,
         True,
     )
-    return fits._replace(profile=profile, profile_step=profile_step, failed=failed, radii=radii)
+    return first._replace(
+        residual=residual,
+        weights=weights,
+        profile=profile,
+        profile_step=profile_step,
+        forms=forms,
+        image_stars=stars,
+        failed=failed,
+        radii=radii,
+    )
 
 
 def _fit_with_round_image(

@@ -14,14 +14,7 @@ import numpy as np
 from gdask.kernels.arrays import as_kernel_input
 from gdask.kernels.compiled import njit
 from gdask.kernels.sources import photometry as ph
-from gdask.kernels.sources.array_fit import (
-    LONE_SNR,
-    MIN_FORM_SNR,
-    MIN_FORM_STARS,
-    StarFits,
-    fit_stars,
-    neighbour_light,
-)
+from gdask.kernels.sources.array_fit import MIN_FORM_SNR, StarFits, fit_stars, neighbour_light
 from gdask.kernels.sources.flux_surface import flux_surface
 from gdask.kernels.sources.growth import curve_of_growth
 from gdask.kernels.sources.psf import fwhm_of_image
@@ -37,7 +30,7 @@ UNSCALED = 64
 
 POSITIONS = np.dtype(
     [(n, "f8") for n in ("x", "y", "ex", "ey", "flux", "eflux", "fwhm")]
-    + [("sky", "f4"), ("chi2", "f4"), ("flags", "i2"), ("eimage", "f4")]
+    + [("sky", "f4"), ("chi2", "f4"), ("flags", "i2")]
     + [(n, "f4", (len(ph.WIDE_RADII),)) for n in ("wide", "ewide", "share")]
 )
 
@@ -70,11 +63,6 @@ MIN_CHI2_STARS = 8
 #: Errors due to the star image's own error, of positions (FWHM) and of fluxes (fraction), that are
 #: assumed where there are too few stars to measure them.
 DEFAULT_POSITION_FLOOR_FWHM, DEFAULT_FLUX_FLOOR = 0.002, 0.002
-#: Error of the star image (fraction) up to which few stars' fluxes are tied to curves of growth.
-MAX_GROWTH_ERROR = 0.1
-#: With few stars an image narrower by this than their detection said is fitted again at its width.
-MUCH_NARROWER = 0.75
-_BAD, _FULL = int(DQ.BAD_PIXEL), int(DQ.SATURATED)
 #: Error (fraction) that all fluxes of an array have in common where fewer than so many stars tell
 #: the star image: what its wings are off by on one bright star in 256 pixels, in seeing. Nearer to
 #: an edge than so many FWHM, it grows with the third power.
@@ -88,9 +76,7 @@ def _flags_near(dq: np.ndarray, x: np.ndarray, y: np.ndarray, radius: float) -> 
     for k in range(x.size):
         for j in range(max(int(y[k] - radius), 0), min(int(y[k] + radius) + 2, dq.shape[0])):
             for i in range(max(int(x[k] - radius), 0), min(int(x[k] + radius) + 2, dq.shape[1])):
-                bits = dq[j, i]
-                # A bad pixel that reads full says nothing of the star beside it.
-                out[k] |= bits & ~_FULL if bits & _BAD else bits
+                out[k] |= dq[j, i]
     return out
 
 
@@ -116,7 +102,6 @@ def fit_positions_and_image(
     data, variance = as_kernel_input(data, np.float32), as_kernel_input(variance, np.float32)
     dq = as_kernel_input(dq, np.uint16)
     bad, _ = bad_pixels(data, variance, dq, int(UNUSABLE), int(DQ.SATURATED))
-    x0, y0 = x, y
     x, y = np.array(x, np.float64), np.array(y, np.float64)
     flags = _pixel_flags(dq, x, y, fwhm)
     fits = fit_stars(data, variance, bad, x, y, flags == 0, fwhm)
@@ -140,10 +125,6 @@ def fit_positions_and_image(
     out["ey"] = np.hypot(errors[:, 1] * widening, position_floor)
     out["eflux"], out["chi2"] = np.hypot(flux_error * widening, flux_floor * flux), chi2
     out["fwhm"] = fwhm_of_image(fits.weights, fwhm)
-    lone = len(fits.image_stars) < MIN_FORM_STARS and bool((flux > LONE_SNR * flux_error).any())
-    narrower = max(float(out["fwhm"][0]), 1.0)
-    if lone and narrower < MUCH_NARROWER * fwhm:
-        return fit_positions_and_image(data, variance, dq, x0, y0, fwhm=narrower)
     contamination = neighbour_light(data, fits.residual, params, forms, profile, profile_step)
     out["flags"] = (
         flags
@@ -228,29 +209,6 @@ def _scale_to_total(out: np.ndarray, fits: StarFits, variance: Image) -> None:
         out["flags"] |= UNSCALED
 
 
-def _scale_few(out: np.ndarray, fits: StarFits, variance: Image) -> None:
-    """Give the fluxes of few stars the unit of the brightest one's total light, in place.
-
-    The wings of an image that few stars tell are off by some per cent. How much its sectors
-    disagree is the error, which all have in common: eimage.
-    """
-    sound = (out["flags"] & (SATURATED | FAILED)) == 0
-    flux = np.where(sound, out["flux"], 0.0)
-    best = int(np.argmax(flux))
-    if not flux[best] > LONE_SNR * out["eflux"][best]:
-        return
-    only = np.arange(len(out)) == best
-    growth = curve_of_growth(fits, variance, out["flux"], out["eflux"], only, float(out["fwhm"][0]))
-    if growth.error <= MAX_GROWTH_ERROR:
-        out["flux"], out["eflux"] = out["flux"] * growth.factor, out["eflux"] * growth.factor
-        out["eimage"] = growth.error
-        _round(out)
-    else:
-        out["eimage"] = MAX_GROWTH_ERROR
-    if out["eimage"][best] > MAX_SCALE_ERROR:
-        out["flags"] |= UNSCALED
-
-
 def fit_positions(
     data: Image,
     variance: Image,
@@ -272,16 +230,12 @@ def fit_positions(
     (within 2.5 FWHM of the array's edge), FAILED (nothing fitted: the window's position, errors
     NaN), MISFIT (chi2 above 2: blended with an unseen star, or no star). Errors are from the
     variance, times sqrt(chi2) where that is above 1, with a floor from the star image's own error.
-    Fluxes of an array whose image fewer than 5 stars tell are tied to the brightest one's curve of
-    growth, with an error in common, eimage (fraction, 0 elsewhere; above 1 %: UNSCALED).
     wide, ewide: of the brightest of the array, light within photometry.WIDE_RADII less a ring of
     sky, neighbours and all, and its error (NaN elsewhere); share: what of a star's light that is.
     """
     if not len(x):
         return np.zeros(0, POSITIONS)
     out, fits = fit_positions_and_image(data, variance, dq, x, y, fwhm=fwhm)
-    if len(fits.image_stars) < MIN_FORM_STARS:
-        _scale_few(out, fits, as_kernel_input(variance, np.float32))
     out["wide"] = out["ewide"] = np.nan
     sound = (out["flags"] & (SATURATED | EDGE | BAD_NEAR | FAILED)) == 0
     snr = np.where(sound, out["flux"] / out["eflux"], 0.0)
@@ -315,11 +269,10 @@ def image_errors(stars: np.ndarray, chosen: np.ndarray, shape: tuple[int, ...]) 
 
     stars: of an array of this shape. It is 0 where enough of them tell the image.
     """
-    sound = ((stars["flags"] & ~UNSCALED) == 0) & (stars["flux"] > MIN_FORM_SNR * stars["eflux"])
+    sound = (stars["flags"] == 0) & (stars["flux"] > MIN_FORM_SNR * stars["eflux"])
     if np.count_nonzero(sound) >= FEW_IMAGE_STARS:
         return np.zeros(len(chosen))
     x, y = chosen["x"], chosen["y"]
     margin = np.minimum(np.minimum(x, shape[-1] - 1 - x), np.minimum(y, shape[-2] - 1 - y))
     near = IMAGE_MARGIN_FWHM * chosen["fwhm"] / np.maximum(margin, 1.0)
-    near = np.maximum(near * near * near, 1.0)
-    return np.where(chosen["eimage"] > 0, chosen["eimage"], IMAGE_ERROR * near)
+    return IMAGE_ERROR * np.maximum(near * near * near, 1.0)

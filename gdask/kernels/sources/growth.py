@@ -19,7 +19,6 @@ from gdask.kernels.arithmetic import nonnegative_least_squares
 from gdask.kernels.compiled import njit
 from gdask.kernels.sources.array_fit import StarFits
 from gdask.kernels.sources.photometry import error_beyond
-from gdask.kernels.sources.psf import OCTANTS, octant
 from gdask.kernels.sources.star_fit import star_light
 from gdask.types import Image, Pixels
 
@@ -28,7 +27,7 @@ from gdask.types import Image, Pixels
 CORE_RADIUS_FWHM = 2.5
 RING_EDGES_FWHM = 1.5 * np.cumprod([1.0, *[20 ** (1 / 21)] * 21])
 #: Sectors of the rings: of a lone star, they are left out in turn.
-SECTORS = OCTANTS
+SECTORS = 8
 #: Wings are sums of Moffat's functions with these powers and radii (FWHM).
 WING_POWERS, WING_RADII_FWHM = (
     (2.5, 3.0, 4.0),
@@ -278,7 +277,7 @@ def _sum_star(
                 share, _ = star_light(dx, dy, form, profile, profile_step)
                 light = star[2] * share
             value = residual[j, i] + light if good else light + star[3]
-            sector, place = octant(dx, dy), row + cell_of[i]
+            sector, place = _octant(dx, dy), row + cell_of[i]
             if inside:
                 cores[sector, 0] += value
                 cores[sector, 1] += 1.0
@@ -292,6 +291,15 @@ def _sum_star(
                 out[2] += variance[j, i]
                 out[3] += r2
                 counts[place, sector, ring] += 1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _octant(dx: float, dy: float) -> int:
+    """Number of the octant of a direction, from 0, counted from x to y."""
+    below = dy < 0
+    u, v = -dx if below else dx, abs(dy)
+    upper = 0 if u > v else (1 if u > 0 else (2 if v > -u else 3))
+    return upper + 4 if below else upper
 
 
 def _without_others(

@@ -89,7 +89,7 @@ def local_sky(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def mean_share_in_annulus(
+def _mean_share_in_annulus(
     bad: np.ndarray,
     x: float,
     y: float,
@@ -162,7 +162,7 @@ def star_fluxes(
         slope = _variance_slope(
             variance, bad, x, y, flux, form, profile, profile_step, radius, v_sky
         )
-        sky_share = mean_share_in_annulus(bad, x, y, form, profile, profile_step, inner, outer)
+        sky_share = _mean_share_in_annulus(bad, x, y, form, profile, profile_step, inner, outer)
         s = np.zeros((2, 6))  # sums over the whole star and over its core
         chi2, n, ws = 0.0, 0.0, 0.0
         for j in range(max(int(y - radius), 0), min(int(y + radius) + 2, ny)):

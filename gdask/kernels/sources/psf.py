@@ -29,8 +29,6 @@ EQUAL_WEIGHT_STARS = 8
 MAX_PROFILE_STARS = 60
 #: Weights that differ from half of all by a smaller share are half of it.
 HALF_TOLERANCE = 1e-9
-#: Sectors about a star.
-OCTANTS = 8
 #: Entries of the profile, in equal steps of r^2.
 PROFILE_ENTRIES = 4096
 #: (stars, terms): number of terms (1, linear, quadratic in x and y) of a form, for at least that
@@ -54,13 +52,12 @@ def _ring_means(
     profile_step: float,
     ring_width: float,
     rings: int,
-    sectors: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean of (value - sky) / flux per star and ring, and the mean q of each ring over all stars.
 
     Rings have equal widths in sqrt(q); the mean is NaN where a ring is empty. stars: x, y, flux,
     sky of each. subtracted_flux: the flux with which each was subtracted from data before, as a
-    round image. sectors: 8 for the median of the octants' means instead of the mean, 1 otherwise.
+    round image.
     """
     ny, nx = data.shape
     round_form = np.zeros(3)
@@ -72,7 +69,7 @@ def _ring_means(
         x, y, flux, sky = stars[k, 0], stars[k, 1], stars[k, 2], stars[k, 3]
         a, b, c = forms[k, 0], forms[k, 1], forms[k, 2]
         root = np.sqrt(a * c - b * b)
-        total, n = np.zeros((rings, sectors)), np.zeros((rings, sectors))
+        total, n = np.zeros(rings), np.zeros(rings)
         for j in range(max(int(y) - half, 0), min(int(y) + half + 2, ny)):
             for i in range(max(int(x) - half, 0), min(int(x) + half + 2, nx)):
                 dx, dy = i - x, j - y
@@ -80,26 +77,13 @@ def _ring_means(
                 ring = int(np.sqrt(q) / ring_width)
                 if ring < rings and not bad[j, i]:
                     share, _ = star_light(dx, dy, round_form, profile, profile_step)
-                    value = (data[j, i] + subtracted_flux[k] * share - sky) / (flux * root)
-                    sector = octant(dx, dy) if sectors > 1 else 0
-                    total[ring, sector] += value
-                    n[ring, sector] += 1.0
+                    total[ring] += (data[j, i] + subtracted_flux[k] * share - sky) / (flux * root)
+                    n[ring] += 1.0
                     q_sum[ring] += q
                     count[ring] += 1.0
         for ring in range(rings):
-            seen = n[ring] > 0
-            means = total[ring][seen] / n[ring][seen]
-            out[k, ring] = np.median(means) if means.size else np.nan
+            out[k, ring] = total[ring] / n[ring] if n[ring] > 0 else np.nan
     return out, q_sum / count
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def octant(dx: float, dy: float) -> int:
-    """Number of the octant of a direction, from 0, counted from x to y."""
-    below = dy < 0
-    u, v = -dx if below else dx, abs(dy)
-    upper = 0 if u > v else (1 if u > 0 else (2 if v > -u else 3))
-    return upper + 4 if below else upper
 
 
 def isolated_stars(
@@ -145,15 +129,13 @@ def mean_star_image(
     forms: np.ndarray | None = None,
     subtracted_profile: tuple[np.ndarray, float] | None = None,
     isolated: bool = False,
-    alone: bool = False,
 ) -> np.ndarray:
     """Describe stars by round Gaussians with sigma GAUSSIAN_SIGMAS_FWHM * fwhm.
 
     stars: (n, 4) x, y, flux, sky. Where stars were subtracted from data: subtracted_flux and
     subtracted_profile (from `tabulate`) are what was used, with round forms. isolated: the stars
     stand alone, and the image reaches to PROFILE_RADIUS_FWHM and not to FIRST_PROFILE_RADIUS_FWHM;
-    in a crowd, far wings are other stars' light. alone: too few stars to outvote what is beside one
-    of them: the octants about each star vote instead.
+    in a crowd, far wings are other stars' light.
     Returns the weights of the Gaussians, per pixel^2, the sum of their volumes being 1.
 
     The weighted median over stars of their ring means is fitted with non-negative weights, together
@@ -172,7 +154,6 @@ def mean_star_image(
         profile_step,
         ring_width,
         int(radius * fwhm / ring_width),
-        OCTANTS if alone else 1,
     )
     seen = np.isfinite(profiles).any(axis=0) & np.isfinite(r2)
     full_weight_flux = np.sort(stars[:, 2])[-min(len(stars), EQUAL_WEIGHT_STARS)]

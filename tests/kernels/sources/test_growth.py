@@ -12,7 +12,6 @@ from benchmarks.accuracy.matched_stack import radial_profile, stars_image
 from gdask.kernels.sources import growth
 from gdask.kernels.sources.centroids import (
     MAX_SCALE_ERROR,
-    SATURATED,
     UNSCALED,
     fit_photometry,
     fit_positions,
@@ -20,7 +19,6 @@ from gdask.kernels.sources.centroids import (
     image_errors,
 )
 from gdask.kernels.sources.detection import detect, measure_fwhm
-from gdask.model import DQ
 
 #: Star images by name: Moffat's functions (share, FWHM in arcsec, power), and pixels in arcsec.
 IMAGES = {
@@ -230,31 +228,3 @@ def test_fluxes_of_a_star_alone_are_off_as_their_errors_say() -> None:
         assert star["eflux"][0] < 0.003 * star["flux"][0]
     assert np.std(off) > 0.004
     assert 0.4 < np.sqrt(np.mean(np.square(pulls))) < 1.5, (off, pulls)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_a_star_alone_with_companions_is_measured_without_them(seed: int) -> None:
-    """A standard in 256 pixels, in seeing, with five stars of 3 to 10 % of its light beside it.
-
-    They were in its own star image: its flux was 1.2 to 1.3 of the truth, with an error of 0.8 %.
-    A bad pixel that reads full does not make the star saturated either.
-    """
-    rng, size, fwhm = np.random.default_rng(seed), 256, 0.52 / 0.02
-    image = [(1.0, 0.52, 3.0)]
-    angle, distance = rng.uniform(0, 2 * np.pi, 5), rng.uniform(1.9, 3.2, 5) * fwhm
-    x = np.append(rng.uniform(110, 145), np.zeros(5))
-    y = np.append(rng.uniform(110, 145), np.zeros(5))
-    x[1:], y[1:] = x[0] + distance * np.cos(angle), y[0] + distance * np.sin(angle)
-    flux = 1.6e7 * np.append(1.0, rng.uniform(0.03, 0.1, 5))
-    clean = stars_image((size, size), x, y, flux, radial_profile(image, 0.02), 1e-3)
-    variance = (clean + 900).astype("f4")
-    data = (clean + rng.normal(size=clean.shape) * np.sqrt(variance)).astype("f4")
-    dq = np.zeros(clean.shape, "u2")
-    dq[int(y[0]) + 5, int(x[0]) + 7] = int(DQ.BAD_PIXEL | DQ.SATURATED)
-    stars = fit_positions(data, variance, dq, x, y, fwhm=1.5 * fwhm)
-    error = image_errors(stars, stars[:1], clean.shape)[0]
-    off = float(stars["flux"][0]) / flux[0] - 1
-    assert abs(off) < 2.5 * error and abs(off) < 0.05 and error < 0.06, (off, error)
-    assert not stars["flags"][0] & SATURATED
-    assert bool(stars["flags"][0] & UNSCALED) == (error > 0.01)
-    assert abs(stars["fwhm"][0] / fwhm - 1) < 0.1
