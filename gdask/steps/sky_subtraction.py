@@ -45,7 +45,7 @@ _AHEAD_BYTES = 32e6
 #: at the moment, with all that lies in between.
 _FRAME_BYTES, _SKY_BYTES, _CALIBRATION_BYTES = PIXEL_BYTES + 3, PIXEL_BYTES + 5, 60
 #: Pixels of an array in whose rows they are counted, and bytes for each.
-_COUNTED_PIXELS, _COUNT_BYTES = 2**18, 6.0
+_COUNTED_PIXELS, _COUNT_BYTES = 2**18, 8.0
 
 
 class Wanted(NamedTuple):
