@@ -195,7 +195,7 @@ def read_text(
     with open(path, "rb") as stream:
         content = read_at_most(stream, most + 1)
     if len(content) > most:
-        raise ValueError(f"more than {most >> 20} MiB")
+        raise ValueError(f"longer than {most >> 20} MB")
     return content.decode("utf-8", errors)
 
 
@@ -219,12 +219,22 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a TOML file. Raises OSError or ValueError where it cannot be read or is none."""
+    return parse_toml(read_text(path, MAX_TOML_BYTES))
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Give the tables of a text. Raises ValueError where it is no TOML."""
     import tomllib
 
     try:
-        return tomllib.loads(read_text(path, MAX_TOML_BYTES))
+        return tomllib.loads(text)
     except RecursionError:
         raise ValueError(NESTED) from None
+
+
+def reason_of(error: BaseException) -> str:
+    """Say why a file could not be read, without its name, which the system's errors repeat."""
+    return str(getattr(error, "strerror", None) or error)
 
 
 @functools.cache

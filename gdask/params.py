@@ -16,7 +16,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union
 
-from gdask.model import UsageError, read_toml, why_no_file
+from gdask.model import UsageError, read_toml, reason_of, why_no_file
 
 Step = TypeVar("Step", bound=Callable[..., Any])
 
@@ -154,9 +154,7 @@ def read_config(path: str) -> dict[str, object]:
     try:
         content = read_toml(path)
     except (OSError, ValueError) as error:  # not TOML, or no text
-        raise UsageError(
-            f"-c {path}: cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        raise UsageError(f"-c {path}: cannot be read: {reason_of(error)}") from error
     found: dict[str, object] = {}
     for key, value in content.items():
         entries = (

@@ -252,7 +252,6 @@ def _iso(time: datetime | None) -> str | None:
 
 def write_corrected(path: str, cards: Iterable[str], copy: str | os.PathLike[str]) -> None:
     """Copy a raw file with corrected cards; the raw file itself is never touched."""
-
     with open_hdus(path, do_not_scale_image_data=True) as units:
         for keyword, value in map(parse_card, cards):
             numbers = [n for n, unit in enumerate(units) if keyword in unit.header] or [0]

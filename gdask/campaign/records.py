@@ -152,7 +152,6 @@ def write_record(out: str | os.PathLike[str], job: Job, record: Mapping[str, Any
     """Write the record of a job, whole or not at all."""
     whole = {"version": RECORD_VERSION, "job": job.id, **record}
     whole = json.loads(json.dumps(whole))  # as it will be read
-    whole.pop("sum", None)  # of a record that was read as a file
     text = json.dumps(whole | {"sum": _sum(whole)}, indent=1)
     write_whole(record_path(out, job), text + "\n")
 

@@ -27,7 +27,7 @@ from gdask.campaign.describe import (
 )
 from gdask.headers import each_unit, is_tiled, open_hdus, open_stream
 from gdask.io.checksum import sum_stream
-from gdask.model import GdaskError, UsageError, folders_below, read_text
+from gdask.model import GdaskError, UsageError, folders_below, read_text, reason_of
 
 log = logging.getLogger("gdask")
 
@@ -216,8 +216,9 @@ def _read_sums(path: str) -> dict[str, str]:
     try:
         text = read_text(path, errors="replace")
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        log.warning("%s: cannot be read (%s): no file beside it is compared with it", path, reason)
+        log.warning(
+            "%s: cannot be read (%s): no file beside it is compared with it", path, reason_of(error)
+        )
         return {}
     pairs = re.findall(r"^([0-9a-f]{32})[ \t]+\*?(?:\./)?([^/\n]+?)[ \t]*$", text, re.MULTILINE)
     return {name: md5 for md5, name in pairs}

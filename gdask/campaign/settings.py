@@ -34,7 +34,14 @@ from typing import Any, NamedTuple
 
 from gdask.io.catalog_files import form_of
 from gdask.io.whole import write_whole
-from gdask.model import GdaskError, UsageError, read_text, read_toml
+from gdask.model import (
+    MAX_TOML_BYTES,
+    GdaskError,
+    UsageError,
+    parse_toml,
+    read_text,
+    reason_of,
+)
 from gdask.params import closest, normalise
 from gdask.reduction.gates import layer_of, read_own
 
@@ -113,11 +120,10 @@ def read_settings(out: str | os.PathLike[str]) -> Settings:
     if not path.exists():
         return Settings(gates=gates)
     try:
-        tables, text = read_toml(path), read_text(path)
+        text = read_text(path, MAX_TOML_BYTES)
+        tables = parse_toml(text)
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from None
+        raise UsageError(f"{path}: cannot be read: {reason_of(error)}") from None
 
     def wrong(key: str, what: str) -> UsageError:
         return UsageError(f"{path}, line {_line_of(text, key)}: {key}: {what}")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gdask.io.whole import write_whole
-from gdask.model import UsageError, clean, read_text
+from gdask.model import UsageError, clean, read_text, reason_of
 
 #: Rows of a table, and its columns.
 Rows = tuple[Sequence[Mapping[str, Any]], Sequence[str]]
@@ -64,9 +64,7 @@ def read_table(path: str | os.PathLike[str]) -> list[dict[str, str]]:
     try:
         text = read_text(path)
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from None
+        raise UsageError(f"{path}: cannot be read: {reason_of(error)}") from None
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     rows = list(csv.reader(lines, delimiter=" "))
     if rows and any(len(row) != len(rows[0]) for row in rows):

@@ -11,7 +11,13 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 
 from gdask.io.whole import whole_file
-from gdask.model import GdaskError, UsageError, clean, read_at_most, why_no_file
+from gdask.model import (
+    GdaskError,
+    UsageError,
+    clean,
+    read_text,
+    reason_of,
+)
 
 #: Bounds of lists: bytes of one, names and lists in all, lists inside each other. They are far
 #: above what a reduction can use.
@@ -73,12 +79,10 @@ def _expand_list(name: str, lists: tuple[str, ...], found: list[str], opened: li
             "write one with all names"
         )
     try:
-        lines = _list_text(path).splitlines()
+        lines = read_text(path, LIST_MAX_BYTES).removeprefix("\ufeff").splitlines()
     except (OSError, ValueError) as error:
         unread = isinstance(error, UnicodeDecodeError)
-        reason = (error.strerror if isinstance(error, OSError) else "") or (
-            "not a text file" if unread else str(error)
-        )
+        reason = "not a text file" if unread else reason_of(error)
         raise UsageError(f"@{name}: the list cannot be read{_origin(lists)}: {reason}") from error
     for line in _names_in(lines):
         _expand_name(line, (*lists, path), found, opened)
@@ -86,21 +90,6 @@ def _expand_list(name: str, lists: tuple[str, ...], found: list[str], opened: li
 
 def _origin(lists: tuple[str, ...]) -> str:
     return f" (named in {lists[-1]})" if lists else ""
-
-
-def _list_text(path: str) -> str:
-    """Text of a list.
-
-    Raises ValueError where it is none: a device, binary, too long, a pipe that has a name.
-    """
-    problem = why_no_file(path)
-    if problem.startswith("not a regular file"):
-        raise ValueError(problem)
-    with open(path, "rb") as stream:
-        content = read_at_most(stream, LIST_MAX_BYTES + 1)
-    if len(content) > LIST_MAX_BYTES:
-        raise ValueError(f"longer than {LIST_MAX_BYTES >> 20} MB")
-    return content.decode("utf-8-sig")
 
 
 def _names_in(lines: Iterable[str]) -> list[str]:

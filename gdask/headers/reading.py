@@ -22,7 +22,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from gdask.headers.header import CARD_LENGTH, Header, Headers
-from gdask.model import GdaskError, late
+from gdask.model import GdaskError, late, reason_of
 
 if TYPE_CHECKING:
     from astropy.io import fits
@@ -187,7 +187,7 @@ def _reason(error: BaseException) -> str:
         return "is a folder, a FITS file was expected"
     if isinstance(error, EOFError):
         return "the compressed file is cut short; copy it again"
-    return f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    return f"cannot be read ({reason_of(error)})"
 
 
 def each_unit(stream: BinaryIO, name: str) -> Iterator[Unit]:

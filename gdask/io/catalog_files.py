@@ -13,7 +13,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, NoReturn
 from xml.parsers import expat
 
-from gdask.model import GdaskError, clean, late, read_at_most
+from gdask.model import GdaskError, clean, late, read_at_most, reason_of
 
 if TYPE_CHECKING:
     from astropy import table as astable
@@ -77,8 +77,9 @@ def _content(path: str, most: int) -> bytes:
             with gzip.open(raw) if is_packed else raw as stream:
                 content = read_at_most(stream, most + 1)
     except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise GdaskError(f"{path}: cannot be read ({reason}); copy the file again") from error
+        raise GdaskError(
+            f"{path}: cannot be read ({reason_of(error)}); copy the file again"
+        ) from error
     if len(content) > most:
         unpacked = " unpacked" if is_packed else ""
         raise GdaskError(

@@ -16,7 +16,7 @@ import numpy as np
 from gdask.caldb.database import md5_of
 from gdask.headers import Unit, each_unit, open_stream
 from gdask.io.tables import read_rows
-from gdask.model import GdaskError, folders_below, read_text, why_no_file
+from gdask.model import GdaskError, folders_below, read_text, reason_of, why_no_file
 from gdask.reduction.provenance import STAMPS, digest, versions
 
 #: Keywords whose values are times of the reduction, or follow from them.
@@ -204,8 +204,7 @@ def _recipe_name(account: Account, named: str | None) -> str:
     try:
         text = read_text(path, errors="replace")
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise GdaskError(f"--recipe {path}: cannot be read ({reason})") from error
+        raise GdaskError(f"--recipe {path}: cannot be read ({reason_of(error)})") from error
     if digest(text) != account.recipe.get("sha256"):
         raise GdaskError(
             f"--recipe {path}: not the file that the product was made with "

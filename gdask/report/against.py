@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gdask.model import UsageError, read_json
+from gdask.model import UsageError, read_json, reason_of
 from gdask.report.words import number
 
 Facts = dict[str, Any]
@@ -51,9 +51,7 @@ def read_report(old: str | os.PathLike[str]) -> Facts | None:
         try:
             found = read_json(file)
         except (OSError, ValueError) as error:
-            raise UsageError(
-                f"--against {file}: cannot be read: {getattr(error, 'strerror', None) or error}"
-            ) from None
+            raise UsageError(f"--against {file}: cannot be read: {reason_of(error)}") from None
         if not isinstance(found, dict) or not found.get("schema") or "products" not in found:
             raise UsageError(f"--against {file}: not the report.json of a report")
         return found

@@ -53,7 +53,7 @@ def test_a_bomb_is_named(tmp_path: Path) -> None:
     """Texts that take all memory, or all of Python's stack."""
     for text, message in (
         ("a = " + "[" * 20000, "brackets are nested too deeply"),
-        ("#" * (17 << 20), "more than 16 MiB"),
+        ("#" * (17 << 20), "longer than 16 MB"),
     ):
         (tmp_path / "campaign.toml").write_text(text)
         with pytest.raises(UsageError, match=f"campaign.toml: cannot be read: {message}"):

@@ -26,9 +26,8 @@ FRAMES, SIZE = (6, 30, 120), 256
 #: Bytes of a strip: six frames of this size take more, as thirty full ones take more than 32 MB.
 STRIP_BYTES = 4e6
 #: What Python and dask themselves take for a while, how much that varies, and tasks and headers of
-#: each frame, in bytes: 12.7 to 13.7 MB were measured for the first 120 frames of a process, 5.3
-#: for 6. (One array of each of 120 frames takes 80 MB with variance and DQ.)
-SLACK, VARIES, FRAME_BYTES = 24e6, 4e6, 5e4
+#: each frame, in bytes. (One array of each of 120 frames takes 80 MB with variance and DQ.)
+SLACK, VARIES, FRAME_BYTES = 24e6, 4e6, 3e4
 #: By recipe: kinds of raw files, in equal shares; the recipe's name.
 GSAOI = {
     "dark": (("dark_long",), "default"),

@@ -18,7 +18,7 @@ from synthetic import HOSTILE, synthetic
 
 from gdask.campaign.index import FILE_COLUMNS, read_plan, write_tables
 from gdask.campaign.job import Campaign, Job
-from gdask.campaign.records import record_path, write_record
+from gdask.campaign.records import read_whole, record_path, write_record
 from gdask.campaign.tables import write_table
 from gdask.cli import main
 from gdask.model import GdaskError, UsageError
@@ -389,7 +389,7 @@ def test_frames_do_not_count_for_one_file_but_their_pictures_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (job,) = made_of(tmp_path, jobs=1)
-    record = json.loads(record_path(tmp_path, job).read_text())
+    record = read_whole(record_path(tmp_path, job))
     (flat,) = record["products"]
     folder = tmp_path / job.folder
     for number in range(30):
@@ -457,7 +457,7 @@ def test_numbers_that_differ_in_no_digit_that_is_shown_have_not_changed(tmp_path
 def test_gates_that_fail_and_jobs_that_fail_need_a_decision(tmp_path: Path) -> None:
     made_of(tmp_path, lamp_scatter=0.5)
     record = tmp_path / "calibrations/20170502/flat-2.json"
-    failed = json.loads(record.read_text()) | {
+    failed = read_whole(record) | {
         "status": "failed", "cause": "error: /data/x.fits: no lamp", "products": [],
         "log": ["reading", "reduce: /data/x.fits: no lamp"],
     }  # fmt: skip

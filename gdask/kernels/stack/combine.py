@@ -34,8 +34,9 @@ from gdask.kernels.stack.rejection import (
 from gdask.model import GdaskError
 from gdask.types import Flags, Image, Mask
 
-#: Pixels that are worked on together. Their buffers stay in the processor's cache.
-BLOCK_PIXELS = 1024
+#: Pixels that are worked on together, and their values in all planes: at most so many, for their
+#: buffers (20 bytes a value) stay in the processor's cache, and do not grow with the planes.
+BLOCK_PIXELS, BLOCK_VALUES, FEWEST_PIXELS = 1024, 2**15, 64
 _KEPT = threading.local()
 
 
@@ -128,11 +129,12 @@ def _combine(
     high, rounds, about_median; see `rejection`. work, listed: buffers for a block and for the list.
     """
     dq, pixels, number = planes[2], planes[0].shape[1], 0
+    block = work.left.size
     fixed = pairs, variance_factors, choice
     common = not (rejected.size > 0 and choice[1] == 1)
     medians = choice[0] >= 2 and choice[1] <= 1 and common
-    for start in range(0, pixels, BLOCK_PIXELS):
-        size = min(BLOCK_PIXELS, pixels - start)
+    for start in range(0, pixels, block):
+        size = min(block, pixels - start)
         if medians:
             left = combine_medians(planes, chosen, levels, *fixed, limits, start, size, work, out)
         else:
@@ -151,7 +153,7 @@ def _combine(
             if work.left[x]:
                 list_pixel(planes, chosen, levels, start + x, number, listed)
                 number += 1
-                if number == BLOCK_PIXELS:
+                if number == block:
                     _combine_any(weights, *fixed, limits, number, listed, out, rejected)
                     number = 0
     if number:
@@ -201,7 +203,8 @@ def _buffers(planes: int) -> tuple[Work, Work]:
     """
     kept: tuple[Work, Work] | None = getattr(_KEPT, "buffers", None)
     if kept is None or kept[0].values.shape[0] != planes:
-        kept = empty_work(planes, BLOCK_PIXELS), empty_work(planes, BLOCK_PIXELS)
+        block = max(min(BLOCK_PIXELS, BLOCK_VALUES // planes), FEWEST_PIXELS)
+        kept = empty_work(planes, block), empty_work(planes, block)
         _KEPT.buffers = kept
     return kept
 
