@@ -7,6 +7,7 @@ from gdask.steps import (
     adjust_wcs_to_reference,
     adu_to_electrons,
     associate_sky,
+    by_night,
     check_sky,
     detect_sources,
     determine_astrometric_solution,
@@ -20,6 +21,7 @@ from gdask.steps import (
     measure_sky_levels,
     nonlinearity_correct,
     objects_from_stack,
+    of_the_night,
     prepare,
     resample_to_common_frame,
     scale_counts_to_reference,
@@ -65,7 +67,16 @@ def subtract_sky(run, targets, skies):
 
     The sky is the combination of its sky frames, sources masked. Of a crowded field without sky
     frames beside it, the light of a stack of all frames is subtracted from the sky frames before.
+    Each night is done by itself, so that its frames are the same alone and among other nights.
     """
+    subtracted = ()
+    for night in by_night(targets):
+        subtracted += subtract_sky_of_night(run, night, of_the_night(skies, night))
+    return subtracted
+
+
+def subtract_sky_of_night(run, targets, skies):
+    """Subtract the sky from the frames of one night."""
     if is_crowded(targets, skies):
         targets, skies = subtract_all_light(run, run(associate_sky, targets, skies), skies)
     return subtract_masked_sky(run, targets, skies)

@@ -20,6 +20,8 @@ import numpy as np
 from gdask.model import GdaskError
 from gdask.simulate import f2, gsaoi
 from gdask.simulate.campaign_faults import (
+    BRIGHTER,
+    WIDER,
     Faults,
     change_blocks,
     change_frames,
@@ -258,6 +260,9 @@ def _faults(
                 "night": f"{night_date(options, options.nights - 1):%Y%m%d}",
             }
         )
+    if "seeing" in faults.kinds:
+        night = f"{night_date(options, options.nights - 1):%Y%m%d}"
+        nights.append({"fault": "seeing", "night": night, "wider": WIDER, "brighter": BRIGHTER})
     return {
         "kinds": {kind: FAULTS[kind] for kind in faults.kinds},
         "left_out": faults.left_out,

@@ -27,6 +27,8 @@ LOST_FRAMES = ("truncated", "unreadable", "missing", "cloud", "exptime")
 FRAMES_OF = {"trail": 1, "duplicate": 2}
 FRAMES_LEFT = 3  # clean frames that each sequence on a target keeps
 CLOUD = 0.05  # throughput
+#: Fault `seeing`: width of the images, and light of the sky, over those of the other nights.
+WIDER, BRIGHTER = 1.6, 2.0
 
 TWILIGHT_LIGHT = 1500.0  # e-/s in a mean pixel
 
@@ -72,6 +74,7 @@ def _without_place(options: CampaignOptions, blocks: list[Block]) -> dict[str, s
         why["pointing"] = "there are no sky frames of GSAOI"
     if options.nights < 2:
         why["renamed"] = "the target is observed in one night only"
+        why["seeing"] = "there is no other night to compare with"
     sequences = len(_sequences(blocks))
     room = sequences * max(0, options.n_science - FRAMES_LEFT)
     lost = [kind for kind in LOST_FRAMES if kind in wanted]
@@ -166,7 +169,7 @@ def change_frames(options: CampaignOptions, faults: Faults, frames: list[Planned
         frame = frame._replace(fault=fault)
         claimed = changed[-1].exposure.claimed if changed else frame.exposure.claimed
         frame = frame._replace(exposure=_changed(frame, claimed))
-        changed.append(_renamed(options, faults, frame))
+        changed.append(_in_bad_seeing(options, faults, _renamed(options, faults, frame)))
     return changed
 
 
@@ -223,6 +226,15 @@ def _renamed(options: CampaignOptions, faults: Faults, frame: Planned) -> Planne
         return frame
     other = identity._replace(object=renamed(identity.object))
     return frame._replace(exposure=frame.exposure._replace(identity=other))
+
+
+def _in_bad_seeing(options: CampaignOptions, faults: Faults, frame: Planned) -> Planned:
+    """Widen the images of the last night, and brighten its sky."""
+    exposure, is_last = frame.exposure, frame.block.night == options.nights - 1
+    if "seeing" not in faults.kinds or not is_last or frame.block.kind != "science":
+        return frame
+    psf = tuple(one._replace(fwhm=WIDER * one.fwhm) for one in exposure.psf)
+    return frame._replace(exposure=exposure._replace(psf=psf, light=BRIGHTER * exposure.light))
 
 
 def renamed(name: str) -> str:

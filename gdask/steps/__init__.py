@@ -48,6 +48,8 @@ _HELPER_MODULES = {
     "objects_from_stack": "sources",
     "share_objects": "sources",
     "frames_on_stars": "pointing",
+    "by_night": "frames",
+    "of_the_night": "frames",
     "frames_among": "sky",
     "is_crowded": "sky",
     "without_skies": "sky_residuals",

@@ -224,6 +224,20 @@ def night_of(frame: Frame) -> int:
     return model.night_of(start).toordinal() if start is not None else 0
 
 
+def by_night(frames: Frames) -> list[Frames]:
+    """Sort frames by night: a group for each night, in order of time; in it their order here."""
+    nights: dict[int, list[Frame]] = {}
+    for frame in frames:
+        nights.setdefault(night_of(frame), []).append(frame)
+    return [tuple(nights[night]) for night in sorted(nights)]
+
+
+def of_the_night(frames: Frames, night: Frames) -> Frames:
+    """Give the frames of the night of others; all of them where none is of it."""
+    date = night_of(night[0])
+    return tuple(frame for frame in frames if night_of(frame) == date) or frames
+
+
 def mjd_of_middle(frame: Frame) -> float:
     """Give the MJD of the middle of the exposure; NaN where the header has no date."""
     start = descriptor(frame, "ut_datetime")

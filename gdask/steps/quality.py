@@ -32,7 +32,15 @@ from gdask.kernels.detector.probe_shadows import (
 from gdask.kernels.geometry.projection import from_sky, to_sky
 from gdask.model import DQ, GdaskError, late
 from gdask.params import Range
-from gdask.steps.frames import array, arrays_of, match_region, on_group, per_array, with_arrays
+from gdask.steps.frames import (
+    array,
+    arrays_of,
+    match_region,
+    night_of,
+    on_group,
+    per_array,
+    with_arrays,
+)
 from gdask.types import Flags, Frame, Frames, Image, Mask, Window
 
 if TYPE_CHECKING:
@@ -146,8 +154,8 @@ def flag_shadows(frames: Frames, *, depth: Annotated[float, Range(0.02, 1)] = 0.
 
     Shadows are found in the levels of measure_shadows. The lost light cannot be restored, and the
     shadow moves with the dithers: left in, it would spoil the sky of other frames. A shadow found
-    on one frame is flagged on the others of the same guide star too, moved with the star: its tip
-    may be there, too faint to be found.
+    on one frame is flagged on the others of its night too, moved with the guide star: its tip may
+    be there, too faint to be found.
 
     Parameters
     ----------
@@ -181,20 +189,15 @@ def _find_shadows(
     """Find the cells in shadow: a mask for each array of each frame.
 
     measured: for each frame and array, level and number of usable pixels of its cells (2, my, mx).
-    Frames are compared array by array, if their cells have the same shape.
+    Frames of a night are compared array by array, if their cells have the same shape.
     """
     shadows: list[list[Any]] = [[None] * len(of_arrays) for of_arrays in measured]
-    kinds = {
-        (array_number, cells.shape)
-        for of_arrays in measured
-        for array_number, cells in enumerate(of_arrays)
-    }
-    for array_number, shape in sorted(kinds):
-        numbers = [
-            number
-            for number, of_arrays in enumerate(measured)
-            if array_number < len(of_arrays) and of_arrays[array_number].shape == shape
-        ]
+    kinds: dict[tuple[int, int, tuple[int, ...]], list[int]] = {}
+    for number, (frame, of_arrays) in enumerate(zip(frames, measured, strict=True)):
+        for array_number, cells in enumerate(of_arrays):
+            kind = night_of(frame), array_number, cells.shape
+            kinds.setdefault(kind, []).append(number)
+    for (_, array_number, _), numbers in sorted(kinds.items()):
         levels = [measured[number][array_number][0] for number in numbers]
         places = _places([frames[number] for number in numbers], array_number)
         masks = find_shadows(levels, places, depth)

@@ -24,7 +24,7 @@ from gdask.io.frames import (
 from gdask.kernels.arithmetic import arctangent, sine_cosine
 from gdask.model import GdaskError, UsageError
 from gdask.params import Range, closest
-from gdask.steps.frames import on_group
+from gdask.steps.frames import night_of, on_group
 from gdask.types import Frame, Frames
 
 #: What `set_up` gives: what frames must have in common, and the exposure time (s).
@@ -115,7 +115,9 @@ def associate_sky(
 ) -> Frames:
     """Name the sky frames of each frame, those nearest in time. [associateSky]
 
-    A frame is never its own sky frame. A frame without any is set aside.
+    They are of the frame's own night, if one of that fits; what differs from night to night (the
+    flat, the sky's pattern) would stay in otherwise. A frame is never its own sky frame. A frame
+    without any is set aside.
 
     Parameters
     ----------
@@ -357,12 +359,13 @@ def _mark(frame: Frame, kind: set[str], group: int, text: str) -> Frame:
 class _Offer(NamedTuple):
     """What is known of all sky frames, looked up once for each and not for each pair of frames.
 
-    positions: degrees (n, 2); middles: of the exposures (s).
+    positions: degrees (n, 2); middles: of the exposures (s); nights: as of `night_of`.
     """
 
     names: np.ndarray
     positions: np.ndarray
     middles: np.ndarray
+    nights: np.ndarray
     set_ups: list[SetUp]
 
 
@@ -371,6 +374,7 @@ def _offer(skies: Frames) -> _Offer:
         np.array([sky.attrs["name"] for sky in skies], object),
         np.array([_pointing(sky) for sky in skies], np.float64).reshape(-1, 2),
         np.array([middle_of_exposure(sky) for sky in skies], np.float64),
+        np.array([night_of(sky) for sky in skies], np.int64),
         [set_up(sky) for sky in skies],
     )
 
@@ -389,6 +393,8 @@ def _associate(
     fitting = skies.names != frame.attrs["name"]
     fitting &= np.array([same_set_up(sky, own) for sky in skies.set_ups], bool)
     fitting &= far_apart(_pointing(frame), skies.positions, distance)
+    of_night = fitting & (skies.nights == night_of(frame))
+    fitting = of_night if of_night.any() else fitting
     difference = np.abs(skies.middles[fitting] - middle_of_exposure(frame))
     nearest = np.sort(difference)[:fewest]
     near = difference <= max(time, nearest[-1] if len(nearest) else 0.0)
@@ -409,7 +415,10 @@ def _associate(
             f" ({filter_name}, {descriptor(frame, 'exposure_time'):g} s)"
         )
         return set_aside(frame, reason)
-    return note(frame, f"{len(skies.names)} sky frames on offer")
+    text = f"{len(skies.names)} sky frames on offer"
+    if names and not of_night.any():
+        text += f", for {frame.attrs['name']} only of other nights"
+    return note(frame, text)
 
 
 def set_up(frame: Frame) -> SetUp:

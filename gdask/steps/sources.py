@@ -32,7 +32,7 @@ from gdask.kernels.sources.centroids import PHOTOMETRY, POSITIONS, fit_photometr
 from gdask.kernels.sources.detection import detect, measure_fwhm, object_mask
 from gdask.model import DQ
 from gdask.params import Range
-from gdask.steps.frames import array, arrays_of, named, with_arrays
+from gdask.steps.frames import array, arrays_of, by_night, named, with_arrays
 from gdask.types import Flags, Frame, Frames, Image, Mask, Window
 
 #: Pixels between the points of an array at which its place on a stack is computed exactly.
@@ -238,12 +238,20 @@ def _with_trails(frame: Frame, trails: Sequence[Sequence[np.ndarray]]) -> Frame:
 
 
 def share_objects(frames: Frames) -> Frames:
-    """Mask on all frames what was found on one of them at the same place of the sky.
+    """Mask on all frames of a night what was found on one of them at the same place of the sky.
 
     A star that was missed on a frame, because its sky frames had light at the same pixels, would
-    be in the sky of others. Frames without outlines, which detect_sources with products=mask
-    makes, stay as they are.
+    be in the sky of others, which are of its night (`associate_sky`). Frames without outlines,
+    which detect_sources with products=mask makes, stay as they are.
     """
+    shared = {}
+    for night in by_night(frames):
+        shared |= {frame.attrs["name"]: frame for frame in _share_in_night(night)}
+    return tuple(shared[frame.attrs["name"]] for frame in frames)
+
+
+def _share_in_night(frames: Frames) -> Frames:
+    """Mask on all frames of one night what was found on one of them."""
     known = [frame for frame in frames if small(frame, "outline", lazy_is_none=True) is not None]
     if len(known) < 2:
         return frames

@@ -172,7 +172,7 @@ def test_every_calibration_that_is_needed_is_there(campaign: Written) -> None:
 def test_all_kinds_of_faults_are_there_and_listed(campaign: Written) -> None:
     assert campaign.faults["left_out"] == {}
     kinds = [kind for kind in FAULTS if kind not in BY_NAME_ONLY]
-    assert list(campaign.faults["kinds"]) == kinds and len(kinds) == 15
+    assert list(campaign.faults["kinds"]) == kinds and len(kinds) == 16
     of_files = {found["fault"] for found in campaign.faults["files"].values()}
     of_nights = {found["fault"] for found in campaign.faults["nights"]}
     assert of_files | of_nights == set(kinds)
@@ -424,6 +424,7 @@ def test_faults_without_a_place_are_left_out_or_refused() -> None:
     assert set(faults.left_out) == {
         "spectrum",
         "renamed",
+        "seeing",
         "noflats",
         "lampoff",
         "unreadable",
@@ -464,7 +465,7 @@ def test_no_two_frames_share_a_name_a_label_or_a_moment(seed: int) -> None:
         end = one.mjd + one.exptime * one.coadds / 86400
         assert end < two.mjd, (options, one.file, two.file)
     counts = Counter(frame.fault for frame in plan.frames)
-    assert all(counts[kind] for kind in plan.faults.kinds if kind not in ("noflats", "renamed"))
+    assert all(counts[kind] for kind in plan.faults.kinds if kind not in ("noflats", "renamed", "seeing"))
 
 
 @pytest.mark.parametrize("nights, days_apart, seed", [(4, 20, 5), (2, 1, 9)])

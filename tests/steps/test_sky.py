@@ -273,6 +273,21 @@ def test_skies_are_taken_alike(dithered: Frames) -> None:
     assert skies_of(steps.associate_sky(dithered[:1], others)) == ["S4"]
 
 
+def test_skies_are_of_the_same_night_where_it_has_one(dithered: Frames) -> None:
+    """At least three are wanted, and the night has two others: none of another night comes in."""
+    later = tuple(
+        with_headers(frame, primary={"DATE-OBS": "2019-08-03"}).assign_attrs(name=f"T{number}.fits")
+        for number, frame in enumerate(dithered[2:])
+    )
+    both = (*dithered[:3], *later)
+    assert skies_of(steps.associate_sky(both, both, distance=0.0)) == [
+        "S1 S2", "S0 S2", "S0 S1", "T1 T2", "T0 T2", "T0 T1",
+    ]  # fmt: skip
+    (alone,) = steps.associate_sky(later[:1], dithered[:2], distance=0.0)
+    assert skies_of((alone,)) == ["S0 S1"]
+    assert "for T0.fits only of other nights" in alone.attrs["note"]
+
+
 def test_a_frame_without_sky_is_set_aside_with_the_reason(dithered: Frames) -> None:
     (alone,) = steps.associate_sky(dithered[:1], dithered, distance=50.0)
     assert "at least 50 arcsec away" in alone.attrs["set_aside"]

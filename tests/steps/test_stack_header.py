@@ -251,5 +251,12 @@ def test_weighted_frames_have_the_mean_variance_and_header_of_their_weights(case
     for weighted, equal in pairs:
         assert weighted["GAIN"] == pytest.approx(equal["GAIN"] / lost)
         assert weighted["RDNOISE"] == pytest.approx(equal["RDNOISE"] * np.sqrt(lost))
+    nights = tuple(
+        with_headers(frame, primary={"DATE-OBS": f"2016-03-{day}"})
+        for frame, day in zip(frames, (11, 12, 12), strict=True)
+    )
+    chosen = steps.stack_frames(nights, **how)  # of two nights: weighted without being asked
+    assert "3 frames of 2 nights, weighted (0.25 to 2)" in chosen.attrs["note"]
+    np.testing.assert_array_equal(chosen["data"].values, stack["data"].values)
     same = steps.stack_frames(case.frames, operation="weighted", **how)  # nothing is known
     np.testing.assert_allclose(same["data"].values, plain["data"].values, rtol=1e-6)
