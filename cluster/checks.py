@@ -19,6 +19,7 @@ from typing import Any
 
 import cloudpickle
 from distributed import Client, WorkerPlugin
+from distributed.comm import CommClosedError
 from gdask.cluster.profiles import ONE_THREAD
 
 from gdask.model import GdaskError, arithmetic_of_processor, owner
@@ -193,7 +194,8 @@ def _versions_of_packages(versions: Mapping[str, Mapping[str, str]]) -> dict[str
 
 def _check_files(client: Client, where: str, path: str, text: str) -> None:
     for worker, problem in client.run(shared_file_problem, path, text, on_error="return").items():
-        if problem:
+        # One that dies at this moment sees nothing; the next worker in its place is asked, too.
+        if problem and not isinstance(problem, CommClosedError):
             raise GdaskError(
                 f"{where}: worker {worker} {problem}; work in a folder that all hosts share"
             )

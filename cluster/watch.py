@@ -20,13 +20,17 @@ log = logging.getLogger("gdask")
 
 #: Seconds between two looks at the scheduler.
 LOOK_INTERVAL_S = 2.0
+#: Seconds after which a worker is replaced that runs nothing and waits for data of others, if none
+#: comes. (A host was cut off from the network; the other's worker waited for it for 10 minutes.)
+DATA_PATIENCE_S = 120.0
 
 
 class WorkerState(NamedTuple):
     """One worker as its scheduler knows it.
 
-    busy: a number that changes with its tasks (0: none). memory, limit: bytes. counted: values of
-    `Counted`. nanny: address of the process that looks after it, None if there is none.
+    busy: a number that changes with its tasks and with the data that it is sent (0: no task).
+    memory, limit: bytes. counted: values of `Counted`. nanny: address of the process that looks
+    after it, None if there is none. waits: whether none of its tasks runs, since data are missing.
     """
 
     busy: int
@@ -34,6 +38,7 @@ class WorkerState(NamedTuple):
     limit: int
     counted: tuple[float, ...]
     nanny: str | None
+    waits: bool = False
 
 
 class Counters(WorkerPlugin):
@@ -50,12 +55,17 @@ def worker_states(dask_scheduler: Any) -> dict[str, tuple]:
     found = {}
     for address, worker in dask_scheduler.workers.items():
         tasks = tuple(sorted(str(task.key) for task in worker.processing))
+        got = worker.metrics.get("transfer", {}).get("incoming_count_total", 0)
+        counts = worker.metrics.get("task_counts", {})
         found[address] = (
-            hash(tasks) if tasks else 0,
+            hash((tasks, got)) if tasks else 0,
             worker.metrics.get("memory", 0),
             worker.memory_limit or 0,
             tuple(worker.metrics.get("gdask") or ()),
             worker.nanny,
+            worker.status.name == "running"
+            and bool(counts.get("flight", 0) + counts.get("fetch", 0))
+            and not counts.get("executing", 0) + counts.get("ready", 0),
         )
     return found
 
@@ -135,8 +145,9 @@ class WorkerWatch:
             self.failure = f"no worker has been there for {self.wait:.0f} s"
             self.cancel()
         for address, one in seen.items():
-            if self._has_stalled(address, one.busy, now):
-                self._replace_worker(address, one.nanny)
+            patience = min(self.patience, DATA_PATIENCE_S) if one.waits else self.patience
+            if self._has_stalled(address, one.busy, now, patience):
+                self._replace_worker(address, one, patience)
 
     def _account(self, seen: Mapping[str, WorkerState], counted: Mapping[str, Counted]) -> None:
         """Update `usage`: what was counted since the beginning, the most memory of one worker.
@@ -170,23 +181,24 @@ class WorkerWatch:
             max(together, self.usage.together),
         )
 
-    def _has_stalled(self, address: str, busy: int, now: float) -> bool:
+    def _has_stalled(self, address: str, busy: int, now: float, patience: float) -> bool:
         if not busy or self._since.get(address, (0, 0.0))[0] != busy:
             self._since[address] = (busy, now)
-        return now - self._since[address][1] > self.patience
+        return now - self._since[address][1] > patience
 
-    def _replace_worker(self, address: str, nanny: str | None) -> None:
+    def _replace_worker(self, address: str, state: WorkerState, patience: float) -> None:
         log.warning(
-            "worker %s has ended no task for %.0f s: %s",
+            "worker %s has %s for %.0f s: %s",
             address,
-            self.patience,
+            "waited for data of others" if state.waits else "ended no task",
+            patience,
             "it is started anew, its tasks are given to the others"
-            if nanny
+            if state.nanny
             else "its tasks are given to the others",
         )
         self.replaced += 1
         self._since.pop(address)
-        if nanny:
+        if state.nanny:
             self.client.restart_workers([address], timeout=60, raise_for_error=False)
         else:
             self.client.run_on_scheduler(_remove_worker, address)

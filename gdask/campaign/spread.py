@@ -88,7 +88,7 @@ def run_on_cluster(
     memory = parse_bytes(place.memory)
     with connect(wanted.spec, memory=int(memory) if memory else None) as client:
         _check_files(client, place, campaign)
-        client.run(begin_all)
+        client.run(begin_all, on_error="ignore")  # a worker may be dying at this moment
         folder = elsewhere.new_folder(place.out)
         elsewhere.hand_out(folder, campaign, wanted.names, place)
         spread = _Spread(client, campaign, place, folder, wanted)
@@ -381,7 +381,7 @@ def _joining_options(client: Any, spec: str) -> dict[str, Any] | None:
 def _check_files(client: Any, place: Place, campaign: Campaign) -> None:
     """Raise GdaskError where a worker does not see the folder of results or a raw file."""
     paths = [place.out, *dict.fromkeys(os.path.dirname(one.path) for one in campaign.files)][:100]
-    for worker, missing in client.run(_not_seen, paths).items():
+    for worker, missing in client.run(_not_seen, paths, on_error="ignore").items():
         if missing:
             raise GdaskError(
                 f"worker {worker} does not see {missing[0]}; all hosts must see the raw files and "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -22,7 +23,9 @@ import distributed
 import numpy as np
 import pytest
 from gdask.cluster import connect
+from gdask.cluster.watch import WorkerWatch
 from helpers import loopback_cluster
+from slurm_node import until
 from test_cluster_kills import assert_same_bytes, command, finish, wait_for
 
 from gdask import GdaskError
@@ -102,6 +105,31 @@ def test_a_task_that_hangs_everywhere_ends_the_run_in_one_line(
     assert "phase 2: a test: 2 times a worker ended no task for 4 s (" in str(
         caught.value
     ) and "\n" not in str(caught.value)
+
+
+def test_a_worker_that_waits_for_data_is_replaced_soon(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker that has them stands still; patience for tasks that run is much longer."""
+    monkeypatch.setattr("gdask.cluster.watch.DATA_PATIENCE_S", 3.0)
+    place = {"host": "127.0.0.1", "dashboard_address": None}
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, **place) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        holder, other = client.scheduler_info()["workers"]
+        pid = client.run(os.getpid)[holder]
+        data = client.submit(np.zeros, 10, workers=[holder], pure=False)
+        distributed.wait(data)
+        with WorkerWatch(client, lambda usage: None, lambda: None, 900.0, 60.0) as watch:
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                length = client.submit(len, data, workers=[other], allow_other_workers=True)
+                until(lambda: watch.replaced, 60)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            assert length.result(60) == 10
+    assert f"worker {other} has waited for data of others for 3 s" in caplog.text
 
 
 def test_a_run_without_workers_ends_in_one_line(

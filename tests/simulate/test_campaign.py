@@ -465,7 +465,9 @@ def test_no_two_frames_share_a_name_a_label_or_a_moment(seed: int) -> None:
         end = one.mjd + one.exptime * one.coadds / 86400
         assert end < two.mjd, (options, one.file, two.file)
     counts = Counter(frame.fault for frame in plan.frames)
-    assert all(counts[kind] for kind in plan.faults.kinds if kind not in ("noflats", "renamed", "seeing"))
+    assert all(
+        counts[kind] for kind in plan.faults.kinds if kind not in ("noflats", "renamed", "seeing")
+    )
 
 
 @pytest.mark.parametrize("nights, days_apart, seed", [(4, 20, 5), (2, 1, 9)])
