@@ -242,7 +242,7 @@ def _faults(
                 {"of": row["copy_of"]} if row["copy_of"] else {}
             )
             files[row["path"]] |= notes.get(Path(row["path"]).name.removesuffix(".bz2"), {})
-    nights = []
+    nights: list[dict[str, object]] = []
     for kind, place in (("noflats", faults.no_flats), ("lampoff", faults.lamp_off)):
         if place:
             night = f"{night_date(options, place[2]):%Y%m%d}"

@@ -36,8 +36,8 @@ FAULTS = {
     "spectrum": "a long-slit spectrum of a target (FLAMINGOS-2)",
     "renamed": "a target that is spelled otherwise on the last night: position and programme are "
     "the same",
-    "seeing": "on the last night images on the target are 1.6 times as wide, and the sky is twice as "
-    "bright",
+    "seeing": "on the last night images on the target are 1.6 times as wide, and the sky is "
+    "twice as bright",
     "pointing": "the WCS of GSAOI's first sky frame of a night is that of the frame before; reduce "
     "stops there unless told to mend it, so this fault is not among all",
 }

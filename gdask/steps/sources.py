@@ -244,7 +244,7 @@ def share_objects(frames: Frames) -> Frames:
     be in the sky of others, which are of its night (`associate_sky`). Frames without outlines,
     which detect_sources with products=mask makes, stay as they are.
     """
-    shared = {}
+    shared: dict[str, Frame] = {}
     for night in by_night(frames):
         shared |= {frame.attrs["name"]: frame for frame in _share_in_night(night)}
     return tuple(shared[frame.attrs["name"]] for frame in frames)
