@@ -22,7 +22,7 @@ RECIPES = {
     "frames": "reduce_nostack",
     "stack": "alignAndStack",
 }
-BITS = {"dark": 1, "bpm": 1, "flat": 2, "frames": 1, "stack": 4}
+BITS = {"dark": 1, "bpm": 1, "flat": 2, "frames": 1, "stack": 5}
 #: Kinds of jobs in the order in which they are listed and run; what `--until` names.
 STAGES = {
     "calibrations": ("dark", "bpm", "flat"),
