@@ -125,7 +125,8 @@ def fixed_pattern(
     response = smooth_response(seed, array_name, full_size, pixels, pixels).astype(np.float32) * (
         1.0 + np.float32(GRAIN_SIGMA) * grain
     )
-    dark = np.float32(DARK_MEDIAN) * np.exp(np.float32(DARK_SIGMA) * leak)
+    # In double precision: of single numbers NumPy's exponential depends on the processor.
+    dark = (DARK_MEDIAN * np.exp(DARK_SIGMA * leak.astype(float))).astype(np.float32)
     return Pattern(response * factor[window], dark * heat[window], bad[window].copy()), bad
 
 

@@ -191,10 +191,11 @@ def _dark_current(
     detector: Facts, pattern: Pattern, circle: Circle, pixels: npt.NDArray[np.float64]
 ) -> Image:
     """Dark current, e-/s: a wide spread over the pixels, a glow at the corners, hot pixels."""
-    ratio = pattern.dark / np.float32(DARK_MEDIAN)  # exp(0.3 z); times 10^3 to 10^5.5 where hot
+    # exp(0.3 z); times 10^3 to 10^5.5 where hot
+    ratio = pattern.dark.astype(float) / DARK_MEDIAN
     outside = distance_outside(circle, pixels, pixels)
     glow = 1.0 + detector["glow"] * (1.0 + outside / circle.radius) ** 2
-    cold = detector["dark"] * glow * ratio.astype(float) ** DARK_SPREAD
+    cold = detector["dark"] * glow * ratio**DARK_SPREAD
     coolest, hottest = detector["hottest"]
     power = (np.log10(np.maximum(ratio, 1e-3)) - HOT_POWERS[0]) / HOT_POWERS[1]
     hot = coolest * (hottest / coolest) ** power
