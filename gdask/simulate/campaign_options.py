@@ -65,7 +65,7 @@ class CampaignOptions(NamedTuple):
 
 
 CAMPAIGN_HELP = {
-    "seed": "the same seed gives the same bytes",
+    "seed": "the same seed gives the same bytes, but for a few last bits on another processor",
     "size": "central SIZE x SIZE pixels of each of GSAOI's arrays, twice SIZE for FLAMINGOS-2's "
     "(even, 64 to 2048)",
     "nights": "nights; all targets are observed in all filters in each of them",

@@ -92,7 +92,7 @@ class F2Options(NamedTuple):
 
 
 GSAOI_HELP = {
-    "seed": "the same seed gives the same bytes",
+    "seed": "the same seed gives the same bytes, but for a few last bits on another processor",
     "size": "central SIZE x SIZE pixels of each array (even, 64 to 2048)",
     "roi": (
         "region of interest of the standard's frames, pixels; -1: half of the size, at most "
