@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,7 +86,10 @@ def run_on_cluster(
     from gdask.engine.memory import parse_bytes
 
     memory = parse_bytes(place.memory)
-    with connect(wanted.spec, memory=int(memory) if memory else None) as client:
+    with (
+        _gone_in_words(),
+        connect(wanted.spec, memory=int(memory) if memory else None) as client,
+    ):
         _check_files(client, place, campaign)
         client.run(begin_all, on_error="ignore")  # a worker may be dying at this moment
         folder = elsewhere.new_folder(place.out)
@@ -94,13 +97,24 @@ def run_on_cluster(
         spread = _Spread(client, campaign, place, folder, wanted)
         try:
             done = spread.run(told, is_stopped)
-        except CancelledError:  # what distributed raises for a lost connection
-            raise GdaskError(_GONE) from None
+        except CancelledError:
+            raise
         except BaseException:
             spread.stop()
             raise
         shutil.rmtree(folder, ignore_errors=True)
         return done
+
+
+@contextlib.contextmanager
+def _gone_in_words() -> Iterator[None]:
+    """Inside, what distributed raises for a lost connection becomes a GdaskError."""
+    from distributed.comm import CommClosedError
+
+    try:
+        yield
+    except (CancelledError, CommClosedError):
+        raise GdaskError(_GONE) from None
 
 
 class _Spread:
