@@ -19,7 +19,7 @@ from gdask.kernels.sources.centroids import POSITIONS
 from gdask.kernels.sources.detection import measure_fwhm
 from gdask.kernels.sources.photometry import LEAST_WIDE
 from gdask.kernels.sources.throughput import STEP, relative_offsets
-from gdask.steps.frames import mjd_of_middle, night_of
+from gdask.steps.frames import by_night, mjd_of_middle, night_of
 from gdask.types import Frame, Frames
 
 #: Error of one star's light in a frame beyond its own, and of all stars of a frame in common, as
@@ -243,6 +243,19 @@ def stack_weights(frames: Frames) -> tuple[float, ...]:
     # What a processor does in the last bits must not reach pixels.
     rounded = np.maximum(np.round(known * 4096), 1) / 4096
     return tuple(map(float, np.where(np.isfinite(known), rounded, 1.0)))
+
+
+def choose_operation(
+    frames: Frames, operation: str | None
+) -> tuple[str, tuple[float, ...] | None, str]:
+    """Give the operation of a stack, its weights (None: all alike), and words on its nights.
+
+    Without one asked for it is a mean; weighted where frames of several nights have weights.
+    """
+    nights, known = len(by_night(frames)), stack_weights(frames)
+    chosen = operation or ("weighted" if nights > 1 and len(set(known)) > 1 else "mean")
+    text = f" of {nights} nights" if nights > 1 else ""
+    return chosen, known if chosen == "weighted" else None, text
 
 
 def mean_of(numbers: Sequence[Mapping[str, Any]], name: str) -> float:

@@ -31,13 +31,12 @@ from gdask.kernels.stack.counts import COUNTED, count_frames
 from gdask.kernels.stack.grow import GROW_MARGIN, Planes, combine_without_rejected, grow_rejected
 from gdask.model import GdaskError, late
 from gdask.params import Range
-from gdask.steps.frame_numbers import stack_weights
+from gdask.steps.frame_numbers import choose_operation
 from gdask.steps.frames import (
     BAND_ROWS,
     PIXEL_BYTES,
     VARIABLE_TYPES,
     arrays_of,
-    by_night,
     named,
     on_group,
     replaced,
@@ -89,9 +88,7 @@ def stack_frames(
         mean, median or lmedian (the lower of the two middle values). weighted is the mean with each
         frame's weight of noise, FWHM and throughput (table FRAMES, WEIGHT), one number for all its
         pixels; wtmean weighs each value by 1/variance, bright ones less. None is mean, and weighted
-        for frames of several nights: a night of bad seeing makes a plain mean shallower than the
-        good night alone (simulated, images 1.6 times as wide: by 0.07 mag, weighted 0.03 to 0.06
-        deeper).
+        for frames of several nights (why: docs/campaigns.md).
     reject_method
         How deviant values are rejected.
         none rejects nothing, minmax so many values at each end (nlow, nhigh). sigclip clips by the
@@ -117,12 +114,9 @@ def stack_frames(
             "stack_frames: zero=True is not offered; match_sky_levels makes the levels consistent"
         )
     check_alike(frames)
-    nights = len(by_night(frames))
-    known = stack_weights(frames) if operation == "weighted" or nights > 1 else ()
-    operation = operation or ("weighted" if len(set(known)) > 1 else "mean")
-    weights = known if operation == "weighted" else None
+    how, weights, of_nights = choose_operation(frames, operation)
     combination: dict[str, Any] = {
-        "method": "wtmean" if operation == "weighted" else operation,
+        "method": "wtmean" if how == "weighted" else how,
         "reject": reject_method,
         "lsigma": lsigma,
         "hsigma": hsigma,
@@ -139,11 +133,11 @@ def stack_frames(
         tables="", provenance=""
     )
     stack = with_records(stack, "provenance", _joined_provenance(frames))
-    how = f"{operation} ({min(weights):.2g} to {max(weights):.2g})" if weights else operation
-    of_nights = f" of {nights} nights" if nights > 1 else ""
-    text = f"{len(frames)} frames{of_nights}, {how}, {reject_method}{_check_darks(frames)}"
+    text = f"{len(frames)} frames{of_nights}, {how}"
+    text += f" ({min(weights):.2g} to {max(weights):.2g})" if weights else ""
+    text += f", {reject_method}{_check_darks(frames)}"
     removed = {key: None for key in primary_header(stack) if key.startswith("SKYFR")}
-    header = combined_header(frames, operation, weights)
+    header = combined_header(frames, how, weights)
     return note(with_headers(stack, primary=removed | header["primary"], each=header["each"]), text)
 
 

@@ -21,6 +21,7 @@ from gdask.cli import simulate as command
 from gdask.model import GdaskError
 from gdask.simulate import simulate_campaign
 from gdask.simulate.campaign import plan_campaign
+from gdask.simulate.campaign_faults import WIDER
 from gdask.simulate.campaign_options import BY_NAME_ONLY, FAULTS, campaign_options
 from gdask.simulate.geometry import Chip, Pose, sky_to_pixel
 
@@ -336,7 +337,9 @@ def test_the_same_stars_are_where_the_truth_says_in_all_nights(
         image = fits.getdata(campaign.path(name))[0] / flat
         near = image[int(y[star]) - 5 : int(y[star]) + 7, int(x[star]) - 5 : int(x[star]) + 7]
         top = np.median(near[4:8, 4:8]) - np.median(image)
-        assert top > np.sqrt(np.median(image) / GAIN), (name, top)  # four times its own noise
+        # Four times its own noise; on the last night, in bad seeing, the top is as much lower.
+        lower = WIDER**2 if row["file"][1:9] == "20170507" else 1.0
+        assert top * lower > np.sqrt(np.median(image) / GAIN), (name, top)
         nights.add(row["file"][1:9])
     assert len(nights) == NIGHTS
 
