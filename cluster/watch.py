@@ -73,7 +73,8 @@ def worker_states(dask_scheduler: Any) -> dict[str, tuple]:
 class WorkerWatch:
     """A thread that looks at the scheduler during one compute.
 
-    `failure` is set, and `cancel` called, where the compute must end.
+    `failure` is set, and `cancel` called, where the compute must end. `stalled` says what the last
+    worker that was replaced did, and for how long; `advice` what to do where that comes again.
 
     Parameters
     ----------
@@ -101,6 +102,7 @@ class WorkerWatch:
             wait,
         )
         self.failure, self.replaced, self.usage = "", 0, Usage()
+        self.stalled = self.advice = ""
         self._since: dict[str, tuple[int, float]] = {}
         self._first: dict[str, Counted] = {}
         self._last: dict[str, Counted] = {}
@@ -187,11 +189,16 @@ class WorkerWatch:
         return now - self._since[address][1] > patience
 
     def _replace_worker(self, address: str, state: WorkerState, patience: float) -> None:
+        what, self.advice = (
+            ("waited for data of others", "do all hosts reach each other?")
+            if state.waits
+            else ("ended no task", "more with patience: in the profile")
+        )
+        self.stalled = f"{what} for {patience:.0f} s"
         log.warning(
-            "worker %s has %s for %.0f s: %s",
+            "worker %s has %s: %s",
             address,
-            "waited for data of others" if state.waits else "ended no task",
-            patience,
+            self.stalled,
             "it is started anew, its tasks are given to the others"
             if state.nanny
             else "its tasks are given to the others",

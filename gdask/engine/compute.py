@@ -228,8 +228,8 @@ def _attempt_on_workers(client: Any, tasks: dict[Any, Any], keys: list, text: st
                 future.release()
             if isinstance(error, KilledWorker) and watch.replaced:
                 watch.failure = (
-                    f"{error.allowed_failures + 1} times a worker ended no task for "
-                    f"{patience:.0f} s ({str(error.task)[:60]}); more with patience: in the profile"
+                    f"{error.allowed_failures + 1} times a worker {watch.stalled} "
+                    f"({str(error.task)[:60]}); {watch.advice}"
                 )
             if watch.failure:
                 raise GdaskError(

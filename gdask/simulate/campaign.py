@@ -243,6 +243,7 @@ def _faults(
             )
             files[row["path"]] |= notes.get(Path(row["path"]).name.removesuffix(".bz2"), {})
     nights: list[dict[str, object]] = []
+    last = f"{night_date(options, options.nights - 1):%Y%m%d}"
     for kind, place in (("noflats", faults.no_flats), ("lampoff", faults.lamp_off)):
         if place:
             night = f"{night_date(options, place[2]):%Y%m%d}"
@@ -257,12 +258,11 @@ def _faults(
                 "instrument": instrument,
                 "target": campaign.fields[instrument][0].name,
                 "name": renamed(campaign.fields[instrument][0].name),
-                "night": f"{night_date(options, options.nights - 1):%Y%m%d}",
+                "night": last,
             }
         )
     if "seeing" in faults.kinds:
-        night = f"{night_date(options, options.nights - 1):%Y%m%d}"
-        nights.append({"fault": "seeing", "night": night, "wider": WIDER, "brighter": BRIGHTER})
+        nights.append({"fault": "seeing", "night": last, "wider": WIDER, "brighter": BRIGHTER})
     return {
         "kinds": {kind: FAULTS[kind] for kind in faults.kinds},
         "left_out": faults.left_out,

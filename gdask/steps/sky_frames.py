@@ -17,6 +17,7 @@ from gdask.io.frames import (
     note,
     primary_header,
     set_aside,
+    sky_names,
     warn,
     with_attrs,
     with_headers,
@@ -139,10 +140,26 @@ def associate_sky(
     unfit = frames_named(skies, exclude)
     on_offer = _offer(tuple(sky for sky in skies if sky.attrs["name"] not in unfit))
     fewest = len(skies) if use_all else min_skies
-    return tuple(
+    associated = tuple(
         _associate(frame, on_offer, distance, time, fewest, max_skies, keep_lonely)
         for frame in frames
     )
+    return _with_other_nights_told(associated, on_offer)
+
+
+def _with_other_nights_told(frames: Frames, skies: _Offer) -> Frames:
+    """Warn of frames whose sky frames are all of other nights, since their own has none."""
+    night = dict(zip(skies.names, skies.nights, strict=True))
+    strange = set()
+    for frame in frames:
+        nights = {night[name] for name in sky_names(frame) or ()}
+        if nights and night_of(frame) not in nights:
+            strange.add(frame.attrs["name"])
+    text = (
+        f"{len(strange)} of {len(frames)} frames have sky frames of other nights only: what "
+        "differs from night to night, such as the flat, stays in their background"
+    )
+    return tuple(warn(frame, text) if frame.attrs["name"] in strange else frame for frame in frames)
 
 
 def check_one_target(frames: Frames, limit: float) -> None:
@@ -415,10 +432,7 @@ def _associate(
             f" ({filter_name}, {descriptor(frame, 'exposure_time'):g} s)"
         )
         return set_aside(frame, reason)
-    text = f"{len(skies.names)} sky frames on offer"
-    if names and not of_night.any():
-        text += f", for {frame.attrs['name']} only of other nights"
-    return note(frame, text)
+    return note(frame, f"{len(skies.names)} sky frames on offer")
 
 
 def set_up(frame: Frame) -> SetUp:

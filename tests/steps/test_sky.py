@@ -280,12 +280,12 @@ def test_skies_are_of_the_same_night_where_it_has_one(dithered: Frames) -> None:
         for number, frame in enumerate(dithered[2:])
     )
     both = (*dithered[:3], *later)
-    assert skies_of(steps.associate_sky(both, both, distance=0.0)) == [
-        "S1 S2", "S0 S2", "S0 S1", "T1 T2", "T0 T2", "T0 T1",
-    ]  # fmt: skip
+    result = steps.associate_sky(both, both, distance=0.0)
+    assert skies_of(result) == ["S1 S2", "S0 S2", "S0 S1", "T1 T2", "T0 T2", "T0 T1"]
     (alone,) = steps.associate_sky(later[:1], dithered[:2], distance=0.0)
     assert skies_of((alone,)) == ["S0 S1"]
-    assert "for T0.fits only of other nights" in alone.attrs["note"]
+    assert "1 of 1 frames have sky frames of other nights only" in alone.attrs["warning"]
+    assert not any(frame.attrs.get("warning") for frame in result)
 
 
 def test_a_frame_without_sky_is_set_aside_with_the_reason(dithered: Frames) -> None:
